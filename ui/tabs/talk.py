@@ -15,18 +15,7 @@ from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import explained
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    pick_list,
-    picked,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, shown_in_place
 from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
@@ -193,7 +182,7 @@ class TalkPart:
         }
 
     def _shown(self, turns: list[Turn]) -> Updates:
-        button = visible_if(bool(turns))
+        button = gr.update(visible=bool(turns))
         return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
 
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
