@@ -34,7 +34,8 @@ class PagePolicy:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = _length(scope)
+        given = Headers(scope=scope).get("content-length", "")
+        length = int(given) if given.isascii() and given.isdigit() else None
         if scope["path"].startswith(_NOT_OFFERED):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
         elif scope["method"] == "POST" and length is None:
@@ -97,8 +98,3 @@ def policy_for(document: bytes) -> str:
         "frame-src 'none'; "
         "frame-ancestors 'self'"
     )
-
-
-def _length(scope: Scope) -> int | None:
-    value = Headers(scope=scope).get("content-length", "")
-    return int(value) if value.isascii() and value.isdigit() else None

@@ -4,7 +4,7 @@ Stateless: every look reads the new part from disk, and any browser shows the sa
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
@@ -49,14 +49,6 @@ class Question(BaseModel):
     smoothing: float = Field(ge=0, le=1)
     log_axis: bool
     log_open: bool
-
-    @classmethod
-    def from_text(cls, text: str) -> Self | None:
-        """Return the question that a page sent; None where it is invalid."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError:
-            return None
 
     @property
     def view(self) -> ChartView:
@@ -175,8 +167,11 @@ class FollowPart:
 
         Where other buttons are due, the page asks for all of it by an event, `refresh`: only that can change them.
         """
-        asked = Question.from_text(question)
-        if asked is None or not asked.run:
+        try:
+            asked = Question.model_validate_json(question)
+        except ValidationError:
+            return None
+        if not asked.run:
             return None
         seen = seen or asked.seen
         try:

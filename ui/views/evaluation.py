@@ -191,6 +191,9 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     if 2 * wins == tally.decided:
         return f"Of {decided}, each side won {wins:,}: no difference."
     name = names[ahead]
+    chance = f"{tally.chance:.1%}" if tally.chance < 0.1 else f"{tally.chance:.0%}"
+    if tally.chance < 0.001:
+        chance = "less than 0.1%"
     if tally.chance < CLEAR_CHANCE:
         verdict = "That is clear."
     elif wins == tally.decided and tally.decided < _CLEAR_WINS:
@@ -199,14 +202,8 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
         verdict = "That may be chance. Judge more pairs to be surer."
     return (
         f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
-        f"least this one-sided would come in {_percent(tally.chance)} of all tests (exact sign test, two-sided). {verdict}"
+        f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
     )
-
-
-def _percent(chance: float) -> str:
-    if chance < 0.001:
-        return "less than 0.1%"
-    return f"{100 * chance:.1f}%" if chance < 0.1 else f"{100 * chance:.0f}%"
 
 
 def _split(tally: BlindTally) -> str:
