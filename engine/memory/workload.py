@@ -70,6 +70,16 @@ class Optimizer:
     master_weights: bool = False  # a 32-bit copy of 16-bit weights
 
 
+_OPTIMIZERS = {
+    "adamw_torch": Optimizer("adamw", foreach=False),
+    "adamw_torch_fused": Optimizer("adamw", fused=True),
+    "adamw_8bit": Optimizer("adamw_8bit", state_width=1),
+    "paged_adamw_8bit": Optimizer("adamw_8bit", state_width=1, paged=True),
+    "paged_adamw_32bit": Optimizer("adamw", fused=True, paged=True),
+    "adafactor": Optimizer("adafactor"),
+}
+
+
 @dataclass(frozen=True)
 class Loss:
     """How logits become a loss.
@@ -198,7 +208,7 @@ def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
 
 def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
     """Describe one pass of the longest rows alone, as the worker will run it on this device."""
-    training, adapter = config.training, config.adapter
+    training, adapter, devices = config.training, config.adapter, config.run.devices
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
@@ -206,7 +216,6 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
         training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values"
     )
     attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
-    checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
         adapter=adapter,
         batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,
@@ -223,21 +232,15 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
         masked=masked and attention not in ("eager", "math"),
         # With a mask, transformers copies keys and values to every head.
         expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
-        checkpointing=checkpointing,
+        checkpointing="non_reentrant" if training.gradient_checkpointing else "none",
         loss=Loss(
             path="trained_positions", chunk_bytes=LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
         ),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
-        data_parallel=_companions(config),
+        # Accelerate starts a process for each device that is named; each holds the whole model.
+        data_parallel=1 if config.run.launcher == "local" or isinstance(devices, str) else len(devices),
     )
-
-
-def _companions(config: RunConfig) -> int:
-    """Devices that hold the whole model each: those that are named, where Accelerate starts a process for each."""
-    if config.run.launcher == "local" or isinstance(config.run.devices, str):
-        return 1
-    return len(config.run.devices)
 
 
 def compute_width_bytes(config: RunConfig, device: Device) -> int:
@@ -304,17 +307,5 @@ def _kernel(
 
 def _optimizer(config: RunConfig, device: Device) -> Optimizer:
     """Source: transformers/trainer_optimizer.py."""
-    name = optimizer_name(config.training.optim, device.kind)
-    if name == "adamw_torch":
-        return Optimizer("adamw", foreach=False)
-    if name == "adamw_torch_fused":
-        return Optimizer("adamw", fused=True)
-    if name == "adamw_8bit":
-        return Optimizer("adamw_8bit", state_width=1)
-    if name == "paged_adamw_8bit":
-        return Optimizer("adamw_8bit", state_width=1, paged=True)
-    if name == "paged_adamw_32bit":
-        return Optimizer("adamw", fused=True, paged=True)
-    if name == "adafactor":
-        return Optimizer("adafactor")
-    return Optimizer("sgd", foreach=device.kind == "cuda", decays=config.training.weight_decay > 0)
+    sgd = Optimizer("sgd", foreach=device.kind == "cuda", decays=config.training.weight_decay > 0)
+    return _OPTIMIZERS.get(optimizer_name(config.training.optim, device.kind), sgd)
