@@ -37,9 +37,6 @@ def divide_layers(
     work too.
 
     Args:
-        shape: The whole model.
-        workload: Says how many bytes its weights take.
-        devices: At least one.
         kept_bytes: What each layer keeps for the backward pass.
         times_weights: How many bytes stay for each byte of weights: gradients and optimizer state, where all are trained.
 
@@ -85,9 +82,7 @@ def divide(layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, device
 
     Args:
         layer_bytes: Of each layer, in order; at least as many as devices.
-        first_bytes: What the first device holds besides its layers.
-        last_bytes: What the last device holds besides its layers.
-        devices: At least one.
+        first_bytes: What the first device holds besides its layers; `last_bytes` is that of the last one.
     """
     low, high = 0, first_bytes + sum(layer_bytes) + last_bytes
     while low < high:

@@ -90,19 +90,17 @@ def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: 
     filled = [group for group in groups if group]
     if not filled:
         return 0
-    sizes = [[math.prod(shape) for shape in group] for group in filled]
-    cast_gradients = sum(map(sum, sizes)) * 4 if optimizer.master_weights else 0
-    return 4 * _scratch_elements(filled, sizes, optimizer) + cast_gradients
+    cast_gradients = sum(math.prod(shape) for group in filled for shape in group) if optimizer.master_weights else 0
+    return 4 * (_scratch_elements(filled, optimizer) + cast_gradients)
 
 
-def _scratch_elements(
-    groups: Sequence[Sequence[TensorShape]], sizes: Sequence[Sequence[int]], optimizer: Optimizer
-) -> int:
+def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimizer) -> int:
     """Elements of 32 bits, of narrower ones as many as fill them."""
     if optimizer.kind == "adafactor":
         return _adafactor_scratch([shape for group in groups for shape in group])
     if optimizer.fused or optimizer.kind == "adamw_8bit":
         return 0
+    sizes = [[math.prod(shape) for shape in group] for group in groups]
     if optimizer.kind == "adamw":
         # The root of the second moment, divided: both at once, with what the tensor before has left.
         one_by_one = (2 * now + before for group in sizes for before, now in pairwise((0, *group)))

@@ -47,16 +47,8 @@ class LayerStructure:
     @property
     def modules(self) -> tuple[ModuleShape, ...]:
         outputs = [m for m in (self.attention_output, self.mlp_output, self.router) if m is not None]
-        return (
-            *self.attention_inputs,
-            *self.mlp_inputs,
-            *outputs,
-            *self.norms,
-            *self.head_norms,
-            *self.experts,
-            *self.expert_linears,
-            *self.others,
-        )
+        products = (*self.attention_inputs, *self.mlp_inputs, *outputs)
+        return (*products, *self.norms, *self.head_norms, *self.experts, *self.expert_linears, *self.others)
 
 
 @dataclass(frozen=True)
