@@ -247,10 +247,9 @@ def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]
     for row in rows:
         texts = [single_spaced(text) for text in _texts(row.get(name))]
         read = [single_spaced(text) for column in used for text in _texts(row.get(column))]
-        whole = " ".join(read)
+        told, whole = " ".join(texts), " ".join(read)
         is_part = all(text in whole for text in texts)
-        holds_all = bool(read) and all(part in " ".join(texts) for part in read)
-        if not is_part and not holds_all:
+        if not is_part and not (read and all(part in told for part in read)):
             return False
     return True
 
@@ -266,8 +265,6 @@ def _texts(value: Any) -> Iterator[str]:
         for item in value:
             yield from _texts(item)
     elif isinstance(value, Mapping):
-        contents = [
-            value[name] for name in ("content", "value", "text") if name in value
-        ]  # of a turn, or a part of one
-        for item in contents or value.values():
+        fields = ("content", "value", "text")  # of a turn, or a part of one
+        for item in [value[name] for name in fields if name in value] or value.values():
             yield from _texts(item)
