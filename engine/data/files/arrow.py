@@ -76,15 +76,14 @@ class ArrowRows(ColumnarRows):
         if message.kind == _SCHEMA:
             return
         file.seek(message.start + 8)
-        header = _Table.root(file.read(message.body - message.start - 8)).table(2)
+        header = _Table(file.read(message.body - message.start - 8)).table(2)
         if message.kind == _DICTIONARY:
             header = header.table(1)
-        if sum(max(0, struct.unpack("<qq", node)[0]) for node in header.vector(1, 16)) > _MAX_VALUES:
+        if sum(max(0, values) for values, _ in header.pairs(1)) > _MAX_VALUES:
             raise self._too_large("values")
         packed = unpacked = 0
         is_compressed = header.has(3)
-        for buffer in header.vector(2, 16):
-            offset, size = struct.unpack("<qq", buffer)
+        for offset, size in header.pairs(2):
             packed += size
             if is_compressed and size >= 8:
                 file.seek(message.body + offset)
@@ -137,7 +136,7 @@ def _messages(file: BinaryIO) -> Iterator[_Message]:
             raise ValueError("a message has no header")
         if header_bytes == 0:  # the end of the stream
             break
-        header = _Table.root(file.read(header_bytes))
+        header = _Table(file.read(header_bytes))
         kind, body = header.number(1, "<B"), place + 8 + header_bytes
         end = body + header.number(3, "<q")
         count += 1
@@ -153,23 +152,17 @@ def _messages(file: BinaryIO) -> Iterator[_Message]:
 
 
 class _Table:
-    """A table of a FlatBuffer; fields are counted from 0, and absent ones are 0.
+    """A table of a FlatBuffer, by where it is referred to; fields are counted from 0, and absent ones are 0.
 
     Raises:
         ValueError: If it is damaged.
     """
 
-    def __init__(self, data: bytes, place: int) -> None:
+    def __init__(self, data: bytes, reference: int = 0) -> None:
         self._data = data
-        self._place = place
-        self._fields = place - self._read(place, "<i")
+        self._place = reference + self._read(reference, "<I")
+        self._fields = self._place - self._read(self._place, "<i")
         self._fields_bytes = self._read(self._fields, "<H")
-
-    @classmethod
-    def root(cls, data: bytes) -> "_Table":
-        if len(data) < 4:
-            raise ValueError("a header breaks off")
-        return cls(data, int.from_bytes(data[:4], "little"))
 
     def has(self, field: int) -> bool:
         return self._at(field) > 0
@@ -179,17 +172,17 @@ class _Table:
         return self._read(self._at(field), kind) if self.has(field) else 0
 
     def table(self, field: int) -> "_Table":
-        return _Table(self._data, self._at(field) + self._read(self._at(field), "<I"))
+        return _Table(self._data, self._at(field))
 
-    def vector(self, field: int, size: int) -> list[bytes]:
-        """Return the elements of a vector, each of so many bytes."""
+    def pairs(self, field: int) -> list[tuple[int, int]]:
+        """Return the elements of a vector of two 64-bit numbers each."""
         if not self.has(field):
             return []
         place = self._at(field) + self._read(self._at(field), "<I")
-        count, begin = self._read(place, "<I"), place + 4
-        if begin + count * size > len(self._data):
+        begin, size = place + 4, 16 * self._read(place, "<I")
+        if begin + size > len(self._data):
             raise ValueError("a header breaks off")
-        return [self._data[begin + number * size : begin + (number + 1) * size] for number in range(count)]
+        return [(first, second) for first, second in struct.iter_unpack("<qq", self._data[begin : begin + size])]
 
     def _at(self, field: int) -> int:
         entry = 4 + 2 * field
