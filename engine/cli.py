@@ -18,7 +18,7 @@ from engine.errors import EngineError
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = tuple(
     f"engine.commands.{name}"
-    for name in "train configs models data estimate runs run_notes chat serve evaluate export".split()
+    for name in "train configs data estimate runs run_notes chat serve evaluate export".split()
 )
 
 

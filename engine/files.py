@@ -24,17 +24,14 @@ def size_and_time(path: Path | str) -> tuple[int, int]:
 
 def fsync_folder(folder: Path) -> None:
     """Make renames and new names inside `folder` survive a power cut; a no-op where folders cannot be opened."""
-    try:
+    with contextlib.suppress(PermissionError, IsADirectoryError):  # Windows has no handle for a folder
         descriptor = os.open(folder, os.O_RDONLY)
-    except (PermissionError, IsADirectoryError):  # Windows has no handle for a folder
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        # Some network filesystems refuse fsync on a folder; the rename itself is still atomic there.
-        return
-    finally:
-        os.close(descriptor)
+        try:
+            # Some network filesystems refuse fsync on a folder; the rename itself is still atomic there.
+            with contextlib.suppress(OSError):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -75,11 +72,9 @@ def resolve_inside(folder: Path, relative: str) -> Path:
     Raises:
         StorageError: If the path leaves the folder, is absolute, or holds a NUL byte.
     """
-    refusal = StorageError("That path is outside its allowed folder.", "Choose one of the files that are offered.")
-    if "\0" in relative or Path(relative).is_absolute():
-        raise refusal
     root = folder.resolve()
-    resolved = (root / relative).resolve()
-    if not resolved.is_relative_to(root):
-        raise refusal
-    return resolved
+    if "\0" not in relative and not Path(relative).is_absolute():
+        resolved = (root / relative).resolve()
+        if resolved.is_relative_to(root):
+            return resolved
+    raise StorageError("That path is outside its allowed folder.", "Choose one of the files that are offered.")

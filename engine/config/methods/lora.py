@@ -112,9 +112,6 @@ def initialization_from_base(adapter_config: dict[str, object]) -> str:
 
     Such an adapter only fits the weights that were left over. PEFT recomputes them when it loads the adapter, after which
     the base in memory is the base of nothing else.
-
-    Args:
-        adapter_config: What `adapter_config.json` holds.
     """
     value = adapter_config.get("init_lora_weights")
     return value[:30] if isinstance(value, str) and value.lower().startswith(_FROM_BASE) else ""

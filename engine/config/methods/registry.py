@@ -16,21 +16,8 @@ from engine.config.methods.virtual_tokens import (
     PTuningSettings,
 )
 
-_ALL: tuple[PeftMethod, ...] = (
-    Lora(),
-    AdaLora(),
-    LoHa(),
-    LoKr(),
-    Oft(),
-    Vera(),
-    Miss(),
-    Ia3(),
-    PrefixTuning(),
-    PromptTuning(),
-    PTuning(),
-    FullFineTuning(),
-)
-
+_CLASSES = (Lora, AdaLora, LoHa, LoKr, Oft, Vera, Miss, Ia3, PrefixTuning, PromptTuning, PTuning, FullFineTuning)
+_ALL: tuple[PeftMethod, ...] = tuple(method() for method in _CLASSES)
 METHODS: dict[str, PeftMethod] = {method.name: method for method in _ALL}
 DEFAULT_METHOD = _ALL[0]
 FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_all)
