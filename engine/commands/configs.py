@@ -86,23 +86,11 @@ def presets(as_json: AsJson = False) -> None:
     """List the presets: start one with `loratory train NAME`."""
     known = list_presets()
     if as_json:
-        print_json(
-            [
-                {
-                    "name": preset.name,
-                    "title": preset.title,
-                    "about": preset.about,
-                    "memory_gib": preset.memory_gib,
-                    "config": preset.load().model_dump(mode="json"),
-                }
-                for preset in known
-            ]
-        )
+        facts = ("name", "title", "about", "memory_gib")
+        print_json([{fact: getattr(one, fact) for fact in facts} | {"config": one.load()} for one in known])
     else:
-        rows = [
-            (preset.name, "CPU" if preset.memory_gib is None else f"{preset.memory_gib:g} GiB", preset.title)
-            for preset in known
-        ]
+        devices = ["CPU" if one.memory_gib is None else f"{one.memory_gib:g} GiB" for one in known]
+        rows = [(one.name, device, one.title) for one, device in zip(known, devices, strict=True)]
         print_table(("name", "device", "what it is"), rows)
 
 

@@ -118,7 +118,7 @@ def _check(
     config: DatasetConfig, model: ModelConfig | None, max_length: int | None, home: LoratoryHome
 ) -> DatasetReport:
     """Check in this process where no tokenizer is needed, else in the one that has them."""
-    from engine.data.passes.check import check_steps
+    from engine.data.passes.check import check_steps, finish
 
     seed = TrainingConfig().seed
     with ProgressLine() as line:
@@ -126,13 +126,7 @@ def _check(
             with contextlib.closing(Inspector(home)) as inspector:
                 return inspector.check(config, model, max_length, seed=seed, on_progress=lambda step: _show(line, step))
         steps = check_steps(config, SourceOptions(home=home), seed=seed)
-        while True:
-            try:
-                if (step := next(steps)) is not None:
-                    _show(line, step)
-            except StopIteration as end:
-                report: DatasetReport = end.value
-                return report
+        return finish(steps, lambda step: _show(line, step))
 
 
 def _show(line: ProgressLine, progress: CheckProgress) -> None:

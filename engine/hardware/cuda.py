@@ -198,11 +198,8 @@ def _is_called(one: _Listed, name: str) -> bool:
 def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None:
     """Joules that these GPUs have used since their driver was loaded; a run's share is the difference of two readings.
 
-    None where there is no meter: for the processor, older GPUs, and slices of a shared one.
-
-    Args:
-        devices: As leases name them: "cuda:0", "cuda:0, cuda:1", "cpu".
-        nvml: The binding; None takes the installed one.
+    GPUs are named as leases do: "cuda:0, cuda:1". None where there is no meter: for the processor, older GPUs, and slices
+    of a shared one.
 
     Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption.
     """

@@ -134,14 +134,10 @@ class PatternError(Exception):
 
 
 class PatternMatcher:
-    """Matches any number of patterns, all together within a limit: each may be harmless, and their number not.
-
-    Args:
-        seconds: Of computing, for all of them.
-    """
+    """Matches any number of patterns, all together within a limit: each may be harmless, and their number not."""
 
     def __init__(self, seconds: float = 1.0) -> None:
-        self._ends = time.process_time() + seconds  # the clock of `regex` as well
+        self._ends = time.process_time() + seconds  # of computing, by the clock of `regex`
 
     def matching(self, pattern: str, names: Iterable[str], *, whole: bool = True) -> list[str]:
         """Return the names of modules that match a regular expression, as a `whole` or at their beginning.

@@ -55,9 +55,7 @@ class PeftMethod:
     peft_class: ClassVar[str] = ""  # PEFT's configuration class
     fields: ClassVar[tuple[str, ...]] = ()  # settings of the adapter section that it reads, in the order of the form
     advanced: ClassVar[tuple[str, ...]] = ()  # those of `fields` that few people change
-    defaults: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # where they differ from those of the fields, which several methods share
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of shared settings, where its own differ from those of the fields
     same_on_warm_start: ClassVar[tuple[str, ...]] = ()  # fields that must be equal for weights to mean the same
     trains_all: ClassVar[bool] = False  # the whole model, without an adapter
     virtual_tokens: ClassVar[VirtualTokens] = "none"  # learned positions before every sequence: as what they come
@@ -65,9 +63,7 @@ class PeftMethod:
     quantization: ClassVar[frozenset[str]] = QUANTIZED  # formats of frozen weights that it can be trained on
     layer_kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})  # kinds of modules that it can adapt
     checkpointing_conflict: ClassVar[str] = ""  # why gradient checkpointing cannot be used, as a clause; empty: it can
-    why_not_mergeable: ClassVar[str] = (
-        ""  # why PEFT cannot merge it into the base's weights, as a clause; empty: it can
-    )
+    why_not_mergeable: ClassVar[str] = ""  # why PEFT cannot merge it into the base, as a clause; empty: it can
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
     script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.train`, where training with PEFT needs one
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss
