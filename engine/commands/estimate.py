@@ -73,15 +73,10 @@ def _device_with(memory_gib: float) -> Device:
 def _as_json(
     result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], refusals: Sequence[str]
 ) -> dict[str, Any]:
+    figures = "components_bytes allocated_bytes reserved_bytes expected_bytes needed_bytes phase verdict".split()
     return {
         "parameters": result.parameters,
-        "components_bytes": result.components_bytes,
-        "allocated_bytes": result.allocated_bytes,
-        "reserved_bytes": result.reserved_bytes,
-        "expected_bytes": result.expected_bytes,
-        "needed_bytes": result.needed_bytes,
-        "phase": result.phase,
-        "verdict": result.verdict,
+        **{name: getattr(result, name) for name in figures},
         "device": {"name": result.device_name, "free_bytes": result.free_bytes, "total_bytes": result.total_bytes},
         "advice": advice.changes,
         "longest_max_length": advice.longest_max_length,

@@ -67,9 +67,8 @@ def runs(
         restricts = query.words or query.states or query.methods or query.models or query.tags
         print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
     else:
-        print_table(
-            ("run", "name", "state", "steps", "loss", "held out", "duration", "size"), [_row(row) for row in found]
-        )
+        header = ("run", "name", "state", "steps", "loss", "held out", "duration", "size")
+        print_table(header, [_row(row) for row in found])
 
 
 def show(
@@ -150,14 +149,8 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
 
 
 def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
-    values = summary.model_dump(mode="python")
-    return {
-        "run_id": summary.id,
-        "directory": str(store.folder / summary.id),
-        "status": summary.state,
-        **values,
-        "seconds": summary.seconds,
-    }
+    place = {"run_id": summary.id, "directory": str(store.folder / summary.id), "status": summary.state}
+    return place | summary.model_dump() | {"seconds": summary.seconds}
 
 
 def _row(summary: RunSummary) -> tuple[str, ...]:

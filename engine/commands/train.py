@@ -110,13 +110,8 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
 
 def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
     """The JSON object of the command."""
-    return {
-        "run_id": run.id,
-        "directory": str(run.folder.path),
-        "status": summary.state,
-        **summary.model_dump(include=_REPORTED),
-        "seconds": summary.seconds,
-    }
+    place = {"run_id": run.id, "directory": str(run.folder.path), "status": summary.state}
+    return place | summary.model_dump(include=_REPORTED) | {"seconds": summary.seconds}
 
 
 def _result_text(run: Run, summary: RunSummary) -> str:
@@ -208,17 +203,10 @@ def sweep(
 
 def _print_results(summaries: list[RunSummary]) -> None:
     best = best_by_held_out_loss(summaries)
-    rows = [
-        (
-            summary.id,
-            summary.name,
-            summary.state,
-            words_of_loss(summary.best_eval_loss),
-            words_of_seconds(summary.seconds),
-            "best" if summary is best else "",
-        )
-        for summary in summaries
-    ]
+    rows = []
+    for one in summaries:
+        loss, duration = words_of_loss(one.best_eval_loss), words_of_seconds(one.seconds)
+        rows.append((one.id, one.name, one.state, loss, duration, "best" if one is best else ""))
     print_table(("run", "name", "state", "held out", "duration", ""), rows)
 
 

@@ -65,14 +65,12 @@ def ask_driver(nvml: Nvml, question: Callable[[], Answer]) -> Answer | None:
     """Ask the driver something between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
     try:
         nvml.nvmlInit()
+        try:
+            return question()
+        finally:
+            nvml.nvmlShutdown()
     except nvml.NVMLError:
         return None
-    try:
-        return question()
-    except nvml.NVMLError:
-        return None
-    finally:
-        nvml.nvmlShutdown()
 
 
 def device_handle(nvml: Nvml, index: int) -> Any:

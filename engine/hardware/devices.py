@@ -29,7 +29,7 @@ def choose_device(run: RunSection) -> Device:
     Raises:
         DeviceError: If the run names a GPU that is not there.
     """
-    return choose_from(list_devices(), run)[0]
+    return device_options(list_devices(), run)[0][0]
 
 
 def choose_devices(run: RunSection) -> tuple[Device, ...]:
@@ -38,17 +38,8 @@ def choose_devices(run: RunSection) -> tuple[Device, ...]:
     Raises:
         DeviceError: If the run names a GPU that is not there.
     """
-    chosen = choose_from(list_devices(), run)
+    chosen = device_options(list_devices(), run)[0]
     return chosen if run.spread_over > 1 else chosen[:1]
-
-
-def choose_from(devices: Sequence[Device], run: RunSection) -> tuple[Device, ...]:
-    """Choose among `devices`, as `list_devices` gives them; several only where the run names several.
-
-    Raises:
-        DeviceError: If the run cannot have the devices that it names; see `device_options`.
-    """
-    return device_options(devices, run)[0]
 
 
 def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[Device, ...], ...]:

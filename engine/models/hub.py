@@ -60,15 +60,12 @@ def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSn
     Without a revision, that is the default branch as it was when it was last fetched.
     """
     commit = revision or constants.DEFAULT_REVISION
-    if not _COMMIT.fullmatch(commit):
-        try:
-            commit = _reference(hub_id, commit).read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-    folder = _storage_folder(hub_id) / "snapshots" / commit
     try:
+        if not _COMMIT.fullmatch(commit):
+            commit = _reference(hub_id, commit).read_text(encoding="utf-8").strip()
+        folder = _storage_folder(hub_id) / "snapshots" / commit
         check_model_folder(folder, hub_id, part)
-    except ModelError:
+    except (OSError, ModelError):
         return None
     return HubSnapshot(folder, commit)
 

@@ -10,7 +10,7 @@ from engine.errors import DeviceError
 from engine.hardware import devices, processor
 from engine.hardware.cuda import energy_so_far_joules
 from engine.hardware.device import Device, MemoryNow, visible_only
-from engine.hardware.devices import choose_from, list_devices
+from engine.hardware.devices import device_options, list_devices
 from engine.hardware.lease import device_words, lease_name
 from engine.hardware.processor import AppleSystem, list_apple_gpus, this_system
 
@@ -67,10 +67,10 @@ def test_it_is_listed_before_the_processor(monkeypatch):
 def test_auto_takes_it_and_cpu_does_not():
     (gpu,) = list_apple_gpus(M2, RAM)
 
-    assert choose_from((gpu, PROCESSOR), RunSection()) == (gpu,)
-    assert choose_from((gpu, PROCESSOR), RunSection(devices="cpu")) == (PROCESSOR,)
+    assert device_options((gpu, PROCESSOR), RunSection())[0] == (gpu,)
+    assert device_options((gpu, PROCESSOR), RunSection(devices="cpu"))[0] == (PROCESSOR,)
     with pytest.raises(DeviceError, match="no CUDA device 0"):
-        choose_from((gpu, PROCESSOR), RunSection(devices=(0,)))
+        device_options((gpu, PROCESSOR), RunSection(devices=(0,)))[0]
 
 
 def test_it_has_a_lease_of_its_own_and_a_name():

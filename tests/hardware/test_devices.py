@@ -10,7 +10,7 @@ from engine.config.run import RunSection
 from engine.errors import DeviceError
 from engine.hardware.cuda import list_cuda_devices
 from engine.hardware.device import Device, MemoryNow, Obstacle, visible_only
-from engine.hardware.devices import choose_from, list_devices
+from engine.hardware.devices import device_options, list_devices
 from tests.hardware.fake_nvml import GIB, RTX_4090, T4, FakeNvml, Instance
 
 RAM = MemoryNow(64 * GIB, 50 * GIB)
@@ -109,48 +109,48 @@ def test_a_mig_instance_beside_another_device_is_refused():
     devices = (*list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM), PROCESSOR)
 
     with pytest.raises(DeviceError, match="MIG"):
-        choose_from(devices, RunSection(devices=(100, 1)))
-    assert choose_from(devices, RunSection(devices=(102,)))[0].total_bytes == 10 * GIB
+        device_options(devices, RunSection(devices=(100, 1)))[0]
+    assert device_options(devices, RunSection(devices=(102,)))[0][0].total_bytes == 10 * GIB
 
 
 def test_auto_passes_over_what_pytorch_cannot_use_and_naming_it_is_refused():
     blocked = replace(gpu(0, free_gib=24), obstacle=Obstacle("It has no kernels.", "Install others."))
 
-    assert choose_from((blocked, gpu(1, free_gib=3), PROCESSOR), RunSection())[0].index == 1
-    assert choose_from((blocked, PROCESSOR), RunSection()) == (PROCESSOR,)
+    assert device_options((blocked, gpu(1, free_gib=3), PROCESSOR), RunSection())[0][0].index == 1
+    assert device_options((blocked, PROCESSOR), RunSection())[0] == (PROCESSOR,)
     with pytest.raises(DeviceError, match="no kernels"):
-        choose_from((blocked, PROCESSOR), RunSection(devices=(0,)))
+        device_options((blocked, PROCESSOR), RunSection(devices=(0,)))[0]
 
 
 def test_auto_takes_the_first_free_gpu():
     devices = (gpu(0, free_gib=3), gpu(1, free_gib=20), gpu(2, free_gib=24), PROCESSOR)
 
-    assert choose_from(devices, RunSection()) == (devices[1],)
+    assert device_options(devices, RunSection())[0] == (devices[1],)
 
 
 def test_auto_takes_the_emptiest_gpu_when_all_are_busy():
     devices = (gpu(0, free_gib=3), gpu(1, free_gib=9), PROCESSOR)
 
-    assert choose_from(devices, RunSection()) == (devices[1],)
+    assert device_options(devices, RunSection())[0] == (devices[1],)
 
 
 def test_auto_takes_the_processor_where_there_is_no_gpu():
-    assert choose_from((PROCESSOR,), RunSection()) == (PROCESSOR,)
+    assert device_options((PROCESSOR,), RunSection())[0] == (PROCESSOR,)
 
 
 def test_cpu_never_takes_a_gpu():
-    assert choose_from((gpu(0, free_gib=24), PROCESSOR), RunSection(devices="cpu")) == (PROCESSOR,)
+    assert device_options((gpu(0, free_gib=24), PROCESSOR), RunSection(devices="cpu"))[0] == (PROCESSOR,)
 
 
 def test_named_gpus_are_taken_in_the_order_given():
     devices = (gpu(0, free_gib=24), gpu(3, free_gib=1), PROCESSOR)
 
-    assert [device.index for device in choose_from(devices, RunSection(devices=(3, 0)))] == [3, 0]
+    assert [device.index for device in device_options(devices, RunSection(devices=(3, 0)))[0]] == [3, 0]
 
 
 def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(DeviceError) as caught:
-        choose_from((gpu(0, free_gib=24), PROCESSOR), RunSection(devices=(0, 2)))
+        device_options((gpu(0, free_gib=24), PROCESSOR), RunSection(devices=(0, 2)))[0]
 
     assert "no CUDA device 2" in caught.value.what
     assert "0 (GPU 0)" in caught.value.what
@@ -160,7 +160,7 @@ def test_naming_a_gpu_twice_or_none_is_refused():
     devices = (gpu(0, free_gib=24), PROCESSOR)
     for wanted in ((0, 0), ()):
         with pytest.raises(DeviceError):
-            choose_from(devices, RunSection(devices=wanted))
+            device_options(devices, RunSection(devices=wanted))[0]
 
 
 def test_a_worker_sees_only_its_devices_and_counts_them_as_nvml_does():
