@@ -109,15 +109,15 @@ class Fault(NamedTuple):
     wait: str = "some minutes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What the Hub was asked for."""
 
     kind: str  # in words
-    folder: str  # in the addresses of the Hub's pages
-    absent: str  # what else is true where the Hub cannot be reached
+    folder: str = ""  # in the addresses of the Hub's pages
+    absent: str = "needs the Hub, which cannot be reached"  # what else is true where the Hub cannot be reached
     local: str  # what can be had without the Hub
-    again: str  # what to do once the Hub serves again
+    again: str = ", then try again"  # once the Hub serves again
     error: type[EngineError]  # raised in general
     access: type[EngineError]  # raised where a login may help
     unreachable: type[EngineError]  # raised where asking later may help
@@ -132,31 +132,25 @@ class Subject:
 
 
 MODEL = Subject(
-    "model",
-    folder="",
-    absent="needs the Hub, which cannot be reached",
+    kind="model",
     local="a local folder or the demo model",
-    again=", then try again",
     error=ModelError,
     access=ModelAccessError,
     unreachable=HubUnreachableError,
     storage=StorageError,
 )
 DATASET = Subject(
-    "dataset",
+    kind="dataset",
     folder="datasets/",
     absent="is not a file here, and the Hub cannot be reached",
     local="a file or one of the samples",
-    again=", then try again",
     error=DatasetError,
     access=DatasetAccessError,
     unreachable=DatasetError,
     storage=DatasetError,
 )
 PUSH = Subject(
-    "repository",
-    folder="",
-    absent="needs the Hub, which cannot be reached",
+    kind="repository",
     local="an export into a folder",
     again="; push again then, and only what is missing is sent",
     error=PushError,
