@@ -24,6 +24,9 @@ EVAL_FRACTION = facts.config.dataset.eval_fraction  # of the rows are held out
 ROWS = facts.data.fingerprint  # sha256 of the content of all rows
 LEFT_OUT = facts.data.left_out  # numbers of rows, from 0, that cannot be read or train nothing
 ROLES = facts.data.roles
+RUN_ROWS = facts.run_rows.fingerprint  # sha256 of the rows that the run used
+RUN_SEQUENCES = facts.run_rows.sequences  # the run's, to train on and held out
+RUN_TOKENS = facts.run_rows.tokens  # of the former, trained and masked
 
 
 def read_rows(where: Any) -> Iterator[Any]:
@@ -222,3 +225,17 @@ def held_out(rows: list[Any]) -> Any:
             "Write this script again with other rows or with eval_fraction 0."
         )
     return found
+
+
+def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]) -> None:
+    """Stop unless the rows became what they became in the run."""
+    trained = sum(label != -100 for row in train for label in row["labels"])
+    tokens = (trained, sum(len(row["labels"]) for row in train) - trained)
+    sequences = (len(train), len(evaluation))
+    if (sequences, tokens) != (RUN_SEQUENCES, RUN_TOKENS) or (
+        facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS
+    ):
+        raise SystemExit(
+            f"The rows became {sequences} sequences of {tokens} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
+            "Use the data of the run and the versions that are named at the head of this file."
+        )

@@ -28,7 +28,7 @@ from engine.export.script.worker.encoding import (
     encode,
     load_tokenizer,
 )
-from engine.export.script.worker.rows import DATA, SEED, fingerprint, held_out, load_rows
+from engine.export.script.worker.rows import DATA, SEED, held_out, load_rows, require_rows_of_run
 from engine.training.batching.plan import pack_rows
 from engine.training.batching.steps import choose_measured
 
@@ -37,9 +37,6 @@ BATCH = facts.config.training.per_device_train_batch_size
 ACCUMULATE = facts.config.training.gradient_accumulation_steps  # batches in one optimizer step
 MAX_SAMPLES = facts.config.dataset.max_samples or 0
 WARM_START = facts.model.warm_start  # adapter that training starts from
-RUN_ROWS = facts.run_rows.fingerprint  # sha256 of the rows that the run used
-RUN_SEQUENCES = facts.run_rows.sequences  # the run's, to train on and held out
-RUN_TOKENS = facts.run_rows.tokens  # of the former, trained and masked
 
 
 class AllocateRanks(TrainerCallback):  # type: ignore[misc]
@@ -252,20 +249,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                     summed += cross_entropy(logits[trained].float(), labels[trained], reduction="sum").item()
                     tokens += int(trained.sum())
             return summed / tokens
-
-
-def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]) -> None:
-    """Stop unless the rows became what they became in the run."""
-    trained = sum(label != -100 for row in train for label in row["labels"])
-    tokens = (trained, sum(len(row["labels"]) for row in train) - trained)
-    sequences = (len(train), len(evaluation))
-    if (sequences, tokens) != (RUN_SEQUENCES, RUN_TOKENS) or (
-        facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS
-    ):
-        raise SystemExit(
-            f"The rows became {sequences} sequences of {tokens} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
-            "Use the data of the run and the versions that are named at the head of this file."
-        )
 
 
 def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
