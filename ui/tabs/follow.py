@@ -289,13 +289,9 @@ def _question(observed: ObservedRun, view: ChartView, log_open: bool) -> str:
     """Return what the page polls; empty for a run that has ended."""
     if not observed.is_live:
         return ""
-    return Question(
-        run=observed.run.id,
-        seen=_stamp_of(observed, log_open),
-        smoothing=view.smoothing,
-        log_axis=view.log_axis,
-        log_open=log_open,
-    ).model_dump_json()
+    seen, smoothing = _stamp_of(observed, log_open), view.smoothing
+    asked = Question(run=observed.run.id, seen=seen, smoothing=smoothing, log_axis=view.log_axis, log_open=log_open)
+    return asked.model_dump_json()
 
 
 def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
@@ -305,15 +301,7 @@ def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
 def _actions_stamp(observed: ObservedRun) -> str:
     """Return the end of a stamp: all that the buttons and the box of an error depend on."""
     state = observed.state
-    return stamp(
-        observed.run.id,
-        state.state,
-        observed.stop_requested,
-        observed.cancel_requested,
-        observed.resume_requested,
-        observed.waits_for_memory,
-        can_chat(observed.run),
-        state.changed,
-        state.resumable_step,
-        observed.history.failed is not None,
-    )
+    requested = (observed.stop_requested, observed.cancel_requested, observed.resume_requested)
+    possible = (observed.waits_for_memory, can_chat(observed.run), state.resumable_step)
+    failed = observed.history.failed is not None
+    return stamp(observed.run.id, state.state, state.changed, *requested, *possible, failed)

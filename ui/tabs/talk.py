@@ -26,11 +26,8 @@ from ui.views.html import error_box, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
 _ASKED: dict[str, tuple[Branch, ...]] = {
-    TUNED: ("tuned",),
-    BASE: ("base",),
-    SECOND: ("second",),
-    RUNS: ("tuned", "second"),
-}
+    TUNED: ("tuned",), BASE: ("base",), SECOND: ("second",), RUNS: ("tuned", "second"),
+}  # fmt: skip
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
 
@@ -132,15 +129,9 @@ class TalkPart:
         return gr.update(choices=choices, value=RUNS, visible=True)
 
     def ask(
-        self,
-        question: str,
-        turns: list[Turn],
-        branches: str,
-        row: RowPrompt | None,
-        system: str,
-        request: gr.Request,
-        *sampling: Any,
-    ) -> Iterator[Updates]:
+        self, question: str, turns: list[Turn], branches: str, row: RowPrompt | None, system: str,
+        request: gr.Request, *sampling: Any,
+    ) -> Iterator[Updates]:  # fmt: skip
         """Stream the answers of every branch that is asked; they end with the page."""
         question, system = (question or "").strip(), system or ""
         if not question:
@@ -205,12 +196,8 @@ class TalkPart:
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
             return UNCHANGED
         turn, before = turns[int(number)], turns[: int(number)]
-        return {
-            self.turns: before,
-            self.question: turn.question,
-            self.row: _row_of(turn),
-            self.transcript: self._render(before),
-        }
+        asked = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
+        return {**asked, self.transcript: self._render(before)}
 
     def _row_prompts(self, draw: random.Random | None = None) -> list[RowPrompt]:
         """Return a few prompts from the loaded run's own data; none where there is no such run or no such data."""

@@ -116,16 +116,14 @@ def status(html: str) -> str:
 
 def small(text: str, *, role: str = "") -> str:
     """Return a small paragraph of text."""
-    return f'<p class="small"{_role(role)}>{escape(text)}</p>'
+    attribute = _attribute("role", role)
+    return f'<p class="small"{attribute}>{escape(text)}</p>'
 
 
 def empty(title: str, text: str, *, role: str = "") -> str:
     """Return what fills a view without content: a title and the next step."""
-    return f'<div class="empty"{_role(role)}><b>{escape(title)}</b>{escape(text)}</div>'
-
-
-def _role(role: str) -> str:
-    return _attribute("role", role)
+    attribute = _attribute("role", role)
+    return f'<div class="empty"{attribute}><b>{escape(title)}</b>{escape(text)}</div>'
 
 
 def notices(sentences: Iterable[str]) -> str:
