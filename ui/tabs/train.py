@@ -1,5 +1,6 @@
 """Train: the settings of the training, steps and time, the start; then the run, live."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -22,15 +23,17 @@ from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
 
 SET_UP, FOLLOW = "Set up", "Follow"
-_LEAD = (
-    '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, method and '
-    "these settings.</p>"
-)
-_IN_SIGHT = (
-    "run.name", "training.num_train_epochs", "training.max_steps", "training.per_device_train_batch_size",
-    "training.gradient_accumulation_steps", "training.learning_rate", "training.max_length", "training.packing",
-    "training.gradient_checkpointing",
-)  # fmt: skip
+# The settings in sight, two a row, and how each is shown.
+_IN_SIGHT: dict[str, dict[str, Any]] = {
+    "training.num_train_epochs": {"elem_id": "epochs"},
+    "training.max_steps": {"elem_id": "max-steps"},
+    "training.learning_rate": {"elem_id": "learning-rate"},
+    "training.max_length": {"elem_id": "max-length"},
+    "training.per_device_train_batch_size": {"elem_id": "batch", "maximum": 64},
+    "training.gradient_accumulation_steps": {"elem_id": "accumulate", "maximum": 64},
+    "training.packing": {"elem_id": "packing"},
+    "training.gradient_checkpointing": {"elem_id": "checkpointing"},
+}
 _COUNTED_BY = ("training.max_length", "training.seed")  # the settings that the number of tokens depends on
 
 
@@ -50,7 +53,10 @@ class TrainTab:
             )
         self._entered = gr.State(False)
         with gr.Column(elem_id="train-setup") as self.setup:
-            gr.HTML(_LEAD)
+            gr.HTML(
+                '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
+                "method and these settings.</p>"
+            )
             self.presets = pick_list(shown_in_place(lambda: render_presets(list_presets()))(), elem_id="presets")
             self._settings()
             self.plan = gr.HTML(elem_id="plan")
@@ -63,27 +69,17 @@ class TrainTab:
         self._counted = [self.plan, self.counting, self._page.data_trouble]
 
     def _settings(self) -> None:
-        form = self._page.form
-        form.setting("run.name", placeholder="made from model, method and data", elem_id="run-name")
-        with gr.Row():
-            form.setting("training.num_train_epochs", elem_id="epochs", min_width=240)
-            form.setting("training.max_steps", elem_id="max-steps", min_width=240)
-        with gr.Row():
-            form.setting("training.learning_rate", elem_id="learning-rate", min_width=240)
-            form.setting("training.max_length", elem_id="max-length", min_width=240)
-        with gr.Row():
-            form.setting("training.per_device_train_batch_size", elem_id="batch", maximum=64, min_width=240)
-            form.setting("training.gradient_accumulation_steps", elem_id="accumulate", maximum=64, min_width=240)
-        with gr.Row():
-            form.setting("training.packing", elem_id="packing", min_width=240)
-            form.setting("training.gradient_checkpointing", elem_id="checkpointing", min_width=240)
+        self._page.form.setting("run.name", placeholder="made from model, method and data", elem_id="run-name")
+        self._lay_out(list(_IN_SIGHT))
         names = (f"{section}.{name}" for section in ("training", "run") for name in section_fields(section))
-        rest = [name for name in names if name not in _IN_SIGHT]
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
-            for first in range(0, len(rest), 2):
-                with gr.Row():
-                    for name in rest[first : first + 2]:
-                        form.setting(name, min_width=240)
+            self._lay_out([name for name in names if name not in (*_IN_SIGHT, "run.name")])
+
+    def _lay_out(self, names: Sequence[str]) -> None:
+        for first in range(0, len(names), 2):
+            with gr.Row():
+                for name in names[first : first + 2]:
+                    self._page.form.setting(name, min_width=240, **_IN_SIGHT.get(name, {}))
 
     def wire(self) -> None:
         """Connect the events."""
