@@ -131,7 +131,7 @@ class DataTab:
                 self.samples: render_samples(""),
                 self.summary: view.NO_DATASET,
                 **self.tokenizer.updates(None),
-                **self.format.hidden(),
+                self.format.column: HIDDEN,
                 **self._without_rows("", ""),
             }
         source, services = wanted.dataset.source, self._page.services

@@ -55,7 +55,7 @@ class DatasetFormat:
                     form.setting("dataset.revision")
             self.mix = DatasetMix(page)
         self.seen = gr.State(_UNSEEN)  # the format and the columns of the boxes
-        # What `hidden`, `of_page` and `of_columns` change.
+        # What `of_page` and `of_columns` change.
         self.outputs = [self.column, self.mapping, *self.roles, self.fold, self.seen]
 
     def wire(self) -> list[Any]:
@@ -73,10 +73,6 @@ class DatasetFormat:
             mapped = role.input(_map_columns, [self.seen, column_map, *self.roles], [column_map, format_], **SLOW)
             changed.append(page.refresh_after(mapped))
         return [*changed, *self.mix.wire()]
-
-    def hidden(self) -> Updates:
-        """Return the settings without a dataset."""
-        return {self.column: HIDDEN}
 
     def of_page(self, dataset: DatasetConfig, page: DatasetPage) -> Updates:
         """Return the settings of readable rows; the mapping is shown where it may have to be corrected."""

@@ -72,7 +72,8 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     held_out = _held_out(history)
     if held_out:
         colour = "var(--series-vermilion)"
-        trace = _scatter("held-out", [point.step for point in held_out], _losses(held_out), colour, dash="dot")
+        steps_and_losses = [point.step for point in held_out], [point.eval_loss for point in held_out]
+        trace = _scatter("held-out", *steps_and_losses, colour, dash="dot")
         marker = {"color": colour, "size": 9, "symbol": "diamond"}
         traces.append(trace | {"mode": "lines+markers", "marker": marker, "cliponaxis": False})
     base = history.base_eval
@@ -147,7 +148,7 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
         if held_out:
             steps = np.array([point.step for point in held_out], dtype=np.float64)
             x = _numbers(_places_of(history, steps, view.against))
-            trace = _scatter(f"{name}, held-out", x, _losses(held_out), colour)
+            trace = _scatter(f"{name}, held-out", x, [point.eval_loss for point in held_out], colour)
             marker = {"color": colour, "size": 8, "symbol": "diamond"}
             traces.append(
                 trace
@@ -260,10 +261,6 @@ def _places_of(history: RunHistory, steps: Array, against: Against) -> Array:
 def _held_out(history: RunHistory) -> list[EvalData]:
     """Return held-out losses; they begin with the base model's where that was measured by the same means."""
     return [point for point in history.evals if math.isfinite(point.eval_loss) and not point.adapter_disabled]
-
-
-def _losses(points: Sequence[EvalData]) -> list[float]:
-    return [point.eval_loss for point in points]
 
 
 def _integers(values: Array) -> list[int]:
