@@ -29,14 +29,11 @@ class SidePanel:
         self.timer = gr.Timer(1.5, active=False)
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
+        self._measuring = [self.measured, self.start, self.stop, self.timer]
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
         page.on_draft_later(self.advice, _render_advice)
-
-    @property
-    def _measuring(self) -> list[Any]:
-        return [self.measured, self.start, self.stop, self.timer]
 
     def wire(self) -> None:
         """Connect the events."""
