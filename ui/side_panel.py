@@ -1,6 +1,7 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -41,9 +42,9 @@ class SidePanel:
         for trigger, handler in (
             (self.start.click, self._start),
             (self.stop.click, self._stop),
-            (self.timer.tick, self._look),
+            (self.timer.tick, self._measurement),
         ):
-            trigger(shown_as_message(handler), components, self._measuring, **QUICK)
+            trigger(self._on_draft(handler), components, self._measuring, **QUICK)
 
         def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:
             return with_advice(page.draft(values), picked(event))
@@ -53,8 +54,10 @@ class SidePanel:
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self._measurement(draft)[component]
 
-    def _start(self, *values: Any) -> Updates:
-        draft = self._page.draft(values)
+    def _on_draft(self, handler: Callable[[Draft], Updates]) -> Callable[..., Updates]:
+        return shown_as_message(lambda *values: handler(self._page.draft(values)))
+
+    def _start(self, draft: Draft) -> Updates:
         if draft.assumed is None or draft.estimate is None or draft.shape is None or draft.device is None:
             raise ConfigError([Problem("", "choose a model and correct the settings first.")])
         services = self._page.services
@@ -62,13 +65,9 @@ class SidePanel:
         services.measurements.start(_key(draft), "A measurement", services.measure(draft.assumed, expected))
         return self._measurement(draft)
 
-    def _stop(self, *values: Any) -> Updates:
-        draft = self._page.draft(values)
+    def _stop(self, draft: Draft) -> Updates:
         self._page.services.measurements.stop(_key(draft))
         return self._measurement(draft)
-
-    def _look(self, *values: Any) -> Updates:
-        return self._measurement(self._page.draft(values))
 
     def _measurement(self, draft: Draft) -> Updates:
         work: Work[MeasuredStep] | None = None
