@@ -20,15 +20,10 @@ _DTYPES: Mapping[DtypeName, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """What is held and computed in which dtype. Trained weights are always float32, and so is the optimizer's state.
+    """What is held and computed in which dtype. Trained weights are always float32, and so is the optimizer's state."""
 
-    Attributes:
-        compute: Of matrix products and of what passes between layers.
-        frozen: Of weights that are not trained and not quantized.
-    """
-
-    compute: torch.dtype
-    frozen: torch.dtype
+    compute: torch.dtype  # of matrix products and of what passes between layers
+    frozen: torch.dtype  # of weights that are not trained and not quantized
 
     @property
     def needs_loss_scaling(self) -> bool:

@@ -27,12 +27,7 @@ class Tracker:
 
 
 class Trackers:
-    """All trackers of one run; one that fails is removed with a warning.
-
-    Args:
-        trackers: By name.
-        warn: Called with a message and a code.
-    """
+    """All trackers of one run; one that fails is removed with a warning, which has a message and a code."""
 
     def __init__(self, trackers: Mapping[TrackerName, Tracker], warn: Warn) -> None:
         self._trackers = dict(trackers)

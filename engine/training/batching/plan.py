@@ -74,12 +74,7 @@ class Step(NamedTuple):
 
 
 class EpochPlanner:
-    """Divides the rows of each epoch into steps.
-
-    Args:
-        lengths: Tokens of each row; there must be one.
-        settings: How rows become steps.
-    """
+    """Divides the rows of each epoch, of which there must be one, into steps by their lengths in tokens."""
 
     def __init__(self, lengths: Sequence[int], settings: PlanSettings) -> None:
         if not lengths:
@@ -139,10 +134,7 @@ class EpochPlanner:
 def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:
     """Divide rows, none of them longer than a pass, into as few passes as their tokens need, all of about the same size.
 
-    Args:
-        rows: Numbers of rows.
-        lengths: Tokens of each row of the dataset.
-        tokens_per_pass: The most that a pass may hold.
+    `lengths` are the tokens of each row of the dataset, in which `rows` are numbers.
     """
     total = sum(lengths[row] for row in rows)
     aim = total / max(1, math.ceil(total / tokens_per_pass))
@@ -206,10 +198,7 @@ def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
 def settled_order(settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint | None) -> RowOrder:
     """Return the order of the run's rows: the checkpoint's, in which no row of its epoch is repeated or skipped.
 
-    Args:
-        settings: As this attempt would begin the run.
-        rows_sha256: Of the training rows that this attempt has read.
-        checkpoint: What the run continues from; None where it begins.
+    Without a checkpoint it is that of the settings. `rows_sha256` is of the training rows that this attempt has read.
 
     Raises:
         RunError: If the rows are not the same, or this number of processes cannot share the steps evenly.

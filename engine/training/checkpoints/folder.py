@@ -37,10 +37,7 @@ _DAMAGED_PREFIX = "damaged-"
 def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], None]) -> Checkpoint:
     """Write one checkpoint, which is there whole or not at all even after a power cut.
 
-    Args:
-        folder: The run's `checkpoints` folder.
-        manifest: Without the files, which are added.
-        fill: Writes the files of the checkpoint into the folder that it is given.
+    `fill` writes its files into the folder that it is given; the manifest comes without them.
 
     Raises:
         OSError: If the disk is full or fails; earlier checkpoints are untouched.
