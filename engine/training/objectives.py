@@ -30,9 +30,9 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
-        """Return the loss of a pass, summed over its terms, of which there is one, as a float32 scalar where the head is.
+        """Return the loss of a pass, summed over its terms, as a float32 scalar on the device of the output head.
 
-        The model has its adapter, and `engine.training.ops.loss` attached; the pass is on the device.
+        The model has its adapter, and `engine.training.ops.loss` attached; the pass is on the device and has a term.
         """
 
 

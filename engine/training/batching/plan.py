@@ -74,7 +74,7 @@ class Step(NamedTuple):
 
 
 class EpochPlanner:
-    """Divides the rows of each epoch, of which there must be one, into steps by their lengths in tokens."""
+    """Divides the rows of each epoch, at least one, into steps; `lengths` are their tokens."""
 
     def __init__(self, lengths: Sequence[int], settings: PlanSettings) -> None:
         if not lengths:
