@@ -23,18 +23,9 @@ from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.batches import PassTensors
 from engine.training.batching.plan import EpochPlanner
-from engine.training.batching.steps import (
-    PrefetchedSteps,
-    StepBatch,
-    StepBatches,
-    StepOrder,
-    TrainerRows,
-    TrainerSetup,
-    unchanged,
-)
+from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
 from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
-from engine.training.checkpoints.state_files import load_trained, save_trained
 from engine.training.failure import check_held_out
 from engine.training.methods.base import MethodTrainer
 from engine.training.ops.loss import causal_lm_of
@@ -80,7 +71,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             # Only its length counts: our loader looks the rows up by number.
             train_dataset=Dataset.from_dict({"row": range(len(rows.train))}),
             processing_class=tokenizer,
-            data_collator=unchanged,
+            data_collator=lambda batch: batch,
             callbacks=list(callbacks),
         )
         # TRL rounds trained weights to bfloat16 on quantized bases, and puts a loss of its own before the model.
@@ -106,7 +97,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         """Return batches of one optimizer step each: this process's share of it."""
         batches = StepBatches(self._rows.train, self._setup)
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self._planner.steps_per_epoch)
-        return DataLoader(batches, batch_sampler=order, collate_fn=unchanged, generator=torch.Generator())
+        return DataLoader(batches, batch_sampler=order, collate_fn=lambda batch: batch, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Return the batches of one round of the loop; on a GPU, start to make the next ones."""
@@ -260,7 +251,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def write_state(self, folder: Path, random_states: Sequence[bytes]) -> None:
         """Write everything that the next step depends on into a folder, with the random states of all processes by rank."""
-        save_trained(self.model, self.processing_class, folder)
+        state_files.save_trained(self.model, self.processing_class, folder)
         state_files.save_nested(self.optimizer.state_dict(), folder / state_files.OPTIMIZER_FILE)
         state_files.save_plain(self.lr_scheduler.state_dict(), folder / state_files.SCHEDULER_FILE)
         for rank, state in enumerate(random_states):
@@ -276,7 +267,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_trained(self.model if model is None else model, folder)
+        state_files.load_trained(self.model if model is None else model, folder)
         self.restore_progress(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -104,11 +103,6 @@ class StepOrder:
 
     def __iter__(self) -> Iterator[Step]:
         return self._planner.steps(self._epoch())
-
-
-def unchanged(batch: Any) -> Any:
-    """What a loader does with a batch that is complete."""
-    return batch
 
 
 class PrefetchedSteps:
