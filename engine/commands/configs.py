@@ -77,9 +77,8 @@ def named_path(text: str | Path) -> Path:
 
 
 def _refusal(text: str | Path, reason: str) -> StorageError:
-    return StorageError(
-        f"The path {shortened(str(text))} cannot be used ({reason}).", "Check its name and permissions."
-    )
+    what = f"The path {shortened(str(text))} cannot be used ({reason})."
+    return StorageError(what, "Check its name and permissions.")
 
 
 def presets(as_json: AsJson = False) -> None:

@@ -130,9 +130,8 @@ def mapping_from_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise StorageError(f"{path.name} is not a UTF-8 text file.", "Choose a YAML configuration.") from error
     except OSError as error:
-        raise StorageError(
-            f"{path.name} cannot be read ({error.strerror}).", "Check its name and permissions."
-        ) from error
+        what = f"{path.name} cannot be read ({error.strerror})."
+        raise StorageError(what, "Check its name and permissions.") from error
     return mapping_from_yaml(text)
 
 

@@ -49,8 +49,8 @@ def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
     presets = {preset.name: preset for preset in list_presets(folder)}
     if name not in presets:
         shown = name if len(name) <= 60 else f"{name[:57]}…"
-        known = ", ".join(presets)
-        raise ConfigError([Problem("", f"there is no file or preset {shown!r}; the presets are {known}.")])
+        message = f"there is no file or preset {shown!r}; the presets are {', '.join(presets)}."
+        raise ConfigError([Problem("", message)])
     return presets[name]
 
 

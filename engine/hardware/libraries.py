@@ -71,11 +71,11 @@ def installed_torch(home: LoratoryHome) -> TorchBuild | None:
     build = _build_on_disk()
     if build is None:
         return None
-    try:
+    with contextlib.suppress(OSError, ValidationError):
         noted = _Noted.model_validate_json(_file(home).read_bytes())
-    except (OSError, ValidationError):
-        return build
-    return replace(build, architectures=noted.architectures) if noted.version == build.version else build
+        if noted.version == build.version:
+            return replace(build, architectures=noted.architectures)
+    return build
 
 
 def note_architectures(home: LoratoryHome, version: str, architectures: list[str]) -> None:

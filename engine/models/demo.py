@@ -119,12 +119,10 @@ def _unpack(wheel: Path, workplace: Path) -> Path:
 
 
 def _download_failure(log_file: Path, log_start: int) -> ModelError:
-    try:
-        with log_file.open("rb") as log:
-            log.seek(log_start)
-            output = log.read(100_000).decode("utf-8", "replace")
-    except OSError:
-        output = ""
+    output = ""
+    with contextlib.suppress(OSError), log_file.open("rb") as log:
+        log.seek(log_start)
+        output = log.read(100_000).decode("utf-8", "replace")
     if "No module named pip" in output:
         return ModelError(
             "The demo model comes through pip, which is missing from this Python environment.",

@@ -65,9 +65,8 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
     """
     with _read_errors_explained(name):
         if not folder.is_dir():
-            raise ModelError(
-                f"The folder {name} does not exist.", "Check the path, or choose a model from the catalogue."
-            )
+            fix = "Check the path, or choose a model from the catalogue."
+            raise ModelError(f"The folder {name} does not exist.", fix)
         if not _is_file(folder / "config.json"):
             raise _no_config_error(folder, name)
         refuse_own_code(read_config(folder / "config.json", name), name)
@@ -115,9 +114,8 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a JSON object of usual size"
-        raise ModelError(
-            f"The {path.name} of {name} cannot be read ({reason}).", "Download or copy that file again."
-        ) from error
+        what = f"The {path.name} of {name} cannot be read ({reason})."
+        raise ModelError(what, "Download or copy that file again.") from error
     return value
 
 

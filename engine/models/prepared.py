@@ -206,13 +206,11 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
         with gguf.open("rb") as file:
             magic, status = file.read(4), os.fstat(file.fileno())
     except OSError as error:
-        raise ModelError(
-            f"{gguf.name} cannot be read ({error.strerror}).", "Check its name and permissions."
-        ) from error
+        what = f"{gguf.name} cannot be read ({error.strerror})."
+        raise ModelError(what, "Check its name and permissions.") from error
     if magic != b"GGUF":
-        raise ModelError(
-            f"{gguf.name} is not a GGUF file (it starts with {magic!r}).", "Choose a file written by llama.cpp's tools."
-        )
+        what = f"{gguf.name} is not a GGUF file (it starts with {magic!r})."
+        raise ModelError(what, "Choose a file written by llama.cpp's tools.")
     identity = f"{gguf.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = home.models / f"gguf-{gguf.stem[:60]}-{digest}"
