@@ -7,9 +7,10 @@ from base64 import b64decode
 import pytest
 
 from engine.errors import DatasetError
-from ui.views.chat import Answer, Turn
-from ui.views.conversation_file import (
+from ui.views.chat import (
+    Answer,
     SavedConversation,
+    Turn,
     as_json,
     as_markdown,
     open_conversation,

@@ -20,8 +20,7 @@ from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
 from ui.views import chat as view
-from ui.views.chat import Answer, Turn
-from ui.views.conversation_file import SavedConversation, as_json, open_conversation, read_conversation, render_links
+from ui.views.chat import Answer, SavedConversation, Turn
 from ui.views.html import error_box, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
@@ -105,7 +104,9 @@ class TalkPart:
             [self.prompt_fold.expand, self.show_prompt.click], shown_in_place(self._prompt),
             [self.question, self.turns, self.branches, system], self.prompt, **SLOW,
         )  # fmt: skip
-        self.keep_fold.expand(lambda *of: render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK)
+        self.keep_fold.expand(
+            lambda *of: view.render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK
+        )
         conversation = [self.turns, system, self.transcript, self.again, self.clear]
         opened = self.open.upload(shown_as_message(self._open), self.open, conversation, **SLOW)
         opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
@@ -242,21 +243,21 @@ class TalkPart:
 
     def _keep(self, turns: list[Turn], system: str) -> Updates:
         saved = self._saved(turns, system)
-        text = as_json(saved)
+        text = view.as_json(saved)
         kept = text if turns and len(text) <= _KEPT_CHARACTERS else ""
-        return {self.kept: kept, self.links: render_links(saved)}
+        return {self.kept: kept, self.links: view.render_links(saved)}
 
     def _restore(self, kept: str, turns: list[Turn], system: str) -> Updates:
         if turns or not kept:
             return UNCHANGED
         try:
-            saved = read_conversation(str(kept).encode())
+            saved = view.read_conversation(str(kept).encode())
         except EngineError:
             return UNCHANGED  # of another version
         return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
 
     def _open(self, path: str) -> Updates:
-        saved = open_conversation(Path(path))
+        saved = view.open_conversation(Path(path))
         return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: saved.system}
 
 
