@@ -91,5 +91,9 @@ class PushError(EngineError):
     """A result cannot be put on the Hub: it is refused, may not be shown, or the Hub does not answer."""
 
 
+class AccountError(EngineError):
+    """An account, an invitation or a session does not exist, or does not allow what was asked."""
+
+
 class WorkerError(EngineError):
     """A process of ours ended, hung, or answered nonsense."""

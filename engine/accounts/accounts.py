@@ -1,0 +1,299 @@
+"""The people of a lab: invited, signed in with a password, changed and removed by an admin."""
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+from engine.accounts.database import Database
+from engine.accounts.passwords import Passwords
+from engine.accounts.people import Person, Role, require_name
+from engine.errors import AccountError
+from engine.paths import LoratoryHome
+
+FILE_NAME = "accounts.sqlite3"
+INVITATION_SECONDS = 72 * 3600
+_TOKEN_BYTES = 32
+_PERSON = "SELECT name, role, created, last_sign_in, disabled FROM people WHERE removed IS NULL"
+_ACTIVE_ADMINS = "SELECT count(*) FROM people WHERE role = 'admin' AND disabled IS NULL AND removed IS NULL"
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """A link that makes one account, or sets one password anew.
+
+    Attributes:
+        token: Shown once; only its SHA-256 is kept.
+        role: Of the account that it makes.
+        person: Whose password it sets; None for a new account.
+        expires: When it ends unused.
+    """
+
+    token: str
+    role: Role
+    person: str | None
+    expires: float
+
+
+@dataclass(frozen=True)
+class InvitationState:
+    """An invitation as admins see it: without what opens it.
+
+    Attributes:
+        role: Of the account that it makes.
+        person: Whose password it sets; None for a new account.
+        invited_by: Who made it.
+        expires: When it ends unused.
+    """
+
+    role: Role
+    person: str | None
+    invited_by: str
+    expires: float
+
+
+class Accounts:
+    """Accounts and invitations. Sessions are in `engine.accounts.sessions`.
+
+    Args:
+        database: Keeps them.
+        passwords: Hashes and checks.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self, database: Database, passwords: Passwords | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database = database
+        self._passwords = passwords or Passwords()
+        self._clock = clock
+
+    def people(self) -> list[Person]:
+        """Return all accounts by name."""
+        return [_person(row) for row in self._database.rows(f"{_PERSON} ORDER BY name")]
+
+    def person(self, name: str) -> Person:
+        """Return the account of that name.
+
+        Raises:
+            AccountError: If there is none.
+        """
+        rows = self._database.rows(f"{_PERSON} AND name = ?", name.strip().lower())
+        if not rows:
+            raise _unknown(name)
+        return _person(rows[0])
+
+    def invite(self, role: Role, by: str) -> Invitation:
+        """Make a link for a new account; it is used once, within 72 hours.
+
+        Args:
+            role: What the account will be.
+            by: The admin's name; empty on the command line.
+        """
+        return self._new_invitation(role, by, person=None)
+
+    def reset(self, name: str, by: str) -> Invitation:
+        """Make a link with which a person sets another password; the present one, and all sessions, end at once.
+
+        Raises:
+            AccountError: If there is no such account.
+        """
+        person = self.person(name)
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE people SET password = NULL WHERE name = ?", (person.name,))
+            connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
+            connection.execute("DELETE FROM invitations WHERE person = ?", (person.name,))
+        return self._new_invitation(person.role, by, person=person.name)
+
+    def invitations(self) -> list[InvitationState]:
+        """Return the invitations that can still be used, those that end first in front."""
+        rows = self._database.rows(
+            "SELECT role, person, invited_by, expires FROM invitations WHERE used IS NULL AND expires > ? ORDER BY expires",
+            self._clock(),
+        )
+        return [InvitationState(**dict(row)) for row in rows]
+
+    def find_invitation(self, token: str) -> InvitationState:
+        """Return what an invitation is for.
+
+        Raises:
+            AccountError: If it does not exist, was used, or has expired; which of these is not revealed.
+        """
+        rows = self._database.rows(
+            "SELECT role, person, invited_by, expires FROM invitations WHERE digest = ? AND used IS NULL AND expires > ?",
+            digest_of(token),
+            self._clock(),
+        )
+        if not rows:
+            raise _spent()
+        return InvitationState(**dict(rows[0]))
+
+    def accept(self, token: str, name: str, password: str) -> Person:
+        """Use an invitation: make the account, or set the password of the account that it is for.
+
+        Args:
+            token: Of the link.
+            name: For the account; ignored where the invitation is for an account that exists.
+            password: Its new password.
+
+        Raises:
+            AccountError: If the invitation cannot be used, the name is taken or not allowed, or the password is weak. The
+                invitation then stays usable.
+        """
+        invitation = self.find_invitation(token)
+        name = invitation.person or require_name(name)
+        kept = self._passwords.hash(password, name)  # before the transaction: it takes a moment
+        now = self._clock()
+        with self._database.transaction() as connection:
+            used = connection.execute(
+                "UPDATE invitations SET used = ? WHERE digest = ? AND used IS NULL AND expires > ?",
+                (now, digest_of(token), now),
+            )
+            if used.rowcount != 1:
+                raise _spent()
+            if invitation.person is not None:
+                connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, name))
+            else:
+                # Removed people keep their row: nobody inherits their name, and with it their folders.
+                try:
+                    connection.execute(
+                        "INSERT INTO people (name, role, password, created) VALUES (?, ?, ?, ?)",
+                        (name, invitation.role, kept, now),
+                    )
+                except sqlite3.IntegrityError as error:
+                    raise AccountError(f"The name {name!r} is taken.", "Choose another.") from error
+        return self.person(name)
+
+    def check_password(self, name: str, password: str) -> Person | None:
+        """Return the account whose name and password these are; None where they are not, or it is disabled.
+
+        An unknown name takes as long as a wrong password.
+
+        Raises:
+            BusyError: If too many passwords are being checked.
+        """
+        rows = self._database.rows(
+            "SELECT name, password, disabled FROM people WHERE name = ? AND removed IS NULL", name.strip().lower()
+        )
+        row = rows[0] if rows else None
+        is_right = self._passwords.is_right(password, row["password"] if row else None)
+        if row is None or not is_right or row["disabled"] is not None:
+            return None
+        if self._passwords.is_outdated(row["password"]):
+            kept = self._passwords.hash(password, row["name"])
+            with self._database.transaction() as connection:
+                connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, row["name"]))
+        return self.person(row["name"])
+
+    def change_password(self, name: str, old: str, new: str) -> None:
+        """Replace a person's password; all of their sessions end.
+
+        Raises:
+            AccountError: If the old one is wrong, or the new one is weak.
+        """
+        person = self.check_password(name, old)
+        if person is None:
+            raise AccountError("The present password is wrong.", "Ask an admin for a link to reset it.")
+        kept = self._passwords.hash(new, person.name)
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, person.name))
+            connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
+
+    def set_role(self, name: str, role: Role) -> Person:
+        """Change what a person may do; it holds from their next request.
+
+        Raises:
+            AccountError: If there is no such account, or no admin would be left.
+        """
+        return self._change(name, "role = ?", role)
+
+    def disable(self, name: str) -> Person:
+        """Keep a person out until `enable`; their sessions end, their runs go on.
+
+        Raises:
+            AccountError: If there is no such account, or no admin would be left.
+        """
+        return self._change(name, "disabled = ?", self._clock(), ends_sessions=True)
+
+    def enable(self, name: str) -> Person:
+        """Let a disabled person sign in again.
+
+        Raises:
+            AccountError: If there is no such account.
+        """
+        return self._change(name, "disabled = ?", None)
+
+    def remove(self, name: str) -> None:
+        """Remove an account for good; its name is not given again, its runs stay until an admin deletes them.
+
+        Raises:
+            AccountError: If there is no such account, or no admin would be left.
+        """
+        person = self.person(name)
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE people SET removed = ?, password = NULL WHERE name = ?", (self._clock(), person.name)
+            )
+            for table in ("sessions", "invitations", "identities"):
+                connection.execute(f"DELETE FROM {table} WHERE person = ?", (person.name,))  # noqa: S608 - of the line above
+            _require_an_admin_instead_of(person, connection)
+
+    def _change(self, name: str, assignment: str, value: object, *, ends_sessions: bool = False) -> Person:
+        person = self.person(name)
+        with self._database.transaction() as connection:
+            connection.execute(f"UPDATE people SET {assignment} WHERE name = ?", (value, person.name))  # noqa: S608
+            if ends_sessions:
+                connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
+            _require_an_admin_instead_of(person, connection)
+        return self.person(name)
+
+    def _new_invitation(self, role: Role, by: str, person: str | None) -> Invitation:
+        token = new_token()
+        now = self._clock()
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM invitations WHERE used IS NOT NULL OR expires <= ?", (now,))
+            connection.execute(
+                "INSERT INTO invitations (digest, role, person, invited_by, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
+                (digest_of(token), role, person, by, now, now + INVITATION_SECONDS),
+            )
+        return Invitation(token, role, person, now + INVITATION_SECONDS)
+
+
+def open_database(home: LoratoryHome) -> Database:
+    """Open the accounts of a home, made empty where there are none.
+
+    Raises:
+        StorageError: If they cannot be opened.
+    """
+    return Database(home.root / FILE_NAME)
+
+
+def new_token() -> str:
+    """Return 256 random bits for a link or a cookie."""
+    return secrets.token_urlsafe(_TOKEN_BYTES)
+
+
+def digest_of(token: str) -> bytes:
+    """Return what is kept of a token. It is random, so a plain SHA-256 cannot be reversed by guessing."""
+    return sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _person(row: sqlite3.Row) -> Person:
+    return Person(**dict(row))
+
+
+def _require_an_admin_instead_of(changed: Person, connection: sqlite3.Connection) -> None:
+    was_admin = changed.role == "admin" and changed.disabled is None
+    if was_admin and connection.execute(_ACTIVE_ADMINS).fetchone()[0] == 0:
+        raise AccountError("No admin would be left.", "Make another person an admin first.")
+
+
+def _unknown(name: str) -> AccountError:
+    shown = name if len(name) <= 40 else f"{name[:39]}…"
+    return AccountError(f"There is no account {shown!r}.", "List them with `loratory people list`.")
+
+
+def _spent() -> AccountError:
+    return AccountError("This link is not valid: it was used, has expired, or is incomplete.", "Ask for another.")

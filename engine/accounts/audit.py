@@ -1,0 +1,89 @@
+"""The audit log of a lab: who signed in, changed an account, started, stopped, deleted, exported or looked."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import StorageError
+
+AuditKind = Literal[
+    "signed in", "sign-in failed", "signed out", "invited", "joined", "password set", "role changed", "disabled", "enabled",
+    "removed", "run started", "run stopped", "run resumed", "run deleted", "run shared", "run moved", "exported", "pushed",
+    "looked into", "limits changed", "maintenance", "announced", "backed up",
+]  # fmt: skip
+_LONGEST_DETAIL = 200
+
+
+class AuditEntry(BaseModel):
+    """One line of the log. It never holds a prompt, an answer, a token or a password.
+
+    Attributes:
+        time: Seconds since the epoch.
+        person: Who did it; empty for the command line of the machine.
+        kind: What.
+        subject: To whom or what: a name, a run as owner/id.
+        detail: One more fact, such as the new role.
+        address: From where.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    time: float
+    person: str
+    kind: AuditKind
+    subject: str = ""
+    detail: str = ""
+    address: str = ""
+
+
+class AuditLog:
+    """Lines of JSON that are only ever appended.
+
+    Args:
+        path: The file; created with mode 0600.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+
+    def write(self, person: str, kind: AuditKind, subject: str = "", detail: str = "", address: str = "") -> None:
+        """Append one entry, in one write: lines of several processes do not mix.
+
+        Raises:
+            StorageError: If it cannot be written. What was to be logged must then not happen.
+        """
+        entry = AuditEntry(
+            time=self._clock(), person=person, kind=kind, subject=subject[:_LONGEST_DETAIL],
+            detail=detail[:_LONGEST_DETAIL], address=address,
+        )  # fmt: skip
+        line = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n"
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, line.encode("utf-8", "replace"))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StorageError(
+                f"The audit log cannot be written ({error.strerror}).",
+                "Free some space, or check the permissions of LORATORY_HOME.",
+            ) from error
+
+    def entries(self) -> Iterator[AuditEntry]:
+        """Yield the entries, oldest first; a torn line is passed over."""
+        try:
+            with self._path.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    try:
+                        yield AuditEntry.model_validate_json(line)
+                    except ValidationError:
+                        continue
+        except FileNotFoundError:
+            return

@@ -1,0 +1,145 @@
+"""The SQLite file of a lab's accounts: readable by its user alone, and by several processes at once."""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import StorageError
+
+_BUSY_SECONDS = 10
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE people (
+    name TEXT PRIMARY KEY,
+    role TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
+    password TEXT,
+    created REAL NOT NULL,
+    last_sign_in REAL,
+    disabled REAL,
+    removed REAL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE sessions (
+    digest BLOB PRIMARY KEY,
+    person TEXT NOT NULL REFERENCES people (name),
+    created REAL NOT NULL,
+    used REAL NOT NULL,
+    confirmed REAL NOT NULL,
+    address TEXT NOT NULL,
+    browser TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sessions_of_person ON sessions (person);
+CREATE TABLE invitations (
+    digest BLOB PRIMARY KEY,
+    role TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
+    person TEXT REFERENCES people (name),
+    invited_by TEXT NOT NULL,
+    created REAL NOT NULL,
+    expires REAL NOT NULL,
+    used REAL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE identities (
+    provider TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    person TEXT NOT NULL REFERENCES people (name),
+    PRIMARY KEY (provider, subject)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class Database:
+    """One connection to the file, for one thread at a time.
+
+    Args:
+        path: Created with mode 0600 where it is missing, its folder with 0700.
+
+    Raises:
+        StorageError: If it cannot be opened, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()  # guards the connection: a transaction belongs to one thread
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # SQLite gives its own side files the mode of this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            path.chmod(0o600)
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+        with self.transaction() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise StorageError(
+                    f"The accounts in {path.name} were written by a newer Loratory (format {version}).",
+                    "Install that version again, or restore a backup.",
+                )
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Let the caller read and write; all of it is kept, or none where it raises.
+
+        Raises:
+            StorageError: If the file cannot be read or written.
+        """
+        with self._lock:
+            try:
+                # Taken at once: two processes that both read and then write would otherwise fail, not wait.
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                except BaseException:
+                    self._connection.execute("ROLLBACK")
+                    raise
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._unusable(error) from error
+
+    def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """Return what a query that changes nothing finds.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        with self._lock:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._unusable(error) from error
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy, while others read and write.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        with self._lock:
+            try:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                with contextlib.closing(sqlite3.connect(path)) as copy:
+                    self._connection.backup(copy)
+            except (OSError, sqlite3.Error) as error:
+                raise self._unusable(error) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+    def _unusable(self, error: Exception) -> StorageError:
+        return StorageError(
+            f"The accounts in {self._path.name} cannot be used ({error}).",
+            "Check the permissions and the free space of LORATORY_HOME, or restore a backup.",
+        )

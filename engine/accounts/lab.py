@@ -1,0 +1,227 @@
+"""A lab as a whole: the one address at which browsers reach it, and its files below the home."""
+
+import os
+import re
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engine.accounts.accounts import Invitation
+from engine.errors import AccountError, DeviceError
+from engine.files import write_atomically
+from engine.paths import LoratoryHome, typed_path
+
+_LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
+
+
+@dataclass(frozen=True)
+class PublicAddress:
+    """The address at which browsers reach a lab; every other name or port is refused.
+
+    Attributes:
+        origin: As browsers send it, such as `https://gpu.lab.example`.
+        host: As browsers send it, with the port where it is not 443.
+    """
+
+    origin: str
+    host: str
+
+    @classmethod
+    def parse(cls, url: str) -> "PublicAddress":
+        """Read an address as an admin types it.
+
+        Raises:
+            AccountError: If it is not https, or has more than a host and a port.
+        """
+        fix = "Give https and the host, such as https://gpu.lab.example."
+        try:
+            parts = urlsplit(url.strip())
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise AccountError(f"{url[:100]!r} is not an address.", fix) from error
+        if parts.scheme != "https":
+            raise AccountError(
+                f"{url[:100]!r} does not begin with https://, so passwords could be read on the way.", fix
+            )
+        if not host or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+            raise AccountError(f"{url[:100]!r} is not an https address of a host alone.", fix)
+        name = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        with_port = name if port in (None, 443) else f"{name}:{port}"
+        return cls(f"https://{with_port}", with_port)
+
+
+class LabSettings(BaseModel):
+    """What an admin decides for a lab, kept in `lab.yaml` below the home."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    public_url: str = Field(default="", description="The https address at which browsers reach the lab.")
+
+
+def read_settings(home: LoratoryHome) -> LabSettings:
+    """Return the settings of a lab; the defaults where there are none yet.
+
+    Raises:
+        AccountError: If the file cannot be read, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(_settings_path(home).read_text(encoding="utf-8"))
+        return LabSettings.model_validate(values or {})
+    except FileNotFoundError:
+        return LabSettings()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        raise AccountError(f"lab.yaml in the home cannot be used ({error}).", "Mend it, or remove it.") from error
+
+
+def save_settings(home: LoratoryHome, settings: LabSettings) -> None:
+    """Replace the settings of a lab.
+
+    Raises:
+        StorageError: If they cannot be written.
+    """
+    write_atomically(_settings_path(home), yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False))
+
+
+def public_address(home: LoratoryHome, given: str | None = None) -> PublicAddress:
+    """Return the address of a lab: the one that is given, or at which it was served last.
+
+    Raises:
+        AccountError: If it is not known, or not an https address.
+    """
+    url = given or read_settings(home).public_url
+    if not url:
+        raise AccountError("The address of the lab is not known yet.", "Add --public-url https://…")
+    return PublicAddress.parse(url)
+
+
+def join_link(address: PublicAddress, invitation: Invitation) -> str:
+    """Return the link of an invitation. Its token is behind the #, which browsers send to no server."""
+    return f"{address.origin}/join#{invitation.token}"
+
+
+def _settings_path(home: LoratoryHome) -> Path:
+    return home.root / "lab.yaml"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where a lab listens: a socket file for a proxy on this machine, or a port with TLS.
+
+    Attributes:
+        socket_path: Of the file; None with TLS.
+        host: Address of the port.
+        port: Number of the port.
+        certificate: PEM file with the chain; None on a socket.
+        key: PEM file with its key.
+    """
+
+    socket_path: Path | None = None
+    host: str = ""
+    port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @classmethod
+    def chosen(
+        cls, socket_path: str | None, host: str, port: int, certificate: str | None, key: str | None
+    ) -> "Listener":
+        """Return where to listen, as options on the command line say.
+
+        Raises:
+            DeviceError: If they would let anyone read what is sent, or contradict each other.
+        """
+        if socket_path is not None:
+            if certificate is not None or key is not None:
+                raise DeviceError("A socket and a certificate were both given.", "With --socket, the proxy ends TLS.")
+            return cls(typed_path(socket_path).absolute())
+        if certificate is None or key is None:
+            raise DeviceError(
+                f"Without TLS, passwords could be read on the way to {host}:{port}.",
+                "Give --socket for a proxy that ends TLS, or --tls-cert and --tls-key.",
+            )
+        files = typed_path(certificate), typed_path(key)
+        for file in files:
+            if not os.access(file, os.R_OK):
+                raise DeviceError(
+                    f"{file} cannot be read.", "Give the PEM file of the certificate chain, and of its key."
+                )
+        return cls(None, host, port, *files)
+
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether every request comes through a proxy, which may say where from."""
+        return self.socket_path is not None
+
+    def open(self) -> socket.socket:
+        """Return the bound socket. A socket file is for this user and its group alone, which the proxy is in.
+
+        Raises:
+            DeviceError: If it cannot be bound, or a running server has it.
+        """
+        path = self.socket_path
+        try:
+            if path is None:
+                family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+                bound = socket.socket(family, socket.SOCK_STREAM)
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                bound.bind((self.host, self.port))
+                return bound
+            _remove_stale(path)
+            bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            mask = os.umask(0o117)
+            try:
+                bound.bind(str(path))
+            finally:
+                os.umask(mask)
+            return bound
+        except OSError as error:
+            place = str(path) if path is not None else f"{self.host}:{self.port}"
+            raise DeviceError(
+                f"{place} cannot be listened on ({error.strerror or error}).",
+                "Close the other program, or choose another --socket or --port.",
+            ) from error
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket file of a server that has ended."""
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        raise DeviceError(f"The path {path} is too long for a socket.", "Choose one of at most 100 bytes.")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise DeviceError(f"{path} exists and is not a socket.", "Choose another path with --socket.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise DeviceError(f"Another program listens on {path}.", "Stop it, or choose another path with --socket.")
+
+
+# Of the account that the server runs as: what people of the lab start must not act in its name.
+_SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
+
+
+def forget_secrets() -> None:
+    """Remove tokens from this process's environment, and with it from all that it starts; files with tokens are not read.
+
+    A person's own token for the Hub is given with each action.
+    """
+    for name in [name for name in os.environ if _SECRETS.search(name)]:
+        del os.environ[name]
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # noqa: S105 - a switch
+    os.environ["HF_TOKEN_PATH"] = os.devnull
+
+
+def audit_log_path(home: LoratoryHome) -> Path:
+    """Return where the audit log of a home is."""
+    return home.root / "audit.jsonl"

@@ -1,0 +1,85 @@
+"""Passwords: what is accepted as one, and how it is kept, with Argon2id."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+
+from engine.errors import AccountError
+
+SHORTEST = 12  # characters, without rules about their kinds: NIST SP 800-63B-4, section 3.1.1.2
+LONGEST = 200
+_DIFFERENT_CHARACTERS = 4
+_AT_ONCE = 2  # each takes 64 MiB and a core for a moment, and is asked for by people who are not signed in
+_WAITING = 16
+
+
+T = TypeVar("T")
+
+
+class BusyError(AccountError):
+    """More people sign in at this moment than are let wait."""
+
+
+class Passwords:
+    """Hashes and checks passwords, at most two at once; the rest wait for their turn, a few at a time.
+
+    The parameters are argon2-cffi's own, those of RFC 9106 for machines with little memory: 64 MiB, three passes.
+    """
+
+    def __init__(self, hasher: PasswordHasher | None = None) -> None:
+        self._hasher = hasher or PasswordHasher()
+        self._turn = threading.BoundedSemaphore(_AT_ONCE)
+        self._queue = threading.BoundedSemaphore(_AT_ONCE + _WAITING)
+        # Checked for names that do not exist, so they take as long as those that do.
+        self._dummy = self._hasher.hash("a password that no account has")
+
+    def hash(self, password: str, name: str) -> str:
+        """Return what is kept of a new password.
+
+        Raises:
+            AccountError: If the password is too short, too long, or the name.
+            BusyError: If too many are being checked.
+        """
+        _require_password(password, name)
+        return self._in_turn(lambda: self._hasher.hash(password))
+
+    def is_right(self, password: str, kept: str | None) -> bool:
+        """Return whether a password is the one that was kept; takes equally long where nothing was.
+
+        Raises:
+            BusyError: If too many are being checked.
+        """
+        return self._in_turn(lambda: self._matches(password[: LONGEST + 1], kept))
+
+    def is_outdated(self, kept: str) -> bool:
+        """Return whether a hash was made with other parameters, and should be made again at the next sign-in."""
+        return self._hasher.check_needs_rehash(kept)
+
+    def _matches(self, password: str, kept: str | None) -> bool:
+        try:
+            self._hasher.verify(kept or self._dummy, password)
+        except (VerifyMismatchError, VerificationError, InvalidHashError):
+            return False
+        return kept is not None
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        if not self._queue.acquire(blocking=False):
+            raise BusyError("Too many people sign in at this moment.", "Try again in a few seconds.")
+        try:
+            with self._turn:
+                return work()
+        finally:
+            self._queue.release()
+
+
+def _require_password(password: str, name: str) -> None:
+    if not SHORTEST <= len(password) <= LONGEST:
+        raise AccountError(
+            f"The password has {len(password):,} characters.", f"Choose one with {SHORTEST} to {LONGEST} characters."
+        )
+    rest = password.lower().replace(name, "")
+    if len(rest) < SHORTEST // 2 or len(set(rest)) < _DIFFERENT_CHARACTERS:
+        raise AccountError("The password is easy to guess.", "Choose one of several words, without your name.")

@@ -1,0 +1,153 @@
+"""People of a lab, and the one function that decides what each may do."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, get_args
+
+from engine.errors import AccountError
+
+Role = Literal["admin", "member", "guest"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+# A name is also the folder of the person's runs, uploads and exports, so it is a folder name on every file system.
+_NAME = re.compile(r"[a-z][a-z0-9_-]{1,31}")
+_RESERVED_NAMES = frozenset({"shared", "local", "lab", "server"})  # folders next to those of people
+
+
+class Action(StrEnum):
+    """What a person can do to a run, or in the lab."""
+
+    READ = "read"  # settings, losses, logs, evaluations
+    CHAT = "chat"
+    COPY = "copy"  # its settings, into a draft
+    EVALUATE = "evaluate"
+    EXPORT = "export"
+    PUSH = "push"
+    CONTINUE = "continue"  # start another run from its adapter
+    SHARE = "share"  # with the lab, or no longer
+    STOP = "stop"  # also cancel, and move in the queue
+    RESUME = "resume"
+    DELETE = "delete"
+
+    START = "start"  # a run, in the lab
+    USE_OWN_DATA = "use own data"  # upload it, or name a path in the person's or the lab's folders
+    USE_URGENT_SLOT = "use urgent slot"
+    MANAGE = "manage"  # people, limits, shared models and data, announcements, maintenance
+
+
+RUN_ACTIONS = frozenset(
+    {
+        Action.READ, Action.CHAT, Action.COPY, Action.EVALUATE, Action.EXPORT, Action.PUSH,
+        Action.CONTINUE, Action.SHARE, Action.STOP, Action.RESUME, Action.DELETE,
+    }
+)  # fmt: skip
+_NOTHING: frozenset[Action] = frozenset()
+
+
+@dataclass(frozen=True)
+class Person:
+    """An account.
+
+    Attributes:
+        name: Lower case; also the name of the person's folders. Never given to another person again.
+        role: What the person may do; see `may`.
+        created: Seconds since the epoch, as all times here.
+        last_sign_in: None before the first.
+        disabled: When an admin disabled the account; None while it may be used.
+    """
+
+    name: str
+    role: Role
+    created: float
+    last_sign_in: float | None = None
+    disabled: float | None = None
+
+
+@dataclass(frozen=True)
+class RunAccess:
+    """What decides about a run: whose it is, and whether its owner shared it with the lab."""
+
+    owner: str
+    is_shared: bool = False
+
+
+@dataclass(frozen=True)
+class _Rights:
+    own: frozenset[Action]
+    shared: frozenset[Action]
+    foreign: frozenset[Action]
+    lab: frozenset[Action]
+
+
+_RIGHTS: dict[Role, _Rights] = {
+    "admin": _Rights(
+        own=RUN_ACTIONS,
+        shared=RUN_ACTIONS,
+        foreign=RUN_ACTIONS,
+        lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_URGENT_SLOT, Action.MANAGE}),
+    ),
+    "member": _Rights(
+        own=RUN_ACTIONS,
+        shared=frozenset({Action.READ, Action.CHAT, Action.COPY}),
+        foreign=_NOTHING,
+        lab=frozenset({Action.START, Action.USE_OWN_DATA}),
+    ),
+    "guest": _Rights(
+        own=RUN_ACTIONS - {Action.PUSH, Action.SHARE},
+        shared=_NOTHING,
+        foreign=_NOTHING,
+        lab=frozenset({Action.START}),
+    ),
+}
+
+
+def may(person: Person, action: Action, run: RunAccess | None = None) -> bool:
+    """Return whether a person may do something; what no rule allows is refused.
+
+    Args:
+        person: Who asks. A disabled account may do nothing.
+        action: What for.
+        run: The run that it concerns; None for what concerns the lab.
+    """
+    if person.disabled is not None or (run is None) == (action in RUN_ACTIONS):
+        return False
+    rights = _RIGHTS[person.role]
+    if run is None:
+        return action in rights.lab
+    if run.owner == person.name:
+        return action in rights.own
+    return action in (rights.shared if run.is_shared else rights.foreign)
+
+
+def is_logged(person: Person, run: RunAccess) -> bool:
+    """Return whether looking into a run goes to the audit log: it is another person's, and was not shared."""
+    return run.owner != person.name and not run.is_shared
+
+
+def require_name(name: str) -> str:
+    """Return a name for a new account as it is kept.
+
+    Raises:
+        AccountError: If it cannot be one.
+    """
+    kept = name.strip().lower()
+    if not _NAME.fullmatch(kept) or kept in _RESERVED_NAMES:
+        shown = name if len(name) <= 40 else f"{name[:39]}…"
+        raise AccountError(
+            f"{shown!r} cannot be the name of an account.",
+            "Use 2 to 32 letters, digits, - and _, beginning with a letter.",
+        )
+    return kept
+
+
+def require_role(role: str) -> Role:
+    """Return a role by its name.
+
+    Raises:
+        AccountError: If there is no such role.
+    """
+    for known in ROLES:
+        if role == known:
+            return known
+    raise AccountError(f"{role[:40]!r} is not a role.", f"Choose {', '.join(ROLES[:-1])} or {ROLES[-1]}.")

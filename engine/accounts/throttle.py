@@ -1,0 +1,77 @@
+"""How often signing in may be tried: per address, per name and in all. Kept in memory, so a restart forgets it."""
+
+import ipaddress
+import math
+import time
+
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from engine.errors import AccountError
+
+_OF_AN_ADDRESS = RateLimitItemPerMinute(20, namespace="address")
+_OF_A_NAME = RateLimitItemPerHour(10, namespace="name")  # of failures: a right password clears them
+_OF_ALL = RateLimitItemPerMinute(120, namespace="all")
+_IPV6_PREFIX = 64  # what one customer has
+
+
+class ThrottledError(AccountError):
+    """Signing in was tried too often; `seconds` says when to try again."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = max(1, math.ceil(seconds))
+        super().__init__("There were too many attempts to sign in.", f"Try again in {self.seconds} s.")
+
+
+class SignInThrottle:
+    """Counts attempts to sign in.
+
+    A name that does not exist is counted as one that does, so the answer reveals nothing.
+    """
+
+    def __init__(self) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def begin(self, address: str, name: str) -> None:
+        """Count an attempt, before its password is looked at.
+
+        Args:
+            address: Of the client, as a proxy that is trusted gives it.
+            name: The name that was typed.
+
+        Raises:
+            ThrottledError: If there were too many from this address, for this name, or in all.
+        """
+        for limit, key in ((_OF_AN_ADDRESS, _network(address)), (_OF_ALL, "")):
+            if not self._limiter.hit(limit, key):
+                raise ThrottledError(self._seconds_until(limit, key))
+        key = _key(name)
+        if not self._limiter.test(_OF_A_NAME, key):
+            raise ThrottledError(self._seconds_until(_OF_A_NAME, key))
+
+    def failed(self, name: str) -> None:
+        """Count a wrong password."""
+        self._limiter.hit(_OF_A_NAME, _key(name))
+
+    def succeeded(self, name: str) -> None:
+        """Forget the wrong passwords of a person who has just given the right one."""
+        self._limiter.clear(_OF_A_NAME, _key(name))
+
+    def _seconds_until(self, limit: RateLimitItemPerMinute | RateLimitItemPerHour, key: str) -> float:
+        return self._limiter.get_window_stats(limit, key).reset_time - time.time()
+
+
+def _key(name: str) -> str:
+    return name.strip().lower()[:64]
+
+
+def _network(address: str) -> str:
+    """Return what is counted for an address: of IPv6 the network, since one client has all of its addresses."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False))
+    return str(parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else parsed)

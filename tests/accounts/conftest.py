@@ -1,0 +1,55 @@
+"""Accounts whose passwords are hashed with the least work, and whose time a test sets."""
+
+import pytest
+from argon2 import PasswordHasher
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.passwords import Passwords
+from engine.accounts.sessions import Sessions
+
+PASSWORD = "correct horse battery"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_790_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def database(home):
+    with_file = open_database(home)
+    yield with_file
+    with_file.close()
+
+
+@pytest.fixture(scope="session")
+def quick_passwords():
+    return Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+
+
+@pytest.fixture
+def accounts(database, clock, quick_passwords):
+    return Accounts(database, quick_passwords, clock)
+
+
+@pytest.fixture
+def sessions(database, clock):
+    return Sessions(database, clock)
+
+
+@pytest.fixture
+def make_person(accounts):
+    def make(name="ann", role="member"):
+        return accounts.accept(accounts.invite(role, by="").token, name, PASSWORD)
+
+    return make

@@ -1,0 +1,199 @@
+"""Invitations are used once, passwords open one account, and a lab never loses its last admin."""
+
+import sqlite3
+import stat
+import threading
+
+import pytest
+
+from engine.accounts.accounts import FILE_NAME, INVITATION_SECONDS, Accounts, open_database
+from engine.accounts.database import Database
+from engine.errors import AccountError, StorageError
+from tests.accounts.conftest import PASSWORD
+
+
+def test_an_invitation_makes_an_account_of_its_role(accounts, clock):
+    invitation = accounts.invite("member", by="root")
+
+    person = accounts.accept(invitation.token, "Ann", PASSWORD)
+
+    assert (person.name, person.role, person.created, person.last_sign_in) == ("ann", "member", clock.now, None)
+    assert accounts.people() == [person]
+    assert accounts.check_password("ANN ", PASSWORD) == person
+
+
+def test_an_invitation_is_used_once(accounts):
+    invitation = accounts.invite("member", by="")
+    accounts.accept(invitation.token, "ann", PASSWORD)
+
+    with pytest.raises(AccountError, match="not valid"):
+        accounts.accept(invitation.token, "bea", PASSWORD)
+
+    assert [person.name for person in accounts.people()] == ["ann"]
+
+
+def test_of_twenty_who_use_one_invitation_at_once_one_gets_in(home, quick_passwords):
+    invitation = Accounts(open_database(home), quick_passwords).invite("member", by="")
+    results: list[str] = []
+    ready = threading.Barrier(20)
+
+    def use(number: int) -> None:
+        own = Accounts(open_database(home), quick_passwords)  # as in another process
+        ready.wait()
+        try:
+            results.append(own.accept(invitation.token, f"person-{number}", PASSWORD).name)
+        except AccountError:
+            results.append("")
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(map(bool, results)) == [False] * 19 + [True]
+    assert len(Accounts(open_database(home), quick_passwords).people()) == 1
+
+
+def test_an_invitation_ends_after_72_hours(accounts, clock):
+    invitation = accounts.invite("guest", by="")
+    assert accounts.find_invitation(invitation.token).role == "guest"
+    clock.now += INVITATION_SECONDS
+
+    with pytest.raises(AccountError, match="not valid"):
+        accounts.accept(invitation.token, "ann", PASSWORD)
+    assert accounts.invitations() == []
+
+
+@pytest.mark.parametrize("token", ["", "x", "\ud800", "a" * 43])
+def test_other_tokens_are_not_valid(accounts, token):
+    accounts.invite("admin", by="")
+
+    with pytest.raises(AccountError, match="not valid"):
+        accounts.accept(token, "ann", PASSWORD)
+
+
+def test_a_name_that_is_taken_leaves_the_invitation_usable(accounts, make_person):
+    make_person("ann")
+    invitation = accounts.invite("member", by="")
+
+    with pytest.raises(AccountError, match="'ann' is taken"):
+        accounts.accept(invitation.token, "ANN", PASSWORD)
+
+    assert accounts.accept(invitation.token, "bea", PASSWORD).name == "bea"
+
+
+@pytest.mark.parametrize(
+    ("password", "words"),
+    [
+        ("short", "has 5 characters"),
+        ("x" * 201, "has 201"),
+        ("aaaaaaaaaaaa", "easy to guess"),
+        ("ann-ann-ann1", "easy"),
+    ],
+)
+def test_weak_passwords_are_refused(accounts, password, words):
+    with pytest.raises(AccountError, match=words):
+        accounts.accept(accounts.invite("member", by="").token, "ann", password)
+
+
+def test_a_wrong_password_and_an_unknown_name_open_nothing(accounts, make_person):
+    make_person("ann")
+
+    assert accounts.check_password("ann", PASSWORD + "!") is None
+    assert accounts.check_password("bea", PASSWORD) is None
+    assert accounts.check_password("ann", "") is None
+    assert accounts.check_password("' OR 1=1 --", PASSWORD) is None
+
+
+def test_a_reset_ends_the_password_and_its_link_sets_another(accounts, make_person):
+    make_person("ann", "admin")
+    first, second = accounts.reset("ann", by=""), accounts.reset("ann", by="")
+
+    assert accounts.check_password("ann", PASSWORD) is None
+    with pytest.raises(AccountError, match="not valid"):
+        accounts.accept(first.token, "ignored", PASSWORD)
+    assert accounts.accept(second.token, "ignored", "another good password").name == "ann"
+    assert accounts.check_password("ann", "another good password") is not None
+    assert [person.name for person in accounts.people()] == ["ann"]
+
+
+def test_a_password_is_changed_by_who_knows_it(accounts, make_person):
+    make_person("ann")
+
+    with pytest.raises(AccountError, match="present password is wrong"):
+        accounts.change_password("ann", "something else entirely", "another good password")
+    accounts.change_password("ann", PASSWORD, "another good password")
+
+    assert accounts.check_password("ann", PASSWORD) is None
+    assert accounts.check_password("ann", "another good password") is not None
+
+
+def test_a_disabled_person_stays_out_until_enabled(accounts, make_person):
+    make_person("ann")
+    accounts.disable("ann")
+    assert accounts.check_password("ann", PASSWORD) is None
+
+    accounts.enable("ann")
+    assert accounts.check_password("ann", PASSWORD) is not None
+
+
+def test_a_removed_name_is_not_given_again(accounts, make_person):
+    make_person("ann")
+    accounts.remove("ann")
+
+    assert accounts.people() == []
+    with pytest.raises(AccountError, match="taken"):
+        make_person("ann")
+
+
+def test_the_last_admin_stays(accounts, make_person):
+    make_person("ann", "admin")
+    make_person("bea", "admin")
+    accounts.disable("bea")
+
+    for change in (accounts.disable, accounts.remove, lambda name: accounts.set_role(name, "member")):
+        with pytest.raises(AccountError, match="No admin would be left"):
+            change("ann")
+    assert accounts.person("ann").role == "admin"
+    assert accounts.person("ann").disabled is None
+
+    accounts.enable("bea")
+    assert accounts.set_role("ann", "member").role == "member"
+
+
+def test_the_file_is_for_its_user_alone_and_holds_no_secret(accounts, home, make_person):
+    invitation = accounts.invite("member", by="")
+    make_person("ann")
+
+    files = [path for path in home.root.iterdir() if path.name.startswith(FILE_NAME)]
+    assert len(files) == 3  # with SQLite's log and shared memory
+    for path in files:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        content = path.read_bytes()
+        assert PASSWORD.encode() not in content
+        assert invitation.token.encode() not in content
+
+
+def test_what_a_newer_version_wrote_is_left_alone(home, database):
+    database.close()
+    with sqlite3.connect(home.root / FILE_NAME) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+    with pytest.raises(StorageError, match="newer Loratory"):
+        open_database(home)
+
+
+def test_a_file_that_is_something_else_is_reported(home):
+    (home.root / FILE_NAME).write_text("not a database, but long enough to be taken for one" * 10)
+
+    with pytest.raises(StorageError, match="cannot be used"):
+        open_database(home)
+
+
+def test_a_copy_holds_what_the_original_holds(accounts, database, make_person, tmp_path, quick_passwords):
+    make_person("ann", "admin")
+
+    database.copy_to(tmp_path / "copy.sqlite3")
+
+    assert Accounts(Database(tmp_path / "copy.sqlite3"), quick_passwords).people() == accounts.people()
