@@ -18,8 +18,9 @@ from engine.errors import EngineError
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = tuple(
     f"engine.commands.{name}"
-    for name in "train configs data estimate runs run_notes chat serve evaluate export".split()
+    for name in "train configs data estimate runs run_notes chat serve evaluate export people".split()
 )
+_ALL_ARE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
 def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
@@ -34,8 +35,14 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
         rich_markup_mode=None,
     )
     for name in modules:
-        for command in importlib.import_module(name).COMMANDS:
-            app.command()(command)
+        module = importlib.import_module(name)
+        for command in module.COMMANDS:
+            if isinstance(command, typer.Typer):
+                app.add_typer(command)
+            else:
+                app.command()(command)
+        for command in getattr(module, "PASSED_ON", ()):
+            app.command(context_settings=_ALL_ARE_ARGUMENTS)(command)
     return app
 
 

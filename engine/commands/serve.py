@@ -66,16 +66,11 @@ def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
     return (Path(target.model.id).name if Path(target.model.id).is_absolute() else target.model.id), ()
 
 
-def ui(
-    host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 7860,
-    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
-) -> None:
-    """Open the Loratory page in a browser."""
-    # The engine must not import the page, so it is found by name when it is asked for.
-    page = importlib.import_module("app")
-    arguments = ["--host", host, "--port", str(port), *(["--open"] if opens_browser else [])]
-    raise typer.Exit(page.main(arguments))
+def ui(context: typer.Context) -> None:
+    """Open the Loratory page in a browser, or serve it to a lab; `loratory ui --help` lists the options."""
+    # The engine must not import the page, so it is found by name when it is asked for; it parses its own options.
+    raise typer.Exit(importlib.import_module("app").main(context.args))
 
 
-COMMANDS = (serve, ui)
+COMMANDS = (serve,)
+PASSED_ON = (ui,)
