@@ -15,6 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the page until interrupted; returns the exit code."""
     options = _parse(arguments)
     try:
+        if options.lab:
+            return _serve_lab(options)
         refuse_unless_usable(options.host, options.port)
         home = LoratoryHome.from_environment()
         _prepare_imports()
@@ -24,6 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
     except EngineError as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def _serve_lab(options: argparse.Namespace) -> int:
+    from engine.accounts.lab import Listener, PublicAddress, forget_secrets
+
+    address = PublicAddress.parse(options.public_url or "")
+    listener = Listener.chosen(options.socket, options.host, options.port, options.tls_cert, options.tls_key)
+    home = LoratoryHome.from_environment()
+    forget_secrets()
+    _prepare_imports()
+    from ui.front.serve import serve_lab
+
+    serve_lab(home, address, listener)
     return 0
 
 
@@ -39,9 +55,23 @@ def _prepare_imports() -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="loratory ui", description="Open the Loratory page.")
-    parser.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; without --lab, a loopback address (default: %(default)s)",
+    )
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the page in the default browser")
+    lab = parser.add_argument_group(
+        "lab", "several people with accounts; see `loratory people` and `loratory lab files`"
+    )
+    lab.add_argument("--lab", action="store_true", help="let people sign in, each to a page of their own")
+    lab.add_argument("--public-url", metavar="URL", help="https address at which browsers reach the lab")
+    lab.add_argument("--socket", metavar="PATH", help="Unix socket to listen on, for a proxy that ends TLS")
+    lab.add_argument(
+        "--tls-cert", metavar="FILE", help="certificate chain, to listen on --host and --port without a proxy"
+    )
+    lab.add_argument("--tls-key", metavar="FILE", help="key of the certificate")
     return parser.parse_args(arguments)
 
 

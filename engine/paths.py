@@ -3,7 +3,7 @@
 import getpass
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -43,9 +43,19 @@ def data_folders() -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class LoratoryHome:
-    """The folder that holds runs, models, uploads and caches; `$LORATORY_HOME` or the platform's user data folder."""
+    """The folder that holds runs, models, uploads and caches; `$LORATORY_HOME` or the platform's user data folder.
+
+    Attributes:
+        root: The folder.
+        owner: In a lab, the person whose uploads, exports and transfers these are; empty where there are no accounts.
+    """
 
     root: Path
+    owner: str = ""
+
+    def of(self, owner: str) -> "LoratoryHome":
+        """Return the home as one person of a lab has it, with folders of their own."""
+        return replace(self, owner=owner)
 
     @classmethod
     def from_environment(cls) -> "LoratoryHome":
@@ -97,17 +107,22 @@ class LoratoryHome:
     @property
     def exports(self) -> Path:
         """Results that were taken away, unless the person names another folder."""
-        return self.root / "exports"
+        return self.root / "exports" / self.owner
 
     @property
     def uploads(self) -> Path:
         """Dataset files that came in through the page."""
-        return self.root / "uploads"
+        return self.root / "uploads" / self.owner
+
+    @property
+    def shared_data(self) -> Path:
+        """Datasets that an admin put there for all people of a lab, who can read them."""
+        return self.root / "shared" / "data"
 
     @property
     def transfers(self) -> Path:
         """Files on their way into or out of the page; swept after hours."""
-        return self.root / "transfers"
+        return self.root / "transfers" / self.owner
 
     @property
     def cache(self) -> Path:

@@ -18,12 +18,14 @@ from ui.backend.transfers import Transfers
 from ui.services import KnownShapes, Services
 
 
-def fake_services(root: Path, seconds_per_step: float = 0.25) -> Services:
+def fake_services(
+    root: Path, seconds_per_step: float = 0.25, *, home: LoratoryHome | None = None, owner: str = "somebody"
+) -> Services:
     """Services that need no model, on a home of their own."""
-    home = LoratoryHome(root)
+    home = home or LoratoryHome(root)
     home.make_writable()
     inspector = FakeInspector(delay_seconds=0.3)
-    runs = RunStore(home, "somebody")
+    runs = RunStore(home, owner)
     return Services(
         home=home,
         transfers=Transfers(home),

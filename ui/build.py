@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from engine.accounts.people import Person
 from engine.hardware.device import Device
 from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
@@ -28,6 +29,7 @@ from ui.views.html import gib, plural
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
+_TABS_WITH_PANEL = ("model", "data", "method", "train")
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -62,12 +64,8 @@ def build_app(services: Services) -> gr.Blocks:
         for part in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab, side_panel):
             part.wire()
         page.wire(exclude=("adapter.r", "model.revision"))  # alpha follows the rank; the revision is looked up first
-
-        def show_panel(event: gr.SelectData) -> Any:
-            return visible_if(str(event.value).lower() in ("model", "data", "method", "train"))
-
         for tab in page.tabs.children:
-            tab.select(show_panel, None, side, **QUICK)
+            tab.select(_show_panel, None, side, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
         restored = page.restore(app)
         model_tab.open_after(restored)
@@ -81,6 +79,10 @@ def build_app(services: Services) -> gr.Blocks:
     return app
 
 
+def _show_panel(event: gr.SelectData) -> Any:
+    return visible_if(str(event.value).lower() in _TABS_WITH_PANEL)
+
+
 def _header(services: Services) -> str:
     devices = services.devices()
     usable = (device for device in devices if device.obstacle is None)
@@ -89,11 +91,14 @@ def _header(services: Services) -> str:
     states = [run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]]
     running = sum(state in LIVE_STATES for state in states)
     waiting = sum(state == "queued" for state in states)
-    return render_header(device, running, waiting, " ".join(filter(None, [services.standing_by(), *unused])))
+    notice = " ".join(filter(None, [services.standing_by(), *unused]))
+    return render_header(device, running, waiting, notice, services.person)
 
 
-def render_header(device: Device | None, running: int, waiting: int, notice: str = "") -> str:
-    """Return the line on top: device with free memory, active and waiting runs; below it what concerns the whole page."""
+def render_header(
+    device: Device | None, running: int, waiting: int, notice: str = "", person: Person | None = None
+) -> str:
+    """Return the line on top: device, active and waiting runs, who is signed in; below it what concerns the whole page."""
     parts = ["no device found"]
     if device is not None:
         parts = [f"<b>{escape(device.name)}</b>", f"{gib(device.free_bytes)} of {gib(device.total_bytes)} GiB free"]
@@ -104,8 +109,17 @@ def render_header(device: Device | None, running: int, waiting: int, notice: str
     return (
         '<div class="mast" role="banner"><span class="name">Lora<i>tory</i></span>'
         '<span class="sub">fine-tuning with PEFT</span>'
-        f'<span class="chip">{" · ".join(parts)}</span></div>'
+        f'<span class="chip">{" · ".join(parts)}</span>{_account(person)}</div>'
         + (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
+    )
+
+
+def _account(person: Person | None) -> str:
+    if person is None:
+        return ""
+    return (
+        f'<form class="account" method="post" action="/sign-out"><span>{escape(person.name)}</span>'
+        '<button class="link">Sign out</button></form>'
     )
 
 

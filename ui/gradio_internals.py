@@ -153,9 +153,7 @@ class PageSessions(StateHolder):  # type: ignore[misc]
     def __getitem__(self, session_id: str) -> PageSession:
         """Return the session of a page, made at its first event."""
         if session_id not in self.session_data:
-            while len(self.session_data) >= self._capacity:
-                closed = (name for name, session in self.session_data.items() if session.is_closed)
-                self._forget(next(closed, None) or next(iter(self.session_data)))
+            self._make_room()
             self.session_data[session_id] = PageSession(self.blocks)
         session: PageSession = super().__getitem__(session_id)
         return session
@@ -167,6 +165,11 @@ class PageSessions(StateHolder):  # type: ignore[misc]
             if session.is_closed and self.time_last_used[session_id] < oldest:
                 self._forget(session_id)
 
+    def _make_room(self) -> None:
+        while len(self.session_data) >= self._capacity:
+            closed = (name for name, session in self.session_data.items() if session.is_closed)
+            self._forget(next(closed, None) or next(iter(self.session_data)))
+
     def _forget(self, session_id: str) -> None:
         del self.session_data[session_id]
         del self.time_last_used[session_id]
@@ -176,6 +179,18 @@ def keep_little(app: gr.routes.App) -> None:
     """Let a server keep its sessions in `PageSessions`, before it has any."""
     app.state_holder = PageSessions()
     app.state_holder.set_blocks(app.get_blocks())
+
+
+def use_mounted(blocks: gr.Blocks, app: gr.routes.App) -> None:
+    """Let the events of mounted blocks use the app that they are mounted as.
+
+    Gradio 6.31 makes another one when the layout is complete, whose states differ from those of events outside the queue,
+    and it checks the paths of files in launched apps alone.
+    """
+    blocks.app = blocks.server_app = app
+    blocks._queue.set_server_app(app)
+    blocks.has_launched = True
+    keep_little(app)
 
 
 def _arguments(block: Block) -> dict[str, Any]:

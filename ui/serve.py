@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
@@ -38,24 +40,8 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         EngineError: If a service cannot start.
     """
     sweep_measurements(home)
-    inspector = Inspector(home, data_roots=(home.uploads, *data_folders()))
-    runs = RunStore(home, local_owner())
     supervisor = Supervisor(home)
-    chat = ChatSession(home)
-    services = Services(
-        home=home,
-        transfers=Transfers(home),
-        inspector=inspector,
-        shapes=KnownShapes(inspector),
-        runs=runs,
-        launcher=Launcher(runs, Preflight(home, inspector)),
-        chat=chat,
-        checks=DatasetChecks(inspector),
-        tokenizers=Tokenizers.on_this_machine(home),
-        results=ResultWork.on_this_machine(home),
-        measure=lambda config, estimate: MeasurementJob(home, config, estimate),
-        standing_by=supervisor.explain_standing_by,
-    )
+    services = build_services(home, local_owner(), (home.uploads, *data_folders()), supervisor)
     leaving = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leaving.set())
@@ -65,17 +51,57 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         app = launch(services, host, port, open_browser=open_browser)
         gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
         gc.enable()
-        inspector.start()
+        services.inspector.start()
         print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs continue).", flush=True)
         leaving.wait()
         app.close(verbose=False)
     finally:
         supervisor.stop()
-        chat.unload()
-        services.results.stop_all()
-        services.measurements.stop_all()
-        services.tokenizers.stop_all()
-        inspector.close()
+        close_services(services)
+
+
+def build_services(
+    home: LoratoryHome,
+    owner: str,
+    data_roots: tuple[Path, ...],
+    supervisor: Supervisor,
+    person: Person | None = None,
+) -> Services:
+    """Return what the page of one person may call.
+
+    Args:
+        home: The home as this person has it.
+        owner: Whose runs.
+        data_roots: Folders whose files may be opened as datasets.
+        supervisor: Of this process.
+        person: Who is signed in; None where there are no accounts.
+    """
+    inspector = Inspector(home, data_roots=data_roots)
+    runs = RunStore(home, owner)
+    return Services(
+        home=home,
+        transfers=Transfers(home),
+        inspector=inspector,
+        shapes=KnownShapes(inspector),
+        runs=runs,
+        launcher=Launcher(runs, Preflight(home, inspector)),
+        chat=ChatSession(home),
+        checks=DatasetChecks(inspector),
+        tokenizers=Tokenizers.on_this_machine(home),
+        results=ResultWork.on_this_machine(home),
+        measure=lambda config, estimate: MeasurementJob(home, config, estimate),
+        person=person,
+        standing_by=supervisor.explain_standing_by,
+    )
+
+
+def close_services(services: Services) -> None:
+    """End what a page started for itself; runs continue."""
+    services.chat.unload()
+    services.results.stop_all()
+    services.measurements.stop_all()
+    services.tokenizers.stop_all()
+    services.inspector.close()
 
 
 def launch(services: Services, host: str, port: int | None, *, open_browser: bool = False) -> gr.Blocks:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.config.run import ModelConfig, RunConfig
 from engine.hardware.device import Device
@@ -59,6 +60,7 @@ class Services:
     tokenizers: Tokenizers
     results: ResultWork
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
+    person: Person | None = None  # who is signed in; None where there are no accounts
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
     # Which process supervises the runs instead of this one; empty where this one does.

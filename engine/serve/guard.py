@@ -21,8 +21,8 @@ def refuse_unless_usable(host: str, port: int) -> None:
     """
     if host not in LOOPBACK_HOSTS:
         raise DeviceError(
-            f"Loratory has no accounts yet, so it does not listen on {host}, where anyone could use it.",
-            "Keep 127.0.0.1, and reach it from elsewhere through an SSH tunnel.",
+            f"Loratory does not listen on {host} without accounts: anyone could use it there.",
+            "Add --lab, or keep 127.0.0.1 and reach it from elsewhere through an SSH tunnel.",
         )
     if not 0 < port < 65536:
         raise DeviceError(f"{port} is not a port.", "Choose one between 1 and 65535, such as 7860.")

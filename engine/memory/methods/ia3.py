@@ -10,7 +10,16 @@ from engine.models.shape import ModuleShape
 
 # Which modules rescale their input when the person leaves the choice to the model's family.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
-_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
+_FEEDFORWARD_ENDINGS = (
+    "down_proj",
+    "mlp.c_proj",
+    "mlp.dense_4h_to_h",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "w2",
+    "mlp.experts.down_proj",
+)
 
 
 class Ia3Memory(MemoryRule):

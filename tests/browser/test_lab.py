@@ -1,0 +1,88 @@
+"""The road into a lab in a real browser, over real TLS: an invitation, a page of one's own, signing out and in again."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.chromium import open_tab
+from tests.ui.front.lab import PASSWORD, Lab, running_lab
+
+pytestmark = pytest.mark.browser
+
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as running:
+        running.add("root", "admin")
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A browser that has not been here, and whose console must stay free of errors; it knows no test's certificate."""
+    context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("response", lambda answer: errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    yield page
+    context.close()
+    assert errors == []
+
+
+def choose_model_and_data(page: Page) -> None:
+    page.locator("#catalog [data-pick]").first.click()
+    expect(page.locator("#model-details .facts")).to_be_visible()
+    open_tab(page, "Data")
+    page.locator("#samples [data-pick]").first.click()
+    expect(page.locator("#facts .facts")).to_be_visible()
+
+
+def test_an_invited_person_joins_trains_leaves_and_comes_back(lab, page):
+    invitation = lab.accounts.invite("member", by="root")
+
+    page.goto(f"{lab.url}/join#{invitation.token}")
+    expect(page).to_have_url(f"{lab.url}/join")  # the token does not stay in the address
+    page.get_by_label("Name", exact=True).fill("ann")
+    page.get_by_label("New password", exact=True).fill(PASSWORD)
+    page.get_by_label("New password again").fill(PASSWORD)
+    page.get_by_role("button", name="Continue").click()
+
+    expect(page.locator("#header .account")).to_contain_text("ann")
+    choose_model_and_data(page)
+    open_tab(page, "Train")
+    page.locator("#start").click()
+    expect(page.locator("#run-heading")).to_contain_text("running")
+    runs = list((lab.home.runs / "ann").glob("2*"))
+    assert len(runs) == 1
+
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.goto(lab.url)
+    expect(page).to_have_url(f"{lab.url}/sign-in")
+    page.get_by_label("Name").fill("ann")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_label("Password").press("Enter")
+
+    open_tab(page, "Runs")
+    expect(page.locator("#runs-table")).to_contain_text(runs[0].name[-4:])
+
+
+def test_signing_in_works_without_javascript(lab, browser):
+    lab.add("bea")
+    context = browser.new_context(ignore_https_errors=True, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(lab.url)
+    page.get_by_label("Name").fill("bea")
+    page.get_by_label("Password").fill("wrong " + PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_have_text("Wrong name or password.")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page).to_have_url(f"{lab.url}/")
+    context.close()

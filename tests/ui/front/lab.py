@@ -1,0 +1,115 @@
+"""A lab on this machine, behind real TLS, with people in it."""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import trustme
+import uvicorn
+from argon2 import PasswordHasher
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.lab import PublicAddress
+from engine.accounts.passwords import Passwords
+from engine.accounts.people import Person, Role
+from engine.accounts.sessions import Sessions
+from engine.paths import LoratoryHome
+from engine.serve.guard import bound_socket
+from tests.fake_services import fake_services
+from ui.front.gate import COOKIE
+from ui.front.pages import PersonPages
+from ui.front.serve import build_gate, with_housekeeping
+from ui.services import Services
+
+PASSWORD = "correct horse battery"
+PATIENCE_SECONDS = 30
+
+
+@dataclass
+class Lab:
+    """A lab that is being served.
+
+    Attributes:
+        home: Its folder.
+        url: Its address.
+        accounts: Its people.
+        sessions: Their sessions.
+        pages: Their pages.
+        trust: Knows its certificate.
+    """
+
+    home: LoratoryHome
+    url: str
+    accounts: Accounts
+    sessions: Sessions
+    pages: PersonPages
+    trust: ssl.SSLContext
+
+    def add(self, name: str, role: Role = "member") -> Person:
+        """Make an account."""
+        return self.accounts.accept(self.accounts.invite(role, by="").token, name, PASSWORD)
+
+    def browser(self, token: str | None = None, **headers: str) -> httpx.Client:
+        """Return a client that behaves as the lab's own page does."""
+        own = {"Origin": self.url, "Sec-Fetch-Site": "same-origin", **headers}
+        cookies = {} if token is None else {COOKIE: token}
+        return httpx.Client(base_url=self.url, verify=self.trust, headers=own, cookies=cookies, timeout=60)
+
+    def signed_in(self, name: str) -> httpx.Client:
+        """Return a client with a session of that person."""
+        return self.browser(self.sessions.begin(self.accounts.person(name), "127.0.0.1", "test"))
+
+
+@contextmanager
+def running_lab(
+    root: Path, services_of: Callable[[LoratoryHome, Person], Services] | None = None, *, behind_proxy: bool = False
+) -> Iterator[Lab]:
+    """Serve a lab from a thread; with services that need no model where none are given."""
+    home = LoratoryHome(root)
+    home.make_writable()
+    bound = bound_socket("127.0.0.1", 0)
+    address = PublicAddress.parse(f"https://localhost:{bound.getsockname()[1]}")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    chain, key = root / "tls.pem", root / "tls.key"
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(chain, append=True)
+    certificate.private_key_pem.write_to_path(key)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+
+    def make(person: Person) -> Services:
+        own = home.of(person.name)
+        return services_of(own, person) if services_of is not None else fake_services_of(own, person)
+
+    gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy)
+    config = uvicorn.Config(
+        with_housekeeping(gate, pages), lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
+        ssl_certfile=chain, ssl_keyfile=key, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    database = open_database(home)
+    quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not server.started:
+            assert thread.is_alive(), "the lab did not start"
+            assert time.monotonic() < deadline, "the lab did not start in time"
+            time.sleep(0.01)
+        yield Lab(home, address.origin, Accounts(database, quick), Sessions(database), pages, trust)
+    finally:
+        server.should_exit = True
+        thread.join()
+        database.close()
+
+
+def fake_services_of(own: LoratoryHome, person: Person) -> Services:
+    """Services that need no model, in a person's own folders."""
+    return replace(fake_services(own.root, home=own, owner=person.name), person=person)

@@ -1,0 +1,338 @@
+"""Nothing of a lab answers people who are not in it, nor one person with another's, over real TLS."""
+
+import http.client
+import re
+import socket
+import ssl
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.routing import BaseRoute, Mount, Route
+
+from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
+from ui.front.forms import FRONT_PATHS
+from ui.front.gate import COOKIE
+
+REFUSED = (401, 403, 404, 405, 421)
+# Routes of Gradio that a page needs. All others are not offered, also those that a new Gradio brings.
+OFFERED = {
+    "GET /", "HEAD /", "GET /config", "GET /config/", "GET /theme.css", "GET /gradio_api/theme.css", "GET /favicon.ico",
+    "GET /manifest.json", "GET /robots.txt", "GET /static/x", "GET /assets/x", "GET /svelte/x",
+    "GET /gradio_api/startup-events", "GET /gradio_api/upload_progress", "GET /gradio_api/queue/data", "GET /gradio_api/heartbeat/x",
+    "POST /gradio_api/queue/join", "POST /gradio_api/queue/join/", "POST /gradio_api/run/predict/", "POST /gradio_api/run/predict", "POST /gradio_api/upload", "POST /gradio_api/cancel",
+    "POST /gradio_api/component_server", "POST /gradio_api/component_server/", "POST /gradio_api/reset", "POST /gradio_api/reset/",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("lab")) as running:
+        running.add("root", "admin")
+        running.add("ann")
+        running.add("bea")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ann(lab):
+    with lab.signed_in("ann") as client:
+        assert client.get("/").status_code == 200
+        yield client
+
+
+@pytest.fixture(scope="module")
+def bea(lab):
+    with lab.signed_in("bea") as client:
+        assert client.get("/").status_code == 200
+        yield client
+
+
+def routes_of(routes: list[BaseRoute], prefix: str = "") -> set[str]:
+    """Every method and path that the page's app answers, with x for what varies."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Mount):
+            found |= routes_of(list(route.routes), prefix + route.path)
+        elif hasattr(route, "original_router"):  # FastAPI's, of a router that is included
+            found |= routes_of(route.original_router.routes, prefix)
+        elif isinstance(route, Route):
+            path = prefix + re.sub(r"\{[^}]*\}", "x", route.path)
+            found |= {f"{method} {path}" for method in route.methods or {"GET"}}
+            found |= {f"{method} {path}" for method in ("GET", "POST")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def every_route(lab, ann):
+    page = lab.pages._pages["ann"]
+    routes = routes_of(page.app.router.routes)
+    assert len(routes) > 60, "the app's routes are found"
+    assert "POST /gradio_api/queue/join" in routes
+    return sorted({*routes, *(f"GET {path}" for path in FRONT_PATHS)})
+
+
+@pytest.mark.parametrize("cookie", [None, "", "x", "A" * 43])
+def test_every_route_refuses_a_request_without_a_session(lab, every_route, cookie):
+    with lab.browser(cookie) as nobody:
+        for method, path in (route.split(" ", 1) for route in every_route):
+            if path in FRONT_PATHS:
+                continue
+            answer = nobody.request(method, path, headers={"Accept": "text/html"})
+            asks = answer.status_code == 303 and answer.headers["location"] == "/sign-in"
+            assert asks or answer.status_code in (401, 403), (method, path, answer.status_code)
+            assert "gradio" not in answer.text.lower(), (method, path)
+
+
+def test_what_a_person_is_offered_is_a_list_that_was_decided(ann, every_route):
+    answered = set()
+    for method, path in (route.split(" ", 1) for route in every_route):
+        if path in FRONT_PATHS or path.endswith(("heartbeat/x", "queue/data")):
+            continue
+        answer = ann.request(method, path)
+        if answer.status_code != 404 or answer.text not in ("Not found", ""):
+            answered.add(f"{method} {path}")
+
+    assert answered <= OFFERED, "decide whether a new route is safe to offer"
+
+
+@pytest.mark.parametrize("name", ["evil.example", "localhost", "127.0.0.1", "localhost:1", ""])
+def test_another_name_of_the_server_is_refused(lab, ann, name):
+    assert ann.get("/config", headers={"Host": name}).status_code == 421
+    assert ann.get("/sign-in", headers={"Host": name}).status_code == 421
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost", "https://localhost:1", ""])
+def test_pages_of_other_sites_are_refused_and_read_nothing(lab, every_route, ann, origin):
+    for method, path in (route.split(" ", 1) for route in every_route):
+        answer = ann.request(method, path, headers={"Origin": origin, "Sec-Fetch-Site": "cross-site"})
+        assert answer.status_code == 403, (method, path)
+        assert not [header for header in answer.headers if header.startswith("access-control")]
+
+
+def test_a_form_of_another_site_changes_nothing(lab, ann):
+    for site, mode in (("cross-site", "navigate"), ("same-site", "navigate"), ("none", "navigate")):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": "document"}
+        assert ann.post("/sign-out", headers=headers).status_code == 403
+        assert ann.post("/gradio_api/queue/join", headers=headers).status_code == 403
+    assert ann.get("/config").status_code == 200
+
+
+def test_a_request_that_names_no_page_changes_nothing(lab):
+    with lab.browser(lab.sessions.begin(lab.accounts.person("ann"), "", "")) as plain:
+        del plain.headers["Origin"], plain.headers["Sec-Fetch-Site"]
+        assert plain.post("/gradio_api/queue/join", json={}).status_code == 403
+        assert plain.post("/sign-in", data={"name": "ann", "password": PASSWORD}).status_code == 403
+
+
+def test_a_link_on_another_site_opens_the_page_and_a_frame_does_not(ann):
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    del ann.headers["Origin"]
+    try:
+        assert ann.get("/", headers={**headers, "Sec-Fetch-Dest": "document"}).status_code == 200
+        assert ann.get("/", headers={**headers, "Sec-Fetch-Dest": "iframe"}).status_code == 403
+    finally:
+        ann.headers["Origin"] = str(ann.base_url).rstrip("/")
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/sign-in", "/gradio_api/info", "/theme.css"])
+def test_every_answer_limits_what_a_browser_does_with_it(ann, path):
+    headers = ann.get(path).headers
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'self'" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["strict-transport-security"].startswith("max-age=")
+    assert headers["x-frame-options"] == "DENY"
+
+
+def join(client, session, fn_index=0, data=()):
+    body = {"data": list(data), "fn_index": fn_index, "session_hash": session, "trigger_id": None, "event_data": None}
+    return client.post("/gradio_api/queue/join", json=body)
+
+
+def listen(client, session, seconds=5.0):
+    """The lines of a session's stream, until it ends or nothing comes."""
+    lines = []
+    try:
+        with client.stream("GET", f"/gradio_api/queue/data?session_hash={session}", timeout=seconds) as stream:
+            for line in stream.iter_lines():
+                lines.append(line)
+                if "process_completed" in line or "close_stream" in line:
+                    break
+    except Exception as error:
+        lines.append(type(error).__name__)
+    return "\n".join(lines)
+
+
+def test_the_session_of_another_gives_nothing_and_its_stream_still_arrives(lab, ann, bea):
+    config = ann.get("/config").json()
+    load = next(
+        one["id"]
+        for one in config["dependencies"]
+        if [None, "load"] in one["targets"] or one["targets"][0][1] == "load"
+    )
+    heard: list[str] = []
+    event = join(ann, "ofann", load, [None] * 40).json()["event_id"]
+
+    stolen = listen(bea, "ofann", 2.0)
+    bea.post("/gradio_api/cancel", json={"session_hash": "ofann", "fn_index": load, "event_id": event})
+    bea.post("/gradio_api/reset", json={"event_id": event})
+    heard.append(listen(ann, "ofann"))
+
+    assert event not in stolen
+    assert "process_completed" not in stolen
+    assert event in heard[0]
+    assert "process_completed" in heard[0]
+
+
+def test_an_upload_belongs_to_who_sent_it(lab, ann, bea):
+    answer = ann.post("/gradio_api/upload?upload_id=first", files={"files": ("rows.jsonl", b'{"text": "of ann"}\n')})
+    assert answer.status_code == 200
+    (path,) = answer.json()
+
+    assert ann.get(f"/gradio_api/file={path}").text == '{"text": "of ann"}\n'
+    assert "/transfers/ann/" in path
+    refused = bea.get(f"/gradio_api/file={path}")
+    assert (refused.status_code, refused.text) == (404, "Not found")
+    assert bea.get("/gradio_api/upload_progress?upload_id=first").status_code == 404
+    assert bea.post("/gradio_api/upload?upload_id=first", files={"files": ("a", b"a")}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{home}/accounts.sqlite3", "{home}/audit.jsonl", "/etc/passwd", "/proc/self/environ", "{own}/../bea/x",
+        "{own}/link", "https://example.com/", "~/.ssh/id_rsa", "{home}/runs", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd",
+        "{own}/%00", "{own}/..%2fbea%2fsecret", "{home}/transfers/bea/secret",
+    ],
+)  # fmt: skip
+def test_no_file_but_a_persons_own_is_given(lab, ann, bea, path):
+    own, other = lab.home.of("ann").transfers, lab.home.of("bea").transfers
+    (other / "secret").write_text("of bea")
+    if not (own / "link").is_symlink():
+        (own / "link").symlink_to(other / "secret")
+
+    answer = ann.get("/gradio_api/file=" + path.format(home=lab.home.root, own=own))
+
+    assert answer.status_code in (403, 404)
+    assert "of bea" not in answer.text
+    assert "root:" not in answer.text
+
+
+def test_forwarding_headers_of_a_client_are_ignored(lab, ann):
+    forged = {
+        "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "1.2.3.4",
+        "Forwarded": "host=evil.example", "X-Gradio-Server": "https://evil.example",
+    }  # fmt: skip
+    assert ann.get("/config", headers=forged).json()["root"] == lab.url
+    with lab.browser() as browser:
+        browser.post("/sign-in", data={"name": "ann", "password": PASSWORD}, headers=forged)
+    log = (lab.home.root / "audit.jsonl").read_text()
+    assert "1.2.3.4" not in log
+    assert "127.0.0.1" in log
+
+
+def test_a_session_that_was_signed_out_cannot_be_replayed(lab):
+    token = lab.sessions.begin(lab.accounts.person("ann"), "", "")
+    with lab.browser(token) as browser:
+        assert browser.get("/config").status_code == 200
+        left = browser.post("/sign-out")
+        assert (left.status_code, left.headers["location"]) == (303, "/sign-in")
+        assert '"cookies"' in left.headers["clear-site-data"]
+        cookie = left.headers["set-cookie"]
+        assert f'{COOKIE}=""' in cookie
+        assert "Secure" in cookie
+    with lab.browser(token) as replayed:
+        assert replayed.get("/config").status_code == 401
+
+
+def test_signing_out_everywhere_ends_other_browsers(lab):
+    person = lab.accounts.person("bea")
+    with lab.browser(lab.sessions.begin(person, "", "")) as one, lab.browser(lab.sessions.begin(person, "", "")) as two:
+        one.post("/sign-out", data={"everywhere": "1"})
+        assert two.get("/config").status_code == 401
+
+
+def test_two_cookies_of_one_name_open_nothing_that_one_would_not(lab):
+    token = lab.sessions.begin(lab.accounts.person("ann"), "", "")
+    with lab.browser() as browser:
+        answer = browser.get("/config", headers={"Cookie": f"{COOKIE}={token}; {COOKIE}=forged"})
+        assert answer.status_code in (200, 401)
+        assert browser.get("/config", headers={"Cookie": f"loratory={token}"}).status_code == 401
+
+
+def open_stream(lab, token):
+    """A stream that goes on for as long as the session does."""
+    address = urlsplit(lab.url)
+    connection = http.client.HTTPSConnection(
+        address.hostname, address.port, context=lab.trust, timeout=PATIENCE_SECONDS
+    )
+    headers = {"Cookie": f"{COOKIE}={token}", "Origin": lab.url, "Sec-Fetch-Site": "same-origin"}
+    connection.request("GET", "/gradio_api/heartbeat/streaming", headers=headers)
+    return connection, connection.getresponse()
+
+
+def test_the_open_stream_of_a_disabled_person_ends_within_five_seconds(lab):
+    lab.add("cid")
+    token = lab.sessions.begin(lab.accounts.person("cid"), "", "")
+    connection, stream = open_stream(lab, token)
+    assert stream.status == 200
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            while stream.read1():
+                pass
+        except (OSError, http.client.HTTPException):
+            pass
+        ended.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert not ended.wait(0.5)
+    began = time.monotonic()
+    lab.accounts.disable("cid")
+
+    assert ended.wait(PATIENCE_SECONDS)
+    assert time.monotonic() - began < 5
+    connection.close()
+    with lab.browser(token) as browser:
+        assert browser.get("/config").status_code == 401
+
+
+def test_a_changed_role_gets_another_page(lab):
+    lab.add("dan")
+    token = lab.sessions.begin(lab.accounts.person("dan"), "", "")
+    with lab.browser(token) as browser:
+        browser.get("/config")
+        first = lab.pages._pages["dan"]
+        lab.accounts.set_role("dan", "guest")
+        assert browser.get("/config").status_code == 200
+        assert lab.pages._pages["dan"] is not first
+
+
+def test_plain_http_gets_no_answer(lab):
+    address = urlsplit(lab.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as plain:
+        plain.sendall(f"GET /sign-in HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+        assert b"Loratory" not in plain.recv(4096)
+
+
+def test_a_websocket_is_refused(lab):
+    token = lab.sessions.begin(lab.accounts.person("ann"), "", "")
+    headers = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x" * 22 + "==", "Sec-WebSocket-Version": "13",
+    }  # fmt: skip
+    with lab.browser(token) as browser:
+        assert browser.get("/", headers=headers).status_code in (200, 400, 403, 404)
+
+
+def test_a_client_must_trust_the_certificate(lab):
+    address = urlsplit(lab.url)
+    with (
+        pytest.raises(ssl.SSLCertVerificationError),
+        socket.create_connection((address.hostname, address.port)) as plain,
+    ):
+        ssl.create_default_context().wrap_socket(plain, server_hostname=address.hostname)

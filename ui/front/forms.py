@@ -1,0 +1,218 @@
+"""The pages of people who have not signed in: sign-in and invitation. They work without JavaScript."""
+
+import asyncio
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from engine.accounts.accounts import Accounts
+from engine.accounts.audit import AuditLog
+from engine.accounts.passwords import LONGEST, SHORTEST
+from engine.accounts.people import Person
+from engine.accounts.sessions import Sessions
+from engine.accounts.throttle import SignInThrottle, ThrottledError
+from engine.errors import EngineError
+from ui.front.gate import COOKIE, SIGN_IN
+
+JOIN = "/join"
+SIGN_OUT = "/sign-out"
+FRONT_PATHS = frozenset({SIGN_IN, JOIN, SIGN_OUT})
+_LARGEST_FORM_BYTES = 8_000
+_STYLE = (Path(__file__).parent / "front.css").read_text(encoding="utf-8")
+# The code of an invitation stands behind the #, which browsers keep to themselves; without JavaScript it is pasted.
+_TAKE_CODE = "const c=location.hash.slice(1);if(c){document.getElementById('code').value=c;history.replaceState(null,'',location.pathname)}"
+
+
+def _hash_of(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+_POLICY = f"default-src 'none'; style-src {_hash_of(_STYLE)}; script-src {_hash_of(_TAKE_CODE)}; form-action 'self'; base-uri 'none'"
+
+
+@dataclass(frozen=True)
+class Front:
+    """What signing in needs.
+
+    Args:
+        accounts: Checks passwords and invitations.
+        sessions: Begins and ends.
+        throttle: Counts attempts.
+        audit: Is told of each.
+        notice: A line on the sign-in page, such as an announcement of maintenance.
+    """
+
+    accounts: Accounts
+    sessions: Sessions
+    throttle: SignInThrottle
+    audit: AuditLog
+    notice: str = ""
+
+    def app(self) -> Starlette:
+        """Return what answers `FRONT_PATHS`."""
+        return Starlette(
+            routes=[
+                Route(SIGN_IN, self._show_sign_in, methods=["GET"]),
+                Route(SIGN_IN, self._sign_in, methods=["POST"]),
+                Route(JOIN, self._show_join, methods=["GET"]),
+                Route(JOIN, self._join, methods=["POST"]),
+                Route(SIGN_OUT, self._sign_out, methods=["POST"]),
+            ]
+        )
+
+    async def _show_sign_in(self, _request: Request) -> Response:
+        return _page("Sign in", _sign_in_form("", self.notice))
+
+    async def _sign_in(self, request: Request) -> Response:
+        form = await _read(request)
+        if form is None:
+            return _page("Sign in", _sign_in_form("", self.notice, "The form is too large."), 413)
+        name, password = _text(form, "name"), _text(form, "password")
+        address = _address(request)
+        try:
+            self.throttle.begin(address, name)
+            person = await asyncio.to_thread(self.accounts.check_password, name, password)
+        except ThrottledError as error:
+            await self._log("", "sign-in failed", name, address, "throttled")
+            answer = _page("Sign in", _sign_in_form(name, self.notice, str(error)), 429)
+            answer.headers["Retry-After"] = str(error.seconds)
+            return answer
+        except EngineError as error:
+            return _page("Sign in", _sign_in_form(name, self.notice, str(error)), 503)
+        if person is None:
+            self.throttle.failed(name)
+            await self._log("", "sign-in failed", name, address)
+            # The same words whatever was wrong: the name, the password, or that the account is disabled.
+            return _page("Sign in", _sign_in_form(name, self.notice, "Wrong name or password."), 403)
+        self.throttle.succeeded(name)
+        return await self._signed_in(request, person)
+
+    async def _show_join(self, _request: Request) -> Response:
+        return _page("Join", _join_form("", ""))
+
+    async def _join(self, request: Request) -> Response:
+        form = await _read(request)
+        if form is None:
+            return _page("Join", _join_form("", "", "The form is too large."), 413)
+        code, name, password = _text(form, "code"), _text(form, "name"), _text(form, "password")
+        address = _address(request)
+        try:
+            self.throttle.begin(address, f"invitation {code[:16]}")
+            if password != _text(form, "again"):
+                return _page("Join", _join_form(code, name, "The two passwords differ. Type them again."), 400)
+            invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
+            person = await asyncio.to_thread(self.accounts.accept, code, name, password)
+        except ThrottledError as error:
+            return _page("Join", _join_form(code, name, str(error)), 429)
+        except EngineError as error:
+            return _page("Join", _join_form(code, name, str(error)), 400)
+        kind = "joined" if invitation.person is None else "password set"
+        await asyncio.to_thread(self.audit.write, person.name, kind, person.name, person.role, address)  # type: ignore[arg-type]
+        return await self._signed_in(request, person)
+
+    async def _sign_out(self, request: Request) -> Response:
+        token = request.cookies.get(COOKIE, "")
+        signed_in = await asyncio.to_thread(self.sessions.find, token) if token else None
+        if signed_in is not None:
+            form = await _read(request)
+            if form is not None and _text(form, "everywhere"):
+                await asyncio.to_thread(self.sessions.end_all, signed_in.person)
+            else:
+                await asyncio.to_thread(self.sessions.end, token)
+            await self._log(signed_in.person.name, "signed out", "", _address(request))
+        answer = RedirectResponse(SIGN_IN, 303)
+        answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+        answer.headers["Clear-Site-Data"] = '"cache", "cookies", "storage"'
+        return answer
+
+    async def _signed_in(self, request: Request, person: Person) -> Response:
+        address = _address(request)
+        browser = request.headers.get("user-agent", "")
+        token = await asyncio.to_thread(self.sessions.begin, person, address, browser)
+        await self._log(person.name, "signed in", "", address)
+        answer = RedirectResponse("/", 303)
+        # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
+        answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
+        return answer
+
+    async def _log(self, person: str, kind: str, subject: str, address: str, detail: str = "") -> None:
+        await asyncio.to_thread(self.audit.write, person, kind, subject[:64], detail, address)  # type: ignore[arg-type]
+
+
+async def _read(request: Request) -> FormData | None:
+    """Return a form; None where it is larger than any of ours, which is then not read to its end."""
+    size = 0
+    parts = []
+    async for part in request.stream():
+        size += len(part)
+        if size > _LARGEST_FORM_BYTES:
+            return None
+        parts.append(part)
+    request._body = b"".join(parts)  # where Starlette looks for what was read already
+    return await request.form(max_files=0, max_fields=10)
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _sign_in_form(name: str, notice: str, problem: str = "") -> str:
+    return (
+        (f'<p class="notice">{escape(notice)}</p>' if notice else "")
+        + _problem(problem)
+        + f'<form method="post" action="{SIGN_IN}">'
+        + _field("name", "Name", "text", "username", name[:64])
+        + _field("password", "Password", "password", "current-password")
+        + "<button>Sign in</button></form>"
+        + '<p class="small">No account, or a forgotten password? An admin of this lab can send you a link.</p>'
+    )
+
+
+def _join_form(code: str, name: str, problem: str = "") -> str:
+    return (
+        _problem(problem)
+        + f'<form method="post" action="{JOIN}">'
+        + _field("code", "Code of the invitation", "text", "off", code[:64])
+        + _field("name", "Name", "text", "username", name[:64], is_required=False)
+        + '<p class="small">2 to 32 letters, digits, - and _. Leave it empty if the link resets your password.</p>'
+        + _field("password", "New password", "password", "new-password")
+        + _field("again", "New password again", "password", "new-password")
+        + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words.</p>'
+        + "<button>Continue</button></form>"
+        + f"<script>{_TAKE_CODE}</script>"
+    )
+
+
+def _field(name: str, label: str, kind: str, autocomplete: str, value: str = "", *, is_required: bool = True) -> str:
+    return (
+        f'<label for="{name}">{label}</label>'
+        f'<input id="{name}" name="{name}" type="{kind}" autocomplete="{autocomplete}" value="{escape(value)}"'
+        f'{" required" if is_required else ""} maxlength="{LONGEST}" autocapitalize="none" spellcheck="false">'
+    )
+
+
+def _problem(text: str) -> str:
+    return f'<p class="problem" role="alert">{escape(text)}</p>' if text else ""
+
+
+def _page(title: str, body: str, status: int = 200) -> HTMLResponse:
+    document = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} · Loratory</title>'
+        f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
+        f'<body><main><p class="name">Lora<i>tory</i></p><h1>{title}</h1>{body}</main></body></html>'
+    )
+    return HTMLResponse(document, status, headers={"Content-Security-Policy": _POLICY})

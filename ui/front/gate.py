@@ -1,0 +1,207 @@
+"""The way in to a lab: each request is authenticated here, and answered by the page of the person who sent it."""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Protocol
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.accounts.lab import PublicAddress
+from engine.accounts.people import Person
+from engine.accounts.sessions import SignedIn
+from engine.errors import EngineError
+
+COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
+SIGN_IN = "/sign-in"
+_LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
+_SAFE_METHODS = ("GET", "HEAD")
+_FORWARDED = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
+
+# What the page asks for; a route that a new Gradio adds is not offered. Ids are Gradio's own, of one person's page.
+_OFFERED_READS = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(static|assets|svelte)/[^?]+"
+    r"|/gradio_api/(theme\.css|startup-events|queue/data|upload_progress|heartbeat/[\w-]+|file=.+)"
+)
+_OFFERED_WRITES = re.compile(r"/gradio_api/(queue/join/?|run/predict/?|component_server/?|upload|cancel|reset/?)")
+
+
+class Pages(Protocol):
+    """The page of each person."""
+
+    async def of(self, person: Person) -> ASGIApp:
+        """Return what answers a person's requests."""
+
+    def may_read_file(self, person: Person, path: str) -> bool:
+        """Return whether a file of the server is one of the person's own downloads or uploads."""
+
+    def owns_upload(self, person: Person, upload_id: str) -> bool:
+        """Return whether an upload is this person's: of the first who names its id."""
+
+
+class Gate:
+    """Stands in front of everything that a lab serves.
+
+    A request is answered where it comes to the lab's own name, from the lab's own page, asks for something that the page
+    needs, and carries the cookie of a session. Whatever else arrives gets 401, 403, 404, 421 or the sign-in page.
+
+    Args:
+        address: The one that browsers use.
+        find_session: Returns whose session a token is; asked at each request, and every two seconds while an answer
+            goes on.
+        front: Answers `front_paths`, for people who have not signed in.
+        front_paths: Of the sign-in page and what belongs to it.
+        pages: Answers the rest.
+        behind_proxy: Whether all requests come through a proxy of ours, which says where from.
+    """
+
+    def __init__(
+        self,
+        address: PublicAddress,
+        find_session: Callable[[str], SignedIn | None],
+        front: ASGIApp,
+        front_paths: frozenset[str],
+        pages: Pages,
+        *,
+        behind_proxy: bool,
+    ) -> None:
+        self._address = address
+        self._find_session = find_session
+        self._front = front
+        self._front_paths = front_paths
+        self._pages = pages
+        self._behind_proxy = behind_proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._front(scope, receive, send)
+            return
+        request = Request(scope)
+        scope = self._believed(scope, request.headers)
+        send = _hardened(send)
+        refusal = self._refuse_foreign(request)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+        elif scope["path"] in self._front_paths:
+            await self._front(scope, receive, send)
+        else:
+            await self._answer_person(request, scope, receive, send)
+
+    async def _answer_person(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        token = request.cookies.get(COOKIE, "")
+        signed_in = await asyncio.to_thread(self._find_session, token) if token else None
+        if signed_in is None:
+            await _ask_to_sign_in(request)(scope, receive, send)
+            return
+        person = signed_in.person
+        if not self._is_offered(request, person):
+            await PlainTextResponse("Not found", 404)(scope, receive, send)
+            return
+        try:
+            page = await self._pages.of(person)
+        except EngineError as error:
+            await PlainTextResponse(str(error), 503)(scope, receive, send)
+            return
+        await self._while_signed_in(token, person, _run(page, scope, receive, send))
+
+    def _refuse_foreign(self, request: Request) -> Response | None:
+        headers = request.headers
+        if headers.getlist("host") != [self._address.host]:
+            return PlainTextResponse(f"This lab is reached as {self._address.origin}.", 421)
+        if any(origin != self._address.origin for origin in headers.getlist("origin")):
+            return PlainTextResponse("A page of another site may not ask this lab.", 403)
+        site = headers.get("sec-fetch-site", "same-origin")
+        if request.method not in _SAFE_METHODS:
+            is_own = site == "same-origin" and ("origin" in headers or "sec-fetch-site" in headers)
+            return None if is_own else PlainTextResponse("Requests that change something come from its own page.", 403)
+        if site not in ("same-origin", "none") and not _opens_a_page(headers):
+            return PlainTextResponse("A page of another site may not ask this lab.", 403)
+        return None
+
+    def _is_offered(self, request: Request, person: Person) -> bool:
+        path = request.url.path if request.scope.get("root_path") else request.scope["path"]
+        offered = _OFFERED_READS if request.method in _SAFE_METHODS else _OFFERED_WRITES
+        if offered.fullmatch(path) is None:
+            return False
+        _, is_file, name = path.partition("/gradio_api/file=")
+        if is_file and not self._pages.may_read_file(person, name):
+            return False
+        uploads = request.query_params.getlist("upload_id")
+        return all(self._pages.owns_upload(person, upload_id) for upload_id in uploads)
+
+    async def _while_signed_in(self, token: str, person: Person, answer: Coroutine[Any, Any, None]) -> None:
+        """Let an answer go on for as long as its session does, and the person's rights are what they were."""
+        work = asyncio.create_task(answer)
+        try:
+            while not (await asyncio.wait({work}, timeout=_LOOK_AGAIN_SECONDS))[0]:
+                now = await asyncio.to_thread(self._find_session, token)
+                if now is None or now.person.role != person.role:
+                    return
+            await work
+        finally:
+            if not work.done():
+                work.cancel()
+                with suppress(asyncio.CancelledError):
+                    await work
+
+    def _believed(self, scope: Scope, headers: Headers) -> Scope:
+        """Return a request with the scheme and host of the lab, and nothing that a client claims about its way here."""
+        client = scope.get("client")
+        if self._behind_proxy:
+            # Our proxy appends what it saw; whatever a client claimed stands in front of that.
+            last = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            client = (last or "unknown", 0)
+        own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED)]
+        return {**scope, "headers": own, "scheme": "https", "client": client}
+
+
+async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)
+
+
+def _opens_a_page(headers: Headers) -> bool:
+    """Return whether a browser opens the page in a tab, by a link of another site, which sees nothing of it."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def _ask_to_sign_in(request: Request) -> Response:
+    wants_page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    if wants_page and request.scope["path"] == "/":
+        return RedirectResponse(SIGN_IN, 303)
+    return PlainTextResponse("Sign in first.", 401)
+
+
+def _hardened(send: Send) -> Send:
+    """Add the headers that limit what browsers do with an answer; a content security policy that it has stays."""
+
+    async def send_hardened(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            policy = headers.get("Content-Security-Policy", "default-src 'none'")
+            headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors 'none'"
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers["X-Frame-Options"] = "DENY"
+            headers["Referrer-Policy"] = "same-origin"  # with no-referrer, forms of our own would come from the origin null
+            headers["Cross-Origin-Opener-Policy"] = "same-origin"
+            headers["Cross-Origin-Resource-Policy"] = "same-origin"
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+            for name in ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials"):
+                if name in headers:
+                    del headers[name]
+            if not headers.get("Cache-Control"):
+                headers["Cache-Control"] = "no-store"
+        await send(message)
+
+    return send_hardened
+
+
+def _without_ancestors(policy: str) -> str:
+    return "; ".join(rule.strip() for rule in policy.split(";") if not rule.strip().startswith("frame-ancestors"))

@@ -1,0 +1,192 @@
+"""The page of each person of a lab: an app of Gradio's for each, so nobody's events, files or states are in another's."""
+
+import asyncio
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio.utils import is_static_file
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.accounts.lab import PublicAddress
+from engine.accounts.people import Person
+from ui.backend.transfers import LARGEST_FILE_BYTES
+from ui.build import build_app
+from ui.gradio_internals import use_mounted
+from ui.policy import PagePolicy
+from ui.services import Services
+from ui.theme import STYLESHEETS, build_theme
+
+_CLOSED_AFTER_SECONDS = 2 * 3600  # without a request; a page that is open asks every few seconds
+_MOST_UPLOAD_IDS = 1_000
+
+
+@dataclass
+class _PersonPage:
+    role: str
+    services: Services
+    app: ASGIApp
+    stack: AsyncExitStack
+    used: float
+    requests: int = 0
+    upload_ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+
+class PersonPages:
+    """Builds a person's page at their first request, and closes it when it has not been used for two hours.
+
+    Args:
+        services_of: Makes what a person's page may call.
+        address: Of the lab.
+        close_services: Ends what a page started for itself, such as a loaded model.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        services_of: Callable[[Person], Services],
+        address: PublicAddress,
+        close_services: Callable[[Services], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._services_of = services_of
+        self._address = address
+        self._close_services = close_services
+        self._clock = clock
+        self._theme = build_theme()
+        self._pages: dict[str, _PersonPage] = {}
+        self._locks: dict[str, asyncio.Lock] = {}  # one building at a time of a person's page
+        self._building = threading.Lock()  # guards os.environ, where Gradio reads the folder of an app
+
+    async def of(self, person: Person) -> ASGIApp:
+        """Return what answers a person's requests.
+
+        Raises:
+            StorageError: If the person's folders cannot be used.
+        """
+        async with self._locks.setdefault(person.name, asyncio.Lock()):
+            page = self._pages.get(person.name)
+            if page is not None and page.role != person.role:
+                await self._close(person.name)
+                page = None
+            if page is None:
+                page = await self._open(person)
+            page.used = self._clock()
+        return _Counted(page, self._clock)
+
+    def may_read_file(self, person: Person, path: str) -> bool:
+        """Return whether a file is below the person's own folder for uploads and downloads, or part of the page itself."""
+        page = self._pages.get(person.name)
+        if page is None or "\0" in path or "://" in path:
+            return False
+        return is_static_file(path) or Path(path).resolve().is_relative_to(page.services.transfers.home.transfers.resolve())
+
+    def owns_upload(self, person: Person, upload_id: str) -> bool:
+        """Return whether an upload is this person's; its id belongs to the first who names it."""
+        page = self._pages.get(person.name)
+        if page is None or not upload_id or len(upload_id) > 100:
+            return page is None  # the first request of all opens the page
+        if any(upload_id in other.upload_ids for other in self._pages.values() if other is not page):
+            return False
+        page.upload_ids[upload_id] = None
+        if len(page.upload_ids) > _MOST_UPLOAD_IDS:
+            page.upload_ids.popitem(last=False)
+        return True
+
+    async def close_unused(self) -> None:
+        """Close the pages of people who have been away."""
+        oldest = self._clock() - _CLOSED_AFTER_SECONDS
+        for name in [name for name, page in self._pages.items() if page.used < oldest and not page.requests]:
+            async with self._locks[name]:
+                if name in self._pages and self._pages[name].used < oldest:
+                    await self._close(name)
+
+    async def close_all(self) -> None:
+        """Close every page; runs continue."""
+        for name in list(self._pages):
+            await self._close(name)
+
+    async def _open(self, person: Person) -> _PersonPage:
+        services, app = await asyncio.to_thread(self._build, person)
+        stack = AsyncExitStack()
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        page = _PersonPage(person.role, services, app, stack, self._clock())
+        self._pages[person.name] = page
+        return page
+
+    def _build(self, person: Person) -> tuple[Services, FastAPI]:
+        app = FastAPI(openapi_url=None)
+        with self._building:
+            before = os.environ.get("GRADIO_TEMP_DIR")
+            try:
+                services = self._services_of(person)
+                services.transfers.prepare()  # names the person's folder to Gradio
+                blocks = build_app(services)
+                gr.mount_gradio_app(
+                    app,
+                    blocks,
+                    path="/",
+                    root_path=self._address.origin,
+                    theme=self._theme,
+                    css_paths=STYLESHEETS,
+                    footer_links=[],
+                    run_history=False,
+                    ssr_mode=False,
+                    enable_monitoring=False,
+                    mcp_server=False,
+                    max_file_size=LARGEST_FILE_BYTES,
+                )
+            finally:
+                os.environ.pop("GRADIO_TEMP_DIR", None)
+                if before is not None:
+                    os.environ["GRADIO_TEMP_DIR"] = before
+        (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
+        use_mounted(blocks, mounted)
+        app.add_middleware(PagePolicy, transfers=services.transfers)
+        return services, app
+
+    async def _close(self, name: str) -> None:
+        page = self._pages.pop(name)
+        await page.stack.aclose()
+        await asyncio.to_thread(self._close_services, page.services)
+
+
+class _Counted:
+    """Counts the requests that are being answered: a page with one is in use, however long it takes."""
+
+    def __init__(self, page: _PersonPage, clock: Callable[[], float]) -> None:
+        self._page = page
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._page.requests += 1
+        try:
+            await self._page.app(scope, receive, send)
+        finally:
+            self._page.requests -= 1
+            self._page.used = self._clock()
+
+
+@asynccontextmanager
+async def housekeeping(pages: PersonPages, seconds: float = 600) -> AsyncIterator[None]:
+    """Close unused pages while a server runs, and all at its end."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await pages.close_unused()
+
+    sweeping = asyncio.create_task(sweep())
+    try:
+        yield
+    finally:
+        sweeping.cancel()
+        await pages.close_all()

@@ -1,0 +1,102 @@
+"""Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, or with TLS of its own."""
+
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.types import Message, Receive, Scope, Send
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_settings, save_settings
+from engine.accounts.people import Person
+from engine.accounts.sessions import Sessions
+from engine.accounts.throttle import SignInThrottle
+from engine.paths import LoratoryHome
+from engine.runs.memory_measurement import sweep_measurements
+from engine.runs.supervision.supervisor import Supervisor
+from ui.front.forms import FRONT_PATHS, Front
+from ui.front.gate import Gate
+from ui.front.pages import PersonPages, housekeeping
+from ui.serve import build_services, close_services
+from ui.services import Services
+
+_GOODBYE_SECONDS = 5  # that open answers get when the server ends
+
+
+def build_gate(
+    home: LoratoryHome, address: PublicAddress, services_of: Callable[[Person], Services], *, behind_proxy: bool
+) -> tuple[Gate, PersonPages]:
+    """Put accounts, sign-in and pages together."""
+    database = open_database(home)
+    sessions = Sessions(database)
+    front = Front(Accounts(database), sessions, SignInThrottle(), AuditLog(audit_log_path(home)))
+    pages = PersonPages(services_of, address, close_services)
+    gate = Gate(address, sessions.find, front.app(), FRONT_PATHS, pages, behind_proxy=behind_proxy)
+    return gate, pages
+
+
+def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) -> None:
+    """Serve a lab until Ctrl+C or SIGTERM.
+
+    Raises:
+        EngineError: If a service cannot start.
+    """
+    bound = listener.open()
+    settings = read_settings(home)
+    if settings.public_url != address.origin:
+        save_settings(home, settings.model_copy(update={"public_url": address.origin}))
+    supervisor = Supervisor(home)
+
+    def services_of(person: Person) -> Services:
+        own = home.of(person.name)
+        own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person)
+
+    sweep_measurements(home)
+    gate, pages = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy)
+    if supervisor.start() == "standing_by":
+        print(supervisor.explain_standing_by(), flush=True)
+    config = uvicorn.Config(
+        with_housekeeping(gate, pages),
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the gate reads the one that our own proxy wrote
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+        ssl_certfile=listener.certificate,
+        ssl_keyfile=listener.key,
+    )
+    gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
+    gc.enable()
+    print(f"The lab is at {address.origin} (Ctrl+C closes it; runs continue).", flush=True)
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        supervisor.stop()
+        if listener.socket_path is not None:
+            listener.socket_path.unlink(missing_ok=True)
+
+
+def with_housekeeping(gate: Gate, pages: PersonPages) -> Callable[[Scope, Receive, Send], object]:
+    """Return an ASGI app that answers with the gate, and looks after the pages while it runs."""
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with housekeeping(pages):
+            yield
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await gate(scope, receive, send)
+            return
+        message: Message = await receive()
+        async with lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            message = await receive()
+        assert message["type"] == "lifespan.shutdown"
+        await send({"type": "lifespan.shutdown.complete"})
+
+    return app
