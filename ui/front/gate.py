@@ -189,7 +189,9 @@ def _hardened(send: Send) -> Send:
             headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors 'none'"
             headers["X-Content-Type-Options"] = "nosniff"
             headers["X-Frame-Options"] = "DENY"
-            headers["Referrer-Policy"] = "same-origin"  # with no-referrer, forms of our own would come from the origin null
+            headers["Referrer-Policy"] = (
+                "same-origin"  # with no-referrer, forms of our own would come from the origin null
+            )
             headers["Cross-Origin-Opener-Policy"] = "same-origin"
             headers["Cross-Origin-Resource-Policy"] = "same-origin"
             headers["Strict-Transport-Security"] = "max-age=31536000"

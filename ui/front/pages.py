@@ -87,7 +87,9 @@ class PersonPages:
         page = self._pages.get(person.name)
         if page is None or "\0" in path or "://" in path:
             return False
-        return is_static_file(path) or Path(path).resolve().is_relative_to(page.services.transfers.home.transfers.resolve())
+        return is_static_file(path) or Path(path).resolve().is_relative_to(
+            page.services.transfers.home.transfers.resolve()
+        )
 
     def owns_upload(self, person: Person, upload_id: str) -> bool:
         """Return whether an upload is this person's; its id belongs to the first who names it."""
