@@ -1,6 +1,6 @@
 """What would make a run fit, or put the room that is left to use; ordered by what it costs the person."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -9,7 +9,6 @@ from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.memory.config_changes import Changed, as_overrides, largest_that_fits, new_problems, with_changes
-from engine.memory.device_need import DeviceNeed
 from engine.memory.estimate import Estimator, Verdict, judge
 from engine.memory.workload import compute_width_bytes
 from engine.models.shape import ModelShape
@@ -84,45 +83,43 @@ class _Adviser:
 
     def advise(self) -> Advice:
         training = self._config.training
-        longest = self._largest("max_length", training.max_length, self._longest_sensible())
+        longest_sensible = min(self._estimator.shape.max_position_embeddings or _LONGEST, _LONGEST_ALLOWED)
+        longest = self._largest("max_length", training.max_length, longest_sensible)
         if longest is not None and (
             longest < _SHORTEST or self._is_refused((Changed("training", "max_length", longest),))
         ):
             longest = None
         batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, _LARGEST_BATCH)
         if judge(self._now, self._device) == "fits":
-            changes = self._uses_of_room(batch or 1)
+            judged = [self._judged(candidate) for candidate in self._allowed(self._uses_of_room(batch or 1))]
+            changes = [change for change in judged if change.verdict == "fits"]
         else:
             changes = self._reliefs(longest, batch)
-        limits = self._limits(longest, batch, {change.overrides for change in changes})
-        return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch, limits=limits)
+        known = {change.overrides for change in changes}
+        limits = [self._judged(limit) for limit in self._limits(longest, batch)]
+        return Advice(
+            changes=tuple(changes),
+            longest_max_length=longest,
+            largest_batch_size=batch,
+            limits=tuple(limit for limit in limits if limit.overrides not in known),
+        )
 
-    def _limits(self, longest: int | None, batch: int | None, known: set[tuple[str, ...]]) -> tuple[AdvisedChange, ...]:
-        """The largest batch and the longest rows that fit, each with everything else as it is."""
+    def _limits(self, longest: int | None, batch: int | None) -> Iterator[_Candidate]:
+        """Yield the largest batch and the longest rows that fit, each with everything else as it is."""
         training = self._config.training
-        candidates = []
         if batch is not None and batch != training.per_device_train_batch_size:
             more = "more" if batch > training.per_device_train_batch_size else "fewer"
-            settings: tuple[Changed, ...] = (Changed("training", "per_device_train_batch_size", batch),)
-            candidates.append(
-                _Candidate("largest_batch", f"The largest batch: {batch:,}", f"{more} rows to a step", settings)
-            )
+            settings = (Changed("training", "per_device_train_batch_size", batch),)
+            yield _Candidate("largest_batch", f"The largest batch: {batch:,}", f"{more} rows to a step", settings)
         if longest is not None and longest != training.max_length:
             cost = "less is cut off" if longest > training.max_length else "longer rows lose their end"
             settings = (Changed("training", "max_length", longest),)
-            candidates.append(_Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, settings))
-        return tuple(
-            self._judged(candidate) for candidate in candidates if as_overrides(candidate.settings) not in known
-        )
+            yield _Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, settings)
 
     # Where it does not fit
 
     def _reliefs(self, longest: int | None, batch: int | None) -> list[AdvisedChange]:
-        candidates = [
-            *self._same_result(batch),
-            *self._nearly_the_same_result(),
-            *self._another_result(longest),
-        ]
+        candidates = (*self._same_result(batch), *self._nearly_the_same_result(), *self._another_result(longest))
         judged = [(candidate, self._judged(candidate)) for candidate in self._allowed(candidates)]
         worth = (1 - _WORTH_MENTIONING) * self._now.needed_bytes
         helpful = [(candidate, change) for candidate, change in judged if change.needed_bytes < worth]
@@ -136,77 +133,52 @@ class _Adviser:
             changes.insert(place, self._judged(_joined(combined)))
         return changes
 
-    def _same_result(self, batch: int | None) -> list[_Candidate]:
-        """Changes that cost time at most."""
-        config, training = self._config, self._config.training
-        found = []
+    def _same_result(self, batch: int | None) -> Iterator[_Candidate]:
+        """Yield changes that cost time at most."""
+        config = self._config
         if config.model.attn_implementation == "eager":
             settings = (Changed("model", "attn_implementation", "auto"),)
-            found.append(_Candidate("fused_attention", "Use a fused attention kernel", "faster, same result", settings))
-        smaller = self._smaller_batch(batch or 1)
-        if smaller is not None:
-            found.append(smaller)
-        if not training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
+            yield _Candidate("fused_attention", "Use a fused attention kernel", "faster, same result", settings)
+        yield from self._smaller_batch(batch or 1)
+        if not config.training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
+            words = "Switch gradient checkpointing on"
             settings = (Changed("training", "gradient_checkpointing", True),)
-            found.append(
-                _Candidate(
-                    "checkpointing_on",
-                    "Switch gradient checkpointing on",
-                    "about a third slower, same result",
-                    settings,
-                )
-            )
-        return found
+            yield _Candidate("checkpointing_on", words, "about a third slower, same result", settings)
 
-    def _smaller_batch(self, fitting: int) -> _Candidate | None:
-        """The largest part of the batch that fits, as often as makes up for it."""
+    def _smaller_batch(self, fitting: int) -> Iterator[_Candidate]:
+        """Yield the largest part of the batch that fits, as often as makes up for it."""
         training = self._config.training
         now, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
         parts = [size for size in range(1, now) if now % size == 0 and accumulated * now // size <= _MOST_ACCUMULATED]
-        if not parts:
-            return None
-        size = max((part for part in parts if part <= fitting), default=parts[0])
-        settings = (
-            Changed("training", "per_device_train_batch_size", size),
-            Changed("training", "gradient_accumulation_steps", accumulated * now // size),
-        )
-        return _Candidate(
-            "smaller_batch",
-            f"Batch of {size}, accumulating {accumulated * now // size}",
-            "somewhat slower, same result",
-            settings,
-        )
+        if parts:
+            size = max((part for part in parts if part <= fitting), default=parts[0])
+            yield _batch_of(size, accumulated * now // size, "smaller_batch", "somewhat slower, same result")
 
-    def _nearly_the_same_result(self) -> list[_Candidate]:
-        """Changes that cost precision."""
-        config, training = self._config, self._config.training
-        found = []
-        if self._device.kind == "cuda" and training.optim in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
-            if config.run.device_map == "none":
+    def _nearly_the_same_result(self) -> Iterator[_Candidate]:
+        """Yield changes that cost precision."""
+        config, quantization = self._config, self._config.model.quantization
+        wide_optimizers = ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit")
+        if self._device.kind == "cuda" and config.training.optim in wide_optimizers:
+            words = "Optimizer state in 8 bits"
+            settings = (Changed("training", "optim", "adamw_8bit"),)
+            if config.run.device_map == "none":  # what is paged belongs to one GPU alone
+                words = f"{words}, paged"
                 settings = (Changed("training", "optim", "paged_adamw_8bit"),)
-                found.append(
-                    _Candidate("optimizer_8bit", "Optimizer state in 8 bits, paged", "nearly the same result", settings)
-                )
-            else:  # what is paged belongs to one GPU alone
-                settings = (Changed("training", "optim", "adamw_8bit"),)
-                found.append(
-                    _Candidate("optimizer_8bit", "Optimizer state in 8 bits", "nearly the same result", settings)
-                )
+            yield _Candidate("optimizer_8bit", words, "nearly the same result", settings)
         if config.adapter.traits.trains_all:
-            return found
+            return
         if compute_width_bytes(config, self._device) == 4:
             settings = (Changed("model", "compute_dtype", "bfloat16"),)
             pace = "slower on this processor" if self._device.kind == "cpu" else "faster"
-            found.append(_Candidate("bfloat16", "Compute in bfloat16", f"{pace}, very slightly less exact", settings))
-        if config.model.quantization in ("nf4", "fp4") and not config.model.double_quant:
+            yield _Candidate("bfloat16", "Compute in bfloat16", f"{pace}, very slightly less exact", settings)
+        if quantization in ("nf4", "fp4") and not config.model.double_quant:
             settings = (Changed("model", "double_quant", True),)
-            found.append(_Candidate("double_quant", "Double quantization", "nearly the same result", settings))
-        if config.model.quantization == "none":
-            found.append(self._quantized("int8", "Hold the frozen weights in int8", "slower, very slightly less exact"))
-        if config.model.quantization in ("none", "int8"):
+            yield _Candidate("double_quant", "Double quantization", "nearly the same result", settings)
+        if quantization == "none":
+            yield self._quantized("int8", "Hold the frozen weights in int8", "slower, very slightly less exact")
+        if quantization in ("none", "int8"):
             words = "Hold the frozen weights in nf4 (QLoRA)"
-            found.append(self._quantized("nf4", words, "somewhat slower and less exact"))
-        return found
+            yield self._quantized("nf4", words, "somewhat slower and less exact")
 
     def _quantized(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
         settings = (Changed("model", "quantization", kind), *self._biases_left_alone())
@@ -219,28 +191,22 @@ class _Adviser:
         learns_biases = adapter.bias != "none" and ("bias" in method.fields or method.trains_all)
         return (Changed("adapter", "bias", "none"),) if learns_biases else ()
 
-    def _another_result(self, longest: int | None) -> list[_Candidate]:
-        """Changes that alter what is trained."""
-        adapter, training = self._config.adapter, self._config.training
-        found = []
+    def _another_result(self, longest: int | None) -> Iterator[_Candidate]:
+        """Yield changes that alter what is trained."""
+        adapter, max_length = self._config.adapter, self._config.training.max_length
         if "use_dora" in adapter.traits.fields and adapter.use_dora:
-            settings = (Changed("adapter", "use_dora", False),)
-            found.append(
-                _Candidate("without_dora", "LoRA without DoRA", "faster; at low ranks often a little worse", settings)
-            )
+            cost = "faster; at low ranks often a little worse"
+            yield _Candidate("without_dora", "LoRA without DoRA", cost, (Changed("adapter", "use_dora", False),))
         if adapter.traits.trains_all:
             lora = (Changed("adapter", "method", DEFAULT_METHOD.name),)
             qlora = (*lora, Changed("model", "quantization", "nf4"), *self._biases_left_alone())
-            found.append(_Candidate("lora", "Train a LoRA instead of everything", "learns fewer new facts", lora))
-            found.append(_Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns fewer new facts", qlora))
-        half = training.max_length // 2
-        length = longest if longest is not None and _SHORTEST_ADVISED <= longest < training.max_length else half
+            yield _Candidate("lora", "Train a LoRA instead of everything", "learns fewer new facts", lora)
+            yield _Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns fewer new facts", qlora)
+        fits = longest is not None and _SHORTEST_ADVISED <= longest < max_length
+        length = longest if longest is not None and fits else max_length // 2
         if length >= _SHORTEST_ADVISED:
-            settings = (Changed("training", "max_length", length),)
-            found.append(
-                _Candidate("shorter_rows", f"Cut rows at {length:,} tokens", "longer rows lose their end", settings)
-            )
-        return found
+            words, settings = f"Cut rows at {length:,} tokens", (Changed("training", "max_length", length),)
+            yield _Candidate("shorter_rows", words, "longer rows lose their end", settings)
 
     def _combination(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """Take all changes together, then do without each that is not needed, the costliest first.
@@ -263,43 +229,31 @@ class _Adviser:
 
     # Where it fits
 
-    def _uses_of_room(self, batch: int) -> list[AdvisedChange]:
-        """Changes that make it faster or more exact and still fit."""
-        config, training = self._config, self._config.training
-        candidates = []
-        if training.gradient_checkpointing:
-            settings: tuple[Changed, ...] = (Changed("training", "gradient_checkpointing", False),)
-            candidates.append(
-                _Candidate("checkpointing_off", "Switch gradient checkpointing off", "faster, same result", settings)
-            )
+    def _uses_of_room(self, batch: int) -> Iterator[_Candidate]:
+        """Yield changes that make it faster or more exact."""
+        config = self._config
+        if config.training.gradient_checkpointing:
+            settings = (Changed("training", "gradient_checkpointing", False),)
+            yield _Candidate("checkpointing_off", "Switch gradient checkpointing off", "faster, same result", settings)
         if config.model.quantization != "none":
-            settings = (Changed("model", "quantization", "none"),)
             words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
-            candidates.append(_Candidate("unquantized", words, "faster and more exact", settings))
-        larger = self._larger_batch(batch)
-        if larger is not None:
-            candidates.append(larger)
-        changes = [self._judged(candidate) for candidate in self._allowed(candidates)]
-        return [change for change in changes if change.verdict == "fits"]
+            settings = (Changed("model", "quantization", "none"),)
+            yield _Candidate("unquantized", words, "faster and more exact", settings)
+        yield from self._larger_batch(batch)
 
-    def _larger_batch(self, fitting: int) -> _Candidate | None:
-        """The same rows per optimizer step in fewer passes. Processors gain nothing from it."""
+    def _larger_batch(self, fitting: int) -> Iterator[_Candidate]:
+        """Yield the same rows per optimizer step in fewer passes. Processors gain nothing from it."""
         training = self._config.training
         now, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
         factors = [factor for factor in range(2, accumulated + 1) if accumulated % factor == 0]
         factor = max((factor for factor in factors if now * factor <= fitting), default=1)
-        if self._device.kind == "cpu" or factor == 1:
-            return None
-        settings = (
-            Changed("training", "per_device_train_batch_size", now * factor),
-            Changed("training", "gradient_accumulation_steps", accumulated // factor),
-        )
-        words = f"Batch of {now * factor}, accumulating {accumulated // factor}"
-        return _Candidate("larger_batch", words, "faster where rows are short, same result", settings)
+        if self._device.kind != "cpu" and factor > 1:
+            cost = "faster where rows are short, same result"
+            yield _batch_of(now * factor, accumulated // factor, "larger_batch", cost)
 
     # What it comes to
 
-    def _allowed(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    def _allowed(self, candidates: Iterable[_Candidate]) -> list[_Candidate]:
         """Those that a start would not refuse."""
         return [candidate for candidate in candidates if not self._is_refused(candidate.settings)]
 
@@ -318,19 +272,20 @@ class _Adviser:
         )
 
     def _largest(self, field: str, start: int, upper: int) -> int | None:
-        return largest_that_fits(self._need_with(field, start), self._device.free_bytes, start, upper)
-
-    def _need_with(self, field: str, start: int) -> Callable[[int], int]:
         def needed(value: int) -> int:
-            need: DeviceNeed = self._now
-            if value != start:
-                need = self._estimator.need(with_changes(self._config, (Changed("training", field, value),)))
-            return need.needed_bytes
+            if value == start:
+                return self._now.needed_bytes
+            return self._estimator.need(with_changes(self._config, (Changed("training", field, value),))).needed_bytes
 
-        return needed
+        return largest_that_fits(needed, self._device.free_bytes, start, upper)
 
-    def _longest_sensible(self) -> int:
-        return min(self._estimator.shape.max_position_embeddings or _LONGEST, _LONGEST_ALLOWED)
+
+def _batch_of(size: int, accumulated: int, kind: AdviceKind, cost: str) -> _Candidate:
+    settings = (
+        Changed("training", "per_device_train_batch_size", size),
+        Changed("training", "gradient_accumulation_steps", accumulated),
+    )
+    return _Candidate(kind, f"Batch of {size}, accumulating {accumulated}", cost, settings)
 
 
 def _joined(candidates: Sequence[_Candidate]) -> _Candidate:

@@ -1,8 +1,8 @@
 """Other ways to use one model, side by side: all methods, several devices, and no training at all."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -66,17 +66,12 @@ class DeviceShare(BaseModel):
     verdict: Verdict
 
 
-class _Method(NamedTuple):
-    name: str
-    changes: tuple[Changed, ...]
-
-
 def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tuple[MethodNeed, ...]:
     """Estimate every method with the other settings of `config`, and what using the model alone would need.
 
     Other settings stay as they are, except where they cannot be combined with the method.
     """
-    rows = compare_rows(shape, config, device, [row.name for row in _compared(config.adapter)])
+    rows = compare_rows(shape, config, device, _compared(config.adapter))
     return (*rows, _inference(Estimator(shape, device), config))
 
 
@@ -84,37 +79,37 @@ def compare_rows(
     shape: ModelShape, config: RunConfig, device: Device, names: Collection[str]
 ) -> tuple[MethodNeed, ...]:
     """Estimate some rows of the table of methods, in its order."""
-    estimator = Estimator(shape, device)
-    return tuple(_training(estimator, config, row) for row in _compared(config.adapter) if row.name in names)
+    estimator, rows = Estimator(shape, device), _compared(config.adapter)
+    return tuple(_training(estimator, config, name, changes) for name, changes in rows.items() if name in names)
 
 
-def _compared(adapter: AdapterConfig) -> Iterator[_Method]:
-    """Yield every row: full fine-tuning first, then the methods in their order."""
+def _compared(adapter: AdapterConfig) -> dict[str, tuple[Changed, ...]]:
+    """What choosing each row changes: full fine-tuning first, then the methods in their order."""
+    rows: dict[str, tuple[Changed, ...]] = {}
     for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
         adapted = tuple(Changed("adapter", name, value) for name, value in adapter.changes_for(method.name).items())
         for row in method.compared:
-            changes = (*adapted, Changed("model", "quantization", row.quantization))
+            rows[row.name] = (*adapted, Changed("model", "quantization", row.quantization))
             if row.gradient_checkpointing is not None:
-                changes = (*changes, Changed("training", "gradient_checkpointing", row.gradient_checkpointing))
-            yield _Method(row.name, changes)
+                rows[row.name] += (Changed("training", "gradient_checkpointing", row.gradient_checkpointing),)
+    return rows
 
 
-def _training(estimator: Estimator, config: RunConfig, method: _Method) -> MethodNeed:
-    changes = method.changes
+def _training(estimator: Estimator, config: RunConfig, name: str, changes: tuple[Changed, ...]) -> MethodNeed:
     refusals = new_problems(config, with_changes(config, changes), estimator.device)
     repairs = tuple(_REPAIRS[problem.field] for problem in refusals if problem.field in _REPAIRS)
     if repairs:
         changes = (*changes, *repairs)
         refusals = new_problems(config, with_changes(config, changes), estimator.device)
     if refusals:
-        return MethodNeed(method=method.name, why_not=refusals[0].message)
+        return MethodNeed(method=name, why_not=refusals[0].message)
     overrides, other = as_overrides(changes), with_changes(config, changes)
     try:
         estimate = estimator.estimate(other)
     except EngineError as error:
-        return MethodNeed(method=method.name, why_not=error.what, overrides=overrides)
+        return MethodNeed(method=name, why_not=error.what, overrides=overrides)
     return MethodNeed(
-        method=method.name,
+        method=name,
         needed_bytes=estimate.needed_bytes,
         verdict=estimate.verdict,
         trainable=estimate.parameters.trainable,

@@ -60,8 +60,6 @@ def largest_that_fits(needed: Callable[[int], int], free_bytes: int, start: int,
     not lies above it: where the chord meets what is free, the value still fits.
 
     Args:
-        needed: Bytes for a value.
-        free_bytes: What there is.
         start: Tried first: the value of the draft.
         upper: Nothing above it is tried.
 

@@ -47,23 +47,15 @@ _SMALL_CONTEXT = frozenset("T4 P4 P40 P100 1060 1070 1080 1650 1660 2060 2070 20
 
 
 class TensorsAtPeak(NamedTuple):
-    """Bytes.
+    """Bytes."""
 
-    Attributes:
-        allocated_bytes: All tensors that are alive.
-        passing_bytes: Of these, activations and what the loss needs: what comes and goes within a step.
-        layer_bytes: How high one layer reaches, forward and backward together, above what is alive around it.
-        paged_bytes: Optimizer state in memory that the driver moves.
-        mapped_bytes: Weights in mapped files that quantized ones were made from, and that stay mapped because other weights are in them.
-        uncertain_bytes: Of the passing ones, how many more there may be where layers are not simulated in detail.
-    """
-
-    allocated_bytes: int
-    passing_bytes: int = 0
-    layer_bytes: int = 0
-    paged_bytes: int = 0
+    allocated_bytes: int  # all tensors that are alive
+    passing_bytes: int = 0  # of these, activations and what the loss needs: what comes and goes within a step
+    layer_bytes: int = 0  # how high one layer reaches, forward and backward together, above what is alive around it
+    paged_bytes: int = 0  # optimizer state in memory that the driver moves
+    # Weights in mapped files that quantized ones were made from, and that stay mapped because other weights are in them.
     mapped_bytes: int = 0
-    uncertain_bytes: int = 0
+    uncertain_bytes: int = 0  # of the passing ones, how many more there may be where layers are not simulated in detail
 
 
 class DeviceNeed(NamedTuple):
@@ -80,7 +72,7 @@ def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -
     """Add to the tensors what surrounds them on this device; on CUDA in expandable segments."""
     allocated_bytes, paged_bytes = tensors.allocated_bytes, tensors.paged_bytes
     if workload.device == "cpu":
-        expected, needed = process_on_cpu(tensors, workload)
+        expected, needed = _process_on_cpu(tensors, workload)
         needed += tensors.uncertain_bytes
         if device.kind == "mps":
             needed = round(needed * (1 + _APPLE_MARGIN))
@@ -88,14 +80,15 @@ def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -
     context = cuda_context_bytes(device.name)
     expected_share, most = _EXPANDABLE_RESERVE
     reserved = round(allocated_bytes * (1 + expected_share))
-    bound = round(allocated_bytes * (1 + most)) + 40 * MIB  # two pages of its pools
-    bound += tensors.uncertain_bytes
+    bound = (
+        round(allocated_bytes * (1 + most)) + 40 * MIB + tensors.uncertain_bytes
+    )  # the MiB are two pages of its pools
     expected = reserved + paged_bytes + context
     needed = bound + paged_bytes + context + PROCESS_MARGIN
     return DeviceNeed(allocated_bytes, reserved, bound, expected, needed)
 
 
-def process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, int]:
+def _process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, int]:
     """Expected bytes of the process, as the system counts its resident set, and a bound that nine in ten stay below.
 
     The constants are those of glibc, and were measured by `python -m tests.benchmarks.memory_cpu_grid`.

@@ -101,6 +101,7 @@ class DeviceStep(NamedTuple):
     part: DevicePart
     workload: Workload
     peak: Peak
+    need: DeviceNeed
 
 
 class Estimator:
@@ -110,7 +111,7 @@ class Estimator:
         self.shape = shape
         self.device = device
         self.structure = read_structure(shape)
-        self._known: list[tuple[AdapterConfig, AdapterTargets, TrainableCount]] = []
+        self._known: dict[int, tuple[AdapterConfig, AdapterTargets, TrainableCount]] = {}  # by id, with its owner
 
     def estimate(self, config: RunConfig) -> MemoryEstimate:
         """The whole answer; raises as `estimate_memory` does.
@@ -130,7 +131,7 @@ class Estimator:
         if config.run.spread_over == 1:
             return describe_peak(self.peak(workload), workload, self.device)
         device_steps = self.split_layers(workload, config.run.spread_over)
-        needs = [need_on_device(one.peak.tensors, one.workload, self.device).needed_bytes for one in device_steps]
+        needs = [one.need.needed_bytes for one in device_steps]
         number = needs.index(max(needs))
         fullest = device_steps[number]
         estimate = describe_peak(fullest.peak, fullest.workload, self.device)
@@ -154,9 +155,7 @@ class Estimator:
 
     def split_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
         """What each of several devices like this one needs where the layers are divided among them, in order."""
-        return tuple(
-            need_on_device(one.peak.tensors, one.workload, self.device) for one in self.split_layers(workload, devices)
-        )
+        return tuple(one.need for one in self.split_layers(workload, devices))
 
     def split_layers(self, workload: Workload, devices: int) -> tuple[DeviceStep, ...]:
         """The same step as each of several devices takes part in it; raises as `estimate_memory` does, and:
@@ -175,7 +174,7 @@ class Estimator:
             own = replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
             counts = count_trainable(shape, workload.adapter, own_targets)
             peak = find_peak(read_structure(shape), own, self.device.name, own_targets, counts)
-            steps.append(DeviceStep(part, own, peak))
+            steps.append(DeviceStep(part, own, peak, need_on_device(peak.tensors, own, self.device)))
         return tuple(steps)
 
     def parts(self, workload: Workload, devices: int) -> tuple[DevicePart, ...]:
@@ -193,11 +192,8 @@ class Estimator:
 
     def _is_equal(self, one: DevicePart, other: DevicePart) -> bool:
         """Whether two devices do the same: as many layers of one kind, and nothing else."""
-        return (
-            len(self.structure.layers) == 1
-            and len(one.layers) == len(other.layers)
-            and one.outside == other.outside == ()
-        )
+        has_one_kind, have_equal_layers = len(self.structure.layers) == 1, len(one.layers) == len(other.layers)
+        return has_one_kind and have_equal_layers and one.outside == other.outside == ()
 
     def peak(self, workload: Workload) -> Peak:
         """The peak of a step that is described already; raises as `estimate_memory` does."""
@@ -205,13 +201,10 @@ class Estimator:
         return find_peak(self.structure, workload, self.device.name, *self._adapted(workload.adapter))
 
     def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
-        for known, targets, counts in self._known:
-            if known is adapter:
-                return targets, counts
-        targets = find_targets(self.shape, adapter)
-        counts = count_trainable(self.shape, adapter, targets)
-        self._known.append((adapter, targets, counts))
-        return targets, counts
+        if id(adapter) not in self._known:
+            targets = find_targets(self.shape, adapter)
+            self._known[id(adapter)] = (adapter, targets, count_trainable(self.shape, adapter, targets))
+        return self._known[id(adapter)][1:]
 
 
 def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstimate:

@@ -4,8 +4,9 @@ Estimate and worker use the same division. It depends on the configuration and t
 free, so a resumed run finds every layer where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from engine.errors import ConfigError, Problem
 from engine.memory.persistent import weight_bytes
@@ -36,9 +37,6 @@ def divide_layers(
     work too.
 
     Args:
-        shape: The whole model.
-        workload: Says how many bytes its weights take.
-        devices: At least one.
         kept_bytes: What each layer keeps for the backward pass.
         times_weights: How many bytes stay for each byte of weights: gradients and optimizer state, where all are trained.
 
@@ -53,23 +51,25 @@ def divide_layers(
     first, last = _outside(shape, {module.name for members in layers.values() for module in members})
     logits = min(workload.loss.chunk_bytes, workload.tokens * shape.vocab_size * 4)
     head_is_first = any(module.is_output_head for module in first)
+
+    def resident(modules: Iterable[ModuleShape]) -> int:
+        return round(sum(weight_bytes(modules, workload)) * times_weights)
+
     counts = divide(
-        [round(_bytes(members, workload) * times_weights) + kept_bytes for members in layers.values()],
-        round(_bytes(first, workload) * times_weights) + (logits if head_is_first else 0),
-        round(_bytes(last, workload) * times_weights) + (0 if head_is_first else logits),
+        [resident(members) + kept_bytes for members in layers.values()],
+        resident(first) + (logits if head_is_first else 0),
+        resident(last) + (0 if head_is_first else logits),
         devices,
     )
-    names = tuple(layers)
-    parts = []
+    remaining, parts = iter(layers.items()), []
     for number, count in enumerate(counts):
-        start = sum(counts[:number])
-        own = names[start : start + count]
+        own = dict(islice(remaining, count))
         outside = (*(first if number == 0 else ()), *(last if number == devices - 1 else ()))
         parts.append(
             DevicePart(
-                layers=own,
+                layers=tuple(own),
                 outside=tuple(module.name for module in outside),
-                modules=frozenset(module.name for module in (*outside, *(m for n in own for m in layers[n]))),
+                modules=frozenset(module.name for module in chain(outside, *own.values())),
                 has_embeddings=number == 0,
                 has_head=any(module.is_output_head for module in outside),
             )
@@ -82,9 +82,7 @@ def divide(layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, device
 
     Args:
         layer_bytes: Of each layer, in order; at least as many as devices.
-        first_bytes: What the first device holds besides its layers.
-        last_bytes: What the last device holds besides its layers.
-        devices: At least one.
+        first_bytes: What the first device holds besides its layers; `last_bytes` is that of the last one.
     """
     low, high = 0, first_bytes + sum(layer_bytes) + last_bytes
     while low < high:
@@ -153,7 +151,3 @@ def _outside(shape: ModelShape, in_layers: set[str]) -> tuple[list[ModuleShape],
             # Families differ in the order in which they register embeddings; norms behind the layers are the last ones.
             (behind if seen_layers and module.kind == "norm" else before).append(module)
     return before, behind
-
-
-def _bytes(modules: Sequence[ModuleShape], workload: Workload) -> int:
-    return sum(weight_bytes(modules, workload))

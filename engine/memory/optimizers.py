@@ -70,8 +70,8 @@ def state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
 
 
 def _rows_and_columns(shape: TensorShape) -> tuple[int, int]:
-    """Numbers that Adafactor keeps of a matrix, or of a stack of matrices."""
-    return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
+    """Numbers that Adafactor keeps of a matrix, or of a stack of matrices; none of a vector."""
+    return (math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]) if len(shape) > 1 else (0, 0)
 
 
 def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: Optimizer) -> int:
@@ -90,42 +90,34 @@ def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: 
     filled = [group for group in groups if group]
     if not filled:
         return 0
-    sizes = [[math.prod(shape) for shape in group] for group in filled]
-    cast_gradients = sum(map(sum, sizes)) * 4 if optimizer.master_weights else 0
-    return 4 * _scratch_elements(filled, sizes, optimizer) + cast_gradients
+    cast_gradients = sum(math.prod(shape) for group in filled for shape in group) if optimizer.master_weights else 0
+    return 4 * (_scratch_elements(filled, optimizer) + cast_gradients)
 
 
-def _scratch_elements(
-    groups: Sequence[Sequence[TensorShape]], sizes: Sequence[Sequence[int]], optimizer: Optimizer
-) -> int:
+def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimizer) -> int:
     """Elements of 32 bits, of narrower ones as many as fill them."""
-    one_by_one = [size for group in sizes for size in group]
     if optimizer.kind == "adafactor":
-        return _adafactor_scratch([shape for group in groups for shape in group], one_by_one)
-    if optimizer.kind in ("sgd", "sgd_momentum"):
-        if not optimizer.decays or optimizer.fused:
-            return 0
-        # What does not decay is the second group.
-        return sum(sizes[0]) if optimizer.foreach else max(sizes[0])
-    if optimizer.kind != "adamw" or optimizer.fused:
+        return _adafactor_scratch([shape for group in groups for shape in group])
+    if optimizer.fused or optimizer.kind == "adamw_8bit":
         return 0
-    if optimizer.foreach:
-        elements = max(map(sum, sizes))
-    else:
+    sizes = [[math.prod(shape) for shape in group] for group in groups]
+    if optimizer.kind == "adamw":
         # The root of the second moment, divided: both at once, with what the tensor before has left.
-        elements = max(2 * now + before for group in sizes for before, now in pairwise((0, *group)))
-    return elements * optimizer.state_width // 4
+        one_by_one = (2 * now + before for group in sizes for before, now in pairwise((0, *group)))
+        elements = max(map(sum, sizes)) if optimizer.foreach else max(one_by_one)
+        return elements * optimizer.state_width // 4
+    if not optimizer.decays:
+        return 0
+    # What does not decay is the second group.
+    return sum(sizes[0]) if optimizer.foreach else max(sizes[0])
 
 
-def _adafactor_scratch(shapes: Sequence[TensorShape], sizes: Sequence[int]) -> int:
+def _adafactor_scratch(shapes: Sequence[TensorShape]) -> int:
     """Elements at the highest point of Adafactor's loop.
 
     A tensor begins with its squares and their sum with a small number, while the update of the one before is alive. Later
     its update is alive with its squares, with one number a row and one a column.
     """
+    sizes = [math.prod(shape) for shape in shapes]
     begins = (2 * now + before for before, now in pairwise((0, *sizes)))
-    updates = (
-        2 * size + (sum(_rows_and_columns(shape)) if len(shape) > 1 else 0)
-        for shape, size in zip(shapes, sizes, strict=True)
-    )
-    return max(*begins, *updates)
+    return max(*begins, *(2 * math.prod(shape) + sum(_rows_and_columns(shape)) for shape in shapes))

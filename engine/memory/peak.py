@@ -60,20 +60,18 @@ def find_peak(
     peaks = dict(step.peaks)
     peaks["optimizer_step"] += Held(gradients=optimizer_scratch_bytes(counts.groups, workload.optimizer))
     workspace = workspace_bytes(workload, device_name)
-    base = persistent.total + workspace
     if workload.accumulates:
         waiting = Held(gradients=gradient_bytes(structure, workload, counts))
         peaks = {phase: held + waiting for phase, held in peaks.items()}
     if workload.sharded > 1:
         persistent, peaks = fully_sharded(structure, workload, persistent, peaks)
-        base = persistent.total + workspace
     phase = max(peaks, key=lambda name: peaks[name].total)
     return Peak(
         persistent=persistent,
         counts=counts,
         phase=phase,
         held=peaks[phase],
-        phase_bytes={name: base + held.total for name, held in peaks.items()},
+        phase_bytes={name: persistent.total + workspace + held.total for name, held in peaks.items()},
         kept_bytes=step.peaks["loss_backward"].activations,
         layer_bytes=step.layer_bytes,
         workspace_bytes=workspace,

@@ -64,13 +64,21 @@ def unquantized_width(module: ModuleShape, workload: Workload) -> int:
 
 
 def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
-    """Weight of one quantized module, with its scales."""
-    elements = module.in_features * module.out_features
+    """Weight of one quantized module, with its scales.
+
+    int8 takes one byte an element and a 32-bit scale for each output row. GPTQ takes packed 4-bit weights; for each group of
+    inputs (all of them, where the size is -1) 16-bit scales and packed zero points; and the index of each input's group.
+
+    Source: Dettmers et al. 2022, section 3.1 (arXiv:2208.07339); `Int8Params` in bitsandbytes/nn/modules.py; Frantar et al.
+    2022 (arXiv:2210.17323); `QuantLinear` of AutoGPTQ: qweight, qzeros, scales, g_idx.
+    """
+    inputs, outputs = module.in_features, module.out_features
     if workload.base == "int8":
-        return int8_bytes(module.in_features, module.out_features)
+        return inputs * outputs + outputs * 4
     if workload.base == "gptq":
-        return gptq_bytes(module.in_features, module.out_features, group_size=workload.gptq_group_size)
-    return four_bit_bytes(elements, double_quant=workload.double_quant)
+        groups = -(-inputs // workload.gptq_group_size) if workload.gptq_group_size > 0 else 1
+        return inputs * outputs // 2 + groups * outputs // 2 + groups * outputs * 2 + inputs * 4
+    return _four_bit_bytes(inputs * outputs, double_quant=workload.double_quant)
 
 
 def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> Persistent:
@@ -117,7 +125,7 @@ def gradient_bytes(structure: ModelStructure, workload: Workload, counts: "Train
     return counts.added * workload.precision.adapter + biases * workload.precision.norms
 
 
-def four_bit_bytes(elements: int, *, double_quant: bool) -> int:
+def _four_bit_bytes(elements: int, *, double_quant: bool) -> int:
     """Bytes of one 4-bit weight with its scales.
 
     Half a byte an element and a scale for each block of 64: 4 bytes each, or under double quantization 1 byte each, a
@@ -137,20 +145,3 @@ def four_bit_bytes(elements: int, *, double_quant: bool) -> int:
 def dequantized_scale_bytes(elements: int) -> int:
     """Scales of one double-quantized weight, written out at 32 bits while the weight is in use."""
     return -(-elements // _BLOCK) * 4
-
-
-def int8_bytes(in_features: int, out_features: int) -> int:
-    """One byte an element and a 32-bit scale for each output row.
-
-    Source: Dettmers et al. 2022, section 3.1 (arXiv:2208.07339); `Int8Params` in bitsandbytes/nn/modules.py.
-    """
-    return in_features * out_features + out_features * 4
-
-
-def gptq_bytes(in_features: int, out_features: int, *, group_size: int) -> int:
-    """4-bit GPTQ (group_size -1: one group): packed weights; 16-bit scales and packed zero points for each group of inputs; the group's index.
-
-    Source: Frantar et al. 2022 (arXiv:2210.17323); `QuantLinear` of AutoGPTQ: qweight, qzeros, scales, g_idx.
-    """
-    groups = -(-in_features // group_size) if group_size > 0 else 1
-    return in_features * out_features // 2 + groups * out_features // 2 + groups * out_features * 2 + in_features * 4

@@ -7,11 +7,12 @@ it reaches above that. Layers of one kind behave the same, so the highest point 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Value
-from engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, input_needs_gradient, residual_width
+from engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
 from engine.memory.layers.losses import head_and_loss, positions_of_larger_chunks, trained_positions
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
@@ -166,7 +167,8 @@ def _layer_stretches(
     """One stretch for each kind of layer; the first layer apart where its input is of another kind."""
     stretches = []
     own_width = workload.precision.embeddings
-    needs_gradient = input_needs_gradient(workload) or not workload.trains_adapter
+    # Of the first layer's input, although the embeddings may be frozen.
+    needs_gradient = input_is_leaf(workload) or workload.virtual_inputs > 0 or not workload.trains_adapter
     differs = own_width != width or not needs_gradient
     for layer in structure.layers:
         count = layer.count
@@ -184,10 +186,7 @@ def _layer_stretch(r: StepContext, layer: LayerStructure, width: int, *, needs_g
     x = _input(r, width, needs_gradient=needs_gradient)
     r.put_prefixes(1)
     start = Held(*tape.groups)
-
-    def forward() -> Value:
-        return decoder_layer(r, x, layer)
-
+    forward = partial(decoder_layer, r, x, layer)
     if workload.checkpointing == "none":
         output = forward()
     else:
@@ -216,8 +215,6 @@ def _measured(r: StepContext, output: Value, *, start: Held, input_bytes: int) -
     with_everything = Held(*tape.groups)
     r.end_forward()
     kept = Held(*tape.groups)
-    while_forward = with_everything - kept
-    kept = kept - start
     output_bytes = output.storage.size
     tape.drop(output)
     before = Held(*tape.groups)
@@ -226,7 +223,7 @@ def _measured(r: StepContext, output: Value, *, start: Held, input_bytes: int) -
     tape.continue_backward(output, gradient)
     peak = Held(*tape.peak_groups) - before
     left = Held(*tape.groups) - Held(gradients=input_bytes)
-    return Stretch(kept, output_bytes, forward_peak, peak, left, while_forward=while_forward)
+    return Stretch(kept - start, output_bytes, forward_peak, peak, left, while_forward=with_everything - kept)
 
 
 def _head_stretches(stage: Callable[[], StepContext], width: int) -> Stretch:
@@ -267,21 +264,14 @@ def _head_stretch(r: StepContext, width: int) -> Stretch:
     tape.start_phase()
     tape.backward(loss, tape.allocate(4))
     peak = Held(*tape.peak_groups) - start
-    return Stretch(
-        kept=Held(),
-        output_bytes=0,
-        forward_peak=forward_peak,
-        opening_peak=opening_peak,
-        backward_peak=peak,
-        left=Held(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes),
-    )
+    left = Held(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes)
+    return Stretch(NOTHING, 0, forward_peak, peak, left, opening_peak=opening_peak)
 
 
 def _tied_gradient(workload: Workload, structure: ModelStructure) -> int:
     """Where head and embedding share a weight they share its gradient."""
     shape = structure.shape
-    if workload.trains_adapter or workload.accumulates or not shape.tie_word_embeddings:
-        return 0
-    if not (workload.holds_embeddings and workload.holds_head):
+    trains_both = not workload.trains_adapter and workload.holds_embeddings and workload.holds_head
+    if not trains_both or workload.accumulates or not shape.tie_word_embeddings:
         return 0
     return shape.vocab_size * shape.hidden_size * workload.precision.embeddings

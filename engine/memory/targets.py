@@ -9,6 +9,7 @@ from engine.errors import ConfigError, Problem
 from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher, shortened
 
 ALL_LINEAR = "all-linear"
+_ADAPTABLE = ("linear", "conv1d", "embedding")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     _refuse_unknown_saved(shape, adapter.modules_to_save)
     saved = tuple(module for module in shape.modules if _is_saved_in_full(module.name, adapter.modules_to_save))
     saved_names = {module.name for module in saved}
-    adaptable = [module for module in shape.modules if module.name not in saved_names and _is_adaptable(module)]
+    adaptable = [
+        module
+        for module in shape.modules
+        if module.name not in saved_names and module.kind in _ADAPTABLE and module.in_features > 0
+    ]
     wanted = adapter.target_modules
     if wanted == ALL_LINEAR:
         modules = tuple(module for module in shape.all_linear() if module.name not in saved_names)
@@ -50,14 +55,10 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     if not modules:
         known = ", ".join(shape.linear_names()) or "none at all"
         shown = wanted if isinstance(wanted, str) else ", ".join(wanted)
-        raise ConfigError(
-            [
-                Problem(
-                    "adapter.target_modules",
-                    f"{shown or 'an empty list'!r} matches no module of {shape.architecture}; its linear modules are {known}.",
-                )
-            ]
+        message = (
+            f"{shown or 'an empty list'!r} matches no module of {shape.architecture}; its linear modules are {known}."
         )
+        raise ConfigError([Problem("adapter.target_modules", message)])
     for module in modules:
         problem = adapter.traits.layer_problem(adapter, module.in_features, module.out_features)
         if problem is not None:
@@ -75,10 +76,6 @@ def _refuse_experts(shape: ModelShape, modules: Iterable[ModuleShape]) -> None:
         raise ConfigError([Problem("adapter.target_modules", problem)])
 
 
-def _is_adaptable(module: ModuleShape) -> bool:
-    return module.kind in ("linear", "conv1d", "embedding") and module.in_features > 0
-
-
 def ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
     """Return whether a module's full name is one of `endings`, or ends with a dot and one: PEFT's rule."""
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
@@ -92,13 +89,10 @@ def _is_saved_in_full(name: str, modules_to_save: Iterable[str]) -> bool:
 
 
 def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> None:
-    unknown = [
-        wanted
-        for wanted in modules_to_save
-        if not any(_is_saved_in_full(module.name, (wanted,)) for module in shape.modules)
-    ]
+    names = [module.name for module in shape.modules]
+    unknown = [wanted for wanted in modules_to_save if not any(_is_saved_in_full(name, (wanted,)) for name in names)]
     if unknown:
-        known = ", ".join(dict.fromkeys(module.name.rsplit(".", 1)[-1] for module in shape.modules))
+        known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
         problem = f"{', '.join(unknown)} match{'es' if len(unknown) == 1 else ''} no module; this model's are {known}."
         raise ConfigError([Problem("adapter.modules_to_save", problem)])
 

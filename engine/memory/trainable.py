@@ -5,32 +5,22 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from engine.config.run import AdapterConfig
-from engine.errors import ConfigError, Problem
 from engine.memory.methods.registry import MEMORY_RULES
 from engine.memory.optimizers import TensorShape
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.models.shape import ModelShape, ModuleShape
 
-LARGEST_RANK = 1024  # the bound of AdapterConfig.r; beyond it a figure would be nonsense
-
 
 class TrainableCount(NamedTuple):
-    """Parameters, not bytes.
+    """Parameters, not bytes."""
 
-    Attributes:
-        total: The base model and everything that the adapter adds, as PEFT counts.
-        trainable: Of these, what is trained.
-        added: What is trained and not part of the base model.
-        groups: Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps
-            from it. An optimizer takes one group after the other.
-        resident: What the adapter keeps at 32 bits and does not train.
-    """
-
-    total: int
-    trainable: int
-    added: int
+    total: int  # the base model and everything that the adapter adds, as PEFT counts
+    trainable: int  # of these, what is trained
+    added: int  # what is trained and not part of the base model
+    # Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps from it.
+    # An optimizer takes one group after the other.
     groups: tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]
-    resident: int = 0
+    resident: int = 0  # what the adapter keeps at 32 bits and does not train
 
     @property
     def shapes(self) -> tuple[TensorShape, ...]:
@@ -49,16 +39,13 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
         targets: As `find_targets` gives them, where they are known already.
 
     Raises:
-        ConfigError: If `target_modules` match nothing, or the rank is absurd.
+        ConfigError: If `target_modules` match nothing.
 
     Source: PEFT `get_nb_trainable_parameters`: every named parameter once, tied ones at their first name.
     """
     method, rule = adapter.traits, MEMORY_RULES[adapter.method]
     if method.trains_all:
         return TrainableCount(shape.num_parameters, shape.num_parameters, 0, _grouped(shape.modules))
-    if "r" in method.fields and not 1 <= adapter.r <= LARGEST_RANK:
-        message = f"{adapter.r:,} is out of range; it must be from 1 to {LARGEST_RANK:,}."
-        raise ConfigError([Problem("adapter.r", message)])
     targets = targets or find_targets(shape, adapter)
     ours = [
         *rule.virtual_token_tensors(shape, adapter),
@@ -80,41 +67,34 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
 def _grouped(
     modules: Iterable[ModuleShape], *, as_copies: bool = False
 ) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
-    """Tensors of whole modules: what may decay, then norms and biases.
+    """Tensors of whole modules, or of what replaces them: what may decay, then norms and biases.
+
+    Args:
+        as_copies: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
 
     Source: `Trainer.get_decay_parameter_names` in transformers/trainer.py.
     """
     decay: list[TensorShape] = []
     apart: list[TensorShape] = []
     for module in modules:
-        weights, biases = _tensors(module, as_copy=as_copies)
+        is_copied = as_copies and module.tied_to is not None
+        total = module.in_features * module.out_features if is_copied else module.parameters
+        if module.bare_parameters and total:
+            named = module.bare_parameters.items()
+            weights = [shape for name, shape in named if not name.endswith("bias")]
+            biases = [shape for name, shape in named if name.endswith("bias")]
+        else:
+            bias = module.bias_parameters if total > module.bias_parameters else 0
+            weights = [_weight_shape(module, total - bias)] if total else []
+            biases = [(bias,)] if bias else []
         (apart if module.kind == "norm" else decay).extend(weights)
         apart.extend(biases)
     return tuple(decay), tuple(apart)
 
 
-def _tensors(module: ModuleShape, *, as_copy: bool) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
-    """Shapes of a module's weights, or of what replaces them, and of its biases.
-
-    In a module of unknown kind, what is unknown counts as a vector, of which optimizers keep most.
-
-    Args:
-        as_copy: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
-    """
-    total = module.parameters
-    if as_copy and module.tied_to is not None:
-        total = module.in_features * module.out_features
-    if not total:
-        return (), ()
-    if module.bare_parameters:
-        named = module.bare_parameters.items()
-        weights = tuple(shape for name, shape in named if not name.endswith("bias"))
-        return weights, tuple(shape for name, shape in named if name.endswith("bias"))
-    bias = module.bias_parameters if total > module.bias_parameters else 0
-    weight = total - bias
-    matrix: TensorShape = (module.in_features, module.out_features)
-    if module.kind == "norm" or weight != math.prod(matrix):
-        matrix = (weight,)
-    elif module.kind == "linear":
-        matrix = matrix[::-1]
-    return (matrix,), ((bias,),) if bias else ()
+def _weight_shape(module: ModuleShape, elements: int) -> TensorShape:
+    """In a module of unknown kind, what is unknown counts as a vector, of which optimizers keep most."""
+    if module.kind == "norm" or elements != module.in_features * module.out_features:
+        return (elements,)
+    is_linear = module.kind == "linear"
+    return (module.out_features, module.in_features) if is_linear else (module.in_features, module.out_features)

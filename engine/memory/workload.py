@@ -52,7 +52,6 @@ class Precision:
     head: int = 2
     compute: int = 2  # in which quantized weights are multiplied
     adapter: int = 4
-    gradients: int | None = None  # of trained weights; as they are themselves where None
     autocast: int | None = None
     is_float16: bool = False  # the 16-bit floats that take part are float16, not bfloat16
 
@@ -70,80 +69,65 @@ class Optimizer:
     master_weights: bool = False  # a 32-bit copy of 16-bit weights
 
 
+_OPTIMIZERS = {
+    "adamw_torch": Optimizer("adamw", foreach=False),
+    "adamw_torch_fused": Optimizer("adamw", fused=True),
+    "adamw_8bit": Optimizer("adamw_8bit", state_width=1),
+    "paged_adamw_8bit": Optimizer("adamw_8bit", state_width=1, paged=True),
+    "paged_adamw_32bit": Optimizer("adamw", fused=True, paged=True),
+    "adafactor": Optimizer("adafactor"),
+}
+
+
 @dataclass(frozen=True)
 class Loss:
-    """How logits become a loss.
-
-    Attributes:
-        upcasts: Logits are cast to 32 bits before the loss.
-        shifts: The positions are shifted by copying the logits, as transformers did before 4.49.
-        holds_narrow_logits: The logits before the cast are still held by a variable while the loss is computed.
-        converts_output: Accelerate answers a model under autocast with a 32-bit copy of its output.
-        holds_logits: The caller keeps the model's output through the backward pass.
-        positions_share: Of all positions, those that are trained.
-        chunk_bytes: Logits of one chunk at 32 bits; 0 where all go at once.
-        chunks_of: Positions that chunks are sized for, where not for the step's own: those of a shorter step.
-        covers_shorter: The step represents a run, in which other steps have fewer positions and may have larger chunks.
-    """
+    """How logits become a loss."""
 
     path: LossPath = "full_logits"
-    upcasts: bool = True
-    shifts: bool = False
+    upcasts: bool = True  # logits are cast to 32 bits before the loss
+    shifts: bool = False  # the positions are shifted by copying the logits, as transformers did before 4.49
+    # The logits before the cast are still held by a variable while the loss is computed.
     holds_narrow_logits: bool = True
-    converts_output: bool = False
-    holds_logits: bool = False
-    positions_share: float = 1.0
-    chunk_bytes: int = 0
+    converts_output: bool = False  # Accelerate answers a model under autocast with a 32-bit copy of its output
+    holds_logits: bool = False  # the caller keeps the model's output through the backward pass
+    positions_share: float = 1.0  # of all positions, those that are trained
+    chunk_bytes: int = 0  # logits of one chunk at 32 bits; 0 where all go at once
+    # Positions that chunks are sized for, where not for the step's own: those of a shorter step.
     chunks_of: int | None = None
+    # The step represents a run, in which other steps have fewer positions and may have larger chunks.
     covers_shorter: bool = False
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One training step on one device.
-
-    Attributes:
-        batch_size: Rows at once.
-        length: Tokens of each row, padding included.
-        joined: Rows follow one another in one sequence, without padding.
-        fills_up_to: A last row makes the tokens of joined rows a multiple of this.
-        masked: Attention gets a materialized mask, as padded rows need.
-        expands_key_values: Grouped-query keys and values are copied to every head before attention.
-        accumulates: Gradients of earlier passes wait while a pass is under way.
-        fused_norms: Kernels that keep one tensor per norm, and rotate in place.
-        keeps_cache: Keys and values of all layers are kept in a cache although nothing reads it.
-        pass_sizes: Sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere.
-        data_parallel: Devices that each hold the whole model and average their gradients (DDP).
-        sharded: Devices that share weights, gradients and optimizer state among them (FSDP).
-        holds_embeddings: The device looks tokens up; else hidden states arrive from another one, and gradients go back.
-        holds_head: The device computes logits and loss; else hidden states continue to another one.
-    """
+    """One training step on one device."""
 
     adapter: AdapterConfig
-    batch_size: int
-    length: int
+    batch_size: int  # rows at once
+    length: int  # tokens of each row, padding included
     device: DeviceKind = "cuda"
     base: BaseFormat = "dense"
     double_quant: bool = True
     precision: Precision = Precision()
     attention: AttentionKernel = "flash"
     lora_branch: LoraBranch = "peft"
-    joined: bool = False
-    fills_up_to: int = 1
-    expands_key_values: bool = False
-    masked: bool = False
+    joined: bool = False  # rows follow one another in one sequence, without padding
+    fills_up_to: int = 1  # a last row makes the tokens of joined rows a multiple of this
+    expands_key_values: bool = False  # grouped-query keys and values are copied to every head before attention
+    masked: bool = False  # attention gets a materialized mask, as padded rows need
     checkpointing: Checkpointing = "none"
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
-    accumulates: bool = False
-    fused_norms: bool = False
-    keeps_cache: bool = False
+    accumulates: bool = False  # gradients of earlier passes wait while a pass is under way
+    fused_norms: bool = False  # kernels that keep one tensor per norm, and rotate in place
+    keeps_cache: bool = False  # keys and values of all layers are kept in a cache although nothing reads it
     gptq_group_size: int = 128
-    pass_sizes: int = 1
-    data_parallel: int = 1
-    sharded: int = 1
+    pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
+    data_parallel: int = 1  # devices that each hold the whole model and average their gradients (DDP)
+    sharded: int = 1  # devices that share weights, gradients and optimizer state among them (FSDP)
+    # The device looks tokens up; else hidden states arrive from another one, and gradients go back.
     holds_embeddings: bool = True
-    holds_head: bool = True
+    holds_head: bool = True  # the device computes logits and loss; else hidden states continue to another one
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -198,15 +182,15 @@ def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
 
 def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
     """Describe one pass of the longest rows alone, as the worker will run it on this device."""
-    training, adapter = config.training, config.adapter
+    training, adapter, devices = config.training, config.adapter, config.run.devices
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
     masked = not joined and (
         training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values"
     )
+    chunk_bytes = LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
     attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
-    checkpointing: Checkpointing = "non_reentrant" if training.gradient_checkpointing else "none"
     return Workload(
         adapter=adapter,
         batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,
@@ -223,21 +207,13 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
         masked=masked and attention not in ("eager", "math"),
         # With a mask, transformers copies keys and values to every head.
         expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
-        checkpointing=checkpointing,
-        loss=Loss(
-            path="trained_positions", chunk_bytes=LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
-        ),
+        checkpointing="non_reentrant" if training.gradient_checkpointing else "none",
+        loss=Loss("trained_positions", chunk_bytes=chunk_bytes),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
-        data_parallel=_companions(config),
+        # Accelerate starts a process for each device that is named; each holds the whole model.
+        data_parallel=1 if config.run.launcher == "local" or isinstance(devices, str) else len(devices),
     )
-
-
-def _companions(config: RunConfig) -> int:
-    """Devices that hold the whole model each: those that are named, where Accelerate starts a process for each."""
-    if config.run.launcher == "local" or isinstance(config.run.devices, str):
-        return 1
-    return len(config.run.devices)
 
 
 def compute_width_bytes(config: RunConfig, device: Device) -> int:
@@ -252,19 +228,10 @@ def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
 def _precision(config: RunConfig, device: Device) -> Precision:
     """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
     width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
-    trains_everything = config.adapter.traits.trains_all
-    frozen = 4 if trains_everything else width
+    frozen = 4 if config.adapter.traits.trains_all else width
     autocasts = width == 2 and (is_float16 or not config.adapter.traits.trains_in_compute_dtype(config.adapter))
-    return Precision(
-        weights=frozen,
-        embeddings=frozen,
-        norms=frozen,
-        head=frozen,
-        compute=width,
-        adapter=4,
-        autocast=2 if autocasts else None,
-        is_float16=is_float16,
-    )
+    autocast = 2 if autocasts else None
+    return Precision(frozen, frozen, frozen, frozen, compute=width, autocast=autocast, is_float16=is_float16)
 
 
 def has_flash_attention() -> bool:
@@ -304,17 +271,5 @@ def _kernel(
 
 def _optimizer(config: RunConfig, device: Device) -> Optimizer:
     """Source: transformers/trainer_optimizer.py."""
-    name = optimizer_name(config.training.optim, device.kind)
-    if name == "adamw_torch":
-        return Optimizer("adamw", foreach=False)
-    if name == "adamw_torch_fused":
-        return Optimizer("adamw", fused=True)
-    if name == "adamw_8bit":
-        return Optimizer("adamw_8bit", state_width=1)
-    if name == "paged_adamw_8bit":
-        return Optimizer("adamw_8bit", state_width=1, paged=True)
-    if name == "paged_adamw_32bit":
-        return Optimizer("adamw", fused=True, paged=True)
-    if name == "adafactor":
-        return Optimizer("adafactor")
-    return Optimizer("sgd", foreach=device.kind == "cuda", decays=config.training.weight_decay > 0)
+    sgd = Optimizer("sgd", foreach=device.kind == "cuda", decays=config.training.weight_decay > 0)
+    return _OPTIMIZERS.get(optimizer_name(config.training.optim, device.kind), sgd)

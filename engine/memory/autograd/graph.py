@@ -31,19 +31,15 @@ class _SavedEverythingError(Exception):
 
 
 class Graph(LiveBytes):
-    """Live bytes over time.
-
-    Attributes:
-        adds_in_place: Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching,
-            which is how the tests watch it (torch/csrc/autograd/input_buffer.cpp).
-        in_backward: The backward pass is under way, recomputation included.
-    """
+    """Live bytes over time."""
 
     def __init__(self, *, adds_in_place: bool = True, sees_scratch: bool = True) -> None:
         super().__init__(sees_scratch=sees_scratch)
         self.records_gradients = True
+        # Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching, which is how the
+        # tests watch it (torch/csrc/autograd/input_buffer.cpp).
         self.adds_in_place = adds_in_place
-        self.in_backward = False
+        self.in_backward = False  # the backward pass is under way, recomputation included
         self._nodes: list[Node] = []
         self._attributes: list[Storage] = []  # of nodes that were visited
         self._locals: list[Value] = []

@@ -32,22 +32,19 @@ class Tape(Graph):
         backward = self._pass_on(x, y)
         return self.operation((x, y), x.elements, width, backward=backward, gradient_sizes=(x.size, y.size))
 
-    def multiply(self, x: Value, y: Value | Parameter) -> Value:
-        """`x * y`: keeps each factor that the other one's gradient needs; y may be broadcast over x.
+    def multiply(self, x: Value, y: Value | Parameter, elements: int | None = None) -> Value:
+        """`x * y`: keeps each factor that the other one's gradient needs; y may be broadcast over x, or both to `elements`.
 
         A broadcast factor's gradient is computed at full size before it is summed.
         """
-        return self.product_of_factors(x, y, x.elements)
-
-    def product_of_factors(self, x: Value, y: Value | Parameter, elements: int) -> Value:
-        """The same where both may be broadcast."""
         needs = (needs_gradient(x), needs_gradient(y))
-        width = max(x.width, y.width)
+        elements, width = elements or x.elements, max(x.width, y.width)
+        size = elements * width
         return self.operation(
             (x, y),
             elements,
             width,
-            backward=lambda _: [self.allocate(elements * width) if needed else None for needed in needs],
+            backward=lambda _: [self.allocate(size) if needed else None for needed in needs],
             saved=[factor for factor, needed in zip((y, x), needs, strict=True) if needed],
             gradient_sizes=(x.size, y.size),
         )

@@ -105,23 +105,15 @@ def needs_gradient(item: Value | Parameter) -> bool:
 
 
 class LiveBytes:
-    """Bytes that are taken and given back.
-
-    Attributes:
-        live: Bytes alive now.
-        groups: `live` split by group.
-        peak: Most bytes alive at once since `start_phase`.
-        peak_groups: `peak` split by group.
-        group: Default for what is taken without a group.
-        sees_scratch: Whether scratch that a kernel takes within one operation counts. A dispatch mode cannot see it.
-    """
+    """Bytes that are taken and given back."""
 
     def __init__(self, *, sees_scratch: bool = True) -> None:
-        self.live = self.peak = 0
-        self.groups = [0] * len(Group)
-        self.peak_groups = [0] * len(Group)
-        self.group = Group.ACTIVATIONS
-        self.sees_scratch = sees_scratch
+        self.live = self.peak = 0  # bytes alive now, and at most since `start_phase`
+        self.groups, self.peak_groups = [0] * len(Group), [0] * len(Group)  # both, split by group
+        self.group = Group.ACTIVATIONS  # of what is taken without a group
+        self.sees_scratch = (
+            sees_scratch  # whether scratch within one operation counts, which a dispatch mode cannot see
+        )
 
     def allocate(self, size: int, group: Group | None = None) -> Storage:
         """Take bytes; the caller owns one reference."""

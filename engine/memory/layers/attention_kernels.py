@@ -230,23 +230,15 @@ def _split_rows(r: StepContext, x: Value, rows: int) -> Value:
 def _attend_in_tiles(r: StepContext, row: _Row, query: Value, key: Value, value: Value) -> Value:
     tape = r.tape
     parts = (query, key, value)
-    needs = [needs_gradient(part) for part in parts]
     keys32 = tape.value(row.key_elements if row.width < 4 else 0, 4)
     output = tape.value(row.query_elements, row.width)
     probabilities = tape.value(0, 1)
     for tile in row.tiles:
         probabilities = tape.assign(probabilities, _probabilities(r, row, tile))
         tape.use(tile.query_elements * row.width)
-
-    def backward(_: Storage) -> Gradients:
-        gradients = _gradients_in_tiles(r, row)
-        for storage, needed in zip(gradients, needs, strict=True):
-            if not needed:
-                tape.release(storage)
-        return [storage if needed else None for storage, needed in zip(gradients, needs, strict=True)]
-
     tape.drop(keys32)
-    return tape.operation_in_place(output, parts, backward, (*parts, *([probabilities] if row.has_one_tile else [])))
+    saved = (*parts, *([probabilities] if row.has_one_tile else []))
+    return tape.operation_in_place(output, parts, lambda _: _gradients_in_tiles(r, row), saved)
 
 
 def _probabilities(r: StepContext, row: _Row, tile: _Tile) -> Value:

@@ -24,15 +24,10 @@ _CHUNK_TOKENS = 256  # where states are kept by heads, each token meets those of
 
 
 class Passing(NamedTuple):
-    """Bytes that are alive with the first layer's input, but not on the tape.
+    """Bytes that are alive with the first layer's input, but not on the tape."""
 
-    Attributes:
-        inputs_embeds: A variable of the model's forward pass, alive until its last layer has run.
-        arguments: Positions and mask, which every layer gets; checkpointed layers hold on to them.
-    """
-
-    inputs_embeds: int
-    arguments: int
+    inputs_embeds: int  # a variable of the model's forward pass, alive until its last layer has run
+    arguments: int  # positions and mask, which every layer gets; checkpointed layers hold on to them
 
 
 def embed(r: StepContext) -> tuple[Value, Passing]:
@@ -90,11 +85,6 @@ def _after_virtual_inputs(r: StepContext, words: Value) -> Value:
     r.hold_until_forward_ends(prompts)
     tape.drop(prompts, words)
     return x
-
-
-def input_needs_gradient(workload: Workload) -> bool:
-    """Return whether the first layer's input takes part in the backward pass although the embeddings are frozen."""
-    return input_is_leaf(workload) or bool(workload.virtual_inputs)
 
 
 def input_is_leaf(workload: Workload) -> bool:

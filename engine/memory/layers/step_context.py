@@ -35,8 +35,7 @@ class StepContext:
     structure: ModelStructure
     targets: AdapterTargets
     prefixes: list[Value] = field(default_factory=list)  # learned keys and values for the next layers
-    cast_copies: dict[int, Value] = field(default_factory=dict)  # by id of the weight
-    cast_weights: list[Parameter] = field(default_factory=list)  # whose ids must not be used again meanwhile
+    cast_copies: dict[Parameter, Value] = field(default_factory=dict)
     until_forward_ends: list[Storage] = field(default_factory=list)  # autocast's copies of weights, caches
 
     @property
@@ -61,20 +60,17 @@ class StepContext:
         return self.workload.precision.autocast is not None and self.on_cuda
 
     @property
-    def norm_width(self) -> int:
-        """Bytes per element of what a norm answers, fed with the residual stream."""
-        precision = self.workload.precision
-        if self.structure.has_layer_norm:
-            return 4 if precision.autocast and self.on_cuda else precision.embeddings
-        return max(precision.embeddings, precision.norms)
-
-    @property
     def cache_bytes_per_layer(self) -> int:
         """Keys and values of one layer in a cache that is never read: a view of the fused projection keeps all of it."""
         if not self.workload.keeps_cache:
             return 0
         precision = self.workload.precision
-        width = self.norm_width if self.workload.base != "dense" else precision.autocast or precision.weights
+        if self.workload.base == "dense":
+            width = precision.autocast or precision.weights
+        elif self.structure.has_layer_norm:  # quantized layers answer as wide as the norm before them
+            width = 4 if precision.autocast and self.on_cuda else precision.embeddings
+        else:
+            width = max(precision.embeddings, precision.norms)
         inputs = self.structure.layers[0].attention_inputs
         return self.tokens * sum(module.out_features for module in inputs) * width
 
@@ -107,14 +103,12 @@ class StepContext:
         width = self.workload.precision.compute
         trained = Parameter(self.prefix_elements, width, trainable=False)
         for _ in range(2 * layers):
-            prefix = self.tape.value(self.prefix_elements, width)
-            prefix.producer = trained
-            self.prefixes.append(prefix)
+            self.prefixes.append(self.tape.value(self.prefix_elements, width, trained))
 
     def weight(self, elements: int, width: int) -> Parameter:
         """A weight of the base model: trained where the whole model is."""
-        trainable = not self.workload.trains_adapter
-        return Parameter(elements, width, trainable=trainable, adds_up=self.workload.accumulates)
+        workload = self.workload
+        return Parameter(elements, width, trainable=not workload.trains_adapter, adds_up=workload.accumulates)
 
     def adapter_weight(self, elements: int) -> Parameter:
         width = self.workload.precision.adapter
@@ -126,17 +120,14 @@ class StepContext:
         Source: `cached_cast` in aten/src/ATen/autocast_mode.cpp.
         """
         tape = self.tape
-        known = self.cast_copies.get(id(weight))
+        known = self.cast_copies.get(weight)
         if known is not None and not tape.in_backward:
             return tape.alias(known)
-        producer = None
-        if weight.trainable and tape.records_gradients:
-            producer = tape.node((weight,))
+        producer = tape.node((weight,)) if weight.trainable and tape.records_gradients else None
         copy = tape.value(weight.elements, width, producer, Group.WEIGHT_COPIES)
         if weight.trainable and not tape.in_backward:
             self.hold_until_forward_ends(copy)
-            self.cast_copies[id(weight)] = copy
-            self.cast_weights.append(weight)
+            self.cast_copies[weight] = copy
         return copy
 
     def hold_until_forward_ends(self, value: Value) -> None:
@@ -149,7 +140,6 @@ class StepContext:
             self.tape.release(storage)
         self.until_forward_ends.clear()
         self.cast_copies.clear()
-        self.cast_weights.clear()
 
     def small(self, elements: int, width: int) -> Value:
         """A tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""

@@ -1,7 +1,7 @@
 """AdaLoRA: two matrices and a column of singular values for each layer, and the importance of every weight."""
 
 from engine.config.run import AdapterConfig
-from engine.memory.autograd.tensors import Value, needs_gradient, share
+from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
 from engine.memory.layers.step_context import StepContext
 from engine.memory.methods.base import MemoryRule, as_view, base_result
 from engine.memory.optimizers import TensorShape
@@ -59,11 +59,8 @@ class AdaLoraMemory(MemoryRule):
 def _add_in_place(r: StepContext, result: Value, update: Value) -> Value:
     """`result += update`: the result keeps its precision, and the update's gradient gets the update's."""
     size, casts, needs = update.size, update.width != result.width, needs_gradient(result)
-    return r.tape.operation_in_place(
-        result,
-        (result, update),
-        lambda gradient: (
-            share(gradient) if needs else None,
-            r.tape.allocate(size) if casts else share(gradient),
-        ),
-    )
+
+    def backward(gradient: Storage) -> Gradients:
+        return (share(gradient) if needs else None, r.tape.allocate(size) if casts else share(gradient))
+
+    return r.tape.operation_in_place(result, (result, update), backward)

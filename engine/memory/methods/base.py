@@ -64,8 +64,7 @@ def base_result(r: StepContext, x: Value, module: ModuleShape) -> Value:
 
     Source: `Linear4bit.forward` in peft/tuners/lora/bnb.py, as in the bnb.py of other methods.
     """
-    result = base_projection(r, x, module)
-    return copied_in_4_bits(r, result, module)
+    return copied_in_4_bits(r, base_projection(r, x, module), module)
 
 
 def copied_in_4_bits(r: StepContext, result: Value, module: ModuleShape) -> Value:

@@ -10,16 +10,7 @@ from engine.models.shape import ModuleShape
 
 # Which modules rescale their input when the person leaves the choice to the model's family.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
-_FEEDFORWARD_ENDINGS = (
-    "down_proj",
-    "mlp.c_proj",
-    "mlp.dense_4h_to_h",
-    "dense_4h_to_h",
-    "fc2",
-    "fc_out",
-    "w2",
-    "mlp.experts.down_proj",
-)
+_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 
 
 class Ia3Memory(MemoryRule):

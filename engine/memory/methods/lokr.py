@@ -28,7 +28,7 @@ class LoKrMemory(MemoryRule):
         result = base_projection(r, x, module)
         first, second = (_multiplied(r, tensors) for tensors in _factors(module, r.workload.adapter))
         # A product with both factors broadcast; the gradient of each is computed at full size before it is summed.
-        weight = tape.product_of_factors(first, second, first.elements * second.elements)
+        weight = tape.multiply(first, second, first.elements * second.elements)
         weight = tape.assign(weight, tape.scale(weight))
         return add_with_weight(r, result, x, module, weight)
 
@@ -38,19 +38,17 @@ def _factors(module: ModuleShape, adapter: AdapterConfig) -> tuple[tuple[TensorS
 
     Source: `LoKrLayer.update_layer`.
     """
-    in_m, in_n = divisors(module.in_features, adapter.decompose_factor)
-    out_l, out_k = divisors(module.out_features, adapter.decompose_factor)
-    rank = adapter.r
-    first: tuple[TensorShape, ...] = ((out_l, in_m),)
-    if adapter.decompose_both and rank < max(out_l, in_m) / 2:
-        first = ((out_l, rank), (rank, in_m))
-    second: tuple[TensorShape, ...] = ((out_k, in_n),)
-    if rank < max(out_k, in_n) / 2:
-        second = ((out_k, rank), (rank, in_n))
-    return first, second
+    in_m, in_n = split_in_two(module.in_features, adapter.decompose_factor)
+    out_l, out_k = split_in_two(module.out_features, adapter.decompose_factor)
+    first = _factor(out_l, in_m, adapter.r) if adapter.decompose_both else ((out_l, in_m),)
+    return first, _factor(out_k, in_n, adapter.r)
 
 
-def divisors(dimension: int, factor: int) -> tuple[int, int]:
+def _factor(rows: int, columns: int, rank: int) -> tuple[TensorShape, ...]:
+    return ((rows, rank), (rank, columns)) if rank < max(rows, columns) / 2 else ((rows, columns),)
+
+
+def split_in_two(dimension: int, factor: int) -> tuple[int, int]:
     """Split a dimension in two, the smaller one first: the nearest to its square root, or to `factor`.
 
     Source: `factorization` in peft/tuners/lokr/layer.py.
@@ -58,11 +56,8 @@ def divisors(dimension: int, factor: int) -> tuple[int, int]:
     if factor > 0 and dimension % factor == 0:
         return factor, dimension // factor
     most = dimension if factor == -1 else factor
-    small = max(
-        divisor
-        for divisor in range(1, math.isqrt(dimension) + 1)
-        if not dimension % divisor and divisor <= max(1, most)
-    )
+    divisors = (divisor for divisor in range(1, math.isqrt(dimension) + 1) if not dimension % divisor)
+    small = max(divisor for divisor in divisors if divisor <= max(1, most))
     return small, dimension // small
 
 

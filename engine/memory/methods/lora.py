@@ -51,7 +51,8 @@ def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
         inner = tape.dropout(inner, on_cuda=r.on_cuda)
     if adapter.use_dora:
         return add_branch(r, result, _dora_part(r, inner, result, module), answered)
-    scaled = _low_rank(r, tape.alias(inner) if adapter.lora_dropout == 0 else inner, module)
+    scaled = _through_both(r, tape.alias(inner) if adapter.lora_dropout == 0 else inner, module, _matrices(r, module))
+    scaled = tape.assign(scaled, tape.scale(scaled))
     if quantized and casts:
         scaled = tape.assign(scaled, tape.cast(scaled, answered))
     return add_branch(r, result, scaled, answered)
@@ -60,12 +61,6 @@ def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
 def _matrices(r: StepContext, module: ModuleShape) -> tuple[Parameter, Parameter]:
     rank = r.workload.adapter.r
     return r.adapter_weight(module.in_features * rank), r.adapter_weight(module.out_features * rank)
-
-
-@in_scope
-def _low_rank(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """`lora_B(lora_A(x)) * scaling`."""
-    return r.tape.scale(_through_both(r, x, module, _matrices(r, module)))
 
 
 @in_scope
