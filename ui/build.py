@@ -29,7 +29,6 @@ from ui.views.html import gib, plural
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
-_TABS_WITH_PANEL = ("model", "data", "method", "train")
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -64,8 +63,12 @@ def build_app(services: Services) -> gr.Blocks:
         for part in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab, side_panel):
             part.wire()
         page.wire(exclude=("adapter.r", "model.revision"))  # alpha follows the rank; the revision is looked up first
+
+        def show_panel(event: gr.SelectData) -> Any:
+            return visible_if(str(event.value).lower() in ("model", "data", "method", "train"))
+
         for tab in page.tabs.children:
-            tab.select(_show_panel, None, side, **QUICK)
+            tab.select(show_panel, None, side, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
         restored = page.restore(app)
         model_tab.open_after(restored)
@@ -77,10 +80,6 @@ def build_app(services: Services) -> gr.Blocks:
         app.unload(leave)
     calm_queue(app)
     return app
-
-
-def _show_panel(event: gr.SelectData) -> Any:
-    return visible_if(str(event.value).lower() in _TABS_WITH_PANEL)
 
 
 def _header(services: Services) -> str:

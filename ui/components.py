@@ -19,10 +19,7 @@ from gradio.components.base import Component
 
 from engine.errors import EngineError
 from ui.backend.background import UNEXPECTED
-from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 from ui.views.html import error_box
-
-__all__ = ["CheckboxGroup", "Dropdown", "Radio", "Slider"]
 
 _log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent / "assets"
@@ -200,16 +197,15 @@ class Confirmation:
                 self.really = gr.Button(yes, variant="stop", scale=0, min_width=150, elem_id=yes_id)
                 self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
-    def wire(self, opened: Any, ask: Callable[[str], str], run_shown: Component) -> None:
-        """Connect what opens and what closes it; `ask` returns the question about the run that is shown, as HTML."""
+    def wire(self, opened: Any, ask: Callable[[str], tuple[str, str]], run_shown: Component) -> None:
+        """Connect what opens and what closes it; `ask` returns the title of the shown run, and as HTML what is lost."""
+
+        def question(run_id: str) -> str:
+            title, html = ask(run_id)
+            return f'<div class="notice"><b>{escape(title)}</b> {html}</div>'
 
         def open_for(run_id: str) -> Updates:
-            return {self.panel: gr.update(visible=True), self.question: shown_in_place(ask)(run_id)}
+            return {self.panel: gr.update(visible=True), self.question: shown_in_place(question)(run_id)}
 
         opened(open_for, run_shown, [self.panel, self.question], **QUICK)
         self.keep.click(lambda: HIDDEN, None, self.panel, **QUICK)
-
-
-def render_question(title: str, html: str) -> str:
-    """Return the question of a `Confirmation`: the run, and what would be lost."""
-    return f'<div class="notice"><b>{escape(title)}</b> {html}</div>'

@@ -52,13 +52,17 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     config, problems = _checked(mapping)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
-    problems = [*problems, *_dataset_problems(services, mapping)]
+    question = question_of(mapping)
+    if question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
+        problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
     devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None
     trouble: EngineError | None = None
+    assumed = config
     # Memory does not depend on the data: there is an estimate before a dataset is chosen.
-    assumed = config if config is not None else _with_placeholder_dataset(mapping, problems)
+    if config is None and all(problem.field == "dataset.source" for problem in problems):
+        assumed, _ = _checked({**mapping, "dataset": {**mapping["dataset"], "source": "-"}})
     if assumed is not None:
         try:
             options = device_options(devices, assumed.run)
@@ -83,14 +87,6 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         estimate=estimate,
         estimate_error=trouble,
     )
-
-
-def _dataset_problems(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
-    """Return the known problems of the dataset's files; nothing is opened to find more."""
-    question = question_of(mapping)
-    if question is None or services.checks.trouble(question) is None:
-        return []
-    return [Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
@@ -123,9 +119,3 @@ def _checked(mapping: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem
         return config_from_mapping(mapping), []
     except ConfigError as error:
         return None, list(error.problems)
-
-
-def _with_placeholder_dataset(mapping: Mapping[str, Any], problems: Sequence[Problem]) -> RunConfig | None:
-    if any(problem.field != "dataset.source" for problem in problems):
-        return None
-    return _checked({**mapping, "dataset": {**mapping["dataset"], "source": "-"}})[0]

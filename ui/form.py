@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from engine.config.load import setting_names
 from engine.config.run import RunConfig
-from ui.components import CheckboxGroup, Dropdown, Radio, Slider
+from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 
 # Every linear layer, whatever the model calls them: ticked before a model's own layers are known.
 ALL_LINEAR = "all-linear"
@@ -160,12 +160,6 @@ def text_of(number: float | None) -> str:
     return str(int(number)) if float(number).is_integer() else str(number)
 
 
-def _choices_of(name: str) -> list[str]:
-    annotation = field_of(name).annotation
-    kind = _plain_type(annotation)
-    return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else _several_of(annotation)
-
-
 def _several_of(annotation: Any) -> list[str]:
     """Return the names to choose from, where any number of them may be chosen."""
     members = get_args(annotation)
@@ -198,7 +192,9 @@ def _default_of(name: str) -> Any:
 
 def _offered(name: str, value: Any) -> Any:
     """Return the value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
-    choices = _choices_of(name)
+    annotation = field_of(name).annotation
+    kind = _plain_type(annotation)
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else _several_of(annotation)
     if not choices:
         return value
     if isinstance(value, list | tuple):
@@ -217,14 +213,10 @@ def _from_component(name: str, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
     if _is_optional_number(field_of(name)):
         return number_of(value)
-    if name == "run.devices":
-        return value if value in ("auto", "cpu") or not isinstance(value, str) else _device_numbers(value)
+    if name == "run.devices" and isinstance(value, str):
+        numbers = [part.strip() for part in value.split(",")]
+        return [int(number) for number in numbers] if all(number.isdigit() for number in numbers) else value
     return None if value == "" and name != "run.name" else value
-
-
-def _device_numbers(text: str) -> Any:
-    numbers = [part.strip() for part in text.split(",")]
-    return [int(number) for number in numbers] if all(number.isdigit() for number in numbers) else text
 
 
 def _to_component(name: str, value: Any) -> Any:

@@ -153,7 +153,9 @@ class PageSessions(StateHolder):  # type: ignore[misc]
     def __getitem__(self, session_id: str) -> PageSession:
         """Return the session of a page, made at its first event."""
         if session_id not in self.session_data:
-            self._make_room()
+            while len(self.session_data) >= self._capacity:
+                closed = (name for name, session in self.session_data.items() if session.is_closed)
+                self._forget(next(closed, None) or next(iter(self.session_data)))
             self.session_data[session_id] = PageSession(self.blocks)
         session: PageSession = super().__getitem__(session_id)
         return session
@@ -164,11 +166,6 @@ class PageSessions(StateHolder):  # type: ignore[misc]
         for session_id, session in list(self.session_data.items()):
             if session.is_closed and self.time_last_used[session_id] < oldest:
                 self._forget(session_id)
-
-    def _make_room(self) -> None:
-        while len(self.session_data) >= self._capacity:
-            closed = (name for name, session in self.session_data.items() if session.is_closed)
-            self._forget(next(closed, None) or next(iter(self.session_data)))
 
     def _forget(self, session_id: str) -> None:
         del self.session_data[session_id]

@@ -12,13 +12,10 @@ from engine.errors import StorageError
 from ui.backend.transfers import Transfers
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
-_LARGEST_FRAME_BYTES = 100_000  # of an upload, around the file
-_UPLOAD = "/gradio_api/upload"
 # They copy a page's values into a file, fetch any address, or list what other people ran.
 _NOT_OFFERED = ("/gradio_api/deep_link", "/gradio_api/proxy=", "/gradio_api/file=http", "/gradio_api/runs")
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 _TOO_LARGE = f"A request may be at most {_LARGEST_BODY_BYTES // 1_000_000} MB. Shorten what was typed or opened."
-_NO_LENGTH = "The request has no Content-Length. Send it with the header."
 
 
 class PagePolicy:
@@ -37,12 +34,14 @@ class PagePolicy:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = _length(scope)
+        given = Headers(scope=scope).get("content-length", "")
+        length = int(given) if given.isascii() and given.isdigit() else None
         if scope["path"].startswith(_NOT_OFFERED):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
         elif scope["method"] == "POST" and length is None:
-            await PlainTextResponse(_NO_LENGTH, 411)(scope, receive, send)
-        elif scope["path"].rstrip("/") == _UPLOAD:
+            refusal = PlainTextResponse("The request has no Content-Length. Send it with the header.", 411)
+            await refusal(scope, receive, send)
+        elif scope["path"].rstrip("/") == "/gradio_api/upload":
             await self._receive_upload(length or 0, scope, receive, send)
         elif (length or 0) > _LARGEST_BODY_BYTES:
             await PlainTextResponse(_TOO_LARGE, 413)(scope, receive, send)
@@ -51,8 +50,9 @@ class PagePolicy:
 
     async def _receive_upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         instead = "Copy it to this computer and give its path."
+        around = 100_000  # bytes of the request that are not the file
         try:
-            with self._transfers.room_for(max(0, length - _LARGEST_FRAME_BYTES), instead=instead):
+            with self._transfers.room_for(max(0, length - around), instead=instead):
                 await self._app(scope, receive, send)
         except StorageError as error:
             await PlainTextResponse(str(error), 413)(scope, receive, send)
@@ -98,8 +98,3 @@ def policy_for(document: bytes) -> str:
         "frame-src 'none'; "
         "frame-ancestors 'self'"
     )
-
-
-def _length(scope: Scope) -> int | None:
-    value = Headers(scope=scope).get("content-length", "")
-    return int(value) if value.isascii() and value.isdigit() else None

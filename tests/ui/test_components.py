@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 
 from ui.build import build_app
-from ui.components import Dropdown, Radio
+from ui.gradio_internals import Dropdown, Radio
 
 
 @pytest.mark.parametrize("kind", [Dropdown, Radio])

@@ -90,7 +90,7 @@ def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, servi
     assert last.number == 3
     assert not last.next["interactive"]
 
-    services.results.measuring.forget(run.id)
+    services.results.measuring._works.clear()  # as after a restart of the server
     assert "1.0821" in look(laid_out(ChatTab).evaluate, run.id).result
 
 

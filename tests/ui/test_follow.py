@@ -249,7 +249,8 @@ def test_a_view_tells_which_run_it_shows(follow, invent):
 def test_a_question_names_its_run_and_goes_with_it(follow, invent):
     asked, other = invent(state="running", steps=3), invent(state="running", steps=4)
 
-    assert "smollm2-135m-instruct" in follow.ask_cancel(asked.id)
+    title, _ = follow.ask_cancel(asked.id)
+    assert "smollm2-135m-instruct" in title
     assert question_of(look(follow, asked.id, run_shown=asked.id)) == NOTHING
     assert not shown(question_of(look(follow, other.id, run_shown=asked.id)))
     asked.folder.cancel_request.touch()

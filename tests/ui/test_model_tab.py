@@ -137,7 +137,7 @@ def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(t
     found = tab._find(ModelConfig(id=MODEL))
 
     assert tab._show(found, "another/model", None) == gr.skip()
-    assert tab._show(None, MODEL, None) == gr.skip()
+    assert tab._show(tab._find(None), MODEL, None) == gr.skip()
 
 
 def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):

@@ -239,7 +239,7 @@ def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
 def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     victim = history[1]
 
-    question = tab.one.ask_delete(victim)
+    question = " ".join(tab.one.ask_delete(victim))
     assert "kB in all" in question
     assert "faq, rank 16" in question
     changed = tab.one.delete_run(victim, victim, [victim, history[2]])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.chat.contract import ChatChunk, ChatRequest
 from engine.chat.session import ChatSession
@@ -14,10 +14,6 @@ from engine.data.contract import PageRow
 from engine.data.passes.page import MAX_SHOWN_CHARACTERS
 from engine.inspector.session import Inspector
 from ui.backend.background import Cache
-
-_REMEMBERED = 8
-_PROMPTS = 200
-_TRAINING_ROWS = 40  # how many rows of the dataset are searched for prompts where none was held out
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -113,7 +109,7 @@ class HeldOutPrompts:
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
-        self._cache: Cache[tuple[RowPrompt, ...]] = Cache(_REMEMBERED)
+        self._cache: Cache[tuple[RowPrompt, ...]] = Cache(8)
 
     def of_run(self, config: RunConfig) -> tuple[RowPrompt, ...]:
         """Return up to 200 prompts spread evenly over the held-out rows; without them, some of the training set.
@@ -126,13 +122,9 @@ class HeldOutPrompts:
 
     def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
         length = config.training.max_length
-        held_out = self._inspector.held_out(
-            config.dataset, config.model, length, seed=config.training.seed, count=_PROMPTS
-        )
-        if held_out.rows:
-            page = self._inspector.preview(config.dataset, None, length, rows=held_out.rows)
-        else:
-            page = self._inspector.preview(config.dataset, None, length, count=_TRAINING_ROWS)
+        held_out = self._inspector.held_out(config.dataset, config.model, length, seed=config.training.seed, count=200)
+        wanted: dict[str, Any] = {"rows": held_out.rows} if held_out.rows else {"count": 40}
+        page = self._inspector.preview(config.dataset, None, length, **wanted)
         prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
         return tuple(prompt for prompt in prompts if prompt is not None)
 

@@ -13,7 +13,6 @@ from engine.processes.messages import CancelledRequestError
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 200
-_CACHED = 48
 
 R = TypeVar("R")
 Finished = TypeVar("Finished", covariant=True)
@@ -180,7 +179,7 @@ def _run(work: Work[R], keep: Callable[[R], None]) -> None:
 class Cache(Generic[R]):
     """Keeps the newest results by everything that they depend on: several pages want the same at the same moment."""
 
-    def __init__(self, capacity: int = _CACHED) -> None:
+    def __init__(self, capacity: int = 48) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()  # guards _results: handlers run in many threads
         self._results: OrderedDict[Hashable, R] = OrderedDict()

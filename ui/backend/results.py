@@ -19,10 +19,7 @@ from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
-from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
-
-_NEWEST_RUNS = 300
-_REMEMBERED = 400
+from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, file_facts
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class Evaluations:
     def __init__(self, runs: RunStore, reader: RunReader) -> None:
         self._runs = runs
         self._reader = reader
-        self._cache: Cache[EvaluationResult | None] = Cache(_REMEMBERED)
+        self._cache: Cache[EvaluationResult | None] = Cache(400)
 
     def read(self, run_id: str, checkpoint: str | None) -> EvaluationResult | None:
         """Return the newest evaluation of a run or a checkpoint; None where there is none."""
@@ -149,12 +146,12 @@ class Evaluations:
 
     def stamp(self, run_id: str, checkpoint: str | None) -> str:
         """Return what changes with every new evaluation of it."""
-        return _stamp(self._file(run_id, checkpoint))
+        return stamp(*file_facts(self._file(run_id, checkpoint)))
 
     def across(self) -> list[MeasuredRun]:
         """Return the evaluations of every run and checkpoint, the newest run first."""
         found = []
-        for run in self._runs.list()[:_NEWEST_RUNS]:
+        for run in self._runs.list()[:300]:
             folder = evaluation_file(run.folder.path, None).parent
             for file in sorted(folder.glob("*.json")):
                 result = self._read(file)
@@ -176,12 +173,4 @@ class Evaluations:
             except (OSError, ValidationError):
                 return None
 
-        return self._cache.get((file, _stamp(file)), read)
-
-
-def _stamp(file: Path) -> str:
-    try:
-        status = file.stat()
-    except OSError:
-        return ""
-    return stamp(status.st_mtime_ns, status.st_size)
+        return self._cache.get((file, *file_facts(file)), read)

@@ -25,12 +25,8 @@ FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is 
 _MOST_HISTORIES = 400
 _MOST_STEPS = 3_000_000  # of all histories together; a million steps take 80 MB
 _OFFERED_AT_ONCE = 200
-_SEARCHED = 200  # runs that are searched for an active one
 _LOG_TAIL_BYTES = 24_000
-_SAME_LOOK_SECONDS = 1.0
 _AT_ONCE_SECONDS = 0.1  # for runs that were never read
-_BETWEEN_SLICES_SECONDS = 0.05
-_SILENCE_SHOWN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class ObservedRun:
         asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         # Nothing changes while a worker has no output, and still the page shows for how long.
         since = self.state.silent_since
-        silent = "" if since is None else f"{(time.time() - since) // _SILENCE_SHOWN_SECONDS:.0f}"
+        silent = "" if since is None else f"{(time.time() - since) // 10:.0f}"
         state = self.state
         parts = (state.changed, state.state, silent, state.notice, asked, self.title)
         return stamp(self.run.id, self.history.next_offset, *parts)
@@ -119,13 +115,13 @@ class RunReader:
             stop_requested=run.folder.stop_request.exists(),
             cancel_requested=run.folder.cancel_request.exists(),
             resume_requested=resume_is_requested(self._runs.home, run),
-            log_bytes=_size(run.folder.log),
+            log_bytes=file_facts(run.folder.log)[0],
         )
 
     def newest_active(self) -> str | None:
         """Return the id of the newest active run, else of the newest that waits."""
         waiting = None
-        for run in self._runs.list()[:_SEARCHED]:
+        for run in self._runs.list()[:200]:
             state = run.folder.read_state().state
             if state in LIVE_STATES:
                 return run.id
@@ -157,10 +153,10 @@ class RunReader:
         return glance
 
     def _look(self, patience_seconds: float) -> Glance:
-        now, modified = time.monotonic(), _modified(self._runs.folder)
+        now, (_, modified) = time.monotonic(), file_facts(self._runs.folder)
         with self._lock:
             looked, seen, rows = self._rows
-            if now - looked < _SAME_LOOK_SECONDS and seen == modified:
+            if now - looked < 1.0 and seen == modified:
                 return Glance(rows, 0)
         glance = self._index.glance(patience_seconds)
         if not glance.unread:
@@ -171,7 +167,7 @@ class RunReader:
     def _catch_up(self) -> None:
         # In slices, between which a page gets what there is.
         while self._index.glance(_AT_ONCE_SECONDS).unread:
-            time.sleep(_BETWEEN_SLICES_SECONDS)
+            time.sleep(0.05)
 
     def look_again(self) -> None:
         """Let the next look show a change that was just made."""
@@ -199,13 +195,11 @@ class RunReader:
             self._histories.move_to_end(run.id)
         history = reader.update()
         with self._lock:
-            while len(self._histories) > 1 and self._holds_too_much():
-                self._histories.popitem(last=False)
+            steps = sum(reader.steps_read for reader in self._histories.values())
+            while len(self._histories) > 1 and (steps > _MOST_STEPS or len(self._histories) > _MOST_HISTORIES):
+                _, oldest = self._histories.popitem(last=False)
+                steps -= oldest.steps_read
         return history
-
-    def _holds_too_much(self) -> bool:
-        steps = sum(reader.steps_read for reader in self._histories.values())
-        return steps > _MOST_STEPS or len(self._histories) > _MOST_HISTORIES
 
     def _config_of(self, run: Run) -> tuple[RunConfig | None, Provenance]:
         with self._lock:
@@ -237,15 +231,10 @@ def log_tail(path: Path) -> str:
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n"))
 
 
-def _modified(folder: Path) -> int:
+def file_facts(path: Path) -> tuple[int, int]:
+    """Return size and time of change; 0 where there is no such file."""
     try:
-        return folder.stat().st_mtime_ns
+        found = path.stat()
     except OSError:
-        return 0
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import gradio as gr
 from gradio.events import Dependency
@@ -18,7 +18,8 @@ from engine.evaluation import blind_test
 from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, visible_if
+from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, read_sampling
 from ui.tabs.talk import TalkPart
@@ -32,13 +33,8 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
     ("neither", "Neither is good"),
     ("right", "Right is better"),
 )
-_LEAD = (
-    '<p class="lead">Two answers in random order, without names. Choose one, and the names are revealed; the tally is saved '
-    "with the run. System prompt and sampling are those of Chat.</p>"
-)
 _NOT_LOADED = empty("Load a run to judge it", "Its answers are shown with those of its base model, or of another run.")
 _ONE_ALONE = empty("Nothing to compare", "A base model has no second answer. Load a run, or a folder with an adapter.")
-_TOKENS_BETWEEN_REDRAWS = 12
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,10 @@ class BlindTestPart:
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
         self._random = random.SystemRandom()
-        gr.HTML(_LEAD)
+        gr.HTML(
+            '<p class="lead">Two answers in random order, without names. Choose one, and the names are revealed; the tally is '
+            "saved with the run. System prompt and sampling are those of Chat.</p>"
+        )
         self.absent = gr.HTML(_NOT_LOADED, elem_id="blind-absent")
         with gr.Column(visible=False, elem_id="blind") as self.panel:
             self.source = Radio(
@@ -162,7 +161,7 @@ class BlindTestPart:
                 texts[chunk.branch] += chunk.text
                 counts[chunk.branch] = chunk.tokens
                 stopped = stopped or chunk.finish_reason == "stopped"
-                if sum(counts.values()) >= redrawn + _TOKENS_BETWEEN_REDRAWS:
+                if sum(counts.values()) >= redrawn + 12:
                     redrawn = sum(counts.values())
                     yield {self.pair: view.render_writing(prompt.question, redrawn)}
             if judging.is_about_another(chat.state.target):
@@ -182,7 +181,7 @@ class BlindTestPart:
 
     def judge(self, verdict: Verdict, judging: Judging) -> Updates:
         """Save a verdict with what answered, whatever is loaded by now, and reveal the names."""
-        if judging.pair is None or verdict not in get_args(Verdict):
+        if judging.pair is None:
             return UNCHANGED
         try:
             judging = self._judged(judging, judging.pair, verdict)

@@ -9,8 +9,8 @@ from gradio.components.base import Component
 from engine.chat.contract import ChatState, LoadedModel, LoadProgress
 from engine.errors import EngineError
 from ui.backend.answers import Done, HeldOutPrompts, run_streaming
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Radio, Updates, shown_in_place, visible_if
-from ui.gradio_internals import enclosing_tab
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, shown_in_place, visible_if
+from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
 from ui.tabs.chat_choice import ChatChoice, Chosen

@@ -14,9 +14,10 @@ from engine.config.run import ModelConfig, Quantization
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
-from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat, has_adapter
-from ui.components import HIDDEN, QUICK, Dropdown, Updates, visible_if
+from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
+from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of
+from ui.gradio_internals import Dropdown
 from ui.page import Page
 from ui.views.run_view import run_choices
 
@@ -51,7 +52,14 @@ class Chosen(NamedTuple):
 def checkpoint_choices(observed: ObservedRun) -> list[tuple[str, str]]:
     """Return label and name of the final result and of the checkpoints of a run, for a dropdown."""
     names = [(f"checkpoint {name}", name) for name in list_checkpoints(observed.run.folder.path)]
-    return ([(FINAL_WORDS, FINAL)] if has_adapter(observed.run) else []) + names
+    return names if names and not has_adapter(observed.run) else [(FINAL_WORDS, FINAL), *names]
+
+
+def offered_runs(reader: RunReader, *wanted: str | None) -> tuple[list[tuple[str, str]], str | None]:
+    """Return label and id of the runs with a result, for a dropdown, and the one to propose: a wanted one, else the newest."""
+    choices = run_choices(reader.offered(can_chat, *wanted))
+    ids = [run_id for _, run_id in choices]
+    return choices, next((run for run in (*wanted, *ids) if run in ids), None)
 
 
 def checkpoint_of(chosen: str | None) -> str | None:
@@ -96,11 +104,9 @@ class ChatChoice:
 
     def offer(self, chosen_run: str, current: str, typed: str | None) -> Updates:
         """Return the runs that can be loaded; the chosen one is proposed."""
-        choices = [*run_choices(self._page.reader.offered(can_chat, chosen_run, current)), *_WITHOUT_RUN]
-        ids = [value for _, value in choices]
-        runs = [value for value in ids if value not in (A_MODEL, A_FOLDER)]
-        proposed = next((run for run in (chosen_run, current) if run in runs), runs[0] if runs else A_MODEL)
-        stays = (current in (A_MODEL, A_FOLDER) and typed) or (proposed == current and current in ids)
+        runs, found = offered_runs(self._page.reader, chosen_run, current)
+        choices, proposed = [*runs, *_WITHOUT_RUN], found or A_MODEL
+        stays = (current in (A_MODEL, A_FOLDER) and typed) or proposed == current
         if stays:
             return {self.run: gr.update(choices=choices)}
         return {self.run: gr.update(choices=choices, value=proposed), **self.choose(proposed)}
@@ -117,10 +123,9 @@ class ChatChoice:
                 self.against: gr.update(value=NOTHING, visible=False),
             }
         states = checkpoint_choices(self._page.reader.observe(run_id))
-        value = states[0][1] if states else FINAL
         others = [_BASE, *self._others(run_id)]
         return {
-            self.checkpoint: gr.update(choices=states or [(FINAL_WORDS, FINAL)], value=value, visible=len(states) > 1),
+            self.checkpoint: gr.update(choices=states, value=states[0][1], visible=len(states) > 1),
             self.model: HIDDEN,
             self.folder: HIDDEN,
             self.against: gr.update(choices=others, value=NOTHING, visible=len(others) > 1),
@@ -207,8 +212,7 @@ class ChatChoice:
             theirs = reader.observe(other)
             model = theirs.config.model if other != run_id and theirs.config is not None else None
             if model is not None and (model.id, model.revision) == (config.model.id, config.model.revision):
-                states = checkpoint_choices(theirs)
-                found.append((label, f"{other}/{states[0][1] if states else FINAL}"))
+                found.append((label, f"{other}/{checkpoint_choices(theirs)[0][1]}"))
         return own + found
 
 

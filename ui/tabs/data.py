@@ -10,18 +10,7 @@ from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from ui.backend.background import explained, stamp
 from ui.backend.dataset_checks import RunningCheck, question_of
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    nothing,
-    pick_list,
-    picked,
-    shown_as_message,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message
 from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
 from ui.tabs.model import TokenizerStatus
@@ -34,11 +23,6 @@ _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 questions and answers on fine-tuning, Alpaca format"),
     ("sample:lab-chats", "lab-chats", "118 conversations in a lab, ShareGPT format"),
 )
-_LEAD = (
-    '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train: most failed '
-    "fine-tunes failed here.</p>"
-)
-_UPLOAD_TYPES = [*DATA_ENDINGS, ".gz"]
 
 
 class DataTab:
@@ -46,7 +30,10 @@ class DataTab:
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        gr.HTML(_LEAD)
+        gr.HTML(
+            '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train: most '
+            "failed fine-tunes failed here.</p>"
+        )
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=260):
                 self.samples = pick_list(render_samples(""), elem_id="samples")
@@ -55,7 +42,9 @@ class DataTab:
                     label="File or Hub dataset", placeholder="/path/to/rows.jsonl or owner/name",
                     info="A path on this computer or a Hugging Face Hub id. Press Enter.", elem_id="dataset-own",
                 )  # fmt: skip
-                self.upload = gr.UploadButton("Upload a file", file_types=_UPLOAD_TYPES, size="sm", elem_id="upload")
+                self.upload = gr.UploadButton(
+                    "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload"
+                )
         page.form.register("dataset.source", gr.Textbox(visible=False))
         self.summary = gr.HTML(elem_id="dataset-summary")
         self.tokenizer = TokenizerStatus(page, "data")
@@ -229,7 +218,7 @@ class DataTab:
             self.lengths: lengths,
             self.rows.list: listed,
             self.rows.listing: gr.update(choices=choices, value=chosen),
-            self.stop: visible_if(check.is_under_way),
+            self.stop: gr.update(visible=check.is_under_way),
             self.read: gr.update(value=again, visible=check.waits or check.error is not None),
             self.timer: gr.Timer(active=check.is_under_way),
             self._seen: _stamp_of(check),

@@ -10,8 +10,9 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.formats import FORMATS
 from engine.errors import ConfigError, Problem
-from ui.components import HIDDEN, SLOW, Dropdown, Updates, nothing, pick_list, picked, shown_as_message, visible_if
+from ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.form import field_of
+from ui.gradio_internals import Dropdown
 from ui.page import Page
 from ui.views.html import Column, pick_button, table
 

@@ -11,18 +11,7 @@ from engine.errors import EngineError, RunError
 from ui.backend.background import stamp
 from ui.backend.results import Evaluations
 from ui.backend.run_reader import FINAL
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    pick_list,
-    picked,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, shown_in_place
 from ui.form import component_of_field, number_of
 from ui.page import Page
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
@@ -120,7 +109,7 @@ class EvaluatePart:
             self.start: gr.update(value="Measure again" if result is not None else "Measure", interactive=not working),
             self.stop: gr.update(visible=working, interactive=not (work is not None and work.stopping)),
             self.result: "" if working else view.NOT_MEASURED,
-            self.answers: visible_if(pages > 0),
+            self.answers: gr.update(visible=pages > 0),
             self.where: "",
             self.rows: "",
             self.across: view.render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}"),

@@ -12,15 +12,13 @@ from engine.errors import EngineError, RunError
 from engine.export.contract import ExportRecord, read_records
 from engine.export.kinds import loads_in_transformers
 from ui.backend.background import stamp
-from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, can_chat
+from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun
 from ui.components import (
     COPY_SCRIPT,
     HIDDEN,
     QUICK,
     SLOW,
     UNCHANGED,
-    Dropdown,
-    Radio,
     Updates,
     nothing,
     pick_list,
@@ -29,13 +27,12 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
-from ui.gradio_internals import enclosing_tab
+from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
-from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of
+from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
 from ui.tabs.export_formats import ADAPTER, FOLDERS, FORMS, HUB, TEXTS, ArchivePart, ExportForms, TextPart, why_not
 from ui.views import export as view
 from ui.views.html import empty, error_box, work_status
-from ui.views.run_view import run_choices
 
 _STOPPED = "Stopped; nothing was written."
 _GONE = "gone"
@@ -119,14 +116,12 @@ class ExportTab:
         event.then(self.look, self._looking, self._looked, **QUICK)
 
     def _offer(self, chosen_run: str, current: str | None) -> Updates:
-        choices = run_choices(self._page.reader.offered(can_chat, chosen_run, current))
-        ids = [value for _, value in choices]
-        proposed = next((run for run in (chosen_run, current) if run in ids), ids[0] if ids else None)
+        choices, proposed = offered_runs(self._page.reader, chosen_run, current)
         checkpoint = {self.checkpoint: self._checkpoints(proposed)} if proposed is not None else {}
         return {
             self.run: gr.update(choices=choices, value=proposed),
-            self.empty: visible_if(not ids),
-            self.whole: visible_if(bool(ids)),
+            self.empty: visible_if(not choices),
+            self.whole: visible_if(bool(choices)),
             **checkpoint,
         }
 
@@ -136,7 +131,7 @@ class ExportTab:
         return {self._page.chosen_run: run_id, self.checkpoint: self._checkpoints(run_id)}
 
     def _checkpoints(self, run_id: str) -> Any:
-        choices = checkpoint_choices(self._page.reader.observe(run_id)) or [(FINAL_WORDS, FINAL)]
+        choices = checkpoint_choices(self._page.reader.observe(run_id))
         return gr.update(choices=choices, value=choices[0][1])
 
     def _observe(self, run_id: str | None) -> ObservedRun:

@@ -4,7 +4,7 @@ Stateless: every look reads the new part from disk, and any browser shows the sa
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
@@ -21,27 +21,22 @@ from ui.components import (
     QUICK,
     UNCHANGED,
     Confirmation,
-    Slider,
     Updates,
     chart,
     live_html,
     poll,
     poll_answer,
-    render_question,
     shown_as_message,
     visible_if,
 )
+from ui.gradio_internals import Slider
 from ui.page import Page
 from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
 
-_POLL_SECONDS = 2.0
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs that are offered
-_CANCEL_WORDS = (
-    "stops now. Saved checkpoints stay; progress after the last one is lost. <b>Stop and save</b> loses nothing."
-)
 
 
 class Question(BaseModel):
@@ -54,14 +49,6 @@ class Question(BaseModel):
     smoothing: float = Field(ge=0, le=1)
     log_axis: bool
     log_open: bool
-
-    @classmethod
-    def from_text(cls, text: str) -> Self | None:
-        """Return the question that a page sent; None where it is invalid."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError:
-            return None
 
     @property
     def view(self) -> ChartView:
@@ -113,7 +100,7 @@ class FollowPart:
         self._log_open = gr.State(False)
         # In the browser, next to what is shown: buttons act on the run that a person sees, whatever was chosen since.
         self.shown = gr.Textbox("", visible=False)
-        self.live = poll(self.answer, _POLL_SECONDS, elem_id=f"{prefix}run-live")
+        self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # What a step changes, then all that a look changes.
         self._polled = [self.heading, self.loss, self.small, self.memory, self.warnings, self.timeline, self.log]
         self._texts = [self.trouble, *self._polled]
@@ -160,23 +147,31 @@ class FollowPart:
 
         return self._look_again_after(event(shown_as_message(ask), self.shown, None, trigger_mode="once", **QUICK))
 
-    def ask_cancel(self, run_id: str) -> str:
-        """Return the question before a run is cancelled."""
-        return render_question(self._page.reader.observe(run_id).title, _CANCEL_WORDS)
+    def ask_cancel(self, run_id: str) -> tuple[str, str]:
+        """Return the run and the question before it is cancelled."""
+        words = "stops now. Saved checkpoints stay; progress after the last one is lost."
+        return self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
         chosen = self._page.chosen_run
         listed = event.then(self._list, [chosen, view], self.choice, **QUICK)
-        return listed.then(self.look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
+
+        def look_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
+            return self.look(run_id, *how) if view == "Follow" else UNCHANGED
+
+        return listed.then(look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
 
     def answer(self, question: str, seen: str) -> str | None:
         """Return what is new since `seen`, as `ui.components.poll` sends it; None where nothing is new.
 
         Where other buttons are due, the page asks for all of it by an event, `refresh`: only that can change them.
         """
-        asked = Question.from_text(question)
-        if asked is None or not asked.run:
+        try:
+            asked = Question.model_validate_json(question)
+        except ValidationError:
+            return None
+        if not asked.run:
             return None
         seen = seen or asked.seen
         try:
@@ -207,10 +202,6 @@ class FollowPart:
         if not self._page.reader.exists(run_id):
             return self._without_run(run_view.NO_RUN)
         return self._look(run_id, smoothing, log_axis, log_open, run_shown)
-
-    def look_if_in_front(self, run_id: str, view: str, *how: Any) -> Updates:
-        """Like `look`, where the view is in front."""
-        return self.look(run_id, *how) if view == "Follow" else UNCHANGED
 
     def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         try:

@@ -12,9 +12,10 @@ from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.config.run import AdapterConfig
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
 from engine.memory.estimate import Estimator, Verdict
-from ui.components import QUICK, SLOW, CheckboxGroup, Radio, nothing, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
+from ui.gradio_internals import CheckboxGroup, Radio
 from ui.page import Page
 from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
 
@@ -50,15 +51,8 @@ def _choices() -> dict[str, _Choice]:
 _CHOICES = _choices()
 
 
-class _FieldGroup(NamedTuple):
-    """Settings that the same methods read."""
-
-    methods: tuple[str, ...]
-    fields: list[str]
-
-
-def _field_groups(*, advanced: bool) -> list[_FieldGroup]:
-    """Group all settings of methods by who reads them, in the order of the methods."""
+def _field_groups(*, advanced: bool) -> dict[tuple[str, ...], list[str]]:
+    """Return the settings of methods by the methods that read them, in the order of the methods."""
     readers: dict[str, list[str]] = {}
     is_advanced = {name for method in METHODS.values() for name in method.advanced}
     for method in METHODS.values():
@@ -68,7 +62,7 @@ def _field_groups(*, advanced: bool) -> list[_FieldGroup]:
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, methods in readers.items():
         groups.setdefault(tuple(methods), []).append(name)
-    return [_FieldGroup(methods, fields) for methods, fields in groups.items()]
+    return groups
 
 
 class MethodTab:
@@ -83,13 +77,13 @@ class MethodTab:
         form.register("adapter.warm_start", gr.State(None))
         self.begins = pick_list(elem_id="begins-with")
         self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False, render=False)
-        for group in _field_groups(advanced=False):
-            self._lay_out(group)
+        for methods, fields in _field_groups(advanced=False).items():
+            self._lay_out(methods, fields)
         form.setting("model.quantization", elem_id="quantization")
         self.trainable = gr.HTML(elem_id="trainable")
         with gr.Accordion("Advanced", open=False):
-            for group in _field_groups(advanced=True):
-                self._lay_out(group)
+            for methods, fields in _field_groups(advanced=True).items():
+                self._lay_out(methods, fields)
             form.setting("model.double_quant")
             with gr.Row():
                 form.setting("model.compute_dtype")
@@ -103,11 +97,11 @@ class MethodTab:
         page.on_fill(self.linked, is_linked)
         page.on_draft_later(self.table, render_method_table)
 
-    def _lay_out(self, group: _FieldGroup) -> None:
+    def _lay_out(self, methods: Sequence[str], fields: Sequence[str]) -> None:
         """Place the settings of one group, which is shown for the methods that read it."""
-        with gr.Column(visible=DEFAULT_METHOD.name in group.methods) as column:
+        with gr.Column(visible=DEFAULT_METHOD.name in methods) as column:
             with gr.Row():
-                for name in group.fields:
+                for name in fields:
                     if name == "target_modules":
                         continue
                     with gr.Column(min_width=160):
@@ -116,13 +110,13 @@ class MethodTab:
                         self._page.form.setting(f"adapter.{name}", **ends, **elem_id)
                         if name == "lora_alpha":
                             self.linked.render()
-            if "target_modules" in group.fields:
+            if "target_modules" in fields:
                 targets = CheckboxGroup(
                     EVERY_LAYER, value=[ALL_LINEAR], label="Target modules (target_modules)",
                     info="The model's linear layers, without the output head.", elem_id="targets",
                 )  # fmt: skip
                 self._page.form.register("adapter.target_modules", targets)
-        self._page.on_draft(column, lambda draft: visible_if(_method(draft) in group.methods))
+        self._page.on_draft(column, lambda draft: visible_if(_method(draft) in methods))
 
     def wire(self) -> None:
         """Connect the events."""
@@ -134,13 +128,8 @@ class MethodTab:
         page.refresh_after(self.choice.input(_settings_of_choice, [self.choice, *settings], settings, **QUICK))
         page.refresh_after(self.begins.click(lambda: None, None, start, **QUICK))
         # In the browser: the figures that depend on both wait for one round trip only.
-        linking: dict[str, Any] = {
-            "fn": None,
-            "inputs": [rank, self.linked, alpha],
-            "outputs": alpha,
-            "js": "(r, linked, alpha) => linked && r ? 2 * r : alpha",
-            **QUICK,
-        }
+        linking = {"js": "(r, linked, alpha) => linked && r ? 2 * r : alpha", **QUICK}
+        linking |= {"fn": None, "inputs": [rank, self.linked, alpha], "outputs": alpha}
         page.refresh_after(gr.on([rank.input, self.linked.input], **linking))
         # A rank beyond the end of its slider is moved there just after its box was left.
         page.refresh_after(rank.release(nothing, None, None, **QUICK).then(**linking))

@@ -1,6 +1,6 @@
 """Model: pick one from the catalogue, the Hub or a folder, and see its details."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -12,37 +12,16 @@ from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
 from ui.backend.fit_table import FitTable
 from ui.backend.tokenizers import key_of
-from ui.components import (
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    live_html,
-    nothing,
-    pick_list,
-    picked,
-    poll,
-    poll_answer,
-    visible_if,
-)
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, nothing, pick_list, picked, poll, poll_answer
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
 
 _LEAD = '<h2>Model</h2><p class="lead">Start small: a small model shows sooner whether your data works.</p>'
-_FITS_SECONDS = 1.0  # between two looks at the verdicts that are being estimated
-_DOWNLOAD_SECONDS = 0.5  # between two looks at the download of a tokenizer
 _BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
-
-
-class Found(NamedTuple):
-    """The result of a look-up."""
-
-    name: str  # of the model and its revision
-    details: str
 
 
 class ModelTab:
@@ -64,7 +43,7 @@ class ModelTab:
             )  # fmt: skip
         self.hub = pick_list(elem_id="hub-results")
         self.catalog = pick_list(elem_id="catalog", elem_classes="scroll tall")
-        self._fits_poll = poll(self._fits_news, _FITS_SECONDS, question="fits", elem_id="fits-live")
+        self._fits_poll = poll(self._fits_news, 1.0, question="fits", elem_id="fits-live")
         form.register("model.id", gr.Textbox(visible=False))
         self.details = gr.HTML(elem_id="model-details")
         self.tokenizer = TokenizerStatus(page, "model")
@@ -74,7 +53,7 @@ class ModelTab:
         self._wanted = gr.State("")
         self._described = gr.State("")  # the model and revision whose details are shown, or are looked up
         self._sought = gr.State(None)  # the model that is to be looked up
-        self._found = gr.State(None)
+        self._found = gr.State(("", ""))  # name and details of the model that was looked up
 
     def wire(self) -> None:
         """Connect the events."""
@@ -143,12 +122,14 @@ class ModelTab:
         looking_up = render_looking_up(model.id)
         return {self.catalog: catalog, self.details: looking_up, self._described: wanted, self._sought: model}
 
-    def _find(self, model: ModelConfig | None) -> Found | None:
-        return Found(_name(model), self.describe(model)) if model is not None else None
+    def _find(self, model: ModelConfig | None) -> tuple[str, str]:
+        """Return a model's name and details; nothing without a model."""
+        return ("", "") if model is None else (_name(model), self.describe(model))
 
-    def _show(self, found: Found | None, model_id: str | None, revision: str | None) -> Any:
+    def _show(self, found: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
         """Return the details, unless another model was chosen while they were looked up."""
-        return found.details if found is not None and found.name == _name(_model(model_id, revision)) else UNCHANGED
+        name, details = found
+        return details if name and name == _name(_model(model_id, revision)) else UNCHANGED
 
     def describe(self, model: ModelConfig | None) -> str:
         """Return the details of a model, or why it cannot be read; its modules are known afterwards."""
@@ -226,7 +207,7 @@ class TokenizerStatus:
         self._page = page
         self.line = live_html(elem_id=f"{tab}-tokenizer")
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
-        self.poll = poll(self._news, _DOWNLOAD_SECONDS, elem_id=f"{tab}-tokenizer-live")
+        self.poll = poll(self._news, 0.5, elem_id=f"{tab}-tokenizer-live")
         # What `updates` changes.
         self.outputs = [self.line, self.again, self.poll]
 
@@ -238,12 +219,12 @@ class TokenizerStatus:
     def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
         """Start the download of a tokenizer where it is not here yet, or `again` after a failure; return its status soon."""
         if model is None:
-            return {self.line: "", self.again: visible_if(False), self.poll: ""}
+            return {self.line: "", self.again: gr.update(visible=False), self.poll: ""}
         work = self._page.services.tokenizers.ask(model, again=again)
         work.ended.wait(_BLINK_SECONDS)
         return {
             self.line: _render_download(work),
-            self.again: visible_if(work.error is not None),
+            self.again: gr.update(visible=work.error is not None),
             self.poll: key_of(model) if work.is_under_way else "",
         }
 

@@ -12,17 +12,7 @@ from engine.runs.control import change_notes
 from engine.runs.electricity import read_electricity
 from engine.runs.store import folder_size_bytes
 from ui.backend.run_reader import has_adapter
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Confirmation,
-    Updates,
-    render_question,
-    shown_as_message,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Confirmation, Updates, shown_as_message, visible_if
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.views.html import error_box, size
@@ -166,12 +156,14 @@ class OneRunPart:
         self._page.reader.look_again()
         gr.Info("Saved.", duration=3)
 
-    def ask_delete(self, run_id: str) -> str:
-        """Return the question before a run is deleted: what would be lost, with its size."""
+    def ask_delete(self, run_id: str) -> tuple[str, str]:
+        """Return the run, and what would be lost if it is deleted, with its size."""
         observed = self._page.reader.observe(run_id)
         freed = size(folder_size_bytes(observed.run.folder.path))
-        words = f"will be deleted: adapter, checkpoints, curves and log, {freed} in all. This cannot be undone."
-        return render_question(observed.title, words)
+        return (
+            observed.title,
+            f"will be deleted: adapter, checkpoints, curves and log, {freed} in all. This cannot be undone.",
+        )
 
     def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""

@@ -9,7 +9,8 @@ import gradio as gr
 from engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
 from ui.backend.background import explained
 from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Dropdown, Radio, Updates, pick_list, picked
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked
+from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
 from ui.views import row_lists
 from ui.views.dataset import TELL_WHICH, render_row

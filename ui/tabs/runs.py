@@ -8,24 +8,11 @@ from gradio.events import Dependency
 from engine.errors import EngineError
 from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.electricity import Electricity, read_electricity, save_electricity
-from engine.runs.summary import RunSummary
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    UNCHANGED,
-    Dropdown,
-    Radio,
-    Updates,
-    chart,
-    pick_list,
-    picked,
-    shown_as_message,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, UNCHANGED, Updates, chart, pick_list, picked, shown_as_message, visible_if
 from ui.form import component_of_field, number_of, text_of
-from ui.gradio_internals import changed_by_hand, enclosing_tab
+from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
 from ui.tabs.one_run import OneRunPart
 from ui.views import run_table
@@ -136,10 +123,11 @@ class RunsTab:
         found = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
         table = run_table.render_run_table(found, chosen, compared, shown) if found else nothing
+        waiting = {row.id: row for row in rows if row.state == "queued"}
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
             self.table: table + run_table.render_unread(unread),
-            self.queue: run_table.render_queue(self._waiting(rows)),
+            self.queue: run_table.render_queue([waiting[run_id] for run_id in self._order.sort(list(waiting))]),
             self.method: gr.update(choices=[run_table.ANY_METHOD, *sorted(methods)]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *sorted(models)]),
             self.below: visible_if(bool(rows)),
@@ -190,10 +178,6 @@ class RunsTab:
             gr.Info(f"{COMPARED_AT_MOST} runs are the limit of a comparison; remove one first.")
             return UNCHANGED
         return {self.compared: [*compared, run_id]}
-
-    def _waiting(self, rows: list[RunSummary]) -> list[RunSummary]:
-        waiting = {row.id: row for row in rows if row.state == "queued"}
-        return [waiting[run_id] for run_id in self._order.sort(list(waiting))]
 
     def _order_queue(self, event: gr.EventData) -> None:
         action, _, run_id = picked(event).partition(":")

@@ -15,19 +15,8 @@ from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import explained
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Radio,
-    Updates,
-    pick_list,
-    picked,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, shown_in_place
+from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
 from ui.views import chat as view
@@ -39,7 +28,6 @@ _ASKED: dict[str, tuple[Branch, ...]] = {
     TUNED: ("tuned",), BASE: ("base",), SECOND: ("second",), RUNS: ("tuned", "second"),
 }  # fmt: skip
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
-_SUGGESTIONS = 3
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
 
 
@@ -103,7 +91,7 @@ class TalkPart:
         self.again.click(_take_back, self.turns, asked, **QUICK).then(**asking)
         self.stop.click(self._stop, None, None, **QUICK)
         cleared = self.clear.click(
-            self._clear, None,
+            lambda: {**self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), "")}, None,
             [self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
         )  # fmt: skip
         cleared.then(view.render_suggestions, self.offered, self.suggestions, **QUICK)
@@ -186,7 +174,7 @@ class TalkPart:
         }
 
     def _shown(self, turns: list[Turn]) -> Updates:
-        button = visible_if(bool(turns))
+        button = gr.update(visible=bool(turns))
         return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
 
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
@@ -204,9 +192,6 @@ class TalkPart:
     def _stop(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
-    def _clear(self) -> Updates:
-        return {**self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), "")}
-
     def _edit(self, event: gr.EventData, turns: list[Turn]) -> Updates:
         kind, _, number = picked(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
@@ -222,7 +207,7 @@ class TalkPart:
             return []
         config = self._page.reader.observe(target.tuned.folder.name).config
         try:
-            return view.some_prompts(self._prompts.of_run(config), _SUGGESTIONS, draw) if config is not None else []
+            return view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
         except EngineError:
             return []  # the data may be gone; chat works without it
 

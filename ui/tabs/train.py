@@ -12,23 +12,10 @@ from engine.errors import EngineError
 from engine.hardware.lease import lease_name
 from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion
-from ui.components import (
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Dropdown,
-    Radio,
-    Updates,
-    nothing,
-    pick_list,
-    picked,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message, shown_in_place
 from ui.draft import Draft
 from ui.form import section_fields
-from ui.gradio_internals import enclosing_tab
+from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.tabs.start import StartPart
@@ -139,8 +126,8 @@ class TrainTab:
         return {self.view: FOLLOW, self.start.goes_to: "", **tabs}
 
     def _switch(self, view: str) -> Updates:
-        follows = visible_if(view == FOLLOW)
-        return {self.setup: visible_if(view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
+        follows = gr.update(visible=view == FOLLOW)
+        return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
         preset = find_preset(picked(event))

@@ -15,7 +15,6 @@ NO_DATASET = empty(
     "format.",
 )
 HEADING = "<h2>Training data</h2>"
-_LISTED = 200
 _ROLE = ' role="status"'
 _WIDTH, _HEIGHT, _BOTTOM = 720, 150, 22  # of the histogram
 # A page shows about this much of a row: more takes a browser too long to lay out.
@@ -75,14 +74,11 @@ def _lead(text: str) -> str:
 def render_progress(progress: CheckProgress | None, *, fetches: bool = False) -> str:
     """Return the progress of the pass over all rows; before the first row, of the download that precedes it."""
     if progress is None:
-        return _sentence("Downloading the dataset from the Hub …" if fetches else "Reading all rows …", role=True)
+        return _sentence("Downloading the dataset from the Hub …" if fetches else "Reading all rows …", _ROLE)
     part = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
     tokens = f", {count(progress.tokens)} tokens" if progress.tokens else ""
-    return _sentence(
-        f"Reading all rows: {part}{plural(progress.rows, 'row')}{tokens}"
-        f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div>',
-        role=True,
-    )
+    meter = f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div>'
+    return _sentence(f"Reading all rows: {part}{plural(progress.rows, 'row')}{tokens}{meter}", _ROLE)
 
 
 def render_waiting(page: DatasetPage | None) -> str:
@@ -98,11 +94,11 @@ def render_waiting(page: DatasetPage | None) -> str:
 def render_stopped(progress: CheckProgress | None) -> str:
     """Return the state of a pass that a person stopped."""
     rows = f" after {plural(progress.rows, 'row')}" if progress is not None and progress.rows else ""
-    return _sentence(f"Reading was stopped{rows}; nothing is counted.", role=True)
+    return _sentence(f"Reading was stopped{rows}; nothing is counted.", _ROLE)
 
 
-def _sentence(html: str, *, role: bool = False) -> str:
-    return f'<div class="sentence num"{_ROLE if role else ""}>{html}</div>'
+def _sentence(html: str, attributes: str = "") -> str:
+    return f'<div class="sentence num"{attributes}>{html}</div>'
 
 
 def render_opening(source: str) -> str:
@@ -176,7 +172,7 @@ def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str
     """Return every row that is skipped, with its line and the reason."""
     if not report.problems:
         return "" if report.dropped else small("No row is skipped.")
-    problems = report.problems[:_LISTED]
+    problems = report.problems[:200]
     columns = [*PROBLEM_COLUMNS, Column("Reason"), Column("Beginning", "soft begins")]
     rows = (problem_row(problem, picks=pickable_rows) for problem in problems)
     more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""

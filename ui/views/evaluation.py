@@ -31,11 +31,9 @@ def render_evaluation(result: EvaluationResult) -> str:
         (_perplexity(tuned.perplexity), "perplexity, tuned"),
         (_perplexity(base.perplexity), "perplexity, base"),
     )
-    worse = (
-        ""
-        if tuned.perplexity < base.perplexity
-        else "<b>Training made it worse:</b> the base model has the lower loss. "
-    )
+    worse = "<b>Training made it worse:</b> the base model has the lower loss. "
+    if tuned.perplexity < base.perplexity:
+        worse = ""
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
         f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
@@ -110,9 +108,8 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     if not rows:
         return ""
     numbers = ("Rows", "Loss", "Perplexity", "Base perplexity", "Exact", "ROUGE-L", "chrF")
-    html = table(
-        [Column("Run"), *map(Column.of_numbers, numbers)], (_across(row, chosen) for row in rows), css="across"
-    )
+    columns = [Column("Run"), *map(Column.of_numbers, numbers)]
+    html = table(columns, (_across(row, chosen) for row in rows), css="across")
     return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
 
 
@@ -194,6 +191,9 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     if 2 * wins == tally.decided:
         return f"Of {decided}, each side won {wins:,}: no difference."
     name = names[ahead]
+    chance = f"{tally.chance:.1%}" if tally.chance < 0.1 else f"{tally.chance:.0%}"
+    if tally.chance < 0.001:
+        chance = "less than 0.1%"
     if tally.chance < CLEAR_CHANCE:
         verdict = "That is clear."
     elif wins == tally.decided and tally.decided < _CLEAR_WINS:
@@ -202,14 +202,8 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
         verdict = "That may be chance. Judge more pairs to be surer."
     return (
         f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
-        f"least this one-sided would come in {_percent(tally.chance)} of all tests (exact sign test, two-sided). {verdict}"
+        f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
     )
-
-
-def _percent(chance: float) -> str:
-    if chance < 0.001:
-        return "less than 0.1%"
-    return f"{100 * chance:.1f}%" if chance < 0.1 else f"{100 * chance:.0f}%"
 
 
 def _split(tally: BlindTally) -> str:

@@ -22,10 +22,6 @@ Against = Literal["step", "tokens", "time"]
 
 # What a screen can show: a curve is some 900 pixels wide, and each pixel may need its lowest and its highest point.
 _POINTS = 1200
-_SMALL_POINTS = 300
-_FEW_STEPS = 6
-_LOSS_HEIGHT = 350
-_SMALL_HEIGHT = 330
 
 # Colours and dashes together, to tell curves apart without colour too.
 SERIES = (
@@ -103,7 +99,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
     )
     traces: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    layout = _layout(_SMALL_HEIGHT, revision)
+    layout = _layout(330, revision)
     layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
     for position, (title, column, unit, number) in enumerate(charts):
         suffix = "" if position == 0 else str(position + 1)
@@ -124,7 +120,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         )  # fmt: skip
         steps, values = _finite(history, "step", column)
         values = values if unit == 1 else values / unit
-        kept = thin(steps, values, _SMALL_POINTS)
+        kept = thin(steps, values, 300)
         trace = _scatter(title, _integers(steps[kept]), values[kept], "var(--series-blue)")
         hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
         traces.append(trace | axes | {"mode": "lines" if len(kept) > 1 else "markers", "hovertemplate": hover})
@@ -223,12 +219,12 @@ def _layout(height: int, revision: str) -> dict[str, Any]:
 def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]:
     x_axis = _AXIS | {"title": {"text": x_title}, "rangemode": "tozero"}
     y_axis = _AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
-    return _layout(_LOSS_HEIGHT, revision) | {"xaxis": x_axis, "yaxis": y_axis}
+    return _layout(350, revision) | {"xaxis": x_axis, "yaxis": y_axis}
 
 
 def _whole_steps(history: RunHistory) -> dict[str, Any]:
     """Return an axis of whole numbers where a few steps would make it show fractions."""
-    return {"dtick": 1} if 0 < history.last_step < _FEW_STEPS else {}
+    return {"dtick": 1} if 0 < history.last_step < 6 else {}
 
 
 def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:

@@ -41,12 +41,8 @@ def _chosen(draft: Draft, begins_with: str) -> str:
         *([("Continues from", begins_with)] if begins_with else []),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens, batch {batch}"),
     ]
-    entries = "".join(
-        f"<dt>{name}</dt><dd>{escape(value)}</dd>"
-        if value
-        else f'<dt>{name}</dt><dd class="missing">not chosen yet</dd>'
-        for name, value in rows
-    )
+    missing = '<dd class="missing">not chosen yet</dd>'
+    entries = "".join(f"<dt>{name}</dt>{f'<dd>{escape(value)}</dd>' if value else missing}" for name, value in rows)
     return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
 
 
@@ -127,16 +123,11 @@ def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
 def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
     if not changes:
         return ""
-    rows = (
-        Row(
-            (
-                under(escape(change.change), change.cost),
-                f'<span class="{ {"fits": "yes", "tight": "tight"}.get(change.verdict, "no") }">{gib(change.needed_bytes)}</span>',
-            ),
-            pickable(change.kind),
-        )
-        for change in changes
-    )  # fmt: skip
+    css = {"fits": "yes", "tight": "tight"}
+    rows = []
+    for change in changes:
+        needs = f'<span class="{css.get(change.verdict, "no")}">{gib(change.needed_bytes)}</span>'
+        rows.append(Row((under(escape(change.change), change.cost), needs), pickable(change.kind)))
     return f'<div class="section"><h3>{title}</h3>{table(["Change", Column.of_numbers("Needs, GiB")], rows, scrolls="")}</div>'
 
 
@@ -154,15 +145,11 @@ def render_measured_step(work: Work[MeasuredStep] | None) -> str:
 def _figures(step: MeasuredStep) -> str:
     what = "process" if step.measures_process else "allocator"
     within = "within" if step.measured_bytes <= step.bound_bytes else "above"
-    measured = (
-        f'<span title="Peak of the {what}: {step.measured_bytes:,} bytes"><b>{gib(step.measured_bytes)} GiB</b></span>'
-    )
-    predicted = (
-        f"{gib(step.predicted_bytes)} GiB ({step.error:+.1%}), {within} the bound of {gib(step.bound_bytes)} GiB"
-    )
+    title = f"Peak of the {what}: {step.measured_bytes:,} bytes"
+    predicted = f"{gib(step.predicted_bytes)} GiB ({step.error:+.1%})"
     entries = [
-        ("Measured", measured),
-        ("Predicted", predicted),
+        ("Measured", f'<span title="{title}"><b>{gib(step.measured_bytes)} GiB</b></span>'),
+        ("Predicted", f"{predicted}, {within} the bound of {gib(step.bound_bytes)} GiB"),
         ("Tensors alone", f"{gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
         ("Duration", f"{step.step_seconds:,.2f} s a step, rows of {step.tokens:,} tokens"),
     ]

@@ -25,12 +25,9 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: FitTable)
             "Press Enter to search the Hugging Face Hub, or type an id or a folder in the other box.",
         )
     columns = [
-        Column("Model"),
-        Column.of_numbers("Parameters"),
-        Column.of_numbers("Context"),
-        Column("Licence", "soft tag"),
+        Column("Model"), *map(Column.of_numbers, ("Parameters", "Context")), Column("Licence", "soft tag"),
         *(Column(escape(name.removesuffix(" fine-tuning"))) for name in fits.methods),
-    ]
+    ]  # fmt: skip
     caption = f"Fits: at 1,024 tokens and batch 2 on {fits.device_name}."
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
 
@@ -53,18 +50,11 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
     """Return what the Hub found for a query."""
     if not results:
         return notices([f"The Hub has no text-generation model for “{query}”."])
-    rows = (
-        Row(
-            (
-                escape(model.id),
-                count(model.parameters) if model.parameters else "–",
-                escape(model.license or "–"),
-                f"{model.downloads:,}",
-            ),
-            pickable(model.id),
-        )
-        for model in results
-    )
+    rows = []
+    for model in results:
+        parameters = count(model.parameters) if model.parameters else "–"
+        cells = (escape(model.id), parameters, escape(model.license or "–"), f"{model.downloads:,}")
+        rows.append(Row(cells, pickable(model.id)))
     columns = [
         Column("Model"),
         Column.of_numbers("Parameters"),
@@ -101,11 +91,8 @@ def _tokenizer(details: ModelDetails) -> str:
     tokens = " ".join(f"<code>{escape(name)} {escape(token)}</code>" for name, token in details.special_tokens.items())
     special = f'<p class="small">Special tokens: {tokens}</p>'
     if not details.chat_template:
-        return special + notices(
-            [
-                "No chat template: this is a base model. Loratory uses a plain documented one, and saves it with the adapter."
-            ]
-        )
+        plain = "Loratory uses a plain documented one, and saves it with the adapter."
+        return special + notices([f"No chat template: this is a base model. {plain}"])
     return (
         f'{special}<details><summary class="small">Chat template, {len(details.chat_template):,} characters</summary>'
         f"{log(details.chat_template, 'Chat template')}</details>"

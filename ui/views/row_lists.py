@@ -97,10 +97,11 @@ def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: 
 
 def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
     """Return a page of rows with their lengths."""
-    lines = (
-        Row((f"{row.row:,}", _line(row.line), _tokens(row), escape(row.raw[:160])), pickable(str(row.row)))
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        tokens = f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"
+        cells = (f"{row.row:,}", _line(row.line), tokens, escape(row.raw[:160]))
+        lines.append(Row(cells, pickable(str(row.row))))
     return _listed([Column.of_numbers("Tokens")], lines, page)
 
 
@@ -131,7 +132,3 @@ def _listed(columns: Sequence[Column], rows: Iterable[Row], page: ListPage) -> s
 
 def _line(line: int | None) -> str:
     return "–" if line is None else f"{line:,}"
-
-
-def _tokens(row: PageRow) -> str:
-    return f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"

@@ -20,9 +20,6 @@ from ui.views.loss_chart import SERIES
 from ui.views.run_table import best_of, held_out_cell, when
 from ui.views.run_view import method_words
 
-_EVENT_TAIL_BYTES = 16_000
-_EVENT_LINES = 60
-
 
 class ComparedRun(NamedTuple):
     """A run in a comparison."""
@@ -63,8 +60,11 @@ def render_record(observed: ObservedRun) -> str:
     """Return the record of a run as folds: configuration, data, environment, checkpoints and events."""
     folder = observed.run.folder
     count_words = plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
+    config = small("Its config.yaml cannot be read.")
+    if observed.config is not None:
+        config = log(config_to_yaml(observed.config), "config.yaml")
     parts = [
-        ("Configuration", _configuration(observed)),
+        ("Configuration", config),
         ("Data", _data(folder.read_dataset_report())),
         ("Environment", _environment(observed)),
         (f"{count_words} on disk", _checkpoints(observed)),
@@ -75,12 +75,6 @@ def render_record(observed: ObservedRun) -> str:
         for title, content in parts
         if content
     )
-
-
-def _configuration(observed: ObservedRun) -> str:
-    if observed.config is None:
-        return small("Its config.yaml cannot be read.")
-    return log(config_to_yaml(observed.config), "config.yaml")
 
 
 def _data(report: DatasetReport | None) -> str:
@@ -133,11 +127,11 @@ def _checkpoints(observed: ObservedRun) -> str:
 
 def _events(path: Path) -> str:
     try:
-        beginning = max(0, path.stat().st_size - _EVENT_TAIL_BYTES)
+        beginning = max(0, path.stat().st_size - 16_000)
     except OSError:
         return ""
     lines = read_lines(path, beginning).lines
-    newest = b"\n".join(lines[1 if beginning else 0 :][-_EVENT_LINES:]).decode("utf-8", errors="replace")
+    newest = b"\n".join(lines[1 if beginning else 0 :][-60:]).decode("utf-8", errors="replace")
     return log(newest, "The newest events") if newest else ""
 
 

@@ -78,11 +78,10 @@ def render_unread(unread: int) -> str:
 
 
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
-    label = escape(f"Compare {row.name}", quote=True)
+    label, checked = escape(f"Compare {row.name}", quote=True), "true" if is_compared else "false"
     tick = (
-        f'<button type="button" class="tick" role="checkbox" aria-checked="{"true" if is_compared else "false"}" '
-        f'aria-label="{label}" title="Compare" data-pick="{COMPARE_PREFIX}{escape(row.id, quote=True)}">'
-        "✓</button>"
+        f'<button type="button" class="tick" role="checkbox" aria-checked="{checked}" aria-label="{label}" '
+        f'title="Compare" data-pick="{COMPARE_PREFIX}{escape(row.id, quote=True)}">✓</button>'
     )
     ingredients = " · ".join(escape(short_name(part)) for part in (row.model, row.dataset) if part)
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)

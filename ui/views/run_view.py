@@ -48,7 +48,6 @@ _PHASE_WORDS = {
     "loading_model": "loading the model", "reading_data": "reading the data", "preparing": "preparing",
     "training": "", "evaluating": "measuring the held-out loss", "saving": "saving", "finished": "", "stopped": "",
 }  # fmt: skip
-_TIMELINE_ROWS = 120
 
 NO_RUN = empty(
     "No active run",
@@ -199,7 +198,7 @@ def render_timeline(observed: ObservedRun) -> str:
     ]  # fmt: skip
     if not rows:
         return small("No events yet.")
-    return table([Column("", "soft"), ""], rows[:_TIMELINE_ROWS], scrolls="scroll tall")
+    return table([Column("", "soft"), ""], rows[:120], scrolls="scroll tall")
 
 
 def method_words(config: RunConfig) -> str:
