@@ -1,0 +1,230 @@
+"""Backups of a lab: accounts, settings, audit log and runs in one tar file, and back into an empty home."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from engine.accounts.accounts import open_database
+from engine.errors import AccountError, StorageError
+from engine.paths import LoratoryHome
+
+_ACCOUNTS = "accounts.sqlite3"
+_HEAD = "loratory-backup"  # the first member; its content is the format
+_FORMAT = "1"
+_FILES = ("lab.yaml", "audit.jsonl", "electricity.json")
+_FOLDERS = ("runs", "server/keys", "server/usage")
+_SINGLE = ("server/queue.json",)
+# Of a worker on this machine, which is not there after a restore; and what is half-made or half-deleted.
+_LEFT_OUT = re.compile(r"lock|process\.json|control|\.(new|deleted)-.*|\..*\.tmp")
+_CHECKPOINTS = "checkpoints"
+
+
+class BackupSize(NamedTuple):
+    """What a backup holds."""
+
+    people: int
+    runs: int
+    files: int
+    bytes: int
+
+
+def write_backup(home: LoratoryHome, path: Path, *, with_checkpoints: bool) -> BackupSize:
+    """Write a backup while the lab is served; a file that changes meanwhile is in it as it was when its turn came.
+
+    Sessions and invitations are left out: what was ended since must not come back with a restore.
+
+    Raises:
+        AccountError: If the home has no accounts.
+        StorageError: If the file exists, or cannot be written.
+    """
+    if not (home.root / _ACCOUNTS).is_file():
+        raise AccountError(f"{home.root} has no accounts.", "Set LORATORY_HOME to the home of the lab.")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise StorageError(f"{path} exists.", "Choose another name, or remove it.") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}).", "Choose another folder.") from error
+    try:
+        with (
+            os.fdopen(descriptor, "wb") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            _add(tar, _HEAD, io.BytesIO(_FORMAT.encode()), time.time())
+            people = _add_accounts(home, tar)
+            for relative in _members(home.root, with_checkpoints=with_checkpoints):
+                _add_file(tar, home.root, relative)
+            names = tar.getnames()
+            tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+        runs = {tuple(PurePosixPath(name).parts[1:3]) for name in names if name.startswith("runs/")}
+        return BackupSize(people, len(runs), len(names), path.stat().st_size)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(f"{path} cannot be written ({error.strerror}).", "Free some space.") from error
+        raise
+
+
+def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
+    """Fill an empty home from a backup; where that fails, it is as empty as before. People sign in again.
+
+    Raises:
+        StorageError: If the home is not empty, or cannot be written.
+        AccountError: If the file is not a backup, is damaged, or holds what no backup of a lab does.
+    """
+    _require_empty(home.root)
+    try:
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.root.chmod(0o700)
+        # Inside the home: the folder around it may belong to another user, or be another disk.
+        temporary = Path(tempfile.mkdtemp(prefix=".restore-", dir=home.root))
+    except OSError as error:
+        raise StorageError(
+            f"{home.root} cannot be written ({error.strerror}).", "Set LORATORY_HOME to a folder that you may write to."
+        ) from error
+    try:
+        size = _unpack(path, temporary)
+        for entry in list(temporary.iterdir()):
+            entry.rename(home.root / entry.name)
+        temporary.rmdir()
+        return size
+    except BaseException as error:
+        for entry in home.root.iterdir():  # it was empty
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", "Free some space.") from error
+        raise
+
+
+def _members(root: Path, *, with_checkpoints: bool) -> Iterator[str]:
+    """Yield the plain files of a backup, relative to the home. Links are not followed, and not in it."""
+    yield from (name for name in (*_FILES, *_SINGLE) if (root / name).is_file())
+    for folder in _FOLDERS:
+        for parent, folders, names in os.walk(root / folder):
+            folders[:] = sorted(
+                name for name in folders if not _LEFT_OUT.fullmatch(name) and (with_checkpoints or name != _CHECKPOINTS)
+            )
+            for name in sorted(names):
+                if not _LEFT_OUT.fullmatch(name):
+                    yield (Path(parent) / name).relative_to(root).as_posix()
+
+
+def _add_accounts(home: LoratoryHome, tar: tarfile.TarFile) -> int:
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as folder:
+        copy = Path(folder) / _ACCOUNTS
+        with contextlib.closing(open_database(home)) as database:
+            database.copy_to(copy)
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            connection.execute("DELETE FROM sessions")
+            connection.execute("DELETE FROM invitations")
+            connection.execute("PRAGMA journal_mode = DELETE")  # one file, without a log next to it
+            connection.execute("VACUUM")
+            people: int = connection.execute("SELECT count(*) FROM people WHERE removed IS NULL").fetchone()[0]
+        with copy.open("rb") as file:
+            _add(tar, _ACCOUNTS, file, time.time())
+    return people
+
+
+def _add_file(tar: tarfile.TarFile, root: Path, relative: str) -> None:
+    try:
+        descriptor = os.open(root / relative, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        if not (root / relative).exists() or (root / relative).is_symlink():
+            return  # deleted meanwhile, or leads elsewhere
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        if os.path.isfile(descriptor):  # noqa: PTH113 - of what was opened, not of a name that may change
+            _add(tar, relative, file, os.fstat(descriptor).st_mtime)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: io.IOBase, modified: float) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    member.mode, member.mtime = 0o600, int(modified)
+    tar.addfile(member, content)
+
+
+def _require_empty(root: Path) -> None:
+    try:
+        is_empty = not any(root.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{root} cannot be read ({error.strerror}).", "Choose another LORATORY_HOME.") from error
+    if not is_empty:
+        raise StorageError(f"The home {root} is not empty.", "Set LORATORY_HOME to a new folder to restore into.")
+
+
+def _unpack(path: Path, target: Path) -> BackupSize:
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            first = tar.next()
+            content = tar.extractfile(first) if first is not None and first.name == _HEAD else None
+            if content is None or content.read(16).decode("ascii", "replace") != _FORMAT:
+                raise AccountError(
+                    f"{path.name} is not a backup that this Loratory reads.", "Give a file of `loratory lab backup`."
+                )
+            files = total = 0
+            for member in tar:
+                if member is not first:
+                    _unpack_member(tar, member, target)
+                    files, total = files + 1, total + member.size
+    except (tarfile.TarError, EOFError) as error:
+        raise AccountError(f"{path.name} is damaged ({error}).", "Give another backup.") from error
+    except OSError as error:
+        if error.filename and Path(error.filename) == path:
+            raise AccountError(f"{path} cannot be read ({error.strerror}).", "Give the file of a backup.") from error
+        raise
+    runs = sum(1 for _ in target.glob("runs/*/*/config.yaml"))
+    return BackupSize(_check_accounts(target / _ACCOUNTS, path.name), runs, files, total)
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    parts = PurePosixPath(member.name).parts
+    is_ours = member.name in (_ACCOUNTS, *_FILES, *_SINGLE) or member.name.startswith(
+        tuple(f"{name}/" for name in _FOLDERS)
+    )
+    content = (
+        tar.extractfile(member)
+        if member.isreg() and is_ours and ".." not in parts and "\0" not in member.name
+        else None
+    )
+    if content is None or member.name != "/".join(parts):
+        raise AccountError(
+            f"The backup holds {member.name[:80]!r}, which is not part of a lab.", "Give another backup."
+        )
+    place = target.joinpath(*parts)
+    for folder in reversed(place.relative_to(target).parents[:-1]):
+        (target / folder).mkdir(mode=0o700, exist_ok=True)
+    try:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError as error:
+        raise AccountError(f"The backup holds {member.name[:80]!r} twice.", "Give another backup.") from error
+    with os.fdopen(descriptor, "wb") as file:
+        shutil.copyfileobj(content, file, 2**20)
+    if place.stat().st_size != member.size:
+        raise tarfile.ReadError("it ends too early")
+    os.utime(place, (member.mtime, member.mtime))
+
+
+def _check_accounts(path: Path, name: str) -> int:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            (found,) = connection.execute("PRAGMA integrity_check").fetchone()
+            if found == "ok":
+                return int(connection.execute("SELECT count(*) FROM people WHERE removed IS NULL").fetchone()[0])
+    except sqlite3.Error as error:
+        found = str(error)
+    raise AccountError(f"The accounts in {name} are damaged ({found[:100]}).", "Give another backup.")

@@ -1,0 +1,158 @@
+"""What runs a lab as a service of its machine: a systemd unit, and a Caddyfile for the proxy in front of it."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.accounts.lab import PublicAddress
+from engine.errors import AccountError
+
+_PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+")  # needs no quoting in a unit, in a Caddyfile or in a shell
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_SOCKET = "/run/loratory/page.sock"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """How a lab is to run.
+
+    Attributes:
+        address: At which browsers reach it.
+        user: Account of the machine that runs it and owns its files; no person signs in as it.
+        home: Folder of the lab, which is also the user's home folder.
+        certificate: PEM file of the chain, for a lab without a proxy; None behind Caddy.
+        key: PEM file of its key.
+
+    Raises:
+        AccountError: If a value cannot be written into a unit as it is.
+    """
+
+    address: PublicAddress
+    user: str = "loratory"
+    home: Path = Path("/var/lib/loratory")
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not _USER.fullmatch(self.user):
+            raise AccountError(f"{self.user[:40]!r} cannot be the name of a system user.", "Use letters, digits and -.")
+        for path in (self.home, *filter(None, (self.certificate, self.key))):
+            if not _PATH.fullmatch(str(path)) or ".." in path.parts:
+                raise AccountError(
+                    f"The path {str(path)!r} cannot be used in a systemd unit.",
+                    "Give an absolute path of letters, digits and . _ @ + -.",
+                )
+        if (self.certificate is None) != (self.key is None):
+            raise AccountError(
+                "A certificate and its key belong together.", "Give --tls-cert and --tls-key, or neither."
+            )
+
+    def unit(self) -> str:
+        """Return the systemd unit."""
+        return _UNIT.format(
+            user=self.user,
+            home=self.home,
+            program=_program(),
+            origin=self.address.origin,
+            listens=self._tls() if self.certificate is not None else f"--socket {_SOCKET}",
+            own=self._credentials() if self.certificate is not None else _RUNTIME_FOLDER,
+            capabilities="CAP_NET_BIND_SERVICE" if self.certificate is not None and self._port < 1024 else "",
+        )
+
+    def caddyfile(self) -> str:
+        """Return the site of a Caddyfile."""
+        return _CADDYFILE.format(host=self.address.host, socket=_SOCKET)
+
+    def steps(self) -> str:
+        """Return the commands that put the files in place, as comments."""
+        group = (
+            f"\n#   usermod --append --groups {self.user} caddy   # Caddy may open the socket, and no file of the lab"
+        )
+        return _STEPS.format(
+            user=self.user, home=self.home, program=_program(), group="" if self.certificate is not None else group
+        )
+
+    @property
+    def _port(self) -> int:
+        return int(self.address.host.rpartition(":")[2]) if re.search(r":\d+$", self.address.host) else 443
+
+    def _tls(self) -> str:
+        return f"--host 0.0.0.0 --port {self._port} --tls-cert %d/tls-cert --tls-key %d/tls-key"
+
+    def _credentials(self) -> str:
+        return (
+            "# Root reads the key, and hands it to this service alone.\n"
+            f"LoadCredential=tls-cert:{self.certificate}\nLoadCredential=tls-key:{self.key}"
+        )
+
+
+def _program() -> Path:
+    return Path(sys.executable).with_name("loratory")
+
+
+_STEPS = """\
+# Once, as root:
+#   useradd --system --home-dir {home} --create-home --shell /usr/sbin/nologin {user}
+#   chmod 0700 {home}{group}
+#   systemctl daemon-reload && systemctl enable --now loratory
+# The first admin, then everyone else on the page:
+#   sudo -u {user} LORATORY_HOME={home} {program} people invite --admin
+"""
+# The folder is the group's to enter; the lab makes the socket with mode 0660.
+_RUNTIME_FOLDER = "RuntimeDirectory=loratory\nRuntimeDirectoryMode=0750"
+_UNIT = """\
+[Unit]
+Description=Loratory, fine-tuning for a lab
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+User={user}
+Group={user}
+Environment=HOME={home} LORATORY_HOME={home} TMPDIR={home}/tmp
+ExecStartPre=/usr/bin/mkdir -p -m 0700 {home}/tmp
+ExecStart={program} ui --lab --public-url {origin} {listens}
+{own}
+Restart=on-failure
+RestartSec=5
+TimeoutStopSec=30
+
+# Runs outlive the page: a stop or an update ends the server alone, and a run out of memory ends that run alone.
+KillMode=process
+OOMPolicy=continue
+
+UMask=0077
+NoNewPrivileges=yes
+CapabilityBoundingSet={capabilities}
+AmbientCapabilities={capabilities}
+ProtectSystem=strict
+ReadWritePaths={home}
+ProtectHome=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+LockPersonality=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallArchitectures=native
+# Left out on purpose: PrivateTmp (its folder would vanish under a run), PrivateDevices and ProtectClock (they hide GPUs),
+# MemoryDenyWriteExecute (PyTorch compiles kernels), ProtectProc (other programs on a GPU could not be seen).
+
+[Install]
+WantedBy=multi-user.target
+"""
+_CADDYFILE = """\
+{host} {{
+	# tls internal   # a certificate of Caddy's own authority, where the name is not public
+	reverse_proxy unix/{socket} {{
+		# Caddy writes X-Forwarded-For itself, from the connection. Without trusted_proxies, a client's own is dropped.
+		header_up -Forwarded
+		header_up -X-Real-IP
+	}}
+}}
+"""

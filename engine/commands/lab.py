@@ -1,0 +1,83 @@
+"""`loratory lab`: run a lab as a service of this machine, back it up, restore it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from engine.accounts.audit import AuditLog
+from engine.accounts.backup import BackupSize, restore_backup, write_backup
+from engine.accounts.deployment import Deployment
+from engine.accounts.lab import audit_log_path, public_address
+from engine.commands.output import AsJson, one_of, print_result, words_of_bytes
+from engine.paths import LoratoryHome, typed_path
+
+lab = typer.Typer(name="lab", help="A lab as a service: files, backup, restore.", no_args_is_help=True)
+
+Part = Literal["service", "caddy"]
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE.tar", help="The backup.")]
+
+
+@lab.command()
+def files(
+    part: Annotated[str | None, typer.Argument(metavar="[service|caddy]", help="One file alone, to redirect.")] = None,
+    public_url: Annotated[str | None, typer.Option("--public-url", help="Address at which browsers reach it.")] = None,
+    user: Annotated[str, typer.Option("--user", help="Dedicated user of the machine.")] = Deployment.user,
+    home: Annotated[Path, typer.Option("--home", help="Folder of the lab.")] = Deployment.home,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Without a proxy: certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Without a proxy: its key.")] = None,
+) -> None:
+    """Print a systemd unit for the lab and a Caddyfile for the proxy in front of it."""
+    deployment = Deployment(public_address(LoratoryHome.located(), public_url), user, home, tls_cert, tls_key)
+    if Path(sys.prefix).resolve().is_relative_to("/home") or Path(sys.prefix).resolve().is_relative_to("/root"):
+        print(
+            f"Note: {sys.prefix} is in a home folder, which the service cannot read. Install it in /opt.",
+            file=sys.stderr,
+        )
+    wanted = None if part is None else one_of(part, Part, "[service|caddy]")
+    if wanted is None:
+        print(deployment.steps())
+    if wanted != "caddy":
+        _print_file("/etc/systemd/system/loratory.service", deployment.unit(), is_alone=wanted is not None)
+    if wanted != "service" and tls_cert is None:
+        _print_file("/etc/caddy/Caddyfile", deployment.caddyfile(), is_alone=wanted is not None)
+
+
+@lab.command()
+def backup(
+    file: BackupFile,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="With checkpoints, to resume runs from.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Save accounts, settings, audit log and runs; the lab may be in use meanwhile.
+
+    Adapters are part of the runs. Models, shared data, uploads and exports are not in it.
+    """
+    home = LoratoryHome.from_environment()
+    path = typed_path(file).absolute()
+    size = write_backup(home, path, with_checkpoints=checkpoints)
+    AuditLog(audit_log_path(home)).write("", "backed up", path.name, "with checkpoints" if checkpoints else "")
+    _print_size(path, size, as_json)
+
+
+@lab.command()
+def restore(file: BackupFile, as_json: AsJson = False) -> None:
+    """Fill an empty LORATORY_HOME from a backup; people then sign in again with their passwords."""
+    home = LoratoryHome.located()
+    path = typed_path(file).absolute()
+    size = restore_backup(home, path)
+    AuditLog(audit_log_path(home)).write("", "restored", path.name)
+    _print_size(path, size, as_json)
+
+
+def _print_file(place: str, content: str, *, is_alone: bool) -> None:
+    print(content if is_alone else f"# {place}\n{content}")
+
+
+def _print_size(path: Path, size: BackupSize, as_json: bool) -> None:
+    text = f"{path}: {size.people:,} people, {size.runs:,} runs, {size.files:,} files, {words_of_bytes(size.bytes)}."
+    print_result({"file": str(path), **size._asdict()}, text, as_json=as_json)
+
+
+COMMANDS = (lab,)

@@ -1,0 +1,104 @@
+"""The files that run a lab as a service are accepted by what reads them, and hold nothing that was smuggled in."""
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine.accounts.deployment import Deployment
+from engine.accounts.lab import PublicAddress
+from engine.cli import run_command
+from engine.errors import AccountError
+
+ADDRESS = PublicAddress.parse("https://gpu.lab.example")
+TLS = {"certificate": Path("/etc/ssl/lab.pem"), "key": Path("/etc/ssl/lab.key")}
+
+
+def service_of(deployment):
+    """The last value of each setting of the unit's service."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str
+    parser.read_string(deployment.unit())
+    return parser["Service"]
+
+
+def test_runs_outlive_the_page_and_files_are_for_the_user_alone():
+    service = service_of(Deployment(ADDRESS))
+
+    assert service["KillMode"] == "process"
+    assert service["OOMPolicy"] == "continue"
+    assert service["User"] == "loratory"
+    assert service["UMask"] == "0077"
+    assert service["NoNewPrivileges"] == "yes"
+    assert service["ProtectSystem"] == "strict"
+    assert service["ReadWritePaths"] == "/var/lib/loratory"
+    assert service["RuntimeDirectoryMode"] == "0750"
+    assert service["CapabilityBoundingSet"] == ""
+    assert "LORATORY_HOME=/var/lib/loratory" in service["Environment"]
+    assert "--socket /run/loratory/page.sock" in service["ExecStart"]
+    assert "PrivateTmp" not in service
+
+
+def test_without_a_proxy_the_key_is_handed_over_by_systemd():
+    service = service_of(Deployment(ADDRESS, **TLS))
+
+    assert "LoadCredential=tls-cert:/etc/ssl/lab.pem" in Deployment(ADDRESS, **TLS).unit()
+    assert service["LoadCredential"] == "tls-key:/etc/ssl/lab.key"
+    assert "--port 443 --tls-cert %d/tls-cert --tls-key %d/tls-key" in service["ExecStart"]
+    assert "/etc/ssl" not in service["ExecStart"]
+    assert service["AmbientCapabilities"] == "CAP_NET_BIND_SERVICE"
+    high = PublicAddress.parse("https://gpu.lab.example:8443")
+    assert service_of(Deployment(high, **TLS))["AmbientCapabilities"] == ""
+
+
+@pytest.mark.parametrize("home", ["relative", "/a b", "/a\nExecStart=/bin/sh", "/a/%h", "/a/../b", "/", "/a;b", "/{b}"])
+def test_a_path_that_a_unit_would_read_otherwise_is_refused(home):
+    with pytest.raises(AccountError, match="cannot be used"):
+        Deployment(ADDRESS, home=Path(home))
+
+
+@pytest.mark.parametrize("user", ["", "Root", "a b", "a\nb", "-a", "a" * 40])
+def test_a_user_name_that_a_unit_would_read_otherwise_is_refused(user):
+    with pytest.raises(AccountError, match="system user"):
+        Deployment(ADDRESS, user=user)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.parametrize("tls", [{}, TLS])
+def test_systemd_accepts_the_unit(tmp_path, tls):
+    unit = tmp_path / "loratory.service"
+    program = tmp_path / "loratory"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    deployment = Deployment(ADDRESS, user="root", **tls)
+    started = service_of(deployment)["ExecStart"].split()[0]
+    unit.write_text(deployment.unit().replace(started, str(program)))
+
+    checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+
+    assert "loratory.service" not in checked.stderr
+    assert checked.returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("caddy") is None, reason="needs caddy")
+def test_caddy_accepts_the_site(tmp_path):
+    (tmp_path / "Caddyfile").write_text(Deployment(ADDRESS).caddyfile())
+
+    checked = subprocess.run(
+        ["caddy", "adapt", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert checked.returncode == 0
+    assert '"dial":"unix//run/loratory/page.sock"' in checked.stdout
+    assert "trusted_proxies" not in checked.stdout
+
+
+def test_one_file_alone_can_be_redirected(capsys):
+    assert run_command(["lab", "files", "caddy", "--public-url", "https://gpu.lab.example"]) == 0
+    assert capsys.readouterr().out.startswith("gpu.lab.example {")
+    assert run_command(["lab", "files", "--public-url", "https://gpu.lab.example"]) == 0
+    assert "# /etc/systemd/system/loratory.service\n[Unit]" in capsys.readouterr().out
+    assert run_command(["lab", "files", "--public-url", "http://gpu.lab.example"]) == 1
