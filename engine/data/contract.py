@@ -52,16 +52,22 @@ class SourceReport(_Part):
     weight: float
 
 
-class DatasetReport(_Part):
-    """One pass over every row. `kept + dropped == rows`; `trained_tokens + masked_tokens == total_tokens`."""
+class DatasetForm(_Part):
+    """How a dataset is read."""
 
-    source: str
     kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
     format: DataFormatName
     format_reason: str
     format_sure: bool
     columns: tuple[str, ...]  # of the dataset
     column_map: dict[str, str]  # which of them is read as what
+    notes: tuple[str, ...] = ()  # about all rows: what the template does not support, what was assumed
+
+
+class DatasetReport(DatasetForm):
+    """One pass over every row. `kept + dropped == rows`; `trained_tokens + masked_tokens == total_tokens`."""
+
+    source: str
     fingerprint: str  # sha256 over the content of the kept rows, in order
 
     parts: tuple[SourceReport, ...] = ()
@@ -73,7 +79,6 @@ class DatasetReport(_Part):
     problem_counts: dict[str, int]  # of all dropped rows, by kind
     notices: tuple[RowProblem, ...] = ()  # about rows that stay, the first MAX_LISTED of them
     notice_counts: dict[str, int] = {}
-    notes: tuple[str, ...] = ()  # about all rows: what the template does not support, what was assumed
 
     duplicates: int  # rows that repeat an earlier one exactly
     duplicate_rows: tuple[int, ...] = ()  # the first MAX_LISTED of them
@@ -167,20 +172,13 @@ class PageRow(_Part):
     sequences: tuple[SequenceView, ...] = ()  # empty without a model
 
 
-class DatasetPage(_Part):
+class DatasetPage(DatasetForm):
     """Rows of a dataset, in order."""
 
     rows: tuple[PageRow, ...]
     first_row: int
     next_row: int | None = None  # where the next page begins; None after the last row
     total_rows: int | None  # None until the whole dataset has been seen
-    format: DataFormatName
-    format_reason: str
-    format_sure: bool
-    columns: tuple[str, ...]
-    column_map: dict[str, str]
-    notes: tuple[str, ...] = ()
-    kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
     download_bytes: int | None = None  # what reading all rows fetches from the Hub first, where that is known
 
 

@@ -63,31 +63,21 @@ MAX_ENTRIES = 50_000
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield files, and links that may lead to some; hidden ones and those of hidden folders are left out.
+    """Yield files, and links to some; hidden ones and those of hidden folders are left out.
 
     Raises:
         DatasetError: If it holds more than MAX_ENTRIES files and folders.
     """
-    waiting = [folder]
     seen = 0
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    seen += 1
-                    if seen > MAX_ENTRIES:
-                        raise DatasetError(
-                            f"The folder {shown_name(folder.name)} holds more than {MAX_ENTRIES:,} files and folders.",
-                            "Choose the folder further down that holds the data alone.",
-                        )
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-                    else:
-                        yield Path(entry.path)
-        except OSError:  # another user's folder
-            continue
+    for parent, folders, files in os.walk(folder):  # passes over folders of other users
+        seen += len(folders) + len(files)
+        if seen > MAX_ENTRIES:
+            raise DatasetError(
+                f"The folder {shown_name(folder.name)} holds more than {MAX_ENTRIES:,} files and folders.",
+                "Choose the folder further down that holds the data alone.",
+            )
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
 class SeveralSources(RowSource):

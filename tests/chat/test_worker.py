@@ -224,7 +224,8 @@ def test_the_prompt_is_the_one_that_training_used(worker, adapters):
 
     from engine.data.conversation import Conversation
     from engine.data.render.template import freeze_template
-    from engine.data.render.tokenize import RenderOptions, render_conversation
+    from engine.data.render.tokenize import RenderOptions
+    from tests.data.conversations import render_conversation
 
     load(worker, ChatTarget.of_run(adapters["lora"]))
     asked = ChatRequest(messages=QUESTION).model_dump(mode="json")

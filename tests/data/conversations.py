@@ -3,9 +3,18 @@
 import dataclasses
 
 from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
+from engine.data.records import RowProblemError
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_many
 
 ALL = RenderOptions(None)
+
+
+def render_conversation(row, example, tokenizer, options):
+    """What becomes of the row of that number; raises why it cannot be trained on."""
+    (rendering,) = render_many([(row, example)], tokenizer, options)
+    if isinstance(rendering, RowProblemError):
+        raise rendering
+    return rendering
 
 
 def talk(*contents, system=None, **last):

@@ -58,7 +58,7 @@ def _main() -> None:
     import pyarrow.parquet  # noqa: F401  # its memory belongs to no case
 
     from engine.config.run import DatasetConfig
-    from engine.data.passes.check import check_dataset
+    from engine.data.passes.check import check_steps, finish
     from engine.data.source import SourceOptions
     from engine.errors import DatasetError
     from engine.processes.limits import peak_process_bytes
@@ -69,7 +69,7 @@ def _main() -> None:
         before, started = psutil.Process().memory_info().rss, time.process_time()
         report = what = fix = ""
         try:
-            report = check_dataset(DatasetConfig(source=path), SourceOptions()).model_dump_json()
+            report = finish(check_steps(DatasetConfig(source=path), SourceOptions(), seed=42)).model_dump_json()
         except DatasetError as error:
             what, fix = error.what, error.fix
         seconds, grown = time.process_time() - started, peak_process_bytes() - before

@@ -11,11 +11,11 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import PageRequest
 from engine.data.files import open_file
 from engine.data.files.arrow import ArrowRows
-from engine.data.passes.check import check_dataset
 from engine.data.passes.page import find_row, read_page
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
+from tests.data.checks import check_dataset
 from tests.data.families import family, tokenizer_of
 from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
 

@@ -11,9 +11,9 @@ from engine.config.run import DatasetConfig
 from engine.data.conversation import ToolCall
 from engine.data.files.arrow_rows import without_gaps
 from engine.data.hub import HubRows
-from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
+from tests.data.checks import check_dataset
 
 
 def tool(name, **properties):

@@ -7,11 +7,12 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.passes import check as check_module
-from engine.data.passes.check import MAX_LISTED, check_dataset, check_steps
+from engine.data.passes.check import MAX_LISTED, check_steps
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.render.tokenize import render_many
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
+from tests.data.checks import check_dataset
 from tests.data.families import family, tokenizer_of
 
 

@@ -17,10 +17,10 @@ from datasets.table import CastError
 
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS
-from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
+from tests.data.checks import check_dataset
 
 ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range(30)]
 _NEVER_READ = (".xls", ".zip", ".pkl", ".jsonl.zst")

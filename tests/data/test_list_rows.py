@@ -8,11 +8,11 @@ import pytest
 from engine.config.run import DatasetConfig
 from engine.data.files import open_file
 from engine.data.files.json_files import json_record
-from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader
 from engine.data.records import Position
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
+from tests.data.checks import check_dataset
 
 
 def turns(number):

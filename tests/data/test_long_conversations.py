@@ -14,9 +14,9 @@ from engine.data.records import RowProblemError
 from engine.data.render import turn_renderer
 from engine.data.render.sequence_plan import plan_conversation
 from engine.data.render.template import DEFAULT_TEMPLATE, apply_template
-from engine.data.render.tokenize import RenderOptions, render_conversation
+from engine.data.render.tokenize import RenderOptions
 from tests.data import whole_turns
-from tests.data.conversations import TOOLS
+from tests.data.conversations import TOOLS, render_conversation
 from tests.data.families import CORPUS, FAMILIES, sentencepiece_tokenizer, tokenizer_of
 
 WORDS = (*CORPUS.split(), "<think>", "ok", "OK\n", "\n\n", "  ", "é😀", "<|im_end|>", "### Response:\n")

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
+from tests.data.checks import check_dataset
 from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
 
 GOOD = {"instruction": "Ask", "output": "Answer"}

@@ -15,8 +15,9 @@ from engine.data.render.template import (
     stop_token_ids,
     tokenizer_fingerprint,
 )
-from engine.data.render.tokenize import RenderOptions, prompt_ids, render_conversation
+from engine.data.render.tokenize import RenderOptions, prompt_ids
 from engine.errors import ModelError, ModelLimitError
+from tests.data.conversations import render_conversation
 from tests.data.families import bpe_tokenizer, family, template_text, tokenizer_of
 
 TALK = Conversation((Message("system", "Be brief."), Message("user", "One?"), Message("assistant", "Two.")))

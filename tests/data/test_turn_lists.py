@@ -8,10 +8,10 @@ import pytest
 from engine.config.run import DatasetConfig
 from engine.data.formats import detect_format, likeliest_format
 from engine.data.formats.turns import turn_list
-from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
+from tests.data.checks import check_dataset
 
 TURNS = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"}]
 TALK = [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Answer"}]

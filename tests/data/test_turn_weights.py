@@ -10,8 +10,8 @@ from engine.data.passes.reader import digest_of
 from engine.data.records import RowProblemError
 from engine.data.render.adapt import abilities_of, adapt_to_template
 from engine.data.render.sequence_plan import trained_turns
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
-from tests.data.conversations import ALL, WITH_TOOLS, talk
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
+from tests.data.conversations import ALL, WITH_TOOLS, render_conversation, talk
 from tests.data.families import FAMILIES, tokenizer_of
 from tests.data.test_convert import convert
 

@@ -6,8 +6,8 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.formats import detect_format, unread_columns
-from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
+from tests.data.checks import check_dataset
 
 QA = {"question": "Who wrote the first program?", "answer": "Ada Lovelace."}
 TALK = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Ada Lovelace did."}]

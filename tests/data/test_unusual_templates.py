@@ -6,8 +6,8 @@ import pytest
 
 from engine.data.conversation import Conversation, Message, PlainText
 from engine.data.records import RowProblemError
-from engine.data.render.tokenize import RenderOptions, prompt_ids, render_conversation
-from tests.data.conversations import ALL, CONVERSATIONS, WITH_TOOLS, spans, talk
+from engine.data.render.tokenize import RenderOptions, prompt_ids
+from tests.data.conversations import ALL, CONVERSATIONS, WITH_TOOLS, render_conversation, spans, talk
 from tests.data.families import family, sentencepiece_tokenizer, tokenizer_of
 
 

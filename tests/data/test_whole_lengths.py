@@ -6,13 +6,13 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.passes.check import check_dataset
 from engine.data.passes.reader import Renderer
 from engine.data.records import RowProblemError
 from engine.data.render import sequence_plan
-from engine.data.render.tokenize import RenderOptions, render_conversation
+from engine.data.render.tokenize import RenderOptions
 from engine.data.source import SourceOptions
-from tests.data.conversations import ALL, talk
+from tests.data.checks import check_dataset
+from tests.data.conversations import ALL, render_conversation, talk
 from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, tokenizer_of
 
 LONG = talk(*(f"{'question' if n % 2 == 0 else 'answer'} {n}: " + "one two " * (n % 7) for n in range(80)))

@@ -12,7 +12,7 @@ from engine.chat.contract import ChatTarget
 from engine.chat.session import ChatSession
 from engine.config.results import ExportConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.export.contract import ExportRequest, ExportResult
 from engine.export.job import ExportJob
 from engine.export.worker.verify import QUESTIONS
@@ -24,6 +24,7 @@ from engine.paths import LoratoryHome, local_owner
 from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
 from engine.serve.model import ServedModel
+from tests.data.conversations import render_conversation
 from tests.e2e.test_scripts_for_real import assert_same_losses, executed, loratory
 from tests.serve.running import listening
 

@@ -19,12 +19,13 @@ from engine.chat.session import ChatSession
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_conversation
+from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.hardware.processor import describe_processor
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.serve.model import ServedModel
 from tests.chat.tiny_adapters import lora, make_adapter
+from tests.data.conversations import render_conversation
 from tests.serve.running import listening, wait_for
 from tests.tiny_model import make_tiny_model
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from engine.data.passes.check import check_dataset
 from engine.data.source import SourceOptions
 from engine.runs.history.events import FailedData
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
+from tests.data.checks import check_dataset
 from tests.training.worker_runs import events_of, write_questions
 
 

@@ -194,24 +194,13 @@ def finish(
             on_progress(progress)
 
 
-def check_dataset(
-    config: DatasetConfig, options: SourceOptions, *, seed: int = 42, renderer: Renderer | None = None
-) -> DatasetReport:
-    """Check a dataset in one go; see `check_steps`."""
-    return finish(check_steps(config, options, seed=seed, renderer=renderer))
-
-
 def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float) -> DatasetReport:
     duplicates = counts.duplicate_rows()
-    detection, renderer = reader.detection, reader.renderer
+    form = reader.form_facts()
+    form["notes"] += tuple(f"{note} Rows: {count:,}." for note, count in counts.notes.items())
     report = DatasetReport(
+        **form,
         source=reader.config.source,
-        kind=reader.kind,
-        format=detection.format,
-        format_reason=detection.reason,
-        format_sure=detection.sure,
-        columns=reader.columns,
-        column_map=dict(detection.columns),
         fingerprint=counts.fingerprint(),
         parts=tuple(
             SourceReport(
@@ -231,7 +220,6 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
         problem_counts=dict(counts.problem_counts),
         notices=tuple(counts.notices),
         notice_counts=dict(counts.notice_counts),
-        notes=(*reader.notes, *(f"{note} Rows: {count:,}." for note, count in counts.notes.items())),
         duplicates=len(duplicates),
         duplicate_rows=tuple(duplicates[:MAX_LISTED]),
         train_rows=len(split.train),
@@ -240,6 +228,7 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
         size_bytes=reader.size_bytes,
         seconds=seconds,
     )
+    renderer = reader.renderer
     if renderer is None:
         return report
     longest, shortest = counts.rows_by_length(50)

@@ -1,6 +1,6 @@
 """The rows of a page, at a place, by a search or by number, as conversations and as trained tokens."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any
@@ -36,12 +36,13 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
     if request.rows is not None:
         records = yield from _pick(reader, request.rows, pace)
     else:
-        for found in _on_page(reader, request):
-            if found is not None and len(records) == request.count:
-                next_row = found.row
-                break
-            if found is not None:
-                records.append(found)
+        needle = request.search.casefold()
+        for record in reader.records(request.first_row):
+            if record is not None and (not needle or needle in _searchable(record)):
+                if len(records) == request.count:
+                    next_row = record.row
+                    break
+                records.append(record)
             if pace.turn_is_over():
                 yield
     chosen: list[DatasetRow] = []
@@ -49,29 +50,15 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
         chosen.append(row)
         if pace.turn_is_over():
             yield
-    detection = reader.detection
     downloads = (getattr(part.source, "download_bytes", None) or 0 for part in reader.parts)
     return DatasetPage(
         rows=tuple(_page_row(row, reader, brief=request.brief) for row in chosen),
         first_row=request.first_row,
         next_row=next_row,
         total_rows=reader.total_rows,
-        kind=reader.kind,
-        format=detection.format,
-        format_reason=detection.reason,
-        format_sure=detection.sure,
-        columns=reader.columns,
-        column_map=dict(detection.columns),
-        notes=tuple(reader.notes),
         download_bytes=sum(downloads) or None,
+        **reader.form_facts(),
     )
-
-
-def _on_page(reader: DatasetReader, request: PageRequest) -> Iterator[Record | None]:
-    """Yield rows from the first one on that the request means; None for each that is passed over."""
-    needle = request.search.casefold()
-    for record in reader.records(request.first_row):
-        yield record if record is not None and (not needle or needle in _searchable(record)) else None
 
 
 def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[Record]]:

@@ -123,6 +123,18 @@ class DatasetReader(SeveralSources):
             notes.append("Plain text has no assistant turns, so all of it is trained.")
         return notes
 
+    def form_facts(self) -> dict[str, Any]:
+        """Return the fields of a `DatasetForm`; its notes are complete once all rows have been read."""
+        return {
+            "kind": self.kind,
+            "format": self.detection.format,
+            "format_reason": self.detection.reason,
+            "format_sure": self.detection.sure,
+            "columns": self.columns,
+            "column_map": dict(self.detection.columns),
+            "notes": tuple(self.notes),
+        }
+
     def rows(self, first_row: int = 0) -> Iterator[DatasetRow]:
         """Yield rows from `first_row` on, numbered through all parts."""
         return self.convert(self.records(first_row))

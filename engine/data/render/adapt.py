@@ -6,6 +6,7 @@ nothing is lost silently: tools in the system turn, a call as `<tool_call>` in t
 opens the first user turn; turns of one role in a row become one, where a template wants roles to alternate.
 """
 
+import itertools
 import json
 import operator
 from collections.abc import Sequence
@@ -119,17 +120,14 @@ XML tags:
 
 
 @dataclass(frozen=True)
-class AdaptedConversation:
-    """A conversation as a template takes it. `turns[i]` is the turn that message i became; notes are what was changed."""
+class AdaptedConversation(Conversation):
+    """A conversation as a template takes it; notes are what was changed."""
 
-    messages: tuple[Message, ...]
-    tools: tuple[Any, ...]
-    completion_start: int | None
     notes: tuple[str, ...] = ()
 
-    def for_template(self, abilities: TemplateAbilities, count: int | None = None) -> ChatMessages:
-        """Return the first `count` messages as the dictionaries that chat templates read."""
-        return [_as_dict(message, abilities) for message in self.messages[:count]]
+    def for_template(self, abilities: TemplateAbilities) -> ChatMessages:
+        """Return the messages as the dictionaries that chat templates read."""
+        return [_as_dict(message, abilities) for message in self.messages]
 
 
 def adapt_to_template(conversation: Conversation, abilities: TemplateAbilities) -> AdaptedConversation:
@@ -169,34 +167,32 @@ def _arguments_in_words(call: ToolCall) -> str:
 def _tool_list_in_words(steps: AdaptedConversation, *, how_to_call: bool) -> AdaptedConversation:
     listed = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
     words = _TOOLS_IN_WORDS.format(tools=listed) + (_CALLS_IN_WORDS if how_to_call else "")
+    opening = [Message("system", words), *steps.messages[:1]]
+    if len(opening) > 1 and opening[1].role == "system":
+        opening = [replace(opening[1], content=f"{opening[1].content}\n\n{words}")]
     note = "The model's template lists no tools; they are written into the system turn (Hermes convention)."
-    first = steps.messages[0] if steps.messages else None
-    if first is not None and first.role == "system":
-        messages = (replace(first, content=f"{first.content}\n\n{words}"), *steps.messages[1:])
-        return replace(steps, messages=messages, tools=(), notes=(*steps.notes, note))
-    starts = range(1, len(steps.messages) + 1)
-    return _rewritten(replace(steps, tools=()), (Message("system", words), *steps.messages), starts, note)
+    return replace(_rewritten(steps, [opening, *([message] for message in steps.messages[1:])], note), tools=())
 
 
 def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
-    messages: list[Message] = []
-    starts: list[int] = []
+    pieces: list[list[Message]] = []
     responses: list[str] = []  # of tools, in a row
-    for index, message in enumerate(steps.messages):
-        starts.append(len(messages))
+    for message, following in itertools.zip_longest(steps.messages, steps.messages[1:]):
         if message.tool_calls:
             words = "\n".join(call_in_words(call) for call in message.tool_calls)
             content = f"{message.content}\n{words}" if message.content else words
-            messages.append(replace(message, content=content, tool_calls=()))
-        elif message.role == "tool":
-            responses.append(f"<tool_response>\n{message.content}\n</tool_response>")
-            if index + 1 == len(steps.messages) or steps.messages[index + 1].role != "tool":
-                messages.append(Message("user", "\n".join(responses)))
-                responses = []
+            pieces.append([replace(message, content=content, tool_calls=())])
+        elif message.role != "tool":
+            pieces.append([message])
         else:
-            messages.append(message)
+            responses.append(f"<tool_response>\n{message.content}\n</tool_response>")
+            if following is not None and following.role == "tool":
+                pieces.append([])
+            else:
+                pieces.append([Message("user", "\n".join(responses))])
+                responses = []
     note = "The model's template has no tool calls; they are written in words (Hermes convention)."
-    return _rewritten(steps, messages, starts, note)
+    return _rewritten(steps, pieces, note)
 
 
 def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
@@ -226,84 +222,70 @@ def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
 
 def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
     """Split a turn of several calls into call, result, call, result, for templates that take one call at a time."""
-    messages: list[Message] = []
-    starts: list[int] = []
-    index = 0
-    while index < len(steps.messages):
-        message = steps.messages[index]
-        starts.append(len(messages))
-        index += 1
+    pieces: list[list[Message]] = []
+    while len(pieces) < len(steps.messages):
+        message = steps.messages[len(pieces)]
         if len(message.tool_calls) < 2:
-            messages.append(message)
+            pieces.append([message])
             continue
-        results: list[Message] = []
-        while index < len(steps.messages) and steps.messages[index].role == "tool":
-            starts.append(len(messages))
-            results.append(steps.messages[index])
-            index += 1
+        following = steps.messages[len(pieces) + 1 :]
+        results = list(itertools.takewhile(lambda turn: turn.role == "tool", following))
+        split: list[Message] = []
         for position, call in enumerate(message.tool_calls):
             turn = message if position == 0 else Message("assistant", is_learned=message.is_learned)
-            messages.append(replace(turn, tool_calls=(call,)))
-            messages.extend(result for result in results if result.tool_call_id == call.id)
+            split.append(replace(turn, tool_calls=(call,)))
+            split.extend(result for result in results if result.tool_call_id == call.id)
+        pieces += [*([] for _ in results), split]
     note = "The model's template takes one tool call at a time; turns with several are split."
-    return _rewritten(steps, messages, starts, note)
+    return _rewritten(steps, pieces, note)
 
 
 def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbilities) -> AdaptedConversation:
     """Move system turns that the template does not take into the user turn that follows."""
-    messages: list[Message] = []
-    starts: list[int] = []
+    pieces: list[list[Message]] = []
     held: list[str] = []
     for index, message in enumerate(steps.messages):
-        starts.append(len(messages))
         accepted = abilities.system if index == 0 else abilities.later_system
         if message.role == "system" and not accepted:
             held.append(message.content)
-        elif held:
-            if message.role == "user":
-                messages.append(replace(message, content="\n\n".join([*held, message.content])))
-            else:
-                messages.extend([Message("user", "\n\n".join(held)), message])
-            held = []
+            pieces.append([])
+            continue
+        if not held:
+            pieces.append([message])
+        elif message.role == "user":
+            pieces.append([replace(message, content="\n\n".join([*held, message.content]))])
         else:
-            messages.append(message)
+            pieces.append([Message("user", "\n\n".join(held)), message])
+        held = []
     if held:
-        messages.append(Message("user", "\n\n".join(held)))
+        pieces.append([Message("user", "\n\n".join(held))])
     note = "The model's template does not take a system turn there; its words open the user's turn that follows."
-    return _rewritten(steps, messages, starts, note)
+    return _rewritten(steps, pieces, note)
 
 
 def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
-    groups: list[list[Message]] = []
-    starts: list[int] = []
+    """Join turns of one role; the joined one is trained only if all of them are."""
+    pieces: list[list[Message]] = []
     for index, message in enumerate(steps.messages):
-        last = groups[-1][-1] if groups else None
+        last = pieces[-1][0] if pieces and index != steps.completion_start else None
         is_plain = not message.tool_calls and message.role in ("user", "assistant")
-        continues = last is not None and is_plain and last.role == message.role and not last.tool_calls
-        if index == steps.completion_start or not continues:
-            groups.append([])
-        groups[-1].append(message)
-        starts.append(len(groups) - 1)
+        if last is not None and is_plain and last.role == message.role and not last.tool_calls:
+            content = f"{last.content}\n\n{message.content}"
+            message = replace(last, content=content, is_learned=last.is_learned and message.is_learned)
+            pieces[-1] = []
+        pieces.append([message])
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
-    return _rewritten(steps, list(map(_joined, groups)), starts, note)
+    return _rewritten(steps, pieces, note)
 
 
-def _rewritten(
-    steps: AdaptedConversation, messages: Sequence[Message], starts: Sequence[int], note: str
-) -> AdaptedConversation:
-    """Return a conversation with other messages, where `starts[i]` is the index of what message i became."""
-    if tuple(messages) == steps.messages:
+def _rewritten(steps: AdaptedConversation, pieces: Sequence[Sequence[Message]], note: str) -> AdaptedConversation:
+    """Return a conversation of other messages, where `pieces[i]` is what message i became."""
+    messages = tuple(itertools.chain.from_iterable(pieces))
+    if messages == steps.messages:
         return steps
-    completion = starts[steps.completion_start] if steps.completion_start is not None else None
-    return AdaptedConversation(tuple(messages), steps.tools, completion, (*steps.notes, note))
-
-
-def _joined(group: list[Message]) -> Message:
-    """Return turns of one role as one turn, which is trained only if all of them are."""
-    if len(group) == 1:
-        return group[0]
-    content = "\n\n".join(message.content for message in group)
-    return replace(group[0], content=content, is_learned=all(message.is_learned for message in group))
+    start = steps.completion_start
+    completion = sum(map(len, pieces[:start])) if start is not None else None
+    return replace(steps, messages=messages, completion_start=completion, notes=(*steps.notes, note))
 
 
 def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, PlainText, RowWarning
 from engine.data.records import RowProblemError
-from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template
-from engine.data.render.template import ChatTokenizer, control_token_pattern, control_token_texts
+from engine.data.render.adapt import abilities_of, adapt_to_template
+from engine.data.render.template import ChatTokenizer, control_token_pattern, control_token_texts, ids_of
 from engine.data.render.turn_renderer import Turn, TurnRenderer
 
 _LOOK_EVERY_TURNS = 8
@@ -77,7 +77,7 @@ def plan_conversation(
     if beyond:  # the text ends early, and does not show what the template leaves out
         rest = "\n".join(adapted.messages[index].content for index in beyond)
         whole = _sequence_of(beyond[-1], renderer)
-        return RowPlan(sequences, adapted.notes, notices, _count_tokens(rest, tokenizer), whole)
+        return RowPlan(sequences, adapted.notes, notices, len(ids_of(rest, tokenizer)), whole)
     return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
 
 
@@ -108,15 +108,15 @@ def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
     return tuple(index for index in _chosen_turns(conversation, train_on) if index > asked)
 
 
-def _chosen_turns(adapted: AdaptedConversation | Conversation, train_on: TrainOn) -> list[int]:
+def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
     """Return indexes of the assistant turns that count; what the data marks as only read does not."""
-    messages = adapted.messages
+    messages = conversation.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
     start = 0
     if train_on == "last_assistant":
         answers = answers[-1:]
-    elif train_on == "completion" and adapted.completion_start is not None:
-        start = adapted.completion_start
+    elif train_on == "completion" and conversation.completion_start is not None:
+        start = conversation.completion_start
     elif train_on == "completion" and answers:
         asked = (index for index in range(answers[-1], -1, -1) if messages[index].role == "user")
         start = next(asked, -1) + 1
@@ -156,16 +156,10 @@ class _Length:
         """Return whether the prompt of a turn has more than max_length tokens."""
         if self._max_length is None or turn.start <= self._max_length:
             return False
-        self._tokens += _count_tokens(turn.base[self._characters : turn.base_length], self._tokenizer)
+        self._tokens += len(ids_of(turn.base[self._characters : turn.base_length], self._tokenizer))
         self._characters = turn.base_length
         # Tokens that reach across where counting stopped are miscounted, by a few of a hundred.
-        return self._tokens > 0.9 * self._max_length and (
-            _count_tokens(turn.prompt, self._tokenizer) > self._max_length
-        )
-
-
-def _count_tokens(text: str, tokenizer: ChatTokenizer) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._tokens > 0.9 * self._max_length and (len(ids_of(turn.prompt, self._tokenizer)) > self._max_length)
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:

@@ -34,6 +34,8 @@ class ChatTokenizer(Protocol):
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]: ...
 
+    def __hash__(self) -> int: ...
+
     def __len__(self) -> int: ...
 
     def get_vocab(self) -> dict[str, int]: ...
@@ -56,40 +58,30 @@ class ChatTokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
-class TokenizerState:
-    """A tokenizer as a key of caches: equal for the same object with the same template, special and added tokens.
-
-    It compares what those were when it was made, so a tokenizer that changed since does not find its former answers.
-    """
-
-    __slots__ = ("_key", "tokenizer")
-
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self.tokenizer = tokenizer  # kept: the id of an object that is gone may become another's
-        template = tokenizer.chat_template
-        settled = tuple(template.items()) if isinstance(template, Mapping) else template
-        tokens = tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
-        self._key = (id(tokenizer), settled, *tokens)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TokenizerState) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+def settings_of(tokenizer: ChatTokenizer) -> tuple[Any, ...]:
+    """Return the template and the tokens now: with the tokenizer, a key of caches that ends when one is changed."""
+    template = tokenizer.chat_template
+    settled = tuple(template.items()) if isinstance(template, Mapping) else template
+    return settled, tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
 
 
 def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[ChatTokenizer], Answer]:
     """Remember what a function returns for the last few tokenizers and templates."""
 
     @lru_cache(maxsize=16)
-    def remembered(state: TokenizerState) -> Answer:
-        return answer(state.tokenizer)
+    def remembered(tokenizer: ChatTokenizer, _settings: tuple[Any, ...]) -> Answer:
+        return answer(tokenizer)
 
     @wraps(answer)
     def ask(tokenizer: ChatTokenizer) -> Answer:
-        return remembered(TokenizerState(tokenizer))
+        return remembered(tokenizer, settings_of(tokenizer))
 
     return ask
+
+
+def ids_of(text: str, tokenizer: ChatTokenizer) -> list[int]:
+    """Return the tokens of text alone, without those that a tokenizer adds by itself."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @once_per_tokenizer
@@ -178,10 +170,8 @@ def _default_template(tokenizer: ChatTokenizer) -> str:
 
 def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
     template = tokenizer.chat_template
-    if isinstance(template, dict):
-        frozen: Any = {name: without_clock(text) for name, text in template.items()}
-    else:
-        frozen = without_clock(template)
+    is_named = isinstance(template, dict)
+    frozen = {name: without_clock(text) for name, text in template.items()} if is_named else without_clock(template)
     if frozen != template:
         tokenizer.chat_template = frozen
         notes.append(
@@ -249,8 +239,7 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
         return tuple(stops)
     tail = text[text.rfind(word) + len(word) :]
     controls = control_token_ids(tokenizer)
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    stops += [token_id for token_id in ids if token_id in controls][:1]
+    stops += [token_id for token_id in ids_of(tail, tokenizer) if token_id in controls][:1]
     return tuple(dict.fromkeys(stops))
 
 

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning
@@ -11,10 +12,11 @@ from engine.data.records import RowProblemError
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
 from engine.data.render.template import (
     ChatTokenizer,
-    TokenizerState,
     control_token_ids,
+    ids_of,
     next_row_confined,
     rendering_confined,
+    settings_of,
 )
 from engine.data.render.turn_renderer import Turn
 
@@ -33,7 +35,7 @@ class Encoded:
     def append(self, text: str, tokenizer: ChatTokenizer) -> None:
         """Add the tokens of `text`, tokenized as what follows other text and not as a beginning of its own."""
         marker = "\n"
-        lead = len(tokenizer(marker, add_special_tokens=False)["input_ids"])
+        lead = len(ids_of(marker, tokenizer))
         following = encode(marker + text, tokenizer)
         shift = len(self.text) - len(marker)
         if following.starts[lead : lead + 1] != [len(marker)]:  # the marker melted into the text
@@ -101,16 +103,12 @@ def encode_many(texts: Sequence[str], tokenizer: ChatTokenizer, *, add_special_t
 
 def _ids_alone(text: str, tokenizer: ChatTokenizer) -> list[int]:
     # What a template writes before an answer is short and repeats; whole prompts do not come twice.
-    if len(text) > 256:
-        return _ids_of(TokenizerState(tokenizer), text)
-    return _remembered_ids(TokenizerState(tokenizer), text)
+    return ids_of(text, tokenizer) if len(text) > 256 else _remembered_ids(tokenizer, settings_of(tokenizer), text)
 
 
-def _ids_of(state: TokenizerState, text: str) -> list[int]:
-    return list(state.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-_remembered_ids = lru_cache(maxsize=4096)(_ids_of)
+@lru_cache(maxsize=4096)
+def _remembered_ids(tokenizer: ChatTokenizer, _settings: tuple[Any, ...], text: str) -> list[int]:
+    return ids_of(text, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -180,22 +178,14 @@ class Rendering:
     notices: tuple[RowWarning, ...] = ()  # about this row
 
 
-def render_conversation(row: int, example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> Rendering:
-    """Turn the row of that number into one sequence, or several where the template rewrites earlier turns.
-
-    Raises:
-        RowProblemError: If the template refuses the row, if nothing in it can be trained, or if the cut leaves nothing.
-    """
-    rendering = render_many([(row, example)], tokenizer, options)[0]
-    if isinstance(rendering, RowProblemError):
-        raise rendering
-    return rendering
-
-
 def render_many(
     examples: Sequence[tuple[int, Example]], tokenizer: ChatTokenizer, options: RenderOptions
 ) -> list[Rendering | RowProblemError]:
-    """Render rows, each with its number, in order; quicker than one by one, because they are tokenized together."""
+    """Render rows, each with its number, in order; quicker than one by one, because they are tokenized together.
+
+    A row becomes one sequence, or several where the template rewrites earlier turns. It is a problem where the template
+    refuses it, where nothing in it can be trained, or where the cut leaves nothing.
+    """
     plans: list[RowPlan | RowProblemError] = []
     sizes = [len(example.text()) for _, example in examples]
     with rendering_confined(sum(sizes)):
