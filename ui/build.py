@@ -90,7 +90,7 @@ def _header(services: Services) -> str:
     states = [run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]]
     running = sum(state in LIVE_STATES for state in states)
     waiting = sum(state == "queued" for state in states)
-    notice = " ".join(filter(None, [services.standing_by(), *unused]))
+    notice = " ".join(filter(None, [services.notice(), services.standing_by(), *unused]))
     return render_header(device, running, waiting, notice, services.person)
 
 
@@ -117,7 +117,7 @@ def _account(person: Person | None) -> str:
     if person is None:
         return ""
     return (
-        f'<form class="account" method="post" action="/sign-out"><span>{escape(person.name)}</span>'
+        f'<form class="account" method="post" action="/sign-out"><a href="/account">{escape(person.name)}</a>'
         '<button class="link">Sign out</button></form>'
     )
 

@@ -65,3 +65,5 @@ class Services:
     devices: Callable[[], tuple[Device, ...]] = list_devices
     # Which process supervises the runs instead of this one; empty where this one does.
     standing_by: Callable[[], str] = lambda: ""
+    # What an admin announces to all people of a lab; empty where there is nothing.
+    notice: Callable[[], str] = str

@@ -21,10 +21,10 @@ _ACCOUNTS = "accounts.sqlite3"
 _HEAD = "loratory-backup"  # the first member; its content is the format
 _FORMAT = "1"
 _FILES = ("lab.yaml", "audit.jsonl", "electricity.json")
-_FOLDERS = ("runs", "server/keys", "server/usage")
-_SINGLE = ("server/queue.json",)
+_FOLDERS = ("runs", "server/keys")
+_SINGLE = ("server/queue.json", "server/usage.jsonl")
 # Of a worker on this machine, which is not there after a restore; and what is half-made or half-deleted.
-_LEFT_OUT = re.compile(r"lock|process\.json|control|\.(new|deleted)-.*|\..*\.tmp")
+_LEFT_OUT = re.compile(r"lock|process\.json|\.(new|deleted)-.*|\..*\.tmp")
 _CHECKPOINTS = "checkpoints"
 
 

@@ -6,10 +6,11 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from engine.accounts.accounts import Invitation
 from engine.errors import AccountError, DeviceError
@@ -61,6 +62,9 @@ class LabSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     public_url: str = Field(default="", description="The https address at which browsers reach the lab.")
+    announcement: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        default="", title="Announcement", description="Shown on every page and on the sign-in page. Empty: none."
+    )
 
 
 def read_settings(home: LoratoryHome) -> LabSettings:
@@ -85,6 +89,14 @@ def save_settings(home: LoratoryHome, settings: LabSettings) -> None:
         StorageError: If they cannot be written.
     """
     write_atomically(_settings_path(home), yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False))
+
+
+def read_notice(home: LoratoryHome) -> str:
+    """Return what all people of a lab should know; nothing where the settings cannot be read."""
+    try:
+        return read_settings(home).announcement
+    except AccountError:
+        return ""
 
 
 def public_address(home: LoratoryHome, given: str | None = None) -> PublicAddress:

@@ -127,6 +127,14 @@ class Sessions:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM sessions WHERE digest = ?", (digest_of(token),))
 
+    def end_named(self, person: Person, session: str) -> None:
+        """End one session of a person, by its name in `of`; another person's stays."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "DELETE FROM sessions WHERE person = ? AND lower(substr(hex(digest), 1, 12)) = ?",
+                (person.name, session),
+            )
+
     def end_all(self, person: Person) -> None:
         """Sign a person out everywhere."""
         with self._database.transaction() as connection:

@@ -1,13 +1,16 @@
-"""The pages of people who have not signed in: sign-in and invitation. They work without JavaScript."""
+"""The pages of people who have not signed in, sign-in and invitation, and what all plain pages share.
+
+They work without JavaScript.
+"""
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-from starlette.applications import Starlette
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -47,73 +50,71 @@ class Front:
         sessions: Begins and ends.
         throttle: Counts attempts.
         audit: Is told of each.
-        notice: A line on the sign-in page, such as an announcement of maintenance.
+        notice: Returns a line for the sign-in page, such as an announcement of maintenance.
     """
 
     accounts: Accounts
     sessions: Sessions
     throttle: SignInThrottle
     audit: AuditLog
-    notice: str = ""
+    notice: Callable[[], str] = str
 
-    def app(self) -> Starlette:
+    def routes(self) -> list[Route]:
         """Return what answers `FRONT_PATHS`."""
-        return Starlette(
-            routes=[
-                Route(SIGN_IN, self._show_sign_in, methods=["GET"]),
-                Route(SIGN_IN, self._sign_in, methods=["POST"]),
-                Route(JOIN, self._show_join, methods=["GET"]),
-                Route(JOIN, self._join, methods=["POST"]),
-                Route(SIGN_OUT, self._sign_out, methods=["POST"]),
-            ]
-        )
+        return [
+            Route(SIGN_IN, self._show_sign_in, methods=["GET"]),
+            Route(SIGN_IN, self._sign_in, methods=["POST"]),
+            Route(JOIN, self._show_join, methods=["GET"]),
+            Route(JOIN, self._join, methods=["POST"]),
+            Route(SIGN_OUT, self._sign_out, methods=["POST"]),
+        ]
 
     async def _show_sign_in(self, _request: Request) -> Response:
-        return _page("Sign in", _sign_in_form("", self.notice))
+        return self._sign_in_page("")
 
     async def _sign_in(self, request: Request) -> Response:
-        form = await _read(request)
+        form = await read_form(request)
         if form is None:
-            return _page("Sign in", _sign_in_form("", self.notice, "The form is too large."), 413)
-        name, password = _text(form, "name"), _text(form, "password")
-        address = _address(request)
+            return self._sign_in_page("", "The form is too large.", 413)
+        name, password = text_of(form, "name"), text_of(form, "password")
+        address = address_of(request)
         try:
             self.throttle.begin(address, name)
             person = await asyncio.to_thread(self.accounts.check_password, name, password)
         except ThrottledError as error:
             await self._log("", "sign-in failed", name, address, "throttled")
-            answer = _page("Sign in", _sign_in_form(name, self.notice, str(error)), 429)
+            answer = self._sign_in_page(name, str(error), 429)
             answer.headers["Retry-After"] = str(error.seconds)
             return answer
         except EngineError as error:
-            return _page("Sign in", _sign_in_form(name, self.notice, str(error)), 503)
+            return self._sign_in_page(name, str(error), 503)
         if person is None:
             self.throttle.failed(name)
             await self._log("", "sign-in failed", name, address)
             # The same words whatever was wrong: the name, the password, or that the account is disabled.
-            return _page("Sign in", _sign_in_form(name, self.notice, "Wrong name or password."), 403)
+            return self._sign_in_page(name, "Wrong name or password.", 403)
         self.throttle.succeeded(name)
         return await self._signed_in(request, person)
 
     async def _show_join(self, _request: Request) -> Response:
-        return _page("Join", _join_form("", ""))
+        return page("Join", _join_form("", ""))
 
     async def _join(self, request: Request) -> Response:
-        form = await _read(request)
+        form = await read_form(request)
         if form is None:
-            return _page("Join", _join_form("", "", "The form is too large."), 413)
-        code, name, password = _text(form, "code"), _text(form, "name"), _text(form, "password")
-        address = _address(request)
+            return page("Join", _join_form("", "", "The form is too large."), 413)
+        code, name, password = text_of(form, "code"), text_of(form, "name"), text_of(form, "password")
+        address = address_of(request)
         try:
             self.throttle.begin(address, f"invitation {code[:16]}")
-            if password != _text(form, "again"):
-                return _page("Join", _join_form(code, name, "The two passwords differ. Type them again."), 400)
+            if password != text_of(form, "again"):
+                return page("Join", _join_form(code, name, "The two passwords differ. Type them again."), 400)
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
             person = await asyncio.to_thread(self.accounts.accept, code, name, password)
         except ThrottledError as error:
-            return _page("Join", _join_form(code, name, str(error)), 429)
+            return page("Join", _join_form(code, name, str(error)), 429)
         except EngineError as error:
-            return _page("Join", _join_form(code, name, str(error)), 400)
+            return page("Join", _join_form(code, name, str(error)), 400)
         kind = "joined" if invitation.person is None else "password set"
         await asyncio.to_thread(self.audit.write, person.name, kind, person.name, person.role, address)  # type: ignore[arg-type]
         return await self._signed_in(request, person)
@@ -122,32 +123,38 @@ class Front:
         token = request.cookies.get(COOKIE, "")
         signed_in = await asyncio.to_thread(self.sessions.find, token) if token else None
         if signed_in is not None:
-            form = await _read(request)
-            if form is not None and _text(form, "everywhere"):
+            form = await read_form(request)
+            if form is not None and text_of(form, "everywhere"):
                 await asyncio.to_thread(self.sessions.end_all, signed_in.person)
             else:
                 await asyncio.to_thread(self.sessions.end, token)
-            await self._log(signed_in.person.name, "signed out", "", _address(request))
+            await self._log(signed_in.person.name, "signed out", "", address_of(request))
         answer = RedirectResponse(SIGN_IN, 303)
         answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         answer.headers["Clear-Site-Data"] = '"cache", "cookies", "storage"'
         return answer
 
     async def _signed_in(self, request: Request, person: Person) -> Response:
-        address = _address(request)
-        browser = request.headers.get("user-agent", "")
-        token = await asyncio.to_thread(self.sessions.begin, person, address, browser)
-        await self._log(person.name, "signed in", "", address)
-        answer = RedirectResponse("/", 303)
-        # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
-        answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
-        return answer
+        await self._log(person.name, "signed in", "", address_of(request))
+        return await begin_session(self.sessions, request, person, "/")
+
+    def _sign_in_page(self, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
+        return page("Sign in", _sign_in_form(name, self.notice(), problem), status)
 
     async def _log(self, person: str, kind: str, subject: str, address: str, detail: str = "") -> None:
         await asyncio.to_thread(self.audit.write, person, kind, subject[:64], detail, address)  # type: ignore[arg-type]
 
 
-async def _read(request: Request) -> FormData | None:
+async def begin_session(sessions: Sessions, request: Request, person: Person, target: str) -> Response:
+    """Return the answer that gives the browser a new session and leads it to a page of ours."""
+    token = await asyncio.to_thread(sessions.begin, person, address_of(request), request.headers.get("user-agent", ""))
+    answer = RedirectResponse(target, 303)
+    # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
+    answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
+    return answer
+
+
+async def read_form(request: Request) -> FormData | None:
     """Return a form; None where it is larger than any of ours, which is then not read to its end."""
     size = 0
     parts = []
@@ -160,22 +167,24 @@ async def _read(request: Request) -> FormData | None:
     return await request.form(max_files=0, max_fields=10)
 
 
-def _text(form: FormData, name: str) -> str:
+def text_of(form: FormData, name: str) -> str:
+    """Return the value of a field; empty where it is missing, or a file."""
     value = form.get(name, "")
     return value if isinstance(value, str) else ""
 
 
-def _address(request: Request) -> str:
+def address_of(request: Request) -> str:
+    """Return the address of a client, as the gate found it."""
     return request.client.host if request.client else ""
 
 
 def _sign_in_form(name: str, notice: str, problem: str = "") -> str:
     return (
         (f'<p class="notice">{escape(notice)}</p>' if notice else "")
-        + _problem(problem)
+        + problem_box(problem)
         + f'<form method="post" action="{SIGN_IN}">'
-        + _field("name", "Name", "text", "username", name[:64])
-        + _field("password", "Password", "password", "current-password")
+        + field("name", "Name", "text", "username", name[:64])
+        + field("password", "Password", "password", "current-password")
         + "<button>Sign in</button></form>"
         + '<p class="small">No account, or a forgotten password? An admin of this lab can send you a link.</p>'
     )
@@ -183,20 +192,21 @@ def _sign_in_form(name: str, notice: str, problem: str = "") -> str:
 
 def _join_form(code: str, name: str, problem: str = "") -> str:
     return (
-        _problem(problem)
+        problem_box(problem)
         + f'<form method="post" action="{JOIN}">'
-        + _field("code", "Code of the invitation", "text", "off", code[:64])
-        + _field("name", "Name", "text", "username", name[:64], is_required=False)
+        + field("code", "Code of the invitation", "text", "off", code[:64])
+        + field("name", "Name", "text", "username", name[:64], is_required=False)
         + '<p class="small">2 to 32 letters, digits, - and _. Leave it empty if the link resets your password.</p>'
-        + _field("password", "New password", "password", "new-password")
-        + _field("again", "New password again", "password", "new-password")
+        + field("password", "New password", "password", "new-password")
+        + field("again", "New password again", "password", "new-password")
         + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words.</p>'
         + "<button>Continue</button></form>"
         + f"<script>{_TAKE_CODE}</script>"
     )
 
 
-def _field(name: str, label: str, kind: str, autocomplete: str, value: str = "", *, is_required: bool = True) -> str:
+def field(name: str, label: str, kind: str, autocomplete: str, value: str = "", *, is_required: bool = True) -> str:
+    """Return an input with its label."""
     return (
         f'<label for="{name}">{label}</label>'
         f'<input id="{name}" name="{name}" type="{kind}" autocomplete="{autocomplete}" value="{escape(value)}"'
@@ -204,11 +214,13 @@ def _field(name: str, label: str, kind: str, autocomplete: str, value: str = "",
     )
 
 
-def _problem(text: str) -> str:
+def problem_box(text: str) -> str:
+    """Return what went wrong, read out by screen readers; empty where nothing did."""
     return f'<p class="problem" role="alert">{escape(text)}</p>' if text else ""
 
 
-def _page(title: str, body: str, status: int = 200) -> HTMLResponse:
+def page(title: str, body: str, status: int = 200) -> HTMLResponse:
+    """Return a plain page; the body is HTML."""
     document = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} · Loratory</title>'

@@ -3,19 +3,22 @@
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
-from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_settings, save_settings
+from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
 from engine.accounts.people import Person
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.paths import LoratoryHome
 from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.supervision.supervisor import Supervisor
+from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate
 from ui.front.pages import PersonPages, housekeeping
@@ -31,9 +34,15 @@ def build_gate(
     """Put accounts, sign-in and pages together."""
     database = open_database(home)
     sessions = Sessions(database)
-    front = Front(Accounts(database), sessions, SignInThrottle(), AuditLog(audit_log_path(home)))
-    pages = PersonPages(services_of, address, close_services)
-    gate = Gate(address, sessions.find, front.app(), FRONT_PATHS, pages, behind_proxy=behind_proxy)
+    shared = Accounts(database), sessions, SignInThrottle(), AuditLog(audit_log_path(home))
+    front = Front(*shared, notice=lambda: read_notice(home))
+    plain = Starlette(routes=[*front.routes(), *AccountPages(*shared).routes()])
+
+    def complete(person: Person) -> Services:
+        return replace(services_of(person), notice=lambda: read_notice(home))
+
+    pages = PersonPages(complete, address, close_services)
+    gate = Gate(address, sessions.find, plain, FRONT_PATHS | ACCOUNT_PATHS, pages, behind_proxy=behind_proxy)
     return gate, pages
 
 

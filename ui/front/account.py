@@ -1,0 +1,155 @@
+"""The page of one's own account: sessions, password. It works without JavaScript."""
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+from html import escape
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from engine.accounts.accounts import Accounts
+from engine.accounts.audit import AuditLog
+from engine.accounts.passwords import LONGEST, SHORTEST
+from engine.accounts.sessions import Sessions, SessionState, SignedIn
+from engine.accounts.throttle import SignInThrottle
+from engine.errors import AccountError, EngineError
+from ui.front.forms import SIGN_OUT, address_of, begin_session, field, page, problem_box, read_form, text_of
+from ui.front.gate import COOKIE, SIGN_IN
+from ui.views.html import duration
+
+ACCOUNT = "/account"
+_PASSWORD = f"{ACCOUNT}/password"
+_SESSION = f"{ACCOUNT}/session"
+ACCOUNT_PATHS = frozenset({ACCOUNT, _PASSWORD, _SESSION})
+_CHANGED = "changed"
+# Names in a browser's own description, the more special first: each of them also names those after it.
+_BROWSERS = re.compile(r"(Edg|OPR|Firefox|Chrome|Safari|curl|python)")
+_SYSTEMS = re.compile(r"(iPhone|iPad|Android|Windows|Mac OS X|CrOS|Linux)")
+_LONG_NAMES = {"Edg": "Edge", "OPR": "Opera", "Mac OS X": "macOS", "CrOS": "ChromeOS", "python": "Python"}
+
+
+@dataclass(frozen=True)
+class AccountPages:
+    """What a signed-in person sees and changes of the own account.
+
+    Args:
+        accounts: Changes passwords.
+        sessions: Lists and ends.
+        throttle: Counts wrong passwords, together with those of the sign-in page.
+        audit: Logs each change.
+    """
+
+    accounts: Accounts
+    sessions: Sessions
+    throttle: SignInThrottle
+    audit: AuditLog
+
+    def routes(self) -> list[Route]:
+        """Return what answers `ACCOUNT_PATHS`."""
+        return [
+            Route(ACCOUNT, self._show, methods=["GET"]),
+            Route(_PASSWORD, self._change_password, methods=["POST"]),
+            Route(_SESSION, self._end_session, methods=["POST"]),
+        ]
+
+    async def _show(self, request: Request) -> Response:
+        signed_in = await self._signed_in(request)
+        return _ask() if signed_in is None else await self._page(signed_in, request)
+
+    async def _change_password(self, request: Request) -> Response:
+        signed_in = await self._signed_in(request)
+        if signed_in is None:
+            return _ask()
+        form = await read_form(request)
+        if form is None:
+            return await self._page(signed_in, request, "The form is too large.", 413)
+        name, address, old, new = signed_in.person.name, address_of(request), text_of(form, "old"), text_of(form, "new")
+        try:
+            if new != text_of(form, "again"):
+                raise AccountError("The two new passwords differ.", "Type them again.")
+            self.throttle.begin(address, name)
+            if await asyncio.to_thread(self.accounts.check_password, name, old) is None:
+                self.throttle.failed(name)
+                raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
+            await asyncio.to_thread(self.accounts.change_password, name, old, new)
+        except EngineError as error:
+            return await self._page(signed_in, request, str(error), 400)
+        await asyncio.to_thread(self.audit.write, name, "password set", name, "", address)
+        # The old password opened all sessions, so they ended; this browser gets another.
+        return await begin_session(self.sessions, request, signed_in.person, f"{ACCOUNT}?{_CHANGED}=1")
+
+    async def _end_session(self, request: Request) -> Response:
+        signed_in = await self._signed_in(request)
+        if signed_in is None:
+            return _ask()
+        form = await read_form(request)
+        if form is not None:
+            await asyncio.to_thread(self.sessions.end_named, signed_in.person, text_of(form, "session"))
+            name = signed_in.person.name
+            await asyncio.to_thread(self.audit.write, name, "signed out", name, "one session", address_of(request))
+        return RedirectResponse(ACCOUNT, 303)
+
+    async def _signed_in(self, request: Request) -> SignedIn | None:
+        token = request.cookies.get(COOKIE, "")
+        return await asyncio.to_thread(self.sessions.find, token) if token else None
+
+    async def _page(self, signed_in: SignedIn, request: Request, problem: str = "", status: int = 200) -> Response:
+        sessions = await asyncio.to_thread(self.sessions.of, signed_in.person)
+        notice = "Password changed. All other sessions were signed out." if _CHANGED in request.query_params else ""
+        return page("Account", _account(signed_in, sessions, notice, problem), status)
+
+
+def _ask() -> Response:
+    return RedirectResponse(SIGN_IN, 303)
+
+
+def _account(signed_in: SignedIn, sessions: list[SessionState], notice: str, problem: str) -> str:
+    person = signed_in.person
+    return (
+        (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
+        + problem_box(problem)
+        + f'<p>Signed in as <b>{escape(person.name)}</b>, {person.role}. <a href="/">Back to Loratory</a></p>'
+        + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(one, signed_in) for one in sessions)}</ul>'
+        + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
+        + "<button>Sign out everywhere</button></form>"
+        + f'<h2>Password</h2><form method="post" action="{_PASSWORD}">'
+        + field("old", "Current password", "password", "current-password")
+        + field("new", "New password", "password", "new-password")
+        + field("again", "New password again", "password", "new-password")
+        + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words. Other sessions are signed out.</p>'
+        + "<button>Change password</button></form>"
+    )
+
+
+def _session(session: SessionState, signed_in: SignedIn) -> str:
+    is_this = session.session == signed_in.session
+    end = (
+        f'<form method="post" action="{_SESSION}"><input type="hidden" name="session" value="{session.session}">'
+        f'<button class="plain" aria-label="Sign out {escape(browser_name(session.browser), quote=True)}">Sign out</button></form>'
+    )
+    used = "this session" if is_this else f"last used {_ago(session.used)}"
+    return (
+        f"<li><div><b>{escape(browser_name(session.browser))}</b>"
+        f'<p class="small">{escape(session.address or "unknown address")} · {used} · signed in {_ago(session.created)}</p>'
+        f"</div>{'' if is_this else end}</li>"
+    )
+
+
+def _ago(moment: float) -> str:
+    seconds = time.time() - moment
+    return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"
+
+
+def browser_name(description: str) -> str:
+    """Return a browser as people know it, such as `Firefox on Linux`, from what it calls itself."""
+    browser, system = _BROWSERS.search(_special_first(description)), _SYSTEMS.search(description)
+    names = [_LONG_NAMES.get(found[1], found[1]) for found in (browser, system) if found is not None]
+    return " on ".join(names) or description[:40] or "Unknown browser"
+
+
+def _special_first(description: str) -> str:
+    # Edge and Opera call themselves Chrome and Safari as well, and name themselves last.
+    return " ".join(reversed(description.split())) if re.search(r"Edg|OPR", description) else description
