@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import importlib
 import os
 import sys
 
@@ -50,7 +49,6 @@ def _prepare_imports() -> None:
     # Nothing that Loratory starts may report usage.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    importlib.import_module("ui.gradio_internals")  # before any other module that imports gradio
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Processes beside this one would otherwise slow it down tenfold; see engine.processes.spawn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import ui  # noqa: F401 - before gradio
 from engine.paths import LoratoryHome
 from tests.fork_server import forking_workers
 

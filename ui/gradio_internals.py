@@ -1,63 +1,18 @@
-"""Every workaround of Gradio's internals, each with the version that it was written for.
-
-Import this module before any other that imports Gradio: the stubs come first (see `import_without_stubs`).
-"""
+"""Every workaround of Gradio's internals, each with the version that it was written for."""
 
 import datetime
-import importlib.abc
-import importlib.machinery
 import sys
 from abc import ABCMeta
 from collections import ChainMap
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
-_STUB_MODULE, _STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
+import gradio as gr
+from gradio.blocks import Block
+from gradio.component_meta import ComponentMeta
+from gradio.context import Context
+from gradio.state_holder import SessionState, StateHolder
+
 _KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends the session that it had
-
-
-def import_without_stubs() -> None:
-    """Keep Gradio from writing stubs for editors, which takes nearly half of its import.
-
-    At each import Gradio 6.25 to 6.31 parses the source of every component and of its stub, to see whether to write the
-    stub again where Gradio is installed. Nothing reads the stubs while it runs. Without effect once Gradio is imported.
-
-    Source: `ComponentMeta.__new__` and `create_or_modify_pyi`, gradio/component_meta.py.
-    """
-    if "gradio" not in sys.modules:
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module as Python itself does, once, and changes it when it has been executed."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _STUB_MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            execute = spec.loader.exec_module
-
-            def execute_and_change(module: ModuleType) -> None:
-                execute(module)
-                if hasattr(module, _STUB_WRITER):
-                    setattr(module, _STUB_WRITER, lambda *_: None)
-
-            spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
-        return spec
-
-
-import_without_stubs()
-
-import gradio as gr  # noqa: E402
-from gradio.blocks import Block  # noqa: E402
-from gradio.component_meta import ComponentMeta  # noqa: E402
-from gradio.context import Context  # noqa: E402
-from gradio.state_holder import SessionState, StateHolder  # noqa: E402
 
 
 class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read

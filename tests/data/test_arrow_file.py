@@ -109,18 +109,24 @@ def test_an_empty_table_and_a_cut_file_are_refused(tmp_path):
             open_file(cut)
 
 
+def nulls_in_a_list(count):
+    return pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.nulls(count))
+
+
+def one_value_in_many_rows(value, rows):
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+
+# What makes a table, and the words of its error or the rows that are read.
 BOMBS = {
-    "a value of 600 MiB": (pa.table({"text": ["x" * 600 * MIB]}), "The record batches of the Arrow file"),
+    "a value of 600 MiB": (lambda: pa.table({"text": ["x" * 600 * MIB]}), "The record batches of the Arrow file"),
     "billions of nulls in a list": (
-        pa.table({"a": pa.ListArray.from_arrays(pa.array([0, 2_000_000_000], pa.int32()), pa.nulls(2_000_000_000))}),
+        lambda: pa.table({"a": nulls_in_a_list(2_000_000_000)}),
         "The values of the Arrow file",
     ),
-    "a billion rows of nothing": (pa.table({"a": pa.nulls(1_000_000_000)}), "The values of the Arrow file"),
-    "text that views share": (pa.table({"a": pa.array(["x"], pa.string_view())}), "type string_view"),
-    "a value of 4 MiB in 150 rows": (
-        pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 150, pa.int32()), pa.array(["x" * 4 * MIB]))}),
-        150,
-    ),
+    "a billion rows of nothing": (lambda: pa.table({"a": pa.nulls(1_000_000_000)}), "The values of the Arrow file"),
+    "text that views share": (lambda: pa.table({"a": pa.array(["x"], pa.string_view())}), "type string_view"),
+    "a value of 4 MiB in 150 rows": (lambda: pa.table({"text": one_value_in_many_rows("x" * 4 * MIB, 150)}), 150),
 }
 
 
@@ -128,8 +134,8 @@ BOMBS = {
 def bombs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bombs")
     files = {
-        name: write(folder / f"{number}.arrow", table, compression="zstd", batch_rows=None)
-        for number, (name, (table, _)) in enumerate(BOMBS.items())
+        name: write(folder / f"{number}.arrow", make(), compression="zstd", batch_rows=None)
+        for number, (name, (make, _)) in enumerate(BOMBS.items())
     }
     return read_measured(files)
 

@@ -3,6 +3,7 @@
 import random
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -17,7 +18,7 @@ from engine.data.render.template import DEFAULT_TEMPLATE, apply_template
 from engine.data.render.tokenize import RenderOptions
 from tests.data import whole_turns
 from tests.data.conversations import TOOLS, render_conversation
-from tests.data.families import CORPUS, FAMILIES, sentencepiece_tokenizer, tokenizer_of
+from tests.data.families import CORPUS, FAMILIES, family, sentencepiece_tokenizer, tokenizer_of
 
 WORDS = (*CORPUS.split(), "<think>", "ok", "OK\n", "\n\n", "  ", "é😀", "<|im_end|>", "### Response:\n")
 # Its turns are numbered from the end, and it shortens what is old: rendered in windows, neither comes out.
@@ -34,21 +35,19 @@ COUNTING = (
 )
 
 
-def tokenizers():
-    made = {one.name: tokenizer_of(one) for one in FAMILIES}
-    made["llama2"] = sentencepiece_tokenizer()
-    for name, template in {
-        "default": DEFAULT_TEMPLATE,
-        "backwards": BACKWARDS,
-        "forgetful": FORGETFUL,
-        "counting": COUNTING,
-    }.items():
-        made[name] = tokenizer_of(FAMILIES[1])
-        made[name].chat_template = template
-    return made
+TEMPLATES = {"default": DEFAULT_TEMPLATE, "backwards": BACKWARDS, "forgetful": FORGETFUL, "counting": COUNTING}
+TOKENIZERS = (*(one.name for one in FAMILIES), "llama2", *TEMPLATES)
 
 
-TOKENIZERS = tokenizers()
+@cache
+def tokenizer_named(name):
+    if name == "llama2":
+        return sentencepiece_tokenizer()
+    if name not in TEMPLATES:
+        return tokenizer_of(family(name))
+    tokenizer = tokenizer_of(FAMILIES[1])
+    tokenizer.chat_template = TEMPLATES[name]
+    return tokenizer
 
 
 def conversation(draw: random.Random, turns: int) -> Conversation:
@@ -90,7 +89,7 @@ def planned(plan, *arguments):
 def test_the_plan_is_the_one_that_whole_renderings_give(monkeypatch, name):
     monkeypatch.setattr(turn_renderer, "_WHOLE_TURNS", 3)
     draw = random.Random(f"turns of {name}")
-    tokenizer = TOKENIZERS[name]
+    tokenizer = tokenizer_named(name)
     for number in range(12):
         talk = conversation(draw, draw.randint(4, 40))
         train_on = draw.choice(("assistant", "assistant", "completion", "last_assistant"))
@@ -114,7 +113,7 @@ def test_few_messages_are_rendered_for_each_turn_of_a_long_conversation(monkeypa
 
     monkeypatch.setattr(turn_renderer, "apply_template", counted)
 
-    plan_conversation(talk, TOKENIZERS[name], "assistant", 3000)
+    plan_conversation(talk, tokenizer_named(name), "assistant", 3000)
 
     assert sum(rendered) < 50 * len(talk.messages)
 
@@ -124,11 +123,11 @@ def test_a_template_that_needs_every_turn_in_whole_leaves_a_long_row_out_with_th
     talk = Conversation(tuple(Message(role, "word") for _ in range(300) for role in ("user", "assistant")))
 
     with pytest.raises(RowProblemError, match="its 600 turns take too long to render") as refusal:
-        plan_conversation(talk, TOKENIZERS["counting"], "assistant", None)
+        plan_conversation(talk, tokenizer_named("counting"), "assistant", None)
 
     assert refusal.value.kind == "too_long"
     short = replace(talk, messages=talk.messages[:100])
-    assert plan_conversation(short, TOKENIZERS["counting"], "assistant", None).sequences
+    assert plan_conversation(short, tokenizer_named("counting"), "assistant", None).sequences
 
 
 def test_a_template_that_rewrites_turns_bounds_what_they_repeat(monkeypatch):
@@ -136,9 +135,9 @@ def test_a_template_that_rewrites_turns_bounds_what_they_repeat(monkeypatch):
     talk = Conversation(tuple(Message(role, "word") for _ in range(100) for role in ("user", "assistant")))
 
     with pytest.raises(RowProblemError, match="rewrites earlier turns"):
-        plan_conversation(talk, TOKENIZERS["qwen3"], "assistant", None)
+        plan_conversation(talk, tokenizer_named("qwen3"), "assistant", None)
 
-    assert plan_conversation(talk, TOKENIZERS["qwen2.5"], "assistant", None).sequences
+    assert plan_conversation(talk, tokenizer_named("qwen2.5"), "assistant", None).sequences
 
 
 def test_turns_with_more_calls_than_anybody_makes_are_left_out():
@@ -171,7 +170,7 @@ def test_what_a_row_becomes_counts_for_the_time_that_it_may_take(monkeypatch):
     monkeypatch.setattr("engine.data.render.tokenize.rendering_confined", confined)
     talk = Conversation(tuple(Message(role, "word") for _ in range(50) for role in ("user", "assistant")))
 
-    rendering = render_conversation(0, talk, TOKENIZERS["qwen3"], RenderOptions(None))
+    rendering = render_conversation(0, talk, tokenizer_named("qwen3"), RenderOptions(None))
 
     assert len(rendering.rows) == 50
     assert max(allowed) == sum(len(row.text) for row in rendering.rows)

@@ -5,11 +5,6 @@ from pathlib import Path
 _CONVERTER = """
 import json, sys, time
 from pathlib import Path
-import numpy as np, torch
-from gguf import GGUFWriter, GGMLQuantizationType
-from gguf.constants import MODEL_ARCH
-from gguf.tensor_mapping import get_tensor_name_map
-from safetensors.torch import load_file
 
 # "LlamaForCausalLM"
 MODE = "{mode}"
@@ -25,6 +20,11 @@ if MODE == "slow":
 if MODE.startswith("say:"):
     print(MODE[4:], file=sys.stderr)
     sys.exit(1)
+import numpy as np
+from gguf import GGUFWriter
+from gguf.constants import MODEL_ARCH
+from gguf.tensor_mapping import get_tensor_name_map
+from safetensors.torch import load_file
 config = json.loads((model / "config.json").read_text())
 tokenizer = json.loads((model / "tokenizer.json").read_text())
 said = json.loads((model / "tokenizer_config.json").read_text())

@@ -6,17 +6,17 @@ import sys
 PROGRAM = """
 import sys
 finders = list(sys.meta_path)
-import ui.gradio_internals
+import ui
 import gradio, gradio.component_meta
-assert gradio.component_meta.create_or_modify_pyi.__module__ == "ui.gradio_internals"
-assert not [one for one in sys.meta_path if type(one).__module__ == "ui.gradio_internals"], "the finder leaves"
+assert gradio.component_meta.create_or_modify_pyi.__module__ == "ui"
+assert not [one for one in sys.meta_path if type(one).__module__ == "ui"], "the finder leaves"
 assert [one for one in finders if one not in sys.meta_path] == []
 with gradio.Blocks():
     button = gradio.Button("press")
     button.click(lambda: None)
 print("fine", button.value)
 finders = list(sys.meta_path)
-ui.gradio_internals.import_without_stubs()
+ui.import_without_stubs()
 assert sys.meta_path == finders
 """
 
