@@ -41,11 +41,12 @@ WORKERS = (
     inspector.MODELS_WORKER_MODULE,
     training.WORKER_MODULE,
 )
-DATA_WORKER = inspector.DATA_WORKER_MODULE  # never sees torch, so it has a server of its own
+# What each fork server imports, and may fork: data workers never see torch, servers without a page even less.
+KINDS = {"heavy": WORKERS, "data": (inspector.DATA_WORKER_MODULE,), "supervisor": ("tests.faults.server",)}
 
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
-_MOST_SERVERS = 4
+_MOST_SERVERS = 5
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl
 # Variables that no import reads, so a worker's may differ from its server's.
@@ -59,13 +60,13 @@ class ForkServer:
 
     Args:
         environment: The variables that it starts with.
-        of_data: Whether it forks workers that read data, without torch.
+        kind: One of `KINDS`.
     """
 
-    def __init__(self, environment: Environment, *, of_data: bool) -> None:
+    def __init__(self, environment: Environment, kind: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [PYTHON, "-P", __file__, str(theirs.fileno()), *(["--data"] if of_data else [])],
+            [PYTHON, "-P", __file__, str(theirs.fileno()), kind],
             env={**environment, "PYTHONPATH": str(REPOSITORY)},
             cwd=REPOSITORY,
             pass_fds=(theirs.fileno(),),
@@ -107,23 +108,23 @@ class ForkServers:
     """One server for each environment in which imports could differ; each starts when it is first needed."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[bool, frozenset[tuple[str, str]]], ForkServer] = {}
+        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], ForkServer] = {}
         self._lock = threading.Lock()  # one worker at a time
 
     def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
         """Start a worker and return its process id; None where only a new process will do."""
-        if argv[:3] != [PYTHON, "-P", "-m"] or argv[3] not in (*WORKERS, DATA_WORKER):
+        kind = next((kind for kind, modules in KINDS.items() if argv[3:4] and argv[3] in modules), None)
+        if argv[:3] != [PYTHON, "-P", "-m"] or kind is None:
             return None
         if environment.get("CUDA_VISIBLE_DEVICES"):
             return None
         early = frozenset((name, value) for name, value in environment.items() if not name.startswith(_READ_LATE))
-        of_data = argv[3] == DATA_WORKER
         with self._lock:
-            server = self._servers.get((of_data, early))
+            server = self._servers.get((kind, early))
             if server is None:
                 if len(self._servers) == _MOST_SERVERS:
                     return None
-                server = self._servers[of_data, early] = ForkServer(environment, of_data=of_data)
+                server = self._servers[kind, early] = ForkServer(environment, kind)
             return server.fork(argv, environment, descriptors)
 
     def close(self) -> None:
@@ -164,20 +165,15 @@ def _adopt_orphans(do: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _import_workers() -> None:
-    """Import what workers need, also what they import late; each worker itself is later run as a program."""
-    for module in (*WORKERS, "engine.training.session"):
+def _import_kind(kind: str) -> None:
+    """Import what processes of a kind need, also what they import late; each itself is later run as a program."""
+    for module in (*KINDS[kind], *(["engine.training.session"] if kind == "heavy" else [])):
         importlib.import_module(module)
-    for module in WORKERS:
+    if kind == "data":
+        with sys.modules[inspector.DATA_WORKER_MODULE].torch_hidden():
+            importlib.import_module("engine.inspector.worker.load_tokenizer")
+    for module in KINDS[kind]:
         del sys.modules[module]
-
-
-def _import_data_worker() -> None:
-    """The same without torch."""
-    data = importlib.import_module(DATA_WORKER)
-    with data.torch_hidden():
-        importlib.import_module("engine.inspector.worker.load_tokenizer")
-    del sys.modules[DATA_WORKER]
 
 
 def _serve(server: socket.socket) -> None:
@@ -220,8 +216,5 @@ def _become_worker(order: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--data"]:
-        _import_data_worker()
-    else:
-        _import_workers()
+    _import_kind(sys.argv[2])
     _serve(socket.socket(fileno=int(sys.argv[1])))

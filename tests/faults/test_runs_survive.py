@@ -33,12 +33,12 @@ def store(home):
 def server() -> Iterator[subprocess.Popen[str]]:
     """A server process; killed, never asked to end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.server"],
+        [sys.executable, "-P", "-m", "tests.faults.server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env=dict(os.environ),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     try:
         assert process.stdout is not None
