@@ -76,7 +76,7 @@ def test_a_checkpoint_that_is_not_there_is_said_before_anything_starts(served, r
 def test_other_hosts_are_refused_as_by_the_page(run_id, host, capsys):
     for port in ("8000", "0"):
         assert run_command(["serve", run_id, "--host", host, "--port", port], MODULES) == 1
-        assert f"does not listen on {host}, where anyone could use it" in capsys.readouterr().err
+        assert f"does not listen on {host} without accounts" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_said_before_the_model_is_loaded(run_id, capsys):
