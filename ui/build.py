@@ -29,6 +29,9 @@ from ui.views.html import gib, plural
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
+_OTHER_TABS: dict[str, Callable[[Page], Any]] = {
+    "Method": MethodTab, "Train": TrainTab, "Chat": ChatTab, "Export": ExportTab, "Runs": RunsTab,
+}  # fmt: skip
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -47,20 +50,14 @@ def build_app(services: Services) -> gr.Blocks:
                     model_tab = ModelTab(page, fits)
                 with gr.Tab("Data", id="data"):
                     data_tab = DataTab(page)
-                with gr.Tab("Method", id="method"):
-                    method_tab = MethodTab(page)
-                with gr.Tab("Train", id="train"):
-                    train_tab = TrainTab(page)
-                with gr.Tab("Chat", id="chat"):
-                    chat_tab = ChatTab(page)
-                with gr.Tab("Export", id="export"):
-                    export_tab = ExportTab(page)
-                with gr.Tab("Runs", id="runs"):
-                    runs_tab = RunsTab(page)
+                others = []
+                for title, kind in _OTHER_TABS.items():
+                    with gr.Tab(title, id=title.lower()):
+                        others.append(kind(page))
             with gr.Column(scale=3, min_width=320, elem_id="side") as side:
                 side_panel = SidePanel(page)
         page.form.complete()
-        for part in (model_tab, data_tab, method_tab, train_tab, chat_tab, export_tab, runs_tab, side_panel):
+        for part in (model_tab, data_tab, *others, side_panel):
             part.wire()
         page.wire(exclude=("adapter.r", "model.revision"))  # alpha follows the rank; the revision is looked up first
 

@@ -122,7 +122,8 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     if several:
         return CheckboxGroup(**{"choices": several, "value": list(default or ()), **shared})
     kind = _plain_type(field.annotation)
-    lower, upper = _bounds(field)
+    limits = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
+    lower, upper = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if get_origin(kind) is Literal:
         choices = [str(value) for value in get_args(kind)]
         shared = {"choices": choices, "value": default, **shared}
@@ -178,11 +179,6 @@ def _plain_type(annotation: Any) -> Any:
     if get_origin(annotation) is Literal or not members:
         return annotation
     return members[0] if len(members) == 1 else str
-
-
-def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
-    given = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
-    return given.get("ge", given.get("gt")), given.get("le", given.get("lt"))
 
 
 def _default_of(name: str) -> Any:

@@ -10,8 +10,6 @@ from engine.config.load import with_overrides
 from engine.errors import ConfigError, EngineError, Problem
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
-from engine.runs.memory_measurement import MeasuredStep
-from ui.backend.background import Work
 from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.page import DraftView, Page
@@ -70,9 +68,7 @@ class SidePanel:
         return self._measurement(draft)
 
     def _measurement(self, draft: Draft) -> Updates:
-        work: Work[MeasuredStep] | None = None
-        if draft.assumed is not None:
-            work = self._page.services.measurements.find(_key(draft))
+        work = self._page.services.measurements.find(_key(draft)) if draft.assumed is not None else None
         under_way = work is not None and work.is_under_way
         return {
             self.measured: render_measured_step(work),

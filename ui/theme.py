@@ -80,21 +80,15 @@ def build_theme() -> gr.themes.Base:
         "block_border_width", "block_padding", "block_label_border_width", "block_title_border_width",
         "panel_border_width", "form_gap_width",
     )  # fmt: skip
+    without_shadow = (
+        "block_shadow", "input_shadow", "button_primary_shadow", "button_secondary_shadow", "checkbox_label_shadow",
+        "checkbox_shadow",
+    )  # fmt: skip
     values = {name: light for name, (light, _) in light_and_dark.items()}
     values |= {f"{name}_dark": dark for name, (_, dark) in light_and_dark.items()}
     values |= {f"{name}{mode}": "transparent" for name in clear for mode in ("", "_dark")}
     values |= dict.fromkeys(without_edge, "0px")
-    values |= dict.fromkeys(
-        (
-            "block_shadow",
-            "input_shadow",
-            "button_primary_shadow",
-            "button_secondary_shadow",
-            "checkbox_label_shadow",
-            "checkbox_shadow",
-        ),
-        "none",
-    )
+    values |= dict.fromkeys(without_shadow, "none")
     values |= {
         "block_label_padding": "0 0 4px 0",
         "block_label_text_weight": "500",

@@ -5,17 +5,16 @@ import threading
 import pytest
 
 from engine.errors import RunError
-from ui.backend.answers import Done, run_streaming
+from ui.backend.answers import run_streaming
 from ui.backend.background import Cache
 
 
-def test_what_is_announced_comes_in_order_and_the_result_last():
+def test_what_is_announced_comes_in_order():
     def work(say):
         say("one")
         say("two")
-        return 3
 
-    assert list(run_streaming(work)) == ["one", "two", Done(3)]
+    assert list(run_streaming(work)) == ["one", "two"]
 
 
 def test_an_error_of_the_work_is_raised_where_it_is_waited_for():

@@ -41,7 +41,7 @@ def offer(tab, *asked) -> Changes:
 
 
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
-    values = (folder, "float32", shard, "q8_0", False, repository, "adapter", private, verify)
+    values = (folder, repository, "float32", shard, "q8_0", False, "adapter", private, verify)
     html = shown_in_place(tab._start)(run.id, checkpoint, form, *values)
     work = tab._page.services.results.exporting.find(run.id)
     if work is not None:
@@ -158,7 +158,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     assert shown.stop["visible"]
     assert not shown.start["interactive"]
     assert "An export is under way" in shown_in_place(tab._start)(
-        run.id, FINAL, ADAPTER, "mine", "auto", 5.0, "auto", False, "", "adapter", True, True
+        run.id, FINAL, ADAPTER, "mine", "", "auto", 5.0, "auto", False, "adapter", True, True
     )
 
     tab._stop(run.id)

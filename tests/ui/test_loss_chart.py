@@ -11,7 +11,7 @@ from engine.runs.history.events import EvalData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.history.run_history import RunHistory
-from ui.views.loss_chart import ChartView, NamedHistory, loss_figure, overlay_figure, small_figures
+from ui.views.loss_chart import ChartView, loss_figure, overlay_figure, small_figures
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_memory_stands_against_what_was_predicted(history):
 
 @pytest.mark.parametrize(("against", "last"), [("step", 30), ("tokens", 3000)])
 def test_several_runs_are_told_apart_by_colour_and_dash(history, against, last):
-    runs = [NamedHistory(name, history(30, name=f"{name}.jsonl")) for name in ("one", "two")]
+    runs = [(name, history(30, name=f"{name}.jsonl")) for name in ("one", "two")]
 
     figure, _ = parsed(overlay_figure(runs, ChartView(against=against)))
 

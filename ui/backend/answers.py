@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from engine.chat.contract import ChatChunk, ChatRequest
 from engine.chat.session import ChatSession
@@ -16,41 +16,27 @@ from engine.inspector.session import Inspector
 from ui.backend.background import Cache
 
 M = TypeVar("M")
-R = TypeVar("R")
 
 
-class Done(NamedTuple, Generic[R]):
-    """The last item: what the work returned."""
-
-    result: R
-
-
-class _Failed(NamedTuple):
-    error: BaseException
-
-
-def run_streaming(work: Callable[[Callable[[M], None]], R]) -> Iterator[M | Done[R]]:
-    """Run `work` in a thread, with a function that sends messages; yield them, then `Done` with its result.
+def run_streaming(work: Callable[[Callable[[M], None]], object]) -> Iterator[M]:
+    """Run `work` in a thread, with a function that sends messages, and yield them.
 
     Raises:
         Exception: Whatever `work` raised.
     """
-    messages: SimpleQueue[M | Done[R] | _Failed] = SimpleQueue()
+    messages: SimpleQueue[M | None] = SimpleQueue()
+    outcome: Future[object] = Future()
 
     def run() -> None:
         try:
-            messages.put(Done(work(messages.put)))
+            outcome.set_result(work(messages.put))
         except BaseException as error:
-            messages.put(_Failed(error))
+            outcome.set_exception(error)
+        messages.put(None)
 
     threading.Thread(target=run, name="streaming-work", daemon=True).start()
-    while True:
-        message = messages.get()
-        if isinstance(message, _Failed):
-            raise message.error
-        yield message
-        if isinstance(message, Done):
-            return
+    yield from iter(messages.get, None)
+    outcome.result()
 
 
 class AnswerStream:
@@ -76,9 +62,7 @@ class AnswerStream:
                 with ThreadPoolExecutor(len(streams)) as pool:
                     list(pool.map(drain, streams))
 
-            for message in run_streaming(drain_all):
-                if not isinstance(message, Done):
-                    yield message
+            yield from run_streaming(drain_all)
         finally:
             with self._lock:
                 self._requests.pop(page_id, None)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -200,29 +200,24 @@ class DatasetChecks:
         while len(self._asked) > _PAGES:
             self._asked.popitem(last=False)
         waited_for = {key for asked in self._asked.values() for key in asked}
-        ended = [
-            self._checks.pop(key)
-            for key in before.keys() - waited_for
-            if key in self._checks and self._checks[key].is_under_way
-        ]
-        for check in ended:
-            check.stop.set()
-        still_fetching = any(check.fetches and check.is_under_way for check in self._checks.values())
-        return not still_fetching and any(
-            check.fetches and _identity(check.question.dataset) != _identity(question.dataset) for check in ended
-        )
+        return bool(self._end(before.keys() - waited_for) - {_identity(question.dataset)})
 
     def _end_unwanted(self) -> None:
         """End and forget the checks that no page looks at any more; they do not count as stopped by a person."""
         with self._lock:
             now = time.monotonic()
-            ended = [check for check in self._checks.values() if check.is_under_way and check.wanted_until <= now]
-            for check in ended:
-                check.stop.set()
-                del self._checks[check.question.key]
-            fetches = any(check.fetches and check.is_under_way for check in self._checks.values())
-        if not fetches and any(check.fetches for check in ended):
+            is_unused = bool(self._end([key for key, check in self._checks.items() if check.wanted_until <= now]))
+        if is_unused:
             self._inspector.stop_fetching()
+
+    def _end(self, keys: Iterable[str]) -> set[str]:
+        """End and forget the checks of `keys`; return the datasets that no check fetches from the Hub any more."""
+        ended = [self._checks.pop(key) for key in keys if key in self._checks and self._checks[key].is_under_way]
+        for check in ended:
+            check.stop.set()
+        if any(check.fetches and check.is_under_way for check in self._checks.values()):
+            return set()
+        return {_identity(check.question.dataset) for check in ended if check.fetches}
 
     def _begin(self, check: RunningCheck) -> RunningCheck:
         self._checks[check.question.key] = check

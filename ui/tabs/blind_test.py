@@ -208,8 +208,7 @@ class BlindTestPart:
         return deck[0], replace(judging, deck=deck[1:])
 
     def _shuffled(self, target: ChatTarget) -> list[RowPrompt]:
-        run_id = target.tuned.folder.name if target.tuned is not None else ""
-        config = self._page.reader.observe(run_id).config if self._page.reader.exists(run_id) else None
+        config = self._choice.config_of(target)
         if config is None:
             raise RunError("A folder has no held-out set.", "Type the questions yourself.")
         deck = list(self._prompts.of_run(config))
@@ -225,9 +224,8 @@ class BlindTestPart:
         """Return the file of the judgements about a target; None where it is not a run of this person."""
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
             return None
-        against = None
-        if target.second is not None:
-            against = f"{target.second.folder.name}-{target.second.checkpoint or FINAL}"
+        second = target.second
+        against = f"{second.folder.name}-{second.checkpoint or FINAL}" if second is not None else None
         return blind_test.judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
     def _judged(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:

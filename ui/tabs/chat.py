@@ -6,9 +6,9 @@ from typing import Any
 import gradio as gr
 from gradio.components.base import Component
 
-from engine.chat.contract import ChatState, LoadedModel, LoadProgress
+from engine.chat.contract import ChatState, LoadProgress
 from engine.errors import EngineError
-from ui.backend.answers import Done, HeldOutPrompts, run_streaming
+from ui.backend.answers import HeldOutPrompts, run_streaming
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, shown_in_place, visible_if
 from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
@@ -60,23 +60,24 @@ class ChatTab:
     def wire(self) -> None:
         """Connect the events."""
         page, choice = self._page, self.choice
-        looking = [self.seen, self.blind.judging]
+        looking: dict[str, Any] = {
+            "fn": self._look, "inputs": [self.seen, self.blind.judging], "outputs": self._looked, **QUICK,
+        }  # fmt: skip
         self.evaluate.rest_after(page.rest_elsewhere(self._tab, self.timer))
         offering = [page.chosen_run, choice.run, choice.model]
         listed = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
         awake = listed.then(
             lambda seen: (gr.update(active=True), _loaded(seen)), self.seen, [self.timer, self.seen], **QUICK
         )
-        self.talk.restore_after(awake.then(self._look, looking, self._looked, **QUICK))
-        self.timer.tick(self._look, looking, self._looked, trigger_mode="once", **QUICK)
+        self.talk.restore_after(awake.then(**looking))
+        self.timer.tick(**looking, trigger_mode="once")
         chosen = choice.run.input(self._choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
         loaded = gr.on(
             [self.load.click, choice.model.submit, choice.folder.submit], self._load, choice.inputs,
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
-        looked = loaded.then(self._look, looking, self._looked, **QUICK)
-        unloaded = self.unload.click(shown_in_place(self._unload), None, self.state, **SLOW)
-        unloaded.then(self._look, looking, self._looked, **QUICK)
+        looked = loaded.then(**looking)
+        self.unload.click(shown_in_place(self._unload), None, self.state, **SLOW).then(**looking)
         self.talk.wire(looked)
         self.blind.wire(self.talk)
         modes = [self.loading, choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode]
@@ -96,12 +97,11 @@ class ChatTab:
             stop = gr.update(value="Stop loading", visible=True)
             yield {self.state: render_loading(None), self.load: busy, self.unload: stop}
 
-            def load(report: Callable[[LoadProgress], None]) -> LoadedModel:
-                return session.load(target, report)
+            def load(report: Callable[[LoadProgress], None]) -> None:
+                session.load(target, report)
 
-            for message in run_streaming(load):
-                if not isinstance(message, Done):
-                    yield {self.state: render_loading(message)}
+            for progress in run_streaming(load):
+                yield {self.state: render_loading(progress)}
             state, unload = self._render_state(session.state), gr.update(value="Unload", visible=True)
         except EngineError as error:
             state, unload = error_box(error), HIDDEN

@@ -10,7 +10,7 @@ from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
 from engine.config.load import section_from_mapping
 from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig, Quantization
+from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import ModelError, RunError
 from engine.paths import data_folders, typed_path
 from engine.runs.run import Run
@@ -167,16 +167,20 @@ class ChatChoice:
                 target = target.model_copy(update={"second": second})
         return target.model_copy(update={"quantization": quantization})
 
+    def config_of(self, target: ChatTarget | None) -> RunConfig | None:
+        """Return the configuration of the run that is loaded; None where it is not a run of this person."""
+        if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
+            return None
+        return self._page.reader.observe(target.tuned.folder.name).config
+
     def names(self, target: ChatTarget | None) -> dict[Branch, str]:
         """Return the names of the branches that are loaded."""
         names: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned"}
         if target is None or target.second is None or target.tuned is None:
             return names
-        titles: dict[Branch, str] = {
-            "tuned": self._title(target.tuned, target.second),
-            "second": self._title(target.second, target.tuned),
-        }
-        return names | titles
+        names["tuned"] = self._title(target.tuned, target.second)
+        names["second"] = self._title(target.second, target.tuned)
+        return names
 
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
         """Return the runs and checkpoints that are loaded, in words; none for a base model."""

@@ -101,8 +101,10 @@ class DataTab:
         # several events arrive in any order, and an old one could be drawn over the rows of a dataset chosen since.
         source, rows = self._page.form["dataset.source"], self.rows
         opening = self._asked.change(
-            _opening, [source, self._shown_source], self.summary, trigger_mode="always_last", **QUICK
-        )
+            # A change of its settings redraws nothing.
+            lambda source, shown: view.render_opening(source) if source and source != shown else UNCHANGED,
+            [source, self._shown_source], self.summary, trigger_mode="always_last", **QUICK,
+        )  # fmt: skip
         opening.then(
             self._open,
             [rows.number, rows.view, self._shown_source, *rows.inputs, *self._page.form.components],
@@ -116,24 +118,13 @@ class DataTab:
         )  # fmt: skip
 
     def _open(
-        self,
-        row: float,
-        row_view: str,
-        shown_source: str,
-        listing: str,
-        list_page: int,
-        request: gr.Request,
+        self, row: float, row_view: str, shown_source: str, listing: str, list_page: int, request: gr.Request,
         *values: Any,
-    ) -> Updates:
+    ) -> Updates:  # fmt: skip
         wanted = question_of(self._page.form.mapping(values))
         if wanted is None:
-            return {
-                self.samples: render_samples(""),
-                self.summary: view.NO_DATASET,
-                **self.tokenizer.updates(None),
-                self.format.column: HIDDEN,
-                **self._without_rows("", ""),
-            }
+            around = {self.samples: render_samples(""), **self.tokenizer.updates(None), self.format.column: HIDDEN}
+            return {**around, self.summary: view.NO_DATASET, **self._without_rows("", "")}
         source, services = wanted.dataset.source, self._page.services
         around = {self.samples: render_samples(source), **self.tokenizer.updates(wanted.model)}
         question = services.tokenizers.answerable(wanted)
@@ -164,16 +155,10 @@ class DataTab:
 
     def _without_rows(self, source: str, trouble: str) -> Updates:
         return {
-            self.opened: HIDDEN,
-            self.rows.shown: "",
+            **dict.fromkeys((self.opened, self.stop, self.read), HIDDEN),
+            **dict.fromkeys((self.rows.shown, self.facts, self.lengths, self.rows.list, self._seen), ""),
             self._shown_source: source,
-            self.facts: "",
-            self.lengths: "",
-            self.rows.list: "",
-            self.stop: HIDDEN,
-            self.read: HIDDEN,
             self.timer: gr.Timer(active=False),
-            self._seen: "",
             self._page.data_trouble: trouble,
         }
 
@@ -243,11 +228,6 @@ class DataTab:
         return _with_source(str(self._page.services.transfers.keep_upload(Path(file)))) if file else {}
 
 
-def _opening(source: str | None, shown_source: str) -> Any:
-    """Return what is shown until a new dataset has been opened; a change of its settings redraws nothing."""
-    return view.render_opening(source) if source and source != shown_source else UNCHANGED
-
-
 def _progress_of(check: RunningCheck) -> str:
     return view.render_progress(check.progress, fetches=check.fetches)
 
@@ -264,8 +244,7 @@ def _with_source(source: str) -> dict[str, Any]:
 
 
 def _pick_sample(event: gr.EventData) -> dict[str, Any]:
-    wanted = picked(event)
-    return _with_source(wanted) if wanted in {source for source, _, _ in _SAMPLES} else {}
+    return _with_source(picked(event)) if picked(event) in {source for source, _, _ in _SAMPLES} else {}
 
 
 def _take_path(text: str) -> dict[str, Any]:

@@ -76,9 +76,8 @@ class EvaluatePart:
             self._look_after(event.then(lambda: (0, ""), None, page, **QUICK))
         looking = [*self._target, *page]
         self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **QUICK)
-        started = self.start.click(
-            shown_in_place(self._start), [*self._target, *self._settings], self.status, trigger_mode="once", **SLOW
-        )
+        starting = [*self._target, *self._settings]
+        started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
         started.success(self.look, looking, self._looked, **QUICK)
         self.stop.click(shown_as_message(self._stop), self._choice.run, None, **QUICK)
         for button, step in ((self.previous, -1), (self.next, 1)):
@@ -110,16 +109,14 @@ class EvaluatePart:
             self.stop: gr.update(visible=working, interactive=not (work is not None and work.stopping)),
             self.result: "" if working else view.NOT_MEASURED,
             self.answers: gr.update(visible=pages > 0),
-            self.where: "",
-            self.rows: "",
+            self.where: view.page_words(result, number) if result is not None and pages else "",
+            self.rows: view.render_answered(result, number) if result is not None else "",
             self.across: view.render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}"),
             self.previous: gr.update(interactive=number > 0),
             self.next: gr.update(interactive=number < pages - 1),
         }
         if result is not None:
             updates[self.result] = view.render_evaluation(result)
-            updates[self.rows] = view.render_answered(result, number)
-            updates[self.where] = view.page_words(result, number) if pages else ""
         return updates
 
     def _without_run(self, seen: str) -> Updates:

@@ -99,7 +99,7 @@ class ExportTab:
             self._switch_after(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begun, **QUICK))
         self._switch_after(self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK))
         self.timer.tick(self.look, self._looking, self._looked, trigger_mode="once", **QUICK)
-        starting = [*target, self.form, *self.forms.inputs]
+        starting = [*target, self.form, self.forms.folder, self.forms.repository, *self.forms.settings.values()]
         started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
         self._look_after(started)
         self.stop.click(shown_as_message(self._stop), self.run, None, **QUICK)
@@ -226,21 +226,23 @@ class ExportTab:
             raise RunError("The folder of this export no longer exists.", "Export it again.")
         return folder
 
-    def _start(self, run_id: str | None, checkpoint: str | None, form: str, *values: Any) -> str:
+    def _start(
+        self, run_id: str | None, checkpoint: str | None, form: str, folder_name: str, repository: str, *values: Any
+    ) -> str:
         observed = self._observe(run_id)
         reason = why_not(form, observed.config)
         if reason:
             raise RunError(reason, "Choose another format.")
         name = checkpoint_of(checkpoint)
-        wanted = self.forms.read(form, values)
-        results = self._page.services.results
+        settings, results = self.forms.settings_of(form, values), self._page.services.results
         if form == HUB:
-            push = section_from_mapping(PushConfig, wanted.settings)
+            push = section_from_mapping(PushConfig, settings)
             self._unload_idle_chat(needs_device=push.verify)
-            work = results.publish(observed.run, name, wanted.repository, push)
+            work = results.publish(observed.run, name, (repository or "").strip(), push)
         else:
-            folder = results.allowed_folder(wanted.folder.strip() or self._new_folder(observed, checkpoint, form))
-            export = section_from_mapping(ExportConfig, wanted.settings)
+            proposed = self._new_folder(observed, checkpoint, form)
+            folder = results.allowed_folder((folder_name or "").strip() or proposed)
+            export = section_from_mapping(ExportConfig, settings)
             self._unload_idle_chat(needs_device=export.verify)
             work = results.write(observed.run, name, folder, export)
         return work_status(work, _STOPPED)

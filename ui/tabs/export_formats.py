@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -36,14 +36,6 @@ _ABOUT = {
 }
 
 
-class Wanted(NamedTuple):
-    """What the form holds; still a browser's values."""
-
-    folder: str
-    repository: str
-    settings: dict[str, Any]
-
-
 class ExportForms:
     """Lays out the settings of every format."""
 
@@ -63,15 +55,18 @@ class ExportForms:
             keep_merged = component_of_field(fields["keep_merged"], min_width=160)
         with gr.Column(visible=False, elem_id="export-hub") as self.hub:
             with gr.Row():
-                repository = gr.Textbox(
+                self.repository = gr.Textbox(
                     label="Repository", info="owner/name, or a name alone for your own account.",
                     placeholder="me/support-lora", max_lines=1, min_width=240, elem_id="export-repository",
                 )  # fmt: skip
                 hub_kind = component_of_field(push["kind"], min_width=240, elem_id="export-hub-kind")
             private = component_of_field(push["private"], elem_id="export-private")
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
-        # In the order in which `read` takes them.
-        self.inputs = [self.folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, self.verify]
+        # As `settings_of` takes them.
+        self.settings = {
+            "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
+            "private": private, "verify": self.verify,
+        }  # fmt: skip
         self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify]
 
     def updates(self, form: str, reason: str) -> Updates:
@@ -88,19 +83,16 @@ class ExportForms:
         }
         return {self.about: about, **{panel: visible_if(one and not reason) for panel, one in visible.items()}}
 
-    @staticmethod
-    def read(form: str, values: Sequence[Any]) -> Wanted:
-        """Return the settings that belong to the format."""
-        folder, dtype, shard, gguf_type, keep_merged, repository, hub_kind, private, verify = values
-        known = {"dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": bool(keep_merged)}
+    def settings_of(self, form: str, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the settings that belong to the format; still a browser's values."""
+        given = {name: value for name, value in zip(self.settings, values, strict=True) if value is not None}
         if form == HUB:
-            settings = {"kind": hub_kind, "private": bool(private)}
+            wanted: Sequence[str] = ("kind", "private", "verify")
         else:
             kind = FOLDERS.get(form, KINDS["adapter"])
-            settings = {"kind": kind.name, **{name: known[name] for name in kind.settings}}
-        settings["verify"] = bool(verify)
-        given = {name: value for name, value in settings.items() if value is not None}
-        return Wanted(folder or "", (repository or "").strip(), given)
+            given["kind"] = kind.name
+            wanted = ("kind", *kind.settings, "verify")
+        return {name: given[name] for name in wanted if name in given}
 
 
 def why_not(form: str, config: RunConfig | None) -> str:

@@ -122,8 +122,7 @@ class FollowPart:
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
-            opened = event(lambda is_open=is_open: is_open, None, self._log_open, **QUICK)
-            self._look_again_after(opened)
+            self._look_again_after(event(lambda is_open=is_open: is_open, None, self._log_open, **QUICK))
         if self.choice is not None:
             picked = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
             self._look_again_after(picked, page.chosen_run)
@@ -192,18 +191,17 @@ class FollowPart:
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Look at a run after a poll found that more than its curves has changed; list the runs again."""
-        if not run_id:
-            return self._without_run(run_view.NO_RUN)
-        listed = {self.choice: self._list(run_id, "Follow")} if self.choice is not None else {}
+        listed = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
         return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **listed}
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Return everything about a run; an open question stays open only where `run_shown` is the same run."""
-        if not self._page.reader.exists(run_id):
-            return self._without_run(run_view.NO_RUN)
-        return self._look(run_id, smoothing, log_axis, log_open, run_shown)
+        known = run_id if self._page.reader.exists(run_id) else ""
+        return self._look(known, smoothing, log_axis, log_open, run_shown)
 
     def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
+        if not run_id:
+            return self._without_run(run_view.NO_RUN)
         try:
             observed = self._page.reader.observe(run_id)
         except EngineError as error:

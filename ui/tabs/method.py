@@ -20,7 +20,10 @@ from ui.page import Page
 from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
 
 # How far the sliders go; larger values can be typed.
-_SLIDER_ENDS = {"r": 256, "lora_alpha": 512, "lora_dropout": 0.5, "num_virtual_tokens": 256}
+_PRESENTATION: dict[str, dict[str, Any]] = {
+    "r": {"maximum": 256, "elem_id": "rank"}, "lora_alpha": {"maximum": 512}, "lora_dropout": {"maximum": 0.5},
+    "num_virtual_tokens": {"maximum": 256},
+}  # fmt: skip
 # Settings that a change of method may change, because methods have other defaults for them.
 _SHARED_DEFAULTS = sorted({name for method in METHODS.values() for name in method.defaults})
 _FITS: dict[Verdict | None, str] = {
@@ -39,16 +42,11 @@ class _Choice(NamedTuple):
     four_bit: bool = False  # the name promises four bits
 
 
-def _choices() -> dict[str, _Choice]:
-    choices = {}
-    for method in METHODS.values():
-        choices[method.label] = _Choice(method.name, method.help)
-        if method.four_bit_label:
-            choices[method.four_bit_label] = _Choice(method.name, method.four_bit_help, four_bit=True)
-    return choices
-
-
-_CHOICES = _choices()
+_CHOICES: dict[str, _Choice] = {}
+for _traits in METHODS.values():
+    _CHOICES[_traits.label] = _Choice(_traits.name, _traits.help)
+    if _traits.four_bit_label:
+        _CHOICES[_traits.four_bit_label] = _Choice(_traits.name, _traits.four_bit_help, four_bit=True)
 
 
 def _field_groups(*, advanced: bool) -> dict[tuple[str, ...], list[str]]:
@@ -105,9 +103,7 @@ class MethodTab:
                     if name == "target_modules":
                         continue
                     with gr.Column(min_width=160):
-                        ends = {"maximum": _SLIDER_ENDS[name]} if name in _SLIDER_ENDS else {}
-                        elem_id = {"elem_id": "rank"} if name == "r" else {}
-                        self._page.form.setting(f"adapter.{name}", **ends, **elem_id)
+                        self._page.form.setting(f"adapter.{name}", **_PRESENTATION.get(name, {}))
                         if name == "lora_alpha":
                             self.linked.render()
             if "target_modules" in fields:
@@ -141,10 +137,8 @@ class MethodTab:
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         draft = self._page.draft(values)
-        for need in _needs(draft):
-            if need.method == picked(event) and need.overrides:
-                return with_overrides(draft.mapping, need.overrides)
-        return {}
+        overrides = next((need.overrides for need in _needs(draft) if need.method == picked(event)), None)
+        return with_overrides(draft.mapping, overrides) if overrides else {}
 
 
 def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -228,6 +222,10 @@ def render_method_table(draft: Draft) -> str:
     if not needs or draft.device is None or config is None:
         return f'{head}<div class="empty">{_next_step(draft)} Every method is then compared for your device.</div>'
     training = config.training
+    shares: tuple[DeviceShare, ...] = ()
+    # What each GPU of this machine needs where all train together.
+    if draft.gpus > 1 and draft.shape is not None and draft.assumed is not None:
+        shares = share_among(Estimator(draft.shape, draft.device), draft.assumed, draft.gpus)
     checkpointing = "with" if training.gradient_checkpointing else "without"
     columns = [
         Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(draft.device.name)}"),
@@ -235,7 +233,7 @@ def render_method_table(draft: Draft) -> str:
     return (
         f'{head}<p class="lead">At {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '
         f"{checkpointing} gradient checkpointing unless noted. Pick a row to use it.</p>"
-        f"{table(columns, map(_need, needs))}{render_shares(_shares(draft))}"
+        f"{table(columns, map(_need, needs))}{render_shares(shares)}"
     )
 
 
@@ -247,13 +245,6 @@ def _need(need: MethodNeed) -> Row:
         f'<span class="soft">{escape(need.why_not)}</span>' if need.why_not else _FITS[need.verdict],
     )
     return Row(cells, pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"')
-
-
-def _shares(draft: Draft) -> tuple[DeviceShare, ...]:
-    """Return what each GPU of this machine needs where all train together; nothing where there is at most one."""
-    if draft.gpus < 2 or draft.shape is None or draft.device is None or draft.assumed is None:
-        return ()
-    return share_among(Estimator(draft.shape, draft.device), draft.assumed, draft.gpus)
 
 
 def render_shares(shares: Sequence[DeviceShare]) -> str:

@@ -18,7 +18,6 @@ from ui.page import Page
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
 
-_LEAD = '<h2>Model</h2><p class="lead">Start small: a small model shows sooner whether your data works.</p>'
 _BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
@@ -31,7 +30,7 @@ class ModelTab:
         self._page = page
         self._fits = fits
         form = page.form
-        gr.HTML(_LEAD)
+        gr.HTML('<h2>Model</h2><p class="lead">Start small: a small model shows sooner whether your data works.</p>')
         with gr.Row(equal_height=True):
             self.search = gr.Textbox(
                 label="Search", placeholder="qwen, 8b, apache …", info="Filters as you type. Enter searches the Hub.",
@@ -123,7 +122,6 @@ class ModelTab:
         return {self.catalog: catalog, self.details: looking_up, self._described: wanted, self._sought: model}
 
     def _find(self, model: ModelConfig | None) -> tuple[str, str]:
-        """Return a model's name and details; nothing without a model."""
         return ("", "") if model is None else (_name(model), self.describe(model))
 
     def _show(self, found: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
@@ -189,10 +187,8 @@ def _name(model: ModelConfig | None) -> str:
 
 
 def _search_hub(query: str) -> str:
-    if not query.strip():
-        return ""
     try:
-        return render_hub_results(query, search_hub(query.strip()))
+        return render_hub_results(query, search_hub(query.strip())) if query.strip() else ""
     except EngineError as error:
         return error_box(error)
 
@@ -208,13 +204,9 @@ class TokenizerStatus:
         self.line = live_html(elem_id=f"{tab}-tokenizer")
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
         self.poll = poll(self._news, 0.5, elem_id=f"{tab}-tokenizer-live")
+        self.ended: Any = self.poll.submit  # trigger: the tokenizer is there, or cannot be downloaded
         # What `updates` changes.
         self.outputs = [self.line, self.again, self.poll]
-
-    @property
-    def ended(self) -> Any:
-        """Trigger: the tokenizer is there, or cannot be downloaded."""
-        return self.poll.submit
 
     def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
         """Start the download of a tokenizer where it is not here yet, or `again` after a failure; return its status soon."""
@@ -231,10 +223,9 @@ class TokenizerStatus:
     def _news(self, key: str, seen: str) -> str | None:
         work = self._page.services.tokenizers.find(key)
         stamp = work.stamp if work is not None else "none"
-        if stamp == seen:
-            return None
         has_ended = work is None or not work.is_under_way
-        return poll_answer(stamp, {str(self.line.elem_id): _render_download(work)}, submit=has_ended)
+        places = {str(self.line.elem_id): _render_download(work)}
+        return poll_answer(stamp, places, submit=has_ended) if stamp != seen else None
 
 
 def _render_download(work: Work[object] | None) -> str:

@@ -1,7 +1,6 @@
 """One run on the Runs tab: all that the Train tab shows of it, its record, and the actions on it."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -61,7 +60,11 @@ class OneRunPart:
         train = [page.chosen_run, page.wants_run]
         page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
         for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
-            copied = button.click(_with_its_run(configuration), run_shown, [self._change, page.copied_from], **SLOW)
+            # Together with its id: another run may be picked while the model of this one is looked up.
+            copied = button.click(
+                shown_as_message(lambda run_id, configuration=configuration: (configuration(run_id), run_id)),
+                run_shown, [self._change, page.copied_from], **SLOW,
+            )  # fmt: skip
             page.open_tab(page.fill_after(copied, self._change), "method")
         self.confirm.wire(self.delete.click, self.ask_delete, run_shown)
         deleted = self.confirm.really.click(
@@ -160,10 +163,8 @@ class OneRunPart:
         """Return the run, and what would be lost if it is deleted, with its size."""
         observed = self._page.reader.observe(run_id)
         freed = size(folder_size_bytes(observed.run.folder.path))
-        return (
-            observed.title,
-            f"will be deleted: adapter, checkpoints, curves and log, {freed} in all. This cannot be undone.",
-        )
+        words = f"will be deleted: adapter, checkpoints, curves and log, {freed} in all. This cannot be undone."
+        return observed.title, words
 
     def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""
@@ -176,12 +177,3 @@ class OneRunPart:
             self.panel: HIDDEN,
             self.follow.shown: "",
         }
-
-
-def _with_its_run(configuration: Callable[[str], dict[str, Any]]) -> Callable[[str], tuple[dict[str, Any], str]]:
-    """Return a run's settings together with its id: another one may be picked while its model is looked up."""
-
-    def copy(run_id: str) -> tuple[dict[str, Any], str]:
-        return configuration(run_id), run_id
-
-    return shown_as_message(copy)

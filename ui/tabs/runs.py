@@ -17,11 +17,11 @@ from ui.page import Page
 from ui.tabs.one_run import OneRunPart
 from ui.views import run_table
 from ui.views.html import small
-from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, NamedHistory, overlay_figure
+from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
 
 _PAGE_ROWS = 100
-_LEAD = '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick two or more to compare their curves and settings.</p>'
+
 # The table is made on the server and saved by the browser: no file stays behind.
 _SAVE_CSV = """(text) => {
   if (!text) return '';
@@ -42,7 +42,9 @@ class RunsTab:
         self._tab = enclosing_tab()
         self._order = QueueOrder(page.services.home)
         self.queue = pick_list(elem_id="queue")
-        gr.HTML(_LEAD)
+        gr.HTML(
+            '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick two or more to compare their curves and settings.</p>'
+        )
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.words = gr.Textbox(
                 label="Search", placeholder="name, model, method, data, tag …", scale=3, min_width=220,
@@ -153,7 +155,7 @@ class RunsTab:
             except EngineError:
                 continue  # it was deleted meanwhile
             runs.append(ComparedRun(row, observed.config, observed.provenance.dataset_fingerprint))
-            histories.append(NamedHistory(f"{observed.title} · {observed.run.id[-4:]}", observed.history))
+            histories.append((f"{observed.title} · {observed.run.id[-4:]}", observed.history))
         if len(runs) < 2:
             return {self.comparison: HIDDEN, self.overlay: "", self.differences: ""}
         view = ChartView(log_axis=log_axis, against=against)

@@ -20,10 +20,6 @@ from ui.gradio_internals import enclosing_page
 from ui.page import Page, browser_state
 from ui.views.html import attention, error_box, gib, small
 
-_SWEEP_LEAD = small(
-    "Several values, separated by commas: every combination is queued as a run. Empty fields use the form's value."
-)
-
 Starting = Callable[[Callable[[str], None]], Sequence[Run]]
 
 
@@ -40,7 +36,8 @@ class StartPart:
             )
             self.reason = gr.HTML(elem_id="start-reason")
         with gr.Accordion("Sweep", open=False, elem_id="sweep-fold"):
-            gr.HTML(_SWEEP_LEAD)
+            lead = "Several values, separated by commas: every combination is queued as a run. "
+            gr.HTML(small(f"{lead}Empty fields use the form's value."))
             with gr.Row():
                 self.rates = gr.Textbox(
                     label="Learning rates", placeholder="1e-4, 2e-4, 5e-4", max_lines=1, max_length=400,
@@ -62,8 +59,8 @@ class StartPart:
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)
-        self._draft = gr.Textbox("", visible=False)  # the draft that an error was about
-        page.on_draft(self._draft, _draft_key)
+        self._draft = gr.Textbox("", visible=False)  # key of the draft: the error of another one is no longer shown
+        page.on_draft(self._draft, lambda draft: hashlib.sha256(repr(draft.mapping).encode()).hexdigest())
 
     def wire(self) -> Dependency:
         """Connect the events; after the one that is returned, a run may have been queued and be the chosen one."""
@@ -170,11 +167,6 @@ def start_key(token: str, configs: Sequence[RunConfig]) -> str:
     """Return the name of one start: the same draft from the same browser, however often it is sent."""
     drafts = "\0".join(config.model_dump_json() for config in configs)
     return hashlib.sha256(f"{token}\0{drafts}".encode()).hexdigest()
-
-
-def _draft_key(draft: Draft) -> str:
-    """Return a key of the draft: the error of another draft is no longer shown."""
-    return hashlib.sha256(repr(draft.mapping).encode()).hexdigest()
 
 
 def why_not(draft: Draft) -> str | None:

@@ -1,5 +1,6 @@
 """The conversation: questions, streamed answers, their settings, and the exact prompt."""
 
+import contextlib
 import random
 import time
 import uuid
@@ -70,6 +71,7 @@ class TalkPart:
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
         # A reload restores the conversation; it never leaves this browser.
         self.kept = browser_state("", "conversation")
+        self._conversation = [self.turns, self.sampling.system, self.transcript, self.again, self.clear]
         # What `ask` changes.
         self._answered = [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
@@ -107,16 +109,13 @@ class TalkPart:
         self.keep_fold.expand(
             lambda *of: view.render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK
         )
-        conversation = [self.turns, system, self.transcript, self.again, self.clear]
-        opened = self.open.upload(shown_as_message(self._open), self.open, conversation, **SLOW)
+        opened = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
         opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
         self.sampling.wire()
 
     def restore_after(self, event: Dependency) -> None:
         """After an event, restore the conversation of this browser."""
-        system = self.sampling.system
-        restored = [self.turns, system, self.transcript, self.again, self.clear]
-        event.then(self._restore, [self.kept, self.turns, system], restored, **QUICK)
+        event.then(self._restore, [self.kept, self.turns, self.sampling.system], self._conversation, **QUICK)
 
     def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
         """Return the branches that can be asked, once something is loaded."""
@@ -200,19 +199,11 @@ class TalkPart:
         asked = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
         return {**asked, self.transcript: self._render(before)}
 
-    def _row_prompts(self, draw: random.Random | None = None) -> list[RowPrompt]:
-        """Return a few prompts from the loaded run's own data; none where there is no such run or no such data."""
-        target = self._page.services.chat.state.target
-        if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
-            return []
-        config = self._page.reader.observe(target.tuned.folder.name).config
-        try:
-            return view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
-        except EngineError:
-            return []  # the data may be gone; chat works without it
-
     def _suggest(self, draw: random.Random | None = None) -> Updates:
-        prompts = self._row_prompts(draw)
+        config = self._choice.config_of(self._page.services.chat.state.target)
+        prompts: list[RowPrompt] = []
+        with contextlib.suppress(EngineError):  # the data may be gone; chat works without it
+            prompts = view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
         return {self.suggestions: view.render_suggestions(prompts), self.offered: prompts}
 
     def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> Updates:
@@ -254,11 +245,13 @@ class TalkPart:
             saved = view.read_conversation(str(kept).encode())
         except EngineError:
             return UNCHANGED  # of another version
-        return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
+        return self._opened(saved, system)
 
     def _open(self, path: str) -> Updates:
-        saved = view.open_conversation(Path(path))
-        return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: saved.system}
+        return self._opened(view.open_conversation(Path(path)))
+
+    def _opened(self, saved: SavedConversation, system: str = "") -> Updates:
+        return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
 
 
 def _row_of(turn: Turn) -> RowPrompt | None:
@@ -275,9 +268,8 @@ def _requests(
 ) -> list[ChatRequest]:
     """Return one request for all branches while they remember the same; afterwards one for each."""
     remembered = {branch: view.messages_of(turns, branch, system) for branch in asked}
-    if len(set(remembered.values())) == 1:
-        return [ChatRequest(messages=remembered[asked[0]], branches=asked, sampling=sampling, id=uuid.uuid4().hex)]
+    groups = [asked] if len(set(remembered.values())) == 1 else [(branch,) for branch in asked]
     return [
-        ChatRequest(messages=messages, branches=(branch,), sampling=sampling, id=uuid.uuid4().hex)
-        for branch, messages in remembered.items()
+        ChatRequest(messages=remembered[group[0]], branches=group, sampling=sampling, id=uuid.uuid4().hex)
+        for group in groups
     ]

@@ -11,6 +11,7 @@ from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import Column, Row, duration, empty, facts, log, notices, pickable, plural, small, table, under
 
 ROWS_PER_PAGE = 5
+_LONGEST_SUMMARY = 220  # characters of a prompt
 _CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
 
 NOT_MEASURED = empty(
@@ -82,8 +83,11 @@ def _answered(row: AnsweredRow) -> str:
         answer_box(branch, BRANCH_WORDS[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
+    summary = " ".join(row.prompt.split())
+    if len(summary) > _LONGEST_SUMMARY:  # the end has the question; the beginning is mostly the template
+        summary = f"… {summary[-_LONGEST_SUMMARY:]}"
     return (
-        f'<section><h4 class="num">Row {row.row:,}</h4><details><summary>{escape(_shortened(row.prompt))}</summary>'
+        f'<section><h4 class="num">Row {row.row:,}</h4><details><summary>{escape(summary)}</summary>'
         f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
 
@@ -95,12 +99,6 @@ def _text(text: str) -> str:
 def _figures(scores: AnswerScores, tokens: int) -> str:
     exact = "exact · " if scores.exact else ""
     return f"{exact}chrF {scores.chrf:.2f} · ROUGE-L {scores.rouge_l:.2f} · {plural(tokens, 'token')}"
-
-
-def _shortened(prompt: str, longest: int = 220) -> str:
-    """Return the end of a prompt, which has the question; its beginning is mostly the template."""
-    text = " ".join(prompt.split())
-    return text if len(text) <= longest else f"… {text[-longest:]}"
 
 
 def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
@@ -130,9 +128,8 @@ def _across(row: MeasuredRun, chosen: str) -> Row:
 
 def render_pair(pair: Pair) -> str:
     """Return both answers under the names of their sides; nothing in it shows whose they are."""
-    return _blind_pair(
-        pair.prompt, _blind_answer("Left", pair.answers[pair.left]) + _blind_answer("Right", pair.answers[pair.right])
-    )
+    answers = _blind_answer("Left", pair.answers[pair.left]) + _blind_answer("Right", pair.answers[pair.right])
+    return _blind_pair(pair.prompt, answers)
 
 
 def render_writing(prompt: str, tokens: int) -> str:
@@ -157,15 +154,13 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     )
     if pair.reference:
         answers += answer_box("reference wide", "Reference", escape(pair.reference))
-    return f'{_blind_pair(pair.prompt, answers)}<p class="sentence" role="status">{words}</p>'
+    return _blind_pair(pair.prompt, answers, words)
 
 
 def render_same_words(pair: Pair) -> str:
     """Return a pair that leaves nothing to choose between."""
-    return (
-        _blind_pair(pair.prompt, answer_box("", "Both", escape(pair.answers[pair.left])))
-        + '<p class="sentence" role="status">Both answers are identical; this counts as equal.</p>'
-    )
+    both = answer_box("", "Both", escape(pair.answers[pair.left]))
+    return _blind_pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
 
 
 def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
@@ -210,15 +205,13 @@ def _split(tally: BlindTally) -> str:
     """Return the decided pairs as one bar, told apart by place as well as by colour."""
     if not tally.decided:
         return ""
-    share = 100 * tally.second_preferred / tally.decided
-    return (
-        f'<div class="split" aria-hidden="true"><span class="won" style="width:{share:.1f}%"></span>'
-        '<span class="lost"></span></div>'
-    )
+    won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decided:.1f}%"></span>'
+    return f'<div class="split" aria-hidden="true">{won}<span class="lost"></span></div>'
 
 
-def _blind_pair(prompt: str, answers: str) -> str:
-    return f'<div class="talk blind">{_blind_question(prompt)}<div class="answers">{answers}</div></div>'
+def _blind_pair(prompt: str, answers: str, words: str = "") -> str:
+    verdict = f'<p class="sentence" role="status">{words}</p>' if words else ""
+    return f'<div class="talk blind">{_blind_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
 
 
 def _blind_question(prompt: str) -> str:

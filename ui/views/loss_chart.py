@@ -45,13 +45,6 @@ class ChartView(NamedTuple):
     against: Against = "step"
 
 
-class NamedHistory(NamedTuple):
-    """One of several runs in one chart."""
-
-    name: str
-    history: RunHistory
-
-
 def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     """Return training loss raw and smoothed, held-out points, and the base model's loss as a line.
 
@@ -62,13 +55,16 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     if len(steps):
         raw = thin(steps, losses, _POINTS)
         traces.append(
-            _scatter("train, each step", _integers(steps[raw]), losses[raw], "var(--series-blue-thin)", width=1)
+            _scatter(
+                "train, each step", steps[raw].astype(int).tolist(), losses[raw], "var(--series-blue-thin)", width=1
+            )
             | {"mode": "lines" if len(raw) > 1 else "markers", "marker": {"color": "var(--series-blue)"}}
         )
     if len(steps) > 1 and view.smoothing > 0:
         curve = _smoothed(history, view.smoothing)
         kept = thin(steps, curve, _POINTS // 2)
-        traces.append(_scatter("train, smoothed", _integers(steps[kept]), curve[kept], "var(--series-blue)", width=2.5))
+        x = steps[kept].astype(int).tolist()
+        traces.append(_scatter("train, smoothed", x, curve[kept], "var(--series-blue)", width=2.5))
     held_out = _held_out(history)
     if held_out:
         colour = "var(--series-vermilion)"
@@ -121,7 +117,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         steps, values = _finite(history, "step", column)
         values = values if unit == 1 else values / unit
         kept = thin(steps, values, 300)
-        trace = _scatter(title, _integers(steps[kept]), values[kept], "var(--series-blue)")
+        trace = _scatter(title, steps[kept].astype(int).tolist(), values[kept], "var(--series-blue)")
         hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
         traces.append(trace | axes | {"mode": "lines" if len(kept) > 1 else "markers", "hovertemplate": hover})
         if column == "memory_bytes" and predicted_bytes:
@@ -132,12 +128,12 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
     return _figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
 
 
-def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
-    """Return smoothed training loss and held-out points of several runs, each in a colour and a dash of its own."""
+def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:
+    """Return smoothed training loss and held-out points of named runs, each in a colour and a dash of its own."""
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
-        _, losses = _finite(history, "step", "loss")
+        known, losses = _finite(history, "step", "loss")
         places = _places(history, view.against)
         if len(losses):
             curve = _smoothed(history, view.smoothing)
@@ -146,9 +142,10 @@ def overlay_figure(runs: Sequence[NamedHistory], view: ChartView) -> str:
             traces.append(trace | {"legendgroup": name})
         held_out = _held_out(history)
         if held_out:
-            steps = np.array([point.step for point in held_out], dtype=np.float64)
-            x = _numbers(_places_of(history, steps, view.against))
-            trace = _scatter(f"{name}, held-out", x, [point.eval_loss for point in held_out], colour)
+            placed: Array = np.array([point.step for point in held_out], dtype=np.float64)
+            if view.against != "step" and len(known):
+                placed = np.interp(placed, known, places)
+            trace = _scatter(f"{name}, held-out", _numbers(placed), [point.eval_loss for point in held_out], colour)
             marker = {"color": colour, "size": 8, "symbol": "diamond"}
             traces.append(
                 trace
@@ -250,21 +247,9 @@ def _places(history: RunHistory, against: Against) -> Array:
     return history.steps.column("tokens" if against == "tokens" else "step")[known]
 
 
-def _places_of(history: RunHistory, steps: Array, against: Against) -> Array:
-    known = history.steps.steps[np.isfinite(history.steps.losses)]
-    if against == "step" or not len(known):
-        return steps
-    placed: Array = np.interp(steps, known, _places(history, against))
-    return placed
-
-
 def _held_out(history: RunHistory) -> list[EvalData]:
     """Return held-out losses; they begin with the base model's where that was measured by the same means."""
     return [point for point in history.evals if math.isfinite(point.eval_loss) and not point.adapter_disabled]
-
-
-def _integers(values: Array) -> list[int]:
-    return [int(value) for value in values]
 
 
 def _numbers(values: Sequence[float] | Array) -> list[float]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from html import escape
 
 from engine.runs.run import State
@@ -123,19 +124,11 @@ def when(moment: float, now: float | None = None) -> str:
     """Return `14:05`, `yesterday 14:05`, `3 Nov` or `3 Nov 2024`; local time."""
     if not moment:
         return "–"
-    then, today = time.localtime(moment), time.localtime(time.time() if now is None else now)
-    days = round((_noon(today) - _noon(then)) / 86_400)
-    clock = time.strftime("%H:%M", then)
-    if days == 0:
-        return clock
-    if days == 1:
-        return f"yesterday {clock}"
-    date = f"{then.tm_mday} {time.strftime('%b', then)}"
-    return date if then.tm_year == today.tm_year else f"{date} {then.tm_year}"
-
-
-def _noon(moment: time.struct_time) -> float:
-    return time.mktime((moment.tm_year, moment.tm_mon, moment.tm_mday, 12, 0, 0, 0, 0, -1))
+    then, today = datetime.fromtimestamp(moment), datetime.fromtimestamp(time.time() if now is None else now)
+    days = (today.date() - then.date()).days
+    if days in (0, 1):
+        return f"{'yesterday ' if days else ''}{then:%H:%M}"
+    return f"{then.day} {then:%b}" + (f" {then.year}" if then.year != today.year else "")
 
 
 def _duration(row: RunSummary) -> str:

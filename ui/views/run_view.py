@@ -58,13 +58,16 @@ NO_RUN = empty(
 
 def run_choices(rows: Iterable[RunSummary]) -> list[tuple[str, str]]:
     """Return label and id of each run for a dropdown: its name, method and state, newest first."""
-    return [(_choice(row), row.id) for row in rows]
+    choices = []
+    for row in rows:
+        method = row.method if row.method not in row.name else ""
+        parts = [row.name, method, STATE_WORDS[row.state], row.id[-4:]]
+        choices.append((f"{STATE_MARKS[row.state]} {_joined(parts)}", row.id))
+    return choices
 
 
-def _choice(row: RunSummary) -> str:
-    parts = [row.name, row.method if row.method and row.method not in row.name else ""]
-    named = " · ".join(part for part in parts if part)
-    return f"{STATE_MARKS[row.state]} {named} · {STATE_WORDS[row.state]} · {row.id[-4:]}"
+def _joined(parts: Iterable[str]) -> str:
+    return " · ".join(filter(None, parts))
 
 
 def state_mark(state: State) -> str:
@@ -112,7 +115,7 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
     parts.append(_held_out(observed))
-    return " · ".join(part for part in parts if part)
+    return _joined(parts)
 
 
 def _ingredients(observed: ObservedRun) -> str:
@@ -145,7 +148,7 @@ def render_trouble(observed: ObservedRun) -> str:
     if state.state == "interrupted":
         return alert(state.cause or "The run was interrupted.", f"{escape(state.advice)}{resumable}")
     if state.state == "stopped" and (state.cause or state.advice):
-        return notices([" ".join(part for part in (state.cause, state.advice) if part)])
+        return notices([" ".join(filter(None, (state.cause, state.advice)))])
     return ""
 
 
