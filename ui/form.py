@@ -162,7 +162,7 @@ def text_of(number: float | None) -> str:
 
 
 def _several_of(annotation: Any) -> list[str]:
-    """Return the names to choose from, where any number of them may be chosen."""
+
     members = get_args(annotation)
     if get_origin(annotation) is not tuple or get_origin(members[0]) is not Literal:
         return []

@@ -55,21 +55,21 @@ class Page:
         self.data_trouble = gr.Textbox("", visible=False)
         # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
         self._restored = gr.Checkbox(False, visible=False)
-        self._views: list[tuple[Component, DraftView]] = []
-        self._later_views: list[tuple[Component, DraftView]] = []
-        self._fill_views: list[tuple[Component, FillView]] = []
+        self._views: dict[Component, DraftView] = {}
+        self._later_views: dict[Component, DraftView] = {}
+        self._fill_views: dict[Component, FillView] = {}
 
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""
-        self._views.append((component, view))
+        self._views[component] = view
 
     def on_fill(self, component: Component, view: FillView) -> None:
         """Redraw `component` when the whole form was filled with other values, and not when a person changes it."""
-        self._fill_views.append((component, view))
+        self._fill_views[component] = view
 
     def on_draft_later(self, component: Component, view: DraftView) -> None:
         """Like `on_draft`, for views that may take a tenth of a second."""
-        self._later_views.append((component, view))
+        self._later_views[component] = view
 
     def rest_elsewhere(self, tab: gr.Tab, timer: gr.Timer) -> Dependency:
         """Stop a timer when its tab is left."""
@@ -113,8 +113,8 @@ class Page:
 
         This asks no other process: it is over before a hand is at the form. Until then the browser's draft is not written.
         """
-        views = (component for component, _ in self._views)
-        return self._follow(app.load(self._restore, self.saved_draft, [*self._filled, *views, self._restored], **QUICK))
+        drawn = [*self._filled, *self._views, self._restored]
+        return self._follow(app.load(self._restore, self.saved_draft, drawn, **QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set the form's values by itself.
@@ -149,7 +149,7 @@ class Page:
     def _follow(self, event: Dependency) -> Dependency:
         if not self._later_views:
             return event
-        later = [component for component, _ in self._later_views]
+        later = list(self._later_views)
         return event.then(self._refresh_later, self._refreshing, later, trigger_mode="always_last", **QUICK)
 
     @property
@@ -158,23 +158,20 @@ class Page:
 
     @property
     def _refreshed(self) -> list[Component]:
-        return [*(component for component, _ in self._views), self.saved_draft]
+        return [*self._views, self.saved_draft]
 
     @property
     def _filled(self) -> list[Component]:
-        return [*self.form.components, *(component for component, _ in self._fill_views)]
+        return [*self.form.components, *self._fill_views]
 
     def _refresh(self, restored: bool, *values: Any) -> Updates:
         if not restored:
             return UNCHANGED
         draft = self.draft(values)
-        return {**{component: view(draft) for component, view in self._views}, self.saved_draft: draft.mapping}
+        return {**_drawn(self._views, draft), self.saved_draft: draft.mapping}
 
     def _refresh_later(self, restored: bool, *values: Any) -> Updates:
-        if not restored:
-            return UNCHANGED
-        draft = self.draft(values)
-        return {component: view(draft) for component, view in self._later_views}
+        return _drawn(self._later_views, self.draft(values)) if restored else UNCHANGED
 
     def _restore(self, saved: Any) -> Updates:
         """A browser may send anything; what no version of Loratory can have saved leaves an empty form."""
@@ -187,7 +184,7 @@ class Page:
     def _opened_with(self, mapping: Mapping[str, Any]) -> Updates:
         draft = self.draft(self.form.updates(mapping))
         filled = self._fill(mapping) if mapping else {}
-        return {**filled, **{component: view(draft) for component, view in self._views}, self._restored: True}
+        return {**filled, **_drawn(self._views, draft), self._restored: True}
 
     def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
@@ -199,9 +196,7 @@ class Page:
         return {self.form[name]: filled[self.form[name]] for name in changed}
 
     def _fill(self, mapping: Mapping[str, Any] | None) -> Updates:
-        if not mapping:
-            return UNCHANGED
-        return {**self._components(mapping), **{component: view(mapping) for component, view in self._fill_views}}
+        return {**self._components(mapping), **_drawn(self._fill_views, mapping)} if mapping else UNCHANGED
 
     def _components(self, mapping: Mapping[str, Any]) -> Updates:
         filled = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
@@ -217,6 +212,10 @@ class Page:
     def _shape(self, mapping: Mapping[str, Any]) -> ModelShape | None:
         model = model_of({"model": mapping.get("model", {})})
         return self.services.shapes.get(model.id, model.revision) if model is not None else None
+
+
+def _drawn(views: Mapping[Component, Callable[[Any], Any]], value: Draft | Mapping[str, Any]) -> Updates:
+    return {component: view(value) for component, view in views.items()}
 
 
 def _within_reach(component: Component, value: Any) -> Any:

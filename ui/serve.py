@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -13,6 +14,9 @@ from starlette.middleware import Middleware
 
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
+from engine.evaluation.job import EvaluationJob
+from engine.export.job import ExportJob
+from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher, Preflight
@@ -88,8 +92,8 @@ def build_services(
         chat=ChatSession(home),
         checks=DatasetChecks(inspector),
         tokenizers=Tokenizers.on_this_machine(home),
-        results=ResultWork.on_this_machine(home),
-        measure=lambda config, estimate: MeasurementJob(home, config, estimate),
+        results=ResultWork(home, partial(EvaluationJob, home), partial(ExportJob, home), partial(PushJob, home)),
+        measure=partial(MeasurementJob, home),
         person=person,
         standing_by=supervisor.explain_standing_by,
     )

@@ -164,8 +164,7 @@ class DatasetChecks:
     def find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of this question; None where it was never asked."""
         with self._lock:
-            check = self._checks.get(question.key)
-            if check is not None:
+            if check := self._checks.get(question.key):
                 _look_at(check)
             return check
 
@@ -189,11 +188,7 @@ class DatasetChecks:
         return None
 
     def _end_outdated(self, question: CheckQuestion, page: str) -> bool:
-        """End and forget the checks that neither this page nor another waits for.
-
-        Returns:
-            Whether a download from the Hub is no longer needed.
-        """
+        """End the checks that no page waits for now; return whether a download from the Hub is no longer needed."""
         before = self._asked.pop(page, {})
         compatible = {key: asked for key, asked in before.items() if asked.is_compatible(question)}
         self._asked[page] = {**compatible, question.key: question}

@@ -11,10 +11,8 @@ from pydantic import ValidationError
 from engine.chat.contract import ChatTarget
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
-from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, evaluation_file
+from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
-from engine.export.job import ExportJob
-from engine.export.push.job import PushJob
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.run import Run
 from engine.runs.store import RunStore
@@ -36,16 +34,6 @@ class ResultWork:
     roots: tuple[Path, ...] | None = None
     measuring: BackgroundWork[EvaluationResult] = field(default_factory=BackgroundWork)
     exporting: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # of ExportResult and PushResult
-
-    @classmethod
-    def on_this_machine(cls, home: LoratoryHome) -> "ResultWork":
-        """Return the engine's own jobs."""
-        return cls(
-            home,
-            evaluate=lambda request: EvaluationJob(home, request),
-            export=lambda request: ExportJob(home, request),
-            push=lambda request: PushJob(home, request),
-        )
 
     def measure(self, run: Run, checkpoint: str | None, settings: EvaluationConfig) -> Work[EvaluationResult]:
         """Evaluate base against tuned; the job saves its result with the run.

@@ -243,7 +243,7 @@ class BlindTestPart:
         ), judging
 
     def _show_count(self, judging: Judging) -> Updates:
-        """Show how many pairs were judged; the result is for the end."""
+
         try:
             tally, judging = self._tallied(judging)
         except EngineError:

@@ -150,7 +150,7 @@ class ExportTab:
         return str(self._page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
 
     def _switch(self, run_id: str | None, form: str) -> Updates:
-        """Show what belongs to the format; where it is not available, the reason."""
+
         try:
             observed = self._observe(run_id)
         except EngineError:

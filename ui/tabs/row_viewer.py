@@ -97,18 +97,16 @@ class RowViewer:
         part = ListPage(min(max(0, page), (entries - 1) // row_lists.PAGE_ROWS), entries)
         if listed == "left_out":
             return counts + row_lists.render_problem_list(report.problems[part.start : part.end], part, "Reason")
-        title = f"<h3>{_TITLES[listed]}</h3>"
+        titled = f"{counts}<h3>{_TITLES[listed]}</h3>"
         if listed == "odd":
-            return (
-                counts + title + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
-            )
+            return titled + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
         try:
             found = self._page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
             return counts + error_box(explained(error))
-        return f"{counts}{title}{row_lists.render_row_list(found.rows, part)}"
+        return titled + row_lists.render_row_list(found.rows, part)
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         """Return what the form asks, as far as it can be answered now; None where it has no dataset."""
@@ -133,7 +131,6 @@ class RowViewer:
             return error_box(explained(error))
 
     def _turn(self, step: int) -> Any:
-        """Return the handler that goes to the row before or after; within the chosen list."""
 
         def turn(row: float, listing: str, *values: Any) -> int:
             number, rows = int(row or 0), self._rows(listing, values)
@@ -221,7 +218,7 @@ class RowSearch:
                     del self._searches[str(request.session_hash)]
 
     def _begin(self, page_id: str) -> threading.Event:
-        """Begin a search of a page; an earlier one of that page ends."""
+
         stopped = threading.Event()
         with self._lock:
             earlier = self._searches.get(page_id)

@@ -20,8 +20,6 @@ from ui.gradio_internals import enclosing_page
 from ui.page import Page, browser_state
 from ui.views.html import attention, error_box, gib, small
 
-Starting = Callable[[Callable[[str], None]], Sequence[Run]]
-
 
 class StartPart:
     """Lays out the start; it runs in the background, and a timer looks at its progress."""
@@ -79,32 +77,36 @@ class StartPart:
 
     def begin(self, token: str, copied_from: str, *values: Any) -> Updates:
         """Begin to check the draft and to queue its run."""
-        draft = self._page.draft(values)
-        if draft.config is None:
-            return self._refused(ConfigError(draft.problems))
-        config, launcher = draft.config, self._page.services.launcher
-        key, origin = start_key(token, [config]), self._origin(copied_from)
-        return self._begin(key, lambda report: [launcher.start(config, key, copied_from=origin, on_progress=report)])
+        return self._begin(token, copied_from, values)
 
     def begin_sweep(self, token: str, copied_from: str, rates: str, ranks: str, ratio: bool, *values: Any) -> Updates:
         """Begin to check every combination and to queue a run for each."""
-        draft = self._page.draft(values)
+        return self._begin(
+            token, copied_from, values, lambda config: sweep_of(config, rates, ranks, alpha_follows=ratio)
+        )
+
+    def _begin(
+        self, token: str, copied_from: str, values: Sequence[Any],
+        sweep: Callable[[RunConfig], list[RunConfig]] | None = None,
+    ) -> Updates:  # fmt: skip
+        draft, launcher = self._page.draft(values), self._page.services.launcher
         try:
             if draft.config is None:
                 raise ConfigError(draft.problems)
-            configs = sweep_of(draft.config, rates, ranks, alpha_follows=ratio)
+            configs = [draft.config] if sweep is None else sweep(draft.config)
         except EngineError as error:
             return self._refused(error)
-        launcher, key, origin = self._page.services.launcher, start_key(token, configs), self._origin(copied_from)
-        return self._begin(key, lambda report: launcher.start_all(configs, key, copied_from=origin, on_progress=report))
+        key, origin = start_key(token, configs), copied_from if self._page.reader.exists(copied_from) else None
 
-    def _begin(self, key: str, start: Starting) -> Updates:
-        job = FunctionJob(lambda report: start(lambda words: report(Message(words))))
-        return self._progress(key, self._starts.start_once(key, "A start", job, again=True))
+        def start(report: Callable[[Message], None]) -> Sequence[Run]:
+            def note(words: str) -> None:
+                report(Message(words))
 
-    def _origin(self, copied_from: str) -> str | None:
-        """Return the run whose settings were copied into the draft, where it still exists."""
-        return copied_from if self._page.reader.exists(copied_from) else None
+            if sweep is None:
+                return [launcher.start(configs[0], key, copied_from=origin, on_progress=note)]
+            return launcher.start_all(configs, key, copied_from=origin, on_progress=note)
+
+        return self._progress(key, self._starts.start_once(key, "A start", FunctionJob(start), again=True))
 
     def look(self, pending: str) -> Updates:
         """Return the progress of the start that this page waits for."""

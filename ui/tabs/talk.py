@@ -259,7 +259,7 @@ def _row_of(turn: Turn) -> RowPrompt | None:
 
 
 def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
-    """Return the newest question, to be asked once more."""
+
     return (turns[:-1], turns[-1].question, _row_of(turns[-1])) if turns else ([], "", None)
 
 

@@ -131,13 +131,12 @@ class TrainTab:
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
         preset = find_preset(picked(event))
-        mapping = preset.mapping()
         try:
             self._page.services.shapes.learn(preset.load().model)
         except EngineError as error:
             # The form is filled all the same; the Model tab shows the reason.
             gr.Warning(escape(str(error)), title="The preset's model cannot be read now", duration=12)
-        return mapping
+        return preset.mapping()
 
     def _plan(self, draft: Draft) -> str:
         config = draft.config
@@ -151,16 +150,14 @@ class TrainTab:
         if draft.config is None:
             return {self.counting: gr.update(active=False)}
         question, trouble = _question(draft.config), self._page.data_trouble
-        error = checks.trouble(question)
-        if error is not None:  # shown next to the start button and in the panel
+        if error := checks.trouble(question):  # shown next to the start button and in the panel
             return {self.plan: self._plan(draft), self.counting: gr.update(active=False), trouble: error.what}
         check = checks.ask(question, request.session_hash or "")
-        active = not (check.waits or check.is_done)
-        updates: Updates = {self.counting: gr.update(active=active)}
+        updates: Updates = {self.counting: gr.update(active=check.is_under_way)}
         note = ""
         if check.waits or check.was_stopped:
             note = small("Its tokens are counted after “Read all rows” in the Data tab.")
-        elif active:
+        elif check.is_under_way:
             rows = check.progress.rows if check.progress is not None else 0
             note = small(f"Counting tokens: {rows:,} rows so far …", role="status")
         else:

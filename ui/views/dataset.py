@@ -168,13 +168,13 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
     )
 
 
-def render_problems(report: DatasetReport, *, pickable_rows: bool = True) -> str:
+def render_problems(report: DatasetReport) -> str:
     """Return every row that is skipped, with its line and the reason."""
     if not report.problems:
-        return "" if report.dropped else small("No row is skipped.")
+        return ""
     problems = report.problems[:200]
     columns = [*PROBLEM_COLUMNS, Column("Reason"), Column("Beginning", "soft begins")]
-    rows = (problem_row(problem, picks=pickable_rows) for problem in problems)
+    rows = (problem_row(problem, picks=False) for problem in problems)
     more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
     listed = table(columns, rows, scrolls="scroll tall")
     return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{listed}{small(more) if more else ''}"

@@ -82,9 +82,9 @@ def _data(report: DatasetReport | None) -> str:
         return ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     listed = f"<ul class=small>{notes}</ul>" if notes else ""
-    problems = render_problems(report, pickable_rows=False) if report.dropped else ""
+
     lead = small(f"{report.source}, read as {report.format}: {report.format_reason}.")
-    return f"{lead}{render_facts(report)}{render_lengths(report)}{listed}{problems}"
+    return f"{lead}{render_facts(report)}{render_lengths(report)}{listed}{render_problems(report)}"
 
 
 def _environment(observed: ObservedRun) -> str:

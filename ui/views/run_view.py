@@ -167,7 +167,7 @@ def render_left_out(report: DatasetReport | None) -> str:
     """Return the rows that the run skipped, with the reason; nothing where it used every row."""
     if report is None or not report.dropped:
         return ""
-    return f'<div class="left-out">{render_problems(report, pickable_rows=False)}</div>'
+    return f'<div class="left-out">{render_problems(report)}</div>'
 
 
 def render_memory(observed: ObservedRun) -> str:
