@@ -13,9 +13,9 @@ from tests.fake_measurement import FakeMeasurement
 from tests.fake_results import fake_results
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.tokenizers import Tokenizers
+from ui.backend.models import KnownShapes, Tokenizers
 from ui.backend.transfers import Transfers
-from ui.services import KnownShapes, Services
+from ui.services import Services
 
 
 def fake_services(

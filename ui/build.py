@@ -12,7 +12,7 @@ from engine.accounts.people import Person
 from engine.hardware.device import Device
 from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
-from ui.backend.fit_table import FitTable
+from ui.backend.models import FitTable
 from ui.components import QUICK, live_html, poll, poll_answer, visible_if
 from ui.gradio_internals import calm_queue
 from ui.page import Page

@@ -25,13 +25,13 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
+from ui.backend.models import KnownShapes, Tokenizers
 from ui.backend.results import ResultWork
-from ui.backend.tokenizers import Tokenizers
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
 from ui.gradio_internals import keep_little
 from ui.policy import PagePolicy
-from ui.services import KnownShapes, Services
+from ui.services import Services
 from ui.theme import STYLESHEETS, build_theme
 
 _SWEEP_SECONDS = 600

@@ -5,44 +5,20 @@ from dataclasses import dataclass, field
 
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
-from engine.config.run import ModelConfig, RunConfig
+from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
 from engine.memory.estimate import MemoryEstimate
-from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
 from engine.runs.memory_measurement import MeasuredStep
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.dataset_checks import DatasetChecks
+from ui.backend.models import KnownShapes, Tokenizers
 from ui.backend.results import ResultWork
-from ui.backend.tokenizers import Tokenizers
 from ui.backend.transfers import Transfers
-
-
-class KnownShapes:
-    """Model shapes that the inspector has read already: an estimate never waits for a process."""
-
-    def __init__(self, inspector: Inspector) -> None:
-        self._inspector = inspector
-        self._shapes: dict[tuple[str, str | None], ModelShape] = {}
-
-    def get(self, model_id: str, revision: str | None) -> ModelShape | None:
-        """Return the shape that is known already; None before `learn`."""
-        return self._shapes.get((model_id, revision))
-
-    def learn(self, model: ModelConfig) -> ModelShape:
-        """Return the shape of a model, read by the inspector the first time.
-
-        Raises:
-            EngineError: If the model cannot be found, reached or read.
-        """
-        shape = self.get(model.id, model.revision)
-        if shape is None:
-            shape = self._shapes[(model.id, model.revision)] = self._inspector.module_inventory(model)
-        return shape
 
 
 @dataclass(frozen=True)

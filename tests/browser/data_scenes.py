@@ -17,8 +17,8 @@ from tests.fake_inspector import QUESTIONS
 from tests.fake_services import fake_services
 from tests.tiny_model import make_tiny_model
 from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.tokenizers import Tokenizers
-from ui.services import KnownShapes, Services
+from ui.backend.models import KnownShapes, Tokenizers
+from ui.services import Services
 
 MILLION = 1_000_000
 _WEATHER = {"name": "get_weather", "description": "Weather of a place.", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}}  # fmt: skip

@@ -14,7 +14,7 @@ from tests.browser.data_scenes import make_files
 from tests.browser.real_server import real_server
 from tests.browser.show_fake import shown
 from tests.fake_services import fake_services
-from ui.backend.tokenizers import Tokenizers
+from ui.backend.models import Tokenizers
 
 pytestmark = pytest.mark.browser
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.fake_services import fake_services
 from tests.ui.data_tab_visitor import Visitor
-from ui.backend.fit_table import FitTable
+from ui.backend.models import FitTable
 from ui.form import Form
 from ui.page import Page
 from ui.services import Services

@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 
 from tests.invented_runs import a_config
-from ui.backend.fit_table import FitTable
+from ui.backend.models import FitTable
 from ui.page import Page
 from ui.tabs.data import DataTab, _take_path
 from ui.tabs.model import ModelTab

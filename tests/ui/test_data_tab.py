@@ -8,7 +8,7 @@ import pytest
 from engine.errors import ModelError
 from engine.models.prepared import ModelProgress
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
-from ui.backend.tokenizers import Tokenizers, key_of
+from ui.backend.models import Tokenizers, key_of
 from ui.build import build_app
 from ui.tabs.data import DataTab
 from ui.tabs.dataset_format import _keep_mapping, _map_columns

@@ -12,7 +12,7 @@ from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, wait_for
-from ui.backend.fit_table import FitTable
+from ui.backend.models import FitTable
 from ui.tabs.model import ModelTab
 
 MODEL = "some/model"

@@ -10,8 +10,7 @@ from engine.models.catalog import search_catalog
 from engine.models.hub import search_hub
 from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
-from ui.backend.fit_table import FitTable
-from ui.backend.tokenizers import key_of
+from ui.backend.models import FitTable, key_of
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, nothing, pick_list, picked, poll, poll_answer
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page

@@ -6,7 +6,7 @@ from html import escape
 from engine.models.catalog import CatalogEntry
 from engine.models.hub import HubModel
 from engine.models.shape import ModelDetails
-from ui.backend.fit_table import FitTable
+from ui.backend.models import FitTable
 from ui.views.html import Column, Row, count, empty, facts, log, notices, pickable, size, table, under
 
 _MARKS = {"fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big")}

@@ -1,0 +1,165 @@
+"""What the page knows about models: their shapes, their tokenizers, and which of the catalogue fit this machine."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
+from engine.config.run import DatasetConfig, ModelConfig, RunConfig
+from engine.errors import EngineError
+from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
+from engine.inspector.session import Inspector
+from engine.memory.compare import compare_rows
+from engine.memory.estimate import Verdict
+from engine.models.catalog import list_catalog
+from engine.models.folder import ModelPart
+from engine.models.prepared import ModelProgress, OnModelProgress
+from engine.models.shape import ModelShape
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from ui.backend.background import BackgroundWork, FunctionJob, Message, Work
+from ui.backend.dataset_checks import CheckQuestion
+from ui.views.html import size
+
+_log = logging.getLogger(__name__)
+_METHODS = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
+_KEY = "fits"
+
+Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
+_UNKNOWN: Verdicts = (None,) * len(_METHODS)
+
+
+class KnownShapes:
+    """Model shapes that the inspector has read already: an estimate never waits for a process."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._shapes: dict[tuple[str, str | None], ModelShape] = {}
+
+    def get(self, model_id: str, revision: str | None) -> ModelShape | None:
+        """Return the shape that is known already; None before `learn`."""
+        return self._shapes.get((model_id, revision))
+
+    def learn(self, model: ModelConfig) -> ModelShape:
+        """Return the shape of a model, read by the inspector the first time.
+
+        Raises:
+            EngineError: If the model cannot be found, reached or read.
+        """
+        shape = self.get(model.id, model.revision)
+        if shape is None:
+            shape = self._shapes[(model.id, model.revision)] = self._inspector.module_inventory(model)
+        return shape
+
+
+class Tokenizers:
+    """Downloads what previews need of a model, once for each, and knows which tokenizers are there.
+
+    `resolve` returns at once where a model's tokenizer is on this machine already.
+    """
+
+    def __init__(self, resolve: Callable[[ModelConfig, OnModelProgress], object]) -> None:
+        self._resolve = resolve
+        self._works: BackgroundWork[object] = BackgroundWork()
+
+    @classmethod
+    def on_this_machine(cls, home: LoratoryHome) -> "Tokenizers":
+        """Return those of the catalogue, the Hub, folders and GGUF files."""
+        return cls(lambda model, on_progress: resolve_model(model, home, on_progress, ModelPart.TOKENIZER))
+
+    def ask(self, model: ModelConfig, *, again: bool = False) -> Work[object]:
+        """Return the download of a model's tokenizer, started where there is none yet, or `again` where it has failed."""
+
+        def download(report: Callable[[Message], None]) -> object:
+            return self._resolve(model, lambda progress: report(_in_words(progress)))
+
+        return self._works.start_once(key_of(model), "Downloading the tokenizer", FunctionJob(download), again=again)
+
+    def find(self, key: str) -> Work[object] | None:
+        """Return the download under a key; None where there is none."""
+        return self._works.find(key)
+
+    def is_ready(self, model: ModelConfig) -> bool:
+        """Return whether previews with this model need not wait."""
+        work = self.find(key_of(model))
+        return work is not None and not work.is_under_way and work.error is None
+
+    def answerable(self, question: CheckQuestion) -> CheckQuestion:
+        """Return the question as far as it can be answered now: without tokens while the tokenizer is downloaded."""
+        if question.model is None:
+            return question
+        self.ask(question.model)
+        return question if self.is_ready(question.model) else replace(question, model=None)
+
+    def stop_all(self) -> None:
+        """Stop all downloads."""
+        self._works.stop_all()
+
+
+def key_of(model: ModelConfig) -> str:
+    """Return the key of a model's tokenizer."""
+    return f"{model.id}\n{model.revision or ''}"
+
+
+def _in_words(progress: ModelProgress) -> Message:
+    if progress.done_bytes is None or not progress.total_bytes:
+        return Message(progress.message)
+    words = f"{progress.message} {size(progress.done_bytes)} of {size(progress.total_bytes)}."
+    return Message(words, min(1.0, progress.done_bytes / progress.total_bytes))
+
+
+class FitTable:
+    """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind."""
+
+    methods = _METHODS
+
+    def __init__(
+        self, shape_of: Callable[[ModelConfig], ModelShape], devices: Callable[[], tuple[Device, ...]] = list_devices
+    ) -> None:
+        self._shape_of = shape_of
+        self._devices = devices
+        self._verdicts: dict[str, Verdicts] = {}
+        self._works: BackgroundWork[None] = BackgroundWork()
+
+    @property
+    def device_name(self) -> str:
+        device = self._device()
+        return device.name if device is not None else "this computer"
+
+    def verdicts(self, model_id: str) -> Verdicts:
+        """Return the verdicts on a model; the first call starts the work."""
+        self._works.start_once(_KEY, "The fit table", FunctionJob(lambda _: self._judge_all()))
+        return self._verdicts.get(model_id, _UNKNOWN)
+
+    def is_pending(self, model_id: str) -> bool:
+        """Return whether the verdicts of a model are still to come."""
+        _, is_done = self.progress
+        return not is_done and model_id not in self._verdicts
+
+    @property
+    def progress(self) -> tuple[int, bool]:
+        """How many models have verdicts, and whether these are all."""
+        work = self._works.find(_KEY)
+        is_done = work is not None and not work.is_under_way
+        return len(self._verdicts), is_done
+
+    def _device(self) -> Device | None:
+        devices = [device for device in self._devices() if device.obstacle is None]
+        return max(devices, key=lambda device: (device.kind == "cuda", device.total_bytes), default=None)
+
+    def _judge_all(self) -> None:
+        device = self._device()
+        if device is not None:
+            for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
+                self._verdicts[entry.id] = self._judge(ModelConfig(id=entry.id), device)
+
+    def _judge(self, model: ModelConfig, device: Device) -> Verdicts:
+        try:
+            config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
+            needs = compare_rows(self._shape_of(model), config, device, _METHODS)
+        except EngineError as error:
+            _log.warning("%s is left out of the fit table: %s", model.id, error.what)
+            return _UNKNOWN
+        known = {need.method: need.verdict for need in needs}
+        return tuple(known.get(method) for method in _METHODS)
