@@ -74,49 +74,14 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-# Rows carry data-pick; Enter and Space work like a click. Event data arrives as `event.pick`.
-_PICK_SCRIPT = """
-const send = (target) => {
-  const row = target.closest('[data-pick]');
-  if (row && element.contains(row)) trigger('click', {pick: row.dataset.pick});
-};
-element.addEventListener('click', (event) => { if (!event.target.closest('a')) send(event.target); });
-element.addEventListener('keydown', (event) => {
-  if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); send(event.target); }
-});
-"""
-# Copies the text next to a button of `ui.views.html.copyable`.
-COPY_SCRIPT = """
-element.addEventListener('click', async (event) => {
-  const button = event.target.closest('[data-copy]');
-  if (!button) return;
-  const text = button.parentElement.querySelector('pre').textContent;
-  try { await navigator.clipboard.writeText(text); button.textContent = 'Copied'; }
-  catch { getSelection().selectAllChildren(button.parentElement.querySelector('pre')); button.textContent = 'Selected'; }
-  setTimeout(() => { button.textContent = 'Copy'; }, 1600);
-});
-"""
-# Registers a component under its elem_id: a poll puts its answers there.
-_LIVE_SCRIPT = """
-(window.loratoryPlaces ??= {})[element.parentElement.closest('[id]').id] = (value) => { props.value = value; };
-"""
-# Keeps the newest lines in sight until a person scrolls up to read; Gradio's `autoscroll` does nothing for HTML. A fold
-# that opens makes room without a change of its content.
-_FOLLOW_THE_END = """
-element.classList.add('follows-end');
-let atEnd = true;
-element.addEventListener('scroll', () => {
-  if (element.clientHeight) atEnd = element.scrollTop + element.clientHeight > element.scrollHeight - 8;
-});
-const settle = () => { if (atEnd) element.scrollTop = element.scrollHeight; };
-new MutationObserver(settle).observe(element, {childList: true, subtree: true, characterData: true});
-new ResizeObserver(settle).observe(element);
-"""
+def script(name: str) -> str:
+    """Return one of our scripts, as the `js_on_load` of a component."""
+    return (_ASSETS / f"{name}.js").read_text(encoding="utf-8")
 
 
 def pick_list(value: str = "", **presentation: Any) -> gr.HTML:
     """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked`."""
-    return gr.HTML(value, js_on_load=_PICK_SCRIPT, **presentation)
+    return gr.HTML(value, js_on_load=script("pick"), **presentation)
 
 
 def picked(event: gr.EventData) -> str:
@@ -129,8 +94,8 @@ def live_html(value: str = "", *, elem_id: str, follows_end: bool = False, **pre
 
     With `follows_end`, what is higher than its place scrolls, and its end is kept in sight.
     """
-    script = _LIVE_SCRIPT + (_FOLLOW_THE_END if follows_end else "")
-    return gr.HTML(value, elem_id=elem_id, js_on_load=script, **presentation)
+    scripts = script("place") + (script("follow_end") if follows_end else "")
+    return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
 
 
 def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: str = "", elem_id: str) -> gr.HTML:
@@ -150,10 +115,9 @@ def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: 
         question, seen = asked
         return answer(str(question), str(seen))
 
-    script = f"const seconds = {seconds};\n{(_ASSETS / 'live.js').read_text(encoding='utf-8')}"
     return gr.HTML(
-        question, elem_id=elem_id, elem_classes="live", html_template="<i></i>", js_on_load=script,
-        server_functions=[ask],
+        question, elem_id=elem_id, elem_classes="live", html_template="<i></i>",
+        js_on_load=f"const seconds = {seconds};\n{script('live')}", server_functions=[ask],
     )  # fmt: skip
 
 
@@ -180,8 +144,8 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     waits = f'<div class="chart" role="img" data-waiting="{escape(waiting, quote=True)}">'
     template = f'{waits}<p class="small">Loading the chart …</p></div>'
     head = f'<script src="gradio_api/file={library.as_posix()}"></script>'
-    script = (_ASSETS / "chart.js").read_text(encoding="utf-8")
-    return gr.HTML("", html_template=template, js_on_load=script, head=head, apply_default_css=False, **presentation)
+    draw = script("chart")
+    return gr.HTML("", html_template=template, js_on_load=draw, head=head, apply_default_css=False, **presentation)
 
 
 class Confirmation:

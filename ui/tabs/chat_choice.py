@@ -196,12 +196,10 @@ class ChatChoice:
         return self._page.reader.observe(run_id).title if self._page.reader.exists(run_id) else run_id
 
     def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
-        run_id, title = choice.folder.name, self._run_title(choice)
+        title = self._run_title(choice)
         if choice.folder == other.folder:
             return f"{title}, {choice.checkpoint or FINAL_WORDS}"
-        if self._page.reader.exists(other.folder.name) and self._page.reader.observe(other.folder.name).title == title:
-            return f"{title} · {run_id[-4:]}"
-        return title
+        return f"{title} · {choice.folder.name[-4:]}" if self._run_title(other) == title else title
 
     def _others(self, run_id: str) -> list[tuple[str, str]]:
         """Return other checkpoints of this run, then other runs on the same base model."""

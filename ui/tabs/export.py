@@ -14,7 +14,6 @@ from engine.export.kinds import loads_in_transformers
 from ui.backend.background import stamp
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun
 from ui.components import (
-    COPY_SCRIPT,
     HIDDEN,
     QUICK,
     SLOW,
@@ -23,6 +22,7 @@ from ui.components import (
     nothing,
     pick_list,
     picked,
+    script,
     shown_as_message,
     shown_in_place,
     visible_if,
@@ -68,9 +68,9 @@ class ExportTab:
                 self.start = gr.Button("Export", variant="primary", scale=0, min_width=150, elem_id="export-start")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="export-stop")
             self.status = gr.HTML(elem_id="export-status")
-            self.result = gr.HTML(view.NO_EXPORTS, js_on_load=COPY_SCRIPT, elem_id="export-result")
+            self.result = gr.HTML(view.NO_EXPORTS, js_on_load=script("copy"), elem_id="export-result")
             self.archive = ArchivePart(page)
-            self.use = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="export-use")
+            self.use = gr.HTML(js_on_load=script("copy"), elem_id="export-use")
             self.before = pick_list(elem_id="export-before")
         self.number = gr.State(0)  # of the export that is shown, from the newest
         self.exports = gr.State(0)  # how many the page has seen

@@ -14,7 +14,7 @@ from engine.config.run import RunConfig
 from engine.errors import EngineError, RunError, StorageError
 from engine.export.kinds import KINDS
 from ui.backend.run_reader import ObservedRun
-from ui.components import COPY_SCRIPT, HIDDEN, QUICK, SLOW, Updates, shown_as_message, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
 from ui.form import component_of_field
 from ui.page import Page
 from ui.views.html import copyable, error_box, notices, size
@@ -135,7 +135,7 @@ class TextPart:
             self.download = gr.DownloadButton(
                 "Download", visible=False, variant="primary", scale=0, min_width=190, elem_id="download-text"
             )
-            self.text = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="export-text-shown")
+            self.text = gr.HTML(js_on_load=script("copy"), elem_id="export-text-shown")
 
     def updates(self, form: str, observed: ObservedRun) -> Updates:
         """Return the text of a run with its download; where that fails, the error."""

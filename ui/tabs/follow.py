@@ -186,8 +186,7 @@ class FollowPart:
 
     def _places(self, observed: ObservedRun, asked: Question) -> dict[str, str]:
         updates = self._draw(observed, asked.view, asked.log_open)
-        texts = {part.elem_id: updates.get(part) for part in self._polled}
-        return {elem_id: text for elem_id, text in texts.items() if isinstance(text, str)}
+        return {part.elem_id: text for part in self._polled if isinstance(text := updates.get(part), str)}
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Look at a run after a poll found that more than its curves has changed; list the runs again."""

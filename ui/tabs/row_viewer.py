@@ -9,11 +9,11 @@ import gradio as gr
 from engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
 from ui.backend.background import explained
 from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, script
 from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
 from ui.views import row_lists
-from ui.views.dataset import TELL_WHICH, render_row
+from ui.views.dataset import render_row
 from ui.views.html import error_box, small
 from ui.views.row_lists import Listing, ListPage
 
@@ -46,7 +46,7 @@ class RowViewer:
                 elem_id="show",
             )  # fmt: skip
             self.search = RowSearch(page)
-        self.shown = gr.HTML(elem_id="row-shown", js_on_load=TELL_WHICH)
+        self.shown = gr.HTML(elem_id="row-shown", js_on_load=script("tell_which"))
         self.list = pick_list(elem_id="problems")
         self._list_page = gr.State(0)
         # What `render_list` needs besides the question.

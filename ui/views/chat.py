@@ -50,15 +50,7 @@ class Answer:
 
     def with_chunk(self, chunk: ChatChunk) -> "Answer":
         """Return the answer with a chunk appended."""
-        return replace(
-            self,
-            text=self.text + chunk.text,
-            tokens=chunk.tokens,
-            tokens_per_second=chunk.tokens_per_second,
-            prompt_tokens=chunk.prompt_tokens,
-            done=chunk.done,
-            finish_reason=chunk.finish_reason,
-        )
+        return Answer(**{**chunk.model_dump(exclude={"first_token_seconds"}), "text": self.text + chunk.text})
 
 
 @dataclass(frozen=True, config=_SAVED)

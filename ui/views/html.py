@@ -169,7 +169,7 @@ def log(text: str, label: str) -> str:
 
 
 def copyable(text: str, what: str) -> str:
-    """Return text with a button that copies it; `ui.components.COPY_SCRIPT` does the copying."""
+    """Return text with a button that copies it; the script `copy` does the copying."""
     return (
         f'<div class="copyable"><pre tabindex="0">{escape(text.rstrip())}</pre>'
         f'<button type="button" data-copy aria-label="Copy the {escape(what)}">Copy</button></div>'

@@ -54,11 +54,10 @@ _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "�
 
 def query_of(words: object, state: object, method: object, model: object, order: object) -> RunQuery:
     """Return the query that a browser sent; an unknown part gets its default."""
-    states = next((states for name, states in FILTERS.items() if name == state), frozenset())
-    sort, descending = next((key for name, key in ORDERS.items() if name == order), ("created", True))
+    sort, descending = ORDERS.get(str(order), ("created", True))
     return RunQuery(
         words=str(words or "")[:200],
-        states=states,
+        states=FILTERS.get(str(state), frozenset()),
         methods=(str(method),) if method and method != ANY_METHOD else (),
         models=(str(model),) if model and model != ANY_MODEL else (),
         sort=sort,
