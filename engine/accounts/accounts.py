@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from engine.accounts.database import Database
+from engine.accounts.limits import DATABASE_FILE
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role, require_name
 from engine.errors import AccountError
 from engine.paths import LoratoryHome
 
-FILE_NAME = "accounts.sqlite3"
+FILE_NAME = DATABASE_FILE
 INVITATION_SECONDS = 72 * 3600
 _TOKEN_BYTES = 32
 _PERSON = "SELECT name, role, created, last_sign_in, disabled FROM people WHERE removed IS NULL"

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from engine.accounts.accounts import Invitation
+from engine.accounts.limits import SETTINGS_FILE, LabLimits, Maintenance
 from engine.errors import AccountError, DeviceError
 from engine.files import write_atomically
 from engine.paths import LoratoryHome, typed_path
@@ -65,6 +66,8 @@ class LabSettings(BaseModel):
     announcement: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
         default="", title="Announcement", description="Shown on every page and on the sign-in page. Empty: none."
     )
+    limits: LabLimits = LabLimits()
+    maintenance: Maintenance = Maintenance()
 
 
 def read_settings(home: LoratoryHome) -> LabSettings:
@@ -117,7 +120,7 @@ def join_link(address: PublicAddress, invitation: Invitation) -> str:
 
 
 def _settings_path(home: LoratoryHome) -> Path:
-    return home.root / "lab.yaml"
+    return home.root / SETTINGS_FILE
 
 
 @dataclass(frozen=True)

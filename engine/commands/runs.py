@@ -24,7 +24,8 @@ from engine.commands.output import (
 )
 from engine.commands.train import follow_to_the_end, report
 from engine.paths import LoratoryHome
-from engine.runs.control import request_cancel, request_resume, request_stop
+from engine.runs.admission import resume_run
+from engine.runs.control import request_cancel, request_stop
 from engine.runs.electricity import energy_words, read_electricity
 from engine.runs.history.reader import HistoryReader
 from engine.runs.run import Run, State
@@ -112,7 +113,7 @@ def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped, interrupted or failed, from its newest checkpoint, and follow it."""
     store = _store()
     run = store.get(run_id)
-    request_resume(store.home, run)
+    resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)
 

@@ -269,4 +269,4 @@ def _names(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:
-    return LeaseHolder(purpose="training", title=title, process=process, run_id=run.id)
+    return LeaseHolder(purpose="training", title=title, process=process, run_id=run.id, owner=run.owner)

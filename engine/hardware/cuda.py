@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import psutil
+
 from engine.hardware.device import Device, MemoryNow
 from engine.hardware.libraries import Driver, TorchBuild
 
@@ -227,3 +229,34 @@ def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
     found = ask_driver(meter, lambda: meter.nvmlDeviceGetComputeRunningProcesses(device_handle(meter, index))) or ()
     ours = [process for process in found if process.pid == os.getpid()] or (found if len(found) == 1 else [])
     return int(ours[0].usedGpuMemory) if ours and ours[0].usedGpuMemory else None
+
+
+class GpuProgram(NamedTuple):
+    """A process that computes on a GPU."""
+
+    pid: int
+    user: str  # empty where the system does not show it, as in a container
+    bytes: int | None  # of the GPU's memory
+
+
+def list_gpu_programs(index: int, nvml: Nvml | None = None) -> tuple[GpuProgram, ...]:
+    """Return the processes that compute on a GPU, those of other people and other programs included.
+
+    Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses: contexts for graphics do not count.
+    """
+    driver = nvml or load_nvml()
+    if driver is None:
+        return ()
+    found = ask_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
+    return tuple(GpuProgram(int(one.pid), _user_of(int(one.pid)), _bytes_of(one)) for one in found)
+
+
+def _bytes_of(process: Any) -> int | None:
+    return int(process.usedGpuMemory) if process.usedGpuMemory else None
+
+
+def _user_of(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).username())
+    except (psutil.Error, KeyError, OSError):
+        return ""

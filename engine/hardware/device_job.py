@@ -74,7 +74,7 @@ class DeviceJob:
                         f"The process for the {self.purpose} ended without a result.",
                         f"Its log {log_file.name} says more.",
                     )
-                holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity)
+                holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity, owner=self.home.owner)
                 wait = Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped)
                 hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
             return process.call(method, params, on_progress=on_progress, stopped=stopped)

@@ -34,11 +34,23 @@ class LeaseHolder(BaseModel, frozen=True):
     run_id: str | None = None  # what for, where one process holds devices for several
     since: float = 0.0  # seconds since the epoch
     preemptible: bool = False  # releases the device when asked, as an idle chat does
+    owner: str = ""  # the person whose it is; empty where there are no accounts
 
     @property
     def why_wait(self) -> str:
         """What those are told who wait for the device."""
-        return f"Waiting for the device, which is in use for {self.purpose} ({self.title})."
+        return f"Waiting for the device, which is in use {self.use}."
+
+    @property
+    def use(self) -> str:
+        """`for training (Run X)`; `by ann for training` where the title is another person's."""
+        title = f" ({self.title})" if self.title else ""
+        by = f"by {self.owner} " if self.owner and not self.title else ""
+        return f"{by}for {self.purpose}{title}"
+
+    def as_seen_by(self, person: str) -> "LeaseHolder":
+        """Return it without its title where that is another person's; an empty name is that of a home without accounts."""
+        return self if person in ("", self.owner) else self.model_copy(update={"title": ""})
 
     def is_the_same_as(self, other: "LeaseHolder") -> bool:
         """Whether it is one process that holds for one thing; a server starts many runs, and takes devices for each."""
@@ -74,7 +86,7 @@ class LeaseBook:
                     new.append(device)
                 elif not present.is_the_same_as(holder):
                     raise DeviceError(
-                        f"{device_words(device)} is in use for {present.purpose} ({present.title}).",
+                        f"{device_words(device)} is in use {present.as_seen_by(holder.owner).use}.",
                         "Wait until it is free, or stop what uses it.",
                     )
             try:
@@ -138,6 +150,10 @@ class LeaseBook:
         holder = _parse(self._file(device))
         return holder if holder is not None and self._holds(holder) else None
 
+    def holders(self) -> dict[str, LeaseHolder]:
+        """Return the living processes that have a device, by the device's name."""
+        return {name: holder for name, holder in self._all() if self._holds(holder)}
+
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
         """The living process that holds a device for a run."""
         return next((holder for _, holder in self._held_for(run_id)), None)
@@ -147,9 +163,12 @@ class LeaseBook:
         return tuple(device for device, _ in self._held_for(run_id))
 
     def _held_for(self, run_id: str) -> Iterator[tuple[str, LeaseHolder]]:
+        return ((name, one) for name, one in self._all() if one.run_id == run_id and self._holds(one))
+
+    def _all(self) -> Iterator[tuple[str, LeaseHolder]]:
         for file in sorted(self._folder.glob("*.json")):
             holder = _parse(file)
-            if holder is not None and holder.run_id == run_id and self._holds(holder):
+            if holder is not None:
                 yield file.stem.replace("-", ":"), holder
 
     def ask_to_give_way(self, device: str) -> bool:
@@ -249,5 +268,5 @@ def hold_devices(book: LeaseBook, devices: Sequence[str], holder: LeaseHolder, w
             present = book.holder(device)
             if present is not None and not present.is_the_same_as(holder):
                 book.ask_to_give_way(device)
-                wait.on_wait(present)
+                wait.on_wait(present.as_seen_by(holder.owner))
         wait.stopped.wait(0.25)

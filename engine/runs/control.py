@@ -48,6 +48,28 @@ def request_start_anyway(run: Run) -> None:
     _touch(run.folder.start_anyway_request)
 
 
+_TIME_LIMIT = "time limit "
+
+
+def request_stop_for_time(folder: RunFolder, hours: float) -> None:
+    """Let a run save and stop, because it has run as long as its lab allows; a person's own request stays.
+
+    Raises:
+        StorageError: If the request cannot be written.
+    """
+    if not folder.stop_request.exists():
+        write_atomically(folder.stop_request, f"{_TIME_LIMIT}{hours!r}")
+
+
+def time_limit_hours(folder: RunFolder) -> float | None:
+    """Return the limit for which a run was asked to stop; None where a person asked, or it was not asked."""
+    try:
+        text = folder.stop_request.read_text(encoding="ascii")
+        return float(text.removeprefix(_TIME_LIMIT)) if text.startswith(_TIME_LIMIT) else None
+    except (OSError, ValueError):
+        return None
+
+
 def asks_to_end(folder: RunFolder) -> bool:
     """Whether a person has asked a run to stop or cancel."""
     return folder.stop_request.exists() or folder.cancel_request.exists()

@@ -19,6 +19,7 @@ from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path
+from engine.runs.admission import admitted, require_admission
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -217,12 +218,19 @@ class Launcher:
             DeviceError: If the device is not there, or too small by any estimate.
             ModelError: If the model cannot be found, reached or read.
             DatasetError: If the dataset cannot be read, or teaches nothing.
-            StorageError: If the run's folder cannot be made.
+            RunError: If the person has as many waiting runs as the lab allows.
+            StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """
         existing = None if key is None else self._store.find_by_key(key)
         if existing is not None:
             return existing
-        return self._create(self._preflight.check(config, on_progress), key, copied_from)
+        require_admission(self._store.home, self._store.owner)
+        checked = self._preflight.check(config, on_progress)
+        meanwhile = None if key is None else self._store.find_by_key(key)  # its own place in the queue is no obstacle
+        if meanwhile is not None:
+            return meanwhile
+        with admitted(self._store.home, self._store.owner):
+            return self._create(checked, key, copied_from)
 
     def start_all(
         self,
@@ -242,10 +250,12 @@ class Launcher:
         keys = [f"{key}/{number}" for number in range(len(configs))]
         known = {name: run for name in keys if (run := self._store.find_by_key(name)) is not None}
         checked: dict[str, CheckedRun] = {}
+        require_admission(self._store.home, self._store.owner, len(keys) - len(known))
         for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
             if name not in known:
                 checked[name] = self._preflight.check(config, _numbered(on_progress, number, len(configs)))
-        known |= {name: self._create(passed, name, copied_from) for name, passed in checked.items()}
+        with admitted(self._store.home, self._store.owner, len(checked)):
+            known |= {name: self._create(passed, name, copied_from) for name, passed in checked.items()}
         return [known[name] for name in keys]
 
     def _create(self, checked: CheckedRun, key: str | None, copied_from: str | None) -> Run:

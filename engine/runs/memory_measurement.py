@@ -105,7 +105,9 @@ class MeasurementJob:
     def _measure(self, spec: JobSpec, on_progress: OnMeasurementProgress) -> MeasuredStep:
         run, names, ours = spec.run, [lease_name(device) for device in spec.devices], ProcessIdentity.current()
         book = LeaseBook(self._home)
-        holder = LeaseHolder(purpose="measurement", title="one step", process=ours, run_id=run.id)
+        holder = LeaseHolder(
+            purpose="measurement", title="one step", process=ours, run_id=run.id, owner=self._home.owner
+        )
         process: Popen[bytes] | None = None
         try:
             wait = Wait(

@@ -34,10 +34,16 @@ RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: who
 # A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
 LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
 
-WaitReason = Literal["memory", "device_in_use", "device_missing", "earlier_run", "resumes", "executor_queue"]
+_LabWait = Literal[
+    "other_persons_run", "running_cap", "weekly_quota", "urgent_run", "maintenance", "free_disk", "other_program"
+]
+_QueueWait = Literal["memory", "device_in_use", "device_missing", "earlier_run", "resumes", "executor_queue"]
+WaitReason = Literal[_QueueWait, _LabWait]
 LiveReason = Literal["suspended", "stop_requested", "cancel_requested"]
 _QueueEnd = Literal["left_the_queue", "not_started"]
-_ReportedEnd = Literal["finished", "stopped_on_request", "cancelled", "sigterm", "sigint", "worker_failed"]
+_ReportedEnd = Literal[
+    "finished", "stopped_on_request", "time_limit", "cancelled", "sigterm", "sigint", "worker_failed"
+]
 _ObservedEnd = Literal["hung", "killed", "crashed", "signal", "exit_code", "out_of_memory"]
 _LostEnd = Literal["machine_restarted", "host_lost", "ended_by_executor", "unknown"]
 EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd, _LostEnd]
@@ -76,6 +82,7 @@ class RunState(BaseModel, frozen=True):
     job_id: str = ""  # by which its executor finds it; empty where process.json identifies the worker
     changed: float = 0.0  # seconds since the epoch, as all times here
     started: float | None = None  # of the first attempt
+    attempt_started: float | None = None  # when the newest attempt got its devices
     ended: float | None = None
     oom_kills: int | None = None  # the kernel's count when this attempt began
     energy_joules: float | None = None  # measured by its GPUs, over all attempts; None where one was not measured

@@ -12,7 +12,8 @@ from gradio.events import Dependency
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import EngineError
-from engine.runs.control import request_cancel, request_resume, request_start_anyway, request_stop
+from engine.runs.admission import resume_run
+from engine.runs.control import request_cancel, request_start_anyway, request_stop
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import ObservedRun, can_chat, log_tail
@@ -132,7 +133,7 @@ class FollowPart:
             refreshed,
             self._request_by(self.anyway.click, request_start_anyway),
             self._request_by(self.stop.click, request_stop),
-            self._request_by(self.resume.click, lambda run: request_resume(page.services.home, run)),
+            self._request_by(self.resume.click, lambda run: resume_run(page.services.home, run)),
             self._request_by(self.confirm.really.click, request_cancel),
         ]
 

@@ -33,6 +33,7 @@ class Evidence:
     failed: FailedData | None = None  # of this attempt
     out_of_memory_kills: int = 0  # by the kernel, on this machine, since the attempt began
     cancel_requested: bool = False
+    time_limit_hours: float | None = None  # where it was asked to stop for it
     ended_by_us: EndedByUs | None = None
     last_step: int = 0
     total_steps: int | None = None
@@ -52,6 +53,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.status is not None and evidence.status.phase == "stopped":
         if evidence.cancel_requested:
             return _cancelled(evidence)
+        if evidence.time_limit_hours is not None and evidence.status.stopped_by in (None, "request"):
+            what = f"{time_limit_words(evidence.time_limit_hours)} Stopped after step {step}."
+            return Diagnosis("stopped", "time_limit", what, f"{_what_can_be_used(evidence)} {_RESUME_IN_TURN}")
         what = evidence.status.message or f"Stopped on request after step {step}."
         reason = STOP_REASONS[evidence.status.stopped_by or "request"]
         return Diagnosis("stopped", reason, what, _what_can_be_used(evidence))
@@ -84,6 +88,15 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         what = f"The worker ended after step {step} while no supervisor watched it; the reason is not known."
         return Diagnosis("interrupted", "unknown", what, resume)
     return _by_exit_code(end.exit_code, step, resume)
+
+
+_RESUME_IN_TURN = "A resumed run waits for its turn."
+
+
+def time_limit_words(hours: float) -> str:
+    """Return the sentence about a limit that was reached."""
+    limit = f"{hours:g} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
+    return f"It reached the maximum run time of this lab ({limit})."
 
 
 def _was_cancelled(evidence: Evidence) -> bool:

@@ -1,6 +1,6 @@
 """The waiting runs: their order, and which of them may start on which device now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -23,11 +23,19 @@ class _QueueFile(BaseModel, frozen=True):
 
 
 class QueueOrder:
-    """In which order waiting runs start: by age, except where a person moved them. Survives restarts."""
+    """In which order waiting runs start: by age, except where a person moved them. Survives restarts.
+
+    In a lab, each person has an order of their own, and `fairness` decides among people.
+    """
 
     def __init__(self, home: LoratoryHome) -> None:
-        self._path = home.server / "queue.json"
+        self._path = home.server / (f"queue-{home.owner}.json" if home.owner else "queue.json")
         self._lock_path = home.server / "queue.lock"
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether runs were moved."""
+        return self._path.exists()
 
     def sort(self, run_ids: Sequence[str]) -> list[str]:
         """Put waiting runs in order, the next to start first."""
@@ -62,6 +70,9 @@ class Waiting(NamedTuple):
     section: RunSection
     needed_bytes: int | None  # None where no estimate was made
     needed_on: Mapping[str, int] = {}  # the same by name of a device, where GPUs differ
+    starts_anyway: bool = False  # a person asked for it, whatever else uses the device
+    owner: str = ""  # in a lab, whose it is
+    is_urgent: bool = False
 
     def needs(self, device: Device) -> int | None:
         """Bytes that it needs on a device."""
@@ -76,7 +87,22 @@ class QueuePlan(NamedTuple):
     wanted: tuple[str, ...]  # leased devices that a run waits for
 
 
-def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> QueuePlan:
+class StartRules(NamedTuple):
+    """What keeps runs from starting besides their devices' leases and memory."""
+
+    hold: Callable[[Waiting, Collection[str]], Why | None] = lambda *_: None  # given the runs that start before it
+    occupied: Mapping[str, Why] = {}  # devices that other programs use, by lease name
+
+
+_NO_RULES = StartRules()
+
+
+def plan_starts(
+    queue: Sequence[Waiting],
+    devices: Sequence[Device],
+    holders: Mapping[str, LeaseHolder],
+    rules: StartRules = _NO_RULES,
+) -> QueuePlan:
     """Decide which waiting runs start now.
 
     A run starts on a device that is not leased and whose free memory covers what it needs. No run overtakes on the
@@ -87,30 +113,36 @@ def plan_starts(queue: Sequence[Waiting], devices: Sequence[Device], holders: Ma
         queue: In the order in which they should start.
         devices: As they are now.
         holders: Who holds which device, by lease name; what is held for a run keeps that run itself from nothing.
+        rules: Of a lab. A run that is held leaves its device to later ones.
     """
     starts: dict[str, tuple[Device, ...]] = {}
     reasons: dict[str, Why] = {}
     wanted: list[str] = []
-    spoken_for: dict[str, str] = {}  # devices that runs before this one got or wait for
+    spoken_for: dict[str, Waiting] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
+        held = rules.hold(waiting, starts.keys())
+        if held is not None:
+            reasons[waiting.run_id] = held
+            continue
+        occupied = {} if waiting.starts_anyway else rules.occupied
         others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         try:
             options = _large_enough(waiting, device_options(devices, waiting.section))
         except DeviceError as error:
             reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
             continue
-        taken = others.keys() | spoken_for.keys()
+        taken = others.keys() | spoken_for.keys() | occupied.keys()
         free = [option for option in options if taken.isdisjoint(map(lease_name, option))]
         chosen = first_that_fits(free, waiting.needs)
         if chosen is not None:
             starts[waiting.run_id] = chosen
-            spoken_for.update((lease_name(device), waiting.run_id) for device in chosen)
+            spoken_for.update((lease_name(device), waiting) for device in chosen)
             continue
-        reasons[waiting.run_id] = _reason(waiting, options, free, others, spoken_for)
+        reasons[waiting.run_id] = _reason(waiting, options, free, Obstacles(others, spoken_for, occupied))
         for name in (lease_name(device) for option in options for device in option):
             if name in others:
                 wanted.append(name)
-            spoken_for.setdefault(name, waiting.run_id)
+            spoken_for.setdefault(name, waiting)
     return QueuePlan(starts, reasons, tuple(dict.fromkeys(wanted)))
 
 
@@ -120,12 +152,16 @@ def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Se
     return large or options
 
 
+class Obstacles(NamedTuple):
+    """What devices are in use by, by lease name."""
+
+    holders: Mapping[str, LeaseHolder]
+    spoken_for: Mapping[str, Waiting]
+    occupied: Mapping[str, Why]
+
+
 def _reason(
-    waiting: Waiting,
-    options: Sequence[tuple[Device, ...]],
-    free: Sequence[tuple[Device, ...]],
-    holders: Mapping[str, LeaseHolder],
-    spoken_for: Mapping[str, str],
+    waiting: Waiting, options: Sequence[tuple[Device, ...]], free: Sequence[tuple[Device, ...]], obstacles: Obstacles
 ) -> Why:
     if free:
         device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
@@ -135,11 +171,25 @@ def _reason(
             f"{_gib(device.total_bytes)} GiB free.",
         )
     names = [lease_name(device) for option in options for device in option]
-    held = next(((name, holders[name]) for name in names if name in holders), None)
-    if held is not None:
-        return Why("device_in_use", f"{device_words(held[0])} is in use for {held[1].purpose} ({held[1].title}).")
-    before = next(spoken_for[name] for name in names if name in spoken_for)
-    return Why("earlier_run", f"{before} comes first.")
+    before = next((obstacles.spoken_for[name] for name in names if name in obstacles.spoken_for), None)
+    is_own = before is not None and before.owner == waiting.owner
+    if before is not None and before.is_urgent and not is_own:
+        return Why("urgent_run", f"An urgent run of {before.owner} comes first.")
+    for name in names:
+        if name in obstacles.holders:
+            holder = obstacles.holders[name].as_seen_by(waiting.owner)
+            return Why("device_in_use", f"{device_words(name)} is in use {holder.use}.")
+    program = next((obstacles.occupied[name] for name in names if name in obstacles.occupied), None)
+    if program is not None:
+        return program
+    assert before is not None, "a run waits for something"
+    if is_own:
+        return Why("earlier_run", f"{before.run_id} comes first.")
+    return Why(
+        "other_persons_run",
+        f"A run of {before.owner} comes first.",
+        "Next is the person who used least GPU time lately.",
+    )
 
 
 def _gib(count: int) -> str:

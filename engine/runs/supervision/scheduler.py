@@ -11,7 +11,7 @@ from engine.errors import DeviceError, EngineError, RunError
 from engine.executors import ExecutorFactory, make_executors
 from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext, LocalExecutor
-from engine.hardware.cuda import energy_so_far_joules
+from engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
@@ -41,6 +41,9 @@ _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 
+OnEnd = Callable[[Run, RunState, RunState], None]  # told each attempt that has ended: the states before and after
+
+
 @dataclass(frozen=True)
 class SupervisorSettings:
     """What tests and unusual places may change."""
@@ -48,6 +51,7 @@ class SupervisorSettings:
     executors: ExecutorFactory = make_executors
     devices: Callable[[], Sequence[Device]] = list_devices
     meter: Callable[[str], float | None] = energy_so_far_joules  # joules that the devices of a lease have used so far
+    programs: Callable[[int], Sequence[GpuProgram]] = list_gpu_programs  # what computes on a GPU
     patience: Patience = field(default_factory=Patience)
     tick_seconds: float = 0.5
     take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
@@ -56,8 +60,9 @@ class SupervisorSettings:
 class Scheduler:
     """The runs of a home that have not ended: those that wait and those with a job."""
 
-    def __init__(self, home: LoratoryHome, settings: SupervisorSettings) -> None:
+    def __init__(self, home: LoratoryHome, settings: SupervisorSettings, on_end: OnEnd = lambda *_: None) -> None:
         self._home = home
+        self._on_end = on_end
         self._meter = settings.meter
         self._patience = settings.patience
         self._problems = ProblemLog()
@@ -139,6 +144,8 @@ class Scheduler:
         if state.is_final or state.state == "queued":
             state = with_advice(monitor, with_energy(monitor, state, self._meter), self._home)
             self._release(monitor.run)
+        if state.is_final:
+            self._on_end(monitor.run, monitor.state, state)
         if resumes_automatically(monitor.run.folder, state):
             state = put_back(state)  # at once, so it never shows as ended
         self._states.save(monitor.run, state)
@@ -180,7 +187,7 @@ class Scheduler:
                 self._needs[run_id] = Waiting(run_id, config.run, predicted.predicted_bytes, predicted.predicted_on)
             needs = self._needs[run_id]
             if run.folder.start_anyway_request.exists():
-                return needs._replace(needed_bytes=None, needed_on={})
+                return needs._replace(needed_bytes=None, needed_on={}, starts_anyway=True)
             return needs
         return None
 
@@ -273,11 +280,11 @@ class Scheduler:
         """Whether the queue must find devices of this machine for a run."""
         return self._executor(waiting.section.launcher).uses_local_devices
 
-    def explain_waiting(self, reasons: Mapping[str, Why]) -> None:
+    def explain_waiting(self, reasons: Mapping[str, Why], at_most: int = _EXPLAINED_AT_MOST) -> None:
         """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
         now = time.time()
         still = ((run_id, why) for run_id, why in reasons.items() if run_id in self.waiting)
-        for run_id, why in itertools.islice(still, _EXPLAINED_AT_MOST):
+        for run_id, why in itertools.islice(still, at_most):
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue

@@ -33,6 +33,7 @@ def begun(before: RunState, executor: Executor, attempt: int, device: str) -> Ru
         device=device,
         changed=now,
         started=before.started or now,
+        attempt_started=now,
         resumable_step=before.resumable_step,
         oom_kills=out_of_memory_kills(),
         energy_joules=before.energy_joules,

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from engine.errors import EngineError
@@ -13,8 +13,10 @@ from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
+from engine.runs.run import Run, RunState, Why
 from engine.runs.store import KEYS_FOLDER, RUN_ID
-from engine.runs.supervision.queue import QueueOrder, plan_starts
+from engine.runs.supervision.lab import LabSupervision, LabTurn
+from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 
 Role = Literal["stopped", "supervising", "standing_by"]
@@ -110,7 +112,8 @@ class SupervisorLoop:
         self._settings = settings
         self._book = LeaseBook(home)
         self._order = QueueOrder(home)
-        self._scheduler = Scheduler(home, settings)
+        self._lab = LabSupervision(home, settings.programs)
+        self._scheduler = Scheduler(home, settings, self._lab.note_end)
 
     def tick(self, *, starts_runs: bool = True) -> None:
         """Find what is new, look at every run with a job, start what can start.
@@ -119,30 +122,50 @@ class SupervisorLoop:
             EngineError: If the home cannot be read or written.
         """
         self._scheduler.look()
-        if starts_runs and self._scheduler.waiting:
-            self._start_waiting()
+        if not starts_runs:
+            return
+        turn = self._lab.look(self._scheduler.waiting, self._active())
+        reasons: Mapping[str, Why] = {}
+        if self._scheduler.waiting:
+            reasons = self._start_waiting(turn)
+        if turn is not None:
+            self._lab.publish(turn, reasons, self._active())
 
-    def _start_waiting(self) -> None:
-        order = self._order.sort(list(self._scheduler.waiting))
+    def _active(self) -> dict[str, tuple[Run, RunState]]:
+        return {run_id: (monitor.run, monitor.state) for run_id, monitor in self._scheduler.active.items()}
+
+    def _start_waiting(self, turn: LabTurn | None) -> Mapping[str, Why]:
+        order = self._order.sort(list(self._scheduler.waiting)) if turn is None else turn.order
         waiting = [needs for run_id in order if (needs := self._scheduler.needs(run_id)) is not None]
-        here = []
-        for needs in waiting:
-            if self._scheduler.needs_local_devices(needs):
-                here.append(needs)
-            else:
-                self._scheduler.start(needs.run_id, ())
         devices = tuple(self._settings.devices())
         holders = {
             name: holder
             for name in map(lease_name, devices)
             if (holder := self._book.holder(name) or self._scheduler.holder(name)) is not None
         }
-        plan = plan_starts(here, devices, holders)
+        rules = StartRules()
+        if turn is not None:
+            waiting = [turn.known(needs) for needs in waiting]
+            rules = self._lab.start_rules(turn, devices, holders)
+        here: list[Waiting] = []
+        elsewhere: list[str] = []
+        for needs in waiting:
+            if self._scheduler.needs_local_devices(needs):
+                here.append(needs)
+            elif rules.hold(needs, elsewhere) is None:
+                elsewhere.append(needs.run_id)
+                self._scheduler.start(needs.run_id, ())
+        plan = plan_starts(here, devices, holders, rules)
         for device in plan.wanted:
             self._book.ask_to_give_way(device)
         for run_id, chosen in plan.starts.items():
             self._scheduler.start(run_id, chosen)
-        self._scheduler.explain_waiting(plan.reasons)
+        if turn is None:
+            self._scheduler.explain_waiting(plan.reasons)
+            return plan.reasons
+        reasons = self._lab.reasons(turn, here, plan.reasons)
+        self._scheduler.explain_waiting(self._lab.to_explain(turn, reasons), at_most=len(reasons))
+        return reasons
 
 
 def supervisor_of(home: LoratoryHome) -> ProcessIdentity | None:

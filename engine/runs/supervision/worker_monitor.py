@@ -9,12 +9,12 @@ from engine.errors import EngineError
 from engine.executors.base import Job, JobStatus
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
-from engine.runs.control import asks_to_end
+from engine.runs.control import asks_to_end, time_limit_hours
 from engine.runs.history.log import noted_failure
 from engine.runs.history.reader import HistoryReader
 from engine.runs.prediction import advice_on_memory
 from engine.runs.run import Run, RunState, State, Why
-from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills
+from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
 from engine.runs.supervision.progress_watch import ProgressWatch, Silence, SilenceLimits
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
@@ -125,7 +125,10 @@ class WorkerMonitor:
         elif folder.cancel_request.exists():
             state, why = "stopping", Why("cancel_requested", "Ends at once, as asked.")
         elif folder.stop_request.exists():
+            hours = time_limit_hours(folder)
             state, why = "stopping", Why("stop_requested", "Saves and stops, as asked.")
+            if hours is not None:
+                why = Why("time_limit", f"{time_limit_words(hours)} Saves and stops.")
         return self._changed(state, why, cancel_seen=self._cancel_seen, **self._silent(silence))
 
     def _note_cancel(self) -> None:
@@ -169,6 +172,7 @@ class WorkerMonitor:
             failed=(history.failed or noted_failure(folder.path)) if reported else None,
             out_of_memory_kills=max(kills, 0),
             cancel_requested=folder.cancel_request.exists(),
+            time_limit_hours=time_limit_hours(folder),
             ended_by_us=self._ended_by_us,
             last_step=history.last_step,
             total_steps=history.total_steps,

@@ -1,0 +1,158 @@
+"""What an admin allows each person of a lab: runs, GPU time, disk space; and whether runs start at all."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from engine.errors import AccountError, StorageError
+from engine.files import size_and_time
+from engine.paths import LoratoryHome
+
+DATABASE_FILE = "accounts.sqlite3"  # its presence makes a home a lab
+SETTINGS_FILE = "lab.yaml"
+
+_ROLES_SECONDS = 10.0  # between two looks at who is a guest
+
+_log = logging.getLogger(__name__)
+
+Weight = Annotated[float, Field(ge=0, le=1000)]
+_Device = Annotated[str, StringConstraints(pattern=r"^(cpu|mps|cuda:\d{1,4})$")]
+
+
+class LabLimits(BaseModel):
+    """Limits of a lab; an empty one is no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    running_per_person: int | None = Field(
+        default=2, ge=1, le=1000, title="Running per person",
+        description="Runs of one person at the same time; further ones wait. Leave devices for others where many share few.",
+    )  # fmt: skip
+    waiting_per_person: int | None = Field(
+        default=50, ge=1, le=10_000, title="Waiting per person",
+        description="Runs of one person in the queue; further starts are refused. Sweeps need one place per run.",
+    )  # fmt: skip
+    weekly_gpu_hours: float | None = Field(
+        default=None, gt=0, le=100_000, title="GPU-hours per week",
+        description="Per person, from Monday. Beyond it, a run starts only when no other person waits for the device.",
+    )  # fmt: skip
+    longest_run_hours: float | None = Field(
+        default=None, gt=0, le=10_000, title="Maximum run time, in hours",
+        description="A run is then stopped with a checkpoint. It can be resumed, and waits for its turn.",
+    )  # fmt: skip
+    guest_run_hours: float | None = Field(
+        default=1.0, gt=0, le=10_000, title="Maximum run time of guests, in hours",
+        description="Counts all attempts at a run together, so resuming does not extend it.",
+    )  # fmt: skip
+    disk_gb_per_person: float | None = Field(
+        default=200.0, gt=0, le=1_000_000, title="Disk space per person, in GB",
+        description="Runs, uploads and exports together. Beyond it, starts and uploads are refused.",
+    )  # fmt: skip
+    free_disk_gb: float = Field(
+        default=10.0, ge=0, le=1_000_000, title="Free disk space to keep, in GB",
+        description="Below it, no run starts and nothing is uploaded. A full disk would stop every run.",
+    )  # fmt: skip
+    model_cache_gb: float | None = Field(
+        default=None, gt=0, le=1_000_000, title="Size of the model cache, in GB",
+        description="Beyond it, the models used least recently are offered for removal. Nothing is removed by itself.",
+    )  # fmt: skip
+    idle_minutes: float = Field(
+        default=30.0, ge=1, le=10_080, title="Idle models, in minutes",
+        description="A chat or endpoint without requests is unloaded after this time; after 1 minute where a run waits.",
+    )  # fmt: skip
+    device_weights: dict[_Device, Weight] = Field(
+        default={}, title="Weights of devices",
+        description="How much a second counts, such as {cuda:0: 2}. Default: 1 for a GPU, 0.1 for the CPU.",
+    )  # fmt: skip
+    waits_for_other_programs: bool = Field(
+        default=True, title="Wait for other programs",
+        description="A GPU with processes from outside Loratory starts no run. Off: a run starts where its memory is free.",
+    )  # fmt: skip
+
+    def weight(self, device: str) -> float:
+        """Return how much a second of a device counts, by its lease name."""
+        return self.device_weights.get(device, 0.1 if device == "cpu" else 1.0)
+
+
+class Maintenance(BaseModel):
+    """Whether a lab starts no runs at present; those that run continue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    is_on: bool = Field(
+        default=False, title="Drain", description="No run starts; what runs continues, what waits stays."
+    )
+    text: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        default="", title="Message", description="Shown to everyone who waits, such as: Driver update until 14:00."
+    )
+
+
+class LabRules(BaseModel):
+    """What the queue of a lab goes by."""
+
+    model_config = ConfigDict(frozen=True)
+
+    limits: LabLimits = LabLimits()
+    maintenance: Maintenance = Maintenance()
+    guests: frozenset[str] = frozenset()
+
+
+def is_lab(home: LoratoryHome) -> bool:
+    """Return whether a home has accounts; without, it has one owner and no limits."""
+    return (home.root / DATABASE_FILE).exists()
+
+
+def read_rules(home: LoratoryHome) -> LabRules | None:
+    """Return the rules of a lab; None where there are no accounts.
+
+    Raises:
+        AccountError: If `lab.yaml` cannot be used.
+        StorageError: If the accounts cannot be opened.
+    """
+    if not is_lab(home):
+        return None
+    # A home without accounts pays for none of these imports.
+    from engine.accounts.accounts import Accounts, open_database
+    from engine.accounts.lab import read_settings
+
+    settings = read_settings(home)
+    database = open_database(home)
+    try:
+        guests = frozenset(person.name for person in Accounts(database).people() if person.role == "guest")
+    finally:
+        database.close()
+    return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)
+
+
+class RulesReader:
+    """Follows the rules of a lab; a damaged file leaves the last ones in force.
+
+    Args:
+        home: Of the lab.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
+        self._home = home
+        self._clock = clock
+        self._stamp: tuple[int, int] | None = None
+        self._looked = 0.0
+        self._rules: LabRules | None = None
+
+    def read(self) -> LabRules | None:
+        """Return the rules as they are now; None where there are no accounts."""
+        if not is_lab(self._home):
+            self._rules = self._stamp = None
+            return None
+        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), self._clock()
+        if self._rules is None or stamp != self._stamp or now - self._looked > _ROLES_SECONDS:
+            self._stamp, self._looked = stamp, now
+            try:
+                self._rules = read_rules(self._home)
+            except (AccountError, StorageError) as error:
+                self._rules = self._rules or LabRules()
+                _log.error("The limits of the lab could not be read: %s", error)
+        return self._rules

@@ -1,0 +1,80 @@
+"""Disk space of a lab: what each person uses, and whether there is room for more."""
+
+import shutil
+from dataclasses import dataclass
+
+from engine.accounts.limits import LabLimits, read_rules
+from engine.errors import StorageError
+from engine.paths import LoratoryHome
+from engine.runs.store import folder_size_bytes
+
+_GB = 10**9
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Bytes that one person has in a lab."""
+
+    owner: str
+    runs: int
+    uploads: int
+    exports: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.runs + self.uploads + self.exports
+
+
+def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
+    """Measure what a person's folders hold; takes a moment where there are thousands of files."""
+    own = home.of(owner)
+    return DiskUse(owner, *map(folder_size_bytes, (own.runs / owner, own.uploads, own.exports)))
+
+
+def free_bytes(home: LoratoryHome) -> int:
+    """Return the free space of the disk that a home is on."""
+    return shutil.disk_usage(home.root).free
+
+
+def is_disk_short(home: LoratoryHome, limits: LabLimits) -> bool:
+    """Whether less is free than a lab keeps free."""
+    return free_bytes(home) < limits.free_disk_gb * _GB
+
+
+def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> None:
+    """Refuse what a person of a lab has no disk space for; does nothing where there are no accounts.
+
+    Args:
+        home: Of the lab.
+        owner: Who wants to write.
+        more_bytes: How much; 0 where that is not known.
+
+    Raises:
+        StorageError: If it exceeds the person's quota, or leaves less free than the lab keeps.
+    """
+    rules = read_rules(home)
+    if rules is None:
+        return
+    limits, free = rules.limits, free_bytes(home)
+    if free - more_bytes < limits.free_disk_gb * _GB:
+        needed = f", and {_gb(more_bytes)} GB are needed" if more_bytes else ""
+        raise StorageError(
+            f"The disk has {_gb(free)} GB free{needed}; the lab keeps {limits.free_disk_gb:g} GB free.",
+            "Delete runs, uploads or exports that are no longer needed, or ask an admin for space.",
+        )
+    quota = limits.disk_gb_per_person
+    if quota is None:
+        return
+    used = disk_use(home, owner)
+    if used.total + more_bytes > quota * _GB or used.total >= quota * _GB:
+        parts = f"runs {_gb(used.runs)}, uploads {_gb(used.uploads)}, exports {_gb(used.exports)}"
+        needed = f"; {_gb(more_bytes)} GB more are needed" if more_bytes else ""
+        raise StorageError(
+            f"You use {_gb(used.total)} of {quota:g} GB ({parts}){needed}.",
+            "Delete runs, uploads or exports that you no longer need.",
+        )
+
+
+def _gb(count: int) -> str:
+    return f"{count / _GB:,.1f}"

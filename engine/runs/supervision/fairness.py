@@ -1,0 +1,123 @@
+"""The queue of a lab: whose run starts next, and what keeps a run from starting although its device is free."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from engine.accounts.limits import LabRules
+from engine.runs.run import Why
+from engine.runs.supervision.queue import Waiting
+
+# A run that was put before others counts as an hour until it has really run: two devices that become free together go to
+# two people, and who has a run at work waits for who has none.
+COUNTED_AHEAD_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class LabStanding:
+    """What the order of a lab's queue depends on.
+
+    Attributes:
+        used_seconds: Of each person: GPU time of running and ended attempts, weighted and decayed.
+        running: Runs of each person that have a device.
+        week_hours: GPU-hours of each person in this week.
+        urgent: The run in the urgent slot.
+    """
+
+    used_seconds: Mapping[str, float] = field(default_factory=dict)
+    running: Mapping[str, int] = field(default_factory=dict)
+    week_hours: Mapping[str, float] = field(default_factory=dict)
+    urgent: str | None = None
+
+
+def order_fairly(
+    lines: Mapping[str, Sequence[str]], standing: LabStanding, over_quota: Collection[str] = ()
+) -> list[str]:
+    """Return the ids of all waiting runs, the next to start first.
+
+    The urgent run comes first; then who used least GPU time lately; then age. Runs of people over their weekly quota come
+    behind all others. Within a person, the order is that of `lines`.
+
+    Args:
+        lines: The waiting runs of each person, in the order that the person chose. Ids sort by age.
+        standing: What each person has used.
+        over_quota: Who used more GPU time this week than the soft quota.
+    """
+    places: list[tuple[bool, float, str, str]] = []
+    for person, line in lines.items():
+        used = standing.used_seconds.get(person, 0.0)
+        ahead = standing.running.get(person, 0)
+        # The age of a place is that of the person's oldest runs: moving a newer one forward costs them nothing.
+        for place, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
+            places.append((person in over_quota, used + (ahead + place) * COUNTED_AHEAD_SECONDS, age, run_id))
+    order = [run_id for *_, run_id in sorted(places)]
+    return sorted(order, key=lambda run_id: run_id != standing.urgent)  # stable
+
+
+def people_over_quota(rules: LabRules, standing: LabStanding) -> frozenset[str]:
+    """Return who used more GPU time this week than the soft quota."""
+    quota = rules.limits.weekly_gpu_hours
+    return frozenset(who for who, hours in standing.week_hours.items() if quota is not None and hours >= quota)
+
+
+@dataclass(frozen=True)
+class LabHold:
+    """Decides what keeps a waiting run from starting, whatever devices are free; see `StartRules.hold`.
+
+    Attributes:
+        rules: Of the lab.
+        standing: What each person has used.
+        owners: Of the waiting runs, by id.
+        free_disk_gb: Free on the disk of the home, where that is less than the lab keeps free; else None.
+    """
+
+    rules: LabRules
+    standing: LabStanding
+    owners: Mapping[str, str]
+    free_disk_gb: float | None = None
+
+    def __call__(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
+        """Return why a run waits; None where it may start, given the runs that start before it."""
+        maintenance, limits = self.rules.maintenance, self.rules.limits
+        if maintenance.is_on:
+            return Why("maintenance", f"The lab starts no runs at present. {maintenance.text}".rstrip())
+        if self.free_disk_gb is not None:
+            what = f"The disk has {self.free_disk_gb:,.1f} GB free; runs start from {limits.free_disk_gb:g} GB."
+            return Why("free_disk", what, "Delete runs that are no longer needed, or ask an admin for space.")
+        most = limits.running_per_person
+        if most is None or waiting.is_urgent:
+            return None
+        running = self.standing.running.get(waiting.owner, 0)
+        running += sum(self.owners.get(run_id) == waiting.owner for run_id in starting)
+        if running < most:
+            return None
+        runs = "1 of your runs is" if running == 1 else f"{running:,} of your runs are"
+        return Why("running_cap", f"{runs} running; the lab allows {most:,} per person.")
+
+
+def lab_reasons(
+    reasons: Mapping[str, Why], queue: Iterable[Waiting], rules: LabRules, standing: LabStanding
+) -> dict[str, Why]:
+    """Return the reasons of a plan, with the weekly quota where it put a run behind those of others."""
+    quota, over_quota = rules.limits.weekly_gpu_hours, people_over_quota(rules, standing)
+    owners = {waiting.run_id: waiting.owner for waiting in queue}
+
+    def worded(run_id: str, why: Why) -> Why:
+        owner = owners.get(run_id, "")
+        if quota is None or owner not in over_quota or why.reason != "other_persons_run":
+            return why
+        what = f"You used {standing.week_hours[owner]:,.1f} of {quota:g} GPU-hours this week. {why.cause}"
+        return Why("weekly_quota", what, "It starts when no other person waits for the device, or on Monday.")
+
+    return {run_id: worded(run_id, why) for run_id, why in reasons.items()}
+
+
+def first_of_each(reasons: Mapping[str, Why], owners: Mapping[str, str], most: int) -> dict[str, Why]:
+    """Return the reasons of each person's first waiting runs; those behind wait for these."""
+    counts: dict[str, int] = {}
+    chosen: dict[str, Why] = {}
+    for run_id, why in reasons.items():
+        owner = owners.get(run_id, "")
+        counts[owner] = counts.get(owner, 0) + 1
+        if counts[owner] <= most:
+            chosen[run_id] = why
+    return chosen

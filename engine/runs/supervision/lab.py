@@ -1,0 +1,229 @@
+"""What a supervisor does in a lab besides: order the queue fairly, count GPU time, enforce limits, publish the queue."""
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.accounts.limits import LabRules, RulesReader
+from engine.errors import EngineError, StorageError
+from engine.files import write_atomically
+from engine.hardware.cuda import GpuProgram, list_gpu_programs
+from engine.hardware.device import Device
+from engine.hardware.lease import LeaseHolder, device_words, lease_name
+from engine.paths import LoratoryHome
+from engine.runs.control import request_stop_for_time
+from engine.runs.disk import free_bytes, is_disk_short
+from engine.runs.run import Reason, Run, RunState, Why
+from engine.runs.supervision.fairness import (
+    LabHold,
+    LabStanding,
+    first_of_each,
+    lab_reasons,
+    order_fairly,
+    people_over_quota,
+)
+from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting
+from engine.runs.supervision.urgent import UrgentSlot
+from engine.runs.usage import Attempt, DecayedSeconds, UsageLedger, ended_attempt, live_attempt, week_of, weeks_of
+
+SNAPSHOT_FILE = "lab-queue.json"
+_SNAPSHOT_SECONDS = 1.0
+_EXPLAINED_OF_EACH = 3
+
+ListPrograms = Callable[[int], Sequence[GpuProgram]]
+
+_log = logging.getLogger(__name__)
+
+
+class WaitingPlace(BaseModel):
+    """A waiting run in the queue of a lab; `cause` may name the owner's own runs, and is for the owner alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: str
+    run_id: str
+    reason: Reason | None = None
+    cause: str = ""
+    is_urgent: bool = False
+
+
+class QueueSnapshot(BaseModel):
+    """`lab-queue.json`: the queue as its supervisor saw it last."""
+
+    model_config = ConfigDict(frozen=True)
+
+    waiting: tuple[WaitingPlace, ...] = ()
+    active: tuple[tuple[str, str], ...] = ()  # owner and id
+
+
+@dataclass(frozen=True)
+class LabTurn:
+    """One look at the queue of a lab.
+
+    Attributes:
+        rules: Of the lab.
+        standing: What each person has used.
+        order: All waiting runs, the next to start first.
+        owners: Of the waiting runs.
+    """
+
+    rules: LabRules
+    standing: LabStanding
+    order: Sequence[str]
+    owners: Mapping[str, str]
+
+    def known(self, waiting: Waiting) -> Waiting:
+        """Return a waiting run with what only a lab knows of it."""
+        is_urgent = waiting.run_id == self.standing.urgent
+        return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
+
+
+@dataclass
+class LabSupervision:
+    """Follows a lab from look to look; does nothing in a home without accounts.
+
+    Attributes:
+        home: Of the lab.
+        programs: Lists what computes on a GPU.
+        clock: Seconds since the epoch.
+    """
+
+    home: LoratoryHome
+    programs: ListPrograms = list_gpu_programs
+    clock: Callable[[], float] = time.time
+    _ledger: UsageLedger | None = field(default=None, init=False)
+    _published: QueueSnapshot | None = field(default=None, init=False)
+    _published_at: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._rules = RulesReader(self.home)
+        self._slot = UrgentSlot(self.home)
+
+    def note_end(self, run: Run, before: RunState, after: RunState) -> None:
+        """Count an attempt that has ended."""
+        attempt = ended_attempt(run, before, after)
+        if attempt is not None and self._ledger is not None:
+            self._ledger.add(attempt)
+
+    def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
+        """Return in which order runs start now, after stopping those that ran too long; None where there are no accounts."""
+        rules = self._rules.read()
+        if rules is None:
+            self._ledger = None
+            return None
+        if self._ledger is None:
+            self._ledger = UsageLedger(self.home, self.clock)
+        ledger, now = self._ledger, self.clock()
+        live = {
+            run_id: attempt
+            for run_id, (run, state) in active.items()
+            if (attempt := live_attempt(run, state, now)) is not None
+        }
+        for run_id, attempt in live.items():
+            self._enforce_time(active[run_id][0], attempt, rules, ledger)
+        owners = {run_id: run.owner for run_id, run in waiting.items()}
+        standing = self._standing(rules, active, live.values(), set(owners.values()))
+        lines = {
+            owner: self._own_order(owner, [run_id for run_id in owners if owners[run_id] == owner])
+            for owner in set(owners.values())
+        }
+        return LabTurn(rules, standing, order_fairly(lines, standing, people_over_quota(rules, standing)), owners)
+
+    def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
+        """Return what keeps runs from starting besides leases and memory."""
+        is_short = is_disk_short(self.home, turn.rules.limits)
+        free_gb = free_bytes(self.home) / 10**9 if is_short else None
+        occupied: dict[str, Why] = {}
+        for device in devices if turn.rules.limits.waits_for_other_programs else ():
+            name = lease_name(device)
+            if device.kind == "cuda" and name not in holders:
+                programs = self.programs(device.index)
+                if programs:
+                    occupied[name] = _occupied(name, programs)
+        return StartRules(LabHold(turn.rules, turn.standing, turn.owners, free_gb), occupied)
+
+    def reasons(self, turn: LabTurn, queue: Sequence[Waiting], reasons: Mapping[str, Why]) -> dict[str, Why]:
+        """Return the reasons of a plan in the words of a lab."""
+        return lab_reasons(reasons, queue, turn.rules, turn.standing)
+
+    def to_explain(self, turn: LabTurn, reasons: Mapping[str, Why]) -> dict[str, Why]:
+        """Return the reasons that are saved with their runs: those of each person's first runs."""
+        return first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
+
+    def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
+        """Save the queue for pages, where it has changed."""
+        places = (
+            WaitingPlace(
+                owner=turn.owners[run_id], run_id=run_id, is_urgent=run_id == turn.standing.urgent,
+                reason=reasons[run_id].reason if run_id in reasons else None,
+                cause=reasons[run_id].cause if run_id in reasons else "",
+            )
+            for run_id in turn.order
+            if run_id not in active
+        )  # fmt: skip
+        at_work = tuple((run.owner, run.id) for run, _ in active.values())
+        snapshot, now = QueueSnapshot(waiting=tuple(places), active=at_work), self.clock()
+        if snapshot == self._published or abs(now - self._published_at) < _SNAPSHOT_SECONDS:
+            return
+        try:
+            write_atomically(self.home.server / SNAPSHOT_FILE, snapshot.model_dump_json(exclude_defaults=True))
+        except StorageError as error:
+            _log.error("The queue of the lab could not be published: %s", error)
+            return
+        self._published, self._published_at = snapshot, now
+
+    def _standing(
+        self,
+        rules: LabRules,
+        active: Mapping[str, tuple[Run, RunState]],
+        live: Iterable[Attempt],
+        people: Collection[str],
+    ) -> LabStanding:
+        assert self._ledger is not None, "only a lab has a standing"
+        now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
+        present, week = DecayedSeconds(now), week_of(now)
+        hours = {person: ledger.gpu_hours(person, week) for person in people}
+        for attempt in live:
+            present.add(attempt)
+            if attempt.owner in hours:
+                hours[attempt.owner] += attempt.gpus * dict(weeks_of(attempt)).get(week, 0.0) / 3600
+        used = ledger.decayed.of_everyone(now, weight)
+        for person, seconds in present.of_everyone(now, weight).items():
+            used[person] = used.get(person, 0.0) + seconds
+        urgent = None
+        with contextlib.suppress(EngineError):
+            urgent = self._slot.run_id()
+        return LabStanding(used, Counter(run.owner for run, _ in active.values()), hours, urgent)
+
+    def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:
+        """Return a person's waiting runs in their own order; that of the command line counts where the page has none."""
+        own = QueueOrder(self.home.of(owner))
+        return (own if own.is_saved else QueueOrder(self.home)).sort(run_ids)
+
+    def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules, ledger: UsageLedger) -> None:
+        limits, seconds = rules.limits, attempt.seconds
+        hours = limits.longest_run_hours
+        if run.owner in rules.guests and limits.guest_run_hours is not None:
+            seconds += ledger.run_seconds(run.id)
+            hours = min(limits.guest_run_hours, hours or limits.guest_run_hours)
+        if hours is not None and seconds >= hours * 3600:
+            try:
+                request_stop_for_time(run.folder, hours)
+            except EngineError as error:
+                _log.error("%s could not be stopped at its maximum run time: %s", run.id, error)
+
+
+def _occupied(name: str, programs: Sequence[GpuProgram]) -> Why:
+    words = ", ".join(
+        f"process {one.pid}"
+        + (f" of {one.user}" if one.user else "")
+        + (f", {one.bytes / 2**30:.1f} GiB" if one.bytes else "")
+        for one in programs[:3]
+    )
+    what = f"{device_words(name)} is in use outside Loratory ({words})."
+    return Why("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")

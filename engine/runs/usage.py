@@ -1,0 +1,287 @@
+"""Who used which device for how long: every attempt at a run, kept also when its run is deleted; sums by person and week."""
+
+import contextlib
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import EngineError
+from engine.files import write_atomically
+from engine.paths import LoratoryHome
+from engine.runs.history.log import read_lines
+from engine.runs.run import Run, RunState
+from engine.runs.store import RunStore, list_owners
+
+HALF_LIFE_SECONDS = 7 * 24 * 3600.0
+_KEPT_SECONDS = 400 * 24 * 3600.0
+_FILE = "usage.jsonl"
+_DEVICE = re.compile(r"\b(?:cpu|mps|cuda:\d+)\b")
+_STAMP = re.compile(rb'"attempt":(\d{1,9}),"time":(\d{1,12}(?:\.\d{1,9})?)')
+_JOULES_PER_KWH = 3.6e6
+
+_log = logging.getLogger(__name__)
+
+
+class Attempt(BaseModel):
+    """One attempt at a run: its devices belonged to its owner from `began` to `ended`, in seconds since the epoch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: str
+    run_id: str
+    attempt: int
+    device: str  # as in `RunState`: "cpu", "cuda:0, cuda:1"; other words are of executors elsewhere, and count nothing
+    began: float
+    ended: float
+    joules: float | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Lease names of the devices of this machine that it had."""
+        return tuple(_DEVICE.findall(self.device))
+
+    @property
+    def gpus(self) -> int:
+        """How many of them are GPUs."""
+        return sum(device != "cpu" for device in self.devices)
+
+    @property
+    def seconds(self) -> float:
+        """How long it had them."""
+        return max(self.ended - self.began, 0.0)
+
+
+def live_attempt(run: Run, state: RunState, now: float) -> Attempt | None:
+    """Return the attempt that a run makes at present; None where it has no device yet."""
+    if state.is_final or state.state == "queued" or state.attempt_started is None:
+        return None
+    return Attempt(
+        owner=run.owner, run_id=run.id, attempt=state.attempt, device=state.device, began=state.attempt_started, ended=now
+    )  # fmt: skip
+
+
+def ended_attempt(run: Run, before: RunState, after: RunState) -> Attempt | None:
+    """Return the attempt between two states of a run; None where it never had a device."""
+    if before.attempt_started is None or not before.device:
+        return None
+    joules = None if after.energy_joules is None else max(after.energy_joules - (before.energy_joules or 0.0), 0.0)
+    return Attempt(
+        owner=run.owner, run_id=run.id, attempt=before.attempt, device=before.device, began=before.attempt_started,
+        ended=after.ended or time.time(), joules=joules,
+    )  # fmt: skip
+
+
+def recovered_attempts(run: Run, state: RunState) -> Iterator[Attempt]:
+    """Yield the ended attempts at a run as its event log dates them; the device is that of the newest one."""
+    spans: dict[int, tuple[float, float]] = {}
+    for line in read_lines(run.folder.events).lines:
+        found = _STAMP.search(line)
+        if found is not None:
+            attempt, moment = int(found[1]), float(found[2])
+            began, ended = spans.get(attempt, (moment, moment))
+            spans[attempt] = min(began, moment), max(ended, moment)
+    is_over = state.is_final or state.state == "queued"
+    if is_over and state.attempt_started is not None and state.ended is not None:
+        spans[state.attempt] = state.attempt_started, state.ended
+    for attempt, (began, ended) in sorted(spans.items()):
+        if attempt < state.attempt or (is_over and attempt == state.attempt):
+            yield Attempt(
+                owner=run.owner, run_id=run.id, attempt=attempt, device=state.device or "cpu", began=began, ended=ended
+            )  # fmt: skip
+
+
+class DecayedSeconds:
+    """Seconds by person and device; those of a half-life ago count half."""
+
+    def __init__(self, reference: float) -> None:
+        self._reference = reference
+        self._sums: dict[tuple[str, str], float] = {}  # as they count at the reference
+
+    def add(self, attempt: Attempt) -> None:
+        """Count an attempt: the integral of its decaying seconds."""
+        for device in attempt.devices:
+            key = attempt.owner, device
+            self._sums[key] = (
+                self._sums.get(key, 0.0) + self._until(attempt.ended) - self._until(min(attempt.began, attempt.ended))
+            )
+
+    def of_everyone(self, now: float, weight: Callable[[str], float]) -> dict[str, float]:
+        """Return the weighted seconds of each person as they count now."""
+        decay = math.exp2((self._reference - now) / HALF_LIFE_SECONDS)
+        totals: dict[str, float] = {}
+        for (owner, device), seconds in self._sums.items():
+            totals[owner] = totals.get(owner, 0.0) + seconds * decay * weight(device)
+        return totals
+
+    def _until(self, moment: float) -> float:
+        return HALF_LIFE_SECONDS / math.log(2) * math.exp2((moment - self._reference) / HALF_LIFE_SECONDS)
+
+
+class Week(NamedTuple):
+    """A week from Monday, as ISO 8601 numbers them."""
+
+    year: int
+    number: int
+
+
+def week_of(moment: float) -> Week:
+    """Return the week of a moment, by this machine's calendar."""
+    year, number, _ = datetime.fromtimestamp(moment).isocalendar()
+    return Week(year, number)
+
+
+def _end_of_week(moment: float) -> float:
+    then = datetime.fromtimestamp(moment)
+    midnight = then.replace(hour=0, minute=0, second=0, microsecond=0)
+    return (midnight + timedelta(days=7 - then.weekday())).timestamp()
+
+
+def weeks_of(attempt: Attempt) -> Iterator[tuple[Week, float]]:
+    """Yield the weeks of an attempt, and its seconds in each."""
+    moment = attempt.began
+    while True:
+        end = min(_end_of_week(moment), attempt.ended)
+        yield week_of(moment), max(end - moment, 0.0)
+        if end >= attempt.ended or end <= moment:
+            return
+        moment = end
+
+
+class UsageLedger:
+    """The ended attempts of a home, in a file that survives restarts and the deletion of runs.
+
+    What the file lacks, after a crash or its loss, is taken from the runs that are still there.
+    """
+
+    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.time) -> None:
+        self._home = home
+        self._path = home.server / _FILE
+        now = clock()
+        self._oldest = now - _KEPT_SECONDS
+        self._known: set[tuple[str, int]] = set()
+        self._gpu_seconds: dict[tuple[str, Week], float] = {}
+        self._run_seconds: dict[str, float] = {}
+        self.decayed = DecayedSeconds(now)
+        self._load()
+        self._recover()
+
+    def add(self, attempt: Attempt) -> None:
+        """Count an attempt that has ended, once; a file that cannot be written loses nothing while its run is there."""
+        if self._count(attempt):
+            line = attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"
+            try:
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                try:
+                    os.write(descriptor, line)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                _log.error("The used GPU time of %s could not be saved: %s", attempt.run_id, error)
+
+    def gpu_hours(self, owner: str, week: Week) -> float:
+        """Return the hours on GPUs of a person's ended attempts in a week."""
+        return self._gpu_seconds.get((owner, week), 0.0) / 3600
+
+    def run_seconds(self, run_id: str) -> float:
+        """Return how long the ended attempts at a run took."""
+        return self._run_seconds.get(run_id, 0.0)
+
+    def _count(self, attempt: Attempt) -> bool:
+        key = attempt.run_id, attempt.attempt
+        if key in self._known or attempt.ended < self._oldest:
+            return False
+        self._known.add(key)
+        self.decayed.add(attempt)
+        self._run_seconds[attempt.run_id] = self.run_seconds(attempt.run_id) + attempt.seconds
+        if attempt.gpus:
+            for week, seconds in weeks_of(attempt):
+                place = attempt.owner, week
+                self._gpu_seconds[place] = self._gpu_seconds.get(place, 0.0) + seconds * attempt.gpus
+        return True
+
+    def _load(self) -> None:
+        """Read the file, and write it again where old attempts or a torn line are in it."""
+        lines = read_lines(self._path).lines
+        kept = [attempt for attempt in _parsed(lines) if self._count(attempt)]
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
+        if len(kept) < len(lines) or torn:
+            text = "".join(f"{attempt.model_dump_json(exclude_defaults=True)}\n" for attempt in kept)
+            write_atomically(self._path, text)
+
+    def _recover(self) -> None:
+        for run in _all_runs(self._home):
+            with contextlib.suppress(EngineError, OSError):  # one that cannot be read counts nothing
+                state = run.folder.read_saved_state()
+                if state is None or not state.attempt:
+                    continue
+                ended = state.attempt if state.is_final or state.state == "queued" else state.attempt - 1
+                if any((run.id, attempt) not in self._known for attempt in range(1, ended + 1)):
+                    for attempt in recovered_attempts(run, state):
+                        self.add(attempt)
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[Attempt]:
+    for line in lines:
+        with contextlib.suppress(ValidationError):
+            yield Attempt.model_validate_json(line)
+
+
+def _all_runs(home: LoratoryHome) -> Iterator[Run]:
+    for owner in list_owners(home):
+        with contextlib.suppress(EngineError, OSError):
+            yield from RunStore(home, owner).list()
+
+
+@dataclass(frozen=True)
+class WeekOfPerson:
+    """What one person used in one week.
+
+    Attributes:
+        owner: The person.
+        week: Of ISO 8601.
+        gpu_hours: Hours times GPUs.
+        cpu_hours: Hours of runs on the processor.
+        kwh: As the GPUs measured it; None where none did.
+        runs: That had a device in this week.
+    """
+
+    owner: str
+    week: Week
+    gpu_hours: float
+    cpu_hours: float
+    kwh: float | None
+    runs: int
+
+
+def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[WeekOfPerson, ...]:
+    """Return what each person used in each week, the newest week first.
+
+    Args:
+        home: Of the lab.
+        running: Attempts at present; see `engine.runs.lab_queue.QueueBoard.attempts`.
+    """
+    sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
+    seen: set[tuple[str, int]] = set()
+    for attempt in (*_parsed(read_lines(home.server / _FILE).lines), *running):
+        if (attempt.run_id, attempt.attempt) in seen:
+            continue
+        seen.add((attempt.run_id, attempt.attempt))
+        for week, seconds in weeks_of(attempt):
+            gpu, cpu, kwh, runs = sums.get((week, attempt.owner), (0.0, 0.0, None, set[str]()))
+            gpu += seconds * attempt.gpus / 3600
+            cpu += seconds / 3600 if "cpu" in attempt.devices else 0.0
+            if attempt.joules is not None and attempt.seconds > 0:
+                kwh = (kwh or 0.0) + attempt.joules / _JOULES_PER_KWH * seconds / attempt.seconds
+            sums[(week, attempt.owner)] = gpu, cpu, kwh, runs | {attempt.run_id}
+    return tuple(
+        WeekOfPerson(owner, week, gpu, cpu, kwh, len(runs))
+        for (week, owner), (gpu, cpu, kwh, runs) in sorted(sums.items(), reverse=True, key=lambda item: item[0])
+    )
