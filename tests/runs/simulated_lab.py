@@ -68,7 +68,8 @@ class SimulatedLab:
                 for week, seconds in weeks_of(attempt):
                     weeks[run.owner, week] += seconds * attempt.gpus / 3600
             present = DecayedSeconds(now)
-            hours = {run.owner: weeks[run.owner, week_of(now)] for run in waiting.values()}
+            week = week_of(now)
+            hours = {owner: weeks[owner, week] for owner in {run.owner for run in waiting.values()}}
             for run, began, devices in running.values():
                 present.add(self._attempt(run, began, now, devices))
             used = decayed.of_everyone(now, self.limits.weight)

@@ -95,7 +95,6 @@ def test_twenty_people_with_a_thousand_runs_share_two_gpus_within_5_percent_over
     shares, equal = seconds_by_person(attempts, until), WEEK * len(TWO_GPUS) / len(people)
     assert sum(shares.values()) == pytest.approx(WEEK * len(TWO_GPUS)), "no GPU is idle while runs wait"
     worst = max(abs(shares[person] / equal - 1) for person in people)
-    print("worst", worst)
     assert worst < 0.05, sorted((round(share / equal, 3), person) for person, share in shares.items())
 
 
