@@ -1,0 +1,196 @@
+"""The queue of a lab as each person may see it: everyone's devices and turns, but only one's own runs by name."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from engine.accounts.limits import LabRules, read_rules
+from engine.accounts.people import Person
+from engine.errors import EngineError
+from engine.files import read_model
+from engine.hardware.cuda import GpuProgram, list_gpu_programs
+from engine.hardware.device import Device
+from engine.hardware.devices import list_devices
+from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
+from engine.paths import LoratoryHome
+from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import seconds_left
+from engine.runs.run import Reason, Run, RunFolder, RunState, State
+from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
+from engine.runs.usage import Attempt, live_attempt
+
+# What other people read: a reason says enough, and a run's own words may name its settings.
+_PUBLIC_WORDS: dict[Reason, str] = {
+    "memory": "Waits for free memory.",
+    "device_in_use": "Waits for a device that is in use.",
+    "device_missing": "Waits for a device that is not there.",
+    "earlier_run": "Waits for an earlier run of the same person.",
+    "other_persons_run": "Waits for its turn.",
+    "urgent_run": "Waits for an urgent run.",
+    "running_cap": "Waits: its owner has as many runs at work as the lab allows.",
+    "weekly_quota": "Waits: its owner has used this week's GPU-hours.",
+    "maintenance": "Waits for the end of the maintenance.",
+    "free_disk": "Waits for free disk space.",
+    "other_program": "Waits for programs outside Loratory.",
+    "resumes": "Waits to be resumed.",
+    "executor_queue": "Waits in another queue.",
+    "time_limit": "Stops: it reached the maximum run time.",
+}
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """A run that waits or is at work.
+
+    Attributes:
+        owner: Whose it is.
+        state: As the supervisor saw it last.
+        device: That it has; empty while it waits.
+        place: In the queue, from 1; None at work.
+        since: When it got its device.
+        expected_end: In seconds since the epoch; None while it is unknown.
+        reason: Why it waits, or stops.
+        words: The same for the viewer.
+        run_id: Empty where the viewer may do nothing with it.
+        is_urgent: Whether it is in the urgent slot.
+    """
+
+    owner: str
+    state: State
+    device: str
+    place: int | None
+    since: float | None
+    expected_end: float | None
+    reason: Reason | None
+    words: str
+    run_id: str
+    is_urgent: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """What a device does at present.
+
+    Attributes:
+        device: Its lease name.
+        title: Of the hardware.
+        owner: Who has it; empty where it is free, or where a command of the machine has it.
+        purpose: What for; None where it is free.
+        since: When they got it.
+        programs: Processes outside Loratory that compute on it.
+    """
+
+    device: str
+    title: str
+    owner: str
+    purpose: Purpose | None
+    since: float | None
+    programs: tuple[GpuProgram, ...]
+
+
+class QueueBoard:
+    """Shows the queue of a lab; one for a server, which all its pages ask.
+
+    Args:
+        home: Of the lab.
+        devices: Lists the devices of this machine.
+        programs: Lists what computes on a GPU.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        home: LoratoryHome,
+        devices: Callable[[], Sequence[Device]] = list_devices,
+        programs: Callable[[int], Sequence[GpuProgram]] = list_gpu_programs,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._home = home
+        self._book = LeaseBook(home)
+        self._devices = devices
+        self._programs = programs
+        self._clock = clock
+        self._lock = threading.Lock()  # guards the readers
+        self._followed: dict[str, HistoryReader] = {}
+
+    def entries(self, viewer: Person) -> tuple[QueueEntry, ...]:
+        """Return the runs at work, then those that wait, the next one first; empty before a supervisor has looked.
+
+        Args:
+            viewer: Gets ids of the own runs; an admin of all, to stop them.
+        """
+        snapshot, rules = self._snapshot(), read_rules(self._home) or LabRules()
+        shown = []
+        for run, state in self._at_work(snapshot):
+            words = _words(run.owner, viewer, state.reason, state.cause)
+            shown.append(
+                QueueEntry(
+                    run.owner, state.state, state.device, None, state.attempt_started, self._expected_end(run, state, rules),
+                    state.reason, words, _id_for(viewer, run.owner, run.id),
+                )
+            )  # fmt: skip
+        for place, one in enumerate(snapshot.waiting, start=1):
+            words = _words(one.owner, viewer, one.reason, one.cause)
+            run_id = _id_for(viewer, one.owner, one.run_id)
+            shown.append(
+                QueueEntry(one.owner, "queued", "", place, None, None, one.reason, words, run_id, one.is_urgent)
+            )
+        return tuple(shown)
+
+    def devices(self) -> tuple[DeviceUse, ...]:
+        """Return what each device does; everyone may see it."""
+        holders = self._book.holders()
+        return tuple(self._use(device, holders.get(lease_name(device))) for device in self._devices())
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Return the attempts at present, for `usage_by_week`."""
+        now = self._clock()
+        live = (live_attempt(run, state, now) for run, state in self._at_work(self._snapshot()))
+        return tuple(attempt for attempt in live if attempt is not None)
+
+    def _snapshot(self) -> QueueSnapshot:
+        return read_model(self._home.server / SNAPSHOT_FILE, QueueSnapshot) or QueueSnapshot()
+
+    def _at_work(self, snapshot: QueueSnapshot) -> Iterator[tuple[Run, RunState]]:
+        for owner, run_id in snapshot.active:
+            run = Run(run_id, owner, RunFolder(self._home.runs / owner / run_id))
+            with contextlib.suppress(EngineError):
+                state = run.folder.read_saved_state()
+                if state is not None and not state.is_final and state.state != "queued":
+                    yield run, state
+
+    def _expected_end(self, run: Run, state: RunState, rules: LabRules) -> float | None:
+        now = self._clock()
+        with self._lock:
+            left = seconds_left(self._followed.setdefault(run.id, HistoryReader.of_run(run)).update(), self._clock)
+        hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
+        latest = None if hours is None or state.attempt_started is None else state.attempt_started + hours * 3600
+        ends = [end for end in (None if left is None else now + left, latest) if end is not None]
+        return min(ends, default=None)
+
+    def _use(self, device: Device, holder: LeaseHolder | None) -> DeviceUse:
+        programs = tuple(self._programs(device.index)) if device.kind == "cuda" else ()
+        if holder is not None:
+            programs = tuple(one for one in programs if one.pid not in _family_of(holder.process.pid))
+        owner, purpose, since = (holder.owner, holder.purpose, holder.since) if holder is not None else ("", None, None)
+        return DeviceUse(lease_name(device), device.name, owner, purpose, since, programs)
+
+
+def _words(owner: str, viewer: Person, reason: Reason | None, cause: str) -> str:
+    return cause if owner == viewer.name else _PUBLIC_WORDS.get(reason, "") if reason is not None else ""
+
+
+def _id_for(viewer: Person, owner: str, run_id: str) -> str:
+    return run_id if owner == viewer.name or viewer.role == "admin" else ""
+
+
+def _family_of(pid: int) -> frozenset[int]:
+    """Return the pids of a process and of all that it started."""
+    try:
+        return frozenset({pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))})
+    except psutil.Error:
+        return frozenset({pid})
