@@ -91,7 +91,9 @@ def test_twenty_people_with_a_thousand_runs_share_two_gpus_within_5_percent_over
     attempts = SimulatedLab(TWO_GPUS).play(runs)
 
     until = BEGIN + WEEK
-    assert all(max(one.ended for one in attempts if one.owner == person) > until for person in people), "has enough to do"
+    assert all(max(one.ended for one in attempts if one.owner == person) > until for person in people), (
+        "has enough to do"
+    )
     shares, equal = seconds_by_person(attempts, until), WEEK * len(TWO_GPUS) / len(people)
     assert sum(shares.values()) == pytest.approx(WEEK * len(TWO_GPUS)), "no GPU is idle while runs wait"
     worst = max(abs(shares[person] / equal - 1) for person in people)
