@@ -108,20 +108,19 @@ class DelimitedReader(TextReader):
             raise RowProblemError("too_long", too_long(first.size_bytes))
         taken = [first]
         try:
-            # Over several lines, a closing quote must end a cell; else another row's quote closed this one's.
             cells = next(csv.reader(_texts_of(taken, lines), delimiter=self.delimiter, strict=True))
+            # Over several lines, a closing quote must end a cell; else another row's quote closed this one's.
+            if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
+                raise csv.Error(_NOT_CLOSED)
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
             before = sum(len(line.data) + 1 for line in taken[:-1])
             raise RowProblemError("not_utf8", not_utf8(error, before)) from error
         except csv.Error as error:
-            lines.push_back(taken[1:])
+            lines.push_back(taken[1:])  # each gets its own chance
             if len(taken) == 1 and _NOT_CLOSED not in str(error):
                 return first.data, self._cells_of_an_odd_line(first)
             raise RowProblemError("csv", _NEVER_CLOSED) from error
-        if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
-            lines.push_back(taken[1:])  # the other lines get their chance
-            raise RowProblemError("csv", _NEVER_CLOSED)
         return b"\n".join(line.data for line in taken), _shown(cells)
 
     def _cells_of_an_odd_line(self, line: Line) -> list[str]:

@@ -101,11 +101,8 @@ class JsonLinesReader(TextReader):
 
     def __init__(self, stream: TextStream, *, lists: bool = False) -> None:
         self._stream = stream
-        self.form = (
-            SourceForm("list_lines", "lists of turns, one on each line")
-            if lists
-            else SourceForm("json_lines", "JSON Lines")
-        )
+        form = ("list_lines", "lists of turns, one on each line") if lists else ("json_lines", "JSON Lines")
+        self.form = SourceForm(*form)
 
     @classmethod
     def recognize(cls, start: TextStart) -> "JsonLinesReader | None":
@@ -169,11 +166,8 @@ class JsonValuesReader(TextReader):
         self._stream = stream
         self._array = array
         self.notes = []
-        self.form = (
-            SourceForm("json_array", "JSON array")
-            if array
-            else SourceForm("json_objects", "JSON objects over several lines")
-        )
+        form = ("json_array", "JSON array") if array else ("json_objects", "JSON objects over several lines")
+        self.form = SourceForm(*form)
 
     @classmethod
     def recognize(cls, start: TextStart) -> "JsonValuesReader | None":

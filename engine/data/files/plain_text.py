@@ -21,11 +21,8 @@ class PlainTextReader(TextReader):
         self._stream = stream
         lines = stream.head().rstrip().split(b"\n")
         self._by_paragraph = any(not line.strip() for line in lines)
-        self.form = (
-            SourceForm("paragraphs", "plain text, a row for each paragraph")
-            if self._by_paragraph
-            else SourceForm("lines", "plain text, a row for each line")
-        )
+        unit = "paragraph" if self._by_paragraph else "line"
+        self.form = SourceForm(f"{unit}s", f"plain text, a row for each {unit}")
 
     @classmethod
     def recognize(cls, start: TextStart) -> "PlainTextReader":

@@ -1,6 +1,7 @@
 """A text file as a stream of UTF-8 bytes and lines, without gzip, byte order mark, UTF-16 or old line ends."""
 
 import codecs
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,26 +99,23 @@ class TextStream:
         if approached is not None and approached[0] == offset:
             yield from approached[1]
             return
-        skip = 0 if self.seeks else offset
-        for piece in self._unwrapped(offset if self.seeks else 0):
-            yield piece[skip:]
-            skip = max(0, skip - len(piece))
-
-    def _unwrapped(self, offset: int) -> Iterator[bytes]:
         with open_regular(self.path) as file:
             if self.encoding == "utf-8":
                 yield from self._raw(file, offset + self._mark_bytes)
                 return
-            decoder = codecs.getincrementaldecoder(self.encoding)(errors="surrogatepass")
-            for piece in self._raw(file, self._mark_bytes):
-                yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
-            try:
-                yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
-            except UnicodeDecodeError:
-                return  # the last character is cut in half; its row is cut off as well, and reported
+            for piece in self._decoded(file):
+                yield piece[offset:]
+                offset = max(0, offset - len(piece))
+
+    def _decoded(self, file: BinaryIO) -> Iterator[bytes]:
+        decoder = codecs.getincrementaldecoder(self.encoding)(errors="surrogatepass")
+        for piece in self._raw(file, self._mark_bytes):
+            yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
+        with contextlib.suppress(UnicodeDecodeError):  # half a character; its row is cut off as well, and reported
+            yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
 
     def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
-        """Yield the bytes of the file, without gzip, from `offset` on."""
+        """Yield the bytes of the file, without gzip, from `offset` on; what is unpacked before it as empty pieces."""
         if self.is_gzipped:
             pieces, skip = unpacked_pieces(file, self.path.name, CHUNK_BYTES), offset
         else:

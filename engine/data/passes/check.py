@@ -126,9 +126,6 @@ def length_statistics(lengths: Sequence[int], max_length: int | None) -> TokenLe
     )
 
 
-Steps = Generator[CheckProgress | None, None, DatasetReport]  # None only gives the turn away
-
-
 class Pass(NamedTuple):
     """What one pass over every row found."""
 
@@ -137,7 +134,9 @@ class Pass(NamedTuple):
     kept_rows: Sequence[int]  # numbers of the rows that the positions of the split mean
 
 
-def check_steps(config: DatasetConfig, options: SourceOptions, *, seed: int, renderer: Renderer | None = None) -> Steps:
+def check_steps(
+    config: DatasetConfig, options: SourceOptions, *, seed: int, renderer: Renderer | None = None
+) -> Generator[CheckProgress | None, None, DatasetReport]:
     """Check a dataset; yields dozens of times a second, some of them with its progress, and closing it stops the check.
 
     The seed draws the held-out rows. With a home, a report that was made before is returned at once.

@@ -126,13 +126,12 @@ def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
 def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
     """Warn about control tokens in the data itself, which the model reads as such."""
     pattern = control_token_pattern(tokenizer)
-    found: list[RowWarning] = []
-    for number, message in enumerate(conversation.messages, start=1):
-        match = pattern.search(message.content)
-        if match is not None:
-            reason = f"turn {number} ({message.role}) holds {match.group()}, which the model reads as a special token"
-            found.append(("special_token", reason))
-    return tuple(found)
+    found = ((number, turn.role, pattern.search(turn.content)) for number, turn in enumerate(conversation.messages, 1))
+    return tuple(
+        ("special_token", f"turn {number} ({role}) holds {match.group()}, which the model reads as a special token")
+        for number, role, match in found
+        if match is not None
+    )
 
 
 def _sequence_of(index: int, renderer: TurnRenderer) -> SequencePlan | None:

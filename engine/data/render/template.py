@@ -148,7 +148,9 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
     """
     notes: list[str] = []
     warnings: list[str] = []
-    _settle_eos(tokenizer, notes)
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = _free_token(tokenizer, _EOS_CANDIDATES, "ends an answer", "eos_token")
+        notes.append(f"The tokenizer names no end-of-sequence token; {tokenizer.eos_token} is used.")
     if not tokenizer.chat_template:
         tokenizer.chat_template = _default_template(tokenizer)
         warnings.append(
@@ -156,8 +158,20 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
             "and saved with the adapter."
         )
         notes.extend(warnings)
-    _freeze_date(tokenizer, notes)
-    _settle_pad(tokenizer, notes)
+    template = tokenizer.chat_template
+    is_named = isinstance(template, dict)
+    frozen = {name: without_clock(text) for name, text in template.items()} if is_named else without_clock(template)
+    if frozen != template:
+        tokenizer.chat_template = frozen
+        notes.append(
+            f"The model's template asks for today's date; it is fixed at {FROZEN_DATE.isoformat()}, and "
+            "training, resuming and chat see the same prompts."
+        )
+    answer_ends = {tokenizer.eos_token_id, *stop_token_ids(tokenizer)}  # padding must not be one of them
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in answer_ends:
+        pad = _free_token(tokenizer, _PAD_CANDIDATES, "padding could use", "pad_token", answer_ends)
+        tokenizer.pad_token = pad
+        notes.append(f"Padding uses the token {pad}, because the tokenizer has none that is free for it.")
     return FrozenTemplate(tuple(notes), tuple(warnings))
 
 
@@ -168,39 +182,12 @@ def _default_template(tokenizer: ChatTokenizer) -> str:
     return ("{{- bos_token -}}" if starts_with_bos else "") + DEFAULT_TEMPLATE
 
 
-def _freeze_date(tokenizer: ChatTokenizer, notes: list[str]) -> None:
-    template = tokenizer.chat_template
-    is_named = isinstance(template, dict)
-    frozen = {name: without_clock(text) for name, text in template.items()} if is_named else without_clock(template)
-    if frozen != template:
-        tokenizer.chat_template = frozen
-        notes.append(
-            f"The model's template asks for today's date; it is fixed at {FROZEN_DATE.isoformat()}, and "
-            "training, resuming and chat see the same prompts."
-        )
-
-
 def without_clock(template: str) -> str:
     """Replace calls of strftime_now by the fixed date; a call whose format is computed gets a macro of that name."""
     frozen = _DATE_CALL.sub(lambda match: repr(FROZEN_DATE.strftime(match["format"])), template)
     if re.search(r"strftime_now\s*\(", frozen) and _DATE_MACRO not in frozen:
         frozen = _DATE_MACRO + frozen
     return frozen
-
-
-def _settle_eos(tokenizer: ChatTokenizer, notes: list[str]) -> None:
-    if tokenizer.eos_token_id is None:
-        tokenizer.eos_token = _free_token(tokenizer, _EOS_CANDIDATES, "ends an answer", "eos_token")
-        notes.append(f"The tokenizer names no end-of-sequence token; {tokenizer.eos_token} is used.")
-
-
-def _settle_pad(tokenizer: ChatTokenizer, notes: list[str]) -> None:
-    """Give padding a token that no answer must end with."""
-    answer_ends = {tokenizer.eos_token_id, *stop_token_ids(tokenizer)}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in answer_ends:
-        pad = _free_token(tokenizer, _PAD_CANDIDATES, "padding could use", "pad_token", answer_ends)
-        tokenizer.pad_token = pad
-        notes.append(f"Padding uses the token {pad}, because the tokenizer has none that is free for it.")
 
 
 def _free_token(

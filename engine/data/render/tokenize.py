@@ -192,7 +192,10 @@ def render_many(
         for (_, example), size in zip(examples, sizes, strict=True):
             next_row_confined(size)
             try:
-                plans.append(_plan(example, tokenizer, options))
+                if isinstance(example, PlainText):
+                    plans.append(plan_text(example, tokenizer))
+                else:
+                    plans.append(plan_conversation(example, tokenizer, options.train_on, options.max_length))
             except RowProblemError as problem:
                 plans.append(problem)
     good = [plan for plan in plans if isinstance(plan, RowPlan)]
@@ -214,12 +217,6 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
         RowProblemError: If the template refuses the conversation.
     """
     return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
-
-
-def _plan(example: Example, tokenizer: ChatTokenizer, options: RenderOptions) -> RowPlan:
-    if isinstance(example, PlainText):
-        return plan_text(example, tokenizer)
-    return plan_conversation(example, tokenizer, options.train_on, options.max_length)
 
 
 def _measured(plan: RowPlan) -> tuple[SequencePlan, ...]:
