@@ -54,6 +54,11 @@ def build_app(services: Services) -> gr.Blocks:
                 for title, kind in _OTHER_TABS.items():
                     with gr.Tab(title, id=title.lower()):
                         others.append(kind(page))
+                if services.lab is not None:
+                    from ui.tabs.lab import LabTab
+
+                    with gr.Tab("Lab", id="lab"):
+                        others.append(LabTab(page, services.lab))
             with gr.Column(scale=3, min_width=320, elem_id="side") as side:
                 side_panel = SidePanel(page)
         page.form.complete()

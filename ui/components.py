@@ -79,6 +79,19 @@ def script(name: str) -> str:
     return (_ASSETS / f"{name}.js").read_text(encoding="utf-8")
 
 
+def save_csv_script(file_name: str) -> str:
+    """Return a script by which the browser saves a text that the server made: no file stays behind there."""
+    return f"""(text) => {{
+  if (!text) return '';
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {{type: 'text/csv;charset=utf-8'}}));
+  link.download = '{file_name}';
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  return '';
+}}"""
+
+
 def pick_list(value: str = "", **presentation: Any) -> gr.HTML:
     """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked`."""
     return gr.HTML(value, js_on_load=script("pick"), **presentation)

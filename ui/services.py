@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
@@ -19,6 +20,9 @@ from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, Tokenizers
 from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers
+
+if TYPE_CHECKING:
+    from ui.backend.lab import LabAdmin  # brings argon2, which the page at home does without
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,4 @@ class Services:
     standing_by: Callable[[], str] = lambda: ""
     # What an admin announces to all people of a lab; empty where there is nothing.
     notice: Callable[[], str] = str
+    lab: "LabAdmin | None" = None  # where the person is an admin

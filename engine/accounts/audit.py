@@ -17,6 +17,7 @@ AuditKind = Literal[
     "looked into", "limits changed", "maintenance", "announced", "backed up", "restored",
 ]  # fmt: skip
 _LONGEST_DETAIL = 200
+_SEARCHED_BYTES = 4_000_000  # of the end of the log: some 30,000 entries
 
 
 class AuditEntry(BaseModel):
@@ -87,3 +88,28 @@ class AuditLog:
                         continue
         except FileNotFoundError:
             return
+
+    def newest(self, count: int, words: str = "", kind: str = "") -> list[AuditEntry]:
+        """Return the newest entries first, of one kind and with all words where these are given.
+
+        Only the end of a long log is searched; all of it is in the file.
+        """
+        wanted = words.casefold().split()
+        found: list[AuditEntry] = []
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            return []
+        for line in reversed(lines):
+            try:
+                entry = AuditEntry.model_validate_json(line)
+            except ValidationError:
+                continue
+            text = f"{entry.person} {entry.kind} {entry.subject} {entry.detail} {entry.address}".casefold()
+            if kind in ("", entry.kind) and all(word in text for word in wanted):
+                found.append(entry)
+                if len(found) == count:
+                    break
+        return found

@@ -17,6 +17,7 @@ from engine.accounts.limits import SETTINGS_FILE, LabLimits, Maintenance
 from engine.errors import AccountError, DeviceError
 from engine.files import write_atomically
 from engine.paths import LoratoryHome, typed_path
+from engine.processes.liveness import FileLock
 
 _LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
 
@@ -92,6 +93,24 @@ def save_settings(home: LoratoryHome, settings: LabSettings) -> None:
         StorageError: If they cannot be written.
     """
     write_atomically(_settings_path(home), yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False))
+
+
+def change_settings(home: LoratoryHome, **changes: object) -> LabSettings:
+    """Change some settings and keep the rest, also where several admins do so at once.
+
+    Raises:
+        AccountError: If a value is not allowed, or the file cannot be used.
+        StorageError: If they cannot be written.
+    """
+    with FileLock(home.server / "lab-settings.lock"):
+        try:
+            settings = LabSettings.model_validate({**read_settings(home).model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = " ".join(str(part) for part in first["loc"])
+            raise AccountError(f"The {name} cannot be used: {first['msg'].lower()}.", "Change it.") from None
+        save_settings(home, settings)
+    return settings
 
 
 def read_notice(home: LoratoryHome) -> str:

@@ -12,12 +12,13 @@ from starlette.types import Message, Receive, Scope, Send
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
-from engine.accounts.people import Person
+from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.paths import LoratoryHome
 from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.supervision.supervisor import Supervisor
+from ui.backend.lab import LabAdmin
 from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate
@@ -39,7 +40,8 @@ def build_gate(
     plain = Starlette(routes=[*front.routes(), *AccountPages(*shared).routes()])
 
     def complete(person: Person) -> Services:
-        return replace(services_of(person), notice=lambda: read_notice(home))
+        lab = LabAdmin(home, address, *shared, person.name) if may(person, Action.MANAGE) else None
+        return replace(services_of(person), notice=lambda: read_notice(home), lab=lab)
 
     pages = PersonPages(complete, address, close_services)
     gate = Gate(address, sessions.find, plain, FRONT_PATHS | ACCOUNT_PATHS, pages, behind_proxy=behind_proxy)

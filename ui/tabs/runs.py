@@ -10,7 +10,18 @@ from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.electricity import Electricity, read_electricity, save_electricity
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
-from ui.components import HIDDEN, QUICK, UNCHANGED, Updates, chart, pick_list, picked, shown_as_message, visible_if
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    UNCHANGED,
+    Updates,
+    chart,
+    pick_list,
+    picked,
+    save_csv_script,
+    shown_as_message,
+    visible_if,
+)
 from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
@@ -21,17 +32,6 @@ from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
 
 _PAGE_ROWS = 100
-
-# The table is made on the server and saved by the browser: no file stays behind.
-_SAVE_CSV = """(text) => {
-  if (!text) return '';
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {type: 'text/csv;charset=utf-8'}));
-  link.download = 'loratory-runs.csv';
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  return '';
-}"""
 
 
 class RunsTab:
@@ -106,7 +106,7 @@ class RunsTab:
         self.one.show_after(taken, again=False)
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
         made = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
-        made.then(None, self._csv_text, self._csv_text, js=_SAVE_CSV, **QUICK)
+        made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self._order_queue), None, None, **QUICK))
         self.electricity.wire(self._tab)
         for event in (taken, *self.one.wire(self.compared)):

@@ -79,7 +79,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
         annotations.append(_level_label(base.eval_loss, f"base model {base.eval_loss:.2f}", log=view.log_axis))
     layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}") | {"annotations": annotations}
     layout["xaxis"] |= _whole_steps(history)
-    return _figure_json(traces, layout, _loss_words(history))
+    return figure_json(traces, layout, _loss_words(history))
 
 
 def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
@@ -95,7 +95,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
     )
     traces: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    layout = _layout(330, revision)
+    layout = chart_layout(330, revision)
     layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
     for position, (title, column, unit, number) in enumerate(charts):
         suffix = "" if position == 0 else str(position + 1)
@@ -103,9 +103,9 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         x_domain = [0.0, 0.465] if position % 2 == 0 else [0.535, 1.0]
         y_domain = [0.6, 1.0] if position < 2 else [0.0, 0.4]
         layout[f"xaxis{suffix}"] = (
-            _AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5} | _whole_steps(history)
+            AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5} | _whole_steps(history)
         )
-        layout[f"yaxis{suffix}"] = _AXIS | {
+        layout[f"yaxis{suffix}"] = AXIS | {
             "domain": y_domain, "anchor": axes["xaxis"], "nticks": 4, "rangemode": "tozero", "exponentformat": "e",
         }  # fmt: skip
         annotations.append(
@@ -125,7 +125,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
             traces.append(_level(history, predicted, "predicted") | axes)
             label = _level_label(predicted, f"predicted peak {predicted:.2f}", log=False)
             annotations.append(label | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]})
-    return _figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
+    return figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
 
 
 def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:
@@ -156,10 +156,10 @@ def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> s
             )  # fmt: skip
     layout = _loss_layout(view, words, f"{view.against}:{view.log_axis}")
     names = ", ".join(name for name, _ in runs)
-    return _figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
+    return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
 
 
-def _figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:
+def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:
     """Return a figure as the browser draws it; `label` says what it shows to those who do not see it.
 
     Colours may be CSS variables such as `var(--series-blue)`; the layout has its `height` in pixels.
@@ -191,10 +191,10 @@ def _level_label(value: float, text: str, *, log: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_AXIS: dict[str, Any] = {"gridcolor": "var(--rule)", "zeroline": False, "ticks": "", "automargin": True}
+AXIS: dict[str, Any] = {"gridcolor": "var(--rule)", "zeroline": False, "ticks": "", "automargin": True}
 
 
-def _layout(height: int, revision: str) -> dict[str, Any]:
+def chart_layout(height: int, revision: str) -> dict[str, Any]:
     return {
         "height": height,
         "autosize": True,
@@ -214,9 +214,9 @@ def _layout(height: int, revision: str) -> dict[str, Any]:
 
 
 def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]:
-    x_axis = _AXIS | {"title": {"text": x_title}, "rangemode": "tozero"}
-    y_axis = _AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
-    return _layout(350, revision) | {"xaxis": x_axis, "yaxis": y_axis}
+    x_axis = AXIS | {"title": {"text": x_title}, "rangemode": "tozero"}
+    y_axis = AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
+    return chart_layout(350, revision) | {"xaxis": x_axis, "yaxis": y_axis}
 
 
 def _whole_steps(history: RunHistory) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""What an admin sees and does of a lab. Each method looks at the rights as they are at that moment, and logs what it does."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from engine.accounts.accounts import Accounts, Invitation, InvitationState
+from engine.accounts.audit import AuditEntry, AuditKind, AuditLog
+from engine.accounts.lab import LabSettings, PublicAddress, change_settings, join_link, read_settings
+from engine.accounts.limits import LabLimits, Maintenance
+from engine.accounts.people import Action, Person, RunAccess, may, require_role
+from engine.accounts.sessions import Sessions
+from engine.accounts.throttle import SignInThrottle
+from engine.errors import AccountError, ConfigError, EngineError, Problem, RunError
+from engine.paths import LoratoryHome
+from engine.runs.control import request_stop
+from engine.runs.disk import DiskUse, disk_use, free_bytes
+from engine.runs.run import Run, RunState
+from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
+from engine.runs.usage import Attempt, WeekOfPerson, live_attempt, usage_by_week
+
+_LOOKED_AT = 200  # of each person's newest runs; those that wait or run are among them
+_SHARED_AT_MOST = 500
+AccountChange = Literal["disable", "enable"]
+
+
+class Caller(NamedTuple):
+    """Who sent a request.
+
+    Attributes:
+        token: Of the session, as the cookie has it.
+        address: From where.
+    """
+
+    token: str
+    address: str
+
+
+class UnconfirmedError(AccountError):
+    """The password was not given recently enough for a change of rights."""
+
+    def __init__(self) -> None:
+        super().__init__("This needs your password once more.", "Type it below.")
+
+
+class ActiveRun(NamedTuple):
+    """A run that waits or has a device."""
+
+    run: Run
+    state: RunState
+
+
+class SharedItem(NamedTuple):
+    """A folder or file that all people of a lab may read."""
+
+    kind: str
+    name: str
+    bytes: int
+
+
+class Usage(NamedTuple):
+    """What people used.
+
+    Attributes:
+        weeks: By person and week, the newest in front.
+        disks: By person.
+        free_bytes: Of the disk.
+    """
+
+    weeks: tuple[WeekOfPerson, ...]
+    disks: tuple[DiskUse, ...]
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class LabAdmin:
+    """The lab, as one admin manages it.
+
+    Attributes:
+        home: Of the lab.
+        address: At which browsers reach it.
+        accounts: Its people.
+        sessions: Their sessions.
+        throttle: Counts wrong passwords, together with those of the sign-in page.
+        audit: Logs what is done.
+        name: The admin's.
+    """
+
+    home: LoratoryHome
+    address: PublicAddress
+    accounts: Accounts
+    sessions: Sessions
+    throttle: SignInThrottle
+    audit: AuditLog
+    name: str
+
+    def people(self) -> tuple[list[Person], list[InvitationState]]:
+        """Return all accounts, and the invitations that can still be used."""
+        self._require()
+        return self.accounts.people(), self.accounts.invitations()
+
+    def confirm(self, caller: Caller, password: str) -> None:
+        """Check the admin's password again; changes of rights are then allowed for ten minutes.
+
+        Raises:
+            AccountError: If it is wrong, or was tried too often.
+        """
+        self._require()
+        self.throttle.begin(caller.address, self.name)
+        if self.accounts.check_password(self.name, password) is None:
+            self.throttle.failed(self.name)
+            self._log(caller, "sign-in failed", self.name, "confirmation")
+            raise AccountError("The password is wrong.", "Type the password that you sign in with.")
+        self.sessions.confirm(caller.token)
+
+    def invite(self, caller: Caller, role: str) -> str:
+        """Return a link that makes one account; it can be shown this once."""
+        self._require_confirmed(caller)
+        return self._link(caller, self.accounts.invite(require_role(role), by=self.name))
+
+    def reset(self, caller: Caller, name: str) -> str:
+        """Return a link with which a person sets another password; the present one ends at once."""
+        self._require_confirmed(caller)
+        return self._link(caller, self.accounts.reset(name, by=self.name))
+
+    def set_role(self, caller: Caller, name: str, role: str) -> Person:
+        """Change what a person may do."""
+        self._require_confirmed(caller)
+        person = self.accounts.set_role(name, require_role(role))
+        self._log(caller, "role changed", person.name, person.role)
+        return person
+
+    def disable(self, caller: Caller, name: str) -> Person:
+        """Keep a person out; their runs continue."""
+        self._require()
+        person = self.accounts.disable(name)
+        self._log(caller, "disabled", person.name, person.role)
+        return person
+
+    def enable(self, caller: Caller, name: str) -> Person:
+        """Let a disabled person sign in again."""
+        self._require_confirmed(caller)
+        person = self.accounts.enable(name)
+        self._log(caller, "enabled", person.name, person.role)
+        return person
+
+    def active_runs(self) -> list[ActiveRun]:
+        """Return the runs of all people that have a device, then those that wait, the oldest in front."""
+        self._require()
+        found = []
+        for owner in list_owners(self.home):
+            with contextlib.suppress(EngineError, OSError):  # a mount that is gone
+                for run in RunStore(self.home, owner).list()[:_LOOKED_AT]:
+                    with contextlib.suppress(EngineError):
+                        state = run.folder.read_state()
+                        if not state.is_final:
+                            found.append(ActiveRun(run, state))
+        return sorted(found, key=lambda one: (one.state.state == "queued", one.run.id))
+
+    def stop(self, caller: Caller, name: str) -> None:
+        """Ask a run, named `owner/run-id`, to save and stop; one that waits leaves the queue."""
+        person = self._require()
+        owner, _, run_id = name.partition("/")
+        # Both are looked up in lists of what is there: neither becomes a path.
+        if (
+            owner not in list_owners(self.home)
+            or RUN_ID.fullmatch(run_id) is None
+            or not may(person, Action.STOP, RunAccess(owner))
+        ):
+            raise RunError("There is no such run.", "Look at the list as it is now.")
+        request_stop(RunStore(self.home, owner).get(run_id))
+        self._log(caller, "run stopped", name)
+
+    def usage(self) -> Usage:
+        """Return what people used by week, and what they have on disk; takes a moment where there are many files."""
+        now = time.time()
+        running: list[Attempt] = [
+            attempt for run, state in self.active_runs() if (attempt := live_attempt(run, state, now)) is not None
+        ]
+        names = sorted({person.name for person in self.accounts.people()} | set(list_owners(self.home)))
+        disks = tuple(disk_use(self.home, name) for name in names)
+        return Usage(usage_by_week(self.home, running), disks, free_bytes(self.home))
+
+    def settings(self) -> LabSettings:
+        """Return the settings of the lab."""
+        self._require()
+        return read_settings(self.home)
+
+    def save_limits(self, caller: Caller, values: Mapping[str, Any]) -> None:
+        """Replace the limits that are given, by field.
+
+        Raises:
+            ConfigError: If a value is out of bounds; all problems at once.
+        """
+        self._require()
+        before = read_settings(self.home).limits
+        try:
+            limits = LabLimits.model_validate({**before.model_dump(), **values})
+        except ValidationError as error:
+            raise ConfigError(
+                [Problem(str(item["loc"][0]), f"{item['msg'].lower()}.") for item in error.errors()]
+            ) from None
+        changed = [
+            f"{name}: {getattr(before, name)} to {getattr(limits, name)}"
+            for name in LabLimits.model_fields
+            if getattr(before, name) != getattr(limits, name)
+        ]
+        if changed:
+            change_settings(self.home, limits=limits)
+            self._log(caller, "limits changed", "", "; ".join(changed))
+
+    def announce(self, caller: Caller, text: str) -> None:
+        """Show a line on every page and on the sign-in page; empty text removes it.
+
+        Raises:
+            AccountError: If it is longer than 300 characters.
+        """
+        self._require()
+        change_settings(self.home, announcement=" ".join(text.split()))
+        self._log(caller, "announced", "", text)
+
+    def set_maintenance(self, caller: Caller, is_on: bool, text: str) -> None:
+        """Let no run start, or let them start again; what runs continues."""
+        self._require()
+        change_settings(self.home, maintenance={"is_on": is_on, "text": " ".join(text.split())})
+        self._log(caller, "maintenance", "", "on" if is_on else "off")
+
+    def shared(self) -> list[SharedItem]:
+        """Return the models and data that all people may read, with their sizes."""
+        self._require()
+        found = []
+        for kind, folder in (("model", self.home.root / "shared" / "models"), ("data", self.home.shared_data)):
+            with contextlib.suppress(OSError):
+                for path in sorted(folder.iterdir())[:_SHARED_AT_MOST]:
+                    bytes_ = folder_size_bytes(path) if path.is_dir() else path.stat().st_size
+                    found.append(SharedItem(kind, path.name, bytes_))
+        return found
+
+    def log_entries(self, words: str, kind: str, count: int) -> list[AuditEntry]:
+        """Return the newest entries of the audit log, of one kind and with all words where these are given."""
+        self._require()
+        return self.audit.newest(count, words, kind)
+
+    def _require(self) -> Person:
+        person = self.accounts.person(self.name)
+        if not may(person, Action.MANAGE):
+            raise AccountError("Your account may not do that.", "Ask an admin of the lab.")
+        return person
+
+    def _require_confirmed(self, caller: Caller) -> None:
+        person = self._require()
+        signed_in = self.sessions.find(caller.token)
+        if signed_in is None or signed_in.person.name != person.name or not self.sessions.is_confirmed(signed_in):
+            raise UnconfirmedError
+
+    def _link(self, caller: Caller, invitation: Invitation) -> str:
+        detail = invitation.role if invitation.person is None else "password"
+        self._log(caller, "invited", invitation.person or "", detail)
+        return join_link(self.address, invitation)
+
+    def _log(self, caller: Caller, kind: AuditKind, subject: str = "", detail: str = "") -> None:
+        self.audit.write(self.name, kind, subject, detail, caller.address)
+
+
+def limit_fields() -> dict[str, FieldInfo]:
+    """Return the limits that an admin sets, by name."""
+    return dict(LabLimits.model_fields)
+
+
+def maintenance_fields() -> dict[str, FieldInfo]:
+    """Return the Fields of the maintenance switch, by name."""
+    return dict(Maintenance.model_fields)

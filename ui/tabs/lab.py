@@ -1,0 +1,286 @@
+"""Lab: people, runs of all, usage, limits, announcements, maintenance, shared folders and audit log. For admins alone."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import gradio as gr
+
+from engine.accounts.audit import AuditKind
+from engine.accounts.lab import LabSettings
+from engine.accounts.people import ROLES
+from engine.errors import AccountError
+from ui.backend.lab import Caller, LabAdmin, UnconfirmedError, Usage, limit_fields, maintenance_fields
+from ui.components import (
+    COPY_SCRIPT,
+    HIDDEN,
+    QUICK,
+    SLOW,
+    Updates,
+    chart,
+    pick_list,
+    picked,
+    save_csv_script,
+    shown_as_message,
+    shown_in_place,
+    visible_if,
+)  # fmt: skip
+from ui.form import component_of_field, number_of, text_of
+from ui.front.gate import COOKIE
+from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
+from ui.page import Page
+from ui.views import lab as views
+from ui.views.html import small
+
+_LOG_ROWS = 200
+_ANY_KIND = "any"
+_CONFIRM = "Type your password to continue."
+_NEEDS_NAME = ("role", "reset", "disable", "enable")
+
+
+class LabTab:
+    """Lays out the Lab tab of an admin; `wire` connects it once the whole page is laid out."""
+
+    def __init__(self, page: Page, admin: LabAdmin) -> None:
+        self._page = page
+        self._admin = admin
+        self._tab = enclosing_tab()
+        self._lay_out_people()
+        gr.HTML("<h2>Runs and queue</h2>")
+        self.active = pick_list(elem_id="lab-active")
+        gr.HTML("<h2>Usage</h2>")
+        self.chart = chart("No usage yet.", elem_id="lab-usage-chart")
+        self.usage = gr.HTML(elem_id="lab-usage")
+        self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
+        self._csv_text = gr.Textbox(visible=False)
+        self._lay_out_settings()
+        with gr.Accordion("Shared models and data", open=False, elem_id="lab-shared-fold"):
+            self.shared = gr.HTML(elem_id="lab-shared")
+        with gr.Accordion("Audit log", open=False, elem_id="lab-log-fold"):
+            with gr.Row():
+                self.words = gr.Textbox(
+                    label="Search", placeholder="person, run, address …", scale=3, elem_id="lab-log-search"
+                )
+                self.kind = Dropdown(
+                    [_ANY_KIND, *get_args(AuditKind)], value=_ANY_KIND, label="What", scale=1, elem_id="lab-log-kind"
+                )
+            self.log = gr.HTML(elem_id="lab-log")
+        self.timer = gr.Timer(5.0, active=False)
+
+    def _lay_out_people(self) -> None:
+        gr.HTML(
+            '<h2>People</h2><p class="lead">Pick a person to change the role, reset the password or disable the account.</p>'
+        )
+        self.people = pick_list(elem_id="lab-people")
+        self.name = gr.Textbox("", visible=False)  # of the person who is picked
+        with gr.Column(visible=False, elem_id="lab-person") as self.person:
+            self.heading = gr.HTML()
+            with gr.Row():
+                self.role = Radio(list(ROLES), label="Role", scale=2, min_width=240, elem_id="lab-role")
+            with gr.Row():
+                self.save_role = gr.Button("Change role", scale=0, min_width=150, elem_id="lab-save-role")
+                self.reset = gr.Button("Reset password", scale=0, min_width=150, elem_id="lab-reset")
+                self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=150, elem_id="lab-disable")
+                self.enable = gr.Button("Enable", scale=0, min_width=150, visible=False, elem_id="lab-enable")
+        with gr.Row(elem_id="lab-invite-row"):
+            self.invited_role = Radio(
+                list(ROLES), value="member", label="New account", scale=0, min_width=300, elem_id="lab-invite-role"
+            )
+            self.invite = gr.Button("Create invitation", scale=0, min_width=170, elem_id="lab-invite")
+        with gr.Column(visible=False, elem_id="lab-confirm") as self.confirmation:
+            gr.HTML(f'<div class="notice">{_CONFIRM}</div>')
+            with gr.Row():
+                self.password = gr.Textbox(
+                    label="Your password", type="password", scale=2, max_lines=1, elem_id="lab-password"
+                )
+                self.confirm = gr.Button("Confirm", scale=0, min_width=150, elem_id="lab-confirm-button")
+        self.pending = gr.Textbox("", visible=False)  # what waits for the password
+        self.result = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="lab-result")
+
+    def _lay_out_settings(self) -> None:
+        with gr.Accordion("Limits", open=False, elem_id="lab-limits"):
+            gr.HTML(small("An empty field is no limit. A change holds from the next look at the queue."))
+            self.limits: dict[str, Any] = {}
+            fields = list(limit_fields().items())
+            for first in range(0, len(fields), 2):
+                with gr.Row():
+                    for name, field in fields[first : first + 2]:
+                        own = {"value": ""} if _is_mapping(field.default) else {}
+                        self.limits[name] = component_of_field(field, min_width=240, elem_id=f"lab-{name}", **own)
+            self.save_limits = gr.Button("Save limits", scale=0, min_width=150, elem_id="lab-save-limits")
+        with gr.Accordion("Announcement and maintenance", open=False, elem_id="lab-news"):
+            self.announcement = component_of_field(LabSettings.model_fields["announcement"], elem_id="lab-announcement")
+            self.announce = gr.Button("Announce", scale=0, min_width=150, elem_id="lab-announce")
+            fields_of_maintenance = maintenance_fields()
+            self.maintenance = component_of_field(fields_of_maintenance["is_on"], elem_id="lab-maintenance")
+            self.maintenance_text = component_of_field(fields_of_maintenance["text"], elem_id="lab-maintenance-text")
+            self.save_maintenance = gr.Button("Save", scale=0, min_width=150, elem_id="lab-save-maintenance")
+
+    def wire(self) -> None:
+        """Connect the events."""
+        self._page.rest_elsewhere(self._tab, self.timer)
+        settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
+        filters = [self.words, self.kind]
+        listed = [self.people, self.active, self.shared]
+        opened = self._tab.select(shown_as_message(self._show), self.name, [*listed, self.result, *settings], **QUICK)
+        opened.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
+        opened.then(shown_as_message(self._show_usage), None, [self.usage, self.chart], **SLOW)
+        self._tab.select(lambda: gr.update(active=True), None, self.timer, **QUICK)
+        show_active = shown_in_place(lambda: views.render_active(self._admin.active_runs()))
+        self.timer.tick(show_active, None, self.active, trigger_mode="once", **QUICK)
+
+        panel = [self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people]
+        changed = [*panel, self.pending, self.confirmation, self.password, self.result]
+        self.people.click(shown_as_message(self._pick), None, [*panel, self.result], **QUICK)
+        for button, action in (
+            (self.invite, "invite"), (self.save_role, "role"), (self.reset, "reset"), (self.disable, "disable"),
+            (self.enable, "enable"),
+        ):  # fmt: skip
+            inputs = [self.name, self.invited_role if action == "invite" else self.role]
+            self._log_after(button.click(self._asks_for(action), inputs, changed, **SLOW))
+        given = [self.password, self.pending, self.name]
+        for event in (self.confirm.click, self.password.submit):
+            self._log_after(event(shown_as_message(self._confirm), given, changed, **SLOW))
+
+        stopped = self.active.click(shown_as_message(self._stop), None, self.active, **QUICK)
+        saved = self.save_limits.click(shown_as_message(self._save_limits), list(self.limits.values()), None, **QUICK)
+        told = self.announce.click(shown_as_message(self._announce), self.announcement, None, **QUICK)
+        maintained = self.save_maintenance.click(
+            shown_as_message(self._set_maintenance), [self.maintenance, self.maintenance_text], None, **QUICK
+        )
+        for event in (stopped, saved, told, maintained):
+            self._log_after(event)
+        made = self.csv.click(
+            shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
+        )
+        made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
+        gr.on(
+            [changed_by_hand(part) for part in filters],
+            shown_in_place(self._show_log),
+            filters,
+            self.log,
+            trigger_mode="always_last",
+            **QUICK,
+        )
+
+    def _log_after(self, event: Any) -> None:
+        event.then(shown_in_place(self._show_log), [self.words, self.kind], self.log, **QUICK)
+
+    def _show(self, name: str) -> Updates:
+        settings = self._admin.settings()
+        limits = settings.limits
+        return {
+            self.people: self._list_people(name),
+            self.active: views.render_active(self._admin.active_runs()),
+            self.shared: views.render_shared(self._admin.shared()),
+            self.result: "",
+            **{part: _shown(getattr(limits, field)) for field, part in self.limits.items()},
+            self.announcement: settings.announcement,
+            self.maintenance: settings.maintenance.is_on,
+            self.maintenance_text: settings.maintenance.text,
+        }
+
+    def _list_people(self, chosen: str) -> str:
+        return views.render_people(*self._admin.people(), chosen)
+
+    def _show_usage(self) -> Updates:
+        usage: Usage = self._admin.usage()
+        return {self.usage: views.render_usage(usage), self.chart: views.usage_figure(usage)}
+
+    def _show_log(self, words: Any, kind: Any) -> str:
+        wanted = "" if kind == _ANY_KIND else str(kind)
+        return views.render_log(self._admin.log_entries(str(words or "")[:200], wanted, _LOG_ROWS))
+
+    def _pick(self, event: gr.EventData) -> Updates:
+        return {**self._panel(picked(event)), self.result: ""}
+
+    def _panel(self, name: str) -> Updates:
+        people, invitations = self._admin.people()
+        chosen = next((person for person in people if person.name == name), None)
+        listed = views.render_people(people, invitations, name)
+        if chosen is None:
+            return {self.name: "", self.person: HIDDEN, self.people: listed}
+        return {
+            self.name: chosen.name, self.person: visible_if(True), self.heading: f"<h3>{chosen.name}</h3>",
+            self.role: chosen.role, self.disable: visible_if(chosen.disabled is None),
+            self.enable: visible_if(chosen.disabled is not None), self.people: listed,
+        }  # fmt: skip
+
+    def _asks_for(self, action: str) -> Callable[..., Updates]:
+        def handler(name: Any, role: Any, request: gr.Request) -> Updates:
+            return self._do(f"{action}:{role}", str(name), _caller(request))
+
+        return shown_as_message(handler)
+
+    def _confirm(self, password: Any, pending: Any, name: Any, request: gr.Request) -> Updates:
+        caller = _caller(request)
+        self._admin.confirm(caller, str(password))
+        return self._do(str(pending), str(name), caller) if pending else self._calm()
+
+    def _do(self, wanted: str, name: str, caller: Caller) -> Updates:
+        """Do what a button asks for, or ask for the password first; both values are a client's, and are looked up."""
+        action, _, role = wanted.partition(":")
+        if action in _NEEDS_NAME and not name:
+            raise AccountError("No person is picked.", "Pick one in the list.")
+        result = ""
+        try:
+            if action == "invite":
+                result = views.render_link(self._admin.invite(caller, role), f"Link for a new {role}")
+            elif action == "reset":
+                result = views.render_link(self._admin.reset(caller, name), f"Link for a new password of {name}")
+            elif action == "role":
+                person = self._admin.set_role(caller, name, role)
+                gr.Info(f"{person.name} is {person.role} now.", duration=4)
+            elif action == "disable":
+                self._admin.disable(caller, name)
+            elif action == "enable":
+                self._admin.enable(caller, name)
+        except UnconfirmedError:
+            return {self.pending: wanted, self.confirmation: visible_if(True), self.password: "", self.result: ""}
+        return {**self._panel(name), **self._calm(), self.result: result}
+
+    def _calm(self) -> Updates:
+        return {self.pending: "", self.confirmation: HIDDEN, self.password: ""}
+
+    def _stop(self, event: gr.EventData, request: gr.Request) -> Updates:
+        name = picked(event)
+        if name.startswith(views.STOP_PREFIX):
+            self._admin.stop(_caller(request), name.removeprefix(views.STOP_PREFIX))
+            gr.Info("The run was asked to save and stop.", duration=4)
+        return {self.active: views.render_active(self._admin.active_runs())}
+
+    def _save_limits(self, request: gr.Request, *values: Any) -> None:
+        typed = dict(zip(self.limits, values, strict=True))
+        self._admin.save_limits(_caller(request), {name: _read(name, value) for name, value in typed.items()})
+        gr.Info("Limits saved.", duration=4)
+
+    def _announce(self, text: Any, request: gr.Request) -> None:
+        self._admin.announce(_caller(request), str(text or ""))
+        gr.Info("Announcement saved." if str(text or "").strip() else "Announcement removed.", duration=4)
+
+    def _set_maintenance(self, is_on: Any, text: Any, request: gr.Request) -> None:
+        self._admin.set_maintenance(_caller(request), is_on is True, str(text or ""))
+        gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
+
+
+def _caller(request: gr.Request) -> Caller:
+    address = request.client.host if request.client else ""
+    return Caller(request.cookies.get(COOKIE, ""), address)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _shown(value: Any) -> Any:
+    """Return a limit as its component has it."""
+    if _is_mapping(value):
+        return ", ".join(f"{name}: {text_of(weight)}" for name, weight in value.items())
+    return value if isinstance(value, bool) else text_of(value)
+
+
+def _read(name: str, typed: Any) -> Any:
+    """Return a limit from what was typed; what is not one is refused by its Field."""
+    if not _is_mapping(limit_fields()[name].default):
+        return number_of(typed)
+    pairs = (part.rpartition(":") for part in str(typed or "").split(",") if part.strip())
+    return {device.strip(): number_of(weight) for device, _, weight in pairs}
