@@ -116,9 +116,12 @@ def change_settings(home: LoratoryHome, **changes: object) -> LabSettings:
 def read_notice(home: LoratoryHome) -> str:
     """Return what all people of a lab should know; nothing where the settings cannot be read."""
     try:
-        return read_settings(home).announcement
+        settings = read_settings(home)
     except AccountError:
         return ""
+    maintenance = settings.maintenance
+    drain = f"Maintenance: no runs start. {maintenance.text}".strip() if maintenance.is_on else ""
+    return " ".join(filter(None, (settings.announcement, drain)))
 
 
 def public_address(home: LoratoryHome, given: str | None = None) -> PublicAddress:
