@@ -173,7 +173,7 @@ class LabTab:
             self.active: views.render_active(self._admin.active_runs()),
             self.shared: views.render_shared(self._admin.shared()),
             self.result: "",
-            **{part: _shown(getattr(limits, field)) for field, part in self.limits.items()},
+            **{part: _shown(getattr(limits, field), part) for field, part in self.limits.items()},
             self.announcement: settings.announcement,
             self.maintenance: settings.maintenance.is_on,
             self.maintenance_text: settings.maintenance.text,
@@ -271,11 +271,13 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, component: Any) -> Any:
     """Return a limit as its component has it."""
+    if not isinstance(component, gr.Textbox):
+        return value
     if _is_mapping(value):
         return ", ".join(f"{name}: {text_of(weight)}" for name, weight in value.items())
-    return value if isinstance(value, bool) else text_of(value)
+    return text_of(value)
 
 
 def _read(name: str, typed: Any) -> Any:
