@@ -50,7 +50,7 @@ def build_app(services: Services) -> gr.Blocks:
                     model_tab = ModelTab(page, fits)
                 with gr.Tab("Data", id="data"):
                     data_tab = DataTab(page)
-                others = []
+                others: list[Any] = []
                 for title, kind in _OTHER_TABS.items():
                     with gr.Tab(title, id=title.lower()):
                         others.append(kind(page))

@@ -1,10 +1,9 @@
 """What an admin sees and does of a lab. Each method looks at the rights as they are at that moment, and logs what it does."""
 
 import contextlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -16,17 +15,15 @@ from engine.accounts.limits import LabLimits, Maintenance
 from engine.accounts.people import Action, Person, RunAccess, may, require_role
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
-from engine.errors import AccountError, ConfigError, EngineError, Problem, RunError
+from engine.errors import AccountError, ConfigError, Problem, RunError
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
 from engine.runs.disk import DiskUse, disk_use, free_bytes
-from engine.runs.run import Run, RunState
+from engine.runs.lab_queue import QueueBoard, QueueEntry
 from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
-from engine.runs.usage import Attempt, WeekOfPerson, live_attempt, usage_by_week
+from engine.runs.usage import WeekOfPerson, usage_by_week
 
-_LOOKED_AT = 200  # of each person's newest runs; those that wait or run are among them
 _SHARED_AT_MOST = 500
-AccountChange = Literal["disable", "enable"]
 
 
 class Caller(NamedTuple):
@@ -46,13 +43,6 @@ class UnconfirmedError(AccountError):
 
     def __init__(self) -> None:
         super().__init__("This needs your password once more.", "Type it below.")
-
-
-class ActiveRun(NamedTuple):
-    """A run that waits or has a device."""
-
-    run: Run
-    state: RunState
 
 
 class SharedItem(NamedTuple):
@@ -88,6 +78,7 @@ class LabAdmin:
         sessions: Their sessions.
         throttle: Counts wrong passwords, together with those of the sign-in page.
         audit: Logs what is done.
+        board: Shows the queue.
         name: The admin's.
     """
 
@@ -97,6 +88,7 @@ class LabAdmin:
     sessions: Sessions
     throttle: SignInThrottle
     audit: AuditLog
+    board: QueueBoard
     name: str
 
     def people(self) -> tuple[list[Person], list[InvitationState]]:
@@ -149,18 +141,9 @@ class LabAdmin:
         self._log(caller, "enabled", person.name, person.role)
         return person
 
-    def active_runs(self) -> list[ActiveRun]:
-        """Return the runs of all people that have a device, then those that wait, the oldest in front."""
-        self._require()
-        found = []
-        for owner in list_owners(self.home):
-            with contextlib.suppress(EngineError, OSError):  # a mount that is gone
-                for run in RunStore(self.home, owner).list()[:_LOOKED_AT]:
-                    with contextlib.suppress(EngineError):
-                        state = run.folder.read_state()
-                        if not state.is_final:
-                            found.append(ActiveRun(run, state))
-        return sorted(found, key=lambda one: (one.state.state == "queued", one.run.id))
+    def queue(self) -> tuple[QueueEntry, ...]:
+        """Return the runs of all people at work, then those that wait, the next one first."""
+        return self.board.entries(self._require())
 
     def stop(self, caller: Caller, name: str) -> None:
         """Ask a run, named `owner/run-id`, to save and stop; one that waits leaves the queue."""
@@ -178,13 +161,10 @@ class LabAdmin:
 
     def usage(self) -> Usage:
         """Return what people used by week, and what they have on disk; takes a moment where there are many files."""
-        now = time.time()
-        running: list[Attempt] = [
-            attempt for run, state in self.active_runs() if (attempt := live_attempt(run, state, now)) is not None
-        ]
+        self._require()
         names = sorted({person.name for person in self.accounts.people()} | set(list_owners(self.home)))
         disks = tuple(disk_use(self.home, name) for name in names)
-        return Usage(usage_by_week(self.home, running), disks, free_bytes(self.home))
+        return Usage(usage_by_week(self.home, self.board.attempts()), disks, free_bytes(self.home))
 
     def settings(self) -> LabSettings:
         """Return the settings of the lab."""

@@ -16,6 +16,7 @@ from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.paths import LoratoryHome
+from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
@@ -38,9 +39,10 @@ def build_gate(
     shared = Accounts(database), sessions, SignInThrottle(), AuditLog(audit_log_path(home))
     front = Front(*shared, notice=lambda: read_notice(home))
     plain = Starlette(routes=[*front.routes(), *AccountPages(*shared).routes()])
+    board = QueueBoard(home)
 
     def complete(person: Person) -> Services:
-        lab = LabAdmin(home, address, *shared, person.name) if may(person, Action.MANAGE) else None
+        lab = LabAdmin(home, address, *shared, board, person.name) if may(person, Action.MANAGE) else None
         return replace(services_of(person), notice=lambda: read_notice(home), lab=lab)
 
     pages = PersonPages(complete, address, close_services)

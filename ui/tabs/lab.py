@@ -11,7 +11,6 @@ from engine.accounts.people import ROLES
 from engine.errors import AccountError
 from ui.backend.lab import Caller, LabAdmin, UnconfirmedError, Usage, limit_fields, maintenance_fields
 from ui.components import (
-    COPY_SCRIPT,
     HIDDEN,
     QUICK,
     SLOW,
@@ -20,6 +19,7 @@ from ui.components import (
     pick_list,
     picked,
     save_csv_script,
+    script,
     shown_as_message,
     shown_in_place,
     visible_if,
@@ -94,7 +94,7 @@ class LabTab:
                 )
                 self.confirm = gr.Button("Confirm", scale=0, min_width=150, elem_id="lab-confirm-button")
         self.pending = gr.Textbox("", visible=False)  # what waits for the password
-        self.result = gr.HTML(js_on_load=COPY_SCRIPT, elem_id="lab-result")
+        self.result = gr.HTML(js_on_load=script("copy"), elem_id="lab-result")
 
     def _lay_out_settings(self) -> None:
         with gr.Accordion("Limits", open=False, elem_id="lab-limits"):
@@ -125,7 +125,7 @@ class LabTab:
         opened.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
         opened.then(shown_as_message(self._show_usage), None, [self.usage, self.chart], **SLOW)
         self._tab.select(lambda: gr.update(active=True), None, self.timer, **QUICK)
-        show_active = shown_in_place(lambda: views.render_active(self._admin.active_runs()))
+        show_active = shown_in_place(lambda: views.render_queue(self._admin.queue()))
         self.timer.tick(show_active, None, self.active, trigger_mode="once", **QUICK)
 
         panel = [self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people]
@@ -170,7 +170,7 @@ class LabTab:
         limits = settings.limits
         return {
             self.people: self._list_people(name),
-            self.active: views.render_active(self._admin.active_runs()),
+            self.active: views.render_queue(self._admin.queue()),
             self.shared: views.render_shared(self._admin.shared()),
             self.result: "",
             **{part: _shown(getattr(limits, field), part) for field, part in self.limits.items()},
@@ -246,7 +246,7 @@ class LabTab:
         if name.startswith(views.STOP_PREFIX):
             self._admin.stop(_caller(request), name.removeprefix(views.STOP_PREFIX))
             gr.Info("The run was asked to save and stop.", duration=4)
-        return {self.active: views.render_active(self._admin.active_runs())}
+        return {self.active: views.render_queue(self._admin.queue())}
 
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
         typed = dict(zip(self.limits, values, strict=True))

@@ -12,8 +12,9 @@ from engine.accounts.accounts import InvitationState
 from engine.accounts.audit import AuditEntry
 from engine.accounts.people import Person
 from engine.runs.disk import DiskUse
+from engine.runs.lab_queue import QueueEntry
 from engine.runs.usage import Week, WeekOfPerson
-from ui.backend.lab import ActiveRun, SharedItem, Usage
+from ui.backend.lab import SharedItem, Usage
 from ui.views.html import (
     Column,
     Row,
@@ -67,24 +68,24 @@ def render_link(link: str, what: str) -> str:
     return f'<div class="notice" role="status"><b>{escape(words)}</b>{copyable(link, "link")}</div>'
 
 
-def render_active(runs: Sequence[ActiveRun]) -> str:
-    """Return the runs of all people that have a device or wait, each with a button that stops it."""
-    if not runs:
+def render_queue(entries: Sequence[QueueEntry]) -> str:
+    """Return the runs of all people at work and in the queue, each with a button that stops it."""
+    if not entries:
         return empty("No runs", "Nothing runs or waits.")
     rows = []
-    for run, state in runs:
-        name = f"{run.owner}/{run.id}"
-        waits = state.state == "queued"
+    for one in entries:
+        waits = one.place is not None
+        name = f"{one.owner}/{one.run_id}"
         rows.append(
             (
-                under(f"<b>{escape(run.owner)}</b>", run.id),
-                state.state,
-                escape(state.device or "–"),
-                escape(state.cause if waits else _since(state.started)),
+                under(f"<b>{escape(one.owner)}</b>", one.run_id),
+                f"{one.place} in the queue{', urgent' if one.is_urgent else ''}" if waits else one.state,
+                escape(one.device or "–"),
+                escape(one.words or _times(one) or "–"),
                 pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}"),
             )
         )
-    return table(("Run", "State", "Device", "Since, or why it waits", ""), rows, css="rows")
+    return table(("Run", "State", "Device", "Times, or why it waits", ""), rows, css="rows")
 
 
 def render_usage(usage: Usage) -> str:
@@ -198,5 +199,7 @@ def _ago(moment: float | None) -> str:
     return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"
 
 
-def _since(moment: float | None) -> str:
-    return "" if moment is None else f"for {duration(time.time() - moment)}"
+def _times(entry: QueueEntry) -> str:
+    began = "" if entry.since is None else f"for {duration(time.time() - entry.since)}"
+    left = "" if entry.expected_end is None else f"{duration(entry.expected_end - time.time())} left"
+    return ", ".join(filter(None, (began, left)))

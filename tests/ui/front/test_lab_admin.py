@@ -1,0 +1,261 @@
+"""What an admin does is checked at each call, asks for the password where rights change, and is in the audit log."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import PublicAddress, audit_log_path, change_settings, read_notice, read_settings
+from engine.accounts.limits import LabLimits
+from engine.accounts.sessions import CONFIRMED_SECONDS
+from engine.accounts.throttle import SignInThrottle
+from engine.errors import AccountError, ConfigError, EngineError, RunError
+from engine.runs.lab_queue import QueueBoard
+from engine.runs.store import RunStore
+from engine.runs.usage import Attempt
+from tests.accounts.conftest import (  # noqa: F401 - fixtures
+    PASSWORD,
+    accounts,
+    clock,
+    database,
+    make_person,
+    quick_passwords,
+    sessions,
+)
+from tests.invented_runs import InventedRun, a_config, write_run
+from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
+from ui.views.lab import render_log, render_people, render_queue, render_usage, usage_csv, usage_figure
+
+MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC
+
+
+@pytest.fixture
+def admin(home, accounts, sessions, clock, make_person):  # noqa: F811
+    """The lab as root manages it, with ann and bea in it."""
+    make_person("root", "admin")
+    make_person("ann")
+    make_person("bea", "guest")
+    address = PublicAddress.parse("https://gpu.lab.example")
+    audit = AuditLog(audit_log_path(home), clock)
+    board = QueueBoard(home, devices=tuple, programs=lambda _: ())
+    return LabAdmin(home, address, accounts, sessions, SignInThrottle(), audit, board, "root")
+
+
+@pytest.fixture
+def caller(admin):
+    return Caller(admin.sessions.begin(admin.accounts.person("root"), "10.0.0.1", "test"), "10.0.0.1")
+
+
+def logged(admin):
+    return [(one.person, one.kind, one.subject, one.detail, one.address) for one in admin.audit.entries()]
+
+
+ACTIONS = {
+    "people": lambda admin, caller: admin.people(),
+    "confirm": lambda admin, caller: admin.confirm(caller, PASSWORD),
+    "invite": lambda admin, caller: admin.invite(caller, "admin"),
+    "reset": lambda admin, caller: admin.reset(caller, "bea"),
+    "set_role": lambda admin, caller: admin.set_role(caller, "bea", "admin"),
+    "disable": lambda admin, caller: admin.disable(caller, "bea"),
+    "enable": lambda admin, caller: admin.enable(caller, "bea"),
+    "queue": lambda admin, caller: admin.queue(),
+    "stop": lambda admin, caller: admin.stop(caller, "bea/20261101-000000-000-abcd"),
+    "usage": lambda admin, caller: admin.usage(),
+    "settings": lambda admin, caller: admin.settings(),
+    "save_limits": lambda admin, caller: admin.save_limits(caller, {"running_per_person": 5}),
+    "announce": lambda admin, caller: admin.announce(caller, "hello"),
+    "set_maintenance": lambda admin, caller: admin.set_maintenance(caller, True, ""),
+    "shared": lambda admin, caller: admin.shared(),
+    "log_entries": lambda admin, caller: admin.log_entries("", "", 10),
+}
+
+
+def test_every_method_is_in_the_table():
+    assert set(ACTIONS) == {name for name in vars(LabAdmin) if not name.startswith("_")} - {"address"}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("name", ["ann", "bea", "unknown"])
+def test_only_an_admin_does_anything(admin, caller, action, name):
+    token = caller.token if name == "unknown" else admin.sessions.begin(admin.accounts.person(name), "", "")
+    before = admin.accounts.people(), read_settings(admin.home)
+
+    with pytest.raises(AccountError):
+        ACTIONS[action](replace(admin, name=name), Caller(token, ""))
+
+    assert (admin.accounts.people(), read_settings(admin.home)) == before
+    assert logged(admin) == []
+
+
+def test_rights_end_with_the_role_although_the_page_is_open(admin, caller):
+    admin.accounts.set_role("ann", "admin")
+    admin.accounts.set_role("root", "member")
+    for action in ACTIONS.values():
+        with pytest.raises(AccountError):
+            action(admin, caller)
+
+
+@pytest.mark.parametrize("action", ["invite", "reset", "set_role", "enable"])
+def test_a_change_of_rights_asks_for_the_password_after_ten_minutes(admin, caller, clock, action):  # noqa: F811
+    clock.now += CONFIRMED_SECONDS + 1
+    with pytest.raises(UnconfirmedError):
+        ACTIONS[action](admin, caller)
+    with pytest.raises(AccountError, match="wrong"):
+        admin.confirm(caller, "wrong " + PASSWORD)
+    with pytest.raises(UnconfirmedError):
+        ACTIONS[action](admin, caller)
+
+    admin.confirm(caller, PASSWORD)
+    ACTIONS[action](admin, caller)
+
+
+@pytest.mark.parametrize("token", ["", "A" * 43])
+def test_a_session_of_another_confirms_nothing(admin, token):
+    of_ann = admin.sessions.begin(admin.accounts.person("ann"), "", "")
+    for one in (token, of_ann):
+        with pytest.raises(UnconfirmedError):
+            admin.invite(Caller(one, ""), "admin")
+
+
+def test_guesses_of_the_password_are_throttled(admin, caller):
+    problems = []
+    for guess in range(12):
+        with pytest.raises(AccountError) as refused:
+            admin.confirm(caller, f"guess number {guess}")
+        problems.append(str(refused.value))
+    assert "too many attempts" in problems[-1]
+
+
+def test_what_is_done_is_logged_with_the_address_and_without_the_link(admin, caller):
+    link = admin.invite(caller, "guest")
+    admin.reset(caller, "bea")
+    admin.set_role(caller, "bea", "member")
+    admin.disable(caller, "bea")
+    admin.enable(caller, "bea")
+    admin.announce(caller, "Driver update")
+    admin.set_maintenance(caller, True, "until 14:00")
+
+    assert logged(admin) == [
+        ("root", "invited", "", "guest", "10.0.0.1"),
+        ("root", "invited", "bea", "password", "10.0.0.1"),
+        ("root", "role changed", "bea", "member", "10.0.0.1"),
+        ("root", "disabled", "bea", "member", "10.0.0.1"),
+        ("root", "enabled", "bea", "member", "10.0.0.1"),
+        ("root", "announced", "", "Driver update", "10.0.0.1"),
+        ("root", "maintenance", "", "on", "10.0.0.1"),
+    ]
+    assert link.startswith("https://gpu.lab.example/join#")
+    assert link.partition("#")[2] not in audit_log_path(admin.home).read_text()
+    assert read_notice(admin.home) == "Driver update Maintenance: no runs start. until 14:00"
+
+
+def test_the_last_admin_stays(admin, caller):
+    for change in (lambda: admin.set_role(caller, "root", "member"), lambda: admin.disable(caller, "root")):
+        with pytest.raises(AccountError, match="No admin would be left"):
+            change()
+    assert logged(admin) == []
+
+
+def test_a_run_of_another_is_stopped_and_logged(admin, caller):
+    run = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
+    admin.stop(caller, f"ann/{run.id}")
+
+    assert run.folder.stop_request.exists()
+    assert logged(admin) == [("root", "run stopped", f"ann/{run.id}", "", "10.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "ann", "ann/", "/", "../ann/{id}", "ann/../ann/{id}", "bea/{id}", "ann/{short}", "ann/x\0"]
+)
+def test_a_run_that_is_not_there_is_not_stopped(admin, caller, name):
+    run = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
+    with pytest.raises(RunError):
+        admin.stop(caller, name.format(id=run.id, short=run.id[-4:]))
+    assert not run.folder.stop_request.exists()
+    assert logged(admin) == []
+
+
+def test_limits_are_saved_and_what_changed_is_logged(admin, caller):
+    admin.save_limits(caller, {"running_per_person": 1, "weekly_gpu_hours": 40.5, "device_weights": {"cuda:0": 2}})
+
+    limits = read_settings(admin.home).limits
+    assert (limits.running_per_person, limits.weekly_gpu_hours, limits.device_weights) == (1, 40.5, {"cuda:0": 2})
+    ((_, kind, _, detail, _),) = logged(admin)
+    assert kind == "limits changed"
+    assert "running_per_person: 2 to 1" in detail
+    assert "idle_minutes" not in detail
+
+
+def test_limits_out_of_bounds_are_refused_together(admin, caller):
+    with pytest.raises(ConfigError) as refused:
+        admin.save_limits(caller, {"running_per_person": 0, "weekly_gpu_hours": "many", "device_weights": {"tpu": 1}})
+
+    assert {problem.field for problem in refused.value.problems} == {
+        "running_per_person",
+        "weekly_gpu_hours",
+        "device_weights",
+    }
+    assert read_settings(admin.home).limits == LabLimits()
+
+
+def test_changes_of_several_admins_keep_each_other(admin, caller):
+    admin.save_limits(caller, {"running_per_person": 7})
+    admin.announce(caller, "hello")
+    change_settings(admin.home, public_url="https://gpu.lab.example")
+
+    settings = read_settings(admin.home)
+    assert (settings.limits.running_per_person, settings.announcement) == (7, "hello")
+
+
+@pytest.mark.parametrize("text", ["x" * 301, "a\x1bb"])
+def test_an_announcement_that_a_page_cannot_show_is_refused(admin, caller, text):
+    with pytest.raises(EngineError):
+        admin.announce(caller, text)
+    assert read_settings(admin.home).announcement == ""
+
+
+def test_the_audit_log_is_filtered_newest_first(admin, caller):
+    for detail in ("one", "two"):
+        admin.announce(caller, detail)
+    admin.disable(caller, "bea")
+    with audit_log_path(admin.home).open("a") as log:
+        log.write("{torn\n")
+
+    assert [one.kind for one in admin.log_entries("", "", 2)] == ["disabled", "announced"]
+    assert [one.detail for one in admin.log_entries("ROOT two", "announced", 10)] == ["two"]
+    assert admin.log_entries("nothing like it", "", 10) == []
+
+
+def test_usage_is_summed_by_person_and_week(admin):
+    admin.home.server.mkdir(exist_ok=True)
+    attempts = [
+        Attempt(
+            owner=owner,
+            run_id=f"{owner}{number}",
+            attempt=1,
+            device=device,
+            began=MONDAY,
+            ended=MONDAY + 3600,
+            joules=3.6e6,
+        )
+        for number, (owner, device) in enumerate([("ann", "cuda:0"), ("ann", "cuda:0, cuda:1"), ("bea", "cpu")])
+    ]
+    (admin.home.server / "usage.jsonl").write_text("".join(f"{one.model_dump_json()}\n" for one in attempts))
+    usage = admin.usage()
+
+    table, lines = render_usage(usage), usage_csv(usage).splitlines()
+    assert "3.0" in table
+    assert "2026-W39,ann,3.0000,0.0000,2.0000,2,0" in lines
+    assert "2026-W39,bea,0.0000,1.0000,1.0000,1,0" in lines
+    figure = json.loads(usage_figure(usage))
+    assert [(trace["name"], trace["y"]) for trace in figure["data"]] == [("ann", [3.0])]
+    assert "GPU hours" in figure["label"]
+
+
+def test_what_is_shown_is_no_markup(admin, caller):
+    entry = admin.audit
+    entry.write("", "sign-in failed", "<b>x</b>", "<i>y</i>", "<u>z</u>")
+    html = render_log(admin.log_entries("", "", 10)) + render_people(*admin.people(), "") + render_queue(admin.queue())
+    for tag in ("<b>x", "<i>y", "<u>z"):
+        assert tag not in html
