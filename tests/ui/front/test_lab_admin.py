@@ -256,6 +256,9 @@ def test_usage_is_summed_by_person_and_week(admin):
 def test_what_is_shown_is_no_markup(admin, caller):
     entry = admin.audit
     entry.write("", "sign-in failed", "<b>x</b>", "<i>y</i>", "<u>z</u>")
-    html = render_log(admin.log_entries("", "", 10)) + render_people(*admin.people(), "") + render_queue(admin.queue())
+    people, invitations = admin.people()
+    html = (
+        render_log(admin.log_entries("", "", 10)) + render_people(people, invitations, "") + render_queue(admin.queue())
+    )
     for tag in ("<b>x", "<i>y", "<u>z"):
         assert tag not in html
