@@ -10,7 +10,7 @@ from engine.chat.contract import (
     ChatState,
     ChatTarget,
     LoadedModel,
-    LoadProgress,
+    Progress,
     PromptView,
 )
 from engine.data.conversation import Message
@@ -40,14 +40,14 @@ class FakeChatSession:
     def state(self) -> ChatState:
         return self._state
 
-    def load(self, target: ChatTarget, on_progress: Callable[[LoadProgress], None] | None = None) -> LoadedModel:
+    def load(self, target: ChatTarget, on_progress: Callable[[Progress], None] | None = None) -> LoadedModel:
         model_id = target.model.id if target.model is not None else "smollm2-135m-instruct"
         if "nowhere" in model_id:
             raise ModelError(f"The model {model_id} cannot be reached.", "Check its name and your connection.")
         for number, message in enumerate(
             ("Starting a process for the model.", "Loading the model.", "Loading the adapter.")
         ):
-            progress = LoadProgress(phase="loading_model", message=message, fraction=number / 3)
+            progress = Progress(phase="loading_model", message=message, fraction=number / 3)
             self._state = ChatState(phase="loading", target=target, progress=progress)
             if on_progress is not None:
                 on_progress(progress)

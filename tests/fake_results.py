@@ -3,13 +3,13 @@
 import threading
 from collections.abc import Callable
 
+from engine.chat.contract import Progress
 from engine.errors import PushError
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     BranchAnswer,
     BranchLoss,
-    EvaluationProgress,
     EvaluationRequest,
     EvaluationResult,
     MeanScores,
@@ -17,10 +17,8 @@ from engine.evaluation.job import (
 )
 from engine.export.contract import (
     ExportedFile,
-    ExportProgress,
     ExportRequest,
     ExportResult,
-    PushProgress,
     PushRequest,
     PushResult,
     Verification,
@@ -95,10 +93,12 @@ class FakeEvaluation(_Paced):
         super().__init__(pace_seconds)
         self.request = request
 
-    def run(self, on_progress: Callable[[EvaluationProgress], None]) -> EvaluationResult:
+    def run(self, on_progress: Callable[[Progress], None]) -> EvaluationResult:
         self._go(
             lambda step: on_progress(
-                EvaluationProgress(message=f"Measuring the loss, row {step} of {STEPS}.", fraction=step / STEPS)
+                Progress(
+                    phase="measuring", message=f"Measuring the loss, row {step} of {STEPS}.", fraction=step / STEPS
+                )
             )
         )
         result = an_evaluation(min(23, self.request.settings.answered_rows))
@@ -130,10 +130,10 @@ class FakeExport(_Paced):
         super().__init__(pace_seconds)
         self.request = request
 
-    def run(self, on_progress: Callable[[ExportProgress], None]) -> ExportResult:
+    def run(self, on_progress: Callable[[Progress], None]) -> ExportResult:
         self._go(
             lambda step: on_progress(
-                ExportProgress(phase="writing", message=f"Writing tensor {step} of {STEPS}.", fraction=step / STEPS)
+                Progress(phase="writing", message=f"Writing tensor {step} of {STEPS}.", fraction=step / STEPS)
             )
         )
         weights = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors"}
@@ -154,10 +154,10 @@ class FakePush(_Paced):
         super().__init__(pace_seconds)
         self.request = request
 
-    def run(self, on_progress: Callable[[PushProgress], None]) -> PushResult:
+    def run(self, on_progress: Callable[[Progress], None]) -> PushResult:
         self._go(
             lambda step: on_progress(
-                PushProgress(phase="uploading", message=f"Uploading part {step} of {STEPS}.", fraction=step / STEPS)
+                Progress(phase="uploading", message=f"Uploading part {step} of {STEPS}.", fraction=step / STEPS)
             )
         )
         if "forbidden" in self.request.repository:

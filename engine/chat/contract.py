@@ -1,6 +1,7 @@
 """What a conversation's two sides say to each other: the page or the terminal here, the process with the model there."""
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization
 from engine.data.conversation import Message
+from engine.models.prepared import ModelProgress
 
 Branch = Literal["base", "tuned", "second"]
 FinishReason = Literal["eos", "length", "context", "stopped"]
-LoadPhase = Literal["starting", "fetching", "loading_model", "loading_adapter", "ready"]
+# A job goes through its own in this order; a wait for the Hub is reported within the phase that it holds up.
+Phase = Literal[
+    "starting", "checking", "preparing", "fetching", "loading_model", "loading_adapter", "measuring", "writing",
+    "verifying", "uploading", "committing", "ready",
+]  # fmt: skip
 ChatPhase = Literal["empty", "loading", "ready", "generating"]
 
 
@@ -48,12 +54,22 @@ class ChatTarget(Value):
         return cls(model=model)
 
 
-class LoadProgress(Value):
-    """How far loading has come; `fraction` from 0 to 1 where it is known."""
+class Progress(Value):
+    """How far a job has come; `fraction` from 0 to 1 where it is known, of the phase."""
 
-    phase: LoadPhase
+    phase: Phase
     message: str
     fraction: float | None = None
+
+    @classmethod
+    def fetching(cls, model: ModelProgress) -> "Progress":
+        """Return how far a model is fetched."""
+        done, total = model.done_bytes, model.total_bytes
+        fraction = done / total if done is not None and total else None
+        return cls(phase="fetching", message=model.message, fraction=fraction)
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class LoadedModel(Value):
@@ -106,7 +122,7 @@ class ChatState(Value):
     phase: ChatPhase
     target: ChatTarget | None = None
     model: LoadedModel | None = None
-    progress: LoadProgress | None = None  # while loading
+    progress: Progress | None = None  # while loading
     generating: int = 0  # requests under way, of all callers
     process_bytes: int | None = None  # resident memory of the process that holds the model
     note: str = ""  # why the model was unloaded, where that was not asked for

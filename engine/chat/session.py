@@ -15,17 +15,19 @@ from engine.chat.contract import (
     ChatState,
     ChatTarget,
     LoadedModel,
-    LoadProgress,
+    OnProgress,
+    Progress,
     PromptView,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
-from engine.config.run import ModelConfig, RunSection
+from engine.config.run import RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import RunError, WorkerError
-from engine.hardware.device import Device, visible_only
+from engine.hardware.device import Device
+from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
+from engine.hardware.lease import LeaseBook, Wait
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
@@ -35,8 +37,6 @@ WORKER_MODULE = "engine.chat.worker.main"
 
 _LEAVING_SECONDS = 3.0  # a run that has just ended still holds its device until its process is gone
 _LOOK_SECONDS = 1.0
-
-OnLoadProgress = Callable[[LoadProgress], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class _Loaded:
 @dataclass
 class _Loading:
     target: ChatTarget
-    progress: LoadProgress
+    plan: LoadPlan
+    progress: Progress
     kept: _Loaded | None = None  # whose process continues with other adapters; kept where they do not fit
     process: JsonLinesProcess | None = None
 
@@ -108,7 +109,7 @@ class ChatSession:
             process_bytes=process_bytes,
         )
 
-    def load(self, target: ChatTarget, on_progress: OnLoadProgress = lambda _: None) -> LoadedModel:
+    def load(self, target: ChatTarget, on_progress: OnProgress = lambda _: None) -> LoadedModel:
         """Load what `target` names, and return once it can answer; what is loaded already is not loaded again.
 
         Adapters are exchanged beneath a base that stays in memory; for another base the process ends, which frees its
@@ -121,7 +122,7 @@ class ChatSession:
             WorkerError: If the process ended, as when `unload` is called meanwhile.
         """
         plan = plan_load(target)
-        loading = _Loading(target, LoadProgress(phase="starting", message="Starting a process for the model."))
+        loading = _Loading(target, plan, Progress(phase="starting", message="Starting a process for the model."))
         with self._lock:
             former = self._loaded
             if former is not None and former.serves(target, plan):
@@ -136,8 +137,17 @@ class ChatSession:
             if former is not None and kept is None:
                 former.process.close()
             device = kept.device if kept is not None else self.choose(RunSection())
-            process = kept.process if kept is not None else self._new_process(device, plan.model)
-            model = self._load_in(process, LoadRequest(plan=plan, device=device), loading, on_progress)
+            job = DeviceJob(
+                home=self.home,
+                module=WORKER_MODULE,
+                purpose="chat",
+                title=Path(plan.model.id).name,
+                device=device,
+                access=hub_access(plan.model),
+                preemptible=True,
+            )
+            process = kept.process if kept is not None else job.new_process()
+            model = self._load_in(process, job, loading, on_progress)
         except BaseException:
             with self._lock:
                 if self._loading is loading:
@@ -229,21 +239,11 @@ class ChatSession:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
         return loaded
 
-    def _new_process(self, device: Device, model: ModelConfig) -> JsonLinesProcess:
-        return JsonLinesProcess(
-            WORKER_MODULE,
-            log_file=self.home.server / "chat.log",
-            arguments=(str(self.home.root),),
-            environment=visible_only((device,)),
-            access=hub_access(model),
-            restarts=False,
-        )
-
     def _load_in(
-        self, process: JsonLinesProcess, request: LoadRequest, loading: _Loading, on_progress: OnLoadProgress
+        self, process: JsonLinesProcess, job: DeviceJob, loading: _Loading, on_progress: OnProgress
     ) -> LoadedModel:
         def note(value: JsonObject) -> None:
-            loading.progress = LoadProgress.model_validate(value)
+            loading.progress = Progress.model_validate(value)
             on_progress(loading.progress)
 
         with self._lock:
@@ -252,13 +252,8 @@ class ChatSession:
             loading.process = process
         on_progress(loading.progress)
         try:
-            process.start()
-            identity = ProcessIdentity.of(process.pid or 0)
-            if identity is None:
-                raise WorkerError("The process for the model ended at once.", "Its log chat.log says more.")
-            title = Path(request.plan.model.id).name
-            holder = LeaseHolder(purpose="chat", title=title, process=identity, preemptible=True)
-            hold_devices(self._leases, (lease_name(request.device),), holder, Wait(_LEAVING_SECONDS))
+            job.start(process, Wait(_LEAVING_SECONDS))
+            request = LoadRequest(plan=loading.plan, device=job.device)
             return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))
         except WorkerError as error:
             if self._loading is not loading:

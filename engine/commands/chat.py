@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, LoadedModel, LoadProgress
+from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, LoadedModel, Progress
 from engine.chat.session import ChatSession
 from engine.commands.configs import named_path
 from engine.commands.output import (
@@ -141,7 +141,7 @@ def _answer_once(
     print_json({"prompt_ids": view.ids, "text": text, **chunks[-1].model_dump(include=facts)})
 
 
-def show_loading(line: ProgressLine, progress: LoadProgress) -> None:
+def show_loading(line: ProgressLine, progress: Progress) -> None:
     """Show how far a model is loaded."""
     if progress.phase != "ready":
         line.show(progress.message, progress.fraction)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from engine.chat.contract import Branch, ChatTarget, Value
+from engine.chat.contract import Branch, ChatTarget, OnProgress, Progress, Value
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
@@ -49,13 +49,6 @@ class EvaluationOrder(Value):
     settings: EvaluationConfig
     device: Device
     data_then: DataThen = DataThen()
-
-
-class EvaluationProgress(Value):
-    """How far it has come; `fraction` from 0 to 1 where it is known."""
-
-    message: str
-    fraction: float | None = None
 
 
 class BranchLoss(Value):
@@ -130,7 +123,7 @@ class EvaluationJob:
     choose: Callable[[RunSection], Device] = choose_device
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
-    def run(self, on_progress: Callable[[EvaluationProgress], None] = lambda _: None) -> EvaluationResult:
+    def run(self, on_progress: OnProgress = lambda _: None) -> EvaluationResult:
         """Measure, and keep the result in the run's folder, where `read_evaluation` finds it.
 
         Raises:
@@ -151,13 +144,13 @@ class EvaluationJob:
             device=order.device,
             access=hub_access(order.plan.model, order.run.dataset),
         )
-        on_progress(EvaluationProgress(message="Starting a process for the evaluation."))
+        on_progress(Progress(phase="starting", message="Starting a process for the evaluation."))
         answer = job.run(
             "evaluate",
             order.model_dump(mode="json"),
             self._stopped,
-            lambda value: on_progress(EvaluationProgress.model_validate(value)),
-            lambda present: on_progress(EvaluationProgress(message=present.why_wait)),
+            lambda value: on_progress(Progress.model_validate(value)),
+            lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
         )
         result = EvaluationResult.model_validate(answer)
         try:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import AwareDatetime, Field, ValidationError
 
@@ -11,10 +11,6 @@ from engine.chat.target import LoadPlan
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import StorageError
 from engine.hardware.device import Device
-
-ExportPhase = Literal["starting", "fetching", "writing", "verifying", "ready"]
-# In this order; a wait for the Hub is reported within the phase that it holds up.
-PushPhase = Literal["checking", "preparing", "uploading", "committing", "ready"]
 
 
 class ExportRequest(Value):
@@ -38,14 +34,6 @@ class ExportOrder(Value):
     llama_cpp: Path | None = None
 
 
-class ExportProgress(Value):
-    """How far it has come; `fraction` from 0 to 1 where it is known."""
-
-    phase: ExportPhase
-    message: str
-    fraction: float | None = None
-
-
 class PushRequest(Value):
     """Which result, into which repository."""
 
@@ -62,14 +50,6 @@ class UploadOrder(Value):
     settings: PushConfig
     message: str  # of the commit
     places: tuple[Path, ...] = ()  # folders whose names would reveal this machine
-
-
-class PushProgress(Value):
-    """How far it has come; `fraction` from 0 to 1 where it is known, of the phase."""
-
-    phase: PushPhase
-    message: str
-    fraction: float | None = None
 
 
 class ExportedFile(Value):

@@ -2,13 +2,15 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.chat.contract import OnProgress, Progress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
-from engine.export.contract import ExportOrder, ExportProgress, ExportRequest, ExportResult
+from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
 from engine.export.kinds import KINDS
 from engine.hardware.device import Device
@@ -19,27 +21,17 @@ from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.worker.main"
 
-OnExportProgress = Callable[[ExportProgress], None]
 
-
+@dataclass(eq=False)
 class ExportJob:
-    """One export; can be stopped from another thread.
+    """One export; can be stopped from another thread."""
 
-    Args:
-        home: The Loratory home.
-        request: What is wanted.
-        choose: Picks the device for the verification; `engine.hardware.devices.choose_device` unless a test says otherwise.
-    """
+    home: LoratoryHome
+    request: ExportRequest
+    choose: Callable[[RunSection], Device] = choose_device  # for the verification
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
-    def __init__(
-        self, home: LoratoryHome, request: ExportRequest, choose: Callable[[RunSection], Device] = choose_device
-    ) -> None:
-        self._home = home
-        self._request = request
-        self._choose = choose
-        self._stopped = threading.Event()
-
-    def run(self, on_progress: OnExportProgress = lambda _: None) -> ExportResult:
+    def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
         """Write the folder and verify it; on any error nothing of it is left.
 
         Raises:
@@ -50,15 +42,15 @@ class ExportJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        target, settings = self._request.target, self._request.settings
-        folder = typed_path(self._request.folder).resolve()
+        target, settings = self.request.target, self.request.settings
+        folder = typed_path(self.request.folder).resolve()
         plan = plan_load(target)
         trained = require_trained(plan)
-        KINDS[settings.kind].require(trained.traits, self._request.llama_cpp)
+        KINDS[settings.kind].require(trained.traits, self.request.llama_cpp)
         assert target.tuned is not None  # else nothing is planned that was trained
-        device, run = self._choose(RunSection()), run_in(target.tuned.folder)
+        device, run = self.choose(RunSection()), run_in(target.tuned.folder)
         job = DeviceJob(
-            home=self._home,
+            home=self.home,
             module=WORKER_MODULE,
             purpose="export",
             title=trained.name,
@@ -74,15 +66,15 @@ class ExportJob:
                 settings=settings,
                 device=device,
                 run=run,
-                llama_cpp=self._request.llama_cpp,
+                llama_cpp=self.request.llama_cpp,
             )
-            on_progress(ExportProgress(phase="starting", message="Starting a process for the export."))
+            on_progress(Progress(phase="starting", message="Starting a process for the export."))
             answer = job.run(
                 "export",
                 order.model_dump(mode="json"),
                 self._stopped,
-                lambda value: on_progress(ExportProgress.model_validate(value)),
-                lambda present: on_progress(ExportProgress(phase="starting", message=present.why_wait)),
+                lambda value: on_progress(Progress.model_validate(value)),
+                lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
             )
         return ExportResult.model_validate({**answer, "path": folder})
 

@@ -1,6 +1,7 @@
-"""One piece of work in a process of its own that holds its device for as long as it lives."""
+"""Work in a process of its own that holds its device for as long as it lives."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,49 @@ class DeviceJob:
     device: Device  # the only one that the worker sees
     holds_device: bool = True  # off where the work needs none
     access: frozenset[Access] = frozenset()  # what the worker may log in to
+    preemptible: bool = False  # ends where a run waits for the device
+
+    def new_process(self) -> JsonLinesProcess:
+        """Return the process, which sees one device and whose libraries are quiet; it is not started yet."""
+        quiet = {
+            "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        return JsonLinesProcess(
+            self.module,
+            log_file=self.home.server / f"{self.purpose}.log",
+            arguments=(str(self.home.root),),
+            environment={**quiet, **visible_only((self.device,))},
+            access=self.access,
+            restarts=False,
+        )
+
+    def start(self, process: JsonLinesProcess, wait: Wait) -> None:
+        """Start the process, and hold the device where the work needs one.
+
+        Raises:
+            DeviceError: If the device stays in use.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+        """
+        process.start()
+        if not self.holds_device:
+            return
+        identity = ProcessIdentity.of(process.pid or 0)
+        if identity is None:
+            raise WorkerError(
+                f"The process for the {self.purpose} ended without a result.",
+                f"Its log {process.log_file.name} says more.",
+            )
+        holder = LeaseHolder(
+            purpose=self.purpose,
+            title=self.title,
+            process=identity,
+            owner=self.home.owner,
+            preemptible=self.preemptible,
+        )
+        hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
 
     def run(
         self,
@@ -56,25 +100,6 @@ class DeviceJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        log_file = self.home.server / f"{self.purpose}.log"
-        process = JsonLinesProcess(
-            self.module,
-            log_file=log_file,
-            arguments=(str(self.home.root),),
-            environment=visible_only((self.device,)),
-            access=self.access,
-            restarts=False,
-        )
-        with contextlib.closing(process):
-            process.start()
-            if self.holds_device:
-                identity = ProcessIdentity.of(process.pid or 0)
-                if identity is None:
-                    raise WorkerError(
-                        f"The process for the {self.purpose} ended without a result.",
-                        f"Its log {log_file.name} says more.",
-                    )
-                holder = LeaseHolder(purpose=self.purpose, title=self.title, process=identity, owner=self.home.owner)
-                wait = Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped)
-                hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
+        with contextlib.closing(self.new_process()) as process:
+            self.start(process, Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped))
             return process.call(method, params, on_progress=on_progress, stopped=stopped)

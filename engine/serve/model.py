@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel
-from engine.chat.session import ChatSession, OnLoadProgress
+from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
+from engine.chat.session import ChatSession
 from engine.data.conversation import Message
 from engine.serve.contract import OpenAIFinish, RefusedRequestError, Written
 
@@ -30,7 +30,7 @@ class ServedModel:
     _branches: Mapping[str, Branch] = field(default_factory=dict, init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
-    def load(self, on_progress: OnLoadProgress = lambda _: None) -> LoadedModel:
+    def load(self, on_progress: OnProgress = lambda _: None) -> LoadedModel:
         """Load it, and find out what it can be asked for.
 
         Raises:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 
+from engine.chat.contract import Progress
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.evaluation.job import (
@@ -12,7 +13,6 @@ from engine.evaluation.job import (
     AnswerScores,
     BranchAnswer,
     BranchLoss,
-    EvaluationProgress,
     EvaluationResult,
     MeanScores,
 )
@@ -47,7 +47,7 @@ class FakeJob:
         FakeJob.requests.append(request)
 
     def run(self, on_progress):
-        on_progress(EvaluationProgress(message="Measuring.", fraction=0.5))
+        on_progress(Progress(phase="measuring", message="Measuring.", fraction=0.5))
         return RESULT
 
 

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import pytest
 
+from engine.chat.contract import Progress
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.errors import PushError
-from engine.export.contract import ExportedFile, PushProgress, PushResult
+from engine.export.contract import ExportedFile, PushResult
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 
@@ -26,7 +27,7 @@ class FakeJob:
         self._request = request
 
     def run(self, on_progress):
-        on_progress(PushProgress(phase="uploading", message="Uploading.", fraction=0.5))
+        on_progress(Progress(phase="uploading", message="Uploading.", fraction=0.5))
         if FakeJob.error is not None:
             raise FakeJob.error
         return PushResult(

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from engine.chat.contract import Progress
 from engine.errors import EngineError, ModelError, RunError, StorageError
-from engine.evaluation.job import EvaluationProgress
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import UNEXPECTED, BackgroundWork
 
@@ -21,7 +21,7 @@ class AJob:
         self._outcome = outcome
 
     def run(self, on_progress):
-        on_progress(EvaluationProgress(message="Half of it.", fraction=0.5))
+        on_progress(Progress(phase="measuring", message="Half of it.", fraction=0.5))
         self.reported.set()
         assert self.go_on.wait(WAIT_SECONDS)
         if self.stopped:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.base import Component
 
-from engine.chat.contract import ChatState, LoadProgress
+from engine.chat.contract import ChatState, Progress
 from engine.errors import EngineError
 from ui.backend.answers import HeldOutPrompts, run_streaming
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, shown_in_place, visible_if
@@ -97,7 +97,7 @@ class ChatTab:
             stop = gr.update(value="Stop loading", visible=True)
             yield {self.state: render_loading(None), self.load: busy, self.unload: stop}
 
-            def load(report: Callable[[LoadProgress], None]) -> None:
+            def load(report: Callable[[Progress], None]) -> None:
                 session.load(target, report)
 
             for progress in run_streaming(load):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 
-from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, LoadProgress, PromptView
+from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, Progress, PromptView
 from engine.data.conversation import Message
 from engine.errors import DatasetError
 from ui.backend.answers import RowPrompt
@@ -154,7 +154,7 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
     return status(_loaded(state, state.model, results)) + notices(state.model.notes)
 
 
-def render_loading(progress: LoadProgress | None) -> str:
+def render_loading(progress: Progress | None) -> str:
     """Return the progress of loading."""
     if progress is None:
         return status("Starting a process for the model.")

@@ -1,19 +1,16 @@
 """The process that holds a model and answers: `python -P -m engine.chat.worker.main HOME`, JSON lines on stdio."""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.utils import logging as transformers_logging
 
-from engine.chat.contract import Branch, ChatRequest, LoadedModel, LoadPhase, LoadProgress
+from engine.chat.contract import Branch, ChatRequest, LoadedModel, Phase, Progress
 from engine.chat.target import LoadRequest
 from engine.chat.worker.answer import TalkingTokenizer, begin_answer, context_length, load_chat_tokenizer, render_prompt
-from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
+from engine.chat.worker.weights import Announce, BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
-from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, Steps, serve
@@ -40,29 +37,27 @@ class ChatWorker:
         asked = LoadRequest.model_validate(params)
         plan = asked.plan
 
-        def report(phase: LoadPhase, message: str, fraction: float | None = None) -> None:
-            progress = LoadProgress(phase=phase, message=message, fraction=fraction)
+        def report(progress: Progress) -> None:
             request.progress(progress.model_dump(mode="json"))
 
-        def report_fetching(progress: ModelProgress) -> None:
-            done, total = progress.done_bytes, progress.total_bytes
-            report("fetching", progress.message, done / total if done is not None and total else None)
+        def announce(phase: Phase) -> Announce:
+            return lambda message: report(Progress(phase=phase, message=message))
 
         if self._loaded is not None and self._loaded.weights.plan.model == plan.model:
             weights = self._loaded.weights
-            weights.exchange(plan, lambda message: report("loading_adapter", message))
+            weights.exchange(plan, announce("loading_adapter"))
         else:
-            source = resolve_model(plan.model, self._home, report_fetching)
+            source = resolve_model(plan.model, self._home, lambda fetched: report(Progress.fetching(fetched)))
             give_up_access(Access.HUB)
             place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
-            weights = Weights(plan, place, lambda message: report("loading_model", message))
+            weights = Weights(plan, place, announce("loading_model"))
         folders = [trained.folder for trained in plan.trained.values()]
         tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
         self._loaded = _Loaded(weights, tokenizer)
         branches: tuple[Branch, ...] = (*plan.trained,) or ("base",)
         for branch in branches:
             _warm_up(weights.branch(branch), weights.place)
-        report("ready", f"{weights.place.name} is ready.", 1.0)
+        report(Progress(phase="ready", message=f"{weights.place.name} is ready.", fraction=1.0))
         return LoadedModel(
             name=weights.place.name,
             method=plan.method_name,
@@ -115,14 +110,6 @@ def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:
         branch.next_logits(ids, branch.new_cache())
 
 
-def main() -> None:
-    """Serve until stdin closes."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+if __name__ == "__main__":
     worker = ChatWorker(LoratoryHome(Path(sys.argv[1])))
     serve({"load": worker.load, "generate": worker.generate, "prompt": worker.prompt})
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
 """The process that evaluates: `python -P -m engine.evaluation.worker.main HOME`, JSON lines on stdio."""
 
 import contextlib
-import os
 import re
 import sys
 import time
@@ -14,9 +13,8 @@ from typing import TypeVar
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
-from transformers.utils import logging as transformers_logging
 
-from engine.chat.contract import Branch
+from engine.chat.contract import Branch, Progress
 from engine.chat.worker.answer import TalkingTokenizer, begin_answer, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.results import SamplingConfig
@@ -32,7 +30,6 @@ from engine.evaluation.job import (
     BranchLoss,
     DataThen,
     EvaluationOrder,
-    EvaluationProgress,
     EvaluationResult,
     MeanScores,
 )
@@ -125,7 +122,7 @@ class _Evaluation:
 
     def report(self, message: str, fraction: float | None = None) -> None:
         self.end_if_stopped()
-        self.request.progress(EvaluationProgress(message=message, fraction=fraction).model_dump(mode="json"))
+        self.request.progress(Progress(phase="measuring", message=message, fraction=fraction).model_dump(mode="json"))
 
     def end_if_stopped(self) -> None:
         if self.request.is_cancelled():  # cheap enough for every token
@@ -150,7 +147,7 @@ class EvaluationWorker:
         tokenizer = load_chat_tokenizer(trained, folder, source.name)
 
         def announce(message: str) -> None:
-            request.progress(EvaluationProgress(message=message).model_dump(mode="json"))
+            request.progress(Progress(phase="starting", message=message).model_dump(mode="json"))
 
         announce("Reading the held-out rows.")
         training = order.run.training
@@ -243,13 +240,5 @@ def _branch_answer(
     return BranchAnswer(text=text, tokens=len(answer.tokens), scores=score_answer(text, reference))
 
 
-def main() -> None:
-    """Serve until stdin closes."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    serve({"evaluate": EvaluationWorker(LoratoryHome(Path(sys.argv[1]))).evaluate})
-
-
 if __name__ == "__main__":
-    main()
+    serve({"evaluate": EvaluationWorker(LoratoryHome(Path(sys.argv[1]))).evaluate})

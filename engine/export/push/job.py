@@ -6,18 +6,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.chat.contract import OnProgress, Progress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.results import ExportConfig
 from engine.errors import PushError, RunError
 from engine.export.card import gather_facts, write_card
 from engine.export.contract import (
-    ExportProgress,
     ExportRequest,
     ExportResult,
-    PushProgress,
     PushRequest,
     PushResult,
     UploadOrder,
@@ -34,39 +34,26 @@ from engine.processes.spawn import Access
 
 WORKER_MODULE = "engine.export.push.upload"
 
-OnPushProgress = Callable[[PushProgress], None]
-
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
 _SHARD_GB = 2.0  # progress is reported, and an interrupted upload resumes, per file
 # What libraries of the process might say or draw would end in a log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
 
+@dataclass(eq=False)
 class PushJob:
     """One push; can be stopped from another thread.
 
     What an interrupted push has prepared and sent is used by the next one.
-
-    Args:
-        home: The Loratory home.
-        request: What is wanted.
-        export: Writes and verifies a folder; `engine.export.job.ExportJob` unless a test says otherwise.
     """
 
-    def __init__(
-        self,
-        home: LoratoryHome,
-        request: PushRequest,
-        export: Callable[[LoratoryHome, ExportRequest], ExportJob] = ExportJob,
-    ) -> None:
-        self._home = home
-        self._request = request
-        self._settings = request.settings
-        self._make_export = export
-        self._stopped = threading.Event()
-        self._export: ExportJob | None = None
+    home: LoratoryHome
+    request: PushRequest
+    make_export: Callable[[LoratoryHome, ExportRequest], ExportJob] = ExportJob  # writes and verifies a folder
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _export: ExportJob | None = field(default=None, init=False)
 
-    def run(self, on_progress: OnPushProgress = lambda _: None) -> PushResult:
+    def run(self, on_progress: OnProgress = lambda _: None) -> PushResult:
         """Check, prepare, upload, commit. Whatever happens before the commit, the repository shows nothing of it.
 
         Raises:
@@ -80,12 +67,12 @@ class PushJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If a process ended.
         """
-        _require_repository(self._request.repository, self._settings.revision)
-        plan = plan_load(self._request.target)
+        _require_repository(self.request.repository, self.request.settings.revision)
+        plan = plan_load(self.request.target)
         trained = require_trained(plan)
         process = JsonLinesProcess(
             WORKER_MODULE,
-            log_file=self._home.server / "push.log",
+            log_file=self.home.server / "push.log",
             environment=_ENVIRONMENT,
             access=(Access.HUB,),
             restarts=False,
@@ -96,14 +83,14 @@ class PushJob:
             return process.call(
                 method,
                 params,
-                on_progress=lambda value: on_progress(PushProgress.model_validate(value)),
+                on_progress=lambda value: on_progress(Progress.model_validate(value)),
                 stopped=self._stopped,
             )
 
         try:
-            on_progress(PushProgress(phase="checking", message="Asking the Hub about your account."))
-            settings = self._settings.model_dump(mode="json")
-            repository = str(ask("check", {"repository": self._request.repository, "settings": settings})["repository"])
+            on_progress(Progress(phase="checking", message="Asking the Hub about your account."))
+            settings = self.request.settings.model_dump(mode="json")
+            repository = str(ask("check", {"repository": self.request.repository, "settings": settings})["repository"])
             place = self._place(plan, trained.folder, repository)
             lock = FileLock(place.with_suffix(".lock"))
             if not lock.acquire(timeout_seconds=0.0):
@@ -117,7 +104,7 @@ class PushJob:
                 lock.release()
         finally:
             process.close(timeout_seconds=0.5)
-        on_progress(PushProgress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
+        on_progress(Progress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
         return answer.model_copy(update={"verified": export.verified, "notes": (*export.notes, *answer.notes)})
 
     def stop(self) -> None:
@@ -131,7 +118,7 @@ class PushJob:
 
         What is too old to be resumed is removed from those of other pushes.
         """
-        pushes = self._home.cache / "pushes"
+        pushes = self.home.cache / "pushes"
         pushes.mkdir(parents=True, exist_ok=True)
         for path in pushes.iterdir():
             try:
@@ -144,28 +131,27 @@ class PushJob:
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
-        settings = self._settings.model_dump(include={"kind", "dtype", "verify"})
+        settings = self.request.settings.model_dump(include={"kind", "dtype", "verify"})
         decisive = json.dumps([plan.model_dump(mode="json"), repository, settings, stamps])
         return pushes / hashlib.sha256(decisive.encode()).hexdigest()[:24]
 
-    def _prepare(self, place: Path, name: str, on_progress: OnPushProgress) -> ExportResult:
+    def _prepare(self, place: Path, name: str, on_progress: OnProgress) -> ExportResult:
         """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
         kept = _read_kept(place / "export.json")
         if kept is not None:
             return kept
         shutil.rmtree(place, ignore_errors=True)
         settings = ExportConfig(
-            kind=self._settings.kind, dtype=self._settings.dtype, verify=self._settings.verify, max_shard_gb=_SHARD_GB
+            kind=self.request.settings.kind,
+            dtype=self.request.settings.dtype,
+            verify=self.request.settings.verify,
+            max_shard_gb=_SHARD_GB,
         )
-        request = ExportRequest(target=self._request.target, folder=place / name, settings=settings)
-
-        def report(progress: ExportProgress) -> None:
-            on_progress(PushProgress(phase="preparing", message=progress.message, fraction=progress.fraction))
-
-        self._export = self._make_export(self._home, request)
+        request = ExportRequest(target=self.request.target, folder=place / name, settings=settings)
+        self._export = self.make_export(self.home, request)
         if self._stopped.is_set():
             raise CancelledRequestError()
-        result = self._export.run(report)
+        result = self._export.run(lambda progress: on_progress(progress.model_copy(update={"phase": "preparing"})))
         if result.verified is not None and not result.verified.passed:
             shutil.rmtree(place, ignore_errors=True)
             raise RunError(
@@ -178,11 +164,11 @@ class PushJob:
 
     def _order(self, folder: Path, plan: LoadPlan, trained: PlannedWeights, repository: str) -> UploadOrder:
         """Write the card with the name of the repository, and return what the process is to send."""
-        tuned = self._request.target.tuned
+        tuned = self.request.target.tuned
         assert tuned is not None  # else nothing is planned that was trained
-        source = resolve_model(plan.model, self._home, part=ModelPart.CONFIG)
+        source = resolve_model(plan.model, self.home, part=ModelPart.CONFIG)
         facts = gather_facts(
-            plan, self._settings.kind, repository, source, run=run_in(tuned.folder), checkpoint=tuned.checkpoint
+            plan, self.request.settings.kind, repository, source, run=run_in(tuned.folder), checkpoint=tuned.checkpoint
         )
         (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
         base = typed_path(plan.model.id)
@@ -190,9 +176,9 @@ class PushJob:
         return UploadOrder(
             folder=folder,
             repository=repository,
-            settings=self._settings,
-            message=self._settings.commit_message or f"Push {title} with Loratory",
-            places=(self._home.root, Path.home(), trained.folder, *([base] if base.is_absolute() else [])),
+            settings=self.request.settings,
+            message=self.request.settings.commit_message or f"Push {title} with Loratory",
+            places=(self.home.root, Path.home(), trained.folder, *([base] if base.is_absolute() else [])),
         )
 
 

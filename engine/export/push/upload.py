@@ -17,9 +17,10 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils._runtime import is_xet_available
 
+from engine.chat.contract import OnProgress, Phase, Progress
 from engine.config.results import PushConfig, PushKind
 from engine.errors import PushError
-from engine.export.contract import PushPhase, PushProgress, PushResult, UploadOrder
+from engine.export.contract import PushResult, UploadOrder
 from engine.export.kinds import KINDS
 from engine.export.push.files import intended_files, refuse_private_content
 from engine.export.push.hub_answers import (
@@ -53,7 +54,7 @@ class HubPush:
     """One push, as far as the Hub is concerned. Everything in it can be repeated without doing anything twice."""
 
     api: HfApi  # with the token in it
-    report: Callable[[PushProgress], None]
+    report: OnProgress
     traffic: Traffic  # counts what goes over the line
     patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
     sleep: Callable[[float], None] = time.sleep  # may raise where the push was stopped
@@ -143,7 +144,7 @@ class HubPush:
         for addition in additions:
             info, name = addition.upload_info, addition.path_in_repo
             message = f"Uploading {name}, {done / 1e6:,.1f} of {total / 1e6:,.1f} MB are there."
-            self.report(PushProgress(phase="uploading", message=message, fraction=done / total))
+            self.report(Progress(phase="uploading", message=message, fraction=done / total))
             done += info.size
             uploads_natively = is_xet_available() and name.endswith(".safetensors")
             if uploads_natively and there.checksums.get(name) == info.sha256.hex():
@@ -163,7 +164,7 @@ class HubPush:
         An answer may get lost after the commit was made. Each attempt therefore looks at the repository again: what is
         there already is not a change, and without a change the newest commit is the answer.
         """
-        self.report(PushProgress(phase="committing", message=f"Committing to {order.repository}."))
+        self.report(Progress(phase="committing", message=f"Committing to {order.repository}."))
         kept = {addition.path_in_repo for addition in additions}
         holds_weights = KINDS[order.settings.kind].holds_weights
         known = iter([additions])  # what the Hub said of the files holds for the first attempt only
@@ -189,7 +190,7 @@ class HubPush:
             raise PushError(f"{repository} is no longer on the Hub.", "Push again; it is created again.")
         return there
 
-    def _look(self, phase: PushPhase, repository: str, revision: str | None) -> _Repository | None:
+    def _look(self, phase: Phase, repository: str, revision: str | None) -> _Repository | None:
         """Return the repository at a branch or commit; None where there is none that this account can see."""
 
         def look() -> _Repository | None:
@@ -206,13 +207,13 @@ class HubPush:
 
         return self._ask(phase, repository, look)
 
-    def _ask(self, phase: PushPhase, repository: str, ask: Callable[[], Answer]) -> Answer:
+    def _ask(self, phase: Phase, repository: str, ask: Callable[[], Answer]) -> Answer:
         def explained() -> Answer:
             with push_errors_explained(repository, self._token):
                 return ask()
 
         def report_waiting(message: str) -> None:
-            self.report(PushProgress(phase=phase, message=message))
+            self.report(Progress(phase=phase, message=message))
 
         return persist(explained, self.patience, report_waiting, self.sleep)
 
@@ -258,7 +259,7 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
 
 @contextmanager
 def _pushing(request: Request) -> Iterator[HubPush]:
-    def report(progress: PushProgress) -> None:
+    def report(progress: Progress) -> None:
         if request.is_cancelled():
             raise CancelledRequestError()
         request.progress(progress.model_dump(mode="json"))

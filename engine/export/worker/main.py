@@ -4,7 +4,6 @@ Each kind of export is written, loaded again and compared with the live run.
 """
 
 import gc
-import os
 import shutil
 import sys
 import time
@@ -15,22 +14,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers.utils import logging as transformers_logging
 
+from engine.chat.contract import Progress
 from engine.chat.target import LoadPlan
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
 from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
 from engine.export.card import gather_facts, write_card
-from engine.export.contract import ExportOrder, ExportProgress, ExportResult, Verification
+from engine.export.contract import ExportOrder, ExportResult, Verification
 from engine.export.folder import empty_folder, list_files, require_space, to_disk
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import ROUNDINGS, WrittenGguf, ask_llama, has_llama_cpp, look_into, write_gguf
 from engine.export.worker.verify import QUESTIONS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
 from engine.hardware.processor import memory_now
-from engine.models.prepared import ModelProgress
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
@@ -59,14 +57,11 @@ class ExportWorker:
     def export(self, params: JsonObject, request: Request) -> JsonObject:
         """Fill the folder and verify what is in it."""
         order = ExportOrder.model_validate(params)
-
-        def report_fetching(progress: ModelProgress) -> None:
-            done, total = progress.done_bytes, progress.total_bytes
-            fraction = done / total if done is not None and total else None
-            fetching = ExportProgress(phase="fetching", message=progress.message, fraction=fraction)
-            request.progress(fetching.model_dump(mode="json"))
-
-        source = resolve_model(order.plan.model, self._home, report_fetching)
+        source = resolve_model(
+            order.plan.model,
+            self._home,
+            lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
+        )
         give_up_access(Access.HUB)
         export = ExportUnderWay(order, source, request, self._home.server)
         try:
@@ -243,13 +238,5 @@ WRITERS: Mapping[str, Writer] = {
 }
 
 
-def main() -> None:
-    """Serve until stdin closes."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    serve({"export": ExportWorker(LoratoryHome(Path(sys.argv[1]))).export})
-
-
 if __name__ == "__main__":
-    main()
+    serve({"export": ExportWorker(LoratoryHome(Path(sys.argv[1]))).export})

@@ -8,6 +8,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import GenerationConfig
 
+from engine.chat.contract import Phase, Progress
 from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.worker.answer import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
@@ -15,7 +16,7 @@ from engine.chat.worker.weights import ModelPlace, load_model, memory_errors, we
 from engine.config.results import ExportDtype
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.export.contract import ExportOrder, ExportPhase, ExportProgress
+from engine.export.contract import ExportOrder
 from engine.export.folder import copy_tokenizer, rewrite_json
 from engine.export.worker.merge import (
     Merge,
@@ -60,11 +61,11 @@ class ExportUnderWay:
         order = self.order.model_copy(update={"settings": settings.model_copy(update={"dtype": dtype})})
         return replace(self, order=order)
 
-    def report(self, phase: ExportPhase, message: str, fraction: float | None = None) -> None:
+    def report(self, phase: Phase, message: str, fraction: float | None = None) -> None:
         """Report, and end here if the person has stopped it."""
         if self.request.is_cancelled():
             raise CancelledRequestError()
-        progress = ExportProgress(phase=phase, message=message, fraction=fraction)
+        progress = Progress(phase=phase, message=message, fraction=fraction)
         self.request.progress(progress.model_dump(mode="json"))
 
 
