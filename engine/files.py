@@ -66,6 +66,36 @@ def read_model(path: Path, kind: type[Model]) -> Model | None:
         return None
 
 
+def append_model(path: Path, value: BaseModel, what: str, fix: str) -> None:
+    """Add a line of JSON to a file: one short write at its end, so lines of several processes never mix.
+
+    Args:
+        path: The file; it is created with its folder.
+        value: What is added.
+        what: The fact of the error, to which the reason is added.
+        fix: What people can do about it.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with path.open("ab", buffering=0) as lines:
+            lines.write(value.model_dump_json().encode() + b"\n")
+    except OSError as error:
+        raise StorageError(f"{what} ({error.strerror}).", fix) from error
+
+
+def read_models(path: Path, kind: type[Model]) -> tuple[Model, ...]:
+    """Return what `append_model` added, oldest first; a damaged line is left out."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValidationError):
+                found.append(kind.model_validate_json(line))
+    return tuple(found)
+
+
 def resolve_inside(folder: Path, relative: str) -> Path:
     """Resolve `relative` below `folder`, following symlinks, and refuse whatever ends up outside.
 

@@ -120,10 +120,8 @@ def _require_same_base(tuned: _Found | None, second: _Found | None) -> None:
         return
     one, other = tuned.model, second.model
     if (one.id, one.revision) != (other.id, other.revision):
-        # Only the name of a folder is shown.
-        shown = [Path(model.id).name if Path(model.id).is_absolute() else model.id for model in (one, other)]
         raise ModelError(
-            f"{tuned.weights.name} was trained on {shown[0]}, {second.weights.name} on {shown[1]}.",
+            f"{tuned.weights.name} was trained on {one.shown_name}, {second.weights.name} on {other.shown_name}.",
             "Compare two runs on the same model.",
         )
 

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,7 +62,7 @@ def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
     if target.tuned is not None:
         return target.tuned.folder.name, (title, "tuned")
     assert target.model is not None
-    return (Path(target.model.id).name if Path(target.model.id).is_absolute() else target.model.id), ()
+    return target.model.shown_name, ()
 
 
 def ui(context: typer.Context) -> None:

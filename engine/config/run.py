@@ -1,5 +1,6 @@
 """The one immutable value that describes a fine-tune; form, command line, preset and run directory are views of it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -56,6 +57,11 @@ class ModelConfig(Section):
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
         "auto", "Attention", "auto uses flash attention where it is installed and fits the model, else sdpa."
     )
+
+    @property
+    def shown_name(self) -> str:
+        """What messages call it: of a path only the last part, which reveals no folders."""
+        return Path(self.id).name if Path(self.id).is_absolute() else self.id
 
 
 class AdapterConfig(MethodSettings):

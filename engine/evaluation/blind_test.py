@@ -3,7 +3,6 @@
 Judgements are kept with the run, one JSON line each, so several people can judge at the same time.
 """
 
-import contextlib
 import math
 import random
 from collections import Counter
@@ -11,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime
 
 from engine.chat.contract import Branch, Value
-from engine.errors import StorageError
+from engine.files import append_model, read_models
 
 Verdict = Literal["left", "right", "equal", "neither"]
 
@@ -128,25 +127,9 @@ def keep_judgement(file: Path, judgement: Judgement) -> None:
     Raises:
         StorageError: If it cannot be written.
     """
-    try:
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        # One short write at the end of the file: two people's lines never mix.
-        with file.open("ab", buffering=0) as lines:
-            lines.write(judgement.model_dump_json().encode() + b"\n")
-    except OSError as error:
-        raise StorageError(
-            f"The judgement cannot be kept ({error.strerror}).", "Free some space, or check the run's folder."
-        ) from error
+    append_model(file, judgement, "The judgement cannot be kept", "Free some space, or check the run's folder.")
 
 
 def read_judgements(file: Path) -> tuple[Judgement, ...]:
     """Return everything that was judged, oldest first; a damaged line is left out."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError:
-        return ()
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValidationError):
-            found.append(Judgement.model_validate_json(line))
-    return tuple(found)
+    return read_models(file, Judgement)

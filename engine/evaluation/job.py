@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from engine.chat.contract import Branch, ChatTarget, OnProgress, Progress, Value
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import RunError, StorageError
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
@@ -51,6 +49,11 @@ class EvaluationOrder(Value):
     data_then: DataThen = DataThen()
 
 
+def perplexity_of(loss: float) -> float:
+    """Return e to a loss in nats; beyond an exponent of 700 it would overflow."""
+    return math.exp(min(loss, 700.0))
+
+
 class BranchLoss(Value):
     """Mean loss over all trained tokens of the held-out rows, in nats."""
 
@@ -60,8 +63,8 @@ class BranchLoss(Value):
 
     @classmethod
     def of(cls, loss: float, tokens: int) -> "BranchLoss":
-        """Work out the perplexity; beyond an exponent of 700 it would overflow."""
-        return cls(loss=loss, perplexity=math.exp(min(loss, 700.0)), tokens=tokens)
+        """Work out the perplexity."""
+        return cls(loss=loss, perplexity=perplexity_of(loss), tokens=tokens)
 
 
 class AnswerScores(Value):
@@ -191,7 +194,4 @@ class EvaluationJob:
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:
     """Return what was measured last on a run or one of its checkpoints; None where nothing was."""
-    try:
-        return EvaluationResult.model_validate_json(evaluation_file(run, checkpoint).read_bytes())
-    except (OSError, ValidationError):
-        return None
+    return read_model(evaluation_file(run, checkpoint), EvaluationResult)

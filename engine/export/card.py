@@ -14,17 +14,15 @@ from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
 from engine.data.source import SAMPLE_PREFIX
-from engine.evaluation.job import EvaluationResult, read_evaluation
+from engine.evaluation.job import EvaluationResult, perplexity_of, read_evaluation
 from engine.export.kinds import KINDS
 from engine.models.catalog import find_in_catalog
+from engine.models.folder import license_in
 from engine.models.source import ModelSource
 from engine.runs.history.reader import read_history
 from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RunFolder
-
-_MAX_CARD_BYTES = 1_000_000
-_LONGEST_LOSS = 700.0  # beyond it e to the power overflows
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def gather_facts(
     """
     assert plan.tuned is not None
     base = source.hub_id or source.name
-    training = None
+    entry, training = find_in_catalog(base), None
     if run is not None:
         of_run, step = RunFolder(run), (checkpoint or "").removeprefix("step-")
         training = TrainingFacts(
@@ -92,7 +90,7 @@ def gather_facts(
         base=base,
         base_is_on_hub=source.hub_id is not None,
         method=plan.method_name,
-        license=_license_of(base, Path(source.location) / "README.md"),
+        license=entry.license if entry is not None else license_in(Path(source.location)),
         run=training,
     )
 
@@ -139,22 +137,6 @@ def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 
         )
         before = last
     return tuple(rows)
-
-
-def _license_of(base: str, card: Path) -> str | None:
-    """Return the licence by the catalogue, else by the front matter of the base's own card."""
-    entry = find_in_catalog(base)
-    if entry is not None:
-        return entry.license
-    try:
-        if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
-            return None
-        _, opening, rest = card.read_text(encoding="utf-8").partition("---\n")
-        matter = yaml.safe_load(rest.partition("\n---")[0]) if opening else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    named = matter.get("license") if isinstance(matter, dict) else None
-    return named if isinstance(named, str) and named.isprintable() and len(named) < 60 else None
 
 
 def write_card(facts: CardFacts) -> str:
@@ -235,7 +217,7 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     if measured:
         last = measured[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
-        yield "Held-out loss", f"{last:.4f} (perplexity {math.exp(min(last, _LONGEST_LOSS)):.2f}){before}"
+        yield "Held-out loss", f"{last:.4f} (perplexity {perplexity_of(last):.2f}){before}"
     if run.provenance.libraries:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
 

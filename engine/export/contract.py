@@ -2,14 +2,13 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field
 
 from engine.chat.contract import ChatTarget, Value
 from engine.chat.target import LoadPlan
 from engine.config.results import ExportConfig, PushConfig
-from engine.errors import StorageError
+from engine.files import append_model, read_models
 from engine.hardware.device import Device
 
 
@@ -107,23 +106,15 @@ class ExportRecord(Written):
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
-    def of_export(cls, kind: str, checkpoint: str | None, result: ExportResult) -> "ExportRecord":
-        """Return the record of a folder that was written."""
-        return cls(kind=kind, place=str(result.path), checkpoint=checkpoint, **_written(result))
-
-    @classmethod
-    def of_push(cls, checkpoint: str | None, result: PushResult) -> "ExportRecord":
-        """Return the record of a repository that was filled."""
-        return cls(kind="hub", place=result.url, checkpoint=checkpoint, **_written(result))
+    def of(cls, kind: str, place: str, checkpoint: str | None, written: Written) -> "ExportRecord":
+        """Return the record of what was written."""
+        what = {name: getattr(written, name) for name in Written.model_fields}
+        return cls(kind=kind, place=place, checkpoint=checkpoint, **what)
 
     @property
     def size_bytes(self) -> int:
         """Of all files together."""
         return sum(file.size_bytes for file in self.files)
-
-
-def _written(result: Written) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in Written.model_fields}
 
 
 def records_file(run: Path) -> Path:
@@ -137,26 +128,14 @@ def keep_record(run: Path, record: ExportRecord) -> None:
     Raises:
         StorageError: If it cannot be written.
     """
-    try:
-        with records_file(run).open("ab", buffering=0) as lines:
-            lines.write(record.model_dump_json().encode() + b"\n")
-    except OSError as error:
-        raise StorageError(
-            f"The export is whole, but the run's list of exports cannot be written ({error.strerror}).",
-            "Free some space; the files that were written can be used.",
-        ) from error
+    append_model(
+        records_file(run),
+        record,
+        "The export is whole, but the run's list of exports cannot be written",
+        "Free some space; the files that were written can be used.",
+    )
 
 
 def read_records(run: Path) -> tuple[ExportRecord, ...]:
     """Return the exports of a run, newest first; a damaged line is left out."""
-    try:
-        lines = records_file(run).read_bytes().splitlines()
-    except OSError:
-        return ()
-    found = []
-    for line in lines:
-        try:
-            found.append(ExportRecord.model_validate_json(line))
-        except ValidationError:
-            continue
-    return tuple(reversed(found))
+    return read_models(records_file(run), ExportRecord)[::-1]

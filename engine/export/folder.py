@@ -67,20 +67,6 @@ def made_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def require_space(folder: Path, needed_bytes: int) -> None:
-    """Compare an export with the free room, before anything of it is written.
-
-    Raises:
-        StorageError: If it is too large.
-    """
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        raise StorageError(
-            f"The export takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
-            "Free some space, or choose another disk.",
-        )
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer with its templates, and without what only means something on this machine."""
     for name in (*TOKENIZER_FILES, *named_templates(source)):

@@ -281,9 +281,8 @@ def _explain_overrun(params: JsonObject) -> EngineError:
     """Return what a request's process was ended over: the model where it had one, else the dataset."""
     model, dataset = params.get("model"), params.get("dataset")
     if model is not None:
-        name = Path(model["id"]).name if Path(model["id"]).is_absolute() else model["id"]
         return ModelLimitError(
-            f"Reading the files of {name} or rendering one row with its chat template took more time or "
+            f"Reading the files of {ModelConfig.model_validate(model).shown_name} or rendering one row with its chat template took more time or "
             "memory than it may; it was stopped.",
             "Use the original files of the model, or choose another model.",
         )

@@ -10,12 +10,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from engine.errors import ModelError, ModelLimitError
 from engine.models.architectures import is_known_model_type
 
 MAX_CONFIG_BYTES = 5_000_000
 MAX_TEMPLATE_BYTES = 1_000_000  # the longest in use have some 30 kB
 MAX_TEMPLATES = 64
+_MAX_CARD_BYTES = 1_000_000
 MAX_TOKENIZER_BYTES = 100_000_000  # the largest vocabularies in use have some 35 MB
 MAX_TOKENIZER_SETTINGS_BYTES = 10_000_000
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -309,6 +312,28 @@ def _check_weights(folder: Path, name: str) -> None:
         raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
     for shard in shards:
         read_safetensors_header(folder / shard, name)
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """Return the files with the weights of a model that has some.
+
+    Raises:
+        ModelError: As `shard_names` does.
+    """
+    index = folder / WEIGHTS_INDEX
+    return [folder / file for file in (shard_names(index, name) if index.is_file() else (SINGLE_WEIGHTS,))]
+
+
+def license_in(folder: Path) -> str | None:
+    """Return the licence in the front matter of a model's card; None where there is none, or no plain word."""
+    card = folder / "README.md"
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        if _is_file(card) and card.stat().st_size <= _MAX_CARD_BYTES:
+            opening, _, rest = card.read_text(encoding="utf-8").partition("---\n")
+            matter = yaml.safe_load(rest.partition("\n---")[0]) if not opening.strip() else None
+            named = matter.get("license") if isinstance(matter, dict) else None
+            return named if isinstance(named, str) and named.isprintable() and len(named) < 60 else None
+    return None
 
 
 def _is_file(path: Path) -> bool:

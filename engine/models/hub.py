@@ -187,7 +187,7 @@ def _fetch_files(hub_id: str, listing: _Listing, names: Sequence[str], on_progre
     total_bytes = sum(listing.sizes[name] for name in missing)
     with hub_errors_explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total_bytes, on_progress):
         storage.mkdir(parents=True, exist_ok=True)
-        require_space(storage, total_bytes, hub_id, "HF_HOME")
+        require_space(storage, total_bytes, hub_id, "set HF_HOME")
         huggingface_hub.snapshot_download(
             hub_id, revision=listing.commit, allow_patterns=missing, tqdm_class=_SilentBar
         )

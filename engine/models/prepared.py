@@ -115,7 +115,7 @@ def prepare_once(
                 return folder
             for stale in folder.parent.glob(f".{folder.name}.making-*"):  # of an interrupted build; we hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
-            require_space(folder.parent, recipe.needed_bytes, "Preparing this model", "LORATORY_HOME")
+            require_space(folder.parent, recipe.needed_bytes, "Preparing this model", "set LORATORY_HOME")
             _make(folder, recipe, build, on_progress)
         finally:
             lock.release()
@@ -170,8 +170,8 @@ def _matches(path: Path, record: FileRecord) -> bool:
         return False
 
 
-def require_space(folder: Path, needed_bytes: int, subject: str, variable: str) -> None:
-    """Require free disk space for what `subject` takes; the environment variable names the folder to move.
+def require_space(folder: Path, needed_bytes: int, subject: str, instead: str) -> None:
+    """Require free disk space for what `subject` takes; `instead` says how to use another disk.
 
     Raises:
         StorageError: If there is less.
@@ -179,8 +179,8 @@ def require_space(folder: Path, needed_bytes: int, subject: str, variable: str) 
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"{subject} takes {needed_bytes / 1024**3:.1f} GiB of disk space; {free_bytes / 1024**3:.1f} GiB are free.",
-            f"Free some space, or set {variable} to a folder that has it.",
+            f"{subject} takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
+            f"Free some disk space, or {instead} to a folder on another disk.",
         )
 
 

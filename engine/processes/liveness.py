@@ -130,15 +130,6 @@ class ProcessIdentity(BaseModel):
                 os.close(descriptor)
         return False
 
-    def wait(self, timeout_seconds: float) -> bool:
-        """Wait until it is gone; returns whether it is. Works for processes that are not our children."""
-        deadline = time.monotonic() + timeout_seconds
-        while self.is_alive():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-        return True
-
 
 @functools.cache
 def boot_id() -> str:

@@ -14,7 +14,7 @@ from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import EvaluationConfig
-from engine.data.passes.prepare import prepare_dataset
+from engine.data.passes.prepare import prepare_dataset, spread_evenly
 from engine.data.render.template import freeze_template
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
@@ -26,7 +26,7 @@ from engine.evaluation.job import (
     EvaluationResult,
     read_evaluation,
 )
-from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer, spread_evenly
+from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning

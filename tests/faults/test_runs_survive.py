@@ -181,8 +181,9 @@ def test_a_power_cut_costs_the_torn_line_and_nothing_else(store):
     with server() as running:
         wait_until(lambda: last_step(run) >= 60)
         running.kill()
-        worker_identity(run).kill()
-        worker_identity(run).wait(5)
+        worker = worker_identity(run)
+        worker.kill()
+        wait_until(lambda: not worker.is_alive(), 5)
     before = read_events(run.folder.events).events
     with run.folder.events.open("ab") as log:
         log.write(b'{"v":1,"seq":99999,"attempt":1,"time":17')

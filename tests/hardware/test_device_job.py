@@ -12,6 +12,7 @@ from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
+from tests.runs.supervision import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,5 +82,5 @@ def test_an_orphan_stuck_in_a_library_does_not_keep_its_device(job, home):
     asker.kill()
     asker.communicate()
 
-    assert holder.process.wait(timeout_seconds=5)
+    wait_until(lambda: not holder.process.is_alive(), 5)
     assert LeaseBook(home).holder("cpu") is None

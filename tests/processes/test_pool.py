@@ -14,6 +14,7 @@ from engine.errors import ModelLimitError, WorkerError
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.pool import ProcessPool
+from tests.runs.supervision import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.processes.confined_worker"
@@ -138,7 +139,7 @@ def test_a_worker_stuck_in_c_ends_with_its_asker_however_that_ends(tmp_path, num
     asker.send_signal(number)
     asker.communicate()
 
-    assert worker.wait(timeout_seconds=5)
+    wait_until(lambda: not worker.is_alive(), 5)
 
 
 def test_many_questions_at_once_are_all_answered(pool):

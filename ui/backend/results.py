@@ -53,7 +53,7 @@ class ResultWork:
         target = ChatTarget.of_run(run.folder.path, checkpoint)
 
         def keep(result: ExportResult) -> None:
-            keep_record(run.folder.path, ExportRecord.of_export(settings.kind, checkpoint, result))
+            keep_record(run.folder.path, ExportRecord.of(settings.kind, str(result.path), checkpoint, result))
 
         job = self.export(ExportRequest(target=target, folder=folder, settings=settings))
         return self.exporting.start(run.id, "An export", job, keep)
@@ -67,7 +67,7 @@ class ResultWork:
         target = ChatTarget.of_run(run.folder.path, checkpoint)
 
         def keep(result: PushResult) -> None:
-            keep_record(run.folder.path, ExportRecord.of_push(checkpoint, result))
+            keep_record(run.folder.path, ExportRecord.of("hub", result.url, checkpoint, result))
 
         job = self.push(PushRequest(target=target, repository=repository, settings=settings))
         return self.exporting.start(run.id, "A push to the Hub", job, keep)

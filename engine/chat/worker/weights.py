@@ -22,7 +22,7 @@ from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.processor import memory_now, this_processor_has_bfloat16
-from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, check_model_folder, read_safetensors_header, shard_names
+from engine.models.folder import check_model_folder, read_safetensors_header, weight_files
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import require_usable
@@ -303,13 +303,11 @@ def _require_memory(place: ModelPlace, config: ModelConfig) -> None:
 
 def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
     """Return bytes that the weights take once loaded, from the headers of their files."""
-    index = place.folder / WEIGHTS_INDEX
-    names = shard_names(index, place.name) if index.is_file() else (SINGLE_WEIGHTS,)
     # 4 bits and the scales of a block of 64; 8 bits and a scale per row.
     quantized_bytes = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}.get(config.quantization, place.dtype.itemsize)
     total = 0.0
-    for name in names:
-        for record in read_safetensors_header(place.folder / name, place.name):
+    for file in weight_files(place.folder, place.name):
+        for record in read_safetensors_header(file, place.name):
             # Only matrices inside the layers are quantized; embeddings and norms stay as they are.
             quantized = len(record.shape) == 2 and "embed" not in record.name and "lm_head" not in record.name
             total += math.prod(record.shape) * (quantized_bytes if quantized else place.dtype.itemsize)

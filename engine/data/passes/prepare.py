@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain
-from typing import overload
+from typing import TypeVar, overload
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
@@ -17,6 +17,8 @@ from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.source import SourceOptions
 from engine.paths import LoratoryHome
+
+Item = TypeVar("Item")
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
@@ -138,7 +140,11 @@ def held_out_steps(
     """
     _, split, kept_rows = yield from pass_steps(DatasetReader(config, options, renderer), seed)
     held_out = [kept_rows[position] for position in split.held_out]
-    chosen = held_out
-    if count < len(held_out):
-        chosen = [held_out[number * len(held_out) // count] for number in range(count)]
-    return HeldOutRows(rows=tuple(chosen), total=len(held_out))
+    return HeldOutRows(rows=tuple(spread_evenly(held_out, count)), total=len(held_out))
+
+
+def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
+    """Return so many of the items, from the first to the last at equal distances; all where there are fewer."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

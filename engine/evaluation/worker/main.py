@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
 
 import torch
 from rouge_score.rouge_scorer import RougeScorer
@@ -19,7 +18,7 @@ from engine.chat.worker.answer import TalkingTokenizer, begin_answer, load_chat_
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.results import SamplingConfig
 from engine.data.hub import reads_from_hub
-from engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.errors import DatasetError, ModelError
@@ -81,16 +80,6 @@ def chrf(answer: str, reference: str) -> float:
     Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
     """
     return float(_CHRF.sentence_score(answer, [reference]).score) / 100
-
-
-Item = TypeVar("Item")
-
-
-def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
-    """So many of the items, from the first to the last at equal distances; all where there are fewer."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def split_at_answer(row: TokenizedRow) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -23,12 +23,13 @@ from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
 from engine.export.card import gather_facts, write_card
 from engine.export.contract import ExportOrder, ExportResult, Verification
-from engine.export.folder import empty_folder, list_files, require_space, to_disk
+from engine.export.folder import empty_folder, list_files, to_disk
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import ROUNDINGS, WrittenGguf, ask_llama, has_llama_cpp, look_into, write_gguf
 from engine.export.worker.verify import QUESTIONS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
 from engine.hardware.processor import memory_now
+from engine.models.prepared import require_space
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
@@ -66,7 +67,7 @@ class ExportWorker:
         export = ExportUnderWay(order, source, request, self._home.server)
         try:
             writer = WRITERS[order.settings.kind]
-            require_space(order.folder, writer.needed_bytes(export))
+            require_space(order.folder, writer.needed_bytes(export), "The export", "export")
             verified = writer.write(export)
             facts = gather_facts(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
             (order.folder / "README.md").write_text(write_card(facts), encoding="utf-8")

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers.modeling_utils import str_to_torch_dtype
 
 from engine.errors import ModelError
-from engine.models.folder import SINGLE_WEIGHTS, WEIGHTS_INDEX, read_safetensors_header, shard_names
+from engine.models.folder import WEIGHTS_INDEX, read_safetensors_header, weight_files
 
 _DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -50,17 +50,16 @@ class BaseFiles:
         Raises:
             ModelError: If a file is damaged, or holds what cannot be merged into.
         """
-        index = folder / WEIGHTS_INDEX
         places: dict[str, Path] = {}
         plans: dict[str, TensorPlan] = {}
-        for file in shard_names(index, name) if index.is_file() else (SINGLE_WEIGHTS,):
-            for record in read_safetensors_header(folder / file, name):
+        for file in weight_files(folder, name):
+            for record in read_safetensors_header(file, name):
                 if record.dtype not in str_to_torch_dtype:
                     raise ModelError(
                         f"{name} holds {record.dtype} weights, which cannot be merged into.",
                         "Export the adapter, or train on a model in 16 or 32 bits.",
                     )
-                places[record.name] = folder / file
+                places[record.name] = file
                 plans[record.name] = TensorPlan(record.name, str_to_torch_dtype[record.dtype], record.shape)
         return cls(folder, places, plans)
 

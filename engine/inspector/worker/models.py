@@ -1,12 +1,10 @@
 """The inspector's process for models: reads their modules and describes them. Holds no weights, no GPU."""
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
 
 import torch
-import yaml
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
@@ -15,7 +13,7 @@ from engine.inspector.worker.inventory import module_inventory
 from engine.inspector.worker.load_tokenizer import open_tokenizer
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
-from engine.models.folder import ModelPart, read_config
+from engine.models.folder import ModelPart, license_in, read_config
 from engine.models.inventory_cache import architecture_values
 from engine.models.shape import ModelDetails
 from engine.models.source import ModelSource, resolve_model
@@ -72,20 +70,8 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
         "chat_template": template or None,
     }
     if not is_in_catalog:
-        found |= {"name": source.name, "hub_id": source.hub_id, "license": _license_of(folder)}
+        found |= {"name": source.name, "hub_id": source.hub_id, "license": license_in(folder)}
     return found
-
-
-def _license_of(folder: Path) -> str | None:
-    """Return the licence in the front matter of the model card."""
-    card = folder / "README.md"
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        if card.is_file() and card.stat().st_size <= 1_000_000:
-            opening, _, rest = card.read_text(encoding="utf-8").partition("---\n")
-            front_matter = yaml.safe_load(rest.partition("\n---")[0]) if not opening.strip() else None
-            license_ = front_matter.get("license") if isinstance(front_matter, dict) else None
-            return license_ if isinstance(license_, str) else None
-    return None
 
 
 class ModelHandlers:
