@@ -17,19 +17,11 @@ from engine.files import fsync_folder
 from engine.models.folder import named_templates
 
 # What a tokenizer may consist of; nothing else of a folder is taken along.
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+TOKENIZER_FILES = tuple(
+    """
+    added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model
+    tekken.json tokenizer.json tokenizer.model tokenizer_config.json vocab.json vocab.txt
+    """.split()
 )
 _OF_THIS_MACHINE = frozenset({"is_local", "local_files_only", "name_or_path", "_name_or_path", "_commit_hash"})
 

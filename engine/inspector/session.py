@@ -192,20 +192,14 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        for step in self.check_steps(dataset, model, max_length, seed=seed):
+        params = _params(dataset, model, max_length) | {"seed": seed}
+        answers = self._stream(self._whole_reader(dataset), "check", params)
+        for step in _validated(answers, CheckProgress, DatasetReport):
             if isinstance(step, DatasetReport):
                 return step
             if on_progress is not None:
                 on_progress(step)
         raise AssertionError("a check ends with its report or an error")
-
-    def check_steps(
-        self, dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int | None = None, *, seed: int = 42
-    ) -> Iterator[CheckProgress | DatasetReport]:
-        """Check step by step: yields progress, then at last the report. Closing the iterator stops the check."""
-        params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._stream(self._whole_reader(dataset), "check", params)
-        yield from _validated(answers, CheckProgress, DatasetReport)
 
     def held_out(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200

@@ -20,7 +20,7 @@ from engine.chat.contract import ChatRequest
 from engine.errors import DeviceError, EngineError, ModelError
 from engine.serve.contract import ChatCompletionRequest, CompletionForm, RefusedRequestError, Written, read_request
 from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, bound_socket, refuse_unless_usable
-from engine.serve.model import ServedModel, write_answer
+from engine.serve.model import ServedModel
 
 Result = TypeVar("Result")
 
@@ -87,7 +87,7 @@ class _Endpoint:
         await self._served.ready()
         ids = await self._served.prompt_ids(question.messages) if asked.return_token_ids else None
         form = CompletionForm(asked.model, ids, asked.wants_usage)
-        written = self._write(question, asked.stops)
+        written = self._served.answer(question, asked.stops)
         if not asked.stream:
             text = ""
             async for last in written:
@@ -96,14 +96,6 @@ class _Endpoint:
         # What is wrong with the conversation shows before its first token, and then is an answer with a status.
         first = await anext(written)
         return _EventStream(_events(form, first, written))
-
-    async def _write(self, question: ChatRequest, stops: tuple[str, ...]) -> AsyncGenerator[Written, None]:
-        async with (
-            self._served.room,
-            contextlib.aclosing(write_answer(self._served.session, question, stops)) as answer,
-        ):
-            async for written in answer:
-                yield written
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}

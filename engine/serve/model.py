@@ -81,6 +81,27 @@ class ServedModel:
         """Return exactly what the model reads for a conversation."""
         return (await asyncio.to_thread(self.session.prompt, messages)).ids
 
+    async def answer(self, request: ChatRequest, stops: Sequence[str]) -> AsyncGenerator[Written, None]:
+        """Yield the answer of one branch while it is written, up to a stop text; leaving early stops the model within a token.
+
+        The session's iterator blocks, so a thread of its own follows it.
+
+        Raises:
+            EngineError: As `ChatSession.stream` does.
+        """
+        scanner = StopScanner(stops)
+        async with self.room, contextlib.aclosing(_chunks(self.session, request)) as chunks:
+            async for chunk in chunks:
+                scanned = scanner.add(chunk.text)
+                text = scanned.text
+                finish: OpenAIFinish | None = "stop" if scanned.stopped else None
+                if chunk.done and not scanned.stopped:
+                    text += scanner.finish()
+                    finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
+                yield Written(text, chunk.prompt_tokens, chunk.tokens, finish)
+                if finish is not None:
+                    return
+
 
 class Scanned(NamedTuple):
     """What may be shown now."""
@@ -112,30 +133,6 @@ class StopScanner:
         """Return what was held back, once nothing follows any more."""
         held, self._held = self._held, ""
         return held
-
-
-async def write_answer(
-    session: ChatSession, request: ChatRequest, stops: Sequence[str]
-) -> AsyncGenerator[Written, None]:
-    """Yield the answer of one branch while it is written, up to a stop text; leaving early stops the model within a token.
-
-    The session's iterator blocks, so a thread of its own follows it.
-
-    Raises:
-        EngineError: As `ChatSession.stream` does.
-    """
-    scanner = StopScanner(stops)
-    async with contextlib.aclosing(_chunks(session, request)) as chunks:
-        async for chunk in chunks:
-            scanned = scanner.add(chunk.text)
-            text = scanned.text
-            finish: OpenAIFinish | None = "stop" if scanned.stopped else None
-            if chunk.done and not scanned.stopped:
-                text += scanner.finish()
-                finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
-            yield Written(text, chunk.prompt_tokens, chunk.tokens, finish)
-            if finish is not None:
-                return
 
 
 async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:

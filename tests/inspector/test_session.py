@@ -11,6 +11,7 @@ from engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchP
 from engine.errors import DatasetError, ModelError
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
+from engine.processes.messages import CancelledRequestError
 
 ROWS = 400
 
@@ -77,15 +78,17 @@ def test_a_check_can_be_watched_and_stopped(inspector, place):
     big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
     dataset = DatasetConfig(source=str(big))
 
-    steps = inspector.check_steps(dataset)
-    progress = next(steps)
-    assert isinstance(progress, CheckProgress)
-    assert 0 < progress.rows < 200_000
-    page = inspector.preview(dataset, count=1)  # answered in the middle of the check
-    steps.close()
+    def look(progress):
+        assert isinstance(progress, CheckProgress)
+        assert 0 < progress.rows < 200_000
+        page = inspector.preview(dataset, count=1)  # answered in the middle of the check
+        assert page.rows[0].row == 0
+        raise CancelledRequestError
 
-    assert page.rows[0].row == 0
-    assert isinstance(list(inspector.check_steps(dataset))[-1], DatasetReport)
+    with pytest.raises(CancelledRequestError):
+        inspector.check(dataset, on_progress=look)
+
+    assert isinstance(inspector.check(dataset), DatasetReport)
 
 
 def test_a_search_can_be_watched_and_stopped(inspector, place):

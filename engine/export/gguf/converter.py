@@ -26,14 +26,8 @@ _SCRIPT = f"{_MODULE}.py"
 _SOURCES = (_SCRIPT, "conversion/*.py")  # older checkouts hold everything in the script
 _LOOK_SECONDS = 0.2
 _TAIL_BYTES = 20_000
-# The folder is complete and nothing of it is to be sent: the converter needs neither the Hub nor a token for it.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_TOKEN": "",
-    "HUGGING_FACE_HUB_TOKEN": "",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+# The folder is complete: the converter does not need the Hub.
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _ANOTHER_WAY = "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout."
 _FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":])")
 
@@ -121,7 +115,6 @@ def convert(
 
 
 def _failure(name: str, code: int, output: str) -> ModelError:
-    """Return what the converter's output means."""
     unsupported = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", output)
     if unsupported is not None:
         return _unknown_architecture("this model", unsupported[1])

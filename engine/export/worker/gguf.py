@@ -211,7 +211,7 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report
     expected = torch.cat([one.logits for one in recorded])
     width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
     return Measured(
-        largest_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
+        largest_logit_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
         equal_answers=sum(list(one.answer) == said for one, said in zip(recorded, answer["answers"], strict=True)),
         equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(recorded, answer["prompt_ids"], strict=True)),
         needed_answers=round(len(recorded) * _NEEDED_SHARE[written.gguf_type]),

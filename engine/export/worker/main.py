@@ -124,7 +124,6 @@ def _write_merged(export: ExportUnderWay) -> Verification | None:
 
 
 def _write_gguf(export: ExportUnderWay) -> Verification | None:
-    """Merge, and convert that with llama.cpp."""
     written = write_gguf(export)
     verified = None
     if export.order.settings.verify and has_llama_cpp():
@@ -216,18 +215,15 @@ def _unquantized(export: ExportUnderWay) -> ModelConfig:
 def _verification(compared: str, measured: Measured, allowed: float, place: ModelPlace, started: float) -> Verification:
     prompts = len(QUESTIONS)
     return Verification(
-        passed=measured.largest_difference <= allowed
+        passed=measured.largest_logit_difference <= allowed
         and measured.equal_prompts in (None, prompts)
         and measured.equal_answers >= (measured.needed_answers or 0),
         compared=compared,
         prompts=prompts,
-        equal_answers=measured.equal_answers,
-        largest_logit_difference=measured.largest_difference,
         allowed_logit_difference=allowed,
         dtype=str(place.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
-        equal_prompts=measured.equal_prompts,
-        needed_answers=measured.needed_answers,
+        **measured._asdict(),
     )
 
 

@@ -59,7 +59,7 @@ class RecordedAnswer:
 class Measured(NamedTuple):
     """How far two models are apart."""
 
-    largest_difference: float  # between two logits
+    largest_logit_difference: float  # between two logits
     equal_answers: int
     equal_prompts: int | None = None  # that became the same ids; None where both share one tokenizer
     needed_answers: int | None = None  # so many must be equal; None where the logits alone make the verdict
