@@ -51,12 +51,6 @@ class _Loaded:
     def is_alive(self) -> bool:
         return self.process.pid is not None
 
-    def serves(self, target: ChatTarget, plan: LoadPlan) -> bool:
-        return self.is_alive and self.target == target and self.plan == plan
-
-    def has_base_of(self, plan: LoadPlan) -> bool:
-        return self.is_alive and self.plan.model == plan.model
-
 
 @dataclass
 class _Loading:
@@ -125,11 +119,12 @@ class ChatSession:
         loading = _Loading(target, plan, Progress(phase="starting", message="Starting a process for the model."))
         with self._lock:
             former = self._loaded
-            if former is not None and former.serves(target, plan):
+            is_here = former is not None and former.is_alive and former.plan.model == plan.model
+            if former is not None and is_here and (former.target, former.plan) == (target, plan):
                 return former.model
             if self._loading is not None:
                 raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
-            if former is not None and former.has_base_of(plan):
+            if former is not None and is_here:
                 loading.kept, loading.process = former, former.process
             self._loading, self._loaded, self._note = loading, None, ""
         kept = loading.kept

@@ -221,15 +221,13 @@ class CompletionForm:
 
     def opening(self) -> dict[str, Any]:
         """Return the first `chat.completion.chunk`: who speaks."""
-        return {**self._chunk({"role": "assistant", "content": ""}), **self._ids()}
+        return {**self.chunk({"role": "assistant", "content": ""}), **self._ids()}
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """Return a piece of the answer."""
-        return self._chunk({"content": text})
-
-    def closing(self, last: Written) -> dict[str, Any]:
-        """Return why it ends."""
-        return self._chunk({}, last.finish)
+    def chunk(self, delta: dict[str, Any], finish: OpenAIFinish | None = None) -> dict[str, Any]:
+        """Return a `chat.completion.chunk`: what is added, or why it ends."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        counted = {"usage": None} if self.with_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **counted}
 
     def counts(self, last: Written) -> dict[str, Any]:
         """Return what it took, where the client asked for it; has no choices."""
@@ -240,11 +238,6 @@ class CompletionForm:
 
     def _ids(self) -> dict[str, Any]:
         return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
-
-    def _chunk(self, delta: dict[str, Any], finish: OpenAIFinish | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        counted = {"usage": None} if self.with_usage else {}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **counted}
 
 
 def _usage(last: Written) -> dict[str, int]:

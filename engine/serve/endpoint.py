@@ -108,11 +108,11 @@ async def _events(
     try:
         yield _event(form.opening())
         if first.text:
-            yield _event(form.piece(first.text))
+            yield _event(form.chunk({"content": first.text}))
         async for last in rest:
             if last.text:
-                yield _event(form.piece(last.text))
-        yield _event(form.closing(last))
+                yield _event(form.chunk({"content": last.text}))
+        yield _event(form.chunk({}, last.finish))
         if form.with_usage:
             yield _event(form.counts(last))
         yield "data: [DONE]\n\n"

@@ -24,8 +24,6 @@ from engine.export.script.facts import facts as example
 from engine.export.script.specialize import assemble
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
-# The longest cell that Python's csv module takes by default.
-_LONGEST_CELL_BYTES = 131_072
 _MOST_LEFT_OUT = 1_000
 _MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
@@ -74,8 +72,6 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
             f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
             "Correct the file; `loratory inspect` says what is wrong with it.",
         )
-    # Of a row that is left out, only the beginning is at hand.
-    facts.has_long_rows = look.longest_row_bytes > _LONGEST_CELL_BYTES or bool(facts.left_out)
     facts.fingerprint = hashlib.sha256(np.asarray(look.digests).astype("<u8").tobytes()).hexdigest()
     facts.can_hold_out = len(np.unique(look.digests)) > 1
     facts.held_out_draw = config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS
@@ -86,8 +82,6 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
 
 
 class _Look:
-    """Looks at rows, and fills in what they have in them."""
-
     def __init__(self, name: str, facts: DataFacts) -> None:
         self._name = name
         self._facts = facts
@@ -97,11 +91,10 @@ class _Look:
         self._role_names = (columns.get("from", "from"), columns.get("role", "role"))
         self._content_names = (columns.get("value", "value"), columns.get("content", "content"))
         self.digests = array("Q")
-        self.most_tokens = self.longest_row_bytes = 0
+        self.most_tokens = 0
 
     def add(self, row: DatasetRow) -> None:
         facts, record = self._facts, row.record
-        self.longest_row_bytes = max(self.longest_row_bytes, record.size_bytes)
         if row.example is None:
             facts.left_out.add(record.row)
             return

@@ -57,7 +57,6 @@ class DataFacts:
     encoding: str = "utf-8-sig"
     delimiter: str = ","
     gzip: bool = False  # the files are packed
-    has_long_rows: bool = False  # a row may hold a longer cell than Python's csv module takes by itself
     has_media: bool = False  # the rows have columns with pictures or sound, which are not read
     roles: dict[str, str] = field(default_factory=dict)  # by their names in the rows
     role_field: str = "role"  # of a turn

@@ -37,8 +37,8 @@ def read_rows(where: Any) -> Iterator[Any]:
             found = found.select_columns(facts.data.read_columns)  # pictures and sound stay unread
         yield from found
     else:
-        if facts.data.kind == "delimited" and facts.data.has_long_rows:
-            csv.field_size_limit(8 << 20)
+        if facts.data.kind == "delimited":
+            csv.field_size_limit(8 << 20)  # bytes of a cell; the module's own limit is 128 KiB
         if facts.data.kind == "json_lines" and facts.data.left_out:
             number = -1
         for path in where:
