@@ -1,7 +1,6 @@
 """The OpenAI-compatible endpoint: models and chat completions, whole or streamed."""
 
 import asyncio
-import contextlib
 import json
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -12,9 +11,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
 from engine.chat.contract import ChatRequest
 from engine.errors import DeviceError, EngineError, ModelError
@@ -95,7 +94,11 @@ class _Endpoint:
             return JSONResponse(form.whole(text, last))
         # What is wrong with the conversation shows before its first token, and then is an answer with a status.
         first = await anext(written)
-        return _EventStream(_events(form, first, written))
+        return StreamingResponse(
+            _events(form, first, written),
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            media_type="text/event-stream",
+        )
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}
@@ -120,30 +123,6 @@ async def _events(
         yield _event(_as_refusal(error).body)
     finally:
         await rest.aclose()  # which stops the model
-
-
-class _EventStream(Response):
-    """Server-sent events, until they end or the client goes away."""
-
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        super().__init__()
-        self._events = events
-
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientGoneError):
-            await _unless_gone(self._send(send), receive)
-
-    async def _send(self, send: Send) -> None:
-        async with contextlib.aclosing(self._events) as events:
-            headers = [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache"),
-                (b"x-accel-buffering", b"no"),
-            ]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            async for event in events:
-                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
