@@ -46,9 +46,7 @@ class ObservedRun:
 
     @property
     def title(self) -> str:
-        if self.notes.name:
-            return self.notes.name
-        return run_title(self.config) if self.config is not None else self.run.id
+        return self.notes.name or (run_title(self.config) if self.config is not None else self.run.id)
 
     @property
     def is_live(self) -> bool:
@@ -58,11 +56,10 @@ class ObservedRun:
     @property
     def stamp(self) -> str:
         """Changes whenever something that the page shows has changed."""
+        state = self.state
         asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         # Nothing changes while a worker has no output, and still the page shows for how long.
-        since = self.state.silent_since
-        silent = "" if since is None else f"{(time.time() - since) // 10:.0f}"
-        state = self.state
+        silent = "" if state.silent_since is None else f"{(time.time() - state.silent_since) // 10:.0f}"
         parts = (state.changed, state.state, silent, state.notice, asked, self.title)
         return stamp(self.run.id, self.history.next_offset, *parts)
 

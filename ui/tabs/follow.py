@@ -51,10 +51,6 @@ class Question(BaseModel):
     log_axis: bool
     log_open: bool
 
-    @property
-    def view(self) -> ChartView:
-        return ChartView(self.smoothing, self.log_axis)
-
 
 class FollowPart:
     """Lays out the run view: with a choice of the run, or with a prefix of ids below the table that is the choice."""
@@ -183,10 +179,11 @@ class FollowPart:
             return None
         if not seen.endswith(_actions_stamp(observed)):
             return poll_answer(new, {}, submit=True)
-        return self._answers.get((new, asked.view), lambda: poll_answer(new, self._places(observed, asked)))
+        view = _view_of(asked.smoothing, asked.log_axis)
+        return self._answers.get((new, view), lambda: poll_answer(new, self._places(observed, view, asked.log_open)))
 
-    def _places(self, observed: ObservedRun, asked: Question) -> dict[str, str]:
-        updates = self._draw(observed, asked.view, asked.log_open)
+    def _places(self, observed: ObservedRun, view: ChartView, log_open: bool) -> dict[str, str]:
+        updates = self._draw(observed, view, log_open)
         return {part.elem_id: text for part in self._polled if isinstance(text := updates.get(part), str)}
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:

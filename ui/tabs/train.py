@@ -34,7 +34,6 @@ _IN_SIGHT: dict[str, dict[str, Any]] = {
     "training.packing": {"elem_id": "packing"},
     "training.gradient_checkpointing": {"elem_id": "checkpointing"},
 }
-_COUNTED_BY = ("training.max_length", "training.seed")  # the settings that the number of tokens depends on
 
 
 class TrainTab:
@@ -87,7 +86,7 @@ class TrainTab:
         preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **SLOW)
         alone = preset.success(lambda: "", None, page.copied_from, **QUICK)
         self._count_after(page.fill_after(alone, self._change))
-        for name in _COUNTED_BY:
+        for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits until the box is left, or Enter is pressed.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
         self.counting.tick(self.count, form.components, self._counted, trigger_mode="once", **QUICK)

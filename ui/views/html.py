@@ -116,14 +116,12 @@ def status(html: str) -> str:
 
 def small(text: str, *, role: str = "") -> str:
     """Return a small paragraph of text."""
-    attribute = _attribute("role", role)
-    return f'<p class="small"{attribute}>{escape(text)}</p>'
+    return f'<p class="small"{_attribute("role", role)}>{escape(text)}</p>'
 
 
 def empty(title: str, text: str, *, role: str = "") -> str:
     """Return what fills a view without content: a title and the next step."""
-    attribute = _attribute("role", role)
-    return f'<div class="empty"{attribute}><b>{escape(title)}</b>{escape(text)}</div>'
+    return f'<div class="empty"{_attribute("role", role)}><b>{escape(title)}</b>{escape(text)}</div>'
 
 
 def notices(sentences: Iterable[str]) -> str:

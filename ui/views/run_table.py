@@ -115,8 +115,7 @@ def held_out_cell(row: RunSummary, best: str | None = None) -> str:
     if not row.base_eval_loss:
         return cell
     change = 1 - row.best_eval_loss / row.base_eval_loss
-    words = f"{change:.0%} below" if change >= 0 else f"{-change:.0%} above"
-    return under(cell, f"{words} base {row.base_eval_loss:.2f}")
+    return under(cell, f"{abs(change):.0%} {'below' if change >= 0 else 'above'} base {row.base_eval_loss:.2f}")
 
 
 def when(moment: float, now: float | None = None) -> str:
