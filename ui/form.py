@@ -124,8 +124,7 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     kind = _plain_type(field.annotation)
     limits = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
     lower, upper = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
-    if get_origin(kind) is Literal:
-        choices = [str(value) for value in get_args(kind)]
+    if choices := _choices_of(kind):
         shared = {"choices": choices, "value": default, **shared}
         return Radio(**shared) if len(choices) <= 4 else Dropdown(**shared)
     if kind is bool:
@@ -163,10 +162,11 @@ def text_of(number: float | None) -> str:
 
 def _several_of(annotation: Any) -> list[str]:
 
-    members = get_args(annotation)
-    if get_origin(annotation) is not tuple or get_origin(members[0]) is not Literal:
-        return []
-    return [str(value) for value in get_args(members[0])]
+    return _choices_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else []
+
+
+def _choices_of(annotation: Any) -> list[str]:
+    return [str(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
 def _is_optional_number(field: FieldInfo) -> bool:
@@ -189,8 +189,7 @@ def _default_of(name: str) -> Any:
 def _offered(name: str, value: Any) -> Any:
     """Return the value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
     annotation = field_of(name).annotation
-    kind = _plain_type(annotation)
-    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else _several_of(annotation)
+    choices = _choices_of(_plain_type(annotation)) or _several_of(annotation)
     if not choices:
         return value
     if isinstance(value, list | tuple):
