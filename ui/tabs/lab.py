@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import gradio as gr
+from pydantic.fields import FieldInfo
 
 from engine.accounts.audit import AuditKind
 from engine.accounts.lab import LabSettings
@@ -83,7 +84,7 @@ class LabTab:
                 self.enable = gr.Button("Enable", scale=0, min_width=150, visible=False, elem_id="lab-enable")
         with gr.Row(elem_id="lab-invite-row"):
             self.invited_role = Radio(
-                list(ROLES), value="member", label="New account", scale=0, min_width=300, elem_id="lab-invite-role"
+                list(ROLES), value="member", label="New account", scale=0, min_width=380, elem_id="lab-invite-role"
             )
             self.invite = gr.Button("Create invitation", scale=0, min_width=170, elem_id="lab-invite")
         with gr.Column(visible=False, elem_id="lab-confirm") as self.confirmation:
@@ -104,8 +105,7 @@ class LabTab:
             for first in range(0, len(fields), 2):
                 with gr.Row():
                     for name, field in fields[first : first + 2]:
-                        own = {"value": ""} if _is_mapping(field.default) else {}
-                        self.limits[name] = component_of_field(field, min_width=240, elem_id=f"lab-{name}", **own)
+                        self.limits[name] = _limit_box(name, field)
             self.save_limits = gr.Button("Save limits", scale=0, min_width=150, elem_id="lab-save-limits")
         with gr.Accordion("Announcement and maintenance", open=False, elem_id="lab-news"):
             self.announcement = component_of_field(LabSettings.model_fields["announcement"], elem_id="lab-announcement")
@@ -262,6 +262,15 @@ class LabTab:
         gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
 
 
+def _limit_box(name: str, field: FieldInfo) -> Any:
+    """Return the component of a limit. A number is a text box, which alone can be empty: no limit."""
+    if isinstance(field.default, bool):
+        return component_of_field(field, min_width=240, elem_id=f"lab-{name}")
+    return gr.Textbox(
+        label=field.title, info=field.description, lines=1, max_lines=1, min_width=240, elem_id=f"lab-{name}"
+    )
+
+
 def _caller(request: gr.Request) -> Caller:
     address = request.client.host if request.client else ""
     return Caller(request.cookies.get(COOKIE, ""), address)
@@ -284,5 +293,5 @@ def _read(name: str, typed: Any) -> Any:
     """Return a limit from what was typed; what is not one is refused by its Field."""
     if not _is_mapping(limit_fields()[name].default):
         return number_of(typed)
-    pairs = (part.rpartition(":") for part in str(typed or "").split(",") if part.strip())
+    pairs = (part.rpartition(":") for part in str(typed or "").strip(" {}").split(",") if part.strip())
     return {device.strip(): number_of(weight) for device, _, weight in pairs}

@@ -92,7 +92,10 @@ def render_usage(usage: Usage) -> str:
     """Return what each person used in the last weeks, and what they have on disk."""
     weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
     disks = {one.owner: one for one in usage.disks}
-    rows = [_usage_row(one, disks.get(one.owner)) for one in usage.weeks if one.week in weeks]
+    shown = sorted(
+        (one for one in usage.weeks if one.week in weeks), key=lambda one: (weeks.index(one.week), one.owner)
+    )
+    rows = [_usage_row(one, disks.get(one.owner)) for one in shown]
     used = {one.owner for one in usage.weeks if one.week in weeks}
     rows += [
         _usage_row(WeekOfPerson(owner, Week(0, 0), 0.0, 0.0, None, 0), disk)
