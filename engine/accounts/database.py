@@ -64,8 +64,10 @@ class Database:
         self._lock = threading.Lock()  # guards the connection: a transaction belongs to one thread
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite gives its own side files the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            # SQLite gives its own side files the mode of this one. A file that exists is not opened here: closing it
+            # would drop the locks of this process's other connections, and another process would remove their log.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             path.chmod(0o600)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False

@@ -2,6 +2,8 @@
 
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -197,3 +199,19 @@ def test_a_copy_holds_what_the_original_holds(accounts, database, make_person, t
     database.copy_to(tmp_path / "copy.sqlite3")
 
     assert Accounts(Database(tmp_path / "copy.sqlite3"), quick_passwords).people() == accounts.people()
+
+
+def test_what_a_server_writes_is_seen_after_commands_came_and_went(home):
+    """Closing a file drops all POSIX locks on it; SQLite then removed the log that the server went on writing to."""
+    script = "from engine.accounts.accounts import *; d = open_database(LoratoryHome(Path(sys.argv[1]))); print(len(Accounts(d).people())); d.close()"
+    command = [sys.executable, "-c", f"import sys; from pathlib import Path; {script}", str(home.root)]
+    server = open_database(home)
+    open_database(home).close()  # as what reads the limits does
+
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+    with server.transaction() as connection:
+        connection.execute("INSERT INTO people (name, role, created) VALUES ('ann', 'member', 1)")
+
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+    assert len(server.rows("SELECT name FROM people")) == 1
+    server.close()
