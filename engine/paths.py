@@ -12,6 +12,8 @@ from engine.errors import StorageError
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 SAMPLES_FOLDER = PRESETS_FOLDER / "data"
+LAB = "LORATORY_LAB"  # set in a lab: names are not looked up in the folder that the server happened to start in
+_PERSON, _ROLE = "LORATORY_PERSON", "LORATORY_ROLE"  # for whom a process of a lab works
 
 
 def local_owner() -> str:
@@ -26,6 +28,11 @@ def local_owner() -> str:
 def typed_path(text: str | Path) -> Path:
     """A path as people type it, with ~ for a home folder; an unknown user stays a name, which then does not exist."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's own raises for an unknown user
+
+
+def looks_in_working_folder() -> bool:
+    """Whether a name like that of a model or dataset on the Hub may also be a file in the working folder."""
+    return LAB not in os.environ
 
 
 def data_folders() -> tuple[Path, ...]:
@@ -48,14 +55,27 @@ class LoratoryHome:
     Attributes:
         root: The folder.
         owner: In a lab, the person whose uploads, exports and transfers these are; empty where there are no accounts.
+        role: Of that person; a guest names no paths.
     """
 
     root: Path
     owner: str = ""
+    role: str = ""
 
-    def of(self, owner: str) -> "LoratoryHome":
+    def of(self, owner: str, role: str = "member") -> "LoratoryHome":
         """Return the home as one person of a lab has it, with folders of their own."""
-        return replace(self, owner=owner)
+        return replace(self, owner=owner, role=role)
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether its person may use presets and samples alone."""
+        return self.role == "guest"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables by which a process of ours finds this home, as the same person has it."""
+        found = {"LORATORY_HOME": str(self.root)}
+        return found | ({_PERSON: self.owner, _ROLE: self.role, LAB: "1"} if self.owner else {})
 
     @classmethod
     def from_environment(cls) -> "LoratoryHome":
@@ -73,7 +93,7 @@ class LoratoryHome:
         """Return where the home folder is or would be; nothing is made there."""
         configured = os.environ.get("LORATORY_HOME")
         root = typed_path(configured) if configured else platformdirs.user_data_path("loratory", appauthor=False)
-        return cls(root.resolve())
+        return cls(root.resolve(), os.environ.get(_PERSON, ""), os.environ.get(_ROLE, ""))
 
     def make_writable(self) -> None:
         """Create the home folder (mode 0700) and prove that it can be written.
@@ -118,6 +138,16 @@ class LoratoryHome:
     def shared_data(self) -> Path:
         """Datasets that an admin put there for all people of a lab, who can read them."""
         return self.root / "shared" / "data"
+
+    @property
+    def shared_models(self) -> Path:
+        """Models that an admin put there for all people of a lab."""
+        return self.root / "shared" / "models"
+
+    @property
+    def own_runs(self) -> Path:
+        """Runs of the person of a lab whose home this is."""
+        return self.runs / self.owner
 
     @property
     def transfers(self) -> Path:

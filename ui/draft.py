@@ -12,6 +12,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
+from engine.runs.lab_rules import lab_problems
 from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
 from ui.backend.background import explained
@@ -55,6 +56,8 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     question = question_of(mapping)
     if question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
         problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
+    if config is not None:
+        problems = [*problems, *lab_problems(config, services.home)]
     devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None

@@ -6,18 +6,20 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from engine.accounts.accounts import Invitation
 from engine.accounts.limits import SETTINGS_FILE, LabLimits, Maintenance
 from engine.errors import AccountError, DeviceError
 from engine.files import write_atomically
 from engine.paths import LoratoryHome, typed_path
 from engine.processes.liveness import FileLock
+
+if TYPE_CHECKING:
+    from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
 
 _LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
 
@@ -69,6 +71,10 @@ class LabSettings(BaseModel):
     )
     limits: LabLimits = LabLimits()
     maintenance: Maintenance = Maintenance()
+    guest_max_steps: int = Field(default=200, ge=1, le=1_000_000, description="Most optimizer steps of a guest's run.")
+    guest_max_minutes: int = Field(
+        default=30, ge=1, le=10_000, description="After so many minutes, a guest's run saves and stops."
+    )
 
 
 def read_settings(home: LoratoryHome) -> LabSettings:
@@ -136,7 +142,7 @@ def public_address(home: LoratoryHome, given: str | None = None) -> PublicAddres
     return PublicAddress.parse(url)
 
 
-def join_link(address: PublicAddress, invitation: Invitation) -> str:
+def join_link(address: PublicAddress, invitation: "Invitation") -> str:
     """Return the link of an invitation. Its token is behind the #, which browsers send to no server."""
     return f"{address.origin}/join#{invitation.token}"
 

@@ -120,6 +120,16 @@ def may(person: Person, action: Action, run: RunAccess | None = None) -> bool:
     return action in (rights.shared if run.is_shared else rights.foreign)
 
 
+def require(person: Person | None, action: Action, run: RunAccess | None = None) -> None:
+    """Return where a person may do something, and where there are no accounts.
+
+    Raises:
+        AccountError: Otherwise; the words are the same for everything.
+    """
+    if person is not None and not may(person, action, run):
+        raise AccountError("Your account may not do that.", "Ask an admin of the lab.")
+
+
 def is_logged(person: Person, run: RunAccess) -> bool:
     """Return whether looking into a run goes to the audit log: it is another person's, and was not shared."""
     return run.owner != person.name and not run.is_shared

@@ -115,7 +115,7 @@ class ChatSession:
             DeviceError: If the device is missing, or its memory too small.
             WorkerError: If the process ended, as when `unload` is called meanwhile.
         """
-        plan = plan_load(target)
+        plan = plan_load(target, self.home)
         loading = _Loading(target, plan, Progress(phase="starting", message="Starting a process for the model."))
         with self._lock:
             former = self._loaded

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
 from engine.config.methods.base import PeftMethod
 from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
@@ -10,13 +11,16 @@ from engine.config.methods.registry import METHODS, method_of_peft_type
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
+from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import read_config
-from engine.models.source import DEMO_HUB_ID
+from engine.models.source import DEMO_HUB_ID, model_path
+from engine.paths import LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
+from engine.runs.store import RUN_ID
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -48,6 +52,11 @@ class LoadPlan(Value):
     tuned: PlannedWeights | None = None
     second: PlannedWeights | None = None
     notes: tuple[str, ...] = ()  # what a person should know about this combination
+    owner: str = ""  # in a lab, the person to whose folders a path of the base is confined
+
+    def home(self, home: LoratoryHome) -> LoratoryHome:
+        """Return the home in which the base is looked up."""
+        return home.of(self.owner) if self.owner else home
 
     @property
     def trained(self) -> dict[Branch, PlannedWeights]:
@@ -78,19 +87,24 @@ class _Found(NamedTuple):
     model: ModelConfig  # the base that the run or the adapter names
 
 
-def plan_load(target: ChatTarget) -> LoadPlan:
-    """Find everything that `target` names.
+def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
+    """Find everything that `target` names, in a lab as far as the person whose home it is may name it.
 
     Raises:
         RunError: If a run has no adapter yet, or a checkpoint does not exist.
         ModelError: If a folder holds nothing to talk to, or two adapters have different bases.
     """
+    owner = _confined(target, home) if home is not None and home.owner else ""
     tuned = None if target.tuned is None else _find(target.tuned)
     second = None if target.second is None else _find(target.second)
     found = tuned or second
     model = target.model or (found.model if found is not None else None)
     if model is None:
         raise ModelError("No model was chosen.", "Choose a run, an adapter or a model to talk to.")
+    if home is not None and owner and find_in_catalog(model.id.strip()) is None:
+        if home.is_guest:
+            raise ModelError("A guest uses the models of the catalogue.", "Choose one of them, or one of your runs.")
+        model_path(model.id.strip(), home.of(owner))
     if target.model is None and found is not None:
         _require_same_base(tuned, second)
         base = Path(model.id)
@@ -112,7 +126,34 @@ def plan_load(target: ChatTarget) -> LoadPlan:
         tuned=tuned.weights if tuned is not None else None,
         second=second.weights if second is not None else None,
         notes=notes,
+        owner=owner,
     )
+
+
+def _confined(target: ChatTarget, home: LoratoryHome) -> str:
+    """Return whose folders the base is looked up in: the run's owner's where a run names it, else the person's.
+
+    Raises:
+        ModelError: If the person may not name one of the folders.
+    """
+    owners = []
+    for choice in filter(None, (target.tuned, target.second)):
+        owner = _owner_of_run(choice.folder, home)
+        if not owner:
+            AllowedPaths(home).read(choice.folder, ModelError)
+        owners.append(owner or home.owner)
+    return owners[0] if owners and target.model is None else home.owner
+
+
+def _owner_of_run(folder: Path, home: LoratoryHome) -> str:
+    """Return whose run a folder is, where the person may load it: an own one, or one that is shared; an admin, any."""
+    resolved = folder.resolve()
+    owner = resolved.parent.name
+    if resolved.parent.parent != home.runs.resolve() or not RUN_ID.fullmatch(resolved.name):
+        return ""
+    is_own = owner == home.owner
+    may_load = is_own or home.role == "admin" or (not home.is_guest and RunFolder(resolved).shared_mark.exists())
+    return owner if may_load else ""
 
 
 def _require_same_base(tuned: _Found | None, second: _Found | None) -> None:

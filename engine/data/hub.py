@@ -24,6 +24,7 @@ from engine.data.records import Record, RowSource, SourceForm
 from engine.errors import DatasetError, EngineError
 from engine.hub_errors import DATASET, error_chain, find_fault
 from engine.models.source import is_hub_id, may_need_hub
+from engine.paths import looks_in_working_folder
 from engine.processes.spawn import Access
 
 _HUB_ROOT = "hf://datasets/"
@@ -59,7 +60,7 @@ def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> froz
 
 def _is_there(name: str) -> bool:
     try:
-        return Path(name).expanduser().exists()
+        return looks_in_working_folder() and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, an unknown home
         return False
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.allowed_paths import AllowedPaths
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS, kind_of, open_file
 from engine.data.files.access import ANY_FILE, DataAccess, shown_name
@@ -24,9 +25,13 @@ SAMPLE_PREFIX = "sample:"
 class SourceOptions:
     """What opening a source depends on, apart from its name."""
 
-    access: DataAccess = ANY_FILE
+    access: DataAccess = ANY_FILE  # in a lab, that of the home's person
     home: LoratoryHome | None = None  # holds caches; None keeps none
     streaming: bool = False  # read from the Hub row by row, for a preview, instead of fetching the dataset first
+
+    def __post_init__(self) -> None:
+        if self.home is not None and (allowed := AllowedPaths.of(self.home)) is not None:
+            object.__setattr__(self, "access", DataAccess(allowed=allowed))
 
     @property
     def cache_folder(self) -> Path | None:

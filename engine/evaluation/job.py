@@ -179,7 +179,7 @@ class EvaluationJob:
         run = RunFolder(chosen.folder)
         report = read_history(run.events).data_report
         order = EvaluationOrder(
-            plan=plan_load(target),
+            plan=plan_load(target, self.home),
             run=run.read_config(),
             settings=self.request.settings,
             device=self.choose(RunSection()),

@@ -16,7 +16,7 @@ from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
 from engine.processes.spawn import Access, cap_log, spawn, worker_argv
-from engine.runs.provenance import run_title
+from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState
 
 WORKER_MODULE = "engine.training.worker"
@@ -250,7 +250,8 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
         RUN_VARIABLE: spec.run.id,
         "PYTHONUNBUFFERED": "1",
     }
-    access = _access_for(spec.config)
+    # A person of a lab has no part in a login of the account that the server runs as.
+    access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
     return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import OnProgress, Progress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunSection
@@ -43,8 +44,8 @@ class ExportJob:
             WorkerError: If the process ended.
         """
         target, settings = self.request.target, self.request.settings
-        folder = typed_path(self.request.folder).resolve()
-        plan = plan_load(target)
+        folder = self._folder()
+        plan = plan_load(target, self.home)
         trained = require_trained(plan)
         KINDS[settings.kind].require(trained.traits, self.request.llama_cpp)
         assert target.tuned is not None  # else nothing is planned that was trained
@@ -77,6 +78,13 @@ class ExportJob:
                 lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
             )
         return ExportResult.model_validate({**answer, "path": folder})
+
+    def _folder(self) -> Path:
+        folder = typed_path(self.request.folder).resolve()
+        pushes = self.home.cache.resolve() / "pushes" / self.home.owner  # a push prepares its export there
+        if (allowed := AllowedPaths.of(self.home)) is not None and pushes not in folder.parents:
+            return allowed.write(self.request.folder)
+        return folder
 
     def stop(self) -> None:
         """End it within seconds; nothing of it is left."""

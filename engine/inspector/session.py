@@ -63,7 +63,7 @@ class Inspector:
     def __init__(self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None) -> None:
         self._home = home
         # They read models and data; they must never take a GPU from training.
-        environment = {"LORATORY_HOME": str(home.root), "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
+        environment = {**home.environment, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
         roots = tuple(str(root) for root in data_roots or ())
 
         def pool(module: str, log_name: str, size: int, *access: Access) -> ProcessPool:

@@ -16,7 +16,7 @@ from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
 from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelShape
-from engine.models.source import resolve_model
+from engine.models.source import model_path, resolve_model
 from engine.paths import LoratoryHome
 
 _INVENTORY_VERSION = 4  # raise it when engine.inspector.worker.inventory reads the same architecture differently
@@ -46,8 +46,9 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
         entry = find_in_catalog(model.id)
         if entry is not None:
             return cached_inventory(entry.config, home)
-        path = Path(model.id).expanduser() / "config.json"
-        if not path.is_file():
+        folder = model_path(model.id.strip(), home)
+        path = folder / "config.json" if folder is not None else None
+        if path is None or not path.is_file():
             from engine.models.hub import cached_snapshot
 
             snapshot = cached_snapshot(model.id, model.revision, ModelPart.CONFIG)

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.allowed_paths import AllowedPaths
 from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
 from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
 from engine.models.folder import ModelPart, check_model_folder
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, prepare_gguf
-from engine.paths import LoratoryHome
+from engine.paths import LoratoryHome, looks_in_working_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
@@ -64,7 +65,7 @@ def resolve_model(
     entry = find_in_catalog(text)
     if entry is not None and entry.id == DEMO_MODEL_ID:
         return _resolve_demo(config.revision, home, on_progress, part)
-    path = _local_path(text)
+    path = _local_path(text, home)
     if path is not None and path.is_dir():
         check_model_folder(path, text, part)
         return ModelSource(str(path.resolve()), path.resolve().name)
@@ -86,11 +87,23 @@ def may_need_hub(config: ModelConfig) -> bool:
     return is_hub_id(text) and _local_path(text) is None
 
 
-def _local_path(text: str) -> Path | None:
+def model_path(text: str, home: LoratoryHome | None = None) -> Path | None:
+    """Return the path that a model's name is; None where it means one on the Hub, as an id always does in a lab.
+
+    Raises:
+        ModelError: If a person of a lab may not name that path.
+    """
+    allowed = AllowedPaths.of(home) if home is not None else None
+    if allowed is None:
+        return Path(text).expanduser() if looks_in_working_folder() or not is_hub_id(text) else None
+    return None if is_hub_id(text) else allowed.read(text, ModelError)
+
+
+def _local_path(text: str, home: LoratoryHome | None = None) -> Path | None:
     """Return what this names on disk: a folder or a regular file; None where it names nothing that could be read."""
     try:
-        path = Path(text).expanduser()
-        return path if path.is_dir() or path.is_file() else None
+        path = model_path(text, home)
+        return path if path is not None and (path.is_dir() or path.is_file()) else None
     except (OSError, RuntimeError):  # a name that no file can have; ~name of an unknown user
         return None
 

@@ -20,6 +20,7 @@ from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.admission import admitted, require_admission
+from engine.runs.lab_rules import lab_problems, time_limit_seconds, with_allowed_paths, within_guest_limit
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -63,7 +64,12 @@ class Preflight:
             ModelError: If the model cannot be found, reached or read.
             DatasetError: If the dataset cannot be read, or teaches nothing.
         """
-        config = with_absolute_paths(config)
+        if self._home.owner:
+            if found := lab_problems(config, self._home):
+                raise ConfigError(found)
+            config = with_allowed_paths(config, self._home)
+        else:
+            config = with_absolute_paths(config)
         options = device_options(tuple(self._devices()), config.run)
         devices = options[0]
         problems = [*pair_problems(config), *machine_problems(config, devices)]
@@ -86,10 +92,13 @@ class Preflight:
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
         _require_trained_tokens(config, report)
+        config = within_guest_limit(config, report, self._home)
         facts = {
             **environment_facts(),
             "model_source": source.hub_id or source.name,
             "dataset_fingerprint": report.fingerprint or None,
+            "person": self._home.owner,
+            "time_limit_seconds": time_limit_seconds(self._home),
         }
         if predicted is not None:
             facts |= {

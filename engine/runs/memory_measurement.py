@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from engine.config.load import config_to_yaml
 from engine.config.run import DatasetConfig, RunConfig, RunSection
-from engine.errors import DeviceError, RunError, StorageError, WorkerError
+from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
 from engine.executors.base import JobSpec
 from engine.executors.local import WorkerCommand, start_worker, worker_command
 from engine.files import write_atomically
@@ -28,6 +28,7 @@ from engine.processes.liveness import FileLock, ProcessIdentity, end_group
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
+from engine.runs.lab_rules import lab_problems
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 
 _STEPS = 2  # the second one has the optimizer's state
@@ -91,8 +92,12 @@ class MeasurementJob:
             RunError: If the worker gave up for another reason; says which.
             WorkerError: If the process ended without a word.
             CancelledRequestError: If it was stopped.
+            ConfigError: If the person of a lab may not use one of the settings.
             StorageError: If the home cannot be written.
         """
+        problems = lab_problems(self._config, self._home)
+        if problems := [problem for problem in problems if not problem.field.startswith("dataset.")]:  # not read here
+            raise ConfigError(problems)
         devices = self._choose(self._config.run)
         sweep_measurements(self._home)
         with measuring_run(self._home) as run:

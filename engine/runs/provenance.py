@@ -74,6 +74,8 @@ class Provenance(BaseModel, frozen=True):
     predicted_on: dict[str, int] = {}  # the same by name of a device, where `auto` may choose among GPUs that differ
     predicted_memory: MemoryFigures = MemoryFigures()  # all that it foretold and that will be measured
     copied_from: str | None = None  # run whose configuration this one started from
+    person: str = ""  # in a lab, who started it: the worker reads this person's files and the lab's alone
+    time_limit_seconds: float | None = None  # of each attempt, after which it saves and stops
 
 
 def environment_facts() -> dict[str, object]:

@@ -140,6 +140,7 @@ class RunFolder:
     stop_request = _File("control/stop")  # exists: save and stop
     cancel_request = _File("control/cancel")  # exists: end at once
     start_anyway_request = _File("control/start-anyway")  # exists: start although free memory is below the estimate
+    shared_mark = _File("control/shared")  # exists: its owner shares it with the lab
     checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each
     adapter = _File("adapter")  # the final adapter with tokenizer and chat template
 

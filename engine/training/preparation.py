@@ -213,7 +213,8 @@ class Preparation:
         if config.adapter.warm_start is None or self.resumed_from is not None:
             return model, {}
         return model, load_warm_start(
-            model, find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent)
+            model,
+            find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent, self.attempt.home),
         )
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:

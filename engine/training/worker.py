@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import EngineError, StorageError
-from engine.paths import LoratoryHome
+from engine.paths import LAB, LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
+from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
 
 EXIT_FINISHED = 0  # or stopped
@@ -111,7 +112,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     requests = StopRequests(folder, group.world_size)
     requests.listen()
     events = RunEvents(writer, folder.path, requests)
-    config, home = None, LoratoryHome(folder.path.parents[2])  # <home>/runs/<owner>/<run>
+    config, home = None, _home_of(folder)
     try:
         config = folder.read_config()
         TrainingSession(Attempt(folder, home, config, number), events, requests).run()
@@ -136,6 +137,15 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     finally:
         events.close()
     return EXIT_FINISHED
+
+
+def _home_of(folder: RunFolder) -> LoratoryHome:
+    """Return the home of a run, <home>/runs/<owner>/<run>; in a lab, as the person has it who started the run."""
+    home, person = LoratoryHome(folder.path.parents[2]), read_provenance(folder).person
+    if not person:
+        return home
+    os.environ[LAB] = "1"
+    return home.of(person)
 
 
 def _first_cause(failed: FailedData, run: Path) -> FailedData:

@@ -1,5 +1,6 @@
 """Reading the form: what is missing, what is wrong, and what it would need, without ever raising."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -8,6 +9,7 @@ import pytest
 from engine.errors import MemoryUnknownError
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
+from engine.paths import LoratoryHome
 from tests.fake_inspector import FakeInspector
 from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks
@@ -91,6 +93,7 @@ def draft_of(form: Form, shape: ModelShape | None, **given: object):
         shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None),
         checks=DatasetChecks(FakeInspector()),
         devices=list_devices,
+        home=LoratoryHome(Path("unused")),
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}

@@ -2,10 +2,11 @@
 
 import pytest
 
+from engine.runs.plan import plan_run
 from engine.runs.summary import RunSummary
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
-from ui.views.run_plan import plan_run, render_plan
+from ui.views.run_plan import render_plan
 
 
 def report(**changes: object):

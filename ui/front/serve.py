@@ -63,7 +63,7 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
     supervisor = Supervisor(home)
 
     def services_of(person: Person) -> Services:
-        own = home.of(person.name)
+        own = home.of(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person)
 

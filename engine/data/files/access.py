@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from engine.allowed_paths import AllowedPaths
 from engine.errors import DatasetError, StorageError
 from engine.files import write_atomically
 
@@ -27,9 +28,13 @@ _Saved = TypeVar("_Saved", bound=BaseModel)
 
 @dataclass(frozen=True)
 class DataAccess:
-    """Where datasets may lie: a path must end up in one of `roots`, symlinks followed; None lets any file be read."""
+    """Where datasets may lie: a path must end up in one of `roots`, symlinks followed; None lets any file be read.
+
+    In a lab, `allowed` decides instead.
+    """
 
     roots: tuple[Path, ...] | None = None
+    allowed: AllowedPaths | None = None
 
     def resolve(self, source: str) -> Path:
         """Find the file or folder that `source` names.
@@ -44,7 +49,9 @@ class DataAccess:
             )
         if "\0" in source:
             raise DatasetError("The dataset's name holds a NUL byte.", "Type it again.")
-        if self.roots is not None:
+        if self.allowed is not None:
+            source = str(self.allowed.read(source, DatasetError))
+        elif self.roots is not None:
             # Before anything else: a refusal must not reveal whether such a file exists.
             self._refuse_outside(Path(source).expanduser())
         try:
@@ -60,7 +67,7 @@ class DataAccess:
                 f"The dataset {shown_name(source)} cannot be opened ({reason.lower()}).",
                 "Choose a file, a folder, the id of a dataset on the Hub, or sample:NAME.",
             ) from error
-        if self.roots is not None:
+        if self.roots is not None and self.allowed is None:
             self._refuse_outside(path)
         return path
 

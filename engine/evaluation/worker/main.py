@@ -128,7 +128,8 @@ class EvaluationWorker:
         """Measure losses on the held-out rows, then let every branch answer some of them."""
         started = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
-        source = resolve_model(order.plan.model, self._home)
+        home = order.plan.home(self._home)
+        source = resolve_model(order.plan.model, home)
         if not reads_from_hub(order.run.dataset):
             give_up_access(Access.HUB)
         folder = Path(source.location)
@@ -145,7 +146,7 @@ class EvaluationWorker:
             seed=training.seed,
             max_length=training.max_length,
             tokenizer=tokenizer,
-            home=self._home,
+            home=home,
         )
         if not data.held_out:
             raise DatasetError(

@@ -68,7 +68,7 @@ class PushJob:
             WorkerError: If a process ended.
         """
         _require_repository(self.request.repository, self.request.settings.revision)
-        plan = plan_load(self.request.target)
+        plan = plan_load(self.request.target, self.home)
         trained = require_trained(plan)
         process = JsonLinesProcess(
             WORKER_MODULE,
@@ -118,7 +118,7 @@ class PushJob:
 
         What is too old to be resumed is removed from those of other pushes.
         """
-        pushes = self.home.cache / "pushes"
+        pushes = self.home.cache / "pushes" / self.home.owner
         pushes.mkdir(parents=True, exist_ok=True)
         for path in pushes.iterdir():
             try:
@@ -166,7 +166,7 @@ class PushJob:
         """Write the card with the name of the repository, and return what the process is to send."""
         tuned = self.request.target.tuned
         assert tuned is not None  # else nothing is planned that was trained
-        source = resolve_model(plan.model, self.home, part=ModelPart.CONFIG)
+        source = resolve_model(plan.model, plan.home(self.home), part=ModelPart.CONFIG)
         facts = gather_facts(
             plan, self.request.settings.kind, repository, source, run=run_in(tuned.folder), checkpoint=tuned.checkpoint
         )

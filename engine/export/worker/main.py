@@ -60,7 +60,7 @@ class ExportWorker:
         order = ExportOrder.model_validate(params)
         source = resolve_model(
             order.plan.model,
-            self._home,
+            order.plan.home(self._home),
             lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
         )
         give_up_access(Access.HUB)

@@ -84,7 +84,7 @@ def running_lab(
     authority.configure_trust(trust)
 
     def make(person: Person) -> Services:
-        own = home.of(person.name)
+        own = home.of(person.name, person.role)
         return services_of(own, person) if services_of is not None else fake_services_of(own, person)
 
     gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy)

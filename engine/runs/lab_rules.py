@@ -1,0 +1,110 @@
+"""What a person of a lab may train on and with: their own files and the lab's, and what a guest may start."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.accounts.lab import LabSettings, read_settings
+from engine.allowed_paths import REFUSAL, AllowedPaths
+from engine.config.run import RunConfig
+from engine.data.contract import DatasetReport
+from engine.data.hub import is_on_hub
+from engine.data.source import SAMPLE_PREFIX
+from engine.errors import EngineError, Problem, StorageError
+from engine.models.catalog import find_in_catalog
+from engine.models.source import is_hub_id
+from engine.paths import LoratoryHome
+from engine.runs.plan import plan_run
+from engine.runs.store import RUN_ID, RunStore
+
+# It would send what it reports with a login of the account that the server runs as.
+_REMOTE_TRACKERS = ("wandb",)
+_OUTSIDE = f"{REFUSAL[0][0].lower()}{REFUSAL[0][1:].rstrip('.')}; {REFUSAL[1][0].lower()}{REFUSAL[1][1:]}"
+
+
+def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
+    """Return the settings that this person may not use; none where there are no accounts. Opens no file."""
+    allowed = AllowedPaths.of(home)
+    if allowed is None:
+        return []
+    paths = [Problem(field, _OUTSIDE) for field, text in _named_paths(config) if not _is_allowed(allowed, text)]
+    if (start := config.adapter.warm_start) is not None and RUN_ID.fullmatch(start):
+        paths += (
+            [] if start in RunStore(home, home.owner).ids() else [Problem("adapter.warm_start", "no run of yours.")]
+        )
+    remote = [
+        Problem("training.report_to", f"{name} needs a login, and the lab's own is not for its people.")
+        for name in config.training.report_to
+        if name in _REMOTE_TRACKERS
+    ]
+    return [*paths, *remote, *(_guest_problems(config, read_settings(home)) if home.is_guest else ())]
+
+
+def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:
+    """Return the configuration with every path whole and its links followed; call it after `lab_problems` found none."""
+    allowed = AllowedPaths(home)
+    whole: Callable[[str], str] = lambda text: str(allowed.read(text))  # noqa: E731
+    dataset, model, adapter = config.dataset, config.model, config.adapter
+    mix = {whole(source) if _is_data_path(source) else source: weight for source, weight in dataset.mix.items()}
+    source = whole(dataset.source) if _is_data_path(dataset.source) else dataset.source
+    sections: dict[str, object] = {"dataset": dataset.model_copy(update={"source": source, "mix": mix})}
+    if _is_model_path(model.id):
+        sections["model"] = model.model_copy(update={"id": whole(model.id)})
+    if adapter.warm_start and not RUN_ID.fullmatch(adapter.warm_start):
+        sections["adapter"] = adapter.model_copy(update={"warm_start": whole(adapter.warm_start)})
+    return config.model_copy(update=sections)
+
+
+def within_guest_limit(config: RunConfig, report: DatasetReport, home: LoratoryHome) -> RunConfig:
+    """Return a guest's configuration, cut to the steps that a guest may train; any other as it is."""
+    if not home.is_guest:
+        return config
+    most, plan = read_settings(home).guest_max_steps, plan_run(config.training, report)
+    if plan is not None and plan.steps <= most and not plan.is_estimate:
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": most})})
+
+
+def time_limit_seconds(home: LoratoryHome) -> float | None:
+    """Return how long a run of this person may train; None without a limit of this kind."""
+    return read_settings(home).guest_max_minutes * 60.0 if home.is_guest else None
+
+
+def _guest_problems(config: RunConfig, settings: LabSettings) -> list[Problem]:
+    sources = (config.dataset.source, *config.dataset.mix)
+    found = []
+    if find_in_catalog(config.model.id.strip()) is None:
+        found.append(Problem("model.id", "a guest trains models of the catalogue; choose one of them."))
+    if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
+        found.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
+    if config.training.max_steps > settings.guest_max_steps:
+        most = settings.guest_max_steps
+        found.append(Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less."))
+    return found
+
+
+def _named_paths(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the setting and the text of everything that means a file or folder."""
+    found = [("dataset.source", config.dataset.source)] if _is_data_path(config.dataset.source) else []
+    found += [("dataset.mix", source) for source in config.dataset.mix if _is_data_path(source)]
+    if _is_model_path(config.model.id):
+        found.append(("model.id", config.model.id))
+    start = config.adapter.warm_start
+    if start and not RUN_ID.fullmatch(start):
+        found.append(("adapter.warm_start", start))
+    return found
+
+
+def _is_data_path(source: str) -> bool:
+    return not source.strip().startswith(SAMPLE_PREFIX) and not is_on_hub(source)
+
+
+def _is_model_path(name: str) -> bool:
+    return find_in_catalog(name.strip()) is None and not is_hub_id(name.strip())
+
+
+def _is_allowed(allowed: AllowedPaths, text: str | Path) -> bool:
+    try:
+        allowed.read(text, StorageError)
+    except EngineError:
+        return False
+    return True
