@@ -13,6 +13,7 @@ from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
+from ui.backend.shared_runs import SharedRuns
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing
 from ui.draft import Draft, read_draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, Form
@@ -47,6 +48,9 @@ class Page:
         self.services = services
         self.form = Form()
         self.reader = RunReader(services.runs)  # what all tabs know about runs
+        person = services.person
+        # Runs of other people of a lab; None where there are no accounts.
+        self.shared = SharedRuns(services.home, person) if person is not None else None
         self.saved_draft = browser_state({}, "draft")
         self.chosen_run = browser_state("", "run")
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""

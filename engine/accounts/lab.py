@@ -71,10 +71,6 @@ class LabSettings(BaseModel):
     )
     limits: LabLimits = LabLimits()
     maintenance: Maintenance = Maintenance()
-    guest_max_steps: int = Field(default=200, ge=1, le=1_000_000, description="Most optimizer steps of a guest's run.")
-    guest_max_minutes: int = Field(
-        default=30, ge=1, le=10_000, description="After so many minutes, a guest's run saves and stops."
-    )
 
 
 def read_settings(home: LoratoryHome) -> LabSettings:

@@ -47,6 +47,10 @@ class LabLimits(BaseModel):
         default=1.0, gt=0, le=10_000, title="Maximum run time of guests, in hours",
         description="Counts all attempts at a run together, so resuming does not extend it.",
     )  # fmt: skip
+    guest_max_steps: int | None = Field(
+        default=200, ge=1, le=1_000_000, title="Maximum steps of guests",
+        description="Optimizer steps of a guest's run. Longer ones are cut to it.",
+    )  # fmt: skip
     disk_gb_per_person: float | None = Field(
         default=200.0, gt=0, le=1_000_000, title="Disk space per person, in GB",
         description="Runs, uploads and exports together. Beyond it, starts and uploads are refused.",

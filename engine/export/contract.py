@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, SecretStr
 
 from engine.chat.contract import ChatTarget, Value
 from engine.chat.target import LoadPlan
@@ -39,6 +39,8 @@ class PushRequest(Value):
     target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
     repository: str  # owner/name, or a name alone for the account that the token belongs to
     settings: PushConfig = PushConfig()
+    # Of the person who pushes, in a lab; it is in no dump, and reaches the one worker that uploads over its stdin.
+    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
 
 class UploadOrder(Value):

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.accounts.lab import LabSettings, read_settings
+from engine.accounts.lab import read_settings
+from engine.accounts.limits import LabLimits
 from engine.allowed_paths import REFUSAL, AllowedPaths
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
@@ -36,7 +37,7 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
         for name in config.training.report_to
         if name in _REMOTE_TRACKERS
     ]
-    return [*paths, *remote, *(_guest_problems(config, read_settings(home)) if home.is_guest else ())]
+    return [*paths, *remote, *(_guest_problems(config, read_settings(home).limits) if home.is_guest else ())]
 
 
 def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:
@@ -58,26 +59,22 @@ def within_guest_limit(config: RunConfig, report: DatasetReport, home: LoratoryH
     """Return a guest's configuration, cut to the steps that a guest may train; any other as it is."""
     if not home.is_guest:
         return config
-    most, plan = read_settings(home).guest_max_steps, plan_run(config.training, report)
+    most, plan = read_settings(home).limits.guest_max_steps, plan_run(config.training, report)
+    if most is None:
+        return config
     if plan is not None and plan.steps <= most and not plan.is_estimate:
         return config
     return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": most})})
 
 
-def time_limit_seconds(home: LoratoryHome) -> float | None:
-    """Return how long a run of this person may train; None without a limit of this kind."""
-    return read_settings(home).guest_max_minutes * 60.0 if home.is_guest else None
-
-
-def _guest_problems(config: RunConfig, settings: LabSettings) -> list[Problem]:
+def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
     sources = (config.dataset.source, *config.dataset.mix)
     found = []
     if find_in_catalog(config.model.id.strip()) is None:
         found.append(Problem("model.id", "a guest trains models of the catalogue; choose one of them."))
     if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
         found.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
-    if config.training.max_steps > settings.guest_max_steps:
-        most = settings.guest_max_steps
+    if (most := limits.guest_max_steps) is not None and config.training.max_steps > most:
         found.append(Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less."))
     return found
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import ChatTarget
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
@@ -58,8 +59,10 @@ class ResultWork:
         job = self.export(ExportRequest(target=target, folder=folder, settings=settings))
         return self.exporting.start(run.id, "An export", job, keep)
 
-    def publish(self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig) -> Work[Any]:
-        """Push a run's result to the Hub.
+    def publish(
+        self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig, token: SecretStr | None = None
+    ) -> Work[Any]:
+        """Push a run's result to the Hub; in a lab with the token of the person, for this one push.
 
         Raises:
             RunError: If an export of this run is under way.
@@ -69,7 +72,7 @@ class ResultWork:
         def keep(result: PushResult) -> None:
             keep_record(run.folder.path, ExportRecord.of("hub", result.url, checkpoint, result))
 
-        job = self.push(PushRequest(target=target, repository=repository, settings=settings))
+        job = self.push(PushRequest(target=target, repository=repository, settings=settings, token=token))
         return self.exporting.start(run.id, "A push to the Hub", job, keep)
 
     def proposed_folder(self, title: str, kind: str) -> Path:
@@ -91,6 +94,8 @@ class ResultWork:
         text = (typed or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
             raise StorageError("No folder.", "Type the folder to write to.")
+        if (allowed := AllowedPaths.of(self.home)) is not None:
+            return allowed.write(text)
         exports, own = self.home.exports.resolve(), self.home.root.resolve()
         folder = (exports / typed_path(text)).resolve()
         roots = [root.resolve() for root in (self.roots if self.roots is not None else data_folders())]

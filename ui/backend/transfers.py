@@ -98,6 +98,10 @@ class Transfers:
         Raises:
             StorageError: If it cannot be stored.
         """
+        if self.home.is_guest:
+            raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
+        if not uploaded.resolve().is_relative_to(self.home.transfers.resolve()):
+            raise StorageError("That file was not uploaded here.", "Upload it again.")
         folder = self.home.uploads
         name = re.sub(r"[^\w.-]+", "-", uploaded.name).lstrip("-.")[-120:] or "upload"
         try:

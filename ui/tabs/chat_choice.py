@@ -6,14 +6,17 @@ from typing import Any, NamedTuple, get_args
 
 import gradio as gr
 
+from engine.accounts.people import Action
+from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
 from engine.config.load import section_from_mapping
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization, RunConfig
-from engine.errors import ModelError, RunError
+from engine.errors import EngineError, ModelError, RunError
 from engine.paths import data_folders, typed_path
-from engine.runs.run import Run
+from engine.runs.provenance import read_provenance
+from engine.runs.run import Run, RunFolder
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of
@@ -105,7 +108,9 @@ class ChatChoice:
     def offer(self, chosen_run: str, current: str, typed: str | None) -> Updates:
         """Return the runs that can be loaded; the chosen one is proposed."""
         runs, found = offered_runs(self._page.reader, chosen_run, current)
-        choices, proposed = [*runs, *_WITHOUT_RUN], found or A_MODEL
+        shared = self._shared_choices()
+        found = chosen_run if any(name == chosen_run for _, name in shared) else found
+        choices, proposed = [*runs, *shared, *_WITHOUT_RUN], found or A_MODEL
         stays = (current in (A_MODEL, A_FOLDER) and typed) or proposed == current
         if stays:
             return {self.run: gr.update(choices=choices)}
@@ -113,7 +118,8 @@ class ChatChoice:
 
     def choose(self, run_id: str) -> Updates:
         """Return the other fields, which depend on the run."""
-        if run_id in (A_MODEL, A_FOLDER) or not self._page.reader.exists(run_id):
+        shared = self._observe_shared(run_id)
+        if run_id in (A_MODEL, A_FOLDER) or (shared is None and not self._page.reader.exists(run_id)):
             is_folder = run_id == A_FOLDER
             label = "Base model, if not the adapter's own" if is_folder else "Model"
             return {
@@ -122,8 +128,8 @@ class ChatChoice:
                 self.folder: visible_if(is_folder),
                 self.against: gr.update(value=NOTHING, visible=False),
             }
-        states = checkpoint_choices(self._page.reader.observe(run_id))
-        others = [_BASE, *self._others(run_id)]
+        states = checkpoint_choices(shared or self._page.reader.observe(run_id))
+        others = [_BASE, *(self._others(run_id) if shared is None else ())]
         return {
             self.checkpoint: gr.update(choices=states, value=states[0][1], visible=len(states) > 1),
             self.model: HIDDEN,
@@ -141,6 +147,30 @@ class ChatChoice:
             raise RunError("No run is chosen.", "Choose one above.")
         return self._page.services.runs.get(run_id)
 
+    def _run_to_chat(self, name: str) -> Run:
+        """Return an own run, or one of another person that may be talked to."""
+        shared = self._page.shared
+        return self.run_of(name) if shared is None or "/" not in (name or "") else shared.open(name, Action.CHAT)
+
+    def _observe_shared(self, name: str) -> ObservedRun | None:
+        shared = self._page.shared
+        if shared is None or "/" not in (name or ""):
+            return None
+        try:
+            return shared.observe(name, Action.CHAT)
+        except EngineError:
+            return None
+
+    def _shared_choices(self) -> list[tuple[str, str]]:
+        rows = self._page.shared.rows() if self._page.shared is not None else []
+        # Of one that is not shared, an admin knows nothing here; whether a result is there, its state shows.
+        offered = [row for row in rows if row.method and row.state in ("completed", "stopped")]
+        return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in offered]
+
+    def _adapter_folder(self, typed: str) -> Path:
+        allowed = AllowedPaths.of(self._page.services.home)
+        return _local_folder(typed) if allowed is None else allowed.read(typed or "", ModelError)
+
     def target(self, chosen: Chosen) -> ChatTarget:
         """Return what is to be loaded.
 
@@ -152,7 +182,7 @@ class ChatChoice:
         if len(model) > _LONGEST_NAME:
             raise RunError("That is not the name of a model.", "Type a catalogue name, a Hub id or a folder.")
         if chosen.run_id == A_FOLDER:
-            target = ChatTarget.of_run(_adapter_folder(chosen.folder))
+            target = ChatTarget.of_run(self._adapter_folder(chosen.folder))
             if model:
                 target = target.model_copy(update={"model": ModelConfig(id=model)})
         elif chosen.run_id == A_MODEL:
@@ -160,7 +190,7 @@ class ChatChoice:
                 raise RunError("No model is named.", "Type a catalogue name, a Hub id or a folder.")
             target = ChatTarget.of_model(ModelConfig(id=model))
         else:
-            target = ChatTarget.of_run(self.run_of(chosen.run_id).folder.path, checkpoint_of(chosen.checkpoint))
+            target = ChatTarget.of_run(self._run_to_chat(chosen.run_id).folder.path, checkpoint_of(chosen.checkpoint))
             if chosen.against:
                 other, _, checkpoint = chosen.against.partition("/")
                 second = AdapterChoice(folder=self.run_of(other).folder.path, checkpoint=checkpoint_of(checkpoint))
@@ -193,7 +223,9 @@ class ChatChoice:
 
     def _run_title(self, choice: AdapterChoice) -> str:
         run_id = choice.folder.name
-        return self._page.reader.observe(run_id).title if self._page.reader.exists(run_id) else run_id
+        if self._page.reader.exists(run_id):
+            return self._page.reader.observe(run_id).title
+        return read_provenance(RunFolder(choice.folder)).title or run_id
 
     def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
         title = self._run_title(choice)
@@ -218,7 +250,7 @@ class ChatChoice:
         return own + found
 
 
-def _adapter_folder(typed: str) -> Path:
+def _local_folder(typed: str) -> Path:
     text = (typed or "").strip()
     if not text or len(text) > _LONGEST_NAME or "\0" in text:
         raise ModelError("No folder.", "Type the folder that holds adapter_config.json.")

@@ -1,16 +1,20 @@
 """Export: the result of a run in the chosen format, verified, and listed with the run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
+from pydantic import SecretStr
 
+from engine.accounts.people import Action, require
 from engine.config.load import section_from_mapping
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.contract import ExportRecord, read_records
 from engine.export.kinds import loads_in_transformers
+from engine.runs.sharing import access_of
 from ui.backend.background import stamp
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun
 from ui.components import (
@@ -62,7 +66,7 @@ class ExportTab:
             self.form = Radio(
                 list(FORMS), value=ADAPTER, label="Format", show_label=False, container=False, elem_id="export-form"
             )
-            self.forms = ExportForms()
+            self.forms = ExportForms(asks_token=page.shared is not None)
             self.text = TextPart(page)
             with gr.Row(elem_id="export-buttons") as self.buttons:
                 self.start = gr.Button("Export", variant="primary", scale=0, min_width=150, elem_id="export-start")
@@ -100,8 +104,13 @@ class ExportTab:
         self._switch_after(self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK))
         self.timer.tick(self.look, self._looking, self._looked, trigger_mode="once", **QUICK)
         starting = [*target, self.form, self.forms.folder, self.forms.repository, *self.forms.settings.values()]
-        started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
+        start: Callable[..., str] = self._start
+        if page.shared is not None:
+            start, starting = self._start_with_token, [self.forms.token, *starting]
+        started = self.start.click(shown_in_place(start), starting, self.status, trigger_mode="once", **SLOW)
         self._look_after(started)
+        if page.shared is not None:
+            started.then(lambda: "", None, self.forms.token, **QUICK)
         self.stop.click(shown_as_message(self._stop), self.run, None, **QUICK)
         self._look_after(self.before.click(self._pick, None, [self.number, self.seen], **QUICK))
         self.archive.wire([self.run, self.number], self._shown_folder)
@@ -226,19 +235,27 @@ class ExportTab:
             raise RunError("The folder of this export no longer exists.", "Export it again.")
         return folder
 
+    def _start_with_token(self, token: str | None, *chosen: Any) -> str:
+        """Like `_start`; in a lab a push goes by the person's own token."""
+        given = (token or "").strip()
+        return self._start(*chosen, token=SecretStr(given) if given else None)
+
     def _start(
-        self, run_id: str | None, checkpoint: str | None, form: str, folder_name: str, repository: str, *values: Any
-    ) -> str:
+        self, run_id: str | None, checkpoint: str | None, form: str, folder_name: str, repository: str, *values: Any,
+        token: SecretStr | None = None,
+    ) -> str:  # fmt: skip
         observed = self._observe(run_id)
         reason = why_not(form, observed.config)
         if reason:
             raise RunError(reason, "Choose another format.")
         name = checkpoint_of(checkpoint)
+        person = self._page.services.person
+        require(person, Action.PUSH if form == HUB else Action.EXPORT, access_of(observed.run))
         settings, results = self.forms.settings_of(form, values), self._page.services.results
         if form == HUB:
             push = section_from_mapping(PushConfig, settings)
             self._unload_idle_chat(needs_device=push.verify)
-            work = results.publish(observed.run, name, (repository or "").strip(), push)
+            work = results.publish(observed.run, name, (repository or "").strip(), push, token)
         else:
             proposed = self._new_folder(observed, checkpoint, form)
             folder = results.allowed_folder((folder_name or "").strip() or proposed)

@@ -37,9 +37,13 @@ _ABOUT = {
 
 
 class ExportForms:
-    """Lays out the settings of every format."""
+    """Lays out the settings of every format.
 
-    def __init__(self) -> None:
+    Args:
+        asks_token: Whether a push needs the person's own token, as in a lab.
+    """
+
+    def __init__(self, *, asks_token: bool = False) -> None:
         fields, push = ExportConfig.model_fields, PushConfig.model_fields
         self.about = gr.HTML(f'<p class="lead">{_ABOUT[ADAPTER]}</p>', elem_id="export-about")
         with gr.Column(elem_id="export-folder-form") as self.to_folder:
@@ -61,6 +65,11 @@ class ExportForms:
                 )  # fmt: skip
                 hub_kind = component_of_field(push["kind"], min_width=240, elem_id="export-hub-kind")
             private = component_of_field(push["private"], elem_id="export-private")
+            if asks_token:
+                self.token = gr.Textbox(
+                    label="Your Hugging Face token", info="With write access. Used for this push, and not stored.",
+                    type="password", max_lines=1, elem_id="export-token",
+                )  # fmt: skip
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
         # As `settings_of` takes them.
         self.settings = {

@@ -6,9 +6,12 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.accounts.people import Action, may
 from engine.errors import EngineError
 from engine.runs.control import change_notes
 from engine.runs.electricity import read_electricity
+from engine.runs.run import Run
+from engine.runs.sharing import access_of, is_shared, set_shared
 from engine.runs.store import folder_size_bytes
 from ui.backend.run_reader import has_adapter
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Confirmation, Updates, shown_as_message, visible_if
@@ -31,6 +34,8 @@ class OneRunPart:
                 self.continuing = gr.Button(
                     "Continue from this adapter", scale=0, min_width=230, elem_id="run-train-on"
                 )
+                if page.shared is not None:
+                    self.share = gr.Button("Share with the lab", scale=0, min_width=180, elem_id="run-share")
                 self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
             self.confirm = Confirmation(
                 "Delete run", "Keep run", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
@@ -49,6 +54,8 @@ class OneRunPart:
             self.record = gr.HTML(elem_id="run-record")
         self._change = gr.State({})
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
+        if page.shared is not None:
+            self._changing.append(self.share)
         self._described = [self.panel, *self._changing, self.name, self.tags, self.note]
 
     def wire(self, compared: gr.State) -> tuple[Dependency, Dependency]:
@@ -71,6 +78,9 @@ class OneRunPart:
             shown_as_message(self.delete_run), [run_shown, page.chosen_run, compared],
             [page.chosen_run, compared, self.panel, run_shown], trigger_mode="once", **SLOW,
         )  # fmt: skip
+        if page.shared is not None:
+            shared = self.share.click(shown_as_message(self.change_sharing), run_shown, None, **QUICK)
+            shared.then(self.changed, run_shown, self._changing, **QUICK)
         notes = [run_shown, self.name, self.tags, self.note]
         saved = self.save.click(shown_as_message(self.save_notes), notes, None, **QUICK)
         saved.then(self.describe, run_shown, self._described, **QUICK)
@@ -133,7 +143,24 @@ class OneRunPart:
             self.continuing: visible_if(can_continue),
             self.delete: visible_if(can_delete),
             self.confirm.panel: UNCHANGED if can_delete else HIDDEN,
+            **self._sharing(observed.run),
         }
+
+    def _sharing(self, run: Run) -> Updates:
+        person = self._page.services.person
+        if person is None:
+            return {}
+        access = access_of(run)
+        words = "Stop sharing" if access.is_shared else "Share with the lab"
+        return {self.share: gr.update(value=words, visible=may(person, Action.SHARE, access))}
+
+    def change_sharing(self, run_id: str) -> None:
+        """Share a run with the lab, or stop sharing it."""
+        person, shared = self._page.services.person, self._page.shared
+        assert person is not None
+        assert shared is not None
+        run = self._page.services.runs.get(run_id)
+        set_shared(run, person, not is_shared(run.folder), shared.audit)
 
     def configuration(self, run_id: str) -> dict[str, Any]:
         """Return the run's saved settings for the form, without its name."""

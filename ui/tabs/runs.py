@@ -26,6 +26,7 @@ from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
 from ui.tabs.one_run import OneRunPart
+from ui.tabs.shared_runs import SharedRunsPart
 from ui.views import run_table
 from ui.views.html import small
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
@@ -74,6 +75,7 @@ class RunsTab:
                 self.log_axis = gr.Checkbox(False, label="Logarithmic axis", container=False, elem_id="overlay-log")
             self.differences = gr.HTML(elem_id="differences")
         self.one = OneRunPart(page)
+        self.shared = SharedRunsPart(page, page.shared) if page.shared is not None else None
         self.electricity = ElectricityPart(page)
         self.compared = gr.State([])
         self.shown_rows = gr.State(_PAGE_ROWS)
@@ -109,6 +111,8 @@ class RunsTab:
         made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self._order_queue), None, None, **QUICK))
         self.electricity.wire(self._tab)
+        if self.shared is not None:
+            self.shared.wire(self._tab)
         for event in (taken, *self.one.wire(self.compared)):
             self._list_after(event)
             event.then(self.compare, *self._comparing, **QUICK)

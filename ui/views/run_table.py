@@ -72,6 +72,23 @@ def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collecti
     return html + pick_button(MORE, f"Show {min(left, 100):,} more of {left:,}", css="quiet") if left > 0 else html
 
 
+def render_shared_runs(rows: Sequence[RunSummary], chosen: str) -> str:
+    """Return the runs of other people, which can be picked."""
+    columns = (Column("Run", "name"), Column("Owner"), Column("State"), Column("Method", "method"),
+               Column.of_numbers("Held-out loss"), Column("Started", "r soft"))  # fmt: skip
+    lines = (
+        Row(
+            (
+                under(escape(row.name), " · ".join(short_name(part) for part in (row.model, row.dataset) if part)),
+                escape(row.owner), state_mark(row.state), escape(row.method), held_out_cell(row), when(row.created),
+            ),
+            pickable(row.id, chosen=row.id == chosen),
+        )
+        for row in rows
+    )  # fmt: skip
+    return table(columns, lines, css="runs")
+
+
 def render_unread(unread: int) -> str:
     """Return the line below the table while older runs are still being read."""
     return small(f"Reading {plural(unread, 'older run')} …") if unread else ""

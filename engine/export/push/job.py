@@ -74,15 +74,18 @@ class PushJob:
             WORKER_MODULE,
             log_file=self.home.server / "push.log",
             environment=_ENVIRONMENT,
-            access=(Access.HUB,),
+            access=() if self.home.owner else (Access.HUB,),  # a person of a lab gives a token of their own
             restarts=False,
         )
+
+        token = self.request.token
+        self.request = self.request.model_copy(update={"token": None})  # it serves this one push
 
         def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
             """When the push is stopped, the process is ended, whatever it waits for."""
             return process.call(
                 method,
-                params,
+                params if token is None else {**params, "token": token.get_secret_value()},
                 on_progress=lambda value: on_progress(Progress.model_validate(value)),
                 stopped=self._stopped,
             )

@@ -258,7 +258,7 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
 
 
 @contextmanager
-def _pushing(request: Request) -> Iterator[HubPush]:
+def _pushing(given: str | None, request: Request) -> Iterator[HubPush]:
     def report(progress: Progress) -> None:
         if request.is_cancelled():
             raise CancelledRequestError()
@@ -271,7 +271,7 @@ def _pushing(request: Request) -> Iterator[HubPush]:
                 raise CancelledRequestError()
             time.sleep(min(_LOOK_SECONDS, left))
 
-    token = huggingface_hub.get_token()
+    token = given or huggingface_hub.get_token()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise PUSH.explain(Fault(HubFault.NO_TOKEN), "")
     with hub_client() as traffic:
@@ -280,13 +280,13 @@ def _pushing(request: Request) -> Iterator[HubPush]:
 
 def check(params: JsonObject, request: Request) -> JsonObject:
     """Return the repository's full name, unless something speaks against the push."""
-    with _pushing(request) as push:
+    with _pushing(params.pop("token", None), request) as push:
         return {"repository": push.check(params["repository"], PushConfig.model_validate(params["settings"]))}
 
 
 def upload(params: JsonObject, request: Request) -> JsonObject:
     """Send a folder; what must not leave this machine is looked for first."""
-    with _pushing(request) as push:
+    with _pushing(params.pop("token", None), request) as push:
         return push.upload(UploadOrder.model_validate(params)).model_dump(mode="json")
 
 

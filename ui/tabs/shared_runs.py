@@ -1,0 +1,112 @@
+"""Runs that other people of a lab share: to read, to chat with, and to copy settings from."""
+
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+from engine.accounts.people import Action
+from engine.config.load import config_to_yaml
+from engine.errors import EngineError
+from engine.runs.electricity import read_electricity
+from ui.backend.run_reader import can_chat
+from ui.backend.shared_runs import SharedRuns, name_of, without_folders
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    Updates,
+    chart,
+    pick_list,
+    picked,
+    shown_as_message,
+    shown_in_place,
+    visible_if,
+)
+from ui.page import Page
+from ui.views.html import empty, log
+from ui.views.loss_chart import ChartView, loss_figure
+from ui.views.run_details import render_run_details
+from ui.views.run_table import render_shared_runs
+from ui.views.run_view import render_heading
+
+_NOTHING_SHARED = empty(
+    "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
+)
+
+
+class SharedRunsPart:
+    """Lays out the table of shared runs, and below it the one that is picked; `wire` connects it."""
+
+    def __init__(self, page: Page, shared: SharedRuns) -> None:
+        self._page = page
+        self._shared = shared
+        gr.HTML("<h2>Shared with the lab</h2>")
+        self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
+        with gr.Column(visible=False, elem_id="shared-run") as self.panel:
+            self.heading = gr.HTML(elem_id="shared-heading")
+            with gr.Row(elem_id="shared-actions"):
+                self.chat = gr.Button("Open in Chat", scale=0, min_width=160, elem_id="shared-chat")
+                self.copy = gr.Button("Copy settings", scale=0, min_width=150, elem_id="shared-copy")
+            self.loss = chart("The curve begins with the first step.", elem_id="shared-loss", elem_classes="loss-chart")
+            self.details = gr.HTML(elem_id="shared-details")
+        self.shown = gr.Textbox("", visible=False)  # owner/run-id
+        self._change = gr.State({})
+        self._outputs = [self.panel, self.heading, self.chat, self.loss, self.details, self.shown]
+
+    def wire(self, tab: gr.Tab) -> None:
+        """Connect the events."""
+        page = self._page
+        self.list_after(tab.select(self.show, self.shown, self._outputs, **QUICK))
+        taken = self.table.click(self._pick, None, self.shown, **QUICK)
+        self.list_after(taken.then(self.show, self.shown, self._outputs, **QUICK))
+        copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
+        page.open_tab(page.fill_after(copied, self._change), "method")
+        page.open_tab(self.chat.click(lambda name: name, self.shown, page.chosen_run, **QUICK), "chat")
+
+    def list_after(self, event: Dependency) -> None:
+        """List the runs after an event."""
+        event.then(shown_in_place(self.render), self.shown, self.table, **QUICK)
+
+    def _pick(self, event: gr.EventData) -> str:
+        return picked(event)
+
+    def render(self, shown: str) -> str:
+        """Return the table of what is shared."""
+        rows = self._shared.rows()
+        return render_shared_runs(rows, shown) if rows else _NOTHING_SHARED
+
+    def show(self, name: str) -> Updates:
+        """Return the picked run, as far as this person may read it now."""
+        if not name:
+            return {self.panel: HIDDEN}
+        try:
+            observed = self._shared.observe(name, Action.READ)
+        except EngineError as error:
+            gr.Info(escape(str(error)))
+            return {self.panel: HIDDEN, self.shown: ""}
+        config = without_folders(observed.config) if observed.config is not None else None
+        observed = replace(observed, config=config)
+        facts = render_run_details(
+            observed, self._shared.summary(observed.run), read_electricity(self._page.services.home)
+        )
+        history = observed.history
+        return {
+            self.panel: gr.update(visible=True),
+            self.heading: f'<p class="small">Of {escape(observed.run.owner)}, read only.</p>{render_heading(observed)}',
+            self.chat: visible_if(can_chat(observed.run)),
+            self.loss: loss_figure(history, ChartView(), observed.run.id)
+            if len(history.steps) or history.evals
+            else "",
+            self.details: facts + (log(config_to_yaml(config), "config.yaml") if config is not None else ""),
+            self.shown: name_of(observed.run),
+        }
+
+    def settings(self, name: str) -> tuple[Any, Any]:
+        """Return the settings for the form; what only the owner may use is left empty."""
+        mapping, left_out = self._shared.settings(name)
+        if left_out:
+            gr.Info(f"Choose your own {', '.join(left_out)}: those of this run are files of its owner.", duration=10)
+        return mapping, ""
