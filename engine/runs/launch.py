@@ -20,7 +20,7 @@ from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.admission import admitted, require_admission
-from engine.runs.lab_rules import lab_problems, time_limit_seconds, with_allowed_paths, within_guest_limit
+from engine.runs.lab_rules import lab_problems, with_allowed_paths, within_guest_limit
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -98,7 +98,6 @@ class Preflight:
             "model_source": source.hub_id or source.name,
             "dataset_fingerprint": report.fingerprint or None,
             "person": self._home.owner,
-            "time_limit_seconds": time_limit_seconds(self._home),
         }
         if predicted is not None:
             facts |= {

@@ -75,7 +75,6 @@ class Provenance(BaseModel, frozen=True):
     predicted_memory: MemoryFigures = MemoryFigures()  # all that it foretold and that will be measured
     copied_from: str | None = None  # run whose configuration this one started from
     person: str = ""  # in a lab, who started it: the worker reads this person's files and the lab's alone
-    time_limit_seconds: float | None = None  # of each attempt, after which it saves and stops
 
 
 def environment_facts() -> dict[str, object]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from types import FrameType
 
 from engine.runs.history.events import StoppedBy
-from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
 from engine.training.failure import CancelledError
 
@@ -30,8 +29,6 @@ class StopRequests:
         self._signalled: signal.Signals | None = None
         self._first = 0.0
         self._cancelled = False
-        limit = read_provenance(folder).time_limit_seconds
-        self._deadline = None if limit is None else clock() + limit
 
     @property
     def stopped_by(self) -> StoppedBy:
@@ -43,9 +40,7 @@ class StopRequests:
     @property
     def reason(self) -> str:
         """The same in words."""
-        if self._signalled:
-            return f"The system asked to end ({self._signalled.name})."
-        return "The time that this run may take is over." if self._is_late() else "Stopped on request."
+        return f"The system asked to end ({self._signalled.name})." if self._signalled else "Stopped on request."
 
     def listen(self) -> None:
         """Take signals from here on; only in the main thread."""
@@ -55,10 +50,7 @@ class StopRequests:
 
     def stop_wanted(self) -> bool:
         """Whether the run shall save what it has and end. Cheap enough for every step."""
-        return self._signalled is not None or self._is_late() or self._folder.stop_request.exists()
-
-    def _is_late(self) -> bool:
-        return self._deadline is not None and self._clock() >= self._deadline
+        return self._signalled is not None or self._folder.stop_request.exists()
 
     def check_cancel(self) -> None:
         """Return unless the run shall end at once. Cheap enough for every pass through the model.
