@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from engine.config.results import ExportConfig
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.source import SourceOptions, open_source
 from engine.errors import ConfigError, EngineError, ModelError, StorageError
+from engine.evaluation.job import EvaluationJob
 from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob
+from engine.export.push.job import PushJob
 from engine.models.inventory_cache import architecture_values, known_inventory
 from engine.models.source import resolve_model
 from engine.paths import LAB, LoratoryHome
@@ -46,6 +49,7 @@ DATA_ATTACKS = [*ATTACKS, " /etc/passwd ", "/etc/passwd\0.jsonl", "x" * 3_000 + 
 def home(tmp_path, monkeypatch) -> LoratoryHome:
     """Ann's home in a lab where there is much to find."""
     monkeypatch.setenv(LAB, "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lab = LoratoryHome(tmp_path / "lab")
     ann, bea = lab.of("ann"), lab.of("bea")
     places = (
@@ -102,7 +106,7 @@ def _export(home: LoratoryHome, text: str) -> object:
 
 
 def _results(home: LoratoryHome) -> ResultWork:
-    return ResultWork.on_this_machine(home)
+    return ResultWork(home, partial(EvaluationJob, home), partial(ExportJob, home), partial(PushJob, home))
 
 
 READERS = [

@@ -1,0 +1,186 @@
+"""Two people of a lab: what one sends about the other's runs is refused, and the server's secrets are found nowhere."""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path, forget_secrets
+from engine.config.run import DatasetConfig
+from engine.errors import DatasetError
+from engine.executors.base import JobSpec
+from engine.executors.local import start_worker
+from engine.inspector.session import Inspector
+from engine.processes.spawn import has_hub_login
+from engine.runs.provenance import Provenance
+from engine.runs.sharing import set_shared
+from engine.runs.store import RunStore
+from tests.fake_launcher import a_device
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.front.lab import fake_services_of, running_lab
+
+CANARY = "canary-5e1f"
+SECRET_TITLE = "only for the eyes of ann"
+_SECRETS = {
+    "HF_TOKEN": f"hf_{CANARY}", "HUGGING_FACE_HUB_TOKEN": CANARY, "WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY,
+    "DATABASE_URL": f"postgres://x:{CANARY}@db", "MY_PASSWORD": CANARY, "LORATORY_SMTP_PASSWORD": CANARY, "GITHUB_PAT": CANARY,
+    "CREDENTIALS_DIRECTORY": f"/run/{CANARY}",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    before = dict(os.environ)
+    root = tmp_path_factory.mktemp("lab")
+    login = tmp_path_factory.mktemp("hf")
+    (login / "token").write_text(CANARY)
+    os.environ.update(_SECRETS, HF_HOME=str(login))
+    try:
+        forget_secrets()
+        inspectors = []
+
+        def services_of(own, person):
+            inspectors.append(Inspector(own))
+            return replace(fake_services_of(own, person), inspector=inspectors[-1])
+
+        with running_lab(root, services_of) as running:
+            running.add("ann")
+            running.add("bea")
+            running.inspectors = inspectors
+            yield running
+        for inspector in inspectors:
+            inspector.close()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def foreign(lab):
+    return write_run(RunStore(lab.home, "ann"), a_config(run__name=SECRET_TITLE), InventedRun())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def asked_with(config, dependency, text):
+    """Values for the inputs of a handler: the text wherever a client can put one."""
+    kinds = {part["id"]: part for part in config["components"]}
+    values = []
+    for number in dependency["inputs"]:
+        part = kinds[number]
+        if part["type"] in ("textbox", "dropdown", "html", "browserstate", "radio", "downloadbutton"):
+            values.append(text)
+        elif part["type"] in ("number", "slider"):
+            values.append(part["props"].get("value") or part["props"].get("minimum") or 1)
+        else:
+            values.append(part["props"].get("value") if part["type"] != "state" else None)
+    return values
+
+
+def every_answer(client, text):
+    config = client.get("/config").json()
+    assert len(config["dependencies"]) > 100
+    for dependency in config["dependencies"]:
+        if not dependency["backend_fn"]:
+            continue
+        for picked in (text, f"stop:{text}", f"out:{text}", f"anyway:{text}", f"compare:{text}"):
+            body = {
+                "data": asked_with(config, dependency, text), "fn_index": dependency["id"], "session_hash": "attack",
+                "event_data": {"pick": picked},
+            }  # fmt: skip
+            answer = client.post("/gradio_api/run/predict", json=body)
+            yield dependency, answer
+            if not any(event == "click" for _, event in dependency["targets"]):
+                break
+
+
+@pytest.mark.parametrize("prefix", ["", "ann/", "../ann/", "../../runs/ann/"])
+def test_no_handler_does_anything_with_the_run_of_another(lab, foreign, prefix):
+    before = contents(foreign.folder.path)
+    answered = 0
+    with lab.signed_in("bea") as bea:
+        assert bea.get("/").status_code == 200
+        for dependency, answer in every_answer(bea, prefix + foreign.id):
+            assert SECRET_TITLE not in answer.text, dependency["api_name"]
+            answered += answer.status_code == 200
+
+    assert answered > 60, "the handlers were reached"
+    assert contents(foreign.folder.path) == before
+    assert foreign.folder.path.is_dir()
+    assert not (lab.home.server / "resume" / f"ann~{foreign.id}").exists()
+
+
+def test_a_shared_run_is_read_and_copied_and_nothing_else(lab, foreign):
+    audit = AuditLog(audit_log_path(lab.home))
+    person = lab.accounts.person("ann")
+    set_shared(foreign, person, True, audit)
+    before = contents(foreign.folder.path)
+    try:
+        with lab.signed_in("bea") as bea:
+            bea.get("/")
+            answers = [answer.text for _, answer in every_answer(bea, f"ann/{foreign.id}")]
+    finally:
+        set_shared(foreign, person, False, audit)
+
+    assert any(SECRET_TITLE in text for text in answers)
+    assert {name for name in contents(foreign.folder.path) if name != "control/shared"} == {
+        name for name in before if name != "control/shared"
+    }
+
+
+def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_path):
+    assert not has_hub_login()
+    with lab.signed_in("ann") as ann:
+        answers = [ann.get(path).text for path in ("/", "/config", "/sign-in", "/theme.css")]
+    (inspector, *_) = lab.inspectors
+    page = inspector.preview(DatasetConfig(source="sample:loratory-faq"))
+    assert page.rows
+    processes = [Path(f"/proc/{pid}") for pid in inspector.pids]
+    assert processes
+    for process in processes:
+        answers += [(process / "environ").read_bytes().decode(), (process / "cmdline").read_bytes().decode()]
+        assert "HF_HUB_DISABLE_IMPLICIT_TOKEN=1" in (process / "environ").read_text()
+    assert CANARY not in "".join(answers).replace(f"/run/{CANARY}", "")
+    for path in lab.home.root.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes(), path
+
+
+def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
+    (lab.home.of("bea").uploads).mkdir(parents=True, exist_ok=True)
+    secret = lab.home.of("bea").uploads / "secret.jsonl"
+    secret.write_text(json.dumps({"text": SECRET_TITLE}) + "\n")
+    with lab.signed_in("ann") as ann:
+        ann.get("/")
+    inspector = next(one for one in lab.inspectors if one._home.owner == "ann")
+    said = set()
+    for source in (str(secret), str(secret) + "-not-there", "../bea/secret.jsonl", "/etc/passwd"):
+        with pytest.raises(DatasetError) as refused:
+            inspector.preview(DatasetConfig(source=source))
+        said.add(str(refused.value))
+    assert len(said) == 1
+
+
+def test_a_training_worker_of_a_person_gets_no_login_whoever_starts_it(lab, monkeypatch):
+    for name, value in _SECRETS.items():  # as a supervisor on the machine's command line would have them
+        monkeypatch.setenv(name, value)
+    config = a_config(model__id="owner/gated", training__report_to=["wandb"])
+    run = RunStore(lab.home, "ann").create(config, Provenance(person="ann"))
+    code = "import os; print(dict(os.environ))"
+    process = start_worker(JobSpec(run, config, (a_device(),), 1), lambda _: [sys.executable, "-c", code])
+    process.wait(60)
+
+    log = run.folder.log.read_text()
+    assert "LORATORY_RUN" in log
+    assert CANARY not in log
