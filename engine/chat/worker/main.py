@@ -47,7 +47,9 @@ class ChatWorker:
             weights = self._loaded.weights
             weights.exchange(plan, announce("loading_adapter"))
         else:
-            source = resolve_model(plan.model, plan.home(self._home), lambda fetched: report(Progress.fetching(fetched)))
+            source = resolve_model(
+                plan.model, plan.home(self._home), lambda fetched: report(Progress.fetching(fetched))
+            )
             give_up_access(Access.HUB)
             place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
             weights = Weights(plan, place, announce("loading_model"))

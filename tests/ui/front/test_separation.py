@@ -33,6 +33,9 @@ _SECRETS = {
 }  # fmt: skip
 
 
+INSPECTORS: list[Inspector] = []  # of the lab's pages, each with processes of its own
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     before = dict(os.environ)
@@ -42,18 +45,16 @@ def lab(tmp_path_factory):
     os.environ.update(_SECRETS, HF_HOME=str(login))
     try:
         forget_secrets()
-        inspectors = []
 
         def services_of(own, person):
-            inspectors.append(Inspector(own))
-            return replace(fake_services_of(own, person), inspector=inspectors[-1])
+            INSPECTORS.append(Inspector(own))
+            return replace(fake_services_of(own, person), inspector=INSPECTORS[-1])
 
         with running_lab(root, services_of) as running:
             running.add("ann")
             running.add("bea")
-            running.inspectors = inspectors
             yield running
-        for inspector in inspectors:
+        for inspector in INSPECTORS:
             inspector.close()
     finally:
         os.environ.clear()
@@ -143,7 +144,7 @@ def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_
     assert not has_hub_login()
     with lab.signed_in("ann") as ann:
         answers = [ann.get(path).text for path in ("/", "/config", "/sign-in", "/theme.css")]
-    (inspector, *_) = lab.inspectors
+    (inspector, *_) = INSPECTORS
     page = inspector.preview(DatasetConfig(source="sample:loratory-faq"))
     assert page.rows
     processes = [Path(f"/proc/{pid}") for pid in inspector.pids]
@@ -163,7 +164,7 @@ def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
     secret.write_text(json.dumps({"text": SECRET_TITLE}) + "\n")
     with lab.signed_in("ann") as ann:
         ann.get("/")
-    inspector = next(one for one in lab.inspectors if one._home.owner == "ann")
+    inspector = next(one for one in INSPECTORS if one._home.owner == "ann")
     said = set()
     for source in (str(secret), str(secret) + "-not-there", "../bea/secret.jsonl", "/etc/passwd"):
         with pytest.raises(DatasetError) as refused:
