@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import open_tab
+from tests.browser.chromium import let_fold_settle, open_tab
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
+from ui.front.gate import COOKIE
 
 pytestmark = pytest.mark.browser
 
@@ -86,3 +87,57 @@ def test_signing_in_works_without_javascript(lab, browser):
     page.get_by_role("button", name="Sign in").click()
     expect(page).to_have_url(f"{lab.url}/")
     context.close()
+
+
+def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page):
+    page.goto(f"{lab.url}/sign-in")
+    page.get_by_label("Name").fill("root")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    open_tab(page, "Lab")
+    page.locator("#lab-invite").click()
+    link = page.locator("#lab-result pre").inner_text()
+    assert lab.accounts.find_invitation(link.partition("#")[2]).role == "member"
+    lab.accounts.accept(link.partition("#")[2], "cid", PASSWORD)
+
+    with lab.sessions._database.transaction() as connection:  # an hour later
+        connection.execute("UPDATE sessions SET confirmed = confirmed - 3600 WHERE person = 'root'")
+    open_tab(page, "Runs")
+    open_tab(page, "Lab")
+    expect(page.locator("#lab-result")).not_to_contain_text("/join")
+    page.locator("#lab-people [data-pick=cid]").click()
+    expect(page.locator("#lab-person h3")).to_have_text("cid")
+    page.locator("#lab-role").get_by_text("guest").click()
+    page.locator("#lab-save-role").click()
+    expect(page.locator("#lab-confirm")).to_be_visible()
+    assert lab.accounts.person("cid").role == "member"
+    page.locator("#lab-password input").fill(PASSWORD)
+    page.locator("#lab-confirm-button").click()
+    expect(page.locator("#lab-people [data-pick=cid]")).to_contain_text("guest")
+    expect(page.locator("#lab-confirm")).to_be_hidden()
+    assert lab.accounts.person("cid").role == "guest"
+
+    page.locator("#lab-news button").first.click()
+    let_fold_settle(page)
+    page.locator("#lab-maintenance input").check()
+    page.locator("#lab-maintenance-text textarea, #lab-maintenance-text input").fill("Back at 14:00.")
+    page.locator("#lab-save-maintenance").click()
+    expect(page.locator("#header .notice")).to_contain_text("Maintenance: no runs start. Back at 14:00.")
+
+
+def test_a_member_has_no_lab_tab(lab, page):
+    lab.add("dan")
+    page.context.add_cookies(
+        [
+            {
+                "name": COOKIE,
+                "value": lab.sessions.begin(lab.accounts.person("dan"), "", ""),
+                "url": lab.url,
+                "secure": True,
+            }
+        ]
+    )
+    page.goto(lab.url)
+    expect(page.locator("#header .account")).to_contain_text("dan")
+    expect(page.get_by_role("tab", name="Runs", exact=True)).to_be_visible()
+    expect(page.get_by_role("tab", name="Lab", exact=True)).to_have_count(0)
