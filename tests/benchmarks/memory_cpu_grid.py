@@ -1,7 +1,7 @@
 """Predicted against measured peak RAM of real runs on this CPU: `python -m tests.benchmarks.memory_cpu_grid`.
 
 Each cell is a real run of the demo model by the real worker, two optimizer steps on rows of full length: method × batch ×
-length × gradient checkpointing. By default 28 cells, in which every method meets every batch and every length, with and without
+length × gradient checkpointing. By default some cells, in which every method meets every batch and every length, with and without
 checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
 steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. Prints each cell as soon as it is
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
