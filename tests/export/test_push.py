@@ -263,6 +263,7 @@ def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     assert not [child for child in children if "engine.export.push" in " ".join(child.cmdline())]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("what", [None, 401, 403, 500, "reset"])
 def test_the_token_is_seen_nowhere(hub, home, run, tmp_path, what):
     """Whatever the Hub answers, and although the stand-in quotes the token in its refusals."""

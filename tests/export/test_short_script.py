@@ -39,6 +39,7 @@ def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_pat
     assert ("BitsAndBytesConfig(" in text) == (config.model.quantization != "none")
 
 
+@pytest.mark.e2e
 def test_a_short_script_trains(tiny_model_folder, home, tmp_path):
     config = make_config(
         tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", CHAT)), {"max_steps": 2, "max_length": 64}

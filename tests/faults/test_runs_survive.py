@@ -21,6 +21,8 @@ from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, wait_for_state, wait_until
 
+pytestmark = pytest.mark.e2e
+
 KNOWN_WITHIN_SECONDS = 10
 
 

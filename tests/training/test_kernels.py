@@ -97,6 +97,7 @@ def test_kernels_that_change_the_loss_are_refused(tiny_model_folder, liger):
         noted_on_liger("llama", config, loss=3.3)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, training={"max_steps": 2, "gradient_checkpointing": checkpointing})

@@ -10,7 +10,10 @@ from engine.errors import ModelLimitError
 from tests.faults.hostile.templates import TEMPLATES
 from tests.faults.hostile.watched import attack, require_survived
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits are those of Linux")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits are those of Linux"),
+]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
