@@ -265,17 +265,28 @@ def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbiliti
 
 def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
     """Join turns of one role; the joined one is trained only if all of them are."""
-    pieces: list[list[Message]] = []
+    groups: list[list[Message]] = []
     for index, message in enumerate(steps.messages):
-        last = pieces[-1][0] if pieces and index != steps.completion_start else None
+        last = groups[-1][-1] if groups and index != steps.completion_start else None
         is_plain = not message.tool_calls and message.role in ("user", "assistant")
         if last is not None and is_plain and last.role == message.role and not last.tool_calls:
-            content = f"{last.content}\n\n{message.content}"
-            message = replace(last, content=content, is_learned=last.is_learned and message.is_learned)
-            pieces[-1] = []
-        pieces.append([message])
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+    # Of a group, the joined message takes the place of the last; joined at once, in time that grows with the words alone.
+    pieces: list[list[Message]] = []
+    for group in groups:
+        pieces += [[]] * (len(group) - 1)
+        pieces.append([_joined(group)])
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
     return _rewritten(steps, pieces, note)
+
+
+def _joined(group: Sequence[Message]) -> Message:
+    if len(group) == 1:
+        return group[0]
+    content = "\n\n".join(message.content for message in group)
+    return replace(group[0], content=content, is_learned=all(message.is_learned for message in group))
 
 
 def _rewritten(steps: AdaptedConversation, pieces: Sequence[Sequence[Message]], note: str) -> AdaptedConversation:
