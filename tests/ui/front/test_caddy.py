@@ -1,0 +1,105 @@
+"""A lab behind the Caddyfile that it prints: TLS by Caddy, a Unix socket, and the address that Caddy saw in the audit log."""
+
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.audit import AuditLog
+from engine.accounts.deployment import Deployment
+from engine.accounts.lab import Listener, PublicAddress, audit_log_path
+from engine.serve.guard import bound_socket
+from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of
+from ui.front.serve import build_gate, with_housekeeping
+
+pytestmark = pytest.mark.skipif(shutil.which("caddy") is None, reason="needs caddy")
+_OPTIONS = "{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n}\n"
+
+
+@pytest.fixture
+def address():
+    with bound_socket("127.0.0.1", 0) as probe:
+        return PublicAddress.parse(f"https://localhost:{probe.getsockname()[1]}")
+
+
+@pytest.fixture
+def lab(home, tmp_path, address):
+    """A lab on a socket, for its user and group alone."""
+    listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
+    gate, pages = build_gate(
+        home, address, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=listener.behind_proxy
+    )
+    config = uvicorn.Config(with_housekeeping(gate, pages), lifespan="on", log_level="warning", proxy_headers=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener.open()]})
+    thread.start()
+    yield home
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def caddy(lab, tmp_path, address):
+    """Caddy with the printed site and a certificate of its own authority, which the returned context trusts."""
+    site = Deployment(address).caddyfile().replace("/run/loratory/page.sock", str(tmp_path / "page.sock"))
+    (tmp_path / "Caddyfile").write_text(_OPTIONS + site.replace("# tls internal", "tls internal #"))
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield _trusted(address, tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt", process)
+        finally:
+            process.terminate()
+
+
+def _trusted(address, certificate, process):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "caddy did not start"
+        try:
+            trust = ssl.create_default_context(cafile=certificate)
+            httpx.get(f"{address.origin}/sign-in", verify=trust)
+        except (OSError, httpx.TransportError):
+            time.sleep(0.05)
+        else:
+            return trust
+    raise AssertionError("caddy did not start in time")
+
+
+def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address):
+    accounts = Accounts(open_database(lab))
+    accounts.accept(accounts.invite("member", by="").token, "ann", PASSWORD)
+    forged = {
+        "X-Forwarded-For": "1.2.3.4", "X-Real-IP": "1.2.3.4", "Forwarded": "for=1.2.3.4;host=evil.example",
+        "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http",
+    }  # fmt: skip
+    own = {"Origin": address.origin, "Sec-Fetch-Site": "same-origin"}
+
+    for local, password in (("127.0.0.2", "wrong " + PASSWORD), ("127.0.0.1", PASSWORD)):
+        transport = httpx.HTTPTransport(verify=caddy, local_address=local)
+        with httpx.Client(
+            base_url=address.origin, transport=transport, headers={**own, **forged}, timeout=60
+        ) as client:
+            answer = client.post("/sign-in", data={"name": "ann", "password": password})
+    with httpx.Client(base_url=address.origin, verify=caddy, headers={**own, **forged}, timeout=60) as client:
+        client.cookies.update(answer.cookies)
+        assert client.get("/config").json()["root"] == address.origin
+
+    log = audit_log_path(lab)
+    assert [(one.kind, one.address) for one in AuditLog(log).entries()] == [
+        ("sign-in failed", "127.0.0.2"),
+        ("signed in", "127.0.0.1"),
+    ]
+    assert "1.2.3.4" not in log.read_text()
