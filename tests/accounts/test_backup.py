@@ -12,6 +12,7 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.backup import restore_backup, write_backup
 from engine.accounts.lab import LabSettings, audit_log_path, read_settings, save_settings
+from engine.accounts.limits import LabLimits
 from engine.accounts.sessions import Sessions
 from engine.cli import run_command
 from engine.errors import EngineError
@@ -30,9 +31,10 @@ def lab(home, accounts, make_person):
     accounts.disable("bea")
     for owner in ("ann", "bea"):
         run = write_run(RunStore(home, owner), a_config(), InventedRun(state="completed"))
+        run.folder.shared_mark.touch()
         (run.folder.path / "checkpoints" / "step-40").mkdir(parents=True)
         (run.folder.path / "checkpoints" / "step-40" / "MANIFEST.json").write_text("{}")
-    save_settings(home, LabSettings(public_url="https://gpu.lab.example"))
+    save_settings(home, LabSettings(public_url="https://gpu.lab.example", limits=LabLimits(running_per_person=7)))
     AuditLog(audit_log_path(home)).write("root", "invited", "", "member")
     return home
 
@@ -47,7 +49,7 @@ def files_of(home):
     return {
         path.relative_to(home.root): path.read_bytes()
         for path in home.runs.rglob("*")
-        if path.is_file() and path.name not in ("lock", "process.json") and path.parent.name != "control"
+        if path.is_file() and path.name not in ("lock", "process.json")
     }
 
 
@@ -62,12 +64,14 @@ def test_people_passwords_runs_and_limits_are_the_same_after_a_restore(lab, empt
         assert restored.check_password("ann", "wrong " + PASSWORD) is None
         assert restored.check_password("bea", PASSWORD) is None, "still disabled"
     assert read_settings(empty) == read_settings(lab)
+    assert read_settings(empty).limits.running_per_person == 7
     assert list(AuditLog(audit_log_path(empty)).entries()) == list(AuditLog(audit_log_path(lab)).entries())
     assert list_owners(empty) == list_owners(lab) == ["ann", "bea"]
     assert files_of(empty) == files_of(lab)
     (run,) = RunStore(empty, "ann").list()
     assert run.folder.read_state().state == "completed"
     assert run.folder.read_config() == a_config()
+    assert run.folder.shared_mark.exists()
     assert (size.people, size.runs) == (3, 2)
 
 

@@ -12,7 +12,7 @@ from engine.accounts.accounts import Accounts, Invitation, InvitationState
 from engine.accounts.audit import AuditEntry, AuditKind, AuditLog
 from engine.accounts.lab import LabSettings, PublicAddress, change_settings, join_link, read_settings
 from engine.accounts.limits import LabLimits, Maintenance
-from engine.accounts.people import Action, Person, RunAccess, may, require_role
+from engine.accounts.people import Action, Person, RunAccess, may, require, require_role
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.errors import AccountError, ConfigError, Problem, RunError
@@ -214,7 +214,7 @@ class LabAdmin:
         """Return the models and data that all people may read, with their sizes."""
         self._require()
         found = []
-        for kind, folder in (("model", self.home.root / "shared" / "models"), ("data", self.home.shared_data)):
+        for kind, folder in (("model", self.home.shared_models), ("data", self.home.shared_data)):
             with contextlib.suppress(OSError):
                 for path in sorted(folder.iterdir())[:_SHARED_AT_MOST]:
                     bytes_ = folder_size_bytes(path) if path.is_dir() else path.stat().st_size
@@ -228,8 +228,7 @@ class LabAdmin:
 
     def _require(self) -> Person:
         person = self.accounts.person(self.name)
-        if not may(person, Action.MANAGE):
-            raise AccountError("Your account may not do that.", "Ask an admin of the lab.")
+        require(person, Action.MANAGE)
         return person
 
     def _require_confirmed(self, caller: Caller) -> None:

@@ -82,7 +82,7 @@ class Front:
             self.throttle.begin(address, name)
             person = await asyncio.to_thread(self.accounts.check_password, name, password)
         except ThrottledError as error:
-            await self._log("", "sign-in failed", name, address, "throttled")
+            await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address, "throttled")
             answer = self._sign_in_page(name, str(error), 429)
             answer.headers["Retry-After"] = str(error.seconds)
             return answer
@@ -90,7 +90,7 @@ class Front:
             return self._sign_in_page(name, str(error), 503)
         if person is None:
             self.throttle.failed(name)
-            await self._log("", "sign-in failed", name, address)
+            await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address)
             # The same words whatever was wrong: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
         self.throttle.succeeded(name)
@@ -140,6 +140,13 @@ class Front:
 
     def _sign_in_page(self, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
         return page("Sign in", _sign_in_form(name, self.notice(), problem), status)
+
+    def _known(self, name: str) -> str:
+        """Return a name for the log: what is not the name of an account may be a password in the wrong field."""
+        try:
+            return self.accounts.person(name).name
+        except EngineError:
+            return "unknown name"
 
     async def _log(self, person: str, kind: str, subject: str, address: str, detail: str = "") -> None:
         await asyncio.to_thread(self.audit.write, person, kind, subject[:64], detail, address)  # type: ignore[arg-type]

@@ -123,6 +123,16 @@ def test_an_announcement_is_on_the_sign_in_page_and_on_every_page(lab):
         save_settings(lab.home, LabSettings())
 
 
+def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
+    with lab.browser() as client:
+        for name in (PASSWORD, "Bea"):
+            assert client.post("/sign-in", data={"name": name, "password": "wrong " + PASSWORD}).status_code == 403
+
+    log = audit_log_path(lab.home)
+    assert [one.subject for one in AuditLog(log).newest(2, kind="sign-in failed")] == ["bea", "unknown name"]
+    assert PASSWORD not in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("description", "name"),
     [
