@@ -25,7 +25,7 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownShapes, Tokenizers
+from ui.backend.models import KnownShapes, Shapes, Tokenizers
 from ui.backend.results import ResultWork
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
@@ -70,6 +70,7 @@ def build_services(
     data_roots: tuple[Path, ...],
     supervisor: Supervisor,
     person: Person | None = None,
+    of_catalog: Shapes | None = None,
 ) -> Services:
     """Return what the page of one person may call.
 
@@ -79,6 +80,7 @@ def build_services(
         data_roots: Folders whose files may be opened as datasets.
         supervisor: Of this process.
         person: Who is signed in; None where there are no accounts.
+        of_catalog: Shapes of models that pages share.
     """
     inspector = Inspector(home, data_roots=data_roots)
     runs = RunStore(home, owner)
@@ -86,7 +88,7 @@ def build_services(
         home=home,
         transfers=Transfers(home),
         inspector=inspector,
-        shapes=KnownShapes(inspector),
+        shapes=KnownShapes(inspector, of_catalog),
         runs=runs,
         launcher=Launcher(runs, Preflight(home, inspector)),
         chat=ChatSession(home),

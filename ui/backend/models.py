@@ -12,7 +12,7 @@ from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
 from engine.memory.compare import compare_rows
 from engine.memory.estimate import Verdict
-from engine.models.catalog import list_catalog
+from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.shape import ModelShape
@@ -30,16 +30,25 @@ Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not kn
 _UNKNOWN: Verdicts = (None,) * len(_METHODS)
 
 
-class KnownShapes:
-    """Model shapes that the inspector has read already: an estimate never waits for a process."""
+Shapes = dict[tuple[str, str | None], ModelShape]  # by id and revision
 
-    def __init__(self, inspector: Inspector) -> None:
+
+class KnownShapes:
+    """Model shapes that the inspector has read already: an estimate never waits for a process.
+
+    Args:
+        inspector: Reads them.
+        of_catalog: Those of the catalogue, which are public; the pages of a lab share them, of 7 MB.
+    """
+
+    def __init__(self, inspector: Inspector, of_catalog: Shapes | None = None) -> None:
         self._inspector = inspector
-        self._shapes: dict[tuple[str, str | None], ModelShape] = {}
+        self._of_catalog: Shapes = {} if of_catalog is None else of_catalog
+        self._own: Shapes = {}
 
     def get(self, model_id: str, revision: str | None) -> ModelShape | None:
         """Return the shape that is known already; None before `learn`."""
-        return self._shapes.get((model_id, revision))
+        return self._known(model_id).get((model_id, revision))
 
     def learn(self, model: ModelConfig) -> ModelShape:
         """Return the shape of a model, read by the inspector the first time.
@@ -49,8 +58,12 @@ class KnownShapes:
         """
         shape = self.get(model.id, model.revision)
         if shape is None:
-            shape = self._shapes[(model.id, model.revision)] = self._inspector.module_inventory(model)
+            shape = self._inspector.module_inventory(model)
+            self._known(model.id)[(model.id, model.revision)] = shape
         return shape
+
+    def _known(self, model_id: str) -> Shapes:
+        return self._own if find_in_catalog(model_id) is None else self._of_catalog
 
 
 class Tokenizers:

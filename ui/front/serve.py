@@ -20,6 +20,7 @@ from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
+from ui.backend.models import Shapes
 from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate
@@ -61,11 +62,12 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
     if settings.public_url != address.origin:
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
     supervisor = Supervisor(home)
+    of_catalog: Shapes = {}
 
     def services_of(person: Person) -> Services:
         own = home.of(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person)
+        return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog)
 
     sweep_measurements(home)
     gate, pages = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy)
