@@ -1,5 +1,6 @@
 """What a browser may do on the page, how large a request may be, and which of Gradio's routes are not offered."""
 
+import asyncio
 import hashlib
 import re
 from base64 import b64encode
@@ -51,8 +52,10 @@ class PagePolicy:
     async def _receive_upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         instead = "Copy it to this computer and give its path."
         around = 100_000  # bytes of the request that are not the file
+        file_bytes = max(0, length - around)
         try:
-            with self._transfers.room_for(max(0, length - around), instead=instead):
+            await asyncio.to_thread(self._transfers.require_quota, file_bytes)
+            with self._transfers.room_for(file_bytes, instead=instead):
                 await self._app(scope, receive, send)
         except StorageError as error:
             await PlainTextResponse(str(error), 413)(scope, receive, send)

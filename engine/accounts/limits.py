@@ -160,3 +160,14 @@ class RulesReader:
                 self._rules = self._rules or LabRules()
                 _log.error("The limits of the lab could not be read: %s", error)
         return self._rules
+
+
+def idle_limit(home: LoratoryHome) -> Callable[[], float | None]:
+    """Return what looks up how many seconds a model may be idle; None where there are no accounts."""
+    reader = RulesReader(home)
+
+    def seconds() -> float | None:
+        rules = reader.read()
+        return None if rules is None else rules.limits.idle_minutes * 60
+
+    return seconds

@@ -4,11 +4,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from engine.accounts.limits import idle_limit
 from engine.chat.contract import (
     ChatChunk,
     ChatRequest,
@@ -27,11 +28,11 @@ from engine.errors import RunError, WorkerError
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.hardware.lease import LeaseBook, Wait
+from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
-from engine.processes.messages import JsonObject
+from engine.processes.messages import CancelledRequestError, JsonObject
 
 WORKER_MODULE = "engine.chat.worker.main"
 
@@ -59,6 +60,7 @@ class _Loading:
     progress: Progress
     kept: _Loaded | None = None  # whose process continues with other adapters; kept where they do not fit
     process: JsonLinesProcess | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(eq=False)
@@ -66,14 +68,22 @@ class ChatSession:
     """Talks to one loaded model; any number of threads may ask at once, and each gets its turn at every token.
 
     A loaded model holds its device. When a run waits for that device, the model is unloaded once it has been idle.
+
+    Attributes:
+        home: Keeps the leases; its owner is whose the model is.
+        choose: Chooses the device.
+        gives_way_after_seconds: How long it is idle before a waiting run gets the device.
+        expires_after_seconds: How long it may be idle although no run waits; None is the limit of the lab.
     """
 
     home: LoratoryHome
     choose: Callable[[RunSection], Device] = choose_device
-    gives_way_after_seconds: float = 60.0  # how long it is idle before a waiting run gets the device
+    gives_way_after_seconds: float = 60.0
+    expires_after_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self._leases = LeaseBook(self.home)
+        self._idle_limit = idle_limit(self.home)
         # Guards everything below; held for moments only, never while the process works.
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -156,7 +166,7 @@ class ChatSession:
                 raise _loading_ended()
             loaded = self._loaded = _Loaded(target, plan, device, process, model)
             self._loading, self._idle_since = None, time.monotonic()
-        threading.Thread(target=self._give_way_when_asked, args=(loaded,), daemon=True).start()
+        threading.Thread(target=self._unload_when_idle, args=(loaded,), daemon=True).start()
         return model
 
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
@@ -224,8 +234,10 @@ class ChatSession:
             self._loaded = self._loading = None
         if loaded is not None:
             loaded.process.close(timeout_seconds=1.0)
-        if loading is not None and loading.process is not None:
-            loading.process.close(timeout_seconds=1.0)
+        if loading is not None:
+            loading.stopped.set()
+            if loading.process is not None:
+                loading.process.close(timeout_seconds=1.0)
 
     def _ready(self) -> _Loaded:
         with self._lock:
@@ -241,22 +253,30 @@ class ChatSession:
             loading.progress = Progress.model_validate(value)
             on_progress(loading.progress)
 
+        def on_wait(present: LeaseHolder) -> None:
+            loading.progress = Progress(phase="starting", message=present.why_wait)
+            on_progress(loading.progress)
+
         with self._lock:
             if self._loading is not loading:
                 raise _loading_ended()
             loading.process = process
         on_progress(loading.progress)
         try:
-            job.start(process, Wait(_LEAVING_SECONDS))
+            # In a lab, an idle chat of another person makes room.
+            seconds = UNTIL_A_CHAT_LEAVES_SECONDS if self.home.owner else _LEAVING_SECONDS
+            job.start(process, Wait(seconds, on_wait, loading.stopped))
             request = LoadRequest(plan=loading.plan, device=job.device)
             return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))
+        except CancelledRequestError as error:
+            raise _loading_ended() from error
         except WorkerError as error:
             if self._loading is not loading:
                 raise _loading_ended() from error
             raise
 
-    def _give_way_when_asked(self, loaded: _Loaded) -> None:
-        """Unload an idle model when a run waits for its device; ends with the model, or when another takes its place."""
+    def _unload_when_idle(self, loaded: _Loaded) -> None:
+        """Unload an idle model when a run waits for its device, or when it expires; ends with the model or its successor."""
         identity = ProcessIdentity.of(loaded.process.pid or 0)
         while identity is not None and loaded.is_alive:
             with self._lock:
@@ -264,13 +284,19 @@ class ChatSession:
                 if self._loaded is not loaded and kept is not loaded:
                     return
                 unused = self._loaded is loaded and not self._under_way
-                idle = unused and time.monotonic() - self._idle_since >= self.gives_way_after_seconds
-            if idle and self._leases.is_asked_to_give_way(identity):
+                idle_seconds = time.monotonic() - self._idle_since if unused else 0.0
+            expires = self.expires_after_seconds or self._idle_limit()
+            why = ""
+            if unused and idle_seconds >= self.gives_way_after_seconds and self._leases.is_asked_to_give_way(identity):
+                why = "because a run waited for its device"
+            elif unused and expires is not None and idle_seconds >= expires:
+                why = f"because it was idle for {expires / 60:.0f} minutes"
+            if why:
                 with self._lock:
                     if self._loaded is not loaded or self._under_way:
                         continue
                     self._loaded = None
-                    self._note = f"{loaded.model.name} was unloaded, because a run waited for its device."
+                    self._note = f"{loaded.model.name} was unloaded, {why}."
                 loaded.process.close(timeout_seconds=1.0)
                 return
             time.sleep(_LOOK_SECONDS)

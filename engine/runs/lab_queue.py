@@ -19,9 +19,12 @@ from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import seconds_left
+from engine.runs.provenance import read_provenance
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
 from engine.runs.usage import Attempt, live_attempt
+
+_MOST_FOLLOWED = 100
 
 # What other people read: a reason says enough, and a run's own words may name its settings.
 _PUBLIC_WORDS: dict[Reason, str] = {
@@ -152,6 +155,13 @@ class QueueBoard:
         live = (live_attempt(run, state, now) for run, state in self._at_work(self._snapshot()))
         return tuple(attempt for attempt in live if attempt is not None)
 
+    def models_in_use(self) -> frozenset[str]:
+        """Return the ids of the models that waiting and working runs need; these stay in the model cache."""
+        snapshot = self._snapshot()
+        keys = (*snapshot.active, *((one.owner, one.run_id) for one in snapshot.waiting))
+        folders = (RunFolder(self._home.runs / owner / run_id) for owner, run_id in keys)
+        return frozenset(source for folder in folders if (source := read_provenance(folder).model_source))
+
     def _snapshot(self) -> QueueSnapshot:
         return read_model(self._home.server / SNAPSHOT_FILE, QueueSnapshot) or QueueSnapshot()
 
@@ -166,6 +176,8 @@ class QueueBoard:
     def _expected_end(self, run: Run, state: RunState, rules: LabRules) -> float | None:
         now = self._clock()
         with self._lock:
+            if len(self._followed) > _MOST_FOLLOWED:
+                self._followed.clear()
             left = seconds_left(self._followed.setdefault(run.id, HistoryReader.of_run(run)).update(), self._clock)
         hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
         latest = None if hours is None or state.attempt_started is None else state.attempt_started + hours * 3600

@@ -49,6 +49,8 @@ _LostEnd = Literal["machine_restarted", "host_lost", "ended_by_executor", "unkno
 EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd, _LostEnd]
 Reason = Literal[WaitReason, LiveReason, EndReason]
 
+STARTS_ANYWAY: frozenset[Reason | None] = frozenset({"memory", "other_program"})  # where a person may let a run start
+
 # The SIGTERM of a shutdown or a scheduler, whether the worker could save or not, or a restart.
 ENDED_BY_THE_SYSTEM: frozenset[Reason] = frozenset({"sigterm", "machine_restarted"})
 

@@ -15,6 +15,7 @@ from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
 from engine.paths import LoratoryHome, data_folders, typed_path
+from engine.runs.disk import require_disk_space
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
@@ -50,7 +51,10 @@ class ResultWork:
 
         Raises:
             RunError: If an export of this run is under way.
+            StorageError: If the person has no disk space left.
         """
+        if self.home.owner:
+            require_disk_space(self.home, self.home.owner)
         target = ChatTarget.of_run(run.folder.path, checkpoint)
 
         def keep(result: ExportResult) -> None:

@@ -15,7 +15,7 @@ from engine.runs.control import RunNotes, read_notes, resume_is_requested
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import Provenance, read_provenance, run_title
-from engine.runs.run import LIVE_STATES, Run, RunState
+from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import Glance, RunIndex, RunSummary
 from ui.backend.background import stamp
@@ -65,8 +65,8 @@ class ObservedRun:
 
     @property
     def waits_for_memory(self) -> bool:
-        """Whether it waits for free memory alone, and was not allowed to start anyway."""
-        waits = self.state.state == "queued" and self.state.reason == "memory"
+        """Whether it waits for free memory or other programs, and was not allowed to start anyway."""
+        waits = self.state.state == "queued" and self.state.reason in STARTS_ANYWAY
         return waits and not self.run.folder.start_anyway_request.exists()
 
 

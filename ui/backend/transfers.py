@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
+from engine.runs.disk import require_disk_space
 from ui.views.html import size
 
 LARGEST_FILE_BYTES = 4 * 10**9
@@ -91,6 +92,17 @@ class Transfers:
         finally:
             with self._lock:
                 self._expected.remove(bytes_)
+
+    def require_quota(self, bytes_: int) -> None:
+        """Refuse an upload that the disk space of a person of a lab does not cover, other uploads under way included.
+
+        Raises:
+            StorageError: With the values.
+        """
+        if self.home.owner:
+            with self._lock:
+                expected = sum(self._expected)
+            require_disk_space(self.home, self.home.owner, bytes_ + expected)
 
     def keep_upload(self, uploaded: Path) -> Path:
         """Move an uploaded dataset to its own folder, under a safe version of its name; the same file is stored once.

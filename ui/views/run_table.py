@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from html import escape
 
-from engine.runs.run import State
+from engine.runs.run import STARTS_ANYWAY, State
 from engine.runs.summary import RunSummary
 from engine.runs.table import RunQuery, SortKey, best_by_held_out_loss
 from ui.views.html import Column, Row, duration, empty, pick_button, pickable, plural, short_name, small, table, under
@@ -172,7 +172,7 @@ def _queued(place: int, row: RunSummary, count: int) -> tuple[str, str, str]:
         f"{' disabled' if place == (count if move == 'down' else 1) else ''}>{sign}</button>"
         for move, sign, words in _MOVES
     )
-    anyway = pick_button(f"anyway:{row.id}", "Start anyway", css="plainly") if row.reason == "memory" else ""
+    anyway = pick_button(f"anyway:{row.id}", "Start anyway", css="plainly") if row.reason in STARTS_ANYWAY else ""
     remove = pick_button(f"out:{row.id}", "Remove", css="plainly")
     cause = row.cause or "starts when a device is free"
     return str(place), under(escape(row.name), cause), f"{anyway}{buttons}{remove}"
