@@ -51,12 +51,13 @@ def began(run: Run) -> float:
 
 
 def test_twenty_runs_of_one_against_one_of_another_the_one_starts_next(lab, home, store, bobs, start_supervisor):
-    first = store.create(config_for("steps=40 pace=0.05"))
+    first = store.create(config_for("steps=50000 pace=0.02"))
     many = [store.create(config_for("steps=2 pace=0.01")) for _ in range(19)]
     start_supervisor()
     wait_for_step(first, 1)
-    wait_until(lambda: many[0].folder.read_state().reason == "device_in_use")
     one = bobs.create(config_for("steps=2 pace=0.01"))
+    wait_until(lambda: one.folder.read_state().reason == "device_in_use", seconds=PATIENCE)
+    request_cancel(first)
     wait_until(lambda: many[0].folder.read_state().started is not None, seconds=PATIENCE)
 
     assert began(first) < began(one) < began(many[0])
