@@ -5,7 +5,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from engine.accounts.lab import read_settings
+from engine.runs.store import RunStore
+from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from tests.browser.chromium import let_fold_settle, open_tab
+from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
 from ui.front.gate import COOKIE
 
@@ -116,6 +120,22 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     expect(page.locator("#lab-people [data-pick=cid]")).to_contain_text("guest")
     expect(page.locator("#lab-confirm")).to_be_hidden()
     assert lab.accounts.person("cid").role == "guest"
+
+    page.locator("#lab-log-fold button").first.click()
+    page.locator("#lab-limits button").first.click()
+    let_fold_settle(page)
+    for name, value in (("running_per_person", ""), ("weekly_gpu_hours", "40.5"), ("device_weights", "cuda:0: 2")):
+        page.locator(f"#lab-{name} textarea, #lab-{name} input").fill(value)
+    page.locator("#lab-save-limits").click()
+    expect(page.locator("#lab-log")).to_contain_text("weekly_gpu_hours: None to 40.5")
+    limits = read_settings(lab.home).limits
+    assert (limits.running_per_person, limits.weekly_gpu_hours, limits.device_weights) == (None, 40.5, {"cuda:0": 2})
+    run = write_run(RunStore(lab.home, "cid"), a_config(), InventedRun(state="queued"))
+    snapshot = QueueSnapshot(waiting=(WaitingPlace(owner="cid", run_id=run.id),))
+    (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
+    page.locator("#lab-active").get_by_role("button", name="Stop the run cid").click()
+    expect(page.locator("#lab-log")).to_contain_text(f"cid/{run.id}")
+    assert run.folder.stop_request.exists()
 
     page.locator("#lab-news button").first.click()
     let_fold_settle(page)

@@ -76,7 +76,7 @@ class LabAdmin:
         address: At which browsers reach it.
         accounts: Its people.
         sessions: Their sessions.
-        throttle: Counts wrong passwords, together with those of the sign-in page.
+        throttle: Counts wrong passwords.
         audit: Logs what is done.
         board: Shows the queue.
         name: The admin's.
@@ -103,11 +103,17 @@ class LabAdmin:
             AccountError: If it is wrong, or was tried too often.
         """
         self._require()
-        self.throttle.begin(caller.address, self.name)
+        signed_in = self.sessions.find(caller.token)
+        if signed_in is None or signed_in.person.name != self.name:
+            raise AccountError("This session has ended.", "Sign in again.")
+        # Counted by session, not by name: people outside cannot keep an admin from confirming.
+        attempts = f"session {signed_in.session}"
+        self.throttle.begin(caller.address, attempts)
         if self.accounts.check_password(self.name, password) is None:
-            self.throttle.failed(self.name)
+            self.throttle.failed(attempts)
             self._log(caller, "sign-in failed", self.name, "confirmation")
             raise AccountError("The password is wrong.", "Type the password that you sign in with.")
+        self.throttle.succeeded(attempts)
         self.sessions.confirm(caller.token)
 
     def invite(self, caller: Caller, role: str) -> str:

@@ -38,7 +38,7 @@ class AccountPages:
     Args:
         accounts: Changes passwords.
         sessions: Lists and ends.
-        throttle: Counts wrong passwords, together with those of the sign-in page.
+        throttle: Counts wrong passwords.
         audit: Logs each change.
     """
 
@@ -67,12 +67,14 @@ class AccountPages:
         if form is None:
             return await self._page(signed_in, request, "The form is too large.", 413)
         name, address, old, new = signed_in.person.name, address_of(request), text_of(form, "old"), text_of(form, "new")
+        attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
         try:
             if new != text_of(form, "again"):
                 raise AccountError("The two new passwords differ.", "Type them again.")
-            self.throttle.begin(address, name)
+            self.throttle.begin(address, attempts)
             if await asyncio.to_thread(self.accounts.check_password, name, old) is None:
-                self.throttle.failed(name)
+                self.throttle.failed(attempts)
+                await asyncio.to_thread(self.audit.write, name, "sign-in failed", name, "password change", address)
                 raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
             await asyncio.to_thread(self.accounts.change_password, name, old, new)
         except EngineError as error:

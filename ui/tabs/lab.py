@@ -135,20 +135,21 @@ class LabTab:
             (self.invite, "invite"), (self.save_role, "role"), (self.reset, "reset"), (self.disable, "disable"),
             (self.enable, "enable"),
         ):  # fmt: skip
-            inputs = [self.name, self.invited_role if action == "invite" else self.role]
-            self._log_after(button.click(self._asks_for(action), inputs, changed, **SLOW))
+            role = self.invited_role if action == "invite" else self.role
+            self._log_after(button.click(self._asks_for(action), [self.name, role], changed, **SLOW))
         given = [self.password, self.pending, self.name]
         for event in (self.confirm.click, self.password.submit):
             self._log_after(event(shown_as_message(self._confirm), given, changed, **SLOW))
 
-        stopped = self.active.click(shown_as_message(self._stop), None, self.active, **QUICK)
-        saved = self.save_limits.click(shown_as_message(self._save_limits), list(self.limits.values()), None, **QUICK)
-        told = self.announce.click(shown_as_message(self._announce), self.announcement, None, **QUICK)
-        maintained = self.save_maintenance.click(
-            shown_as_message(self._set_maintenance), [self.maintenance, self.maintenance_text], None, **QUICK
+        maintenance = [self.maintenance, self.maintenance_text]
+        actions: tuple[tuple[Any, Callable[..., Any], Any, Any], ...] = (
+            (self.active.click, self._stop, None, self.active),
+            (self.save_limits.click, self._save_limits, list(self.limits.values()), None),
+            (self.announce.click, self._announce, self.announcement, None),
+            (self.save_maintenance.click, self._set_maintenance, maintenance, None),
         )
-        for event in (stopped, saved, told, maintained):
-            self._log_after(event)
+        for happens, handler, inputs, outputs in actions:
+            self._log_after(happens(shown_as_message(handler), inputs, outputs, **QUICK))
         made = self.csv.click(
             shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
         )

@@ -127,6 +127,15 @@ def test_guesses_of_the_password_are_throttled(admin, caller):
     assert "too many attempts" in problems[-1]
 
 
+def test_people_outside_cannot_keep_an_admin_from_confirming(admin, caller):
+    for name in ("root", "session", *(f"session {number}" for number in range(10))):
+        for _ in range(12):
+            admin.throttle.failed(name)
+
+    admin.confirm(caller, PASSWORD)
+    admin.invite(caller, "member")
+
+
 def test_what_is_done_is_logged_with_the_address_and_without_the_link(admin, caller):
     link = admin.invite(caller, "guest")
     admin.reset(caller, "bea")
