@@ -309,6 +309,17 @@ def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatc
     assert book.holder("cpu") is None
 
 
+def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(session, target, monkeypatch):
+    monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
+    session.load(target)
+    pid = pid_of(session)
+    monkeypatch.setattr(session, "expires_after_seconds", 0.01)
+    wait_until_gone(pid)
+
+    assert session.state.phase == "empty"
+    assert "because it was idle for" in session.state.note
+
+
 def test_a_process_that_dies_is_noticed_and_replaced(session, target):
     session.load(target)
     stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))

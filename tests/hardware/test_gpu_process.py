@@ -1,11 +1,12 @@
 """What a GPU's driver counts for this process, by drivers that are made up."""
 
+import getpass
 import os
 from types import SimpleNamespace
 
 import pytest
 
-from engine.hardware.cuda import gpu_process_bytes
+from engine.hardware.cuda import GpuProgram, gpu_process_bytes, list_gpu_programs
 
 
 class Driver:
@@ -65,3 +66,12 @@ def test_a_mig_instance_is_asked_by_its_own_handle():
     driver = Driver(((1, 2), OURS, 700), (1, OURS, 900))
 
     assert gpu_process_bytes(202, driver) == 700
+
+
+def test_programs_of_other_people_are_listed_with_their_user_where_the_system_shows_it():
+    unseen = 2**22 + 1  # above the highest pid: of another container
+    driver = Driver((0, OURS, 5_000), (0, unseen, None), (1, OURS, 7))
+
+    assert list_gpu_programs(0, driver) == (GpuProgram(OURS, getpass.getuser(), 5_000), GpuProgram(unseen, "", None))
+    assert list_gpu_programs(0, Driver(refuses=True)) == ()
+    assert driver.open == 0

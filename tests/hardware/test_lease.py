@@ -48,6 +48,20 @@ def test_a_device_has_one_holder_and_the_others_hear_who(book, another_process):
     assert book.holder("cpu") is None
 
 
+def test_what_another_person_does_is_not_named_to_who_waits(book, another_process):
+    book.take(["cuda:0"], holder(another_process, title="SECRET", owner="bob"))
+
+    with pytest.raises(DeviceError, match=r"^GPU 0 is in use by bob for training\."):
+        book.take(["cuda:0"], holder(owner="ann"))
+    with pytest.raises(DeviceError, match=r"in use for training \(SECRET\)"):
+        book.take(["cuda:0"], holder(owner="bob"))
+    with pytest.raises(DeviceError, match=r"in use for training \(SECRET\)"):
+        book.take(["cuda:0"], holder(owner=""))
+    assert book.holders()["cuda:0"].as_seen_by("ann").why_wait == (
+        "Waiting for the device, which is in use by bob for training."
+    )
+
+
 def test_several_devices_are_given_together_or_not_at_all(book, another_process):
     book.take(["cuda:1"], holder(another_process))
 
