@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 from gradio import EventData
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StorageError
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.answers import RowPrompt
@@ -163,7 +163,7 @@ def test_a_question_that_was_not_answered_keeps_its_reference(tab):
     assert step.row == prompt
 
 
-def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, tmp_path):
+def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, services, tmp_path):
     load(tab, run.id)
     turns = turns_of(ask(tab, "What is <b>r</b>?"))
 
@@ -176,7 +176,12 @@ def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, 
     assert tab.talk._restore(kept, turns, "") == gr.skip()  # what is on the page stays
     assert tab.talk._restore("nonsense", [], "") == gr.skip()
     assert 'download="conversation.json"' in links
-    file = tmp_path / "conversation.json"
+    elsewhere = tmp_path / "conversation.json"
+    elsewhere.write_text(kept)
+    with pytest.raises(StorageError):
+        tab.talk._open(str(elsewhere))
+    file = services.home.transfers / "conversation.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(kept)
     assert tab.talk._open(str(file))[tab.talk.turns] == turns
 

@@ -104,6 +104,16 @@ class Transfers:
                 expected = sum(self._expected)
             require_disk_space(self.home, self.home.owner, bytes_ + expected)
 
+    def require_uploaded(self, path: Path) -> Path:
+        """Return the path of an upload as a browser named it.
+
+        Raises:
+            StorageError: If it is any other file of this machine.
+        """
+        if not path.resolve().is_relative_to(self.home.transfers.resolve()):
+            raise StorageError("That file was not uploaded here.", "Upload it again.")
+        return path
+
     def keep_upload(self, uploaded: Path) -> Path:
         """Move an uploaded dataset to its own folder, under a safe version of its name; the same file is stored once.
 
@@ -112,8 +122,7 @@ class Transfers:
         """
         if self.home.is_guest:
             raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
-        if not uploaded.resolve().is_relative_to(self.home.transfers.resolve()):
-            raise StorageError("That file was not uploaded here.", "Upload it again.")
+        self.require_uploaded(uploaded)
         folder = self.home.uploads
         name = re.sub(r"[^\w.-]+", "-", uploaded.name).lstrip("-.")[-120:] or "upload"
         try:

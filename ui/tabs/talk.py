@@ -248,7 +248,8 @@ class TalkPart:
         return self._opened(saved, system)
 
     def _open(self, path: str) -> Updates:
-        return self._opened(view.open_conversation(Path(path)))
+        transfers = self._page.services.transfers
+        return self._opened(view.open_conversation(transfers.require_uploaded(Path(path))))
 
     def _opened(self, saved: SavedConversation, system: str = "") -> Updates:
         return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
