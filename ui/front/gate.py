@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.accounts.lab import PublicAddress
-from engine.accounts.people import Person
+from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import SignedIn
 from engine.errors import EngineError
 
@@ -27,6 +27,7 @@ _OFFERED_READS = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(static|assets|svelte)/[^?]+"
     r"|/gradio_api/(theme\.css|startup-events|queue/data|upload_progress|heartbeat/[\w-]+|file=.+)"
 )
+_UPLOAD = "/gradio_api/upload"
 _OFFERED_WRITES = re.compile(r"/gradio_api/(queue/join/?|run/predict/?|component_server/?|upload|cancel|reset/?)")
 
 
@@ -130,6 +131,8 @@ class Gate:
         path = request.url.path if request.scope.get("root_path") else request.scope["path"]
         offered = _OFFERED_READS if request.method in _SAFE_METHODS else _OFFERED_WRITES
         if offered.fullmatch(path) is None:
+            return False
+        if path == _UPLOAD and not may(person, Action.USE_OWN_DATA):
             return False
         _, is_file, name = path.partition("/gradio_api/file=")
         if is_file and not self._pages.may_read_file(person, name):

@@ -187,3 +187,11 @@ def test_a_training_worker_of_a_person_gets_no_login_whoever_starts_it(lab, monk
     log = run.folder.log.read_text()
     assert "LORATORY_RUN" in log
     assert CANARY not in log
+
+
+def test_a_guest_uploads_nothing(lab):
+    lab.add("gil", "guest")
+    with lab.signed_in("gil") as guest:
+        assert guest.get("/").status_code == 200
+        assert guest.post("/gradio_api/upload", files={"files": ("rows.jsonl", b"{}")}).status_code == 404
+    assert not list(lab.home.of("gil").transfers.rglob("*.jsonl"))
