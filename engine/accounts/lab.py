@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from engine.accounts.limits import SETTINGS_FILE, LabLimits, Maintenance
 from engine.errors import AccountError, DeviceError
 from engine.files import write_atomically
-from engine.paths import LoratoryHome, typed_path
+from engine.paths import LAB, LoratoryHome, typed_path
 from engine.processes.liveness import FileLock
 
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ def forget_secrets() -> None:
         del os.environ[name]
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # noqa: S105 - a switch
     os.environ["HF_TOKEN_PATH"] = os.devnull
+    os.environ[LAB] = "1"  # a name like one on the Hub is never a file where the server happened to start
 
 
 def audit_log_path(home: LoratoryHome) -> Path:

@@ -16,6 +16,7 @@ from engine.errors import DatasetError
 from engine.executors.base import JobSpec
 from engine.executors.local import start_worker
 from engine.inspector.session import Inspector
+from engine.paths import looks_in_working_folder
 from engine.processes.spawn import has_hub_login
 from engine.runs.provenance import Provenance
 from engine.runs.sharing import set_shared
@@ -144,6 +145,7 @@ def test_a_shared_run_is_read_and_copied_and_nothing_else(lab, foreign):
 
 def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_path):
     assert not has_hub_login()
+    assert not looks_in_working_folder()
     with lab.signed_in("ann") as ann:
         answers = [ann.get(path).text for path in ("/", "/config", "/sign-in", "/theme.css")]
     (inspector, *_) = INSPECTORS
