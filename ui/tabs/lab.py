@@ -49,7 +49,7 @@ class LabTab:
         gr.HTML("<h2>Runs and queue</h2>")
         self.active = pick_list(elem_id="lab-active")
         gr.HTML("<h2>Usage</h2>")
-        self.chart = chart("No usage yet.", elem_id="lab-usage-chart")
+        self.chart = chart("No usage yet: hours count from the first run on.", elem_id="lab-usage-chart")
         self.usage = gr.HTML(elem_id="lab-usage")
         self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
         self._csv_text = gr.Textbox(visible=False)

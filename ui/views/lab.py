@@ -105,7 +105,7 @@ def render_usage(usage: Usage) -> str:
     total = sum(disk.total for disk in usage.disks)
     below = small(f"People have {size(total)} on disk; {size(usage.free_bytes)} are free. Disk space is as of now.")
     if not rows:
-        return empty("No usage yet", "GPU hours are counted from the first run on.") + below
+        return below
     numbers = [Column.of_numbers(title) for title in ("GPU hours", "CPU hours", "kWh", "Runs", "Disk")]
     return table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
 
