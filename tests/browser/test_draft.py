@@ -70,7 +70,7 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
     page.locator("#targets label", has_text="q_proj").click()
     page.locator("#rank input[type=number]").fill("24")
     expect(page.locator("#panel")).to_contain_text("r 24")
-    services.shapes._shapes.clear()
+    services.shapes._own.clear()
     monkeypatch.setattr(services.inspector, "module_inventory", slowly)
 
     for rank in (40, 48):  # a second reload finds what was changed while the model was still looked up

@@ -130,6 +130,8 @@ class RunReader:
         """Return rows of the newest runs that `wanted` accepts, and of those that are `chosen`, however old they are."""
         rows = self.summaries()
         near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in chosen]
+        # A run that was just stopped is chosen next: its state must not be that of a second ago.
+        near = [self.summary(row.id) if row.id in chosen else row for row in near]
         return [row for row in near if wanted(self._runs.get(row.id))]
 
     def exists(self, run_id: str) -> bool:
