@@ -23,7 +23,7 @@ _ACTIVE_ADMINS = "SELECT count(*) FROM people WHERE role = 'admin' AND disabled 
 
 @dataclass(frozen=True)
 class Invitation:
-    """A link that makes one account, or sets one password anew.
+    """A link that makes one account, or sets another password for one.
 
     Attributes:
         token: Shown once; only its SHA-256 is kept.
@@ -157,7 +157,7 @@ class Accounts:
             if invitation.person is not None:
                 connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, name))
             else:
-                # Removed people keep their row: nobody inherits their name, and with it their folders.
+                # Removed people keep their row, so their name, and with it their folders, is never given again.
                 try:
                     connection.execute(
                         "INSERT INTO people (name, role, password, created) VALUES (?, ?, ?, ?)",
@@ -211,7 +211,7 @@ class Accounts:
         return self._change(name, "role = ?", role)
 
     def disable(self, name: str) -> Person:
-        """Keep a person out until `enable`; their sessions end, their runs go on.
+        """Keep a person out until `enable`; their sessions end, their runs continue.
 
         Raises:
             AccountError: If there is no such account, or no admin would be left.

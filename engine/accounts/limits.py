@@ -23,7 +23,7 @@ _Device = Annotated[str, StringConstraints(pattern=r"^(cpu|mps|cuda:\d{1,4})$")]
 
 
 class LabLimits(BaseModel):
-    """Limits of a lab; an empty one is no limit."""
+    """Limits of a lab; an empty one does not limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class LabLimits(BaseModel):
     )  # fmt: skip
     guest_max_steps: int | None = Field(
         default=200, ge=1, le=1_000_000, title="Maximum steps of guests",
-        description="Optimizer steps of a guest's run. Longer ones are cut to it.",
+        description="Optimizer steps of a guest's run. Longer runs are shortened; a larger max_steps is refused.",
     )  # fmt: skip
     disk_gb_per_person: float | None = Field(
         default=200.0, gt=0, le=1_000_000, title="Disk space per person, in GB",

@@ -90,7 +90,7 @@ def confirm(question: str, *, given: bool) -> None:
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise RunError("Nothing was changed.", "Answer y to go on.")
+        raise RunError("Nothing was changed.", "Answer y to continue.")
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -16,7 +16,7 @@ from engine.accounts.passwords import LONGEST, SHORTEST
 from engine.accounts.sessions import Sessions, SessionState, SignedIn
 from engine.accounts.throttle import SignInThrottle
 from engine.errors import AccountError, EngineError
-from ui.front.forms import SIGN_OUT, address_of, begin_session, field, page, problem_box, read_form, text_of
+from ui.front.forms import SIGN_OUT, address_of, begin_session, field, page, problem_box, read_form
 from ui.front.gate import COOKIE, SIGN_IN
 from ui.views.html import duration
 
@@ -66,10 +66,10 @@ class AccountPages:
         form = await read_form(request)
         if form is None:
             return await self._page(signed_in, request, "The form is too large.", 413)
-        name, address, old, new = signed_in.person.name, address_of(request), text_of(form, "old"), text_of(form, "new")
+        name, address, old, new = signed_in.person.name, address_of(request), form.get("old", ""), form.get("new", "")
         attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
         try:
-            if new != text_of(form, "again"):
+            if new != form.get("again", ""):
                 raise AccountError("The two new passwords differ.", "Type them again.")
             self.throttle.begin(address, attempts)
             if await asyncio.to_thread(self.accounts.check_password, name, old) is None:
@@ -89,7 +89,7 @@ class AccountPages:
             return _ask()
         form = await read_form(request)
         if form is not None:
-            await asyncio.to_thread(self.sessions.end_named, signed_in.person, text_of(form, "session"))
+            await asyncio.to_thread(self.sessions.end_named, signed_in.person, form.get("session", ""))
             name = signed_in.person.name
             await asyncio.to_thread(self.audit.write, name, "signed out", name, "one session", address_of(request))
         return RedirectResponse(ACCOUNT, 303)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from urllib.parse import parse_qsl
 
-from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -29,9 +29,12 @@ JOIN = "/join"
 SIGN_OUT = "/sign-out"
 FRONT_PATHS = frozenset({SIGN_IN, JOIN, SIGN_OUT})
 _LARGEST_FORM_BYTES = 8_000
+_MOST_FIELDS = 10
 _STYLE = (Path(__file__).parent / "front.css").read_text(encoding="utf-8")
-# The code of an invitation stands behind the #, which browsers keep to themselves; without JavaScript it is pasted.
+# The code of an invitation is behind the #, which browsers keep to themselves; without JavaScript it is pasted.
 _TAKE_CODE = "const c=location.hash.slice(1);if(c){document.getElementById('code').value=c;history.replaceState(null,'',location.pathname)}"
+
+Form = dict[str, str]
 
 
 def _hash_of(text: str) -> str:
@@ -76,7 +79,7 @@ class Front:
         form = await read_form(request)
         if form is None:
             return self._sign_in_page("", "The form is too large.", 413)
-        name, password = text_of(form, "name"), text_of(form, "password")
+        name, password = form.get("name", ""), form.get("password", "")
         address = address_of(request)
         try:
             self.throttle.begin(address, name)
@@ -103,11 +106,11 @@ class Front:
         form = await read_form(request)
         if form is None:
             return page("Join", _join_form("", "", "The form is too large."), 413)
-        code, name, password = text_of(form, "code"), text_of(form, "name"), text_of(form, "password")
+        code, name, password = form.get("code", ""), form.get("name", ""), form.get("password", "")
         address = address_of(request)
         try:
             self.throttle.begin(address, f"invitation {code[:16]}")
-            if password != text_of(form, "again"):
+            if password != form.get("again", ""):
                 return page("Join", _join_form(code, name, "The two passwords differ. Type them again."), 400)
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
             person = await asyncio.to_thread(self.accounts.accept, code, name, password)
@@ -124,7 +127,7 @@ class Front:
         signed_in = await asyncio.to_thread(self.sessions.find, token) if token else None
         if signed_in is not None:
             form = await read_form(request)
-            if form is not None and text_of(form, "everywhere"):
+            if form is not None and form.get("everywhere", ""):
                 await asyncio.to_thread(self.sessions.end_all, signed_in.person)
             else:
                 await asyncio.to_thread(self.sessions.end, token)
@@ -161,23 +164,20 @@ async def begin_session(sessions: Sessions, request: Request, person: Person, ta
     return answer
 
 
-async def read_form(request: Request) -> FormData | None:
-    """Return a form; None where it is larger than any of ours, which is then not read to its end."""
-    size = 0
-    parts = []
+async def read_form(request: Request) -> Form | None:
+    """Return a form; None where it is larger than any of ours, which is then not read to its end.
+
+    Only what a plain HTML form sends is read: anything else has no fields.
+    """
+    body = b""
     async for part in request.stream():
-        size += len(part)
-        if size > _LARGEST_FORM_BYTES:
+        body += part
+        if len(body) > _LARGEST_FORM_BYTES:
             return None
-        parts.append(part)
-    request._body = b"".join(parts)  # where Starlette looks for what was read already
-    return await request.form(max_files=0, max_fields=10)
-
-
-def text_of(form: FormData, name: str) -> str:
-    """Return the value of a field; empty where it is missing, or a file."""
-    value = form.get(name, "")
-    return value if isinstance(value, str) else ""
+    try:
+        return dict(parse_qsl(body.decode(), max_num_fields=_MOST_FIELDS, keep_blank_values=True))
+    except ValueError:  # not UTF-8, or more fields than any form has
+        return {}
 
 
 def address_of(request: Request) -> str:

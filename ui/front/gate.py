@@ -53,7 +53,7 @@ class Gate:
     Args:
         address: The one that browsers use.
         find_session: Returns whose session a token is; asked at each request, and every two seconds while an answer
-            goes on.
+            continues.
         front: Answers `front_paths`, for people who have not signed in.
         front_paths: Of the sign-in page and what belongs to it.
         pages: Answers the rest.
@@ -141,7 +141,7 @@ class Gate:
         return all(self._pages.owns_upload(person, upload_id) for upload_id in uploads)
 
     async def _while_signed_in(self, token: str, person: Person, answer: Coroutine[Any, Any, None]) -> None:
-        """Let an answer go on for as long as its session does, and the person's rights are what they were."""
+        """Continue an answer for as long as the session lasts and the person's role is the same."""
         work = asyncio.create_task(answer)
         try:
             while not (await asyncio.wait({work}, timeout=_LOOK_AGAIN_SECONDS))[0]:
@@ -159,7 +159,7 @@ class Gate:
         """Return a request with the scheme and host of the lab, and nothing that a client claims about its way here."""
         client = scope.get("client")
         if self._behind_proxy:
-            # Our proxy appends what it saw; whatever a client claimed stands in front of that.
+            # Our proxy appends what it saw; what a client claimed comes before it.
             last = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
             client = (last or "unknown", 0)
         own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED)]

@@ -1,4 +1,4 @@
-"""The page of each person of a lab: an app of Gradio's for each, so nobody's events, files or states are in another's."""
+"""The page of each person of a lab: a Gradio app for each, so their events, files and states are apart."""
 
 import asyncio
 import os

@@ -146,3 +146,30 @@ def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
 )  # fmt: skip
 def test_browsers_are_named_as_people_know_them(description, name):
     assert browser_name(description) == name
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/join"])
+@pytest.mark.parametrize(
+    ("body", "kind", "statuses"),
+    [
+        (b"name=ann&password=" + b"x" * 9_000, FORM, (413,)),
+        (b"name=%00&password=%ff%fe&code=%00", FORM, (400, 403)),
+        (b"\xff\xfe name=ann", FORM, (400, 403)),
+        (b"&".join(b"field%d=1" % number for number in range(50)), FORM, (400, 403)),
+        (b'{"name": "ann"}', "application/json", (400, 403)),
+        (b'--x\r\nContent-Disposition: form-data; name="name"; filename="a"\r\n\r\nann\r\n--x--', "multipart/form-data; boundary=x", (400, 403)),
+        (b"", FORM, (400, 403)),
+    ],
+    ids=["large", "odd characters", "not UTF-8", "many fields", "JSON", "a file", "empty"],
+)  # fmt: skip
+def test_what_is_not_one_of_the_forms_signs_nobody_in(tmp_path, path, body, kind, statuses):
+    with running_lab(tmp_path) as lab, lab.browser() as browser:
+        lab.add("ann")
+        answer = browser.post(path, content=body, headers={"Content-Type": kind})
+
+    assert answer.status_code in statuses
+    assert "set-cookie" not in answer.headers
+    assert "Traceback" not in answer.text
