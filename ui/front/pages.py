@@ -111,6 +111,11 @@ class PersonPages:
                 if name in self._pages and self._pages[name].used < oldest:
                     await self._close(name)
 
+    async def sweep_transfers(self) -> None:
+        """Remove old uploads and downloads of the pages that are open."""
+        for page in list(self._pages.values()):
+            await asyncio.to_thread(page.services.transfers.sweep)
+
     async def close_all(self) -> None:
         """Close every page; runs continue."""
         for name in list(self._pages):
@@ -179,12 +184,13 @@ class _Counted:
 
 @asynccontextmanager
 async def housekeeping(pages: PersonPages, seconds: float = 600) -> AsyncIterator[None]:
-    """Close unused pages while a server runs, and all at its end."""
+    """Close unused pages and remove old files of the others while a server runs; close all at its end."""
 
     async def sweep() -> None:
         while True:
             await asyncio.sleep(seconds)
             await pages.close_unused()
+            await pages.sweep_transfers()
 
     sweeping = asyncio.create_task(sweep())
     try:

@@ -1,13 +1,11 @@
 """Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, or with TLS of its own."""
 
 import gc
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.types import Message, Receive, Scope, Send
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
@@ -34,12 +32,11 @@ _GOODBYE_SECONDS = 5  # that open answers get when the server ends
 def build_gate(
     home: LoratoryHome, address: PublicAddress, services_of: Callable[[Person], Services], *, behind_proxy: bool
 ) -> tuple[Gate, PersonPages]:
-    """Put accounts, sign-in and pages together."""
+    """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served."""
     database = open_database(home)
     sessions = Sessions(database)
     shared = Accounts(database), sessions, SignInThrottle(), AuditLog(audit_log_path(home))
     front = Front(*shared, notice=lambda: read_notice(home))
-    plain = Starlette(routes=[*front.routes(), *AccountPages(*shared).routes()])
     board = QueueBoard(home)
 
     def complete(person: Person) -> Services:
@@ -47,6 +44,10 @@ def build_gate(
         return replace(services_of(person), notice=lambda: read_notice(home), lab=lab)
 
     pages = PersonPages(complete, address, close_services)
+    plain = Starlette(
+        routes=[*front.routes(), *AccountPages(*shared).routes()],
+        lifespan=lambda _: housekeeping(pages),
+    )
     gate = Gate(address, sessions.find, plain, FRONT_PATHS | ACCOUNT_PATHS, pages, behind_proxy=behind_proxy)
     return gate, pages
 
@@ -70,11 +71,11 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
         return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog)
 
     sweep_measurements(home)
-    gate, pages = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy)
+    gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy)
     if supervisor.start() == "standing_by":
         print(supervisor.explain_standing_by(), flush=True)
     config = uvicorn.Config(
-        with_housekeeping(gate, pages),
+        gate,
         lifespan="on",
         log_level="warning",
         access_log=False,
@@ -93,25 +94,3 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
         supervisor.stop()
         if listener.socket_path is not None:
             listener.socket_path.unlink(missing_ok=True)
-
-
-def with_housekeeping(gate: Gate, pages: PersonPages) -> Callable[[Scope, Receive, Send], object]:
-    """Return an ASGI app that answers with the gate, and looks after the pages while it runs."""
-
-    @asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
-        async with housekeeping(pages):
-            yield
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await gate(scope, receive, send)
-            return
-        message: Message = await receive()
-        async with lifespan():
-            await send({"type": "lifespan.startup.complete"})
-            message = await receive()
-        assert message["type"] == "lifespan.shutdown"
-        await send({"type": "lifespan.shutdown.complete"})
-
-    return app

@@ -23,7 +23,7 @@ from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
-from ui.front.serve import build_gate, with_housekeeping
+from ui.front.serve import build_gate
 from ui.services import Services
 
 PASSWORD = "correct horse battery"
@@ -89,7 +89,7 @@ def running_lab(
 
     gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy)
     config = uvicorn.Config(
-        with_housekeeping(gate, pages), lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
+        gate, lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
         ssl_certfile=chain, ssl_keyfile=key, timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = uvicorn.Server(config)

@@ -17,7 +17,7 @@ from engine.accounts.deployment import Deployment
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path
 from engine.serve.guard import bound_socket
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of
-from ui.front.serve import build_gate, with_housekeeping
+from ui.front.serve import build_gate
 
 pytestmark = pytest.mark.skipif(shutil.which("caddy") is None, reason="needs caddy")
 _OPTIONS = "{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n}\n"
@@ -33,10 +33,10 @@ def address():
 def lab(home, tmp_path, address):
     """A lab on a socket, for its user and group alone."""
     listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
-    gate, pages = build_gate(
+    gate, _ = build_gate(
         home, address, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=listener.behind_proxy
     )
-    config = uvicorn.Config(with_housekeeping(gate, pages), lifespan="on", log_level="warning", proxy_headers=False)
+    config = uvicorn.Config(gate, lifespan="on", log_level="warning", proxy_headers=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener.open()]})
     thread.start()

@@ -1,7 +1,12 @@
-"""What the pages of a lab share, and what they do not."""
+"""What the pages of a lab share, what they do not, and what is cleared while they are open."""
+
+import asyncio
+import os
+import time
 
 from engine.config.run import ModelConfig
 from tests.fake_inspector import FakeInspector
+from tests.ui.front.lab import running_lab
 from ui.backend.models import KnownShapes, Shapes
 
 
@@ -15,3 +20,19 @@ def test_shapes_of_the_catalogue_are_read_once_for_all_and_others_stay_a_persons
     assert bea.get("Qwen/Qwen3-0.6B", None) is shape
     assert bea.get("/models/of-ann", None) is None
     assert ann.get("/models/of-ann", None) is not None
+
+
+def test_old_files_of_an_open_page_are_removed(tmp_path):
+    with running_lab(tmp_path) as lab:
+        lab.add("ann")
+        with lab.signed_in("ann") as ann:
+            assert ann.get("/config").status_code == 200
+            folder = lab.home.of("ann").transfers
+            old, new = folder / "old", folder / "new"
+            for file in (old, new):
+                file.write_text("rows")
+            os.utime(old, (time.time() - 86_400,) * 2)
+
+            asyncio.run(lab.pages.sweep_transfers())
+
+            assert (old.exists(), new.exists()) == (False, True)
