@@ -81,8 +81,10 @@ def _followed(base: Path, text: str | Path) -> Path | None:
     if not typed or typed.startswith("~") or "\0" in typed or len(typed) > _LONGEST:
         return None
     try:
-        return (base / typed).resolve()
-    except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that no file can have
+        path = (base / typed).resolve()
+        # From Python 3.13 on, links in a circle stay as they are.
+        return None if any(part.is_symlink() for part in (path, *path.parents)) else path
+    except (OSError, RuntimeError, ValueError):  # before 3.13, links in a circle; or a name that no file can have
         return None
 
 
