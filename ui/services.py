@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.accounts.audit import AuditKind
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
@@ -47,4 +48,6 @@ class Services:
     standing_by: Callable[[], str] = lambda: ""
     # What an admin announces to all people of a lab; empty where there is nothing.
     notice: Callable[[], str] = str
+    # Notes in the audit log of a lab what was done to a run, by its id.
+    log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
     lab: "LabAdmin | None" = None  # where the person is an admin

@@ -251,6 +251,7 @@ class ExportTab:
         name = checkpoint_of(checkpoint)
         person = self._page.services.person
         require(person, Action.PUSH if form == HUB else Action.EXPORT, access_of(observed.run))
+        self._page.services.log("pushed" if form == HUB else "exported", observed.run.id)
         settings, results = self.forms.settings_of(form, values), self._page.services.results
         if form == HUB:
             push = section_from_mapping(PushConfig, settings)

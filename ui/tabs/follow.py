@@ -11,6 +11,7 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engine.accounts.audit import AuditKind
 from engine.errors import EngineError
 from engine.runs.admission import resume_run
 from engine.runs.control import request_cancel, request_start_anyway, request_stop
@@ -127,19 +128,23 @@ class FollowPart:
         self.confirm.wire(self.cancel.click, self.ask_cancel, self.shown)
         return [
             refreshed,
-            self._request_by(self.anyway.click, request_start_anyway),
-            self._request_by(self.stop.click, request_stop),
-            self._request_by(self.resume.click, lambda run: resume_run(page.services.home, run)),
-            self._request_by(self.confirm.really.click, request_cancel),
+            self._request_by(self.anyway.click, request_start_anyway, "run started"),
+            self._request_by(self.stop.click, request_stop, "run stopped"),
+            self._request_by(self.resume.click, lambda run: resume_run(page.services.home, run), "run resumed"),
+            self._request_by(self.confirm.really.click, request_cancel, "run stopped"),
         ]
 
     def _look_again_after(self, event: Dependency, run: Component | None = None) -> Dependency:
         """After an event that changed something about a run, look at it: the shown one unless another is named."""
         return event.then(self.look, [run or self.shown, *self.look_inputs], self.outputs, **QUICK)
 
-    def _request_by(self, event: Callable[..., Dependency], request: Callable[[Run], None]) -> Dependency:
+    def _request_by(
+        self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
+    ) -> Dependency:
         def ask(run_id: str) -> None:
-            request(self._page.services.runs.get(run_id))
+            run = self._page.services.runs.get(run_id)
+            request(run)
+            self._page.services.log(kind, run.id)
 
         return self._look_again_after(event(shown_as_message(ask), self.shown, None, trigger_mode="once", **QUICK))
 

@@ -195,7 +195,9 @@ class OneRunPart:
 
     def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""
-        freed = self._page.services.runs.delete(run_id)
+        run = self._page.services.runs.get(run_id)
+        freed = self._page.services.runs.delete(run.id)
+        self._page.services.log("run deleted", run.id)
         self._page.reader.forget(run_id)
         gr.Info(f"Deleted; {size(freed)} freed.", duration=5)
         return {

@@ -196,10 +196,13 @@ class RunsTab:
             waiting = [row.id for row in reader.summaries() if row.state == "queued"]
             if run.id in waiting:
                 self._order.shift(run.id, waiting, moves[action])
+                self._page.services.log("run moved", run.id)
         elif action == "anyway":
             request_start_anyway(run)
+            self._page.services.log("run started", run.id)
         elif action == "out":
             request_stop(run)
+            self._page.services.log("run stopped", run.id)
         reader.look_again()
 
 

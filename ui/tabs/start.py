@@ -89,7 +89,7 @@ class StartPart:
         self, token: str, copied_from: str, values: Sequence[Any],
         sweep: Callable[[RunConfig], list[RunConfig]] | None = None,
     ) -> Updates:  # fmt: skip
-        draft, launcher = self._page.draft(values), self._page.services.launcher
+        draft, launcher, log = self._page.draft(values), self._page.services.launcher, self._page.services.log
         try:
             if draft.config is None:
                 raise ConfigError(draft.problems)
@@ -103,8 +103,12 @@ class StartPart:
                 report(Message(words))
 
             if sweep is None:
-                return [launcher.start(configs[0], key, copied_from=origin, on_progress=note)]
-            return launcher.start_all(configs, key, copied_from=origin, on_progress=note)
+                runs = [launcher.start(configs[0], key, copied_from=origin, on_progress=note)]
+            else:
+                runs = launcher.start_all(configs, key, copied_from=origin, on_progress=note)
+            for run in runs:
+                log("run started", run.id)
+            return runs
 
         return self._progress(key, self._starts.start_once(key, "A start", FunctionJob(start), again=True))
 
