@@ -30,11 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve_lab(options: argparse.Namespace) -> int:
     from engine.accounts.lab import Listener, PublicAddress, forget_secrets
+    from engine.paths import LAB
 
     address = PublicAddress.parse(options.public_url or "")
     listener = Listener.chosen(options.socket, options.host, options.port, options.tls_cert, options.tls_key)
     home = LoratoryHome.from_environment()
-    forget_secrets()
+    has_begun_again = LAB in os.environ
+    if forget_secrets() and not has_begun_again:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
     _prepare_imports()
     from ui.front.serve import serve_lab
 

@@ -1,7 +1,6 @@
 """A lab as a whole: the one address at which browsers reach it, and its files below the home."""
 
 import os
-import re
 import socket
 import stat
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from engine.errors import AccountError, DeviceError
 from engine.files import write_atomically
 from engine.paths import LAB, LoratoryHome, typed_path
 from engine.processes.liveness import FileLock
+from engine.processes.spawn import environment_for
 
 if TYPE_CHECKING:
     from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
@@ -246,20 +246,21 @@ def _remove_stale(path: Path) -> None:
     raise DeviceError(f"Another program listens on {path}.", "Stop it, or choose another path with --socket.")
 
 
-# Of the account that the server runs as: what people of the lab start must not act in its name.
-_SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
+def forget_secrets() -> bool:
+    """Keep only the variables that every worker may have: what people of the lab start must not act in the server's name.
 
+    Files with tokens are not read either. A person's own token for the Hub is given with each action.
 
-def forget_secrets() -> None:
-    """Remove tokens from this process's environment, and with it from all that it starts; files with tokens are not read.
-
-    A person's own token for the Hub is given with each action.
+    Returns:
+        Whether there were others. Those that a process began with stay readable for processes of its user, workers among
+        them, so it should then begin again.
     """
-    for name in [name for name in os.environ if _SECRETS.search(name)]:
+    kept = {**environment_for(()), LAB: "1"}
+    others = os.environ.keys() - kept.keys()
+    for name in others:
         del os.environ[name]
-    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # noqa: S105 - a switch
-    os.environ["HF_TOKEN_PATH"] = os.devnull
-    os.environ[LAB] = "1"  # a name like one on the Hub is never a file where the server happened to start
+    os.environ.update(kept)
+    return bool(others)
 
 
 def audit_log_path(home: LoratoryHome) -> Path:
