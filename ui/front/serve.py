@@ -1,6 +1,7 @@
 """Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, or with TLS of its own."""
 
 import gc
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditLog
+from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
 from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import Sessions
@@ -35,13 +36,18 @@ def build_gate(
     """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served."""
     database = open_database(home)
     sessions = Sessions(database)
-    shared = Accounts(database), sessions, SignInThrottle(), AuditLog(audit_log_path(home))
+    audit = AuditLog(audit_log_path(home))
+    shared = Accounts(database), sessions, SignInThrottle(), audit
     front = Front(*shared, notice=lambda: read_notice(home))
     board = QueueBoard(home)
 
     def complete(person: Person) -> Services:
         lab = LabAdmin(home, address, *shared, board, person.name) if may(person, Action.MANAGE) else None
-        return replace(services_of(person), notice=lambda: read_notice(home), lab=lab)
+
+        def log(kind: AuditKind, run_id: str) -> None:
+            audit.write(person.name, kind, f"{person.name}/{run_id}")
+
+        return replace(services_of(person), notice=lambda: read_notice(home), log=log, lab=lab)
 
     pages = PersonPages(complete, address, close_services)
     plain = Starlette(
@@ -87,9 +93,13 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
     )
     gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
     gc.enable()
+    server = uvicorn.Server(config)
+    # uvicorn raises a signal once more when it has ended the answers; by default that would end what follows as well.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     print(f"The lab is at {address.origin} (Ctrl+C closes it; runs continue).", flush=True)
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
         supervisor.stop()
         if listener.socket_path is not None:

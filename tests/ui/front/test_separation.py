@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from engine.errors import DatasetError
 from engine.executors.base import JobSpec
 from engine.executors.local import start_worker
 from engine.inspector.session import Inspector
-from engine.paths import looks_in_working_folder
+from engine.paths import LAB, looks_in_working_folder
 from engine.processes.spawn import has_hub_login
 from engine.runs.provenance import Provenance
 from engine.runs.sharing import set_shared
@@ -25,6 +26,7 @@ from tests.fake_launcher import a_device
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import fake_services_of, running_lab
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 CANARY = "canary-5e1f"
 SECRET_TITLE = "only for the eyes of ann"
 _SECRETS = {
@@ -162,6 +164,39 @@ def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_
             assert CANARY.encode() not in path.read_bytes(), path
 
 
+def press(client, button, run_id):
+    """Press a button by its id on the page, with one run wherever a handler takes one."""
+    config = client.get("/config").json()
+    (number,) = (part["id"] for part in config["components"] if part["props"].get("elem_id") == button)
+    for dependency in config["dependencies"]:
+        if [number, "click"] in dependency["targets"] and dependency["backend_fn"]:
+            data = asked_with(config, dependency, run_id)
+            body = {"data": data, "fn_index": dependency["id"], "session_hash": "own"}
+            client.post("/gradio_api/run/predict", json=body)
+
+
+def test_what_a_person_did_to_a_run_is_in_the_audit_log(lab):
+    lab.add("eva")
+    store = RunStore(lab.home, "eva")
+    stories = [InventedRun(state=state) for state in ("completed", "stopped", "queued")]
+    ended, stopped, waiting = (write_run(store, a_config(), story).id for story in stories)
+    with lab.signed_in("eva") as eva:
+        eva.get("/")
+        for button, run_id in (
+            ("start-anyway", waiting), ("stop", waiting), ("really-cancel", waiting), ("stop", ended),
+            ("resume", stopped), ("really-delete", stopped), ("run-share", ended), ("really-delete", ended),
+        ):  # fmt: skip
+            press(eva, button, run_id)
+
+    entries = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.person == "eva"]
+    assert [(one.kind, one.subject.removeprefix("eva/")) for one in entries] == [
+        ("run started", waiting), ("run stopped", waiting), ("run stopped", waiting),
+        ("run resumed", stopped),  # it waits again: not deleted
+        ("run shared", ended), ("run deleted", ended),
+    ]  # fmt: skip
+    assert store.get(stopped).id == stopped
+
+
 def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
     (lab.home.of("bea").uploads).mkdir(parents=True, exist_ok=True)
     secret = lab.home.of("bea").uploads / "secret.jsonl"
@@ -197,3 +232,24 @@ def test_a_guest_uploads_nothing(lab):
         assert guest.get("/").status_code == 200
         assert guest.post("/gradio_api/upload", files={"files": ("rows.jsonl", b"{}")}).status_code == 404
     assert not list(lab.home.of("gil").transfers.rglob("*.jsonl"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of a process")
+def test_a_lab_that_is_started_with_secrets_begins_again_without_them(tmp_path):
+    path = tmp_path / "page.sock"
+    command = [sys.executable, "app.py", "--lab", "--public-url", "https://gpu.lab.example", "--socket", str(path)]
+    environment = {**os.environ, **_SECRETS, "LORATORY_HOME": str(tmp_path / "home")}
+    environment.pop(LAB, None)
+    server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert "gpu.lab.example" in server.stdout.readline()
+        first = Path(f"/proc/{server.pid}/environ").read_text()
+        assert CANARY not in first
+        assert "LORATORY_HOME=" in first
+        assert CANARY not in Path(f"/proc/{server.pid}/cmdline").read_text()
+    finally:
+        server.terminate()
+        server.communicate()
+    assert server.returncode == 0
+    assert not path.exists()
