@@ -73,7 +73,7 @@ class Accounts:
 
     def people(self) -> list[Person]:
         """Return all accounts by name."""
-        return [_person(row) for row in self._database.rows(f"{_PERSON} ORDER BY name")]
+        return [person_of(row) for row in self._database.rows(f"{_PERSON} ORDER BY name")]
 
     def person(self, name: str) -> Person:
         """Return the account of that name.
@@ -84,7 +84,7 @@ class Accounts:
         rows = self._database.rows(f"{_PERSON} AND name = ?", name.strip().lower())
         if not rows:
             raise _unknown(name)
-        return _person(rows[0])
+        return person_of(rows[0])
 
     def invite(self, role: Role, by: str) -> Invitation:
         """Make a link for a new account; it is used once, within 72 hours.
@@ -96,7 +96,7 @@ class Accounts:
         return self._new_invitation(role, by, person=None)
 
     def reset(self, name: str, by: str) -> Invitation:
-        """Make a link with which a person sets another password; the present one, and all sessions, end at once.
+        """Make a link with which a person sets another password; the present one, links and all sessions end at once.
 
         Raises:
             AccountError: If there is no such account.
@@ -106,6 +106,7 @@ class Accounts:
             connection.execute("UPDATE people SET password = NULL WHERE name = ?", (person.name,))
             connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
             connection.execute("DELETE FROM invitations WHERE person = ?", (person.name,))
+            self._unlink_all(person, connection)
         return self._new_invitation(person.role, by, person=person.name)
 
     def invitations(self) -> list[InvitationState]:
@@ -146,25 +147,8 @@ class Accounts:
         invitation = self.find_invitation(token)
         name = invitation.person or require_name(name)
         kept = self._passwords.hash(password, name)  # before the transaction: it takes a moment
-        now = self._clock()
         with self._database.transaction() as connection:
-            used = connection.execute(
-                "UPDATE invitations SET used = ? WHERE digest = ? AND used IS NULL AND expires > ?",
-                (now, digest_of(token), now),
-            )
-            if used.rowcount != 1:
-                raise _spent()
-            if invitation.person is not None:
-                connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, name))
-            else:
-                # Removed people keep their row, so their name, and with it their folders, is never given again.
-                try:
-                    connection.execute(
-                        "INSERT INTO people (name, role, password, created) VALUES (?, ?, ?, ?)",
-                        (name, invitation.role, kept, now),
-                    )
-                except sqlite3.IntegrityError as error:
-                    raise AccountError(f"The name {name!r} is taken.", "Choose another.") from error
+            use_invitation(connection, token, invitation, name, kept, self._clock())
         return self.person(name)
 
     def check_password(self, name: str, password: str) -> Person | None:
@@ -237,9 +221,16 @@ class Accounts:
             connection.execute(
                 "UPDATE people SET removed = ?, password = NULL WHERE name = ?", (self._clock(), person.name)
             )
-            for table in ("sessions", "invitations", "identities"):
+            self._unlink_all(person, connection)
+            for table in ("sessions", "invitations"):
                 connection.execute(f"DELETE FROM {table} WHERE person = ?", (person.name,))  # noqa: S608 - of the line above
             _require_an_admin_instead_of(person, connection)
+
+    def _unlink_all(self, person: Person, connection: sqlite3.Connection) -> None:
+        # The rows stay: an admin's rule lets in only people who were never known.
+        connection.execute(
+            "UPDATE identities SET unlinked = ? WHERE person = ? AND unlinked IS NULL", (self._clock(), person.name)
+        )
 
     def _change(self, name: str, assignment: str, value: object, *, ends_sessions: bool = False) -> Person:
         person = self.person(name)
@@ -271,6 +262,49 @@ def open_database(home: LoratoryHome) -> Database:
     return Database(home.root / FILE_NAME)
 
 
+def use_invitation(
+    connection: sqlite3.Connection, token: str, invitation: InvitationState, name: str, password: str | None, now: float
+) -> None:
+    """Mark an invitation as used, and make its account or set the password of the account that it is for.
+
+    Args:
+        connection: In a transaction.
+        token: Of the link.
+        invitation: What it is for.
+        name: Of the account.
+        password: As it is kept; None for an account that is opened in another way.
+        now: Seconds since the epoch.
+
+    Raises:
+        AccountError: If the invitation was used meanwhile, or the name is taken.
+    """
+    used = connection.execute(
+        "UPDATE invitations SET used = ? WHERE digest = ? AND used IS NULL AND expires > ?",
+        (now, digest_of(token), now),
+    )
+    if used.rowcount != 1:
+        raise _spent()
+    if invitation.person is not None:
+        connection.execute("UPDATE people SET password = ? WHERE name = ?", (password, name))
+    else:
+        add_person(connection, name, invitation.role, password, now)
+
+
+def add_person(connection: sqlite3.Connection, name: str, role: Role, password: str | None, now: float) -> None:
+    """Make an account, in a transaction.
+
+    Raises:
+        AccountError: If the name is taken. Removed people keep their row, so their name, and with it their folders, is
+            never given again.
+    """
+    try:
+        connection.execute(
+            "INSERT INTO people (name, role, password, created) VALUES (?, ?, ?, ?)", (name, role, password, now)
+        )
+    except sqlite3.IntegrityError as error:
+        raise AccountError(f"The name {name!r} is taken.", "Choose another.") from error
+
+
 def new_token() -> str:
     """Return 256 random bits for a link or a cookie."""
     return secrets.token_urlsafe(_TOKEN_BYTES)
@@ -281,7 +315,8 @@ def digest_of(token: str) -> bytes:
     return sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _person(row: sqlite3.Row) -> Person:
+def person_of(row: sqlite3.Row) -> Person:
+    """Return the account in a row with all columns of one."""
     return Person(**dict(row))
 
 

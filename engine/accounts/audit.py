@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engine.errors import StorageError
 
 AuditKind = Literal[
-    "signed in", "sign-in failed", "signed out", "invited", "joined", "password set", "role changed", "disabled", "enabled",
-    "removed", "run started", "run stopped", "run resumed", "run deleted", "run shared", "run moved", "exported", "pushed",
+    "signed in", "sign-in failed", "signed out", "invited", "joined", "password set", "linked", "unlinked",
+    "role changed", "disabled", "enabled", "removed", "run started", "run stopped", "run resumed", "run deleted", "run shared", "run moved", "exported", "pushed",
     "looked into", "limits changed", "maintenance", "announced", "backed up", "restored",
 ]  # fmt: skip
 _LONGEST_DETAIL = 200

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import StorageError
 
 _BUSY_SECONDS = 10
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE people (
     name TEXT PRIMARY KEY,
@@ -44,6 +44,7 @@ CREATE TABLE identities (
     provider TEXT NOT NULL,
     subject TEXT NOT NULL,
     person TEXT NOT NULL REFERENCES people (name),
+    unlinked REAL,
     PRIMARY KEY (provider, subject)
 ) STRICT, WITHOUT ROWID;
 """
@@ -87,7 +88,9 @@ class Database:
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version == 1:
+                connection.execute("ALTER TABLE identities ADD COLUMN unlinked REAL")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -62,8 +62,16 @@ class Sessions:
         self._database = database
         self._clock = clock
 
-    def begin(self, person: Person, address: str, browser: str) -> str:
-        """Return the token of a new session, for the cookie. The oldest of a person ends when there are too many."""
+    def begin(self, person: Person, address: str, browser: str, *, is_confirmed: bool = True) -> str:
+        """Return the token of a new session, for the cookie. The oldest of a person ends when there are too many.
+
+        Args:
+            person: Who signed in.
+            address: From where.
+            browser: What the browser called itself.
+            is_confirmed: Whether the person has just proved who they are, as by a password; another service may have let
+                its own session do.
+        """
         token = new_token()
         now = self._clock()
         with self._database.transaction() as connection:
@@ -75,7 +83,7 @@ class Sessions:
             )
             connection.execute(
                 "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (digest_of(token), person.name, now, now, now, address, browser[:_LONGEST_BROWSER]),
+                (digest_of(token), person.name, now, now, now if is_confirmed else 0.0, address, browser[:_LONGEST_BROWSER]),
             )
             connection.execute("UPDATE people SET last_sign_in = ? WHERE name = ?", (now, person.name))
         return token
