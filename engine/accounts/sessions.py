@@ -83,7 +83,15 @@ class Sessions:
             )
             connection.execute(
                 "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (digest_of(token), person.name, now, now, now if is_confirmed else 0.0, address, browser[:_LONGEST_BROWSER]),
+                (
+                    digest_of(token),
+                    person.name,
+                    now,
+                    now,
+                    now if is_confirmed else 0.0,
+                    address,
+                    browser[:_LONGEST_BROWSER],
+                ),
             )
             connection.execute("UPDATE people SET last_sign_in = ? WHERE name = ?", (now, person.name))
         return token

@@ -34,7 +34,12 @@ def test_an_invitation_is_used_with_an_account_of_another_service(accounts, iden
 def test_issuer_and_subject_decide_together(identities, make_person):
     identities.link(make_person("ann"), ANN)
 
-    for other in (Identity(ISSUER, "4711 "), Identity(ISSUER, "ann"), Identity("https://id.example/", "4711"), Identity("", "4711")):
+    for other in (
+        Identity(ISSUER, "4711 "),
+        Identity(ISSUER, "ann"),
+        Identity("https://id.example/", "4711"),
+        Identity("", "4711"),
+    ):
         assert identities.person_of(other) is None
 
 
