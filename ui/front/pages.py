@@ -5,8 +5,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.accounts.lab import PublicAddress
 from engine.accounts.people import Person
+from engine.errors import EngineError
 from ui.backend.transfers import LARGEST_FILE_BYTES
 from ui.build import build_app
 from ui.gradio_internals import use_mounted
@@ -111,6 +112,13 @@ class PersonPages:
                 if name in self._pages and self._pages[name].used < oldest:
                     await self._close(name)
 
+    async def close_all_but(self, names: Collection[str]) -> None:
+        """Close the pages of people who lost their account, although a request may still be under way."""
+        for name in [name for name in self._pages if name not in names]:
+            async with self._locks[name]:
+                if name in self._pages:
+                    await self._close(name)
+
     async def sweep_transfers(self) -> None:
         """Remove old uploads and downloads of the pages that are open."""
         for page in list(self._pages.values()):
@@ -183,8 +191,17 @@ class _Counted:
 
 
 @asynccontextmanager
-async def housekeeping(pages: PersonPages, seconds: float = 600) -> AsyncIterator[None]:
-    """Close unused pages and remove old files of the others while a server runs; close all at its end."""
+async def housekeeping(
+    pages: PersonPages, enabled: Callable[[], Collection[str]], seconds: float = 600, look_seconds: float = 5
+) -> AsyncIterator[None]:
+    """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
+
+    Args:
+        pages: Of a lab.
+        enabled: Returns the names of the people who may sign in.
+        seconds: Between two looks for what is unused or old.
+        look_seconds: Between two looks at who may sign in.
+    """
 
     async def sweep() -> None:
         while True:
@@ -192,9 +209,16 @@ async def housekeeping(pages: PersonPages, seconds: float = 600) -> AsyncIterato
             await pages.close_unused()
             await pages.sweep_transfers()
 
-    sweeping = asyncio.create_task(sweep())
+    async def close_of_disabled() -> None:
+        while True:
+            await asyncio.sleep(look_seconds)
+            with suppress(EngineError):  # the accounts are in use: at the next look
+                await pages.close_all_but(await asyncio.to_thread(enabled))
+
+    tasks = asyncio.create_task(sweep()), asyncio.create_task(close_of_disabled())
     try:
         yield
     finally:
-        sweeping.cancel()
+        for task in tasks:
+            task.cancel()
         await pages.close_all()

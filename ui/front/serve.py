@@ -37,7 +37,8 @@ def build_gate(
     database = open_database(home)
     sessions = Sessions(database)
     audit = AuditLog(audit_log_path(home))
-    shared = Accounts(database), sessions, SignInThrottle(), audit
+    accounts = Accounts(database)
+    shared = accounts, sessions, SignInThrottle(), audit
     front = Front(*shared, notice=lambda: read_notice(home))
     board = QueueBoard(home)
 
@@ -49,10 +50,13 @@ def build_gate(
 
         return replace(services_of(person), notice=lambda: read_notice(home), log=log, lab=lab)
 
+    def enabled() -> set[str]:
+        return {person.name for person in accounts.people() if person.disabled is None}
+
     pages = PersonPages(complete, address, close_services)
     plain = Starlette(
         routes=[*front.routes(), *AccountPages(*shared).routes()],
-        lifespan=lambda _: housekeeping(pages),
+        lifespan=lambda _: housekeeping(pages, enabled),
     )
     gate = Gate(address, sessions.find, plain, FRONT_PATHS | ACCOUNT_PATHS, pages, behind_proxy=behind_proxy)
     return gate, pages

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 
 from engine.config.run import ModelConfig
 from tests.fake_inspector import FakeInspector
-from tests.ui.front.lab import running_lab
+from tests.runs.supervision import wait_until
+from tests.ui.front.lab import fake_services_of, running_lab
 from ui.backend.models import KnownShapes, Shapes
 
 
@@ -36,3 +38,26 @@ def test_old_files_of_an_open_page_are_removed(tmp_path):
             asyncio.run(lab.pages.sweep_transfers())
 
             assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_what_a_page_started_ends_soon_after_its_person_is_disabled(tmp_path):
+    closed = []
+
+    class Inspector(FakeInspector):
+        def close(self):
+            closed.append(True)
+
+    def services_of(own, person):
+        return replace(fake_services_of(own, person), inspector=Inspector())
+
+    with running_lab(tmp_path, services_of) as lab:
+        lab.add("root", "admin")
+        lab.add("ann")
+        with lab.signed_in("ann") as ann:
+            assert ann.get("/config").status_code == 200
+            assert not closed
+
+            lab.accounts.disable("ann")
+
+            wait_until(lambda: bool(closed))
+            assert ann.get("/config").status_code == 401
