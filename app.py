@@ -49,6 +49,9 @@ def _prepare_imports() -> None:
     """Prepare what has to be settled before gradio is imported."""
     # The imports make a million objects that all stay: collecting garbage among them takes a fifth of the start.
     gc.disable()
+    # pydantic reads the help of settings in their source, on Python 3.11 the quicker the fewer modules there are.
+    import engine.config.run  # noqa: F401
+
     # Nothing that Loratory starts may report usage.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

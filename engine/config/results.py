@@ -18,32 +18,18 @@ MERGED_DTYPE_HELP = (
 class SamplingConfig(Section):
     """Settings of one generation; temperature 0 is greedy and then nothing is random."""
 
-    temperature: float = setting(
-        0.3,
-        "Temperature",
-        "0 always takes the most likely token. 1 samples from the model's own distribution.",
-        ge=0.0,
-        le=5.0,
-    )
-    top_p: float = setting(
-        0.9,
-        "Top-p",
-        "Samples from the smallest set of tokens with this total probability. 1 turns it off.",
-        gt=0.0,
-        le=1.0,
-    )
-    top_k: int = setting(0, "Top-k", "Samples from this many most likely tokens. 0 turns it off.", ge=0, le=1_000_000)
-    repetition_penalty: float = setting(
-        1.0,
-        "Repetition penalty",
-        "Above 1, tokens that occurred already are less likely. 1 turns it off; 1.1 is usual.",
-        ge=0.1,
-        le=10.0,
-    )
-    max_new_tokens: int = setting(512, "Max new tokens", "Token limit of an answer.", ge=1, le=1_048_576)
-    seed: int | None = setting(
-        None, "Seed", "The same seed gives the same answer on the same device. Empty is random.", ge=0, le=2**32 - 1
-    )
+    temperature: float = setting(0.3, "Temperature", ge=0.0, le=5.0)
+    """0 always takes the most likely token. 1 samples from the model's own distribution."""
+    top_p: float = setting(0.9, "Top-p", gt=0.0, le=1.0)
+    """Samples from the smallest set of tokens with this total probability. 1 turns it off."""
+    top_k: int = setting(0, "Top-k", ge=0, le=1_000_000)
+    """Samples from this many most likely tokens. 0 turns it off."""
+    repetition_penalty: float = setting(1.0, "Repetition penalty", ge=0.1, le=10.0)
+    """Above 1, tokens that occurred already are less likely. 1 turns it off; 1.1 is usual."""
+    max_new_tokens: int = setting(512, "Max new tokens", ge=1, le=1_048_576)
+    """Token limit of an answer."""
+    seed: int | None = setting(None, "Seed", ge=0, le=2**32 - 1)
+    """The same seed gives the same answer on the same device. Empty is random."""
 
     @property
     def greedy(self) -> bool:
@@ -54,72 +40,41 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """Settings of one evaluation."""
 
-    max_rows: int | None = setting(
-        None,
-        "Rows for loss",
-        "Held-out rows whose loss is measured, spread evenly. Empty uses all.",
-        ge=1,
-        le=10_000_000,
-    )
-    answered_rows: int = setting(
-        20,
-        "Rows to answer",
-        "Held-out rows that base and tuned answer, to compare with the reference. 0 skips it.",
-        ge=0,
-        le=10_000,
-    )
-    max_new_tokens: int = setting(128, "Max new tokens", "Token limit of an answer.", ge=1, le=65_536)
+    max_rows: int | None = setting(None, "Rows for loss", ge=1, le=10_000_000)
+    """Held-out rows whose loss is measured, spread evenly. Empty uses all."""
+    answered_rows: int = setting(20, "Rows to answer", ge=0, le=10_000)
+    """Held-out rows that base and tuned answer, to compare with the reference. 0 skips it."""
+    max_new_tokens: int = setting(128, "Max new tokens", ge=1, le=65_536)
+    """Token limit of an answer."""
 
 
 class ExportConfig(Section):
     """Settings of one export."""
 
-    kind: ExportKind = setting(
-        "adapter",
-        "Format",
-        "adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
-        "adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio.",
-    )
-    dtype: ExportDtype = setting("auto", "Merged precision", MERGED_DTYPE_HELP)
-    gguf_type: GgufType = setting(
-        "auto",
-        "GGUF precision",
-        "auto keeps 16 bits: bf16 for a bfloat16 model, else f16. q8_0 takes half the disk space and answers almost the same.",
-    )
-    keep_merged: bool = setting(
-        False,
-        "Keep merged model",
-        "Also keep the merged model that the GGUF file is made from, in a folder named merged.",
-    )
-    max_shard_gb: float = setting(
-        5.0, "Max file size, GB", "Larger models are split into several files.", gt=0, le=1000
-    )
-    verify: bool = setting(
-        True, "Verify", "Load the export and compare its answers with the run. It takes as long as a short chat."
-    )
+    kind: ExportKind = setting("adapter", "Format")
+    """adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio."""
+    dtype: ExportDtype = setting("auto", "Merged precision", description=MERGED_DTYPE_HELP)
+    gguf_type: GgufType = setting("auto", "GGUF precision")
+    """auto keeps 16 bits: bf16 for a bfloat16 model, else f16. q8_0 takes half the disk space and answers almost the same."""
+    keep_merged: bool = setting(False, "Keep merged model")
+    """Also keep the merged model that the GGUF file is made from, in a folder named merged."""
+    max_shard_gb: float = setting(5.0, "Max file size, GB", gt=0, le=1000)
+    """Larger models are split into several files."""
+    verify: bool = setting(True, "Verify")
+    """Load the export and compare its answers with the run. It takes as long as a short chat."""
 
 
 class PushConfig(Section):
     """Settings of one push."""
 
-    kind: PushKind = setting(
-        "adapter",
-        "Format",
-        "adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the "
-        "adapter worked into its weights.",
-    )
-    private: bool = setting(True, "Private", "Only you or your organization can see it. Off, it is public.")
-    dtype: ExportDtype = setting("auto", "Merged precision", MERGED_DTYPE_HELP)
-    verify: bool = setting(
-        True,
-        "Verify before pushing",
-        "Load the export and compare its answers with the run. What differs is not pushed.",
-    )
-    revision: str | None = setting(
-        None,
-        "Branch",
-        "The branch to commit to, created where it is missing. Empty uses the main branch.",
-        min_length=1,
-        max_length=100,
-    )
-    commit_message: str | None = setting(None, "Commit message", "Empty names the run.", min_length=1, max_length=200)
+    kind: PushKind = setting("adapter", "Format")
+    """adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the adapter worked into its weights."""
+    private: bool = setting(True, "Private")
+    """Only you or your organization can see it. Off, it is public."""
+    dtype: ExportDtype = setting("auto", "Merged precision", description=MERGED_DTYPE_HELP)
+    verify: bool = setting(True, "Verify before pushing")
+    """Load the export and compare its answers with the run. What differs is not pushed."""
+    revision: str | None = setting(None, "Branch", min_length=1, max_length=100)
+    """The branch to commit to, created where it is missing. Empty uses the main branch."""
+    commit_message: str | None = setting(None, "Commit message", min_length=1, max_length=200)
+    """Empty names the run."""

@@ -26,37 +26,18 @@ else:
 class ModelConfig(Section):
     """The base model."""
 
-    id: str = setting(
-        ...,
-        "Model",
-        "A name from the catalogue, a Hugging Face Hub id such as Qwen/Qwen3-0.6B, a local folder, or a .gguf file.",
-        min_length=1,
-        max_length=400,
-    )
-    revision: str | None = setting(
-        None,
-        "Revision",
-        "Branch, tag or commit on the Hub. Empty uses the default branch, pinned to its commit at the start.",
-        max_length=200,
-    )
-    quantization: Quantization = setting(
-        "none",
-        "Base precision",
-        "none keeps 16 bits, int8 halves the weights, nf4 and fp4 quarter them (QLoRA). nf4 is better than fp4.",
-    )
-    double_quant: bool = setting(
-        True,
-        "Double quantization",
-        "Also quantizes the scales of nf4 and fp4: saves 0.4 bits per weight without measurable loss.",
-    )
-    compute_dtype: ComputeDtype = setting(
-        "auto",
-        "Compute dtype",
-        "auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs.",
-    )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
-        "auto", "Attention", "auto uses flash attention where it is installed and fits the model, else sdpa."
-    )
+    id: str = setting(..., "Model", min_length=1, max_length=400)
+    """A name from the catalogue, a Hugging Face Hub id such as Qwen/Qwen3-0.6B, a local folder, or a .gguf file."""
+    revision: str | None = setting(None, "Revision", max_length=200)
+    """Branch, tag or commit on the Hub. Empty uses the default branch, pinned to its commit at the start."""
+    quantization: Quantization = setting("none", "Base precision")
+    """none keeps 16 bits, int8 halves the weights, nf4 and fp4 quarter them (QLoRA). nf4 is better than fp4."""
+    double_quant: bool = setting(True, "Double quantization")
+    """Also quantizes the scales of nf4 and fp4: saves 0.4 bits per weight without measurable loss."""
+    compute_dtype: ComputeDtype = setting("auto", "Compute dtype")
+    """auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting("auto", "Attention")
+    """auto uses flash attention where it is installed and fits the model, else sdpa."""
 
     @property
     def shown_name(self) -> str:
@@ -67,16 +48,10 @@ class ModelConfig(Section):
 class AdapterConfig(MethodSettings):
     """The trainable part; settings of other methods than the chosen one are ignored."""
 
-    method: Method = setting(
-        DEFAULT_METHOD.name, "Method", "What is trained, and how. lora suits most tasks; none trains the whole model."
-    )
-    warm_start: str | None = setting(
-        None,
-        "Start from an adapter",
-        "A run's id, or a folder with an adapter of the same make: training continues from its weights, with a fresh "
-        "optimizer. Empty starts a new one.",
-        max_length=1000,
-    )
+    method: Method = setting(DEFAULT_METHOD.name, "Method")
+    """What is trained, and how. lora suits most tasks; none trains the whole model."""
+    warm_start: str | None = setting(None, "Start from an adapter", max_length=1000)
+    """A run's id, or a folder with an adapter of the same make: training continues from its weights, with a fresh optimizer. Empty starts a new one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,69 +79,41 @@ class AdapterConfig(MethodSettings):
 class DatasetConfig(Section):
     """The dataset of a run."""
 
-    source: str = setting(
-        ...,
-        "Dataset",
-        "A file or folder, a Hugging Face Hub id, or sample:NAME for one of the samples that come with Loratory.",
-        min_length=1,
-        max_length=1000,
-    )
-    subset: str | None = setting(None, "Subset", "Configuration of a Hub dataset that has several.", max_length=200)
-    split: str = setting("train", "Split", "The split of a Hub dataset to train on.", max_length=200)
-    revision: str | None = setting(None, "Revision", "Branch, tag or commit of a Hub dataset.", max_length=200)
-    format: DatasetFormat = setting("auto", "Format", "auto detects it and shows why. Choose one when it is wrong.")
-    column_map: dict[str, str] = setting(
-        {},
-        "Column mapping",
-        "Names of your columns for the roles of the format, such as output: answer. An empty name leaves a role out.",
-    )
-    mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting(
-        {},
-        "Mixed with",
-        "More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit.",
-        max_length=20,
-    )
-    eval_fraction: float = setting(
-        0.1, "Held-out set", "Share of the rows kept out of training, to measure the held-out loss.", ge=0.0, le=0.5
-    )
-    max_samples: int | None = setting(
-        None, "Max samples", "Use only this many rows, spread evenly. Empty uses all.", ge=1, le=1_000_000_000
-    )
-    train_on: TrainOn = setting(
-        "assistant",
-        "Train on",
-        "Which tokens count in the loss. Turns with weight 0 never count, except with everything.",
-    )
+    source: str = setting(..., "Dataset", min_length=1, max_length=1000)
+    """A file or folder, a Hugging Face Hub id, or sample:NAME for one of the samples that come with Loratory."""
+    subset: str | None = setting(None, "Subset", max_length=200)
+    """Configuration of a Hub dataset that has several."""
+    split: str = setting("train", "Split", max_length=200)
+    """The split of a Hub dataset to train on."""
+    revision: str | None = setting(None, "Revision", max_length=200)
+    """Branch, tag or commit of a Hub dataset."""
+    format: DatasetFormat = setting("auto", "Format")
+    """auto detects it and shows why. Choose one when it is wrong."""
+    column_map: dict[str, str] = setting({}, "Column mapping")
+    """Names of your columns for the roles of the format, such as output: answer. An empty name leaves a role out."""
+    mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting({}, "Mixed with", max_length=20)
+    """More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit."""
+    eval_fraction: float = setting(0.1, "Held-out set", ge=0.0, le=0.5)
+    """Share of the rows kept out of training, to measure the held-out loss."""
+    max_samples: int | None = setting(None, "Max samples", ge=1, le=1_000_000_000)
+    """Use only this many rows, spread evenly. Empty uses all."""
+    train_on: TrainOn = setting("assistant", "Train on")
+    """Which tokens count in the loss. Turns with weight 0 never count, except with everything."""
 
 
 class RunSection(Section):
     """What a run is called and where it executes."""
 
-    name: str = setting(
-        "",
-        "Name",
-        "What you will look for in a month. Empty makes one from model, data and method.",
-        max_length=120,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
-    )
-    devices: Literal["auto", "cpu"] | tuple[int, ...] = setting(
-        "auto",
-        "Device",
-        "auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG "
-        "instance j of GPU i as 100 * (i + 1) + j.",
-    )
-    resume_after_restart: bool = setting(
-        False,
-        "Resume by itself",
-        "Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it.",
-    )
-    launcher: Launcher = setting("local", "Launcher", "local starts one process; accelerate starts one per device.")
-    device_map: Literal["none", "balanced"] = setting(
-        "none",
-        "Spread over GPUs",
-        "balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU "
-        "cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device.",
-    )
+    name: str = setting("", "Name", max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")
+    """What you will look for in a month. Empty makes one from model, data and method."""
+    devices: Literal["auto", "cpu"] | tuple[int, ...] = setting("auto", "Device")
+    """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""
+    resume_after_restart: bool = setting(False, "Resume by itself")
+    """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
+    launcher: Launcher = setting("local", "Launcher")
+    """local starts one process; accelerate starts one per device."""
+    device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
+    """balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device."""
 
     @property
     def spread_over(self) -> int:

@@ -6,18 +6,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A frozen part of a RunConfig; unknown keys and non-finite numbers are refused."""
+    """A frozen part of a RunConfig; unknown keys and non-finite numbers are refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    The docstring of a setting is its help: one or two sentences, what it does and how to choose. The form, `--help`, messages
+    and docs show it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
 
 
-def setting(default: Any, label: str, help: str, **bounds: Any) -> Any:  # noqa: A002 - as Typer calls it
-    """Declare one setting: its default, bounds, plain-word label and help text stand here and nowhere else.
+def setting(default: Any, label: str, **bounds: Any) -> Any:
+    """Declare one setting: its default, bounds and plain-word label stand here and nowhere else.
 
     Args:
         default: The default value; `...` when the person must give one.
         label: Plain words shown on the form; the field's own name is shown next to it where the two differ.
-        help: One or two sentences: what it does and how to choose. Shown by the form, `--help`, messages and docs.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length`, `pattern` … as pydantic takes them.
     """
-    return Field(default, title=label, description=help, **bounds)
+    return Field(default, title=label, **bounds)

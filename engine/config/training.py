@@ -21,114 +21,54 @@ MAX_STEPS_BOUND = 10_000_000
 class TrainingConfig(Section):
     """The training loop; names are those of transformers and TRL."""
 
-    num_train_epochs: float = setting(
-        3.0,
-        "Epochs",
-        "Passes over the training set. One to three is usual; more memorises small datasets.",
-        gt=0,
-        le=10_000,
-    )
-    max_steps: int = setting(
-        -1, "Max steps", "Stops after this many optimizer steps. -1 uses the epochs.", ge=-1, le=MAX_STEPS_BOUND
-    )
-    per_device_train_batch_size: int = setting(
-        2, "Batch size", "Rows per device and forward pass. Larger batches need more memory.", ge=1, le=4096
-    )
-    gradient_accumulation_steps: int = setting(
-        4,
-        "Gradient accumulation",
-        "Batches per optimizer step. More of them average more rows without more activation memory.",
-        ge=1,
-        le=65_536,
-    )
-    learning_rate: float = setting(
-        2e-4,
-        "Learning rate",
-        "1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning.",
-        gt=0,
-        le=1.0,
-    )
-    lr_scheduler_type: Scheduler = setting("cosine", "Scheduler", "How the learning rate changes after the warm-up.")
-    warmup_steps: float = setting(
-        0.03,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero. Below 1 it is a share of all steps.",
-        ge=0,
-        le=MAX_STEPS_BOUND,
-    )
-    weight_decay: float = setting(0.0, "Weight decay", "Pulls trained weights towards zero.", ge=0, le=1)
-    max_grad_norm: float = setting(
-        1.0, "Max gradient norm", "Scales larger gradients down to this norm. 0 turns clipping off.", ge=0, le=1000
-    )
-    max_length: int = setting(
-        1024,
-        "Max length",
-        "Longer rows are truncated, in tokens. Memory grows with it; the Data tab shows what is lost.",
-        ge=8,
-        le=1_048_576,
-    )
-    packing: bool = setting(
-        False,
-        "Packing",
-        "Joins short rows into full-length ones without attention between them. Faster when lengths vary.",
-    )
-    train_sampling_strategy: SamplingStrategy = setting(
-        "group_by_length",
-        "Row order",
-        "group_by_length puts rows of similar length into one batch, with less padding. Joined and packed rows are always random.",
-    )
-    gradient_checkpointing: bool = setting(
-        False,
-        "Gradient checkpointing",
-        "Recomputes activations in the backward pass: much less memory, a third slower.",
-    )
-    use_liger_kernel: bool = setting(
-        False,
-        "Liger kernels",
-        "Fused CUDA kernels for norms, rotary embeddings and gated layers. Without support the run uses the model's own.",
-    )
-    torch_compile: bool = setting(
-        False,
-        "Compile layers",
-        "Lets torch.compile fuse operations on CUDA. It takes a minute before the first step: for long runs.",
-    )
-    optim: Optimizer = setting(
-        "adamw_torch", "Optimizer", "adamw_8bit and the paged optimizers use less GPU memory and need CUDA."
-    )
-    seed: int = setting(
-        42, "Seed", "Fixes the order of rows, the held-out set and the initial adapter.", ge=0, le=2**32 - 1
-    )
-    logging_steps: int = setting(1, "Log every", "Steps between two points of the loss curve.", ge=1, le=1_000_000)
-    eval_steps: int | None = setting(
-        None,
-        "Evaluate every",
-        "Steps between two evaluations. Empty evaluates before the first step and about ten times in all.",
-        ge=1,
-        le=MAX_STEPS_BOUND,
-    )
-    save_steps: int | None = setting(
-        None,
-        "Checkpoint every",
-        "Steps between two checkpoints. Empty saves about five times and at the end.",
-        ge=1,
-        le=MAX_STEPS_BOUND,
-    )
-    save_total_limit: int = setting(2, "Max checkpoints", "Older checkpoints are deleted.", ge=1, le=1000)
-    early_stopping_patience: int | None = setting(
-        None,
-        "Early stopping patience",
-        "Stops after this many evaluations without a lower held-out loss. Empty never stops early.",
-        ge=1,
-        le=10_000,
-    )
-    load_best_model_at_end: bool = setting(
-        False, "Keep best", "Ends with the weights of the lowest held-out loss. Early stopping always does."
-    )
-    report_to: tuple[TrackerName, ...] = setting(
-        (),
-        "Trackers",
-        "tensorboard and trackio stay on this machine; wandb sends curves and settings to Weights & Biases. Each needs the `trackers` extra.",
-    )
+    num_train_epochs: float = setting(3.0, "Epochs", gt=0, le=10_000)
+    """Passes over the training set. One to three is usual; more memorises small datasets."""
+    max_steps: int = setting(-1, "Max steps", ge=-1, le=MAX_STEPS_BOUND)
+    """Stops after this many optimizer steps. -1 uses the epochs."""
+    per_device_train_batch_size: int = setting(2, "Batch size", ge=1, le=4096)
+    """Rows per device and forward pass. Larger batches need more memory."""
+    gradient_accumulation_steps: int = setting(4, "Gradient accumulation", ge=1, le=65_536)
+    """Batches per optimizer step. More of them average more rows without more activation memory."""
+    learning_rate: float = setting(2e-4, "Learning rate", gt=0, le=1.0)
+    """1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning."""
+    lr_scheduler_type: Scheduler = setting("cosine", "Scheduler")
+    """How the learning rate changes after the warm-up."""
+    warmup_steps: float = setting(0.03, "Warm-up", ge=0, le=MAX_STEPS_BOUND)
+    """Steps over which the learning rate rises from zero. Below 1 it is a share of all steps."""
+    weight_decay: float = setting(0.0, "Weight decay", ge=0, le=1)
+    """Pulls trained weights towards zero."""
+    max_grad_norm: float = setting(1.0, "Max gradient norm", ge=0, le=1000)
+    """Scales larger gradients down to this norm. 0 turns clipping off."""
+    max_length: int = setting(1024, "Max length", ge=8, le=1_048_576)
+    """Longer rows are truncated, in tokens. Memory grows with it; the Data tab shows what is lost."""
+    packing: bool = setting(False, "Packing")
+    """Joins short rows into full-length ones without attention between them. Faster when lengths vary."""
+    train_sampling_strategy: SamplingStrategy = setting("group_by_length", "Row order")
+    """group_by_length puts rows of similar length into one batch, with less padding. Joined and packed rows are always random."""
+    gradient_checkpointing: bool = setting(False, "Gradient checkpointing")
+    """Recomputes activations in the backward pass: much less memory, a third slower."""
+    use_liger_kernel: bool = setting(False, "Liger kernels")
+    """Fused CUDA kernels for norms, rotary embeddings and gated layers. Without support the run uses the model's own."""
+    torch_compile: bool = setting(False, "Compile layers")
+    """Lets torch.compile fuse operations on CUDA. It takes a minute before the first step: for long runs."""
+    optim: Optimizer = setting("adamw_torch", "Optimizer")
+    """adamw_8bit and the paged optimizers use less GPU memory and need CUDA."""
+    seed: int = setting(42, "Seed", ge=0, le=2**32 - 1)
+    """Fixes the order of rows, the held-out set and the initial adapter."""
+    logging_steps: int = setting(1, "Log every", ge=1, le=1_000_000)
+    """Steps between two points of the loss curve."""
+    eval_steps: int | None = setting(None, "Evaluate every", ge=1, le=MAX_STEPS_BOUND)
+    """Steps between two evaluations. Empty evaluates before the first step and about ten times in all."""
+    save_steps: int | None = setting(None, "Checkpoint every", ge=1, le=MAX_STEPS_BOUND)
+    """Steps between two checkpoints. Empty saves about five times and at the end."""
+    save_total_limit: int = setting(2, "Max checkpoints", ge=1, le=1000)
+    """Older checkpoints are deleted."""
+    early_stopping_patience: int | None = setting(None, "Early stopping patience", ge=1, le=10_000)
+    """Stops after this many evaluations without a lower held-out loss. Empty never stops early."""
+    load_best_model_at_end: bool = setting(False, "Keep best")
+    """Ends with the weights of the lowest held-out loss. Early stopping always does."""
+    report_to: tuple[TrackerName, ...] = setting((), "Trackers")
+    """tensorboard and trackio stay on this machine; wandb sends curves and settings to Weights & Biases. Each needs the `trackers` extra."""
 
     @field_validator("max_steps")
     @classmethod

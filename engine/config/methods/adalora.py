@@ -15,44 +15,22 @@ if TYPE_CHECKING:
 class AdaLoraSettings(Section):
     """Settings of AdaLoRA."""
 
-    init_r: int = setting(
-        12,
-        "First rank",
-        "Rank of every layer before the budget falls; half more than target_r is usual.",
-        ge=2,
-        le=1024,
-    )
-    target_r: int = setting(
-        8, "Average rank", "Rank that remains for each layer on average; important layers keep more.", ge=1, le=1023
-    )
-    tinit: int = setting(
-        0,
-        "Steps before pruning",
-        "Optimizer steps before ranks begin to fall. A tenth of all steps suits most runs.",
-        ge=0,
-    )
-    tfinal: int = setting(
-        0,
-        "Steps after pruning",
-        "Last optimizer steps, in which ranks stay. A third of all steps suits most runs.",
-        ge=0,
-    )
-    deltaT: int = setting(  # noqa: N815 - as PEFT spells it
-        1, "Prune every", "Optimizer steps between two allocations of ranks.", ge=1
-    )
-    beta1: float = setting(
-        0.85, "Sensitivity smoothing", "How slowly the importance of a weight follows its gradients.", ge=0.0, lt=1.0
-    )
-    beta2: float = setting(
-        0.85, "Uncertainty smoothing", "How slowly the uncertainty of that importance follows.", ge=0.0, lt=1.0
-    )
-    orth_reg_weight: float = setting(
-        0.5,
-        "Orthogonality",
-        "Weight in the loss of how far the singular vectors are from orthogonal. 0 leaves it out.",
-        ge=0.0,
-        le=1000.0,
-    )
+    init_r: int = setting(12, "First rank", ge=2, le=1024)
+    """Rank of every layer before the budget falls; half more than target_r is usual."""
+    target_r: int = setting(8, "Average rank", ge=1, le=1023)
+    """Rank that remains for each layer on average; important layers keep more."""
+    tinit: int = setting(0, "Steps before pruning", ge=0)
+    """Optimizer steps before ranks begin to fall. A tenth of all steps suits most runs."""
+    tfinal: int = setting(0, "Steps after pruning", ge=0)
+    """Last optimizer steps, in which ranks stay. A third of all steps suits most runs."""
+    deltaT: int = setting(1, "Prune every", ge=1)  # noqa: N815 - as PEFT spells it
+    """Optimizer steps between two allocations of ranks."""
+    beta1: float = setting(0.85, "Sensitivity smoothing", ge=0.0, lt=1.0)
+    """How slowly the importance of a weight follows its gradients."""
+    beta2: float = setting(0.85, "Uncertainty smoothing", ge=0.0, lt=1.0)
+    """How slowly the uncertainty of that importance follows."""
+    orth_reg_weight: float = setting(0.5, "Orthogonality", ge=0.0, le=1000.0)
+    """Weight in the loss of how far the singular vectors are from orthogonal. 0 leaves it out."""
 
 
 def too_few_steps(tinit: int, tfinal: int, steps: int) -> str:
@@ -99,6 +77,9 @@ class AdaLora(PeftMethod):
     )
     defaults: ClassVar[Mapping[str, Any]] = {"lora_alpha": 8}
     same_on_warm_start = ("init_r", "lora_alpha")
+    card: ClassVar[Mapping[str, str]] = {
+        "Rank, alpha, dropout": "{init_r} to {target_r}, {lora_alpha}, {lora_dropout:g}"
+    }
     tensor_marks = ("lora_",)
     script_callback = "AllocateRanks"
     regularized = True
@@ -107,11 +88,6 @@ class AdaLora(PeftMethod):
     def summary(self, adapter: AdapterConfig) -> str:
         """Return first and average rank."""
         return f"r {adapter.init_r} to {adapter.target_r}"
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return ranks, alpha, dropout and layers."""
-        numbers = f"{adapter.init_r} to {adapter.target_r}, {adapter.lora_alpha}, {adapter.lora_dropout:g}"
-        return [("Rank, alpha, dropout", numbers), *super().card_rows(adapter)]
 
     def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the arguments; how many steps there are is known when the trainer has planned them."""

@@ -64,6 +64,7 @@ class PeftMethod:
     layer_kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})  # kinds of modules that it can adapt
     checkpointing_conflict: ClassVar[str] = ""  # why gradient checkpointing cannot be used, as a clause; empty: it can
     why_not_mergeable: ClassVar[str] = ""  # why PEFT cannot merge it into the base, as a clause; empty: it can
+    card: ClassVar[Mapping[str, str]] = {}  # rows of the model card; values name settings in braces
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
     script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.train`, where training with PEFT needs one
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss
@@ -105,7 +106,7 @@ class PeftMethod:
 
     def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
         """Return rows of the model card: a name and a value each."""
-        rows = [("Virtual tokens", f"{adapter.num_virtual_tokens}")] if self.virtual_tokens != "none" else []
+        rows = [(title, form.format_map(dict(adapter))) for title, form in self.card.items()]
         if self.adapts_layers:
             targets = adapter.target_modules
             rows.append(("Layers", targets if isinstance(targets, str) else ", ".join(targets)))
@@ -173,31 +174,12 @@ class FullFineTuning(PeftMethod):
 class SharedSettings(Section):
     """Settings of more than one method; each keeps the name that PEFT gives it."""
 
-    method: str = setting("lora", "Method", "")  # `AdapterConfig` has the choices
-    r: int = setting(
-        16,
-        "Rank",
-        "Capacity of the adapter; memory and size grow in proportion. 8 to 64 serves most tasks; VeRA needs 256 and more.",
-        ge=1,
-        le=1024,
-    )
-    target_modules: tuple[str, ...] | str = setting(
-        "all-linear",
-        "Layers that get an adapter",
-        "all-linear takes every linear layer except the output head. A list takes modules by the end of their name; "
-        "a single string is matched against full names as a regular expression.",
-        max_length=200,
-    )
-    modules_to_save: tuple[str, ...] = setting(
-        (),
-        "Modules trained in full",
-        "Modules trained and saved whole with the adapter, for example embed_tokens and lm_head after adding tokens.",
-        max_length=50,
-    )
-    num_virtual_tokens: int = setting(
-        20,
-        "Virtual tokens",
-        "How many learned positions come before every sequence. They take room from the context.",
-        ge=1,
-        le=4096,
-    )
+    method: str = setting("lora", "Method")  # `AdapterConfig` has the choices
+    r: int = setting(16, "Rank", ge=1, le=1024)
+    """Capacity of the adapter; memory and size grow in proportion. 8 to 64 serves most tasks; VeRA needs 256 and more."""
+    target_modules: tuple[str, ...] | str = setting("all-linear", "Layers that get an adapter", max_length=200)
+    """all-linear takes every linear layer except the output head. A list takes modules by the end of their name; a single string is matched against full names as a regular expression."""
+    modules_to_save: tuple[str, ...] = setting((), "Modules trained in full", max_length=50)
+    """Modules trained and saved whole with the adapter, for example embed_tokens and lm_head after adding tokens."""
+    num_virtual_tokens: int = setting(20, "Virtual tokens", ge=1, le=4096)
+    """How many learned positions come before every sequence. They take room from the context."""

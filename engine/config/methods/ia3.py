@@ -18,13 +18,8 @@ FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_ou
 class Ia3Settings(Section):
     """Settings of IA3."""
 
-    feedforward_modules: tuple[str, ...] = setting(
-        (),
-        "IA3 feed-forward modules",
-        "Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. "
-        "Empty lets the model's family decide.",
-        max_length=50,
-    )
+    feedforward_modules: tuple[str, ...] = setting((), "IA3 feed-forward modules", max_length=50)
+    """Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. Empty lets the model's family decide."""
 
 
 @pair_rule("adapter.feedforward_modules", "adapter.target_modules")

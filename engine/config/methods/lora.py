@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from engine.config.methods.base import ComparedRow, PeftMethod, pair_rule
 from engine.config.section import Section, setting
@@ -14,35 +15,16 @@ if TYPE_CHECKING:
 class LoraSettings(Section):
     """Settings of LoRA."""
 
-    lora_alpha: int = setting(
-        32,
-        "Alpha",
-        "Strength of the adapter: its update is multiplied by lora_alpha / r. Twice the rank is the usual choice.",
-        ge=1,
-        le=4096,
-    )
-    lora_dropout: float = setting(
-        0.0,
-        "Dropout",
-        "Share of adapter inputs dropped while training, against memorising small datasets. Costs speed.",
-        ge=0.0,
-        lt=1.0,
-    )
-    bias: Literal["none", "all", "lora_only"] = setting(
-        "none",
-        "Biases",
-        "Which biases are trained as well. With anything but none, switching the adapter off no longer gives the base.",
-    )
-    use_rslora: bool = setting(
-        False,
-        "Rank-stabilized scaling",
-        "Scales by lora_alpha / √r instead of lora_alpha / r, which keeps high ranks effective.",
-    )
-    use_dora: bool = setting(
-        False,
-        "DoRA",
-        "Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third.",
-    )
+    lora_alpha: int = setting(32, "Alpha", ge=1, le=4096)
+    """Strength of the adapter: its update is multiplied by lora_alpha / r. Twice the rank is the usual choice."""
+    lora_dropout: float = setting(0.0, "Dropout", ge=0.0, lt=1.0)
+    """Share of adapter inputs dropped while training, against memorising small datasets. Costs speed."""
+    bias: Literal["none", "all", "lora_only"] = setting("none", "Biases")
+    """Which biases are trained as well. With anything but none, switching the adapter off no longer gives the base."""
+    use_rslora: bool = setting(False, "Rank-stabilized scaling")
+    """Scales by lora_alpha / √r instead of lora_alpha / r, which keeps high ranks effective."""
+    use_dora: bool = setting(False, "DoRA")
+    """Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third."""
 
 
 @pair_rule("adapter.bias", "model.quantization")
@@ -69,6 +51,7 @@ class Lora(PeftMethod):
     fields = ("r", "lora_alpha", "lora_dropout", "target_modules", *advanced)
     layer_kinds = frozenset({"linear", "conv1d", "embedding"})
     same_on_warm_start = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
+    card: ClassVar[Mapping[str, str]] = {"Rank, alpha, dropout": "{r}, {lora_alpha}, {lora_dropout:g}"}
     tensor_marks = ("lora_",)
     rules = (_biases_of_quantized_layers,)
 
@@ -81,11 +64,6 @@ class Lora(PeftMethod):
             ComparedRow("QLoRA", "nf4", False),
             ComparedRow("QLoRA with checkpointing", "nf4", True),
         )
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return rank, alpha, dropout and layers."""
-        numbers = f"{adapter.r}, {adapter.lora_alpha}, {adapter.lora_dropout:g}"
-        return [("Rank, alpha, dropout", numbers), *super().card_rows(adapter)]
 
     def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the arguments of `LoraConfig`; switches that are off are left out."""

@@ -2,46 +2,33 @@
 Kronecker products, Yeh et al. 2024 (arXiv:2309.14859).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from engine.config.methods.base import PeftMethod
 from engine.config.section import Section, setting
-
-if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig
 
 
 class LycorisSettings(Section):
     """Settings of LoHa, some of which other methods of the LyCORIS family read as well."""
 
-    alpha: int = setting(8, "Alpha", "Strength of the adapter: its update is multiplied by alpha / r.", ge=1, le=4096)
-    rank_dropout: float = setting(
-        0.0, "Rank dropout", "Share of the rows of an update that are dropped while training.", ge=0.0, lt=1.0
-    )
-    module_dropout: float = setting(
-        0.0, "Module dropout", "How often a layer's whole update is left out while training.", ge=0.0, lt=1.0
-    )
+    alpha: int = setting(8, "Alpha", ge=1, le=4096)
+    """Strength of the adapter: its update is multiplied by alpha / r."""
+    rank_dropout: float = setting(0.0, "Rank dropout", ge=0.0, lt=1.0)
+    """Share of the rows of an update that are dropped while training."""
+    module_dropout: float = setting(0.0, "Module dropout", ge=0.0, lt=1.0)
+    """How often a layer's whole update is left out while training."""
 
 
 class LoKrSettings(Section):
     """Settings of LoKr alone; it reads those of the LyCORIS family as well."""
 
-    decompose_both: bool = setting(
-        False, "Decompose both factors", "Makes the smaller factor of the product low-rank too: fewer parameters."
-    )
-    decompose_factor: int = setting(
-        -1,
-        "Factor",
-        "Size of the smaller factor of the product. -1 takes the divisors nearest to the square root.",
-        ge=-1,
-        le=4096,
-    )
-    rank_dropout_scale: bool = setting(
-        False, "Scale rank dropout", "Makes up for dropped rows by strengthening the rest."
-    )
+    decompose_both: bool = setting(False, "Decompose both factors")
+    """Makes the smaller factor of the product low-rank too: fewer parameters."""
+    decompose_factor: int = setting(-1, "Factor", ge=-1, le=4096)
+    """Size of the smaller factor of the product. -1 takes the divisors nearest to the square root."""
+    rank_dropout_scale: bool = setting(False, "Scale rank dropout")
+    """Makes up for dropped rows by strengthening the rest."""
 
 
 class _LycorisMethod(PeftMethod):
@@ -50,10 +37,7 @@ class _LycorisMethod(PeftMethod):
     defaults: ClassVar[Mapping[str, Any]] = {"r": 8}
     quantization = frozenset()
     layer_kinds = frozenset({"linear"})
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return rank, alpha and layers."""
-        return [("Rank, alpha", f"{adapter.r}, {adapter.alpha}"), *super().card_rows(adapter)]
+    card: ClassVar[Mapping[str, str]] = {"Rank, alpha": "{r}, {alpha}"}
 
 
 class LoHa(_LycorisMethod):

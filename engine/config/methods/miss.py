@@ -15,17 +15,12 @@ if TYPE_CHECKING:
 class MissSettings(Section):
     """Settings of MiSS."""
 
-    miss_dropout: float = setting(
-        0.0, "MiSS dropout", "Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
-    )
-    init_weights: Literal["balance", "bat", "mini"] = setting(
-        "balance",
-        "Variant",
-        "balance is fast and suits most tasks; bat updates nonlinearly, with large matrices; mini trains fewer numbers.",
-    )
-    mini_r: int = setting(
-        1, "Width of mini", "Outputs that share an update in the variant mini; must divide them.", ge=1, le=1024
-    )
+    miss_dropout: float = setting(0.0, "MiSS dropout", ge=0.0, lt=1.0)
+    """Share of adapter inputs dropped while training."""
+    init_weights: Literal["balance", "bat", "mini"] = setting("balance", "Variant")
+    """balance is fast and suits most tasks; bat updates nonlinearly, with large matrices; mini trains fewer numbers."""
+    mini_r: int = setting(1, "Width of mini", ge=1, le=1024)
+    """Outputs that share an update in the variant mini; must divide them."""
 
 
 @pair_rule("adapter.init_weights", "model.quantization")
@@ -49,13 +44,9 @@ class Miss(PeftMethod):
     defaults: ClassVar[Mapping[str, Any]] = {"r": 64}
     same_on_warm_start = ("r", "init_weights", "mini_r")
     layer_kinds = frozenset({"linear"})
+    card: ClassVar[Mapping[str, str]] = {"Rank": "{r}", "Variant": "{init_weights}"}
     tensor_marks = ("miss_",)
     rules = (_bat_on_quantized,)
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return rank, variant and layers."""
-        variant = ("Variant", adapter.init_weights)
-        return [("Rank", f"{adapter.r}"), variant, *super().card_rows(adapter)]
 
     def layer_problem(self, adapter: AdapterConfig, in_features: int, out_features: int) -> tuple[str, str] | None:
         """Return what `MissLayer.update_layer` would refuse."""

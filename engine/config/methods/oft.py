@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from engine.config.methods.base import PeftMethod
 from engine.config.section import Section, setting
@@ -14,28 +15,18 @@ if TYPE_CHECKING:
 class OftSettings(Section):
     """Settings of OFT."""
 
-    oft_block_size: int = setting(
-        32,
-        "Block size",
-        "Inputs that are rotated together. Larger blocks learn more and take more memory.",
-        ge=2,
-        le=1024,
-    )
-    coft: bool = setting(
-        False, "Constrained OFT", "Keeps rotations within eps of none, which protects what the model knows."
-    )
-    eps: float = setting(
-        6e-5, "Freedom of rotation", "How far constrained OFT may rotate. Only read with coft.", gt=0.0, le=1.0
-    )
-    block_share: bool = setting(
-        False, "Share blocks", "Uses one rotation for all blocks of a layer: far fewer parameters."
-    )
-    use_cayley_neumann: bool = setting(
-        True, "Cayley-Neumann series", "Computes rotations by a short series instead of an inverse: faster."
-    )
-    num_cayley_neumann_terms: int = setting(
-        5, "Terms of the series", "More terms make rotations more exact and slower.", ge=3, le=100
-    )
+    oft_block_size: int = setting(32, "Block size", ge=2, le=1024)
+    """Inputs that are rotated together. Larger blocks learn more and take more memory."""
+    coft: bool = setting(False, "Constrained OFT")
+    """Keeps rotations within eps of none, which protects what the model knows."""
+    eps: float = setting(6e-5, "Freedom of rotation", gt=0.0, le=1.0)
+    """How far constrained OFT may rotate. Only read with coft."""
+    block_share: bool = setting(False, "Share blocks")
+    """Uses one rotation for all blocks of a layer: far fewer parameters."""
+    use_cayley_neumann: bool = setting(True, "Cayley-Neumann series")
+    """Computes rotations by a short series instead of an inverse: faster."""
+    num_cayley_neumann_terms: int = setting(5, "Terms of the series", ge=3, le=100)
+    """More terms make rotations more exact and slower."""
 
 
 class Oft(PeftMethod):
@@ -50,12 +41,9 @@ class Oft(PeftMethod):
     fields = ("oft_block_size", "target_modules", *advanced)
     same_on_warm_start = ("oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
     layer_kinds = frozenset({"linear"})
+    card: ClassVar[Mapping[str, str]] = {"Block size": "{oft_block_size}"}
     tensor_marks = ("oft_",)
 
     def summary(self, adapter: AdapterConfig) -> str:
         """Return the block size."""
         return f"blocks of {adapter.oft_block_size}"
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return block size and layers."""
-        return [("Block size", f"{adapter.oft_block_size}"), *super().card_rows(adapter)]

@@ -1,34 +1,23 @@
 """VeRA: vector-based random matrix adaptation, Kopiczko et al. 2024 (arXiv:2310.11454)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from engine.config.methods.base import PeftMethod
 from engine.config.section import Section, setting
-
-if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig
 
 
 class VeraSettings(Section):
     """Settings of VeRA."""
 
-    vera_dropout: float = setting(
-        0.0, "VeRA dropout", "Share of adapter inputs dropped while training.", ge=0.0, lt=1.0
-    )
-    d_initial: float = setting(
-        0.1, "First scale", "Where the trained scales begin. 0.1 and less works best.", gt=0.0, le=10.0
-    )
-    projection_prng_key: int = setting(
-        0, "Projection seed", "Draws the two random matrices that all layers share.", ge=0, le=2**31 - 1
-    )
-    save_projection: bool = setting(
-        True,
-        "Save projections",
-        "Saves the random matrices with the adapter. Without them it is tiny, and drawn again where it is loaded.",
-    )
+    vera_dropout: float = setting(0.0, "VeRA dropout", ge=0.0, lt=1.0)
+    """Share of adapter inputs dropped while training."""
+    d_initial: float = setting(0.1, "First scale", gt=0.0, le=10.0)
+    """Where the trained scales begin. 0.1 and less works best."""
+    projection_prng_key: int = setting(0, "Projection seed", ge=0, le=2**31 - 1)
+    """Draws the two random matrices that all layers share."""
+    save_projection: bool = setting(True, "Save projections")
+    """Saves the random matrices with the adapter. Without them it is tiny, and drawn again where it is loaded."""
 
 
 class Vera(PeftMethod):
@@ -43,9 +32,5 @@ class Vera(PeftMethod):
     fields = ("r", "vera_dropout", "target_modules", *advanced)
     defaults: ClassVar[Mapping[str, Any]] = {"r": 256}
     same_on_warm_start = ("r", "projection_prng_key")
+    card: ClassVar[Mapping[str, str]] = {"Rank": "{r}", "Projection seed": "{projection_prng_key}"}
     tensor_marks = ("vera_",)
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return rank, seed and layers."""
-        seed = ("Projection seed", f"{adapter.projection_prng_key}")
-        return [("Rank", f"{adapter.r}"), seed, *super().card_rows(adapter)]

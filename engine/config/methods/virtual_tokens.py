@@ -6,6 +6,7 @@ Prefix tuning: Li and Liang 2021 (arXiv:2101.00190), without the reparametrizati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from engine.config.methods.base import PeftMethod, Source, VirtualTokens, pair_rule
@@ -20,6 +21,7 @@ class _VirtualTokens(PeftMethod):
 
     virtual_tokens: ClassVar[VirtualTokens] = "inputs"
     starts_as_identity = False
+    card: ClassVar[Mapping[str, str]] = {"Virtual tokens": "{num_virtual_tokens}"}
     why_not_mergeable = (
         "it learns embeddings that come before every sequence, and no weight of the model could hold them"
     )
@@ -45,17 +47,10 @@ class PrefixTuning(_VirtualTokens):
 class PromptTuningSettings(Section):
     """Settings of prompt tuning."""
 
-    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = setting(
-        "RANDOM",
-        "Prompt starts as",
-        "RANDOM numbers, embeddings of random tokens, or those of a TEXT. A text that describes the task learns fastest.",
-    )
-    prompt_tuning_init_text: str | None = setting(
-        None,
-        "Text of the prompt",
-        "With TEXT: what the virtual tokens start as, repeated or cut to their number.",
-        max_length=10_000,
-    )
+    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = setting("RANDOM", "Prompt starts as")
+    """RANDOM numbers, embeddings of random tokens, or those of a TEXT. A text that describes the task learns fastest."""
+    prompt_tuning_init_text: str | None = setting(None, "Text of the prompt", max_length=10_000)
+    """With TEXT: what the virtual tokens start as, repeated or cut to their number."""
 
 
 @pair_rule("adapter.prompt_tuning_init_text", "adapter.prompt_tuning_init")
@@ -100,22 +95,14 @@ class PromptTuning(_VirtualTokens):
 class PTuningSettings(Section):
     """Settings of p-tuning."""
 
-    encoder_reparameterization_type: Literal["MLP", "LSTM"] = setting(
-        "MLP", "Prompt encoder", "Network that computes the virtual tokens. MLP is the usual choice."
-    )
-    encoder_hidden_size: int | None = setting(
-        None,
-        "Encoder width",
-        "Hidden size of the prompt encoder. Empty takes the model's own; smaller ones save memory.",
-        ge=1,
-        le=65_536,
-    )
-    encoder_num_layers: int = setting(
-        2, "Encoder layers", "Layers of the prompt encoder, where it is an LSTM.", ge=1, le=16
-    )
-    encoder_dropout: float = setting(
-        0.0, "Encoder dropout", "Dropout between the layers of an LSTM encoder.", ge=0.0, lt=1.0
-    )
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = setting("MLP", "Prompt encoder")
+    """Network that computes the virtual tokens. MLP is the usual choice."""
+    encoder_hidden_size: int | None = setting(None, "Encoder width", ge=1, le=65_536)
+    """Hidden size of the prompt encoder. Empty takes the model's own; smaller ones save memory."""
+    encoder_num_layers: int = setting(2, "Encoder layers", ge=1, le=16)
+    """Layers of the prompt encoder, where it is an LSTM."""
+    encoder_dropout: float = setting(0.0, "Encoder dropout", ge=0.0, lt=1.0)
+    """Dropout between the layers of an LSTM encoder."""
 
 
 @pair_rule("adapter.warm_start")
@@ -141,10 +128,7 @@ class PTuning(_VirtualTokens):
     advanced = ("encoder_num_layers", "encoder_dropout")
     fields = ("num_virtual_tokens", "encoder_reparameterization_type", "encoder_hidden_size", *advanced)
     rules = (_encoder_is_not_saved,)
-
-    def card_rows(self, adapter: AdapterConfig) -> list[tuple[str, str]]:
-        """Return virtual tokens and encoder."""
-        return [*super().card_rows(adapter), ("Prompt encoder", adapter.encoder_reparameterization_type)]
+    card: ClassVar[Mapping[str, str]] = {**_VirtualTokens.card, "Prompt encoder": "{encoder_reparameterization_type}"}
 
     def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the arguments; PEFT takes the model's width where none is given, and counts layers of an LSTM alone."""
