@@ -171,7 +171,7 @@ def _import_kind(kind: str) -> None:
         importlib.import_module(module)
     if kind == "data":
         with sys.modules[inspector.DATA_WORKER_MODULE].torch_hidden():
-            importlib.import_module("engine.inspector.worker.load_tokenizer")
+            importlib.import_module("engine.inspector.worker.details")
     for module in KINDS[kind]:
         del sys.modules[module]
 

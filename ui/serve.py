@@ -17,7 +17,7 @@ from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob
-from engine.inspector.session import Inspector
+from engine.inspector.session import Inspector, InspectorPlaces
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.memory_measurement import MeasurementJob, sweep_measurements
@@ -71,6 +71,7 @@ def build_services(
     supervisor: Supervisor,
     person: Person | None = None,
     of_catalog: Shapes | None = None,
+    places: InspectorPlaces | None = None,
 ) -> Services:
     """Return what the page of one person may call.
 
@@ -81,8 +82,9 @@ def build_services(
         supervisor: Of this process.
         person: Who is signed in; None where there are no accounts.
         of_catalog: Shapes of models that pages share.
+        places: For the inspectors' processes of all pages of a lab.
     """
-    inspector = Inspector(home, data_roots=data_roots)
+    inspector = Inspector(home, data_roots, places)
     runs = RunStore(home, owner)
     return Services(
         home=home,

@@ -108,6 +108,7 @@ class CheckProgress(_Part):
     bytes_read: int
     size_bytes: int | None  # None where the size is not known
     tokens: int = 0
+    waiting: str = ""  # why it has not begun
 
     @property
     def fraction(self) -> float | None:

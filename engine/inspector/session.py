@@ -1,6 +1,8 @@
 """Asking the inspector: processes that know tokenizers and model modules, which the page does not import."""
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,12 +23,14 @@ from engine.data.contract import (
 from engine.data.files.access import shown_name
 from engine.data.hub import reads_from_hub
 from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
+from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelDetails, ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.messages import JsonObject
+from engine.processes.places import ProcessPlaces
 from engine.processes.pool import ProcessPool
 from engine.processes.spawn import Access, has_hub_login
 
@@ -52,21 +56,49 @@ class RenderedSequence(BaseModel):
     uncut_tokens: int
 
 
+@dataclass(frozen=True)
+class InspectorPlaces:
+    """How many processes the inspectors of all people of a lab have at once; each kind has places of its own.
+
+    Attributes:
+        data: Of 90 MB each, for previews and checks.
+        models: Of 350 MB each, with torch; only architectures that were never seen need one.
+        hub: While they fetch datasets, which may take an hour.
+    """
+
+    data: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(8))
+    models: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(2))
+    hub: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(4))
+
+
+_IDLE_SECONDS = 600.0
+_IDLE_SECONDS_IN_LAB = 180.0
+_WAITS_SECONDS = 60.0  # for a place
+
+
 class Inspector:
-    """Asks about data and about models; processes for each start when they are needed, and again after they died.
+    """Asks about data and about models; processes for each start when they are needed, and again after they ended.
+
+    They end after some idle minutes. One for data is kept where there are no accounts: a preview would wait for its imports,
+    1.3 s of processor time.
 
     Args:
         home: Holds models, caches and the processes' logs.
         data_roots: Folders that datasets may be read from, besides the samples and the Hub; None reads any regular file.
+        places: Of a lab, shared by the inspectors of all people.
     """
 
-    def __init__(self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None) -> None:
+    def __init__(
+        self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None, places: InspectorPlaces | None = None
+    ) -> None:
         self._home = home
         # They read models and data; they must never take a GPU from training.
         environment = {**home.environment, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
         roots = tuple(str(root) for root in data_roots or ())
 
-        def pool(module: str, log_name: str, size: int, *access: Access) -> ProcessPool:
+        def pool(
+            module: str, log_name: str, size: int, shared: ProcessPlaces | None = None, *access: Access, kept: int = 0
+        ) -> ProcessPool:
             reads_data = module == DATA_WORKER_MODULE
             processes = (
                 JsonLinesProcess(
@@ -78,16 +110,23 @@ class Inspector:
                 )
                 for _ in range(size)
             )
-            return ProcessPool(tuple(processes), _explain_overrun, spare=reads_data)
+            return ProcessPool(
+                tuple(processes), _explain_overrun, spare=reads_data and shared is None, kept=kept, places=shared,
+                person=home.owner, idle_seconds=_IDLE_SECONDS if shared is None else _IDLE_SECONDS_IN_LAB,
+            )  # fmt: skip
 
-        # At most three; the first answers alone until it is busy with one long step.
-        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3)
+        for_data, for_models, for_hub = (places.data, places.models, places.hub) if places else (None, None, None)
+        # The first answers alone until it is busy with one long step.
+        if places is None:
+            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, kept=1)
+        else:
+            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 2, for_data)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
         # program once more keeps previews answered meanwhile.
-        self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1)
+        self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub)
         # What the Hub gives only to those who are logged in: a process that may log in, for one question.
-        self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, Access.HUB)
-        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2)
+        self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub, Access.HUB)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if places is None else 1, for_models)
         self._pools = (self._data, self._fetching, self._logged_in, self._models)
 
     def start(self) -> None:
@@ -104,8 +143,8 @@ class Inspector:
 
     def stop_fetching(self) -> None:
         """End whatever is being fetched from the Hub; checks that wait for it end with a WorkerError."""
-        self._fetching.close(timeout_seconds=0.5)
-        self._logged_in.close(timeout_seconds=0.5)
+        self._fetching.stop(timeout_seconds=0.5)
+        self._logged_in.stop(timeout_seconds=0.5)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -128,8 +167,11 @@ class Inspector:
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
-        params = {"model": model.model_dump(mode="json")}
-        return self._ask(self._models, "model_details", params, ModelDetails)
+        shape, entry = self.module_inventory(model), find_in_catalog(model.id)
+        described = ModelDetails.of(model.id, shape, entry)
+        # The rest needs its tokenizer, and no torch.
+        params = {"model": model.model_dump(mode="json"), "described": described.model_dump(mode="json")}
+        return self._ask(self._data, "model_details", params, ModelDetails)
 
     def preview(
         self,
@@ -193,7 +235,7 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._stream(self._whole_reader(dataset), "check", params)
+        answers = self._stream(self._whole_reader(dataset), "check", params, waits_seconds=math.inf)
         for step in _validated(answers, CheckProgress, DatasetReport):
             if isinstance(step, DatasetReport):
                 return step
@@ -233,10 +275,12 @@ class Inspector:
     def _ask(self, pool: ProcessPool, method: str, params: JsonObject, result: type[Result]) -> Result:
         return result.model_validate(result_of(self._stream(pool, method, params)))
 
-    def _stream(self, pool: ProcessPool, method: str, params: JsonObject) -> Iterator[JsonObject]:
+    def _stream(
+        self, pool: ProcessPool, method: str, params: JsonObject, *, waits_seconds: float = _WAITS_SECONDS
+    ) -> Iterator[JsonObject]:
         """Ask a process without a login; what the Hub refuses it is fetched by one that has a login, and ends then."""
         try:
-            yield from pool.stream(method, params)
+            yield from pool.stream(method, params, waits_seconds=waits_seconds)
             return
         except (ModelAccessError, DatasetAccessError) as error:
             if not has_hub_login():
@@ -259,7 +303,9 @@ def _validated(
     for answer in answers:
         if "result" in answer:
             yield result.model_validate(answer["result"])
-        else:
+        elif "waiting" in answer and issubclass(progress, CheckProgress):
+            yield progress(rows=0, bytes_read=0, size_bytes=None, waiting=answer["waiting"])
+        elif "progress" in answer:
             yield progress.model_validate(answer["progress"])
 
 

@@ -3,10 +3,12 @@
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import regex
 from pydantic import BaseModel
+
+from engine.models.catalog import CatalogEntry
 
 # How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
 # mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see engine/DECISIONS.md.
@@ -123,6 +125,16 @@ class ModelDetails(BaseModel, frozen=True):
     tokenizer_tokens: int | None = None
     special_tokens: dict[str, str] = {}  # bos, eos, pad, unk; those that it has
     chat_template: str | None = None  # as published; None where it has none
+
+    @classmethod
+    def of(cls, model_id: str, shape: ModelShape, entry: CatalogEntry | None) -> Self:
+        """Return what is known without its tokenizer and files."""
+        facts = shape.model_dump(include=set(cls.model_fields) & set(ModelShape.model_fields))
+        published = {"name": entry.title, "hub_id": entry.hub_id, "license": entry.license} if entry else {}
+        return cls.model_validate(
+            {"name": model_id, "hub_id": None, "dtype": "", "parameters": shape.num_parameters}
+            | {"linear_names": shape.linear_names()} | facts | published
+        )  # fmt: skip
 
 
 PLAIN_NAME = re.compile(r"[\w.-]+")  # matches itself alone, except that a dot matches any character

@@ -36,7 +36,7 @@ def result_of(answers: Iterable[JsonObject], on_progress: OnProgress | None = No
         if "result" in answer:
             result: JsonObject = answer["result"]
             return result
-        if on_progress is not None:
+        if on_progress is not None and "progress" in answer:
             on_progress(answer["progress"])
     raise AssertionError("a stream ends with its result or an error")
 

@@ -6,28 +6,35 @@ and once more where the process ended while it worked on something else.
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
-from engine.errors import EngineError, ModelLimitError
+from engine.errors import EngineError, ModelLimitError, WorkerError
 from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.limits import OVERRUN_EXIT_CODES
 from engine.processes.messages import JsonObject, NotBegunError, ProcessEndedError
+from engine.processes.places import ProcessPlaces
 
 _BEGINS_WITHIN_SECONDS = 0.25
 _DEATHS = 3  # of processes, before a question that was never begun gives up
 _REMEMBERED = 64
-_KEPT_IDLE_SECONDS = 600.0
+_WAITS_SECONDS = 60.0
 
 
 @dataclass(eq=False)
 class ProcessPool:
     """Answers from the first process while that keeps up; the others start when they are needed and end when idle."""
 
-    processes: tuple[JsonLinesProcess, ...]  # the same program, several times; the first is kept
+    processes: tuple[JsonLinesProcess, ...]  # the same program, several times
     explain: Callable[[JsonObject], EngineError]  # says what a question's process was ended over: gets its parameters
+    _: KW_ONLY
     # Whether the second starts after the first answer, before it is needed: no question then waits for imports.
     spare: bool = False
+    kept: int = 1  # so many of them do not end when idle
+    idle_seconds: float = 600.0  # until the others do
+    places: ProcessPlaces | None = None  # in a lab, shared with the pools of other people
+    person: str = ""  # for whom they work
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()  # guards `_overruns`, `_idle_timer` and `_is_closed`
@@ -46,11 +53,20 @@ class ProcessPool:
         self.processes[0].start()
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """End the processes; questions under way end with a WorkerError."""
+        """End the processes for good; questions under way, and later ones, end with a WorkerError."""
         with self._lock:
             self._is_closed = True
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
+        for process in self.processes:
+            process.restarts = False
+        self.stop(timeout_seconds)
+        if self.places is not None:
+            for process in self.processes:
+                self.places.free(process)
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """End the processes; questions under way end with a WorkerError, the next one starts them again."""
         for process in self.processes:
             process.close(timeout_seconds)
 
@@ -63,22 +79,29 @@ class ProcessPool:
         """Ask and wait for the result; as `stream`."""
         return result_of(self.stream(method, params))
 
-    def stream(self, method: str, params: JsonObject) -> Iterator[JsonObject]:
+    def stream(self, method: str, params: JsonObject, *, waits_seconds: float = _WAITS_SECONDS) -> Iterator[JsonObject]:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the question.
 
-        Progress begins again where a question is asked again. What is known to overrun goes along as `overruns`.
+        Progress begins again where a question is asked again. What is known to overrun goes along as `overruns`. While it
+        waits for a place, `{"waiting": words}` comes once a second.
+
+        Args:
+            method: Name of the handler.
+            params: What it gets.
+            waits_seconds: How long it may wait for a place.
 
         Raises:
             EngineError: As raised by the handler, of the same class.
             ModelLimitError: If what the question works with overran.
-            WorkerError: If the process ended.
+            WorkerError: If the process ended, or no place was free in time.
         """
         busy: JsonLinesProcess | None = None
         deaths = 0
         while True:
-            process = self._choose(busy)
+            process, may_move = self._choose(busy)
             asked = {**params, "overruns": self._overruns.copy()}
-            begins_within = _BEGINS_WITHIN_SECONDS if len(self.processes) > 1 else None
+            begins_within = _BEGINS_WITHIN_SECONDS if may_move else None
+            yield from self._take(process, waits_seconds)
             try:
                 for answer in process.stream(method, asked, begins_within=begins_within):
                     if self.spare and "result" in answer:
@@ -98,7 +121,23 @@ class ProcessPool:
                 self._remember(error.subject, error)
                 raise
             finally:
+                if self.places is not None:
+                    self.places.give(process)
                 self._end_idle_ones_later()
+
+    def _take(self, process: JsonLinesProcess, waits_seconds: float) -> Iterator[JsonObject]:
+        """Wait until the process may start, where it is one of a lab."""
+        if self._is_closed:
+            raise WorkerError("The page was closed.", "Open it again.")
+        if self.places is None:
+            return
+        began, most = time.monotonic(), self.places.most
+        for _ in self.places.take(process, self.person):
+            if self._is_closed or time.monotonic() - began > waits_seconds:
+                raise WorkerError(
+                    f"All {most} processes of the lab for this are at work for other people.", "Try again in a minute."
+                )
+            yield {"waiting": f"Waiting: all {most} processes of the lab for this are at work for other people."}
 
     def _start_spare(self) -> None:
         with self._lock:
@@ -106,17 +145,22 @@ class ProcessPool:
                 for process in self.processes[1:2]:
                     process.start()
 
-    def _choose(self, busy: JsonLinesProcess | None) -> JsonLinesProcess:
+    def _choose(self, busy: JsonLinesProcess | None) -> tuple[JsonLinesProcess, bool]:
         """Return the first process that keeps up; else one that is not started; else the one with the fewest questions.
 
-        The first has the tokenizers that were asked about before, so it is preferred to an idle spare one.
+        The first has the tokenizers that were asked about before, so it is preferred to an idle spare one. Where no further
+        one may start, the question stays with its process however long that takes: the second value is False then.
         """
         offered = [process for process in self.processes if process is not busy]
+        if self.places is not None and not self.places.has_room(self.person):
+            started_ones = [process for process in self.processes if process.pid is not None]
+            if started_ones:
+                return min(started_ones, key=lambda process: process.requests), False
         started = (process for process in offered if process.pid is not None)
         keeping_up = (process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS)
         not_started = (process for process in offered if process.pid is None)
         best = next(itertools.chain(keeping_up, not_started), None)
-        return best or min(offered, key=lambda process: process.requests)
+        return best or min(offered, key=lambda process: process.requests), len(self.processes) > 1
 
     def _at_fault(self, end: ProcessEndedError, params: JsonObject) -> EngineError:
         if end.exit_code not in OVERRUN_EXIT_CODES:
@@ -134,15 +178,20 @@ class ProcessPool:
                 del self._overruns[next(iter(self._overruns))]
 
     def _end_idle_ones_later(self) -> None:
-        if all(process.pid is None for process in self.processes[1:]):
+        if all(process.pid is None for process in self.processes[self.kept :]):
             return
         with self._lock:
+            if self._is_closed:
+                return
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            self._idle_timer = threading.Timer(_KEPT_IDLE_SECONDS, self._end_idle_ones)
+            self._idle_timer = threading.Timer(self.idle_seconds, self._end_idle_ones)
             self._idle_timer.daemon = True
             self._idle_timer.start()
 
     def _end_idle_ones(self) -> None:
-        for process in self.processes[1:]:
-            process.close_if_unused()
+        for process in self.processes[self.kept :]:
+            if self.places is None:
+                process.close_if_unused()
+            else:
+                self.places.end_if_idle(process)

@@ -15,10 +15,11 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
 from engine.inspector.worker import inventory
+from engine.inspector.worker.details import complete_details
 from engine.inspector.worker.inventory import inventory_of, module_inventory
-from engine.inspector.worker.models import model_details
 from engine.models.catalog import find_in_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, known_inventory
+from engine.models.shape import ModelDetails
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -259,6 +260,11 @@ def test_a_damaged_cache_is_made_anew(home, tmp_path):
     cached.write_bytes(cached.read_bytes()[:100])
 
     assert module_inventory(model, home) == first
+
+
+def model_details(model, home):
+    described = ModelDetails.of(model.id, module_inventory(model, home), find_in_catalog(model.id))
+    return complete_details(described, model, home)
 
 
 def test_details_tell_what_a_folder_holds(home, tiny_model_folder):

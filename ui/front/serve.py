@@ -14,6 +14,7 @@ from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_no
 from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
+from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
@@ -74,11 +75,12 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
     supervisor = Supervisor(home)
     of_catalog: Shapes = {}
+    places = InspectorPlaces()
 
     def services_of(person: Person) -> Services:
         own = home.of(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog)
+        return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog, places)
 
     sweep_measurements(home)
     gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy)

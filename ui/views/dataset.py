@@ -60,6 +60,8 @@ def render_progress(progress: CheckProgress | None, *, fetches: bool = False) ->
     """Return the progress of the pass over all rows; before the first row, of the download that precedes it."""
     if progress is None:
         return _sentence("Downloading the dataset from the Hub …" if fetches else "Reading all rows …", _ROLE)
+    if progress.waiting:
+        return _sentence(escape(progress.waiting), _ROLE)
     part = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
     tokens = f", {count(progress.tokens)} tokens" if progress.tokens else ""
     meter = f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div>'

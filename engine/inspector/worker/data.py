@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,12 +179,14 @@ def torch_hidden() -> Iterator[None]:
 def main() -> None:
     """Answer until stdin closes."""
     with torch_hidden():
+        from engine.inspector.worker.details import answer_details
         from engine.inspector.worker.load_tokenizer import load_tokenizer
 
     limit_memory(_MEMORY_BYTES)
-    roots = tuple(Path(root) for root in sys.argv[1:])
-    handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(roots or None), load_tokenizer)
-    serve({name: getattr(handlers, name) for name in "preview columns find check fetch held_out render".split()})
+    roots, home = tuple(Path(root) for root in sys.argv[1:]), LoratoryHome.from_environment()
+    handlers = DatasetHandlers(home, DataAccess(roots or None), load_tokenizer)
+    about_data = {name: getattr(handlers, name) for name in "preview columns find check fetch held_out render".split()}
+    serve(about_data | {"model_details": partial(answer_details, home=home)})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""How many helper processes the people of a lab have at once, and who is next where all places are taken."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from engine.processes.json_lines import JsonLinesProcess
+
+_LOOK_SECONDS = 1.0
+
+
+@dataclass
+class _Place:
+    person: str
+    used: float
+    questions: int = 1  # under way
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiter:
+    person: str
+
+
+class ProcessPlaces:
+    """Bounds the processes of several pools together.
+
+    A process keeps its place while it is idle, and loses it to a person who needs one. Where all are at work, next is
+    who has fewest at work, then who came first. A person who has one at work gets another only while at least half of the
+    places are not at work: nobody fills the machine alone.
+
+    Args:
+        most: Processes at once.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        self._clock = clock
+        self._changed = threading.Condition()  # guards the three below
+        self._taken: dict[JsonLinesProcess, _Place] = {}
+        self._ending: set[JsonLinesProcess] = set()
+        self._waiting: list[_Waiter] = []
+
+    def has_room(self, person: str) -> bool:
+        """Return whether another process of a person would start at once."""
+        with self._changed:
+            return not self._waiting and self._may_go(person)
+
+    def take(self, process: JsonLinesProcess, person: str) -> Iterator[None]:
+        """Wait for a place for one question of a process, which has it then until `give`; yields once a second meanwhile."""
+        waiter = _Waiter(person)
+        evicted: JsonLinesProcess | None = None
+        try:
+            while True:
+                with self._changed:
+                    place = self._taken.get(process)
+                    if place is not None:
+                        place.questions += 1
+                        break
+                    if waiter not in self._waiting:
+                        self._waiting.append(waiter)
+                    if process not in self._ending and self._next() is waiter:
+                        if len(self._taken) + len(self._ending) >= self.most:
+                            evicted = self._end_longest_idle()
+                        self._taken[process] = _Place(person, self._clock())
+                        break
+                    self._changed.wait(_LOOK_SECONDS)
+                yield
+        finally:
+            with self._changed:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+                    self._changed.notify_all()
+        if evicted is not None:
+            self._end(evicted)  # before the other starts: there are never more
+
+    def give(self, process: JsonLinesProcess) -> None:
+        """Note that a question has ended; its process is idle where it was the last."""
+        with self._changed:
+            place = self._taken.get(process)
+            if place is not None:
+                place.questions -= 1
+                place.used = self._clock()
+            self._changed.notify_all()
+
+    def end_if_idle(self, process: JsonLinesProcess) -> None:
+        """End a process without questions, and free its place."""
+        with self._changed:
+            place = self._taken.get(process)
+            if place is None or place.questions:
+                return
+            del self._taken[process]
+            self._ending.add(process)
+        self._end(process)
+
+    def free(self, process: JsonLinesProcess) -> None:
+        """Free the place of a process that was closed."""
+        with self._changed:
+            self._taken.pop(process, None)
+            self._changed.notify_all()
+
+    def _next(self) -> _Waiter | None:
+        able = (waiter for waiter in self._waiting if self._may_go(waiter.person))
+        return min(able, key=lambda waiter: self._at_work(waiter.person), default=None)
+
+    def _may_go(self, person: str) -> bool:
+        at_work = sum(1 for place in self._taken.values() if place.questions)
+        if self._at_work(person) and at_work >= self.most / 2:
+            return False
+        return at_work < len(self._taken) or len(self._taken) + len(self._ending) < self.most
+
+    def _at_work(self, person: str) -> int:
+        return sum(1 for place in self._taken.values() if place.person == person and place.questions)
+
+    def _end_longest_idle(self) -> JsonLinesProcess:
+        idle = (process for process, place in self._taken.items() if not place.questions)
+        chosen = min(idle, key=lambda process: self._taken[process].used)
+        del self._taken[chosen]
+        self._ending.add(chosen)
+        return chosen
+
+    def _end(self, process: JsonLinesProcess) -> None:
+        process.close_if_unused()
+        with self._changed:
+            self._ending.discard(process)
+            self._changed.notify_all()

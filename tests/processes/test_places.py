@@ -1,0 +1,163 @@
+"""Places for the helper processes of several people: never more than there are, and nobody takes them all."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.errors import WorkerError
+from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.places import ProcessPlaces
+from engine.processes.pool import ProcessPool
+from tests.runs.supervision import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = "tests.processes.confined_worker"
+
+
+@pytest.fixture
+def pool_of(tmp_path):
+    """Return what makes the pool of a person."""
+    made = []
+
+    def make(person: str, places: ProcessPlaces, size: int = 2, idle_seconds: float = 60.0) -> ProcessPool:
+        processes = tuple(
+            JsonLinesProcess(WORKER, log_file=tmp_path / "worker.log", environment={"PYTHONPATH": str(ROOT)})
+            for _ in range(size)
+        )
+        pool = ProcessPool(
+            processes, lambda _: WorkerError("it overran", ""), kept=0, idle_seconds=idle_seconds, places=places, person=person
+        )  # fmt: skip
+        made.append(pool)
+        return pool
+
+    yield make
+    for pool in made:
+        pool.close(timeout_seconds=0.5)
+
+
+def living(*pools: ProcessPool) -> int:
+    return sum(len(pool.pids) for pool in pools)
+
+
+def test_twenty_people_have_no_more_processes_than_there_are_places(pool_of):
+    places = ProcessPlaces(3)
+    pools = [pool_of(f"person-{number}", places) for number in range(20)]
+    most, answers = [], []
+
+    def ask(pool):
+        answers.append(pool.call("echo", {})["pid"])
+
+    threads = [threading.Thread(target=ask, args=(pool,)) for pool in pools]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        most.append(living(*pools))
+        time.sleep(0.01)
+
+    assert len(answers) == 20
+    assert max(most) <= 3
+    assert living(*pools) <= 3
+
+
+def test_an_idle_process_makes_room_for_another_person(pool_of):
+    places = ProcessPlaces(1)
+    ann, bea = pool_of("ann", places), pool_of("bea", places)
+    first = ann.call("echo", {})["pid"]
+
+    assert bea.call("echo", {})["pid"] != first
+
+    assert not ann.pids
+    assert not psutil.pid_exists(first)
+
+
+def test_a_person_whose_place_is_taken_sees_that_and_is_next(pool_of):
+    places = ProcessPlaces(1)
+    ann, bea = pool_of("ann", places), pool_of("bea", places)
+    counting = ann.stream("count", {"to": 1_000_000})
+    next(counting)
+
+    asking = bea.stream("echo", {})
+    assert "at work for other people" in next(asking)["waiting"]
+    counting.close()
+
+    assert any("result" in answer for answer in asking)
+
+
+def test_a_question_gives_up_its_wait_after_a_while(pool_of):
+    places = ProcessPlaces(1)
+    ann, bea = pool_of("ann", places), pool_of("bea", places)
+    counting = ann.stream("count", {"to": 1_000_000})
+    next(counting)
+
+    with pytest.raises(WorkerError, match="at work for other people"):
+        list(bea.stream("echo", {}, waits_seconds=0.0))
+
+    counting.close()
+    assert bea.call("echo", {})["pid"]
+
+
+def test_one_person_cannot_take_all_places(pool_of):
+    places = ProcessPlaces(4)
+    greedy = [pool_of("ann", places, size=1) for _ in range(6)]
+    counts = [pool.stream("count", {"to": 1_000_000}) for pool in greedy]
+    begun = [answers for answers in counts if "progress" in next(answers)]
+
+    assert len(begun) == 2
+    assert pool_of("bea", places).call("echo", {})["pid"]
+    for answers in counts:
+        answers.close()
+
+
+def test_next_is_who_has_fewest_at_work():
+    places = ProcessPlaces(2)
+    processes = [JsonLinesProcess(WORKER, log_file=Path("unused")) for _ in range(4)]
+    list(places.take(processes[0], "ann"))
+    list(places.take(processes[1], "cal"))
+    order = []
+
+    def wait(process, person):
+        for _ in places.take(process, person):
+            pass
+        order.append(person)
+
+    waiting = []
+    for process, person in ((processes[2], "ann"), (processes[3], "bea")):
+        thread = threading.Thread(target=wait, args=(process, person))
+        thread.start()
+        waiting.append(thread)
+        wait_until(lambda: len(places._waiting) == len(waiting))
+
+    places.give(processes[1])
+    waiting[1].join(10)
+    assert order == ["bea"], "ann came first and has one at work"
+    places.give(processes[0])
+    waiting[0].join(10)
+    assert order == ["bea", "ann"]
+
+
+def test_all_processes_of_a_lab_end_when_idle_and_start_again(pool_of):
+    pool = pool_of("ann", ProcessPlaces(2), idle_seconds=0.2)
+    first = pool.call("echo", {})["pid"]
+
+    wait_until(lambda: not psutil.pid_exists(first))
+
+    assert pool.call("echo", {})["pid"] != first
+
+
+def test_a_closed_pool_starts_no_process_any_more(pool_of):
+    places = ProcessPlaces(1)
+    pool, other = pool_of("ann", places), pool_of("bea", places)
+    pool.call("echo", {})
+    pool.close(timeout_seconds=0.5)
+
+    with pytest.raises(WorkerError):
+        pool.call("echo", {})
+    assert not pool.pids
+    assert other.call("echo", {})["pid"], "its place is free"
+
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes end by signals")

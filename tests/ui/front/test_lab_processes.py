@@ -1,0 +1,70 @@
+"""The processes behind the pages of a lab: bounded for all people together, and gone with their server."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.config.run import DatasetConfig
+from engine.inspector.session import Inspector, InspectorPlaces
+from engine.processes.places import ProcessPlaces
+from tests.runs.supervision import wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SAMPLE = DatasetConfig(source="sample:lab-chats")
+SERVER = """
+import sys, time
+from pathlib import Path
+from engine.config.run import DatasetConfig
+from engine.inspector.session import Inspector, InspectorPlaces
+from engine.paths import LoratoryHome
+
+home, places = LoratoryHome(Path(sys.argv[1])), InspectorPlaces()
+inspectors = [Inspector(home.of(name), places=places) for name in ("ann", "bea", "cal")]
+for one in inspectors:
+    one.preview(DatasetConfig(source="sample:lab-chats"))
+print(*(pid for one in inspectors for pid in one.pids), flush=True)
+time.sleep(600)
+"""
+
+
+def test_previews_of_twenty_people_take_turns_in_the_processes_that_a_lab_has(home):
+    places = InspectorPlaces(data=ProcessPlaces(2))
+    inspectors = [Inspector(home.of(f"person-{number}"), places=places) for number in range(20)]
+    pages, most = [], [0]
+    threads = [
+        threading.Thread(target=lambda one=one: pages.append(one.preview(SAMPLE, count=1))) for one in inspectors
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        most.append(sum(len(one.pids) for one in inspectors))
+        time.sleep(0.02)
+    for one in inspectors:
+        one.close()
+
+    assert len(pages) == 20
+    assert max(most) <= 2
+    assert not any(one.pids for one in inspectors)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by a signal")
+def test_no_process_of_a_page_survives_a_server_that_is_killed(tmp_path):
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVER, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert server.stdout is not None
+    processes = [psutil.Process(int(pid)) for pid in server.stdout.readline().split()]
+    assert len(processes) == 3
+
+    server.send_signal(signal.SIGKILL)
+    server.communicate()
+
+    wait_until(lambda: not any(process.is_running() for process in processes))
