@@ -23,6 +23,7 @@ from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers
 
 if TYPE_CHECKING:
+    from engine.runs.lab_queue import QueueBoard
     from ui.backend.lab import LabAdmin  # brings argon2, which the page at home does without
 
 
@@ -51,3 +52,4 @@ class Services:
     # Notes in the audit log of a lab what was done to a run, by its id.
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
     lab: "LabAdmin | None" = None  # where the person is an admin
+    board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts

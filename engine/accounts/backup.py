@@ -22,7 +22,7 @@ _HEAD = "loratory-backup"  # the first member; its content is the format
 _FORMAT = "1"
 _FILES = ("lab.yaml", "audit.jsonl", "electricity.json")
 _FOLDERS = ("runs", "server/keys")
-_SINGLE = ("server/queue.json", "server/urgent.json", "server/usage.jsonl")
+_SINGLE = ("server/queue.json", "server/urgent.json", "server/usage.jsonl", "server/disk.jsonl")
 # Of a worker on this machine, which is not there after a restore; and what is half-made or half-deleted.
 _LEFT_OUT = re.compile(r"lock|process\.json|\.(new|deleted)-.*|\..*\.tmp")
 _CHECKPOINTS = "checkpoints"

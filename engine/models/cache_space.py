@@ -1,6 +1,7 @@
 """The space of the model cache that all people of a lab use: what could be removed from it, and its removal on request."""
 
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from engine.accounts.limits import LabLimits
@@ -9,13 +10,34 @@ from engine.errors import ModelError, StorageError
 _GB = 10**9
 
 
+class ModelUse(NamedTuple):
+    """What the runs of all people make of a model.
+
+    Attributes:
+        last: When the newest of them was made, in seconds since the epoch.
+        runs: How many there are.
+        needed_by: Those that wait or are at work, as `owner/run-id`.
+    """
+
+    last: float = 0.0
+    runs: int = 0
+    needed_by: tuple[str, ...] = ()
+
+
 class CachedModel(NamedTuple):
-    """A model in the Hub's cache."""
+    """A model in the Hub's cache.
+
+    Attributes:
+        id: On the Hub.
+        bytes: Of all its revisions.
+        last_used: When its files were read or a run was made with it, in seconds since the epoch.
+        use: By runs.
+    """
 
     id: str
     bytes: int
-    last_used: float  # seconds since the epoch
-    is_in_use: bool  # by a run that waits or is at work
+    last_used: float
+    use: ModelUse
 
 
 class ModelCache(NamedTuple):
@@ -24,30 +46,33 @@ class ModelCache(NamedTuple):
     Attributes:
         models: Those used least recently first.
         bytes: Of all.
-        offered: Ids whose removal brings the cache below its size; those in use are never among them.
+        offered: Ids whose removal brings the cache below its size; those that runs need are never among them.
+        most_bytes: Its size as the lab limits it; None without a limit.
     """
 
     models: tuple[CachedModel, ...]
     bytes: int
     offered: tuple[str, ...]
+    most_bytes: float | None
 
 
-def look_at_cache(limits: LabLimits, in_use: Collection[str]) -> ModelCache:
+def look_at_cache(limits: LabLimits, uses: Mapping[str, ModelUse]) -> ModelCache:
     """List the cached models, and choose what to offer for removal; removes nothing.
 
     Args:
         limits: Has the size of the cache; without one, nothing is offered.
-        in_use: Ids of models that runs need which wait or are at work.
+        uses: Of models by runs, by id.
     """
-    models = tuple(sorted(_cached(in_use), key=lambda model: model.last_used))
+    models = tuple(sorted(_cached(uses), key=lambda model: model.last_used))
     total = sum(model.bytes for model in models)
-    excess = total - limits.model_cache_gb * _GB if limits.model_cache_gb is not None else 0
+    most = None if limits.model_cache_gb is None else limits.model_cache_gb * _GB
+    excess = 0.0 if most is None else total - most
     offered = []
     for model in models:
-        if excess > 0 and not model.is_in_use:
+        if excess > 0 and not model.use.needed_by:
             offered.append(model.id)
             excess -= model.bytes
-    return ModelCache(models, total, tuple(offered))
+    return ModelCache(models, total, tuple(offered), most)
 
 
 def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
@@ -62,29 +87,31 @@ def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
     if model_id in in_use:
         raise ModelError(f"{model_id} is needed by a run that waits or is at work.", "Wait for its end, or stop it.")
     try:
-        info = scan_cache_dir()
-        found = next((repo for repo in info.repos if repo.repo_type == "model" and repo.repo_id == model_id), None)
+        found = next(
+            (repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.repo_id == model_id), None
+        )
         if found is None:
             raise ModelError(f"{model_id[:100]!r} is not in the model cache.", "Choose one that is listed.")
-        strategy = info.delete_revisions(*(revision.commit_hash for revision in found.revisions))
-        freed = strategy.expected_freed_size
-        strategy.execute()
+        # Not by `delete_revisions`: a renamed repository has the same commits under two names, and it takes either.
+        shutil.rmtree(found.repo_path)
     except OSError as error:
         raise StorageError(
             f"{model_id} cannot be removed ({error.strerror}).", "Check the permissions of the model cache."
         ) from error
-    return freed
+    return found.size_on_disk
 
 
-def _cached(in_use: Collection[str]) -> list[CachedModel]:
+def _cached(uses: Mapping[str, ModelUse]) -> list[CachedModel]:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    return [
-        CachedModel(repo.repo_id, repo.size_on_disk, repo.last_accessed, repo.repo_id in in_use)
-        for repo in repos
-        if repo.repo_type == "model"
-    ]
+    found = []
+    for repo in repos:
+        if repo.repo_type == "model":
+            use = uses.get(repo.repo_id, ModelUse())
+            # File systems note reads once a day at most, or never.
+            found.append(CachedModel(repo.repo_id, repo.size_on_disk, max(repo.last_accessed, use.last), use))
+    return found

@@ -9,6 +9,8 @@ from engine.paths import LoratoryHome
 from engine.runs.store import folder_size_bytes
 
 _GB = 10**9
+_WARNED_FROM = 0.85  # of the quota
+_FLOORS_WARNED_FROM = 2.0  # of the space that stays free
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,26 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
             f"You use {_gb(used.total)} of {quota:g} GB ({parts}){needed}.",
             "Delete runs, uploads or exports that you no longer need.",
         )
+
+
+def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
+    """Return what a person should do before starts and uploads are refused; empty while there is enough room."""
+    quota = limits.disk_gb_per_person
+    sentences = []
+    if quota is not None and use.total >= quota * _GB:
+        sentences.append(
+            f"You use {_gb(use.total)} of {quota:g} GB of disk space, so starts and uploads are refused: "
+            "delete runs, uploads or exports that you no longer need."
+        )
+    elif quota is not None and use.total >= _WARNED_FROM * quota * _GB:
+        sentences.append(
+            f"You use {_gb(use.total)} of {quota:g} GB of disk space. At {quota:g} GB, starts and uploads are refused: "
+            "delete runs, uploads or exports that you no longer need."
+        )
+    if free < _FLOORS_WARNED_FROM * limits.free_disk_gb * _GB:
+        below = "so" if free < limits.free_disk_gb * _GB else f"and below {limits.free_disk_gb:g} GB"
+        sentences.append(f"The disk of the lab has {_gb(free)} GB free, {below} no run starts.")
+    return " ".join(sentences)
 
 
 def _gb(count: int) -> str:

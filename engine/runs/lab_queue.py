@@ -19,9 +19,9 @@ from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import seconds_left
-from engine.runs.provenance import read_provenance
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
+from engine.runs.supervision.urgent import UrgentRun, UrgentSlot
 from engine.runs.usage import Attempt, live_attempt
 
 _MOST_FOLLOWED = 100
@@ -59,7 +59,7 @@ class QueueEntry:
         reason: Why it waits, or stops.
         words: The same for the viewer.
         run_id: Empty where the viewer may do nothing with it.
-        is_urgent: Whether it is in the urgent slot.
+        urgent: Why it goes before all others; empty where it does not.
     """
 
     owner: str
@@ -71,7 +71,7 @@ class QueueEntry:
     reason: Reason | None
     words: str
     run_id: str
-    is_urgent: bool = False
+    urgent: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class QueueBoard:
         Args:
             viewer: Gets ids of the own runs; an admin of all, to stop them.
         """
-        snapshot, rules = self._snapshot(), read_rules(self._home) or LabRules()
+        snapshot, rules, urgent = self._snapshot(), read_rules(self._home) or LabRules(), self._urgent()
         shown = []
         for run, state in self._at_work(snapshot):
             words = _words(run.owner, viewer, state.reason, state.cause)
@@ -139,9 +139,8 @@ class QueueBoard:
         for place, one in enumerate(snapshot.waiting, start=1):
             words = _words(one.owner, viewer, one.reason, one.cause)
             run_id = _id_for(viewer, one.owner, one.run_id)
-            shown.append(
-                QueueEntry(one.owner, "queued", "", place, None, None, one.reason, words, run_id, one.is_urgent)
-            )
+            first = urgent.words if urgent is not None and urgent.run_id == one.run_id else ""
+            shown.append(QueueEntry(one.owner, "queued", "", place, None, None, one.reason, words, run_id, first))
         return tuple(shown)
 
     def devices(self) -> tuple[DeviceUse, ...]:
@@ -155,12 +154,10 @@ class QueueBoard:
         live = (live_attempt(run, state, now) for run, state in self._at_work(self._snapshot()))
         return tuple(attempt for attempt in live if attempt is not None)
 
-    def models_in_use(self) -> frozenset[str]:
-        """Return the ids of the models that waiting and working runs need; these stay in the model cache."""
-        snapshot = self._snapshot()
-        keys = (*snapshot.active, *((one.owner, one.run_id) for one in snapshot.waiting))
-        folders = (RunFolder(self._home.runs / owner / run_id) for owner, run_id in keys)
-        return frozenset(source for folder in folders if (source := read_provenance(folder).model_source))
+    def _urgent(self) -> UrgentRun | None:
+        with contextlib.suppress(EngineError):
+            return UrgentSlot(self._home).run()
+        return None
 
     def _snapshot(self) -> QueueSnapshot:
         return read_model(self._home.server / SNAPSHOT_FILE, QueueSnapshot) or QueueSnapshot()

@@ -1,7 +1,7 @@
 """What an admin sees and does of a lab. Each method looks at the rights as they are at that moment, and logs what it does."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,13 +15,18 @@ from engine.accounts.limits import LabLimits, Maintenance
 from engine.accounts.people import Action, Person, RunAccess, may, require, require_role
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
-from engine.errors import AccountError, ConfigError, Problem, RunError
+from engine.errors import AccountError, ConfigError, EngineError, ModelError, Problem, RunError
+from engine.models.cache_space import ModelCache, look_at_cache, remove_cached_model
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
-from engine.runs.disk import DiskUse, disk_use, free_bytes
-from engine.runs.lab_queue import QueueBoard, QueueEntry
+from engine.runs.disk import DiskUse, free_bytes
+from engine.runs.disk_samples import DiskSamples
+from engine.runs.lab_queue import DeviceUse, QueueBoard, QueueEntry
+from engine.runs.model_use import model_uses
+from engine.runs.run import LIVE_STATES, Run
 from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
-from engine.runs.usage import WeekOfPerson, usage_by_week
+from engine.runs.supervision.urgent import UrgentSlot
+from engine.runs.usage import Week, WeekOfPerson, usage_by_week
 
 _SHARED_AT_MOST = 500
 
@@ -58,13 +63,23 @@ class Usage(NamedTuple):
 
     Attributes:
         weeks: By person and week, the newest in front.
-        disks: By person.
+        disk: Bytes of each person at the end of each week; of this week, now.
+        disks: By person, now.
         free_bytes: Of the disk.
     """
 
     weeks: tuple[WeekOfPerson, ...]
+    disk: Mapping[tuple[str, Week], int]
     disks: tuple[DiskUse, ...]
     free_bytes: int
+
+
+class RunsOfPerson(NamedTuple):
+    """How many runs a person has."""
+
+    all: int
+    active: int
+    waiting: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ class LabAdmin:
         throttle: Counts wrong passwords.
         audit: Logs what is done.
         board: Shows the queue.
+        disk: Measures people's folders.
         name: The admin's.
     """
 
@@ -89,6 +105,7 @@ class LabAdmin:
     throttle: SignInThrottle
     audit: AuditLog
     board: QueueBoard
+    disk: DiskSamples
     name: str
 
     def people(self) -> tuple[list[Person], list[InvitationState]]:
@@ -147,6 +164,22 @@ class LabAdmin:
         self._log(caller, "enabled", person.name, person.role)
         return person
 
+    def runs_of(self, name: str) -> RunsOfPerson:
+        """Return how many runs a person has, for what is said before the account is removed."""
+        self._require()
+        states = []
+        for run in RunStore(self.home, self.accounts.person(name).name).list():
+            with contextlib.suppress(EngineError):
+                states.append(run.folder.read_state().state)
+        return RunsOfPerson(len(states), sum(one in LIVE_STATES for one in states), states.count("queued"))
+
+    def remove(self, caller: Caller, name: str) -> None:
+        """Remove an account for good; its runs stay, and admins can read them."""
+        self._require_confirmed(caller)
+        person = self.accounts.person(name)
+        self.accounts.remove(person.name)
+        self._log(caller, "removed", person.name, person.role)
+
     def queue(self) -> tuple[QueueEntry, ...]:
         """Return the runs of all people at work, then those that wait, the next one first."""
         return self.board.entries(self._require())
@@ -154,23 +187,60 @@ class LabAdmin:
     def stop(self, caller: Caller, name: str) -> None:
         """Ask a run, named `owner/run-id`, to save and stop; one that waits leaves the queue."""
         person = self._require()
-        owner, _, run_id = name.partition("/")
-        # Both are looked up in lists of what is there: neither becomes a path.
-        if (
-            owner not in list_owners(self.home)
-            or RUN_ID.fullmatch(run_id) is None
-            or not may(person, Action.STOP, RunAccess(owner))
-        ):
-            raise RunError("There is no such run.", "Look at the list as it is now.")
-        request_stop(RunStore(self.home, owner).get(run_id))
+        request_stop(self._run(person, name, Action.STOP))
         self._log(caller, "run stopped", name)
+
+    def devices(self) -> tuple[DeviceUse, ...]:
+        """Return what each device does, and programs outside Loratory on it."""
+        self._require()
+        return self.board.devices()
+
+    def make_urgent(self, caller: Caller, name: str, why: str) -> None:
+        """Put a waiting run, named `owner/run-id`, before all others; everyone reads who did so, and why."""
+        person = self._require()
+        run = self._run(person, name, Action.STOP)
+        UrgentSlot(self.home).put(person, run, why)
+        self._log(caller, "urgent", name, why)
+
+    def clear_urgent(self, caller: Caller) -> None:
+        """Let the urgent run wait for its turn again."""
+        person = self._require()
+        slot = UrgentSlot(self.home)
+        run = slot.run()
+        slot.clear(person)
+        if run is not None:
+            self._log(caller, "urgent", f"{run.owner}/{run.run_id}", "no longer")
 
     def usage(self) -> Usage:
         """Return what people used by week, and what they have on disk; takes a moment where there are many files."""
         self._require()
-        names = sorted({person.name for person in self.accounts.people()} | set(list_owners(self.home)))
-        disks = tuple(disk_use(self.home, name) for name in names)
-        return Usage(usage_by_week(self.home, self.board.attempts()), disks, free_bytes(self.home))
+        disks = tuple(self.disk.measure().values())
+        used = {(one.owner, one.week): one for one in usage_by_week(self.home, self.board.attempts())}
+        disk = {key: bytes_ for key, bytes_ in self.disk.by_week().items() if bytes_}
+        idle = {key: WeekOfPerson(*key, 0.0, 0.0, None, 0) for key in disk.keys() - used.keys()}
+        weeks = sorted((used | idle).values(), key=lambda one: (-one.week.year, -one.week.number, one.owner))
+        return Usage(tuple(weeks), disk, disks, free_bytes(self.home))
+
+    def models(self) -> ModelCache:
+        """Return what is in the model cache, which runs need it, and what is offered for removal."""
+        self._require()
+        return look_at_cache(read_settings(self.home).limits, model_uses(self.home))
+
+    def remove_models(self, caller: Caller, ids: Sequence[str]) -> int:
+        """Remove models from the cache; returns the bytes that this freed.
+
+        Raises:
+            ModelError: If one of them is not there, or a run that waits or is at work needs it. Those before it are gone.
+        """
+        self._require()
+        if not ids:
+            raise ModelError("No model is picked.", "Pick one in the list.")
+        freed = 0
+        for model_id in ids:
+            uses = model_uses(self.home)  # a run may have been started meanwhile
+            freed += remove_cached_model(model_id, {name for name, use in uses.items() if use.needed_by})
+            self._log(caller, "model removed", model_id)
+        return freed
 
     def settings(self) -> LabSettings:
         """Return the settings of the lab."""
@@ -231,6 +301,17 @@ class LabAdmin:
         """Return the newest entries of the audit log, of one kind and with all words where these are given."""
         self._require()
         return self.audit.newest(count, words, kind)
+
+    def _run(self, person: Person, name: str, action: Action) -> Run:
+        owner, _, run_id = name.partition("/")
+        # Both are looked up in lists of what is there: neither becomes a path.
+        if (
+            owner not in list_owners(self.home)
+            or RUN_ID.fullmatch(run_id) is None
+            or not may(person, action, RunAccess(owner))
+        ):
+            raise RunError("There is no such run.", "Look at the list as it is now.")
+        return RunStore(self.home, owner).get(run_id)
 
     def _require(self) -> Person:
         person = self.accounts.person(self.name)

@@ -16,15 +16,18 @@ from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
+from engine.runs.disk_samples import DiskSamples
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
+from engine.runs.store import list_owners
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import Shapes
 from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate
-from ui.front.pages import PersonPages, housekeeping
+from ui.front.pages import PersonPages
+from ui.front.upkeep import disk_notice, upkeep
 from ui.serve import build_services, close_services
 from ui.services import Services
 
@@ -42,14 +45,18 @@ def build_gate(
     shared = accounts, sessions, SignInThrottle(), audit
     front = Front(*shared, notice=lambda: read_notice(home))
     board = QueueBoard(home)
+    disk = DiskSamples(home, lambda: {*(one.name for one in accounts.people()), *list_owners(home)})
 
     def complete(person: Person) -> Services:
-        lab = LabAdmin(home, address, *shared, board, person.name) if may(person, Action.MANAGE) else None
+        lab = LabAdmin(home, address, *shared, board, disk, person.name) if may(person, Action.MANAGE) else None
+
+        def notice() -> str:
+            return " ".join(filter(None, (read_notice(home), disk_notice(home, disk.newest(person.name)))))
 
         def log(kind: AuditKind, run_id: str) -> None:
             audit.write(person.name, kind, f"{person.name}/{run_id}")
 
-        return replace(services_of(person), notice=lambda: read_notice(home), log=log, lab=lab)
+        return replace(services_of(person), notice=notice, log=log, lab=lab, board=board)
 
     def enabled() -> set[str]:
         return {person.name for person in accounts.people() if person.disabled is None}
@@ -57,7 +64,7 @@ def build_gate(
     pages = PersonPages(complete, address, close_services)
     plain = Starlette(
         routes=[*front.routes(), *AccountPages(*shared).routes()],
-        lifespan=lambda _: housekeeping(pages, enabled),
+        lifespan=lambda _: upkeep(pages, enabled, disk),
     )
     gate = Gate(address, sessions.find, plain, FRONT_PATHS | ACCOUNT_PATHS, pages, behind_proxy=behind_proxy)
     return gate, pages

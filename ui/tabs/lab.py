@@ -1,6 +1,7 @@
 """Lab: people, runs of all, usage, limits, announcements, maintenance, shared folders and audit log. For admins alone."""
 
 from collections.abc import Callable
+from html import escape
 from typing import Any, get_args
 
 import gradio as gr
@@ -10,32 +11,33 @@ from engine.accounts.audit import AuditKind
 from engine.accounts.lab import LabSettings
 from engine.accounts.people import ROLES
 from engine.errors import AccountError
-from ui.backend.lab import Caller, LabAdmin, UnconfirmedError, Usage, limit_fields, maintenance_fields
+from ui.backend.lab import Caller, LabAdmin, UnconfirmedError, limit_fields, maintenance_fields
 from ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
+    Confirmation,
     Updates,
-    chart,
     pick_list,
     picked,
-    save_csv_script,
     script,
     shown_as_message,
     shown_in_place,
     visible_if,
 )  # fmt: skip
 from ui.form import component_of_field, number_of, text_of
-from ui.front.gate import COOKIE
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
+from ui.tabs.lab_caller import caller_of
+from ui.tabs.lab_runs import LabRunsPart
+from ui.tabs.lab_usage import LabModelsPart, LabUsagePart
 from ui.views import lab as views
 from ui.views.html import small
 
 _LOG_ROWS = 200
 _ANY_KIND = "any"
 _CONFIRM = "Type your password to continue."
-_NEEDS_NAME = ("role", "reset", "disable", "enable")
+_NEEDS_NAME = ("role", "reset", "disable", "enable", "remove")
 
 
 class LabTab:
@@ -46,14 +48,11 @@ class LabTab:
         self._admin = admin
         self._tab = enclosing_tab()
         self._lay_out_people()
-        gr.HTML("<h2>Runs and queue</h2>")
-        self.active = pick_list(elem_id="lab-active")
-        gr.HTML("<h2>Usage</h2>")
-        self.chart = chart("No usage yet: hours count from the first run on.", elem_id="lab-usage-chart")
-        self.usage = gr.HTML(elem_id="lab-usage")
-        self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
-        self._csv_text = gr.Textbox(visible=False)
+        self._runs = LabRunsPart(page, admin)
+        self._usage = LabUsagePart(admin)
         self._lay_out_settings()
+        with gr.Accordion("Model cache", open=False, elem_id="lab-models-fold"):
+            self._models = LabModelsPart(admin)
         with gr.Accordion("Shared models and data", open=False, elem_id="lab-shared-fold"):
             self.shared = gr.HTML(elem_id="lab-shared")
         with gr.Accordion("Audit log", open=False, elem_id="lab-log-fold"):
@@ -82,6 +81,10 @@ class LabTab:
                 self.reset = gr.Button("Reset password", scale=0, min_width=150, elem_id="lab-reset")
                 self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=150, elem_id="lab-disable")
                 self.enable = gr.Button("Enable", scale=0, min_width=150, visible=False, elem_id="lab-enable")
+                self.remove = gr.Button("Remove account", scale=0, min_width=150, elem_id="lab-remove")
+            self.removal = Confirmation(
+                "Remove for good", "Keep", elem_id="lab-removal", yes_id="lab-removal-yes", no_id="lab-removal-no"
+            )
         with gr.Row(elem_id="lab-invite-row"):
             self.invited_role = Radio(
                 list(ROLES), value="member", label="New account", scale=0, min_width=380, elem_id="lab-invite-role"
@@ -120,20 +123,24 @@ class LabTab:
         self._page.rest_elsewhere(self._tab, self.timer)
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
         filters = [self.words, self.kind]
-        listed = [self.people, self.active, self.shared]
+        listed = [self.people, *self._runs.outputs, self.shared]
         opened = self._tab.select(shown_as_message(self._show), self.name, [*listed, self.result, *settings], **QUICK)
         opened.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
-        opened.then(shown_as_message(self._show_usage), None, [self.usage, self.chart], **SLOW)
+        self._usage.wire(opened)
+        self._models.wire(opened, self._log_after)
         self._tab.select(lambda: gr.update(active=True), None, self.timer, **QUICK)
-        show_active = shown_in_place(lambda: views.render_queue(self._admin.queue()))
-        self.timer.tick(show_active, None, self.active, trigger_mode="once", **QUICK)
+        self.timer.tick(shown_as_message(self._runs.show), None, self._runs.outputs, trigger_mode="once", **QUICK)
+        self._runs.wire(self._log_after)
 
-        panel = [self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people]
+        self.removal.wire(self.remove.click, self._ask_removal, self.name)
+        panel = [
+            self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people, self.removal.panel,
+        ]  # fmt: skip
         changed = [*panel, self.pending, self.confirmation, self.password, self.result]
         self.people.click(shown_as_message(self._pick), None, [*panel, self.result], **QUICK)
         for button, action in (
             (self.invite, "invite"), (self.save_role, "role"), (self.reset, "reset"), (self.disable, "disable"),
-            (self.enable, "enable"),
+            (self.enable, "enable"), (self.removal.really, "remove"),
         ):  # fmt: skip
             role = self.invited_role if action == "invite" else self.role
             self._log_after(button.click(self._asks_for(action), [self.name, role], changed, **SLOW))
@@ -143,17 +150,12 @@ class LabTab:
 
         maintenance = [self.maintenance, self.maintenance_text]
         actions: tuple[tuple[Any, Callable[..., Any], Any, Any], ...] = (
-            (self.active.click, self._stop, None, self.active),
             (self.save_limits.click, self._save_limits, list(self.limits.values()), None),
             (self.announce.click, self._announce, self.announcement, None),
             (self.save_maintenance.click, self._set_maintenance, maintenance, None),
         )
         for happens, handler, inputs, outputs in actions:
             self._log_after(happens(shown_as_message(handler), inputs, outputs, **QUICK))
-        made = self.csv.click(
-            shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
-        )
-        made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
         gr.on(
             [changed_by_hand(part) for part in filters],
             shown_in_place(self._show_log),
@@ -171,7 +173,7 @@ class LabTab:
         limits = settings.limits
         return {
             self.people: self._list_people(name),
-            self.active: views.render_queue(self._admin.queue()),
+            **self._runs.show(),
             self.shared: views.render_shared(self._admin.shared()),
             self.result: "",
             **{part: _shown(getattr(limits, field), part) for field, part in self.limits.items()},
@@ -183,9 +185,8 @@ class LabTab:
     def _list_people(self, chosen: str) -> str:
         return views.render_people(*self._admin.people(), chosen)
 
-    def _show_usage(self) -> Updates:
-        usage: Usage = self._admin.usage()
-        return {self.usage: views.render_usage(usage), self.chart: views.usage_figure(usage)}
+    def _ask_removal(self, name: str) -> tuple[str, str]:
+        return f"Remove {name} for good?", escape(views.removal_words(name, self._admin.runs_of(name)))
 
     def _show_log(self, words: Any, kind: Any) -> str:
         wanted = "" if kind == _ANY_KIND else str(kind)
@@ -199,21 +200,22 @@ class LabTab:
         chosen = next((person for person in people if person.name == name), None)
         listed = views.render_people(people, invitations, name)
         if chosen is None:
-            return {self.name: "", self.person: HIDDEN, self.people: listed}
+            return {self.name: "", self.person: HIDDEN, self.people: listed, self.removal.panel: HIDDEN}
         return {
             self.name: chosen.name, self.person: visible_if(True), self.heading: f"<h3>{chosen.name}</h3>",
             self.role: chosen.role, self.disable: visible_if(chosen.disabled is None),
             self.enable: visible_if(chosen.disabled is not None), self.people: listed,
+            self.removal.panel: HIDDEN,
         }  # fmt: skip
 
     def _asks_for(self, action: str) -> Callable[..., Updates]:
         def handler(name: Any, role: Any, request: gr.Request) -> Updates:
-            return self._do(f"{action}:{role}", str(name), _caller(request))
+            return self._do(f"{action}:{role}", str(name), caller_of(request))
 
         return shown_as_message(handler)
 
     def _confirm(self, password: Any, pending: Any, name: Any, request: gr.Request) -> Updates:
-        caller = _caller(request)
+        caller = caller_of(request)
         self._admin.confirm(caller, str(password))
         return self._do(str(pending), str(name), caller) if pending else self._calm()
 
@@ -235,6 +237,9 @@ class LabTab:
                 self._admin.disable(caller, name)
             elif action == "enable":
                 self._admin.enable(caller, name)
+            elif action == "remove":
+                self._admin.remove(caller, name)
+                gr.Info(f"The account {name} was removed.", duration=4)
         except UnconfirmedError:
             return {self.pending: wanted, self.confirmation: visible_if(True), self.password: "", self.result: ""}
         return {**self._panel(name), **self._calm(), self.result: result}
@@ -242,24 +247,17 @@ class LabTab:
     def _calm(self) -> Updates:
         return {self.pending: "", self.confirmation: HIDDEN, self.password: ""}
 
-    def _stop(self, event: gr.EventData, request: gr.Request) -> Updates:
-        name = picked(event)
-        if name.startswith(views.STOP_PREFIX):
-            self._admin.stop(_caller(request), name.removeprefix(views.STOP_PREFIX))
-            gr.Info("The run was asked to save and stop.", duration=4)
-        return {self.active: views.render_queue(self._admin.queue())}
-
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
         typed = dict(zip(self.limits, values, strict=True))
-        self._admin.save_limits(_caller(request), {name: _read(name, value) for name, value in typed.items()})
+        self._admin.save_limits(caller_of(request), {name: _read(name, value) for name, value in typed.items()})
         gr.Info("Limits saved.", duration=4)
 
     def _announce(self, text: Any, request: gr.Request) -> None:
-        self._admin.announce(_caller(request), str(text or ""))
+        self._admin.announce(caller_of(request), str(text or ""))
         gr.Info("Announcement saved." if str(text or "").strip() else "Announcement removed.", duration=4)
 
     def _set_maintenance(self, is_on: Any, text: Any, request: gr.Request) -> None:
-        self._admin.set_maintenance(_caller(request), is_on is True, str(text or ""))
+        self._admin.set_maintenance(caller_of(request), is_on is True, str(text or ""))
         gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
 
 
@@ -270,11 +268,6 @@ def _limit_box(name: str, field: FieldInfo) -> Any:
     return gr.Textbox(
         label=field.title, info=field.description, lines=1, max_lines=1, min_width=240, elem_id=f"lab-{name}"
     )
-
-
-def _caller(request: gr.Request) -> Caller:
-    address = request.client.host if request.client else ""
-    return Caller(request.cookies.get(COOKIE, ""), address)
 
 
 def _is_mapping(value: Any) -> bool:

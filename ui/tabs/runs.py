@@ -25,6 +25,7 @@ from ui.components import (
 from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
+from ui.tabs.lab_queue import LabQueuePart
 from ui.tabs.one_run import OneRunPart
 from ui.tabs.shared_runs import SharedRunsPart
 from ui.views import run_table
@@ -43,6 +44,8 @@ class RunsTab:
         self._tab = enclosing_tab()
         self._order = QueueOrder(page.services.home)
         self.queue = pick_list(elem_id="queue")
+        if (board := page.services.board) is not None:
+            LabQueuePart(page.services, board)
         gr.HTML(
             '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick two or more to compare their curves and settings.</p>'
         )

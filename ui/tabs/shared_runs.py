@@ -35,6 +35,15 @@ from ui.views.run_view import render_heading
 _NOTHING_SHARED = empty(
     "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
 )
+# The table may be long, and the Lab tab opens a run as well: once it is laid out, bring it into sight.
+_SCROLL_TO_RUN = """() => {
+  const find = (tries) => {
+    const run = document.getElementById('shared-run');
+    if (run?.offsetParent) run.scrollIntoView({block: 'start'});
+    else if (tries) setTimeout(find, 100, tries - 1);
+  };
+  find(50);
+}"""
 
 
 class SharedRunsPart:
@@ -52,7 +61,7 @@ class SharedRunsPart:
                 self.copy = gr.Button("Copy settings", scale=0, min_width=150, elem_id="shared-copy")
             self.loss = chart("The curve begins with the first step.", elem_id="shared-loss", elem_classes="loss-chart")
             self.details = gr.HTML(elem_id="shared-details")
-        self.shown = gr.Textbox("", visible=False)  # owner/run-id
+        self.shown = page.other_run
         self._change = gr.State({})
         self._outputs = [self.panel, self.heading, self.chat, self.loss, self.details, self.shown]
 
@@ -62,6 +71,7 @@ class SharedRunsPart:
         self.list_after(tab.select(self.show, self.shown, self._outputs, **QUICK))
         taken = self.table.click(self._pick, None, self.shown, **QUICK)
         self.list_after(taken.then(self.show, self.shown, self._outputs, **QUICK))
+        self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
         copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
         page.open_tab(page.fill_after(copied, self._change), "method")
         page.open_tab(self.chat.click(lambda name: name, self.shown, page.chosen_run, **QUICK), "chat")

@@ -124,6 +124,11 @@ def empty(title: str, text: str, *, role: str = "") -> str:
     return f'<div class="empty"{_attribute("role", role)}><b>{escape(title)}</b>{escape(text)}</div>'
 
 
+def notice(text: str) -> str:
+    """Return the box of a question, or of something to know."""
+    return f'<div class="notice" role="status">{escape(text)}</div>'
+
+
 def notices(sentences: Iterable[str]) -> str:
     """Return each sentence as a paragraph that should not be missed."""
     return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)

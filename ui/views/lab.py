@@ -6,15 +6,14 @@ import time
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from engine.accounts.accounts import InvitationState
 from engine.accounts.audit import AuditEntry
 from engine.accounts.people import Person
-from engine.runs.disk import DiskUse
-from engine.runs.lab_queue import QueueEntry
+from engine.models.cache_space import CachedModel, ModelCache
 from engine.runs.usage import Week, WeekOfPerson
-from ui.backend.lab import SharedItem, Usage
+from ui.backend.lab import RunsOfPerson, SharedItem, Usage
 from ui.views.html import (
     Column,
     Row,
@@ -31,7 +30,8 @@ from ui.views.html import (
 )
 from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
 
-STOP_PREFIX = "stop:"
+MODEL_PREFIX, OFFERED = "model:", "offered"
+UsageKind = Literal["Hours", "Energy", "Disk"]
 _CHART_WEEKS = 12
 _TABLE_WEEKS = 8
 _OTHERS = "all other people"
@@ -68,64 +68,85 @@ def render_link(link: str, what: str) -> str:
     return f'<div class="notice" role="status"><b>{escape(words)}</b>{copyable(link, "link")}</div>'
 
 
-def render_queue(entries: Sequence[QueueEntry]) -> str:
-    """Return the runs of all people at work and in the queue, each with a button that stops it."""
-    if not entries:
-        return empty("No runs", "Nothing runs or waits.")
-    rows = []
-    for one in entries:
-        waits = one.place is not None
-        name = f"{one.owner}/{one.run_id}"
-        rows.append(
-            (
-                under(f"<b>{escape(one.owner)}</b>", one.run_id),
-                f"{one.place} in the queue{', urgent' if one.is_urgent else ''}" if waits else one.state,
-                escape(one.device or "–"),
-                escape(one.words or _times(one) or "–"),
-                pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}"),
-            )
+def removal_words(name: str, runs: RunsOfPerson) -> str:
+    """Return what becomes of an account and its runs when it is removed."""
+    kept = "There are no runs of this account."
+    if runs.all:
+        kept = f"{plural(runs.all, 'run is', 'runs are')} kept, and admins can read them."
+    if runs.active or runs.waiting:
+        kept += (
+            f" {plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."
         )
-    return table(("Run", "State", "Device", "Times, or why it waits", ""), rows, css="rows")
+    return f"{name} is signed out and cannot sign in again; the name is not given to another person. {kept}"
+
+
+def render_cache(cache: ModelCache) -> str:
+    """Return the models in the cache: size, last use, which runs need each; those offered for removal are marked."""
+    if not cache.models:
+        return empty("No models yet", "Models from the Hub are downloaded once, and stay here for all people.")
+    most = "no limit is set" if cache.most_bytes is None else f"the limit is {size(cache.most_bytes)}"
+    text = f"{plural(len(cache.models), 'model')}, {size(cache.bytes)}; {most}."
+    if cache.offered:
+        text += f" Remove the {len(cache.offered):,} marked ones, used least recently, to get below it."
+    elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
+        text += " Runs need all of them at present."
+    rows = [_cached(one, one.id in cache.offered) for one in reversed(cache.models)]
+    columns = ("Model", Column.of_numbers("Size"), "Last used", "Runs", "")
+    below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}", css="plainly")
+    return small(text) + table(columns, rows, css="rows", scrolls="scroll tall") + (below if cache.offered else "")
+
+
+def _cached(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
+    needed = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
+    remove = pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
+    return (
+        under(escape(one.id), "offered for removal" if is_offered else ""), size(one.bytes), escape(_ago(one.last_used)),
+        under(f"{one.use.runs:,}", needed), "" if one.use.needed_by else remove,
+    )  # fmt: skip
+
+
+def models_question(ids: Sequence[str], cache: ModelCache) -> str:
+    """Return what is lost with models that are removed from the cache."""
+    chosen = [one for one in cache.models if one.id in ids]
+    runs = sum(one.use.runs for one in chosen)
+    again = f" {plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
+    return f"Remove {', '.join(one.id for one in chosen)}? This frees {size(sum(one.bytes for one in chosen))}." + (
+        again if runs else " Who needs them later downloads them again."
+    )
 
 
 def render_usage(usage: Usage) -> str:
     """Return what each person used in the last weeks, and what they have on disk."""
     weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
-    disks = {one.owner: one for one in usage.disks}
     shown = sorted(
         (one for one in usage.weeks if one.week in weeks), key=lambda one: (weeks.index(one.week), one.owner)
     )
-    rows = [_usage_row(one, disks.get(one.owner)) for one in shown]
-    used = {one.owner for one in usage.weeks if one.week in weeks}
-    rows += [
-        _usage_row(WeekOfPerson(owner, Week(0, 0), 0.0, 0.0, None, 0), disk)
-        for owner, disk in disks.items()
-        if owner not in used and disk.total
-    ]
+    rows = [_usage_row(one, usage.disk.get((one.owner, one.week))) for one in shown]
     total = sum(disk.total for disk in usage.disks)
-    below = small(f"People have {size(total)} on disk; {size(usage.free_bytes)} are free. Disk space is as of now.")
+    below = small(
+        f"People have {size(total)} on disk now; {size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
+        "their last day."
+    )
     if not rows:
         return below
     numbers = [Column.of_numbers(title) for title in ("GPU hours", "CPU hours", "kWh", "Runs", "Disk")]
     return table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
 
 
-def _usage_row(one: WeekOfPerson, disk: DiskUse | None) -> tuple[str, ...]:
+def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
     return (
-        _week_name(one.week) if one.week.year else "–", f"<b>{escape(one.owner)}</b>", f"{one.gpu_hours:,.1f}",
-        f"{one.cpu_hours:,.1f}", "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}",
-        "–" if disk is None else size(disk.total),
+        _week_name(one.week), f"<b>{escape(one.owner)}</b>", f"{one.gpu_hours:,.1f}", f"{one.cpu_hours:,.1f}",
+        "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}", "–" if disk is None else size(disk),
     )  # fmt: skip
 
 
-def usage_figure(usage: Usage) -> str:
-    """Return the hours of each person by week as stacked bars; empty where there are none. On GPUs, if there is one."""
+def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
+    """Return what each person used by week as stacked bars; empty where there is nothing. Hours on GPUs, if there is one."""
     weeks = sorted({one.week for one in usage.weeks})[-_CHART_WEEKS:]
     shown = [one for one in usage.weeks if one.week in weeks]
-    has_gpu = any(one.gpu_hours for one in shown)
-    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in shown}
+    title, values = _values(kind, usage, shown)
     totals: dict[str, float] = {}
-    for (owner, _), value in hours.items():
+    for (owner, _), value in values.items():
         totals[owner] = totals.get(owner, 0.0) + value
     people = sorted((owner for owner in totals if totals[owner]), key=lambda owner: -totals[owner])
     if not people:
@@ -137,12 +158,11 @@ def usage_figure(usage: Usage) -> str:
     traces: list[dict[str, Any]] = [
         {
             "type": "bar", "name": name, "x": [_week_name(week) for week in weeks],
-            "y": [round(sum(hours.get((owner, week), 0.0) for owner in owners), 2) for week in weeks],
-            "marker": {"color": colour}, "hovertemplate": "%{y:,.1f} h",
+            "y": [round(sum(values.get((owner, week), 0.0) for owner in owners), 2) for week in weeks],
+            "marker": {"color": colour}, "hovertemplate": f"%{{y:,.2f}} {title.rpartition(' ')[2]}",
         }
         for (name, owners), (colour, _) in zip(groups, SERIES, strict=False)
     ]  # fmt: skip
-    title = "GPU hours" if has_gpu else "CPU hours"
     layout = chart_layout(280, "usage") | {
         "barmode": "stack", "bargap": 0.4, "showlegend": True, "xaxis": AXIS | {"type": "category"},
         "yaxis": AXIS | {"title": {"text": title}, "rangemode": "tozero"},
@@ -150,18 +170,28 @@ def usage_figure(usage: Usage) -> str:
     return figure_json(traces, layout, f"{title} by week of {', '.join(name for name, _ in groups)}.")
 
 
+def _values(kind: UsageKind, usage: Usage, shown: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
+    if kind == "Disk":
+        return "Disk space, GB", {
+            (one.owner, one.week): usage.disk.get((one.owner, one.week), 0) / 1e9 for one in shown
+        }
+    if kind == "Energy":
+        return "Energy, kWh", {(one.owner, one.week): one.kwh or 0.0 for one in shown}
+    has_gpu = any(one.gpu_hours for one in shown)
+    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in shown}
+    return "GPU hours" if has_gpu else "CPU hours", hours
+
+
 def usage_csv(usage: Usage) -> str:
-    """Return one line for each person and week, and what the person has on disk now."""
-    disks = {one.owner: one for one in usage.disks}
+    """Return one line for each person and week; disk space is that of the end of the week, where it was measured."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("week", "person", "gpu_hours", "cpu_hours", "kwh", "runs", "disk_bytes_now"))
+    writer.writerow(("week", "person", "gpu_hours", "cpu_hours", "kwh", "runs", "disk_bytes"))
     for one in usage.weeks:
-        disk = disks.get(one.owner)
         kwh = "" if one.kwh is None else f"{one.kwh:.4f}"
+        disk = usage.disk.get((one.owner, one.week), "")
         writer.writerow(
-            (_week_name(one.week), one.owner, f"{one.gpu_hours:.4f}", f"{one.cpu_hours:.4f}", kwh, one.runs)
-            + (("",) if disk is None else (disk.total,))
+            (_week_name(one.week), one.owner, f"{one.gpu_hours:.4f}", f"{one.cpu_hours:.4f}", kwh, one.runs, disk)
         )
     return text.getvalue()
 
@@ -200,9 +230,3 @@ def _ago(moment: float | None) -> str:
         return "never"
     seconds = time.time() - moment
     return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"
-
-
-def _times(entry: QueueEntry) -> str:
-    began = "" if entry.since is None else f"for {duration(time.time() - entry.since)}"
-    left = "" if entry.expected_end is None else f"{duration(entry.expected_end - time.time())} left"
-    return ", ".join(filter(None, (began, left)))

@@ -49,7 +49,6 @@ class WaitingPlace(BaseModel):
     run_id: str
     reason: Reason | None = None
     cause: str = ""
-    is_urgent: bool = False
 
 
 class QueueSnapshot(BaseModel):
@@ -159,7 +158,7 @@ class LabSupervision:
         """Save the queue for pages, where it has changed."""
         places = (
             WaitingPlace(
-                owner=turn.owners[run_id], run_id=run_id, is_urgent=run_id == turn.standing.urgent,
+                owner=turn.owners[run_id], run_id=run_id,
                 reason=reasons[run_id].reason if run_id in reasons else None,
                 cause=reasons[run_id].cause if run_id in reasons else "",
             )

@@ -9,12 +9,24 @@ from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.runs.run import Run, RunFolder
 
+_LONGEST_WHY = 120
 
-class _Slot(BaseModel):
+
+class UrgentRun(BaseModel):
+    """The run in the slot, who put it there, and why; all people of the lab read this."""
+
     model_config = ConfigDict(frozen=True)
 
     owner: str
     run_id: str
+    by: str = ""
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """Why it goes first."""
+        reason = f" ({self.why})" if self.why else ""
+        return f"Goes first: {self.by or 'an admin'} made it urgent{reason}."
 
 
 class UrgentSlot:
@@ -25,16 +37,26 @@ class UrgentSlot:
         self._path = home.server / "urgent.json"
         self._lock_path = home.server / "urgent.lock"
 
-    def run_id(self) -> str | None:
+    def run(self) -> UrgentRun | None:
         """Return the run in the slot; None where it is empty."""
-        slot = read_model(self._path, _Slot)
+        slot = read_model(self._path, UrgentRun)
         if slot is None:
             return None
         folder = RunFolder(self._runs / slot.owner / slot.run_id)
-        return slot.run_id if folder.path.is_dir() and folder.read_state().state == "queued" else None
+        return slot if folder.path.is_dir() and folder.read_state().state == "queued" else None
 
-    def put(self, person: Person, run: Run) -> None:
+    def run_id(self) -> str | None:
+        """Return the id of the run in the slot; None where it is empty."""
+        slot = self.run()
+        return slot.run_id if slot is not None else None
+
+    def put(self, person: Person, run: Run, why: str = "") -> None:
         """Put a waiting run before all others.
+
+        Args:
+            person: Who does so.
+            run: Of anyone.
+            why: Shown to all people of the lab; cut after 120 characters.
 
         Raises:
             AccountError: If the person may not.
@@ -48,7 +70,9 @@ class UrgentSlot:
                 raise RunError(f"{run.id} is {state} and does not wait.", "Only waiting runs can be urgent.")
             if self.run_id() not in (None, run.id):
                 raise RunError("Another run is urgent already.", "Wait until it has started, or clear it.")
-            write_atomically(self._path, _Slot(owner=run.owner, run_id=run.id).model_dump_json())
+            words = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
+            slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=words)
+            write_atomically(self._path, slot.model_dump_json())
 
     def clear(self, person: Person) -> None:
         """Empty the slot; its run waits for its turn again.

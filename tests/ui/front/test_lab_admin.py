@@ -10,9 +10,14 @@ from engine.accounts.lab import PublicAddress, audit_log_path, change_settings, 
 from engine.accounts.limits import LabLimits
 from engine.accounts.sessions import CONFIRMED_SECONDS
 from engine.accounts.throttle import SignInThrottle
-from engine.errors import AccountError, ConfigError, EngineError, RunError
+from engine.errors import AccountError, ConfigError, EngineError, ModelError, RunError
+from engine.runs.disk_samples import DiskSamples
 from engine.runs.lab_queue import QueueBoard
+from engine.runs.provenance import Provenance
+from engine.runs.run import RunState
 from engine.runs.store import RunStore
+from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import Attempt
 from tests.accounts.conftest import (  # noqa: F401 - fixtures
     PASSWORD,
@@ -25,7 +30,17 @@ from tests.accounts.conftest import (  # noqa: F401 - fixtures
 )
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
-from ui.views.lab import render_log, render_people, render_queue, render_usage, usage_csv, usage_figure
+from ui.views.lab import (
+    models_question,
+    removal_words,
+    render_cache,
+    render_log,
+    render_people,
+    render_usage,
+    usage_csv,
+    usage_figure,
+)
+from ui.views.lab_queue import render_queue
 
 MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC
 
@@ -39,7 +54,8 @@ def admin(home, accounts, sessions, clock, make_person):  # noqa: F811
     address = PublicAddress.parse("https://gpu.lab.example")
     audit = AuditLog(audit_log_path(home), clock)
     board = QueueBoard(home, devices=tuple, programs=lambda _: ())
-    return LabAdmin(home, address, accounts, sessions, SignInThrottle(), audit, board, "root")
+    disk = DiskSamples(home, lambda: ("ann", "bea", "root"), lambda: MONDAY)
+    return LabAdmin(home, address, accounts, sessions, SignInThrottle(), audit, board, disk, "root")
 
 
 @pytest.fixture
@@ -61,6 +77,13 @@ ACTIONS = {
     "enable": lambda admin, caller: admin.enable(caller, "bea"),
     "queue": lambda admin, caller: admin.queue(),
     "stop": lambda admin, caller: admin.stop(caller, "bea/20261101-000000-000-abcd"),
+    "devices": lambda admin, caller: admin.devices(),
+    "make_urgent": lambda admin, caller: admin.make_urgent(caller, "bea/20261101-000000-000-abcd", ""),
+    "clear_urgent": lambda admin, caller: admin.clear_urgent(caller),
+    "models": lambda admin, caller: admin.models(),
+    "remove_models": lambda admin, caller: admin.remove_models(caller, ["some/model"]),
+    "runs_of": lambda admin, caller: admin.runs_of("bea"),
+    "remove": lambda admin, caller: admin.remove(caller, "bea"),
     "usage": lambda admin, caller: admin.usage(),
     "settings": lambda admin, caller: admin.settings(),
     "save_limits": lambda admin, caller: admin.save_limits(caller, {"running_per_person": 5}),
@@ -96,7 +119,7 @@ def test_rights_end_with_the_role_although_the_page_is_open(admin, caller):
             action(admin, caller)
 
 
-@pytest.mark.parametrize("action", ["invite", "reset", "set_role", "enable"])
+@pytest.mark.parametrize("action", ["invite", "reset", "set_role", "enable", "remove"])
 def test_a_change_of_rights_asks_for_the_password_after_ten_minutes(admin, caller, clock, action):  # noqa: F811
     clock.now += CONFIRMED_SECONDS + 1
     with pytest.raises(UnconfirmedError):
@@ -251,15 +274,121 @@ def test_usage_is_summed_by_person_and_week(admin):
         for number, (owner, device) in enumerate([("ann", "cuda:0"), ("ann", "cuda:0, cuda:1"), ("bea", "cpu")])
     ]
     (admin.home.server / "usage.jsonl").write_text("".join(f"{one.model_dump_json()}\n" for one in attempts))
+    for name, bytes_ in (("ann", 4000), ("root", 250)):
+        folder = admin.home.of(name).uploads
+        folder.mkdir(parents=True)
+        (folder / "rows.jsonl").write_bytes(bytes(bytes_))
     usage = admin.usage()
 
     table, lines = render_usage(usage), usage_csv(usage).splitlines()
     assert "3.0" in table
-    assert "2026-W39,ann,3.0000,0.0000,2.0000,2,0" in lines
-    assert "2026-W39,bea,0.0000,1.0000,1.0000,1,0" in lines
+    assert "2026-W39,ann,3.0000,0.0000,2.0000,2,4000" in lines
+    assert "2026-W39,bea,0.0000,1.0000,1.0000,1," in lines
+    assert "2026-W39,root,0.0000,0.0000,,0,250" in lines, "who has files and no runs is listed as well"
     figure = json.loads(usage_figure(usage))
     assert [(trace["name"], trace["y"]) for trace in figure["data"]] == [("ann", [3.0])]
     assert "GPU hours" in figure["label"]
+    disk, energy = (json.loads(usage_figure(usage, kind)) for kind in ("Disk", "Energy"))
+    assert [(trace["name"], trace["y"]) for trace in energy["data"]] == [("ann", [2.0]), ("bea", [1.0])]
+    assert [trace["name"] for trace in disk["data"]] == ["ann", "root"]
+
+
+def waiting_runs(admin, *owners):
+    """Queued runs, one of each owner, and the queue as its supervisor has published it."""
+    runs = [write_run(RunStore(admin.home, owner), a_config(), InventedRun(state="queued")) for owner in owners]
+    places = tuple(WaitingPlace(owner=run.owner, run_id=run.id, reason="other_persons_run") for run in runs)
+    admin.home.server.mkdir(exist_ok=True)
+    (admin.home.server / SNAPSHOT_FILE).write_text(QueueSnapshot(waiting=places).model_dump_json())
+    return runs
+
+
+def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
+    first, second = waiting_runs(admin, "ann", "bea")
+    admin.make_urgent(caller, f"bea/{second.id}", " paper deadline\non Friday\x1b ")
+
+    assert UrgentSlot(admin.home).run_id() == second.id
+    seen = [one.urgent for one in admin.board.entries(admin.accounts.person("ann"))]
+    assert seen == ["", "Goes first: root made it urgent (paper deadline on Friday)."]
+    with pytest.raises(RunError, match="urgent already"):
+        admin.make_urgent(caller, f"ann/{first.id}", "")
+
+    admin.clear_urgent(caller)
+    admin.clear_urgent(caller)
+    assert UrgentSlot(admin.home).run_id() is None
+    assert [(kind, subject) for _, kind, subject, _, _ in logged(admin)] == [("urgent", f"bea/{second.id}")] * 2
+    assert [detail for *_, detail, _ in logged(admin)][1] == "no longer"
+
+
+def test_only_a_run_that_waits_becomes_urgent(admin, caller):
+    run = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="completed"))
+    for name in (f"ann/{run.id}", "ann/20261101-000000-000-abcd", "../ann", ""):
+        with pytest.raises(RunError):
+            admin.make_urgent(caller, name, "")
+    assert UrgentSlot(admin.home).run_id() is None
+    assert logged(admin) == []
+
+
+def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given_again(admin, caller, make_person):  # noqa: F811
+    (waiting,) = waiting_runs(admin, "ann")
+    write_run(RunStore(admin.home, "ann"), a_config(), InventedRun())
+    active = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
+    active.folder.write_state(RunState(state="running", attempt=1, changed=1.0, started=1.0))
+    token = admin.sessions.begin(admin.accounts.person("ann"), "", "")
+    words = removal_words("ann", admin.runs_of("ann"))
+    admin.remove(caller, "ann")
+
+    assert "3 runs are kept, and admins can read them. 1 run at work and 1 waiting continue" in words
+    assert admin.sessions.find(token) is None
+    assert [person.name for person in admin.people()[0]] == ["bea", "root"]
+    assert waiting.folder.read_state().state == "queued"
+    assert logged(admin) == [("root", "removed", "ann", "member", "10.0.0.1")]
+    with pytest.raises(AccountError, match="taken"):
+        make_person("ann")
+
+
+def test_the_last_admin_is_not_removed(admin, caller):
+    with pytest.raises(AccountError, match="No admin would be left"):
+        admin.remove(caller, "root")
+    assert logged(admin) == []
+
+
+@pytest.fixture
+def cached_models(tmp_path, monkeypatch):
+    """Two models of 1 MB in the cache."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache), raising=False)
+    for name in ("busy", "free"):
+        snapshot = cache / f"models--org--{name}" / "snapshots" / ("a" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").write_bytes(bytes(10**6))
+    return cache
+
+
+def test_a_model_that_a_waiting_run_needs_stays_whatever_a_client_sends(admin, caller, cached_models):
+    RunStore(admin.home, "ann").create(a_config(), Provenance(model_source="org/busy"))
+    admin.save_limits(caller, {"model_cache_gb": 0.0001})
+    cache = admin.models()
+
+    assert cache.offered == ("org/free",)
+    html = render_cache(cache)
+    assert "needed by ann" in html
+    assert 'data-pick="model:org/free"' in html
+    assert 'data-pick="model:org/busy"' not in html
+    with pytest.raises(ModelError, match="needed by a run"):
+        admin.remove_models(caller, ["org/busy"])
+    assert "frees 1.0 MB" in models_question(cache.offered, cache)
+    assert admin.remove_models(caller, cache.offered) == 10**6
+    assert [one.id for one in admin.models().models] == ["org/busy"]
+    assert logged(admin)[1:] == [("root", "model removed", "org/free", "", "10.0.0.1")]
+
+
+@pytest.mark.parametrize("ids", [[], ["org/other"], ["../../etc"]])
+def test_what_is_not_in_the_cache_is_not_removed(admin, caller, cached_models, ids):
+    with pytest.raises(ModelError):
+        admin.remove_models(caller, ids)
+    assert len(admin.models().models) == 2
+    assert logged(admin) == []
 
 
 def test_what_is_shown_is_no_markup(admin, caller):
@@ -267,7 +396,9 @@ def test_what_is_shown_is_no_markup(admin, caller):
     entry.write("", "sign-in failed", "<b>x</b>", "<i>y</i>", "<u>z</u>")
     people, invitations = admin.people()
     html = (
-        render_log(admin.log_entries("", "", 10)) + render_people(people, invitations, "") + render_queue(admin.queue())
+        render_log(admin.log_entries("", "", 10))
+        + render_people(people, invitations, "")
+        + render_queue(admin.queue(), "root")
     )
     for tag in ("<b>x", "<i>y", "<u>z"):
         assert tag not in html

@@ -1,0 +1,112 @@
+"""What each person of a lab has on disk, measured every few minutes and kept once a day, for figures by week."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import StorageError
+from engine.files import write_atomically
+from engine.paths import LoratoryHome
+from engine.runs.disk import DiskUse, disk_use
+from engine.runs.history.log import read_lines
+from engine.runs.usage import Week
+
+_FILE = "disk.jsonl"
+_KEPT_DAYS = 400
+
+_log = logging.getLogger(__name__)
+
+
+class DiskSample(BaseModel):
+    """Bytes that a person had on a day."""
+
+    model_config = ConfigDict(frozen=True)
+
+    day: date
+    owner: str
+    runs: int
+    uploads: int
+    exports: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.runs + self.uploads + self.exports
+
+    @property
+    def week(self) -> Week:
+        """Of its day, as ISO 8601 numbers it."""
+        return Week(*self.day.isocalendar()[:2])
+
+
+class DiskSamples:
+    """Measures people's folders; one for a server.
+
+    Args:
+        home: Of the lab.
+        owners: Lists whose folders.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self, home: LoratoryHome, owners: Callable[[], Iterable[str]], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._home = home
+        self._owners = owners
+        self._clock = clock
+        self._path = home.server / _FILE
+        self._lock = threading.Lock()  # one measurement at a time
+        self._newest: Mapping[str, DiskUse] = {}
+
+    def measure(self) -> Mapping[str, DiskUse]:
+        """Measure the folders of all people, keep a sample of those who have none of today, and return the measures.
+
+        A file that cannot be written is logged: the measures are still right.
+        """
+        with self._lock:
+            newest = {owner: disk_use(self._home, owner) for owner in sorted(set(self._owners()))}
+            self._newest = newest
+            try:
+                self._keep(newest)
+            except StorageError as error:
+                _log.error("The disk use of today could not be saved: %s", error)
+        return newest
+
+    def newest(self, owner: str) -> DiskUse | None:
+        """Return the last measure of a person; None before the first."""
+        return self._newest.get(owner)
+
+    def by_week(self) -> Mapping[tuple[str, Week], int]:
+        """Return the bytes of each person and week, as of the last sample in it; those of this week as measured last."""
+        found = {(one.owner, one.week): one.total for one in sorted(self._samples(), key=lambda one: one.day)}
+        week = Week(*self._today().isocalendar()[:2])
+        return found | {(owner, week): use.total for owner, use in self._newest.items()}
+
+    def _keep(self, newest: Mapping[str, DiskUse]) -> None:
+        today, samples = self._today(), self._samples()
+        known = {one.owner for one in samples if one.day == today}
+        more = [
+            DiskSample(day=today, owner=owner, runs=use.runs, uploads=use.uploads, exports=use.exports)
+            for owner, use in newest.items()
+            if owner not in known
+        ]
+        if more:
+            kept = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(self._path, "".join(f"{one.model_dump_json()}\n" for one in (*kept, *more)))
+
+    def _samples(self) -> list[DiskSample]:
+        found = []
+        for line in read_lines(self._path).lines:
+            try:
+                found.append(DiskSample.model_validate_json(line))
+            except ValidationError:
+                continue
+        return found
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._clock()).date()
