@@ -68,7 +68,7 @@ class LabTab:
 
     def _lay_out_people(self) -> None:
         gr.HTML(
-            '<h2>People</h2><p class="lead">Pick a person to change the role, reset the password or disable the account.</p>'
+            '<h2>People</h2><p class="lead">Pick a person to change the role, reset the password, or disable or remove the account.</p>'
         )
         self.people = pick_list(elem_id="lab-people")
         self.name = gr.Textbox("", visible=False)  # of the person who is picked
@@ -77,13 +77,13 @@ class LabTab:
             with gr.Row():
                 self.role = Radio(list(ROLES), label="Role", scale=2, min_width=240, elem_id="lab-role")
             with gr.Row():
-                self.save_role = gr.Button("Change role", scale=0, min_width=150, elem_id="lab-save-role")
-                self.reset = gr.Button("Reset password", scale=0, min_width=150, elem_id="lab-reset")
-                self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=150, elem_id="lab-disable")
-                self.enable = gr.Button("Enable", scale=0, min_width=150, visible=False, elem_id="lab-enable")
-                self.remove = gr.Button("Remove account", scale=0, min_width=150, elem_id="lab-remove")
+                self.save_role = gr.Button("Change role", scale=0, min_width=170, elem_id="lab-save-role")
+                self.reset = gr.Button("Reset password", scale=0, min_width=170, elem_id="lab-reset")
+                self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=170, elem_id="lab-disable")
+                self.enable = gr.Button("Enable", scale=0, min_width=170, visible=False, elem_id="lab-enable")
+                self.remove = gr.Button("Remove account", scale=0, min_width=170, elem_id="lab-remove")
             self.removal = Confirmation(
-                "Remove for good", "Keep", elem_id="lab-removal", yes_id="lab-removal-yes", no_id="lab-removal-no"
+                "Remove", "Keep", elem_id="lab-removal", yes_id="lab-removal-yes", no_id="lab-removal-no"
             )
         with gr.Row(elem_id="lab-invite-row"):
             self.invited_role = Radio(

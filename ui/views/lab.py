@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from html import escape
@@ -32,6 +33,7 @@ from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
 
 MODEL_PREFIX, OFFERED = "model:", "offered"
 UsageKind = Literal["Hours", "Energy", "Disk"]
+_DAYS_FROM_SECONDS = 2 * 86400
 _CHART_WEEKS = 12
 _TABLE_WEEKS = 8
 _OTHERS = "all other people"
@@ -54,12 +56,13 @@ def render_people(people: Sequence[Person], invitations: Sequence[InvitationStat
         for person in people
     ]
     listed = table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
-    open_links = [
+    links = Counter(
         f"{one.role if one.person is None else f'new password of {one.person}'} by {one.invited_by or 'command line'}, "
         f"valid for {duration(max(one.expires - time.time(), 0))}"
         for one in invitations
-    ]
-    return listed + (small(f"{plural(len(open_links), 'open link')}: {'; '.join(open_links)}.") if open_links else "")
+    )
+    words = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
+    return listed + (small(f"{plural(links.total(), 'open link')}: {words}.") if links else "")
 
 
 def render_link(link: str, what: str) -> str:
@@ -92,7 +95,7 @@ def render_cache(cache: ModelCache) -> str:
         text += " Runs need all of them at present."
     rows = [_cached(one, one.id in cache.offered) for one in reversed(cache.models)]
     columns = ("Model", Column.of_numbers("Size"), "Last used", "Runs", "")
-    below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}", css="plainly")
+    below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}")
     return small(text) + table(columns, rows, css="rows", scrolls="scroll tall") + (below if cache.offered else "")
 
 
@@ -229,4 +232,6 @@ def _ago(moment: float | None) -> str:
     if moment is None:
         return "never"
     seconds = time.time() - moment
+    if seconds >= _DAYS_FROM_SECONDS:
+        return f"{seconds / 86400:,.0f} days ago"
     return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"

@@ -11,6 +11,7 @@ from engine.runs.lab_queue import DeviceUse, QueueEntry
 from ui.views.html import duration, empty, pick_button, progress_bar, size, small, table, under
 from ui.views.run_view import state_mark
 
+_ABOUT_TO_END_SECONDS = 20
 STOP_PREFIX, LOOK_PREFIX, URGENT_PREFIX, TURN = "stop:", "look:", "urgent:", "turn"
 
 
@@ -110,8 +111,12 @@ def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
     return f'<span class="acts">{"".join(buttons)}</span>'
 
 
+def _left(seconds: float) -> str:
+    return f"about {duration(seconds)} left" if seconds > _ABOUT_TO_END_SECONDS else "about to end"
+
+
 def _times(since: float | None, end: float | None, *, ends: bool) -> str:
     now = time.time()
     began = "" if since is None else f"for {duration(now - since)}"
-    left = f"about {duration(end - now)} left" if end is not None else "end not known yet" if ends else ""
+    left = "" if not ends else "end not known yet" if end is None else _left(end - now)
     return ", ".join(filter(None, (began, left)))
