@@ -96,6 +96,7 @@ class LabAdmin:
         board: Shows the queue.
         disk: Measures people's folders.
         name: The admin's.
+        confirms_with: Names the service with which admins without a password confirm who they are; empty where none can.
     """
 
     home: LoratoryHome
@@ -107,6 +108,7 @@ class LabAdmin:
     board: QueueBoard
     disk: DiskSamples
     name: str
+    confirms_with: str = ""
 
     def people(self) -> tuple[list[Person], list[InvitationState]]:
         """Return all accounts, and the invitations that can still be used."""

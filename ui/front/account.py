@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
@@ -13,18 +14,34 @@ from starlette.routing import Route
 from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditLog
 from engine.accounts.passwords import LONGEST, SHORTEST
+from engine.accounts.people import Person
 from engine.accounts.sessions import Sessions, SessionState, SignedIn
 from engine.accounts.throttle import SignInThrottle
 from engine.errors import AccountError, EngineError
-from ui.front.forms import SIGN_OUT, address_of, begin_session, field, page, problem_box, read_form
-from ui.front.gate import COOKIE, SIGN_IN
+from ui.front.forms import (
+    SIGN_OUT,
+    address_of,
+    begin_session,
+    field,
+    find_session,
+    page,
+    problem_box,
+    read_form,
+    require_password,
+)
+from ui.front.gate import SIGN_IN
 from ui.views.html import duration
 
 ACCOUNT = "/account"
 _PASSWORD = f"{ACCOUNT}/password"
 _SESSION = f"{ACCOUNT}/session"
 ACCOUNT_PATHS = frozenset({ACCOUNT, _PASSWORD, _SESSION})
-_CHANGED = "changed"
+_NOTICES = {
+    "changed": "Password changed. All other sessions were signed out.",
+    "linked": "Linked. You can sign in with it from now on.",
+    "unlinked": "Unlinked.",
+    "confirmed": "Confirmed. For ten minutes you may change what people may do; repeat it on the Lab tab.",
+}
 # Names in a browser's own description, the more special first: each of them also names those after it.
 _BROWSERS = re.compile(r"(Edg|OPR|Firefox|Chrome|Safari|curl|python)")
 _SYSTEMS = re.compile(r"(iPhone|iPad|Android|Windows|Mac OS X|CrOS|Linux)")
@@ -40,12 +57,15 @@ class AccountPages:
         sessions: Lists and ends.
         throttle: Counts wrong passwords.
         audit: Logs each change.
+        links_of: Returns HTML about the accounts of other services that open a person's; the second argument is whether the
+            person has a password.
     """
 
     accounts: Accounts
     sessions: Sessions
     throttle: SignInThrottle
     audit: AuditLog
+    links_of: Callable[[Person, bool], str] = lambda _person, _has_password: ""
 
     def routes(self) -> list[Route]:
         """Return what answers `ACCOUNT_PATHS`."""
@@ -56,35 +76,30 @@ class AccountPages:
         ]
 
     async def _show(self, request: Request) -> Response:
-        signed_in = await self._signed_in(request)
+        signed_in = await find_session(self.sessions, request)
         return _ask() if signed_in is None else await self._page(signed_in, request)
 
     async def _change_password(self, request: Request) -> Response:
-        signed_in = await self._signed_in(request)
+        signed_in = await find_session(self.sessions, request)
         if signed_in is None:
             return _ask()
         form = await read_form(request)
         if form is None:
             return await self._page(signed_in, request, "The form is too large.", 413)
-        name, address, old, new = signed_in.person.name, address_of(request), form.get("old", ""), form.get("new", "")
-        attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
+        name, old, new = signed_in.person.name, form.get("old", ""), form.get("new", "")
         try:
             if new != form.get("again", ""):
                 raise AccountError("The two new passwords differ.", "Type them again.")
-            self.throttle.begin(address, attempts)
-            if await asyncio.to_thread(self.accounts.check_password, name, old) is None:
-                self.throttle.failed(attempts)
-                await asyncio.to_thread(self.audit.write, name, "sign-in failed", name, "password change", address)
-                raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
+            await require_password(self.accounts, self.throttle, self.audit, signed_in, old, request, "password change")
             await asyncio.to_thread(self.accounts.change_password, name, old, new)
         except EngineError as error:
             return await self._page(signed_in, request, str(error), 400)
-        await asyncio.to_thread(self.audit.write, name, "password set", name, "", address)
+        await asyncio.to_thread(self.audit.write, name, "password set", name, "", address_of(request))
         # The old password opened all sessions, so they ended; this browser gets another.
-        return await begin_session(self.sessions, request, signed_in.person, f"{ACCOUNT}?{_CHANGED}=1")
+        return await begin_session(self.sessions, request, signed_in.person, f"{ACCOUNT}?changed=1")
 
     async def _end_session(self, request: Request) -> Response:
-        signed_in = await self._signed_in(request)
+        signed_in = await find_session(self.sessions, request)
         if signed_in is None:
             return _ask()
         form = await read_form(request)
@@ -94,21 +109,22 @@ class AccountPages:
             await asyncio.to_thread(self.audit.write, name, "signed out", name, "one session", address_of(request))
         return RedirectResponse(ACCOUNT, 303)
 
-    async def _signed_in(self, request: Request) -> SignedIn | None:
-        token = request.cookies.get(COOKIE, "")
-        return await asyncio.to_thread(self.sessions.find, token) if token else None
-
     async def _page(self, signed_in: SignedIn, request: Request, problem: str = "", status: int = 200) -> Response:
-        sessions = await asyncio.to_thread(self.sessions.of, signed_in.person)
-        notice = "Password changed. All other sessions were signed out." if _CHANGED in request.query_params else ""
-        return page("Account", _account(signed_in, sessions, notice, problem), status)
+        person = signed_in.person
+        sessions = await asyncio.to_thread(self.sessions.of, person)
+        has_password = await asyncio.to_thread(self.accounts.has_password, person.name)
+        links = await asyncio.to_thread(self.links_of, person, has_password)
+        notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")
+        return page("Account", _account(signed_in, sessions, has_password, links, notice, problem), status)
 
 
 def _ask() -> Response:
     return RedirectResponse(SIGN_IN, 303)
 
 
-def _account(signed_in: SignedIn, sessions: list[SessionState], notice: str, problem: str) -> str:
+def _account(
+    signed_in: SignedIn, sessions: list[SessionState], has_password: bool, links: str, notice: str, problem: str
+) -> str:
     person = signed_in.person
     return (
         (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
@@ -117,13 +133,20 @@ def _account(signed_in: SignedIn, sessions: list[SessionState], notice: str, pro
         + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(one, signed_in) for one in sessions)}</ul>'
         + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
         + "<button>Sign out everywhere</button></form>"
-        + f'<h2>Password</h2><form method="post" action="{_PASSWORD}">'
-        + field("old", "Current password", "password", "current-password")
-        + field("new", "New password", "password", "new-password")
-        + field("again", "New password again", "password", "new-password")
-        + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words. Other sessions are signed out.</p>'
-        + "<button>Change password</button></form>"
+        + links
+        + f"<h2>Password</h2>{_WITH_ONE if has_password else _WITHOUT_ONE}"
     )
+
+
+_WITHOUT_ONE = '<p class="small">This account has none. An admin can send you a link to set one.</p>'
+_WITH_ONE = (
+    f'<form method="post" action="{_PASSWORD}">'
+    + field("old", "Current password", "password", "current-password")
+    + field("new", "New password", "password", "new-password")
+    + field("again", "New password again", "password", "new-password")
+    + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words. Other sessions are signed out.</p>'
+    + "<button>Change password</button></form>"
+)
 
 
 def _session(session: SessionState, signed_in: SignedIn) -> str:

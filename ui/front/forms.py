@@ -20,13 +20,14 @@ from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditLog
 from engine.accounts.passwords import LONGEST, SHORTEST
 from engine.accounts.people import Person
-from engine.accounts.sessions import Sessions
+from engine.accounts.sessions import Sessions, SignedIn
 from engine.accounts.throttle import SignInThrottle, ThrottledError
-from engine.errors import EngineError
+from engine.errors import AccountError, EngineError
 from ui.front.gate import COOKIE, SIGN_IN
 
 JOIN = "/join"
 SIGN_OUT = "/sign-out"
+SIGN_IN_WITH = "/sign-in/with"  # an account of another service; only where there is one
 FRONT_PATHS = frozenset({SIGN_IN, JOIN, SIGN_OUT})
 _LARGEST_FORM_BYTES = 8_000
 _MOST_FIELDS = 10
@@ -54,6 +55,7 @@ class Front:
         throttle: Counts attempts.
         audit: Is told of each.
         notice: Returns a line for the sign-in page, such as an announcement of maintenance.
+        other_way: Names the service whose accounts open those of the lab; empty where there is none.
     """
 
     accounts: Accounts
@@ -61,6 +63,7 @@ class Front:
     throttle: SignInThrottle
     audit: AuditLog
     notice: Callable[[], str] = str
+    other_way: str = ""
 
     def routes(self) -> list[Route]:
         """Return what answers `FRONT_PATHS`."""
@@ -100,24 +103,24 @@ class Front:
         return await self._signed_in(request, person)
 
     async def _show_join(self, _request: Request) -> Response:
-        return page("Join", _join_form("", ""))
+        return self._join_page("", "")
 
     async def _join(self, request: Request) -> Response:
         form = await read_form(request)
         if form is None:
-            return page("Join", _join_form("", "", "The form is too large."), 413)
+            return self._join_page("", "", "The form is too large.", 413)
         code, name, password = form.get("code", ""), form.get("name", ""), form.get("password", "")
         address = address_of(request)
         try:
             self.throttle.begin(address, f"invitation {code[:16]}")
             if password != form.get("again", ""):
-                return page("Join", _join_form(code, name, "The two passwords differ. Type them again."), 400)
+                return self._join_page(code, name, "The two passwords differ. Type them again.", 400)
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
             person = await asyncio.to_thread(self.accounts.accept, code, name, password)
         except ThrottledError as error:
-            return page("Join", _join_form(code, name, str(error)), 429)
+            return self._join_page(code, name, str(error), 429)
         except EngineError as error:
-            return page("Join", _join_form(code, name, str(error)), 400)
+            return self._join_page(code, name, str(error), 400)
         kind = "joined" if invitation.person is None else "password set"
         await asyncio.to_thread(self.audit.write, person.name, kind, person.name, person.role, address)  # type: ignore[arg-type]
         return await self._signed_in(request, person)
@@ -142,7 +145,10 @@ class Front:
         return await begin_session(self.sessions, request, person, "/")
 
     def _sign_in_page(self, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
-        return page("Sign in", _sign_in_form(name, self.notice(), problem), status)
+        return page("Sign in", _sign_in_form(name, self.notice(), self.other_way, problem), status)
+
+    def _join_page(self, code: str, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
+        return page("Join", _join_form(code, name, self.other_way, problem), status)
 
     def _known(self, name: str) -> str:
         """Return a name for the log: what is not the name of an account may be a password in the wrong field."""
@@ -155,9 +161,12 @@ class Front:
         await asyncio.to_thread(self.audit.write, person, kind, subject[:64], detail, address)  # type: ignore[arg-type]
 
 
-async def begin_session(sessions: Sessions, request: Request, person: Person, target: str) -> Response:
+async def begin_session(
+    sessions: Sessions, request: Request, person: Person, target: str, *, is_confirmed: bool = True
+) -> Response:
     """Return the answer that gives the browser a new session and leads it to a page of ours."""
-    token = await asyncio.to_thread(sessions.begin, person, address_of(request), request.headers.get("user-agent", ""))
+    browser = request.headers.get("user-agent", "")
+    token = await asyncio.to_thread(sessions.begin, person, address_of(request), browser, is_confirmed=is_confirmed)
     answer = RedirectResponse(target, 303)
     # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
     answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
@@ -180,15 +189,50 @@ async def read_form(request: Request) -> Form | None:
         return {}
 
 
+async def find_session(sessions: Sessions, request: Request) -> SignedIn | None:
+    """Return whose session a request has."""
+    token = request.cookies.get(COOKIE, "")
+    return await asyncio.to_thread(sessions.find, token) if token else None
+
+
+async def require_password(
+    accounts: Accounts,
+    throttle: SignInThrottle,
+    audit: AuditLog,
+    signed_in: SignedIn,
+    password: str,
+    request: Request,
+    what: str,
+) -> None:
+    """Check the password of who is signed in once more, before a change of the account.
+
+    Raises:
+        AccountError: If it is wrong, or was tried too often.
+        BusyError: If too many passwords are being checked.
+    """
+    name, address = signed_in.person.name, address_of(request)
+    attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
+    throttle.begin(address, attempts)
+    if await asyncio.to_thread(accounts.check_password, name, password) is None:
+        throttle.failed(attempts)
+        await asyncio.to_thread(audit.write, name, "sign-in failed", name, what, address)
+        raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
+
+
 def address_of(request: Request) -> str:
     """Return the address of a client, as the gate found it."""
     return request.client.host if request.client else ""
 
 
-def _sign_in_form(name: str, notice: str, problem: str = "") -> str:
+def _sign_in_form(name: str, notice: str, other_way: str, problem: str = "") -> str:
+    other = (
+        f'<form method="post" action="{SIGN_IN_WITH}">{_other_button("sign in", f"Sign in with {other_way}")}</form>'
+        '<p class="small or">or with a password of this lab</p>'
+    )
     return (
         (f'<p class="notice">{escape(notice)}</p>' if notice else "")
         + problem_box(problem)
+        + (other if other_way else "")
         + f'<form method="post" action="{SIGN_IN}">'
         + field("name", "Name", "text", "username", name[:64])
         + field("password", "Password", "password", "current-password")
@@ -197,7 +241,10 @@ def _sign_in_form(name: str, notice: str, problem: str = "") -> str:
     )
 
 
-def _join_form(code: str, name: str, problem: str = "") -> str:
+def _join_form(code: str, name: str, other_way: str, problem: str = "") -> str:
+    other = '<p class="small or">or without a password</p>' + _other_button(
+        "join", f"Continue with {other_way}", f' class="other" formaction="{SIGN_IN_WITH}" formnovalidate'
+    )
     return (
         problem_box(problem)
         + f'<form method="post" action="{JOIN}">'
@@ -207,9 +254,13 @@ def _join_form(code: str, name: str, problem: str = "") -> str:
         + field("password", "New password", "password", "new-password")
         + field("again", "New password again", "password", "new-password")
         + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words.</p>'
-        + "<button>Continue</button></form>"
+        + f"<button>Continue</button>{other if other_way else ''}</form>"
         + f"<script>{_TAKE_CODE}</script>"
     )
+
+
+def _other_button(purpose: str, label: str, attributes: str = "") -> str:
+    return f'<button name="for" value="{purpose}"{attributes}>{escape(label)}</button>'
 
 
 def field(name: str, label: str, kind: str, autocomplete: str, value: str = "", *, is_required: bool = True) -> str:
@@ -226,11 +277,11 @@ def problem_box(text: str) -> str:
     return f'<p class="problem" role="alert">{escape(text)}</p>' if text else ""
 
 
-def page(title: str, body: str, status: int = 200) -> HTMLResponse:
-    """Return a plain page; the body is HTML."""
+def page(title: str, body: str, status: int = 200, head: str = "") -> HTMLResponse:
+    """Return a plain page; the body, and what is added to the head, are HTML."""
     document = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} · Loratory</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} · Loratory</title>{head}'
         f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
         f'<body><main><p class="name">Lora<i>tory</i></p><h1>{title}</h1>{body}</main></body></html>'
     )

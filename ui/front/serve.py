@@ -4,12 +4,14 @@ import gc
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditKind, AuditLog
+from engine.accounts.identities import Identities
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
 from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import Sessions
@@ -26,16 +28,25 @@ from ui.backend.models import Shapes
 from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate
+from ui.front.identities import IdentityPages
 from ui.front.pages import PersonPages
 from ui.front.upkeep import disk_notice, upkeep
 from ui.serve import build_services, close_services
 from ui.services import Services
 
+if TYPE_CHECKING:
+    from engine.accounts.oidc import Provider
+
 _GOODBYE_SECONDS = 5  # that open answers get when the server ends
 
 
 def build_gate(
-    home: LoratoryHome, address: PublicAddress, services_of: Callable[[Person], Services], *, behind_proxy: bool
+    home: LoratoryHome,
+    address: PublicAddress,
+    services_of: Callable[[Person], Services],
+    *,
+    behind_proxy: bool,
+    provider: "Provider | None" = None,
 ) -> tuple[Gate, PersonPages]:
     """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served."""
     database = open_database(home)
@@ -43,12 +54,20 @@ def build_gate(
     audit = AuditLog(audit_log_path(home))
     accounts = Accounts(database)
     shared = accounts, sessions, SignInThrottle(), audit
-    front = Front(*shared, notice=lambda: read_notice(home))
+    other: IdentityPages | None = None
+    if provider is not None:
+        from ui.front.oidc import OidcPages  # only a lab with a provider needs what it brings
+
+        other = OidcPages(*shared, Identities(database, accounts), provider)
+    front = Front(*shared, notice=lambda: read_notice(home), other_way=other.title if other else "")
+    account = AccountPages(*shared) if other is None else AccountPages(*shared, other.links_of)
     board = QueueBoard(home)
     disk = DiskSamples(home, lambda: {*(one.name for one in accounts.people()), *list_owners(home)})
+    confirms_with = other.title if other is not None and other.can_confirm else ""
 
     def complete(person: Person) -> Services:
-        lab = LabAdmin(home, address, *shared, board, disk, person.name) if may(person, Action.MANAGE) else None
+        is_admin = may(person, Action.MANAGE)
+        lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with) if is_admin else None
 
         def notice() -> str:
             return " ".join(filter(None, (read_notice(home), disk_notice(home, disk.newest(person.name)))))
@@ -63,14 +82,17 @@ def build_gate(
 
     pages = PersonPages(complete, address, close_services)
     plain = Starlette(
-        routes=[*front.routes(), *AccountPages(*shared).routes()],
+        routes=[*front.routes(), *account.routes(), *(other.routes() if other else ())],
         lifespan=lambda _: upkeep(pages, enabled, disk),
     )
-    gate = Gate(address, sessions.find, plain, FRONT_PATHS | ACCOUNT_PATHS, pages, behind_proxy=behind_proxy)
+    paths = FRONT_PATHS | ACCOUNT_PATHS | (other.paths if other else frozenset())
+    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy)
     return gate, pages
 
 
-def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) -> None:
+def serve_lab(
+    home: LoratoryHome, address: PublicAddress, listener: Listener, provider: "Provider | None" = None
+) -> None:
     """Serve a lab until Ctrl+C or SIGTERM.
 
     Raises:
@@ -90,7 +112,7 @@ def serve_lab(home: LoratoryHome, address: PublicAddress, listener: Listener) ->
         return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog, places)
 
     sweep_measurements(home)
-    gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy)
+    gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy, provider=provider)
     if supervisor.start() == "standing_by":
         print(supervisor.explain_standing_by(), flush=True)
     config = uvicorn.Config(

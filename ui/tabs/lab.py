@@ -26,6 +26,7 @@ from ui.components import (
     visible_if,
 )  # fmt: skip
 from ui.form import component_of_field, number_of, text_of
+from ui.front.account import ACCOUNT
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
 from ui.tabs.lab_caller import caller_of
@@ -91,7 +92,7 @@ class LabTab:
             )
             self.invite = gr.Button("Create invitation", scale=0, min_width=170, elem_id="lab-invite")
         with gr.Column(visible=False, elem_id="lab-confirm") as self.confirmation:
-            gr.HTML(f'<div class="notice">{_CONFIRM}</div>')
+            gr.HTML(f'<div class="notice">{_CONFIRM}{_other_way(self._admin.confirms_with)}</div>')
             with gr.Row():
                 self.password = gr.Textbox(
                     label="Your password", type="password", scale=2, max_lines=1, elem_id="lab-password"
@@ -268,6 +269,13 @@ def _limit_box(name: str, field: FieldInfo) -> Any:
     return gr.Textbox(
         label=field.title, info=field.description, lines=1, max_lines=1, min_width=240, elem_id=f"lab-{name}"
     )
+
+
+def _other_way(service: str) -> str:
+    if not service:
+        return ""
+    page = f'<a href="{ACCOUNT}" target="_blank">confirm with {escape(service)} under your name</a>'
+    return f" Without a password, {page}, then repeat this."
 
 
 def _is_mapping(value: Any) -> bool:

@@ -15,6 +15,7 @@ from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import PublicAddress
+from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role
 from engine.accounts.sessions import Sessions
@@ -67,7 +68,11 @@ class Lab:
 
 @contextmanager
 def running_lab(
-    root: Path, services_of: Callable[[LoratoryHome, Person], Services] | None = None, *, behind_proxy: bool = False
+    root: Path,
+    services_of: Callable[[LoratoryHome, Person], Services] | None = None,
+    *,
+    behind_proxy: bool = False,
+    provider_at: Callable[[str], Provider] | None = None,
 ) -> Iterator[Lab]:
     """Serve a lab from a thread; with services that need no model where none are given."""
     home = LoratoryHome(root)
@@ -87,7 +92,8 @@ def running_lab(
         own = home.of(person.name, person.role)
         return services_of(own, person) if services_of is not None else fake_services_of(own, person)
 
-    gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy)
+    provider = provider_at(address.origin) if provider_at is not None else None
+    gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy, provider=provider)
     config = uvicorn.Config(
         gate, lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
         ssl_certfile=chain, ssl_keyfile=key, timeout_graceful_shutdown=2,

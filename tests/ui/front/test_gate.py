@@ -15,6 +15,7 @@ from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
 from ui.front.forms import FRONT_PATHS
 from ui.front.gate import COOKIE
 
+OF_A_PROVIDER = ("/sign-in/with", "/account/unlink", "/oidc/callback")  # refused where a lab has none
 REFUSED = (401, 403, 404, 405, 421)
 # Routes of Gradio that a page needs. All others are not offered, also those that a new Gradio brings.
 OFFERED = {
@@ -70,7 +71,8 @@ def every_route(lab, ann):
     routes = routes_of(page.app.router.routes)
     assert len(routes) > 60, "the app's routes are found"
     assert "POST /gradio_api/queue/join" in routes
-    return sorted({*routes, *(f"GET {path}" for path in FRONT_PATHS)})
+    own = {f"GET {path}" for path in FRONT_PATHS}
+    return sorted({*routes, *own, *(f"{method} {path}" for path in OF_A_PROVIDER for method in ("GET", "POST"))})
 
 
 @pytest.mark.parametrize("cookie", [None, "", "x", "A" * 43])

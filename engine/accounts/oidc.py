@@ -1,0 +1,321 @@
+"""Sign in through an OpenID Connect provider: the authorization code flow with PKCE, and the check of what comes back.
+
+Nothing of a provider is kept: each sign-in reads its configuration and keys, so a rotated key works at once.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+
+from engine.accounts.accounts import digest_of, new_token
+from engine.accounts.identities import Identity, Purpose
+from engine.accounts.oidc_settings import Claims, OidcSettings, require_https
+from engine.errors import AccountError
+
+try:
+    from joserfc import jwt
+    from joserfc.errors import JoseError
+    from joserfc.jwk import KeySet, import_key
+    from joserfc.jws import JWSRegistry
+except ImportError as missing:
+    raise AccountError("OpenID Connect needs the package joserfc.", "Run pip install 'loratory[oidc]'.") from missing
+
+# Signatures with a public key. None is no signature, and HS256 would take the provider's public key for a shared secret.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
+SKEW_SECONDS = 60  # between the clocks of two machines
+ROUND_SECONDS = 10 * 60  # to sign in at the provider
+CALLBACK = "/oidc/callback"  # below the lab's address; registered at the provider
+_MOST_ROUNDS = 5_000
+_PATIENCE_SECONDS = 10.0  # for all that one step asks the provider, however slowly it answers
+_LARGEST_ANSWER_BYTES = 256_000
+_LARGEST_CODE = 4_000
+_LARGEST_SUBJECT = 255  # OpenID Connect Core 1.0, section 2
+
+
+class ProviderError(AccountError):
+    """A provider did not answer, or what it answered cannot be trusted; `reason` is for the audit log.
+
+    Neither has anything of a token, a code or an answer in it.
+    """
+
+    def __init__(self, title: str, reason: str, what: str = "") -> None:
+        self.reason = reason
+        super().__init__(
+            what or f"Signing in with {title} failed.", "Try again; if it fails again, ask an admin of this lab."
+        )
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What a provider says about itself."""
+
+    authorization: str
+    token: str
+    keys: str
+    userinfo: str | None
+    sends_secret_in_body: bool
+    names_issuer: bool
+
+
+@dataclass(frozen=True)
+class Round:
+    """One way to the provider and back, in one browser.
+
+    Attributes:
+        purpose: What for.
+        endpoints: As the provider described them when it began.
+        began: Seconds since the epoch.
+        state: Names it to the provider.
+        browser: SHA-256 of what the browser's cookie holds.
+        nonce: Comes back in the ID token.
+        verifier: Of PKCE.
+        session: Names the session that it belongs to; empty before one signed in.
+        invitation: Token of the invitation that it accepts.
+        name: For the account that it makes.
+    """
+
+    purpose: Purpose
+    endpoints: Endpoints
+    began: float
+    browser: bytes
+    session: str = ""
+    invitation: str = field(default="", repr=False)
+    name: str = ""
+    state: str = field(default_factory=new_token, repr=False)
+    nonce: str = field(default_factory=new_token, repr=False)
+    verifier: str = field(default_factory=new_token, repr=False)
+
+
+class Rounds:
+    """The rounds that have not come back yet. In memory: after a restart, people click once more."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._rounds: dict[str, Round] = {}
+
+    def now(self) -> float:
+        """Return when a round begins that begins now."""
+        return self._clock()
+
+    def add(self, one: Round) -> None:
+        """Wait for a round to come back."""
+        oldest = self._clock() - ROUND_SECONDS
+        self._rounds = {state: other for state, other in self._rounds.items() if other.began >= oldest}
+        if len(self._rounds) >= _MOST_ROUNDS:
+            raise AccountError("Too many people sign in at this moment.", "Try again in a few minutes.")
+        self._rounds[one.state] = one
+
+    def take(self, state: str, browser: str) -> Round | None:
+        """Return the round that comes back, once; None where it is not known, too old, or began in another browser."""
+        one = self._rounds.pop(state, None)
+        if one is None or self._clock() - one.began > ROUND_SECONDS:
+            return None
+        return one if hmac.compare_digest(one.browser, digest_of(browser)) else None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A person who came back from the provider.
+
+    Attributes:
+        identity: Who it is.
+        claims: Of the ID token.
+        access_token: Opens what the provider says about the person.
+    """
+
+    identity: Identity
+    claims: Claims = field(repr=False)
+    access_token: str = field(repr=False)
+
+
+class Provider:
+    """One OpenID Connect provider.
+
+    Args:
+        settings: Of an admin.
+        origin: Of the lab, to which it sends people back.
+        verify: Knows whose certificates to trust.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: OidcSettings,
+        origin: str,
+        verify: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.redirect_uri = f"{origin}{CALLBACK}"
+        self._verify = verify or httpx.create_ssl_context()
+        self._clock = clock
+
+    async def discover(self) -> Endpoints:
+        """Return where to send people and questions.
+
+        Raises:
+            ProviderError: If it does not answer, or names another issuer or an address that is not https.
+        """
+        url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
+        document = await self._ask("configuration", "GET", url)
+        if document.get("issuer") != self.settings.issuer:
+            raise self._failed("configuration names another issuer")
+        try:
+            userinfo = document.get("userinfo_endpoint")
+            methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+            return Endpoints(
+                require_https(document["authorization_endpoint"]),
+                require_https(document["token_endpoint"]),
+                require_https(document["jwks_uri"]),
+                require_https(userinfo) if userinfo is not None else None,
+                sends_secret_in_body="client_secret_basic" not in methods,
+                names_issuer=document.get("authorization_response_iss_parameter_supported") is True,
+            )
+        except (KeyError, TypeError, ValueError):
+            raise self._failed("configuration has an address that is not https") from None
+
+    def address_for(self, one: Round) -> str:
+        """Return the address at the provider to which the browser goes."""
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(one.verifier.encode()).digest()).rstrip(b"=").decode()
+        values = {
+            "response_type": "code", "client_id": self.settings.client_id, "redirect_uri": self.redirect_uri,
+            "scope": self.settings.scope, "state": one.state, "nonce": one.nonce,
+            "code_challenge": challenge, "code_challenge_method": "S256",
+        }  # fmt: skip
+        if one.purpose == "confirm":
+            values |= {"prompt": "login", "max_age": "0"}
+        address = one.endpoints.authorization
+        return f"{address}{'&' if '?' in address else '?'}{urlencode(values)}"
+
+    async def finish(self, one: Round, code: str, issuer: str | None) -> Arrival:
+        """Return who came back with a code.
+
+        Args:
+            one: The round, which was taken.
+            code: As the browser brought it.
+            issuer: As the browser brought it, where it did (RFC 9207).
+
+        Raises:
+            ProviderError: If the provider refuses the code, or its ID token does not hold.
+        """
+        if issuer != self.settings.issuer and (issuer is not None or one.endpoints.names_issuer):
+            raise self._failed("answer of another provider")
+        if not code or len(code) > _LARGEST_CODE:
+            raise self._failed("answer without a code")
+        form = {
+            "grant_type": "authorization_code", "code": code, "redirect_uri": self.redirect_uri,
+            "code_verifier": one.verifier,
+        }  # fmt: skip
+        client, secret = self.settings.client_id, self.settings.client_secret.get_secret_value()
+        if one.endpoints.sends_secret_in_body:
+            form |= {"client_id": client, "client_secret": secret}
+            answer = await self._ask("token", "POST", one.endpoints.token, data=form)
+        else:
+            basic = (quote(client, safe=""), quote(secret, safe=""))  # RFC 6749, section 2.3.1
+            answer = await self._ask("token", "POST", one.endpoints.token, data=form, auth=basic)
+        token, access = answer.get("id_token"), answer.get("access_token")
+        if not isinstance(token, str):
+            raise self._failed("answer without an ID token")
+        keys = await self._ask("keys", "GET", one.endpoints.keys)
+        claims = self._check(token, keys, one)
+        identity = Identity(self.settings.issuer, claims["sub"])
+        return Arrival(identity, claims, access if isinstance(access, str) else "")
+
+    async def sources(self, one: Round, arrival: Arrival) -> tuple[Claims, ...]:
+        """Return what the provider says about a person: in the ID token, and where it can be asked.
+
+        Raises:
+            ProviderError: If it does not answer, or answers about another person.
+        """
+        if one.endpoints.userinfo is None or not arrival.access_token:
+            return (arrival.claims,)
+        headers = {"Authorization": f"Bearer {arrival.access_token}"}
+        told = await self._ask("userinfo", "GET", one.endpoints.userinfo, headers=headers)
+        if told.get("sub") != arrival.identity.subject:
+            raise self._failed("userinfo of another person")
+        return (arrival.claims, told)
+
+    def _check(self, token: str, keys: Claims, one: Round) -> Claims:
+        """Return the claims of an ID token that this provider signed for this round (OpenID Connect Core, 3.1.3.7)."""
+        registry = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
+        required = jwt.JWTClaimsRegistry(
+            now=int(self._clock()), leeway=SKEW_SECONDS,
+            iss={"essential": True, "value": self.settings.issuer}, sub={"essential": True},
+            aud={"essential": True}, exp={"essential": True}, iat={"essential": True}, nonce={"essential": True},
+        )  # fmt: skip
+        try:
+            claims = jwt.decode(token, _key_set(keys), ALGORITHMS, registry).claims
+            required.validate(claims)
+        except JoseError as error:
+            raise self._failed(f"ID token: {error.error} {getattr(error, 'claim', '')}".strip()) from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise self._failed("ID token: unreadable") from None
+        client = self.settings.client_id
+        if claims["aud"] not in (client, [client]) or claims.get("azp", client) != client:
+            raise self._failed("ID token: for another client")  # also where it is for this one and others
+        if not hmac.compare_digest(digest_of(str(claims["nonce"])), digest_of(one.nonce)):
+            raise self._failed("ID token: of another sign-in")
+        if not (claims["sub"].isascii() and claims["sub"].isprintable() and len(claims["sub"]) <= _LARGEST_SUBJECT):
+            raise self._failed("ID token: no usable subject")
+        if claims["iat"] < one.began - SKEW_SECONDS:
+            raise self._failed("ID token: older than the sign-in")
+        if one.purpose == "confirm":
+            self._require_fresh(claims.get("auth_time"), one)
+        return claims
+
+    def _require_fresh(self, moment: object, one: Round) -> None:
+        is_fresh = type(moment) in (int, float) and moment >= one.began - SKEW_SECONDS  # type: ignore[operator]
+        if not is_fresh:
+            what = f"{self.settings.title} does not confirm that you have just signed in there."
+            raise ProviderError(self.settings.title, "no fresh sign-in at the provider", what)
+
+    async def _ask(self, what: str, method: str, url: str, **request: Any) -> dict[str, Any]:
+        """Return a JSON object; redirects are not followed, and nothing is read past the limits."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **request.pop("headers", {})}
+        body = bytearray()
+        try:
+            async with (
+                asyncio.timeout(_PATIENCE_SECONDS),
+                httpx.AsyncClient(verify=self._verify, follow_redirects=False, timeout=_PATIENCE_SECONDS) as client,
+                client.stream(method, url, headers=headers, **request) as answer,
+            ):
+                if answer.status_code != 200:
+                    raise self._failed(f"{what}: HTTP {answer.status_code}")
+                async for part in answer.aiter_raw():
+                    body += part
+                    if len(body) > _LARGEST_ANSWER_BYTES:
+                        raise self._failed(f"{what}: too large")
+            found = json.loads(body)
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            what = f"{what}: {type(error).__name__}"
+            raise ProviderError(self.settings.title, what, f"{self.settings.title} does not answer.") from None
+        except (ValueError, RecursionError):
+            raise self._failed(f"{what}: not JSON") from None
+        if not isinstance(found, dict):
+            raise self._failed(f"{what}: not an object")
+        return found
+
+    def _failed(self, reason: str) -> ProviderError:
+        return ProviderError(self.settings.title, reason)
+
+
+def _key_set(document: Claims) -> KeySet:
+    """Return the public keys for signatures that a provider publishes; what is something else is left out."""
+    keys = []
+    for one in document["keys"]:
+        if one.get("kty") in ("RSA", "EC", "OKP") and one.get("use", "sig") == "sig":
+            try:
+                keys.append(import_key(one))
+            except (JoseError, ValueError, TypeError, KeyError):
+                continue
+    return KeySet(keys)

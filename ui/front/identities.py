@@ -1,0 +1,250 @@
+"""Accounts of another service that open accounts of the lab: sign in, accept an invitation, link, confirm. No JavaScript."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from html import escape
+from typing import NamedTuple, get_args
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from engine.accounts.accounts import Accounts, new_token
+from engine.accounts.audit import AuditKind, AuditLog
+from engine.accounts.identities import Identities, Identity, Purpose
+from engine.accounts.people import Person, require_name
+from engine.accounts.sessions import Sessions, SignedIn
+from engine.accounts.throttle import SignInThrottle, ThrottledError
+from engine.errors import AccountError, EngineError
+from ui.front.account import ACCOUNT
+from ui.front.forms import (
+    JOIN,
+    SIGN_IN_WITH,
+    Form,
+    address_of,
+    begin_session,
+    field,
+    find_session,
+    page,
+    problem_box,
+    read_form,
+    require_password,
+)
+from ui.front.gate import COOKIE, SIGN_IN
+
+UNLINK = "/account/unlink"
+_BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": JOIN, "link": ACCOUNT, "confirm": ACCOUNT}
+
+Suggest = Callable[[], Awaitable[str | None]]
+
+
+class Wish(NamedTuple):
+    """What a person wants from another service's account.
+
+    Attributes:
+        purpose: What for.
+        session: Names the session that it belongs to; empty before one signed in.
+        invitation: Token of the invitation to accept.
+        name: For the account that it makes.
+    """
+
+    purpose: Purpose
+    session: str = ""
+    invitation: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class IdentityPages(ABC):
+    """The part that does not depend on how the other service proves who a person is.
+
+    Args:
+        accounts: Checks passwords and invitations.
+        sessions: Begins and confirms; the same as for passwords.
+        throttle: Counts attempts.
+        audit: Logs each.
+        identities: Which account of the service opens whose.
+    """
+
+    accounts: Accounts
+    sessions: Sessions
+    throttle: SignInThrottle
+    audit: AuditLog
+    identities: Identities
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The service, on buttons."""
+
+    @property
+    @abstractmethod
+    def issuer(self) -> str:
+        """The service, in links."""
+
+    @property
+    @abstractmethod
+    def logged_as(self) -> str:
+        """The service, in the audit log."""
+
+    @property
+    @abstractmethod
+    def can_confirm(self) -> bool:
+        """Whether the service can ask a person to sign in there once more."""
+
+    @abstractmethod
+    async def go(self, request: Request, wish: Wish) -> Response:
+        """Find out who the person is, and answer with `arrive`, at once or when the browser comes back."""
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """What `routes` answer."""
+        return frozenset({SIGN_IN_WITH, UNLINK})
+
+    def routes(self) -> list[Route]:
+        """Return what answers `paths`."""
+        return [
+            Route(SIGN_IN_WITH, self._start, methods=["POST"]),
+            Route(UNLINK, self._unlink, methods=["POST"]),
+        ]
+
+    async def arrive(self, request: Request, wish: Wish, identity: Identity, suggest: Suggest) -> Response:
+        """Do what a person wanted, now that it is known who they are.
+
+        Args:
+            request: With the browser's cookies.
+            wish: What they wanted.
+            identity: Who they are.
+            suggest: Returns a name for a new member whom an admin's rule lets in; None where no rule does.
+
+        Raises:
+            EngineError: If it is not allowed.
+        """
+        if wish.purpose == "sign in":
+            return await self._sign_in(request, identity, suggest)
+        if wish.purpose == "join":
+            invitation = await asyncio.to_thread(self.accounts.find_invitation, wish.invitation)
+            person = await asyncio.to_thread(self.identities.accept, wish.invitation, wish.name, identity)
+            kind: AuditKind = "joined" if invitation.person is None else "linked"
+            await self._log(person.name, kind, request, person.name, f"{person.role}, {self.logged_as}")
+            return await self._begin(request, person)
+        signed_in = await find_session(self.sessions, request)
+        if signed_in is None or signed_in.session != wish.session:
+            raise AccountError("This session has ended.", "Sign in again.")
+        if wish.purpose == "link":
+            await asyncio.to_thread(self.identities.link, signed_in.person, identity)
+            await self._log(signed_in.person.name, "linked", request, signed_in.person.name, self.logged_as)
+            return RedirectResponse(f"{ACCOUNT}?linked=1", 303)
+        opened = await asyncio.to_thread(self.identities.person_of, identity)
+        if opened is None or opened.name != signed_in.person.name:
+            raise AccountError(
+                f"This {self.title} account is not linked to yours.", f"Use the one that opens {signed_in.person.name}."
+            )
+        await asyncio.to_thread(self.sessions.confirm, request.cookies[COOKIE])
+        return RedirectResponse(f"{ACCOUNT}?confirmed=1", 303)
+
+    async def failed(self, request: Request, wish: Wish, error: EngineError, reason: str = "") -> HTMLResponse:
+        """Log that a person did not get what they wanted, and return the page that says so."""
+        detail = f"{self.logged_as}: {reason or wish.purpose}"
+        await self._log("", "sign-in failed", request, "", detail)
+        return self.problem(str(error), wish.purpose, 403)
+
+    def problem(self, text: str, purpose: Purpose, status: int) -> HTMLResponse:
+        """Return a page about what went wrong."""
+        body = f'{problem_box(text)}<p><a href="{_BACK[purpose]}">Back</a></p>'
+        return page(f"Sign in with {escape(self.title)}", body, status)
+
+    def links_of(self, person: Person, has_password: bool) -> str:
+        """Return the part of the account page about this service."""
+        name = escape(self.title)
+        if not self.identities.is_linked(person, self.issuer):
+            body = (
+                f'<p class="small">Sign in with your {name} account as well.</p>'
+                f'<form method="post" action="{SIGN_IN_WITH}">'
+                + field("password", "Current password", "password", "current-password")
+                + f'<button name="for" value="link">Link {name}</button></form>'
+            )
+            return f"<h2>{name}</h2>{body if has_password else ''}"
+        confirm = (
+            f'<form method="post" action="{SIGN_IN_WITH}"><button class="other" name="for" value="confirm">'
+            f'Confirm with {name}</button></form><p class="small">Needed before you change what people may do.</p>'
+        )
+        unlink = f'<form method="post" action="{UNLINK}"><button class="other">Unlink {name}</button></form>'
+        return (
+            f'<h2>{name}</h2><p class="small">Linked: your {name} account opens this one.</p>'
+            + (confirm if self.can_confirm and person.role == "admin" else "")
+            + (unlink if has_password else "")
+        )
+
+    async def _start(self, request: Request) -> Response:
+        form = await read_form(request)
+        purpose = next((one for one in get_args(Purpose) if form is not None and form.get("for") == one), None)
+        if form is None or purpose is None:
+            return self.problem("This is not one of our forms.", "sign in", 400)
+        try:
+            return await self.go(request, await self._wish(request, form, purpose))
+        except ThrottledError as error:
+            answer = self.problem(str(error), purpose, 429)
+            answer.headers["Retry-After"] = str(error.seconds)
+            return answer
+        except EngineError as error:
+            return self.problem(str(error), purpose, 400)
+
+    async def _wish(self, request: Request, form: Form, purpose: Purpose) -> Wish:
+        if purpose == "sign in":
+            self.throttle.begin(address_of(request), f"round {new_token()}")  # no name: by address and in all
+            return Wish(purpose)
+        if purpose == "join":
+            code, name = form.get("code", ""), form.get("name", "")
+            self.throttle.begin(address_of(request), f"invitation {code[:16]}")
+            invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
+            return Wish(purpose, invitation=code, name=invitation.person or require_name(name))
+        signed_in = await find_session(self.sessions, request)
+        if signed_in is None:
+            raise AccountError("This session has ended.", "Sign in again.")
+        if purpose == "link":
+            # A session that was left open must not get a second way in.
+            await self._require_password(request, signed_in, form.get("password", ""))
+        elif not self.can_confirm:
+            raise AccountError(f"{self.title} cannot confirm who you are.", "Use your password.")
+        else:
+            self.throttle.begin(address_of(request), f"round {new_token()}")
+        return Wish(purpose, signed_in.session)
+
+    async def _require_password(self, request: Request, signed_in: SignedIn, password: str) -> None:
+        await require_password(self.accounts, self.throttle, self.audit, signed_in, password, request, "link")
+
+    async def _unlink(self, request: Request) -> Response:
+        signed_in = await find_session(self.sessions, request)
+        if signed_in is None:
+            return RedirectResponse(SIGN_IN, 303)
+        try:
+            await asyncio.to_thread(self.identities.unlink, signed_in.person, self.issuer)
+        except EngineError as error:
+            return self.problem(str(error), "link", 400)
+        await self._log(signed_in.person.name, "unlinked", request, signed_in.person.name, self.logged_as)
+        return RedirectResponse(f"{ACCOUNT}?unlinked=1", 303)
+
+    async def _sign_in(self, request: Request, identity: Identity, suggest: Suggest) -> Response:
+        person = await asyncio.to_thread(self.identities.person_of, identity)
+        if person is None and not await asyncio.to_thread(self.identities.was_linked, identity):
+            suggestion = await suggest()
+            if suggestion is not None:
+                person = await asyncio.to_thread(self.identities.join, suggestion, "member", identity)
+                await self._log(person.name, "joined", request, person.name, f"{person.role}, {self.logged_as}")
+        if person is None:
+            # The same words whether it is unknown, or the account is disabled or was removed.
+            raise AccountError(
+                f"This {self.title} account opens no account of the lab.", "Ask an admin for an invitation."
+            )
+        return await self._begin(request, person)
+
+    async def _begin(self, request: Request, person: Person) -> Response:
+        await self._log(person.name, "signed in", request, "", self.logged_as)
+        # Not confirmed: the service may have let its own session do, so nothing was typed just now.
+        return await begin_session(self.sessions, request, person, "/", is_confirmed=False)
+
+    async def _log(self, person: str, kind: AuditKind, request: Request, subject: str, detail: str) -> None:
+        await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))

@@ -1,0 +1,114 @@
+"""Sign in through an OpenID Connect provider: to it in one page, and back in one request."""
+
+from dataclasses import dataclass, field
+from html import escape
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from engine.accounts.accounts import digest_of, new_token
+from engine.accounts.oidc import CALLBACK, ROUND_SECONDS, Arrival, Provider, ProviderError, Round, Rounds
+from engine.errors import EngineError
+from ui.front.forms import page
+from ui.front.identities import IdentityPages, Wish
+
+ROUND_COOKIE = "__Host-loratory-oidc"
+
+
+@dataclass(frozen=True)
+class OidcPages(IdentityPages):
+    """What sends a browser to the provider and takes it back.
+
+    Args:
+        provider: Whose accounts open those of the lab.
+    """
+
+    provider: Provider
+    _rounds: Rounds = field(default_factory=Rounds)
+
+    @property
+    def title(self) -> str:
+        """The provider, on buttons."""
+        return self.provider.settings.title
+
+    @property
+    def issuer(self) -> str:
+        """The provider, as its tokens name it."""
+        return self.provider.settings.issuer
+
+    @property
+    def logged_as(self) -> str:
+        """The provider's host."""
+        return self.provider.settings.host
+
+    @property
+    def can_confirm(self) -> bool:
+        """A provider is asked for a fresh sign-in, and must confirm its time."""
+        return True
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """What `routes` answer."""
+        return super().paths | {CALLBACK}
+
+    def routes(self) -> list[Route]:
+        """Return what answers `paths`."""
+        return [*super().routes(), Route(CALLBACK, self._come_back, methods=["GET"])]
+
+    async def go(self, request: Request, wish: Wish) -> Response:
+        """Return the page that leads to the provider."""
+        try:
+            endpoints = await self.provider.discover()
+        except ProviderError as error:
+            return await self.failed(request, wish, error, error.reason)
+        browser = new_token()
+        one = Round(
+            wish.purpose, endpoints, self._rounds.now(), digest_of(browser), wish.session, wish.invitation, wish.name
+        )
+        self._rounds.add(one)
+        target = escape(self.provider.address_for(one))
+        # Not a redirect: a policy about forms holds for where their answers lead as well, and who knows where a provider
+        # sends people on its own way to sign them in.
+        answer = page(
+            "Continue",
+            f'<p>Continue at <a href="{target}" rel="noreferrer">{escape(urlsplit(endpoints.authorization).netloc)}</a>.</p>',
+            head=f'<meta http-equiv="refresh" content="0;url={target}">',
+        )
+        answer.set_cookie(
+            ROUND_COOKIE, browser, max_age=ROUND_SECONDS, path="/", secure=True, httponly=True, samesite="lax"
+        )
+        return answer
+
+    async def _come_back(self, request: Request) -> Response:
+        query = request.query_params
+        given = {name: query[name] for name in ("state", "code", "iss", "error") if len(query.getlist(name)) == 1}
+        one = self._rounds.take(given.get("state", ""), request.cookies.get(ROUND_COOKIE, ""))
+        if one is None:
+            text = "This sign-in has expired, was used before, or began in another browser. Begin again."
+            return self.problem(text, "sign in", 400)
+        wish = Wish(one.purpose, one.session, one.invitation, one.name)
+        answer: Response
+        try:
+            if "error" in given:
+                raise ProviderError(self.title, "refused by the provider", f"{self.title} did not sign you in.")
+            arrival = await self.provider.finish(one, given.get("code", ""), given.get("iss"))
+            answer = await self.arrive(request, wish, arrival.identity, lambda: self._suggest(one, arrival))
+        except ProviderError as error:
+            answer = await self.failed(request, wish, error, error.reason)
+        except EngineError as error:
+            answer = await self.failed(request, wish, error)
+        answer.delete_cookie(ROUND_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+        return answer
+
+    async def _suggest(self, one: Round, arrival: Arrival) -> str | None:
+        rule = self.provider.settings.members
+        if not rule.is_set:
+            return None
+        sources = await self.provider.sources(one, arrival)
+        if not rule.admits(sources):
+            return None
+        names = [source.get(claim) for claim in ("preferred_username", "nickname", "email") for source in sources]
+        first = next((name for name in names if isinstance(name, str) and name), "")
+        return first.partition("@")[0]
