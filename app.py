@@ -30,10 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve_lab(options: argparse.Namespace) -> int:
     from engine.accounts.lab import Listener, PublicAddress, forget_secrets
-    from engine.paths import LAB
+    from engine.accounts.oidc_settings import read_oidc_settings
+    from engine.accounts.proxy import TrustedProxy
+    from engine.errors import AccountError
+    from engine.paths import LAB, typed_path
 
     address = PublicAddress.parse(options.public_url or "")
     listener = Listener.chosen(options.socket, options.host, options.port, options.tls_cert, options.tls_key)
+    proxy = TrustedProxy.chosen(options.identity_header, options.proxy_user, listener)
+    settings = read_oidc_settings(typed_path(options.oidc)) if options.oidc is not None else None
+    if settings is not None and proxy is not None:
+        raise AccountError("People are named by a provider or by a proxy.", "Give --oidc or --identity-header.")
     home = LoratoryHome.from_environment()
     has_begun_again = LAB in os.environ
     if forget_secrets() and not has_begun_again:
@@ -41,7 +48,12 @@ def _serve_lab(options: argparse.Namespace) -> int:
     _prepare_imports()
     from ui.front.serve import serve_lab
 
-    serve_lab(home, address, listener)
+    provider = None
+    if settings is not None:
+        from engine.accounts.oidc import Provider
+
+        provider = Provider(settings, address.origin)
+    serve_lab(home, address, listener, provider, proxy)
     return 0
 
 
@@ -76,6 +88,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--tls-cert", metavar="FILE", help="certificate chain, to listen on --host and --port without a proxy"
     )
     lab.add_argument("--tls-key", metavar="FILE", help="key of the certificate")
+    lab.add_argument(
+        "--oidc", metavar="FILE", help="YAML file, mode 0600, of an OpenID Connect provider to sign in with"
+    )
+    lab.add_argument(
+        "--identity-header",
+        metavar="NAME",
+        help="with --socket: header in which the proxy names who is signed in there",
+    )
+    lab.add_argument("--proxy-user", metavar="USER", help="system user of that proxy; nobody else may then connect")
     return parser.parse_args(arguments)
 
 

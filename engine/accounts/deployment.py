@@ -23,6 +23,7 @@ class Deployment:
         home: Folder of the lab, which is also the user's home folder.
         certificate: PEM file of the chain, for a lab without a proxy; None behind Caddy.
         key: PEM file of its key.
+        oidc: YAML file of an OpenID Connect provider; None without one.
 
     Raises:
         AccountError: If a value cannot be written into a unit as it is.
@@ -33,11 +34,12 @@ class Deployment:
     home: Path = Path("/var/lib/loratory")
     certificate: Path | None = None
     key: Path | None = None
+    oidc: Path | None = None
 
     def __post_init__(self) -> None:
         if not _USER.fullmatch(self.user):
             raise AccountError(f"{self.user[:40]!r} cannot be the name of a system user.", "Use letters, digits and -.")
-        for path in (self.home, *filter(None, (self.certificate, self.key))):
+        for path in (self.home, *filter(None, (self.certificate, self.key, self.oidc))):
             if not _PATH.fullmatch(str(path)) or ".." in path.parts:
                 raise AccountError(
                     f"The path {str(path)!r} cannot be used in a systemd unit.",
@@ -55,8 +57,9 @@ class Deployment:
             home=self.home,
             program=_program(),
             origin=self.address.origin,
-            listens=self._tls() if self.certificate is not None else f"--socket {_SOCKET}",
-            own=self._credentials() if self.certificate is not None else _RUNTIME_FOLDER,
+            options=(self._tls() if self.certificate is not None else f"--socket {_SOCKET}")
+            + (" --oidc %d/oidc" if self.oidc is not None else ""),
+            own="\n".join([*([] if self.certificate is not None else [_RUNTIME_FOLDER]), *self._credentials()]),
             capabilities="CAP_NET_BIND_SERVICE" if self.certificate is not None and self._port < 1024 else "",
         )
 
@@ -80,11 +83,10 @@ class Deployment:
     def _tls(self) -> str:
         return f"--host 0.0.0.0 --port {self._port} --tls-cert %d/tls-cert --tls-key %d/tls-key"
 
-    def _credentials(self) -> str:
-        return (
-            "# Root reads the key, and hands it to this service alone.\n"
-            f"LoadCredential=tls-cert:{self.certificate}\nLoadCredential=tls-key:{self.key}"
-        )
+    def _credentials(self) -> list[str]:
+        files = {"tls-cert": self.certificate, "tls-key": self.key, "oidc": self.oidc}
+        lines = [f"LoadCredential={name}:{path}" for name, path in files.items() if path is not None]
+        return ["# Root reads these, and hands them to this service alone.", *lines] if lines else []
 
 
 def _program() -> Path:
@@ -112,7 +114,7 @@ User={user}
 Group={user}
 Environment=HOME={home} LORATORY_HOME={home} TMPDIR={home}/tmp
 ExecStartPre=/usr/bin/mkdir -p -m 0700 {home}/tmp
-ExecStart={program} ui --lab --public-url {origin} {listens}
+ExecStart={program} ui --lab --public-url {origin} {options}
 {own}
 Restart=on-failure
 RestartSec=5

@@ -61,10 +61,15 @@ class Identities:
         query = "SELECT 1 FROM identities WHERE provider = ? AND subject = ?"
         return bool(self._database.rows(query, identity.issuer, identity.subject))
 
+    def subject_of(self, person: Person, issuer: str) -> str | None:
+        """Return which account of that service opens this person's."""
+        query = "SELECT subject FROM identities WHERE provider = ? AND person = ? AND unlinked IS NULL"
+        rows = self._database.rows(query, issuer, person.name)
+        return rows[0]["subject"] if rows else None
+
     def is_linked(self, person: Person, issuer: str) -> bool:
         """Return whether an account of that service opens this person's."""
-        query = "SELECT 1 FROM identities WHERE provider = ? AND person = ? AND unlinked IS NULL"
-        return bool(self._database.rows(query, issuer, person.name))
+        return self.subject_of(person, issuer) is not None
 
     def link(self, person: Person, identity: Identity) -> None:
         """Let an account of another service open a person's.

@@ -27,9 +27,10 @@ def files(
     home: Annotated[Path, typer.Option("--home", help="Folder of the lab.")] = Deployment.home,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Without a proxy: certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Without a proxy: its key.")] = None,
+    oidc: Annotated[Path | None, typer.Option("--oidc", help="File of an OpenID Connect provider.")] = None,
 ) -> None:
     """Print a systemd unit for the lab and a Caddyfile for the proxy in front of it."""
-    deployment = Deployment(public_address(LoratoryHome.located(), public_url), user, home, tls_cert, tls_key)
+    deployment = Deployment(public_address(LoratoryHome.located(), public_url), user, home, tls_cert, tls_key, oidc)
     if Path(sys.prefix).resolve().is_relative_to("/home") or Path(sys.prefix).resolve().is_relative_to("/root"):
         print(
             f"Note: {sys.prefix} is in a home folder, which the service cannot read. Install it in /opt.",

@@ -52,6 +52,16 @@ def test_without_a_proxy_the_key_is_handed_over_by_systemd():
     assert service_of(Deployment(high, **TLS))["AmbientCapabilities"] == ""
 
 
+def test_the_file_of_a_provider_is_handed_over_by_systemd():
+    unit = Deployment(ADDRESS, oidc=Path("/etc/loratory/oidc.yaml")).unit()
+    assert "LoadCredential=oidc:/etc/loratory/oidc.yaml\n" in unit
+    assert "--socket /run/loratory/page.sock --oidc %d/oidc\n" in unit
+    assert "RuntimeDirectoryMode=0750" in unit
+    assert "LoadCredential" not in Deployment(ADDRESS).unit()
+    with pytest.raises(AccountError, match="cannot be used"):
+        Deployment(ADDRESS, oidc=Path("oidc.yaml"))
+
+
 @pytest.mark.parametrize("home", ["relative", "/a b", "/a\nExecStart=/bin/sh", "/a/%h", "/a/../b", "/", "/a;b", "/{b}"])
 def test_a_path_that_a_unit_would_read_otherwise_is_refused(home):
     with pytest.raises(AccountError, match="cannot be used"):
@@ -65,7 +75,7 @@ def test_a_user_name_that_a_unit_would_read_otherwise_is_refused(user):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None and not IN_CI, reason="needs systemd-analyze")
-@pytest.mark.parametrize("tls", [{}, TLS])
+@pytest.mark.parametrize("tls", [{}, TLS, {"oidc": Path("/etc/oidc.yaml")}])
 def test_systemd_accepts_the_unit(tmp_path, tls):
     unit = tmp_path / "loratory.service"
     program = tmp_path / "loratory"

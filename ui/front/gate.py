@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from engine.errors import EngineError
 
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
+PROXY_USER = "proxy_user"  # in the state of a request: whom a trusted proxy named
 _LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
 _FORWARDED = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
@@ -44,6 +45,18 @@ class Pages(Protocol):
         """Return whether an upload is this person's: of the first who names its id."""
 
 
+class NamedByProxy(NamedTuple):
+    """How a proxy names people, where it is trusted to.
+
+    Attributes:
+        header: In which it does; lower case.
+        may_continue: Returns whether a person's session may be used under a name that the proxy gives.
+    """
+
+    header: str
+    may_continue: Callable[[Person, str], bool]
+
+
 class Gate:
     """Stands in front of everything that a lab serves.
 
@@ -58,6 +71,7 @@ class Gate:
         front_paths: Of the sign-in page and what belongs to it.
         pages: Answers the rest.
         behind_proxy: Whether all requests come through a proxy of ours, which says where from.
+        names: How that proxy names people; None where it does not.
     """
 
     def __init__(
@@ -69,6 +83,7 @@ class Gate:
         pages: Pages,
         *,
         behind_proxy: bool,
+        names: NamedByProxy | None = None,
     ) -> None:
         self._address = address
         self._find_session = find_session
@@ -76,6 +91,7 @@ class Gate:
         self._front_paths = front_paths
         self._pages = pages
         self._behind_proxy = behind_proxy
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -89,6 +105,9 @@ class Gate:
         scope = self._believed(scope, request.headers)
         send = _hardened(send)
         refusal = self._refuse_foreign(request)
+        if refusal is None and self._names is not None:
+            scope = await self._named(request, scope, self._names)
+            request = Request(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
         elif scope["path"] in self._front_paths:
@@ -154,6 +173,18 @@ class Gate:
                 work.cancel()
                 with suppress(asyncio.CancelledError):
                     await work
+
+    async def _named(self, request: Request, scope: Scope, names: NamedByProxy) -> Scope:
+        """Take the header of the proxy out of a request, and the cookie of a session that is not for whom it names."""
+        given = request.headers.getlist(names.header)
+        name = given[0] if len(given) == 1 else ""  # of two, one is a client's
+        removed = {names.header.encode()}
+        token = request.cookies.get(COOKIE, "")
+        signed_in = await asyncio.to_thread(self._find_session, token) if token else None
+        if signed_in is not None and not await asyncio.to_thread(names.may_continue, signed_in.person, name):
+            removed.add(b"cookie")
+        headers = [(key, value) for key, value in scope["headers"] if key.lower() not in removed]
+        return {**scope, "headers": headers, "state": {**scope.get("state", {}), PROXY_USER: name}}
 
     def _believed(self, scope: Scope, headers: Headers) -> Scope:
         """Return a request with the scheme and host of the lab, and nothing that a client claims about its way here."""

@@ -14,6 +14,7 @@ from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.identities import Identities
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
 from engine.accounts.people import Action, Person, may
+from engine.accounts.proxy import TrustedProxy
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.inspector.session import InspectorPlaces
@@ -27,9 +28,10 @@ from ui.backend.lab import LabAdmin
 from ui.backend.models import Shapes
 from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
-from ui.front.gate import Gate
+from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages
 from ui.front.pages import PersonPages
+from ui.front.proxy import ProxyPages
 from ui.front.upkeep import disk_notice, upkeep
 from ui.serve import build_services, close_services
 from ui.services import Services
@@ -47,6 +49,7 @@ def build_gate(
     *,
     behind_proxy: bool,
     provider: "Provider | None" = None,
+    proxy: TrustedProxy | None = None,
 ) -> tuple[Gate, PersonPages]:
     """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served."""
     database = open_database(home)
@@ -59,6 +62,10 @@ def build_gate(
         from ui.front.oidc import OidcPages  # only a lab with a provider needs what it brings
 
         other = OidcPages(*shared, Identities(database, accounts), provider)
+    names = None
+    if proxy is not None:
+        other = by_proxy = ProxyPages(*shared, Identities(database, accounts), proxy.header)
+        names = NamedByProxy(proxy.header, by_proxy.may_continue)
     front = Front(*shared, notice=lambda: read_notice(home), other_way=other.title if other else "")
     account = AccountPages(*shared) if other is None else AccountPages(*shared, other.links_of)
     board = QueueBoard(home)
@@ -86,19 +93,30 @@ def build_gate(
         lifespan=lambda _: upkeep(pages, enabled, disk),
     )
     paths = FRONT_PATHS | ACCOUNT_PATHS | (other.paths if other else frozenset())
-    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy)
+    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names)
     return gate, pages
 
 
 def serve_lab(
-    home: LoratoryHome, address: PublicAddress, listener: Listener, provider: "Provider | None" = None
+    home: LoratoryHome,
+    address: PublicAddress,
+    listener: Listener,
+    provider: "Provider | None" = None,
+    proxy: TrustedProxy | None = None,
 ) -> None:
     """Serve a lab until Ctrl+C or SIGTERM.
+
+    Args:
+        home: Of the lab.
+        address: At which browsers reach it.
+        listener: Where it listens.
+        provider: Whose accounts open those of the lab.
+        proxy: Which names people; with a listener on a socket, and without a provider.
 
     Raises:
         EngineError: If a service cannot start.
     """
-    bound = listener.open()
+    bound = listener.open() if proxy is None else proxy.guard(listener.open())
     settings = read_settings(home)
     if settings.public_url != address.origin:
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
@@ -112,11 +130,12 @@ def serve_lab(
         return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog, places)
 
     sweep_measurements(home)
-    gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy, provider=provider)
+    gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy, provider=provider, proxy=proxy)
     if supervisor.start() == "standing_by":
         print(supervisor.explain_standing_by(), flush=True)
     config = uvicorn.Config(
         gate,
+        loop="asyncio",  # another one would accept connections without asking the guarded socket
         lifespan="on",
         log_level="warning",
         access_log=False,

@@ -1,0 +1,65 @@
+"""A header names people only where nobody but the proxy can send it."""
+
+import os
+import pwd
+import socket
+from pathlib import Path
+
+import pytest
+
+from engine.accounts.lab import Listener
+from engine.accounts.proxy import TrustedProxy
+from engine.errors import DeviceError
+
+SOCKET = Listener(Path("/run/loratory/page.sock"))
+TLS = Listener(None, "0.0.0.0", 443, Path("/c"), Path("/k"))
+OWN = pwd.getpwuid(os.geteuid()).pw_name
+OTHER = next(one for one in pwd.getpwall() if one.pw_uid not in (0, os.geteuid()))
+
+
+def test_header_and_user_of_the_proxy_are_given_together_with_a_socket():
+    assert TrustedProxy.chosen(None, None, TLS) is None
+    chosen = TrustedProxy.chosen("X-Remote-User", OTHER.pw_name, SOCKET)
+    assert chosen == TrustedProxy("x-remote-user", OTHER.pw_uid)
+
+
+@pytest.mark.parametrize(
+    ("header", "user", "listener", "words"),
+    [
+        ("X-Remote-User", None, SOCKET, "needs the proxy"), (None, OTHER.pw_name, SOCKET, "needs the proxy"),
+        ("X-Remote-User", OTHER.pw_name, TLS, "anyone could send"), ("X-Remote-User", OWN, SOCKET, "lab itself"),
+        ("X-Remote-User", "no-such-user-here", SOCKET, "no system user"), ("X-Remote-User", "a\0b", SOCKET, "no system user"),
+        ("", OTHER.pw_name, SOCKET, "cannot name"), ("X Remote", OTHER.pw_name, SOCKET, "cannot name"),
+        ("Host", OTHER.pw_name, SOCKET, "cannot name"), ("COOKIE", OTHER.pw_name, SOCKET, "cannot name"),
+        ("X-Forwarded-User", OTHER.pw_name, SOCKET, "cannot name"), ("X-Remote-User\r\nA", OTHER.pw_name, SOCKET, "cannot name"),
+    ],
+)  # fmt: skip
+def test_what_would_let_others_name_people_is_refused(header, user, listener, words):
+    with pytest.raises(DeviceError, match=words):
+        TrustedProxy.chosen(header, user, listener)
+
+
+def has_ended(client):
+    try:
+        return client.recv(5) == b""
+    except ConnectionResetError:  # what was sent was not read
+        return True
+
+
+@pytest.mark.parametrize("is_proxy", [True, False])
+def test_the_socket_hangs_up_on_everyone_but_the_proxy(tmp_path, is_proxy):
+    listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
+    proxy = TrustedProxy("x-remote-user", os.geteuid() if is_proxy else OTHER.pw_uid)
+    with proxy.guard(listener.open()) as guarded, socket.socket(socket.AF_UNIX) as client:
+        guarded.listen()
+        client.settimeout(5)
+        client.connect(str(tmp_path / "page.sock"))
+        client.sendall(b"hello")
+        if is_proxy:
+            connection, _ = guarded.accept()
+            with connection:
+                assert connection.recv(5) == b"hello"
+        else:
+            with pytest.raises(ConnectionAbortedError):
+                guarded.accept()
+            assert has_ended(client)

@@ -1,0 +1,156 @@
+"""A proxy names people over its own socket: those who are linked or invited come in, and a name serves one person."""
+
+import os
+import re
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import uvicorn
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.audit import AuditLog
+from engine.accounts.identities import Identities, Identity
+from engine.accounts.lab import Listener, PublicAddress, audit_log_path
+from engine.accounts.proxy import TrustedProxy
+from engine.accounts.sessions import Sessions
+from tests.accounts.conftest import quick_passwords  # noqa: F401 - a fixture
+from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
+from ui.front.gate import COOKIE
+from ui.front.serve import build_gate
+
+ADDRESS = PublicAddress.parse("https://gpu.lab.example")
+HEADER = "X-Remote-User"
+
+
+@contextmanager
+def served(home, path, user_id):
+    listener = Listener.chosen(str(path), "", 0, None, None)
+    proxy = TrustedProxy(HEADER.lower(), user_id)
+    gate, _ = build_gate(
+        home, ADDRESS, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=True, proxy=proxy
+    )
+    config = uvicorn.Config(gate, loop="asyncio", lifespan="on", log_level="warning", proxy_headers=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [proxy.guard(listener.open())]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not server.started:
+            assert thread.is_alive(), "the lab did not start"
+            assert time.monotonic() < deadline, "the lab did not start in time"
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def path(home, tmp_path):
+    with served(home, tmp_path / "page.sock", os.geteuid()):
+        yield tmp_path / "page.sock"
+
+
+@pytest.fixture
+def accounts(home, quick_passwords):  # noqa: F811
+    database = open_database(home)
+    yield Accounts(database, quick_passwords)
+    database.close()
+
+
+def ask(path, method, url, names=(), token=None, **form):
+    """Send what the proxy passes on, with the names that it gives."""
+    headers = [("Origin", ADDRESS.origin), ("X-Forwarded-For", "10.0.0.1"), *((HEADER, name) for name in names)]
+    if token is not None:
+        headers.append(("Cookie", f"{COOKIE}={token}"))
+    with httpx.Client(
+        base_url=f"http://{ADDRESS.host}", transport=httpx.HTTPTransport(uds=str(path)), timeout=60
+    ) as client:
+        return client.request(method, url, headers=headers, data=form or None)
+
+
+def token_of(answer):
+    found = re.search(f"{COOKIE}=([^;]+);", answer.headers.get("set-cookie", ""))
+    return found[1] if found else None
+
+
+def person_in(path, token, names=()):
+    found = re.search(r"Signed in as <b>([^<]+)</b>", ask(path, "GET", "/account", names, token).text)
+    return found[1] if found else None
+
+
+def test_an_invited_person_joins_and_signs_in_under_the_name_of_the_proxy(path, accounts, home):
+    invitation = accounts.invite("member", by="root")
+    joined = ask(
+        path, "POST", "/sign-in/with", ["ann@example.edu"], **{"for": "join", "code": invitation.token, "name": "ann"}
+    )
+    assert person_in(path, token_of(joined), ["ann@example.edu"]) == "ann"
+    again = ask(path, "POST", "/sign-in/with", ["ann@example.edu"], **{"for": "sign in"})
+    assert person_in(path, token_of(again), ["ann@example.edu"]) == "ann"
+    assert ask(path, "GET", "/config", ["ann@example.edu"], token_of(again)).status_code == 200
+    log = [(one.person, one.kind, one.detail, one.address) for one in AuditLog(audit_log_path(home)).entries()]
+    assert log[-1] == ("ann", "signed in", "proxy", "10.0.0.1")
+
+
+@pytest.mark.parametrize("names", [[], [""], ["stranger"], ["root"], ["ann", "stranger"], ["x" * 300], ["a\tb"]])
+def test_a_name_that_was_not_invited_opens_nothing(path, accounts, names):
+    accounts.accept(accounts.invite("admin", by="").token, "root", PASSWORD)
+    answer = ask(path, "POST", "/sign-in/with", names, **{"for": "sign in"})
+    assert answer.status_code == 403
+    assert token_of(answer) is None
+    assert ask(path, "GET", "/config", names).status_code == 401, "the header alone opens nothing"
+
+
+def test_a_session_does_not_serve_the_next_person_at_the_browser(path, accounts, home):
+    identities = Identities(open_database(home), accounts)
+    sessions = Sessions(open_database(home))
+    for name in ("ann", "bea"):
+        identities.accept(accounts.invite("member", by="").token, name, Identity("proxy:x-remote-user", f"of-{name}"))
+    root = accounts.accept(accounts.invite("admin", by="").token, "root", PASSWORD)
+    of_ann, of_root = sessions.begin(accounts.person("ann"), "", ""), sessions.begin(root, "", "")
+
+    assert person_in(path, of_ann, ["of-ann"]) == "ann"
+    for names in (["of-bea"], ["stranger"], [], ["of-ann", "of-ann"]):
+        assert person_in(path, of_ann, names) is None
+        assert ask(path, "GET", "/config", names, of_ann).status_code == 401
+    assert person_in(path, of_root, ["of-bea"]) is None
+    assert person_in(path, of_root, ["stranger"]) == "root", "to be linked"
+    linked = ask(path, "POST", "/sign-in/with", ["of-root"], of_root, **{"for": "link", "password": PASSWORD})
+    assert linked.headers["location"] == "/account?linked=1"
+    assert person_in(path, of_root, ["stranger"]) is None
+    assert person_in(path, of_root, ["of-root"]) == "root"
+
+
+def test_a_disabled_person_is_not_let_in_and_nothing_is_confirmed(path, accounts, home):
+    identities = Identities(open_database(home), accounts)
+    identities.accept(accounts.invite("admin", by="").token, "ann", Identity("proxy:x-remote-user", "of-ann"))
+    token = token_of(ask(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}))
+    assert ask(path, "POST", "/sign-in/with", ["of-ann"], token, **{"for": "confirm"}).status_code == 400
+    accounts.accept(accounts.invite("admin", by="").token, "root", PASSWORD)
+    accounts.disable("ann")
+    assert ask(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}).status_code == 403
+    assert person_in(path, token, ["of-ann"]) is None
+
+
+def test_another_user_of_the_machine_gets_no_answer(home, tmp_path):
+    with served(home, tmp_path / "page.sock", os.geteuid() + 1):
+        for _ in range(3):  # and it goes on listening
+            with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)):
+                ask(tmp_path / "page.sock", "GET", "/sign-in", ["root"])
+
+
+def test_over_tls_the_header_is_a_word_like_any_other(tmp_path):
+    with running_lab(tmp_path) as lab:
+        lab.add("ann", "admin")
+        database = open_database(lab.home)
+        Identities(database, lab.accounts).link(lab.accounts.person("ann"), Identity("proxy:x-remote-user", "ann"))
+        database.close()
+        with lab.browser(**{HEADER: "ann"}) as browser:
+            assert browser.get("/config").status_code == 401
+            assert browser.post("/sign-in/with", data={"for": "sign in"}).status_code == 401
+            assert "single sign-on" not in browser.get("/sign-in").text
+        with lab.signed_in("ann") as ann:
+            assert ann.get("/config", headers={HEADER: "bea"}).status_code == 200

@@ -1,0 +1,69 @@
+"""Sign in as the person whom the proxy names."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.accounts.identities import Identity
+from engine.accounts.people import Person
+from engine.errors import AccountError, EngineError
+from ui.front.gate import PROXY_USER
+from ui.front.identities import IdentityPages, Wish
+
+_LONGEST_NAME = 255
+
+
+@dataclass(frozen=True)
+class ProxyPages(IdentityPages):
+    """What takes the proxy's word for who a person is.
+
+    Args:
+        header: In which the proxy names people.
+    """
+
+    header: str
+
+    @property
+    def title(self) -> str:
+        """The proxy, on buttons."""
+        return "single sign-on"
+
+    @property
+    def issuer(self) -> str:
+        """The proxy, in links."""
+        return f"proxy:{self.header}"
+
+    @property
+    def logged_as(self) -> str:
+        """The proxy, in the audit log."""
+        return "proxy"
+
+    @property
+    def can_confirm(self) -> bool:
+        """A proxy names people for as long as its own session lasts."""
+        return False
+
+    async def go(self, request: Request, wish: Wish) -> Response:
+        """Do at once what a person wants."""
+        name = getattr(request.state, PROXY_USER, "")
+        try:
+            if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+                raise AccountError("The proxy does not name you.", "Sign in there first.")
+            return await self.arrive(request, wish, Identity(self.issuer, name), _no_rule)
+        except EngineError as error:
+            return await self.failed(request, wish, error)
+
+    def may_continue(self, person: Person, name: str) -> bool:
+        """Return whether a person's session may be used by a browser of whom the proxy gives this name.
+
+        Where people share a browser, the session of one must not serve the next one.
+        """
+        linked = self.identities.subject_of(person, self.issuer)
+        if linked is not None:
+            return name == linked
+        return self.identities.person_of(Identity(self.issuer, name)) is None
+
+
+async def _no_rule() -> None:
+    return None
