@@ -10,7 +10,8 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,7 +21,7 @@ from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.files import names_file
 from engine.data.files.access import shown_name
 from engine.data.files.arrow_rows import without_gaps
-from engine.data.records import Record, RowSource, SourceForm
+from engine.data.records import Record, RowSource, SourceForm, lookup
 from engine.errors import DatasetError, EngineError
 from engine.hub_errors import DATASET, error_chain, find_fault
 from engine.models.source import is_hub_id, may_need_hub
@@ -195,25 +196,25 @@ class HubRows(RowSource):
         self._features = {name: feature for name, feature in features.items() if name not in media}
         self.columns = tuple(self._features)
 
-    def records(self, first_row: int = 0) -> Iterator[Record | None]:
-        if self._streaming:
-            rows: Any = self._data.skip(first_row) if first_row else self._data
-        else:
-            rows = (self._data[index] for index in range(first_row, len(self._data)))
-        row = first_row
-        try:
-            for value in rows:
-                yield Record(row, None, {name: self._without_gaps(name, cell) for name, cell in value.items()})
-                row += 1
-            self.total_rows = row
-        except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
-            raise _explain(error, self._config.source.strip()) from error
-
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows: one by one where the dataset is here, else in one pass."""
+        wanted = lookup(rows)
+        found: Iterable[tuple[int, Any]]
         if self._streaming:
-            return super().pick(rows)
-        return (next(self.records(row)) for row in rows if row < len(self._data))
+            found = enumerate(self._data.skip(rows[0]) if rows[0] else self._data, rows[0])
+        else:
+            found = ((row, self._data[row]) for row in rows[: bisect_left(rows, len(self._data))])
+        row = rows[0] - 1
+        try:
+            for row, value in found:
+                cells = {name: self._without_gaps(name, cell) for name, cell in value.items()}
+                yield Record(row, None, cells) if row in wanted else None
+                if row == rows[-1]:
+                    return
+            if self._streaming:
+                self.total_rows = row + 1
+        except Exception as error:  # a lost connection, a damaged file, rows that do not fit their columns
+            raise _explain(error, self._config.source.strip()) from error
 
     def fingerprint(self) -> str:
         known = getattr(self._data, "_fingerprint", None)

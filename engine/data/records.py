@@ -2,9 +2,10 @@
 
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 ProblemKind = Literal[
     "not_json",
@@ -41,6 +42,19 @@ class RowProblemError(Exception):
         self.kind: ProblemKind = kind
         self.problem = problem
 
+    @classmethod
+    def too_long(cls, size_bytes: int, why: str = "") -> Self:
+        """Return why a row of that size is not read."""
+        return cls(
+            "too_long", f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most{why}"
+        )
+
+    @classmethod
+    def not_utf8(cls, error: UnicodeDecodeError, before: int = 0) -> Self:
+        """Return why text is not read whose decoding failed, `before` bytes after the beginning of its row."""
+        position = before + error.start + 1
+        return cls("not_utf8", f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {position}")
+
 
 def shortened(text: str, limit: int = 60) -> str:
     """Return the beginning of a text, safe to show in one line."""
@@ -72,6 +86,11 @@ class Record(NamedTuple):
     kind: ProblemKind | None = None
     problem: str = ""
 
+    @classmethod
+    def bad(cls, position: Position, raw: bytes, problem: RowProblemError) -> Self:
+        """Return a row that could not be read."""
+        return cls(position.row, position.line, None, raw[:1000], position.offset, problem.kind, problem.problem)
+
     @property
     def size_bytes(self) -> int:
         """About what it holds in memory; sources without text have it counted."""
@@ -102,21 +121,6 @@ def _text_length(value: Any) -> int:
 def place(row: int, line: int | None) -> str:
     """Return where a row is in its source, for people."""
     return f"line {line:,}" if line is not None else f"row {row:,}"
-
-
-def bad_record(position: Position, raw: bytes, kind: ProblemKind, problem: str) -> Record:
-    """Return a row that could not be read."""
-    return Record(position.row, position.line, None, raw[:1000], position.offset, kind, problem)
-
-
-def not_utf8(error: UnicodeDecodeError, before: int = 0) -> str:
-    """Return why text is not read whose decoding failed, `before` bytes after the beginning of its row."""
-    return f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {before + error.start + 1}"
-
-
-def too_long(size_bytes: int) -> str:
-    """Return why a row of that size is not read."""
-    return f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most"
 
 
 def describe_kind(value: Any) -> str:
@@ -183,26 +187,22 @@ class RowSource(ABC):
         """Rows, where that is known; once it has been read to its end, it is."""
 
     @abstractmethod
-    def records(self, first_row: int = 0) -> Iterator[Record | None]:
-        """Yield rows from `first_row` on; None, so that others get their turn, after each step of the way there.
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Yield rows with these numbers, which ascend, in one pass; None, to let others run, after each step in between.
 
         Raises:
             DatasetError: If the source is damaged or too large, or its connection is lost.
         """
 
-    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield rows with these numbers, which ascend, in one pass; None for rows that are passed over."""
-        return picked(self.records(rows[0]), rows)
+    def records(self, first_row: int = 0) -> Iterator[Record | None]:
+        """Yield rows from `first_row` on, as `pick` does."""
+        return self.pick(range(first_row, sys.maxsize))
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a hash that changes when the content does, as far as size, time and samples show."""
 
 
-def picked(records: Iterator[Record | None], rows: Sequence[int]) -> Iterator[Record | None]:
-    """Pick rows, which ascend, out of records that begin at or before the first of them."""
-    wanted = frozenset(rows)
-    for record in records:
-        yield record if record is not None and record.row in wanted else None
-        if record is not None and record.row >= rows[-1]:
-            return
+def lookup(rows: Sequence[int]) -> Container[int]:
+    """Return the same rows in a form that is quick to ask for one of them."""
+    return rows if isinstance(rows, range) else frozenset(rows)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,25 +114,15 @@ class SeveralSources(RowSource):
     def total_rows(self) -> int | None:
         return _known_sum(source.total_rows for source in self._sources)
 
-    def records(self, first_row: int = 0) -> Iterator[Record | None]:
-        start = 0
-        for source in self._sources:
-            if source.total_rows is None or start + source.total_rows > first_row:
-                for record in source.records(max(0, first_row - start)):
-                    yield record._replace(row=start + record.row) if record is not None and start else record
-            start += source.total_rows or 0
-
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         start = 0
-        waiting = deque(rows)
         for source in self._sources:
-            total = source.total_rows
-            here = [row - start for row in waiting if total is None or row < start + total]
-            for record in source.pick(here) if here else ():
-                if record is not None:
-                    waiting.popleft()
-                    record = record._replace(row=start + record.row)
-                yield record
+            total, count = source.total_rows, 0
+            here = rows if total is None else rows[: bisect_left(rows, start + total)]
+            for record in source.pick(_moved(here, -start)) if here else ():
+                count += record is not None
+                yield record._replace(row=start + record.row) if record is not None and start else record
+            rows = rows[count:]
             start += source.total_rows or 0
 
     def fingerprint(self) -> str:
@@ -143,6 +133,10 @@ class SeveralSources(RowSource):
 def _known_sum(values: Iterable[int | None]) -> int | None:
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)
+
+
+def _moved(rows: Sequence[int], by: int) -> Sequence[int]:
+    return range(rows.start + by, rows.stop + by) if isinstance(rows, range) else [row + by for row in rows]
 
 
 # Files of a repository that describe its data: documents, and what libraries write.

@@ -36,63 +36,12 @@ class TrainingFacts:
     last_step: int | None  # the step of a checkpoint; None for the run's end
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """The facts of a model card."""
-
-    kind: ExportKind
-    folder: str  # what loads it: the repository, or the name of the exported folder
-    title: str
-    base: str  # Hub id or name of the base model
-    base_is_on_hub: bool
-    method: str
-    license: str | None  # of the base, as the Hub writes it; None where it is not known here
-    run: TrainingFacts | None  # None for an adapter that comes from elsewhere
-
-
 class CurvePoint(NamedTuple):
     """One row of the loss curve; NaN where it was not measured."""
 
     step: int
     loss: float
     held_out_loss: float
-
-
-def gather_facts(
-    plan: LoadPlan, kind: ExportKind, folder: str, source: ModelSource, *, run: Path | None, checkpoint: str | None
-) -> CardFacts:
-    """Collect what is known about a result; a run knows everything, a bare adapter little.
-
-    Args:
-        plan: What was loaded.
-        kind: The kind of export.
-        folder: The repository, or the name of the exported folder.
-        source: The base model.
-        run: The run's folder.
-        checkpoint: Which of its checkpoints.
-    """
-    assert plan.tuned is not None
-    base = source.hub_id or source.name
-    entry, training = find_in_catalog(base), None
-    if run is not None:
-        of_run, step = RunFolder(run), (checkpoint or "").removeprefix("step-")
-        training = TrainingFacts(
-            config=of_run.read_config(),
-            history=read_history(of_run.events),
-            provenance=read_provenance(of_run),
-            evaluation=read_evaluation(run, checkpoint),
-            last_step=int(step) if step.isdecimal() else None,
-        )
-    return CardFacts(
-        kind=kind,
-        folder=folder,
-        title=plan.tuned.name,
-        base=base,
-        base_is_on_hub=source.hub_id is not None,
-        method=plan.method_name,
-        license=entry.license if entry is not None else license_in(Path(source.location)),
-        run=training,
-    )
 
 
 def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
@@ -139,41 +88,65 @@ def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 
     return tuple(rows)
 
 
-def write_card(facts: CardFacts) -> str:
-    """Return the README, with the front matter that the Hub reads. Names no path of this machine."""
-    kind = KINDS[facts.kind]
-    code = kind.code.format(folder=facts.folder, base=facts.base)
-    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_is_on_hub else f"`{facts.base}`"
-    known = f"is licensed under `{facts.license}`" if facts.license else "has a licence of its own"
+def write_card(
+    plan: LoadPlan, kind: ExportKind, folder: str, source: ModelSource, *, run: Path | None, checkpoint: str | None
+) -> str:
+    """Return the README of a result, with the front matter that the Hub reads. Names no path of this machine.
+
+    Args:
+        plan: What was loaded.
+        kind: The kind of export.
+        folder: What loads it: the repository, or the name of the exported folder.
+        source: The base model.
+        run: The run's folder, which knows everything; None for a bare adapter, of which little is known.
+        checkpoint: Which of its checkpoints.
+    """
+    assert plan.tuned is not None
+    base = source.hub_id or source.name
+    entry = find_in_catalog(base)
+    license_ = entry.license if entry is not None else license_in(Path(source.location))
+    facts = _training_facts(RunFolder(run), checkpoint) if run is not None else None
+    code = KINDS[kind].code.format(folder=folder, base=base)
+    link = f"[{base}](https://huggingface.co/{base})" if source.hub_id is not None else f"`{base}`"
+    known = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
+    matter = yaml.safe_dump(_front_matter(kind, source, license_, facts), sort_keys=False, allow_unicode=True)
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)}---\n",
-        f"# {_cell(facts.title)}\n",
-        f"This is {kind.card_noun} `{facts.base}`, trained with {facts.method or 'PEFT'} in Loratory.\n",
+        f"---\n{matter}---\n",
+        f"# {_cell(plan.tuned.name)}\n",
+        f"This is {KINDS[kind].card_noun} `{base}`, trained with {plan.method_name or 'PEFT'} in Loratory.\n",
         f"## Use\n\n```python\n{code}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
-        *(_sections(facts.method, facts.run) if facts.run is not None else ()),
-        f"## Licence\n\nThe base model {base} {known}; its terms hold for what is made from it.\n",
+        *(_sections(plan.method_name, facts) if facts is not None else ()),
+        f"## Licence\n\nThe base model {link} {known}; its terms hold for what is made from it.\n",
     ]
     return "\n".join(parts)
 
 
-def _front_matter(facts: CardFacts) -> dict[str, object]:
+def _training_facts(run: RunFolder, checkpoint: str | None) -> TrainingFacts:
+    step = (checkpoint or "").removeprefix("step-")
+    return TrainingFacts(
+        config=run.read_config(),
+        history=read_history(run.events),
+        provenance=read_provenance(run),
+        evaluation=read_evaluation(run.path, checkpoint),
+        last_step=int(step) if step.isdecimal() else None,
+    )
+
+
+def _front_matter(
+    kind: ExportKind, source: ModelSource, license_: str | None, run: TrainingFacts | None
+) -> dict[str, object]:
     matter: dict[str, object] = {}
-    if facts.base_is_on_hub:
-        matter["base_model"] = facts.base
-        matter["base_model_relation"] = KINDS[facts.kind].relation
-    if facts.license is not None:
-        matter["license"] = facts.license
+    if source.hub_id is not None:
+        matter |= {"base_model": source.hub_id, "base_model_relation": KINDS[kind].relation}
+    if license_ is not None:
+        matter["license"] = license_
     tags = ["loratory"]
-    if facts.run is not None:
-        if datasets := hub_datasets(facts.run.config.dataset):
+    if run is not None:
+        if datasets := hub_datasets(run.config.dataset):
             matter["datasets"] = list(datasets)
-        adapter = facts.run.config.adapter
-        tags += [adapter.method] if not adapter.traits.trains_all else []
-    matter["library_name"] = KINDS[facts.kind].library
-    matter["pipeline_tag"] = "text-generation"
-    matter["tags"] = tags
-    return matter
+        tags += [] if run.config.adapter.traits.trains_all else [run.config.adapter.method]
+    return matter | {"library_name": KINDS[kind].library, "pipeline_tag": "text-generation", "tags": tags}
 
 
 def _sections(method: str, run: TrainingFacts) -> Iterator[str]:

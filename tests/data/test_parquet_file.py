@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.files.arrow_rows import plain_type, row_sizes
+from engine.data.files.arrow_rows import batch_records, row_sizes
 from engine.data.files.parquet import ParquetRows, read_pages
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
@@ -143,7 +143,10 @@ def test_sizes_follow_nulls_slices_and_nesting():
     assert row_sizes(held).tolist() == [5 + 2 + 16, 0, 5 + 1 + 16]
     assert row_sizes(held.slice(1)).tolist() == [0, 22]
     assert row_sizes(pa.array(["a", None], pa.dictionary(pa.int32(), pa.string()))).tolist() == [1, 0]
-    assert held.cast(plain_type(held.type)).to_pylist() == held.to_pylist()
+    turns = [[{"x": "aaaa", "y": ""}, {"x": "b", "y": "cc"}], [], [{"x": "aaaa"}, {"x": "b", "y": "d"}]]
+    assert [record.value for record in batch_records(pa.record_batch([held], ["m"]), 0)] == [
+        {"m": row} for row in turns
+    ]
     assert row_sizes(pa.array([1, 2], pa.int64())).dtype == numpy.int64
 
 

@@ -5,7 +5,7 @@ import pytest
 from engine.chat.worker.answer import render_prompt
 from engine.data.conversation import Message
 from engine.errors import ModelError
-from engine.export.gguf.go_template import GoTemplate, NotTranslatableError, sample_conversations, translate
+from engine.export.gguf.go_template import NotTranslatableError, OllamaTemplate, sample_conversations, translate
 from tests.data.families import FAMILIES, tokenizer_of
 from tests.tiny_model import make_tiny_tokenizer
 
@@ -20,8 +20,8 @@ def renderer(tokenizer):
     return lambda messages: render_prompt(messages, tokenizer).text
 
 
-def translated(tokenizer, implied_bos: str = "") -> GoTemplate:
-    return GoTemplate(translate(renderer(tokenizer), implied_bos))
+def translated(tokenizer, implied_bos: str = "") -> OllamaTemplate:
+    return translate(renderer(tokenizer), implied_bos)
 
 
 @pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
@@ -36,6 +36,24 @@ def test_each_family_is_translated_exactly_or_refused(one):
 
     for conversation in sample_conversations():
         assert template.render(conversation) == render(conversation)
+
+
+def test_ollama_reads_the_branches_by_which_the_words_are_proved():
+    template = OllamaTemplate("<start system>", "<start user>", "<system user>", "<answer>", "<next user>", "<ask>")
+
+    assert template.go_text == (
+        '{{ $last := "" }}{{ range .Messages }}'
+        '{{ if eq .Role "system" }}<start system>{{ .Content }}'
+        '{{ else if eq .Role "user" }}'
+        '{{ if eq $last "system" }}<system user>{{ else if eq $last "assistant" }}<next user>'
+        "{{ else }}<start user>{{ end }}{{ .Content }}"
+        '{{ else if eq .Role "assistant" }}<answer>{{ .Content }}{{ end }}'
+        "{{ $last = .Role }}{{ end }}"
+        '{{ if ne $last "assistant" }}<ask>{{ end }}'
+    )
+    turns = [Message("system", "S"), Message("user", "U"), Message("assistant", "A"), Message("user", "V")]
+    assert template.render(turns) == "<start system>S<system user>U<answer>A<next user>V<ask>"
+    assert template.render(turns[1:3]) == "<start user>U<answer>A"
 
 
 def test_a_default_system_prompt_stands_where_the_conversation_has_none():

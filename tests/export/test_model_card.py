@@ -12,7 +12,7 @@ from engine.config.load import config_from_mapping
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS
 from engine.evaluation.job import BranchLoss, EvaluationResult, MeanScores, evaluation_file
-from engine.export.card import data_names, gather_facts, hub_datasets, loss_curve, write_card
+from engine.export.card import data_names, hub_datasets, loss_curve, write_card
 from engine.models.source import ModelSource
 from engine.paths import local_owner
 from engine.runs.history.reader import read_history
@@ -37,7 +37,7 @@ PUBLISHED = ModelSource("/nowhere", BASE, hub_id=BASE)
 
 def card_of(run, kind="adapter", checkpoint=None, base=PUBLISHED) -> str:
     plan = plan_load(ChatTarget.of_run(run.folder.path))
-    return write_card(gather_facts(plan, kind, "ada/my-run", base, run=run.folder.path, checkpoint=checkpoint))
+    return write_card(plan, kind, "ada/my-run", base, run=run.folder.path, checkpoint=checkpoint)
 
 
 def evaluate(run, checkpoint=None) -> None:

@@ -14,16 +14,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from engine.allowed_paths import AllowedPaths
 from engine.errors import DatasetError, StorageError
 from engine.files import write_atomically
 
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_Saved = TypeVar("_Saved", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -130,25 +129,12 @@ def fingerprint_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_cached(model: type[_Saved], cache_file: Path | None) -> _Saved | None:
-    """Return what `write_cached` kept; None where there is nothing, or it cannot be read."""
-    if cache_file is None:
-        return None
-    try:
-        return model.model_validate_json(cache_file.read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
 def write_cached(cache_file: Path | None, value: BaseModel) -> None:
     """Keep a value for other processes; None keeps it nowhere."""
-    if cache_file is None:
-        return
-    try:
-        cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(cache_file, value.model_dump_json())
-    except (OSError, StorageError):
-        return  # a cache that cannot be written costs time, nothing else
+    if cache_file is not None:
+        with contextlib.suppress(OSError, StorageError):  # a cache that cannot be written costs time, nothing else
+            cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(cache_file, value.model_dump_json())
 
 
 GZIP_MAGIC = b"\x1f\x8b"

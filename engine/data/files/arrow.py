@@ -6,7 +6,6 @@ anything is unpacked: a compressed buffer gives its unpacked size, and lists of 
 Sources: Message.fbs and File.fbs of Apache Arrow's format; the internals of FlatBuffers.
 """
 
-import io
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -44,30 +43,25 @@ class ArrowRows(ColumnarRows):
     what_is_smaller = "record batches"
 
     def _read_groups(self) -> None:
-        import pyarrow
-
         with open_regular(self._path) as file:
             messages = list(_messages(file))
+            schema = _open_stream(file, messages[:1]).schema
         self._shared = [message for message in messages if message.kind != _BATCH]
         self._batches = [message for message in messages if message.kind == _BATCH]
         self._group_rows = [message.rows for message in self._batches]
-        with open_regular(self._path) as file:
-            schema = pyarrow.ipc.open_stream(_Messages(file, self._shared[:1])).schema
         for field in schema:
             if not _is_supported(field.type):
                 raise NotImplementedError(f"the column {field.name[:80]} of type {str(field.type)[:80]}")
         self.columns = tuple(schema.names)
 
     def _group_records(self, group: int, row: int, first_row: int) -> Iterator[Record]:
-        import pyarrow
-
         batch = self._batches[group]
         needed = [message for message in self._shared if message.start < batch.start]
         with open_regular(self._path) as file:
             for message in (*needed, batch):
                 self._require_bounded(file, message)
             # Offsets in the file are trusted by nothing before they are validated.
-            record_batch = pyarrow.ipc.open_stream(_Messages(file, [*needed, batch])).read_next_batch()
+            record_batch = _open_stream(file, [*needed, batch]).read_next_batch()
         record_batch.validate(full=True)
         skip = max(0, first_row - row)
         yield from batch_records(record_batch.slice(skip), row + skip)
@@ -93,30 +87,15 @@ class ArrowRows(ColumnarRows):
         self._refuse_growth(unpacked, packed, "record batches")
 
 
-class _Messages(io.RawIOBase):
-    """Some messages of a file as a stream of their own."""
+def _open_stream(file: BinaryIO, messages: list[_Message]) -> Any:
+    """Open some messages of a file as a stream of their own."""
+    import pyarrow
 
-    def __init__(self, file: BinaryIO, messages: list[_Message]) -> None:
-        self._file = file
-        self._pieces = [(message.start, message.end) for message in messages]
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while self._pieces:
-            start, end = self._pieces[0]
-            if start >= end:
-                del self._pieces[0]
-                continue
-            self._file.seek(start)
-            data = self._file.read(min(len(buffer), end - start))
-            if not data:
-                return 0
-            self._pieces[0] = (start + len(data), end)
-            buffer[: len(data)] = data
-            return len(data)
-        return 0
+    data = bytearray()
+    for message in messages:
+        file.seek(message.start)
+        data += file.read(message.end - message.start)
+    return pyarrow.ipc.open_stream(pyarrow.py_buffer(data))
 
 
 def _messages(file: BinaryIO) -> Iterator[_Message]:

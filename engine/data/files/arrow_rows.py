@@ -1,6 +1,7 @@
 """Rows of Arrow batches as Python values, some megabytes at a time, and files that consist of groups of rows."""
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 
 from engine.data.files.access import MAX_RATIO, RATIO_COUNTS_FROM_BYTES, UnpackedFile
 from engine.data.files.base import BinaryRows
-from engine.data.records import MAX_ROW_BYTES, Record, picked, too_long
+from engine.data.records import MAX_ROW_BYTES, Record, RowProblemError, lookup
 from engine.errors import DatasetError
 
 # What is unpacked at a time: the pages of a row group, one of each column, or a record batch.
@@ -46,24 +47,19 @@ class ColumnarRows(BinaryRows):
     def bytes_read(self) -> int:
         return round((self.size_bytes or 0) * self._rows_read / max(1, sum(self._group_rows)))
 
-    def records(self, first_row: int = 0) -> Iterator[Record | None]:
-        row = 0  # the first of the group
-        with self._errors_explained():
-            for group, rows in enumerate(self._group_rows):
-                if row + rows > first_row:
-                    for record in self._group_records(group, row, first_row):
-                        self._rows_read = record.row
-                        yield record
-                row += rows
-
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows; groups that hold none of them are not read."""
-        first = 0
-        for count in self._group_rows:
-            here = [row for row in rows if first <= row < first + count]
-            if here:
-                yield from picked(self.records(here[0]), here)
-            first += count
+        wanted = lookup(rows)
+        first = 0  # row of the group
+        with self._errors_explained():
+            for group, count in enumerate(self._group_rows):
+                here = rows[bisect_left(rows, first) : bisect_left(rows, first + count)]
+                for record in self._group_records(group, first, here[0]) if here else ():
+                    self._rows_read = record.row
+                    yield record if record.row in wanted else None
+                    if record.row == here[-1]:
+                        break
+                first += count
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:
@@ -115,7 +111,7 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
             yield from _written_out(batch, start, row, first_row)
             start, held = row, 0
         if size > MAX_ROW_BYTES:
-            yield Record(first_row + row, None, None, kind="too_long", problem=too_long(size))
+            yield Record(first_row + row, None, None, kind="too_long", problem=RowProblemError.too_long(size).problem)
             start = row + 1
         else:
             held += size
@@ -174,15 +170,15 @@ def _written_out(batch: Any, start: int, end: int, first_row: int) -> Iterator[R
     if start >= end:
         return
     import pyarrow
+    from pyarrow import types
 
     piece = batch.slice(start, end - start)
-    columns = [
-        column.cast(plain) if (plain := plain_type(column.type)) != column.type else column for column in piece.columns
-    ]
+    # Decoded at once: one by one, entries of a dictionary take ten times as long.
+    columns = [column.dictionary_decode() if types.is_dictionary(column.type) else column for column in piece.columns]
     rows = pyarrow.RecordBatch.from_arrays(columns, names=piece.schema.names).to_pylist()
-    with_structs = [field.name for field in piece.schema if holds_struct(field.type)]
+    nested = [field.name for field in piece.schema if types.is_nested(field.type)]
     for row, value in enumerate(rows, start=first_row + start):
-        for name in with_structs:
+        for name in nested:
             value[name] = without_gaps(value[name])
         yield Record(row, None, value)
 
@@ -198,30 +194,3 @@ def without_gaps(value: Any) -> Any:
     if isinstance(value, list | tuple):  # tuples are the entries of a map
         return type(value)(map(without_gaps, value))
     return value
-
-
-def holds_struct(kind: Any) -> bool:
-    """Return whether an Arrow type has structs at any depth."""
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return True
-    return any(holds_struct(kind.field(number).type) for number in range(kind.num_fields))
-
-
-def plain_type(kind: Any) -> Any:
-    """Return the same type with every value written out in its own row."""
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return kind.value_type
-    if types.is_struct(kind):
-        return pyarrow.struct([kind.field(n).with_type(plain_type(kind.field(n).type)) for n in range(kind.num_fields)])
-    if types.is_map(kind):
-        return pyarrow.map_(plain_type(kind.key_type), plain_type(kind.item_type))
-    if types.is_list(kind):
-        return pyarrow.list_(kind.value_field.with_type(plain_type(kind.value_type)))
-    if types.is_large_list(kind):
-        return pyarrow.large_list(kind.value_field.with_type(plain_type(kind.value_type)))
-    return kind

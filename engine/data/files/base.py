@@ -2,17 +2,18 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.data.files.access import UnpackedFile, fingerprint_of, read_cached, shown_name, write_cached
+from engine.data.files.access import UnpackedFile, fingerprint_of, shown_name, write_cached
 from engine.data.files.text_stream import TextStream
-from engine.data.records import Position, Record, RowSource, SourceForm
+from engine.data.records import Position, Record, RowSource, SourceForm, lookup
 from engine.errors import DatasetError
+from engine.files import read_model
 
 EVERY_ROW = range(sys.maxsize)
 
@@ -99,7 +100,7 @@ class RowIndex:
 
     def __init__(self, cache_file: Path | None = None) -> None:
         self._cache_file = cache_file
-        saved = read_cached(_SavedIndex, cache_file) or _SavedIndex()
+        saved = (read_model(cache_file, _SavedIndex) if cache_file is not None else None) or _SavedIndex()
         self._positions = list(saved.positions)
         self.total_rows = saved.total_rows
 
@@ -146,27 +147,27 @@ class TextFileRows(RowSource):
     def total_rows(self) -> int | None:
         return self._index.total_rows
 
-    def records(self, first_row: int = 0) -> Iterator[Record | None]:
-        """Yield rows from `first_row` on; what is passed over is read once, and never again after that."""
-        if self.total_rows is not None and first_row >= self.total_rows:
-            return
-        start = self._index.nearest(first_row)
-        yield from self._stream.approach(start.offset)
-        for record in self._read(start, range(first_row, sys.maxsize)):
-            yield record if record.row >= first_row else None
-
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield some rows, in one pass; rows between them are passed over by a jump, where the file allows one."""
-        wanted = frozenset(rows)
-        waiting = deque(rows)
-        while waiting:
-            for record in self._read(self._index.nearest(waiting[0]), wanted):
+        """Yield some rows; what is passed over is read once, and then jumped over where the file allows that."""
+        wanted = lookup(rows)
+        count = 0  # of rows that were yielded
+        while count < len(rows) and (self.total_rows is None or rows[count] < self.total_rows):
+            start = self._index.nearest(rows[count])
+            yield from self._stream.approach(start.offset)
+            for record in self._read(start, wanted):
                 if record.row not in wanted:
                     yield None
                     continue
                 yield record
-                waiting.popleft()
-                if not waiting or (self._stream.seeks and self._index.nearest(waiting[0]).row > record.row):
+                count += 1
+                if count == len(rows):
+                    return
+                following = rows[count]
+                if (
+                    following > record.row + 1
+                    and self._stream.seeks
+                    and self._index.nearest(following).row > record.row
+                ):
                     break
             else:
                 return

@@ -9,16 +9,7 @@ from collections.abc import Container, Iterator
 from engine.data.files.access import shown_name
 from engine.data.files.base import EVERY_ROW, TextReader, TextStart, require_unique
 from engine.data.files.text_stream import Line, TextStream, read_lines
-from engine.data.records import (
-    MAX_ROW_BYTES,
-    Position,
-    Record,
-    RowProblemError,
-    SourceForm,
-    bad_record,
-    not_utf8,
-    too_long,
-)
+from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm
 from engine.errors import DatasetError
 
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -95,17 +86,17 @@ class DelimitedReader(TextReader):
         try:
             raw, cells = self._cells(first, lines)
         except RowProblemError as problem:
-            return bad_record(position, first.data, problem.kind, problem.problem)
+            return Record.bad(position, first.data, problem)
         if len(cells) > len(self.columns):
             reason = f"it has {len(cells)} cells, and the header names {len(self.columns)} columns"
-            return bad_record(position, raw, "csv", reason)
+            return Record.bad(position, raw, RowProblemError("csv", reason))
         # Cells that are missing at the end are missing columns, and reported as such if they are needed.
         return Record(row, first.number, dict(zip(self.columns, cells, strict=False)), raw, first.offset)
 
     def _cells(self, first: Line, lines: "_Lines") -> tuple[bytes, list[str]]:
         """Return a row and its cells, over as many lines as its quotes stay open."""
         if first.size_bytes > len(first.data):
-            raise RowProblemError("too_long", too_long(first.size_bytes))
+            raise RowProblemError.too_long(first.size_bytes)
         taken = [first]
         try:
             cells = next(csv.reader(_texts_of(taken, lines), delimiter=self.delimiter, strict=True))
@@ -115,7 +106,7 @@ class DelimitedReader(TextReader):
         except UnicodeDecodeError as error:
             lines.push_back(taken[1:])
             before = sum(len(line.data) + 1 for line in taken[:-1])
-            raise RowProblemError("not_utf8", not_utf8(error, before)) from error
+            raise RowProblemError.not_utf8(error, before) from error
         except csv.Error as error:
             lines.push_back(taken[1:])  # each gets its own chance
             if len(taken) == 1 and _NOT_CLOSED not in str(error):

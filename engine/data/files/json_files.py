@@ -10,18 +10,7 @@ from typing import Any
 from engine.data.files.base import EVERY_ROW, TextReader, TextStart
 from engine.data.files.text_stream import TextStream, read_lines
 from engine.data.formats.turns import conversation_column
-from engine.data.records import (
-    MAX_ROW_BYTES,
-    Position,
-    Record,
-    RowProblemError,
-    SourceForm,
-    bad_record,
-    describe_kind,
-    not_utf8,
-    shortened,
-    too_long,
-)
+from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, describe_kind, shortened
 from engine.errors import DatasetError
 
 
@@ -29,15 +18,13 @@ def json_record(position: Position, raw: bytes) -> Record:
     """Read one JSON value as a row, a list of turns as one with a column of that; never raises."""
     try:
         value = parse_json(raw)
+        column = conversation_column(value)
+        if column is not None:
+            value = {column: value}
+        if not isinstance(value, dict):
+            raise RowProblemError("not_an_object", f"the row is {describe_kind(value)}, not an object with columns")
     except RowProblemError as problem:
-        return bad_record(position, raw, problem.kind, problem.problem)
-    column = conversation_column(value)
-    if column is not None:
-        value = {column: value}
-    if not isinstance(value, dict):
-        return bad_record(
-            position, raw, "not_an_object", f"the row is {describe_kind(value)}, not an object with columns"
-        )
+        return Record.bad(position, raw, problem)
     return Record(position.row, position.line, value, raw, position.offset)
 
 
@@ -48,11 +35,11 @@ def parse_json(raw: bytes) -> Any:
         RowProblemError: With the reason, in words.
     """
     if len(raw) > MAX_ROW_BYTES:
-        raise RowProblemError("too_long", too_long(len(raw)))
+        raise RowProblemError.too_long(len(raw))
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowProblemError("not_utf8", not_utf8(error)) from error
+        raise RowProblemError.not_utf8(error) from error
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -101,8 +88,7 @@ class JsonLinesReader(TextReader):
 
     def __init__(self, stream: TextStream, *, lists: bool = False) -> None:
         self._stream = stream
-        form = ("list_lines", "lists of turns, one on each line") if lists else ("json_lines", "JSON Lines")
-        self.form = SourceForm(*form)
+        self.form = SourceForm("json_lines", "lists of turns, one on each line" if lists else "JSON Lines")
 
     @classmethod
     def recognize(cls, start: TextStart) -> "JsonLinesReader | None":
@@ -121,7 +107,7 @@ class JsonLinesReader(TextReader):
             if row not in wanted:
                 yield Record(row, line.number, None, offset=line.offset)
             elif line.size_bytes > len(line.data):
-                yield bad_record(position, line.data, "too_long", too_long(line.size_bytes))
+                yield Record.bad(position, line.data, RowProblemError.too_long(line.size_bytes))
             else:
                 yield json_record(position, line.data)
 
@@ -291,8 +277,8 @@ class _Scanner:
         if raw or self._dropped:
             position = Position(self._row, self._line, self._offset)
             if self._dropped:
-                reason = f"{too_long(len(raw) + self._dropped)}, or a bracket or quotation mark is missing in it"
-                yield bad_record(position, raw, "too_long", reason)
+                why = ", or a bracket or quotation mark is missing in it"
+                yield Record.bad(position, raw, RowProblemError.too_long(len(raw) + self._dropped, why))
             else:
                 yield json_record(position, raw)
             self._row += 1

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 
 from engine.data.files.base import EVERY_ROW, TextReader, TextStart
 from engine.data.files.text_stream import Line, TextStream, read_lines
-from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, not_utf8, too_long
+from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm
 
 _TEXT_COLUMN = "text"
 
@@ -51,9 +51,9 @@ def _record(row: int, lines: list[Line], size_bytes: int) -> Record:
     position = Position(row, lines[0].number, lines[0].offset)
     raw = b"\n".join(line.data for line in lines)
     if size_bytes - 1 > MAX_ROW_BYTES:
-        return bad_record(position, raw, "too_long", too_long(size_bytes))
+        return Record.bad(position, raw, RowProblemError.too_long(size_bytes))
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return bad_record(position, raw, "not_utf8", not_utf8(error))
+        return Record.bad(position, raw, RowProblemError.not_utf8(error))
     return Record(row, position.line, {_TEXT_COLUMN: text.replace("\r\n", "\n").rstrip("\r")}, raw, position.offset)

@@ -7,7 +7,7 @@ checked before anything of it is unpacked, and how much of a sheet there may be 
 import functools
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from engine.data.files.access import MAX_RATIO, RATIO_COUNTS_FROM_BYTES, UnpackedFile, open_regular, shown_name
 from engine.data.files.base import BinaryRows, require_unique
-from engine.data.records import MAX_ROW_BYTES, Position, Record, SourceForm, bad_record, too_long
+from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, lookup
 from engine.errors import DatasetError
 from engine.processes.limits import TimeLimitError, time_limit
 
@@ -58,9 +58,13 @@ class XlsxRows(BinaryRows):
             title = next(title for title, path in sheets.items() if path == self._sheet)
             self.notes = [f"Only the sheet {shown_name(title, 40)} is read; the workbook has {len(sheets):,} sheets."]
 
-    def records(self, first_row: int = 0) -> Iterator[Record | None]:
-        """Yield rows from `first_row` on, with None for each before it, as all of them are read again."""
-        return (record if record.row >= first_row else None for record in self._read())
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        """Yield some rows, with None for each before and between them, as all of those are read again."""
+        wanted = lookup(rows)
+        for record in self._read():
+            yield record if record.row in wanted else None
+            if record.row == rows[-1]:
+                return
 
     def _open(self, archive: zipfile.ZipFile) -> dict[str, str]:
         """Return the paths of the sheets that are not hidden, by their titles."""
@@ -131,7 +135,7 @@ class XlsxRows(BinaryRows):
             value = {name: cells.get(column, "") for column, name in self._header.items()}
             size = sum(map(len, value.values()))
             if size > MAX_ROW_BYTES:
-                yield bad_record(Position(row, line, 0), b"", "too_long", too_long(size))
+                yield Record.bad(Position(row, line, 0), b"", RowProblemError.too_long(size))
             else:
                 yield Record(row, line, value)
         self.total_rows = row + 1

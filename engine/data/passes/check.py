@@ -15,13 +15,14 @@ import numpy as np
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, Histogram, RowProblem, SourceReport, TokenLengths
-from engine.data.files.access import read_cached, write_cached
+from engine.data.files.access import write_cached
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
 from engine.data.passes.split import Split, draw_split
 from engine.data.records import ProblemKind, Record, place
 from engine.data.render.template import tokenizer_fingerprint
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
+from engine.files import read_model
 
 Result = TypeVar("Result")
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
@@ -146,7 +147,7 @@ def check_steps(
     """
     reader = DatasetReader(config, options, renderer)
     cache_file = _cache_file(reader, seed)
-    report = read_cached(DatasetReport, cache_file)
+    report = read_model(cache_file, DatasetReport) if cache_file is not None else None
     if report is None:
         report = (yield from pass_steps(reader, seed)).report
         write_cached(cache_file, report)
@@ -166,10 +167,7 @@ def pass_steps(
             on_kept(row)
         if pace.turn_is_over():
             progress = CheckProgress(
-                rows=counts.rows,
-                bytes_read=reader.bytes_read,
-                size_bytes=reader.size_bytes,
-                tokens=counts.total_tokens,
+                rows=counts.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=counts.total_tokens
             )
             yield progress if pace.report_is_due() else None
     if not counts.kept_rows:
@@ -197,7 +195,22 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
     duplicates = counts.duplicate_rows()
     form = reader.form_facts()
     form["notes"] += tuple(f"{note} Rows: {count:,}." for note, count in counts.notes.items())
-    report = DatasetReport(
+    renderer = reader.renderer
+    if renderer is not None:
+        longest, shortest = counts.rows_by_length(50)
+        form |= {
+            "model": renderer.model,
+            "max_length": renderer.max_length,
+            "sequences": len(counts.lengths),
+            "token_lengths": length_statistics(counts.lengths, renderer.max_length),
+            "total_tokens": counts.total_tokens,
+            "trained_tokens": counts.trained_tokens,
+            "masked_tokens": counts.total_tokens - counts.trained_tokens,
+            "lost_trained_tokens": counts.lost_trained_tokens,
+            "longest_rows": longest,
+            "shortest_rows": shortest,
+        }
+    return DatasetReport(
         **form,
         source=reader.config.source,
         fingerprint=counts.fingerprint(),
@@ -227,23 +240,6 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
         size_bytes=reader.size_bytes,
         seconds=seconds,
     )
-    renderer = reader.renderer
-    if renderer is None:
-        return report
-    longest, shortest = counts.rows_by_length(50)
-    counted = {
-        "model": renderer.model,
-        "max_length": renderer.max_length,
-        "sequences": len(counts.lengths),
-        "token_lengths": length_statistics(counts.lengths, renderer.max_length),
-        "total_tokens": counts.total_tokens,
-        "trained_tokens": counts.trained_tokens,
-        "masked_tokens": counts.total_tokens - counts.trained_tokens,
-        "lost_trained_tokens": counts.lost_trained_tokens,
-        "longest_rows": longest,
-        "shortest_rows": shortest,
-    }
-    return report.model_copy(update=counted)
 
 
 def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:

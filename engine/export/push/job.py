@@ -1,5 +1,6 @@
 """Putting a result on the Hugging Face Hub: exported and verified here first, then uploaded and committed in one piece."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -14,16 +15,10 @@ from engine.chat.contract import OnProgress, Progress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.results import ExportConfig
 from engine.errors import PushError, RunError
-from engine.export.card import gather_facts, write_card
-from engine.export.contract import (
-    ExportRequest,
-    ExportResult,
-    PushRequest,
-    PushResult,
-    UploadOrder,
-)
+from engine.export.card import write_card
+from engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult, UploadOrder
 from engine.export.job import ExportJob, require_trained, run_in
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.models.folder import ModelPart
 from engine.models.source import is_hub_id, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
@@ -170,10 +165,9 @@ class PushJob:
         tuned = self.request.target.tuned
         assert tuned is not None  # else nothing is planned that was trained
         source = resolve_model(plan.model, plan.home(self.home), part=ModelPart.CONFIG)
-        facts = gather_facts(
-            plan, self.request.settings.kind, repository, source, run=run_in(tuned.folder), checkpoint=tuned.checkpoint
-        )
-        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+        kind, run = self.request.settings.kind, run_in(tuned.folder)
+        card = write_card(plan, kind, repository, source, run=run, checkpoint=tuned.checkpoint)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         base = typed_path(plan.model.id)
         title = "".join(filter(str.isprintable, trained.name))[:80]
         return UploadOrder(
@@ -197,10 +191,9 @@ def _require_repository(repository: str, revision: str | None) -> None:
 
 def _read_kept(file: Path) -> ExportResult | None:
     """What an earlier attempt has exported, if every file is as it was written; the card is always written again."""
-    try:
-        result = ExportResult.model_validate_json(file.read_bytes())
-        written = [one for one in result.files if one.name != "README.md"]
-        is_whole = all((result.path / one.name).stat().st_size == one.size_bytes for one in written)
-    except (OSError, ValueError):
-        return None
-    return result if is_whole else None
+    result = read_model(file, ExportResult)
+    written = [one for one in result.files if one.name != "README.md"] if result is not None else []
+    with contextlib.suppress(OSError):
+        if result is not None and all((result.path / one.name).stat().st_size == one.size_bytes for one in written):
+            return result
+    return None

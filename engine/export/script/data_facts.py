@@ -6,7 +6,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -29,15 +29,6 @@ _MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
 _ALL_MEASURED_TOKENS = 16_384
 _TEMPLATE_TOKENS = 40
-_SCRIPT_KINDS: Mapping[str, FileKind] = {
-    "json_lines": "json_lines",
-    "list_lines": "json_lines",
-    "json_array": "json_array",
-    "delimited": "delimited",
-    "paragraphs": "paragraphs",
-    "lines": "lines",
-    "parquet": "parquet",
-}
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _TAKE_YAML = "Take the settings as YAML, with which `loratory train` does the same."
 
@@ -203,14 +194,13 @@ def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, .
         return "json_lines", (str(SAMPLES_FOLDER / f"{source.removeprefix(SAMPLE_PREFIX)}.jsonl"),)
     path = ANY_FILE.resolve(source)
     files = data_files(path, config.dataset.split) if path.is_dir() else [path]
-    kinds = {_SCRIPT_KINDS.get(open_file(file).form.kind) for file in files}
+    kinds = {open_file(file).form.kind for file in files}
     # An array is read as a whole by the script, and here to prove that.
     is_too_large = "json_array" in kinds and (part.source.size_bytes or 0) > _MOST_ARRAY_BYTES
-    if len(kinds) != 1 or None in kinds or is_too_large:
+    kind = kinds.pop() if len(kinds) == 1 and not is_too_large else None
+    if kind not in get_args(FileKind):
         raise DatasetError(
             f"{part.source.name} holds {part.source.kind}, which a short script cannot read.",
             "Write the rows into one JSONL file and train on that.",
         )
-    kind = kinds.pop()
-    assert kind is not None
-    return kind, tuple(str(file) for file in files)
+    return cast(FileKind, kind), tuple(str(file) for file in files)

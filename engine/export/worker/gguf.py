@@ -145,7 +145,7 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied
         lines += ["# No TEMPLATE: the trained one, which the GGUF holds, cannot be said in Ollama's language.", ""]
     else:
         note = "The Modelfile's TEMPLATE renders sample conversations exactly as the trained chat template does."
-        lines += [f'TEMPLATE """{template}"""', ""]
+        lines += [f'TEMPLATE """{template.go_text}"""', ""]
     if system is not None and '"""' not in system:
         lines += [f'SYSTEM """{system}"""', ""]
     for stop in tokenizer.convert_ids_to_tokens(sorted(end_token_ids(tokenizer, None))):

@@ -21,7 +21,7 @@ from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
 from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
-from engine.export.card import gather_facts, write_card
+from engine.export.card import write_card
 from engine.export.contract import ExportOrder, ExportResult, Verification
 from engine.export.folder import empty_folder, list_files, to_disk
 from engine.export.kinds import ADAPTER, GGUF, MERGED
@@ -69,8 +69,8 @@ class ExportWorker:
             writer = WRITERS[order.settings.kind]
             require_space(order.folder, writer.needed_bytes(export), "The export", "export")
             verified = writer.write(export)
-            facts = gather_facts(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
-            (order.folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+            card = write_card(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
+            (order.folder / "README.md").write_text(card, encoding="utf-8")
             export.report("ready", "Putting the folder in its place.", 1.0)
             to_disk(order.folder)
         except OSError as error:
