@@ -274,7 +274,6 @@ def _without_gaps(value: Any, feature: Any) -> Any:
 
 
 def _holds_media(feature: Any) -> bool:
-    """Return whether a feature holds pictures, sound or the like, at any depth."""
     if isinstance(feature, dict):
         return any(_holds_media(inner) for inner in feature.values())
     if isinstance(feature, list | tuple):

@@ -68,11 +68,7 @@ MAX_ENTRIES = 50_000
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield files, and links to some; hidden ones and those of hidden folders are left out.
-
-    Raises:
-        DatasetError: If it holds more than MAX_ENTRIES files and folders.
-    """
+    """Yield files, and links to some; hidden ones and those of hidden folders are left out."""
     seen = 0
     for parent, folders, files in os.walk(folder):  # passes over folders of other users
         seen += len(folders) + len(files)

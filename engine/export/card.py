@@ -62,15 +62,9 @@ def hub_datasets(dataset: DatasetConfig) -> tuple[str, ...]:
 
 
 def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 10) -> tuple[CurvePoint, ...]:
-    """Return the curve in a few rows, evenly spread, with the held-out loss that was measured last at each of them.
+    """Return the curve up to `last_step` in a few rows, evenly spread, with the held-out loss measured last at each.
 
-    Args:
-        history: Of the run.
-        last_step: Where the curve ends; None takes all of it.
-        points: Rows at most.
-
-    Returns:
-        The training loss of a row is the mean over the logged steps since the row before it.
+    The training loss of a row is the mean over the logged steps since the row before it.
     """
     steps, losses = history.steps.steps, history.steps.losses
     if last_step is not None:

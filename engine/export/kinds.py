@@ -54,11 +54,7 @@ class Kind:
         return self.refusal(method) if method is not None else ""
 
     def require(self, method: PeftMethod | None, llama_cpp: Path | None) -> None:
-        """Check what can be checked before anything is written.
-
-        Args:
-            method: That trained the weights; None where it is unknown.
-            llama_cpp: A checkout whose converter is to be used.
+        """Check what can be checked before anything is written; `method` is None where it is unknown.
 
         Raises:
             ModelError: If the weights cannot be had in this kind, or a program is missing.

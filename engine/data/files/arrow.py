@@ -88,7 +88,6 @@ class ArrowRows(ColumnarRows):
 
 
 def _open_stream(file: BinaryIO, messages: list[_Message]) -> Any:
-    """Open some messages of a file as a stream of their own."""
     import pyarrow
 
     data = bytearray()
@@ -99,11 +98,7 @@ def _open_stream(file: BinaryIO, messages: list[_Message]) -> Any:
 
 
 def _messages(file: BinaryIO) -> Iterator[_Message]:
-    """Yield the messages of a file, by their headers.
-
-    Raises:
-        ValueError: If one is damaged, or there are too many.
-    """
+    """Yield the messages of a file, by their headers."""
     size = file.seek(0, 2)
     file.seek(0)
     place = 8 if file.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0

@@ -62,7 +62,6 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
 
 
 def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[Record]]:
-    """Return rows with these numbers, in their order, from one pass over the data."""
     found: dict[int, Record] = {}
     for record in reader.pick(sorted({row for row in rows if row >= 0})):
         if record is not None:

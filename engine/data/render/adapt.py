@@ -38,47 +38,19 @@ _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 
 @once_per_tokenizer
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
-    """Find out what the template can express."""
-    return _Probe(tokenizer).abilities()
+    """Find out what the template can express: which unmistakable words come out of short conversations."""
 
-
-class _Probe:
-    """Renders short conversations of unmistakable words and looks which of them come out."""
-
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._text_parts = False
-
-    def abilities(self) -> TemplateAbilities:
-        user, answer, system = Message("user", _A), Message("assistant", _B), Message("system", _C)
-        if not self._shows([user], _A):
-            self._text_parts = True
-            self._text_parts = self._shows([user], _A)
-        object_calls = self._takes_calls(calls=1, as_text=False)
-        text_calls = not object_calls and self._takes_calls(calls=1, as_text=True)
-        return TemplateAbilities(
-            system=self._shows([system, user, answer], _A, _B, _C),
-            later_system=self._shows([user, answer, system, user, answer], _C),
-            repeated_roles=self._shows([user, Message("user", _D), answer], _A, _B, _D),
-            tool_list=self._shows([user], _A, _B, _C, _D, tools=[_probe_tool(_B, _C, _D)]),
-            tool_calls=object_calls or text_calls,
-            parallel_calls=self._takes_calls(calls=2, as_text=text_calls),
-            text_arguments=text_calls,
-            text_parts=self._text_parts,
-            reasoning=self._reasoning([user, Message("assistant", _B, reasoning=_C)]),
-        )
-
-    def _shows(self, messages: Sequence[Message], *words: str, tools: list[Any] | None = None, **assumed: Any) -> bool:
-        abilities = TemplateAbilities(text_parts=self._text_parts, **assumed)
+    def shows(messages: Sequence[Message], *words: str, tools: Sequence[Any] = (), **assumed: Any) -> bool:
+        abilities = TemplateAbilities(**{"text_parts": text_parts, **assumed})
         try:
             dicts = [_as_dict(message, abilities) for message in messages]
-            text = apply_template(self._tokenizer, dicts, tools or [], prompt=False)
+            text = apply_template(tokenizer, dicts, list(tools), prompt=False)
         except RowProblemError:
             return False
         return all(word in text for word in words)
 
-    def _takes_calls(self, *, calls: int, as_text: bool) -> bool:
-        numbers = [f"{number:05d}" for number in range(calls)]
+    def takes_calls(count: int, *, as_text: bool) -> bool:
+        numbers = [f"{number:05d}" for number in range(count)]
         asked = tuple(ToolCall(f"{_B}{number}", {_C: f"{_D}{number}"}, f"call{number}") for number in numbers)
         results = [
             Message("tool", f"{_E}{number}", name=f"{_B}{number}", tool_call_id=f"call{number}") for number in numbers
@@ -87,13 +59,27 @@ class _Probe:
         words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
         # The listed tool has another name, to be distinguished from the one that is called.
         tools = [_probe_tool(_E, "parameter", "description")]
-        messages = [Message("user", _A), Message("assistant", tool_calls=asked), *results, last]
-        return self._shows(messages, *words, _C, last.content, tools=tools, text_arguments=as_text)
+        messages = [user, Message("assistant", tool_calls=asked), *results, last]
+        return shows(messages, *words, _C, last.content, tools=tools, text_arguments=as_text)
 
-    def _reasoning(self, messages: Sequence[Message]) -> Literal["field", "inline", "none"]:
-        if self._shows(messages, _B, _C, reasoning="field"):
-            return "field"
-        return "inline" if self._shows(messages, _B, _C) else "none"
+    user, answer, system = Message("user", _A), Message("assistant", _B), Message("system", _C)
+    reasoned = [user, Message("assistant", _B, reasoning=_C)]
+    text_parts = False
+    text_parts = not shows([user], _A) and shows([user], _A, text_parts=True)
+    object_calls = takes_calls(1, as_text=False)
+    text_calls = not object_calls and takes_calls(1, as_text=True)
+    inline: Literal["inline", "none"] = "inline" if shows(reasoned, _B, _C) else "none"
+    return TemplateAbilities(
+        system=shows([system, user, answer], _A, _B, _C),
+        later_system=shows([user, answer, system, user, answer], _C),
+        repeated_roles=shows([user, Message("user", _D), answer], _A, _B, _D),
+        tool_list=shows([user], _A, _B, _C, _D, tools=[_probe_tool(_B, _C, _D)]),
+        tool_calls=object_calls or text_calls,
+        parallel_calls=takes_calls(2, as_text=text_calls),
+        text_arguments=text_calls,
+        text_parts=text_parts,
+        reasoning="field" if shows(reasoned, _B, _C, reasoning="field") else inline,
+    )
 
 
 def _probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:
@@ -154,12 +140,6 @@ def tool_schema(tool: Any) -> Any:
     return tool
 
 
-def call_in_words(call: ToolCall) -> str:
-    """Return a call in the Hermes convention."""
-    arguments = _arguments_in_words(call)
-    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
-
-
 def _arguments_in_words(call: ToolCall) -> str:
     return call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
 
@@ -179,7 +159,10 @@ def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
     responses: list[str] = []  # of tools, in a row
     for message, following in itertools.zip_longest(steps.messages, steps.messages[1:]):
         if message.tool_calls:
-            words = "\n".join(call_in_words(call) for call in message.tool_calls)
+            words = "\n".join(
+                f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {_arguments_in_words(call)}}}\n</tool_call>'
+                for call in message.tool_calls
+            )
             content = f"{message.content}\n{words}" if message.content else words
             pieces.append([replace(message, content=content, tool_calls=())])
         elif message.role != "tool":
@@ -273,20 +256,15 @@ def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
             groups[-1].append(message)
         else:
             groups.append([message])
-    # Of a group, the joined message takes the place of the last; joined at once, in time that grows with the words alone.
     pieces: list[list[Message]] = []
     for group in groups:
-        pieces += [[]] * (len(group) - 1)
-        pieces.append([_joined(group)])
+        joined = group[0]
+        if len(group) > 1:  # at once, in time that grows with the words alone
+            content = "\n\n".join(message.content for message in group)
+            joined = replace(joined, content=content, is_learned=all(message.is_learned for message in group))
+        pieces += [*([] for _ in group[1:]), [joined]]  # in the place of the last
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
     return _rewritten(steps, pieces, note)
-
-
-def _joined(group: Sequence[Message]) -> Message:
-    if len(group) == 1:
-        return group[0]
-    content = "\n\n".join(message.content for message in group)
-    return replace(group[0], content=content, is_learned=all(message.is_learned for message in group))
 
 
 def _rewritten(steps: AdaptedConversation, pieces: Sequence[Sequence[Message]], note: str) -> AdaptedConversation:

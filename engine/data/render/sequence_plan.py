@@ -14,7 +14,8 @@ from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, PlainText, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.adapt import abilities_of, adapt_to_template
-from engine.data.render.template import ChatTokenizer, control_token_pattern, control_token_texts, ids_of
+from engine.data.render.encoded import answer_in
+from engine.data.render.template import ChatTokenizer, control_token_pattern, ids_of
 from engine.data.render.turn_renderer import Turn, TurnRenderer
 
 _LOOK_EVERY_TURNS = 8
@@ -152,7 +153,6 @@ class _Length:
         self._characters = self._tokens = 0  # counted so far, to within some tokens
 
     def is_exceeded_by(self, turn: Turn) -> bool:
-        """Return whether the prompt of a turn has more than max_length tokens."""
         if self._max_length is None or turn.start <= self._max_length:
             return False
         self._tokens += len(ids_of(turn.base[self._characters : turn.base_length], self._tokenizer))
@@ -162,11 +162,7 @@ class _Length:
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
-    """Group turns into as few sequences as the proof allows, in the order of their last turns.
-
-    Raises:
-        RowProblemError: If they repeat so much of the conversation that it would take too much memory.
-    """
+    """Group turns into as few sequences as the proof allows, in the order of their last turns."""
     sequences: list[SequencePlan] = []
     remaining = turns
     size = 0
@@ -199,15 +195,5 @@ def _as_in(text: str, last: Turn, turn: Turn, tokenizer: ChatTokenizer) -> Turn 
         is_beginning = text.startswith(turn.prompt)
     else:
         is_beginning = turn.base_length <= last.base_length and text.startswith(turn.call, turn.base_length)
-    if not is_beginning:
-        return None
-    if text.startswith(turn.answer, turn.start):
-        return turn
-    # Phi-3's template closes only the whole text with eos, after the turn's own end.
-    eos = tokenizer.eos_token
-    if eos and turn.answer.endswith(eos):
-        shorter = replace(turn, answer=turn.answer[: -len(eos)])
-        ends_itself = shorter.answer.rstrip().endswith(control_token_texts(tokenizer))
-        if ends_itself and text.startswith(shorter.answer, turn.start):
-            return shorter
-    return None
+    answer = answer_in(text, turn.start, turn.answer, tokenizer) if is_beginning else None
+    return replace(turn, answer=answer) if answer is not None else None

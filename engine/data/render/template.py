@@ -81,7 +81,16 @@ def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[C
 
 def ids_of(text: str, tokenizer: ChatTokenizer) -> list[int]:
     """Return the tokens of text alone, without those that a tokenizer adds by itself."""
+    # What a template writes before an answer is short and repeats; whole prompts do not come twice.
+    if len(text) <= 256:
+        return list(_short_ids(tokenizer, settings_of(tokenizer), text))
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@lru_cache(maxsize=4096)
+def _short_ids(tokenizer: ChatTokenizer, _settings: tuple[Any, ...], text: str) -> Sequence[int]:
+    ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @once_per_tokenizer
@@ -159,8 +168,7 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
         )
         notes.extend(warnings)
     template = tokenizer.chat_template
-    is_named = isinstance(template, dict)
-    frozen = {name: without_clock(text) for name, text in template.items()} if is_named else without_clock(template)
+    frozen = without_clock(template)
     if frozen != template:
         tokenizer.chat_template = frozen
         notes.append(
@@ -182,8 +190,10 @@ def _default_template(tokenizer: ChatTokenizer) -> str:
     return ("{{- bos_token -}}" if starts_with_bos else "") + DEFAULT_TEMPLATE
 
 
-def without_clock(template: str) -> str:
+def without_clock(template: Any) -> Any:
     """Replace calls of strftime_now by the fixed date; a call whose format is computed gets a macro of that name."""
+    if isinstance(template, dict):  # several, with names
+        return {name: without_clock(text) for name, text in template.items()}
     frozen = _DATE_CALL.sub(lambda match: repr(FROZEN_DATE.strftime(match["format"])), template)
     if re.search(r"strftime_now\s*\(", frozen) and _DATE_MACRO not in frozen:
         frozen = _DATE_MACRO + frozen

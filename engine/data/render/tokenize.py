@@ -1,114 +1,18 @@
 """The one renderer: a row becomes text, `input_ids` and `labels`, for the preview, the checks, the trainer and the chat."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
 
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning
 from engine.data.records import RowProblemError
+from engine.data.render.encoded import Encoded, earlier_answer, encode, last_answer
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
-from engine.data.render.template import (
-    ChatTokenizer,
-    control_token_ids,
-    ids_of,
-    next_row_confined,
-    rendering_confined,
-    settings_of,
-)
+from engine.data.render.template import ChatTokenizer, control_token_ids, next_row_confined, rendering_confined
 from engine.data.render.turn_renderer import Turn
 
 IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
-
-
-@dataclass
-class Encoded:
-    """A tokenized text: token i reaches from character `starts[i]` up to, not with, `ends[i]`."""
-
-    text: str
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
-
-    def append(self, text: str, tokenizer: ChatTokenizer) -> None:
-        """Add the tokens of `text`, tokenized as what follows other text and not as a beginning of its own."""
-        marker = "\n"
-        lead = len(ids_of(marker, tokenizer))
-        following = encode(marker + text, tokenizer)
-        shift = len(self.text) - len(marker)
-        if following.starts[lead : lead + 1] != [len(marker)]:  # the marker melted into the text
-            lead, shift, following = 0, len(self.text), encode(text, tokenizer)
-        self.text += text
-        self.ids.extend(following.ids[lead:])
-        self.starts.extend(start + shift for start in following.starts[lead:])
-        self.ends.extend(end + shift for end in following.ends[lead:])
-
-    def boundary(self, character: int, tokenizer: ChatTokenizer) -> int | None:
-        """Return the token that begins at `character`, if those before it are the tokens of the text before it.
-
-        None where a token reaches across, or where that text by itself would be split into other tokens.
-        """
-        first = bisect_left(self.starts, character)
-        if first < len(self.starts) and self.starts[first] != character:
-            return None
-        if first and self.ends[first - 1] > character:
-            return None
-        # Control tokens split a text before anything else is merged, so it is enough to compare from the last one on.
-        controls = control_token_ids(tokenizer)
-        back = next((token for token in range(first - 1, -1, -1) if self.ids[token] in controls), 0)
-        begin = self.starts[back] if first else 0
-        alone = _ids_alone(self.text[begin:character], tokenizer)
-        return first if alone == self.ids[back:first] else None
-
-    def turn_end(self, first: int, after: int, tokenizer: ChatTokenizer) -> int | None:
-        """Return index after the control token that ends a turn whose tokens are `first` to `after`.
-
-        White space that a template puts after it is not part of the turn. None if no control token ends it.
-        """
-        controls = control_token_ids(tokenizer)
-        for end in range(after, first, -1):
-            if self.ids[end - 1] in controls:
-                return end
-            if self.text[self.starts[end - 1] : self.ends[end - 1]].strip():
-                return None
-        return None
-
-    def pieces(self) -> list[str]:
-        """Return the text of each token; a character of several tokens belongs to the first of them."""
-        pieces = []
-        position = 0
-        for start, end in zip(self.starts, self.ends, strict=True):
-            pieces.append(self.text[min(position, start) : end] if end > position else "")
-            position = max(position, end)
-        return pieces
-
-
-def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
-    """Tokenize one text."""
-    return encode_many([text], tokenizer)[0]
-
-
-def encode_many(texts: Sequence[str], tokenizer: ChatTokenizer, *, add_special_tokens: bool = False) -> list[Encoded]:
-    """Tokenize several texts at once, on all cores where the tokenizer can."""
-    if not texts:
-        return []
-    encoding = tokenizer(list(texts), add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-    return [
-        Encoded(text, list(ids), [start for start, _ in offsets], [end for _, end in offsets])
-        for text, ids, offsets in zip(texts, encoding["input_ids"], encoding["offset_mapping"], strict=True)
-    ]
-
-
-def _ids_alone(text: str, tokenizer: ChatTokenizer) -> list[int]:
-    # What a template writes before an answer is short and repeats; whole prompts do not come twice.
-    return ids_of(text, tokenizer) if len(text) > 256 else _remembered_ids(tokenizer, settings_of(tokenizer), text)
-
-
-@lru_cache(maxsize=4096)
-def _remembered_ids(tokenizer: ChatTokenizer, _settings: tuple[Any, ...], text: str) -> list[int]:
-    return ids_of(text, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -159,8 +63,12 @@ class RenderedRow(TokenizedRow):
 
     @cached_property
     def pieces(self) -> list[str]:
-        """The text of each token; joined, the text up to the cut."""
-        return self.encoded.pieces()[: len(self.input_ids)]
+        """The text of each token; joined, the text up to the cut. A character of several tokens belongs to the first."""
+        pieces, position = [], 0
+        for start, end in self.encoded.spans:
+            pieces.append(self.encoded.text[min(position, start) : end] if end > position else "")
+            position = max(position, end)
+        return pieces[: len(self.input_ids)]
 
     @cached_property
     def special(self) -> list[bool]:
@@ -227,9 +135,12 @@ def _measured(plan: RowPlan) -> tuple[SequencePlan, ...]:
 def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
     """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
     sequences = [sequence for plan in plans for sequence in _measured(plan)]
-    conversations = iter(encode_many([s.text for s in sequences if not s.plain], tokenizer))
-    plain = iter(encode_many([s.text for s in sequences if s.plain], tokenizer, add_special_tokens=True))
-    return [next(plain) if sequence.plain else next(conversations) for sequence in sequences]
+    found: dict[bool, Iterator[Encoded]] = {}
+    for is_plain in {sequence.plain for sequence in sequences}:
+        texts = [sequence.text for sequence in sequences if sequence.plain is is_plain]
+        encoding = tokenizer(texts, add_special_tokens=is_plain, return_offsets_mapping=True)
+        found[is_plain] = map(Encoded, texts, encoding["input_ids"], encoding["offset_mapping"])
+    return [next(found[sequence.plain]) for sequence in sequences]
 
 
 def _finish(
@@ -285,29 +196,13 @@ def _mark_trained(
         in this sequence, and which need a sequence of their own.
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
-        del encoded.ids[-1], encoded.starts[-1], encoded.ends[-1]  # some tokenizers add eos by themselves
+        del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add eos by themselves
     if not sequence.trained:  # everything counts, except the first token: nothing comes before it to learn it from
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained
-    start = encoded.boundary(last.start, tokenizer)
-    if start is None:
-        # A token reaches across the end of the prompt. The chat sends the prompt by itself, so it is tokenized by itself.
-        encoded = encode(last.prompt, tokenizer)
-        start = len(encoded.ids)
-        encoded.append(last.answer, tokenizer)
-    end = encoded.turn_end(start, len(encoded.ids), tokenizer)
-    if end is None:
-        encoded.append(tokenizer.eos_token or "", tokenizer)
-        end = len(encoded.ids)
+    encoded, start, end = last_answer(encoded, last.prompt, last.answer, tokenizer)
+    places = [(turn, earlier_answer(encoded, turn.start, len(turn.answer), tokenizer)) for turn in earlier]
     trained = [False] * len(encoded.ids)
-    trained[start:end] = [True] * (end - start)
-    apart: list[Turn] = []
-    for turn in earlier:
-        first = encoded.boundary(turn.start, tokenizer)
-        if first is None:
-            apart.append(turn)
-            continue
-        after = bisect_left(encoded.starts, turn.start + len(turn.answer))
-        until = encoded.turn_end(first, after, tokenizer) or after
-        trained[first:until] = [True] * (until - first)
-    return encoded, trained, apart
+    for first, after in ((start, end), *(place for _, place in places if place is not None)):
+        trained[first:after] = [True] * (after - first)
+    return encoded, trained, [turn for turn, place in places if place is None]

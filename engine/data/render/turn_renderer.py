@@ -181,7 +181,6 @@ class TurnRenderer:
         return self._dicts[:count] if anchor == 0 else self._dicts[: self._head] + self._dicts[anchor:count]
 
     def _second_question(self) -> int:
-        """Return index of the first user's turn after an answer."""
         roles = [message.role for message in self._messages]
         answered = roles.index("assistant") if "assistant" in roles else len(roles)
         return roles.index("user", answered) if "user" in roles[answered:] else len(roles)

@@ -40,10 +40,7 @@ class Converter(NamedTuple):
 
 
 def find_converter(checkout: Path | None = None) -> Converter:
-    """Find the converter, without running it.
-
-    Args:
-        checkout: Of llama.cpp; else the one that `$LORATORY_LLAMA_CPP` names, else the installed package.
+    """Find the converter without running it: in the checkout, that of `$LORATORY_LLAMA_CPP`, or the installed package.
 
     Raises:
         ModelError: If there is none.

@@ -56,11 +56,7 @@ class OllamaTemplate(NamedTuple):
 
 
 def translate(render: RenderPrompt, implied_bos: str) -> OllamaTemplate:
-    """Read the template for Ollama off the trained one.
-
-    Args:
-        render: The trained template, up to where the assistant is asked for its turn.
-        implied_bos: What llama.cpp puts in front of every prompt by itself; empty where it puts nothing there.
+    """Read the template for Ollama off the trained one; `implied_bos` is what llama.cpp puts in front of every prompt.
 
     Raises:
         NotTranslatableError: If the result would not render every sample conversation as the trained template does.

@@ -16,7 +16,8 @@ from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
 from engine.data.formats import FORMATS
 from engine.data.formats.turns import ROLES, conversation_column, turn_list
-from engine.data.passes.reader import DatasetPart, DatasetReader, DatasetRow
+from engine.data.passes.reader import DatasetPart, DatasetReader
+from engine.data.records import Record
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
 from engine.export.script.facts import DataFacts, FileKind
@@ -55,88 +56,76 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         role_field=role_field,
         content_field=content_field,
     )
-    look = _Look(part.source.name, facts)
+    digests, most_tokens = array("Q"), 0
     for row in reader.rows():
-        look.add(row)
+        if row.example is None:
+            facts.left_out.add(row.record.row)
+            continue
+        digests.append(row.digest)
+        most_tokens += len(row.example.text().encode("utf-8", "replace"))
+        if isinstance(row.example, Conversation):
+            most_tokens += _TEMPLATE_TOKENS * len(row.example.messages)
+            _look_at_conversation(facts, row.example, row.record, part.source.name)
     if len(facts.left_out) > _MOST_LEFT_OUT:
         raise DatasetError(
             f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
             "Correct the file; `loratory inspect` says what is wrong with it.",
         )
-    facts.fingerprint = hashlib.sha256(np.asarray(look.digests).astype("<u8").tobytes()).hexdigest()
-    facts.can_hold_out = len(np.unique(look.digests)) > 1
-    facts.held_out_draw = config.dataset.eval_fraction * look.most_tokens > _ALL_MEASURED_TOKENS
+    facts.fingerprint = hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()
+    facts.can_hold_out = len(np.unique(digests)) > 1
+    facts.held_out_draw = config.dataset.eval_fraction * most_tokens > _ALL_MEASURED_TOKENS
     # What is on the Hub is read by the same library in both, and is fetched once.
     rows = (record.value for record in reader.records() if record is not None) if kind == "hub" else None
-    _require_same_rows(config, facts, look.digests, part, rows)
+    _require_same_rows(config, facts, digests, part, rows)
     return facts
 
 
-class _Look:
-    def __init__(self, name: str, facts: DataFacts) -> None:
-        self._name = name
-        self._facts = facts
-        columns = facts.columns
-        roles = ("conversations", "messages", "prompt", "completion")
-        self._turn_columns = [columns[role] for role in roles if role in columns]
-        self._role_names = (columns.get("from", "from"), columns.get("role", "role"))
-        self._content_names = (columns.get("value", "value"), columns.get("content", "content"))
-        self.digests = array("Q")
-        self.most_tokens = 0
+def _look_at_conversation(facts: DataFacts, found: Conversation, record: Record, name: str) -> None:
+    messages = found.messages
+    if found.tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        raise DatasetError(
+            f"Row {record.row:,} of {name} holds tools or calls of them, which a short script cannot render.",
+            _TAKE_YAML,
+        )
+    if not all(message.is_learned for message in messages):
+        raise DatasetError(
+            f"Row {record.row:,} of {name} holds turns of weight 0, which a short script would learn all the same.",
+            _TAKE_YAML,
+        )
+    answers = [message for message in messages if message.role == "assistant"]
+    facts.most_answers = max(facts.most_answers, len(answers))
+    facts.has_system |= any(message.role == "system" for message in messages)
+    facts.has_later_system |= any(message.role == "system" for message in messages[1:])
+    facts.has_repeated_roles |= any(one.role == two.role != "system" for one, two in itertools.pairwise(messages))
+    facts.has_empty_answers |= any(message.is_empty for message in answers)
+    facts.opens_with_answer |= messages[0].role == "assistant"
+    assert record.value is not None
+    facts.has_list_rows |= record.raw[:64].lstrip()[:1] in (b"[", "[")
+    _look_at_turns(facts, record.value)
+    facts.has_reasoning = facts.has_reasoning or any("<think>" in text for text in _texts(record.value))
 
-    def add(self, row: DatasetRow) -> None:
-        facts, record = self._facts, row.record
-        if row.example is None:
-            facts.left_out.add(record.row)
-            return
-        self.digests.append(row.digest)
-        self.most_tokens += len(row.example.text().encode("utf-8", "replace"))
-        if not isinstance(row.example, Conversation):
-            return
-        messages = row.example.messages
-        if row.example.tools or any(message.tool_calls or message.role == "tool" for message in messages):
-            raise DatasetError(
-                f"Row {record.row:,} of {self._name} holds tools or calls of them, which a short script cannot render.",
-                _TAKE_YAML,
-            )
-        if not all(message.is_learned for message in messages):
-            raise DatasetError(
-                f"Row {record.row:,} of {self._name} holds turns of weight 0, which a short script would learn all the same.",
-                _TAKE_YAML,
-            )
-        answers = [message for message in messages if message.role == "assistant"]
-        self.most_tokens += _TEMPLATE_TOKENS * len(messages)
-        facts.most_answers = max(facts.most_answers, len(answers))
-        facts.has_system |= any(message.role == "system" for message in messages)
-        facts.has_later_system |= any(message.role == "system" for message in messages[1:])
-        facts.has_repeated_roles |= any(one.role == two.role != "system" for one, two in itertools.pairwise(messages))
-        facts.has_empty_answers |= any(message.is_empty for message in answers)
-        facts.opens_with_answer |= messages[0].role == "assistant"
-        assert record.value is not None
-        facts.has_list_rows |= record.raw[:64].lstrip()[:1] in (b"[", "[")
-        self._add_turns(record.value)
-        facts.has_reasoning = facts.has_reasoning or any("<think>" in text for text in _texts(record.value))
 
-    def _add_turns(self, value: Mapping[str, Any]) -> None:
-        facts = self._facts
-        may_be_words = bool(FORMATS[facts.format].may_hold_turns)
-        facts.has_json_columns |= isinstance(value.get(facts.columns.get("history", "")), str)
-        for name in self._turn_columns:
-            turns = value.get(name)
-            if isinstance(turns, str) and not (may_be_words and conversation_column(turn_list(turns)) is None):
-                facts.has_json_columns = True
-                turns = json.loads(turns)
-            for turn in turns if isinstance(turns, list) else ():
-                facts.turn_columns.add(name)
-                facts.role_field = next(field for field in self._role_names if field in turn)
-                facts.content_field = next(
-                    (field for field in self._content_names if field in turn), facts.content_field
-                )
-                tag = turn[facts.role_field].strip().lower()
-                facts.roles[tag] = ROLES[tag]
-                facts.has_parts |= isinstance(turn.get(facts.content_field), list)
-                if any(isinstance(turn.get(field), str) for field in _REASONING_FIELDS):
-                    facts.has_reasoning_fields = facts.has_reasoning = True
+def _look_at_turns(facts: DataFacts, value: Mapping[str, Any]) -> None:
+    columns = facts.columns
+    role_names = (columns.get("from", "from"), columns.get("role", "role"))
+    content_names = (columns.get("value", "value"), columns.get("content", "content"))
+    may_be_words = bool(FORMATS[facts.format].may_hold_turns)
+    facts.has_json_columns |= isinstance(value.get(columns.get("history", "")), str)
+    roles = ("conversations", "messages", "prompt", "completion")
+    for name in [columns[role] for role in roles if role in columns]:
+        turns = value.get(name)
+        if isinstance(turns, str) and not (may_be_words and conversation_column(turn_list(turns)) is None):
+            facts.has_json_columns = True
+            turns = json.loads(turns)
+        for turn in turns if isinstance(turns, list) else ():
+            facts.turn_columns.add(name)
+            facts.role_field = next(field for field in role_names if field in turn)
+            facts.content_field = next((field for field in content_names if field in turn), facts.content_field)
+            tag = turn[facts.role_field].strip().lower()
+            facts.roles[tag] = ROLES[tag]
+            facts.has_parts |= isinstance(turn.get(facts.content_field), list)
+            if any(isinstance(turn.get(field), str) for field in _REASONING_FIELDS):
+                facts.has_reasoning_fields = facts.has_reasoning = True
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -31,13 +31,6 @@ _ENDS_HEADER = re.compile(rb":\s*(#.*)?$")
 _ENGINE = Path(__file__).parents[2]
 
 
-class _Definition(NamedTuple):
-    """A function, a class or a constant of a module."""
-
-    source: str
-    is_constant: bool
-
-
 # By the name that it binds: the module, and what is taken from it or "".
 _Imports = dict[str, tuple[str, str]]
 
@@ -54,12 +47,13 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
     """Return the source of some functions with everything that they need: imports, constants and other functions.
 
     Args:
-        modules: Whose functions may be needed, in the order in which they are written.
+        modules: Whose functions may be needed, in the order in which they are written; of two of one name, the later one is.
         roots: Functions that are wanted.
         facts: Put in the place of the example that the functions are written against.
         plain: Write as tutorials do: the body of `main` at the top level, no annotations, and arguments side by side.
     """
-    definitions, imports = _read(tuple(modules))
+    constants, functions, imports = _read(tuple(modules))
+    definitions = constants | functions
     needed: dict[str, str] = {}
     names: set[str] = set()
     waiting = list(roots)
@@ -67,17 +61,16 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
         name = waiting.pop()
         if name in needed or name not in definitions:
             continue
-        needed[name] = settle(definitions[name].source, facts, plain=plain)
+        needed[name] = settle(definitions[name], facts, plain=plain)
         used = _names_used(needed[name])
         names |= used
         waiting += used
-    ordered = [name for name in definitions if name in needed]
     bound = {name: one for name, one in imports.items() if name in names}
-    constants = "".join(needed[name] for name in ordered if definitions[name].is_constant)
-    functions = [needed[name] for name in ordered if not definitions[name].is_constant]
+    head = "".join(needed[name] for name in constants if name in needed)
+    body = [needed[name] for name in functions if name in needed]
     if plain:
-        functions[-1] = _body_of(functions[-1])
-    return "\n\n".join([f"{_import_lines(bound)}\n{constants}", *functions])
+        body[-1] = _body_of(body[-1])
+    return "\n\n".join([f"{_import_lines(bound)}\n{head}", *body])
 
 
 def _names_used(source: str) -> set[str]:
@@ -126,8 +119,10 @@ def literal(value: Any) -> str:
 
 
 @cache
-def _read(modules: tuple[str, ...]) -> tuple[dict[str, _Definition], _Imports]:
-    definitions: dict[str, _Definition] = {}
+def _read(modules: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str], _Imports]:
+    """Return the sources of constants, and of functions and classes, by their names; and what the modules import."""
+    constants: dict[str, str] = {}
+    functions: dict[str, str] = {}
     imports: _Imports = {}
     for module in modules:
         source = (_ENGINE / f"{module.removeprefix('engine.').replace('.', '/')}.py").read_text(encoding="utf-8")
@@ -142,13 +137,15 @@ def _read(modules: tuple[str, ...]) -> tuple[dict[str, _Definition], _Imports]:
             elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign):
                 first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
                 text = _FOR_TOOLS.sub("", "".join(lines[first - 1 : node.end_lineno]))
-                name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else node.name
-                definitions[name] = _Definition(text, is_constant=isinstance(node, ast.Assign))
-    return definitions, imports
+                if isinstance(node, ast.Assign):
+                    constants[ast.unparse(node.targets[0])] = text
+                    functions.pop(ast.unparse(node.targets[0]), None)
+                else:
+                    functions[node.name] = text
+    return constants, functions, imports
 
 
 def _import_lines(bound: _Imports) -> str:
-    """Return the imports: of the standard library first, modules before names."""
     lines: dict[bool, list[str]] = {True: [], False: []}
     for module in sorted({module for module, name in bound.values() if not name}):
         lines[module.partition(".")[0] in sys.stdlib_module_names].append(f"import {module}\n")
@@ -187,7 +184,6 @@ class _Look:
         self._starts = list(itertools.accumulate(map(len, self._lines), initial=0))
 
     def at_if(self, node: ast.AST) -> _Edit | None:
-        """Replace an `if` of facts by the branch that holds."""
         if not isinstance(node, ast.If) or not self._is_settled(node.test):
             return None
         assert node.end_lineno is not None
@@ -219,7 +215,6 @@ class _Look:
         return _Edit(self._starts[node.lineno - 1], self._starts[node.end_lineno], text.decode())
 
     def behind_return(self, node: ast.AST) -> _Edit | None:
-        """Leave out what follows a `return` in the same block."""
         body = getattr(node, "body", None)
         for one in body[:-1] if isinstance(body, list) else ():
             if isinstance(one, ast.Return | ast.Raise):
@@ -320,7 +315,6 @@ class _Look:
 
 
 def _filled(pieces: Sequence[str], width: int) -> list[str]:
-    """Return lines of pieces side by side."""
     lines: list[str] = []
     for piece in pieces:
         if lines and len(lines[-1]) + len(piece) + 2 <= width:

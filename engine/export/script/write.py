@@ -23,6 +23,7 @@ _WORKER = "engine.export.script.worker"
 _MODULES = (
     "engine.data.passes.split",
     "engine.data.render.template",
+    "engine.data.render.encoded",
     "engine.training.batching.plan",
     "engine.training.batching.steps",
     *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "train")),

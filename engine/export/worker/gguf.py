@@ -179,11 +179,7 @@ def has_llama_cpp() -> bool:
 def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:
     """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
 
-    Args:
-        written: The file.
-        reference: The run's answers.
-        log_file: Takes llama.cpp's messages.
-        report: Gets the share of prompts that were asked; may raise to end it.
+    `report` gets the share of prompts that were asked, and may raise to end it.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.

@@ -171,9 +171,6 @@ def _record_run(
 
     Returns:
         The answers, and how far rounding moves their logits, for each precision to which weights may have been rounded.
-
-    Raises:
-        DeviceError: If memory is too small.
     """
     reference, live = _record(export, LoadPlan(model=_unquantized(export), tuned=export.trained), place)
     finest_first = sorted(set(written), key=lambda dtype: torch.finfo(dtype).eps)
@@ -189,11 +186,7 @@ def _record(export: ExportUnderWay, plan: LoadPlan, place: ModelPlace) -> tuple[
 
 
 def _ask_merged(export: ExportUnderWay, place: ModelPlace, reference: Reference) -> Measured:
-    """Load the merged model that was written, and ask it what the run was asked.
-
-    Raises:
-        DeviceError: If memory is too small.
-    """
+    """Load the merged model that was written, and ask it what the run was asked."""
     export.report("verifying", "Loading what was written.")
     again = load_model(replace(place, folder=export.order.folder, name="the merged model"), _unquantized(export))
     branch = BranchWeights(AdaptedBase(again, "the merged model"))

@@ -152,14 +152,8 @@ def tied_weights(folder: Path) -> dict[str, str]:
 def untie_changed(merge: Merge, tied: dict[str, str]) -> bool:
     """Give both uses of a weight a tensor of their own where the adapter changes one of them.
 
-    PEFT trains a copy of the module that is named, so the other use keeps the base's weight.
-
-    Args:
-        merge: What is to be written; takes the tensors that the base's files do not hold.
-        tied: As `tied_weights` gives them.
-
-    Returns:
-        Whether weights were untied, which the configuration must say.
+    PEFT trains a copy of the module that is named, so the other use keeps the base's weight. Returns whether weights were
+    untied, which the configuration must say.
     """
     changed = merge.changes.keys() | merge.added.keys()
     untied = [pair for pair in tied.items() if not changed.isdisjoint(pair)]

@@ -68,10 +68,8 @@ class Measured(NamedTuple):
 class Reference:
     """The answers of the live run, for comparison with what was written.
 
-    Args:
-        live: The branch of the run.
-        folder: Of the trained weights, whose tokenizer renders the prompts.
-        on_answer: Gets the share of prompts that have been answered.
+    The tokenizer in the `folder` of the trained weights renders the prompts; `on_answer` gets the share of them that has
+    been answered.
     """
 
     def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
@@ -102,14 +100,10 @@ class Reference:
     def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
         """Return how far logits move when every number moves at random by up to a unit in its last place.
 
-        What a rounding error of one weight does to a logit depends on the model, so it is measured on the model itself,
+        What a rounding error of one weight does to a logit depends on the model, so it is measured on the recorded branch,
         which is of no use afterwards, except for precisions that are coarser. The numbers are the weights, in the precision
-        to which they were rounded, and what each module computes: merged weights add up in another order than base and
-        adapter do.
-
-        Args:
-            live: The recorded branch; its weights are disturbed.
-            written: Precision to which weights were rounded.
+        to which they were rounded (`written`), and what each module computes: merged weights add up in another order than
+        base and adapter do.
         """
         model = live.holder.model
         random = torch.Generator(model.device).manual_seed(0)
@@ -132,31 +126,22 @@ def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], d
     Reading a draft at once shows the token that comes first at each of its places. As far as it is the draft's, that is
     the answer, as in speculative decoding (Leviathan et al. 2023, section 2, arXiv:2211.17192); from there it continues token by token.
     """
-    answer: tuple[int, ...] = ()
+    answer: list[int] = []
     if draft:
         logits = _logits(branch, prompt, draft)
         first = logits.argmax(dim=-1).tolist()
         right = next((place for place, token in enumerate(draft) if token != first[place]), len(draft))
-        answer = tuple(first[: right + 1])
+        answer = first[: right + 1]
         if right == len(draft) and _is_over(answer, end_ids):
-            return RecordedAnswer(prompt, answer, logits)
-    answer = _answer(branch, prompt, end_ids, answer)
-    return RecordedAnswer(prompt, answer, _logits(branch, prompt, answer))
-
-
-def _answer(
-    branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], begun: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return the greedy answer, continued token by token as the chat gives it."""
-    device = branch.holder.model.device
-    answer = list(begun)
+            return RecordedAnswer(prompt, tuple(answer), logits)
     with torch.inference_mode():
         cache = branch.new_cache()
-        unread = [*prompt.ids, *answer]
+        unread = torch.tensor([[*prompt.ids, *answer]], device=branch.holder.model.device)
         while not _is_over(answer, end_ids):
-            answer.append(int(branch.next_logits(torch.tensor([unread], device=device), cache).argmax(dim=-1)))
-            unread = answer[-1:] if cache is not None else [*prompt.ids, *answer]
-    return tuple(answer)
+            answer.append(int(branch.next_logits(unread, cache).argmax(dim=-1)))
+            read = [*prompt.ids, *answer] if cache is None else answer[-1:]
+            unread = torch.tensor([read], device=unread.device)
+    return RecordedAnswer(prompt, tuple(answer), _logits(branch, prompt, answer))
 
 
 def _is_over(answer: Sequence[int], end_ids: frozenset[int]) -> bool:
@@ -196,15 +181,10 @@ def draft_answers(
 ) -> list[tuple[int, ...]]:
     """Guess what a branch answers. A guess may be wrong: padding is seen by some architectures, and rounding turns ties.
 
-    Args:
-        branch: Who is asked.
-        prompts: With the ids that it reads.
-        end_ids: Tokens that end an answer; an answer keeps the one that ends it.
-        most_tokens: Of each answer.
-
     Returns:
-        One for each prompt, of at least one token; no token at all where memory does not hold the batch, and with prefix
-        tuning, whose keys and values are not in the prompts that transformers' `generate` counts.
+        One for each prompt, of 1 to `most_tokens` tokens, of which the last may be one of `end_ids`; no token at all where
+        memory does not hold the batch, and with prefix tuning, whose keys and values are not in the prompts that
+        transformers' `generate` counts.
     """
     if branch.virtual_tokens:
         return [()] * len(prompts)

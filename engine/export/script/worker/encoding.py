@@ -1,6 +1,5 @@
 """The part of a script that loads the tokenizer and turns rows into token ids and labels, as `engine.data` does."""
 
-import bisect
 import functools
 import os.path
 import re
@@ -9,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from engine.data.render.encoded import answer_in, earlier_answer, encode, last_answer
 from engine.data.render.template import without_clock
 from engine.export.script.facts import facts
 from engine.export.script.worker.rows import Message
@@ -17,6 +17,7 @@ MODEL = facts.model.location  # a Hub id or a folder
 REVISION = facts.model.revision  # commit on the Hub
 CHAT_TEMPLATE = facts.model.tokenizer.written_template
 MAX_LENGTH = facts.config.training.max_length  # tokens; longer rows are truncated
+ChatTokenizer = Any
 WORDS = ("Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz")
 
 
@@ -44,11 +45,7 @@ def load_tokenizer(name: str) -> Any:
     if facts.model.tokenizer.default_template == "never" and facts.model.tokenizer.template is not None:
         tokenizer.chat_template = CHAT_TEMPLATE
     if facts.model.tokenizer.has_clock:
-        template = tokenizer.chat_template
-        if isinstance(template, dict):  # several, with names
-            tokenizer.chat_template = {name: without_clock(text) for name, text in template.items()}
-        else:
-            tokenizer.chat_template = without_clock(template)
+        tokenizer.chat_template = without_clock(tokenizer.chat_template)
     return tokenizer
 
 
@@ -176,64 +173,22 @@ def prompt_and_answer(
     )
 
 
+def ids_of(text: str, tokenizer: Any) -> list[int]:
+    """Return the token ids of a text."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 @functools.cache
-def controls(tokenizer: Any) -> frozenset[int]:
+def control_token_ids(tokenizer: Any) -> frozenset[int]:
     """Return the tokens that no ordinary text produces."""
     added = (number for number, token in tokenizer.added_tokens_decoder.items() if str(token).strip())
     return frozenset([*added, *tokenizer.all_special_ids])
 
 
-def tokenize(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the token ids of a text, and where in it each token begins and ends."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(found["input_ids"]), list(found["offset_mapping"])
-
-
-def tokenize_after(before: str, text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the same for a text that follows another, not tokenized as the beginning of one."""
-    shift, lead = len(before) - 1, len(tokenize("\n", tokenizer)[0])
-    ids, spans = tokenize("\n" + text, tokenizer)
-    if len(ids) <= lead or spans[lead][0] != 1:  # the line feed melted into the text
-        shift, lead, (ids, spans) = len(before), 0, tokenize(text, tokenizer)
-    return ids[lead:], [(start + shift, end + shift) for start, end in spans[lead:]]
-
-
-def boundary(ids: list[int], spans: list[tuple[int, int]], prompt: str, tokenizer: Any) -> int | None:
-    """Return the number of the token after a prompt, if those before it are what a chat sends for it."""
-    first = bisect.bisect_left(spans, len(prompt), key=lambda span: span[0])
-    across = first > 0 and spans[first - 1][1] > len(prompt)
-    if across or (first < len(spans) and spans[first][0] != len(prompt)):
-        return None
-    return first if tokenize(prompt, tokenizer)[0] == ids[:first] else None
-
-
-def turn_end(
-    ids: list[int], spans: list[tuple[int, int]], text: str, first: int, after: int, tokenizer: Any
-) -> int | None:
-    """Return where an answer ends: after the token that ends the turn, and before what a template adds to it."""
-    for end in range(after, first, -1):
-        if ids[end - 1] in controls(tokenizer):
-            return end
-        if text[slice(*spans[end - 1])].strip():
-            break
-    return None
-
-
-def tokenize_turn(prompt: str, answer: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]], tuple[int, int]]:
-    """Return the token ids of a prompt and its answer, their spans, and which of them are trained."""
-    text = prompt + answer
-    ids, spans = tokenize(text, tokenizer)
-    start = boundary(ids, spans, prompt, tokenizer)
-    if start is None:  # a token reaches across; a chat sends the prompt by itself
-        ids, spans = tokenize(prompt, tokenizer)
-        start, more = len(ids), tokenize_after(prompt, answer, tokenizer)
-        ids, spans = ids + more[0], spans + more[1]
-    end = turn_end(ids, spans, text, start, len(ids), tokenizer)
-    if end is None:  # this template ends a turn without a token of its own
-        more = tokenize_after(text, tokenizer.eos_token, tokenizer)
-        ids, spans = ids + more[0], spans + more[1]
-        end = len(ids)
-    return ids, spans, (start, end)
+@functools.cache
+def control_token_texts(tokenizer: Any) -> tuple[str, ...]:
+    """Return the same as they are written in text."""
+    return tuple(tokenizer.convert_ids_to_tokens(sorted(control_token_ids(tokenizer))))
 
 
 def answer_places(messages: list[Message]) -> list[int]:
@@ -262,28 +217,18 @@ def answer_places(messages: list[Message]) -> list[int]:
     return answers
 
 
-def answer_in(text: str, prompt: str, answer: str, tokenizer: Any) -> str | None:
-    """Return the answer as a longer text holds it, or None where that holds something else."""
-    if text.startswith(prompt + answer):
-        return answer
-    # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.
-    shorter = answer.removesuffix(tokenizer.eos_token)
-    ends_itself = shorter.rstrip().endswith(tuple(tokenizer.convert_ids_to_tokens(sorted(controls(tokenizer)))))
-    return shorter if ends_itself and text.startswith(prompt + shorter) else None
-
-
 def turns_before_cut(messages: list[Message], sent: list[Message], tokenizer: Any) -> Iterator[tuple[str, str]]:
     """Yield prompt and answer of each turn to train on, as far as MAX_LENGTH reaches."""
     prompt = ""
     for number, index in enumerate(answer_places(messages)):
         # Rendering takes longer the later the turn is; the cut is looked for at every eighth only.
-        if number % 8 == 0 and len(prompt) > MAX_LENGTH < len(tokenize(prompt, tokenizer)[0]):
+        if number % 8 == 0 and len(prompt) > MAX_LENGTH < len(ids_of(prompt, tokenizer)):
             return
         prompt, answer = prompt_and_answer(messages, sent, index, tokenizer)
         yield prompt, answer
 
 
-def encode(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
+def sequences_of(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return the token ids of a row, and labels that are -100 wherever nothing is trained."""
     if not facts.data.has_turns:
         ids = tokenizer(row if row.endswith(tokenizer.eos_token) else row + tokenizer.eos_token)["input_ids"]
@@ -296,13 +241,13 @@ def encode(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
         row = join_turns(row, tokenizer)
     sent = template_messages(row, tokenizer)
     if facts.config.dataset.train_on == "all":
-        ids = tokenizer(render(sent, tokenizer), add_special_tokens=False)["input_ids"][:MAX_LENGTH]
+        ids = ids_of(render(sent, tokenizer), tokenizer)[:MAX_LENGTH]
         return [{"input_ids": ids, "labels": [-100, *ids[1:]]}]
     if not facts.trains_several_answers:
         prompt, answer = prompt_and_answer(row, sent, answer_places(row)[-1], tokenizer)
-        ids, _, (start, end) = tokenize_turn(prompt, answer, tokenizer)
-        labels = [token if start <= place < end else -100 for place, token in enumerate(ids)]
-        return [{"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}]
+        encoded, start, end = last_answer(encode(prompt + answer, tokenizer), prompt, answer, tokenizer)
+        labels = [token if start <= place < end else -100 for place, token in enumerate(encoded.ids)]
+        return [{"input_ids": encoded.ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}]
     # Usually one sequence, in which every answer is trained. Some templates rewrite earlier turns (they drop their
     # reasoning, for example): a turn that is not in the text word for word becomes a sequence of its own.
     if facts.data.most_answers > 8:
@@ -312,22 +257,25 @@ def encode(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     texts: list[list[tuple[str, str]]] = []  # of each, the turns to train on, the last of which ends it
     while waiting:
         *earlier, (prompt, answer) = waiting
-        found = [(before, answer_in(prompt + answer, before, one, tokenizer)) for before, one in earlier]
+        text = prompt + answer
+        found = [
+            (before, answer_in(text, len(before), one, tokenizer) if text.startswith(before) else None)
+            for before, one in earlier
+        ]
         texts.insert(0, [*((before, one) for before, one in found if one is not None), (prompt, answer)])
         waiting = [turn for turn, (_, one) in zip(earlier, found, strict=True) if one is None]
     sequences = []
     for *earlier, (prompt, answer) in texts:
-        ids, spans, last = tokenize_turn(prompt, answer, tokenizer)
-        trained = [last]
+        encoded, start, end = last_answer(encode(prompt + answer, tokenizer), prompt, answer, tokenizer)
+        trained = [(start, end)]
         for before, one in earlier:
-            first = boundary(ids, spans, before, tokenizer)
-            if first is None:
+            place = earlier_answer(encoded, len(before), len(one), tokenizer)
+            if place is None:
                 texts.append([(before, one)])
-                continue
-            after = bisect.bisect_left(spans, len(before + one), key=lambda span: span[0])
-            trained.append((first, turn_end(ids, spans, prompt + answer, first, after, tokenizer) or after))
-        labels = [-100] * len(ids)
+            else:
+                trained.append(place)
+        labels = [-100] * len(encoded.ids)
         for start, end in trained:
-            labels[start:end] = ids[start:end]
-        sequences.append({"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]})
+            labels[start:end] = encoded.ids[start:end]
+        sequences.append({"input_ids": encoded.ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]})
     return sequences
