@@ -66,7 +66,7 @@ class AllowedPaths:
         home = self.home
         if home.is_guest:
             return ()
-        own = (home.uploads, home.exports, home.own_runs)
+        own = (home.uploads, home.exports, home.own_runs, home.cache)  # a measurement's rows are in the last
         shared = (home.shared_data, home.shared_models)
         return (*(folder.resolve() for folder in own), *(root for folder in shared for root in _with_links(folder)))
 

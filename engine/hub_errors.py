@@ -17,6 +17,7 @@ from engine.errors import (
     PushError,
     StorageError,
 )
+from engine.paths import looks_in_working_folder
 
 _LOGIN_FIX = (
     "Make one with write access at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
@@ -122,18 +123,23 @@ class Subject:
     access: type[EngineError]  # raised where a login may help
     unreachable: type[EngineError]  # raised where asking later may help
     storage: type[EngineError]  # raised where the disk is full or read-only
+    in_lab: str = ""  # what helps where a login would, in a lab: its server has none
 
     def explain(self, found: Fault, name: str, revision: str | None = None) -> EngineError:
         """Return the error that people see."""
         role, what, fix = found.fault.value
         words = {**vars(self), **found._asdict(), "name": name, "revision": revision, "path": f"{self.folder}{name}"}
         error: type[EngineError] = getattr(self, role)
+        if error is self.access and self.in_lab and not looks_in_working_folder():
+            fix = self.in_lab
         return error(what.format(**words), fix.format(**words))
 
 
 MODEL = Subject(
     kind="model",
     local="a local folder or the demo model",
+    in_lab="Check the id and accept its terms at https://huggingface.co/{path}, then download it in the Model tab "
+    "under “Gated or private model”.",
     error=ModelError,
     access=ModelAccessError,
     unreachable=HubUnreachableError,
@@ -143,6 +149,7 @@ DATASET = Subject(
     kind="dataset",
     folder="datasets/",
     absent="is not a file here, and the Hub cannot be reached",
+    in_lab="Check the id; of a gated or private dataset, upload the files.",
     local="a file or one of the samples",
     error=DatasetError,
     access=DatasetAccessError,

@@ -125,6 +125,16 @@ class LoratoryHome:
         return self.root / "models"
 
     @property
+    def own_models(self) -> Path:
+        """Models that a person of a lab fetched with a token of their own, or converted; no other person finds them."""
+        return self.root / "own-models" / self.owner
+
+    @property
+    def own_hub_cache(self) -> Path | None:
+        """The Hub's cache of one person of a lab, searched before the one that all share; None where there are no accounts."""
+        return self.own_models / "hub" if self.owner else None
+
+    @property
     def exports(self) -> Path:
         """Results that were taken away, unless the person names another folder."""
         return self.root / "exports" / self.owner
@@ -156,7 +166,12 @@ class LoratoryHome:
 
     @property
     def cache(self) -> Path:
-        """What can be computed again: module inventories, dataset reports."""
+        """What can be computed again: dataset reports, inventories of modules; in a lab, of one person."""
+        return self.root / "page-cache" / self.owner if self.owner else self.shared_cache
+
+    @property
+    def shared_cache(self) -> Path:
+        """What can be computed again from public data, or is true of this machine."""
         return self.root / "cache"
 
     @property

@@ -26,6 +26,7 @@ from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, Shapes, Tokenizers
+from ui.backend.own_models import OwnModels
 from ui.backend.results import ResultWork
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
@@ -99,6 +100,7 @@ def build_services(
         results=ResultWork(home, partial(EvaluationJob, home), partial(ExportJob, home), partial(PushJob, home)),
         measure=partial(MeasurementJob, home),
         person=person,
+        own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,
     )
 
@@ -109,6 +111,8 @@ def close_services(services: Services) -> None:
     services.results.stop_all()
     services.measurements.stop_all()
     services.tokenizers.stop_all()
+    if services.own_models is not None:
+        services.own_models.stop_all()
     services.inspector.close()
 
 

@@ -19,6 +19,7 @@ from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, Tokenizers
+from ui.backend.own_models import OwnModels
 from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers
 
@@ -51,5 +52,6 @@ class Services:
     notice: Callable[[], str] = str
     # Notes in the audit log of a lab what was done to a run, by its id.
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
+    own_models: OwnModels | None = None  # of a person of a lab, fetched with their own token; a guest has none
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts

@@ -14,7 +14,7 @@ from engine.hardware.device import Device
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.folder import read_config
-from engine.models.source import DEMO_HUB_ID, model_path
+from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
@@ -55,8 +55,12 @@ class LoadPlan(Value):
     owner: str = ""  # in a lab, the person to whose folders a path of the base is confined
 
     def home(self, home: LoratoryHome) -> LoratoryHome:
-        """Return the home in which the base is looked up."""
-        return home.of(self.owner) if self.owner else home
+        """Return the home in which the base is looked up: a path as its owner may name it, a Hub id as the asker has it.
+
+        Who shares a run does not share what only their own token opens. On the machine itself, its admin asks for the owner.
+        """
+        is_asked_by_another = home.owner not in ("", self.owner) and is_hub_id(self.model.id.strip())
+        return home.of(self.owner) if self.owner and not is_asked_by_another else home
 
     @property
     def trained(self) -> dict[Branch, PlannedWeights]:

@@ -81,7 +81,7 @@ class ExportJob:
 
     def _folder(self) -> Path:
         folder = typed_path(self.request.folder).resolve()
-        pushes = self.home.cache.resolve() / "pushes" / self.home.owner  # a push prepares its export there
+        pushes = self.home.cache.resolve() / "pushes"  # a push prepares its export there
         if (allowed := AllowedPaths.of(self.home)) is not None and pushes not in folder.parents:
             return allowed.write(self.request.folder)
         return folder

@@ -94,7 +94,7 @@ class _Noted(BaseModel):
 
 
 def _file(home: LoratoryHome) -> Path:
-    return home.cache / "torch-architectures.json"
+    return home.shared_cache / "torch-architectures.json"
 
 
 @functools.cache

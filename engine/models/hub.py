@@ -34,8 +34,10 @@ from engine.models.folder import (
     shard_names,
 )
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space, size_on_disk
+from engine.paths import LoratoryHome
 
 Answer = TypeVar("Answer")
+RequireRoom = Callable[[Path, int, str, str], None]  # folder, bytes, what for, what would help
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_SIDE_FILES = (
     "tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt chat_template.jinja chat_template.json"
@@ -54,20 +56,29 @@ class _Listing(NamedTuple):
     sizes: dict[str, int]  # bytes by file name: the top folder, and chat templates with names of their own
 
 
-def cached_snapshot(hub_id: str, revision: str | None, part: ModelPart) -> HubSnapshot | None:
-    """Return the model in the Hub's cache, if everything that is needed of it is there; no request is made.
+def cached_snapshot(
+    hub_id: str, revision: str | None, part: ModelPart, cache: Path | None = None
+) -> HubSnapshot | None:
+    """Return the model in the Hub's cache, or in another, if everything that is needed of it is there; no request is made.
 
     Without a revision, that is the default branch as it was when it was last fetched.
     """
     commit = revision or constants.DEFAULT_REVISION
     try:
         if not _COMMIT.fullmatch(commit):
-            commit = _reference(hub_id, commit).read_text(encoding="utf-8").strip()
-        folder = _storage_folder(hub_id) / "snapshots" / commit
+            commit = _reference(hub_id, commit, cache).read_text(encoding="utf-8").strip()
+        folder = _storage_folder(hub_id, cache) / "snapshots" / commit
         check_model_folder(folder, hub_id, part)
     except (OSError, ModelError):
         return None
     return HubSnapshot(folder, commit)
+
+
+def find_snapshot(hub_id: str, revision: str | None, part: ModelPart, home: LoratoryHome) -> HubSnapshot | None:
+    """Return the model as a person of a lab fetched it with a token of their own, or as all find it; no request is made."""
+    own = home.own_hub_cache
+    found = cached_snapshot(hub_id, revision, part, own) if own is not None else None
+    return found or cached_snapshot(hub_id, revision, part)
 
 
 def fetch_from_hub(
@@ -77,6 +88,8 @@ def fetch_from_hub(
     on_progress: OnModelProgress = ignore_progress,
     *,
     timeout_seconds: float = 10.0,
+    token: str | None = None,
+    require_room: RequireRoom = require_space,
 ) -> HubSnapshot:
     """Make a Hub model available on this machine, pinned to a commit.
 
@@ -86,6 +99,8 @@ def fetch_from_hub(
         revision: Branch, tag or commit; None for the default branch.
         on_progress: Told the bytes that have arrived, from another thread.
         timeout_seconds: How long the Hub may take to list its files.
+        token: Goes along with the requests; without one, those go by the login of this process.
+        require_room: Raises where there is no space for so many bytes.
 
     Raises:
         HubUnreachableError: If the Hub cannot be reached and the cache does not hold what is needed.
@@ -97,20 +112,24 @@ def fetch_from_hub(
         return cached
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
-        listing = _list_files(hub_id, revision, timeout_seconds)
+        listing = _list_files(hub_id, revision, timeout_seconds, token)
+        return _fetch(hub_id, revision, part, _Fetching(hub_id, listing, on_progress, token, require_room))
     except (HubUnreachableError, ModelAccessError):  # a copy that is here may be read without a login
         if cached is not None:
             return cached
         raise
+
+
+def _fetch(hub_id: str, revision: str | None, part: ModelPart, fetching: "_Fetching") -> HubSnapshot:
+    listing = fetching.listing
     _refuse_by_list(hub_id, listing, part)
     folder = _storage_folder(hub_id) / "snapshots" / listing.commit
     for names in _groups_without_shards(part, listing):
-        _fetch_files(hub_id, listing, names, on_progress)
+        fetching.fetch(names)
     refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
     if part is ModelPart.WEIGHTS:
         indexed = WEIGHTS_INDEX in listing.sizes
-        weights = shard_names(folder / WEIGHTS_INDEX, hub_id) if indexed else (SINGLE_WEIGHTS,)
-        _fetch_files(hub_id, listing, weights, on_progress)
+        fetching.fetch(shard_names(folder / WEIGHTS_INDEX, hub_id) if indexed else (SINGLE_WEIGHTS,))
     check_model_folder(folder, hub_id, part)
     _remember_revision(hub_id, revision or constants.DEFAULT_REVISION, listing.commit)
     return HubSnapshot(folder, listing.commit)
@@ -130,10 +149,10 @@ def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
     return answer.result(seconds)
 
 
-def _list_files(hub_id: str, revision: str | None, timeout_seconds: float) -> _Listing:
+def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token: str | None) -> _Listing:
     with hub_errors_explained(hub_id, revision):
         info = _within_seconds(
-            timeout_seconds, lambda: HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+            timeout_seconds, lambda: HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True)
         )
     sizes = {
         file.rfilename: file.size or 0
@@ -178,19 +197,29 @@ def _groups_without_shards(part: ModelPart, listing: _Listing) -> Iterator[Seque
         yield [WEIGHTS_INDEX]
 
 
-def _fetch_files(hub_id: str, listing: _Listing, names: Sequence[str], on_progress: OnModelProgress) -> None:
-    storage = _storage_folder(hub_id)
-    folder = storage / "snapshots" / listing.commit
-    missing = [name for name in names if name in listing.sizes and not (folder / name).exists()]
-    if not missing:
-        return
-    total_bytes = sum(listing.sizes[name] for name in missing)
-    with hub_errors_explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total_bytes, on_progress):
-        storage.mkdir(parents=True, exist_ok=True)
-        require_space(storage, total_bytes, hub_id, "set HF_HOME")
-        huggingface_hub.snapshot_download(
-            hub_id, revision=listing.commit, allow_patterns=missing, tqdm_class=_SilentBar
-        )
+class _Fetching(NamedTuple):
+    """What the files of one model are fetched with."""
+
+    hub_id: str
+    listing: _Listing
+    on_progress: OnModelProgress
+    token: str | None
+    require_room: RequireRoom
+
+    def fetch(self, names: Sequence[str]) -> None:
+        hub_id, commit, sizes = self.hub_id, self.listing.commit, self.listing.sizes
+        storage = _storage_folder(hub_id)
+        folder = storage / "snapshots" / commit
+        missing = [name for name in names if name in sizes and not (folder / name).exists()]
+        if not missing:
+            return
+        total = sum(sizes[name] for name in missing)
+        with hub_errors_explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total, self.on_progress):
+            storage.mkdir(parents=True, exist_ok=True)
+            self.require_room(storage, total, hub_id, "set HF_HOME")
+            huggingface_hub.snapshot_download(
+                hub_id, revision=commit, allow_patterns=missing, tqdm_class=_SilentBar, token=self.token
+            )
 
 
 @contextmanager
@@ -227,12 +256,12 @@ def _remember_revision(hub_id: str, revision: str, commit: str) -> None:
         write_atomically(reference, commit)
 
 
-def _reference(hub_id: str, revision: str) -> Path:
-    return _storage_folder(hub_id) / "refs" / revision
+def _reference(hub_id: str, revision: str, cache: Path | None = None) -> Path:
+    return _storage_folder(hub_id, cache) / "refs" / revision
 
 
-def _storage_folder(hub_id: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+def _storage_folder(hub_id: str, cache: Path | None = None) -> Path:
+    return (cache or Path(constants.HF_HUB_CACHE)) / f"models--{hub_id.replace('/', '--')}"
 
 
 class _SilentBar(hub_tqdm):

@@ -45,13 +45,13 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
     try:
         entry = find_in_catalog(model.id)
         if entry is not None:
-            return cached_inventory(entry.config, home)
+            return cached_inventory(entry.config, home, is_public=True)
         folder = model_path(model.id.strip(), home)
         path = folder / "config.json" if folder is not None else None
         if path is None or not path.is_file():
-            from engine.models.hub import cached_snapshot
+            from engine.models.hub import find_snapshot
 
-            snapshot = cached_snapshot(model.id, model.revision, ModelPart.CONFIG)
+            snapshot = find_snapshot(model.id, model.revision, ModelPart.CONFIG, home)
             if snapshot is None:
                 return None
             path = snapshot.folder / "config.json"
@@ -60,24 +60,32 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
         return None
 
 
-def cached_inventory(values: Mapping[str, JsonValue], home: LoratoryHome) -> ModelShape | None:
-    """Return the cached inventory of an architecture, made with this transformers; in about a millisecond."""
+def cached_inventory(
+    values: Mapping[str, JsonValue], home: LoratoryHome, *, is_public: bool = False
+) -> ModelShape | None:
+    """Return the cached inventory of an architecture, made with this transformers; in about a millisecond.
+
+    That of a public one, of the catalogue, is one copy for all people of a lab.
+    """
     try:
-        return ModelShape.model_validate_json(_cache_file(values, home).read_bytes())
+        return ModelShape.model_validate_json(_cache_file(values, home, is_public).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def remember_inventory(values: Mapping[str, JsonValue], shape: ModelShape, home: LoratoryHome) -> None:
+def remember_inventory(
+    values: Mapping[str, JsonValue], shape: ModelShape, home: LoratoryHome, *, is_public: bool = False
+) -> None:
     """Keep an inventory for `cached_inventory`; a cache that cannot be written costs time, not the answer."""
-    path = _cache_file(values, home)
+    path = _cache_file(values, home, is_public)
     with contextlib.suppress(OSError, StorageError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, shape.model_dump_json(exclude_defaults=True))
 
 
-def _cache_file(values: Mapping[str, JsonValue], home: LoratoryHome) -> Path:
+def _cache_file(values: Mapping[str, JsonValue], home: LoratoryHome, is_public: bool) -> Path:
     lasting = {key: value for key, value in values.items() if key not in _VOLATILE}
     version = importlib.metadata.version("transformers")
     identity = json.dumps([_INVENTORY_VERSION, version, lasting], sort_keys=True)
-    return home.cache / "inventory" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    cache = home.shared_cache if is_public else home.cache
+    return cache / "inventory" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"

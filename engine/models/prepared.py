@@ -213,7 +213,8 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
         raise ModelError(what, "Choose a file written by llama.cpp's tools.")
     identity = f"{gguf.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    folder = home.models / f"gguf-{gguf.stem[:60]}-{digest}"
+    is_own = bool(home.owner) and not gguf.resolve().is_relative_to(home.shared_models.resolve())
+    folder = (home.own_models if is_own else home.models) / f"gguf-{gguf.stem[:60]}-{digest}"
     # bfloat16 takes four times the room of the four bits that most files hold, with their scales.
     recipe = Recipe(made_from=f"{gguf.name} {digest} {CONVERSION}", needed_bytes=status.st_size * 4)
     return prepare_once(folder, recipe, lambda target: convert_gguf(gguf, target, home, on_progress), on_progress)
@@ -231,7 +232,14 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
     def report(progress: JsonObject) -> None:
         on_progress(ModelProgress("converting", str(progress["message"])))
 
+    # Each takes torch and a model's memory: in a lab, one at a time, in whichever process it was asked for.
+    turn = FileLock(home.server / "convert_gguf.lock") if home.owner else None
+    if turn is not None and not turn.acquire(timeout_seconds=0):
+        on_progress(ModelProgress("waiting", "Waiting: another person's model is being converted."))
+        turn.acquire()
     try:
         converter.call("convert", {"gguf": str(gguf), "target": str(target)}, on_progress=report)
     finally:
         converter.close(timeout_seconds=0.5)
+        if turn is not None:
+            turn.release()

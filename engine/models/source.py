@@ -50,8 +50,8 @@ def resolve_model(
 ) -> ModelSource:
     """Make a model available on this machine; the second time at once and without a network.
 
-    What is converted here stays in the home, what comes from the Hub in the Hub's own cache. `on_progress` may be called from
-    another thread.
+    What is converted here stays in the home, what comes from the Hub in the Hub's own cache. In a lab, what the home's person
+    fetched with their own token comes first. `on_progress` may be called from another thread.
 
     Raises:
         ModelError: If it cannot be found or reached, or cannot be trained safely.
@@ -75,7 +75,7 @@ def resolve_model(
         raise ModelError(f"{text} is a single file.", "Give the folder that holds the model, or a .gguf file.")
     if text.lower().endswith(".gguf"):
         raise ModelError(f"The file {text} does not exist.", "Check the path.")
-    return _resolve_on_hub(entry.hub_id if entry else text, config.revision, on_progress, part)
+    return _resolve_on_hub(entry.hub_id if entry else text, config.revision, home, on_progress, part)
 
 
 def may_need_hub(config: ModelConfig) -> bool:
@@ -108,14 +108,20 @@ def _local_path(text: str, home: LoratoryHome | None = None) -> Path | None:
         return None
 
 
-def _resolve_on_hub(text: str, revision: str | None, on_progress: OnModelProgress, part: ModelPart) -> ModelSource:
+def _resolve_on_hub(
+    text: str, revision: str | None, home: LoratoryHome, on_progress: OnModelProgress, part: ModelPart
+) -> ModelSource:
     if not is_hub_id(text):
         raise ModelError(
             f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.",
             "Give a name such as Qwen/Qwen3-0.6B, or check the path.",
         )
-    from engine.models.hub import fetch_from_hub
+    from engine.models.hub import cached_snapshot, fetch_from_hub
 
+    # What a person fetched with a token of their own is used as it is: asking again would need the token.
+    own = home.own_hub_cache
+    if own is not None and (found := cached_snapshot(text, revision, part, own)) is not None:
+        return ModelSource(str(found.folder), text, hub_id=text, revision=found.commit)
     try:
         snapshot = fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:

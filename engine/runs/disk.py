@@ -21,17 +21,20 @@ class DiskUse:
     runs: int
     uploads: int
     exports: int
+    models: int = 0  # fetched with their own token, or converted
+    cache: int = 0  # of their page, prepared pushes included
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.runs + self.uploads + self.exports
+        return self.runs + self.uploads + self.exports + self.models + self.cache
 
 
 def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
     """Measure what a person's folders hold; takes a moment where there are thousands of files."""
     own = home.of(owner)
-    return DiskUse(owner, *map(folder_size_bytes, (own.runs / owner, own.uploads, own.exports)))
+    folders = (own.own_runs, own.uploads, own.exports, own.own_models, own.cache)
+    return DiskUse(owner, *map(folder_size_bytes, folders))
 
 
 def free_bytes(home: LoratoryHome) -> int:
@@ -70,11 +73,12 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
         return
     used = disk_use(home, owner)
     if used.total + more_bytes > quota * _GB or used.total >= quota * _GB:
-        parts = f"runs {_gb(used.runs)}, uploads {_gb(used.uploads)}, exports {_gb(used.exports)}"
+        parts = f"runs {_gb(used.runs)}, uploads {_gb(used.uploads)}, exports {_gb(used.exports)}, "
+        parts += f"own models {_gb(used.models)}, cache {_gb(used.cache)}"
         needed = f"; {_gb(more_bytes)} GB more are needed" if more_bytes else ""
         raise StorageError(
             f"You use {_gb(used.total)} of {quota:g} GB ({parts}){needed}.",
-            "Delete runs, uploads or exports that you no longer need.",
+            "Delete runs, uploads, exports or own models that you no longer need.",
         )
 
 

@@ -29,6 +29,7 @@ from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
 from engine.runs.lab_rules import lab_problems
+from engine.runs.provenance import Provenance
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 
 _STEPS = 2  # the second one has the optimizer's state
@@ -216,6 +217,7 @@ def _write_rows(path: Path, config: RunConfig) -> None:
 
 
 _OWNER = "measurements"
+_PREFIX = "measurement-"
 _LOCK = "measuring.lock"  # in addition to the worker's own
 
 
@@ -223,18 +225,22 @@ _LOCK = "measuring.lock"  # in addition to the worker's own
 def measuring_run(home: LoratoryHome) -> Iterator[Run]:
     """Make the run folder of a measurement: as deep below the home as those of runs, and not among them.
 
+    In a lab it belongs to the person, whose models it may need.
+
     It is removed in the end, or by the next sweep where this process dies before.
 
     Raises:
         StorageError: If the home cannot be written.
     """
-    run_id = f"measurement-{secrets.token_hex(6)}"
-    folder = RunFolder(home.cache / _OWNER / run_id)
+    run_id = f"{_PREFIX}{secrets.token_hex(6)}"
+    folder = RunFolder(_place(home) / run_id)
     lock = FileLock(folder.path / _LOCK)
     with _guard(home):
         lock.acquire()  # makes the folder as well
         try:
             folder.control.mkdir(mode=0o700)
+            if home.owner and not home.is_guest:
+                write_atomically(folder.provenance, Provenance(person=home.owner).model_dump_json())
         except OSError as error:
             lock.release()
             raise StorageError(
@@ -254,11 +260,12 @@ def sweep_measurements(home: LoratoryHome) -> None:
     Raises:
         StorageError: If the home cannot be written.
     """
-    folder = home.cache / _OWNER
-    if not folder.is_dir():
+    places = [_place(home)] if home.owner else [_place(home), *(home.root / "page-cache").glob("*")]
+    found = [path for place in places for path in place.glob(f"{_PREFIX}*")]
+    if not found:
         return
     with _guard(home):
-        for path in list(folder.iterdir()):
+        for path in found:
             if FileLock(path / _LOCK).is_held_by_another():
                 continue
             worker = RunFolder(path).read_worker()
@@ -266,6 +273,10 @@ def sweep_measurements(home: LoratoryHome) -> None:
                 worker.kill()
                 end_group(worker.process_group, (RUN_VARIABLE, path.name))
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _place(home: LoratoryHome) -> Path:
+    return home.cache if home.owner else home.cache / _OWNER
 
 
 def _guard(home: LoratoryHome) -> FileLock:

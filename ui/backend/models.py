@@ -85,7 +85,7 @@ class Tokenizers:
         """Return the download of a model's tokenizer, started where there is none yet, or `again` where it has failed."""
 
         def download(report: Callable[[Message], None]) -> object:
-            return self._resolve(model, lambda progress: report(_in_words(progress)))
+            return self._resolve(model, lambda progress: report(in_words(progress)))
 
         return self._works.start_once(key_of(model), "Downloading the tokenizer", FunctionJob(download), again=again)
 
@@ -115,7 +115,8 @@ def key_of(model: ModelConfig) -> str:
     return f"{model.id}\n{model.revision or ''}"
 
 
-def _in_words(progress: ModelProgress) -> Message:
+def in_words(progress: ModelProgress) -> Message:
+    """Return the progress of a download as a page shows it."""
     if progress.done_bytes is None or not progress.total_bytes:
         return Message(progress.message)
     words = f"{progress.message} {size(progress.done_bytes)} of {size(progress.total_bytes)}."

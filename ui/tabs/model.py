@@ -14,6 +14,7 @@ from ui.backend.models import FitTable, key_of
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, nothing, pick_list, picked, poll, poll_answer
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
+from ui.tabs.own_models import OwnModelsPart
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
 
@@ -44,6 +45,7 @@ class ModelTab:
         self._fits_poll = poll(self._fits_news, 1.0, question="fits", elem_id="fits-live")
         form.register("model.id", gr.Textbox(visible=False))
         self.details = gr.HTML(elem_id="model-details")
+        self.own_models = OwnModelsPart(page) if page.services.own_models is not None else None
         self.tokenizer = TokenizerStatus(page, "model")
         with gr.Accordion("Advanced", open=False, elem_id="model-advanced"):
             form.setting("model.revision", elem_id="model-revision")
@@ -68,6 +70,9 @@ class ModelTab:
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
         self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))
+        if self.own_models is not None:
+            arrived = self.own_models.wire()
+            self._look_up_after(arrived.then(lambda wanted: wanted, self.own_models.wanted, self._wanted, **QUICK))
         revised = gr.on(
             [revision.submit, revision.blur], self._revise, [model_id, revision, self._described],
             [self.details, self._described], **SLOW,
@@ -105,9 +110,10 @@ class ModelTab:
 
     def _look_up_after(self, event: Any) -> None:
         page = self._page
+        own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
         looked_up = event.then(
             self._choose, [self._wanted, page.form["model.id"]],
-            [self.details, self._change, self._described], api_visibility="private",
+            [self.details, self._change, self._described, *own], api_visibility="private",
         )  # fmt: skip
         self._fetch_after(page.change_after(looked_up, self._change))
 
@@ -130,13 +136,17 @@ class ModelTab:
 
     def describe(self, model: ModelConfig | None) -> str:
         """Return the details of a model, or why it cannot be read; its modules are known afterwards."""
+        return self._described_or_why_not(model)[0]
+
+    def _described_or_why_not(self, model: ModelConfig | None) -> tuple[str, EngineError | None]:
         if model is None:
-            return NOT_CHOSEN
+            return NOT_CHOSEN, None
         try:
             self._page.services.shapes.learn(model)
-            return render_details(self._page.services.inspector.model_details(model))
+            return render_details(self._page.services.inspector.model_details(model)), None
         except Exception as error:
-            return error_box(explained(error))
+            shown = explained(error)
+            return error_box(shown), shown
 
     def _describe_form(self, *values: Any) -> str:
         return self.describe(model_of(self._page.form.mapping(values)))
@@ -165,11 +175,12 @@ class ModelTab:
         if not wanted or len(wanted) > _LONGEST_NAME:
             return {self._change: {}}
         model = _model(wanted, None)
-        details = self.describe(model)
+        details, error = self._described_or_why_not(model)
         if self._page.services.shapes.get(wanted, None) is None:
             # It could not be read. The model from before would look like the one that was asked for.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
-            return {self.details: details, self._change: change, self._described: ""}
+            own = self.own_models.offer(wanted, error) if self.own_models is not None else {}
+            return {self.details: details, self._change: change, self._described: "", **own}
         # Targets of one model rarely exist in another, and an adapter never fits one.
         adapter = {"target_modules": "all-linear"} | ({} if wanted == current else {"warm_start": None})
         change = {"model": {"id": wanted, "revision": None}, "adapter": adapter}

@@ -5,9 +5,10 @@ from html import escape
 
 from engine.models.catalog import CatalogEntry
 from engine.models.hub import HubModel
+from engine.models.own import OwnModel
 from engine.models.shape import ModelDetails
 from ui.backend.models import FitTable
-from ui.views.html import Column, Row, count, empty, facts, log, notices, pickable, size, table, under
+from ui.views.html import Column, Row, count, empty, facts, log, notices, pick_button, pickable, size, table, under
 
 _MARKS = {"fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big")}
 
@@ -62,6 +63,21 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
         Column("Downloads", "r soft"),
     ]
     return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
+
+
+def render_own_models(models: Sequence[OwnModel], asked: str) -> str:
+    """Return the models that a person fetched with their own token; of the one that is `asked` about, whether to remove it."""
+    if not models:
+        return ""
+    rows = [
+        (escape(model.hub_id), size(model.bytes), _removal(model, is_asked=model.hub_id == asked)) for model in models
+    ]
+    return f"<h3>Your own models</h3>{table([Column('Model'), Column.of_numbers('On disk'), Column('')], rows)}"
+
+
+def _removal(model: OwnModel, *, is_asked: bool) -> str:
+    words = f"Remove {size(model.bytes)}" if is_asked else "Remove"
+    return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, words, label=f"{words} {model.hub_id}")
 
 
 def render_looking_up(model_id: str) -> str:

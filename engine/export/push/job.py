@@ -116,7 +116,7 @@ class PushJob:
 
         What is too old to be resumed is removed from those of other pushes.
         """
-        pushes = self.home.cache / "pushes" / self.home.owner
+        pushes = self.home.cache / "pushes"
         pushes.mkdir(parents=True, exist_ok=True)
         for path in pushes.iterdir():
             try:

@@ -18,7 +18,7 @@ from engine.models.batching import PLAIN_ATTENTION, AttentionFacts, choose_batch
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.models.folder import ModelPart
-from engine.models.hub import cached_snapshot
+from engine.models.hub import find_snapshot
 from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
@@ -91,12 +91,12 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         location, revision = str(folder), None
     elif entry is not None and entry.id == DEMO_MODEL_ID:
         prepared = revision is None and is_demo_prepared(home)
-        folder = demo_folder(home) if prepared else _cached(DEMO_HUB_ID, revision)
+        folder = demo_folder(home) if prepared else _cached(DEMO_HUB_ID, revision, home)
         # Not quite the Hub's: unpacked from 4 bits where the Hub cannot be reached.
         location = str(folder) if folder is not None else entry.hub_id
     else:
         location = entry.hub_id if entry is not None else text
-        folder = _cached(location, revision)
+        folder = _cached(location, revision, home)
     return ModelFacts(
         location=location,
         compute=compute,
@@ -108,9 +108,9 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
     )
 
 
-def _cached(hub_id: str, revision: str | None) -> Path | None:
+def _cached(hub_id: str, revision: str | None, home: LoratoryHome) -> Path | None:
     """Return the model's folder on this machine, if its tokenizer is here; nothing is fetched."""
-    snapshot = cached_snapshot(hub_id, revision, ModelPart.TOKENIZER)
+    snapshot = find_snapshot(hub_id, revision, ModelPart.TOKENIZER, home)
     return snapshot.folder if snapshot is not None else None
 
 

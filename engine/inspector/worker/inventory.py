@@ -15,6 +15,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, ModelLimitError
 from engine.inspector.worker.architecture import build_config, read_attention, read_shape
+from engine.models.catalog import find_in_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
@@ -35,11 +36,11 @@ def module_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape:
     Raises:
         ModelError: If the model cannot be found, or its configuration describes none.
     """
-    values = architecture_values(model, home)
-    shape = cached_inventory(values, home)
+    values, is_public = architecture_values(model, home), find_in_catalog(model.id) is not None
+    shape = cached_inventory(values, home, is_public=is_public)
     if shape is None:
         shape = inventory_of(values)
-        remember_inventory(values, shape, home)
+        remember_inventory(values, shape, home, is_public=is_public)
     return shape
 
 

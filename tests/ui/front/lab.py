@@ -19,9 +19,12 @@ from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role
 from engine.accounts.sessions import Sessions
+from engine.models.own import OwnModel
 from engine.paths import LoratoryHome
 from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
+from ui.backend.background import FunctionJob
+from ui.backend.own_models import OwnModels
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
 from ui.front.serve import build_gate
@@ -118,4 +121,13 @@ def running_lab(
 
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:
     """Services that need no model, in a person's own folders."""
-    return replace(fake_services(own.root, home=own, owner=person.name), person=person)
+    services = fake_services(own.root, home=own, owner=person.name)
+    own_models = None if own.is_guest else OwnModels(services.runs, lambda _home, model, _token: Arriving(model.id))
+    return replace(services, person=person, own_models=own_models)
+
+
+class Arriving(FunctionJob[OwnModel]):
+    """A download of a model that is there at once."""
+
+    def __init__(self, hub_id: str) -> None:
+        super().__init__(lambda _: OwnModel(hub_id, 0))

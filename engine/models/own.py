@@ -1,0 +1,157 @@
+"""Gated and private models that a person of a lab fetches with a token of their own, into a cache that only they use.
+
+The token is in the memory of the page and of one process, which gets it through its stdin, and is in no file. Runs, chats and
+exports of that person find the model without it.
+"""
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import SecretStr
+
+from engine.config.run import ModelConfig
+from engine.errors import ModelError, StorageError
+from engine.models.catalog import find_in_catalog
+from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
+from engine.models.source import is_hub_id, is_revision
+from engine.paths import LoratoryHome
+from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.messages import JsonObject
+from engine.runs.disk import require_disk_space
+from engine.runs.store import folder_size_bytes
+
+WORKER_MODULE = "engine.models.own_download"
+
+_MODELS = "models--"
+
+
+class OwnModel(NamedTuple):
+    """A model in a person's own cache."""
+
+    hub_id: str
+    bytes: int
+
+
+@dataclass(eq=False)
+class OwnModelJob:
+    """One download; can be stopped from another thread, and what has arrived serves the next one.
+
+    Args:
+        home: As the person has it.
+        model: On the Hub, by id or as the catalogue names it.
+        token: Of the person, for this one download.
+    """
+
+    home: LoratoryHome
+    model: ModelConfig
+    token: SecretStr = field(repr=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def run(self, on_progress: OnModelProgress = ignore_progress) -> OwnModel:
+        """Fetch configuration, tokenizer and weights.
+
+        Raises:
+            ModelError: If it is not on the Hub, the token does not open it, or it cannot be trained safely.
+            StorageError: If it exceeds the person's disk space.
+            HubUnreachableError: If the Hub does not answer.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+        """
+        own = self.home.own_hub_cache
+        if own is None:
+            raise ModelError("There are no accounts here.", "Log in with `hf auth login` or HF_TOKEN.")
+        hub_id = hub_id_of(self.model)
+        token, self.token = self.token.get_secret_value(), SecretStr("")
+        if not token.isascii() or not token.isprintable() or not 0 < len(token) <= 200 or " " in token:
+            raise ModelError(
+                "That is not a Hugging Face token.",
+                "Make one with read access at https://huggingface.co/settings/tokens.",
+            )
+        require_disk_space(self.home, self.home.owner)
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        process = JsonLinesProcess(
+            WORKER_MODULE, log_file=self.home.server / "own-models.log", environment=_environment(self.home), restarts=False
+        )  # fmt: skip
+
+        def report(value: JsonObject) -> None:
+            on_progress(ModelProgress(**value))
+
+        params = {"hub_id": hub_id, "revision": self.model.revision, "token": token}
+        try:
+            process.call("download", params, on_progress=report, stopped=self._stopped)
+        finally:
+            process.close(timeout_seconds=0.5)
+        return OwnModel(hub_id, folder_size_bytes(own / _folder_name(hub_id)))
+
+    def stop(self) -> None:
+        """End it within seconds."""
+        self._stopped.set()
+
+
+def hub_id_of(model: ModelConfig) -> str:
+    """Return the id of a model on the Hub.
+
+    Raises:
+        ModelError: If that is not a name of one, or not a revision.
+    """
+    text = model.id.strip()
+    entry = find_in_catalog(text)
+    hub_id = entry.hub_id if entry is not None else text
+    if not is_hub_id(hub_id):
+        raise ModelError(f"{text[:100]!r} is not an id on the Hub.", "An id reads owner/name, as in its address.")
+    if model.revision is not None and not is_revision(model.revision):
+        raise ModelError(
+            f"{model.revision[:100]!r} cannot be a revision.", "Name a branch, a tag or a commit of the model."
+        )
+    return hub_id
+
+
+def list_own_models(home: LoratoryHome) -> list[OwnModel]:
+    """Return the models in the own cache of a home's person, by id."""
+    own, found = home.own_hub_cache, []
+    with contextlib.suppress(OSError):
+        for path in sorted(own.iterdir()) if own is not None else ():
+            if path.name.startswith(_MODELS) and path.is_dir():
+                hub_id = path.name.removeprefix(_MODELS).replace("--", "/")
+                found.append(OwnModel(hub_id, folder_size_bytes(path)))
+    return found
+
+
+def remove_own_model(home: LoratoryHome, hub_id: str, in_use: Collection[str]) -> None:
+    """Remove a model from the own cache of a home's person.
+
+    Args:
+        home: As the person has it.
+        hub_id: As `list_own_models` has it.
+        in_use: Ids of the models of their runs that wait or are at work.
+
+    Raises:
+        ModelError: If it is not there, or a run needs it.
+        StorageError: If its files cannot be removed.
+    """
+    own = home.own_hub_cache
+    if own is None or hub_id not in [model.hub_id for model in list_own_models(home)]:
+        raise ModelError("That model is not among your own.", "Choose one that is listed.")
+    if hub_id in in_use:
+        raise ModelError(f"{hub_id} is needed by a run that waits or is at work.", "Wait for its end, or stop it.")
+    try:
+        shutil.rmtree(own / _folder_name(hub_id))
+    except OSError as error:
+        raise StorageError(f"{hub_id} cannot be removed ({error.strerror}).", "Ask an admin of the lab.") from error
+
+
+def _folder_name(hub_id: str) -> str:
+    return _MODELS + hub_id.replace("/", "--")
+
+
+def _environment(home: LoratoryHome) -> dict[str, str]:
+    """Return variables by which nothing that the Hub's libraries keep is outside the person's own folder."""
+    own = str(home.own_models)
+    caches = {"HF_HUB_CACHE": f"{own}/hub", "HUGGINGFACE_HUB_CACHE": f"{own}/hub", "HF_XET_CACHE": f"{own}/xet"}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
+    return {**home.environment, "HF_HOME": own, **caches, **quiet, "HF_TOKEN_PATH": os.devnull}
