@@ -126,3 +126,4 @@ class ChatState(Value):
     generating: int = 0  # requests under way, of all callers
     process_bytes: int | None = None  # resident memory of the process that holds the model
     note: str = ""  # why the model was unloaded, where that was not asked for
+    expires_after_seconds: float | None = None  # without a request, in a lab

@@ -74,12 +74,14 @@ class ChatSession:
         choose: Chooses the device.
         gives_way_after_seconds: How long it is idle before a waiting run gets the device.
         expires_after_seconds: How long it may be idle although no run waits; None is the limit of the lab.
+        on_unload: Gets in words why the model was unloaded, where that was not asked for.
     """
 
     home: LoratoryHome
     choose: Callable[[RunSection], Device] = choose_device
     gives_way_after_seconds: float = 60.0
     expires_after_seconds: float | None = None
+    on_unload: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self._leases = LeaseBook(self.home)
@@ -111,6 +113,7 @@ class ChatSession:
             model=loaded.model,
             generating=generating,
             process_bytes=process_bytes,
+            expires_after_seconds=self._expires_after(),
         )
 
     def load(self, target: ChatTarget, on_progress: OnProgress = lambda _: None) -> LoadedModel:
@@ -285,7 +288,7 @@ class ChatSession:
                     return
                 unused = self._loaded is loaded and not self._under_way
                 idle_seconds = time.monotonic() - self._idle_since if unused else 0.0
-            expires = self.expires_after_seconds or self._idle_limit()
+            expires = self._expires_after()
             why = ""
             if unused and idle_seconds >= self.gives_way_after_seconds and self._leases.is_asked_to_give_way(identity):
                 why = "because a run waited for its device"
@@ -298,8 +301,12 @@ class ChatSession:
                     self._loaded = None
                     self._note = f"{loaded.model.name} was unloaded, {why}."
                 loaded.process.close(timeout_seconds=1.0)
+                self.on_unload(self._note)
                 return
             time.sleep(_LOOK_SECONDS)
+
+    def _expires_after(self) -> float | None:
+        return self.expires_after_seconds or self._idle_limit()
 
 
 def _loading_ended() -> WorkerError:

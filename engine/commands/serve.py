@@ -28,7 +28,8 @@ def serve(
 ) -> None:
     """Serve a run to any OpenAI client, with its base model under the name `base`.
 
-    Ctrl-C ends it and frees the device.
+    Ctrl-C ends it and frees the device. An idle model makes room for a run that waits; in a lab it is also unloaded after the
+    idle time that the admin set. The next request loads it again.
     """
     from engine.serve.endpoint import Listening, serve_model
     from engine.serve.model import ServedModel
@@ -41,7 +42,12 @@ def serve(
     if base:
         target = ChatTarget.of_model(plan.model)
     name, aliases = _names(target, plan.tuned.name if plan.tuned is not None else "")
-    served = ServedModel(ChatSession(store.home), target, name, aliases)
+
+    def unloaded(why: str) -> None:
+        sys.stderr.write(f"{why} The next request loads it again.\n")
+        sys.stderr.flush()
+
+    served = ServedModel(ChatSession(store.home, on_unload=unloaded), target, name, aliases)
 
     def load() -> None:
         with ProgressLine() as line:

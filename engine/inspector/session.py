@@ -1,7 +1,7 @@
 """Asking the inspector: processes that know tokenizers and model modules, which the page does not import."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -74,6 +74,7 @@ class InspectorPlaces:
 _IDLE_SECONDS = 600.0
 _IDLE_SECONDS_IN_LAB = 180.0
 _WAITS_SECONDS = 60.0  # for a place
+_WAITS_FOR_MODELS_SECONDS = 300.0
 
 
 class Inspector:
@@ -157,9 +158,19 @@ class Inspector:
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
-        params = {"model": model.model_dump(mode="json")}
         known = known_inventory(model, self._home)
-        return known or self._ask(self._models, "module_inventory", params, ModelShape)
+        if known is not None:
+            return known
+        params = {"model": model.model_dump(mode="json")}
+        answers = self._stream(self._models, "module_inventory", params, waits_seconds=_WAITS_FOR_MODELS_SECONDS)
+        for answer in answers:
+            if "result" in answer:
+                return ModelShape.model_validate(answer["result"])
+            # While this one waits, the process of another person may read the same model of the catalogue.
+            if (known := known_inventory(model, self._home)) is not None:
+                answers.close()
+                return known
+        raise AssertionError("a stream ends with its result or an error")
 
     def model_details(self, model: ModelConfig) -> ModelDetails:
         """Return architecture, context length, chat template and licence of a model.
@@ -277,7 +288,7 @@ class Inspector:
 
     def _stream(
         self, pool: ProcessPool, method: str, params: JsonObject, *, waits_seconds: float = _WAITS_SECONDS
-    ) -> Iterator[JsonObject]:
+    ) -> Generator[JsonObject, None, None]:
         """Ask a process without a login; what the Hub refuses it is fetched by one that has a login, and ends then."""
         try:
             yield from pool.stream(method, params, waits_seconds=waits_seconds)

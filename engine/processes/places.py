@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from engine.processes.json_lines import JsonLinesProcess
 
 _LOOK_SECONDS = 1.0
+# A page asks several questions in a row: its process does not change hands between them, which would cost a start each time.
+_OWN_IDLE_SECONDS = 1.0
+_OWN_SECONDS = 20.0
 
 
 @dataclass
 class _Place:
     person: str
+    since: float
     used: float
     questions: int = 1  # under way
+
+    def can_be_lost(self, now: float) -> bool:
+        is_free = now - self.used >= _OWN_IDLE_SECONDS or now - self.since >= _OWN_SECONDS
+        return is_free and not self.questions
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +33,7 @@ class _Waiter:
 class ProcessPlaces:
     """Bounds the processes of several pools together.
 
-    A process keeps its place while it is idle, and loses it to a person who needs one. Where all are at work, next is
+    A process keeps its place while it is idle, and after a second of that may lose it to a person who needs one. Where all are at work, next is
     who has fewest at work, then who came first. A person who has one at work gets another only while at least half of the
     places are not at work: nobody fills the machine alone.
 
@@ -63,7 +71,8 @@ class ProcessPlaces:
                     if process not in self._ending and self._next() is waiter:
                         if len(self._taken) + len(self._ending) >= self.most:
                             evicted = self._end_longest_idle()
-                        self._taken[process] = _Place(person, self._clock())
+                        now = self._clock()
+                        self._taken[process] = _Place(person, now, now)
                         break
                     self._changed.wait(_LOOK_SECONDS)
                 yield
@@ -108,17 +117,20 @@ class ProcessPlaces:
         at_work = sum(1 for place in self._taken.values() if place.questions)
         if self._at_work(person) and at_work >= self.most / 2:
             return False
-        return at_work < len(self._taken) or len(self._taken) + len(self._ending) < self.most
+        return len(self._taken) + len(self._ending) < self.most or bool(self._idle())
 
     def _at_work(self, person: str) -> int:
         return sum(1 for place in self._taken.values() if place.person == person and place.questions)
 
     def _end_longest_idle(self) -> JsonLinesProcess:
-        idle = (process for process, place in self._taken.items() if not place.questions)
-        chosen = min(idle, key=lambda process: self._taken[process].used)
+        chosen = min(self._idle(), key=lambda process: self._taken[process].used)
         del self._taken[chosen]
         self._ending.add(chosen)
         return chosen
+
+    def _idle(self) -> list[JsonLinesProcess]:
+        now = self._clock()
+        return [process for process, place in self._taken.items() if place.can_be_lost(now)]
 
     def _end(self, process: JsonLinesProcess) -> None:
         process.close_if_unused()

@@ -18,6 +18,7 @@ from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.processes.liveness import ProcessIdentity
 from tests.chat.tiny_adapters import lora, make_adapter
+from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
 
 QUESTION = (Message("user", "What is a rank?"),)
@@ -313,11 +314,16 @@ def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(ses
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
     session.load(target)
     pid = pid_of(session)
+    told: list[str] = []
+    monkeypatch.setattr(session, "on_unload", told.append)
+    assert session.state.expires_after_seconds is None
     monkeypatch.setattr(session, "expires_after_seconds", 0.01)
     wait_until_gone(pid)
+    wait_until(lambda: bool(told))
 
     assert session.state.phase == "empty"
     assert "because it was idle for" in session.state.note
+    assert told == [session.state.note]
 
 
 def test_a_process_that_dies_is_noticed_and_replaced(session, target):

@@ -11,6 +11,7 @@ from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from engine.runs.checkpoints import Manifest, describe_files
+from engine.runs.run import RunFolder
 
 
 def write_adapter(folder: Path, **config: object) -> Path:
@@ -209,3 +210,28 @@ def test_no_message_tells_where_somebody_keeps_files(tmp_path):
 
     assert "secret" not in str(caught.value)
     assert "base-a" in str(caught.value)
+
+
+def test_who_chats_with_a_shared_run_gets_none_of_its_owners_own_models(home):
+    ann, bea = home.of("ann"), home.of("bea")
+    run = write_run(home.runs / "ann" / "20260101-000000-000-abcd")
+    (run / "control").mkdir()
+    RunFolder(run).shared_mark.write_text("")
+
+    theirs, own = plan_load(ChatTarget.of_run(run), bea), plan_load(ChatTarget.of_run(run), ann)
+
+    assert theirs.owner == own.owner == "ann"
+    assert own.home(ann).own_hub_cache == ann.own_hub_cache
+    assert theirs.home(bea).own_hub_cache == bea.own_hub_cache
+    assert own.home(home).own_hub_cache == ann.own_hub_cache, "on the machine itself, its admin may"
+
+
+def test_a_folder_that_a_shared_run_names_is_looked_up_as_its_owner_may(home):
+    bea = home.of("bea")
+    base = home.of("ann").uploads / "base"
+    base.mkdir(parents=True)
+    run = write_run(home.runs / "ann" / "20260101-000000-000-abcd", model={"id": str(base)})
+    (run / "control").mkdir()
+    RunFolder(run).shared_mark.write_text("")
+
+    assert plan_load(ChatTarget.of_run(run), bea).home(bea).owner == "ann"

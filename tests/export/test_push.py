@@ -18,13 +18,13 @@ from engine.chat.contract import ChatTarget
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
-from engine.export.contract import ExportResult, PushRequest, Verification
-from engine.export.folder import list_files
+from engine.export.contract import PushRequest
 from engine.export.push.job import PushJob
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn
-from tests.export.push_folders import ADAPTER_FILES, adapter_folder
+from tests.export.push_folders import ADAPTER_FILES
+from tests.export.quick_export import QuickExport
 
 NAME = "ada/my-adapter"
 
@@ -52,39 +52,6 @@ def run(tiny_model_folder, tmp_path_factory) -> Path:
     make_adapter(tiny_model_folder, folder / "adapter", lora())
     (folder / "config.yaml").write_text(config_to_yaml(config))
     return folder
-
-
-class QuickExport:
-    """Writes what an export writes, without loading a model."""
-
-    def __init__(self, passed: bool = True, extra: str = "") -> None:
-        self.runs = 0
-        self._passed = passed
-        self._extra = extra
-
-    def __call__(self, home, request):
-        self._request = request
-        return self
-
-    def run(self, on_progress):
-        self.runs += 1
-        folder = adapter_folder(self._request.folder)
-        if self._extra:
-            (folder / "chat_template.jinja").write_text(self._extra)
-        verified = Verification(
-            passed=self._passed,
-            compared="the export with the run",
-            prompts=20,
-            equal_answers=20,
-            largest_logit_difference=0.5,
-            allowed_logit_difference=0.1,
-            dtype="float32",
-            seconds=1.0,
-        )
-        return ExportResult(path=folder, files=list_files(folder), verified=verified)
-
-    def stop(self) -> None:
-        pass
 
 
 def job(home, run: Path, export=None, repository: str = NAME, **settings) -> PushJob:

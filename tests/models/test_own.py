@@ -52,7 +52,8 @@ class PausingHub(FakeHub):
 
 @pytest.fixture
 def hub(tiny_model_folder, tmp_path, monkeypatch):
-    with PausingHub() as fake:
+    fake = PausingHub()
+    with fake:
         files = [path for path in tiny_model_folder.iterdir() if path.is_file()]
         fake.repositories[MODEL.id] = {path.name: path.read_bytes() for path in files}
         fake.gated.add(MODEL.id)

@@ -113,7 +113,7 @@ def test_one_person_cannot_take_all_places(pool_of):
 
 
 def test_next_is_who_has_fewest_at_work():
-    places = ProcessPlaces(2)
+    places = ProcessPlaces(2, clock=lambda: time.monotonic() * 100)
     processes = [JsonLinesProcess(WORKER, log_file=Path("unused")) for _ in range(4)]
     list(places.take(processes[0], "ann"))
     list(places.take(processes[1], "cal"))
@@ -137,6 +137,24 @@ def test_next_is_who_has_fewest_at_work():
     places.give(processes[0])
     waiting[0].join(10)
     assert order == ["bea", "ann"]
+
+
+def test_a_process_keeps_its_place_between_the_questions_of_one_page_for_a_while_and_not_for_good():
+    now = [0.0]
+    places = ProcessPlaces(1, clock=lambda: now[0])
+    process = JsonLinesProcess(WORKER, log_file=Path("unused"))
+    for moment in (0.0, 0.9, 1.8):
+        now[0] = moment
+        list(places.take(process, "ann"))
+        places.give(process)
+        assert not places.has_room("bea")
+    now[0] = 2.9
+    assert places.has_room("bea")
+    for moment in (3.0, 12.0, 19.0, 20.0):
+        now[0] = moment
+        list(places.take(process, "ann"))
+        places.give(process)
+    assert places.has_room("bea"), "who asks without a pause keeps it no longer than the others can wait"
 
 
 def test_all_processes_of_a_lab_end_when_idle_and_start_again(pool_of):

@@ -7,6 +7,7 @@ import gradio as gr
 import pytest
 from gradio import EventData
 
+from engine.chat.contract import ChatState, LoadedModel
 from engine.errors import ConfigError, StorageError
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -16,6 +17,7 @@ from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
 from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
+from ui.views.chat import render_chat_state
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1")
@@ -294,3 +296,16 @@ def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     assert looked(tab, shown[tab.seen]) == gr.skip()
     tab._unload()
     assert "No model loaded" in looked(tab, shown[tab.seen])[tab.state]
+
+
+def test_when_an_idle_model_is_unloaded_and_why_it_was_is_shown():
+    model = LoadedModel(
+        name="tiny", method="", branches=("base",), device="CPU", dtype="float32", quantization="none", weights_bytes=1,
+        adapter_bytes=0, context_length=512,
+    )  # fmt: skip
+    ready = ChatState(phase="ready", model=model, expires_after_seconds=1800.0)
+    note = "tiny was unloaded, because it was idle for 30 minutes."
+
+    assert "unloads after 30 idle minutes, after 1 where a run waits" in render_chat_state(ready)
+    assert "idle" not in render_chat_state(ready.model_copy(update={"expires_after_seconds": None}))
+    assert note in render_chat_state(ChatState(phase="empty", note=note))

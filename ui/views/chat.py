@@ -150,7 +150,7 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
     if state.phase == "loading":
         return render_loading(state.progress)
     if state.model is None:
-        return _NOT_LOADED
+        return (notices([state.note]) if state.note else "") + _NOT_LOADED
     return status(_loaded(state, state.model, results)) + notices(state.model.notes)
 
 
@@ -182,6 +182,8 @@ def _loaded(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str
         parts.append(f"the process uses {state.process_bytes / 2**30:.1f} GiB")
     if model.context_length:
         parts.append(f"context of {model.context_length:,} tokens")
+    if state.expires_after_seconds is not None:
+        parts.append(f"unloads after {state.expires_after_seconds / 60:,.0f} idle minutes, after 1 where a run waits")
     return " · ".join(parts)
 
 

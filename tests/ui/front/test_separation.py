@@ -212,6 +212,22 @@ def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
     assert len(said) == 1
 
 
+def test_what_a_page_computes_is_kept_with_its_person(lab):
+    own = lab.home.of("ann")
+    own.uploads.mkdir(parents=True, exist_ok=True)
+    (own.uploads / "mine.jsonl").write_text(json.dumps({"instruction": SECRET_TITLE, "output": "x"}) + "\n")
+    inspector = Inspector(own)
+    try:
+        assert inspector.check(DatasetConfig(source="mine.jsonl")).rows == 1
+    finally:
+        inspector.close()
+
+    kept = [path for path in (lab.home.root / "page-cache").rglob("*") if path.is_file()]
+    assert [path for path in kept if path.is_relative_to(own.cache)]
+    assert not (lab.home.of("bea").cache / "datasets").exists()
+    assert not (lab.home.shared_cache / "datasets").exists()
+
+
 def test_a_training_worker_of_a_person_gets_no_login_whoever_starts_it(lab, monkeypatch):
     for name, value in _SECRETS.items():  # as a supervisor on the machine's command line would have them
         monkeypatch.setenv(name, value)

@@ -1,0 +1,204 @@
+"""A person's Hub token, given to the page for a download and for a push, is found nowhere afterwards, nor meanwhile."""
+
+import json
+import os
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path
+from engine.config.run import ModelConfig
+from engine.errors import ModelAccessError
+from engine.export.push.job import PushJob
+from engine.models.folder import ModelPart
+from engine.models.source import resolve_model
+from engine.runs.store import RunStore
+from tests.export.hub_stand_in import TOKEN, HubStandIn
+from tests.export.quick_export import QuickExport
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.models.fake_hub import FakeHub
+from tests.runs.supervision import wait_until
+from tests.ui.front.lab import Lab, fake_services_of, running_lab
+from ui.backend.own_models import OwnModels
+from ui.tabs.export_formats import ADAPTER, HUB
+
+MODEL = "owner/gated"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
+
+
+@pytest.fixture
+def hubs(tmp_path, tiny_model_folder, monkeypatch):
+    files = {path.name: path.read_bytes() for path in tiny_model_folder.iterdir() if path.is_file()}
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "shared-cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+
+    def services_of(own, person):
+        services = fake_services_of(own, person)
+        push = partial(PushJob, own, make_export=QuickExport())
+        results = replace(services.results, push=push)
+        own_models = OwnModels(services.runs) if services.own_models is not None else None
+        return replace(services, results=results, own_models=own_models)
+
+    with FakeHub() as gated, HubStandIn() as pushed, running_lab(tmp_path / "home", services_of) as running:
+        gated.repositories[MODEL] = files
+        gated.gated.add(MODEL)
+        gated.token = TOKEN
+        yield LabWithHubs(running, gated, pushed)
+
+
+class LabWithHubs(NamedTuple):
+    """A lab, the Hub that it downloads from, and the one that it pushes to."""
+
+    lab: Lab
+    gated: FakeHub
+    pushed: HubStandIn
+
+
+class Visitor:
+    """Presses buttons of a page with values by the ids of its parts, and keeps every answer."""
+
+    def __init__(self, client):
+        self.client = client
+        self.answers = [client.get("/").text]
+        self.config = client.get("/config").json()
+        self.ids = {part["props"].get("elem_id"): part["id"] for part in self.config["components"]}
+
+    def open_tab_with(self, name: str) -> None:
+        """Open the tab whose choices are filled then."""
+        for dependency in self.config["dependencies"]:
+            if any(event == "select" for _, event in dependency["targets"]) and self.ids[name] in dependency["outputs"]:
+                self._ask(dependency, {})
+
+    def press(self, button: str, **values: object) -> None:
+        given = {self.ids[name.replace("_", "-")]: value for name, value in values.items()}
+        for dependency in self.config["dependencies"]:
+            if [self.ids[button], "click"] in dependency["targets"] and dependency["backend_fn"]:
+                self._ask(dependency, given)
+
+    def _ask(self, dependency: dict[str, Any], given: dict[int, object]) -> None:
+        presents = {part["id"]: part["props"].get("value") for part in self.config["components"]}
+        data = [given.get(part, presents.get(part)) for part in dependency["inputs"]]
+        body = {"data": data, "fn_index": dependency["id"], "session_hash": "own"}
+        answer = self.client.post("/gradio_api/run/predict", json=body)
+        assert answer.status_code == 200, answer.text
+        self.answers.append(answer.text)
+
+    def readers_of(self, name: str) -> list[int]:
+        """Handlers that get the value of a part."""
+        return [one["id"] for one in self.config["dependencies"] if self.ids[name] in one["inputs"]]
+
+
+class Watch:
+    """Looks again and again for a secret in the environment and the command line of every process."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.found: list[str] = []
+        self.workers: set[str] = set()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.02):
+            for pid in psutil.pids():
+                try:
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    environment = Path(f"/proc/{pid}/environ").read_bytes()
+                except OSError:
+                    continue
+                if self._secret in command or self._secret in environment:
+                    self.found.append(f"{pid}: {command!r}")
+                self.workers.update(name for name in ("own_download", "push.upload") if name.encode() in command)
+
+
+def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, monkeypatch):
+    lab, gated, pushed = hubs
+    ann = lab.add("ann")
+    lab.add("bea")
+    run = write_run(RunStore(lab.home, "ann"), a_config(model__id=MODEL), InventedRun())
+    own = lab.home.of("ann")
+    with lab.signed_in("ann") as client, Watch(TOKEN) as watch:
+        page = Visitor(client)
+        assert len(page.readers_of("own-model-token")) == len(page.readers_of("export-token")) == 1
+
+        monkeypatch.setenv("HF_ENDPOINT", gated.address)
+        page.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
+        work = lab.pages._pages["ann"].services.own_models.work
+        assert work is not None, page.answers[-1]
+        assert work.ended.wait(60)
+        assert work.error is None
+        found = resolve_model(ModelConfig(id=MODEL), own, part=ModelPart.WEIGHTS)
+        assert Path(found.location).is_relative_to(own.own_models)
+
+        monkeypatch.setenv("HF_ENDPOINT", pushed.address)
+        page.open_tab_with("export-run")
+        page.press(
+            "export-start", export_run=run.id, export_checkpoint="final", export_form=HUB, export_repository="ada/mine",
+            export_token=TOKEN,
+        )  # fmt: skip
+        results = lab.pages._pages["ann"].services.results
+        pushing = results.exporting.find(run.id)
+        assert pushing is not None, page.answers[-2:]
+        assert pushing.ended.wait(60)
+        assert pushing.error is None
+        assert "ada/mine" in pushed.repositories
+
+        page.press("export-start", export_run=run.id, export_checkpoint="final", export_form=ADAPTER, export_folder="")
+        exporting = results.exporting.find(run.id)
+        assert exporting.ended.wait(60)
+        page.answers += [client.get(path).text for path in ("/", "/config", "/account")]
+
+    assert watch.workers == {"own_download", "push.upload"}, "both were seen while they were at work"
+    assert watch.found == []
+    assert not [answer[:300] for answer in page.answers if TOKEN in answer]
+    for folder in (lab.home.root, tmp_path / "shared-cache"):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    assert TOKEN not in caplog.text
+    assert TOKEN not in "".join(capfd.readouterr())
+    assert TOKEN not in json.dumps(dict(os.environ))
+    entries = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.person == ann.name]
+    assert [(one.kind, one.subject) for one in entries if one.kind != "signed in"] == [
+        ("model downloaded", f"ann/{MODEL}"), ("pushed", f"ann/{run.id}"), ("exported", f"ann/{run.id}"),
+    ]  # fmt: skip
+
+
+def test_a_guest_has_no_place_for_a_token(hubs):
+    lab = hubs.lab
+    lab.add("gil", "guest")
+    with lab.signed_in("gil") as client:
+        page = Visitor(client)
+    assert "own-model-token" not in page.ids
+
+
+def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
+    lab, gated, _ = hubs
+    monkeypatch.setenv("HF_ENDPOINT", gated.address)
+    lab.add("ann")
+    lab.add("bea")
+    with lab.signed_in("ann") as ann, lab.signed_in("bea") as bea:
+        Visitor(ann).press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
+        theirs = Visitor(bea)
+        theirs.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token="")
+        wait_until(lambda: lab.pages._pages["ann"].services.own_models.work.ended.is_set())
+
+    assert "No token" in theirs.answers[1]
+    with pytest.raises(ModelAccessError):
+        resolve_model(ModelConfig(id=MODEL), lab.home.of("bea"), part=ModelPart.CONFIG)
