@@ -15,9 +15,9 @@ import pytest
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.config.run import ModelConfig
-from engine.errors import ModelAccessError
 from engine.export.push.job import PushJob
 from engine.models.folder import ModelPart
+from engine.models.hub import find_snapshot
 from engine.models.source import resolve_model
 from engine.runs.store import RunStore
 from tests.export.hub_stand_in import TOKEN, HubStandIn
@@ -200,5 +200,5 @@ def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
         wait_until(lambda: lab.pages._pages["ann"].services.own_models.work.ended.is_set())
 
     assert "No token" in theirs.answers[1]
-    with pytest.raises(ModelAccessError):
-        resolve_model(ModelConfig(id=MODEL), lab.home.of("bea"), part=ModelPart.CONFIG)
+    assert find_snapshot(MODEL, None, ModelPart.WEIGHTS, lab.home.of("ann")) is not None
+    assert find_snapshot(MODEL, None, ModelPart.CONFIG, lab.home.of("bea")) is None
