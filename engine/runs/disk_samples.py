@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from datetime import date, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,11 +32,13 @@ class DiskSample(BaseModel):
     runs: int
     uploads: int
     exports: int
+    models: int = 0
+    cache: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.runs + self.uploads + self.exports
+        return self.runs + self.uploads + self.exports + self.models + self.cache
 
     @property
     def week(self) -> Week:
@@ -89,11 +92,7 @@ class DiskSamples:
     def _keep(self, newest: Mapping[str, DiskUse]) -> None:
         today, samples = self._today(), self._samples()
         known = {one.owner for one in samples if one.day == today}
-        more = [
-            DiskSample(day=today, owner=owner, runs=use.runs, uploads=use.uploads, exports=use.exports)
-            for owner, use in newest.items()
-            if owner not in known
-        ]
+        more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in known]
         if more:
             kept = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
             self._path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -44,7 +44,13 @@ def render_own_disk(use: DiskUse, limits: LabLimits, free: int) -> str:
     quota = limits.disk_gb_per_person
     parts = ", ".join(
         f"{name} {size(bytes_)}"
-        for name, bytes_ in (("runs", use.runs), ("uploads", use.uploads), ("exports", use.exports))
+        for name, bytes_ in (
+            ("runs", use.runs),
+            ("uploads", use.uploads),
+            ("exports", use.exports),
+            ("own models", use.models),
+            ("cache", use.cache),
+        )
         if bytes_
     )
     of = f" of {quota:g} GB" if quota is not None else ""
