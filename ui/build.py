@@ -14,7 +14,7 @@ from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
 from ui.components import QUICK, live_html, poll, poll_answer, visible_if
-from ui.gradio_internals import calm_queue
+from ui.gradio_internals import Blocks, calm_queue
 from ui.page import Page
 from ui.services import Services
 from ui.side_panel import SidePanel
@@ -37,7 +37,7 @@ _OTHER_TABS: dict[str, Callable[[Page], Any]] = {
 def build_app(services: Services) -> gr.Blocks:
     """Lay out the whole page on `services`; the caller launches it."""
     fits = FitTable(services.shapes.learn, services.devices)
-    with gr.Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
+    with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
         header = live_html(_header(services), elem_id="header")
         poll(_header_news(services, header), _HEADER_SECONDS, question="header", elem_id="header-live")

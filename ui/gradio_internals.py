@@ -1,12 +1,16 @@
 """Every workaround of Gradio's internals, each with the version that it was written for."""
 
 import datetime
+import inspect
 import sys
 from abc import ABCMeta
 from collections import ChainMap
+from collections.abc import Iterator
 from typing import Any
 
+import fastapi.utils
 import gradio as gr
+import gradio.blocks
 from gradio.blocks import Block
 from gradio.component_meta import ComponentMeta
 from gradio.context import Context
@@ -63,6 +67,57 @@ class Dropdown(_OneChoice, gr.Dropdown, metaclass=_WithoutStub):  # type: ignore
 
 class Radio(_OneChoice, gr.Radio, metaclass=_WithoutStub):  # type: ignore[misc]
     """A radio with a short error for an unknown choice."""
+
+
+class _NoAppYet:
+    """Makes no app for blocks that are not served yet.
+
+    Gradio 6.31 makes one with 80 routes when blocks begin, another when they are complete, and uses the one of the launch.
+    """
+
+    @staticmethod
+    def create_app(*_: Any, **__: Any) -> None:
+        """Return None, as blocks that were never served have no app."""
+
+
+gradio.blocks.App = _NoAppYet  # its own name for the class; launching and mounting use that of gradio.routes
+# FastAPI 0.165 imports all of pydantic.v1 at the first route, to refuse models of it; there are none.
+fastapi.utils.annotation_is_pydantic_v1 = lambda _: False  # type: ignore[attr-defined, assignment]
+
+
+class Blocks(gr.Blocks):  # type: ignore[misc]
+    """Blocks that are laid out once and then served, by a launch or as a mounted app."""
+
+    _is_running_in_reload_thread = False  # Gradio 6.31 imports its commands to find out
+
+    def __init__(self, **options: Any) -> None:
+        _remember_signatures()
+        super().__init__(**options)
+
+    def get_config_file(self) -> Any:
+        """Return the description for browsers: none before all is laid out, where Gradio 6.31 makes one that it replaces."""
+        return super().get_config_file() if getattr(self, "exited", True) else {}
+
+    def launch(self, **options: Any) -> Any:
+        """Serve the blocks without opening the page once to see whether it can be reached, as Gradio 6.31 does."""
+        if "_frontend" in inspect.signature(gr.Blocks.launch).parameters:
+            options["_frontend"] = False
+        return super().launch(**options)
+
+
+def _remember_signatures() -> None:
+    """Let the signature of each component be worked out once; Gradio 6.31 asks for it 7,000 times while a page starts."""
+    for kind in _kinds(Block):
+        initialize = inspect.unwrap(kind.__init__)  # type: ignore[misc]  # that of the class itself
+        if not hasattr(initialize, "__signature__"):
+            initialize.__signature__ = inspect.signature(initialize)
+
+
+def _kinds(kind: type) -> Iterator[type]:
+    yield kind
+    subclass: type
+    for subclass in kind.__subclasses__():
+        yield from _kinds(subclass)
 
 
 class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not read
@@ -136,8 +191,7 @@ def keep_little(app: gr.routes.App) -> None:
 def use_mounted(blocks: gr.Blocks, app: gr.routes.App) -> None:
     """Let the events of mounted blocks use the app that they are mounted as.
 
-    Gradio 6.31 makes another one when the layout is complete, whose states differ from those of events outside the queue,
-    and it checks the paths of files in launched apps alone.
+    Gradio 6.31 does not tell the blocks which app that is, and checks the paths of files in launched apps alone.
     """
     blocks.app = blocks.server_app = app
     blocks._queue.set_server_app(app)

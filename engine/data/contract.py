@@ -7,6 +7,8 @@ from engine.data.conversation import Conversation
 from engine.data.records import ProblemKind
 from engine.errors import DatasetError
 
+MAX_SHOWN_CHARACTERS = 50_000  # of one text of a row
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Literal, Self
 
-import regex
 from pydantic import BaseModel
 
 from engine.models.catalog import CatalogEntry
@@ -157,6 +156,8 @@ class PatternMatcher:
         Raises:
             PatternError: If the pattern is unusable.
         """
+        import regex  # not before there is a pattern: the page starts without it
+
         if len(pattern) > _MAX_CHARACTERS:
             raise PatternError(f"has {len(pattern):,} characters; {_MAX_CHARACTERS:,} are the most")
         try:

@@ -47,7 +47,7 @@ def real_server(home: Path, **environment: str) -> Iterator[RealServer]:
                 except OSError:
                     assert process.poll() is None, (home / "server.log").read_text()
                     assert time.monotonic() < deadline, "the page did not answer"
-                    time.sleep(0.1)
+                    time.sleep(0.02)
             yield RealServer(url, home, process)
         finally:
             process.terminate()

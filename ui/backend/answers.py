@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from engine.chat.contract import ChatChunk, ChatRequest
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
-from engine.data.contract import PageRow
-from engine.data.passes.page import MAX_SHOWN_CHARACTERS
+from engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
 from engine.inspector.session import Inspector
 from ui.backend.background import Cache
 

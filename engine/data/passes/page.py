@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import (
+    MAX_SHOWN_CHARACTERS,
     DatasetColumns,
     DatasetPage,
     FoundRow,
@@ -145,9 +146,7 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
     )
 
 
-# Bounds on what a page shows of one row.
-MAX_SHOWN_CHARACTERS = 50_000
-MAX_SHOWN_TOKENS = 20_000
+MAX_SHOWN_TOKENS = 20_000  # of one row
 
 
 def _shown(text: str) -> str:

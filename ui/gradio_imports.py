@@ -1,0 +1,114 @@
+"""What Gradio imports and the page does not use, kept out of its start; to be prepared before Gradio is imported.
+
+Written for Gradio 6.25 to 6.31. Where a Gradio imports none of it, nothing changes.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+_Around = Callable[[ModuleType], AbstractContextManager[None]]
+
+# Module that is executed -> modules that it imports for uses that the page has not -> functions that it takes from them.
+_UNUSED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "gradio": {
+        "gradio.cli": ["deploy"],  # commands
+        "gradio.external": ["load", "load_chat", "load_openapi"],  # the Hub's inference clients
+    },
+    "gradio.caching": {"pandas": []},  # 70 MiB with pyarrow, for arguments of cached functions
+    "httpx": {"httpx._main": ["main"]},  # a command: rich and pygments
+}
+_STUB_MODULE, _STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
+
+
+def prepare() -> None:
+    """Let Gradio start without what the page does not use. Without effect once Gradio is imported."""
+    if "gradio" in sys.modules:
+        return
+    around: dict[str, _Around] = {name: partial(_standing_in, unused) for name, unused in _UNUSED.items()}
+    around[_STUB_MODULE] = _without_stubs
+    sys.meta_path.insert(0, _Finder(around))
+
+
+class _StandIn(ModuleType):
+    """Imports the module that it stands for when something of it is used."""
+
+    def __init__(self, name: str, functions: Sequence[str]) -> None:
+        super().__init__(name)
+        for function in functions:
+            setattr(self, function, partial(self._call, function))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by the import system itself
+            raise AttributeError(name)
+        return getattr(self._module(), name)
+
+    def _call(self, function: str, *arguments: Any, **options: Any) -> Any:
+        return getattr(self._module(), function)(*arguments, **options)
+
+    def _module(self) -> ModuleType:
+        _remove(self)
+        return importlib.import_module(self.__name__)
+
+
+@contextmanager
+def _standing_in(unused: Mapping[str, Sequence[str]], _module: ModuleType) -> Iterator[None]:
+    """Have modules stood in for while another is executed; whoever imports them later gets the modules themselves."""
+    stand_ins = [_StandIn(name, functions) for name, functions in unused.items() if name not in sys.modules]
+    sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})
+    try:
+        yield
+    finally:
+        for stand_in in stand_ins:
+            _remove(stand_in)
+
+
+def _remove(stand_in: _StandIn) -> None:
+    if sys.modules.get(stand_in.__name__) is stand_in:
+        del sys.modules[stand_in.__name__]
+
+
+@contextmanager
+def _without_stubs(module: ModuleType) -> Iterator[None]:
+    """Keep Gradio from writing stubs for editors, which takes nearly half of its import.
+
+    At each import it parses the source of every component and of its stub, to see whether to write the stub again where
+    Gradio is installed. Nothing reads the stubs while it runs.
+
+    Source: `ComponentMeta.__new__` and `create_or_modify_pyi`, gradio/component_meta.py.
+    """
+    yield
+    if hasattr(module, _STUB_WRITER):
+        setattr(module, _STUB_WRITER, lambda *_: None)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds some modules as Python itself does, once each, and executes them within a context."""
+
+    def __init__(self, around: dict[str, _Around]) -> None:
+        self._around = around
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        around = self._around.pop(fullname, None)
+        if around is None:
+            return None
+        if not self._around:
+            sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            execute = spec.loader.exec_module
+
+            def execute_within(module: ModuleType) -> None:
+                with around(module):
+                    execute(module)
+
+            spec.loader.exec_module = execute_within  # type: ignore[method-assign]
+        return spec
