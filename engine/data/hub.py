@@ -198,7 +198,7 @@ class HubRows(RowSource):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows: one by one where the dataset is here, else in one pass."""
-        wanted = lookup(rows)
+        wanted, known = lookup(rows), self._features
         found: Iterable[tuple[int, Any]]
         if self._streaming:
             found = enumerate(self._data.skip(rows[0]) if rows[0] else self._data, rows[0])
@@ -207,7 +207,10 @@ class HubRows(RowSource):
         row = rows[0] - 1
         try:
             for row, value in found:
-                cells = {name: self._without_gaps(name, cell) for name, cell in value.items()}
+                cells = {
+                    name: _without_gaps(cell, known[name]) if name in known else without_gaps(cell)
+                    for name, cell in value.items()
+                }
                 yield Record(row, None, cells) if row in wanted else None
                 if row == rows[-1]:
                     return
@@ -220,9 +223,6 @@ class HubRows(RowSource):
         known = getattr(self._data, "_fingerprint", None)
         named = [self._config.source, self._config.subset, self._config.split, self._config.revision, known]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
-
-    def _without_gaps(self, name: str, cell: Any) -> Any:
-        return _without_gaps(cell, self._features[name]) if name in self._features else without_gaps(cell)
 
     def _load(self) -> Any:
         datasets = _import_datasets()

@@ -69,15 +69,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         rewrite_json(target / "tokenizer_config.json")
 
 
-def empty_folder(folder: Path) -> None:
-    """Remove everything in a folder."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def rewrite_json(path: Path, **changes: object) -> None:
     """Change fields of a JSON file, and drop those that reveal this machine.
 

@@ -7,9 +7,9 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
-from engine.data.files import text_stream
+from engine.data.files import open_file, text_stream
 from engine.data.files.access import unpacked_pieces
-from engine.data.files.base import STRIDE, RowIndex
+from engine.data.files.base import STRIDE
 from engine.data.passes.page import find_row, read_page, search_rows
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
@@ -229,10 +229,17 @@ def test_an_index_belongs_to_one_content(files, home, tmp_path):
 
 
 def test_a_damaged_index_is_made_anew(tmp_path):
-    cache = tmp_path / "x.rows.json"
-    cache.write_text('{"positions": [[0')
+    path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"
+    path.write_text('{"text": "a"}\n' * 3)
+    list(open_file(path, cache).records())
+    (index,) = cache.glob("*.rows.json")
+    index.write_text('{"positions": [[0')
 
-    assert RowIndex(cache).total_rows is None
+    damaged = open_file(path, cache)
+
+    assert damaged.total_rows is None
+    assert len(list(damaged.records())) == 3
+    assert open_file(path, cache).total_rows == 3
 
 
 def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ TOKEN = "hf_" + "a1B2" * 8
 
 def check(folder: Path, *, places: tuple[Path, ...] = (), token: str | None = TOKEN) -> None:
     kind = "adapter" if (folder / "adapter_config.json").exists() else "merged"
-    refuse_private_content(folder, [file.name for file in intended_files(folder, kind).files], places, token)
+    refuse_private_content(folder, [file.name for file in intended_files(folder, kind)[0]], places, token)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_chat_templates_with_names_are_sent_and_read_for_secrets_first(tmp_path,
     named.parent.mkdir()
     named.write_text("{{ tools }}")
 
-    assert "additional_chat_templates/tool_use.jinja" in {file.name for file in intended_files(folder, kind).files}
+    assert "additional_chat_templates/tool_use.jinja" in {file.name for file in intended_files(folder, kind)[0]}
     check(folder)
     named.write_text("{# /home/somebody/secret #}")
     with pytest.raises(PushError, match=r"tool_use\.jinja holds a path"):
@@ -77,10 +77,10 @@ def test_what_is_left_out_is_said(tmp_path):
     (folder / "notes").mkdir()
     (folder / "notes" / "README.md").write_text("x")
 
-    intended = intended_files(folder, "adapter")
+    files, left_out = intended_files(folder, "adapter")
 
-    assert {file.name for file in intended.files} == ADAPTER_FILES
-    assert intended.left_out == ("notes/README.md", "optimizer.pt")
+    assert {file.name for file in files} == ADAPTER_FILES
+    assert left_out == ("notes/README.md", "optimizer.pt")
 
 
 @pytest.mark.parametrize(

@@ -90,35 +90,21 @@ def require_unique(columns: Sequence[str], name: str) -> None:
 STRIDE = 1024
 
 
-class _SavedIndex(BaseModel):
-    positions: tuple[Position, ...] = ()
-    total_rows: int | None = None
-
-
-class RowIndex:
+class RowIndex(BaseModel):
     """Positions of rows 0, 1024, 2048 …, as far as a file has been read, and the number of rows once its end was seen."""
 
-    def __init__(self, cache_file: Path | None = None) -> None:
-        self._cache_file = cache_file
-        saved = (read_model(cache_file, _SavedIndex) if cache_file is not None else None) or _SavedIndex()
-        self._positions = list(saved.positions)
-        self.total_rows = saved.total_rows
+    positions: list[Position] = []
+    total_rows: int | None = None
 
     def nearest(self, row: int) -> Position:
         """Return the last known position at or before `row`."""
-        place = min(row // STRIDE, len(self._positions) - 1)
-        return self._positions[place] if place >= 0 else Position(0, 1, 0)
+        place = min(row // STRIDE, len(self.positions) - 1)
+        return self.positions[place] if place >= 0 else Position(0, 1, 0)
 
     def saw(self, position: Position) -> None:
         """Note a row that was read; rows come in order, and those that are known already change nothing."""
-        if position.row == len(self._positions) * STRIDE:
-            self._positions.append(position)
-
-    def finish(self, total_rows: int) -> None:
-        """Note the end of the file, and keep the index for other processes."""
-        if self.total_rows is None:
-            self.total_rows = total_rows
-            write_cached(self._cache_file, _SavedIndex(positions=tuple(self._positions), total_rows=total_rows))
+        if position.row == len(self.positions) * STRIDE:
+            self.positions.append(position)
 
 
 class TextFileRows(RowSource):
@@ -133,7 +119,9 @@ class TextFileRows(RowSource):
         self.size_bytes = stream.size_bytes
         self.columns = reader.columns
         self.form = reader.form._replace(encoding=stream.encoding, is_gzipped=stream.is_gzipped)
-        self._index = RowIndex(index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None)
+        self._index_file = index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None
+        known = read_model(self._index_file, RowIndex) if self._index_file is not None else None
+        self._index = known or RowIndex()
 
     @property
     def notes(self) -> Sequence[str]:
@@ -149,7 +137,7 @@ class TextFileRows(RowSource):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows; what is passed over is read once, and then jumped over where the file allows that."""
-        wanted = lookup(rows)
+        wanted, seeks = lookup(rows), self._stream.seeks
         count = 0  # of rows that were yielded
         while count < len(rows) and (self.total_rows is None or rows[count] < self.total_rows):
             start = self._index.nearest(rows[count])
@@ -162,12 +150,7 @@ class TextFileRows(RowSource):
                 count += 1
                 if count == len(rows):
                     return
-                following = rows[count]
-                if (
-                    following > record.row + 1
-                    and self._stream.seeks
-                    and self._index.nearest(following).row > record.row
-                ):
+                if seeks and rows[count] > record.row + 1 and self._index.nearest(rows[count]).row > record.row:
                     break
             else:
                 return
@@ -180,7 +163,9 @@ class TextFileRows(RowSource):
                 self._index.saw(Position(record.row, record.line or 1, record.offset))
             yield record
             rows = record.row + 1
-        self._index.finish(rows)
+        if self.total_rows is None:
+            self._index.total_rows = rows
+            write_cached(self._index_file, self._index)
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._stream.path)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.config.results import PushKind
 from engine.errors import PushError
@@ -23,13 +23,6 @@ _PATH_IN_PROSE = re.compile(r"(?<![\w.:/])(/home/|/Users/|/root/|[A-Za-z]:\\)[^\
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
-class Intended(NamedTuple):
-    """What a push sends."""
-
-    files: tuple[ExportedFile, ...]
-    left_out: tuple[str, ...]  # names in the folder that are no part of a result
-
-
 def is_intended(name: str, kind: PushKind) -> bool:
     """Return whether a file of this name belongs to a result of this kind; all others stay here."""
     if name == "config.json":
@@ -37,8 +30,8 @@ def is_intended(name: str, kind: PushKind) -> bool:
     return name in _ALWAYS or is_named_template(name) or KINDS[kind].holds_weights(name)
 
 
-def intended_files(folder: Path, kind: PushKind) -> Intended:
-    """List what is to be sent, by name; links are never followed.
+def intended_files(folder: Path, kind: PushKind) -> tuple[tuple[ExportedFile, ...], tuple[str, ...]]:
+    """List the files to send, by name, and the names of others, which are no part of a result; links are never followed.
 
     Raises:
         PushError: If something is missing without which the rest is of no use.
@@ -58,17 +51,14 @@ def intended_files(folder: Path, kind: PushKind) -> Intended:
         missing = ["model.safetensors"]
     if missing:
         raise PushError(f"The export lacks {missing[0]}, so nothing was sent.", "Export it again, then push.")
-    return Intended(tuple(files), tuple(left_out))
+    return tuple(files), tuple(left_out)
 
 
 def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[Path], token: str | None) -> None:
     """Read what would be sent once more, and refuse what reveals this machine or gives access to it.
 
-    Args:
-        folder: The export.
-        names: Of the files in it that would be sent.
-        places: Folders of this machine whose paths must not appear anywhere.
-        token: What gives access to the Hub, where there is one.
+    `names` are those of the files that would be sent, `places` folders of this machine whose paths must not appear anywhere,
+    and `token` is what gives access to the Hub.
 
     Raises:
         PushError: Names the file; never shows what was found in it.

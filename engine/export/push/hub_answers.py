@@ -42,12 +42,7 @@ _REFUSALS = {
 
 
 class NotNowError(Exception):
-    """The Hub, or the way to it, does not serve now; asking again may help.
-
-    Args:
-        status: HTTP status; None where the connection was lost.
-        wait_seconds: How long the Hub asks to wait; None where it does not say.
-    """
+    """The Hub, or the way to it, does not serve now; asking again may help."""
 
     def __init__(self, status: int | None, wait_seconds: float | None = None) -> None:
         if status is None:
@@ -56,8 +51,8 @@ class NotNowError(Exception):
             super().__init__("The Hub asks to slow down (HTTP 429)")
         else:
             super().__init__(f"The Hub is out of order (HTTP {status})")
-        self.status = status
-        self.wait_seconds = wait_seconds
+        self.status = status  # of HTTP; None where the connection was lost
+        self.wait_seconds = wait_seconds  # that the Hub asks for; None where it does not say
 
     def given_up(self, attempts: int) -> EngineError:
         """Return the error of a push that ends with this, after so many attempts."""
@@ -128,11 +123,8 @@ def persist(
 ) -> Answer:
     """Ask until there is an answer, or patience is at its end; refusals are not asked again.
 
-    Args:
-        ask: May be called several times, and so must be able to go on from where it was.
-        patience: How often and how long.
-        on_wait: Gets why it waits and how long.
-        sleep: Waits for so many seconds.
+    `ask` may be called several times, and so must be able to continue from where it was; `on_wait` gets why and how long it
+    waits, and `sleep` the seconds.
 
     Raises:
         HubUnreachableError: If the Hub never served.

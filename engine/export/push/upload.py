@@ -212,10 +212,9 @@ class HubPush:
             with push_errors_explained(repository, self._token):
                 return ask()
 
-        def report_waiting(message: str) -> None:
-            self.report(Progress(phase=phase, message=message))
-
-        return persist(explained, self.patience, report_waiting, self.sleep)
+        return persist(
+            explained, self.patience, lambda why: self.report(Progress(phase=phase, message=why)), self.sleep
+        )
 
     @property
     def _token(self) -> str | None:

@@ -158,21 +158,18 @@ def _require_same_rows(
     try:
         for number, row in enumerate(found):
             if number not in facts.left_out and names["digest"](says(row)) != next(expected, None):
-                raise _unreadable(part, number)
-    except DatasetError:
+                raise ValueError("another row")
+        number += 1
+        if next(expected, None) is not None:
+            raise ValueError("fewer rows")
+    except DatasetError:  # of the reader
         raise
     except Exception as error:  # whatever such rows make of code that was not written for them
-        raise _unreadable(part, number) from error
-    if next(expected, None) is not None:
-        raise _unreadable(part, number + 1)
-
-
-def _unreadable(part: DatasetPart, row: int) -> DatasetError:
-    return DatasetError(
-        f"{part.source.name} holds {part.source.kind}, which a short script cannot read as the run does: "
-        f"at row {row:,} it would go astray.",
-        "Write the rows into one JSONL file in UTF-8, each with the same columns and fields, and train on that.",
-    )
+        raise DatasetError(
+            f"{part.source.name} holds {part.source.kind}, which a short script cannot read as the run does: "
+            f"at row {number:,} it would go astray.",
+            "Write the rows into one JSONL file in UTF-8, each with the same columns and fields, and train on that.",
+        ) from error
 
 
 def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
 from engine.export.card import write_card
 from engine.export.contract import ExportOrder, ExportResult, Verification
-from engine.export.folder import empty_folder, list_files, to_disk
+from engine.export.folder import list_files, to_disk
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import ROUNDINGS, WrittenGguf, ask_llama, has_llama_cpp, look_into, write_gguf
 from engine.export.worker.verify import QUESTIONS, Measured, Reference
@@ -109,7 +109,8 @@ def _write_merged(export: ExportUnderWay) -> Verification | None:
         reference, allowed = _record_run(export, place, *({written, torch.float32} if may_be_exact else {written}))
         measured = _ask_merged(export, place, reference)
         if may_be_exact and measured.equal_answers < len(QUESTIONS):
-            empty_folder(folder)
+            shutil.rmtree(folder)
+            folder.mkdir()
             short = str(written).removeprefix("torch.")
             export.notes[:] = [
                 f"It was written in float32: rounded to the {short} of its base, it gave {measured.equal_answers} of the "

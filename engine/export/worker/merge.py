@@ -149,14 +149,14 @@ def tied_weights(folder: Path) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def untie_changed(merge: Merge, tied: dict[str, str]) -> bool:
+def untie_changed(merge: Merge) -> bool:
     """Give both uses of a weight a tensor of their own where the adapter changes one of them.
 
     PEFT trains a copy of the module that is named, so the other use keeps the base's weight. Returns whether weights were
     untied, which the configuration must say.
     """
     changed = merge.changes.keys() | merge.added.keys()
-    untied = [pair for pair in tied.items() if not changed.isdisjoint(pair)]
+    untied = [pair for pair in tied_weights(merge.base.folder).items() if not changed.isdisjoint(pair)]
     for pair in untied:
         stored = next((name for name in pair if name in merge.base.plans), None)
         for name in pair:

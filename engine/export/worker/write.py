@@ -18,15 +18,7 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder
 from engine.export.folder import copy_tokenizer, rewrite_json
-from engine.export.worker.merge import (
-    Merge,
-    NotByTensorError,
-    plan_merge,
-    tied_weights,
-    untie,
-    untie_changed,
-    write_untied_config,
-)
+from engine.export.worker.merge import Merge, NotByTensorError, plan_merge, untie, untie_changed, write_untied_config
 from engine.export.worker.shards import BaseFiles, write_shards
 from engine.models.source import ModelSource
 from engine.processes.messages import CancelledRequestError, Request
@@ -142,7 +134,7 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
         merge, untied = Merge(files, dtype), False
     else:
         merge = plan_merge(export.trained, files, dtype)
-        untied = untie_changed(merge, tied_weights(files.folder))
+        untied = untie_changed(merge)
     plans = merge.plans()
     total, done = sum(plan.size_bytes for plan in plans), 0
 

@@ -228,7 +228,7 @@ def turns_before_cut(messages: list[Message], sent: list[Message], tokenizer: An
         yield prompt, answer
 
 
-def sequences_of(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
+def encode_row(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return the token ids of a row, and labels that are -100 wherever nothing is trained."""
     if not facts.data.has_turns:
         ids = tokenizer(row if row.endswith(tokenizer.eos_token) else row + tokenizer.eos_token)["input_ids"]

@@ -25,8 +25,8 @@ from engine.export.script.worker.encoding import (
     MODEL,
     REVISION,
     RefusedRowError,
+    encode_row,
     load_tokenizer,
-    sequences_of,
 )
 from engine.export.script.worker.rows import DATA, SEED, held_out, load_rows, require_rows_of_run
 from engine.training.batching.plan import pack_rows
@@ -254,12 +254,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Return the sequences to train on, and those that are held out."""
     if not facts.data.has_turns:
-        kept = [(row, sequences_of(row, tokenizer)) for row in load_rows(options.data)]
+        kept = [(row, encode_row(row, tokenizer)) for row in load_rows(options.data)]
     else:
         kept, refused = [], []
         for row in load_rows(options.data):
             try:
-                kept.append((row, sequences_of(row, tokenizer)))
+                kept.append((row, encode_row(row, tokenizer)))
             except RefusedRowError as reason:
                 refused.append(reason)
         if refused:
