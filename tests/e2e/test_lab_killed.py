@@ -1,0 +1,207 @@
+"""A lab whose server is killed while a run trains and others wait: after a new start, everything is as before."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from argon2 import PasswordHasher
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path, change_settings, read_settings
+from engine.accounts.limits import LabLimits
+from engine.accounts.passwords import Passwords
+from engine.accounts.people import Person
+from engine.config.load import config_from_mapping
+from engine.paths import LoratoryHome
+from engine.runs.control import request_cancel
+from engine.runs.history.events import StepData
+from engine.runs.history.log import read_events
+from engine.runs.history.reader import read_history
+from engine.runs.lab_queue import QueueBoard
+from engine.runs.provenance import Provenance
+from engine.runs.run import Run
+from engine.runs.store import RunStore
+from engine.runs.supervision.urgent import UrgentSlot
+from tests.runs.supervision import REPOSITORY, wait_until
+from tests.tiny_model import make_tiny_model
+from ui.front.gate import COOKIE
+
+pytestmark = pytest.mark.e2e
+
+PATIENCE_SECONDS = 240
+PASSWORD = "correct horse battery"
+ADMIN = Person("root", "admin", 0.0)
+PEOPLE = ("ann", "bea", "cid")
+LIMITS = LabLimits(running_per_person=1, waiting_per_person=7, weekly_gpu_hours=12.5, free_disk_gb=0)
+
+
+class LabServer:
+    """`app.py --lab` behind real TLS on one port, started as often as a test asks."""
+
+    def __init__(self, home: LoratoryHome, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        self._chain, self._key, self._log = folder / "tls.pem", folder / "tls.key", folder / "server.log"
+        for blob in certificate.cert_chain_pems:
+            blob.write_to_path(self._chain, append=True)
+        certificate.private_key_pem.write_to_path(self._key)
+        self._trust = ssl.create_default_context()
+        authority.configure_trust(self._trust)
+        self._home = home
+        self.url = f"https://localhost:{self._port}"
+
+    def browser(self, token: str = "") -> httpx.Client:
+        """Return a client that behaves as the lab's own page does."""
+        headers = {"Origin": self.url, "Sec-Fetch-Site": "same-origin"}
+        cookies = {COOKIE: token} if token else {}
+        return httpx.Client(base_url=self.url, verify=self._trust, headers=headers, cookies=cookies, timeout=60)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Start the server, wait until it answers, and end it at last, however it fares."""
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    sys.executable, "app.py", "--lab", "--public-url", self.url, "--port", str(self._port),
+                    "--tls-cert", str(self._chain), "--tls-key", str(self._key),
+                ],
+                cwd=REPOSITORY, env={**os.environ, "LORATORY_HOME": str(self._home.root)}, stdout=log, stderr=log,
+            )  # fmt: skip
+        try:
+            with self.browser() as browser:
+                deadline = time.monotonic() + PATIENCE_SECONDS
+                while True:
+                    with contextlib.suppress(httpx.TransportError):
+                        browser.get("/sign-in").raise_for_status()
+                        break
+                    assert process.poll() is None, self._log.read_text()
+                    assert time.monotonic() < deadline, "the lab did not answer"
+                    time.sleep(0.1)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    def sign_in(self, name: str) -> str:
+        """Sign in as a person does; returns the cookie."""
+        with self.browser() as browser:
+            answer = browser.post("/sign-in", data={"name": name, "password": PASSWORD})
+            assert answer.status_code == 303, answer.text
+            return answer.cookies[COOKIE]
+
+    def name_on_account_page(self, token: str) -> str:
+        """Return whose session a cookie is, as the page shows it; the status where it is not."""
+        with self.browser(token) as browser:
+            answer = browser.get("/account")
+            return next(
+                (name for name in PEOPLE if f"Signed in as <b>{name}</b>" in answer.text), str(answer.status_code)
+            )
+
+
+@pytest.fixture
+def lab(home, tmp_path):
+    """A home with an admin, three members, limits, a tiny model and data for all."""
+    database = open_database(home)
+    quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    accounts = Accounts(database, quick)
+    for name, role in (("root", "admin"), *((name, "member") for name in PEOPLE)):
+        accounts.accept(accounts.invite(role, by="").token, name, PASSWORD)
+    change_settings(home, limits=LIMITS.model_dump())
+    make_tiny_model(home.shared_models / "tiny")
+    home.shared_data.mkdir(parents=True)
+    rows = [{"instruction": f"the number {n}", "output": f"a rank of {n} is a number"} for n in range(60)]
+    (home.shared_data / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    yield LabServer(home, tmp_path), accounts
+    database.close()
+
+
+def started_by(home: LoratoryHome, name: str, max_steps: int) -> Run:
+    config = config_from_mapping(
+        {
+            "model": {"id": str(home.shared_models / "tiny")},
+            "dataset": {"source": str(home.shared_data / "rows.jsonl")},
+            "adapter": {"r": 4, "lora_alpha": 8},
+            "training": {"max_steps": max_steps, "max_length": 128, "save_steps": 50},
+            "run": {"name": f"Of {name}", "devices": "cpu"},
+        }
+    )
+    return RunStore(home, name).create(config, Provenance(person=name))
+
+
+def last_step(run: Run) -> int:
+    return read_history(run.folder.events).last_step
+
+
+def state_of(run: Run) -> str:
+    return run.folder.read_state().state
+
+
+def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, lab):
+    server, accounts = lab
+    board = QueueBoard(home, devices=tuple, programs=lambda _: ())
+    ann = started_by(home, "ann", max_steps=100_000)
+    runs = [ann]
+    try:
+        with server.running() as first:
+            cookies = {name: server.sign_in(name) for name in PEOPLE}
+            wait_until(lambda: last_step(ann) >= 3 or ann.folder.read_state().is_final, PATIENCE_SECONDS)
+            assert state_of(ann) == "running", ann.folder.read_state()
+            bea, cid = (started_by(home, name, max_steps=2) for name in ("bea", "cid"))
+            runs += [bea, cid]
+            UrgentSlot(home).put(ADMIN, cid, "deadline")
+            in_turn = [("ann", ""), ("cid", "Goes first: root made it urgent (deadline)."), ("bea", "")]
+            wait_until(lambda: [(one.owner, one.urgent) for one in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS)
+            people, log = accounts.people(), audit_log_path(home).read_bytes()
+            worker = ann.folder.read_worker()
+            assert worker is not None
+            first.send_signal(signal.SIGKILL)
+            first.wait(30)
+
+        seen = last_step(ann)
+        wait_until(lambda: last_step(ann) > seen, PATIENCE_SECONDS)  # it trains without a server
+        with server.running():
+            assert {name: server.name_on_account_page(token) for name, token in cookies.items()} == {
+                name: name for name in PEOPLE
+            }
+            assert accounts.people() == people
+            assert read_settings(home).limits == LIMITS
+            assert audit_log_path(home).read_bytes() == log
+            assert [one.person for one in AuditLog(audit_log_path(home)).entries() if one.kind == "signed in"] == [
+                *PEOPLE
+            ]
+            seen = last_step(ann)
+            wait_until(lambda: last_step(ann) > seen, PATIENCE_SECONDS)
+            wait_until(lambda: [(one.owner, one.urgent) for one in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS)
+            assert (state_of(ann), state_of(bea), state_of(cid)) == ("running", "queued", "queued")
+            assert ann.folder.read_worker() == worker, "the same process, at its first attempt"
+
+            request_cancel(ann)
+            wait_until(lambda: state_of(cid) != "queued", PATIENCE_SECONDS)
+            assert state_of(bea) == "queued"
+            assert state_of(ann) == "stopped"
+            events = read_events(ann.folder.events).events
+            steps = [event.data.step for event in events if isinstance(event.data, StepData)]
+            assert steps == list(range(1, len(steps) + 1)), "no step is missing or was done twice"
+            for run in (bea, cid):
+                request_cancel(run)
+            wait_until(lambda: all(run.folder.read_state().is_final for run in runs), PATIENCE_SECONDS)
+    finally:
+        for run in runs:
+            with contextlib.suppress(Exception):
+                request_cancel(run)
+            wait_until(lambda run=run: not run.folder.has_living_worker(), PATIENCE_SECONDS)
