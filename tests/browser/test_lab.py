@@ -1,35 +1,48 @@
 """The road into a lab in a real browser, over real TLS: an invitation, a page of one's own, signing out and in again."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from engine.accounts.lab import read_settings
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path, read_settings
+from engine.accounts.people import Person
+from engine.paths import LoratoryHome
+from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from tests.browser.chromium import let_fold_settle, open_tab
+from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
 from ui.front.gate import COOKIE
+from ui.services import Services
 
 pytestmark = pytest.mark.browser
 
-expect.set_options(timeout=30_000)
+_PATIENCE_MS = 120_000  # generous: a timed test would only measure the machine
+expect.set_options(timeout=_PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as running:
+    def slowly(own: LoratoryHome, person: Person) -> Services:
+        """Services whose runs are at work for two minutes: other people still find them so."""
+        return replace(fake_services(own.root, seconds_per_step=2.0, home=own, owner=person.name), person=person)
+
+    with running_lab(tmp_path_factory.mktemp("lab"), slowly) as running:
         running.add("root", "admin")
         yield running
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+@contextmanager
+def visitor(browser: Browser) -> Iterator[Page]:
     """A browser that has not been here, and whose console must stay free of errors; it knows no test's certificate."""
     context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(_PATIENCE_MS)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -38,6 +51,32 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert errors == []
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """One visitor."""
+    with visitor(browser) as page:
+        yield page
+
+
+def sign_in(lab: Lab, page: Page, name: str) -> None:
+    """Give a browser a session of a person."""
+    token = lab.sessions.begin(lab.accounts.person(name), "", "")
+    page.context.add_cookies([{"name": COOKIE, "value": token, "url": lab.url, "secure": True}])
+    page.goto(lab.url)
+    expect(page.locator("#header .account")).to_contain_text(name)
+
+
+def join(lab: Lab, page: Page, link: str, name: str) -> None:
+    """Make an account with the link of an invitation."""
+    page.goto(link)
+    expect(page).to_have_url(f"{lab.url}/join")  # the token does not stay in the address
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_label("New password", exact=True).fill(PASSWORD)
+    page.get_by_label("New password again").fill(PASSWORD)
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("#header .account")).to_contain_text(name)
 
 
 def choose_model_and_data(page: Page) -> None:
@@ -49,16 +88,7 @@ def choose_model_and_data(page: Page) -> None:
 
 
 def test_an_invited_person_joins_trains_leaves_and_comes_back(lab, page):
-    invitation = lab.accounts.invite("member", by="root")
-
-    page.goto(f"{lab.url}/join#{invitation.token}")
-    expect(page).to_have_url(f"{lab.url}/join")  # the token does not stay in the address
-    page.get_by_label("Name", exact=True).fill("ann")
-    page.get_by_label("New password", exact=True).fill(PASSWORD)
-    page.get_by_label("New password again").fill(PASSWORD)
-    page.get_by_role("button", name="Continue").click()
-
-    expect(page.locator("#header .account")).to_contain_text("ann")
+    join(lab, page, f"{lab.url}/join#{lab.accounts.invite('member', by='root').token}", "ann")
     choose_model_and_data(page)
     open_tab(page, "Train")
     page.locator("#start").click()
@@ -147,17 +177,111 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
 
 def test_a_member_has_no_lab_tab(lab, page):
     lab.add("dan")
-    page.context.add_cookies(
-        [
-            {
-                "name": COOKIE,
-                "value": lab.sessions.begin(lab.accounts.person("dan"), "", ""),
-                "url": lab.url,
-                "secure": True,
-            }
-        ]
-    )
-    page.goto(lab.url)
-    expect(page.locator("#header .account")).to_contain_text("dan")
+    sign_in(lab, page, "dan")
     expect(page.get_by_role("tab", name="Runs", exact=True)).to_be_visible()
     expect(page.get_by_role("tab", name="Lab", exact=True)).to_have_count(0)
+
+
+SECRET = "Only for the eyes of eva"
+
+
+def runs_of(lab: Lab, name: str) -> list[Run]:
+    return RunStore(lab.home, name).list()
+
+
+def publish_queue(lab: Lab, active: Run, waiting: Run) -> None:
+    """Write the queue as a supervisor would, with words that name the owner's run."""
+    place = WaitingPlace(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
+    snapshot = QueueSnapshot(active=((active.owner, active.id),), waiting=(place,))
+    (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
+
+
+def test_an_invited_person_shares_a_run_and_another_reads_and_copies_it(lab, browser):
+    lab.add("finn")
+    with visitor(browser) as admin, visitor(browser) as eva, visitor(browser) as finn:
+        sign_in(lab, admin, "root")
+        open_tab(admin, "Lab")
+        admin.locator("#lab-invite").click()
+        join(lab, eva, admin.locator("#lab-result pre").inner_text().strip(), "eva")
+        choose_model_and_data(eva)
+        open_tab(eva, "Train")
+        eva.locator("#start").click()
+        expect(eva.locator("#run-heading")).to_contain_text("running")
+        (trained,) = runs_of(lab, "eva")
+        waiting = write_run(RunStore(lab.home, "eva"), a_config(run__name=SECRET), InventedRun(state="queued"))
+        publish_queue(lab, trained, waiting)
+
+        # The queue as both see it: of another person's runs, the owner, the device, the end and a reason in general words.
+        open_tab(eva, "Runs")
+        expect(eva.locator("#queue-turns")).to_contain_text(f"After {SECRET}.")
+        sign_in(lab, finn, "finn")
+        open_tab(finn, "Runs")
+        turns = finn.locator("#queue-turns")
+        expect(turns).to_contain_text("Waits for an earlier run of the same person.")
+        expect(turns.locator("tbody tr").first).to_contain_text("eva")
+        expect(turns.locator("tbody tr").first).to_contain_text("CPU")
+        expect(turns.locator("tbody tr").first).to_contain_text("left")
+        expect(finn.locator("#shared-runs")).to_contain_text("Nothing shared yet")
+        assert SECRET not in finn.content()
+        assert trained.id[-4:] not in turns.inner_html()
+
+        eva.locator(f"#runs-table [data-pick='{trained.id}']").first.click()
+        eva.locator("#run-share").click()
+        expect(eva.locator("#run-share")).to_have_text("Stop sharing")
+        open_tab(finn, "Model")
+        open_tab(finn, "Runs")
+        finn.locator(f"#shared-runs [data-pick='eva/{trained.id}']").click()
+        expect(finn.locator("#shared-heading")).to_contain_text("Of eva, read only.")
+        expect(finn.locator("#shared-run button:visible").filter(has_text="Copy settings")).to_be_visible()
+        offered = {text.strip() for text in finn.locator("#shared-run button:visible").all_inner_texts()}
+        assert offered <= {"Open in Chat", "Copy settings"}, "another person's run is not stopped or deleted"
+        finn.locator("#shared-copy").click()
+        finn.locator("#tabs button[role=tab].selected:has-text('Method')").wait_for()
+        open_tab(finn, "Train")
+        expect(finn.locator("#start")).to_be_enabled()
+        finn.locator("#start").click()
+        expect(finn.locator("#run-heading")).to_contain_text("running")
+        (copied,) = runs_of(lab, "finn")
+        assert copied.folder.read_config() == trained.folder.read_config()
+        assert not trained.folder.stop_request.exists()
+
+        # An admin looks into a run that is not shared: it opens on the Runs tab, and that is logged.
+        open_tab(admin, "Runs")
+        open_tab(admin, "Lab")
+        admin.locator("#lab-active").get_by_role("button", name=f"Look into the run eva/{waiting.id}").click()
+        expect(admin.locator("#shared-heading")).to_contain_text(SECRET)
+        looks = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.kind == "looked into"]
+        assert {(one.person, one.subject) for one in looks} == {("root", f"eva/{waiting.id}")}
+
+        # Urgent, with a reason that all read.
+        open_tab(admin, "Lab")
+        admin.locator("#lab-active").get_by_role("button", name=f"Make the run eva/{waiting.id} urgent").click()
+        admin.locator("#lab-urgent-why input, #lab-urgent-why textarea").fill("paper deadline")
+        admin.locator("#lab-urgent-yes").click()
+        expect(admin.locator("#lab-active")).to_contain_text("root made it urgent (paper deadline)")
+        open_tab(finn, "Runs")
+        expect(turns).to_contain_text("Goes first: root made it urgent (paper deadline).")
+
+
+def test_an_admin_removes_an_account_after_reading_what_becomes_of_its_runs(lab, page):
+    lab.add("gus")
+    write_run(RunStore(lab.home, "gus"), a_config(), InventedRun())
+    sign_in(lab, page, "root")
+    open_tab(page, "Lab")
+    page.locator("#lab-people [data-pick=gus]").click()
+    expect(page.locator("#lab-person h3")).to_have_text("gus")
+    page.locator("#lab-remove").click()
+    expect(page.locator("#lab-removal")).to_contain_text("Kept: 1 run, which admins can read.")
+    page.locator("#lab-removal-no").click()
+    expect(page.locator("#lab-removal")).to_be_hidden()
+    with lab.sessions._database.transaction() as connection:  # an hour later
+        connection.execute("UPDATE sessions SET confirmed = confirmed - 3600 WHERE person = 'root'")
+    page.locator("#lab-remove").click()
+    page.locator("#lab-removal-yes").click()
+    expect(page.locator("#lab-confirm")).to_be_visible()
+    assert "gus" in [person.name for person in lab.accounts.people()]
+    page.locator("#lab-password input").fill(PASSWORD)
+    page.locator("#lab-confirm-button").click()
+    expect(page.locator("#lab-people [data-pick=gus]")).to_have_count(0)
+    assert "gus" not in [person.name for person in lab.accounts.people()]
+    assert len(runs_of(lab, "gus")) == 1

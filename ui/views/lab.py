@@ -75,7 +75,7 @@ def removal_words(name: str, runs: RunsOfPerson) -> str:
     """Return what becomes of an account and its runs when it is removed."""
     kept = "There are no runs of this account."
     if runs.all:
-        kept = f"{plural(runs.all, 'run is', 'runs are')} kept, and admins can read them."
+        kept = f"Kept: {plural(runs.all, 'run')}, which admins can read."
     if runs.active or runs.waiting:
         kept += (
             f" {plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."

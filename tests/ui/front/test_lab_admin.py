@@ -337,7 +337,7 @@ def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given
     words = removal_words("ann", admin.runs_of("ann"))
     admin.remove(caller, "ann")
 
-    assert "3 runs are kept, and admins can read them. 1 run at work and 1 waiting continue" in words
+    assert "Kept: 3 runs, which admins can read. 1 run at work and 1 waiting continue" in words
     assert admin.sessions.find(token) is None
     assert [person.name for person in admin.people()[0]] == ["bea", "root"]
     assert waiting.folder.read_state().state == "queued"
