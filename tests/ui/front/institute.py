@@ -167,14 +167,14 @@ def running_institute(folder) -> Iterator[Institute]:
     """Serve a provider from a thread."""
     bound = bound_socket("127.0.0.1", 0)
     authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
+    certificate = authority.issue_cert("127.0.0.1")  # to browsers another site than a lab on localhost
     chain, key = folder / "institute.pem", folder / "institute.key"
     for blob in certificate.cert_chain_pems:
         blob.write_to_path(chain, append=True)
     certificate.private_key_pem.write_to_path(key)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    institute = Institute(f"https://localhost:{bound.getsockname()[1]}", trust, new_keys())
+    institute = Institute(f"https://127.0.0.1:{bound.getsockname()[1]}", trust, new_keys())
     config = uvicorn.Config(
         institute.app(),
         log_level="warning",
