@@ -57,7 +57,7 @@ def invite(
 
 @people.command()
 def reset(name: Name, public_url: PublicUrl = None, as_json: AsJson = False) -> None:
-    """Print a link with which a person sets another password; the present one ends at once."""
+    """Print a link with which a person sets another password; the present one, and links to other services, end at once."""
     address = public_address(LoratoryHome.from_environment(), public_url)
     invitation = _accounts().reset(name, by="")
     _log("invited", subject=invitation.person or "", detail="password")

@@ -160,13 +160,13 @@ class IdentityPages(ABC):
         """Return the part of the account page about this service."""
         name = escape(self.title)
         if not self.identities.is_linked(person, self.issuer):
-            body = (
-                f'<p class="small">Sign in with your {name} account as well.</p>'
+            link = (
+                f'<h2>{name}</h2><p class="small">Sign in with your {name} account as well.</p>'
                 f'<form method="post" action="{SIGN_IN_WITH}">'
                 + field("password", "Current password", "password", "current-password")
                 + f'<button name="for" value="link">Link {name}</button></form>'
             )
-            return f"<h2>{name}</h2>{body if has_password else ''}"
+            return link if has_password else ""
         confirm = (
             f'<form method="post" action="{SIGN_IN_WITH}"><button class="other" name="for" value="confirm">'
             f'Confirm with {name}</button></form><p class="small">Needed before you change what people may do.</p>'
