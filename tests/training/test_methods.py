@@ -1,8 +1,8 @@
 """Every PEFT method of the registry on a model of two layers: trains, resumes bit by bit, loads with plain PEFT, merges."""
 
 import json
-import shutil
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engine.config.methods.registry import METHODS
+from engine.config.run import AdapterConfig
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable
+from engine.runs.history.events import StepData
 from engine.training.callbacks import RunCallback, TrainerHooks
 from engine.training.checkpoints.state_files import random_state, save_adapter
 from tests.training.tiny_training import make_config, make_rows, make_training
@@ -69,19 +71,20 @@ def config_of(folder, method, **training):
     return type(config).model_validate({**mapping, "adapter": adapter})
 
 
-def train(folder, method, output, *, save_at=None, resume_from=None, **training):
+def train(folder, method, output, *, save_at=SAVED_AT, resume_from=None):
     """Train to the end; write the state of step `save_at` to `output`."""
-    config = config_of(folder, method, **({"save_steps": save_at} if save_at else {}) | training)
+    config = config_of(folder, method, save_steps=save_at)
     trained: list[Any] = []
 
     def save():
         trainer = trained[0].trainer
-        if save_at and trainer.state.global_step == save_at:
+        if trainer.state.global_step == save_at:
             output.mkdir(parents=True, exist_ok=True)
             trainer.write_state(output, [random_state()])
 
     callback = RunCallback(config.training, False, lambda: False, lambda: None)
     trained.append(make_training(config, ROWS, output, hooks=TrainerHooks(save=save), callbacks=(callback,)))
+    torch.manual_seed(54321)  # a new process has other random numbers
     trained[0].trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return trained[0]
 
@@ -95,101 +98,152 @@ def logits_of(model):
         return model(input_ids=ids).logits[:, -ids.shape[1] :]  # without virtual tokens
 
 
+class Trained(NamedTuple):
+    """What a run left."""
+
+    steps: list[StepData]
+    weights: dict[str, torch.Tensor]
+    logits: torch.Tensor
+    state: Path  # of step SAVED_AT
+    adapter: Path
+
+
+class Fresh(NamedTuple):
+    """An adapter that nobody trained."""
+
+    config: AdapterConfig
+    parameters: tuple[int, int]  # trainable and all, as PEFT counts
+    logits: torch.Tensor
+    base_logits: torch.Tensor
+    adapter: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model_folder, tmp_path_factory):
+    """Trains each method with each settings once, when they are first asked for."""
+    known: dict[str, Trained] = {}
+
+    def whole(method: str) -> Trained:
+        name = f"{method} {SETTINGS.get(method)}"
+        if name not in known:
+            folder = tmp_path_factory.mktemp("trained")
+            training = train(tiny_model_folder, method, folder / "state")
+            model = training.trainer.model
+            if not METHODS[method].trains_all:
+                save_adapter(model, training.trainer.processing_class, folder / "adapter")
+            known[name] = Trained(
+                training.steps, training.weights(), logits_of(model), folder / "state", folder / "adapter"
+            )
+        return known[name]
+
+    return whole
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny_model_folder, tmp_path_factory):
+    """Adds the adapter of each method with each settings once, when they are first asked for."""
+    known: dict[str, Fresh] = {}
+
+    def untrained(method: str) -> Fresh:
+        name = f"{method} {SETTINGS.get(method)}"
+        if name not in known:
+            folder = tmp_path_factory.mktemp("fresh")
+            config = config_of(tiny_model_folder, method)
+            training = make_training(config, ROWS, folder)
+            model = training.trainer.model
+            save_adapter(model, training.trainer.processing_class, folder / "adapter")
+            logits = logits_of(model)
+            with model.disable_adapter():
+                base_logits = logits_of(model)
+            known[name] = Fresh(
+                config.adapter, model.get_nb_trainable_parameters(), logits, base_logits, folder / "adapter"
+            )
+        return known[name]
+
+    return untrained
+
+
 @pytest.fixture(params=ADAPTERS)
 def method(request):
     return request.param
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, tiny_model_folder, tmp_path):
-    whole = train(tiny_model_folder, method, tmp_path / "state", save_at=SAVED_AT)
-    again = train(tiny_model_folder, method, tmp_path / "other", resume_from=tmp_path / "state", save_steps=SAVED_AT)
+def reloaded(folder: Path, adapter: Path) -> PeftModel:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter))
 
-    assert again.losses == whole.losses[SAVED_AT:]
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained, tiny_model_folder, tmp_path):
+    whole = trained(method)
+    again = train(tiny_model_folder, method, tmp_path / "other", resume_from=whole.state)
+
+    for what in ("step", "loss", "grad_norm", "tokens"):
+        assert [getattr(step, what) for step in again.steps] == [getattr(step, what) for step in whole.steps[SAVED_AT:]]
     for name, weight in again.weights().items():
-        assert torch.equal(weight, whole.weights()[name]), name
+        assert torch.equal(weight, whole.weights[name]), name
 
 
 @pytest.mark.parametrize(("method", "settings"), VARIANTS)
 @pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")
 def test_a_variant_of_a_method_resumes_loads_and_is_counted_too(
-    method, settings, tiny_model_folder, tmp_path, monkeypatch
+    method, settings, trained, fresh, tiny_model_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(SETTINGS, method, settings)
 
-    test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, tiny_model_folder, tmp_path / "resumed")
-    test_a_saved_adapter_computes_the_same_with_plain_peft(method, tiny_model_folder, tmp_path / "saved")
-    test_the_estimate_counts_the_parameters_that_peft_counts(method, tiny_model_folder, tmp_path / "counted")
+    test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained, tiny_model_folder, tmp_path)
+    test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained, tiny_model_folder)
+    test_the_estimate_counts_the_parameters_that_peft_counts(method, fresh, tiny_model_folder)
 
 
-def test_a_saved_adapter_computes_the_same_with_plain_peft(method, tiny_model_folder, tmp_path):
-    training = train(tiny_model_folder, method, tmp_path / "state", save_at=STEPS - 1)
-    expected = logits_of(training.trainer.model)
-    save_adapter(training.trainer.model, training.trainer.processing_class, tmp_path / "adapter")
+def test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained, tiny_model_folder):
+    run = trained(method)
+    before = logits_of(AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32))
 
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
-    before = logits_of(base)
-    reloaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-
-    assert torch.allclose(logits_of(reloaded), expected, atol=1e-5)
-    assert not torch.allclose(expected, before, atol=1e-3)
+    assert torch.allclose(logits_of(reloaded(tiny_model_folder, run.adapter)), run.logits, atol=1e-5)
+    assert not torch.allclose(run.logits, before, atol=1e-3)
 
 
-def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, tiny_model_folder, tmp_path):
-    training = train(tiny_model_folder, method, tmp_path / "state")
-    expected = logits_of(training.trainer.model)
-    model = training.trainer.model
+def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, trained, tiny_model_folder):
+    run = trained(method)
+    model = reloaded(tiny_model_folder, run.adapter)
     if not METHODS[method].mergeable:
         assert not hasattr(model.base_model, "merge_and_unload")
         return
-    for module in model.modules():
-        module.__dict__.pop("forward", None)  # Loratory's own branch does not know of merged weights
 
     merged = model.merge_and_unload(safe_merge=True)
 
-    assert torch.allclose(logits_of(merged), expected, atol=1e-4)
+    assert torch.allclose(logits_of(merged), run.logits, atol=1e-4)
 
 
-def test_a_fresh_adapter_changes_nothing_where_the_method_says_so(method, tiny_model_folder, tmp_path):
-    training = make_training(config_of(tiny_model_folder, method), ROWS, tmp_path)
-    model = training.trainer.model
-    fresh = logits_of(model)
-    with model.disable_adapter():
-        base = logits_of(model)
+def test_a_fresh_adapter_changes_nothing_where_the_method_says_so(method, fresh):
+    model = fresh(method)
 
-    assert torch.allclose(fresh, base, atol=1e-6) == METHODS[method].starts_as_identity
+    assert torch.allclose(model.logits, model.base_logits, atol=1e-6) == METHODS[method].starts_as_identity
 
 
-def test_the_estimate_counts_the_parameters_that_peft_counts(method, tiny_model_folder, tmp_path):
-    config = config_of(tiny_model_folder, method)
-    model = make_training(config, ROWS, tmp_path).trainer.model
+def test_the_estimate_counts_the_parameters_that_peft_counts(method, fresh, tiny_model_folder):
+    model = fresh(method)
     shape = inventory_of(json.loads((tiny_model_folder / "config.json").read_text()))
 
-    counted = count_trainable(shape, config.adapter, find_targets(shape, config.adapter))
+    counted = count_trainable(shape, model.config, find_targets(shape, model.config))
 
-    assert (counted.trainable, counted.total) == model.get_nb_trainable_parameters()
+    assert (counted.trainable, counted.total) == model.parameters
 
 
-def test_the_settings_of_a_method_are_those_of_its_configuration(method, tiny_model_folder, tmp_path):
-    config = config_of(tiny_model_folder, method)
-    training = make_training(config, ROWS, tmp_path)
-    save_adapter(training.trainer.model, training.trainer.processing_class, tmp_path / "adapter")
+def test_the_settings_of_a_method_are_those_of_its_configuration(method, fresh):
+    model = fresh(method)
 
-    written = PeftConfig.from_pretrained(str(tmp_path / "adapter")).to_dict()
+    written = PeftConfig.from_pretrained(str(model.adapter)).to_dict()
 
     assert written["peft_type"] == METHODS[method].peft_type
-    for name, value in METHODS[method].peft_arguments(config.adapter).items():
+    for name, value in METHODS[method].peft_arguments(model.config).items():
         assert written[name] == value or name == "total_step", name
 
 
-def test_every_tensor_of_an_adapter_bears_a_mark_of_its_method(method, tiny_model_folder, tmp_path):
-    training = make_training(config_of(tiny_model_folder, method), ROWS, tmp_path)
-    save_adapter(training.trainer.model, training.trainer.processing_class, tmp_path / "adapter")
-
-    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+def test_every_tensor_of_an_adapter_bears_a_mark_of_its_method(method, fresh):
+    names = load_file(fresh(method).adapter / "adapter_model.safetensors")
 
     if METHODS[method].adapts_layers:
         assert all(any(mark in name for mark in METHODS[method].tensor_marks) for name in names)
     else:
         assert set(names) == {"prompt_embeddings"}
-    shutil.rmtree(tmp_path / "adapter")

@@ -164,6 +164,7 @@ class StopAfter:
             raise KeyboardInterrupt
 
 
+# Each method on its own resumes in test_methods.
 RESUMABLE = {
     "LoRA with dropout": {"adapter": {"lora_dropout": 0.1}},
     "QLoRA": {"model": {"quantization": "nf4", "compute_dtype": "bfloat16"}},
@@ -179,9 +180,6 @@ RESUMABLE = {
         "adapter": {"lora_dropout": 0.1},
     },
     "bfloat16": {"model": {"compute_dtype": "bfloat16"}, "adapter": {"lora_dropout": 0.1}},
-    "IA3": {"adapter": {"method": "ia3"}},
-    "prefix tuning": {"adapter": {"method": "prefix_tuning", "num_virtual_tokens": 5}},
-    "full": {"adapter": {"method": "none"}},
     "DoRA and rsLoRA": {"adapter": {"use_dora": True, "use_rslora": True, "lora_dropout": 0.1}},
     "checkpointing": {"training": {"gradient_checkpointing": True}, "adapter": {"lora_dropout": 0.1}},
     "modules_to_save": {"adapter": {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]}},
