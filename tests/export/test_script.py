@@ -8,12 +8,12 @@ import csv
 import gzip
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ruff import find_ruff_bin
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, mapping_from_yaml
@@ -71,14 +71,19 @@ def script_of(config, home, run=None) -> str:
 
 def names_of(config, home, run=None) -> dict:
     """What stands in the script, defined and not started."""
+    return names_in(script_of(config, home, run))
+
+
+def names_in(script: str) -> dict:
+    """What stands in a script, defined and not started."""
     names: dict = {"__name__": "a_script"}
-    exec(compile(script_of(config, home, run), "script", "exec"), names)
+    exec(compile(script, "script", "exec"), names)
     return names
 
 
-def sequences_of(config, home) -> tuple[list, list]:
-    """What the script learns from and measures on, by its own functions."""
-    names = names_of(config, home)
+def sequences_of(script: str) -> tuple[list, list]:
+    """What a script learns from and measures on, by its own functions."""
+    names = names_in(script)
     options = argparse.Namespace(model=names["MODEL"], data=names["DATA"])
     parts = names["prepare"](names["load_tokenizer"](options.model), options)
     train, held_out = ([(one["input_ids"], one["labels"]) for one in part] for part in parts)
@@ -101,7 +106,7 @@ def sequences_of_run(config, home) -> tuple[list, list]:
 def assert_whole(text: str, folder: Path) -> None:
     """There is nothing unused or undefined in it."""
     (folder / "script.py").write_text(text)
-    asked = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(folder / "script.py")]
+    asked = [find_ruff_bin(), "check", "--isolated", "--select", "F", str(folder / "script.py")]
     found = subprocess.run(asked, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
@@ -164,7 +169,7 @@ def test_a_script_makes_the_tokens_masks_and_split_of_the_run(name, tiny_model_f
     make, dataset = CASES[name]
     config = make_config(tiny_model_folder, str(make(tmp_path)), {"max_length": 400}, **dataset)
 
-    train, held_out = sequences_of(config, home)
+    train, held_out = sequences_of(script_of(config, home))
 
     expected_train, expected_held_out = sequences_of_run(config, home)
     assert train == expected_train
@@ -177,7 +182,7 @@ def test_rows_that_say_the_same_stand_on_one_side_whatever_the_seed(tiny_model_f
 
     for seed in range(8):
         config = make_config(tiny_model_folder, source, {"max_length": 400, "seed": seed})
-        assert sequences_of(config, home) == sequences_of_run(config, home)
+        assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
 
 
 @pytest.mark.parametrize(

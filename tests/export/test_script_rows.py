@@ -76,7 +76,7 @@ def test_a_file_is_read_as_the_run_reads_it(name, tiny_model_folder, home, tmp_p
     turns = {"format": "messages"} if name.startswith("turns") else {}
     config = make_config(tiny_model_folder, str(tmp_path / name), {"max_length": 400}, **turns)
 
-    assert sequences_of(config, home) == sequences_of_run(config, home)
+    assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_parquet_and_folders_are_read_as_the_run_reads_them(tiny_model_folder, h
 
     for source in (tmp_path / "rows.parquet", folder):
         config = make_config(tiny_model_folder, str(source), {"max_length": 400})
-        assert sequences_of(config, home) == sequences_of_run(config, home)
+        assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
 
 
 def test_a_dataset_on_the_hub_is_asked_for_as_the_run_asks(tiny_model_folder, home, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_dataset_on_the_hub_is_asked_for_as_the_run_asks(tiny_model_folder, ho
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     config = make_config(tiny_model_folder, "someone/talks", {"max_length": 400}, subset="long", revision="v1")
 
-    assert sequences_of(config, home) == sequences_of_run(config, home)
+    assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
     assert asks == [(("someone/talks",), {"name": "long", "split": "train", "revision": "v1"})]
 
 
@@ -181,7 +181,7 @@ def test_a_row_says_what_it_says_in_the_run(name, tiny_model_folder, home, tmp_p
     source = str(write_lines(tmp_path / "rows.jsonl", rows))
     config = make_config(tiny_model_folder, source, {"max_length": 400}, **dataset)
 
-    assert sequences_of(config, home) == sequences_of_run(config, home)
+    assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
 
 
 REFUSED = {

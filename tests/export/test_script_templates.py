@@ -116,7 +116,7 @@ def test_a_familys_template_is_followed(name, rows, plain_folder, home, tmp_path
 
     expected = sequences_of_run(config, home)
 
-    assert sequences_of(config, home) == expected
+    assert sequences_of(script_of(config, home)) == expected
     assert all(expected)
 
 
@@ -151,8 +151,9 @@ def test_an_unusual_template_is_followed(name, rows, plain_folder, home, tmp_pat
     source = str(write_lines(tmp_path / "rows.jsonl", [*ROWS[rows], *CHAT]))
     config = make_config(model, source, {"max_length": 800})
 
-    assert sequences_of(config, home) == sequences_of_run(config, home)
-    assert_whole(script_of(config, home), tmp_path)
+    script = script_of(config, home)
+    assert sequences_of(script) == sequences_of_run(config, home)
+    assert_whole(script, tmp_path)
 
 
 SEVERAL_ANSWERS = [
@@ -173,8 +174,9 @@ def test_the_answers_that_count_are_those_of_the_run(rows, train_on, plain_folde
     source = str(write_lines(tmp_path / "rows.jsonl", rows))
     config = make_config(model, source, {"max_length": 800}, train_on=train_on)
 
-    assert sequences_of(config, home) == sequences_of_run(config, home)
-    assert_whole(script_of(config, home), tmp_path)
+    script = script_of(config, home)
+    assert sequences_of(script) == sequences_of_run(config, home)
+    assert_whole(script, tmp_path)
 
 
 # From the ninth answer on it tells no more than the last question: the ninth is not asked for as it is written.
@@ -193,7 +195,7 @@ def test_turns_far_beyond_the_cut_are_not_looked_at(template, plain_folder, home
 
     for max_length in (120, 300):
         config = make_config(model, source, {"max_length": max_length})
-        assert sequences_of(config, home) == sequences_of_run(config, home)
+        assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
 
 
 def test_rows_that_the_template_refuses_are_left_out(plain_folder, home, tmp_path, capsys):
@@ -206,7 +208,7 @@ def test_rows_that_the_template_refuses_are_left_out(plain_folder, home, tmp_pat
     rows = [*CHAT, {"messages": [asked("never"), said("ever")]}]
     config = make_config(model, str(write_lines(tmp_path / "rows.jsonl", rows)))
 
-    assert sequences_of(config, home) == sequences_of_run(config, home)
+    assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
     assert "1 rows are left out; of the first, the chat template refuses it: never say never" in capsys.readouterr().out
 
 
@@ -217,7 +219,7 @@ def test_a_base_model_gets_the_plain_template_behind_its_own_opening(plain_folde
     model = model_with(tokenizer, plain_folder, tmp_path / "model")
     config = make_config(model, str(write_lines(tmp_path / "rows.jsonl", CHAT)))
 
-    (train, held_out) = sequences_of(config, home)
+    (train, held_out) = sequences_of(script_of(config, home))
 
     assert (train, held_out) == sequences_of_run(config, home)
     assert all(ids[0] == tokenizer.bos_token_id for ids, _ in train + held_out)

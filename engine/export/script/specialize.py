@@ -18,7 +18,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from enum import IntEnum
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,12 +74,13 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
     return "\n\n".join([f"{_import_lines(bound)}\n{head}", *body])
 
 
-def _names_used(source: str) -> set[str]:
+@lru_cache(maxsize=512)
+def _names_used(source: str) -> frozenset[str]:
     """Return the names that a definition takes from outside of it."""
     nodes = list(ast.walk(ast.parse(source)))
     own = {node.arg for node in nodes if isinstance(node, ast.arg)}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    return {node.id for node in nodes if isinstance(node, ast.Name)} - own
+    return frozenset(node.id for node in nodes if isinstance(node, ast.Name)) - own
 
 
 def settle(source: str, facts: ScriptFacts, *, plain: bool = False) -> str:
@@ -158,30 +160,54 @@ def _import_lines(bound: _Imports) -> str:
 def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
     """Return what can be settled next: outer statements before inner ones, and statements before expressions."""
     tree = ast.parse(source)
-    look = _Look(source, facts, plain=plain)
+    look = _Look(source, tree, facts, plain=plain)
     for find in (look.at_if, look.behind_return, look.at_expression):
-        if edits := sorted(_outermost(tree, find)):
+        if edits := sorted(look.outermost(tree, find)):
             return edits
     return []
 
 
-def _outermost(node: ast.AST, find: Callable[[ast.AST], _Edit | None]) -> Iterator[_Edit]:
-    if (edit := find(node)) is not None:
-        yield edit
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _outermost(child, find)
+class _Depends(IntEnum):
+    """What the value of a node depends on."""
+
+    NOTHING = 0
+    FACTS = 1
+    MORE = 2
 
 
 class _Look:
     """Looks for what can be settled in a source."""
 
-    def __init__(self, source: str, facts: ScriptFacts, *, plain: bool) -> None:
+    def __init__(self, source: str, tree: ast.AST, facts: ScriptFacts, *, plain: bool) -> None:
+        self._children: dict[ast.AST, list[ast.AST]] = {}
+        self._depends: dict[ast.AST, _Depends] = {}
+        self._visit(tree)
         self._text = source.encode()
         self._plain = plain
         self._facts = facts
         self._lines = self._text.splitlines(keepends=True)
         self._starts = list(itertools.accumulate(map(len, self._lines), initial=0))
+
+    def _visit(self, node: ast.AST) -> _Depends:
+        """Note, once for every node, what is in it and what it depends on."""
+        depends = _Depends.NOTHING
+        if isinstance(node, ast.Name):
+            depends = _Depends.FACTS if node.id == "facts" else _Depends.MORE
+        elif isinstance(node, ast.Call):
+            depends = _Depends.MORE
+        children = self._children[node] = list(ast.iter_child_nodes(node))
+        for child in children:
+            depends = max(depends, self._visit(child))
+        self._depends[node] = depends
+        return depends
+
+    def outermost(self, node: ast.AST, find: Callable[[ast.AST], _Edit | None]) -> Iterator[_Edit]:
+        """Yield what is found in a node, but nothing inside of that."""
+        if (edit := find(node)) is not None:
+            yield edit
+            return
+        for child in self._children[node]:
+            yield from self.outermost(child, find)
 
     def at_if(self, node: ast.AST) -> _Edit | None:
         if not isinstance(node, ast.If) or not self._is_settled(node.test):
@@ -298,8 +324,7 @@ class _Look:
     def _is_settled(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Constant):
             return isinstance(node.value, bool)
-        names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-        return names == {"facts"} and not any(isinstance(one, ast.Call) for one in ast.walk(node))
+        return self._depends[node] is _Depends.FACTS
 
     def _value(self, node: ast.expr) -> Any:
         code = compile(ast.Expression(node), "facts", "eval")
