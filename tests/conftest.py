@@ -20,7 +20,7 @@ from engine.paths import LoratoryHome
 from tests.fork_server import forking_workers
 
 TESTS_AT_ONCE = 2  # more would run real workers into each other's memory and patience
-LONGEST = ("test_results_for_real.py", "test_training_grid.py", "test_main_road.py", "test_gguf_for_real.py")
+LONGEST = ("test_results_for_real.py", "test_main_road.py", "test_training_grid.py", "test_sweep_for_real.py")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

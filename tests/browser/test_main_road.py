@@ -99,16 +99,16 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     page.locator("#max-steps input").press("Tab")
     expect(page.locator("#start")).to_be_enabled(timeout=20_000)
     page.locator("#start").click()
-    wait_until(lambda: shown_step(page) >= 3, TRAIN_SECONDS, "no step was shown")
+    wait_until(lambda: shown_step(page) >= 2, TRAIN_SECONDS, "no step was shown")
 
     # A reload does not touch the run, and a second browser shows the same one.
     page.reload()
     expect(page.locator("#panel dl")).to_contain_text("smollm2-135m-instruct", timeout=30_000)
     open_tab(page, "Train")
-    wait_until(lambda: shown_step(page) >= 3, 60, "the run is not there after a reload")
+    wait_until(lambda: shown_step(page) >= 2, 60, "the run is not there after a reload")
     other = open_page(browser, url)
     open_tab(other, "Train")
-    wait_until(lambda: shown_step(other) >= 3, 60, "a second browser does not show the run")
+    wait_until(lambda: shown_step(other) >= 2, 60, "a second browser does not show the run")
     assert other.locator("#run-heading h2").inner_text() == page.locator("#run-heading h2").inner_text()
     other.context.close()
 

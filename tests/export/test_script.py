@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ruff import find_ruff_bin
+from ruff import find_ruff_bin  # type: ignore[import-untyped]
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, mapping_from_yaml
