@@ -35,6 +35,7 @@ class OwnModel(NamedTuple):
 
     hub_id: str
     bytes: int
+    revision: str | None = None  # that was asked for
 
 
 @dataclass(eq=False)
@@ -86,7 +87,7 @@ class OwnModelJob:
             process.call("download", params, on_progress=report, stopped=self._stopped)
         finally:
             process.close(timeout_seconds=0.5)
-        return OwnModel(hub_id, folder_size_bytes(own / _folder_name(hub_id)))
+        return OwnModel(hub_id, folder_size_bytes(own / _folder_name(hub_id)), self.model.revision)
 
     def stop(self) -> None:
         """End it within seconds."""

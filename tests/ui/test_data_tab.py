@@ -5,6 +5,7 @@ import threading
 import gradio as gr
 import pytest
 
+from engine.data.contract import CheckProgress
 from engine.errors import ModelError
 from engine.models.prepared import ModelProgress
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
@@ -12,6 +13,7 @@ from ui.backend.models import Tokenizers, key_of
 from ui.build import build_app
 from ui.tabs.data import DataTab
 from ui.tabs.dataset_format import _keep_mapping, _map_columns
+from ui.views.dataset import render_progress
 
 # What stays in reach when something fails
 
@@ -204,3 +206,10 @@ def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(v
     visitor.tab._fetch_again(*visitor.values(**settings))
     wait_for(lambda: visitor.tab._page.services.tokenizers.is_ready(MODEL))
     assert slow.asked == 2
+
+
+def test_a_check_that_waits_for_the_processes_of_a_lab_shows_that():
+    waiting = CheckProgress(rows=0, bytes_read=0, size_bytes=None, waiting="Waiting: all <8> processes are at work.")
+
+    assert "Waiting: all &lt;8&gt; processes are at work." in render_progress(waiting)
+    assert "Reading all rows" in render_progress(waiting.model_copy(update={"waiting": ""}))

@@ -43,7 +43,7 @@ class OwnModelsPart:
                     elem_id="own-model-revision",
                 )  # fmt: skip
                 self.token = gr.Textbox(
-                    label="Your Hugging Face token", info="With read access. Used for this download, and not stored.",
+                    label="Your Hugging Face token", info="With read access. Not stored.",
                     type="password", max_lines=1, min_width=240, elem_id="own-model-token",
                 )  # fmt: skip
             with gr.Row():
@@ -105,9 +105,13 @@ class OwnModelsPart:
         if work is not None and work.is_under_way:
             return UNCHANGED
         arrived = work.result if work is not None else None
-        note = f"{arrived.hub_id} is here. Your runs, chats and exports find it." if arrived is not None else ""
+        note, wanted = "", ""
+        if arrived is not None and arrived.revision is None:
+            note, wanted = f"{arrived.hub_id} is here. Your runs, chats and exports find it.", arrived.hub_id
+        elif arrived is not None:
+            note = f"{arrived.hub_id} is here. Choose it as “Other model”, and {arrived.revision} under “Advanced”."
         return {
-            self.wanted: arrived.hub_id if arrived is not None else "",
+            self.wanted: wanted,
             self.status: work_status(work, _STOPPED) or small(note, role="status"),
             self.start: gr.update(interactive=True),
             self.stop: gr.update(visible=False),
