@@ -113,8 +113,13 @@ def fetch_from_hub(
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
         listing = _list_files(hub_id, revision, timeout_seconds, token)
-        return _fetch(hub_id, revision, part, _Fetching(hub_id, listing, on_progress, token, require_room))
     except (HubUnreachableError, ModelAccessError):  # a copy that is here may be read without a login
+        if cached is not None:
+            return cached
+        raise
+    try:
+        return _fetch(hub_id, revision, part, _Fetching(hub_id, listing, on_progress, token, require_room))
+    except ModelAccessError:  # the Hub lists the files of gated models to all
         if cached is not None:
             return cached
         raise
