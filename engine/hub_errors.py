@@ -66,6 +66,18 @@ class HubFault(Enum):
         "Free some space, or set HF_HOME to a folder that has it.",
     )
 
+    # Of jobs alone.
+    NO_CREDIT = (
+        "access",
+        "Hugging Face starts no job: the account has no credit for it ({detail}).",
+        "Add credit at https://huggingface.co/settings/billing, or train on this machine.",
+    )
+    NO_JOBS_RIGHT = (
+        "access",
+        "Your token may not use jobs and buckets of {name} ({detail}).",
+        "Choose an account or organisation of yours in jobs.namespace, or a token with write access and the right to jobs.",
+    )
+
     # Of a push alone.
     NO_TOKEN = ("access", "Pushing needs a Hugging Face token, and there is none.", _LOGIN_FIX)
     WRONG_TOKEN = ("access", "The Hub does not accept your token ({detail}{quote}).", _LOGIN_FIX)

@@ -102,6 +102,20 @@ def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     return None
 
 
+@pair_rule("run.devices", "run.where")
+def _device_of_this_machine(config: RunConfig) -> str | None:
+    if config.run.is_elsewhere and not isinstance(config.run.devices, str):
+        return "it names GPUs of this machine, and a job has one of its own; set auto, and choose jobs.flavor."
+    return None
+
+
+@pair_rule("training.report_to", "run.where")
+def _tracker_elsewhere(config: RunConfig) -> str | None:
+    if config.run.is_elsewhere and config.training.report_to:
+        return "a job has no login of a tracker; leave this empty, or train on this machine."
+    return None
+
+
 PAIR_RULES = (
     _method_with_checkpointing,
     _virtual_tokens_fill_the_context,
@@ -114,6 +128,8 @@ PAIR_RULES = (
     _spread_by_several_processes,
     _spread_with_paged_optimizer,
     _completion_of_conversations,
+    _device_of_this_machine,
+    _tracker_elsewhere,
 )
 
 

@@ -16,6 +16,7 @@ DataFormatName = Literal["alpaca", "sharegpt", "messages", "prompt_completion", 
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]
+Place = Literal["local", "jobs"]
 
 if TYPE_CHECKING:
     Method = str
@@ -110,16 +111,39 @@ class RunSection(Section):
     """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""
     resume_after_restart: bool = setting(False, "Resume by itself")
     """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
+    where: Place = setting("local", "Where")
+    """local trains on this machine. jobs trains on Hugging Face's hardware, which your account there pays by the minute."""
     launcher: Launcher = setting("local", "Launcher")
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
     """balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device."""
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether another machine trains, of which this one knows no devices."""
+        return self.where != "local"
+
+    @property
+    def executor(self) -> str:
+        """Name of the executor that starts the run."""
+        return self.where if self.is_elsewhere else self.launcher
+
+    @property
     def spread_over(self) -> int:
         """GPUs that one model's layers are divided among; 1 where each device holds the whole model."""
         named = len(self.devices) if not isinstance(self.devices, str) else 1
         return named if self.device_map != "none" else 1
+
+
+class JobsConfig(Section):
+    """What a run on Hugging Face Jobs may use; ignored on this machine."""
+
+    flavor: str = setting("", "Hardware", max_length=60, pattern=r"^[a-z0-9-]*$")
+    """Hugging Face's name of the hardware, such as l4x1. Empty takes the cheapest whose memory covers the 90% upper bound."""
+    limit_hours: float | None = setting(None, "Time limit, hours", gt=0, le=168)
+    """After it the job saves and stops. Empty estimates a generous one from the model and the data."""
+    namespace: str = setting("", "Paid by", max_length=96, pattern=r"^[A-Za-z0-9._-]*$")
+    """Your organisation that pays for the job and keeps its files meanwhile. Empty means your own account."""
 
 
 class RunConfig(Section):
@@ -130,6 +154,7 @@ class RunConfig(Section):
     dataset: DatasetConfig
     training: TrainingConfig = TrainingConfig()
     run: RunSection = RunSection()
+    jobs: JobsConfig = JobsConfig()
 
     @property
     def method_name(self) -> str:

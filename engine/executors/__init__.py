@@ -1,8 +1,9 @@
-"""The executors that there are, by the name that `run.launcher` gives them."""
+"""The executors that there are, by the name that `RunSection.executor` gives them."""
 
 from collections.abc import Callable, Mapping
 
 from engine.executors.base import Executor
+from engine.executors.huggingface_jobs.executor import JobsExecutor
 from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, WorkerCommand
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
@@ -10,4 +11,5 @@ ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 def make_executors(context: LocalContext, command: WorkerCommand | None = None) -> Mapping[str, Executor]:
     """Return every executor of a home, by name; a test may have its own way to start workers on this machine."""
-    return {kind.name: kind(context, command) for kind in (LocalExecutor, AccelerateExecutor)}
+    here = (kind(context, command) for kind in (LocalExecutor, AccelerateExecutor))
+    return {executor.name: executor for executor in (*here, JobsExecutor(context.book.home))}

@@ -36,7 +36,7 @@ class JobStatus(NamedTuple):
     """The answer to a poll."""
 
     phase: JobPhase
-    waits: Why | None = None  # of a waiting job, in the executor's words
+    why: Why | None = None  # why it waits, or is out of sight, in the executor's words
 
 
 class Activity(Protocol):
@@ -122,7 +122,7 @@ class Job(ABC):
 class Executor(ABC):
     """A place where jobs run."""
 
-    name: ClassVar[str]  # as `run.launcher` and `RunState.executor` have it
+    name: ClassVar[str]  # as `RunSection.executor` and `RunState.executor` have it
     uses_local_devices: ClassVar[bool] = False  # the queue gives it devices of this machine; else it has its own queue
 
     def reserve(self, spec: JobSpec) -> None:  # noqa: B027 - most have a queue of their own

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
@@ -111,19 +112,7 @@ class AccelerateExecutor(LocalExecutor):
     name = "accelerate"
 
     def command(self, spec: JobSpec) -> list[str]:
-        """Return the command line of torch's launcher.
-
-        The processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a fixed one,
-        where two runs that start at once collide, and reads the person's own configuration.
-        """
-        if len(spec.devices) == 1:
-            return super().command(spec)
-        return [
-            *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-            # Named, or variables of the environment decide them.
-            *("--nnodes", "1", "--nproc-per-node", str(len(spec.devices)), "--max-restarts", "0"),
-            *("--module", WORKER_MODULE, str(spec.run.folder.path)),
-        ]
+        return training_command(spec.run.folder.path, len(spec.devices))
 
 
 @dataclass(eq=False)
@@ -235,7 +224,23 @@ class LocalJob(Job):
 
 def worker_command(spec: JobSpec) -> list[str]:
     """Return the command line of a worker that trains in one process."""
-    return worker_argv(WORKER_MODULE, (str(spec.run.folder.path),))
+    return training_command(spec.run.folder.path)
+
+
+def training_command(folder: Path, processes: int = 1) -> list[str]:
+    """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
+
+    The processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a fixed one,
+    where two runs that start at once collide, and reads the person's own configuration.
+    """
+    if processes == 1:
+        return worker_argv(WORKER_MODULE, (str(folder),))
+    return [
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        # Named, or variables of the environment decide them.
+        *("--nnodes", "1", "--nproc-per-node", str(processes), "--max-restarts", "0"),
+        *("--module", WORKER_MODULE, str(folder)),
+    ]
 
 
 def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[bytes]:

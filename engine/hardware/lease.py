@@ -64,6 +64,7 @@ class LeaseBook:
     """
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.time) -> None:
+        self.home = home
         self._folder = home.server / "leases" / boot_id()
         self._runs = home.runs
         self._clock = clock

@@ -37,7 +37,15 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
         for name in config.training.report_to
         if name in _REMOTE_TRACKERS
     ]
-    return [*paths, *remote, *(_guest_problems(config, read_settings(home).limits) if home.is_guest else ())]
+    elsewhere = []
+    if config.run.is_elsewhere:
+        elsewhere.append(Problem("run.where", "in this lab, runs train on its own devices; set local."))
+    return [
+        *paths,
+        *remote,
+        *elsewhere,
+        *(_guest_problems(config, read_settings(home).limits) if home.is_guest else ()),
+    ]
 
 
 def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:

@@ -11,16 +11,20 @@ from engine.config.section import Section
 from engine.data.contract import DatasetReport
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
+from engine.executors.huggingface_jobs.executor import api_of_this_login
+from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
 from engine.hardware.device import Device
-from engine.hardware.devices import device_options, device_problems, list_devices
+from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress
+from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.admission import admitted, require_admission
 from engine.runs.lab_rules import lab_problems, with_allowed_paths, within_guest_limit
+from engine.runs.places import Options, places_of
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -49,11 +53,12 @@ class Preflight:
         inspector: Inspector,
         devices: Callable[[], Sequence[Device]] = list_devices,
         resolve: ResolveModel = resolve_model,
+        flavors: Callable[[], Sequence[Flavor]] | None = None,
     ) -> None:
         self._home = home
         self._inspector = inspector
-        self._devices = devices
         self._resolve = resolve
+        self._places = places_of(devices, flavors or HardwareList(api_of_this_login))
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
         """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.
@@ -70,9 +75,9 @@ class Preflight:
             config = with_allowed_paths(config, self._home)
         else:
             config = with_absolute_paths(config)
-        options = device_options(tuple(self._devices()), config.run)
-        devices = options[0]
-        problems = [*pair_problems(config), *machine_problems(config, devices)]
+        place = self._places[config.run.where]
+        options = place.options(config)
+        problems = [*pair_problems(config), *machine_problems(config, options[0])]
         if problems:
             raise ConfigError(problems)
         on_progress("Looking for the model.")
@@ -82,7 +87,9 @@ class Preflight:
         if source.revision is not None:
             config = config.model_copy(update={"model": config.model.model_copy(update={"revision": source.revision})})
         on_progress("Measuring the model.")
-        predicted = self._predict(config, options)
+        shape = self._inspector.module_inventory(config.model)
+        options = place.suitable(options, config, shape)
+        predicted = _predict(shape, config, options)
         on_progress("Checking the data.")
         report = self._inspector.check(
             config.dataset,
@@ -92,7 +99,7 @@ class Preflight:
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
         _require_trained_tokens(config, report)
-        config = within_guest_limit(config, report, self._home)
+        config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)
         facts = {
             **environment_facts(),
             "model_source": source.hub_id or source.name,
@@ -107,19 +114,19 @@ class Preflight:
             }
         return CheckedRun(config, Provenance.model_validate(facts), report)
 
-    def _predict(self, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> Prediction | None:
-        shape = self._inspector.module_inventory(config.model)
-        try:
-            return predict(shape, config, options)
-        except MemoryUnknownError as error:
-            # It may train all the same; what is lost is only the word on how much memory it takes.
-            _log.warning("%s: %s", config.model.id, error.what)
-            return None
-        except EngineError:
-            raise
-        except Exception:  # a mistake in the estimate must not block training
-            _log.exception("the memory of %s could not be estimated", config.model.id)
-            return None
+
+def _predict(shape: ModelShape, config: RunConfig, options: Options) -> Prediction | None:
+    try:
+        return predict(shape, config, options)
+    except MemoryUnknownError as error:
+        # It may train all the same; what is lost is only the word on how much memory it takes.
+        _log.warning("%s: %s", config.model.id, error.what)
+        return None
+    except EngineError:
+        raise
+    except Exception:  # a mistake in the estimate must not block training
+        _log.exception("the memory of %s could not be estimated", config.model.id)
+        return None
 
 
 def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:

@@ -39,7 +39,7 @@ _LabWait = Literal[
 ]
 _QueueWait = Literal["memory", "device_in_use", "device_missing", "earlier_run", "resumes", "executor_queue"]
 WaitReason = Literal[_QueueWait, _LabWait]
-LiveReason = Literal["suspended", "stop_requested", "cancel_requested"]
+LiveReason = Literal["suspended", "stop_requested", "cancel_requested", "executor_unreachable"]
 _QueueEnd = Literal["left_the_queue", "not_started"]
 _ReportedEnd = Literal[
     "finished", "stopped_on_request", "time_limit", "cancelled", "sigterm", "sigint", "worker_failed"
@@ -143,6 +143,7 @@ class RunFolder:
     cancel_request = _File("control/cancel")  # exists: end at once
     start_anyway_request = _File("control/start-anyway")  # exists: start although free memory is below the estimate
     shared_mark = _File("control/shared")  # exists: its owner shares it with the lab
+    job = _File("job.json")  # of an executor elsewhere, what it knows of the job; written by the supervisor
     checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each
     adapter = _File("adapter")  # the final adapter with tokenizer and chat template
 

@@ -222,7 +222,7 @@ class Scheduler:
         config = self._config_of(run)
         if config is None:
             return
-        executor = self._executor(config.run.launcher)
+        executor = self._executor(config.run.executor)
         before = run.folder.read_state()
         spec = JobSpec(run, config, devices, max(before.attempt, run.folder.attempts_seen()) + 1)
         try:
@@ -278,7 +278,7 @@ class Scheduler:
 
     def needs_local_devices(self, waiting: Waiting) -> bool:
         """Whether the queue must find devices of this machine for a run."""
-        return self._executor(waiting.section.launcher).uses_local_devices
+        return self._executor(waiting.section.executor).uses_local_devices
 
     def explain_waiting(self, reasons: Mapping[str, Why], at_most: int = _EXPLAINED_AT_MOST) -> None:
         """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
@@ -319,7 +319,7 @@ class Scheduler:
             return RunState(changed=now)
         name: str = LocalExecutor.name
         with contextlib.suppress(EngineError):
-            name = run.folder.read_config().run.launcher
+            name = run.folder.read_config().run.executor
         device, started = self._executor(name).held_for(run), known.started or now
         return RunState(
             state="running", attempt=known.attempt, executor=name, device=device, started=started, changed=now

@@ -66,9 +66,9 @@ class WorkerMonitor:
             case "waiting":
                 return self._look_at_waiting(status)
             case "alive":
-                return self._look_at_living()
+                return self._look_at_living(status.why)
             case "unknown" if self._gives_signs():
-                return self._look_at_living()
+                return self._look_at_living(status.why)
         # What the worker reported last decides, so it must be here.
         self.job.fetch_logs()
         return self._ending()
@@ -96,9 +96,9 @@ class WorkerMonitor:
             self._ended_by_us = "cancel"  # it has nothing to save
             self.job.cancel()
             return self._changed("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
-        return self._changed("submitted", status.waits or _NO_REASON)
+        return self._changed("submitted", status.why or _NO_REASON)
 
-    def _look_at_living(self) -> RunState:
+    def _look_at_living(self, out_of_sight: Why | None) -> RunState:
         folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
@@ -114,7 +114,7 @@ class WorkerMonitor:
             self._stop_was_passed_on = True
         has_begun = reported or self.state.state == "running"  # also where its log was lost
         state: State = "running" if has_begun else "starting"
-        why = _NO_REASON
+        why = out_of_sight or _NO_REASON
         if silence is not None and silence.is_suspended:
             state = state if self.state.state == "starting" else self.state.state
             why = Why(

@@ -1,0 +1,258 @@
+"""The companion of a worker in a job: `python -P -m engine.executors.huggingface_jobs.companion`.
+
+It fetches the run, starts the worker as any machine would, uploads what the worker writes, and passes requests on. Whatever
+the Hub answers, the worker continues: what could not be uploaded is tried again.
+"""
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
+from engine.errors import EngineError
+from engine.executors.huggingface_jobs import layout
+from engine.executors.huggingface_jobs.bucket import RunBucket
+from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
+from engine.executors.local import training_command
+from engine.files import write_atomically
+from engine.paths import LoratoryHome
+from engine.processes.spawn import Access, environment_for
+from engine.runs.checkpoints import MANIFEST, list_checkpoints
+from engine.runs.control import request_stop_for_time
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder, RunState
+
+_LARGEST_SEGMENT_BYTES = 4_000_000
+_LOG_TAIL_BYTES = 2_000_000
+_LONGEST_WAIT_SECONDS = 60.0  # between two tries while the Hub does not serve
+_FAREWELL_SECONDS = 900.0  # for the last uploads, where the Hub does not serve
+_SHARE_TO_SAVE = 0.05  # of the time limit, kept to save and upload; within these bounds in seconds
+_TIME_TO_SAVE = (60.0, 600.0)
+_EXIT_LOST = 75  # the run could not be fetched
+
+Upload = Mapping[str, bytes | Path]
+
+
+class Companion:
+    """Works beside one worker.
+
+    Args:
+        bucket: Where the run comes from and goes to.
+        order: Which run, and for how long.
+        home: A home folder of the job's own.
+        command: Starts the worker of a run's folder.
+    """
+
+    def __init__(
+        self, bucket: RunBucket, order: JobOrder, home: LoratoryHome, command: Callable[[Path, int], list[str]]
+    ) -> None:
+        self._bucket = bucket
+        self._order = order
+        self._home = home
+        self._command = command
+        self.folder = RunFolder(home.runs / "local" / order.run_id)
+        self._began = time.monotonic()
+        self._sent_events = 0
+        self._sent_log: tuple[int, int] | None = None
+        self._sent_checkpoints: set[str] = set()
+        self._reached_limit = False
+
+    def fetch(self) -> None:
+        """Bring the run and its inputs here, as its worker expects them.
+
+        Raises:
+            EngineError: If the Hub does not give them, or the configuration cannot be read.
+        """
+        inputs = self._bucket.list(f"{self._order.folder}/{layout.INPUTS}")
+        places = [(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)]
+        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._bucket.get(places)
+        config = config_from_mapping(mapping_from_file(self.folder.config))
+        config = layout.with_paths(config, lambda text, _: self._local(text))
+        write_atomically(self.folder.config, config_to_yaml(config))
+        self.folder.write_state(RunState(state="starting", attempt=self._order.attempt))
+        self._sent_events = self.folder.events.stat().st_size if self.folder.events.exists() else 0
+        self._sent_checkpoints = {one.folder.name for one in list_checkpoints(self.folder.checkpoints)}
+
+    def _place_of(self, name: str) -> Path:
+        inside = name.removeprefix("run/")
+        return self.folder.path / inside if inside != name else self._home.root / layout.INPUTS / name
+
+    def _local(self, text: str) -> str:
+        """Return the path here of an input, as the configuration that was sent names it."""
+        if not text.startswith(layout.SENT_PREFIX):
+            return text
+        return str(self._home.root / layout.INPUTS / text.removeprefix(layout.SENT_PREFIX))
+
+    def run(self) -> int:
+        """Start the worker, follow it to its end, and upload everything; returns its exit code."""
+        environment = {
+            **environment_for((Access.HUB,)), **self._home.environment,
+            ATTEMPT_VARIABLE: str(self._order.attempt), RUN_VARIABLE: self._order.run_id, "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        with self.folder.log.open("ab") as log:
+            worker = subprocess.Popen(
+                self._command(self.folder.path, self._order.processes), env=environment, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        ended = threading.Event()
+        files = threading.Thread(target=self._keep_uploading, args=(self._next_checkpoint, ended), daemon=True)
+        events = threading.Thread(target=self._keep_uploading, args=(self._next_events, ended), daemon=True)
+        for thread in (files, events):
+            thread.start()
+        while worker.poll() is None:
+            with contextlib.suppress(EngineError):  # what cannot be asked now is asked again
+                self._obey()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(self._order.look_seconds)
+        ended.set()
+        for thread in (events, files):
+            thread.join()
+        code = worker.returncode
+        result = JobResult(exit_code=code, reached_limit=self._reached_limit)
+        self._persist(lambda: self._bucket.put(self._named(self._results())))
+        self._persist(lambda: self._bucket.put(self._named({layout.END: result.model_dump_json().encode()})))
+        return code
+
+    def _named(self, files: Upload) -> dict[str, bytes | Path]:
+        return {f"{self._order.folder}/{name}": source for name, source in files.items()}
+
+    def _obey(self) -> None:
+        """Pass on a request to stop, and stop in time before the job is ended."""
+        limit = self._order.limit_seconds
+        margin = min(max(limit * _SHARE_TO_SAVE, _TIME_TO_SAVE[0]), _TIME_TO_SAVE[1], limit / 2)
+        if time.monotonic() - self._began > limit - margin and not self._reached_limit:
+            request_stop_for_time(self.folder, limit / 3600)
+            self._reached_limit = True
+        if not self.folder.stop_request.exists() and self._bucket.list(f"{self._order.folder}/control"):
+            self.folder.control.mkdir(mode=0o700, exist_ok=True)
+            self.folder.stop_request.touch()
+
+    def _keep_uploading(self, upload_next: Callable[[], bool], ended: threading.Event) -> None:
+        """Upload until the worker has ended and nothing is left."""
+        wait = self._order.look_seconds
+        give_up = math.inf
+        while time.monotonic() < give_up:
+            is_last_look = ended.is_set()
+            if is_last_look and give_up == math.inf:
+                give_up = time.monotonic() + _FAREWELL_SECONDS
+            try:
+                did_something = upload_next()
+                wait = self._order.look_seconds
+            except (EngineError, OSError) as error:
+                print(f"Not uploaded yet: {error}", flush=True)
+                did_something, wait = False, min(wait * 2, _LONGEST_WAIT_SECONDS)
+                if is_last_look:
+                    time.sleep(self._order.look_seconds)
+                    continue
+            if is_last_look and not did_something:
+                return
+            if not did_something:
+                ended.wait(wait)
+
+    def _next_events(self) -> bool:
+        """Upload what was added to the event log and the worker's output; returns whether there was anything."""
+        lines, log_now = self._new_lines(), self._log_state()
+        files: dict[str, bytes | Path] = {}
+        if lines:
+            files[layout.segment_name(self._sent_events)] = lines
+        if log_now != self._sent_log:
+            files[layout.LOG] = _tail(self.folder.log)
+        if not files:
+            return False
+        self._bucket.put(self._named(files))
+        self._sent_events += len(lines)
+        self._sent_log = log_now
+        return len(lines) * 2 > _LARGEST_SEGMENT_BYTES  # more may follow; else it is not worth a request at once
+
+    def _new_lines(self) -> bytes:
+        try:
+            with self.folder.events.open("rb") as events:
+                events.seek(self._sent_events)
+                data = events.read(_LARGEST_SEGMENT_BYTES)
+        except FileNotFoundError:
+            return b""
+        return data[: data.rfind(b"\n") + 1]
+
+    def _log_state(self) -> tuple[int, int] | None:
+        try:
+            seen = self.folder.log.stat()
+        except OSError:
+            return None
+        return seen.st_size, seen.st_mtime_ns
+
+    def _next_checkpoint(self) -> bool:
+        """Upload the newest complete checkpoint that is not there yet, and remove those that the worker has removed."""
+        here = {one.folder.name: one for one in list_checkpoints(self.folder.checkpoints)}
+        gone = self._sent_checkpoints - here.keys()
+        if gone:
+            there = self._bucket.list(f"{self._order.folder}/{layout.CHECKPOINTS}")
+            names = [f"{layout.CHECKPOINTS}/{name}" for name in there if name.split("/")[0] in gone]
+            self._bucket.remove(list(self._named(dict.fromkeys(names, b""))))
+            self._sent_checkpoints -= gone
+        missing = [name for name in here if name not in self._sent_checkpoints]
+        if not missing:
+            return False
+        newest = here[missing[-1]]
+        prefix = f"{layout.CHECKPOINTS}/{newest.folder.name}"
+        self._bucket.put(self._named({f"{prefix}/{name}": newest.folder / name for name in newest.manifest.files}))
+        # Last, as the worker writes it: what has it is complete.
+        self._bucket.put(self._named({f"{prefix}/{MANIFEST}": newest.folder / MANIFEST}))
+        self._sent_checkpoints.add(newest.folder.name)
+        return True
+
+    def _results(self) -> dict[str, bytes | Path]:
+        """Return the adapter, or the whole model, and the end of the log."""
+        found: dict[str, bytes | Path] = {
+            f"{layout.RESULTS}/{path.relative_to(self.folder.path).as_posix()}": path
+            for path in sorted(self.folder.adapter.rglob("*"))
+            if path.is_file() and not path.is_symlink()
+        }
+        return {**found, layout.LOG: _tail(self.folder.log)}
+
+    def _persist(self, upload: Callable[[], None]) -> None:
+        """Upload, again and again while the Hub does not serve; what is refused is left."""
+        give_up, wait = time.monotonic() + _FAREWELL_SECONDS, self._order.look_seconds
+        while True:
+            try:
+                upload()
+                return
+            except (EngineError, OSError) as error:
+                print(f"Not uploaded yet: {error}", flush=True)
+                if time.monotonic() > give_up:
+                    return
+            time.sleep(wait)
+            wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+
+
+def _tail(log: Path) -> bytes:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def main(_: Sequence[str] = ()) -> int:
+    """Run the job that the environment names; returns the exit code."""
+    from huggingface_hub import HfApi
+
+    order = JobOrder.model_validate_json(os.environ[layout.ORDER_VARIABLE])
+    home = LoratoryHome.from_environment()
+    companion = Companion(RunBucket(HfApi(), order.bucket), order, home, training_command)
+    try:
+        companion.fetch()
+    except EngineError as error:
+        print(error, flush=True)
+        return _EXIT_LOST
+    return companion.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Runs on Hugging Face Jobs, as the supervisor sees them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine.errors import PushError
+from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS
+from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.paths import LoratoryHome
+from engine.runs.run import Run, RunState, Why
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ApiOf = Callable[[Run], "HfApi"]
+
+
+def api_of_this_login(_: Run | None = None) -> HfApi:
+    """Return the Hub as the person sees it who is logged in on this machine.
+
+    Raises:
+        PushError: If there is no login.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    token = get_token()
+    if token is None:
+        raise PushError(
+            "Training at Hugging Face needs a token, and there is none.", "Run `hf auth login`, or set HF_TOKEN."
+        )
+    return HfApi(token=token)
+
+
+class JobsExecutor(Executor):
+    """Submits jobs to Hugging Face, and follows all of them from one thread.
+
+    Args:
+        home: Where the runs are.
+        api_of: Asks Hugging Face in the name of a run's person.
+        look_seconds: Between two looks at a job.
+    """
+
+    name = "jobs"
+
+    def __init__(self, home: LoratoryHome, api_of: ApiOf = api_of_this_login, look_seconds: float = 4.0) -> None:
+        self._home = home
+        self._look_seconds = look_seconds
+        self._api_of = api_of
+        self._changed = threading.Condition()  # guards `_due` and `_thread`
+        self._due: dict[JobFollower, float] = {}  # when each is to be called again
+        self._thread: threading.Thread | None = None
+
+    def submit(self, spec: JobSpec) -> Job:
+        """Begin to send the run; raises StorageError where the disk is full."""
+        jobs, wish = spec.config.jobs, JobWish.read(spec.run.folder)
+        record = JobRecord(
+            attempt=spec.attempt,
+            namespace=jobs.namespace,
+            flavor=wish.flavor or jobs.flavor,
+            limit_hours=wish.limit_hours or jobs.limit_hours or DEFAULT_LIMIT_HOURS,
+        )
+        return self._follow(spec.run, record.save(spec.run.folder))
+
+    def attach(self, run: Run, state: RunState) -> Job:
+        record = JobRecord.read(run.folder)
+        if record is None or record.attempt != state.attempt:
+            return LostJob()
+        return self._follow(run, record)
+
+    def _follow(self, run: Run, record: JobRecord) -> HubJob:
+        follower = JobFollower(run, record, self._home, lambda: self._api_of(run), self._look_seconds)
+        with self._changed:
+            self._due[follower] = 0.0
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="huggingface-jobs", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return HubJob(follower, self._hurry)
+
+    def _hurry(self, follower: JobFollower) -> None:
+        """Call a follower now: a person waits for what it is asked to do."""
+        with self._changed:
+            if follower in self._due:
+                self._due[follower] = 0.0
+                self._changed.notify()
+
+    def _work(self) -> None:
+        """Step through all followers, each when it is due, until none is left."""
+        while True:
+            with self._changed:
+                if not self._due:
+                    self._thread = None
+                    return
+                follower, when = min(self._due.items(), key=lambda one: one[1])
+                if (wait := when - time.monotonic()) > 0:
+                    self._changed.wait(wait)
+                    continue
+                self._due[follower] = float("inf")  # unless someone hurries it meanwhile
+            pause = follower.step()
+            with self._changed:
+                if follower.view.stage == "ended":
+                    del self._due[follower]
+                elif self._due[follower] > time.monotonic():
+                    self._due[follower] = time.monotonic() + pause
+
+
+class HubJob(Job):
+    """A job as its follower last saw it; no call waits for the network."""
+
+    def __init__(self, follower: JobFollower, hurry: Callable[[JobFollower], None]) -> None:
+        self._follower = follower
+        self._hurry = hurry
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        del has_reported  # the follower knows more
+        stage, words, trouble, _ = self._follower.view
+        why = Why("executor_queue", words) if words else None
+        if trouble is not None:
+            why = Why("executor_unreachable", trouble.what, trouble.fix)
+        match stage:
+            case "ended":
+                return JobStatus("gone")
+            case "running" | "unseen":  # one that was not looked at yet may have something to save
+                return JobStatus("alive", why)
+        return JobStatus("waiting", why)
+
+    def cancel(self) -> None:
+        self._follower.wants_cancel = True
+        self._hurry(self._follower)
+
+    def request_stop(self) -> None:
+        self._follower.wants_stop = True
+        self._hurry(self._follower)
+
+    def end(self) -> JobEnd:
+        return self._follower.view.end or JobEnd()
+
+    def describe(self) -> str:
+        record = self._follower.record
+        return f"{record.hardware or record.flavor} at Hugging Face"
+
+    def activity(self) -> Activity | None:
+        """Nothing is known of a job that waits, or that cannot be seen at present."""
+        view = self._follower.view
+        return super().activity() if view.stage == "running" and view.trouble is None else None
+
+
+class LostJob(Job):
+    """An attempt of which nothing was saved: it was never submitted."""
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        return JobStatus("gone" if has_reported else "never_started")
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
+
+    def end(self) -> JobEnd:
+        return JobEnd(cause="What was known of the job at Hugging Face is lost.", advice="Look for it at its page.")
+
+    def describe(self) -> str:
+        return "Hugging Face"

@@ -1,0 +1,157 @@
+"""Hugging Face's hardware: what it can hold, what it costs, and for how long a run needs it."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.executors.huggingface_jobs.bucket import jobs_errors_explained
+from engine.hardware.device import Capability, Device
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobHardwareInfo
+
+DEFAULT_LIMIT_HOURS = 6.0  # where the length of a run cannot be estimated
+
+
+class GpuFacts(NamedTuple):
+    """What decides on memory and time, of one GPU.
+
+    Sources: NVIDIA's data sheets; memory as nvidia-smi shows it with ECC on.
+    """
+
+    capability: Capability
+    memory_mib: int
+    dense_tflops: float  # at 16 bits, without sparsity
+
+
+_GPUS = {
+    "T4": GpuFacts((7, 5), 15_360, 65),
+    "L4": GpuFacts((8, 9), 23_034, 121),
+    "A10G": GpuFacts((8, 6), 23_028, 70),
+    "L40S": GpuFacts((8, 9), 46_068, 362),
+    "A100": GpuFacts((8, 0), 81_920, 312),
+    "H200": GpuFacts((9, 0), 143_771, 989),
+    "RTX PRO 6000": GpuFacts((12, 0), 97_887, 504),
+}
+_SHARE_FOR_OTHERS = 0.02  # of a GPU's memory, that its driver and the container's processes take
+_PROCESSOR_TFLOPS_PER_CORE = 0.04
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One kind of machine.
+
+    Attributes:
+        name: As a job names it.
+        title: As people read it.
+        device: Its GPU, or its processor.
+        price_per_hour_usd: What it costs.
+        tflops: Dense, at 16 bits.
+    """
+
+    name: str
+    title: str
+    device: Device
+    price_per_hour_usd: float
+    tflops: float
+
+
+def price_per_hour_usd(hardware: JobHardwareInfo) -> float:
+    """Return the price of an hour; Hugging Face names one for a minute, or for the unit that it says."""
+    units = {"second": 3600, "minute": 60, "hour": 1}
+    return hardware.unit_cost_usd * units.get(hardware.unit_label.lower(), 60)
+
+
+def read_flavors(hardware: Iterable[JobHardwareInfo]) -> tuple[Flavor, ...]:
+    """Return the machines with one device, the cheapest first; a GPU that is not known here is left out."""
+    found = (_flavor_of(one) for one in hardware)
+    return tuple(sorted(filter(None, found), key=lambda flavor: flavor.price_per_hour_usd))
+
+
+def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
+    price, ram = price_per_hour_usd(hardware), _bytes_of(hardware.ram)
+    accelerator = hardware.accelerator
+    if accelerator is None:
+        cores = int(_number(hardware.cpu))
+        device = Device("cpu", 0, hardware.pretty_name, ram, ram, has_fast_bfloat16=False, cores=cores)
+        return Flavor(hardware.name, hardware.pretty_name, device, price, cores * _PROCESSOR_TFLOPS_PER_CORE)
+    model = next((name for name in sorted(_GPUS, key=len, reverse=True) if name in accelerator.model.upper()), None)
+    if model is None or _number(accelerator.quantity) != 1:
+        return None
+    facts = _GPUS[model]
+    usable = round(facts.memory_mib * (1 << 20) * (1 - _SHARE_FOR_OTHERS))
+    device = Device(
+        "cuda", 0, f"NVIDIA {model}", usable, usable, has_fast_bfloat16=facts.capability >= (8, 0), capability=facts.capability,
+    )  # fmt: skip
+    return Flavor(hardware.name, hardware.pretty_name, device, price, facts.dense_tflops)
+
+
+def _number(text: str) -> float:
+    found = re.search(r"\d+(\.\d+)?", text)
+    return float(found[0]) if found else 0.0
+
+
+def _bytes_of(text: str) -> int:
+    return round(_number(text) * (1e12 if "TB" in text.upper() else 1e9))
+
+
+# What of the arithmetic that a device can do is reached in training, as a cautious guess; and time besides training.
+_REACHED_SHARE = 0.15
+_SET_UP_HOURS = 0.4  # installing, fetching the model, measuring the held-out loss, saving
+_MARGIN = 2.0
+_LONGEST_HOURS = 72.0
+_OPERATIONS_PER_WEIGHT = 8  # forward 2, backward 4, and 2 to compute activations again
+
+
+def estimate_limit_hours(flavor: Flavor, parameters: int, tokens: float) -> float:
+    """Return a time limit that a run is unlikely to reach: twice what it takes at a cautious pace, in half hours.
+
+    Args:
+        flavor: Where it runs.
+        parameters: Of the model.
+        tokens: That pass through it, over all epochs.
+
+    Source: 6 operations per weight and token, Kaplan et al. 2020, section 2.1; 8 with activation checkpointing.
+    """
+    seconds = parameters * tokens * _OPERATIONS_PER_WEIGHT / (flavor.tflops * 1e12 * _REACHED_SHARE)
+    hours = _SET_UP_HOURS + seconds / 3600 * _MARGIN
+    return min(math.ceil(hours * 2) / 2, _LONGEST_HOURS)
+
+
+def named(flavors: Sequence[Flavor], name: str) -> Flavor | None:
+    """Return the flavor of a name; None where there is none."""
+    return next((flavor for flavor in flavors if flavor.name == name), None)
+
+
+_LIST_SECONDS = 3600.0  # prices change seldom
+
+
+class HardwareList:
+    """The machines and prices as Hugging Face lists them; asked when needed, and remembered for an hour.
+
+    Args:
+        make_api: Asks Hugging Face.
+    """
+
+    def __init__(self, make_api: Callable[[], HfApi]) -> None:
+        self._make_api = make_api
+        self._found: tuple[float, tuple[Flavor, ...]] | None = None
+
+    def __call__(self) -> tuple[Flavor, ...]:
+        """Return them, the cheapest first.
+
+        Raises:
+            PushError: If there is no login, or it is refused.
+            HubUnreachableError: If Hugging Face does not answer.
+        """
+        found = self._found
+        if found is None or time.monotonic() - found[0] > _LIST_SECONDS:
+            with jobs_errors_explained("your account"):
+                found = time.monotonic(), read_flavors(self._make_api().list_jobs_hardware())
+            self._found = found
+        return found[1]

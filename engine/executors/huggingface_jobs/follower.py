@@ -1,0 +1,324 @@
+"""Follows one job from this machine: sends the run, submits the job, passes requests on, and brings home what it wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from engine.errors import EngineError, HubUnreachableError, StorageError
+from engine.executors.base import JobEnd
+from engine.executors.huggingface_jobs import bootstrap, layout
+from engine.executors.huggingface_jobs.bucket import RunBucket, is_missing, jobs_errors_explained
+from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
+from engine.executors.huggingface_jobs.inputs import build_wheel, collect_inputs, whole_lines
+from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
+from engine.executors.huggingface_jobs.record import JobRecord, write_piece
+from engine.files import write_atomically
+from engine.paths import LoratoryHome
+from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
+from engine.runs.control import request_stop_for_time
+from engine.runs.provenance import read_provenance
+from engine.runs.run import Run
+
+if TYPE_CHECKING:
+    from huggingface_hub import BucketFile, HfApi, JobInfo
+
+# Debian with Python and uv; everything else comes with Loratory's wheel.
+IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+_COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingface_hub>=2.4", "python", "-c")
+
+_LONGEST_WAIT_SECONDS = 60.0
+_GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
+_MISSING_LOOKS = 3  # answers in a row that there is no such job
+_LOG_LINES = 200  # of the job's own output, where its companion never spoke
+
+Stage = Literal["unseen", "sending", "waiting", "running", "ended"]
+
+
+class JobView(NamedTuple):
+    """What a follower knows; replaced as a whole, so another thread may read it at any time."""
+
+    stage: Stage
+    words: str = ""  # why it waits, or why it is out of sight
+    trouble: EngineError | None = None  # that keeps Hugging Face from being asked
+    end: JobEnd | None = None  # once it has ended, and everything was brought home
+
+
+class JobFollower:
+    """Works through `step`, which is called again and again by one thread, and survives any interruption between two.
+
+    Args:
+        run: The run.
+        record: Its job, as `job.json` has it.
+        home: Of the run.
+        make_api: Asks Hugging Face in the person's name; called again where their login was refused.
+        look_seconds: Between two looks at a job.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self, run: Run, record: JobRecord, home: LoratoryHome, make_api: Callable[[], HfApi],
+        look_seconds: float = 4.0, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.record = record
+        self.view = JobView("unseen" if record.id else "sending", "Looking for the job.")
+        self.wants_stop = self.wants_cancel = False
+        self._home = home
+        self._make_api = make_api
+        self._look_seconds = look_seconds
+        self._clock = clock
+        self._folder = layout.attempt_folder(run.id, record.attempt)
+        self._stop_was_sent = self._cancel_was_sent = False
+        self._missing_looks = self._failures = 0
+        self._fetched_log = ""  # its hash
+        self._checkpoints_there: set[str] = set()
+        self._ended_at: float | None = None
+
+    def step(self) -> float:
+        """Do what is due; returns how many seconds later to call again."""
+        try:
+            self._advance()
+        except EngineError as error:
+            self._failures += 1
+            self._note(error)
+        except OSError as error:
+            self._failures += 1
+            self._note(StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space."))
+        else:
+            self._failures = 0
+        return min(self._look_seconds * 2.0**self._failures, _LONGEST_WAIT_SECONDS)
+
+    def _note(self, error: EngineError) -> None:
+        if self.record.id or isinstance(error, HubUnreachableError):
+            self.view = self.view._replace(trouble=error)
+        else:  # refused before there was a job
+            self._close(JobEnd(cause=error.what, advice=error.fix))
+
+    def _advance(self) -> None:
+        if self.view.stage == "ended":
+            return
+        self._api = self._make_api()  # a login may come or change meanwhile
+        if not self.record.namespace:
+            with jobs_errors_explained("your account"):
+                self._keep(namespace=self._api.whoami()["name"])
+        self._bucket = RunBucket(self._api, self.record.bucket)
+        if not self.record.id:
+            if self.wants_cancel:
+                self._close(JobEnd(cause="Cancelled before it was sent."))
+                return
+            self._submit()
+        self._pass_on_requests()
+        job = self._inspect()
+        if job is not None:
+            self._keep(running_seconds=float((job.durations and job.durations.running_secs) or 0))
+        is_over = job is None or job.status.stage in ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+        has_gap, result = self._bring_home()
+        if not is_over:
+            assert job is not None
+            is_running = job.status.stage == "RUNNING"
+            words = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
+            self.view = JobView("running" if is_running else "waiting", words)
+            return
+        self._ended_at = self._clock() if self._ended_at is None else self._ended_at
+        if has_gap and self._clock() - self._ended_at < _GAP_SECONDS:
+            return
+        if result is None and job is not None:
+            self._fetch_output()
+        self._bucket.remove([f"{self._folder}/{name}" for name in self._bucket.list(self._folder)])
+        self._close(self._explain(job, result))
+
+    def _close(self, end: JobEnd) -> None:
+        self._keep(is_closed=True)
+        self.view = JobView("ended", end=end)
+
+    def _keep(self, **changes: object) -> None:
+        changed = self.record.model_copy(update=changes)
+        if changed != self.record:
+            self.record = changed.save(self.run.folder)
+
+    def _submit(self) -> None:
+        """Send the run and start the job, or find it where its id could not be saved."""
+        labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
+        with jobs_errors_explained(namespace):
+            found = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
+        if found is None:
+            self.view = JobView("sending", "Sending the run to Hugging Face.")
+            found = self._send()
+        self._keep(id=found.id, url=found.url)
+
+    def _send(self) -> JobInfo:
+        """Upload what the job needs, then submit it."""
+        self._bucket.make()
+        wheel, content = build_wheel()
+        if not self._bucket.list(wheel.rpartition("/")[0]):
+            self._bucket.put({wheel: content})
+        inputs = collect_inputs(self.run, self._home)
+        # The log here must be what the worker continues.
+        events = self.run.folder.events
+        if events.exists():
+            write_atomically(events, whole_lines(events))
+        self._bucket.put({f"{self._folder}/{layout.INPUTS}/{name}": source for name, source in inputs.items()})
+        record = self.record
+        order = JobOrder(
+            bucket=self._bucket.name, folder=self._folder, wheel=wheel, run_id=self.run.id, attempt=record.attempt,
+            limit_seconds=record.limit_hours * 3600,
+            look_seconds=min(self._look_seconds, 3.0),
+        )  # fmt: skip
+        with jobs_errors_explained(record.namespace):
+            hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
+            if hardware is not None:
+                self._keep(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
+            return self._api.run_job(
+                image=IMAGE,
+                command=[*_COMMAND, Path(bootstrap.__file__).read_text(encoding="utf-8")],
+                env={layout.ORDER_VARIABLE: order.model_dump_json()},
+                secrets={"HF_TOKEN": self._api.token},
+                flavor=record.flavor,
+                timeout=round(record.limit_hours * 3600),
+                name=f"loratory-{self.run.id}",
+                labels={layout.LABEL: record.number},
+                namespace=record.namespace,
+            )
+
+    def _pass_on_requests(self) -> None:
+        if self.wants_cancel and not self._cancel_was_sent:
+            with jobs_errors_explained(self.record.namespace):
+                self._api.cancel_job(job_id=self.record.id, namespace=self.record.namespace)
+            self._cancel_was_sent = True
+        if self.wants_stop and not self._stop_was_sent:
+            self._bucket.put({f"{self._folder}/{layout.STOP_REQUEST}": b"stop"})
+            self._stop_was_sent = True
+
+    def _inspect(self) -> JobInfo | None:
+        """Return the job; None where Hugging Face does not know it any more."""
+        try:
+            job = self._api.inspect_job(job_id=self.record.id, namespace=self.record.namespace)
+        except Exception as error:
+            with jobs_errors_explained(self.record.namespace):
+                if not is_missing(error):
+                    raise
+                self._missing_looks += 1
+                if self._missing_looks < _MISSING_LOOKS:
+                    raise HubUnreachableError("Hugging Face does not show the job at present.", "Wait.") from None
+            return None
+        self._missing_looks = 0
+        return job
+
+    def _bring_home(self) -> tuple[bool, JobResult | None]:
+        """Fetch what is new; returns whether a piece of the event log is missing, and how the worker ended."""
+        files = self._bucket.list(self._folder)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self.run.folder.path) as place:
+            incoming = Path(place)
+            has_gap = self._fetch_events(files, incoming)
+            there = set(_checkpoints_of(files))
+            for name in sorted(there):
+                self._fetch_checkpoint(name, files, incoming)
+            for name in self._checkpoints_there - there:  # the worker keeps a few only
+                shutil.rmtree(self.run.folder.checkpoints / name, ignore_errors=True)
+            self._checkpoints_there = there
+            self._fetch_log(files, incoming)
+            result = self._fetch_results(files, incoming) if layout.END in files else None
+        return has_gap, result
+
+    def _fetch_events(self, files: dict[str, BucketFile], incoming: Path) -> bool:
+        pieces = sorted((offset, name) for name in files if (offset := layout.segment_offset(name)) is not None)
+        self._bucket.get([(files[name], incoming / str(offset)) for offset, name in pieces])
+        written = []
+        for offset, name in pieces:
+            if not write_piece(self.run.folder.events, offset, (incoming / str(offset)).read_bytes()):
+                break
+            written.append(f"{self._folder}/{name}")
+        self._bucket.remove(written)  # the list stays short
+        return len(written) < len(pieces)
+
+    def _fetch_checkpoint(self, name: str, files: dict[str, BucketFile], incoming: Path) -> None:
+        """Fetch a checkpoint that is complete there and not here; one that came damaged is fetched again."""
+        target = self.run.folder.checkpoints / name
+        prefix = f"{layout.CHECKPOINTS}/{name}/"
+        parts = [one for one in files if one.startswith(prefix) and layout.checkpoint_of(one) == name]
+        if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
+            return
+        place = incoming / layout.CHECKPOINTS / name
+        self._bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
+        (found,) = list_checkpoints(place.parent) or (None,)
+        if found is not None and not damage(found):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            place.rename(target)
+
+    def _fetch_log(self, files: dict[str, BucketFile], incoming: Path) -> None:
+        log = files.get(layout.LOG)
+        if log is not None and self._fetched_log != log.xet_hash:
+            self._bucket.get([(log, incoming / "log")])
+            (incoming / "log").replace(self.run.folder.log)
+            self._fetched_log = log.xet_hash
+
+    def _fetch_results(self, files: dict[str, BucketFile], incoming: Path) -> JobResult:
+        prefix = f"{layout.RESULTS}/adapter/"
+        names = [name for name in files if name.startswith(prefix) and layout.is_plain(name)]
+        adapter = incoming / "adapter"
+        self._bucket.get(
+            [
+                *((files[name], adapter / name.removeprefix(prefix)) for name in names),
+                (files[layout.END], incoming / "end"),
+            ]
+        )
+        result = JobResult.model_validate_json((incoming / "end").read_bytes())
+        if names:
+            self._name_base(adapter / "adapter_config.json")
+            shutil.rmtree(self.run.folder.adapter, ignore_errors=True)
+            adapter.rename(self.run.folder.adapter)
+        if result.reached_limit:
+            request_stop_for_time(self.run.folder, self.record.limit_hours)
+        return result
+
+    def _name_base(self, path: Path) -> None:
+        """Let an adapter of a model that was sent from here name it as one that was trained here does."""
+        if not path.exists():
+            return
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        named = str(facts.get("base_model_name_or_path") or "")
+        if Path(named).is_absolute():
+            model = self.run.folder.read_config().model.id
+            published = None if Path(model).is_absolute() else read_provenance(self.run.folder).model_source
+            write_atomically(path, json.dumps({**facts, "base_model_name_or_path": published or model}, indent=2))
+
+    def _fetch_output(self) -> None:
+        """Add the job's own output to the log: its companion left none, as where Loratory could not be installed."""
+        with jobs_errors_explained(self.record.namespace):
+            lines = list(
+                self._api.fetch_job_logs(job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES)
+            )
+        with self.run.folder.log.open("a", encoding="utf-8") as log:
+            log.writelines(f"{line}\n" for line in lines)
+
+    def _explain(self, job: JobInfo | None, result: JobResult | None) -> JobEnd:
+        if result is not None:
+            return JobEnd(exit_code=result.exit_code)
+        if job is None or job.status.stage == "DELETED":
+            return JobEnd(cause="The job is no longer known at Hugging Face.")
+        if job.status.stage == "CANCELED":
+            return JobEnd(cause="The job was cancelled at Hugging Face.")
+        limit = self.record.limit_hours
+        message = (job.status.message or "").strip().rstrip(".")
+        if "time" in message.lower() or self.record.running_seconds >= limit * 3600 * 0.99:
+            return JobEnd(
+                cause=f"The job reached its time limit of {limit:g} h at Hugging Face.",
+                advice="Resume it with a higher limit (jobs.limit_hours).",
+            )
+        if job.status.stage == "COMPLETED":
+            return JobEnd(
+                cause="The job ended at Hugging Face, and its results did not arrive.", advice="Its log says more."
+            )
+        return JobEnd(
+            cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="Its log says more."
+        )
+
+
+def _checkpoints_of(files: dict[str, BucketFile]) -> Iterator[str]:
+    yield from sorted({name for file in files if (name := layout.checkpoint_of(file)) is not None})

@@ -1,0 +1,113 @@
+"""What the companion in a job and the follower on this machine agree on: names in the bucket, and what a job is told."""
+
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from pydantic import BaseModel
+
+from engine.config.run import RunConfig
+from engine.models.catalog import find_in_catalog
+
+BUCKET_NAME = "loratory-runs"
+ORDER_VARIABLE = "LORATORY_JOB"  # of the companion: a JobOrder as JSON
+LABEL = "loratory"  # of a job: the number of its JobRecord, by which it is found again
+
+# Below the folder of an attempt.
+INPUTS = "inputs"
+RUN_INPUTS = f"{INPUTS}/run"
+EVENTS = "events"
+CHECKPOINTS = "checkpoints"
+RESULTS = "results"
+LOG = "worker.log"
+END = "end.json"
+STOP_REQUEST = "control/stop"
+
+# In a configuration that is sent, a path below the folder of the inputs.
+SENT_PREFIX = "@inputs/"
+
+_SEGMENT = re.compile(rf"{EVENTS}/(\d{{15}})\.jsonl")
+_STEP = re.compile(r"step-\d{1,12}")
+
+
+class JobOrder(BaseModel, frozen=True):
+    """What a companion is told; it holds no secret.
+
+    Attributes:
+        bucket: As owner/name.
+        folder: Of the attempt, in the bucket.
+        wheel: Of Loratory, in the bucket.
+        run_id: The run.
+        attempt: Its number.
+        limit_seconds: After which Hugging Face ends the job.
+        processes: GPUs of the job, each with a process and a whole model of its own.
+        look_seconds: Between two looks at what the worker wrote.
+    """
+
+    bucket: str
+    folder: str
+    wheel: str
+    run_id: str
+    attempt: int
+    limit_seconds: float
+    processes: int = 1
+    look_seconds: float = 3.0
+
+
+class JobResult(BaseModel, frozen=True):
+    """`end.json`: how the worker ended.
+
+    Attributes:
+        exit_code: Negative for a signal.
+        reached_limit: Whether the companion asked it to stop, because the job's time was nearly over.
+    """
+
+    exit_code: int
+    reached_limit: bool = False
+
+
+def attempt_folder(run_id: str, attempt: int) -> str:
+    """Return where an attempt's files are in the bucket."""
+    return f"runs/{run_id}/{attempt}"
+
+
+def segment_name(offset: int) -> str:
+    """Return the name of a piece of the event log that begins at a byte of it.
+
+    The place is in the name, so a piece that comes twice, late or in another order does no harm.
+    """
+    return f"{EVENTS}/{offset:015d}.jsonl"
+
+
+def segment_offset(name: str) -> int | None:
+    """Return where a piece of the event log belongs; None for other files."""
+    found = _SEGMENT.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def checkpoint_of(name: str) -> str | None:
+    """Return the checkpoint that a file belongs to, such as `step-20`; None for other files."""
+    parts = PurePosixPath(name).parts
+    is_one = len(parts) > 2 and parts[0] == CHECKPOINTS and _STEP.fullmatch(parts[1]) and is_plain(name)
+    return parts[1] if is_one else None
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name from the bucket stays below the folder that it is joined to."""
+    parts = name.split("/")
+    return all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in parts)
+
+
+def with_paths(config: RunConfig, replace: Callable[[str, str], str]) -> RunConfig:
+    """Return a configuration with each name that may be a path replaced.
+
+    `replace` gets the name and what it is called among the inputs, and returns the new name.
+    """
+    model, dataset, adapter = config.model, config.dataset, config.adapter
+    if find_in_catalog(model.id) is None:
+        model = model.model_copy(update={"id": replace(model.id, "model")})
+    mix = {replace(source, f"mix-{number}"): weight for number, (source, weight) in enumerate(dataset.mix.items())}
+    dataset = dataset.model_copy(update={"source": replace(dataset.source, "data"), "mix": mix})
+    if adapter.warm_start is not None:
+        adapter = adapter.model_copy(update={"warm_start": replace(adapter.warm_start, "adapter")})
+    return config.model_copy(update={"model": model, "dataset": dataset, "adapter": adapter})

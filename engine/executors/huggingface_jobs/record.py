@@ -1,0 +1,96 @@
+"""`job.json`: what is known of a run's job at Hugging Face, on this machine, through restarts of the server."""
+
+import secrets
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from engine.executors.huggingface_jobs.layout import BUCKET_NAME
+from engine.files import read_model, write_atomically
+from engine.runs.run import RunFolder
+
+
+class JobRecord(BaseModel, frozen=True):
+    """The job of one attempt.
+
+    Attributes:
+        attempt: The attempt that it is for.
+        number: A label of the job, by which it is found again where its id was not saved.
+        namespace: The account that pays.
+        flavor: Hugging Face's name of the hardware.
+        hardware: What people call it.
+        price_per_hour_usd: At the time of the start; None where it was not known.
+        limit_hours: After which Hugging Face ends the job.
+        id: Hugging Face's; empty until it is submitted.
+        url: Its page.
+        running_seconds: That were paid for so far.
+        is_closed: Whether everything was brought home, or is lost.
+    """
+
+    attempt: int
+    number: str = Field(default_factory=lambda: secrets.token_hex(12))
+    namespace: str
+    flavor: str
+    hardware: str = ""
+    price_per_hour_usd: float | None = None
+    limit_hours: float
+    id: str = ""
+    url: str = ""
+    running_seconds: float = 0.0
+    is_closed: bool = False
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that the run travels through."""
+        return f"{self.namespace}/{BUCKET_NAME}"
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What it has cost so far, by its price and time."""
+        return None if self.price_per_hour_usd is None else self.price_per_hour_usd * self.running_seconds / 3600
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Self | None:
+        """Load it; None where the run never had a job."""
+        return read_model(folder.job, cls)
+
+    def save(self, folder: RunFolder) -> Self:
+        """Save and return it.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        write_atomically(folder.job, self.model_dump_json())
+        return self
+
+
+class JobWish(BaseModel, frozen=True):
+    """What a person chose for the next job of a run: other hardware than the last one's, or a longer limit."""
+
+    flavor: str = ""
+    limit_hours: float | None = None
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Self:
+        """Load it; nothing is wished where nothing was saved."""
+        return read_model(folder.control / "job.json", cls) or cls()
+
+    def save(self, folder: RunFolder) -> None:
+        """Save it for the next attempt; raises StorageError if the disk is full."""
+        folder.control.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(folder.control / "job.json", self.model_dump_json())
+
+
+def write_piece(log: Path, offset: int, data: bytes) -> bool:
+    """Put a piece of the event log in its place, however often it comes; returns False where an earlier one is missing.
+
+    Readers go by complete lines, and what is there already has the same content, so only the rest is added.
+    """
+    size = log.stat().st_size if log.exists() else 0
+    if size < offset:
+        return False
+    if size < offset + len(data):
+        with log.open("ab") as file:
+            file.write(data[size - offset :])
+    return True

@@ -1,0 +1,120 @@
+"""Where a run may train, as its preflight asks: the devices of each place, and what is settled with them before the start."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from engine.config.run import RunConfig
+from engine.data.contract import DatasetReport
+from engine.errors import DeviceError, MemoryUnknownError
+from engine.executors.huggingface_jobs.flavors import (
+    DEFAULT_LIMIT_HOURS,
+    Flavor,
+    estimate_limit_hours,
+    named,
+)
+from engine.hardware.device import Device
+from engine.hardware.devices import device_options
+from engine.memory.estimate import GIB
+from engine.models.shape import ModelShape
+from engine.runs.plan import plan_run
+from engine.runs.prediction import needs_of
+
+Options = tuple[tuple[Device, ...], ...]  # every set of devices that a run may get, the best first
+
+
+class RunPlace(ABC):
+    """One value of `run.where`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def options(self, config: RunConfig) -> Options:
+        """Return the devices that a run may get there.
+
+        Raises:
+            EngineError: If it can get none, or the place cannot be asked.
+        """
+
+    def suitable(self, options: Options, config: RunConfig, shape: ModelShape) -> Options:  # noqa: ARG002
+        """Return those that the place would give a run of this model.
+
+        Raises:
+            DeviceError: If none is large enough.
+        """
+        return options
+
+    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
+        """Return the configuration with what the place decides before the start, for all to see."""
+        return config
+
+
+class ThisMachine(RunPlace):
+    """The devices of this machine, shared by its queue."""
+
+    name = "local"
+
+    def __init__(self, devices: Callable[[], Sequence[Device]]) -> None:
+        self._devices = devices
+
+    def options(self, config: RunConfig) -> Options:
+        return device_options(tuple(self._devices()), config.run)
+
+
+class HuggingFaceJobs(RunPlace):
+    """Machines of Hugging Face, one device each."""
+
+    name = "jobs"
+
+    def __init__(self, flavors: Callable[[], Sequence[Flavor]]) -> None:
+        self._flavors = flavors
+
+    def options(self, config: RunConfig) -> Options:
+        flavors = self._flavors()
+        if not config.jobs.flavor:
+            kind = "cpu" if config.run.devices == "cpu" else "cuda"
+            return tuple((flavor.device,) for flavor in flavors if flavor.device.kind == kind)
+        found = named(flavors, config.jobs.flavor)
+        if found is None:
+            there = ", ".join(flavor.name for flavor in flavors)
+            raise DeviceError(
+                f"Hugging Face has no hardware {config.jobs.flavor} with one GPU.",
+                f"Set jobs.flavor to one of {there}.",
+            )
+        return ((found.device,),)
+
+    def suitable(self, options: Options, config: RunConfig, shape: ModelShape) -> Options:
+        """Return the cheapest whose memory covers the 90% upper bound, where none is named."""
+        if config.jobs.flavor:
+            return options
+        try:
+            needs = [(option, needs_of(shape, config, option)[0].needed_bytes) for option in options]
+        except MemoryUnknownError as error:
+            raise DeviceError(
+                "The memory that this model needs is not known, so its hardware cannot be chosen.",
+                "Name it in jobs.flavor, such as l4x1.",
+            ) from error
+        fits = [option for option, needed in needs if needed <= option[0].total_bytes]
+        if not fits:
+            ((largest,), needed) = max(needs, key=lambda one: one[0][0].total_bytes)
+            raise DeviceError(
+                f"This run may need {needed / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
+                f"{largest.total_bytes / GIB:.1f}.",
+                "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+            )
+        return (fits[0],)
+
+    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
+        flavor = next(one for one in self._flavors() if one.device == device)
+        plan, hours = plan_run(config.training, report), config.jobs.limit_hours
+        if hours is None and plan is not None:
+            hours = estimate_limit_hours(flavor, shape.num_parameters, plan.seen_tokens)
+        jobs = config.jobs.model_copy(update={"flavor": flavor.name, "limit_hours": hours or DEFAULT_LIMIT_HOURS})
+        return config.model_copy(update={"jobs": jobs})
+
+
+def places_of(
+    devices: Callable[[], Sequence[Device]], flavors: Callable[[], Sequence[Flavor]]
+) -> Mapping[str, RunPlace]:
+    """Return every place, by the name that `run.where` gives it."""
+    return {place.name: place for place in (ThisMachine(devices), HuggingFaceJobs(flavors))}

@@ -1,0 +1,37 @@
+"""What tests of jobs share: a stand-in for Hugging Face, and a home whose runs go there."""
+
+import sys
+
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _xet
+
+from engine.paths import LoratoryHome
+from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN, JobsStandIn
+
+
+@pytest.fixture
+def hugging_face(tmp_path, monkeypatch):
+    """The stand-in; in this process huggingface_hub stores files with it as well."""
+    monkeypatch.syspath_prepend(str(STORAGE_CLIENT))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "hf_xet"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    with JobsStandIn(tmp_path / "jobs") as stand_in:
+        monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
+        yield stand_in
+    sys.modules.pop("hf_xet", None)
+
+
+@pytest.fixture
+def api(hugging_face):
+    return HfApi(endpoint=hugging_face.address, token=TOKEN)
+
+
+@pytest.fixture
+def home(tmp_path):
+    made = LoratoryHome(tmp_path / "home")
+    made.make_writable()
+    return made

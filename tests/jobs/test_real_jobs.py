@@ -1,0 +1,150 @@
+"""Real trainings through the stand-in for Hugging Face: the same losses as here, and every way to end."""
+
+import contextlib
+import json
+import time
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.executors import make_executors
+from engine.executors.huggingface_jobs.executor import JobsExecutor
+from engine.executors.huggingface_jobs.flavors import read_flavors
+from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.inspector.session import Inspector
+from engine.runs.control import request_resume, request_stop
+from engine.runs.history.reader import HistoryReader
+from engine.runs.launch import Launcher, Preflight
+from engine.runs.store import RunStore
+from engine.runs.supervision.scheduler import SupervisorSettings
+from engine.runs.supervision.supervisor import Supervisor
+from tests.jobs.stand_in import TOKEN
+from tests.runs.supervision import cpu, wait_until
+from tests.tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.e2e
+
+ROWS = "\n".join(
+    f'{{"instruction": "Say {number} in words", "output": "This is the number {number}."}}' for number in range(40)
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def start(home, api, model, tmp_path):
+    """Starts runs, supervised, here or through the stand-in."""
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    settings = SupervisorSettings(
+        executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda _: api, 0.2)},
+        devices=lambda: (cpu(),), tick_seconds=0.05,
+    )  # fmt: skip
+    store = RunStore(home, "local")
+    with contextlib.ExitStack() as stack:
+        inspector = stack.enter_context(contextlib.closing(Inspector(home)))
+        flavors = lambda: read_flavors(api.list_jobs_hardware())  # noqa: E731
+        launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),), flavors=flavors))
+        supervising = contextlib.ExitStack()
+        stack.push(supervising)
+
+        def supervise():
+            supervisor = Supervisor(home, settings)
+            supervisor.start()
+            supervising.callback(supervisor.stop)
+
+        def begin(where="jobs", **training):
+            return launcher.start(config_from_mapping({
+                "model": {"id": str(model)},
+                "dataset": {"source": str(tmp_path / "rows.jsonl"), "eval_fraction": 0.2},
+                "training": {"max_steps": 12, "max_length": 64, "save_steps": 4, "eval_steps": 6, **training},
+                "run": {"where": where, "devices": "cpu"},
+                "jobs": {"flavor": "cpu-basic", "limit_hours": 0.5},
+            }))  # fmt: skip
+
+        supervise()
+        begin.supervise, begin.unsupervise = supervise, supervising.close
+        yield begin
+
+
+def state_of(run):
+    return run.folder.read_state()
+
+
+def losses(run):
+    steps = HistoryReader.of_run(run).update().steps
+    return list(zip(steps.column("step"), steps.column("loss"), strict=True))
+
+
+def adapter_of(run):
+    files = {path.name: path.read_bytes() for path in run.folder.adapter.iterdir()}
+    config = json.loads(files.pop("adapter_config.json"))
+    return files, config | {"target_modules": sorted(config["target_modules"])}  # PEFT writes a set
+
+
+def ended(run, seconds=120):
+    wait_until(lambda: state_of(run).is_final, seconds)
+    return state_of(run)
+
+
+def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened(start, hugging_face, home):
+    def end_at_the_first_checkpoint(name):
+        if name.endswith("step-4/MANIFEST.json"):
+            hugging_face.on_stored = lambda _: None
+            hugging_face.end(hugging_face.only_job(), "ERROR", "Job timeout")
+
+    hugging_face.on_stored = end_at_the_first_checkpoint
+    run, whole = start(), start(where="local")
+
+    state = ended(run)
+    assert (state.state, state.reason, state.resumable_step) == ("interrupted", "ended_by_executor", 4)
+    assert "its time limit of 0.5 h" in state.cause
+    JobWish(flavor="cpu-upgrade", limit_hours=2).save(run.folder)
+    request_resume(home, run)
+    wait_until(lambda: not state_of(run).is_final)
+
+    assert ended(run).state == "completed", state_of(run)
+    assert ended(whole).state == "completed"
+    assert losses(run) == losses(whole)
+    again = list(hugging_face.jobs.values())[1].spec
+    assert (again["flavor"], again["timeoutSeconds"]) == ("cpu-upgrade", 7200)
+    assert adapter_of(run) == adapter_of(whole)
+
+
+def test_a_job_trains_exactly_what_this_machine_would(start, hugging_face):
+    there, here = start(), start(where="local")
+
+    assert ended(there, 60).state == "completed", (state_of(there), hugging_face.only_job().log.read_text())
+    assert ended(here).state == "completed"
+    assert losses(there) == losses(here)
+    assert len(losses(there)) == 12
+    assert adapter_of(there) == adapter_of(here)
+    record = JobRecord.read(there.folder)
+    assert record.is_closed
+    assert record.cost_usd > 0
+    assert state_of(there).device == "CPU Basic at Hugging Face"
+    assert [name for name in hugging_face.files["ada/loratory-runs"] if not name.startswith("wheels/")] == []
+    for path in there.folder.path.rglob("*"):
+        assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugging_face, home):
+    run = start(max_steps=100_000)
+    wait_until(lambda: len(losses(run)) > 3, 120)
+    before = hugging_face.asked["submit"]
+    start.unsupervise()
+    seen = len(losses(run))
+    time.sleep(1)  # nothing is lost meanwhile
+    start.supervise()
+    wait_until(lambda: len(losses(run)) > seen)
+    request_stop(run)
+
+    state = ended(run)
+    assert (state.state, state.reason) == ("stopped", "stopped_on_request"), state
+    assert hugging_face.asked["submit"] == before
+    steps = [step for step, _ in losses(run)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (run.folder.adapter / "adapter_model.safetensors").is_file()
+    assert state.resumable_step == steps[-1]
