@@ -258,7 +258,7 @@ def test_an_executor_that_this_version_lacks_leaves_its_run_alone(home, run, sto
 def test_every_launcher_of_a_configuration_has_an_executor(home):
     from typing import get_args
 
-    from engine.config.run import Launcher
+    from engine.config.run import Launcher, Place
 
     context = LocalContext(LeaseBook(home), lambda *_: None, 0)
-    assert set(make_executors(context)) == set(get_args(Launcher))
+    assert set(make_executors(context)) == {*get_args(Launcher), *get_args(Place)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from engine.errors import EngineError, HubUnreachableError, StorageError
 from engine.executors.base import JobEnd
-from engine.executors.huggingface_jobs import bootstrap, layout
+from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.bucket import RunBucket, is_missing, jobs_errors_explained
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import build_wheel, collect_inputs, whole_lines
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Debian with Python and uv; everything else comes with Loratory's wheel.
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+_BOOTSTRAP = Path(__file__).with_name("bootstrap.py")  # not imported here: it brings huggingface_hub
 _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingface_hub>=2.4", "python", "-c")
 
 _LONGEST_WAIT_SECONDS = 60.0
@@ -176,7 +177,7 @@ class JobFollower:
                 self._keep(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
             return self._api.run_job(
                 image=IMAGE,
-                command=[*_COMMAND, Path(bootstrap.__file__).read_text(encoding="utf-8")],
+                command=[*_COMMAND, _BOOTSTRAP.read_text(encoding="utf-8")],
                 env={layout.ORDER_VARIABLE: order.model_dump_json()},
                 secrets={"HF_TOKEN": self._api.token},
                 flavor=record.flavor,
