@@ -9,7 +9,6 @@ from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
-from engine.hardware.devices import device_options
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.lab_rules import lab_problems
@@ -42,6 +41,11 @@ class Draft:
     estimate: MemoryEstimate | None
     estimate_error: EngineError | None = None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another machine would train it."""
+        return self.assumed is not None and self.assumed.run.is_elsewhere
+
 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
     """Read the form; never raises for what a person typed, and never waits for another process."""
@@ -68,7 +72,10 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         assumed, _ = _checked({**mapping, "dataset": {**mapping["dataset"], "source": "-"}})
     if assumed is not None:
         try:
-            options = device_options(devices, assumed.run)
+            place = services.place(assumed.run.where)
+            options = place.options(assumed)
+            if shape is not None:
+                options = place.suitable(options, assumed, shape)
             chosen = options[0] if shape is None else most_likely(shape, assumed, options)
             device = chosen[0]
             problems = [*problems, *machine_problems(assumed, chosen)]

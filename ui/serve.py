@@ -15,6 +15,8 @@ from starlette.middleware import Middleware
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
+from engine.executors.huggingface_jobs.executor import api_of_this_login
+from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces
@@ -86,19 +88,20 @@ def build_services(
         places: For the inspectors' processes of all pages of a lab.
     """
     inspector = Inspector(home, data_roots, places)
-    runs = RunStore(home, owner)
+    runs, hardware = RunStore(home, owner), HardwareList(api_of_this_login)
     return Services(
         home=home,
         transfers=Transfers(home),
         inspector=inspector,
         shapes=KnownShapes(inspector, of_catalog),
         runs=runs,
-        launcher=Launcher(runs, Preflight(home, inspector)),
+        launcher=Launcher(runs, Preflight(home, inspector, flavors=hardware.ask)),
         chat=ChatSession(home),
         checks=DatasetChecks(inspector),
         tokenizers=Tokenizers.on_this_machine(home),
         results=ResultWork(home, partial(EvaluationJob, home), partial(ExportJob, home), partial(PushJob, home)),
         measure=partial(MeasurementJob, home),
+        hardware=hardware,
         person=person,
         own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,

@@ -8,6 +8,8 @@ from engine.accounts.audit import AuditKind
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
+from engine.executors.huggingface_jobs.executor import api_of_this_login
+from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
@@ -15,6 +17,7 @@ from engine.memory.estimate import MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
 from engine.runs.memory_measurement import MeasuredStep
+from engine.runs.places import RunPlace, places_of
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.dataset_checks import DatasetChecks
@@ -46,6 +49,7 @@ class Services:
     person: Person | None = None  # who is signed in; None where there are no accounts
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
+    hardware: HardwareList = field(default_factory=lambda: HardwareList(api_of_this_login))  # of Hugging Face
     # Which process supervises the runs instead of this one; empty where this one does.
     standing_by: Callable[[], str] = lambda: ""
     # What an admin announces to all people of a lab; empty where there is nothing.
@@ -55,3 +59,7 @@ class Services:
     own_models: OwnModels | None = None  # of a person of a lab, fetched with their own token; a guest has none
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
+
+    def place(self, name: str) -> RunPlace:
+        """Return the place of that name as it is known now, without asking another process."""
+        return places_of(self.devices, self.hardware.known)[name]

@@ -72,7 +72,7 @@ class SidePanel:
         under_way = work is not None and work.is_under_way
         return {
             self.measured: render_measured_step(work),
-            self.start: visible_if(draft.estimate is not None and not under_way),
+            self.start: visible_if(draft.estimate is not None and not under_way and not draft.is_elsewhere),
             self.stop: visible_if(under_way),
             self.timer: gr.Timer(active=under_way),
         }

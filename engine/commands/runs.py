@@ -23,6 +23,7 @@ from engine.commands.output import (
     words_of_time,
 )
 from engine.commands.train import follow_to_the_end, report
+from engine.executors.huggingface_jobs.record import JobWish
 from engine.paths import LoratoryHome
 from engine.runs.admission import resume_run
 from engine.runs.control import request_cancel, request_stop
@@ -109,10 +110,22 @@ def _ask(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json
     print_result(_summary_json(store, summary), text, as_json=as_json)
 
 
-def resume(run_id: RunId, as_json: AsJson = False) -> None:
-    """Go on with a run that was stopped, interrupted or failed, from its newest checkpoint, and follow it."""
+def resume(
+    run_id: RunId,
+    flavor: Annotated[
+        str, typer.Option("--flavor", help="Of a run on Hugging Face Jobs: other hardware from now on.")
+    ] = "",
+    limit_hours: Annotated[
+        float | None,
+        typer.Option("--limit-hours", min=0.05, max=168, help="Of such a run: another time limit from now on."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a run that was stopped, interrupted or failed, from its newest checkpoint, and follow it."""
     store = _store()
     run = store.get(run_id)
+    if flavor or limit_hours is not None:
+        JobWish.of(run.folder, flavor, limit_hours).save(run.folder)
     resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)

@@ -58,7 +58,7 @@ class Preflight:
         self._home = home
         self._inspector = inspector
         self._resolve = resolve
-        self._places = places_of(devices, flavors or HardwareList(api_of_this_login))
+        self._places = places_of(devices, flavors or HardwareList(api_of_this_login).ask)
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
         """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.

@@ -27,32 +27,30 @@ TOKEN = "hf_CanaryThatMustNeverBeSeenAnywhere43"
 ACCOUNT = "ada"
 STORAGE_CLIENT = Path(__file__).parent / "storage_client"
 
-HARDWARE = [
-    {
+
+def _hardware(
+    name: str, title: str, cpu: str, ram: str, gpu: tuple[str, str, str] | None, per_hour: float
+) -> dict[str, Any]:
+    accelerator = None
+    if gpu is not None:
+        model, quantity, vram = gpu
+        accelerator = {"type": "gpu", "model": model, "quantity": quantity, "vram": vram, "manufacturer": "Nvidia"}
+    return {
         "name": name, "prettyName": title, "cpu": cpu, "ram": ram, "ephemeralStorage": "50 GB", "accelerator": accelerator,
         "unitCostMicroUSD": round(per_hour / 60 * 1e6), "unitCostUSD": per_hour / 60, "unitLabel": "minute",
-    }
-    for name, title, cpu, ram, accelerator, per_hour in (
-        ("cpu-basic", "CPU Basic", "2 vCPU", "16 GB", None, 0.01),
-        ("cpu-upgrade", "CPU Upgrade", "8 vCPU", "32 GB", None, 0.03),
-        ("t4-small", "Nvidia T4 - small", "4 vCPU", "15 GB", ("T4", "1", "16 GB"), 0.4),
-        ("l4x1", "1x Nvidia L4", "8 vCPU", "30 GB", ("L4", "1", "24 GB"), 0.8),
-        ("a10g-large", "Nvidia A10G - large", "12 vCPU", "46 GB", ("A10G", "1", "24 GB"), 1.5),
-        ("l40sx1", "1x Nvidia L40S", "8 vCPU", "62 GB", ("L40S", "1", "48 GB"), 1.8),
-        ("a100-large", "Nvidia A100 - large", "12 vCPU", "142 GB", ("A100", "1", "80 GB"), 2.5),
-        ("l4x4", "4x Nvidia L4", "48 vCPU", "186 GB", ("L4", "4", "96 GB"), 3.8),
-    )
-]  # fmt: skip
-for _one in HARDWARE:
-    if _one["accelerator"]:
-        _model, _quantity, _vram = _one["accelerator"]
-        _one["accelerator"] = {
-            "type": "gpu",
-            "model": _model,
-            "quantity": _quantity,
-            "vram": _vram,
-            "manufacturer": "Nvidia",
-        }
+    }  # fmt: skip
+
+
+HARDWARE: list[dict[str, Any]] = [
+    _hardware("cpu-basic", "CPU Basic", "2 vCPU", "16 GB", None, 0.01),
+    _hardware("cpu-upgrade", "CPU Upgrade", "8 vCPU", "32 GB", None, 0.03),
+    _hardware("t4-small", "Nvidia T4 - small", "4 vCPU", "15 GB", ("T4", "1", "16 GB"), 0.4),
+    _hardware("l4x1", "1x Nvidia L4", "8 vCPU", "30 GB", ("L4", "1", "24 GB"), 0.8),
+    _hardware("a10g-large", "Nvidia A10G - large", "12 vCPU", "46 GB", ("A10G", "1", "24 GB"), 1.5),
+    _hardware("l40sx1", "1x Nvidia L40S", "8 vCPU", "62 GB", ("L40S", "1", "48 GB"), 1.8),
+    _hardware("a100-large", "Nvidia A100 - large", "12 vCPU", "142 GB", ("A100", "1", "80 GB"), 2.5),
+    _hardware("l4x4", "4x Nvidia L4", "48 vCPU", "186 GB", ("L4", "4", "96 GB"), 3.8),
+]
 
 _SPEC_KEYS = {
     "command", "arguments", "environment", "secrets", "flavor", "timeoutSeconds", "attempts", "labels", "volumes", "dockerImage",

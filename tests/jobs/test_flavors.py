@@ -50,7 +50,9 @@ def test_prices_are_asked_once_an_hour():
             return [JobHardwareInfo(**one) for one in HARDWARE]
 
     hardware = HardwareList(Api)
-    assert hardware() == hardware() == FLAVORS
+    with pytest.raises(HubUnreachableError):
+        hardware.known()
+    assert hardware.ask() == hardware.ask() == hardware.known() == FLAVORS
     assert len(asked) == 1
 
 

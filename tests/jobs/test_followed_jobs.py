@@ -5,7 +5,7 @@ import random
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from engine.errors import HubUnreachableError
+from engine.errors import ConfigError, HubUnreachableError, RunError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.follower import JobFollower
@@ -86,7 +86,7 @@ def test_a_run_is_sent_in_a_private_bucket_and_its_job_named(followed, hugging_f
 def test_a_second_run_sends_no_second_wheel(followed, hugging_face, api, home):
     followed.step()
     wheels = [name for name in hugging_face.files[BUCKET] if name.startswith("wheels/")]
-    stored = []
+    stored: list[str] = []
     hugging_face.on_stored = stored.append
     Followed(hugging_face, api, home).step()
 
@@ -341,15 +341,32 @@ def test_a_person_without_a_login_reads_what_to_do(followed, hugging_face, home,
 
 
 def test_a_wish_is_for_the_next_attempt(followed):
-    assert JobWish.read(followed.run.folder) == JobWish()
-    JobWish(flavor="a100-large", limit_hours=5).save(followed.run.folder)
-    assert JobWish.read(followed.run.folder) == JobWish(flavor="a100-large", limit_hours=5)
+    folder = followed.run.folder
+    assert JobWish.read(folder) == JobWish()
+    JobWish.of(folder, "a100-large", None).save(folder)
+    JobWish.of(folder, "", 5).save(folder)
+    assert JobWish.read(folder) == JobWish(flavor="a100-large", limit_hours=5)
+
+
+@pytest.mark.parametrize(
+    ("flavor", "hours"), [("A100 large", None), ("l4x1; rm", None), ("", 0), ("", 900), ("", "soon")]
+)
+def test_a_wish_that_no_configuration_could_have_is_refused(followed, flavor, hours):
+    with pytest.raises(ConfigError):
+        JobWish.of(followed.run.folder, flavor, hours)
+
+
+def test_a_run_of_this_machine_has_no_wish(home):
+    run = write_run(RunStore(home, "local"), a_config(), InventedRun(state="stopped"))
+    with pytest.raises(RunError, match="no job at Hugging Face"):
+        JobWish.of(run.folder, "l4x1", None)
 
 
 def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):
     hugging_face.starts_jobs = False
     right = {"image": "i", "command": ["c"], "flavor": "l4x1", "timeout": 60, "namespace": "ada", "name": "n"}
     api.run_job(**right)
+    wrong: dict
     for wrong in (
         {"flavor": "l5"}, {"command": []}, {"command": ["c", TOKEN]}, {"timeout": 0.2}, {"labels": {"a": "b c"}},
         {"env": {"TOKEN": TOKEN}}, {"namespace": "bob"}, {"expose": [80]},

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,8 +66,7 @@ def start(home, api, model, tmp_path):
             }))  # fmt: skip
 
         supervise()
-        begin.supervise, begin.unsupervise = supervise, supervising.close
-        yield begin
+        yield SimpleNamespace(run=begin, supervise=supervise, unsupervise=supervising.close)
 
 
 def state_of(run):
@@ -96,7 +96,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
             hugging_face.end(hugging_face.only_job(), "ERROR", "Job timeout")
 
     hugging_face.on_stored = end_at_the_first_checkpoint
-    run, whole = start(), start(where="local")
+    run, whole = start.run(), start.run(where="local")
 
     state = ended(run)
     assert (state.state, state.reason, state.resumable_step) == ("interrupted", "ended_by_executor", 4)
@@ -114,7 +114,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
 
 
 def test_a_job_trains_exactly_what_this_machine_would(start, hugging_face):
-    there, here = start(), start(where="local")
+    there, here = start.run(), start.run(where="local")
 
     assert ended(there, 60).state == "completed", (state_of(there), hugging_face.only_job().log.read_text())
     assert ended(here).state == "completed"
@@ -131,7 +131,7 @@ def test_a_job_trains_exactly_what_this_machine_would(start, hugging_face):
 
 
 def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugging_face, home):
-    run = start(max_steps=100_000)
+    run = start.run(max_steps=100_000)
     wait_until(lambda: len(losses(run)) > 3, 120)
     before = hugging_face.asked["submit"]
     start.unsupervise()

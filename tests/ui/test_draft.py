@@ -10,6 +10,7 @@ from engine.errors import MemoryUnknownError
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
+from engine.runs.places import places_of
 from tests.fake_inspector import FakeInspector
 from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks
@@ -94,6 +95,7 @@ def draft_of(form: Form, shape: ModelShape | None, **given: object):
         checks=DatasetChecks(FakeInspector()),
         devices=list_devices,
         home=LoratoryHome(Path("unused")),
+        place=lambda name: places_of(list_devices, lambda: ())[name],
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}

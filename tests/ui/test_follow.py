@@ -235,7 +235,7 @@ def test_the_buttons_act_on_the_run_that_is_shown(services, prefix):
 
     shown_run = inputs_of(f"{prefix}run-live", "submit")[0][0]
     for button in ("stop", "resume", "start-anyway", "cancel", "really-cancel", "open-chat"):
-        assert inputs_of(f"{prefix}{button}", "click") == [[shown_run]], button
+        assert [inputs[0] for inputs in inputs_of(f"{prefix}{button}", "click")] == [shown_run], button
 
 
 def test_a_view_tells_which_run_it_shows(follow, invent):

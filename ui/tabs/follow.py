@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.accounts.audit import AuditKind
 from engine.errors import EngineError
+from engine.executors.huggingface_jobs.record import JobWish
 from engine.runs.admission import resume_run
 from engine.runs.control import request_cancel, request_start_anyway, request_stop
 from engine.runs.run import LIVE_STATES, Run
@@ -31,6 +32,7 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
+from ui.form import number_of
 from ui.gradio_internals import Slider
 from ui.page import Page
 from ui.views import run_view
@@ -72,6 +74,15 @@ class FollowPart:
             self.chat = gr.Button(
                 "Open in Chat", variant="primary", elem_id=f"{prefix}open-chat", min_width=160, **hidden
             )
+        with gr.Row(visible=False) as self.next_job:
+            self.flavor = gr.Textbox(
+                label="Hardware from now on", info="Hugging Face's name, such as a100-large. Empty keeps the last one.",
+                max_length=60, max_lines=1, elem_id=f"{prefix}next-flavor", min_width=240,
+            )  # fmt: skip
+            self.limit = gr.Textbox(
+                label="Time limit from now on, hours", info="Empty keeps the last one.", max_length=8, max_lines=1,
+                elem_id=f"{prefix}next-limit", min_width=240,
+            )  # fmt: skip
         self.confirm = Confirmation(
             "Cancel run", "Keep running", elem_id=f"{prefix}confirm-cancel", yes_id=f"{prefix}really-cancel",
             no_id=f"{prefix}keep-running",
@@ -104,7 +115,7 @@ class FollowPart:
         self._texts = [self.trouble, *self._polled]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [
-            *self._texts, self.live, self.shown, self.body, *self._buttons, self.confirm.panel,
+            *self._texts, self.live, self.shown, self.body, *self._buttons, self.next_job, self.confirm.panel,
             *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
         # What `look` needs besides the run.
@@ -130,7 +141,15 @@ class FollowPart:
             refreshed,
             self._request_by(self.anyway.click, request_start_anyway, "run started"),
             self._request_by(self.stop.click, request_stop, "run stopped"),
-            self._request_by(self.resume.click, lambda run: resume_run(page.services.home, run), "run resumed"),
+            self._look_again_after(
+                self.resume.click(
+                    shown_as_message(self.resume_shown),
+                    [self.shown, self.flavor, self.limit],
+                    None,
+                    trigger_mode="once",
+                    **QUICK,
+                )
+            ),
             self._request_by(self.confirm.really.click, request_cancel, "run stopped"),
         ]
 
@@ -147,6 +166,14 @@ class FollowPart:
             self._page.services.log(kind, run.id)
 
         return self._look_again_after(event(shown_as_message(ask), self.shown, None, trigger_mode="once", **QUICK))
+
+    def resume_shown(self, run_id: str, flavor: str, limit: str) -> None:
+        """Resume a run; one of Hugging Face Jobs on other hardware, or for longer, where that was typed."""
+        run, hours = self._page.services.runs.get(run_id), number_of(limit)
+        if flavor or hours is not None:
+            JobWish.of(run.folder, flavor.strip(), hours).save(run.folder)
+        resume_run(self._page.services.home, run)
+        self._page.services.log("run resumed", run.id)
 
     def ask_cancel(self, run_id: str) -> tuple[str, str]:
         """Return the run and the question before it is cancelled."""
@@ -214,7 +241,7 @@ class FollowPart:
         return updates
 
     def _without_run(self, heading: str) -> Updates:
-        hidden = [self.body, *self._buttons, self.confirm.panel]
+        hidden = [self.body, *self._buttons, self.next_job, self.confirm.panel]
         texts = dict.fromkeys([*self._texts, self.live, self.shown], "")
         return {**dict.fromkeys(hidden, HIDDEN), **texts, self.heading: heading}
 
@@ -237,6 +264,7 @@ class FollowPart:
     def _draw(self, observed: ObservedRun, view: ChartView, log_open: bool) -> Updates:
         state, resumable = observed.state.state, observed.state.resumable_step
         asked = observed.stop_requested or observed.cancel_requested
+        resumes = state in ("stopped", "failed", "interrupted") and not observed.resume_requested
         updates = {
             self.live: _question(observed, view, log_open),
             self.shown: observed.run.id,
@@ -255,9 +283,10 @@ class FollowPart:
             ),
             self.cancel: visible_if(state in LIVE_STATES and not observed.cancel_requested),
             self.resume: gr.update(
-                visible=state in ("stopped", "failed", "interrupted") and not observed.resume_requested,
+                visible=resumes,
                 value=f"Resume from step {resumable:,}" if resumable else "Restart",
             ),
+            self.next_job: visible_if(resumes and observed.run.folder.job.exists()),
             self.anyway: visible_if(observed.waits_for_memory and not asked),
             self.chat: visible_if(can_chat(observed.run)),
         }

@@ -18,6 +18,7 @@ from ui.form import section_fields
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
+from ui.tabs.jobs import JobsPart
 from ui.tabs.start import StartPart
 from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
@@ -58,6 +59,7 @@ class TrainTab:
             )
             self.presets = pick_list(shown_in_place(lambda: render_presets(list_presets()))(), elem_id="presets")
             self._settings()
+            self.jobs = JobsPart(page)
             self.plan = gr.HTML(elem_id="plan")
             self.start = StartPart(page)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
@@ -72,7 +74,7 @@ class TrainTab:
         self._lay_out(list(_IN_SIGHT))
         names = (f"{section}.{name}" for section in ("training", "run") for name in section_fields(section))
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
-            self._lay_out([name for name in names if name not in (*_IN_SIGHT, "run.name")])
+            self._lay_out([name for name in names if name not in (*_IN_SIGHT, "run.name", "run.where")])
 
     def _lay_out(self, names: Sequence[str]) -> None:
         for first in range(0, len(names), 2):
@@ -83,6 +85,7 @@ class TrainTab:
     def wire(self) -> None:
         """Connect the events."""
         page, form = self._page, self._page.form
+        self.jobs.wire()
         preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **SLOW)
         alone = preset.success(lambda: "", None, page.copied_from, **QUICK)
         self._count_after(page.fill_after(alone, self._change))

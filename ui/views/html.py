@@ -190,6 +190,11 @@ def gib(size_bytes: float) -> str:
     return f"{value:,.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
+def dollars(amount: float) -> str:
+    """Return a price: `$0.80`, or `under $0.01`."""
+    return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
+
+
 def size(size_bytes: float) -> str:
     """Return the size of a file: `1.2 GB`, in the decimal units in which disks and downloads are sold."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -7,6 +7,7 @@ from html import escape
 
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
+from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.history.run_history import seconds_left
 from engine.runs.provenance import PeakKind
 from engine.runs.run import RunState, State
@@ -18,6 +19,7 @@ from ui.views.html import (
     Column,
     alert,
     count,
+    dollars,
     duration,
     empty,
     log,
@@ -110,6 +112,8 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
             parts.append("saves after this step, then stops")
         else:
             parts.append("starting the worker" if history.status is None else _PHASE_WORDS[history.status.phase])
+    if state.reason == "executor_unreachable":
+        parts.append(escape(state.cause.rstrip(".")))
     parts += [_elapsed(observed, now), _silence(state, now)]
     speed = history.mean_tokens_per_second()
     if speed is not None:
@@ -134,7 +138,21 @@ def _ingredients(observed: ObservedRun) -> str:
         parts.append(f"{escape(parameters.compute_dtype)} on {escape(parameters.device)}")
     elif observed.state.device:
         parts.append(escape(observed.state.device))
-    return " · ".join(parts)
+    return " · ".join(filter(None, [*parts, _job(observed)]))
+
+
+def _job(observed: ObservedRun) -> str:
+    """Return the job at Hugging Face, with what it has cost; empty for a run of this machine."""
+    record = JobRecord.read(observed.run.folder)
+    if record is None:
+        return ""
+    page = (
+        f'<a href="{escape(record.url, quote=True)}" target="_blank" rel="noopener noreferrer">job at Hugging Face</a>'
+    )
+    named = page if record.url.startswith("https://") else "job at Hugging Face"
+    if record.cost_usd is None or record.price_per_hour_usd is None:
+        return named
+    return f"{named}, {dollars(record.cost_usd)} of at most {dollars(record.price_per_hour_usd * record.limit_hours)}"
 
 
 def render_trouble(observed: ObservedRun) -> str:

@@ -69,7 +69,7 @@ class RunBucket:
     """
 
     def __init__(self, api: HfApi, name: str) -> None:
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
         self._api = api

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from engine.errors import EngineError, HubUnreachableError
 from engine.executors.huggingface_jobs.bucket import jobs_errors_explained
 from engine.hardware.device import Capability, Device
 
@@ -129,6 +130,7 @@ def named(flavors: Sequence[Flavor], name: str) -> Flavor | None:
 
 
 _LIST_SECONDS = 3600.0  # prices change seldom
+_TROUBLE_SECONDS = 20.0  # a login or a network comes back
 
 
 class HardwareList:
@@ -141,8 +143,24 @@ class HardwareList:
     def __init__(self, make_api: Callable[[], HfApi]) -> None:
         self._make_api = make_api
         self._found: tuple[float, tuple[Flavor, ...]] | None = None
+        self._trouble: EngineError | None = None
+        self._trouble_since = 0.0
 
-    def __call__(self) -> tuple[Flavor, ...]:
+    @property
+    def is_known(self) -> bool:
+        """Whether it was answered, or refused a moment ago."""
+        is_refused = self._trouble is not None and time.monotonic() - self._trouble_since < _TROUBLE_SECONDS
+        return self._found is not None or is_refused
+
+    def known(self) -> tuple[Flavor, ...]:
+        """Return what was answered before, without waiting; raises as `ask` did, or where it was never asked."""
+        if self._trouble is not None:
+            raise self._trouble
+        if self._found is None:
+            raise HubUnreachableError("Asking Hugging Face for its hardware and prices …", "Wait a moment.")
+        return self._found[1]
+
+    def ask(self) -> tuple[Flavor, ...]:
         """Return them, the cheapest first.
 
         Raises:
@@ -151,7 +169,11 @@ class HardwareList:
         """
         found = self._found
         if found is None or time.monotonic() - found[0] > _LIST_SECONDS:
-            with jobs_errors_explained("your account"):
-                found = time.monotonic(), read_flavors(self._make_api().list_jobs_hardware())
-            self._found = found
+            try:
+                with jobs_errors_explained("your account"):
+                    found = time.monotonic(), read_flavors(self._make_api().list_jobs_hardware())
+            except EngineError as error:
+                self._trouble, self._trouble_since = error, time.monotonic()
+                raise
+            self._found, self._trouble = found, None
         return found[1]

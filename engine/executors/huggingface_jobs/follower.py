@@ -310,7 +310,7 @@ class JobFollower:
         if "time" in message.lower() or self.record.running_seconds >= limit * 3600 * 0.99:
             return JobEnd(
                 cause=f"The job reached its time limit of {limit:g} h at Hugging Face.",
-                advice="Resume it with a higher limit (jobs.limit_hours).",
+                advice="Resume it with a higher time limit.",
             )
         if job.status.stage == "COMPLETED":
             return JobEnd(

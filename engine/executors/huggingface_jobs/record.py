@@ -6,6 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
+from engine.config.load import config_from_mapping
+from engine.errors import RunError
 from engine.executors.huggingface_jobs.layout import BUCKET_NAME
 from engine.files import read_model, write_atomically
 from engine.runs.run import RunFolder
@@ -75,6 +77,22 @@ class JobWish(BaseModel, frozen=True):
     def read(cls, folder: RunFolder) -> Self:
         """Load it; nothing is wished where nothing was saved."""
         return read_model(folder.control / "job.json", cls) or cls()
+
+    @classmethod
+    def of(cls, folder: RunFolder, flavor: str, limit_hours: float | str | None) -> Self:
+        """Return a wish that changes what is given.
+
+        Raises:
+            RunError: If the run is not one of Hugging Face Jobs.
+            ConfigError: If the name cannot be a flavor, or the limit is not a number of hours within its bounds.
+        """
+        if JobRecord.read(folder) is None:
+            raise RunError("This run has no job at Hugging Face.", "Resume it without other hardware and time limit.")
+        config_from_mapping(
+            {**folder.read_config().model_dump(mode="json"), "jobs": {"flavor": flavor, "limit_hours": limit_hours}}
+        )
+        before = cls.read(folder)
+        return cls.model_validate({"flavor": flavor or before.flavor, "limit_hours": limit_hours or before.limit_hours})
 
     def save(self, folder: RunFolder) -> None:
         """Save it for the next attempt; raises StorageError if the disk is full."""

@@ -1,0 +1,103 @@
+"""Where a run trains: here, or on Hugging Face's hardware, with what that costs at most."""
+
+import contextlib
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+
+from engine.errors import EngineError
+from engine.executors.huggingface_jobs.flavors import Flavor, named
+from ui.backend.dataset_checks import CheckQuestion
+from ui.components import SLOW, Updates, visible_if
+from ui.draft import Draft
+from ui.form import field_of
+from ui.gradio_internals import Dropdown
+from ui.page import Page
+from ui.views.html import dollars, error_box, facts, gib, small
+
+_CHEAPEST = ("the cheapest that fits", "")
+
+
+class JobsPart:
+    """Lays out the choice of the place; in a lab there is none."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        if page.services.person is not None:
+            return
+        choices = [("This machine", "local"), ("Hugging Face Jobs", "jobs")]
+        page.form.setting("run.where", choices=choices, elem_id="where")
+        with gr.Column(visible=False, elem_id="jobs") as self.panel:
+            with gr.Row():
+                field = field_of("jobs.flavor")
+                self.flavor = page.form.register("jobs.flavor", Dropdown(
+                    [_CHEAPEST], value="", label=f"{field.title} (flavor)", info=field.description, allow_custom_value=True,
+                    elem_id="jobs-flavor", min_width=240,
+                ))  # fmt: skip
+                page.form.setting("jobs.limit_hours", elem_id="jobs-limit", min_width=160)
+                page.form.setting("jobs.namespace", elem_id="jobs-namespace", min_width=200)
+            self.offer = gr.HTML(elem_id="jobs-offer")
+        self.asking = gr.Timer(0.2, active=False)
+        hardware = page.services.hardware
+        page.on_draft(self.panel, lambda draft: visible_if(draft.is_elsewhere))
+        page.on_draft(self.asking, lambda draft: gr.update(active=draft.is_elsewhere and not hardware.is_known))
+        page.on_draft_later(self.offer, self._offer)
+
+    def wire(self) -> None:
+        """Connect the events."""
+        if self._page.services.person is not None:
+            return
+        asked = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
+        self._page.refresh_after(asked)
+
+    def ask(self) -> Updates:
+        """Ask Hugging Face for its hardware and prices; the draft shows what came of it."""
+        flavors: Sequence[Flavor] = ()
+        with contextlib.suppress(EngineError):  # it is remembered, and shown with the draft
+            flavors = self._page.services.hardware.ask()
+        choices = [_CHEAPEST, *((_described(flavor), flavor.name) for flavor in flavors)]
+        return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
+
+    def _offer(self, draft: Draft) -> str:
+        config, services = draft.config or draft.assumed, self._page.services
+        if config is None or not config.run.is_elsewhere:
+            return ""
+        try:
+            flavors = services.hardware.known()
+        except EngineError as error:
+            return error_box(error) if services.hardware.is_known else small(error.what, role="status")
+        if draft.device is None or draft.estimate_error is not None:
+            return error_box(draft.estimate_error) if draft.estimate_error is not None else ""
+        check = services.checks.find(
+            CheckQuestion(config.dataset, config.model, config.training.max_length, config.training.seed)
+        )
+        report = check.report if check is not None else None
+        if draft.shape is not None and report is not None:
+            config = services.place(config.run.where).settled(config, draft.device, draft.shape, report)
+        flavor = named(flavors, config.jobs.flavor) or next(one for one in flavors if one.device == draft.device)
+        return render_offer(flavor, config.jobs.limit_hours, draft)
+
+
+def render_offer(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str:
+    """Return hardware, price, and the most that the run can cost."""
+    figures = [
+        (escape(flavor.title), "hardware"),
+        (f"{gib(flavor.device.total_bytes)} GiB", "memory"),
+        (dollars(flavor.price_per_hour_usd), "per hour"),
+    ]
+    if limit_hours is None:
+        figures.append(("?", "time limit, known once the rows are counted"))
+    else:
+        figures += [(f"{limit_hours:g} h", "time limit"), (dollars(flavor.price_per_hour_usd * limit_hours), "at most")]
+    needed = (
+        f"The run needs at most {gib(draft.estimate.needed_bytes)} GiB (90%). " if draft.estimate is not None else ""
+    )
+    return facts(figures) + small(
+        f"{needed}Hugging Face bills your account by the minute. The data, the settings and what is trained travel through a "
+        "private bucket there, which is emptied when the run has ended."
+    )
+
+
+def _described(flavor: Flavor) -> str:
+    return f"{flavor.title} · {gib(flavor.device.total_bytes)} GiB · {dollars(flavor.price_per_hour_usd)}/h"
