@@ -9,7 +9,7 @@ from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import ExportConfig
 from engine.export.contract import ExportOrder, ExportResult
 from engine.export.folder import made_aside
-from engine.export.worker.main import ExportWorker
+from engine.export.worker.main import run_export
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import make_adapter
 from tests.recorded_request import RecordedRequest
@@ -41,5 +41,5 @@ def export(home, run: Path, folder: Path, request=None, **settings: Any) -> Expo
             device=describe_processor(),
             run=run,
         )
-        answer = ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
+        answer = run_export(home, order.model_dump(mode="json"), request or RecordedRequest())
     return ExportResult.model_validate(answer)

@@ -18,7 +18,7 @@ from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
 from engine.export.gguf.converter import CHECKOUT_VARIABLE, find_converter
 from engine.export.job import ExportJob
-from engine.export.worker.main import ExportWorker
+from engine.export.worker.main import run_export
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
@@ -55,7 +55,7 @@ def export(home, run: Path, folder: Path, checkout: Path, request=None, **settin
             run=run,
             llama_cpp=checkout,
         )
-        answer = ExportWorker(home).export(order.model_dump(mode="json"), request or RecordedRequest())
+        answer = run_export(home, order.model_dump(mode="json"), request or RecordedRequest())
     return ExportResult.model_validate(answer)
 
 

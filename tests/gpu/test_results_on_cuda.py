@@ -17,7 +17,7 @@ from engine.evaluation.job import EvaluationOrder, EvaluationResult
 from engine.evaluation.worker.main import EvaluationWorker
 from engine.export.contract import ExportOrder, ExportResult
 from engine.export.folder import made_aside
-from engine.export.worker.main import ExportWorker
+from engine.export.worker.main import run_export
 from engine.hardware.processor import describe_processor
 from engine.runs.run import RunFolder
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
@@ -154,7 +154,7 @@ def test_a_merged_export_from_a_gpu_answers_as_the_run_does(quantization, home, 
             device=the_gpu(),
             run=run,
         )
-        answer = ExportWorker(home).export(order.model_dump(mode="json"), RecordedRequest())
+        answer = run_export(home, order.model_dump(mode="json"), RecordedRequest())
 
     verified = ExportResult.model_validate(answer).verified
     assert verified is not None

@@ -177,11 +177,8 @@ def _is_supported(kind: Any) -> bool:
         return _is_supported(kind.storage_type)
     if types.is_dictionary(kind):
         return _is_supported(kind.value_type) and not types.is_nested(kind.value_type)
-    if types.is_struct(kind):
+    nested = "struct map list large_list fixed_size_list".split()
+    if any(getattr(types, f"is_{name}")(kind) for name in nested):
         return all(_is_supported(kind.field(number).type) for number in range(kind.num_fields))
-    if types.is_map(kind):
-        return _is_supported(kind.key_type) and _is_supported(kind.item_type)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _is_supported(kind.value_type)
     plain = "null primitive decimal string large_string binary large_binary fixed_size_binary".split()
     return any(getattr(types, f"is_{name}")(kind) for name in plain)

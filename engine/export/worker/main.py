@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,36 +50,30 @@ class Writer(NamedTuple):
     write: Callable[[ExportUnderWay], Verification | None]
 
 
-class ExportWorker:
-    """Answers the orders of `engine.export.job`."""
-
-    def __init__(self, home: LoratoryHome) -> None:
-        self._home = home
-
-    def export(self, params: JsonObject, request: Request) -> JsonObject:
-        """Fill the folder and verify what is in it."""
-        order = ExportOrder.model_validate(params)
-        source = resolve_model(
-            order.plan.model,
-            order.plan.home(self._home),
-            lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
-        )
-        give_up_access(Access.HUB)
-        export = ExportUnderWay(order, source, request, self._home.server)
-        try:
-            writer = WRITERS[order.settings.kind]
-            require_space(order.folder, writer.needed_bytes(export), "The export", "export")
-            verified = writer.write(export)
-            card = write_card(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
-            (order.folder / "README.md").write_text(card, encoding="utf-8")
-            export.report("ready", "Putting the folder in its place.", 1.0)
-            to_disk(order.folder)
-        except OSError as error:
-            raise StorageError(
-                f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
-            ) from error
-        files, notes = list_files(order.folder), tuple(export.notes)
-        return ExportResult(path=order.folder, files=files, verified=verified, notes=notes).model_dump(mode="json")
+def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
+    """Fill the folder of an order of `engine.export.job`, and verify what is in it."""
+    order = ExportOrder.model_validate(params)
+    source = resolve_model(
+        order.plan.model,
+        order.plan.home(home),
+        lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
+    )
+    give_up_access(Access.HUB)
+    under_way = ExportUnderWay(order, source, request, home.server)
+    try:
+        writer = WRITERS[order.settings.kind]
+        require_space(order.folder, writer.needed_bytes(under_way), "The export", "export")
+        verified = writer.write(under_way)
+        card = write_card(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
+        (order.folder / "README.md").write_text(card, encoding="utf-8")
+        under_way.report("ready", "Putting the folder in its place.", 1.0)
+        to_disk(order.folder)
+    except OSError as error:
+        raise StorageError(
+            f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
+        ) from error
+    files, notes = list_files(order.folder), tuple(under_way.notes)
+    return ExportResult(path=order.folder, files=files, verified=verified, notes=notes).model_dump(mode="json")
 
 
 def _write_adapter(export: ExportUnderWay) -> Verification | None:
@@ -230,4 +225,4 @@ WRITERS: Mapping[str, Writer] = {
 
 
 if __name__ == "__main__":
-    serve({"export": ExportWorker(LoratoryHome(Path(sys.argv[1]))).export})
+    serve({"export": partial(run_export, LoratoryHome(Path(sys.argv[1])))})
