@@ -23,6 +23,11 @@ class PageClient:
         self._http = http
         self._events = config["dependencies"]
         self._values = {part["id"]: part["props"].get("value") for part in config["components"]}
+        self._parts: dict[str, list[int]] = {}
+        for part in config["components"]:
+            name = part["props"]["label"] if part["type"] == "tabitem" else part["props"].get("elem_id")
+            self._parts.setdefault(name or "", []).append(part["id"])
+        self._stamps: dict[str, tuple[str, str]] = {}  # of each poll: its question, and the stamp of the last answer
         self.session = uuid.uuid4().hex
 
     @classmethod
@@ -39,16 +44,50 @@ class PageClient:
                     page._fire_chain(event)
             yield page
 
-    def _fire_chain(self, event: dict[str, Any]) -> None:
+    def _fire_chain(self, event: dict[str, Any], event_data: Any = None) -> None:
         changed = []
         if event["backend_fn"]:
-            self.fire(event)
+            self.fire(event, event_data)
         else:  # the browser's alone; ours give their outputs another value
             changed = [[part, "change"] for part in event["outputs"]]
             self._values.update(dict.fromkeys(event["outputs"], uuid.uuid4().hex))
         for following in self._events:
             if following["trigger_after"] == event["id"] or any(target in changed for target in following["targets"]):
                 self._fire_chain(following)
+
+    def press(self, part: str, event_name: str, value: Any = None, event_data: Any = None) -> None:
+        """Fire an event of a part of the page, found by its `elem_id` (a tab by its label), and all that follows it.
+
+        A value is what a person put there before.
+        """
+        (number,) = self._parts[part]
+        if value is not None:
+            self._values[number] = value
+        for event in self._events:
+            if [number, event_name] in event["targets"]:
+                self._fire_chain(event, event_data)
+
+    def ask(self, part: str) -> bool:
+        """Ask what a poll asks, and put the answer into its places; returns whether there was news."""
+        (number,) = self._parts[part]
+        question = self._values[number]
+        if not question:
+            return False
+        asked, stamp = self._stamps.get(part, ("", ""))
+        body = {
+            "data": [question, stamp if asked == question else ""],
+            "fn_name": "ask",
+            "component_id": number,
+            "session_hash": self.session,
+        }
+        response = self._http.post(f"{_API}/component_server", json=body).raise_for_status()
+        if response.json() is None:
+            return False
+        news = json.loads(response.json())
+        self._stamps[part] = question, news["stamp"]
+        if news["submit"]:
+            self.press(part, "submit")
+        return True
 
     def fire(self, event: dict[str, Any], event_data: Any = None) -> list[Any]:
         """Send one event with the values that the page has; returns what came for its outputs."""

@@ -1,0 +1,261 @@
+"""`python -m tests.benchmarks.lab_pages`: what the open pages of a lab's people cost its server.
+
+A lab as an admin starts it, behind TLS, and people who are signed in by their cookies. Each opens the page as a browser
+does, follows a run that logs a step every second, and now and then does something else: moves the smoothing, opens a tab,
+searches, picks a run. Prints the memory of the server, its processor time, and how long an action takes.
+
+With `--run own` each person follows a run of theirs; with `--run shared` all look at the run of one of them.
+"""
+
+import argparse
+import os
+import random
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import trustme
+from argon2 import PasswordHasher
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path
+from engine.accounts.passwords import Passwords
+from engine.accounts.sessions import Sessions
+from engine.paths import LoratoryHome
+from engine.runs.history.events import StatusData, StepData
+from engine.runs.history.log import EventWriter
+from engine.runs.run import RunState, WorkerClaim
+from engine.runs.sharing import set_shared
+from engine.runs.store import RunStore
+from tests.benchmarks.ten_pages import share_of_a_core
+from tests.invented_runs import a_config
+from tests.page_client import PageClient, read_config
+from ui.front.gate import COOKIE
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TABS = ("Model", "Data", "Method", "Train", "Chat", "Export", "Runs")
+_STEPS = 1_000_000
+_SETTLE_SECONDS = 5
+
+
+class Work:
+    """A run that this process works on: it logs a step whenever it is told to, as a worker does."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.run = store.create(a_config(run__name="followed"))
+        self._claim: WorkerClaim = self.run.folder.claim()
+        self._events = EventWriter(self.run.folder.events, self._claim.attempt)
+        now = time.time()
+        state = RunState(state="running", attempt=self._claim.attempt, device="cpu", changed=now, started=now)
+        self.run.folder.write_state(state)
+        self._events.append(StatusData(phase="training", total_steps=_STEPS))
+        self._step = 0
+
+    def step(self) -> None:
+        self._step += 1
+        self._events.append(
+            StepData(
+                step=self._step, epoch=self._step / 1000, loss=3 - self._step / _STEPS, learning_rate=1e-4, grad_norm=1.0,
+                tokens=self._step * 100, tokens_per_second=1000.0, memory_bytes=2**30,
+            )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Server:
+    """A lab that answers."""
+
+    url: str
+    trust: ssl.SSLContext
+    process: psutil.Process
+
+
+@contextmanager
+def real_lab(home: LoratoryHome) -> Iterator[Server]:
+    """Start `app.py --lab` behind a certificate of its own, wait until it answers, and end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, authority = f"https://localhost:{port}", trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    chain, key = home.root / "tls.pem", home.root / "tls.key"
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(chain, append=True)
+    certificate.private_key_pem.write_to_path(key)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    command = [sys.executable, "app.py", "--lab", "--public-url", url, "--port", str(port)]
+    with (home.root / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--tls-cert", str(chain), "--tls-key", str(key)],
+            cwd=_ROOT, env={**os.environ, "LORATORY_HOME": str(home.root), "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    httpx.get(f"{url}/sign-in", verify=trust)
+                    break
+                except httpx.TransportError:
+                    assert process.poll() is None, (home.root / "server.log").read_text()
+                    assert time.monotonic() < deadline, "the lab did not answer"
+                    time.sleep(0.1)
+            yield Server(url, trust, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+class Visitor:
+    """A person at an open page."""
+
+    def __init__(self, page: PageClient, seed: int, *, shared: str = "") -> None:
+        self._page = page
+        self._chance = random.Random(seed)
+        self._shared = shared
+        self.seconds: list[float] = []
+
+    def arrive(self) -> None:
+        """Go to the run: one's own in Train, that of another below the table of shared runs."""
+        self._select("Runs" if self._shared else "Train")
+        if self._shared:
+            self._page.press("shared-runs", "click", event_data={"pick": self._shared})
+
+    def stay(self, until: threading.Event, every_seconds: float) -> None:
+        """Ask what an open page asks, and do something every so often."""
+        began = time.monotonic()
+        due = {part: began + self._chance.random() * every for part, every in self._routine(every_seconds)}
+        while not until.is_set():
+            for part, every in self._routine(every_seconds):
+                if time.monotonic() >= due[part]:
+                    due[part] = time.monotonic() + every
+                    self._page.ask(part) if part else self._act()
+            until.wait(0.1)
+
+    def _routine(self, every_seconds: float) -> tuple[tuple[str, float], ...]:
+        follows = () if self._shared else (("run-live", 2.0),)
+        return (("header-live", 5.0), *follows, ("", every_seconds))
+
+    def _act(self) -> None:
+        action = self._chance.choice(self._actions())
+        began = time.perf_counter()
+        action()
+        self.seconds.append(time.perf_counter() - began)
+
+    def _actions(self) -> tuple[Callable[[], None], ...]:
+        page, number = self._page, self._chance.random()
+        look = {"pick": self._shared}
+        follows = (
+            (lambda: page.press("shared-runs", "click", event_data=look)) if self._shared
+            else (lambda: page.press("smoothing", "change", round(number, 2)))
+        )  # fmt: skip
+        return (
+            follows,
+            follows,
+            lambda: page.press("rank", "input", 4 + int(number * 60)),
+            lambda: page.press("runs-search", "change", f"follow{int(number * 100)}"),
+            lambda: page.press("model-search", "change", f"qwen{int(number * 100)}"),
+            lambda: self._select(self._chance.choice(_TABS)),
+        )
+
+    def _select(self, tab: str) -> None:
+        data: dict[str, Any] = {"index": _TABS.index(tab), "value": tab, "selected": True}
+        self._page.press(tab, "select", event_data=data)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--run", choices=("own", "shared"), default="own", help="whose run each person follows")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two actions of a person")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long is measured")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="loratory-benchmark-") as folder, ExitStack() as stack:
+        home = LoratoryHome(Path(folder))
+        home.make_writable()
+        database = open_database(home)
+        stack.callback(database.close)
+        accounts = Accounts(database, Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)))
+        names = [f"person{number:02d}" for number in range(options.people)]
+        people = [accounts.accept(accounts.invite("member", by="").token, name, "correct horse") for name in names]
+        owners = names if options.run == "own" else names[:1]
+        works = [Work(RunStore(home, name)) for name in owners]
+        shared = ""
+        if options.run == "shared":
+            set_shared(works[0].run, people[0], True, AuditLog(audit_log_path(home)))
+            shared = f"{names[0]}/{works[0].run.id}"
+        sessions = Sessions(database)
+        server = stack.enter_context(real_lab(home))
+        say_memory("nobody is signed in", server.process)
+        visitors = []
+        for number, person in enumerate(people):
+            http = stack.enter_context(_browser(server, sessions.begin(person, "127.0.0.1", "benchmark")))
+            began = time.perf_counter()
+            page = stack.enter_context(PageClient.opened(http, read_config(http)))
+            visitors.append(Visitor(page, number, shared=shared if number else ""))
+            if number in (0, len(people) - 1):
+                say_memory(f"{number + 1} open (this one in {time.perf_counter() - began:.1f} s)", server.process)
+        measure(server, visitors, works, options.every, options.seconds)
+
+
+def measure(server: Server, visitors: list[Visitor], works: list[Work], every: float, seconds: float) -> None:
+    """Let all follow their run, and print what it costs."""
+    over = threading.Event()
+    for work in works:
+        work.step()
+    for visitor in visitors:
+        visitor.arrive()
+    threads = [threading.Thread(target=visitor.stay, args=(over, every)) for visitor in visitors]
+    threads.append(threading.Thread(target=_log_steps, args=(works, over)))
+    for thread in threads:
+        thread.start()
+    time.sleep(_SETTLE_SECONDS)
+    for visitor in visitors:
+        visitor.seconds.clear()
+    share = share_of_a_core(server.process, seconds)
+    over.set()
+    for thread in threads:
+        thread.join()
+    times = sorted(1000 * value for visitor in visitors for value in visitor.seconds)
+    say_memory(f"{len(visitors)} follow a run (wanted: below 320 MiB)", server.process)
+    print(f"the server's processor time: {share:.1%} of a core (wanted: below 15%)")
+    percentile = statistics.quantiles(times, n=20)[-1]
+    print(
+        f"{len(times)} actions: median {statistics.median(times):.0f} ms, 95% within {percentile:.0f} ms (wanted: 300), "
+        f"slowest {times[-1]:.0f} ms"
+    )
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+def _log_steps(works: list[Work], over: threading.Event) -> None:
+    while not over.wait(1.0):
+        for work in works:
+            work.step()
+
+
+def _browser(server: Server, token: str) -> httpx.Client:
+    headers = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+    return httpx.Client(base_url=server.url, verify=server.trust, headers=headers, cookies={COOKIE: token}, timeout=120)
+
+
+def say_memory(when: str, process: psutil.Process) -> None:
+    memory = process.memory_full_info()
+    print(f"{when}: {memory.rss / 2**20:.0f} MiB resident, {memory.pss / 2**20:.0f} MiB of its own", flush=True)
+
+
+if __name__ == "__main__":
+    main()
