@@ -36,7 +36,7 @@ _OTHER_TABS: dict[str, Callable[[Page], Any]] = {
 
 def build_app(services: Services) -> gr.Blocks:
     """Lay out the whole page on `services`; the caller launches it."""
-    fits = FitTable(services.shapes.learn, services.devices)
+    fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
         header = live_html(_header(services), elem_id="header")

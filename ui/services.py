@@ -21,7 +21,7 @@ from engine.runs.places import RunPlace, places_of
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownShapes, Tokenizers
+from ui.backend.models import KnownFits, KnownShapes, Tokenizers
 from ui.backend.own_models import OwnModels
 from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers
@@ -47,6 +47,7 @@ class Services:
     results: ResultWork
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
     person: Person | None = None  # who is signed in; None where there are no accounts
+    fits: KnownFits = field(default_factory=KnownFits)
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
     hardware: HardwareList = field(default_factory=lambda: HardwareList(api_of_this_login))  # of Hugging Face

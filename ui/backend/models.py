@@ -1,8 +1,12 @@
 """What the page knows about models: their shapes, their tokenizers, and which of the catalogue fit this machine."""
 
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
@@ -28,7 +32,8 @@ _KEY = "fits"
 
 Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
 _UNKNOWN: Verdicts = (None,) * len(_METHODS)
-
+_GIB = 2**30
+_TRY_AGAIN_SECONDS = 600.0  # after a model could not be read
 
 Shapes = dict[tuple[str, str | None], ModelShape]  # by id and revision
 
@@ -123,16 +128,45 @@ def in_words(progress: ModelProgress) -> Message:
     return Message(words, min(1.0, progress.done_bytes / progress.total_bytes))
 
 
+class KnownFits:
+    """Verdicts that hold for everybody, each found once, by one thread at a time; the pages of a lab share them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str, int], tuple[Verdicts, float]] = {}  # when the model was looked at
+
+    def find(self, model_id: str, device: Device, judge: Callable[[], Verdicts]) -> Verdicts:
+        """Return the verdicts on a model, judged where they are not known for this device and about what is free on it."""
+        key = (model_id, device.name, device.free_bytes // _GIB)
+        with self._lock:
+            verdicts, looked = self._known.get(key, (_UNKNOWN, -math.inf))
+            if verdicts == _UNKNOWN and self._clock() - looked > _TRY_AGAIN_SECONDS:
+                verdicts = judge()
+                self._known[key] = (verdicts, self._clock())
+            return verdicts
+
+
 class FitTable:
-    """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind."""
+    """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind.
+
+    Args:
+        shape_of: Returns the shape of a model.
+        devices: Of this machine.
+        known: Verdicts of all pages of this process.
+    """
 
     methods = _METHODS
 
     def __init__(
-        self, shape_of: Callable[[ModelConfig], ModelShape], devices: Callable[[], tuple[Device, ...]] = list_devices
+        self,
+        shape_of: Callable[[ModelConfig], ModelShape],
+        devices: Callable[[], tuple[Device, ...]] = list_devices,
+        known: KnownFits | None = None,
     ) -> None:
         self._shape_of = shape_of
         self._devices = devices
+        self._known = known or KnownFits()
         self._verdicts: dict[str, Verdicts] = {}
         self._works: BackgroundWork[None] = BackgroundWork()
 
@@ -166,7 +200,8 @@ class FitTable:
         device = self._device()
         if device is not None:
             for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
-                self._verdicts[entry.id] = self._judge(ModelConfig(id=entry.id), device)
+                model = ModelConfig(id=entry.id)
+                self._verdicts[entry.id] = self._known.find(entry.id, device, partial(self._judge, model, device))
 
     def _judge(self, model: ModelConfig, device: Device) -> Verdicts:
         try:

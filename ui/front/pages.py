@@ -21,6 +21,7 @@ from engine.accounts.people import Person
 from engine.errors import EngineError
 from ui.backend.transfers import LARGEST_FILE_BYTES
 from ui.build import build_app
+from ui.front.light import end, lighten, reclaim, return_memory, settle
 from ui.gradio_internals import use_mounted
 from ui.policy import PagePolicy
 from ui.services import Services
@@ -65,6 +66,7 @@ class PersonPages:
         self._theme = build_theme()
         self._pages: dict[str, _PersonPage] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one building at a time of a person's page
+        self._has_closed = False  # a page, whose memory is still to be found
         self._building = threading.Lock()  # guards os.environ, where Gradio reads the folder of an app
 
     async def of(self, person: Person) -> ASGIApp:
@@ -126,18 +128,25 @@ class PersonPages:
 
     async def close_all(self) -> None:
         """Close every page; runs continue."""
-        for name in list(self._pages):
-            await self._close(name)
+        await asyncio.gather(*(self._close(name) for name in list(self._pages)))
+        await self.reclaim_memory()
+
+    async def reclaim_memory(self) -> None:
+        """Give back what closed pages and answers have left."""
+        work = reclaim if self._has_closed else return_memory
+        self._has_closed = False
+        await asyncio.to_thread(work)
 
     async def _open(self, person: Person) -> _PersonPage:
-        services, app = await asyncio.to_thread(self._build, person)
+        services, app, blocks = await asyncio.to_thread(self._build, person)
         stack = AsyncExitStack()
+        stack.callback(end, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
         page = _PersonPage(person.role, services, app, stack, self._clock())
         self._pages[person.name] = page
         return page
 
-    def _build(self, person: Person) -> tuple[Services, FastAPI]:
+    def _build(self, person: Person) -> tuple[Services, FastAPI, gr.Blocks]:
         app = FastAPI(openapi_url=None)
         with self._building:
             before = os.environ.get("GRADIO_TEMP_DIR")
@@ -166,10 +175,13 @@ class PersonPages:
         (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
         use_mounted(blocks, mounted)
         app.add_middleware(PagePolicy, transfers=services.transfers)
-        return services, app
+        lighten(blocks)
+        settle()
+        return services, app, blocks
 
     async def _close(self, name: str) -> None:
         page = self._pages.pop(name)
+        self._has_closed = True
         await page.stack.aclose()
         await asyncio.to_thread(self._close_services, page.services)
 
@@ -192,7 +204,11 @@ class _Counted:
 
 @asynccontextmanager
 async def housekeeping(
-    pages: PersonPages, enabled: Callable[[], Collection[str]], seconds: float = 600, look_seconds: float = 5
+    pages: PersonPages,
+    enabled: Callable[[], Collection[str]],
+    seconds: float = 600,
+    look_seconds: float = 5,
+    tidy_seconds: float = 60,
 ) -> AsyncIterator[None]:
     """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
 
@@ -201,6 +217,7 @@ async def housekeeping(
         enabled: Returns the names of the people who may sign in.
         seconds: Between two looks for what is unused or old.
         look_seconds: Between two looks at who may sign in.
+        tidy_seconds: Between two times that unused memory is given back.
     """
 
     async def sweep() -> None:
@@ -215,7 +232,12 @@ async def housekeeping(
             with suppress(EngineError):  # the accounts are in use: at the next look
                 await pages.close_all_but(await asyncio.to_thread(enabled))
 
-    tasks = asyncio.create_task(sweep()), asyncio.create_task(close_of_disabled())
+    async def tidy() -> None:
+        while True:
+            await asyncio.sleep(tidy_seconds)
+            await pages.reclaim_memory()
+
+    tasks = [asyncio.create_task(work()) for work in (sweep, close_of_disabled, tidy)]
     try:
         yield
     finally:

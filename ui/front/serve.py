@@ -25,7 +25,7 @@ from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.store import list_owners
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
-from ui.backend.models import Shapes
+from ui.backend.models import KnownFits, Shapes
 from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate, NamedByProxy
@@ -122,12 +122,15 @@ def serve_lab(
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
     supervisor = Supervisor(home)
     of_catalog: Shapes = {}
+    fits = KnownFits()
     places = InspectorPlaces()
 
     def services_of(person: Person) -> Services:
         own = home.of(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return build_services(own, person.name, (own.uploads, home.shared_data), supervisor, person, of_catalog, places)
+        roots = (own.uploads, home.shared_data)
+        own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, places)
+        return replace(own_services, fits=fits)
 
     sweep_measurements(home)
     gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy, provider=provider, proxy=proxy)

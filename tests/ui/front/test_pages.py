@@ -1,15 +1,23 @@
 """What the pages of a lab share, what they do not, and what is cleared while they are open."""
 
 import asyncio
+import json
 import os
 import time
+import weakref
 from dataclasses import replace
+
+from gradio.routes import ORJSONResponse
+from starlette.routing import Mount
 
 from engine.config.run import ModelConfig
 from tests.fake_inspector import FakeInspector
+from tests.fake_launcher import a_device
+from tests.page_client import PageClient, read_config
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import fake_services_of, running_lab
-from ui.backend.models import KnownShapes, Shapes
+from ui.backend.models import KnownFits, KnownShapes, Shapes
+from ui.front.light import reclaim
 
 
 def test_shapes_of_the_catalogue_are_read_once_for_all_and_others_stay_a_persons_own():
@@ -61,3 +69,71 @@ def test_what_a_page_started_ends_soon_after_its_person_is_disabled(tmp_path):
 
             wait_until(lambda: bool(closed))
             assert ann.get("/config").status_code == 401
+
+
+def blocks_of(lab, name):
+    (mounted,) = (route.app for route in lab.pages._pages[name].app.routes if isinstance(route, Mount))
+    return mounted.get_blocks()
+
+
+def test_a_page_that_was_lightened_describes_itself_as_before_and_shares_nothing(tmp_path):
+    with running_lab(tmp_path) as lab:
+        described, lists = {}, {}
+        for name in ("ann", "bea"):
+            lab.add(name)
+            with lab.signed_in(name) as person:
+                described[name] = person.get("/config").json()
+                document = person.get("/").text
+            blocks = blocks_of(lab, name)
+            fresh = json.loads(ORJSONResponse._render(blocks.get_config_file()))
+            for part in ("components", "dependencies", "layout", "page"):
+                assert described[name][part] == fresh[part], part
+            assert '"elem_id":"tabs"' in document
+            lists[name] = {id(part) for event in blocks.fns.values() for part in (event.inputs, event.outputs)}
+            assert len(lists[name]) < len(blocks.fns)
+
+        assert not lists["ann"] & lists["bea"]
+
+
+def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
+    with running_lab(tmp_path) as lab:
+        lab.add("root", "admin")
+        lab.add("ann")
+        with lab.signed_in("ann") as ann, PageClient.opened(ann, read_config(ann)):
+            left = weakref.ref(blocks_of(lab, "ann"))
+        lab.accounts.disable("ann")
+        wait_until(lambda: "ann" not in lab.pages._pages)
+
+        def is_gone():
+            reclaim()
+            return left() is None
+
+        wait_until(is_gone)
+
+
+def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
+    now, known = [0.0], KnownFits(lambda: now[0])
+    asked = []
+
+    def judge(*verdicts):
+        asked.append(verdicts)
+        return verdicts
+
+    device = a_device()
+    fits = ("fits", "fits", None)
+    for _ in range(2):
+        assert known.find("a/model", device, lambda: judge(*fits)) == fits
+    assert len(asked) == 1
+    fuller = replace(device, free_bytes=device.free_bytes - 2 * 2**30)
+    assert known.find("a/model", fuller, lambda: judge("tight", "fits", None))[0] == "tight"
+    assert known.find("a/model", device, lambda: judge()) == fits
+
+
+def test_a_model_that_could_not_be_read_is_read_again_after_a_while():
+    now, known = [0.0], KnownFits(lambda: now[0])
+    unknown, fits = (None, None, None), ("fits", "fits", "fits")
+    device = a_device()
+    assert known.find("a/model", device, lambda: unknown) == unknown
+    assert known.find("a/model", device, lambda: fits) == unknown
+    now[0] = 601
+    assert known.find("a/model", device, lambda: fits) == fits
