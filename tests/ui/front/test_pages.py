@@ -16,7 +16,7 @@ from tests.fake_launcher import a_device
 from tests.page_client import PageClient, read_config
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import fake_services_of, running_lab
-from ui.backend.models import KnownFits, KnownShapes, Shapes
+from ui.backend.models import KnownFits, KnownShapes, Shapes, Verdicts
 from ui.front.light import reclaim
 
 
@@ -73,7 +73,7 @@ def test_what_a_page_started_ends_soon_after_its_person_is_disabled(tmp_path):
 
 def blocks_of(lab, name):
     (mounted,) = (route.app for route in lab.pages._pages[name].app.routes if isinstance(route, Mount))
-    return mounted.get_blocks()
+    return mounted.get_blocks()  # type: ignore[attr-defined]
 
 
 def test_a_page_that_was_lightened_describes_itself_as_before_and_shares_nothing(tmp_path):
@@ -131,7 +131,8 @@ def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
 
 def test_a_model_that_could_not_be_read_is_read_again_after_a_while():
     now, known = [0.0], KnownFits(lambda: now[0])
-    unknown, fits = (None, None, None), ("fits", "fits", "fits")
+    unknown: Verdicts = (None, None, None)
+    fits: Verdicts = ("fits", "fits", "fits")
     device = a_device()
     assert known.find("a/model", device, lambda: unknown) == unknown
     assert known.find("a/model", device, lambda: fits) == unknown
