@@ -110,7 +110,8 @@ class Rounds:
     def add(self, one: Round) -> None:
         """Wait for a round to come back."""
         oldest = self._clock() - ROUND_SECONDS
-        self._rounds = {state: other for state, other in self._rounds.items() if other.began >= oldest}
+        while self._rounds and next(iter(self._rounds.values())).began < oldest:  # they are in order
+            del self._rounds[next(iter(self._rounds))]
         if len(self._rounds) >= _MOST_ROUNDS:
             raise AccountError("Too many people sign in at this moment.", "Try again in a few minutes.")
         self._rounds[one.state] = one

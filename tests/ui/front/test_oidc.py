@@ -16,7 +16,6 @@ from pydantic import SecretStr
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from engine.accounts import oidc
-from engine.accounts.accounts import open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.identities import Identities, Identity
 from engine.accounts.lab import audit_log_path
@@ -88,7 +87,7 @@ def open_lab(tmp_path_factory, served, throttle):
 
 
 def identities(lab):
-    return Identities(open_database(lab.home), lab.accounts)
+    return Identities(lab.accounts._database, lab.accounts)
 
 
 def start(browser, purpose="sign in", **form):

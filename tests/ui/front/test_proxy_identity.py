@@ -105,8 +105,8 @@ def test_a_name_that_was_not_invited_opens_nothing(path, accounts, names):
 
 
 def test_a_session_does_not_serve_the_next_person_at_the_browser(path, accounts, home):
-    identities = Identities(open_database(home), accounts)
-    sessions = Sessions(open_database(home))
+    identities = Identities(accounts._database, accounts)
+    sessions = Sessions(accounts._database)
     for name in ("ann", "bea"):
         identities.accept(accounts.invite("member", by="").token, name, Identity("proxy:x-remote-user", f"of-{name}"))
     root = accounts.accept(accounts.invite("admin", by="").token, "root", PASSWORD)
@@ -125,7 +125,7 @@ def test_a_session_does_not_serve_the_next_person_at_the_browser(path, accounts,
 
 
 def test_a_disabled_person_is_not_let_in_and_nothing_is_confirmed(path, accounts, home):
-    identities = Identities(open_database(home), accounts)
+    identities = Identities(accounts._database, accounts)
     identities.accept(accounts.invite("admin", by="").token, "ann", Identity("proxy:x-remote-user", "of-ann"))
     token = token_of(ask(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}))
     assert ask(path, "POST", "/sign-in/with", ["of-ann"], token, **{"for": "confirm"}).status_code == 400
