@@ -73,8 +73,10 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
         return
     used = disk_use(home, owner)
     if used.total + more_bytes > quota * _GB or used.total >= quota * _GB:
-        parts = f"runs {_gb(used.runs)}, uploads {_gb(used.uploads)}, exports {_gb(used.exports)}, "
-        parts += f"own models {_gb(used.models)}, cache {_gb(used.cache)}"
+        parts = f"runs {_gb(used.runs)}, uploads {_gb(used.uploads)}, exports {_gb(used.exports)}"
+        parts += "".join(
+            f", {name} {_gb(bytes_)}" for name, bytes_ in (("own models", used.models), ("cache", used.cache)) if bytes_
+        )
         needed = f"; {_gb(more_bytes)} GB more are needed" if more_bytes else ""
         raise StorageError(
             f"You use {_gb(used.total)} of {quota:g} GB ({parts}){needed}.",
