@@ -10,6 +10,7 @@ from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.follower import JobFollower
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish, write_piece
+from engine.runs.control import request_stop
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -320,6 +321,15 @@ def test_a_cancel_ends_the_job_and_a_stop_is_passed_on(followed, hugging_face):
 
     assert hugging_face.only_job().stage == "CANCELED"
     assert view.stage == "ended"
+
+
+def test_a_job_that_was_not_looked_at_yet_waits_unless_it_may_have_something_to_save(followed):
+    followed.step()
+    followed.restart()
+    assert followed.job.poll(has_reported=False).phase == "waiting"
+    assert followed.job.poll(has_reported=True).phase == "alive"
+    request_stop(followed.run)
+    assert followed.job.poll(has_reported=False).phase == "alive"
 
 
 def test_a_cancel_before_it_is_sent_starts_nothing(followed, hugging_face):

@@ -13,6 +13,7 @@ from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS
 from engine.executors.huggingface_jobs.follower import JobFollower
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish
 from engine.paths import LoratoryHome
+from engine.runs.control import asks_to_end
 from engine.runs.run import Run, RunState, Why
 
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ class HubJob(Job):
         self._hurry = hurry
 
     def poll(self, *, has_reported: bool) -> JobStatus:
-        del has_reported  # the follower knows more
         stage, words, trouble, _ = self._follower.view
         why = Why("executor_queue", words) if words else None
         if trouble is not None:
@@ -126,7 +126,9 @@ class HubJob(Job):
         match stage:
             case "ended":
                 return JobStatus("gone")
-            case "running" | "unseen":  # one that was not looked at yet may have something to save
+            case "running":
+                return JobStatus("alive", why)
+            case "unseen" if has_reported or asks_to_end(self._follower.run.folder):  # it may have something to save
                 return JobStatus("alive", why)
         return JobStatus("waiting", why)
 
