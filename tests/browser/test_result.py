@@ -6,15 +6,15 @@ Pictures, light and dark, wide and narrow, are left in the folder that LORATORY_
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.paths import LoratoryHome
 from tests.browser.chromium import let_fold_settle, open_tab, why_no_browser
-from tests.browser.real_server import ROOT, RealServer, real_server
+from tests.browser.real_server import RealServer, real_server
+from tests.e2e.test_scripts_for_real import loratory
 from tests.export.hub_stand_in import TOKEN, HubStandIn
 from tests.export.stand_in_converter import make_checkout
 
@@ -37,17 +37,13 @@ def server(tiny_model_folder, tmp_path_factory, hub):
     if why_no_browser() is not None:
         pytest.skip(why_no_browser())
     home = tmp_path_factory.mktemp("result")
-    environment = {**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     settings = (
         f"model.id={tiny_model_folder}", "dataset.source=sample:loratory-faq", "dataset.max_samples=60",
         "training.max_steps=4", "training.max_length=256", "training.learning_rate=0.01", "adapter.method=lora",
         "run.name=tiny faq",
     )  # fmt: skip
-    command = [sys.executable, "-P", "-m", "engine.cli", "train", "quickstart-cpu", "--json"]
-    for setting in settings:
-        command += ["--set", setting]
-    trained = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert trained.returncode == 0, trained.stderr
+    changes = [word for setting in settings for word in ("--set", setting)]
+    loratory("train", "quickstart-cpu", *changes, "--json", home=LoratoryHome(home))
     checkout = make_checkout(tmp_path_factory.mktemp("converter") / "llama.cpp")
     with real_server(
         home,

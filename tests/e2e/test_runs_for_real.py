@@ -12,6 +12,7 @@ from engine.paths import local_owner
 from engine.runs.history.reader import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.store import RunStore
+from tests.e2e.test_scripts_for_real import run_here
 from tests.runs.supervision import config_for, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -107,7 +108,7 @@ def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_fi
 
 
 def test_a_sweep_trains_every_combination(home, config_file):
-    code, out, err = loratory(
+    code, out, err = run_here(
         "sweep", config_file, "--over", "adapter.r=2,4", "--set", "training.max_steps=2", "--json"
     )  # fmt: skip
     assert code == 0, err
@@ -127,7 +128,7 @@ def test_a_sweep_trains_every_combination(home, config_file):
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_made(home, config_file, overrides, words):
-    code, out, err = loratory("train", config_file, *(part for text in overrides for part in ("--set", text)), "--json")
+    code, out, err = run_here("train", config_file, *(part for text in overrides for part in ("--set", text)), "--json")
 
     assert (code, out) == (1, "")
     assert words in err

@@ -38,15 +38,25 @@ def trained(config, folder: Path) -> str:
     return json.loads(loratory("train", folder / "config.yaml", "--json"))["run_id"]
 
 
-def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
-    """Run a command in this process, whose workers are forked; `test_runs_for_real` starts it as people do."""
+def run_here(*arguments: object, home: LoratoryHome | None = None) -> tuple[int, str, str]:
+    """Run a command in this process, whose workers are forked; `test_runs_for_real` starts it as people do.
+
+    Returns:
+        Its exit code, and what it wrote to stdout and stderr.
+    """
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         if home is not None:
             patch.setenv("LORATORY_HOME", str(home.root))
         code = run_command([str(argument) for argument in arguments])
-    assert code == 0, err.getvalue()
-    return out.getvalue()
+    return code, out.getvalue(), err.getvalue()
+
+
+def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
+    """Return what a command writes that succeeds, run as `run_here` does."""
+    code, out, err = run_here(*arguments, home=home)
+    assert code == 0, err
+    return out
 
 
 def executed(script: Path) -> list[dict]:
