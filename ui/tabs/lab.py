@@ -78,11 +78,11 @@ class LabTab:
             with gr.Row():
                 self.role = Radio(list(ROLES), label="Role", scale=2, min_width=240, elem_id="lab-role")
             with gr.Row():
-                self.save_role = gr.Button("Change role", scale=0, min_width=170, elem_id="lab-save-role")
-                self.reset = gr.Button("Reset password", scale=0, min_width=170, elem_id="lab-reset")
-                self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=170, elem_id="lab-disable")
-                self.enable = gr.Button("Enable", scale=0, min_width=170, visible=False, elem_id="lab-enable")
-                self.remove = gr.Button("Remove account", scale=0, min_width=170, elem_id="lab-remove")
+                self.save_role = gr.Button("Change role", scale=0, min_width=160, elem_id="lab-save-role")
+                self.reset = gr.Button("Reset password", scale=0, min_width=160, elem_id="lab-reset")
+                self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=160, elem_id="lab-disable")
+                self.enable = gr.Button("Enable", scale=0, min_width=160, visible=False, elem_id="lab-enable")
+                self.remove = gr.Button("Remove account", scale=0, min_width=160, elem_id="lab-remove")
             self.removal = Confirmation(
                 "Remove", "Keep", elem_id="lab-removal", yes_id="lab-removal-yes", no_id="lab-removal-no"
             )
