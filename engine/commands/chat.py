@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, TextIO
 
 import typer
@@ -76,7 +77,7 @@ def chat(
         line.clear()
         branch: Branch = "base" if base or "tuned" not in loaded.branches else "tuned"
         if prompt is None:
-            TerminalConversation(session, loaded, opening, sampling, branch).run()
+            TerminalConversation(session, loaded, opening, sampling, (branch,)).run()
         else:
             _answer_once(session, (*opening, Message("user", prompt)), branch, sampling, as_json=as_json)
     finally:
@@ -158,47 +159,30 @@ HELP = """\
 Ctrl-C stops an answer."""
 
 
+@dataclass(eq=False)
 class TerminalConversation:
-    """Reads lines, answers them.
+    """Reads lines, answers them."""
 
-    Args:
-        partner: A chat session that has loaded `model`.
-        opening: A system turn, or nothing.
-        branch: Who answers at first.
-        ask: Reads a line; raises EOFError at the end.
-    """
-
-    def __init__(
-        self,
-        partner: ChatSession,
-        model: LoadedModel,
-        opening: tuple[Message, ...],
-        sampling: SamplingConfig,
-        branch: Branch,
-        *,
-        ask: Callable[[str], str] = input,
-        out: TextIO | None = None,
-    ) -> None:
-        self._partner = partner
-        self._model = model
-        self._messages = opening
-        self._sampling = sampling
-        self._branches: tuple[Branch, ...] = (branch,)
-        self._ask = ask
-        self._out = out  # None: stdout
+    partner: ChatSession  # that has loaded `model`
+    model: LoadedModel
+    messages: tuple[Message, ...]  # at first a system turn, or nothing
+    sampling: SamplingConfig
+    branches: tuple[Branch, ...]  # who answers
+    ask: Callable[[str], str] = input  # reads a line; raises EOFError at the end
+    out: TextIO | None = None  # None: stdout
 
     def run(self) -> None:
         """Converse until the person leaves."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives `input` a history and an editable line
 
-        method = f" · {self._model.method}" if self._model.method else ""
-        self._say(f"{self._model.name}{method} on {self._model.device}, {self._model.dtype}. /help lists the commands.")
-        for note in self._model.notes:
+        method = f" · {self.model.method}" if self.model.method else ""
+        self._say(f"{self.model.name}{method} on {self.model.device}, {self.model.dtype}. /help lists the commands.")
+        for note in self.model.notes:
             self._say(note)
         while True:
             try:
-                line = self._ask("› ").strip()
+                line = self.ask("› ").strip()
             except (EOFError, KeyboardInterrupt):
                 self._say("")
                 return
@@ -213,55 +197,55 @@ class TerminalConversation:
         command, _, rest = line.partition(" ")
         if not line.startswith("/"):
             if line:
-                self._answer((*self._messages, Message("user", line)))
+                self._answer((*self.messages, Message("user", line)))
         elif command == "/help":
             self._say(HELP)
         elif command in ("/base", "/tuned", "/both"):
             self._choose(("base", "tuned") if command == "/both" else (command[1:],))
         elif command == "/system":
-            dialog = tuple(message for message in self._messages if message.role != "system")
-            self._messages = ((Message("system", rest.strip()),) if rest.strip() else ()) + dialog
+            dialog = tuple(message for message in self.messages if message.role != "system")
+            self.messages = ((Message("system", rest.strip()),) if rest.strip() else ()) + dialog
         elif command == "/again":
             self._again()
         elif command == "/prompt":
-            view = self._partner.prompt(self._messages)
+            view = self.partner.prompt(self.messages)
             self._say(f"{view.text}\n({len(view.ids):,} tokens)")
         elif command == "/new":
-            self._messages = tuple(message for message in self._messages if message.role == "system")
+            self.messages = tuple(message for message in self.messages if message.role == "system")
         elif command == "/save":
             self._save(rest.strip())
         else:
             raise RunError(f"There is no command {command[:40]}.", "/help lists those that there are.")
 
     def _choose(self, branches: Sequence[str]) -> None:
-        known: list[Branch] = [branch for branch in self._model.branches if branch in branches]
+        known: list[Branch] = [branch for branch in self.model.branches if branch in branches]
         if len(known) < len(branches):
-            raise RunError(f"{self._model.name} is loaded without an adapter.", "Name a run to compare the two.")
-        self._branches = tuple(known)
+            raise RunError(f"{self.model.name} is loaded without an adapter.", "Name a run to compare the two.")
+        self.branches = tuple(known)
 
     def _again(self) -> None:
-        asked = [index for index, message in enumerate(self._messages) if message.role == "user"]
+        asked = [index for index, message in enumerate(self.messages) if message.role == "user"]
         if not asked:
             raise RunError("Nothing was asked yet.", "Write a question.")
-        self._answer(self._messages[: asked[-1] + 1])
+        self._answer(self.messages[: asked[-1] + 1])
 
     def _answer(self, messages: tuple[Message, ...]) -> None:
         """Let each branch answer in turn; the conversation continues with the answer of the last."""
         answer = ""
-        for branch in self._branches:
-            if len(self._branches) > 1:
+        for branch in self.branches:
+            if len(self.branches) > 1:
                 self._say(f"[{branch}]")
-            answer = self._stream(ChatRequest(messages=messages, branches=(branch,), sampling=self._sampling))
-        self._messages = (*messages, Message("assistant", answer))
+            answer = self._stream(ChatRequest(messages=messages, branches=(branch,), sampling=self.sampling))
+        self.messages = (*messages, Message("assistant", answer))
 
     def _stream(self, request: ChatRequest) -> str:
         pieces: list[str] = []
         ending = "stopped"
         # Closing the stream stops the answer.
-        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(self._partner.stream(request)) as stream:  # type: ignore[type-var]
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(self.partner.stream(request)) as stream:  # type: ignore[type-var]
             for chunk in stream:
                 pieces.append(chunk.text)
-                print(chunk.text, end="", file=self._out, flush=True)
+                print(chunk.text, end="", file=self.out, flush=True)
                 if chunk.done:
                     ending = f"{chunk.tokens:,} tokens, {chunk.tokens_per_second:.1f} per second"
         self._say(f"\n  ({ending})")
@@ -273,12 +257,12 @@ class TerminalConversation:
         path = named_path(name)
         if path.exists():
             raise StorageError(f"{path.name} exists already.", "Choose another name.")
-        turns = [{"role": message.role, "content": message.content} for message in self._messages]
+        turns = [{"role": message.role, "content": message.content} for message in self.messages]
         write_atomically(path, json.dumps({"messages": turns}, ensure_ascii=False, indent=1) + "\n")
         self._say(f"Saved as {path.name}.")
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(text, file=self.out, flush=True)
 
 
 COMMANDS = (chat,)

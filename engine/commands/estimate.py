@@ -41,7 +41,11 @@ def estimate(
     run_config = load_config_argument(config, overrides, home)
     if measure and memory_gib is not None:
         raise typer.BadParameter("a step can be measured on a device that is here only; leave out --memory-gib.")
-    options = device_options(list_devices(), run_config.run) if memory_gib is None else ((_device_with(memory_gib),),)
+    if memory_gib is None:
+        options = device_options(list_devices(), run_config.run)
+    else:
+        name, free = f"a GPU with {memory_gib:g} GiB free", int(memory_gib * GIB)
+        options = ((Device("cuda", 0, name, total_bytes=free, free_bytes=free, has_fast_bfloat16=True),),)
     with contextlib.closing(Inspector(home)) as inspector:
         shape = inspector.module_inventory(run_config.model)
     device = most_likely(shape, run_config, options)[0]
@@ -63,11 +67,6 @@ def estimate(
     else:
         lines = [*_text(result, advice, methods, refusals), *_shares_text(shares), *_measured_text(measured)]
         typer.echo("\n".join(lines))
-
-
-def _device_with(memory_gib: float) -> Device:
-    name, free = f"a GPU with {memory_gib:g} GiB free", int(memory_gib * GIB)
-    return Device(kind="cuda", index=0, name=name, total_bytes=free, free_bytes=free, has_fast_bfloat16=True)
 
 
 def _as_json(

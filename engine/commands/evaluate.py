@@ -57,9 +57,9 @@ def _report(result: EvaluationResult) -> None:
     for note in result.notes:
         typer.echo(note)
     for answered in result.answered[:3]:
-        typer.echo(f"\nrow {answered.row}: {shortened(' '.join(answered.reference.split()))}")
+        typer.echo(f"\nrow {answered.row}: {_in_a_line(answered.reference)}")
         for branch, answer in answered.answers.items():
-            typer.echo(f"  {branch} (chrF {answer.scores.chrf:.2f}): {shortened(' '.join(answer.text.split()))}")
+            typer.echo(f"  {branch} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
 
 
 def _in_a_line(text: str) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
@@ -22,28 +22,7 @@ Answer = TypeVar("Answer")
 _FIRST_CAPABILITY_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
 _MIG_INDEXES = 100  # indexes that each GPU has for its instances; NVIDIA's largest has seven
 
-
-class Nvml(Protocol):
-    """The part of pynvml that is used here."""
-
-    NVMLError: type[Exception]
-    NVMLError_NotSupported: type[Exception]
-
-    def nvmlInit(self) -> None: ...  # noqa: N802 - NVML's own names
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlSystemGetDriverVersion(self) -> str: ...  # noqa: N802
-    def nvmlSystemGetCudaDriverVersion(self) -> int: ...  # noqa: N802
-    def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, index: int) -> Any: ...  # noqa: N802
-    def nvmlDeviceGetName(self, handle: Any) -> str: ...  # noqa: N802
-    def nvmlDeviceGetUUID(self, handle: Any) -> str: ...  # noqa: N802
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
-    def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]: ...  # noqa: N802
-    def nvmlDeviceGetMigMode(self, device: Any) -> Sequence[int]: ...  # noqa: N802
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: Any) -> int: ...  # noqa: N802
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...  # noqa: N802
+Nvml = Any  # the module pynvml, which has no types
 
 
 class _Listed(NamedTuple):
@@ -56,11 +35,9 @@ class _Listed(NamedTuple):
 
 def load_nvml() -> Nvml | None:
     """Return NVML's Python binding, or None where it is not installed."""
-    try:
-        nvml: Nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return None
-    return nvml
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("pynvml")
+    return None
 
 
 def ask_driver(nvml: Nvml, question: Callable[[], Answer]) -> Answer | None:
@@ -210,7 +187,8 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
 
     def joules() -> float:
         handles = [device_handle(meter, index) for index in indexes]
-        return sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000  # of millijoules
+        millijoules = sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)
+        return float(millijoules) / 1000
 
     return ask_driver(meter, joules)
 
@@ -222,13 +200,9 @@ def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
 
     Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses and nvmlProcessInfo_t.
     """
-    meter = nvml or load_nvml()
-    if meter is None:
-        return None
-
-    found = ask_driver(meter, lambda: meter.nvmlDeviceGetComputeRunningProcesses(device_handle(meter, index))) or ()
-    ours = [process for process in found if process.pid == os.getpid()] or (found if len(found) == 1 else [])
-    return int(ours[0].usedGpuMemory) if ours and ours[0].usedGpuMemory else None
+    found = list_gpu_programs(index, nvml)
+    ours = [program for program in found if program.pid == os.getpid()] or (found if len(found) == 1 else ())
+    return ours[0].bytes if ours else None
 
 
 class GpuProgram(NamedTuple):
@@ -248,11 +222,7 @@ def list_gpu_programs(index: int, nvml: Nvml | None = None) -> tuple[GpuProgram,
     if driver is None:
         return ()
     found = ask_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
-    return tuple(GpuProgram(int(one.pid), _user_of(int(one.pid)), _bytes_of(one)) for one in found)
-
-
-def _bytes_of(process: Any) -> int | None:
-    return int(process.usedGpuMemory) if process.usedGpuMemory else None
+    return tuple(GpuProgram(int(one.pid), _user_of(int(one.pid)), int(one.usedGpuMemory or 0) or None) for one in found)
 
 
 def _user_of(pid: int) -> str:

@@ -127,10 +127,8 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
 
 
 def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """What an older system or an older bitsandbytes cannot do on Apple's GPU.
-
-    Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
-    """
+    """What an older system or an older bitsandbytes cannot do on Apple's GPU."""
+    # Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
     has_macos_14 = device.has_fast_bfloat16  # this is what decides it
     if model.compute_dtype == "bfloat16" and not has_macos_14:
         message = "bfloat16 on Apple's GPU needs macOS 14; float32 is the nearest, and float16 takes as little memory."

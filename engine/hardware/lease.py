@@ -5,15 +5,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from engine.errors import DeviceError, StorageError
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity, boot_id
@@ -130,7 +130,7 @@ class LeaseBook:
             return
         with self._open():
             for file in self._folder.glob("*.json"):
-                holder = _parse(file)
+                holder = read_model(file, LeaseHolder)
                 if holder is not None and is_given_back(holder):
                     file.unlink(missing_ok=True)
                     file.with_suffix(".wanted").unlink(missing_ok=True)
@@ -141,36 +141,30 @@ class LeaseBook:
             if folder == self._folder or not folder.is_dir():
                 continue
             with contextlib.suppress(OSError):
-                holders = [_parse(file) for file in folder.glob("*.json")]
+                holders = [read_model(file, LeaseHolder) for file in folder.glob("*.json")]
                 is_gone = all(holder is None or holder.process.liveness() == "gone" for holder in holders)
                 if is_gone and self._clock() - folder.stat().st_mtime > _SWEPT_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def holder(self, device: str) -> LeaseHolder | None:
         """Who has a device now; None where no living process does."""
-        holder = _parse(self._file(device))
+        holder = read_model(self._file(device), LeaseHolder)
         return holder if holder is not None and self._holds(holder) else None
 
     def holders(self) -> dict[str, LeaseHolder]:
         """Return the living processes that have a device, by the device's name."""
-        return {name: holder for name, holder in self._all() if self._holds(holder)}
+        read = {
+            file.stem.replace("-", ":"): read_model(file, LeaseHolder) for file in sorted(self._folder.glob("*.json"))
+        }
+        return {name: holder for name, holder in read.items() if holder is not None and self._holds(holder)}
 
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
         """The living process that holds a device for a run."""
-        return next((holder for _, holder in self._held_for(run_id)), None)
+        return next((holder for holder in self.holders().values() if holder.run_id == run_id), None)
 
     def devices_of_run(self, run_id: str) -> tuple[str, ...]:
         """Names of the devices that a living process holds for a run."""
-        return tuple(device for device, _ in self._held_for(run_id))
-
-    def _held_for(self, run_id: str) -> Iterator[tuple[str, LeaseHolder]]:
-        return ((name, one) for name, one in self._all() if one.run_id == run_id and self._holds(one))
-
-    def _all(self) -> Iterator[tuple[str, LeaseHolder]]:
-        for file in sorted(self._folder.glob("*.json")):
-            holder = _parse(file)
-            if holder is not None:
-                yield file.stem.replace("-", ":"), holder
+        return tuple(device for device, holder in self.holders().items() if holder.run_id == run_id)
 
     def ask_to_give_way(self, device: str) -> bool:
         """Tell a holder that a run waits for its device; returns whether it is preemptible.
@@ -188,7 +182,7 @@ class LeaseBook:
     def is_asked_to_give_way(self, process: ProcessIdentity) -> bool:
         """Whether a run waits for a device that this process holds; for preemptible holders."""
         for mark in self._folder.glob("*.wanted"):
-            holder = _parse(mark.with_suffix(".json"))
+            holder = read_model(mark.with_suffix(".json"), LeaseHolder)
             if holder is not None and holder.process == process:
                 with contextlib.suppress(OSError):
                     if abs(self._clock() - mark.stat().st_mtime) < _WANTED_SECONDS:
@@ -227,12 +221,6 @@ def lease_name(device: Device) -> str:
 def device_words(name: str) -> str:
     """The same for people."""
     return {"cpu": "The CPU", "mps": "Apple's GPU"}.get(name) or f"GPU {name.partition(':')[2]}"
-
-
-def _parse(file: Path) -> LeaseHolder | None:
-    with contextlib.suppress(OSError, ValidationError):
-        return LeaseHolder.model_validate_json(file.read_bytes())
-    return None
 
 
 # An idle chat releases its device within a minute.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from engine.errors import StorageError
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.hardware.device import Capability, Obstacle
 from engine.paths import LoratoryHome
 
@@ -71,18 +71,17 @@ def installed_torch(home: LoratoryHome) -> TorchBuild | None:
     build = _build_on_disk()
     if build is None:
         return None
-    with contextlib.suppress(OSError, ValidationError):
-        noted = _Noted.model_validate_json(_file(home).read_bytes())
-        if noted.version == build.version:
-            return replace(build, architectures=noted.architectures)
-    return build
+    noted = read_model(_file(home), _Noted)
+    if noted is None or noted.version != build.version:
+        return build
+    return replace(build, architectures=noted.architectures)
 
 
 def note_architectures(home: LoratoryHome, version: str, architectures: list[str]) -> None:
     """Keep what a process found in torch (`torch.__version__`, `torch.cuda.get_arch_list()`), for those without torch."""
     noted = _Noted(version=version, architectures=tuple(architectures))
     with contextlib.suppress(OSError, StorageError):  # a full disk: the worker that trains refuses such a GPU by itself
-        if not architectures or (_file(home).is_file() and _file(home).read_text() == noted.model_dump_json()):
+        if not architectures or read_model(_file(home), _Noted) == noted:
             return
         _file(home).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(_file(home), noted.model_dump_json())

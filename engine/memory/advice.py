@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
-from engine.memory.config_changes import Changed, as_overrides, largest_that_fits, new_problems, with_changes
+from engine.memory.config_changes import Changes, as_overrides, largest_that_fits, new_problems, with_changes
 from engine.memory.estimate import Estimator, Verdict, judge
 from engine.memory.workload import compute_width_bytes
 from engine.models.shape import ModelShape
@@ -29,10 +29,8 @@ _Limit = Literal["largest_batch", "longest_rows"]
 AdviceKind = Literal[_SameResult, _LessExact, _OtherResult, _UseOfRoom, _Limit, "combination"]
 
 
-class AdvisedChange(BaseModel):
+class AdvisedChange(BaseModel, frozen=True):
     """One change, or several together, and what the run needs afterwards."""
-
-    model_config = ConfigDict(frozen=True)
 
     kind: AdviceKind  # unique within one `Advice`; the words below have figures that change with the free memory
     change: str  # plain words, for a button
@@ -42,10 +40,8 @@ class AdvisedChange(BaseModel):
     overrides: tuple[str, ...]  # section.field=value; one click applies them
 
 
-class Advice(BaseModel):
+class Advice(BaseModel, frozen=True):
     """The answer to the next question."""
-
-    model_config = ConfigDict(frozen=True)
 
     # Where the run does not fit: changes that lessen its need, those that cost least first, among them the combination
     # that fits at the least cost. Where it fits: changes that make it faster or more exact and fit as well.
@@ -59,7 +55,7 @@ class _Candidate(NamedTuple):
     kind: AdviceKind
     change: str
     cost: str
-    settings: tuple[Changed, ...]
+    changes: Changes
 
 
 def advise(shape: ModelShape, config: RunConfig, device: Device) -> Advice:
@@ -85,9 +81,7 @@ class _Adviser:
         training = self._config.training
         longest_sensible = min(self._estimator.shape.max_position_embeddings or _LONGEST, _LONGEST_ALLOWED)
         longest = self._largest("max_length", training.max_length, longest_sensible)
-        if longest is not None and (
-            longest < _SHORTEST or self._is_refused((Changed("training", "max_length", longest),))
-        ):
+        if longest is not None and (longest < _SHORTEST or self._is_refused({"training.max_length": longest})):
             longest = None
         batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, _LARGEST_BATCH)
         if judge(self._now, self._device) == "fits":
@@ -109,12 +103,12 @@ class _Adviser:
         training = self._config.training
         if batch is not None and batch != training.per_device_train_batch_size:
             more = "more" if batch > training.per_device_train_batch_size else "fewer"
-            settings = (Changed("training", "per_device_train_batch_size", batch),)
-            yield _Candidate("largest_batch", f"The largest batch: {batch:,}", f"{more} rows to a step", settings)
+            changes = {"training.per_device_train_batch_size": batch}
+            yield _Candidate("largest_batch", f"The largest batch: {batch:,}", f"{more} rows to a step", changes)
         if longest is not None and longest != training.max_length:
             cost = "less is cut off" if longest > training.max_length else "longer rows lose their end"
-            settings = (Changed("training", "max_length", longest),)
-            yield _Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, settings)
+            changes = {"training.max_length": longest}
+            yield _Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, changes)
 
     # Where it does not fit
 
@@ -137,13 +131,12 @@ class _Adviser:
         """Yield changes that cost time at most."""
         config = self._config
         if config.model.attn_implementation == "eager":
-            settings = (Changed("model", "attn_implementation", "auto"),)
-            yield _Candidate("fused_attention", "Use a fused attention kernel", "faster, same result", settings)
+            changes = {"model.attn_implementation": "auto"}
+            yield _Candidate("fused_attention", "Use a fused attention kernel", "faster, same result", changes)
         yield from self._smaller_batch(batch or 1)
         if not config.training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
-            words = "Switch gradient checkpointing on"
-            settings = (Changed("training", "gradient_checkpointing", True),)
-            yield _Candidate("checkpointing_on", words, "about a third slower, same result", settings)
+            words, cost = "Switch gradient checkpointing on", "about a third slower, same result"
+            yield _Candidate("checkpointing_on", words, cost, {"training.gradient_checkpointing": True})
 
     def _smaller_batch(self, fitting: int) -> Iterator[_Candidate]:
         """Yield the largest part of the batch that fits, as often as makes up for it."""
@@ -159,21 +152,19 @@ class _Adviser:
         config, quantization = self._config, self._config.model.quantization
         wide_optimizers = ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit")
         if self._device.kind == "cuda" and config.training.optim in wide_optimizers:
-            words = "Optimizer state in 8 bits"
-            settings = (Changed("training", "optim", "adamw_8bit"),)
+            words, optim = "Optimizer state in 8 bits", "adamw_8bit"
             if config.run.device_map == "none":  # what is paged belongs to one GPU alone
-                words = f"{words}, paged"
-                settings = (Changed("training", "optim", "paged_adamw_8bit"),)
-            yield _Candidate("optimizer_8bit", words, "nearly the same result", settings)
+                words, optim = f"{words}, paged", f"paged_{optim}"
+            yield _Candidate("optimizer_8bit", words, "nearly the same result", {"training.optim": optim})
         if config.adapter.traits.trains_all:
             return
         if compute_width_bytes(config, self._device) == 4:
-            settings = (Changed("model", "compute_dtype", "bfloat16"),)
             pace = "slower on this processor" if self._device.kind == "cpu" else "faster"
-            yield _Candidate("bfloat16", "Compute in bfloat16", f"{pace}, very slightly less exact", settings)
+            changes = {"model.compute_dtype": "bfloat16"}
+            yield _Candidate("bfloat16", "Compute in bfloat16", f"{pace}, very slightly less exact", changes)
         if quantization in ("nf4", "fp4") and not config.model.double_quant:
-            settings = (Changed("model", "double_quant", True),)
-            yield _Candidate("double_quant", "Double quantization", "nearly the same result", settings)
+            double = {"model.double_quant": True}
+            yield _Candidate("double_quant", "Double quantization", "nearly the same result", double)
         if quantization == "none":
             yield self._quantized("int8", "Hold the frozen weights in int8", "slower, very slightly less exact")
         if quantization in ("none", "int8"):
@@ -181,32 +172,31 @@ class _Adviser:
             yield self._quantized("nf4", words, "somewhat slower and less exact")
 
     def _quantized(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
-        settings = (Changed("model", "quantization", kind), *self._biases_left_alone())
-        return _Candidate(kind, words, f"{cost}; biases are not trained" if len(settings) > 1 else cost, settings)
+        changes = {"model.quantization": kind, **self._biases_left_alone()}
+        return _Candidate(kind, words, f"{cost}; biases are not trained" if len(changes) > 1 else cost, changes)
 
-    def _biases_left_alone(self) -> tuple[Changed, ...]:
+    def _biases_left_alone(self) -> Changes:
         """Return what must change with quantized weights, on which LoRA cannot train biases."""
-        adapter = self._config.adapter
-        method = adapter.traits
+        adapter, method = self._config.adapter, self._config.adapter.traits
         learns_biases = adapter.bias != "none" and ("bias" in method.fields or method.trains_all)
-        return (Changed("adapter", "bias", "none"),) if learns_biases else ()
+        return {"adapter.bias": "none"} if learns_biases else {}
 
     def _another_result(self, longest: int | None) -> Iterator[_Candidate]:
         """Yield changes that alter what is trained."""
         adapter, max_length = self._config.adapter, self._config.training.max_length
         if "use_dora" in adapter.traits.fields and adapter.use_dora:
             cost = "faster; at low ranks often a little worse"
-            yield _Candidate("without_dora", "LoRA without DoRA", cost, (Changed("adapter", "use_dora", False),))
+            yield _Candidate("without_dora", "LoRA without DoRA", cost, {"adapter.use_dora": False})
         if adapter.traits.trains_all:
-            lora = (Changed("adapter", "method", DEFAULT_METHOD.name),)
-            qlora = (*lora, Changed("model", "quantization", "nf4"), *self._biases_left_alone())
+            lora = {"adapter.method": DEFAULT_METHOD.name}
+            qlora = {**lora, "model.quantization": "nf4", **self._biases_left_alone()}
             yield _Candidate("lora", "Train a LoRA instead of everything", "learns fewer new facts", lora)
             yield _Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns fewer new facts", qlora)
         fits = longest is not None and _SHORTEST_ADVISED <= longest < max_length
         length = longest if longest is not None and fits else max_length // 2
         if length >= _SHORTEST_ADVISED:
-            words, settings = f"Cut rows at {length:,} tokens", (Changed("training", "max_length", length),)
-            yield _Candidate("shorter_rows", words, "longer rows lose their end", settings)
+            words, cost = f"Cut rows at {length:,} tokens", "longer rows lose their end"
+            yield _Candidate("shorter_rows", words, cost, {"training.max_length": length})
 
     def _combination(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """Take all changes together, then do without each that is not needed, the costliest first.
@@ -225,7 +215,7 @@ class _Adviser:
 
     def _fits(self, candidates: Sequence[_Candidate]) -> bool:
         joined = _joined(candidates)
-        return not self._is_refused(joined.settings) and self._judged(joined).verdict == "fits"
+        return not self._is_refused(joined.changes) and self._judged(joined).verdict == "fits"
 
     # Where it fits
 
@@ -233,12 +223,11 @@ class _Adviser:
         """Yield changes that make it faster or more exact."""
         config = self._config
         if config.training.gradient_checkpointing:
-            settings = (Changed("training", "gradient_checkpointing", False),)
-            yield _Candidate("checkpointing_off", "Switch gradient checkpointing off", "faster, same result", settings)
+            words, off = "Switch gradient checkpointing off", {"training.gradient_checkpointing": False}
+            yield _Candidate("checkpointing_off", words, "faster, same result", off)
         if config.model.quantization != "none":
             words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
-            settings = (Changed("model", "quantization", "none"),)
-            yield _Candidate("unquantized", words, "faster and more exact", settings)
+            yield _Candidate("unquantized", words, "faster and more exact", {"model.quantization": "none"})
         yield from self._larger_batch(batch)
 
     def _larger_batch(self, fitting: int) -> Iterator[_Candidate]:
@@ -255,37 +244,34 @@ class _Adviser:
 
     def _allowed(self, candidates: Iterable[_Candidate]) -> list[_Candidate]:
         """Those that a start would not refuse."""
-        return [candidate for candidate in candidates if not self._is_refused(candidate.settings)]
+        return [candidate for candidate in candidates if not self._is_refused(candidate.changes)]
 
-    def _is_refused(self, settings: Sequence[Changed]) -> bool:
-        return bool(new_problems(self._config, with_changes(self._config, settings), self._device))
+    def _is_refused(self, changes: Changes) -> bool:
+        return bool(new_problems(self._config, with_changes(self._config, changes), self._device))
 
     def _judged(self, candidate: _Candidate) -> AdvisedChange:
-        need = self._estimator.need(with_changes(self._config, candidate.settings))
+        need = self._estimator.need(with_changes(self._config, candidate.changes))
         return AdvisedChange(
             kind=candidate.kind,
             change=candidate.change,
             cost=candidate.cost,
             needed_bytes=need.needed_bytes,
             verdict=judge(need, self._device),
-            overrides=as_overrides(candidate.settings),
+            overrides=as_overrides(candidate.changes),
         )
 
     def _largest(self, field: str, start: int, upper: int) -> int | None:
         def needed(value: int) -> int:
             if value == start:
                 return self._now.needed_bytes
-            return self._estimator.need(with_changes(self._config, (Changed("training", field, value),))).needed_bytes
+            return self._estimator.need(with_changes(self._config, {f"training.{field}": value})).needed_bytes
 
         return largest_that_fits(needed, self._device.free_bytes, start, upper)
 
 
 def _batch_of(size: int, accumulated: int, kind: AdviceKind, cost: str) -> _Candidate:
-    settings = (
-        Changed("training", "per_device_train_batch_size", size),
-        Changed("training", "gradient_accumulation_steps", accumulated),
-    )
-    return _Candidate(kind, f"Batch of {size}, accumulating {accumulated}", cost, settings)
+    changes = {"training.per_device_train_batch_size": size, "training.gradient_accumulation_steps": accumulated}
+    return _Candidate(kind, f"Batch of {size}, accumulating {accumulated}", cost, changes)
 
 
 def _joined(candidates: Sequence[_Candidate]) -> _Candidate:
@@ -293,5 +279,5 @@ def _joined(candidates: Sequence[_Candidate]) -> _Candidate:
     words = [candidate.change for candidate in candidates]
     words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
     costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
-    settings = tuple(setting for candidate in candidates for setting in candidate.settings)
-    return _Candidate("combination", "; ".join(words), costs[0] if costs else "", settings)
+    changes = {name: value for candidate in candidates for name, value in candidate.changes.items()}
+    return _Candidate("combination", "; ".join(words), costs[0] if costs else "", changes)

@@ -1,17 +1,17 @@
 """Other ways to use one model, side by side: all methods, several devices, and no training at all."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig, RunConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.memory.autograd.tape import Tape
-from engine.memory.config_changes import Changed, as_overrides, new_problems, with_changes
+from engine.memory.config_changes import Changes, as_overrides, new_problems, with_changes
 from engine.memory.device_need import DeviceNeed, TensorsAtPeak, need_on_device
 from engine.memory.estimate import Estimator, Verdict, judge
 from engine.memory.layers.decoder import decoder_layer, embed, residual_width
@@ -26,10 +26,7 @@ from engine.models.shape import ModelShape
 PIECE_TOKENS = 512  # engine/chat/weights.py
 
 # What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
-_REPAIRS: Mapping[str, Changed] = {
-    "adapter.bias": Changed("adapter", "bias", "none"),
-    "training.packing": Changed("training", "packing", False),
-}
+_REPAIRS: Changes = {"adapter.bias": "none", "training.packing": False}
 Sharing = Literal["DDP", "FSDP", "device_map"]
 _MEANINGS: dict[Sharing, str] = {
     "DDP": "Each device holds the whole model and trains on its own rows.",
@@ -38,10 +35,8 @@ _MEANINGS: dict[Sharing, str] = {
 }
 
 
-class MethodNeed(BaseModel):
+class MethodNeed(BaseModel, frozen=True):
     """One row of the method table."""
-
-    model_config = ConfigDict(frozen=True)
 
     method: str  # as people call it
     needed_bytes: int | None = None  # None where it cannot be used with this model or these settings
@@ -52,10 +47,8 @@ class MethodNeed(BaseModel):
     is_current: bool = False
 
 
-class DeviceShare(BaseModel):
+class DeviceShare(BaseModel, frozen=True):
     """One way of training on several devices, and what each of them needs for it."""
-
-    model_config = ConfigDict(frozen=True)
 
     sharing: Sharing
     meaning: str  # one sentence
@@ -83,23 +76,23 @@ def compare_rows(
     return tuple(_training(estimator, config, name, changes) for name, changes in rows.items() if name in names)
 
 
-def _compared(adapter: AdapterConfig) -> dict[str, tuple[Changed, ...]]:
+def _compared(adapter: AdapterConfig) -> dict[str, Changes]:
     """What choosing each row changes: full fine-tuning first, then the methods in their order."""
-    rows: dict[str, tuple[Changed, ...]] = {}
+    rows: dict[str, Changes] = {}
     for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
-        adapted = tuple(Changed("adapter", name, value) for name, value in adapter.changes_for(method.name).items())
+        adapted = {f"adapter.{name}": value for name, value in adapter.changes_for(method.name).items()}
         for row in method.compared:
-            rows[row.name] = (*adapted, Changed("model", "quantization", row.quantization))
-            if row.gradient_checkpointing is not None:
-                rows[row.name] += (Changed("training", "gradient_checkpointing", row.gradient_checkpointing),)
+            checkpointing = row.gradient_checkpointing
+            own = {} if checkpointing is None else {"training.gradient_checkpointing": checkpointing}
+            rows[row.name] = {**adapted, "model.quantization": row.quantization, **own}
     return rows
 
 
-def _training(estimator: Estimator, config: RunConfig, name: str, changes: tuple[Changed, ...]) -> MethodNeed:
+def _training(estimator: Estimator, config: RunConfig, name: str, changes: Changes) -> MethodNeed:
     refusals = new_problems(config, with_changes(config, changes), estimator.device)
-    repairs = tuple(_REPAIRS[problem.field] for problem in refusals if problem.field in _REPAIRS)
+    repairs = {problem.field: _REPAIRS[problem.field] for problem in refusals if problem.field in _REPAIRS}
     if repairs:
-        changes = (*changes, *repairs)
+        changes = {**changes, **repairs}
         refusals = new_problems(config, with_changes(config, changes), estimator.device)
     if refusals:
         return MethodNeed(method=name, why_not=refusals[0].message)
@@ -133,22 +126,19 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
     if devices <= estimator.structure.num_layers:
         needs["device_map"] = estimator.split_needs(alone, devices)
     shares = []
-    for sharing, meaning in _MEANINGS.items():
-        if sharing in needs:
-            fullest = max(needs[sharing], key=lambda need: need.needed_bytes)
-            shares.append(
-                DeviceShare(
-                    sharing=sharing,
-                    meaning=meaning,
-                    devices=devices,
-                    expected_bytes=fullest.expected_bytes,
-                    needed_bytes=fullest.needed_bytes,
-                    each_needed_bytes=tuple(need.needed_bytes for need in needs[sharing])
-                    if sharing == "device_map"
-                    else (),
-                    verdict=judge(fullest, estimator.device),
-                )
+    for sharing, each in needs.items():
+        fullest = max(each, key=lambda need: need.needed_bytes)
+        shares.append(
+            DeviceShare(
+                sharing=sharing,
+                meaning=_MEANINGS[sharing],
+                devices=devices,
+                expected_bytes=fullest.expected_bytes,
+                needed_bytes=fullest.needed_bytes,
+                each_needed_bytes=tuple(need.needed_bytes for need in each) if sharing == "device_map" else (),
+                verdict=judge(fullest, estimator.device),
             )
+        )
     return tuple(shares)
 
 

@@ -1,7 +1,6 @@
 """Change settings of a configuration, and search for the largest value of one that fits."""
 
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
 
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
@@ -13,34 +12,28 @@ _MOST_ESTIMATES = 12
 _CLOSE_ENOUGH = 128  # a limit is found when it is known to one part in so many
 
 
-class Changed(NamedTuple):
-    """One setting and its new value, which lies within the bounds of its field."""
-
-    section: Literal["model", "adapter", "training"]
-    field: str
-    value: str | int | float | bool
+Value = str | int | float | bool
+Changes = Mapping[str, Value]  # new values, each within the bounds of its field, by section.field
 
 
-def with_changes(config: RunConfig, changes: Iterable[Changed]) -> RunConfig:
-    """Copy a configuration with some settings changed; later changes win.
+def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
+    """Copy a configuration with some settings changed.
 
     Whether the new values suit the other settings is not checked: see `new_problems`.
     """
-    sections: dict[str, dict[str, str | float | bool]] = {}
-    for change in changes:
-        sections.setdefault(change.section, {})[change.field] = change.value
+    sections: dict[str, dict[str, Value]] = {}
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, {})[field] = value
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
     )
 
 
-def as_overrides(changes: Iterable[Changed]) -> tuple[str, ...]:
+def as_overrides(changes: Changes) -> tuple[str, ...]:
     """The same as a form and the command line take them: `section.field=value`."""
-    values = {(change.section, change.field): change.value for change in changes}
-    return tuple(
-        f"{section}.{field}={str(value).lower() if isinstance(value, bool) else value}"
-        for (section, field), value in values.items()
-    )
+    lower = {name: str(value).lower() if isinstance(value, bool) else value for name, value in changes.items()}
+    return tuple(f"{name}={value}" for name, value in lower.items())
 
 
 def new_problems(config: RunConfig, changed: RunConfig, device: Device) -> list[Problem]:

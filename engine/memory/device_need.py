@@ -80,9 +80,8 @@ def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -
     context = cuda_context_bytes(device.name)
     expected_share, most = _EXPANDABLE_RESERVE
     reserved = round(allocated_bytes * (1 + expected_share))
-    bound = (
-        round(allocated_bytes * (1 + most)) + 40 * MIB + tensors.uncertain_bytes
-    )  # the MiB are two pages of its pools
+    # The MiB are two pages of its pools.
+    bound = round(allocated_bytes * (1 + most)) + 40 * MIB + tensors.uncertain_bytes
     expected = reserved + paged_bytes + context
     needed = bound + paged_bytes + context + PROCESS_MARGIN
     return DeviceNeed(allocated_bytes, reserved, bound, expected, needed)

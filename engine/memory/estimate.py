@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.config.run import AdapterConfig, RunConfig
 from engine.hardware.device import Device
@@ -30,20 +30,16 @@ PHASE_WORDS: dict[Phase, str] = {
 GIB = 2**30
 
 
-class ParameterCount(BaseModel):
+class ParameterCount(BaseModel, frozen=True):
     """Counts as PEFT's `print_trainable_parameters` gives them."""
-
-    model_config = ConfigDict(frozen=True)
 
     total: int
     trainable: int
     trainable_percent: float
 
 
-class MemoryComponent(BaseModel):
+class MemoryComponent(BaseModel, frozen=True):
     """One part of the stacked bar."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: ComponentKey
     label: str  # plain words
@@ -51,13 +47,11 @@ class MemoryComponent(BaseModel):
     depends_on: str  # one sentence: what it is and what moves it
 
 
-class MemoryEstimate(BaseModel):
+class MemoryEstimate(BaseModel, frozen=True):
     """What one device holds at the peak of a training step.
 
     The components without the margin add up to `expected_bytes`, with it to `needed_bytes`.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     parameters: ParameterCount
     components: tuple[MemoryComponent, ...]

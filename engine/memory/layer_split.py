@@ -4,8 +4,10 @@ Estimate and worker use the same division. It depends on the configuration and t
 free, so a resumed run finds every layer where it was.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 from engine.errors import ConfigError, Problem
@@ -84,15 +86,10 @@ def divide(layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, device
         layer_bytes: Of each layer, in order; at least as many as devices.
         first_bytes: What the first device holds besides its layers; `last_bytes` is that of the last one.
     """
-    low, high = 0, first_bytes + sum(layer_bytes) + last_bytes
-    while low < high:
-        most = (low + high) // 2
-        if _filled(layer_bytes, first_bytes, last_bytes, devices, most) is None:
-            low = most + 1
-        else:
-            high = most
-    counts = _filled(layer_bytes, first_bytes, last_bytes, devices, low)
-    assert counts is not None  # everything on one device always fits into the first bound
+    fill = partial(_filled, layer_bytes, first_bytes, last_bytes, devices)
+    everything = first_bytes + sum(layer_bytes) + last_bytes
+    counts = fill(bisect_left(range(everything), True, key=lambda most: fill(most) is not None))
+    assert counts is not None  # everything on one device always fits
     return counts
 
 

@@ -1,7 +1,7 @@
 """The highest point of a training step: in which phase it lies, and what is alive there."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.device_need import TensorsAtPeak, is_hopper
@@ -137,8 +137,7 @@ def fully_sharded(
         # The optimizer works on its own share; before that, layers are put together and trained as a whole.
         copies = 0 if phase == "optimizer_step" else whole + _LAYERS_GATHERED * largest
         layer_gradients = held.gradients // structure.num_layers if phase == "layer_backward" else 0
-        shares[phase] = replace(
-            held,
+        shares[phase] = held._replace(
             gradients=_divided(held.gradients, devices) + layer_gradients,
             weight_copies=held.weight_copies + copies,
         )

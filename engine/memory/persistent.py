@@ -107,10 +107,8 @@ def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:
 
 
 def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
-    """Files of 16-bit weights are mapped; embeddings and norms stay in them, and with these all that was read.
-
-    Source: `safe_open` in safetensors, which maps the file; `load_state_dict` in transformers/modeling_utils.py.
-    """
+    """Files of 16-bit weights are mapped; embeddings and norms stay in them, and with these all that was read."""
+    # Source: `safe_open` in safetensors, which maps the file; `load_state_dict` in transformers/modeling_utils.py.
     if workload.device != "cpu" or workload.base == "dense" or workload.precision.embeddings != 2:
         return 0
     quantized = (module for module in structure.shape.modules if workload.quantizes(module))

@@ -5,10 +5,11 @@ it reaches above that. Layers of one kind behave the same, so the highest point 
 (all activations still there) or at its last (all gradients there).
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Value
@@ -23,8 +24,7 @@ from engine.memory.workload import Workload
 Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """Bytes by group, as they are alive together."""
 
     activations: int = 0
@@ -34,21 +34,16 @@ class Held:
 
     @property
     def total(self) -> int:
-        return self.activations + self.loss + self.gradients + self.weight_copies
+        return sum(self)
 
-    def __add__(self, other: "Held") -> "Held":
-        return Held(
-            self.activations + other.activations,
-            self.loss + other.loss,
-            self.gradients + other.gradients,
-            self.weight_copies + other.weight_copies,
-        )
+    def __add__(self, other: "Held") -> "Held":  # type: ignore[override]
+        return Held(*map(operator.add, self, other))
 
     def __sub__(self, other: "Held") -> "Held":
-        return self + other * -1
+        return Held(*map(operator.sub, self, other))
 
-    def __mul__(self, count: int) -> "Held":
-        return Held(self.activations * count, self.loss * count, self.gradients * count, self.weight_copies * count)
+    def __mul__(self, count: int) -> "Held":  # type: ignore[override]
+        return Held(*(size * count for size in self))
 
 
 NOTHING = Held()
@@ -70,8 +65,7 @@ class Stretch:
     input_let_go_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
 
 
-@dataclass(frozen=True)
-class StepPeaks:
+class StepPeaks(NamedTuple):
     """The highest point of each phase, above weights, optimizer state and whatever else is always there."""
 
     peaks: dict[Phase, Held]

@@ -169,10 +169,8 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Wor
 
 
 def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
-    """Return for how many sizes of a pass products are compiled: 16-bit ones on a CPU, by oneDNN.
-
-    Source: `use_mkldnn_matmul`, aten/src/ATen/native/mkldnn/Matmul.cpp; 32-bit products go to MKL, which keeps none.
-    """
+    """Return for how many sizes of a pass products are compiled: 16-bit ones on a CPU, by oneDNN."""
+    # Source: `use_mkldnn_matmul`, aten/src/ATen/native/mkldnn/Matmul.cpp; 32-bit products go to MKL, which keeps none.
     if device.kind != "cpu" or step.precision.compute != 2:
         return 1
     largest = step.tokens // step.fills_up_to if step.joined else step.length

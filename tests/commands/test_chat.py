@@ -96,7 +96,7 @@ def converse(*lines: str, partner=None, opening=()) -> tuple[str, Echo]:
         except StopIteration:
             raise EOFError from None
 
-    TerminalConversation(partner, MODEL, opening, SamplingConfig(), "tuned", ask=ask, out=out).run()
+    TerminalConversation(partner, MODEL, opening, SamplingConfig(), ("tuned",), ask, out).run()
     return out.getvalue(), partner
 
 

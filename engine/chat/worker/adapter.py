@@ -86,7 +86,7 @@ class AdaptedBase:
         # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
         # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
         kept = {"logits_to_keep": positions if ids.shape[1] > 1 else 1} if self._keeps_some else {}
-        logits: torch.Tensor = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept).logits
+        logits = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept).logits
         return logits if self._keeps_some else logits[:, positions]
 
     def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
@@ -325,14 +325,11 @@ def _plain_branches(layer: Any) -> dict[str, _Branch]:
 
 def _forward_with(branches: dict[str, _Branch]) -> Callable[..., torch.Tensor]:
     def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result: torch.Tensor
         if layer._disable_adapters:
-            result = layer.base_layer(x, *args, **kwargs)
-            return result
+            return layer.base_layer(x, *args, **kwargs)
         branch = branches.get(layer._active_adapter[0])
         if branch is None or args or kwargs:
-            result = type(layer).forward(layer, x, *args, **kwargs)
-            return result
+            return type(layer).forward(layer, x, *args, **kwargs)
         return branch.add_to(layer.base_layer(x), x)
 
     return forward

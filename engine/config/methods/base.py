@@ -140,18 +140,16 @@ class PeftMethod:
         """Return how many learned embeddings come before those of every sequence."""
         return self.count_virtual_tokens(adapter) if self.virtual_tokens == "inputs" else 0
 
-    def layer_problem(self, adapter: AdapterConfig, in_features: int, out_features: int) -> tuple[str, str] | None:
+    def layer_problem(self, adapter: AdapterConfig, in_features: int, out_features: int) -> tuple[str, str] | None:  # noqa: ARG002
         """Return setting and reason where PEFT cannot adapt a layer of this size, or None."""
-        del adapter, in_features, out_features
         return None
 
     def has_dropout(self, adapter: AdapterConfig) -> bool:
         """Return whether training draws random numbers in the adapter."""
         return any(getattr(adapter, name) for name in self.fields if name.endswith("dropout"))
 
-    def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
+    def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:  # noqa: ARG002
         """Return whether everything it trains is multiplied in the dtype of the frozen weights, without autocast."""
-        del adapter
         return False
 
     def script_differences(self, adapter: AdapterConfig) -> list[str]:

@@ -49,7 +49,6 @@ class Ia3(PeftMethod):
         targets, feedforward = Source("ia3_targets(model)"), Source("feedforward_modules(model)")
         return super().script_arguments(adapter) | {"target_modules": targets, "feedforward_modules": feedforward}
 
-    def card_rows(self, adapter: object) -> list[tuple[str, str]]:
+    def card_rows(self, adapter: object) -> list[tuple[str, str]]:  # noqa: ARG002
         """Return no rows: the method's name is all there is to know."""
-        del adapter
         return []

@@ -319,10 +319,8 @@ class Graph(LiveBytes):
         node.saved.extend(storage for slot in node.slots if (storage := recomputed[slot]) is not None)
 
     def _recompute(self, checkpoint: Checkpoint) -> None:
-        """Run forward again until all is saved, then leave it as an exception does.
-
-        Source: `_recomputation_hook`, with early stop, in torch/utils/checkpoint.py.
-        """
+        """Run forward again until all is saved, then leave it as an exception does."""
+        # Source: `_recomputation_hook`, with early stop, in torch/utils/checkpoint.py.
         nodes, self._nodes = self._nodes, []
         variables = self.enter_scope()
         before, self._recomputing = self._recomputing, checkpoint
@@ -334,10 +332,8 @@ class Graph(LiveBytes):
         self._nodes = nodes
 
     def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
-        """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward.
-
-        Source: `CheckpointFunction` in torch/utils/checkpoint.py.
-        """
+        """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward."""
+        # Source: `CheckpointFunction` in torch/utils/checkpoint.py.
         self.records_gradients = False
         result = forward()
         self.records_gradients = True

@@ -71,13 +71,10 @@ class Node:
     saved: list[Storage] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # in a checkpoint: numbers of the recomputed tensors it will ask for
     gradient: Storage | None = None
-    gradient_sizes: Sequence[int] | None = (
-        None  # of the inputs, where one comes wider or unsummed and is brought into form
-    )
+    # Of the inputs, where one comes wider or unsummed and is brought into form.
+    gradient_sizes: Sequence[int] | None = None
     parts: list[Storage] | None = None  # gradients of its several outputs, where it has any
-    attributes: list[Storage] = field(
-        default_factory=list
-    )  # kept by a custom function itself, as long as the graph lives
+    attributes: list[Storage] = field(default_factory=list)  # kept by a custom function, as long as the graph lives
 
 
 Producer = Union[Node, Parameter, None]  # noqa: UP007 - names a forward reference
@@ -111,9 +108,8 @@ class LiveBytes:
         self.live = self.peak = 0  # bytes alive now, and at most since `start_phase`
         self.groups, self.peak_groups = [0] * len(Group), [0] * len(Group)  # both, split by group
         self.group = Group.ACTIVATIONS  # of what is taken without a group
-        self.sees_scratch = (
-            sees_scratch  # whether scratch within one operation counts, which a dispatch mode cannot see
-        )
+        # Whether scratch within one operation counts, which a dispatch mode cannot see.
+        self.sees_scratch = sees_scratch
 
     def allocate(self, size: int, group: Group | None = None) -> Storage:
         """Take bytes; the caller owns one reference."""

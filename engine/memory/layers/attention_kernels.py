@@ -63,10 +63,8 @@ def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
 
 @in_scope
 def _math(r: StepContext, query: Value, key: Value, value: Value) -> Value:
-    """PyTorch's fallback where no fused kernel fits: the same written out, at 32 bits throughout.
-
-    Source: `_scaled_dot_product_attention_math`, aten/src/ATen/native/transformers/attention.cpp.
-    """
+    """PyTorch's fallback where no fused kernel fits: the same written out, at 32 bits throughout."""
+    # Source: `_scaled_dot_product_attention_math`, aten/src/ATen/native/transformers/attention.cpp.
     tape, width = r.tape, query.width
     query, key, value = (tape.cast(part, 4) for part in (query, key, value))
     query, key = tape.scale(query), tape.scale(key)
@@ -90,10 +88,8 @@ def _matmul(r: StepContext, left: Value, right: Value, elements: int) -> Value:
 
 @in_scope
 def _softmax(r: StepContext, scores: Value) -> Value:
-    """Softmax at 32 bits, then back. CUDA does both in one kernel from float16 alone; else the scores are cast before.
-
-    Source: `softmax` in aten/src/ATen/native/SoftMax.cpp; `grad * output` in cuda/SoftMax.cu.
-    """
+    """Softmax at 32 bits, then back. CUDA does both in one kernel from float16 alone; else the scores are cast before."""
+    # Source: `softmax` in aten/src/ATen/native/SoftMax.cpp; `grad * output` in cuda/SoftMax.cu.
     tape, width = r.tape, scores.width
     if r.structure.shape.model_type in _SOFTMAX_AS_WIDE_AS_SCORES:
         return tape.pointwise(scores, saves_result=True, scratch=1 if r.on_cuda else 0)

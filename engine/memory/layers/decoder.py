@@ -68,10 +68,8 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
 
 
 def _after_virtual_inputs(r: StepContext, words: Value) -> Value:
-    """Put learned embeddings before those of each row; where layers are checkpointed, the latter are a leaf.
-
-    Source: `PeftModelForCausalLM.forward`, peft/peft_model.py, whose variables last as long as the forward pass.
-    """
+    """Put learned embeddings before those of each row; where layers are checkpointed, the latter are a leaf."""
+    # Source: `PeftModelForCausalLM.forward`, peft/peft_model.py, whose variables last as long as the forward pass.
     tape, workload = r.tape, r.workload
     is_leaf = workload.checkpointing != "none"
     if is_leaf:
@@ -228,10 +226,8 @@ def _queries_keys_values(r: StepContext, x: Value, layer: LayerStructure) -> tup
 
 @in_scope
 def _rotate(r: StepContext, x: Value) -> Value:
-    """Rotary position embedding: `x * cos + rotate_half(x) * sin`. A fused kernel needs one new tensor.
-
-    Source: `apply_rotary_pos_emb`, transformers/models/llama/modeling_llama.py.
-    """
+    """Rotary position embedding: `x * cos + rotate_half(x) * sin`. A fused kernel needs one new tensor."""
+    # Source: `apply_rotary_pos_emb`, transformers/models/llama/modeling_llama.py.
     tape = r.tape
     if r.workload.fused_norms:
         return tape.scale(x)
@@ -246,10 +242,8 @@ def _rotate(r: StepContext, x: Value) -> Value:
 
 
 def _after_prefix(r: StepContext, own: Value) -> Value:
-    """Keys or values with the learned ones before them: a new tensor in the cache.
-
-    Source: `DynamicLayer.update`, transformers/cache_utils.py, which PEFT fills before the forward pass.
-    """
+    """Keys or values with the learned ones before them: a new tensor in the cache."""
+    # Source: `DynamicLayer.update`, transformers/cache_utils.py, which PEFT fills before the forward pass.
     prefix = r.prefixes.pop()
     result = r.tape.assign(prefix, r.tape.concatenate(prefix, own))
     r.hold_until_forward_ends(result)
@@ -275,10 +269,8 @@ def _resized(r: StepContext, x: Value, elements: int) -> Value:
 
 @in_scope
 def _recur(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """States of every token at 32 bits, as the PyTorch form of a selective scan writes them out: decays, inputs, sums.
-
-    Source: `MambaMixer.slow_forward`, transformers/models/mamba/modeling_mamba.py; `segment_sum` in modeling_mamba2.py.
-    """
+    """States of every token at 32 bits, as the PyTorch form of a selective scan writes them out: decays, inputs, sums."""
+    # Source: `MambaMixer.slow_forward`, transformers/models/mamba/modeling_mamba.py; `segment_sum` in modeling_mamba2.py.
     shapes = [module.bare_parameters[_STATE] for module in layer.others if _STATE in module.bare_parameters]
     if not shapes:
         return r.tape.alias(x)

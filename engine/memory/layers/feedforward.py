@@ -32,10 +32,8 @@ def feed_forward(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 @in_scope
 def _opened(r: StepContext, x: Value, shared: Value) -> Value:
-    """`sigmoid(gate(x)) * shared(x)`: how much each token takes of the expert that all tokens ask.
-
-    Source: `Qwen2MoeSparseMoeBlock.forward`, transformers/models/qwen2_moe/modeling_qwen2_moe.py.
-    """
+    """`sigmoid(gate(x)) * shared(x)`: how much each token takes of the expert that all tokens ask."""
+    # Source: `Qwen2MoeSparseMoeBlock.forward`, transformers/models/qwen2_moe/modeling_qwen2_moe.py.
     weight = r.weight(r.structure.shape.hidden_size, r.workload.precision.weights)
     return r.tape.multiply(shared, r.tape.pointwise(r.tape.linear(x, weight, 1), saves_result=True))
 
@@ -50,10 +48,8 @@ def _dense(r: StepContext, x: Value, layer: LayerStructure, output: ModuleShape)
 
 @in_scope
 def _gated(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
-    """`act(gate(x)) * up(x)`: keeps the gate, its activation and up.
-
-    Source: `LlamaMLP.forward`; `Phi3MLP.forward` computes gate and up in one product and cuts it.
-    """
+    """`act(gate(x)) * up(x)`: keeps the gate, its activation and up."""
+    # Source: `LlamaMLP.forward`; `Phi3MLP.forward` computes gate and up in one product and cuts it.
     if len(inputs) == 1:
         return _gate_of_one(r, project(r, x, inputs[0]))
     gate = project(r, x, inputs[0])
@@ -72,10 +68,8 @@ def _gate_of_one(r: StepContext, together: Value) -> Value:
 
 @in_scope
 def _activated(r: StepContext, x: Value) -> Value:
-    """One kernel, which keeps x; GPT-2's gelu is written out, one operation after the other.
-
-    Source: `NewGELUActivation` in transformers/activations.py.
-    """
+    """One kernel, which keeps x; GPT-2's gelu is written out, one operation after the other."""
+    # Source: `NewGELUActivation` in transformers/activations.py.
     tape = r.tape
     if r.structure.shape.hidden_act != "gelu_new":
         return tape.pointwise(x)
@@ -120,10 +114,8 @@ def _asked_rows(r: StepContext) -> int:
 
 @in_scope
 def _stacked_experts(r: StepContext, x: Value, scores: Value, inner: int) -> Value:
-    """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed.
-
-    Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
-    """
+    """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed."""
+    # Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
     tape, shape = r.tape, r.structure.shape
     hidden, width = shape.hidden_size, r.workload.precision.weights
     rows = _asked_rows(r)

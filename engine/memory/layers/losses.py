@@ -90,10 +90,8 @@ def _cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
 
 
 def _fused_cross_entropy(r: StepContext, logits: Value) -> Value:
-    """A kernel that keeps the logits and one number a row, and writes the gradient over the logits.
-
-    Source: `Fast_CrossEntropyLoss`, unsloth/kernels/cross_entropy_loss.py, also in fms-acceleration.
-    """
+    """A kernel that keeps the logits and one number a row, and writes the gradient over the logits."""
+    # Source: `Fast_CrossEntropyLoss`, unsloth/kernels/cross_entropy_loss.py, also in fms-acceleration.
     statistics = r.tape.value(logits.elements // r.structure.shape.vocab_size * 2, 4)
     saved = (logits, statistics)
     loss = r.tape.operation((logits,), 1, 4, backward=lambda _: (share(logits.storage),), saved=saved)
@@ -102,10 +100,8 @@ def _fused_cross_entropy(r: StepContext, logits: Value) -> Value:
 
 @in_scope
 def _linear_fused(r: StepContext, hidden: Value) -> Value:
-    """Head and loss in one function that computes its gradients forward, chunk by chunk, and holds no more logits.
-
-    Source: `fused_linear_cross_entropy_forward`, liger_kernel/ops/fused_linear_cross_entropy.py (arXiv:2410.10989).
-    """
+    """Head and loss in one function that computes its gradients forward, chunk by chunk, and holds no more logits."""
+    # Source: `fused_linear_cross_entropy_forward`, liger_kernel/ops/fused_linear_cross_entropy.py (arXiv:2410.10989).
     tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
     width = precision.autocast or precision.head
     rows = hidden.elements // shape.hidden_size

@@ -154,10 +154,8 @@ def _over_root_mean_square(r: StepContext, x: Value, width: int) -> Value:
 
 
 def _fused_rms_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
-    """One kernel: keeps x itself and one factor per row.
-
-    Source: `Fast_RMS_Layernorm`, unsloth/kernels/rms_layernorm.py; `LigerRMSNormFunction`, liger_kernel/ops/rms_norm.py.
-    """
+    """One kernel: keeps x itself and one factor per row."""
+    # Source: `Fast_RMS_Layernorm`, unsloth/kernels/rms_layernorm.py; `LigerRMSNormFunction`, liger_kernel/ops/rms_norm.py.
     weight = r.weight(norm.out_features, r.workload.precision.norms)
     factors = r.tape.value(x.elements // norm.out_features, 4)
     result = r.tape.operation((x, weight), x.elements, x.width, saved=(x, weight, factors))

@@ -16,9 +16,8 @@ class AdaLoraMemory(MemoryRule):
         rank = adapter.init_r
         return ((rank, module.in_features), (rank, 1), (module.out_features, rank))
 
-    def frozen_parameters(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:
+    def frozen_parameters(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:  # noqa: ARG002
         """Count `ranknum`, one number for each layer."""
-        del adapter
         return len(targets)
 
     def buffer_elements(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:

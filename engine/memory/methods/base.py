@@ -11,14 +11,12 @@ from engine.models.shape import ModelShape, ModuleShape
 class MemoryRule:
     """One method's tensors, and its operations in a layer. A subclass overrides what the method has."""
 
-    def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
+    def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:  # noqa: ARG002
         """Return the shapes of what is trained in one adapted layer."""
-        del module, adapter
         return ()
 
-    def virtual_token_tensors(self, shape: ModelShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
+    def virtual_token_tensors(self, shape: ModelShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:  # noqa: ARG002
         """Return the shapes of what is trained outside of layers, for virtual tokens."""
-        del shape, adapter
         return ()
 
     def virtual_inputs(self, r: StepContext) -> Value:
@@ -32,14 +30,12 @@ class MemoryRule:
         del shape, adapter, targets
         return ()
 
-    def frozen_parameters(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:
+    def frozen_parameters(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:  # noqa: ARG002
         """Return the parameters that the adapter adds and PEFT counts, which are not trained."""
-        del adapter, targets
         return 0
 
-    def buffer_elements(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:
+    def buffer_elements(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:  # noqa: ARG002
         """Return the float32 numbers that stay in memory with the adapter and are not parameters."""
-        del adapter, targets
         return 0
 
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:

@@ -1,5 +1,6 @@
 """IA3: one learned vector for each layer."""
 
+from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Value
 from engine.memory.layers.modules import base_projection
@@ -7,10 +8,6 @@ from engine.memory.layers.step_context import StepContext
 from engine.memory.methods.base import MemoryRule, as_value, copied_in_4_bits
 from engine.memory.optimizers import TensorShape
 from engine.models.shape import ModuleShape
-
-# Which modules rescale their input when the person leaves the choice to the model's family.
-# Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
-_FEEDFORWARD_ENDINGS = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 
 
 class Ia3Memory(MemoryRule):
@@ -50,4 +47,4 @@ class Ia3Memory(MemoryRule):
 
 def is_feedforward(module: ModuleShape, adapter: AdapterConfig) -> bool:
     """Return whether IA3 rescales the module's input instead of its output."""
-    return module.name.endswith(adapter.feedforward_modules or _FEEDFORWARD_ENDINGS)
+    return module.name.endswith(adapter.feedforward_modules or FEEDFORWARD_ENDINGS)

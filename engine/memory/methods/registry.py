@@ -6,15 +6,12 @@ from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.adalora import AdaLoraMemory
 from engine.memory.methods.base import MemoryRule
 from engine.memory.methods.ia3 import Ia3Memory
-from engine.memory.methods.loha import LoHaMemory
-from engine.memory.methods.lokr import LoKrMemory
 from engine.memory.methods.lora import LoraMemory
+from engine.memory.methods.lycoris import LoHaMemory, LoKrMemory
 from engine.memory.methods.miss import MissMemory
 from engine.memory.methods.oft import OftMemory
-from engine.memory.methods.p_tuning import PTuningMemory
-from engine.memory.methods.prefix_tuning import PrefixTuningMemory
-from engine.memory.methods.prompt_tuning import PromptTuningMemory
 from engine.memory.methods.vera import VeraMemory
+from engine.memory.methods.virtual_tokens import PrefixTuningMemory, PromptTuningMemory, PTuningMemory
 from engine.models.shape import ModuleShape
 
 MEMORY_RULES: dict[str, MemoryRule] = {

@@ -165,5 +165,4 @@ def _differs(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
+    return next(model.parameters()).device

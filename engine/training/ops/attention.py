@@ -6,6 +6,7 @@ grows with the rows and not with the sequence that they are in.
 """
 
 import functools
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,18 +82,13 @@ def sdpa_with_copied_heads(
             scale=asked.get("scaling"),
         )
         return packed.reshape(batch, 1, heads, value.shape[-1]), None
-    own = _OwnHeads(bool(getattr(module, "is_causal", True)))
+    own = types.SimpleNamespace(
+        is_causal=bool(getattr(module, "is_causal", True))
+    )  # a module whose heads share nothing
     output, _ = sdpa_attention_forward(
         own, query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), None, **asked
     )
     return output, None
-
-
-@dataclass(frozen=True)
-class _OwnHeads:
-    """What transformers asks an attention module, of one whose query heads share nothing."""
-
-    is_causal: bool
 
 
 def _takes_shared_heads(device: torch.device, dtype: torch.dtype, *, masked: bool = False) -> bool:
@@ -160,7 +156,7 @@ def _attend_fused(
     groups = q.shape[0] // k.shape[0]
     if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-    output: torch.Tensor = functional.scaled_dot_product_attention(
+    output = functional.scaled_dot_product_attention(
         q.unsqueeze(0),
         k.unsqueeze(0),
         v.unsqueeze(0),
@@ -174,15 +170,9 @@ def _attend_fused(
 
 
 def _attend_tiled(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    dropout: float,  # noqa: ARG001 - is zero here
-    window: int | None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, _no_dropout: float, window: int | None
 ) -> torch.Tensor:
-    output: torch.Tensor = _TiledAttention.apply(q, k, v, scale, window)
-    return output
+    return _TiledAttention.apply(q, k, v, scale, window)
 
 
 class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]

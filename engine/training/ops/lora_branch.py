@@ -81,16 +81,14 @@ def _is_plain(layer: Any) -> bool:
 
 def _quick_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if layer.disable_adapters or layer.merged or args or kwargs or len(layer.lora_A) != 1:
-        general: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
-        return general
+        return type(layer).forward(layer, x, *args, **kwargs)
     (name,) = layer.lora_A.keys()
     result = _own(layer.base_layer(x), layer.base_layer)
     dropout = layer.lora_dropout[name]
     p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
     a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     with torch.autocast(result.device.type, enabled=False):  # the branch does its own casts
-        output: torch.Tensor = _LoraBranch.apply(result, x.to(result.dtype), a, b, scaling, p)
-    return output
+        return _LoraBranch.apply(result, x.to(result.dtype), a, b, scaling, p)
 
 
 def _own(result: torch.Tensor, base_layer: torch.nn.Module) -> torch.Tensor:

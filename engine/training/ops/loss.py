@@ -118,8 +118,7 @@ def summed_loss(
     """
     if type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters()):
         with torch.autocast(hidden.device.type, enabled=False):  # it would take the float32 sums for products
-            loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform)
-        return loss
+            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform)
     total = hidden.new_zeros((), dtype=torch.float32)
     width = getattr(head, "out_features", None) or head.weight.shape[0]
     for start, end in _chunks(hidden, width):
