@@ -1,6 +1,7 @@
 """`loratory inspect` and `loratory render`: what a dataset holds, and the very tokens that a model would learn from it."""
 
 import contextlib
+import itertools
 from typing import Annotated, get_args
 
 import typer
@@ -88,7 +89,6 @@ def render(
 
 
 def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
-    """Check the arguments, all problems together."""
     problems = []
     for field, option, given in (("format", "--format", format_), ("train_on", "--train-on", train_on)):
         choices = get_args(DatasetConfig.model_fields[field].annotation)
@@ -179,14 +179,10 @@ def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> 
 def sequence_text(sequence: RenderedSequence) -> str:
     """Return a sequence for people, with trained text between ⟦ and ⟧."""
     text = ""
-    learning = False
-    for piece, label in zip(sequence.pieces, sequence.labels, strict=True):
-        learned = label != IGNORED_LABEL
-        if learned != learning:
-            text += "⟦" if learned else "⟧"
-            learning = learned
-        text += piece
-    text += "⟧" if learning else ""
+    labelled = zip(sequence.pieces, sequence.labels, strict=True)
+    for is_learned, group in itertools.groupby(labelled, lambda pair: pair[1] != IGNORED_LABEL):
+        pieces = "".join(piece for piece, _ in group)
+        text += f"⟦{pieces}⟧" if is_learned else pieces
     learned_count = sum(label != IGNORED_LABEL for label in sequence.labels)
     cut = f", cut from {sequence.uncut_tokens:,}" if sequence.uncut_tokens > len(sequence.input_ids) else ""
     return (

@@ -275,7 +275,6 @@ def _batch_of(size: int, accumulated: int, kind: AdviceKind, cost: str) -> _Cand
 
 
 def _joined(candidates: Sequence[_Candidate]) -> _Candidate:
-    """All changes at once."""
     words = [candidate.change for candidate in candidates]
     words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
     costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))

@@ -104,18 +104,15 @@ def prepare_once(
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        if not lock.acquire(timeout_seconds=0):
+        if lock.is_held_by_another():
             on_progress(ModelProgress("waiting", "Another process is preparing this model; waiting for it."))
-            lock.acquire()
-        try:
+        with lock:
             if is_prepared(folder, recipe):  # the previous holder of the lock made it
                 return folder
             for stale in folder.parent.glob(f".{folder.name}.making-*"):  # of an interrupted build; we hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
             require_space(folder.parent, recipe.needed_bytes, "Preparing this model", "set LORATORY_HOME")
             _make(folder, recipe, build, on_progress)
-        finally:
-            lock.release()
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or "I/O error"
         raise StorageError(

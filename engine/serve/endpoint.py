@@ -169,9 +169,8 @@ def _event(value: dict[str, Any]) -> str:
 def _as_refusal(error: EngineError) -> RefusedRequestError:
     if isinstance(error, ModelError):
         return RefusedRequestError(str(error))
-    return RefusedRequestError(
-        str(error), status=503, kind="server_error"
-    )  # the device is in use, or the process ended
+    # The device is in use, or the process ended.
+    return RefusedRequestError(str(error), status=503, kind="server_error")
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

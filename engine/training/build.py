@@ -22,6 +22,9 @@ from engine.training.ops.attention import copy_shared_heads
 from engine.training.placement import Placement
 from engine.training.precision import Precision, quantization_of
 
+# Settings that TRL calls the same.
+_PASSED_ON = "num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm seed logging_steps"
+
 
 def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
     """Load the base model onto its device, or its layers onto several, quantized where the settings say so.
@@ -131,23 +134,15 @@ def training_arguments(
     schedule = {"min_lr_rate": MIN_LEARNING_RATE_SHARE} if training.lr_scheduler_type == "cosine_with_min_lr" else {}
     arguments = SFTConfig(
         output_dir=str(output_folder),
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
+        **training.model_dump(include=set(_PASSED_ON.split())),
         # One batch of the trainer's loop is one optimizer step of ours; `engine.training.batching.plan` divides it.
         per_device_train_batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
         gradient_accumulation_steps=1,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
         lr_scheduler_kwargs=schedule,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
         optim=optimizer_name(training.optim, placement.torch_device.type),
         activation_checkpointing=training.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
-        seed=training.seed,
         data_seed=training.seed,
-        logging_steps=training.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # it would hide a NaN loss
         eval_strategy="no",

@@ -212,10 +212,8 @@ class Preparation:
         model = add_adapter(model, config, source)
         if config.adapter.warm_start is None or self.resumed_from is not None:
             return model, {}
-        return model, load_warm_start(
-            model,
-            find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent, self.attempt.home),
-        )
+        earlier = find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent, self.attempt.home)
+        return model, load_warm_start(model, earlier)
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, whatever its own device does."""

@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -30,7 +30,17 @@ from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-TalkingTokenizer = PreTrainedTokenizerBase  # renders prompts and reads answers back
+
+
+class TalkingTokenizer(ChatTokenizer, Protocol):
+    """A tokenizer that renders prompts and reads answers back."""
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str: ...
 
 
 def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> TalkingTokenizer:
@@ -40,7 +50,9 @@ def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> Talki
         ModelError: If the tokenizer cannot be read.
     """
     folder = next((folder for folder in trained if (folder / TOKENIZER_CONFIG).is_file()), base)
-    return load_tokenizer(ModelSource(str(folder), name))[0]
+    tokenizer: TalkingTokenizer
+    tokenizer, _ = load_tokenizer(ModelSource(str(folder), name))
+    return tokenizer
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> PromptView:

@@ -142,11 +142,7 @@ class EvaluationWorker:
         announce("Reading the held-out rows.")
         training = order.run.training
         data = prepare_dataset(
-            order.run.dataset,
-            seed=training.seed,
-            max_length=training.max_length,
-            tokenizer=tokenizer,
-            home=home,
+            order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home
         )
         if not data.held_out:
             raise DatasetError(

@@ -110,21 +110,24 @@ def _argument_bytes(r: StepContext) -> int:
 
 @in_scope
 def decoder_layer(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """x + attention(norm(x)), then the same with the feed-forward block.
+    """x + attention(norm(x)), or another mixer, then the same with the feed-forward block where the layer has one.
 
     Source: `LlamaDecoderLayer.forward`; four norms as in `Gemma2DecoderLayer`; one input for both as in `FalconDecoderLayer`.
     """
-    if layer.mixer or layer.attention_output is None:
-        return _of_another_kind(r, x, layer)
-    if r.structure.parallel:
+    tape, norms, attends = r.tape, layer.norms, layer.attention_output is not None
+    if attends and r.structure.parallel:
         return _parallel(r, x, layer)
-    tape, norms = r.tape, layer.norms
-    sandwich = len(norms) >= 4
-    normed = _normalized(r, x, norms[:1])
-    attended = tape.assign(normed, _attend(r, normed, layer))
-    if sandwich:
-        attended = tape.assign(attended, normalize(r, attended, norms[1]))
-    middle = tape.assign(attended, tape.add(x, attended))
+    sandwich = attends and len(norms) >= 4
+    if attends or layer.mixer:
+        normed = _normalized(r, x, norms[:1])
+        mixed = tape.assign(normed, _attend(r, normed, layer) if attends else _mix(r, normed, layer))
+        if sandwich:
+            mixed = tape.assign(mixed, normalize(r, mixed, norms[1]))
+        middle = tape.assign(mixed, tape.add(x, mixed))
+    else:
+        middle = tape.alias(x)
+    if not layer.has_feed_forward:
+        return middle
     normed = _normalized(r, middle, norms[2:3] if sandwich else norms[1:2])
     fed = tape.assign(normed, feed_forward(r, normed, layer))
     if sandwich:
@@ -142,22 +145,6 @@ def _parallel(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     both = tape.add(attended, fed)
     tape.drop(attended, fed)
     return tape.add(both, x)
-
-
-def _of_another_kind(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """x + mixer(norm(x)), then the feed-forward block where the layer has one."""
-    tape, norms = r.tape, layer.norms
-    middle = tape.alias(x)
-    if layer.mixer:
-        normed = _normalized(r, x, norms[:1])
-        mixed = tape.assign(normed, _mix(r, normed, layer))
-        middle = tape.assign(middle, tape.add(x, mixed))
-        tape.drop(mixed)
-    if not layer.has_feed_forward:
-        return middle
-    normed = _normalized(r, middle, norms[1:2])
-    fed = tape.assign(normed, feed_forward(r, normed, layer))
-    return tape.add(middle, fed)
 
 
 def _normalized(r: StepContext, x: Value, norms: Sequence[ModuleShape]) -> Value:
@@ -184,7 +171,6 @@ def residual_width(r: StepContext) -> int:
 
 @in_scope
 def _attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """Project, rotate, attend, project back."""
     tape, shape = r.tape, r.structure.shape
     query, key, value = _queries_keys_values(r, x, layer)
     by_heads = r.kernel_answers_by_heads

@@ -100,15 +100,13 @@ def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
 
 def normalize(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """Apply a norm over the last dimension of x."""
-    is_rms = norm.class_name.endswith("RMSNorm") or not norm.class_name.startswith("LayerNorm")
-    is_gemma = norm.class_name.startswith("Gemma")
-    if r.workload.fused_norms and (is_gemma or is_rms):
-        return _fused_rms_norm(r, x, norm)
-    return _rms_norm(r, x, norm, is_gemma=is_gemma) if is_gemma or is_rms else _layer_norm(r, x, norm)
+    if norm.class_name.startswith("LayerNorm") and not norm.class_name.endswith("RMSNorm"):
+        return _layer_norm(r, x, norm)
+    return _fused_rms_norm(r, x, norm) if r.workload.fused_norms else _rms_norm(r, x, norm)
 
 
 @in_scope
-def _rms_norm(r: StepContext, x: Value, norm: ModuleShape, *, is_gemma: bool) -> Value:
+def _rms_norm(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """Root-mean-square norm as transformers writes it: at 32 bits, one operation after the other.
 
     Keeps x at 32 bits (x itself where it has 32 bits already) and one factor per row; with trained weights also the
@@ -120,7 +118,7 @@ def _rms_norm(r: StepContext, x: Value, norm: ModuleShape, *, is_gemma: bool) ->
     tape = r.tape
     width = norm.out_features or norm.parameters
     normalized = _over_root_mean_square(r, x, width)
-    if is_gemma:
+    if norm.class_name.startswith("Gemma"):
         as_wide = _at_32_bits(r, r.weight(width, r.workload.precision.norms))
         factor = tape.assign(as_wide, tape.scale(as_wide))
         wide = tape.multiply(normalized, factor)
