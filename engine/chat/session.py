@@ -68,20 +68,13 @@ class ChatSession:
     """Talks to one loaded model; any number of threads may ask at once, and each gets its turn at every token.
 
     A loaded model holds its device. When a run waits for that device, the model is unloaded once it has been idle.
-
-    Attributes:
-        home: Keeps the leases; its owner is whose the model is.
-        choose: Chooses the device.
-        gives_way_after_seconds: How long it is idle before a waiting run gets the device.
-        expires_after_seconds: How long it may be idle although no run waits; None is the limit of the lab.
-        on_unload: Gets in words why the model was unloaded, where that was not asked for.
     """
 
-    home: LoratoryHome
+    home: LoratoryHome  # keeps the leases; its owner is whose the model is
     choose: Callable[[RunSection], Device] = choose_device
-    gives_way_after_seconds: float = 60.0
-    expires_after_seconds: float | None = None
-    on_unload: Callable[[str], None] = lambda _: None
+    gives_way_after_seconds: float = 60.0  # how long it is idle before a waiting run gets the device
+    expires_after_seconds: float | None = None  # how long it may be idle although no run waits; None: the lab's limit
+    on_unload: Callable[[str], None] = lambda _: None  # gets in words why it was unloaded, where that was not asked for
 
     def __post_init__(self) -> None:
         self._leases = LeaseBook(self.home)

@@ -13,18 +13,14 @@ from engine.config.run import RunConfig
 class Objective:
     """The traits of an objective.
 
-    Attributes:
-        name: Value of the setting.
-        metrics: Fields of `StepData` that are logged next to learning rate, gradient norm and speed, the loss first.
-        sequences_per_example: Sequences of an example that pass through the model at once, each up to `max_length`.
-
     Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) would state the metrics `loss`,
     `rewards_margin` and `rewards_accuracy`, and two sequences per example.
     """
 
-    name: str
+    name: str  # value of the setting
+    # Fields of `StepData` that are logged next to learning rate, gradient norm and speed, the loss first.
     metrics: tuple[str, ...] = ("loss",)
-    sequences_per_example: int = 1
+    sequences_per_example: int = 1  # that pass through the model at once, each up to `max_length`
 
 
 SUPERVISED = Objective("sft")  # next-token loss over the answers of a conversation

@@ -272,60 +272,38 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
     return tuple(notes)
 
 
+_DEPENDS_ON: dict[ComponentKey, str] = {
+    "weights": "The linear layers of the base model; their number and their precision decide.",
+    "unquantized": "What quantization leaves alone; it grows with the vocabulary and the hidden size.",
+    "trained": "Everything that is trained, its gradients, and the optimizer state; it grows with rank and targets, and the "
+    "optimizer decides.",
+    "activations": "What the layers keep for the backward pass, and weights written out while they are in use; it grows with "
+    "batch × length and shrinks with gradient checkpointing.",
+    "loss": "One number for every entry of the vocabulary at each position that is scored at once.",
+    "runtime": "The process itself with PyTorch and transformers, and what its allocator holds beyond the tensors.",
+    "margin": "How far a run may go beyond what is expected: nine in ten stay within it.",
+}
+_EXPERTS_STAY = "What quantization leaves alone, experts held as bare parameters most of all."
+_CUDA_TAKES = "The CUDA context, workspaces of matrix products, and what the allocator holds beyond the tensors."
+
+
 def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[MemoryComponent, ...]:
     """Divide what is needed at the peak; the parts add up to `need.needed_bytes`."""
     persistent, held = peak.persistent, peak.held
-    on_cuda, has_experts = workload.device == "cuda", persistent.dense_experts > 0
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
     trained = persistent.adapter + persistent.optimizer + persistent.buckets + held.gradients
-    parts: tuple[tuple[ComponentKey, str, int, str], ...] = (
-        (
-            "weights",
-            f"Weights ({precision})",
-            persistent.weights,
-            "The linear layers of the base model; their number and their precision decide.",
-        ),
-        (
-            "unquantized",
-            "Experts, embeddings, norms, head" if has_experts else "Embeddings, norms, head",
-            persistent.unquantized,
-            "What quantization leaves alone, experts held as bare parameters most of all."
-            if has_experts
-            else "What quantization leaves alone; it grows with the vocabulary and the hidden size.",
-        ),
-        (
-            "trained",
-            "Adapter, gradients, optimizer" if workload.trains_adapter else "Gradients, optimizer",
-            trained,
-            "Everything that is trained, its gradients, and the optimizer state; it grows "
-            "with rank and targets, and the optimizer decides.",
-        ),
-        (
-            "activations",
-            "Activations",
-            held.activations + held.weight_copies,
-            "What the layers keep for the backward pass, and weights written out while they are in use; it "
-            "grows with batch × length and shrinks with gradient checkpointing.",
-        ),
-        (
-            "loss",
-            "Logits and loss",
-            held.loss,
-            "One number for every entry of the vocabulary at each position that is scored at once.",
-        ),
-        (
-            "runtime",
-            "CUDA and allocator" if on_cuda else "Python and libraries",
-            need.expected_bytes - persistent.total - held.total,
-            "The CUDA context, workspaces of matrix products, and what the allocator holds beyond the tensors."
-            if on_cuda
-            else "The process itself with PyTorch and transformers, and what its allocator holds beyond the tensors.",
-        ),
-        (
-            "margin",
-            "Margin of error",
-            need.needed_bytes - need.expected_bytes,
-            "How far a run may go beyond what is expected: nine in ten stay within it.",
-        ),
+    words, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
+    if persistent.dense_experts > 0:
+        rest, words["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY
+    if workload.device == "cuda":
+        runtime, words["runtime"] = "CUDA and allocator", _CUDA_TAKES
+    sizes: tuple[tuple[ComponentKey, str, int], ...] = (
+        ("weights", f"Weights ({precision})", persistent.weights),
+        ("unquantized", rest, persistent.unquantized),
+        ("trained", f"{'Adapter, gradients' if workload.trains_adapter else 'Gradients'}, optimizer", trained),
+        ("activations", "Activations", held.activations + held.weight_copies),
+        ("loss", "Logits and loss", held.loss),
+        ("runtime", runtime, need.expected_bytes - persistent.total - held.total),
+        ("margin", "Margin of error", need.needed_bytes - need.expected_bytes),
     )
-    return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=why) for key, label, size, why in parts)
+    return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=words[key]) for key, label, size in sizes)

@@ -75,13 +75,8 @@ def choose_batching(
 
     Without flash attention on a GPU, padding is cheaper than one small product for each row, unless rows are packed.
 
-    Args:
-        facts: About the model.
-        attention: Its attention, as transformers names it.
-        config: Of the run.
-        device_kind: Of the device that trains.
-        trial_agrees: Whether joined rows had the losses of separate rows when the trainer tried both. None before the
-            trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
+    `trial_agrees` says whether joined rows had the losses of separate rows when the trainer tried both. None before the
+    trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
     """
     # Virtual tokens would come before the first row only.
     if trial_agrees is False or config.adapter.traits.virtual_tokens != "none" or not facts.sees_rows_apart:

@@ -41,27 +41,18 @@ class CachedModel(NamedTuple):
 
 
 class ModelCache(NamedTuple):
-    """What is in the cache, and what is offered for removal.
+    """What is in the cache, and what is offered for removal."""
 
-    Attributes:
-        models: Those used least recently first.
-        bytes: Of all.
-        offered: Ids whose removal brings the cache below its size; those that runs need are never among them.
-        most_bytes: Its size as the lab limits it; None without a limit.
-    """
-
-    models: tuple[CachedModel, ...]
+    models: tuple[CachedModel, ...]  # those used least recently first
     bytes: int
-    offered: tuple[str, ...]
-    most_bytes: float | None
+    offered: tuple[str, ...]  # ids whose removal brings the cache below its size; never those that runs need
+    most_bytes: float | None  # its size as the lab limits it; None without a limit
 
 
 def look_at_cache(limits: LabLimits, uses: Mapping[str, ModelUse]) -> ModelCache:
-    """List the cached models, and choose what to offer for removal; removes nothing.
+    """List the cached models, and choose what to offer for removal by the limit of the cache; removes nothing.
 
-    Args:
-        limits: Has the size of the cache; without one, nothing is offered.
-        uses: Of models by runs, by id.
+    `uses` has those of models by runs, by id.
     """
     models = tuple(sorted(_cached(uses), key=lambda model: model.last_used))
     total = sum(model.bytes for model in models)

@@ -295,23 +295,20 @@ def _no_config_error(folder: Path, name: str) -> ModelError:
 
 
 def _check_weights(folder: Path, name: str) -> None:
-    if _is_file(folder / WEIGHTS_INDEX):
-        shards = shard_names(folder / WEIGHTS_INDEX, name)
-        missing = [shard for shard in shards if not _is_file(folder / shard)]
-        if missing:
-            raise ModelError(
-                f"{name} lacks {len(missing)} of its {len(shards)} weight files, first {missing[0]}.",
-                "Download or copy the missing files.",
-            )
-    elif _is_file(folder / SINGLE_WEIGHTS):
-        shards = (SINGLE_WEIGHTS,)
-    else:
+    if not _is_file(folder / WEIGHTS_INDEX) and not _is_file(folder / SINGLE_WEIGHTS):
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickled:
             raise pickled_weights_error(name, pickled[0])
         raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
-    for shard in shards:
-        read_safetensors_header(folder / shard, name)
+    files = weight_files(folder, name)
+    missing = [file.name for file in files if not _is_file(file)]
+    if missing:
+        raise ModelError(
+            f"{name} lacks {len(missing)} of its {len(files)} weight files, first {missing[0]}.",
+            "Download or copy the missing files.",
+        )
+    for file in files:
+        read_safetensors_header(file, name)
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -321,7 +318,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         ModelError: As `shard_names` does.
     """
     index = folder / WEIGHTS_INDEX
-    return [folder / file for file in (shard_names(index, name) if index.is_file() else (SINGLE_WEIGHTS,))]
+    return [folder / file for file in (shard_names(index, name) if _is_file(index) else (SINGLE_WEIGHTS,))]
 
 
 def license_in(folder: Path) -> str | None:

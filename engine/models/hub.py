@@ -31,7 +31,7 @@ from engine.models.folder import (
     pickled_weights_error,
     read_config,
     refuse_own_code,
-    shard_names,
+    weight_files,
 )
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space
 from engine.paths import LoratoryHome
@@ -133,8 +133,7 @@ def _fetch(hub_id: str, revision: str | None, part: ModelPart, fetching: "_Fetch
         fetching.fetch(names)
     refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
     if part is ModelPart.WEIGHTS:
-        indexed = WEIGHTS_INDEX in listing.sizes
-        fetching.fetch(shard_names(folder / WEIGHTS_INDEX, hub_id) if indexed else (SINGLE_WEIGHTS,))
+        fetching.fetch([file.name for file in weight_files(folder, hub_id)])
     check_model_folder(folder, hub_id, part)
     _remember_revision(hub_id, revision or constants.DEFAULT_REVISION, listing.commit)
     return HubSnapshot(folder, listing.commit)

@@ -89,11 +89,7 @@ def prepare_once(
 ) -> Path:
     """Make `folder` with `build` unless it is there already; returns it.
 
-    Args:
-        folder: The finished folder; its parent is created.
-        recipe: What it is made from.
-        build: Fills an empty folder that it is given; may leave temporary files next to it, under the same parent.
-        on_progress: Called when another process is making it, and when it is verified.
+    `build` fills an empty folder that it is given, and may leave temporary files next to it, under the same parent.
 
     Raises:
         StorageError: If the disk is full or cannot be written; nothing is left behind then.

@@ -196,12 +196,7 @@ def serve_model(
 ) -> None:
     """Load the model, then answer until Ctrl-C or SIGTERM; the model's process has ended when this returns.
 
-    Args:
-        served: What answers.
-        host: A loopback address.
-        port: 0 takes any that is free.
-        on_listening: Gets the address once clients may connect.
-        load: Loads the model, as `served.load` does.
+    `host` is a loopback address; port 0 takes any that is free. `load` loads the model, as `served.load` does.
 
     Raises:
         DeviceError: If the address cannot be used, or the device is in use.

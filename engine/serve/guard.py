@@ -31,11 +31,7 @@ def refuse_unless_usable(host: str, port: int) -> None:
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket with an address, so it cannot be taken between the check and the start.
-
-    Args:
-        host: One of `LOOPBACK_HOSTS`.
-        port: 0 takes any that is free.
+    """Return a socket with an address, so it cannot be taken between the check and the start; port 0 is any free one.
 
     Raises:
         DeviceError: If the port is in use or not allowed.

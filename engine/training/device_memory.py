@@ -22,8 +22,8 @@ class DeviceMemory:
     driver_indexes: tuple[int, ...] = ()  # the same devices by the driver's number, in the same order
     ask_driver: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
     _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
-    _highest_allocated: Counter[int] = field(default_factory=Counter)  # before the counters were last set back
-    _highest_reserved: Counter[int] = field(default_factory=Counter)
+    # By what it is and the device, before the counters were last set back.
+    _highest: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, placement: Placement) -> "DeviceMemory":
@@ -38,8 +38,8 @@ class DeviceMemory:
         if self.kind == "cuda":
             highest = max(int(self.backend.max_memory_allocated(index)) for index in self.indexes)
             for index in self.indexes:
-                self._highest_allocated[index] = self._allocated(index)
-                self._highest_reserved[index] = self._reserved(index)
+                for what in ("allocated", "reserved"):
+                    self._highest[what, index] = self._peak(what, index)
                 self.backend.reset_peak_memory_stats(index)
             return highest
         if self.kind == "mps":
@@ -49,7 +49,7 @@ class DeviceMemory:
 
     def peak_allocated_bytes(self) -> int | None:
         """The most that tensors took; None where it is not counted."""
-        return max(map(self._allocated, self.indexes)) if self.kind == "cuda" else None
+        return max(self._peak("allocated", index) for index in self.indexes) if self.kind == "cuda" else None
 
     def peak_reserved_bytes(self) -> int | None:
         """The most that PyTorch held of the device; None on a processor.
@@ -60,7 +60,7 @@ class DeviceMemory:
         Source: torch.mps.driver_allocated_memory.
         """
         if self.kind == "cuda":
-            return max(map(self._reserved, self.indexes))
+            return max(self._peak("reserved", index) for index in self.indexes)
         return self._look() if self.kind == "mps" else None
 
     def peak_process_bytes(self) -> int | None:
@@ -76,14 +76,11 @@ class DeviceMemory:
             now = self.ask_driver(driver_index)
             if now is not None:
                 outside = now - int(self.backend.memory_reserved(index))
-                peaks.append(max(now, outside + self._reserved(index)))
+                peaks.append(max(now, outside + self._peak("reserved", index)))
         return max(peaks, default=None)
 
-    def _allocated(self, index: int) -> int:
-        return max(int(self.backend.max_memory_allocated(index)), self._highest_allocated[index])
-
-    def _reserved(self, index: int) -> int:
-        return max(int(self.backend.max_memory_reserved(index)), self._highest_reserved[index])
+    def _peak(self, what: str, index: int) -> int:
+        return max(int(getattr(self.backend, f"max_memory_{what}")(index)), self._highest[what, index])
 
     def _look(self) -> int:
         self._highest_seen = max(self._highest_seen, int(self.backend.driver_allocated_memory()))

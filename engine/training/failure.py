@@ -123,11 +123,8 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
     if is_out_of_memory(error):
         return _out_of_memory(error, config, home)
     if is_disk_full(error):
-        return FailedData(
-            cause="disk_full",
-            what="The disk is full.",
-            fix="Free some space, then resume; earlier checkpoints are intact.",
-        )
+        fix = "Free some space, then resume; earlier checkpoints are intact."
+        return FailedData(cause="disk_full", what="The disk is full.", fix=fix)
     if isinstance(error, EngineError):
         cause = next(cause for kind, cause in _CAUSES.items() if isinstance(error, kind))
         return FailedData(cause=cause, what=error.what, fix=error.fix)

@@ -1,6 +1,5 @@
 """How rows become a loss: the half of each objective in `engine.config.objectives` that needs torch, by the same name."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,43 +9,31 @@ from engine.data.render.tokenize import TokenizedRow
 from engine.training.batching.batches import PassTensors
 
 
-class TrainingObjective(ABC):
-    """How rows become a loss. The trainer owns passes, accumulation, averaging and the backward pass.
+class TrainingObjective:
+    """How rows become a loss: supervised fine-tuning, the sum of -log p(token) over trained tokens.
 
-    For direct preference optimization, rows are pairs: `sequences` returns `chosen` and `rejected`, so both pass through the
-    model together, and `count` returns half of `one.sequences`. `summed_loss` first runs the pass without gradient and with
+    The trainer owns passes, accumulation, averaging and the backward pass; a subclass is another objective. For direct
+    preference optimization, rows are pairs: `sequences` returns `chosen` and `rejected`, so both pass through the model
+    together, and `count` returns half of `one.sequences`. `summed_loss` first runs the pass without gradient and with
     `model.disable_adapter()` for the reference's log-probabilities, then with the adapter, and returns the sum of
     `-logsigmoid(beta * (margin - reference margin))`; `engine.training.ops.loss` then has to return one log-probability per
     sequence next to its sum over tokens.
     """
 
-    @abstractmethod
     def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
         """Return the token sequences of one row, in the order in which `summed_loss` expects them."""
+        return (row,)
 
-    @abstractmethod
     def count(self, one: PassTensors) -> int:
         """Return how many terms the summed loss of a pass has; a step's loss is their mean."""
+        return one.trained_tokens
 
-    @abstractmethod
     def summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
         """Return the loss of a pass, summed over its terms, as a float32 scalar on the device of the output head.
 
         The model has its adapter, and `engine.training.ops.loss` attached; the pass is on the device and has a term.
         """
-
-
-class SupervisedLoss(TrainingObjective):
-    """Supervised fine-tuning: the sum of -log p(token) over trained tokens."""
-
-    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
-        return (row,)
-
-    def count(self, one: PassTensors) -> int:
-        return one.trained_tokens
-
-    def summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
         return model(**one.inputs, trained_tokens=one.trained)
 
 
-TRAINING_OBJECTIVES: Mapping[str, TrainingObjective] = {"sft": SupervisedLoss()}
+TRAINING_OBJECTIVES: Mapping[str, TrainingObjective] = {"sft": TrainingObjective()}

@@ -291,12 +291,6 @@ class _Branch(NamedTuple):
     scaling: float
     rounds_before: bool  # PEFT rounds what is added to a quantized layer's result, and elsewhere the sum
 
-    def add_to(self, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add it to what the frozen layer gives, (…, out_features), in place."""
-        between = functional.linear(x.to(self.a.dtype), self.a)
-        added = functional.linear(between, self.b).mul_(self.scaling)
-        return result.add_(added.to(result.dtype) if self.rounds_before else added)
-
 
 def use_plain_branches(layers: Iterable[torch.nn.Module]) -> None:
     """Replace the forward pass of plain LoRA layers by one for answering, without gradients.
@@ -330,6 +324,9 @@ def _forward_with(branches: dict[str, _Branch]) -> Callable[..., torch.Tensor]:
         branch = branches.get(layer._active_adapter[0])
         if branch is None or args or kwargs:
             return type(layer).forward(layer, x, *args, **kwargs)
-        return branch.add_to(layer.base_layer(x), x)
+        result = layer.base_layer(x)
+        between = functional.linear(x.to(branch.a.dtype), branch.a)
+        added = functional.linear(between, branch.b).mul_(branch.scaling)
+        return result.add_(added.to(result.dtype) if branch.rounds_before else added)
 
     return forward

@@ -152,10 +152,7 @@ def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
 def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
     """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
 
-    Args:
-        lengths: Tokens of each held-out row.
-        train_tokens: Tokens of all training steps, masked ones and repetitions included.
-        seed: Of the draw.
+    `lengths` are their tokens; `train_tokens` those of all training steps, masked ones and repetitions included.
     """
     budget = max(_MEASURED_TOKENS_ALWAYS, int(_MEASURED_SHARE * train_tokens))
     order = list(range(len(lengths)))

@@ -111,10 +111,8 @@ def summed_loss(
     """Sum of -log p(target) over `hidden`, in nats, float32.
 
     Args:
-        hidden: Last hidden states, (n, hidden_size).
-        targets: Token ids, (n,).
+        hidden: Last hidden states, (n, hidden_size); `targets` are token ids, (n,).
         head: The output layer; a frozen linear one takes the quick path, any other is computed again for its gradient.
-        transform: What the model does to the head's output.
     """
     if type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters()):
         with torch.autocast(hidden.device.type, enabled=False):  # it would take the float32 sums for products
