@@ -4,11 +4,11 @@ Estimate and worker use the same division. It depends on the configuration and t
 free, so a resumed run finds every layer where it was.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 
 from engine.errors import ConfigError, Problem
 from engine.memory.persistent import weight_bytes
@@ -101,12 +101,7 @@ def _filled(
     for number in range(devices):
         room = most - (first_bytes if number == 0 else 0) - (last_bytes if number == devices - 1 else 0)
         later = devices - number - 1  # that need a layer each
-        count = 0
-        while taken + count < len(layer_bytes) - later:
-            room -= layer_bytes[taken + count]
-            if room < 0:
-                break
-            count += 1
+        count = bisect_right(list(accumulate(layer_bytes[taken : len(layer_bytes) - later])), room)
         if count == 0:
             return None
         counts.append(count)

@@ -23,14 +23,8 @@ _LARGEST_HEAD = 256  # that fused kernels take
 
 DeviceKind = Literal["cuda", "cpu"]
 BaseFormat = Literal["dense", "nf4", "fp4", "int8", "gptq"]
-AttentionKernel = Literal[
-    "flash",
-    "efficient",
-    "math",
-    "eager",
-    "cpu_flash",
-    "tiled",  # Loratory's own on the CPU: rows one after the other, in tiles of queries
-]
+# "tiled" is Loratory's own on the CPU: rows one after the other, in tiles of queries.
+AttentionKernel = Literal["flash", "efficient", "math", "eager", "cpu_flash", "tiled"]
 LoraBranch = Literal["peft", "quick"]  # PEFT's general layer, or Loratory's own
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor"]

@@ -11,7 +11,7 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.queue import QueueOrder
 from tests.runs.supervision import config_for
 
-MODULES = ("engine.commands.runs", "engine.commands.run_notes")
+MODULES = ("engine.commands.runs",)
 
 
 @pytest.fixture

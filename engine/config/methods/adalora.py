@@ -64,17 +64,7 @@ class AdaLora(PeftMethod):
     peft_type = "ADALORA"
     peft_class = "AdaLoraConfig"
     advanced = ("modules_to_save", "beta1", "beta2", "orth_reg_weight")
-    fields = (
-        "init_r",
-        "target_r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "tinit",
-        "tfinal",
-        "deltaT",
-        *advanced,
-    )
+    fields = (*"init_r target_r lora_alpha lora_dropout target_modules tinit tfinal deltaT".split(), *advanced)
     defaults: ClassVar[Mapping[str, Any]] = {"lora_alpha": 8}
     same_on_warm_start = ("init_r", "lora_alpha")
     card: ClassVar[Mapping[str, str]] = {

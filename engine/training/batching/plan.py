@@ -82,7 +82,9 @@ class EpochPlanner:
         self._lengths = lengths
         self._settings = settings
         self._order = settings.order
-        units = len(self._packed(range(len(lengths)))) if self._order.packing else len(lengths)
+        units = len(lengths)
+        if self._order.packing:
+            units = len(pack_rows(range(len(lengths)), lengths, self._order.max_length))
         self.steps_per_epoch = math.ceil(units / self._order.rows_per_step)
 
     def steps(self, epoch: int) -> Iterator[Step]:
@@ -91,7 +93,7 @@ class EpochPlanner:
         self._shuffle(order, epoch)
         units: list[tuple[int, ...]] = [(row,) for row in order]
         if self._order.packing:
-            units = self._packed(order)
+            units = pack_rows(order, self._lengths, self._order.max_length)
             # Packing sorts by length; steps should not.
             self._shuffle(units, epoch)
         size = self._order.rows_per_step
@@ -126,9 +128,6 @@ class EpochPlanner:
         rows.sort(key=lambda row: -self._lengths[row])  # rows of like length need little padding
         size = settings.training.per_device_train_batch_size
         return Step(tuple(Pass(tuple(rows[start : start + size])) for start in range(0, len(rows), size)))
-
-    def _packed(self, order: Sequence[int]) -> list[tuple[int, ...]]:
-        return pack_rows(order, self._lengths, self._order.max_length)
 
 
 def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:
