@@ -138,15 +138,8 @@ class ChatSession:
             if former is not None and kept is None:
                 former.process.close()
             device = kept.device if kept is not None else self.choose(RunSection())
-            job = DeviceJob(
-                home=self.home,
-                module=WORKER_MODULE,
-                purpose="chat",
-                title=Path(plan.model.id).name,
-                device=device,
-                access=hub_access(plan.model),
-                preemptible=True,
-            )
+            title, access = Path(plan.model.id).name, hub_access(plan.model)
+            job = DeviceJob(self.home, WORKER_MODULE, "chat", title, device, access=access, preemptible=True)
             process = kept.process if kept is not None else job.new_process()
             model = self._load_in(process, job, loading, on_progress)
         except BaseException:

@@ -125,13 +125,8 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
                 f"{target.quantization}: answers may differ.",
             )
         model = model.model_copy(update={"quantization": target.quantization})
-    return LoadPlan(
-        model=model,
-        tuned=tuned.weights if tuned is not None else None,
-        second=second.weights if second is not None else None,
-        notes=notes,
-        owner=owner,
-    )
+    trained, other = tuned and tuned.weights, second and second.weights
+    return LoadPlan(model=model, tuned=trained, second=other, notes=notes, owner=owner)
 
 
 def _confined(target: ChatTarget, home: LoratoryHome) -> str:

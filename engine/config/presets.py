@@ -61,11 +61,5 @@ def _read(path: Path) -> Preset:
     if missing:
         raise ConfigError([Problem("", f"the preset {path.stem} lacks the opening line {', '.join(sorted(missing))}.")])
     memory = None if header["Device"].startswith("CPU") else re.search(r"([0-9.]+) GiB", header["Device"])
-    return Preset(
-        name=path.stem,
-        title=header["Title"],
-        about=header["About"],
-        device=header["Device"],
-        memory_gib=float(memory[1]) if memory else None,
-        path=path,
-    )
+    gib = float(memory[1]) if memory else None
+    return Preset(path.stem, header["Title"], header["About"], header["Device"], gib, path)

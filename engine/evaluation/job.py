@@ -139,14 +139,8 @@ class EvaluationJob:
         """
         order, file = self._order()
         assert order.plan.tuned is not None
-        job = DeviceJob(
-            home=self.home,
-            module=WORKER_MODULE,
-            purpose="evaluation",
-            title=order.plan.tuned.name,
-            device=order.device,
-            access=hub_access(order.plan.model, order.run.dataset),
-        )
+        title, access = order.plan.tuned.name, hub_access(order.plan.model, order.run.dataset)
+        job = DeviceJob(self.home, WORKER_MODULE, "evaluation", title, order.device, access=access)
         on_progress(Progress(phase="starting", message="Starting a process for the evaluation."))
         answer = job.run(
             "evaluate",

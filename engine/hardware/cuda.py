@@ -134,16 +134,8 @@ def _memory(nvml: Nvml, handle: Any, shared_memory: MemoryNow) -> MemoryNow:
 
 def _describe(index: int, uuid: str, name: str, capability: Sequence[int], now: MemoryNow) -> Device:
     major, minor = capability
-    return Device(
-        kind="cuda",
-        index=index,
-        name=name.removeprefix("NVIDIA "),
-        total_bytes=now.total_bytes,
-        free_bytes=now.free_bytes,
-        has_fast_bfloat16=(major, minor) >= _FIRST_CAPABILITY_WITH_BFLOAT16,
-        capability=(major, minor),
-        uuid=uuid,
-    )
+    has_fast_bfloat16, name = (major, minor) >= _FIRST_CAPABILITY_WITH_BFLOAT16, name.removeprefix("NVIDIA ")
+    return Device("cuda", index, name, *now, has_fast_bfloat16, capability=(major, minor), uuid=uuid)
 
 
 def _visible(listed: Sequence[_Listed]) -> Sequence[_Listed]:

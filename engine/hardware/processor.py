@@ -24,16 +24,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def describe_processor() -> Device:
     """The processor as a device to train on; its memory is RAM."""
-    memory, cpuinfo = memory_now(), _read(_CPUINFO)
-    return Device(
-        kind="cpu",
-        index=0,
-        name=processor_name(cpuinfo),
-        total_bytes=memory.total_bytes,
-        free_bytes=memory.free_bytes,
-        has_fast_bfloat16=has_fast_bfloat16(cpuinfo),
-        cores=usable_cores(),
-    )
+    cpuinfo = _read(_CPUINFO)
+    return Device("cpu", 0, processor_name(cpuinfo), *memory_now(), has_fast_bfloat16(cpuinfo), cores=usable_cores())
 
 
 def memory_now() -> MemoryNow:
@@ -143,17 +135,9 @@ def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: i
         return ()
     macos = [int(part) for part in system.macos.split(".")[:2] if part.isdigit()]
     total = memory.total_bytes if not recommended_bytes else min(memory.total_bytes, recommended_bytes)
-    return (
-        Device(
-            kind="mps",
-            index=0,
-            name=f"{system.chip or 'Apple'} GPU",
-            total_bytes=total,
-            free_bytes=min(memory.free_bytes, total),
-            # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
-            has_fast_bfloat16=macos >= [14],
-        ),
-    )
+    has_fast_bfloat16 = macos >= [14]  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
+    name, free = f"{system.chip or 'Apple'} GPU", min(memory.free_bytes, total)
+    return (Device("mps", 0, name, total, free, has_fast_bfloat16),)
 
 
 def _chip() -> str:

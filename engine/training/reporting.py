@@ -89,14 +89,8 @@ class RunEvents:
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is complete."""
-        self.emit(
-            CheckpointData(
-                step=checkpoint.step,
-                name=checkpoint.folder.name,
-                size_bytes=checkpoint.size_bytes,
-                best=checkpoint.manifest.best,
-            )
-        )
+        name, size, best = checkpoint.folder.name, checkpoint.size_bytes, checkpoint.manifest.best
+        self.emit(CheckpointData(step=checkpoint.step, name=name, size_bytes=size, best=best))
 
     def memory(self) -> None:
         """Peaks so far."""
