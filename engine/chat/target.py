@@ -113,10 +113,8 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
         _require_same_base(tuned, second)
         base = Path(model.id)
         if base.is_absolute() and not base.exists():
-            raise ModelError(
-                f"The base model of {found.weights.name}, {base.name}, is not on this machine.",
-                "Copy it to where it was, or name the model that takes its place.",
-            )
+            fix = "Copy it to where it was, or name the model that takes its place."
+            raise ModelError(f"The base model of {found.weights.name}, {base.name}, is not on this machine.", fix)
     notes: tuple[str, ...] = ()
     if target.quantization is not None and target.quantization != model.quantization:
         if tuned is not None:
@@ -160,10 +158,8 @@ def _require_same_base(tuned: _Found | None, second: _Found | None) -> None:
         return
     one, other = tuned.model, second.model
     if (one.id, one.revision) != (other.id, other.revision):
-        raise ModelError(
-            f"{tuned.weights.name} was trained on {one.shown_name}, {second.weights.name} on {other.shown_name}.",
-            "Compare two runs on the same model.",
-        )
+        what = f"{tuned.weights.name} was trained on {one.shown_name}, {second.weights.name} on {other.shown_name}."
+        raise ModelError(what, "Compare two runs on the same model.")
 
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:
@@ -187,10 +183,8 @@ def _find(choice: AdapterChoice) -> _Found:
         raise ModelError(
             f"{choice.folder.name} holds a model, not an adapter.", "Choose it as the model instead, with no adapter."
         )
-    raise ModelError(
-        f"{choice.folder.name or 'That folder'} holds neither a run nor an adapter.",
-        f"Choose a run, or a folder with {ADAPTER_CONFIG} in it.",
-    )
+    fix = f"Choose a run, or a folder with {ADAPTER_CONFIG} in it."
+    raise ModelError(f"{choice.folder.name or 'That folder'} holds neither a run nor an adapter.", fix)
 
 
 def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
@@ -228,10 +222,8 @@ def _intact_folder(run: RunFolder, name: str) -> Path | None:
 def _find_adapter(folder: Path, name: str) -> _Found:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
-            raise ModelError(
-                f"The adapter {name} is a pickle file (adapter_model.bin), which can run code when it is read.",
-                "If you trust it, save it again with PEFT; that writes safetensors.",
-            )
+            what = f"The adapter {name} is a pickle file (adapter_model.bin), which can run code when it is read."
+            raise ModelError(what, "If you trust it, save it again with PEFT; that writes safetensors.")
         raise ModelError(f"The adapter {name} has no {ADAPTER_WEIGHTS}.", "Copy the whole adapter folder again.")
     values = read_config(folder / ADAPTER_CONFIG, name)
     if "peft_type" not in values:

@@ -66,10 +66,8 @@ class DeviceJob:
             return
         identity = ProcessIdentity.of(process.pid or 0)
         if identity is None:
-            raise WorkerError(
-                f"The process for the {self.purpose} ended without a result.",
-                f"Its log {process.log_file.name} says more.",
-            )
+            fix = f"Its log {process.log_file.name} says more."
+            raise WorkerError(f"The process for the {self.purpose} ended without a result.", fix)
         holder = LeaseHolder(
             purpose=self.purpose,
             title=self.title,

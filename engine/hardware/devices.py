@@ -68,10 +68,8 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
     missing = [index for index in wanted if index not in gpus]
     if missing or not wanted:
         there = ", ".join(f"{index} ({gpu.name})" for index, gpu in gpus.items()) or "none"
-        raise DeviceError(
-            f"There is no CUDA device {', '.join(map(str, missing)) or '(the list is empty)'}; there is {there}.",
-            "Set run.devices to one of these numbers, to auto, or to cpu.",
-        )
+        what = f"There is no CUDA device {', '.join(map(str, missing)) or '(the list is empty)'}; there is {there}."
+        raise DeviceError(what, "Set run.devices to one of these numbers, to auto, or to cpu.")
     if len(set(wanted)) < len(wanted):
         raise DeviceError(f"run.devices names a device twice ({list(wanted)}).", "Name each device once.")
     chosen = tuple(gpus[index] for index in wanted)

@@ -86,10 +86,8 @@ class LeaseBook:
                 if present is None:
                     new.append(device)
                 elif not present.is_the_same_as(holder):
-                    raise DeviceError(
-                        f"{device_words(device)} is in use {present.as_seen_by(holder.owner).use}.",
-                        "Wait until it is free, or stop what uses it.",
-                    )
+                    fix = "Wait until it is free, or stop what uses it."
+                    raise DeviceError(f"{device_words(device)} is in use {present.as_seen_by(holder.owner).use}.", fix)
             try:
                 for device in wanted:
                     self._wanted_mark(device).unlink(missing_ok=True)

@@ -46,10 +46,8 @@ class TorchBuild:
     def obstacle(self, gpu: str, capability: Capability, driver: Driver | None) -> Obstacle | None:
         """Return what keeps a GPU from being used; None where nothing is known to."""
         if self.cuda is None:
-            return Obstacle(
-                f"PyTorch {self.version} is built without CUDA and cannot use {gpu}.",
-                f"Install a build with CUDA ({_INSTALL}), or set run.devices to cpu.",
-            )
+            fix = f"Install a build with CUDA ({_INSTALL}), or set run.devices to cpu."
+            return Obstacle(f"PyTorch {self.version} is built without CUDA and cannot use {gpu}.", fix)
         if driver is not None and int(self.cuda.partition(".")[0]) > driver.cuda[0]:
             newest = ".".join(map(str, driver.cuda))
             return Obstacle(

@@ -67,15 +67,9 @@ def divide_layers(
     for number, count in enumerate(counts):
         own = dict(islice(remaining, count))
         outside = (*(first if number == 0 else ()), *(last if number == devices - 1 else ()))
-        parts.append(
-            DevicePart(
-                layers=tuple(own),
-                outside=tuple(module.name for module in outside),
-                modules=frozenset(module.name for module in chain(outside, *own.values())),
-                has_embeddings=number == 0,
-                has_head=any(module.is_output_head for module in outside),
-            )
-        )
+        modules = frozenset(module.name for module in chain(outside, *own.values()))
+        has_head = any(module.is_output_head for module in outside)
+        parts.append(DevicePart(tuple(own), tuple(module.name for module in outside), modules, number == 0, has_head))
     return tuple(parts)
 
 

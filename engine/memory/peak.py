@@ -100,10 +100,8 @@ def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size")
     missing = [name for name in needed if getattr(shape, name) < 1]
     if missing:
-        raise ModelError(
-            f"The configuration of {shape.architecture} gives no {', '.join(missing)}.",
-            "Use the config.json of the original model.",
-        )
+        fix = "Use the config.json of the original model."
+        raise ModelError(f"The configuration of {shape.architecture} gives no {', '.join(missing)}.", fix)
     problems = [
         Problem(f"training.{name}", f"{value:,} is out of range; it must be from 1 to {largest:,}.")
         for name, value, largest in (

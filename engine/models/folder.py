@@ -74,10 +74,8 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
             raise _no_config_error(folder, name)
         refuse_own_code(read_config(folder / "config.json", name), name)
         if part.value >= ModelPart.TOKENIZER.value and not any(_is_file(folder / file) for file in TOKENIZER_FILES):
-            raise ModelError(
-                f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).",
-                "Copy the tokenizer files of the original model into the folder.",
-            )
+            fix = "Copy the tokenizer files of the original model into the folder."
+            raise ModelError(f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).", fix)
         if part is ModelPart.WEIGHTS:
             _check_weights(folder, name)
 
@@ -153,10 +151,8 @@ def check_tokenizer_files(folder: Path, name: str) -> None:
             _check_size(path, name)
     templates = sum(path.suffix == ".jinja" for path in files)
     if templates > MAX_TEMPLATES:
-        raise ModelError(
-            f"{name} has {templates:,} chat templates; {MAX_TEMPLATES} are the most.",
-            "Use the original files of the model.",
-        )
+        fix = "Use the original files of the model."
+        raise ModelError(f"{name} has {templates:,} chat templates; {MAX_TEMPLATES} are the most.", fix)
 
 
 def check_template_length(template: object, name: str) -> None:
@@ -167,10 +163,8 @@ def check_template_length(template: object, name: str) -> None:
     """
     for text in template.values() if isinstance(template, dict) else [template]:
         if isinstance(text, str) and len(text) > MAX_TEMPLATE_BYTES:
-            raise ModelLimitError(
-                f"The chat template of {name} has {len(text):,} characters; {MAX_TEMPLATE_BYTES:,} are the most.",
-                "Use the original chat template of the model.",
-            )
+            what = f"The chat template of {name} has {len(text):,} characters; {MAX_TEMPLATE_BYTES:,} are the most."
+            raise ModelLimitError(what, "Use the original chat template of the model.")
 
 
 def _check_size(path: Path, name: str) -> None:
@@ -183,10 +177,8 @@ def _check_size(path: Path, name: str) -> None:
         largest = MAX_TOKENIZER_SETTINGS_BYTES
     size_bytes = path.stat().st_size
     if size_bytes > largest:
-        raise ModelLimitError(
-            f"{path.name} of {name} has {size_bytes / 1e6:,.0f} MB; {largest / 1e6:,.0f} MB is the most.",
-            "Use the original file of the model.",
-        )
+        what = f"{path.name} of {name} has {size_bytes / 1e6:,.0f} MB; {largest / 1e6:,.0f} MB is the most."
+        raise ModelLimitError(what, "Use the original file of the model.")
 
 
 def refuse_own_code(config: dict[str, Any], name: str) -> None:
@@ -288,10 +280,8 @@ def _no_config_error(folder: Path, name: str) -> ModelError:
         base = None
     # A base given as a path reveals where files are kept; a Hub id or a name does not.
     is_name = isinstance(base, str) and base and not Path(base).is_absolute() and len(base) < 200
-    return ModelError(
-        f"{name} holds an adapter{f' for {base}' if is_name else ''}, not a model.",
-        "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run.",
-    )
+    fix = "Choose its base model here; an adapter can be chatted with and exported, and trained further from a run."
+    return ModelError(f"{name} holds an adapter{f' for {base}' if is_name else ''}, not a model.", fix)
 
 
 def _check_weights(folder: Path, name: str) -> None:
@@ -303,10 +293,8 @@ def _check_weights(folder: Path, name: str) -> None:
     files = weight_files(folder, name)
     missing = [file.name for file in files if not _is_file(file)]
     if missing:
-        raise ModelError(
-            f"{name} lacks {len(missing)} of its {len(files)} weight files, first {missing[0]}.",
-            "Download or copy the missing files.",
-        )
+        fix = "Download or copy the missing files."
+        raise ModelError(f"{name} lacks {len(missing)} of its {len(files)} weight files, first {missing[0]}.", fix)
     for file in files:
         read_safetensors_header(file, name)
 

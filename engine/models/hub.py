@@ -175,10 +175,8 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
         if ADAPTER_CONFIG in names:
             raise ModelError(f"{hub_id} holds an adapter, not a model.", "Choose the base model that its card names.")
         if any(name.endswith(".gguf") for name in names):
-            raise ModelError(
-                f"{hub_id} holds GGUF files only.",
-                "Download one of them and give its path, or choose the original model.",
-            )
+            fix = "Download one of them and give its path, or choose the original model."
+            raise ModelError(f"{hub_id} holds GGUF files only.", fix)
         raise ModelError(f"{hub_id} has no config.json, so it is not a transformers model.", "Choose another model.")
     if part is ModelPart.WEIGHTS and SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
         pickled = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))

@@ -111,10 +111,8 @@ def prepare_once(
             _make(folder, recipe, build, on_progress)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or "I/O error"
-        raise StorageError(
-            f"The model {folder.name} cannot be written ({reason}).",
-            "Free some space, or set LORATORY_HOME to a folder that has it.",
-        ) from error
+        fix = "Free some space, or set LORATORY_HOME to a folder that has it."
+        raise StorageError(f"The model {folder.name} cannot be written ({reason}).", fix) from error
     return folder
 
 
@@ -167,10 +165,8 @@ def require_space(folder: Path, needed_bytes: int, subject: str, instead: str) -
     """
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
-        raise StorageError(
-            f"{subject} takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there.",
-            f"Free some disk space, or {instead} to a folder on another disk.",
-        )
+        what = f"{subject} takes {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there."
+        raise StorageError(what, f"Free some disk space, or {instead} to a folder on another disk.")
 
 
 CONVERSION = "bfloat16-1"  # part of every recipe; changes when the conversion itself does

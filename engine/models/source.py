@@ -112,10 +112,8 @@ def _resolve_on_hub(
     text: str, revision: str | None, home: LoratoryHome, on_progress: OnModelProgress, part: ModelPart
 ) -> ModelSource:
     if not is_hub_id(text):
-        raise ModelError(
-            f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.",
-            "Give a name such as Qwen/Qwen3-0.6B, or check the path.",
-        )
+        fix = "Give a name such as Qwen/Qwen3-0.6B, or check the path."
+        raise ModelError(f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.", fix)
     from engine.models.hub import cached_snapshot, fetch_from_hub
 
     # What a person fetched with a token of their own is used as it is: asking again would need the token.

@@ -21,10 +21,8 @@ def refuse_unless_usable(host: str, port: int) -> None:
         DeviceError: If other computers could reach it, it is not a port, or it is in use.
     """
     if host not in LOOPBACK_HOSTS:
-        raise DeviceError(
-            f"Loratory does not listen on {host} without accounts: anyone could use it there.",
-            "Add --lab, or keep 127.0.0.1 and reach it from elsewhere through an SSH tunnel.",
-        )
+        fix = "Add --lab, or keep 127.0.0.1 and reach it from elsewhere through an SSH tunnel."
+        raise DeviceError(f"Loratory does not listen on {host} without accounts: anyone could use it there.", fix)
     if not 0 < port < 65536:
         raise DeviceError(f"{port} is not a port.", "Choose one between 1 and 65535, such as 7860.")
     bound_socket(host, port).close()
@@ -42,10 +40,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise DeviceError(
-            f"Port {port} is in use or not allowed ({error.strerror}).",
-            "Close the other program, or choose another one with --port.",
-        ) from error
+        fix = "Close the other program, or choose another one with --port."
+        raise DeviceError(f"Port {port} is in use or not allowed ({error.strerror}).", fix) from error
     return bound
 
 

@@ -90,10 +90,8 @@ def assemble(
             causal_lm.set_attn_implementation(own_attention)
     joined = batching == "joined"
     if training.packing and not joined:
-        raise ModelError(
-            f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention.",
-            "Switch packing off, or set attn_implementation to auto.",
-        )
+        what = f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention."
+        raise ModelError(what, "Switch packing off, or set attn_implementation to auto.")
     notes.extend(_compiled(probe, config, placement, join(probe.rows, flash=flash) if joined else probe.padded()))
     objective = objective_of(config)
     group = placement.group

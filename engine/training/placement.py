@@ -220,23 +220,17 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
     is_named = shown[:1].isdigit() or shown.startswith(("GPU-", "MIG-"))
     count = ask_driver(nvml, nvml.nvmlDeviceGetCount) if nvml is not None and is_named else 0
     if names_gpus or count:
-        raise DeviceError(
-            f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}.",
-            "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.",
-        )
+        what = f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}."
+        raise DeviceError(what, "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.")
 
 
 def _spread(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placement:
     if group.world_size > 1:
-        raise DeviceError(
-            f"run.device_map divides layers within one process, and a launcher started {group.world_size} of them.",
-            "Start one process, or set run.device_map to none, so each process has a whole model.",
-        )
+        what = f"run.device_map divides layers within one process, and a launcher started {group.world_size} of them."
+        raise DeviceError(what, "Start one process, or set run.device_map to none, so each process has a whole model.")
     if len(gpus) < wanted:
-        raise DeviceError(
-            f"run.devices names {wanted} GPUs to divide the layers among; this process sees {len(gpus)}.",
-            "Name fewer GPUs, or let this process see all of them (CUDA_VISIBLE_DEVICES).",
-        )
+        what = f"run.devices names {wanted} GPUs to divide the layers among; this process sees {len(gpus)}."
+        raise DeviceError(what, "Name fewer GPUs, or let this process see all of them (CUDA_VISIBLE_DEVICES).")
     spread = tuple(gpus[:wanted])
     # What one of them cannot multiply, none may be asked to.
     first = replace(spread[0], has_fast_bfloat16=all(gpu.has_fast_bfloat16 for gpu in spread))

@@ -128,13 +128,8 @@ class AdaptedBase:
             for name, parameter in self._biases(config)
             if not torch.equal(parameter, before[name])
         )
-        adapter = Adapter(
-            name=adapter_name,
-            peft=peft,
-            size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-            is_prefix=config.is_prompt_learning,
-            biases=changed,
-        )
+        size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        adapter = Adapter(adapter_name, peft, size_bytes, config.is_prompt_learning, changed)
         self._set_in_force(None)
         for bias in changed:
             bias.parameter.data = bias.of_base
@@ -180,16 +175,12 @@ def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(weights.folder))
     except Exception as error:  # PEFT raises whatever its dataclasses do
-        raise ModelError(
-            f"The configuration of the adapter {weights.name} cannot be read ({type(error).__name__}).",
-            "Copy the adapter folder again, or update PEFT if a newer one wrote it.",
-        ) from error
+        what = f"The configuration of the adapter {weights.name} cannot be read ({type(error).__name__})."
+        raise ModelError(what, "Copy the adapter folder again, or update PEFT if a newer one wrote it.") from error
     if config.is_prompt_learning and weights.traits is None:
         known = ", ".join(method.label for method in METHODS.values() if not method.trains_all)
-        raise ModelError(
-            f"{weights.name} is a {weights.peft_type} adapter, which the chat cannot load.",
-            f"Choose an adapter of one of these methods: {known}.",
-        )
+        fix = f"Choose an adapter of one of these methods: {known}."
+        raise ModelError(f"{weights.name} is a {weights.peft_type} adapter, which the chat cannot load.", fix)
     config.inference_mode = True
     return config
 
@@ -233,10 +224,8 @@ def _check_fit(
         if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
             found = record.shape[0] if marker == "lora_A" else record.shape[1]
             if found != rank:
-                raise ModelError(
-                    f"The configuration of the adapter {name} says rank {rank}, its weights have rank {found}.",
-                    "Copy adapter_config.json and the weights from the same training.",
-                )
+                what = f"The configuration of the adapter {name} says rank {rank}, its weights have rank {found}."
+                raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
         wanted = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker)
         if wanted is not None and getattr(module, wanted[0], record.shape[wanted[1]]) != record.shape[wanted[1]]:
             raise ModelError(
@@ -260,10 +249,8 @@ def _require_all_keys(expected: Set[str], records: tuple[TensorRecord, ...], nam
     # A tensor that the file lacks would stay random, and PEFT only warns of it.
     missing = sorted(expected - {record.name for record in records})
     if missing:
-        raise ModelError(
-            f"The adapter {name} lacks {len(missing)} of its {len(expected)} tensors, first {missing[0]}.",
-            "Copy adapter_config.json and the weights from the same training.",
-        )
+        what = f"The adapter {name} lacks {len(missing)} of its {len(expected)} tensors, first {missing[0]}."
+        raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
 
 
 @contextmanager

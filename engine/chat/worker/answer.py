@@ -66,10 +66,8 @@ def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Prom
             text = prompt_text(Conversation(tuple(messages)), tokenizer)
             ids = prompt_ids(messages, tokenizer)
     except RowProblemError as error:
-        raise ModelError(
-            f"The model's chat template refuses this conversation: {error.problem}.",
-            "Change the turn that it names, or leave the system prompt out.",
-        ) from error
+        fix = "Change the turn that it names, or leave the system prompt out."
+        raise ModelError(f"The model's chat template refuses this conversation: {error.problem}.", fix) from error
     return PromptView(text=text, ids=tuple(ids))
 
 
@@ -248,10 +246,8 @@ def _room_for_tokens(weights: BranchWeights, rules: AnswerRules) -> float:
         return float("inf")
     used = len(rules.prompt_ids) + weights.virtual_tokens
     if used >= rules.context_length:
-        raise ModelError(
-            f"The conversation takes {used:,} tokens, and {weights.holder.name} holds {rules.context_length:,}.",
-            "Start a new conversation, or take turns out of this one.",
-        )
+        what = f"The conversation takes {used:,} tokens, and {weights.holder.name} holds {rules.context_length:,}."
+        raise ModelError(what, "Start a new conversation, or take turns out of this one.")
     return rules.context_length - used
 
 

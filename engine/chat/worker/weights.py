@@ -101,10 +101,8 @@ class BranchWeights:
             return prompt
         if not self.holder.model._supports_default_dynamic_cache():
             if prompt is not None:
-                raise ModelError(
-                    f"{self.holder.name} keeps no keys and values, which virtual tokens need.",
-                    "Choose an adapter without virtual tokens.",
-                )
+                fix = "Choose an adapter without virtual tokens."
+                raise ModelError(f"{self.holder.name} keeps no keys and values, which virtual tokens need.", fix)
             return None
         cache = DynamicCache(config=self.holder.model.config.get_text_config(decoder=True))
         if prompt is not None:  # learned embeddings, (1, tokens, hidden size), which the model reads first
@@ -280,10 +278,8 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
         raise
     except Exception as error:  # transformers raises whatever its backends do; the log keeps the story
         traceback.print_exc()
-        raise ModelError(
-            f"{place.name} cannot be loaded ({type(error).__name__}).",
-            "The log chat.log in the server folder says more; try another precision, or update transformers.",
-        ) from error
+        fix = "The log chat.log in the server folder says more; try another precision, or update transformers."
+        raise ModelError(f"{place.name} cannot be loaded ({type(error).__name__}).", fix) from error
     copy_shared_heads(place.dtype, (0,) if place.device.kind == "cuda" else ())
     model.eval()
     model.requires_grad_(False)
@@ -324,7 +320,5 @@ def memory_errors(place: ModelPlace) -> Iterator[None]:
             raise
         if place.device.kind == "cuda":
             torch.cuda.empty_cache()
-        raise DeviceError(
-            f"The memory of {place.device.name} ran out with {place.name}.",
-            "Unload it, then load it with nf4 quantization or keep the conversation shorter.",
-        ) from error
+        fix = "Unload it, then load it with nf4 quantization or keep the conversation shorter."
+        raise DeviceError(f"The memory of {place.device.name} ran out with {place.name}.", fix) from error

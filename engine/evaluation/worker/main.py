@@ -145,10 +145,8 @@ class EvaluationWorker:
             order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home
         )
         if not data.held_out:
-            raise DatasetError(
-                "This run has no held-out rows, so there is nothing to measure on.",
-                "Train with dataset.eval_fraction above 0.",
-            )
+            fix = "Train with dataset.eval_fraction above 0."
+            raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
         give_up_access(Access.HUB)
         rows = spread_evenly(data.held_out, order.settings.max_rows)
         place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))

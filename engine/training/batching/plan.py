@@ -212,8 +212,6 @@ def settled_order(settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoi
         )
     order, before = pinned.order, pinned.world_size
     if order.rows_per_step % settings.world_size:
-        raise RunError(
-            f"This run was saved by {before} processes, and {settings.world_size} cannot share its steps evenly.",
-            f"Go on with {before}, or with a number that divides {order.rows_per_step}.",
-        )
+        what = f"This run was saved by {before} processes, and {settings.world_size} cannot share its steps evenly."
+        raise RunError(what, f"Go on with {before}, or with a number that divides {order.rows_per_step}.")
     return order

@@ -172,10 +172,8 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
         path.rename(aside)
     if damaged and found is None:
         names = ", ".join(path.name for path, _ in damaged)
-        raise RunError(
-            f"None of this run's checkpoints is as it was written ({names}; {damaged[0][1]}).",
-            "Resume once more to restart at step 0, or first put a copy of one into the run's checkpoints folder.",
-        )
+        fix = "Resume once more to restart at step 0, or first put a copy of one into the run's checkpoints folder."
+        raise RunError(f"None of this run's checkpoints is as it was written ({names}; {damaged[0][1]}).", fix)
     return found
 
 
@@ -187,10 +185,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     manifest = _manifest(path)
     if manifest is None:
-        raise StorageError(
-            f"The first process resumes from {path.name}, which this process cannot see.",
-            "Put the home folder where every process of the run reads it, then resume.",
-        )
+        fix = "Put the home folder where every process of the run reads it, then resume."
+        raise StorageError(f"The first process resumes from {path.name}, which this process cannot see.", fix)
     return Checkpoint(manifest.step, path, manifest)
 
 
