@@ -197,10 +197,8 @@ def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
         if checkpoint is None:
             fix = offered or "Wait for its first checkpoint or its end."
             raise RunError(f"The run {name} has no adapter yet.", fix)
-        raise RunError(
-            f"The run {name} has no checkpoint {checkpoint[:60]!r} that is whole.",
-            offered or "It has none yet; leave the checkpoint out, or wait for the first one.",
-        )
+        what = f"The run {name} has no checkpoint {checkpoint[:60]!r} that is whole."
+        raise RunError(what, offered or "It has none yet; leave the checkpoint out, or wait for the first one.")
     if config.adapter.traits.trains_all:
         weights = PlannedWeights(folder=folder, name=name, method=config.adapter.method)
     else:
@@ -231,10 +229,8 @@ def _find_adapter(folder: Path, name: str) -> _Found:
     peft_type, base, revision = str(values["peft_type"]), values.get("base_model_name_or_path"), values.get("revision")
     initialization = initialization_from_base(values)
     if initialization:
-        raise ModelError(
-            f"The adapter {name} was initialized with {initialization}, which changes the weights of its base.",
-            PLAIN_LORA_FIX,
-        )
+        what = f"The adapter {name} was initialized with {initialization}, which changes the weights of its base."
+        raise ModelError(what, PLAIN_LORA_FIX)
     if not isinstance(base, str) or not base or len(base) > 400:
         base = "unknown"  # only matters where the person names no base; then that is what cannot be found
     # The demo model has its catalogue name where the Hub cannot be reached.

@@ -258,10 +258,8 @@ def shard_names(index: Path, name: str) -> tuple[str, ...]:
 
 def pickled_file_error(name: str, file: str) -> ModelError:
     """Return why a pickle among safetensors is refused."""
-    return ModelError(
-        f"{file} of {name} is a pickle file, which can run code when it is read; Loratory reads safetensors only.",
-        _CONVERT,
-    )
+    what = f"{file} of {name} is a pickle file, which can run code when it is read; Loratory reads safetensors only."
+    return ModelError(what, _CONVERT)
 
 
 def pickled_weights_error(name: str, example: str) -> ModelError:

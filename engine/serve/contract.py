@@ -168,11 +168,8 @@ def read_request(body: Any) -> ChatCompletionRequest:
     for name, value in body.items():
         if name in _NEUTRAL:
             if value not in _NEUTRAL[name] or (isinstance(value, bool) and name == "n"):
-                raise RefusedRequestError(
-                    f"{name} is not supported here with this value; leave it out.",
-                    param=name,
-                    code="unsupported_parameter",
-                )
+                what = f"{name} is not supported here with this value; leave it out."
+                raise RefusedRequestError(what, param=name, code="unsupported_parameter")
         elif name not in known and name not in _IGNORED:
             raise RefusedRequestError(
                 f"Unrecognized request argument: {name[:60]}.", param=name[:60], code="unknown_parameter"

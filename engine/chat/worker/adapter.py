@@ -197,10 +197,8 @@ def _check_fit(
     if config.is_prompt_learning:
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         if config.num_layers != layers:
-            raise ModelError(
-                f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}.",
-                _WRONG_BASE_FIX,
-            )
+            what = f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}."
+            raise ModelError(what, _WRONG_BASE_FIX)
         width = model.get_input_embeddings().weight.shape[1]
         learned = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
         if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and learned != width:
