@@ -80,7 +80,6 @@ def export(
 
 
 def _difference(verified: Verification) -> str:
-    """What is wrong with an export, in one sentence."""
     if verified.equal_prompts is not None and verified.equal_prompts < verified.prompts:
         return (
             f"What was written reads only {verified.equal_prompts} of {verified.prompts} prompts as the same tokens as "

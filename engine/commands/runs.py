@@ -241,7 +241,6 @@ def _store() -> RunStore:
 
 
 def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: float) -> None:
-    """Wait a while, and bring states up to date meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         reconcile(home)

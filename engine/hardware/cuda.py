@@ -117,7 +117,6 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
 
 
 def _is_cut(nvml: Nvml, handle: Any) -> bool:
-    """Whether the GPU is in MIG mode."""
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
     except nvml.NVMLError:  # most GPUs have no such mode

@@ -90,13 +90,9 @@ class _Adviser:
         else:
             changes = self._reliefs(longest, batch)
         known = {change.overrides for change in changes}
-        limits = [self._judged(limit) for limit in self._limits(longest, batch)]
-        return Advice(
-            changes=tuple(changes),
-            longest_max_length=longest,
-            largest_batch_size=batch,
-            limits=tuple(limit for limit in limits if limit.overrides not in known),
-        )
+        limits = (self._judged(limit) for limit in self._limits(longest, batch))
+        more = tuple(limit for limit in limits if limit.overrides not in known)
+        return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch, limits=more)
 
     def _limits(self, longest: int | None, batch: int | None) -> Iterator[_Candidate]:
         """Yield the largest batch and the longest rows that fit, each with everything else as it is."""

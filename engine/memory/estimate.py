@@ -176,13 +176,8 @@ class Estimator:
         whole = self.peak(workload)
         weights = sum(weight_bytes(self.shape.modules, workload))
         trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
-        return divide_layers(
-            self.shape,
-            workload,
-            devices,
-            kept_bytes=whole.kept_bytes // self.structure.num_layers,
-            times_weights=1 + trained / max(1, weights),
-        )
+        kept, times_weights = whole.kept_bytes // self.structure.num_layers, 1 + trained / max(1, weights)
+        return divide_layers(self.shape, workload, devices, kept_bytes=kept, times_weights=times_weights)
 
     def _is_equal(self, one: DevicePart, other: DevicePart) -> bool:
         """Whether two devices do the same: as many layers of one kind, and nothing else."""

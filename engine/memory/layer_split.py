@@ -106,13 +106,9 @@ def _filled(
 def shape_of_part(shape: ModelShape, part: DevicePart) -> ModelShape:
     """The model as one device has it."""
     modules = tuple(module for module in shape.modules if module.name in part.modules)
-    return shape.model_copy(
-        update={
-            "modules": modules,
-            "num_hidden_layers": len(part.layers),
-            "num_parameters": sum(module.parameters for module in modules),
-        }
-    )
+    parameters = sum(module.parameters for module in modules)
+    sizes = {"modules": modules, "num_hidden_layers": len(part.layers), "num_parameters": parameters}
+    return shape.model_copy(update=sizes)
 
 
 def targets_of_part(targets: AdapterTargets, part: DevicePart) -> AdapterTargets:

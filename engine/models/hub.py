@@ -267,8 +267,6 @@ def _storage_folder(hub_id: str, cache: Path | None = None) -> Path:
 
 
 class _SilentBar(hub_tqdm):
-    """A progress bar that huggingface_hub does not draw."""
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 

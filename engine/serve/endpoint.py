@@ -68,11 +68,8 @@ class _Endpoint:
             asked = read_request(await _read_json(request))
             branch = self._served.branch(asked.model)
             # The chat is asked with the values that the page uses, so the prompt is the same.
-            question = ChatRequest(
-                messages=tuple(message.as_message() for message in asked.messages),
-                branches=(branch,),
-                sampling=asked.sampling(),
-            )
+            messages = tuple(message.as_message() for message in asked.messages)
+            question = ChatRequest(messages=messages, branches=(branch,), sampling=asked.sampling())
             return await _unless_gone(self._answer(asked, question), request.receive)
         except RefusedRequestError as refusal:
             return refusal.response()
@@ -94,11 +91,8 @@ class _Endpoint:
             return JSONResponse(form.whole(text, last))
         # What is wrong with the conversation shows before its first token, and then is an answer with a status.
         first = await anext(written)
-        return StreamingResponse(
-            _events(form, first, written),
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-            media_type="text/event-stream",
-        )
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(_events(form, first, written), headers=headers, media_type="text/event-stream")
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}

@@ -69,12 +69,8 @@ class ServedModel:
         """
         found = self._branches.get(name)
         if found is None:
-            raise RefusedRequestError(
-                f"The model {name[:100]!r} does not exist here; there are {', '.join(self.offered)}.",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
+            what = f"The model {name[:100]!r} does not exist here; there are {', '.join(self.offered)}."
+            raise RefusedRequestError(what, param="model", code="model_not_found", status=404)
         return found
 
     async def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:

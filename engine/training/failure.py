@@ -128,11 +128,9 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
         return FailedData(cause=cause, what=error.what, fix=error.fix)
     line = next(iter(str(error).strip().splitlines()), "")
     line = line if len(line) <= 200 else f"{line[:199]}…"
-    return FailedData(
-        cause="unexpected",
-        what=f"Something unexpected happened ({type(error).__name__}: {line}).",
-        fix="The end of worker.log shows where; if the settings look right, please report it.",
-    )
+    what = f"Something unexpected happened ({type(error).__name__}: {line})."
+    fix = "The end of worker.log shows where; if the settings look right, please report it."
+    return FailedData(cause="unexpected", what=what, fix=fix)
 
 
 def _out_of_memory(error: BaseException, config: RunConfig | None, home: LoratoryHome | None) -> FailedData:

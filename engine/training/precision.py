@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -11,11 +12,7 @@ from engine.config.rules import DtypeName, choose_compute_dtype
 from engine.config.run import ModelConfig, RunConfig
 from engine.hardware.device import Device
 
-_DTYPES: Mapping[DtypeName, torch.dtype] = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+_DTYPES: Mapping[DtypeName, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,6 @@ class LoKrSettings(Section):
 
 
 class _LycorisMethod(PeftMethod):
-    """What LoHa and LoKr have in common."""
-
     defaults: ClassVar[Mapping[str, Any]] = {"r": 8}
     quantization = frozenset()
     layer_kinds = frozenset({"linear"})

@@ -53,11 +53,8 @@ _CHRF = CHRF()
 
 def score_answer(answer: str, reference: str) -> AnswerScores:
     """Compare one answer with its reference."""
-    return AnswerScores(
-        exact=" ".join(answer.split()) == " ".join(reference.split()),
-        rouge_l=rouge_l(answer, reference),
-        chrf=chrf(answer, reference),
-    )
+    exact = " ".join(answer.split()) == " ".join(reference.split())
+    return AnswerScores(exact=exact, rouge_l=rouge_l(answer, reference), chrf=chrf(answer, reference))
 
 
 def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:

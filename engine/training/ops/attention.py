@@ -74,12 +74,9 @@ def sdpa_with_copied_heads(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
         return output, None
     if tokens == 1:
+        packed, dropout = query.reshape(batch, key.shape[1], groups, size), asked.get("dropout", 0.0)
         packed = functional.scaled_dot_product_attention(
-            query.reshape(batch, key.shape[1], groups, size),
-            key,
-            value,
-            dropout_p=asked.get("dropout", 0.0),
-            scale=asked.get("scaling"),
+            packed, key, value, dropout_p=dropout, scale=asked.get("scaling")
         )
         return packed.reshape(batch, 1, heads, value.shape[-1]), None
     own = types.SimpleNamespace(
@@ -132,12 +129,7 @@ def joined_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = _attend_tiled if query.device.type == "cpu" and not dropout else _attend_fused
-    rows = zip(
-        query[0].split(joined_rows.lengths, dim=1),
-        key[0].split(joined_rows.lengths, dim=1),
-        value[0].split(joined_rows.lengths, dim=1),
-        strict=True,
-    )
+    rows = zip(*(states[0].split(joined_rows.lengths, dim=1) for states in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         outputs = [attend(q, k, v, scale, dropout, sliding_window) for q, k, v in rows]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -156,17 +148,10 @@ def _attend_fused(
     groups = q.shape[0] // k.shape[0]
     if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-    output = functional.scaled_dot_product_attention(
-        q.unsqueeze(0),
-        k.unsqueeze(0),
-        v.unsqueeze(0),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=q.shape[0] != k.shape[0],
-    )
-    return output[0]
+    batched, is_shared = (q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)), q.shape[0] != k.shape[0]
+    return functional.scaled_dot_product_attention(
+        *batched, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=is_shared
+    )[0]
 
 
 def _attend_tiled(
