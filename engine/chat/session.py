@@ -179,9 +179,8 @@ class ChatSession:
         number = loaded.process.reserve_id()
         with self._lock:
             if request.id in self._under_way:
-                raise RunError(
-                    "A request with this id is being answered already.", "Give each request an id of its own."
-                )
+                what = "A request with this id is being answered already."
+                raise RunError(what, "Give each request an id of its own.")
             self._under_way[request.id] = number
         try:
             for answer in loaded.process.stream("generate", request.model_dump(mode="json"), request_id=number):

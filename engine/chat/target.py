@@ -174,15 +174,13 @@ def _find(choice: AdapterChoice) -> _Found:
     if run.config.is_file() and not (choice.folder / ADAPTER_CONFIG).is_file():
         return _find_in_run(run, choice.checkpoint)
     if choice.checkpoint is not None:
-        raise RunError(
-            f"{choice.folder.name} is not a run and has no checkpoints.", "Leave the checkpoint out, or name a run."
-        )
+        what = f"{choice.folder.name} is not a run and has no checkpoints."
+        raise RunError(what, "Leave the checkpoint out, or name a run.")
     if (choice.folder / ADAPTER_CONFIG).is_file():
         return _find_adapter(choice.folder, choice.folder.name)
     if (choice.folder / "config.json").is_file():
-        raise ModelError(
-            f"{choice.folder.name} holds a model, not an adapter.", "Choose it as the model instead, with no adapter."
-        )
+        what = f"{choice.folder.name} holds a model, not an adapter."
+        raise ModelError(what, "Choose it as the model instead, with no adapter.")
     fix = f"Choose a run, or a folder with {ADAPTER_CONFIG} in it."
     raise ModelError(f"{choice.folder.name or 'That folder'} holds neither a run nor an adapter.", fix)
 
@@ -237,7 +235,5 @@ def _find_adapter(folder: Path, name: str) -> _Found:
     if base == DEMO_HUB_ID and revision is None:
         base = DEMO_MODEL_ID
     method = method_of_peft_type(peft_type)
-    return _Found(
-        weights=PlannedWeights(folder=folder, name=name, method=method.name if method else "", peft_type=peft_type),
-        model=ModelConfig(id=base, revision=revision if isinstance(revision, str) else None),
-    )
+    weights = PlannedWeights(folder=folder, name=name, method=method.name if method else "", peft_type=peft_type)
+    return _Found(weights, ModelConfig(id=base, revision=revision if isinstance(revision, str) else None))

@@ -153,9 +153,8 @@ class EvaluationJob:
         try:
             file.parent.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise StorageError(
-                f"The result cannot be kept ({error.strerror}).", "Free some space, or check the run's folder."
-            ) from error
+            what = f"The result cannot be kept ({error.strerror})."
+            raise StorageError(what, "Free some space, or check the run's folder.") from error
         write_atomically(file, result.model_dump_json(indent=1))
         return result
 
@@ -167,9 +166,8 @@ class EvaluationJob:
         target = self.request.target
         chosen = target.tuned
         if chosen is None or not RunFolder(chosen.folder).config.is_file():
-            raise RunError(
-                "Only a run can be evaluated: it alone knows which rows it was not trained on.", "Choose a run."
-            )
+            what = "Only a run can be evaluated: it alone knows which rows it was not trained on."
+            raise RunError(what, "Choose a run.")
         run = RunFolder(chosen.folder)
         report = read_history(run.events).data_report
         order = EvaluationOrder(

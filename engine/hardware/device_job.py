@@ -68,12 +68,9 @@ class DeviceJob:
         if identity is None:
             fix = f"Its log {process.log_file.name} says more."
             raise WorkerError(f"The process for the {self.purpose} ended without a result.", fix)
+        owner = self.home.owner
         holder = LeaseHolder(
-            purpose=self.purpose,
-            title=self.title,
-            process=identity,
-            owner=self.home.owner,
-            preemptible=self.preemptible,
+            purpose=self.purpose, title=self.title, process=identity, owner=owner, preemptible=self.preemptible
         )
         hold_devices(LeaseBook(self.home), (lease_name(self.device),), holder, wait)
 

@@ -230,10 +230,9 @@ def _head_stretches(stage: Callable[[], StepContext], width: int) -> Stretch:
         return stretch
     shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))
     other = _head_stretch(replace(stage(), workload=shorter), width)
+    forward_peak = _higher(stretch.forward_peak, other.forward_peak)
     return replace(
-        stretch,
-        forward_peak=_higher(stretch.forward_peak, other.forward_peak),
-        backward_peak=_higher(stretch.backward_peak, other.backward_peak),
+        stretch, forward_peak=forward_peak, backward_peak=_higher(stretch.backward_peak, other.backward_peak)
     )
 
 

@@ -86,9 +86,8 @@ def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
         # Not by `delete_revisions`: a renamed repository has the same commits under two names, and it takes either.
         shutil.rmtree(found.repo_path)
     except OSError as error:
-        raise StorageError(
-            f"{model_id} cannot be removed ({error.strerror}).", "Check the permissions of the model cache."
-        ) from error
+        what = f"{model_id} cannot be removed ({error.strerror})."
+        raise StorageError(what, "Check the permissions of the model cache.") from error
     return found.size_on_disk
 
 

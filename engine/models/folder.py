@@ -85,9 +85,8 @@ def _read_errors_explained(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ModelError(
-            f"{name} cannot be read ({error.strerror}).", "Check the permissions of the folder and its files."
-        ) from error
+        what = f"{name} cannot be read ({error.strerror})."
+        raise ModelError(what, "Check the permissions of the folder and its files.") from error
 
 
 def is_named_template(name: str) -> bool:
@@ -264,9 +263,8 @@ def pickled_file_error(name: str, file: str) -> ModelError:
 
 def pickled_weights_error(name: str, example: str) -> ModelError:
     """Return why weights in pickle files are refused."""
-    return ModelError(
-        f"{name} has its weights only as pickle files ({example}), which can run code when they are read.", _CONVERT
-    )
+    what = f"{name} has its weights only as pickle files ({example}), which can run code when they are read."
+    return ModelError(what, _CONVERT)
 
 
 def _no_config_error(folder: Path, name: str) -> ModelError:

@@ -171,9 +171,8 @@ def read_request(body: Any) -> ChatCompletionRequest:
                 what = f"{name} is not supported here with this value; leave it out."
                 raise RefusedRequestError(what, param=name, code="unsupported_parameter")
         elif name not in known and name not in _IGNORED:
-            raise RefusedRequestError(
-                f"Unrecognized request argument: {name[:60]}.", param=name[:60], code="unknown_parameter"
-            )
+            what = f"Unrecognized request argument: {name[:60]}."
+            raise RefusedRequestError(what, param=name[:60], code="unknown_parameter")
     try:
         request = ChatCompletionRequest.model_validate(body)
     except ValidationError as error:
@@ -182,9 +181,8 @@ def read_request(body: Any) -> ChatCompletionRequest:
         code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
         raise RefusedRequestError(f"{where}: {first['msg']}.", param=where, code=code) from None
     if len(request.stops) > 16 or any(len(text) > 1000 for text in request.stops):
-        raise RefusedRequestError(
-            "stop takes up to 16 texts of up to 1,000 characters.", param="stop", code="invalid_value"
-        )
+        what = "stop takes up to 16 texts of up to 1,000 characters."
+        raise RefusedRequestError(what, param="stop", code="invalid_value")
     return request
 
 

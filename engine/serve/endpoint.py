@@ -147,9 +147,8 @@ async def _read_json(request: Request) -> Any:
     async for piece in request.stream():
         body += piece
         if len(body) > MAX_BODY_BYTES:
-            raise RefusedRequestError(
-                f"The body is larger than {MAX_BODY_BYTES // 1_000_000} MB.", code="request_too_large", status=413
-            )
+            what = f"The body is larger than {MAX_BODY_BYTES // 1_000_000} MB."
+            raise RefusedRequestError(what, code="request_too_large", status=413)
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

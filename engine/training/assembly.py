@@ -142,9 +142,8 @@ def with_liger(
         return [f"Liger has no kernels for models of type {family}; using the model's own."]
     _apply_liger_kernel_to_instance(model=causal_lm, cross_entropy=False, fused_linear_cross_entropy=False)
     if not agrees(loss(), expected):
-        raise ModelError(
-            f"Liger's kernels change the loss of {type(causal_lm).__name__}.", "Switch training.use_liger_kernel off."
-        )
+        what = f"Liger's kernels change the loss of {type(causal_lm).__name__}."
+        raise ModelError(what, "Switch training.use_liger_kernel off.")
     return []
 
 

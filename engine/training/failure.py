@@ -83,9 +83,8 @@ def check_held_out(step: int, loss: float) -> None:
     if step == 0:
         fix = "Set model.compute_dtype to float32 and model.attn_implementation to eager, or choose another model."
         raise DivergedError(f"The held-out loss of the base model is {loss}, before anything was trained.", fix)
-    raise DivergedError(
-        f"The held-out loss became {loss} at step {step}: the weights are NaN or infinite.", _DIVERGENCE_FIX
-    )
+    what = f"The held-out loss became {loss} at step {step}: the weights are NaN or infinite."
+    raise DivergedError(what, _DIVERGENCE_FIX)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -44,8 +44,9 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
             )
             raise _refusal(f"{what}; {known}")
         if head is not None and ends_with_one_of(head, names):
+            what = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
             raise _refusal(
-                f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
+                what,
             )
     if experts and (meant := stacked_experts_among(names)):
         raise _refusal(f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here.")

@@ -213,9 +213,8 @@ def _check_fit(
         try:
             module = model.get_submodule(path)
         except AttributeError as error:
-            raise ModelError(
-                f"The adapter {name} has weights for {path}, which {base_name} does not have.", _WRONG_BASE_FIX
-            ) from error
+            what = f"The adapter {name} has weights for {path}, which {base_name} does not have."
+            raise ModelError(what, _WRONG_BASE_FIX) from error
         if isinstance(module, BaseTunerLayer):
             module = module.get_base_layer()
         rank = getattr(config, "r", None) if weights.traits is not None and "r" in weights.traits.fields else None
