@@ -75,6 +75,10 @@ class Accounts:
         """Return all accounts by name."""
         return [person_of(row) for row in self._database.rows(f"{_PERSON} ORDER BY name")]
 
+    def guests(self) -> frozenset[str]:
+        """Return who is a guest, removed accounts included: the limits of their runs stay."""
+        return frozenset(row["name"] for row in self._database.rows("SELECT name FROM people WHERE role = 'guest'"))
+
     def person(self, name: str) -> Person:
         """Return the account of that name.
 

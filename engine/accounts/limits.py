@@ -125,7 +125,7 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
     settings = read_settings(home)
     database = open_database(home)
     try:
-        guests = frozenset(person.name for person in Accounts(database).people() if person.role == "guest")
+        guests = Accounts(database).guests()
     finally:
         database.close()
     return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)

@@ -215,3 +215,11 @@ def test_what_a_server_writes_is_seen_after_commands_came_and_went(home):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
     assert len(server.rows("SELECT name FROM people")) == 1
     server.close()
+
+
+def test_a_removed_guest_stays_a_guest_for_the_limits_of_their_runs(accounts, make_person):
+    make_person("root", "admin")
+    make_person("gus", "guest")
+    accounts.remove("gus")
+
+    assert accounts.guests() == {"gus"}
