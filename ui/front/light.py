@@ -83,4 +83,12 @@ def return_memory() -> None:
         _trim(0)
 
 
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc has it
+def share_free_memory() -> None:
+    """Let all threads allocate from two pools, before they start: in one of their own each holds what others could use."""
+    if _tune is not None:
+        _tune(_M_ARENA_MAX, 2)
+
+
+_M_ARENA_MAX = -8
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # where it is glibc, it has both
+_trim, _tune = (getattr(_libc, name, None) for name in ("malloc_trim", "mallopt"))

@@ -208,7 +208,7 @@ async def housekeeping(
     enabled: Callable[[], Collection[str]],
     seconds: float = 600,
     look_seconds: float = 5,
-    tidy_seconds: float = 60,
+    tidy_seconds: float = 15,
 ) -> AsyncIterator[None]:
     """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
 

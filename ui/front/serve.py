@@ -30,6 +30,7 @@ from ui.front.account import ACCOUNT_PATHS, AccountPages
 from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages
+from ui.front.light import share_free_memory
 from ui.front.pages import PersonPages
 from ui.front.proxy import ProxyPages
 from ui.front.upkeep import disk_notice, upkeep
@@ -116,6 +117,7 @@ def serve_lab(
     Raises:
         EngineError: If a service cannot start.
     """
+    share_free_memory()
     bound = listener.open() if proxy is None else proxy.guard(listener.open())
     settings = read_settings(home)
     if settings.public_url != address.origin:
