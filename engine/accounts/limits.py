@@ -119,13 +119,13 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
     if not is_lab(home):
         return None
     # A home without accounts pays for none of these imports.
-    from engine.accounts.accounts import Accounts, open_database
+    from engine.accounts.accounts import guests_in, open_database
     from engine.accounts.lab import read_settings
 
     settings = read_settings(home)
     database = open_database(home)
     try:
-        guests = Accounts(database).guests()
+        guests = guests_in(database)
     finally:
         database.close()
     return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)

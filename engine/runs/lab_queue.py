@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from engine.accounts.limits import LabRules, read_rules
+from engine.accounts.limits import LabRules, RulesReader
 from engine.accounts.people import Person
 from engine.errors import EngineError
 from engine.files import read_model
@@ -114,6 +114,7 @@ class QueueBoard:
     ) -> None:
         self._home = home
         self._book = LeaseBook(home)
+        self._rules = RulesReader(home)
         self._devices = devices
         self._programs = programs
         self._clock = clock
@@ -126,7 +127,7 @@ class QueueBoard:
         Args:
             viewer: Gets ids of the own runs; an admin of all, to stop them.
         """
-        snapshot, rules, urgent = self._snapshot(), read_rules(self._home) or LabRules(), self._urgent()
+        snapshot, rules, urgent = self._snapshot(), self._rules.read() or LabRules(), self._urgent()
         shown = []
         for run, state in self._at_work(snapshot):
             words = _words(run.owner, viewer, state.reason, state.cause)
