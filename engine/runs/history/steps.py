@@ -23,12 +23,25 @@ def smooth(values: Array, weight: float) -> Array:
     Source: debiased EMA as in TensorBoard's `resmoothDataset`; Kingma and Ba 2015, section 3 (arXiv:1412.6980).
     """
     assert 0.0 <= weight < 1.0, f"weight {weight} is not in [0, 1)"
-    import pandas as pd  # not before a curve is asked for: commands start without it
-
     finite = np.isfinite(values)
     smoothed = np.full(len(values), np.nan)
-    smoothed[finite] = pd.Series(values[finite]).ewm(alpha=1.0 - weight).mean() if weight else values[finite]
+    smoothed[finite] = _debiased(values[finite], weight) if weight else values[finite]
     return smoothed
+
+
+def _debiased(values: Array, weight: float) -> Array:
+    """Return the moving average in rows of so few values that their weights, relative to the first, stay below a million."""
+    count = len(values)
+    width = max(1, min(count, int(np.log(1e6) / -np.log(weight))))
+    rows = np.pad(values, (0, -count % width)).reshape(-1, width)
+    powers = weight ** np.arange(width)
+    sums = np.cumsum(rows / powers, axis=1) * powers  # of each row alone
+    carried = np.zeros(len(rows))
+    for row in range(1, len(rows)):
+        carried[row] = sums[row - 1, -1] + carried[row - 1] * weight**width
+    sums += np.outer(carried, powers * weight)
+    averages: Array = sums.ravel()[:count] * (1 - weight) / (1 - weight ** np.arange(1, count + 1))
+    return averages
 
 
 StepColumn = Literal[
