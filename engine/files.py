@@ -97,7 +97,7 @@ def read_models(path: Path, kind: type[Model]) -> tuple[Model, ...]:
 
 
 def resolve_inside(folder: Path, relative: str) -> Path:
-    """Resolve `relative` below `folder`, following symlinks, and refuse whatever ends up outside.
+    """Resolve `relative` below `folder`, following symlinks, and refuse what ends up outside.
 
     Raises:
         StorageError: If the path leaves the folder, is absolute, or holds a NUL byte.

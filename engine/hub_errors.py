@@ -101,7 +101,7 @@ class HubFault(Enum):
     PUSH_REFUSED = (
         "error",
         "The Hub refuses the push to {name} ({detail}{quote}).",
-        "Nothing was committed; mend what it names, then push again.",
+        "Nothing was committed; correct what it names, then push again.",
     )
     CARD_REFUSED = ("error", "The Hub refuses the model card{quote}.", "Change what it names, then push again.")
     LOST = ("unreachable", "The connection to the Hub ({name}) was lost {detail}.", "Check the network{again}.")

@@ -36,7 +36,7 @@ def looks_in_working_folder() -> bool:
 
 
 def data_folders() -> tuple[Path, ...]:
-    """Folders whose files the page may open as datasets; the command line reads whatever its user may read.
+    """Folders whose files the page may open as datasets; the command line reads all that its user may read.
 
     The person's home folder, the working folder, the folder beside which Loratory was unpacked, and those that
     `$LORATORY_DATA` names, separated as in `$PATH`.

@@ -137,7 +137,7 @@ def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: 
 def poll_answer(stamp: str, places: Mapping[str, str], *, submit: bool = False) -> str:
     """Return the answer to a poll: new values by `elem_id`, of components made by `live_html` or `chart`.
 
-    The stamp, which comes back with the next question, says what the page has seen. `submit` also fires that event, for
+    The stamp, which comes back with the next question, names what the page has seen. `submit` also fires that event, for
     what only an event can change.
     """
     return json.dumps({"stamp": stamp, "places": places, "submit": submit}, separators=(",", ":"))

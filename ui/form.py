@@ -13,7 +13,7 @@ from engine.config.load import setting_names
 from engine.config.run import RunConfig
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 
-# Every linear layer, whatever the model calls them: ticked before a model's own layers are known.
+# Every linear layer, under any name that the model gives it: ticked before a model's own layers are known.
 ALL_LINEAR = "all-linear"
 EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
 # Settings whose text box holds several names.

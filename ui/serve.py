@@ -120,7 +120,7 @@ def close_services(services: Services) -> None:
 
 
 def launch(services: Services, host: str, port: int | None, *, open_browser: bool = False) -> gr.Blocks:
-    """Lay out the page and serve it from threads of this process; `local_url` says where, `close` ends it.
+    """Lay out the page and serve it from threads of this process; `local_url` has its address, `close` ends it.
 
     The host is a loopback address; without a port, any free one is taken.
 

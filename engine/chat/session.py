@@ -1,4 +1,4 @@
-"""One conversation partner for everybody on this server: loads a model in a process of its own and streams its answers."""
+"""One conversation partner for this server: loads a model in a process of its own and streams its answers."""
 
 import contextlib
 import threading

@@ -32,7 +32,7 @@ class PlannedWeights(Value):
     folder: Path
     name: str  # of the run or the folder, for messages
     method: str  # by name; empty where it is not one that Loratory trains
-    peft_type: str = ""  # as the adapter's own configuration says
+    peft_type: str = ""  # as the adapter's own configuration has it
 
     @property
     def traits(self) -> PeftMethod | None:

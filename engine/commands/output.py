@@ -59,7 +59,7 @@ def print_json(value: Any) -> None:
 
 
 def print_result(value: Any, text: str, *, as_json: bool) -> None:
-    """Print a value as JSON, or the text that says the same to people."""
+    """Print a value as JSON, or the same as text for people."""
     if as_json:
         print_json(value)
     else:
@@ -81,7 +81,7 @@ def confirm(question: str, *, given: bool) -> None:
     """Ask before something is lost, unless the answer was given on the command line.
 
     Raises:
-        RunError: If the person says no, or cannot be asked.
+        RunError: If the person declines, or cannot be asked.
     """
     if given:
         return

@@ -110,7 +110,7 @@ def mapping_from_yaml(text: str) -> dict[str, Any]:
     except UNREADABLE_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
-        # YAML's own tag prefix tells a person nothing.
+        # YAML's own tag prefix means nothing to a person.
         reason = (getattr(error, "problem", None) or str(error).splitlines()[0]).replace("tag:yaml.org,2002:", "!!")
         raise ConfigError([Problem("", f"it is not readable as YAML ({where}{reason}).")]) from error
     if not isinstance(values, dict):
@@ -166,7 +166,7 @@ def _value_given(parts: Sequence[str], text: str) -> Any:
     kind, plain = _kind_of(parts), text.strip()
     if kind is str and not plain:
         return ""
-    # Quotes are YAML's own way to say text; a list or a mapping is no text, and is refused as what it is.
+    # Quotes mark text in YAML; a list or a mapping is no text, and is refused as what it is.
     if kind in (str, str | None) and plain not in _YAML_NULLS and plain[0] not in "'\"[{":
         return plain
     try:

@@ -238,7 +238,7 @@ class HubRows(RowSource):
                 return builder.as_streaming_dataset(split=self._config.split)
             builder.download_and_prepare()
             return builder.as_dataset(split=self._config.split)
-        except Exception as error:  # whatever a repository makes the library stumble over
+        except Exception as error:  # anything that a repository makes the library raise
             raise _explain(error, hub_id) from error
 
 

@@ -143,7 +143,7 @@ class Executor(ABC):
 
     @abstractmethod
     def attach(self, run: Run, state: RunState) -> Job:
-        """Find the job of an attempt again, by `state.job_id`, process.json, or whatever submitting it left behind.
+        """Find the job of an attempt again, by `state.job_id`, process.json, or by what submitting it left behind.
 
         Where nothing is found, as after a crash while submitting, the job's status is `never_started`.
         """

@@ -79,7 +79,9 @@ class Written(Value):
     """What was written, and whether it answers as the run does."""
 
     files: tuple[ExportedFile, ...] = ()
-    verified: Verification | None = None  # None where it was not asked for, or could not be done; then a note says why
+    verified: Verification | None = (
+        None  # None where it was not asked for, or could not be done; then a note has the reason
+    )
     notes: tuple[str, ...] = ()
 
 

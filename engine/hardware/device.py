@@ -30,7 +30,7 @@ class Device:
     index: int  # CUDA devices by PCI bus, as nvidia-smi numbers them; see `engine.hardware.cuda` for MIG instances
     name: str
     total_bytes: int  # of a GPU's memory; of RAM within what this process may use
-    free_bytes: int  # not used by anybody, other people's processes included
+    free_bytes: int  # used by no process, those of other people included
     has_fast_bfloat16: bool  # in hardware, and faster than float32
     cores: int = 0  # that this process may use; 0 for GPUs
     capability: Capability | None = None  # of CUDA devices, where it is known

@@ -66,7 +66,7 @@ class DeviceJob:
             return
         identity = ProcessIdentity.of(process.pid or 0)
         if identity is None:
-            fix = f"Its log {process.log_file.name} says more."
+            fix = f"See its log {process.log_file.name}."
             raise WorkerError(f"The process for the {self.purpose} ended without a result.", fix)
         owner = self.home.owner
         holder = LeaseHolder(

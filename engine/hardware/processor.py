@@ -1,6 +1,6 @@
 """The processor, Apple's GPU, and the memory that they share, within the limits of a container or a scheduler.
 
-Apple's GPU, which torch calls mps, is found without torch, by what the system says of itself.
+Apple's GPU, which torch calls mps, is found without torch, by what the system reports about itself.
 """
 
 import ctypes
@@ -83,7 +83,7 @@ def this_processor_has_bfloat16() -> bool:
 
 
 def processor_name(cpuinfo: str) -> str:
-    """What the processor is called, as well as the system tells."""
+    """What the processor is called, as far as the system reports it."""
     name = " ".join(_facts(cpuinfo).get("model name", "").split())
     return name or platform.processor() or platform.machine() or "CPU"
 

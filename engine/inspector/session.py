@@ -143,7 +143,7 @@ class Inspector:
             pool.close()
 
     def stop_fetching(self) -> None:
-        """End whatever is being fetched from the Hub; checks that wait for it end with a WorkerError."""
+        """End what is being fetched from the Hub; checks that wait for it end with a WorkerError."""
         self._fetching.stop(timeout_seconds=0.5)
         self._logged_in.stop(timeout_seconds=0.5)
 

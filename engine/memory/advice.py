@@ -118,7 +118,7 @@ class _Adviser:
             return changes
         combined = self._combination([candidate for candidate, _ in helpful])
         if len(combined) > 1:
-            # After the costliest of its parts: whatever follows costs more.
+            # After the costliest of its parts: what follows costs more.
             place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
             changes.insert(place, self._judged(_joined(combined)))
         return changes

@@ -66,7 +66,7 @@ class Stretch:
 
 
 class StepPeaks(NamedTuple):
-    """The highest point of each phase, above weights, optimizer state and whatever else is always there."""
+    """The highest point of each phase, above weights, optimizer state and all else that is always there."""
 
     peaks: dict[Phase, Held]
     layer_bytes: int  # how high one layer reaches, forward and backward, above what is alive around it

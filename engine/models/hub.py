@@ -140,7 +140,7 @@ def _fetch(hub_id: str, revision: str | None, part: ModelPart, fetching: "_Fetch
 
 
 def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """Wait so long for an answer and no longer, whatever it hangs on: name lookup, a proxy or a slow server."""
+    """Wait so long for an answer and no longer, whichever part hangs: name lookup, a proxy or a slow server."""
     answer: Future[Answer] = Future()
 
     def put() -> None:

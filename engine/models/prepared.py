@@ -158,7 +158,7 @@ def _matches(path: Path, record: FileRecord) -> bool:
 
 
 def require_space(folder: Path, needed_bytes: int, subject: str, instead: str) -> None:
-    """Require free disk space for what `subject` takes; `instead` says how to use another disk.
+    """Require free disk space for what `subject` takes; `instead` explains how to use another disk.
 
     Raises:
         StorageError: If there is less.

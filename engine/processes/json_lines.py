@@ -239,7 +239,7 @@ class JsonLinesProcess:
                     running.write_if_alive({"cancel" if awaited.begun else "withdraw": request_id})
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """End the process; whatever it held on a device is free afterwards."""
+        """End the process; what it held on a device is free afterwards."""
         with self._lock:
             running, self._running = self._running, None
             self._closed = True
@@ -318,7 +318,7 @@ class JsonLinesProcess:
         else:
             reason = f"ended with code {code}" if code is not None else "was closed"
         what = f"The helper process {self.module.rsplit('.', 2)[-2]} {reason} before it answered."
-        fix = f"Try again; if it happens twice, its log {self.log_file.name} says more."
+        fix = f"Try again; if it happens twice, see its log {self.log_file.name}."
         if running is None or running.closed:
             return WorkerError(what, fix)
         at_fault = request_id is not None and running.turn == request_id

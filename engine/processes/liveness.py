@@ -197,7 +197,7 @@ _held_guard = threading.Lock()  # guards `_held`
 
 
 class FileLock:
-    """An exclusive lock on a file, kept until `release` or until the process ends in whatever way.
+    """An exclusive lock on a file, kept until `release` or until the process ends in any way.
 
     Not the `filelock` package: its lock is inherited by forked children, so a child that outlives a worker would make the
     worker look alive; this one (POSIX record locks) belongs to one process. It also shows whether another process has the

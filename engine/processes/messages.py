@@ -141,7 +141,7 @@ class Request:
             # The full story is for the log; a person gets one sentence.
             traceback.print_exc()
             what = f"Something unexpected happened ({type(error).__name__})."
-            self.finish({"error": error_to_json(WorkerError(what, "Its log in the server folder says more."))})
+            self.finish({"error": error_to_json(WorkerError(what, "See its log in the server folder."))})
 
     def finish(self, message: JsonObject) -> None:
         """Send the last answer; a later cancel has no effect."""

@@ -27,7 +27,7 @@ class ProcessPool:
     """Answers from the first process while that keeps up; the others start when they are needed and end when idle."""
 
     processes: tuple[JsonLinesProcess, ...]  # the same program, several times
-    explain: Callable[[JsonObject], EngineError]  # says what a question's process was ended over: gets its parameters
+    explain: Callable[[JsonObject], EngineError]  # names what a question's process was ended over: gets its parameters
     _: KW_ONLY
     # Whether the second starts after the first answer, before it is needed: no question then waits for imports.
     spare: bool = False

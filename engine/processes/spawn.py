@@ -174,7 +174,7 @@ def spawn_helper(
     """Start a process that is asked over stdin, answers on stdout and ends with us.
 
     It ends even where we are killed and it is stuck in C code: it has one end of a pipe to which nothing is ever written.
-    The kernel closes our end when we end in whatever way, and then sends the helper a signal that ends it; neither Python
+    The kernel closes our end when we end in any way, and then sends the helper a signal that ends it; neither Python
     nor the interpreter's lock takes part. On Windows there is no such signal, and helpers only notice that stdin closes.
 
     Returns:

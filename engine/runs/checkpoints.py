@@ -1,4 +1,4 @@
-"""Checkpoints as files: a manifest that tells a complete one from a damaged one. Reading needs no torch."""
+"""Checkpoints as files: a manifest that distinguishes a complete one from a damaged one. Reading needs no torch."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ MANIFEST = "MANIFEST.json"
 ADAPTER_SUBFOLDER = "adapter"
 
 _NAME = re.compile(r"^step-(\d+)$")
-# Larger files are read by those who load them, not for a list: a whole model's optimizer would hold up everybody.
+# Larger files are read by those who load them, not for a list: a whole model's optimizer would hold up all readers.
 _READ_FOR_A_LIST_BYTES = 1 << 30
 
 
@@ -103,7 +103,7 @@ def damage(checkpoint: Checkpoint) -> list[str]:
     """What is wrong with a checkpoint's files, in words; empty where nothing is. Reads them all.
 
     Raises:
-        StorageError: If a file is there and cannot be read, which says nothing about its content.
+        StorageError: If a file is there and cannot be read, which proves nothing about its content.
     """
     wrong = []
     for name, told in checkpoint.manifest.files.items():
@@ -122,7 +122,7 @@ def damage(checkpoint: Checkpoint) -> list[str]:
 
 
 def cannot_read(name: str, error: OSError) -> StorageError:
-    """Why a checkpoint's file tells neither that it is whole nor that it is damaged."""
+    """Why a checkpoint's file proves neither that it is whole nor that it is damaged."""
     return StorageError(
         f"{name} cannot be read ({error.strerror or error}).",
         "Check the disk and the folder's permissions, then resume; every checkpoint is kept.",

@@ -13,10 +13,10 @@ _JOULES_PER_KWH = 3.6e6
 
 
 class Electricity(BaseModel, frozen=True):
-    """`electricity.json` in the home: a price, and what the machine draws where no meter says it."""
+    """`electricity.json` in the home: a price, and what the machine draws where no meter reports it."""
 
     price_per_kwh: Annotated[float, Field(ge=0, le=1000)] | None = Field(
-        default=None, title="Price of a kilowatt-hour", description="As your bill says it. Empty shows no cost."
+        default=None, title="Price of a kilowatt-hour", description="As on your bill. Empty shows no cost."
     )
     currency: Annotated[str, StringConstraints(max_length=8, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
         default="", title="Currency", description="A sign or a code, such as € or USD."

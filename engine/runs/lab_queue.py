@@ -26,7 +26,7 @@ from engine.runs.usage import Attempt, live_attempt
 
 _MOST_FOLLOWED = 100
 
-# What other people read: a reason says enough, and a run's own words may name its settings.
+# What other people read: a reason is enough, and a run's own words may name its settings.
 _PUBLIC_WORDS: dict[Reason, str] = {
     "memory": "Waits for free memory.",
     "device_in_use": "Waits for a device that is in use.",

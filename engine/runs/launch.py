@@ -162,7 +162,7 @@ def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same configuration with whatever is a file or folder here named by its whole path.
+    """The same configuration with every file or folder of this machine named by its whole path.
 
     Names of samples, of the catalogue and on the Hub stay as they are, and so does what is not there: its refusal shall
     repeat what was typed.

@@ -46,7 +46,7 @@ class MeasuredStep(BaseModel, frozen=True):
     predicted_bytes: int
     bound_bytes: int  # nine runs in ten were predicted to stay below
     measures_process: bool  # else what PyTorch's allocator has reserved
-    allocated_bytes: int | None  # tensors alone, where the device tells
+    allocated_bytes: int | None  # tensors alone, where the device reports it
     step_seconds: float
     rows: int  # of one pass
     tokens: int  # of each row
@@ -90,7 +90,7 @@ class MeasurementJob:
 
         Raises:
             DeviceError: If the device is in use, or its memory was not enough.
-            RunError: If the worker gave up for another reason; says which.
+            RunError: If the worker gave up for another reason, which is named.
             WorkerError: If the process ended without a word.
             CancelledRequestError: If it was stopped.
             ConfigError: If the person of a lab may not use one of the settings.

@@ -83,7 +83,7 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
     return Estimator(shape, devices[0]).split_needs(workload_of_run(shape, config, devices[0]), len(devices))
 
 
-# A run that was expected to fit and did not needs clearly less than before, whatever the device seemed to have.
+# A run that was expected to fit and did not needs clearly less than before, however much the device seemed to have.
 _ROOM_SHARE = 0.9
 
 

@@ -45,7 +45,7 @@ def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu
     """Return those figures of an estimate that a run on such a device will be measured by."""
     if device_kind == "cpu":
         return MemoryFigures(process_bytes=need.expected_bytes)
-    if device_kind == "mps":  # its driver tells what PyTorch holds, and no peak of tensors
+    if device_kind == "mps":  # its driver reports what PyTorch holds, and no peak of tensors
         return MemoryFigures(reserved_bytes=need.reserved_bytes)
     return MemoryFigures(
         allocated_bytes=need.allocated_bytes, reserved_bytes=need.reserved_bytes, process_bytes=need.expected_bytes

@@ -74,11 +74,13 @@ class RunState(BaseModel, frozen=True):
     """`state.json`: the state of a run, as its supervisor last saw it."""
 
     state: State = "queued"
-    reason: Reason | None = None  # why it is in this state; None where the state says it all
+    reason: Reason | None = None  # why it is in this state; None where the state is enough
     cause: str = ""  # the same for people
     advice: str = ""  # what to do about it
     attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
-    resumable_step: int | None = None  # step of the newest checkpoint that is whole, where another attempt could go on
+    resumable_step: int | None = (
+        None  # step of the newest checkpoint that is whole, where another attempt could continue
+    )
     device: str = ""  # as the lease names it: "cpu", "cuda:0"; else in the words of the executor
     executor: str = "local"  # where the newest attempt runs
     job_id: str = ""  # by which its executor finds it; empty where process.json identifies the worker
@@ -251,7 +253,7 @@ class RunFolder:
             lock.release()
 
     def has_living_worker(self) -> bool:
-        """Whether a worker holds the run's lock, whatever its pid looks like."""
+        """Whether a worker holds the run's lock, even if its pid looks like that of another process."""
         return FileLock(self.lock).is_held_by_another()
 
     def attempts_seen(self) -> int:

@@ -1,4 +1,4 @@
-"""Who may ask: programs and pages of this computer. No page of another site, whatever name it gave this computer."""
+"""Who may ask: programs and pages of this computer. No page of another site, under any name that it gave this computer."""
 
 import socket
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class LocalProgramsOnly:
 class OwnPageOnly:
     """The same for the page: it is asked by itself alone, and opened by a click on a link to it.
 
-    What a proxy says about a request is ignored, because a browser's page can say it as well; `GRADIO_ROOT_PATH` names
+    What a proxy says about a request is ignored, because a browser's page can send it as well; `GRADIO_ROOT_PATH` names
     the address of a page that is behind one.
     """
 

@@ -191,7 +191,7 @@ def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
 def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
     """Refuse to compute on the processor what has a GPU, which torch would do without a word.
 
-    `gpus` are those that the driver lists and CUDA_VISIBLE_DEVICES shows; `names_gpus` says that there must be one.
+    `gpus` are those that the driver lists and CUDA_VISIBLE_DEVICES shows; `names_gpus` means that there must be one.
 
     Raises:
         DeviceError: If torch cannot use them.

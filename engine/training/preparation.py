@@ -216,7 +216,7 @@ class Preparation:
         return model, load_warm_start(model, earlier)
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
-        """Give every process the order of rows that the first one begins or continues, whatever its own device does."""
+        """Give every process the order of rows that the first one begins or continues, even where its own device differs."""
         settings = assembly.setup.settings
         decide = lambda: settled_order(settings, rows_sha256, self.resumed_from).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))

@@ -97,7 +97,7 @@ class Front:
         if person is None:
             self.throttle.failed(name)
             await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address)
-            # The same words whatever was wrong: the name, the password, or that the account is disabled.
+            # The same words for every reason: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
         self.throttle.succeeded(name)
         return await self._signed_in(request, person)

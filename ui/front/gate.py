@@ -70,7 +70,7 @@ class Gate:
         front: Answers `front_paths`, for people who have not signed in.
         front_paths: Of the sign-in page and what belongs to it.
         pages: Answers the rest.
-        behind_proxy: Whether all requests come through a proxy of ours, which says where from.
+        behind_proxy: Whether all requests come through a proxy of ours, which reports where from.
         names: How that proxy names people; None where it does not.
     """
 

@@ -39,7 +39,7 @@ _ONE_ALONE = empty("Nothing to compare", "A base model has no second answer. Loa
 
 @dataclass(frozen=True)
 class Judging:
-    """What one page has judged of one target, whatever this page or another loads later."""
+    """What one page has judged of one target, even if this page or another loads something else later."""
 
     target: ChatTarget | None = None  # None before the first pair
     pair: Pair | None = None  # which waits for a verdict
@@ -180,7 +180,7 @@ class BlindTestPart:
             yield {**ended, self.pair: "", self.trouble: error_box(error)}
 
     def judge(self, verdict: Verdict, judging: Judging) -> Updates:
-        """Save a verdict with what answered, whatever is loaded by now, and reveal the names."""
+        """Save a verdict with what answered, even if something else is loaded by now, and reveal the names."""
         if judging.pair is None:
             return UNCHANGED
         try:

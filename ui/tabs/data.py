@@ -97,7 +97,7 @@ class DataTab:
         event.then(None, None, self._asked, js="() => String(Math.random())", **SLOW)
 
     def _wire_opening(self) -> None:
-        # One event, whatever asks: Gradio then sends the next question after the answer to the last one. Answers of
+        # One event for all that ask: Gradio then sends the next question after the answer to the last one. Answers of
         # several events arrive in any order, and an old one could be drawn over the rows of a dataset chosen since.
         source, rows = self._page.form["dataset.source"], self.rows
         opening = self._asked.change(

@@ -188,7 +188,7 @@ class ExportTab:
             return {self.seen: _GONE, self.status: error_box(error)} if seen != _GONE else UNCHANGED
         work = self._page.services.results.exporting.find(observed.run.id)
         records = read_records(observed.run.folder.path)
-        # A new export is shown, whatever was picked before.
+        # A new export is shown, even if another was picked before.
         made = bool(seen) and len(records) > exports
         number = 0 if made else min(number, max(0, len(records) - 1))
         now = stamp(observed.run.id, form, number, len(records), work.stamp if work else "")

@@ -107,7 +107,7 @@ class FollowPart:
             with gr.Accordion("Log of the worker", open=False) as self.log_fold:
                 self.log = live_html(elem_id=f"{prefix}run-log", follows_end=True)
         self._log_open = gr.State(False)
-        # In the browser, next to what is shown: buttons act on the run that a person sees, whatever was chosen since.
+        # In the browser, next to what is shown: buttons act on the run that a person sees, even if another was chosen since.
         self.shown = gr.Textbox("", visible=False)
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # What a step changes, then all that a look changes.

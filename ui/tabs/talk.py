@@ -162,7 +162,7 @@ class TalkPart:
         answered = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Without an answer, the question returns to its box.
         turns = [*before, turns[-1].ended()] if answered else before
-        # All in one answer: whatever is pressed next, or a reload, finds the conversation kept.
+        # All in one answer: the next action, or a reload, finds the conversation saved.
         yield {
             **self._shown(turns),
             **self._keep(turns, system),

@@ -77,7 +77,7 @@ def pickable(identifier: str, *, chosen: bool = False) -> str:
 
 
 def pick_button(identifier: str, text: str, *, css: str = "link", label: str = "") -> str:
-    """Return a button that sends `identifier` when it is pressed; a screen reader says `label` instead of the text."""
+    """Return a button that sends `identifier` when it is pressed; a screen reader reads `label` instead of the text."""
     name = _attribute("aria-label", escape(label, quote=True))
     return f'<button type="button" class="{css}" data-pick="{escape(identifier, quote=True)}"{name}>{escape(text)}</button>'
 

@@ -160,7 +160,7 @@ def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> s
 
 
 def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:
-    """Return a figure as the browser draws it; `label` says what it shows to those who do not see it.
+    """Return a figure as the browser draws it; `label` describes it for those who do not see it.
 
     Colours may be CSS variables such as `var(--series-blue)`; the layout has its `height` in pixels.
     """

@@ -110,7 +110,7 @@ class AdaptedBase:
                 )
             else:
                 if self._injected is None:
-                    # Set before its weights are read, so it can be removed again whatever happens then.
+                    # Set before its weights are read, so it can be removed again if that fails.
                     self._injected = get_peft_model(self.model, config, adapter_name, autocast_adapter_dtype=in_float32)
                 else:  # else PEFT would read the configuration again, patterns and all
                     self._injected.add_adapter(adapter_name, config, autocast_adapter_dtype=in_float32)
@@ -174,7 +174,7 @@ class AdaptedBase:
 def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(weights.folder))
-    except Exception as error:  # PEFT raises whatever its dataclasses do
+    except Exception as error:  # PEFT raises any error of its dataclasses
         what = f"The configuration of the adapter {weights.name} cannot be read ({type(error).__name__})."
         raise ModelError(what, "Copy the adapter folder again, or update PEFT if a newer one wrote it.") from error
     if config.is_prompt_learning and weights.traits is None:
@@ -221,7 +221,7 @@ def _check_fit(
         if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
             found = record.shape[0] if marker == "lora_A" else record.shape[1]
             if found != rank:
-                what = f"The configuration of the adapter {name} says rank {rank}, its weights have rank {found}."
+                what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {found}."
                 raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
         wanted = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker)
         if wanted is not None and getattr(module, wanted[0], record.shape[wanted[1]]) != record.shape[wanted[1]]:

@@ -65,7 +65,7 @@ def _resolve_layers(settings: Any, names: Sequence[str], matcher: PatternMatcher
     wanted = {layers} if isinstance(layers, int) else set(layers)
     if not all(isinstance(layer, int) for layer in wanted):
         raise PatternError("needs layers_to_transform to be a list of numbers")
-    whole = [name for name in names if name in settings.target_modules]  # PEFT takes these whatever their layer
+    whole = [name for name in names if name in settings.target_modules]  # PEFT takes these in any layer
     by_ending = [name for name in names if name.endswith(tuple(f".{target}" for target in settings.target_modules))]
     chosen = set(whole)
     for name in set(by_ending) - chosen:

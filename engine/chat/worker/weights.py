@@ -62,7 +62,7 @@ def faster_dtype_on_this_processor() -> torch.dtype:
 
 Announce = Callable[[str], None]
 
-# A long text is read in pieces: other answers go on meanwhile, a stop is seen, and logits stay small.
+# A long text is read in pieces: other answers continue meanwhile, a stop is seen, and logits stay small.
 PIECE_TOKENS = 512
 
 
@@ -276,9 +276,9 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
             )
     except EngineError:
         raise
-    except Exception as error:  # transformers raises whatever its backends do; the log keeps the story
+    except Exception as error:  # transformers raises any error of its backends; the log has the traceback
         traceback.print_exc()
-        fix = "The log chat.log in the server folder says more; try another precision, or update transformers."
+        fix = "See chat.log in the server folder; try another precision, or update transformers."
         raise ModelError(f"{place.name} cannot be loaded ({type(error).__name__}).", fix) from error
     copy_shared_heads(place.dtype, (0,) if place.device.kind == "cuda" else ())
     model.eval()
@@ -312,7 +312,7 @@ def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
 
 @contextmanager
 def memory_errors(place: ModelPlace) -> Iterator[None]:
-    """Say in words that memory ran out, on whatever device."""
+    """Explain that memory ran out, on any device."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _VirtualTokens(PeftMethod):
-    """Embeddings, unless a subclass says otherwise."""
+    """Embeddings, unless a subclass has something else."""
 
     virtual_tokens: ClassVar[VirtualTokens] = "inputs"
     starts_as_identity = False

@@ -31,7 +31,7 @@ class TextReader(ABC):
 
     label: ClassVar[str]  # what people call the kind
     endings: ClassVar[tuple[str, ...]]  # of file names
-    trusts_ending: ClassVar[bool] = False  # whether they decide, whatever a file begins with
+    trusts_ending: ClassVar[bool] = False  # whether they decide, however a file begins
     form: SourceForm
     columns: tuple[str, ...] = ()  # where the file itself names them
     notes: Sequence[str] = ()  # what is odd about the file as a whole, once it has been read to its end

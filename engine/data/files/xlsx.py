@@ -1,6 +1,6 @@
 """Rows of an Excel workbook: of its first sheet with rows, streamed, with the text that a CSV export would have.
 
-`openpyxl` reads what a workbook has beside its rows; rows are taken from their XML one by one. Sizes in the archive are
+`openpyxl` reads what a workbook has besides its rows; rows are taken from their XML one by one. Sizes in the archive are
 checked before anything of it is unpacked, and how much of a sheet there may be without the end of a row.
 """
 
@@ -207,7 +207,7 @@ class _GuardedXml(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         data: bytes = self._stream.read(size if 0 <= size <= 1 << 16 else 1 << 16)
         self.bytes_read += len(data)
-        end = data.rfind(b"row>")  # of </row>, whatever the prefix of its namespace
+        end = data.rfind(b"row>")  # of </row>, with any prefix of its namespace
         if end >= 0:
             self._open_bytes = self._open_tags = 0
         self._open_bytes += len(data) - max(0, end)

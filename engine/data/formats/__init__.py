@@ -24,7 +24,7 @@ FORMATS: dict[str, DataFormat] = {
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
-# Names of columns that hold a part of the row, whatever is in them.
+# Names of columns that hold a part of the row, with any content.
 _TELLING = _ROLES.union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
 
 # Words in the names of columns that describe a row and are not part of it.
@@ -178,7 +178,7 @@ def _chosen(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str]
         )
     found = _exact_and_plain(names)
     columns = {column.role: found[column.role] for column in format_.columns if column.role in found}
-    # A role that is mapped to no column at all is left out, whatever the names of the columns.
+    # A role that is mapped to no column at all is left out, even if names of columns match.
     columns = {role: column for role, column in (columns | dict(mapped)).items() if column}
     missing = [role for role in format_.required if role not in columns]
     if missing:

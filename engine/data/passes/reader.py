@@ -247,7 +247,7 @@ def head_of(source: RowSource) -> list[Record]:
 
 
 def printable_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of columns that can be sent and shown, whatever letters a file puts into them."""
+    """Return names of columns that can be sent and shown, with any letters that a file puts into them."""
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 

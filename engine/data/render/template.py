@@ -262,7 +262,7 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
         raise _overrun(tokenizer, f"computed for more than {TEMPLATE_SECONDS:.0f} seconds on one row") from error
     except MemoryError as error:
         raise _overrun(tokenizer, "needs more memory for one row than it may use") from error
-    except Exception as error:  # templates raise jinja errors, TypeErrors, whatever their authors and data make happen
+    except Exception as error:  # templates raise jinja errors, TypeErrors, anything that their authors and data cause
         words = str(error).strip().splitlines()
         raise RowProblemError(
             "template",

@@ -313,12 +313,8 @@ class JobFollower:
                 advice="Resume it with a higher time limit.",
             )
         if job.status.stage == "COMPLETED":
-            return JobEnd(
-                cause="The job ended at Hugging Face, and its results did not arrive.", advice="Its log says more."
-            )
-        return JobEnd(
-            cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="Its log says more."
-        )
+            return JobEnd(cause="The job ended at Hugging Face, and its results did not arrive.", advice="See its log.")
+        return JobEnd(cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="See its log.")
 
 
 def _checkpoints_of(files: dict[str, BucketFile]) -> Iterator[str]:

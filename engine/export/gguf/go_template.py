@@ -16,7 +16,7 @@ RenderPrompt = Callable[[Sequence[Message]], str]  # what the model reads before
 
 
 class NotTranslatableError(Exception):
-    """The template does more than to put fixed words between turns; says what."""
+    """The template does more than to put fixed words between turns; names what."""
 
 
 class OllamaTemplate(NamedTuple):

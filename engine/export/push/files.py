@@ -107,7 +107,7 @@ def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> 
 
 
 def _safetensors_header(path: Path) -> bytes:
-    """Return what a weights file says in words; the rest is numbers. It is empty, and not JSON, where it is not such a file."""
+    """Return the text parts of a weights file; the rest is numbers. It is empty, and not JSON, where it is not such a file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return file.read(length) if length < MAX_SAFETENSORS_HEADER_BYTES else b""

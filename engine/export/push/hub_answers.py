@@ -1,6 +1,6 @@
 """The Hub's answers to a push, as errors in words; and how long to retry.
 
-huggingface_hub repeats some requests itself, silently and for as long as a server wishes. Here every answer that says
+huggingface_hub repeats some requests itself, silently and for as long as a server wishes. Here every answer that means
 "not now" comes out as an exception of ours at once, and one place decides whether to wait, reports it, and gives up in time.
 """
 
@@ -223,7 +223,7 @@ def _innermost_known(error: BaseException) -> BaseException:
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Return what `Retry-After` says, or the Hub's own `ratelimit` header."""
+    """Return the seconds of `Retry-After`, or the Hub's own `ratelimit` header."""
     value = headers.get("retry-after", "").strip()
     if value.isdecimal():
         return float(value)
@@ -232,7 +232,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _quoted(text: str, token: str | None) -> str:
-    """Return a server's words, made safe to show, after a colon; nothing where it says nothing."""
+    """Return a server's words, made safe to show, after a colon; nothing where it has none."""
     if token:
         text = text.replace(token, "…")
     text = re.sub(r"hf_[A-Za-z0-9]{8,}", "…", text)

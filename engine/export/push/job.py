@@ -77,7 +77,7 @@ class PushJob:
         self.request = self.request.model_copy(update={"token": None})  # it serves this one push
 
         def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
-            """When the push is stopped, the process is ended, whatever it waits for."""
+            """When the push is stopped, the process is ended, even while it waits."""
             return process.call(
                 method,
                 params if token is None else {**params, "token": token.get_secret_value()},

@@ -69,7 +69,7 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
     if len(facts.left_out) > _MOST_LEFT_OUT:
         raise DatasetError(
             f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
-            "Correct the file; `loratory inspect` says what is wrong with it.",
+            "Correct the file; `loratory inspect` reports what is wrong with it.",
         )
     facts.fingerprint = hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()
     facts.can_hold_out = len(np.unique(digests)) > 1
@@ -164,7 +164,7 @@ def _require_same_rows(
             raise ValueError("fewer rows")
     except DatasetError:  # of the reader
         raise
-    except Exception as error:  # whatever such rows make of code that was not written for them
+    except Exception as error:  # any error of code that was not written for such rows
         raise DatasetError(
             f"{part.source.name} holds {part.source.kind}, which a short script cannot read as the run does: "
             f"at row {number:,} it would go astray.",

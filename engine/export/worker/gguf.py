@@ -93,9 +93,9 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
 
 @contextlib.contextmanager
 def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterator[None]:
-    """While it is converted, the merged folder says whether prompts begin with the begin-of-sequence token.
+    """While it is converted, the merged folder states whether prompts begin with the begin-of-sequence token.
 
-    llama.cpp puts that token first where the file says so. In training it was there only if the template put it
+    llama.cpp puts that token first where the file asks for it. In training it was there only if the template put it
     there. References to a model's own code are left out: the converter would run it.
     """
     bos = tokenizer.bos_token

@@ -28,7 +28,7 @@ def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
     prompts: list[dict[str, Any]] = params["prompts"]
     all_ids, answers, logits = [], [], []
     for number, prompt in enumerate(prompts, start=1):
-        # As llama.cpp's own programs do: special tokens are read as such, and the file says whether a token goes first.
+        # As llama.cpp's own programs do: special tokens are read as such, and the file decides whether a token goes first.
         ids = llama.tokenize(prompt["text"].encode(), add_bos=True, special=True)
         all_ids.append(list(ids))
         answer, seen = _answer(llama, ids, params["answer_tokens"], end_ids)

@@ -25,7 +25,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]  # float32 in, float32 out
 
 
 class NotByTensorError(Exception):
-    """This adapter cannot be merged from the files alone; says why. The whole model has to be in memory then."""
+    """This adapter cannot be merged from the files alone; names the reason. The whole model has to be in memory then."""
 
 
 @dataclass

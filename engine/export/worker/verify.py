@@ -1,4 +1,4 @@
-"""What was written, loaded as anybody would load it, and compared with the live run, logit by logit and word by word."""
+"""What was written, loaded as any program would load it, and compared with the live run, logit by logit and word by word."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -75,7 +75,7 @@ def build_config(values: Mapping[str, JsonValue]) -> PreTrainedConfig:
     except (TimeLimitError, MemoryError):
         raise
     except Exception as error:
-        # Configuration classes validate by whatever they raise.
+        # Configuration classes report invalid values by errors of any type.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"The configuration of this {model_type} model is wrong ({reason}).", _FIX) from error
     _refuse_absurd_sizes(config)

@@ -42,7 +42,7 @@ def convert(params: JsonObject, request: Request) -> JsonObject:
     except (MemoryError, OSError):
         raise
     except Exception as error:
-        # Parsers of a foreign binary format raise whatever they please.
+        # Parsers of a foreign binary format raise errors of any type.
         raise ModelError(
             f"{gguf.name} cannot be converted ({type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')[:200]}).",
             "Choose a GGUF file of a causal language model that transformers can read, or the original model.",

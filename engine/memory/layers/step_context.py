@@ -53,7 +53,7 @@ class StepContext:
 
     @property
     def peft_sees_autocast(self) -> bool:
-        """Whether PEFT's layers on quantized bases leave casts to autocast; they ask about CUDA's, whatever the device.
+        """Whether PEFT's layers on quantized bases leave casts to autocast; they ask about CUDA's, on any device.
 
         Source: `torch.is_autocast_enabled()` without a device, in peft/tuners/lora/bnb.py and peft/tuners/ia3/bnb.py.
         """

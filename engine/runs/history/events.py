@@ -25,7 +25,7 @@ class EventData(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     kind: ClassVar[str]
-    may_be_lost: ClassVar[bool] = False  # in a power cut: frequent, and the next one says nearly the same
+    may_be_lost: ClassVar[bool] = False  # in a power cut: frequent, and the next one repeats nearly all of it
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -61,7 +61,7 @@ def parse_event(line: bytes) -> Event | None:
 
 
 class StatusData(EventData):
-    """The worker entered a phase; `message` says it in words. `total_steps` once it is known."""
+    """The worker entered a phase; `message` describes it in words. `total_steps` once it is known."""
 
     kind = "status"
 

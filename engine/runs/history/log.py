@@ -1,4 +1,4 @@
-"""The append-only event log: what a worker writes, and what everybody else reads from a byte offset."""
+"""The append-only event log: what a worker writes, and what all others read from a byte offset."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ class EventWriter:
                 self._settle()
             event = Event.of(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
             line = event.model_dump_json().encode() + b"\n"
-            self._is_settled = False  # whatever ends this block early
+            self._is_settled = False  # however this block ends early
             try:
                 rest = line
                 while rest:  # a second round only where the disk became full in the middle of the line

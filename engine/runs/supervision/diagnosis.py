@@ -119,7 +119,7 @@ _CRASHED = Diagnosis(
     "failed",
     "crashed",
     "The worker crashed in native code ({name}) after step {step}.",
-    "The end of its log says where; an update of torch or of the GPU driver often helps. {resume}",
+    "The end of its log shows where; an update of torch or of the GPU driver often helps. {resume}",
 )
 _ENDS_BY_SIGNAL = {
     "SIGKILL": Diagnosis(
@@ -149,7 +149,7 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
     if code > 0:
         when = f"after step {step}" if step else "before the first step"
         what = f"The worker ended with exit code {code} {when} and gave no reason."
-        return Diagnosis("failed", "exit_code", what, f"The end of its log says more. {resume}")
+        return Diagnosis("failed", "exit_code", what, f"See the end of its log. {resume}")
     name = _signal_name(-code)
     state, reason, cause, advice = _ENDS_BY_SIGNAL.get(name, _OTHER_SIGNAL)
     words = {"name": name, "step": step, "resume": resume}

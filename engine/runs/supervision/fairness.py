@@ -61,7 +61,7 @@ def people_over_quota(rules: LabRules, standing: LabStanding) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class LabHold:
-    """Decides what keeps a waiting run from starting, whatever devices are free; see `StartRules.hold`.
+    """Decides what keeps a waiting run from starting even on a free device; see `StartRules.hold`.
 
     Attributes:
         rules: Of the lab.

@@ -24,7 +24,7 @@ class SilenceLimits:
 
     idle_seconds: float = 300.0  # silent, and using less than a fiftieth of a core
     suspended_seconds: float = 300.0  # stopped by SIGSTOP or a debugger
-    preparing_idle_seconds: float = 1800.0  # as idle, before the first step: a download may stall and go on
+    preparing_idle_seconds: float = 1800.0  # as idle, before the first step: a download may stall and continue
     busy_seconds: float = 7200.0  # silent, and computing
     unusual_seconds: float = 60.0  # people are told of it; at least twice as long as this worker was silent before
 

@@ -70,7 +70,7 @@ class Waiting(NamedTuple):
     section: RunSection
     needed_bytes: int | None  # None where no estimate was made
     needed_on: Mapping[str, int] = {}  # the same by name of a device, where GPUs differ
-    starts_anyway: bool = False  # a person asked for it, whatever else uses the device
+    starts_anyway: bool = False  # a person asked for it, even if another program uses the device
     owner: str = ""  # in a lab, whose it is
     is_urgent: bool = False
 

@@ -237,7 +237,7 @@ class Scheduler:
         except (EngineError, OSError) as error:
             self._end_waiting(run, "failed", start_failure(run, error))
             return
-        self._unqueue(run.id)  # from here on it has a job, whatever else fails
+        self._unqueue(run.id)  # from here on it has a job, even if something else fails
         monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience)
         if job.id:
             monitor.state = state.model_copy(update={"job_id": job.id})
@@ -288,7 +288,7 @@ class Scheduler:
             run = self.waiting[run_id]
             if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
-            with self._problems.guard(run_id, "cannot be told why it waits"):
+            with self._problems.guard(run_id, "could not save why it waits"):
                 state = run.folder.read_state()
                 if (state.reason, state.cause) != (why.reason, why.cause):
                     self._states.save(run, state.model_copy(update={**why._asdict(), "changed": now}))

@@ -207,7 +207,7 @@ class ProblemLog:
 
     @contextlib.contextmanager
     def guard(self, about: str, what: str) -> Iterator[None]:
-        """Continue after the block whatever goes wrong in it; it is logged as `about what: why`."""
+        """Continue after the block even if it fails; it is logged as `about what: why`."""
         try:
             yield
         except (EngineError, OSError) as error:

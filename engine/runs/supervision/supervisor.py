@@ -1,4 +1,4 @@
-"""The thread that starts workers, follows them, and alone says how runs stand."""
+"""The thread that starts workers, follows them, and alone writes the state of runs."""
 
 import contextlib
 import logging
@@ -54,7 +54,7 @@ class Supervisor:
         return self.role
 
     def stop(self) -> None:
-        """End the thread and let another supervise; workers go on."""
+        """End the thread and let another supervise; workers continue."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
@@ -91,7 +91,7 @@ class Supervisor:
                 loop.tick()
                 housekeeping.tick()
             except Exception as error:
-                # A full disk, a folder taken away: whatever it is, the runs still need a supervisor.
+                # A full disk, a folder taken away: in any case the runs still need a supervisor.
                 complaint = _complain("Runs cannot be supervised at present", error, complaint)
             self._ending.wait(self._settings.tick_seconds)
 

@@ -127,7 +127,7 @@ def restore_folder(target: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    # Out of the list first, in one step; its files then take whatever time they take.
+    # Out of the list first, in one step; its files then take their time.
     doomed = checkpoint.with_name(f"{_DOOMED_PREFIX}{checkpoint.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)

@@ -90,7 +90,7 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def untrained_base(model: Any, replaced: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Make a model its base within the block, whatever its adapter starts from.
+    """Make a model its base within the block, whichever adapter it starts from.
 
     What `load_warm_start` replaced is put back: trained biases are not the adapter's, and stay when it is off.
     """

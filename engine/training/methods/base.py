@@ -60,7 +60,7 @@ class MethodTrainer:
         return nullcontext()
 
     def load_weights(self, model: Any, weights: dict[str, torch.Tensor], config: Mapping[str, Any]) -> Any:  # noqa: ARG002
-        """Give a freshly made adapter weights saved with a `config`; returns what PEFT says of missing and unexpected ones."""
+        """Give a freshly made adapter weights saved with a `config`; returns what PEFT reports about missing and unexpected ones."""
         return peft.set_peft_model_state_dict(model, weights)
 
     def state(self, model: Any) -> dict[str, Any]:  # noqa: ARG002

@@ -57,7 +57,7 @@ def render(messages: list[Message], tokenizer: Any, prompt: bool = False) -> str
     """Return a conversation as the chat template writes it; `prompt` adds what asks the assistant for an answer."""
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except Exception as error:  # templates raise whatever their authors and the data make happen
+    except Exception as error:  # templates raise anything that their authors and the data cause
         raise RefusedRowError(f"the chat template refuses it: {error}") from error
     return text
 
