@@ -13,6 +13,7 @@ from engine.errors import AccountError
 _OF_AN_ADDRESS = RateLimitItemPerMinute(20, namespace="address")
 _OF_A_NAME = RateLimitItemPerHour(10, namespace="name")  # of failures: a right password clears them
 _OF_ALL = RateLimitItemPerMinute(120, namespace="all")
+_NOTED = RateLimitItemPerMinute(6, namespace="noted")  # of refused attempts in the audit log, which must not be filled
 _IPV6_PREFIX = 64  # what one customer has
 
 
@@ -53,6 +54,10 @@ class SignInThrottle:
     def failed(self, name: str) -> None:
         """Count a wrong password."""
         self._limiter.hit(_OF_A_NAME, _key(name))
+
+    def may_note(self) -> bool:
+        """Whether an attempt that was refused goes into the audit log: a few a minute are enough to see an attack."""
+        return self._limiter.hit(_NOTED, "")
 
     def succeeded(self, name: str) -> None:
         """Forget the wrong passwords of a person who has just given the right one."""

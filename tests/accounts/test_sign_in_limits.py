@@ -119,3 +119,9 @@ def test_two_passwords_are_checked_at_once_and_a_flood_is_turned_away():
 
     assert hasher.most == 2
     assert 18 <= results.count(True) < 40
+
+
+def test_an_attack_is_seen_in_the_audit_log_and_does_not_fill_it():
+    throttle = SignInThrottle()
+
+    assert 0 < sum(throttle.may_note() for _ in range(1000)) <= 6

@@ -88,7 +88,8 @@ class Front:
             self.throttle.begin(address, name)
             person = await asyncio.to_thread(self.accounts.check_password, name, password)
         except ThrottledError as error:
-            await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address, "throttled")
+            if self.throttle.may_note():
+                await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address, "throttled")
             answer = self._sign_in_page(name, str(error), 429)
             answer.headers["Retry-After"] = str(error.seconds)
             return answer

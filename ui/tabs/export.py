@@ -251,7 +251,6 @@ class ExportTab:
         name = checkpoint_of(checkpoint)
         person = self._page.services.person
         require(person, Action.PUSH if form == HUB else Action.EXPORT, access_of(observed.run))
-        self._page.services.log("pushed" if form == HUB else "exported", observed.run.id)
         settings, results = self.forms.settings_of(form, values), self._page.services.results
         if form == HUB:
             push = section_from_mapping(PushConfig, settings)
@@ -263,6 +262,7 @@ class ExportTab:
             export = section_from_mapping(ExportConfig, settings)
             self._unload_idle_chat(needs_device=export.verify)
             work = results.write(observed.run, name, folder, export)
+        self._page.services.log("pushed" if form == HUB else "exported", observed.run.id)
         return work_status(work, _STOPPED)
 
     def _unload_idle_chat(self, *, needs_device: bool) -> None:
