@@ -154,7 +154,7 @@ def test_a_rank_that_differs_from_the_weights_is_refused(adapters, tiny_model_fo
     config = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps({**config, "r": 32}))
 
-    with pytest.raises(ModelError, match="says rank 32, its weights have rank 4"):
+    with pytest.raises(ModelError, match="has rank 32, its weights have rank 4"):
         load_base(tiny_model_folder).attach(planned(copy), "tuned")
 
 

@@ -170,7 +170,7 @@ class FollowPart:
     def resume_shown(self, run_id: str, flavor: str, limit: str) -> None:
         """Resume a run; one of Hugging Face Jobs on other hardware, or for longer, where that was typed."""
         run, hours = self._page.services.runs.get(run_id), number_of(limit)
-        if flavor or hours is not None:
+        if run.folder.job.exists() and (flavor or hours is not None):  # else typed for a run that was shown before
             JobWish.of(run.folder, flavor.strip(), hours).save(run.folder)
         resume_run(self._page.services.home, run)
         self._page.services.log("run resumed", run.id)

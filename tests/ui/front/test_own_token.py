@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import sys
 import threading
 from dataclasses import replace
@@ -20,7 +21,7 @@ from engine.models.folder import ModelPart
 from engine.models.hub import find_snapshot
 from engine.models.source import resolve_model
 from engine.runs.store import RunStore
-from tests.export.hub_stand_in import TOKEN, HubStandIn
+from tests.export.hub_stand_in import HubStandIn
 from tests.export.quick_export import QuickExport
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.models.fake_hub import FakeHub
@@ -30,6 +31,7 @@ from ui.backend.own_models import OwnModels
 from ui.tabs.export_formats import ADAPTER, HUB
 
 MODEL = "owner/gated"
+TOKEN = f"hf_{secrets.token_hex(16)}"  # of this process: every process of the machine is looked at
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
 
@@ -51,7 +53,7 @@ def hubs(tmp_path, tiny_model_folder, monkeypatch):
     with FakeHub() as gated, HubStandIn() as pushed, running_lab(tmp_path / "home", services_of) as running:
         gated.repositories[MODEL] = files
         gated.gated.add(MODEL)
-        gated.token = TOKEN
+        gated.token = pushed.token = TOKEN
         yield LabWithHubs(running, gated, pushed)
 
 
