@@ -17,6 +17,7 @@ from engine.files import write_atomically
 from engine.paths import LAB, LoratoryHome, typed_path
 from engine.processes.liveness import FileLock
 from engine.processes.spawn import environment_for
+from engine.serve.guard import bound_socket
 
 if TYPE_CHECKING:
     from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
@@ -203,13 +204,9 @@ class Listener:
             DeviceError: If it cannot be bound, or a running server has it.
         """
         path = self.socket_path
+        if path is None:
+            return bound_socket(self.host, self.port)
         try:
-            if path is None:
-                family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-                bound = socket.socket(family, socket.SOCK_STREAM)
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                bound.bind((self.host, self.port))
-                return bound
             _remove_stale(path)
             bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             mask = os.umask(0o117)
@@ -219,11 +216,8 @@ class Listener:
                 os.umask(mask)
             return bound
         except OSError as error:
-            place = str(path) if path is not None else f"{self.host}:{self.port}"
-            raise DeviceError(
-                f"{place} cannot be listened on ({error.strerror or error}).",
-                "Close the other program, or choose another --socket or --port.",
-            ) from error
+            what = f"{path} cannot be listened on ({error.strerror or error})."
+            raise DeviceError(what, "Close the other program, or choose another --socket.") from error
 
 
 def _remove_stale(path: Path) -> None:
