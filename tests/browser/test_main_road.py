@@ -127,6 +127,11 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     expect(page.locator("#chat-load")).to_be_visible(timeout=20_000)
     page.locator("#chat-load").click()
     expect(page.locator("#chat-question textarea")).to_be_visible(timeout=120_000)
+    page.locator("#chat-settings button").first.click()
+    let_fold_settle(page)
+    longest = page.locator("#chat-settings").get_by_label("Max new tokens")
+    longest.fill("48")  # a model that was hardly trained finds no end
+    longest.press("Tab")
     page.locator("#chat-question textarea").fill("What does lora_alpha do?")
     page.locator("#chat-send").click()
     expect(page.locator("#transcript")).to_contain_text("tokens/s", timeout=180_000)
