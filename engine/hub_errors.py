@@ -177,6 +177,16 @@ PUSH = Subject(
     unreachable=HubUnreachableError,
     storage=StorageError,
 )
+JOBS = Subject(
+    kind="bucket",
+    folder="buckets/",
+    local="this machine to train on",
+    again="; the job continues meanwhile",
+    error=PushError,
+    access=PushError,
+    unreachable=HubUnreachableError,
+    storage=StorageError,
+)
 
 # By name, for `datasets` and the Hub's library choose among HTTP libraries, and to import none of them here.
 _BY_NAME = {

@@ -30,7 +30,7 @@ try:
 except ImportError as missing:
     raise AccountError("OpenID Connect needs the package joserfc.", "Run pip install 'loratory[oidc]'.") from missing
 
-# Signatures with a public key. None is no signature, and HS256 would take the provider's public key for a shared secret.
+# Signatures with a public key. `none` is without a signature, and HS256 would take the provider's public key for a shared secret.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 SKEW_SECONDS = 60  # between the clocks of two machines
 ROUND_SECONDS = 10 * 60  # to sign in at the provider
@@ -241,10 +241,10 @@ class Provider:
         if one.endpoints.userinfo is None or not arrival.access_token:
             return (arrival.claims,)
         headers = {"Authorization": f"Bearer {arrival.access_token}"}
-        told = await self._ask("userinfo", "GET", one.endpoints.userinfo, headers=headers)
-        if told.get("sub") != arrival.identity.subject:
+        answer = await self._ask("userinfo", "GET", one.endpoints.userinfo, headers=headers)
+        if answer.get("sub") != arrival.identity.subject:
             raise self._failed("userinfo of another person")
-        return (arrival.claims, told)
+        return (arrival.claims, answer)
 
     def _check(self, token: str, keys: Claims, one: Round) -> Claims:
         """Return the claims of an ID token that this provider signed for this round (OpenID Connect Core, 3.1.3.7)."""

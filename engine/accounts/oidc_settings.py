@@ -81,7 +81,7 @@ class OidcSettings(BaseModel):
         client_secret: Given with it.
         name: For the buttons; the host of the issuer where it is empty.
         scopes: What to ask for; `openid` is always asked for, `email` where a rule needs it.
-        members: Who becomes a member without an invitation; without it, nobody.
+        members: Who becomes a member without an invitation; without it, no one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

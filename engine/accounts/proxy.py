@@ -80,5 +80,5 @@ class _GuardedSocket(socket.socket):
         given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         if _CREDENTIALS.unpack(given)[1] != self.user_id:
             connection.close()
-            raise ConnectionAbortedError("not the proxy")  # a server goes on to the next one
+            raise ConnectionAbortedError("not the proxy")  # a server continues with the next one
         return connection, address

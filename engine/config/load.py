@@ -166,7 +166,7 @@ def _value_given(parts: Sequence[str], text: str) -> Any:
     kind, plain = _kind_of(parts), text.strip()
     if kind is str and not plain:
         return ""
-    # Quotes mark text in YAML; a list or a mapping is no text, and is refused as what it is.
+    # Quotes mark text in YAML; a list or a mapping is not text, and is refused as what it is.
     if kind in (str, str | None) and plain not in _YAML_NULLS and plain[0] not in "'\"[{":
         return plain
     try:

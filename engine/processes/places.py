@@ -33,9 +33,9 @@ class _Waiter:
 class ProcessPlaces:
     """Bounds the processes of several pools together.
 
-    A process keeps its place while it is idle, and after a second of that may lose it to a person who needs one. Where all are at work, next is
-    who has fewest at work, then who came first. A person who has one at work gets another only while at least half of the
-    places are not at work: nobody fills the machine alone.
+    A process keeps its place while it is idle, and after a second of that may lose it to a person who needs one. Where all
+    are at work, next is who has fewest at work, then who came first. A person who has one at work gets another only while
+    at least half of the places are not at work, so one person cannot fill the machine.
 
     Args:
         most: Processes at once.

@@ -343,7 +343,7 @@ def test_a_cancel_before_it_is_sent_starts_nothing(followed, hugging_face):
 def test_a_person_without_a_login_reads_what_to_do(followed, hugging_face, home, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     executor = JobsExecutor(home)
-    follower = JobFollower(followed.run, followed.record, home, executor._api_of)
+    follower = JobFollower(followed.run, followed.record, home, executor._make_api)
     follower.step()
 
     assert "needs a token" in follower.view.end.cause
@@ -370,6 +370,22 @@ def test_a_run_of_this_machine_has_no_wish(home):
     run = write_run(RunStore(home, "local"), a_config(), InventedRun(state="stopped"))
     with pytest.raises(RunError, match="no job at Hugging Face"):
         JobWish.of(run.folder, "l4x1", None)
+
+
+def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_add():
+    first = JobRecord(
+        attempt=1, namespace="ada", flavor="l4x1", price_per_hour_usd=0.8, limit_hours=2, id="x", running_seconds=3600
+    )
+    refused = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
+    second = JobRecord(
+        attempt=3, namespace="ada", flavor="a100-large", price_per_hour_usd=2.5, limit_hours=2, id="y",
+        running_seconds=1800, earlier_usd=refused.cost_usd,
+    )  # fmt: skip
+
+    assert (first.cost_usd, first.most_usd) == pytest.approx((0.8, 1.6))
+    assert (second.cost_usd, second.most_usd) == pytest.approx((2.05, 5.8))
+    unknown = second.model_copy(update={"price_per_hour_usd": None})
+    assert unknown.cost_usd is None
 
 
 def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):

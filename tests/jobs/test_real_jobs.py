@@ -40,7 +40,7 @@ def start(home, api, model, tmp_path):
     """Starts runs, supervised, here or through the stand-in."""
     (tmp_path / "rows.jsonl").write_text(ROWS)
     settings = SupervisorSettings(
-        executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda _: api, 0.2)},
+        executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda: api, 0.2)},
         devices=lambda: (cpu(),), tick_seconds=0.05,
     )  # fmt: skip
     store = RunStore(home, "local")

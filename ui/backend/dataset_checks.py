@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from engine.config.run import DatasetConfig, ModelConfig
+from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport
 from engine.data.hub import reads_from_hub
@@ -30,6 +30,11 @@ class CheckQuestion:
     model: ModelConfig | None
     max_length: int
     seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """Return the question of a whole configuration."""
+        return cls(config.dataset, config.model, config.training.max_length, config.training.seed)
 
     @property
     def key(self) -> str:

@@ -69,9 +69,7 @@ class JobsPart:
             return error_box(error) if services.hardware.is_known else small(error.what, role="status")
         if draft.device is None or draft.estimate_error is not None:
             return error_box(draft.estimate_error) if draft.estimate_error is not None else ""
-        check = services.checks.find(
-            CheckQuestion(config.dataset, config.model, config.training.max_length, config.training.seed)
-        )
+        check = services.checks.find(CheckQuestion.of(config))
         report = check.report if check is not None else None
         if draft.shape is not None and report is not None:
             config = services.place(config.run.where).settled(config, draft.device, draft.shape, report)

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from engine.config.presets import find_preset, list_presets
-from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.hardware.lease import lease_name
 from engine.runs.summary import RunSummary
@@ -142,7 +141,7 @@ class TrainTab:
 
     def _plan(self, draft: Draft) -> str:
         config = draft.config
-        check = self._page.services.checks.find(_question(config)) if config is not None else None
+        check = self._page.services.checks.find(CheckQuestion.of(config)) if config is not None else None
         report = check.report if check is not None else None
         return render_plan(config or draft.assumed, report, self._similar(draft))
 
@@ -151,7 +150,7 @@ class TrainTab:
         draft, checks = self._page.draft(values), self._page.services.checks
         if draft.config is None:
             return {self.counting: gr.update(active=False)}
-        question, trouble = _question(draft.config), self._page.data_trouble
+        question, trouble = CheckQuestion.of(draft.config), self._page.data_trouble
         if error := checks.trouble(question):  # shown next to the start button and in the panel
             return {self.plan: self._plan(draft), self.counting: gr.update(active=False), trouble: error.what}
         check = checks.ask(question, request.session_hash or "")
@@ -174,7 +173,3 @@ class TrainTab:
         wanted = (config.model.id, config.method_name, lease_name(draft.device))
         measured = (row for row in self._page.reader.summaries() if row.tokens_per_second)
         return next((row for row in measured if (row.model, row.method, row.device) == wanted), None)
-
-
-def _question(config: RunConfig) -> CheckQuestion:
-    return CheckQuestion(config.dataset, config.model, config.training.max_length, config.training.seed)

@@ -150,9 +150,9 @@ def _job(observed: ObservedRun) -> str:
         f'<a href="{escape(record.url, quote=True)}" target="_blank" rel="noopener noreferrer">job at Hugging Face</a>'
     )
     named = page if record.url.startswith("https://") else "job at Hugging Face"
-    if record.cost_usd is None or record.price_per_hour_usd is None:
+    if record.cost_usd is None or record.most_usd is None:
         return named
-    return f"{named}, {dollars(record.cost_usd)} of at most {dollars(record.price_per_hour_usd * record.limit_hours)}"
+    return f"{named}, {dollars(record.cost_usd)} of at most {dollars(record.most_usd)}"
 
 
 def render_trouble(observed: ObservedRun) -> str:

@@ -7,22 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, HubUnreachableError, PushError, StorageError
-from engine.hub_errors import Fault, HubFault, Subject, find_fault
+from engine.errors import EngineError, PushError
+from engine.hub_errors import JOBS, Fault, HubFault, find_fault
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile, HfApi
 
-_JOBS = Subject(
-    kind="bucket",
-    folder="buckets/",
-    local="this machine to train on",
-    again="; the job continues meanwhile",
-    error=PushError,
-    access=PushError,
-    unreachable=HubUnreachableError,
-    storage=StorageError,
-)
 _REFUSALS = {401: HubFault.WRONG_TOKEN, 402: HubFault.NO_CREDIT, 403: HubFault.NO_JOBS_RIGHT}
 
 
@@ -46,8 +36,8 @@ def jobs_errors_explained(name: str) -> Iterator[None]:
 def _explained(name: str, error: Exception) -> EngineError:
     status = _status(error)
     if status in _REFUSALS:
-        return _JOBS.explain(Fault(_REFUSALS[status], f"HTTP {status}"), name)
-    return _JOBS.explain(find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__), name)
+        return JOBS.explain(Fault(_REFUSALS[status], f"HTTP {status}"), name)
+    return JOBS.explain(find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__), name)
 
 
 def _status(error: BaseException) -> int | None:
@@ -56,7 +46,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the Hub answered that there is no such thing."""
+    """Whether the Hub answered that it does not know what was asked for."""
     return _status(error) == 404
 
 

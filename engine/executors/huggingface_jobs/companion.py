@@ -45,16 +45,12 @@ class Companion:
         bucket: Where the run comes from and goes to.
         order: Which run, and for how long.
         home: A home folder of the job's own.
-        command: Starts the worker of a run's folder.
     """
 
-    def __init__(
-        self, bucket: RunBucket, order: JobOrder, home: LoratoryHome, command: Callable[[Path, int], list[str]]
-    ) -> None:
+    def __init__(self, bucket: RunBucket, order: JobOrder, home: LoratoryHome) -> None:
         self._bucket = bucket
         self._order = order
         self._home = home
-        self._command = command
         self.folder = RunFolder(home.runs / "local" / order.run_id)
         self._began = time.monotonic()
         self._sent_events = 0
@@ -97,8 +93,7 @@ class Companion:
         }  # fmt: skip
         with self.folder.log.open("ab") as log:
             worker = subprocess.Popen(
-                self._command(self.folder.path, self._order.processes), env=environment, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL,
+                training_command(self.folder.path), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         ended = threading.Event()
         files = threading.Thread(target=self._keep_uploading, args=(self._next_checkpoint, ended), daemon=True)
@@ -245,7 +240,7 @@ def main(_: Sequence[str] = ()) -> int:
 
     order = JobOrder.model_validate_json(os.environ[layout.ORDER_VARIABLE])
     home = LoratoryHome.from_environment()
-    companion = Companion(RunBucket(HfApi(), order.bucket), order, home, training_command)
+    companion = Companion(RunBucket(HfApi(), order.bucket), order, home)
     try:
         companion.fetch()
     except EngineError as error:

@@ -19,10 +19,8 @@ from engine.runs.run import Run, RunState, Why
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-ApiOf = Callable[[Run], "HfApi"]
 
-
-def api_of_this_login(_: Run | None = None) -> HfApi:
+def api_of_this_login() -> HfApi:
     """Return the Hub as the person sees it who is logged in on this machine.
 
     Raises:
@@ -43,28 +41,31 @@ class JobsExecutor(Executor):
 
     Args:
         home: Where the runs are.
-        api_of: Asks Hugging Face in the name of a run's person.
+        make_api: Asks Hugging Face in the person's name.
         look_seconds: Between two looks at a job.
     """
 
     name = "jobs"
 
-    def __init__(self, home: LoratoryHome, api_of: ApiOf = api_of_this_login, look_seconds: float = 4.0) -> None:
+    def __init__(
+        self, home: LoratoryHome, make_api: Callable[[], HfApi] = api_of_this_login, look_seconds: float = 4.0
+    ) -> None:
         self._home = home
         self._look_seconds = look_seconds
-        self._api_of = api_of
+        self._make_api = make_api
         self._changed = threading.Condition()  # guards `_due` and `_thread`
         self._due: dict[JobFollower, float] = {}  # when each is to be called again
         self._thread: threading.Thread | None = None
 
     def submit(self, spec: JobSpec) -> Job:
         """Begin to send the run; raises StorageError where the disk is full."""
-        jobs, wish = spec.config.jobs, JobWish.read(spec.run.folder)
+        jobs, wish, before = spec.config.jobs, JobWish.read(spec.run.folder), JobRecord.read(spec.run.folder)
         record = JobRecord(
             attempt=spec.attempt,
             namespace=jobs.namespace,
             flavor=wish.flavor or jobs.flavor,
             limit_hours=wish.limit_hours or jobs.limit_hours or DEFAULT_LIMIT_HOURS,
+            earlier_usd=before.cost_usd if before is not None else 0.0,
         )
         return self._follow(spec.run, record.save(spec.run.folder))
 
@@ -75,7 +76,7 @@ class JobsExecutor(Executor):
         return self._follow(run, record)
 
     def _follow(self, run: Run, record: JobRecord) -> HubJob:
-        follower = JobFollower(run, record, self._home, lambda: self._api_of(run), self._look_seconds)
+        follower = JobFollower(run, record, self._home, self._make_api, self._look_seconds)
         with self._changed:
             self._due[follower] = 0.0
             if self._thread is None:

@@ -40,7 +40,6 @@ class JobOrder(BaseModel, frozen=True):
         run_id: The run.
         attempt: Its number.
         limit_seconds: After which Hugging Face ends the job.
-        processes: GPUs of the job, each with a process and a whole model of its own.
         look_seconds: Between two looks at what the worker wrote.
     """
 
@@ -50,7 +49,6 @@ class JobOrder(BaseModel, frozen=True):
     run_id: str
     attempt: int
     limit_seconds: float
-    processes: int = 1
     look_seconds: float = 3.0
 
 

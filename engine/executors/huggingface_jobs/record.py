@@ -27,6 +27,7 @@ class JobRecord(BaseModel, frozen=True):
         id: Hugging Face's; empty until it is submitted.
         url: Its page.
         running_seconds: That were paid for so far.
+        earlier_usd: What the jobs of earlier attempts cost; None where a price was not known.
         is_closed: Whether everything was brought home, or is lost.
     """
 
@@ -40,6 +41,7 @@ class JobRecord(BaseModel, frozen=True):
     id: str = ""
     url: str = ""
     running_seconds: float = 0.0
+    earlier_usd: float | None = 0.0
     is_closed: bool = False
 
     @property
@@ -49,8 +51,20 @@ class JobRecord(BaseModel, frozen=True):
 
     @property
     def cost_usd(self) -> float | None:
-        """What it has cost so far, by its price and time."""
-        return None if self.price_per_hour_usd is None else self.price_per_hour_usd * self.running_seconds / 3600
+        """What the run has cost so far, by price and time of all its jobs; None where a price was not known."""
+        return self._cost_after(self.running_seconds / 3600)
+
+    @property
+    def most_usd(self) -> float | None:
+        """What the run has cost when this job reaches its time limit."""
+        return self._cost_after(self.limit_hours)
+
+    def _cost_after(self, hours: float) -> float | None:
+        if not hours:  # such as of a job that was refused, whose price was never asked
+            return self.earlier_usd
+        if self.price_per_hour_usd is None or self.earlier_usd is None:
+            return None
+        return self.earlier_usd + self.price_per_hour_usd * hours
 
     @classmethod
     def read(cls, folder: RunFolder) -> Self | None:
