@@ -96,7 +96,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="with --socket: header in which the proxy names who is signed in there",
     )
-    lab.add_argument("--proxy-user", metavar="USER", help="system user of that proxy; nobody else may then connect")
+    lab.add_argument("--proxy-user", metavar="USER", help="system user of that proxy; no other user may then connect")
     return parser.parse_args(arguments)
 
 

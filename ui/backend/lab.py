@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from starlette.requests import Request
 
 from engine.accounts.accounts import Accounts, Invitation, InvitationState
 from engine.accounts.audit import AuditEntry, AuditKind, AuditLog
@@ -27,6 +28,8 @@ from engine.runs.run import LIVE_STATES, Run
 from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
 from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import Week, WeekOfPerson, usage_by_week
+from ui.front.forms import address_of
+from ui.front.gate import COOKIE
 
 _SHARED_AT_MOST = 500
 
@@ -41,6 +44,11 @@ class Caller(NamedTuple):
 
     token: str
     address: str
+
+    @classmethod
+    def of(cls, request: Request) -> "Caller":
+        """Return the session and the address of a request."""
+        return cls(request.cookies.get(COOKIE, ""), address_of(request))
 
 
 class UnconfirmedError(AccountError):

@@ -1,8 +1,10 @@
 """Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, or with TLS of its own."""
 
+import asyncio
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,10 @@ from engine.accounts.people import Action, Person, may
 from engine.accounts.proxy import TrustedProxy
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
+from engine.errors import EngineError
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
+from engine.runs.disk import DiskUse, disk_warning, free_bytes
 from engine.runs.disk_samples import DiskSamples
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
@@ -31,15 +35,15 @@ from ui.front.forms import FRONT_PATHS, Front
 from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages
 from ui.front.light import share_free_memory
-from ui.front.pages import PersonPages
+from ui.front.pages import PersonPages, housekeeping
 from ui.front.proxy import ProxyPages
-from ui.front.upkeep import disk_notice, upkeep
 from ui.serve import build_services, close_services
 from ui.services import Services
 
 if TYPE_CHECKING:
     from engine.accounts.oidc import Provider
 
+_MEASURE_SECONDS = 600
 _GOODBYE_SECONDS = 5  # that open answers get when the server ends
 
 
@@ -78,7 +82,7 @@ def build_gate(
         lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with) if is_admin else None
 
         def notice() -> str:
-            return " ".join(filter(None, (read_notice(home), disk_notice(home, disk.newest(person.name)))))
+            return " ".join(filter(None, (read_notice(home), _disk_notice(home, disk.newest(person.name)))))
 
         def log(kind: AuditKind, run_id: str) -> None:
             audit.write(person.name, kind, f"{person.name}/{run_id}")
@@ -91,11 +95,37 @@ def build_gate(
     pages = PersonPages(complete, address, close_services)
     plain = Starlette(
         routes=[*front.routes(), *account.routes(), *(other.routes() if other else ())],
-        lifespan=lambda _: upkeep(pages, enabled, disk),
+        lifespan=lambda _: _upkeep(pages, enabled, disk),
     )
     paths = FRONT_PATHS | ACCOUNT_PATHS | (other.paths if other else frozenset())
     gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names)
     return gate, pages
+
+
+@asynccontextmanager
+async def _upkeep(pages: PersonPages, enabled: Callable[[], set[str]], disk: DiskSamples) -> AsyncIterator[None]:
+    """Look after a lab until its server ends."""
+
+    async def measure() -> None:
+        while True:
+            with suppress(EngineError):  # the accounts are in use: at the next look
+                await asyncio.to_thread(disk.measure)
+            await asyncio.sleep(_MEASURE_SECONDS)
+
+    async with housekeeping(pages, enabled):
+        measuring = asyncio.create_task(measure())
+        try:
+            yield
+        finally:
+            measuring.cancel()
+
+
+def _disk_notice(home: LoratoryHome, use: DiskUse | None) -> str:
+    """Return what a person should do before disk space runs out; empty while there is enough, or it is not known."""
+    try:
+        return disk_warning(use, read_settings(home).limits, free_bytes(home)) if use is not None else ""
+    except (EngineError, OSError):
+        return ""
 
 
 def serve_lab(

@@ -29,7 +29,6 @@ from ui.form import component_of_field, number_of, text_of
 from ui.front.account import ACCOUNT
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.tabs.lab_caller import caller_of
 from ui.tabs.lab_runs import LabRunsPart
 from ui.tabs.lab_usage import LabModelsPart, LabUsagePart
 from ui.views import lab as views
@@ -211,12 +210,12 @@ class LabTab:
 
     def _asks_for(self, action: str) -> Callable[..., Updates]:
         def handler(name: Any, role: Any, request: gr.Request) -> Updates:
-            return self._do(f"{action}:{role}", str(name), caller_of(request))
+            return self._do(f"{action}:{role}", str(name), Caller.of(request))
 
         return shown_as_message(handler)
 
     def _confirm(self, password: Any, pending: Any, name: Any, request: gr.Request) -> Updates:
-        caller = caller_of(request)
+        caller = Caller.of(request)
         self._admin.confirm(caller, str(password))
         return self._do(str(pending), str(name), caller) if pending else self._calm()
 
@@ -250,15 +249,15 @@ class LabTab:
 
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
         typed = dict(zip(self.limits, values, strict=True))
-        self._admin.save_limits(caller_of(request), {name: _read(name, value) for name, value in typed.items()})
+        self._admin.save_limits(Caller.of(request), {name: _read(name, value) for name, value in typed.items()})
         gr.Info("Limits saved.", duration=4)
 
     def _announce(self, text: Any, request: gr.Request) -> None:
-        self._admin.announce(caller_of(request), str(text or ""))
+        self._admin.announce(Caller.of(request), str(text or ""))
         gr.Info("Announcement saved." if str(text or "").strip() else "Announcement removed.", duration=4)
 
     def _set_maintenance(self, is_on: Any, text: Any, request: gr.Request) -> None:
-        self._admin.set_maintenance(caller_of(request), is_on is True, str(text or ""))
+        self._admin.set_maintenance(Caller.of(request), is_on is True, str(text or ""))
         gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
 
 

@@ -6,10 +6,9 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import RunError
-from ui.backend.lab import LabAdmin
+from ui.backend.lab import Caller, LabAdmin
 from ui.components import HIDDEN, QUICK, Updates, pick_list, picked, shown_as_message, visible_if
 from ui.page import Page
-from ui.tabs.lab_caller import caller_of
 from ui.views.html import notice
 from ui.views.lab_queue import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
 
@@ -56,7 +55,7 @@ class LabRunsPart:
 
     def _act(self, event: gr.EventData, request: gr.Request) -> Updates:
         """Do what a button of a row asks for; the run is a client's value, and is looked up."""
-        name, caller = picked(event), caller_of(request)
+        name, caller = picked(event), Caller.of(request)
         if name.startswith(LOOK_PREFIX):
             return {self._page.other_run: name.removeprefix(LOOK_PREFIX), self._page.tabs: gr.Tabs(selected="runs")}
         if name.startswith(URGENT_PREFIX):
@@ -76,6 +75,6 @@ class LabRunsPart:
         return {self.panel: visible_if(True), self.question: notice(text), self.wanted: name, self.why: ""}
 
     def _make_urgent(self, name: Any, why: Any, request: gr.Request) -> Updates:
-        self._admin.make_urgent(caller_of(request), str(name), str(why or ""))
+        self._admin.make_urgent(Caller.of(request), str(name), str(why or ""))
         gr.Info("The run starts next.", duration=4)
         return {**self.show(), self.panel: HIDDEN, self.wanted: ""}

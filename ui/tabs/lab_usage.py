@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from ui.backend.lab import LabAdmin
+from ui.backend.lab import Caller, LabAdmin
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -20,7 +20,6 @@ from ui.components import (
     visible_if,
 )
 from ui.gradio_internals import Radio
-from ui.tabs.lab_caller import caller_of
 from ui.views import lab as views
 from ui.views.html import notice, size
 
@@ -92,6 +91,6 @@ class LabModelsPart:
         }  # fmt: skip
 
     def _remove(self, ids: Any, request: gr.Request) -> Updates:
-        freed = self._admin.remove_models(caller_of(request), [str(one) for one in ids or ()])
+        freed = self._admin.remove_models(Caller.of(request), [str(one) for one in ids or ()])
         gr.Info(f"{size(freed)} freed.", duration=4)
         return {self.panel: HIDDEN, self.chosen: []}

@@ -1,0 +1,58 @@
+"""Labs whose people sign in with an account of an institute."""
+
+import pytest
+
+from engine.accounts.identities import Identity
+from engine.accounts.oidc import Provider
+from engine.accounts.throttle import SignInThrottle
+from tests.ui.front.institute import running_institute
+from tests.ui.front.lab import running_lab
+from tests.ui.front.oidc.rounds import RULE, identities, settings_of
+from ui.front import serve
+
+
+@pytest.fixture(scope="module")
+def throttle():
+    """The one of all labs here: all tests have one address, which each of them uses afresh."""
+    one = SignInThrottle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "SignInThrottle", lambda: one)
+        yield one
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with running_institute(tmp_path_factory.mktemp("institute")) as running:
+        yield running
+
+
+@pytest.fixture
+def institute(served, throttle):
+    served.reset()
+    throttle._limiter.storage.reset()
+    yield served
+    served.reset()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, served, throttle):
+    def provider_at(origin):
+        return Provider(settings_of(served), origin, served.trust)
+
+    with running_lab(tmp_path_factory.mktemp("lab"), provider_at=provider_at) as running:
+        running.add("root", "admin")
+        running.add("ann")
+        identities(running).link(running.accounts.person("ann"), Identity(served.issuer, "4711"))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def open_lab(tmp_path_factory, served, throttle):
+    """One that lets in verified addresses of example.edu in the group gpu-lab."""
+
+    def provider_at(origin):
+        return Provider(settings_of(served, members=RULE), origin, served.trust)
+
+    with running_lab(tmp_path_factory.mktemp("open"), provider_at=provider_at) as running:
+        running.add("root", "admin")
+        yield running

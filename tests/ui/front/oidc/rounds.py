@@ -1,0 +1,80 @@
+"""One round to the institute and back, as a browser goes it."""
+
+import re
+from html import unescape
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import httpx
+from pydantic import SecretStr
+
+from engine.accounts.audit import AuditLog
+from engine.accounts.identities import Identities
+from engine.accounts.lab import audit_log_path
+from engine.accounts.oidc_settings import MemberRule, OidcSettings
+from tests.ui.front.institute import CLIENT, SECRET
+from ui.front.gate import COOKIE
+from ui.front.oidc import ROUND_COOKIE
+
+NAVIGATION = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+RULE = MemberRule(email_domains=("example.edu",), groups=("gpu-lab",))
+
+
+def settings_of(institute, **values):
+    return OidcSettings(
+        issuer=institute.issuer, client_id=CLIENT, client_secret=SecretStr(SECRET), name="The Institute", **values
+    )
+
+
+def identities(lab):
+    return Identities(lab.accounts._database, lab.accounts)
+
+
+def start(browser, purpose="sign in", **form):
+    """Press the button; returns the address at the provider, or the answer where there is none."""
+    browser.cookies.delete(ROUND_COOKIE)
+    answer = browser.post("/sign-in/with", data={"for": purpose, **form})
+    found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', answer.text)
+    return unescape(found[1]) if found else answer
+
+
+def visit(institute, address):
+    """Go to the provider, which sends the browser back; returns what it comes back with."""
+    with httpx.Client(verify=institute.trust) as outside:
+        answer = outside.get(address)
+    return {name: values[0] for name, values in parse_qs(urlsplit(answer.headers["location"]).query).items()}
+
+
+def come_back(browser, values):
+    """Come back as browsers do: in a navigation from another site, without an origin."""
+    origin = browser.headers.pop("Origin", None)
+    try:
+        return browser.get(f"/oidc/callback?{urlencode(values)}", headers=NAVIGATION)
+    finally:
+        if origin is not None:
+            browser.headers["Origin"] = origin
+
+
+def go(lab, institute, browser, purpose="sign in", **form):
+    address = start(browser, purpose, **form)
+    assert isinstance(address, str), address.text
+    return come_back(browser, visit(institute, address))
+
+
+def person_in(browser):
+    """Whose account page a browser gets; None for none."""
+    found = re.search(r"Signed in as <b>([^<]+)</b>", browser.get("/account").text)
+    return found[1] if found else None
+
+
+def log_of(lab):
+    return [(one.person, one.kind, one.detail) for one in AuditLog(audit_log_path(lab.home)).entries()]
+
+
+def refused(lab, browser, answer):
+    """Whether an answer lets nobody in and says nothing of tokens."""
+    assert answer.status_code in (400, 403), answer.text
+    assert COOKIE not in answer.cookies
+    assert "eyJ" not in answer.text
+    assert "Traceback" not in answer.text
+    assert person_in(browser) is None
+    return True
