@@ -22,6 +22,9 @@ from engine.paths import looks_in_working_folder
 _LOGIN_FIX = (
     "Make one with write access at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
 )
+_SPACE_LOGIN_FIX = (
+    "Set the secret HF_TOKEN in the Space's settings to a token with write access to its owner's buckets."
+)
 
 
 class HubFault(Enum):
@@ -76,6 +79,34 @@ class HubFault(Enum):
         "access",
         "Your token may not use jobs and buckets of {name} ({detail}).",
         "Choose an account or organisation of yours in jobs.namespace, or a token with write access and the right to jobs.",
+    )
+
+    # Of a Space's mirror alone.
+    MIRROR_TOKEN = ("access", "Hugging Face does not accept the token of this Space ({detail}).", _SPACE_LOGIN_FIX)
+    MIRROR_RIGHT = (
+        "access",
+        "The token of this Space may not write to the bucket {name}, or its storage is full ({detail}).",
+        f"Free some space at https://huggingface.co/settings/billing, or: {_SPACE_LOGIN_FIX}",
+    )
+    MIRROR_FULL = (
+        "error",
+        "The account has no room for the bucket {name} ({detail}).",
+        "Delete runs, or add storage at https://huggingface.co/settings/billing; saving is tried again by itself.",
+    )
+    MIRROR_GONE = (
+        "error",
+        "The bucket {name} does not exist any more ({detail}).",
+        "Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
+    )
+    MIRROR_REFUSED = (
+        "error",
+        "Hugging Face refuses to save to the bucket {name} ({detail}).",
+        "Check the bucket at https://huggingface.co/{path}; saving is tried again by itself.",
+    )
+    MIRROR_AWAY = (
+        "unreachable",
+        "The bucket {name} cannot be reached ({detail}).",
+        "Saving is tried again by itself; check https://status.huggingface.co if it lasts.",
     )
 
     # Of a push alone.
@@ -182,6 +213,17 @@ JOBS = Subject(
     folder="buckets/",
     local="this machine to train on",
     again="; the job continues meanwhile",
+    error=PushError,
+    access=PushError,
+    unreachable=HubUnreachableError,
+    storage=StorageError,
+)
+MIRROR = Subject(
+    kind="bucket",
+    folder="buckets/",
+    absent="cannot be reached",
+    local="another bucket",
+    again="; saving is tried again by itself",
     error=PushError,
     access=PushError,
     unreachable=HubUnreachableError,

@@ -17,10 +17,10 @@ from pathlib import Path
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.bucket import RunBucket
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.local import training_command
 from engine.files import write_atomically
+from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import EngineError, HubUnreachableError
-from engine.executors.huggingface_jobs.bucket import jobs_errors_explained
 from engine.hardware.device import Capability, Device
+from engine.hub_bucket import jobs_errors_explained
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo

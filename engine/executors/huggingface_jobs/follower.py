@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from engine.errors import EngineError, HubUnreachableError, StorageError
 from engine.executors.base import JobEnd
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.bucket import RunBucket, is_missing, jobs_errors_explained
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import build_wheel, collect_inputs, whole_lines
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.huggingface_jobs.record import JobRecord, write_piece
 from engine.files import write_atomically
+from engine.hub_bucket import RunBucket, is_missing, jobs_errors_explained
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
 from engine.runs.control import request_stop_for_time
