@@ -50,7 +50,7 @@ class BucketWords:
 
     def _explain(self, name: str, error: Exception) -> EngineError:
         status = _status(error)
-        if status in self.refusals:
+        if status is not None and status in self.refusals:
             return self.subject.explain(Fault(self.refusals[status], f"HTTP {status}"), name)
         found = find_fault(error)
         if found is None or found.fault is HubFault.UNREACHABLE:
