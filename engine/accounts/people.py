@@ -12,7 +12,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 # A name is also the folder of the person's runs, uploads and exports, so it is a folder name on every file system.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{1,31}")
-_RESERVED_NAMES = frozenset({"shared", "local", "lab", "server"})  # folders next to those of people
+DEMO_OWNER = "demo"  # of the run that a Space shows to people who have no account there
+_RESERVED_NAMES = frozenset({"shared", "local", "lab", "server", DEMO_OWNER})  # folders next to those of people
 
 
 class Action(StrEnum):

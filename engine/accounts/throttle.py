@@ -1,10 +1,10 @@
-"""How often signing in may be tried: per address, per name and in all. Kept in memory, so a restart forgets it."""
+"""How often signing in may be tried, and the demo asked: per address and in all. In memory, so a restart forgets it."""
 
 import ipaddress
 import math
 import time
 
-from limits import RateLimitItemPerHour, RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
@@ -15,14 +15,16 @@ _OF_A_NAME = RateLimitItemPerHour(10, namespace="name")  # of failures: a right 
 _OF_ALL = RateLimitItemPerMinute(120, namespace="all")
 _NOTED = RateLimitItemPerMinute(6, namespace="noted")  # of refused attempts in the audit log, which must not be filled
 _IPV6_PREFIX = 64  # what one customer has
+_ASKED_BY_AN_ADDRESS = RateLimitItemPerHour(20, namespace="asked by an address")
+_ASKED_BY_ALL = RateLimitItemPerHour(200, namespace="asked by all")  # at some 10 s of two cores each
 
 
 class ThrottledError(AccountError):
-    """Signing in was tried too often; `seconds` says when to try again."""
+    """Something was tried too often; `seconds` says when to try again."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, what: str = "There were too many attempts to sign in.") -> None:
         self.seconds = max(1, math.ceil(seconds))
-        super().__init__("There were too many attempts to sign in.", f"Try again in {self.seconds} s.")
+        super().__init__(what, f"Try again in {self.seconds} s.")
 
 
 class SignInThrottle:
@@ -63,8 +65,27 @@ class SignInThrottle:
         """Forget the wrong passwords of a person who has just given the right one."""
         self._limiter.clear(_OF_A_NAME, _key(name))
 
-    def _seconds_until(self, limit: RateLimitItemPerMinute | RateLimitItemPerHour, key: str) -> float:
+    def _seconds_until(self, limit: RateLimitItem, key: str) -> float:
         return self._limiter.get_window_stats(limit, key).reset_time - time.time()
+
+
+class DemoThrottle:
+    """Counts the questions that people without an account ask the demo of a Space."""
+
+    def __init__(self) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def begin(self, address: str) -> None:
+        """Count a question, before it is answered.
+
+        Raises:
+            ThrottledError: If there were too many from this address, or in all.
+        """
+        limits = (_ASKED_BY_AN_ADDRESS, _network(address), "from your network"), (_ASKED_BY_ALL, "", "to this demo")
+        for limit, key, where in limits:
+            if not self._limiter.hit(limit, key):
+                seconds = self._limiter.get_window_stats(limit, key).reset_time - time.time()
+                raise ThrottledError(seconds, f"There were {limit.amount} questions {where} within an hour.")
 
 
 def _key(name: str) -> str:

@@ -74,6 +74,9 @@ class ChatSession:
     choose: Callable[[RunSection], Device] = choose_device
     gives_way_after_seconds: float = 60.0  # how long it is idle before a waiting run gets the device
     expires_after_seconds: float | None = None  # how long it may be idle although no run waits; None: the lab's limit
+    waits_seconds: float | None = (
+        None  # for a device in use, asking who has it to make room; None: as the home is; 0: not at all
+    )
     on_unload: Callable[[str], None] = lambda _: None  # gets in words why it was unloaded, where that was not asked for
 
     def __post_init__(self) -> None:
@@ -252,7 +255,9 @@ class ChatSession:
         on_progress(loading.progress)
         try:
             # In a lab, an idle chat of another person makes room.
-            seconds = UNTIL_A_CHAT_LEAVES_SECONDS if self.home.owner else _LEAVING_SECONDS
+            seconds = self.waits_seconds
+            if seconds is None:
+                seconds = UNTIL_A_CHAT_LEAVES_SECONDS if self.home.owner else _LEAVING_SECONDS
             job.start(process, Wait(seconds, on_wait, loading.stopped))
             request = LoadRequest(plan=loading.plan, device=job.device)
             return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))

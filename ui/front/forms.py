@@ -38,11 +38,12 @@ _TAKE_CODE = "const c=location.hash.slice(1);if(c){document.getElementById('code
 Form = dict[str, str]
 
 
-def _hash_of(text: str) -> str:
+def hash_of(text: str) -> str:
+    """Return the source by which a content security policy allows an inline style or script."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-_POLICY = f"default-src 'none'; style-src {_hash_of(_STYLE)}; script-src {_hash_of(_TAKE_CODE)}; form-action 'self'; base-uri 'none'"
+_POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; script-src {hash_of(_TAKE_CODE)}; form-action 'self'; base-uri 'none'"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     The revision, such as the run's id, stays the same as long as zoom should.
     """
     traces: list[dict[str, Any]] = []
-    steps, losses = _finite(history, "step", "loss")
+    steps, losses = finite(history, "step", "loss")
     if len(steps):
         raw = thin(steps, losses, _POINTS)
         traces.append(
@@ -61,11 +61,11 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
             | {"mode": "lines" if len(raw) > 1 else "markers", "marker": {"color": "var(--series-blue)"}}
         )
     if len(steps) > 1 and view.smoothing > 0:
-        curve = _smoothed(history, view.smoothing)
+        curve = smoothed(history, view.smoothing)
         kept = thin(steps, curve, _POINTS // 2)
         x = steps[kept].astype(int).tolist()
         traces.append(_scatter("train, smoothed", x, curve[kept], "var(--series-blue)", width=2.5))
-    held_out = _held_out(history)
+    held_out = held_out_points(history)
     if held_out:
         colour = "var(--series-vermilion)"
         steps_and_losses = [point.step for point in held_out], [point.eval_loss for point in held_out]
@@ -114,7 +114,7 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
                 "xanchor": "left", "yanchor": "bottom", "font": {"size": 13, "color": "var(--soft)"},
             }
         )  # fmt: skip
-        steps, values = _finite(history, "step", column)
+        steps, values = finite(history, "step", column)
         values = values if unit == 1 else values / unit
         kept = thin(steps, values, 300)
         trace = _scatter(title, steps[kept].astype(int).tolist(), values[kept], "var(--series-blue)")
@@ -133,14 +133,14 @@ def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> s
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
-        known, losses = _finite(history, "step", "loss")
+        known, losses = finite(history, "step", "loss")
         places = _places(history, view.against)
         if len(losses):
-            curve = _smoothed(history, view.smoothing)
+            curve = smoothed(history, view.smoothing)
             kept = thin(places, curve, _POINTS // 2)
             trace = _scatter(name, _numbers(places[kept]), curve[kept], colour, width=2, dash=dash)
             traces.append(trace | {"legendgroup": name})
-        held_out = _held_out(history)
+        held_out = held_out_points(history)
         if held_out:
             placed: Array = np.array([point.step for point in held_out], dtype=np.float64)
             if view.against != "step" and len(known):
@@ -224,7 +224,7 @@ def _whole_steps(history: RunHistory) -> dict[str, Any]:
     return {"dtick": 1} if 0 < history.last_step < 6 else {}
 
 
-def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:
+def finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:
     """Return both columns without the points that have no finite value."""
     places, values = history.steps.column(x), history.steps.column(y)
     # A million points are neither looked through nor copied where all of them are known.
@@ -234,7 +234,8 @@ def _finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, A
     return places[known], values[known]
 
 
-def _smoothed(history: RunHistory, weight: float) -> Array:
+def smoothed(history: RunHistory, weight: float) -> Array:
+    """Return the smoothed training losses of the steps that `finite` returns."""
     curve = history.steps.smoothed_losses(weight)
     return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]
 
@@ -247,7 +248,7 @@ def _places(history: RunHistory, against: Against) -> Array:
     return history.steps.column("tokens" if against == "tokens" else "step")[known]
 
 
-def _held_out(history: RunHistory) -> list[EvalData]:
+def held_out_points(history: RunHistory) -> list[EvalData]:
     """Return held-out losses; they begin with the base model's where that was measured by the same means."""
     return [point for point in history.evals if math.isfinite(point.eval_loss) and not point.adapter_disabled]
 

@@ -1,0 +1,169 @@
+"""The demo of a Space: one run that is trained there once, for everyone to read and to ask."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path
+from engine.accounts.people import DEMO_OWNER, Person
+from engine.config.presets import find_preset
+from engine.errors import EngineError
+from engine.files import read_model
+from engine.inspector.session import Inspector, InspectorPlaces
+from engine.paths import LoratoryHome
+from engine.runs.control import request_resume, request_stop, resume_is_requested
+from engine.runs.launch import Launcher, Preflight
+from engine.runs.run import Reason, Run, RunState
+from engine.runs.sharing import is_shared, set_shared
+from engine.runs.store import RunStore
+from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
+from engine.space.demo_chat import DemoBusyError, DemoChat, demo_session
+from engine.space.demo_sample import DemoSample, SampleFile
+
+DEMO_PRESET = "quickstart-cpu"
+_LOOK_SECONDS = 3.0
+_REPEAT_SECONDS = 60.0  # after something failed
+_MOST_FAILURES = 5  # of computing what the page shows, until the server starts again
+_MOST_ATTEMPTS = 8  # at the run
+_FOR_A_DEVICE: frozenset[Reason | None] = frozenset({"device_in_use", "memory", "other_persons_run"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Demo:
+    """Has the demo run trained, and makes what its page shows.
+
+    The run gives way: it saves and stops while a person's run waits for a device, and continues afterwards.
+
+    Attributes:
+        home: Of the Space.
+        launcher: Files runs of `DEMO_OWNER`.
+        inspector: Of `DEMO_OWNER`.
+        chat: Asks the run.
+    """
+
+    home: LoratoryHome
+    launcher: Launcher
+    inspector: Inspector
+    chat: DemoChat
+    problem: str = field(default="", init=False)  # why there is no run, in words for everyone
+
+    def __post_init__(self) -> None:
+        self.runs = RunStore(self.home, DEMO_OWNER)
+        self._ended = threading.Event()
+        self._failures = 0
+        self._not_before = 0.0  # monotonic seconds
+        self._began = time.time()
+        self._sample: tuple[str, DemoSample] = ("", DemoSample())
+
+    @classmethod
+    def on_this_machine(cls, home: LoratoryHome, places: InspectorPlaces | None = None) -> "Demo":
+        """Return the demo of a Space, with processes of its own that start when they are needed."""
+        own = home.of(DEMO_OWNER)
+        inspector = Inspector(own, (), places)
+        launcher = Launcher(RunStore(home, DEMO_OWNER), Preflight(own, inspector))
+        return cls(home, launcher, inspector, DemoChat(home, demo_session(home)))
+
+    def start(self) -> None:
+        """Look after the demo in a thread; call it once runs that were saved elsewhere are back."""
+        threading.Thread(target=self._look_regularly, name="demo", daemon=True).start()
+
+    def close(self) -> None:
+        """End the thread and the processes; a run continues."""
+        self._ended.set()
+        self.chat.close()
+        self.inspector.close()
+
+    @property
+    def run(self) -> Run | None:
+        """The newest run that completed, else the newest; None before there is one."""
+        runs = self.runs.list()
+        completed = (run for run in runs if run.folder.read_state().state == "completed")
+        return next(completed, runs[0] if runs else None)
+
+    def sample_of(self, run: Run) -> DemoSample:
+        """Return what was computed for the page of a run so far."""
+        known, sample = self._sample
+        return sample if known == run.id else self._keep(run, SampleFile(self.home, run).read())
+
+    def look(self) -> None:
+        """Do the next thing that the demo needs, if any; takes long where something is computed.
+
+        Raises:
+            EngineError: If it cannot be done now.
+        """
+        run = self.run
+        if run is None:
+            self._file()
+            return
+        if not is_shared(run.folder):  # new, or brought back from elsewhere
+            owner = Person(DEMO_OWNER, "member", self._began)
+            set_shared(run, owner, True, AuditLog(audit_log_path(self.home)))
+        state = run.folder.read_state()
+        if state.state == "completed":
+            self._compute(run)
+        elif state.is_final:
+            self._continue(run, state)
+        elif state.state in ("starting", "running") and self._is_waited_for():
+            if not run.folder.stop_request.exists():
+                request_stop(run)
+        elif self.sample_of(run).page is None:
+            self._keep(run, SampleFile(self.home, run).write_rows(self.inspector))
+
+    def _look_regularly(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            if time.monotonic() < self._not_before or self._failures >= _MOST_FAILURES:
+                continue
+            try:
+                self.look()
+                self._failures = 0
+            except DemoBusyError:
+                self._not_before = time.monotonic() + _REPEAT_SECONDS
+            except EngineError as error:
+                self._note(error)
+            except Exception as error:  # the page shows what there is
+                _log.exception("the demo")
+                self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self._failures += 1
+        self._not_before = time.monotonic() + _REPEAT_SECONDS
+        _log.warning("the demo: %s", error)
+        if isinstance(error, EngineError):
+            self.problem = self.without_paths(error.what)
+
+    def without_paths(self, words: str) -> str:
+        """Return words for people who may not know where the files of the Space are."""
+        return words.replace(str(self.home.root), "the folder of this Space")
+
+    def _file(self) -> None:
+        self.launcher.start(find_preset(DEMO_PRESET).load(), key=f"demo {self._began}")
+        self.problem = ""
+
+    def _continue(self, run: Run, state: RunState) -> None:
+        if state.state == "failed":
+            # Once for each start of the server: what made it fail may have been repaired, such as too little memory.
+            if (state.ended or 0.0) < self._began:
+                self.runs.delete(run.id)
+        elif state.attempt < _MOST_ATTEMPTS and not self._is_waited_for() and not resume_is_requested(self.home, run):
+            request_resume(self.home, run)
+
+    def _is_waited_for(self) -> bool:
+        """Return whether a run of a person waits for a device."""
+        queue = read_model(self.home.server / SNAPSHOT_FILE, QueueSnapshot)
+        waiting = queue.waiting if queue is not None else ()
+        return any(place.owner != DEMO_OWNER and place.reason in _FOR_A_DEVICE for place in waiting)
+
+    def _compute(self, run: Run) -> None:
+        sample, file = self.sample_of(run), SampleFile(self.home, run)
+        if sample.page is None:
+            self._keep(run, file.write_rows(self.inspector))
+        elif not sample.answers:
+            self._keep(run, file.write_answers(self.inspector, lambda prompt: self.chat.ask(run, prompt)))
+
+    def _keep(self, run: Run, sample: DemoSample) -> DemoSample:
+        self._sample = (run.id, sample)
+        return sample

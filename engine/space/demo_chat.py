@@ -1,0 +1,156 @@
+"""Questions of people without an account to the demo run of a Space: one at a time, short, and never kept."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from engine.accounts.people import DEMO_OWNER
+from engine.chat.contract import Branch, ChatRequest, ChatTarget, FinishReason
+from engine.chat.session import ChatSession
+from engine.config.results import SamplingConfig
+from engine.config.run import RunSection
+from engine.data.conversation import Message
+from engine.errors import DeviceError, EngineError, RunError
+from engine.hardware.devices import choose_device
+from engine.hardware.lease import LeaseBook
+from engine.paths import LoratoryHome
+from engine.runs.run import Run
+
+LONGEST_PROMPT = 500  # characters
+ANSWER_TOKENS = 64
+_LOAD_SECONDS = 120.0  # the first time, the model is fetched
+_ANSWER_SECONDS = 30.0
+_HUNG_SECONDS = 10.0  # beyond that, without a token: its process is ended
+_IDLE_SECONDS = 300.0
+_BRANCHES: tuple[Branch, ...] = ("base", "tuned")
+
+
+class DemoBusyError(RunError):
+    """The demo cannot answer now, and will again."""
+
+
+@dataclass(frozen=True)
+class DemoAnswer:
+    """What one of the two models answered; `finish_reason` is `stopped` where the time limit ended it."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class DemoAnswers:
+    """The answers of base and tuned model to one prompt."""
+
+    prompt: str
+    base: DemoAnswer
+    tuned: DemoAnswer
+
+
+def demo_session(home: LoratoryHome) -> ChatSession:
+    """Return a session that makes room at once, and never asks anything else to make room for it.
+
+    It uses the CPU, so a GPU is left to people with an account.
+    """
+    return ChatSession(
+        home.of(DEMO_OWNER),
+        choose=lambda _: choose_device(RunSection(devices="cpu")),
+        gives_way_after_seconds=0.0,
+        expires_after_seconds=_IDLE_SECONDS,
+        waits_seconds=0.0,
+    )
+
+
+@dataclass(eq=False)
+class DemoChat:
+    """Asks base and tuned model of a run the same question.
+
+    Attributes:
+        home: Of the Space.
+        session: Holds the model; its own process.
+        load_seconds: How long loading may take.
+        answer_seconds: How long both answers together may take.
+    """
+
+    home: LoratoryHome
+    session: ChatSession
+    load_seconds: float = _LOAD_SECONDS
+    answer_seconds: float = _ANSWER_SECONDS
+    _asking: threading.Lock = field(default_factory=threading.Lock)  # held while a question is answered
+
+    def ask(self, run: Run, prompt: str, max_new_tokens: int = ANSWER_TOKENS) -> DemoAnswers:
+        """Answer one question, loading the model where it is not loaded.
+
+        Raises:
+            DemoBusyError: If another question is being answered, or what the model needs is in use or cannot be loaded now.
+        """
+        if not self._asking.acquire(blocking=False):
+            raise DemoBusyError("Another question is being answered.", "Try again in some seconds.")
+        try:
+            self._load(run)
+            return self._answers(prompt, max_new_tokens)
+        except DemoBusyError:
+            raise
+        except DeviceError as error:
+            raise _in_use() from error
+        except EngineError as error:  # its words may name folders of the machine
+            raise DemoBusyError("The model of the demo cannot answer now.", "Try again in a minute.") from error
+        finally:
+            self._make_room()
+            self._asking.release()
+
+    def close(self) -> None:
+        """End the process of the model."""
+        self.session.unload()
+
+    def _load(self, run: Run) -> None:
+        target = ChatTarget.of_run(run.folder.path)
+        state = self.session.state
+        if state.model is not None and state.target == target:
+            return
+        holder = LeaseBook(self.home).holder("cpu")
+        if holder is not None and holder.owner != DEMO_OWNER:
+            raise _in_use()
+        with _after(self.load_seconds, self.session.unload):
+            self.session.load(target)
+
+    def _answers(self, prompt: str, max_new_tokens: int) -> DemoAnswers:
+        sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+        messages = (Message(role="user", content=prompt),)
+        request = ChatRequest(messages=messages, branches=_BRANCHES, sampling=sampling)
+        texts = dict.fromkeys(_BRANCHES, "")
+        reasons: dict[Branch, FinishReason] = dict.fromkeys(_BRANCHES, "stopped")
+        with (
+            _after(self.answer_seconds, lambda: self.session.stop(request.id)),
+            _after(self.answer_seconds + _HUNG_SECONDS, self.session.unload),
+        ):
+            for chunk in self.session.stream(request):
+                texts[chunk.branch] += chunk.text
+                if chunk.finish_reason is not None:
+                    reasons[chunk.branch] = chunk.finish_reason
+        base, tuned = (DemoAnswer(texts[branch].strip(), reasons[branch]) for branch in _BRANCHES)
+        return DemoAnswers(prompt, base, tuned)
+
+    def _make_room(self) -> None:
+        """Unload the model where a run or a person's chat waits: questions without a pause would never leave it idle."""
+        book = LeaseBook(self.home)
+        holder = book.holder("cpu")
+        is_ours = holder is not None and (holder.owner, holder.purpose) == (DEMO_OWNER, "chat")
+        if holder is not None and is_ours and book.is_asked_to_give_way(holder.process):
+            self.session.unload()
+
+
+def _in_use() -> DemoBusyError:
+    what = "A member of this Space is using its processor, which goes first."
+    return DemoBusyError(what, "The answers below were recorded; try your own question again later.")
+
+
+@contextlib.contextmanager
+def _after(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

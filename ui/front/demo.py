@@ -1,0 +1,191 @@
+"""The page of people without an account in a Space: a finished run to read, and a short question to its model.
+
+It works without JavaScript and without cookies, in a tab and in a frame. Nothing of it depends on who asks, so it is made
+once and answered from memory until the run changes.
+"""
+
+import asyncio
+import time
+from html import escape
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from engine.accounts.throttle import DemoThrottle, ThrottledError
+from engine.errors import EngineError
+from engine.space.demo import Demo
+from engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
+from ui.backend.run_reader import ObservedRun, RunReader
+from ui.front.forms import address_of, hash_of, read_form
+from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_masthead
+
+DEMO = "/demo"
+_LOOK_SECONDS = 2.0  # between two looks at the run
+_MOST_WAITING = 4  # questions, besides the one that is answered
+_WAITS_SECONDS = 45.0  # a question, for its turn
+_REFRESH_SECONDS = 10  # of the page, while the run trains
+_FRONT = Path(__file__).parent
+_STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
+_POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; form-action 'self'; base-uri 'none'"
+_FORM = "application/x-www-form-urlencoded"
+
+
+class DemoPages:
+    """Answers people who have no account, or whose account is not admitted.
+
+    Args:
+        demo: The run, and what may be asked of it.
+        space: The Space as `owner/name`; empty where it has none, such as in a test at home.
+        sign_in: Address of the sign-in page, on the Space's own host.
+        throttle: Counts questions.
+        waits_seconds: How long a question waits for its turn.
+    """
+
+    paths = frozenset({DEMO, ASK})
+
+    def __init__(
+        self,
+        demo: Demo,
+        space: str,
+        sign_in: str,
+        throttle: DemoThrottle | None = None,
+        waits_seconds: float = _WAITS_SECONDS,
+    ) -> None:
+        self._demo = demo
+        self._masthead = render_masthead(space, sign_in)
+        self._throttle = throttle or DemoThrottle()
+        self._waits_seconds = waits_seconds
+        self._reader = RunReader(demo.runs)
+        self._turn = asyncio.Lock()  # held by the question that is being answered
+        self._waiting = 0
+        self._looking = asyncio.Lock()  # one look at the run at a time
+        self._looked = float("-inf")  # monotonic seconds
+        self._stamp = ""
+        self._view = DemoView()
+        self._body = ""
+        self._whole = b""  # the page of someone who was told nothing and asked nothing
+
+    def routes(self) -> list[Route]:
+        """Return what answers `paths`."""
+        return [Route(DEMO, self.welcome, methods=["GET"]), Route(ASK, self._ask, methods=["POST"])]
+
+    async def welcome(self, _request: Request, why: str = "") -> Response:
+        """Return the page.
+
+        Args:
+            why: Why a person who signed in is not admitted, in words; empty for everyone else.
+        """
+        await self._look()
+        if not why:
+            return _answer(self._whole)
+        return _answer(self._page(render_asking(self._view), why), 403)
+
+    async def _ask(self, request: Request) -> Response:
+        await self._look()
+        prompt = ""
+        try:
+            if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+                return self._refuse("", "Send the question with the form of this page.", 415)
+            form = await read_form(request)
+            if form is None:
+                return self._refuse("", f"The question is too long. Use at most {LONGEST_PROMPT} characters.", 413)
+            prompt = _clean(form.get("prompt", ""))
+            if not prompt:
+                return self._refuse("", "The question is empty. Type one.", 400)
+            if len(prompt) > LONGEST_PROMPT:
+                words = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
+                return self._refuse(prompt[:LONGEST_PROMPT], words, 400)
+            if not self._view.can_ask:
+                return self._refuse(prompt, "The model is not ready. Ask again when the run has completed.", 503)
+            self._throttle.begin(address_of(request))
+            answers = await self._in_turn(request, prompt)
+        except ThrottledError as error:
+            minutes = -(-error.seconds // 60)
+            words = f"{error.what} Try again in {minutes} minute{'s' if minutes > 1 else ''}."
+            return self._refuse(prompt, words, 429, error.seconds)
+        except EngineError as error:
+            return self._refuse(prompt, f"{error.what} {error.fix}", 503, 30)
+        return _answer(self._page(render_asking(self._view, answers=answers)))
+
+    async def _in_turn(self, request: Request, prompt: str) -> DemoAnswers:
+        run = self._view.run
+        if run is None or self._waiting >= _MOST_WAITING:
+            raise DemoBusyError("Several visitors are asking at the moment.", "Try again in a minute.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._waits_seconds):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise DemoBusyError("The questions of other visitors took too long.", "Try again in a minute.") from error
+        finally:
+            self._waiting -= 1
+        try:
+            if await request.is_disconnected():
+                raise DemoBusyError("The page was closed.", "Ask again.")
+            return await asyncio.to_thread(self._demo.chat.ask, run.run, prompt)
+        finally:
+            self._turn.release()
+
+    def _refuse(self, prompt: str, words: str, status: int, seconds: int = 0) -> Response:
+        answer = _answer(self._page(render_asking(self._view, prompt=prompt, problem=words)), status)
+        if seconds:
+            answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+    async def _look(self) -> None:
+        """Make the page again where the run has changed; those who come meanwhile get the last one."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS or (self._whole and self._looking.locked()):
+            return
+        async with self._looking:
+            if time.monotonic() - self._looked >= _LOOK_SECONDS:
+                await asyncio.to_thread(self._make)
+                self._looked = time.monotonic()
+
+    def _make(self) -> None:
+        view = self._read()
+        stamp = view.stamp
+        if stamp == self._stamp and self._whole:
+            return
+        self._view, self._body = view, render_demo(view)
+        refresh = _REFRESH_SECONDS if view.is_changing else None
+        self._whole = self._page(render_asking(view), refresh=refresh)
+        self._stamp = stamp
+
+    def _read(self) -> DemoView:
+        run = self._demo.run
+        if run is None:
+            return DemoView(problem=self._demo.problem)
+        try:
+            observed = self._reader.observe(run.id)
+        except EngineError:  # it was deleted meanwhile
+            return DemoView(problem=self._demo.problem)
+        return DemoView(observed, self._demo.sample_of(run), self._words_of_failure(observed))
+
+    def _words_of_failure(self, observed: ObservedRun) -> str:
+        failed, state = observed.history.failed, observed.state
+        if state.state != "failed":
+            return ""
+        words = failed.what if failed is not None else state.cause
+        return self._demo.without_paths(words or "It failed for an unknown reason.")
+
+    def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:
+        told = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
+        head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Loratory, fine-tuning in the open</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
+            f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
+            f'<body class="demo"><main>{self._masthead}{told}{self._body}{asking}</main></body></html>'
+        ).encode()
+
+
+def _answer(page: bytes, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(page, status, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"})
+
+
+def _clean(prompt: str) -> str:
+    """Return what was typed, without what nobody types."""
+    lines = prompt.replace("\r\n", "\n")
+    return "".join(one for one in lines if one in "\n\t" or one.isprintable()).strip()

@@ -1,0 +1,244 @@
+"""The demo of a Space: what Loratory is, a run to read, and a question to base and tuned model. Without JavaScript."""
+
+import re
+from dataclasses import dataclass, field
+from html import escape
+
+from engine.runs.summary import compare_peaks
+from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
+from engine.space.demo_sample import DemoSample, SampleAnswers
+from ui.backend.background import stamp
+from ui.backend.run_reader import ObservedRun, has_adapter
+from ui.views.dataset import render_tokens
+from ui.views.html import count, duration, facts, gib, short_name, small
+from ui.views.loss_svg import loss_words, render_loss_svg, render_loss_table
+from ui.views.run_view import method_words, status_line
+
+ASK = "/demo/ask"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_END_WORDS = {"length": "token limit", "context": "context limit", "stopped": "time limit", "eos": ""}
+
+
+@dataclass(frozen=True)
+class DemoView:
+    """What the page shows at one moment."""
+
+    run: ObservedRun | None = None
+    sample: DemoSample = field(default_factory=DemoSample)
+    problem: str = ""  # why there is no run, or why it failed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a result."""
+        return self.run is not None and self.run.state.state == "completed"
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a model to ask."""
+        return self.is_complete and self.run is not None and has_adapter(self.run.run)
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the page will show something else soon."""
+        failed = self.run is not None and self.run.state.state == "failed"
+        return not self.is_complete and not failed
+
+    @property
+    def stamp(self) -> str:
+        """Changes whenever the page does."""
+        run = self.run.stamp if self.run is not None else ""
+        return stamp(run, self.problem, self.sample.page is not None, len(self.sample.answers), self.can_ask)
+
+
+def render_masthead(space: str, sign_in: str) -> str:
+    """Return what this is, and where to sign in and to get a Space of one's own; in new tabs, where this is in a frame."""
+    duplicate = ""
+    if _REPOSITORY.fullmatch(space):
+        address = f"https://huggingface.co/spaces/{space}?duplicate=true"
+        duplicate = _link(address, "Duplicate this Space", "button other")
+    return (
+        '<header><h1 class="name">Lora<i>tory</i></h1>'
+        '<p class="what">Fine-tune language models in the browser: see exactly what a dataset trains, know before the '
+        "start whether it fits, and compare base and tuned model afterwards.</p>"
+        f'<p class="ways">{_link(sign_in, "Sign in with Hugging Face", "button")}{duplicate}</p></header>'
+    )
+
+
+def _link(address: str, words: str, css: str) -> str:
+    return f'<a class="{css}" href="{escape(address, quote=True)}" target="_blank" rel="noopener">{words}</a>'
+
+
+def render_demo(view: DemoView) -> str:
+    """Return the run: how far it is, or what came out."""
+    observed = view.run
+    if observed is None:
+        words = view.problem or "A small model will be trained here in a moment. This page reloads by itself."
+        title = "The demo cannot start" if view.problem else "The demo is being prepared"
+        return f'<section><h2>{title}</h2><p class="lead">{escape(words)}</p></section>'
+    return _run(view, observed) + _rows(view.sample) + _answers(view.sample)
+
+
+def _run(view: DemoView, observed: ObservedRun) -> str:
+    return (
+        f"<section>{_heading(view, observed)}{_figures(observed) if view.is_complete else ''}"
+        f"{_chart(observed)}{_memory(observed) if view.is_complete else ''}</section>"
+    )
+
+
+def _heading(view: DemoView, observed: ObservedRun) -> str:
+    state, history = observed.state.state, observed.history
+    ingredients = f'<p class="lead">{_ingredients(observed)}</p>'
+    if state == "completed":
+        return f"<h2>A finished run</h2>{ingredients}"
+    if state == "failed":
+        return f'<h2>The demo run failed</h2><p class="problem" role="alert">{escape(view.problem)}</p>{ingredients}'
+    if state in ("stopped", "interrupted"):
+        words = "It gave its device to a run of a member, and continues afterwards."
+        return f'<h2>The demo run is paused</h2><p class="lead" role="status">{words}</p>{ingredients}'
+    if state in ("queued", "submitted"):
+        return f'<h2>The demo run waits</h2><p class="lead" role="status">It starts when the device is free.</p>{ingredients}'
+    total = history.total_steps
+    bar = (
+        f'<progress max="{total}" value="{min(history.last_step, total)}">{history.last_step}</progress>'
+        if total
+        else ""
+    )
+    return (
+        f'<h2>Training now</h2><p class="lead" role="status">{status_line(observed) or "Starting"}</p>{bar}{ingredients}'
+        f"{small('A small model is trained on this machine. This page reloads by itself.')}"
+    )
+
+
+def _ingredients(observed: ObservedRun) -> str:
+    config = observed.config
+    if config is None:
+        return ""
+    parts = [
+        f"<b>{escape(short_name(config.model.id))}</b>",
+        f"trained with {escape(method_words(config))}",
+        f"on {escape(short_name(config.dataset.source))}",
+    ]
+    parameters = observed.history.parameters
+    device = f", on {escape(parameters.device)}" if parameters is not None else ""
+    trained = ""
+    if parameters is not None:
+        trained = f" {count(parameters.trainable)} of {count(parameters.total)} parameters are trained{device}."
+    return f"{' '.join(parts)}.{trained}"
+
+
+def _figures(observed: ObservedRun) -> str:
+    state, history = observed.state, observed.history
+    figures = []
+    base, tuned = history.base_eval, history.tuned_evals
+    if base is not None and tuned:
+        change = f'{base.eval_loss:.2f} <span aria-hidden="true">→</span><span class="sr"> to</span> {tuned[-1].eval_loss:.2f}'
+        figures.append((change, "held-out loss, base to tuned"))
+    if history.data_report is not None:
+        figures.append((f"{history.data_report.train_rows:,}", "rows trained"))
+        figures.append((count(history.data_report.trained_tokens), "trained tokens an epoch"))
+    figures.append((f"{history.last_step:,}", "steps"))
+    if state.started is not None and state.ended is not None:
+        figures.append((duration(state.ended - state.started), "in total"))
+    return facts(figures)
+
+
+def _memory(observed: ObservedRun) -> str:
+    """Return how good the estimate was."""
+    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history.memory)
+    peak = next((one for one in reversed(peaks) if one.difference is not None), None)
+    if peak is None or peak.predicted_bytes is None or peak.measured_bytes is None or peak.difference is None:
+        return ""
+    most = max(peak.predicted_bytes, peak.measured_bytes)
+    bars = "".join(
+        f'<tr><th scope="row">{word}</th><td><progress max="{most}" value="{size_bytes}"></progress></td>'
+        f'<td class="r">{gib(size_bytes)} GiB</td></tr>'
+        for word, size_bytes in (("Predicted", peak.predicted_bytes), ("Measured", peak.measured_bytes))
+    )
+    off = f"{abs(peak.difference):.0%} {'above' if peak.difference > 0 else 'below'} the estimate"
+    words = off if round(peak.difference, 2) else "as estimated"
+    return (
+        f'<h3>Peak memory</h3><table class="peak">{bars}</table>'
+        f"{small(f'Estimated before the run started; the measured peak was {words}.')}"
+    )
+
+
+def _chart(observed: ObservedRun) -> str:
+    history = observed.history
+    wide, narrow = render_loss_svg(history, 760, 280), render_loss_svg(history, 340, 230)
+    if not wide:
+        return ""
+    legend = "".join(
+        f'<span><i class="{css}"></i>{words}</span>'
+        for css, words in (("each", "each step"), ("smooth", "smoothed"), ("held", "held-out"))
+    )
+    return (
+        f'<h3>Loss</h3><p class="legend" aria-hidden="true">{legend}</p><div class="wide">{wide}</div>'
+        f'<div class="narrow">{narrow}</div>{small(loss_words(history))}'
+        f"<details><summary>The curve as a table</summary>{render_loss_table(history)}</details>"
+    )
+
+
+def _rows(sample: DemoSample) -> str:
+    if sample.page is None:
+        return ""
+    rows = [row for row in sample.page.rows if row.sequences]
+    if not rows:
+        return ""
+    shown = "".join(f"<h3>Row {row.row:,}</h3>{render_tokens(row)}" for row in rows)
+    words = "Rows exactly as in training, token by token. Underlined tokens are trained; grey tokens are context."
+    return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{shown}</section>'
+
+
+def _answers(sample: DemoSample) -> str:
+    if not sample.answers:
+        return ""
+    words = "Questions of held-out rows, which were never trained. Both models answer without randomness."
+    shown = "".join(map(_recorded, sample.answers))
+    return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{shown}</section>'
+
+
+def _recorded(one: SampleAnswers) -> str:
+    return (
+        f'<article><h3 class="question">{escape(one.prompt)}</h3><div class="pair">'
+        f"{_side('Base model', one.base)}{_side('Tuned model', one.tuned)}</div>"
+        f'<details><summary>Answer in the data</summary><p class="said">{escape(one.reference)}</p></details></article>'
+    )
+
+
+def _side(title: str, text: str, note: str = "") -> str:
+    end = f' <span class="small">({note})</span>' if note else ""
+    said = escape(text) if text else '<span class="small">An empty answer.</span>'
+    return f'<div><h4>{title}</h4><p class="said" dir="auto">{said}{end}</p></div>'
+
+
+def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None) -> str:
+    """Return the form for a question, and the answers to the one that was asked.
+
+    Args:
+        view: Whose model is asked.
+        prompt: What stays in the form.
+        problem: Why it was not answered.
+        answers: Of base and tuned.
+    """
+    told = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
+    if not view.can_ask:
+        return f'<section id="ask">{told}</section>' if told else ""
+    if answers is not None:
+        told = (
+            f'<article role="status"><h3 class="question">{escape(answers.prompt)}</h3><div class="pair">'
+            f"{_given('Base model', answers.base)}{_given('Tuned model', answers.tuned)}</div></article>"
+        )
+    about = (
+        f"At most {LONGEST_PROMPT} characters; answers end after {ANSWER_TOKENS} tokens. Visitors take turns, and the first "
+        "answer takes some seconds longer. Nothing is saved."
+    )
+    return (
+        f'<section id="ask"><h2>Ask both models</h2>{told}<form method="post" action="{ASK}#ask">'
+        f'<label for="prompt">Question</label><textarea id="prompt" name="prompt" rows="3" maxlength="{LONGEST_PROMPT}" '
+        f'required autocomplete="off" aria-describedby="about">{escape(prompt)}</textarea>'
+        f'<p class="small" id="about">{about}</p><button>Ask</button></form></section>'
+    )
+
+
+def _given(title: str, answer: DemoAnswer) -> str:
+    return _side(title, answer.text, _END_WORDS[answer.finish_reason])
