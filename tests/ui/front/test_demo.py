@@ -354,7 +354,8 @@ def test_before_the_run_has_completed_nothing_is_asked(tmp_path):
 
 
 def test_questions_wait_in_a_short_line(tmp_path):
-    demo = a_demo(tmp_path, Slow())
+    slow = Slow()
+    demo = a_demo(tmp_path, slow)
     with_run(demo)
     app = app_of(demo)
 
@@ -368,7 +369,7 @@ def test_questions_wait_in_a_short_line(tmp_path):
                 assert more
                 done |= more
             page = await client.get("/")
-            demo.chat.session.let.set()
+            slow.let.set()
             return [answer.status_code for answer in await asyncio.gather(*asked)], page, [one.result() for one in done]
 
     statuses, page, refused = asyncio.run(visitors())
@@ -379,7 +380,8 @@ def test_questions_wait_in_a_short_line(tmp_path):
 
 
 def test_a_question_does_not_wait_for_ever(tmp_path):
-    demo = a_demo(tmp_path, Slow())
+    slow = Slow()
+    demo = a_demo(tmp_path, slow)
     with_run(demo)
     app = app_of(demo, waits_seconds=0.05)
 
@@ -387,9 +389,9 @@ def test_a_question_does_not_wait_for_ever(tmp_path):
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
             first = asyncio.create_task(client.post(ASK, data={"prompt": "first"}))
-            await asyncio.to_thread(demo.chat.session.reached.wait, 20)
+            await asyncio.to_thread(slow.reached.wait, 20)
             second = await client.post(ASK, data={"prompt": "second"})
-            demo.chat.session.let.set()
+            slow.let.set()
             return (await first).status_code, second
 
     first, second = asyncio.run(visitors())

@@ -1,0 +1,323 @@
+"""The demo run of a Space: filed once, out of people's way, shared, and shown with what was computed for it."""
+
+import threading
+import time
+
+import pytest
+
+from engine.accounts.people import DEMO_OWNER, require_name
+from engine.chat.contract import ChatTarget
+from engine.errors import AccountError, DatasetError, DeviceError, ModelError
+from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.processes.liveness import ProcessIdentity
+from engine.runs.control import resume_is_requested
+from engine.runs.sharing import is_shared
+from engine.runs.store import RunStore
+from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.space.demo_chat import DemoBusyError, demo_session
+from engine.space.demo_sample import SampleFile
+from tests.fake_chat import FakeChatSession
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.space.demo_parts import a_demo, with_run, with_sample
+
+LONG_AGO = 9_000.0
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return a_demo(tmp_path)
+
+
+def queue_of_others(demo, *reasons, owner="bea"):
+    """Let runs of a person wait."""
+    waiting = tuple(WaitingPlace(owner=owner, run_id=f"run-{n}", reason=reason) for n, reason in enumerate(reasons))
+    path = demo.home.server / SNAPSHOT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(QueueSnapshot(waiting=waiting).model_dump_json())
+
+
+def test_no_account_can_have_the_name_of_its_owner():
+    for name in (DEMO_OWNER, "Demo", " demo "):
+        with pytest.raises(AccountError):
+            require_name(name)
+
+
+def test_a_space_without_a_run_gets_one_and_only_one(demo):
+    assert demo.run is None
+
+    demo.look()
+    demo.look()
+
+    assert len(demo.launcher.started) == 1
+    assert demo.run == demo.launcher.started[0]
+    assert demo.run.owner == DEMO_OWNER
+    assert demo.run.folder.read_config().model.id == "smollm2-135m-instruct"
+
+
+def test_members_can_read_the_run(demo):
+    demo.look()
+    demo.look()
+
+    assert is_shared(demo.run.folder)
+
+
+def test_a_run_that_was_brought_back_is_not_trained_again(demo):
+    brought_back = with_run(demo)
+
+    for _ in range(4):
+        demo.look()
+
+    assert demo.run == brought_back
+    assert demo.launcher.started == []
+    assert is_shared(brought_back.folder)
+
+
+def test_a_completed_run_is_shown_rather_than_a_newer_one(demo):
+    completed = with_run(demo)
+    with_run(demo, InventedRun(state="running", steps=3))
+
+    assert demo.run == completed
+
+
+def test_runs_of_people_are_not_the_demo(demo):
+    write_run(RunStore(demo.home, "bea"), a_config(), InventedRun())
+
+    assert demo.run is None
+
+
+def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo, tmp_path):
+    failed = with_run(demo, InventedRun(state="failed", age_seconds=LONG_AGO))
+    demo.look()
+    demo.look()
+    again = demo.run
+    assert again != failed
+    assert len(demo.launcher.started) == 1
+
+    anew = a_demo(tmp_path / "other")
+    with_run(anew, InventedRun(state="failed", age_seconds=-10))
+    anew.look()
+    anew.look()
+    assert anew.launcher.started == []
+    assert anew.run.folder.read_state().state == "failed"
+
+
+@pytest.mark.parametrize("reason", ["device_in_use", "memory", "other_persons_run"])
+def test_the_run_stops_while_a_person_waits_for_a_device(demo, reason):
+    run = with_run(demo, InventedRun(state="running", steps=9))
+    queue_of_others(demo, reason)
+
+    demo.look()
+
+    assert run.folder.stop_request.exists()
+
+
+def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
+    run = with_run(demo, InventedRun(state="running", steps=9))
+    for owner, reason in ((DEMO_OWNER, "device_in_use"), ("bea", "maintenance"), ("bea", "executor_queue")):
+        queue_of_others(demo, reason, owner=owner)
+        demo.look()
+
+    assert not run.folder.stop_request.exists()
+
+
+@pytest.mark.parametrize("state", ["stopped", "interrupted"])
+def test_the_run_continues_once_nobody_waits(demo, state):
+    run = with_run(demo, InventedRun(state=state, steps=9))
+    queue_of_others(demo, "device_in_use")
+    demo.look()
+    assert not resume_is_requested(demo.home, run)
+
+    queue_of_others(demo)
+    demo.look()
+
+    assert resume_is_requested(demo.home, run)
+
+
+def test_rows_are_shown_while_it_trains_and_answers_once_it_has_completed(demo):
+    run = with_run(demo, InventedRun(state="running", steps=9))
+    demo.look()
+    sample = demo.sample_of(run)
+    assert len(sample.page.rows) == 3
+    assert all(row.sequences for row in sample.page.rows)
+    assert sample.answers == ()
+
+    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
+    demo.look()
+
+    answers = demo.sample_of(run).answers
+    assert len(answers) == 3
+    assert answers[0].reference
+    assert answers[0].base != answers[0].tuned
+
+
+def test_what_was_computed_is_found_again(demo, tmp_path):
+    run = with_run(demo)
+    with_sample(demo)
+    asked = len(demo.chat.session.asked)
+
+    restarted = a_demo(tmp_path)
+    restarted.look()
+
+    assert restarted.sample_of(run) == demo.sample_of(run)
+    assert restarted.chat.session.asked == []
+    assert asked == 3
+    SampleFile(demo.home, run).path.write_text("{ torn")
+    assert a_demo(tmp_path).sample_of(run).page is None
+
+
+def test_a_failure_is_told_without_a_path_and_tried_a_few_times(demo, monkeypatch):
+    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
+    tries = []
+
+    def refuse(*_args, **_more):
+        tries.append(None)
+        raise DatasetError(f"{demo.home.root}/uploads cannot be read.", "Look.")
+
+    monkeypatch.setattr(demo.launcher, "start", refuse)
+    demo.start()
+    wait_for(lambda: len(tries) == 5)
+    time.sleep(0.05)
+    demo.close()
+
+    assert len(tries) == 5
+    assert demo.problem == "the folder of this Space/uploads cannot be read."
+
+
+def test_a_mistake_of_ours_does_not_end_the_thread(demo, monkeypatch):
+    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
+    start, tries = demo.launcher.start, []
+
+    def fail_once(*args, **more):
+        tries.append(None)
+        if len(tries) == 1:
+            raise ZeroDivisionError
+        return start(*args, **more)
+
+    monkeypatch.setattr(demo.launcher, "start", fail_once)
+    demo.start()
+    wait_for(lambda: demo.run is not None)
+    demo.close()
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def member_holds_the_processor(home, owner="bea"):
+    """Let a person's chat have the CPU; returns the book."""
+    book = LeaseBook(home)
+    holder = LeaseHolder(
+        purpose="chat", title="secret of bea", process=ProcessIdentity.current(), owner=owner, preemptible=True
+    )
+    (home.server).mkdir(parents=True, exist_ok=True)
+    book.take(("cpu",), holder)
+    return book
+
+
+def test_a_question_asks_nobody_to_make_room(demo):
+    run = with_run(demo)
+    book = member_holds_the_processor(demo.home)
+
+    with pytest.raises(DemoBusyError) as refused:
+        demo.chat.ask(run, "What is r?")
+
+    assert "secret" not in str(refused.value)
+    assert demo.chat.session.state.phase == "empty"
+    assert not book.is_asked_to_give_way(ProcessIdentity.current())
+
+
+def test_a_real_session_asks_nobody_to_make_room_either(demo, monkeypatch):
+    run = with_run(demo)
+    book = member_holds_the_processor(demo.home)
+    session = demo_session(demo.home)
+    monkeypatch.setattr("engine.hardware.device_job.JsonLinesProcess", NoProcess)
+
+    with pytest.raises(DeviceError):
+        session.load(ChatTarget.of_run(run.folder.path))
+
+    assert not book.is_asked_to_give_way(ProcessIdentity.current())
+
+
+class NoProcess:
+    """A process that is there and does nothing."""
+
+    def __init__(self, *_args, **_more):
+        self.pid = 1
+
+    def start(self):
+        """Nothing to start."""
+
+    def close(self, **_more):
+        """Nothing to end."""
+
+
+def test_the_model_is_unloaded_when_a_person_waits_for_the_processor(demo):
+    run = with_run(demo)
+    demo.chat.ask(run, "What is r?")
+    assert demo.chat.session.state.phase == "ready"
+    book = member_holds_the_processor(demo.home, owner=DEMO_OWNER)
+    book.ask_to_give_way("cpu")
+
+    demo.chat.ask(run, "And alpha?")
+
+    assert demo.chat.session.state.phase == "empty"
+
+
+def test_one_question_at_a_time(tmp_path):
+    reached, let = threading.Event(), threading.Event()
+
+    class Slow(FakeChatSession):
+        def stream(self, request):
+            reached.set()
+            assert let.wait(20)
+            yield from super().stream(request)
+
+    demo = a_demo(tmp_path, Slow(0.0))
+    run = with_run(demo)
+    first = threading.Thread(target=demo.chat.ask, args=(run, "first"))
+    first.start()
+    assert reached.wait(20)
+    try:
+        with pytest.raises(DemoBusyError, match="Another question is being answered"):
+            demo.chat.ask(run, "second")
+    finally:
+        let.set()
+        first.join()
+    assert demo.chat.ask(run, "third").tuned.text
+
+
+def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
+    demo = a_demo(tmp_path, FakeChatSession(0.05))
+    run = with_run(demo)
+    demo.chat.answer_seconds = 0.2
+
+    answers = demo.chat.ask(run, "What is r?")
+
+    assert answers.base.text.startswith("Alpha")
+    assert answers.base.finish_reason == "stopped"
+
+
+def test_a_model_that_does_not_load_in_time_is_unloaded(tmp_path):
+    class Stuck(FakeChatSession):
+        def __init__(self):
+            super().__init__(0.0)
+            self.unloaded = threading.Event()
+
+        def load(self, target, on_progress=None):
+            assert self.unloaded.wait(20)
+            raise ModelError("Loading was ended.", "Load it again.")
+
+        def unload(self):
+            self.unloaded.set()
+
+    demo = a_demo(tmp_path, Stuck())
+    run = with_run(demo)
+    demo.chat.load_seconds = 0.05
+
+    with pytest.raises(DemoBusyError, match="cannot answer now"):
+        demo.chat.ask(run, "What is r?")
