@@ -142,7 +142,7 @@ class DemoChat:
 
 def _in_use() -> DemoBusyError:
     what = "A member of this Space is using its processor, which goes first."
-    return DemoBusyError(what, "The answers below were recorded; try your own question again later.")
+    return DemoBusyError(what, "Try again in some minutes.")
 
 
 @contextlib.contextmanager

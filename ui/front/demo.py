@@ -174,7 +174,7 @@ class DemoPages:
         told = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
         head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Loratory, fine-tuning in the open</title>'
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
             f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
             f'<body class="demo"><main>{self._masthead}{told}{self._body}{asking}</main></body></html>'

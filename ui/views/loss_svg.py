@@ -83,7 +83,10 @@ def loss_words(history: RunHistory) -> str:
         words = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
     base, tuned = history.base_eval, history.tuned_evals
     if base is not None and tuned:
-        words += f"; held-out loss {base.eval_loss:.2f} before training and {tuned[-1].eval_loss:.2f} after it"
+        newest = tuned[-1]
+        words += (
+            f"; held-out loss {base.eval_loss:.2f} before training and {newest.eval_loss:.2f} at step {newest.step:,}"
+        )
     return f"{words}."
 
 
