@@ -1,15 +1,11 @@
 """Which hardware a run gets at Hugging Face, what it costs, and for how long."""
 
-import zipfile
-from io import BytesIO
-
 import pytest
 from huggingface_hub import JobHardwareInfo
 
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError, DeviceError, HubUnreachableError
 from engine.executors.huggingface_jobs.flavors import HardwareList, estimate_limit_hours, named, read_flavors
-from engine.executors.huggingface_jobs.inputs import build_wheel
 from engine.runs.launch import Preflight
 from tests.fake_inspector import FakeInspector
 from tests.jobs.stand_in import HARDWARE
@@ -115,16 +111,3 @@ def test_without_an_answer_of_hugging_face_nothing_is_started(home, resolve):
 
     with pytest.raises(HubUnreachableError):
         check(home, resolve, away)
-
-
-def test_the_wheel_is_the_same_each_time_and_whole():
-    name, content = build_wheel()
-    assert (name, content) == build_wheel()
-    archive = zipfile.ZipFile(BytesIO(content))
-    names = archive.namelist()
-    assert {"app.py", "engine/training/worker.py", "presets/quickstart-cpu.yaml", "engine/models/catalog.json"} <= set(
-        names
-    )
-    record = archive.read(next(one for one in names if one.endswith("/RECORD"))).decode()
-    assert {line.rpartition(",")[0].rpartition(",")[0] for line in record.splitlines()} == set(names)
-    assert not any("__pycache__" in one for one in names)

@@ -14,7 +14,7 @@ from engine.errors import EngineError, HubUnreachableError, StorageError
 from engine.executors.base import JobEnd
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
-from engine.executors.huggingface_jobs.inputs import build_wheel, collect_inputs, whole_lines
+from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.huggingface_jobs.record import JobRecord, write_piece
 from engine.files import write_atomically
@@ -24,6 +24,7 @@ from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
 from engine.runs.control import request_stop_for_time
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
+from engine.wheel import build_wheel
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile, HfApi, JobInfo
@@ -156,9 +157,10 @@ class JobFollower:
     def _send(self) -> JobInfo:
         """Upload what the job needs, then submit it."""
         self._bucket.make()
-        wheel, content = build_wheel()
+        built = build_wheel()
+        wheel = f"wheels/{built.number}/{built.file_name}"  # one serves all jobs of one version
         if not self._bucket.list(wheel.rpartition("/")[0]):
-            self._bucket.put({wheel: content})
+            self._bucket.put({wheel: built.content})
         inputs = collect_inputs(self.run, self._home)
         # The log here must be what the worker continues.
         events = self.run.folder.events

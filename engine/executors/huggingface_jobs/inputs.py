@@ -1,11 +1,6 @@
-"""What a job needs, collected on this machine: Loratory as a wheel, the run's files, and the files that its settings name."""
+"""What a job needs, collected on this machine: the run's files, and the files that its settings name."""
 
-import base64
-import hashlib
-import io
-import zipfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from engine.config.load import config_to_yaml
@@ -20,45 +15,8 @@ from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.runs.store import RUN_ID, RunStore
 
-_PACKAGES = ("engine", "presets", "ui")
-_ROOT = Path(__file__).parents[3]  # of the packages: the project's folder, or site-packages
 # Weights as pickles are refused everywhere; a model's folder may still have them beside its safetensors.
 _NOT_SENT = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pyc", ".h5", ".msgpack", ".onnx"})
-_ZIP_TIME = (2020, 1, 1, 0, 0, 0)  # the same content gives the same wheel
-
-
-def build_wheel() -> tuple[str, bytes]:
-    """Return name in the bucket and content of a wheel of this very Loratory.
-
-    A hash of the content is in the name, so one wheel in the bucket serves all jobs of one version.
-
-    Source: packaging.python.org/specifications/binary-distribution-format.
-    """
-    installed = metadata.distribution("loratory")
-    about = f"loratory-{installed.version}.dist-info"
-    files = {name: path.read_bytes() for name, path in _sources()}
-    files[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
-    files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: loratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    record = "".join(f"{name},sha256={_wheel_digest(data)},{len(data)}\n" for name, data in files.items())
-    files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
-    wheel = io.BytesIO()
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), data, zipfile.ZIP_DEFLATED)
-    number = hashlib.sha256(record.encode()).hexdigest()[:12]
-    return f"wheels/{number}/loratory-{installed.version}-py3-none-any.whl", wheel.getvalue()
-
-
-def _wheel_digest(data: bytes) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-
-
-def _sources() -> Iterator[tuple[str, Path]]:
-    yield "app.py", _ROOT / "app.py"
-    for package in _PACKAGES:
-        for path in sorted((_ROOT / package).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in _NOT_SENT:
-                yield path.relative_to(_ROOT).as_posix(), path
 
 
 def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:

@@ -1,0 +1,61 @@
+"""Loratory as a wheel, built from this very installation: what a job, a Space or an image installs is what runs here."""
+
+import base64
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+_PACKAGES = ("engine", "presets", "ui")
+_ROOT = Path(__file__).parents[1]  # of the packages: the project's folder, or site-packages
+_ZIP_TIME = (2020, 1, 1, 0, 0, 0)  # the same content gives the same wheel
+
+
+class Wheel(NamedTuple):
+    """A wheel of this Loratory.
+
+    Attributes:
+        file_name: As pip wants it.
+        number: A hash of the content, so the same version is sent once.
+        content: Of the file.
+    """
+
+    file_name: str
+    number: str
+    content: bytes
+
+
+def build_wheel() -> Wheel:
+    """Return a wheel of this very Loratory, with the `loratory` command.
+
+    Source: packaging.python.org/specifications/binary-distribution-format.
+    """
+    installed = metadata.distribution("loratory")
+    about = f"loratory-{installed.version}.dist-info"
+    files = {name: path.read_bytes() for name, path in _sources()}
+    files[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
+    files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: loratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{about}/entry_points.txt"] = (installed.read_text("entry_points.txt") or "").encode()
+    record = "".join(f"{name},sha256={_wheel_digest(data)},{len(data)}\n" for name, data in files.items())
+    files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), data, zipfile.ZIP_DEFLATED)
+    number = hashlib.sha256(record.encode()).hexdigest()[:12]
+    return Wheel(f"loratory-{installed.version}-py3-none-any.whl", number, wheel.getvalue())
+
+
+def _wheel_digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    yield "app.py", _ROOT / "app.py"
+    for package in _PACKAGES:
+        for path in sorted((_ROOT / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                yield path.relative_to(_ROOT).as_posix(), path

@@ -1,0 +1,38 @@
+"""The wheel that jobs, Spaces and images install."""
+
+import subprocess
+import sys
+import zipfile
+from io import BytesIO
+
+import pytest
+
+from engine.wheel import build_wheel
+
+
+@pytest.fixture(scope="module")
+def wheel():
+    return build_wheel()
+
+
+def test_it_is_the_same_each_time_and_whole(wheel):
+    assert wheel == build_wheel()
+    archive = zipfile.ZipFile(BytesIO(wheel.content))
+    names = archive.namelist()
+    assert {"app.py", "engine/training/worker.py", "presets/quickstart-cpu.yaml", "engine/models/catalog.json"} <= set(
+        names
+    )
+    record = archive.read(next(one for one in names if one.endswith("/RECORD"))).decode()
+    assert {line.rpartition(",")[0].rpartition(",")[0] for line in record.splitlines()} == set(names)
+    assert not any("__pycache__" in one for one in names)
+
+
+def test_it_brings_the_command(wheel, tmp_path):
+    file = tmp_path / wheel.file_name
+    file.write_bytes(wheel.content)
+
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "site")]
+    subprocess.run([*pip, str(file)], check=True, timeout=120)
+
+    command = (tmp_path / "site" / "bin" / "loratory").read_text()
+    assert "from engine.cli import main" in command
