@@ -1,4 +1,4 @@
-"""The one table of what goes wrong when the Hugging Face Hub is asked for a model or a dataset, or takes a push."""
+"""The one table of what goes wrong when the Hugging Face Hub is asked for something, or takes a push or a Space."""
 
 import errno
 from collections.abc import Iterator
@@ -109,8 +109,21 @@ class HubFault(Enum):
         "Saving is tried again by itself; check https://status.huggingface.co if it lasts.",
     )
 
-    # Of a push alone.
-    NO_TOKEN = ("access", "Pushing needs a Hugging Face token, and there is none.", _LOGIN_FIX)
+    # Of a Space alone.
+    NO_PLAN = (
+        "access",
+        "The account has no plan or credit for this Space ({detail}{quote}).",
+        "cpu-basic needs a PRO or Team plan, other hardware needs credit: https://huggingface.co/settings/billing.",
+    )
+    NO_SPACE = (
+        "access",
+        "There is no Space {name} that your token can see ({detail}{quote}).",
+        "Check the name and the token's rights; `loratory space create` makes a new one.",
+    )
+    SPACE_REFUSED = ("error", "The Hub refuses this for {name} ({detail}{quote}).", "Correct what it names.")
+
+    # Of a push alone, or of a Space.
+    NO_TOKEN = ("access", "{doing} needs a Hugging Face token, and there is none.", _LOGIN_FIX)
     WRONG_TOKEN = ("access", "The Hub does not accept your token ({detail}{quote}).", _LOGIN_FIX)
     NO_ROOM = ("error", "The account has no room or plan for this ({detail}{quote}).", "Free some space on the Hub.")
     READ_ONLY = (
@@ -161,6 +174,7 @@ class Subject:
     folder: str = ""  # in the addresses of the Hub's pages
     absent: str = "needs the Hub, which cannot be reached"  # what else is true where the Hub cannot be reached
     local: str  # what can be had without the Hub
+    doing: str = ""  # what needs a token or the Hub; it begins sentences
     again: str = ", then try again"  # once the Hub serves again
     error: type[EngineError]  # raised in general
     access: type[EngineError]  # raised where a login may help
@@ -201,6 +215,7 @@ DATASET = Subject(
 )
 PUSH = Subject(
     kind="repository",
+    doing="Pushing",
     local="an export into a folder",
     again="; push again then, and only what is missing is sent",
     error=PushError,
@@ -224,6 +239,16 @@ MIRROR = Subject(
     absent="cannot be reached",
     local="another bucket",
     again="; saving is tried again by itself",
+    error=PushError,
+    access=PushError,
+    unreachable=HubUnreachableError,
+    storage=StorageError,
+)
+SPACE = Subject(
+    kind="Space",
+    folder="spaces/",
+    doing="A Space",
+    local="--dry-run",
     error=PushError,
     access=PushError,
     unreachable=HubUnreachableError,

@@ -13,13 +13,13 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_CanaryThatMustNeverBeSeenAnywhere42"
 ACCOUNT = "ada"
 
-Step = Literal["whoami", "create", "info", "refs", "branch", "yaml", "preupload", "batch", "put", "commit", "xet"]
+Step = str  # one of the routes below
 
 
 class Blob(NamedTuple):
@@ -66,6 +66,20 @@ class HubStandIn:
         token: The only one that is accepted.
     """
 
+    routes: ClassVar[list[tuple[str, Step]]] = [
+        (r"/api/whoami-v2", "whoami"),
+        (r"/api/repos/create", "create"),
+        (r"/api/validate-yaml", "yaml"),
+        (r"/api/(models|spaces)/[^/]+/[^/]+(/revision/.+)?", "info"),
+        (r"/api/models/[^/]+/[^/]+/refs", "refs"),
+        (r"/api/models/[^/]+/[^/]+/branch/.+", "branch"),
+        (r"/api/(models|spaces)/[^/]+/[^/]+/preupload/.+", "preupload"),
+        (r"/api/(models|spaces)/[^/]+/[^/]+/commit/.+", "commit"),
+        (r"/.+\.git/info/lfs/objects/batch", "batch"),
+        (r"/api/models/[^/]+/[^/]+/xet-write-token/.+", "xet"),
+        (r"/large/[0-9a-f]{64}", "put"),
+    ]  # of paths; the first that matches holds
+
     def __init__(self) -> None:
         self.repositories: dict[str, StoredRepository] = {}
         self.large: dict[str, bytes] = {}
@@ -84,7 +98,7 @@ class HubStandIn:
             def do_GET(self) -> None:
                 hub._serve(self)
 
-            do_POST = do_PUT = do_GET  # noqa: N815 - names of the base class
+            do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - names of the base class
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -103,7 +117,7 @@ class HubStandIn:
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(request.path).path)
-        step = _step(path)
+        step = next(step for pattern, step in self.routes if re.fullmatch(pattern, path))
         length = int(request.headers.get("Content-Length") or 0)
         self.asked[step] += 1
         fault = next((fault for fault in self.faults if fault.step == step and fault.times > 0), None)
@@ -124,12 +138,15 @@ class HubStandIn:
             message = {"X-Error-Message": "Invalid credentials in Authorization header"}
             _send(request, 401, {"error": "Invalid credentials in Authorization header"}, message)
             return
-        status, answer = getattr(self, f"_{step}")(path, body)
+        status, answer = self._answer(step, path, body, request.command)
         if fault is not None:
             _cut(request)
             return
-        headers = {"X-Error-Code": str(answer["code"])} if status == 404 else {}
+        headers = {"X-Error-Code": str(answer["code"])} if status == 404 and isinstance(answer, dict) else {}
         _send(request, status, answer, headers)
+
+    def _answer(self, step: Step, path: str, body: bytes, method: str) -> tuple[int, object]:
+        return getattr(self, f"_{step}")(path, body)
 
     def _whoami(self, _: str, __: bytes) -> tuple[int, object]:
         return 200, {"type": "user", "name": ACCOUNT, "orgs": [{"name": name} for name in self.organizations]}
@@ -147,7 +164,7 @@ class HubStandIn:
         return (409 if known else 200), {"url": f"{self.address}/{name}"}
 
     def _info(self, path: str, _: bytes) -> tuple[int, object]:
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        found = re.fullmatch(r"/api/(?:models|spaces)/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         assert found is not None
         name, revision = found[1], found[2] or "main"
         repository = self.repositories.get(name)
@@ -197,7 +214,7 @@ class HubStandIn:
         files = []
         for asked in json.loads(body)["files"]:
             blob = there.get(asked["path"])
-            is_large = asked["path"].endswith((".safetensors", "tokenizer.json"))
+            is_large = asked["path"].endswith((".safetensors", "tokenizer.json", ".whl"))
             oid = None
             if blob is not None:
                 oid = _sha256(blob.content) if blob.is_large else _git_oid(blob.content)
@@ -252,23 +269,6 @@ class HubStandIn:
         return 200, {"commitUrl": f"{self.address}/{name}/commit/{commit}", "commitOid": commit}
 
 
-def _step(path: str) -> Step:
-    steps: list[tuple[str, Step]] = [
-        (r"/api/whoami-v2", "whoami"),
-        (r"/api/repos/create", "create"),
-        (r"/api/validate-yaml", "yaml"),
-        (r"/api/models/[^/]+/[^/]+(/revision/.+)?", "info"),
-        (r"/api/models/[^/]+/[^/]+/refs", "refs"),
-        (r"/api/models/[^/]+/[^/]+/branch/.+", "branch"),
-        (r"/api/models/[^/]+/[^/]+/preupload/.+", "preupload"),
-        (r"/api/models/[^/]+/[^/]+/commit/.+", "commit"),
-        (r"/.+\.git/info/lfs/objects/batch", "batch"),
-        (r"/api/models/[^/]+/[^/]+/xet-write-token/.+", "xet"),
-        (r"/large/[0-9a-f]{64}", "put"),
-    ]
-    return next(step for pattern, step in steps if re.fullmatch(pattern, path))
-
-
 def _cut(request: BaseHTTPRequestHandler) -> None:
     """Reset the connection instead of closing it."""
     request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -277,7 +277,7 @@ def _cut(request: BaseHTTPRequestHandler) -> None:
 
 
 def _send(request: BaseHTTPRequestHandler, status: int, value: object, headers: dict[str, str]) -> None:
-    body = json.dumps(value).encode()
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
     request.send_response(status)
     request.send_header("Content-Type", "application/json")
     request.send_header("Content-Length", str(len(body)))

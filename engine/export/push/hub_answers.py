@@ -1,4 +1,4 @@
-"""The Hub's answers to a push, as errors in words; and how long to retry.
+"""The Hub's answers to a push, or to orders for a Space, as errors in words; and how long to retry.
 
 huggingface_hub repeats some requests itself, silently and for as long as a server wishes. Here every answer that means
 "not now" comes out as an exception of ours at once, and one place decides whether to wait, reports it, and gives up in time.
@@ -23,22 +23,19 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from engine.errors import EngineError
-from engine.hub_errors import PUSH, Fault, HubFault
+from engine.hub_errors import PUSH, SPACE, Fault, HubFault, Subject
 
 Answer = TypeVar("Answer")
 
 _NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
 _RESET = re.compile(r";\s*t=(\d+)")  # of the `ratelimit` header: seconds until requests are allowed again
 _NATIVE_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+_COMMON = {401: HubFault.WRONG_TOKEN, 403: HubFault.READ_ONLY, 412: HubFault.CHANGED, 413: HubFault.TOO_LARGE}
 _REFUSALS = {
-    401: HubFault.WRONG_TOKEN,
-    402: HubFault.NO_ROOM,
-    403: HubFault.READ_ONLY,
-    404: HubFault.NO_REPOSITORY,
-    409: HubFault.CHANGED,
-    412: HubFault.CHANGED,
-    413: HubFault.TOO_LARGE,
+    PUSH: {**_COMMON, 402: HubFault.NO_ROOM, 404: HubFault.NO_REPOSITORY, 409: HubFault.CHANGED},
+    SPACE: {**_COMMON, 402: HubFault.NO_PLAN, 404: HubFault.NO_SPACE},
 }
+_REFUSED = {PUSH: HubFault.PUSH_REFUSED, SPACE: HubFault.SPACE_REFUSED}
 
 
 class NotNowError(Exception):
@@ -54,16 +51,16 @@ class NotNowError(Exception):
         self.status = status  # of HTTP; None where the connection was lost
         self.wait_seconds = wait_seconds  # that the Hub asks for; None where it does not say
 
-    def given_up(self, attempts: int) -> EngineError:
-        """Return the error of a push that ends with this, after so many attempts."""
+    def given_up(self, attempts: int, subject: Subject) -> EngineError:
+        """Return the error of what ends with this, after so many attempts."""
         if self.status is None:
-            return PUSH.explain(Fault(HubFault.LOST, f"{attempts} times"), constants.ENDPOINT)
+            return subject.explain(Fault(HubFault.LOST, f"{attempts} times"), constants.ENDPOINT)
         if self.status != 429:
-            return PUSH.explain(Fault(HubFault.DOWN, f"HTTP {self.status}, {attempts} attempts"), "")
+            return subject.explain(Fault(HubFault.DOWN, f"HTTP {self.status}, {attempts} attempts"), "")
         fault = Fault(HubFault.RATE_LIMITED, "HTTP 429")
         if seconds := self.wait_seconds:
             fault = fault._replace(wait=f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds")
-        return PUSH.explain(fault, "")
+        return subject.explain(fault, "")
 
 
 class Patience(NamedTuple):
@@ -120,6 +117,7 @@ def persist(
     patience: Patience,
     on_wait: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
+    subject: Subject = PUSH,
 ) -> Answer:
     """Ask until there is an answer, or patience is at its end; refusals are not asked again.
 
@@ -137,7 +135,7 @@ def persist(
         except NotNowError as error:
             seconds = error.wait_seconds if error.wait_seconds is not None else wait
             if attempt == patience.attempts or seconds > patience.longest_wait_seconds:
-                raise error.given_up(attempt) from None
+                raise error.given_up(attempt, subject) from None
             if seconds > 0:
                 on_wait(f"{error}; asking again in {max(1, round(seconds))} s.")
                 sleep(seconds)
@@ -146,8 +144,8 @@ def persist(
 
 
 @contextlib.contextmanager
-def push_errors_explained(repository: str, token: str | None) -> Iterator[None]:
-    """Turn refusals of a push into errors that people understand; no message holds the token.
+def push_errors_explained(repository: str, token: str | None, subject: Subject = PUSH) -> Iterator[None]:
+    """Turn refusals into errors that people understand; no message holds the token.
 
     Raises:
         PushError: If the Hub refuses.
@@ -160,7 +158,7 @@ def push_errors_explained(repository: str, token: str | None) -> Iterator[None]:
     except (EngineError, NotNowError):
         raise
     except Exception as error:
-        raise _explain(repository, _innermost_known(error), token) from None
+        raise _explain(subject, repository, _innermost_known(error), token) from None
 
 
 @contextlib.contextmanager
@@ -184,32 +182,32 @@ def native_errors_translated(repository: str) -> Iterator[None]:
         raise NotNowError(status if status in _NOT_NOW else None) from None
 
 
-def _explain(repository: str, error: BaseException, token: str | None) -> Exception:
+def _explain(subject: Subject, repository: str, error: BaseException, token: str | None) -> Exception:
     if isinstance(error, EngineError | NotNowError):
         return error
     if isinstance(error, LocalTokenNotFoundError):
-        return PUSH.explain(Fault(HubFault.NO_TOKEN), "")
+        return subject.explain(Fault(HubFault.NO_TOKEN), "")
     if isinstance(error, OfflineModeIsEnabled):
-        return PUSH.explain(Fault(HubFault.OFFLINE), "Pushing")
+        return subject.explain(Fault(HubFault.OFFLINE), subject.doing)
     if isinstance(error, HfHubHTTPError):
-        return _refusal(repository, error, token)
+        return _refusal(subject, repository, error, token)
     if isinstance(error, OSError) and error.filename is not None:
-        return PUSH.explain(Fault(HubFault.FILE_UNREADABLE, str(error.strerror)), "")
+        return subject.explain(Fault(HubFault.FILE_UNREADABLE, str(error.strerror)), "")
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
         problems = "; ".join(line.removeprefix("- ").strip() for line in str(error).splitlines()[1:])
-        return PUSH.explain(Fault(HubFault.CARD_REFUSED, quote=_quoted(problems, token)), "")
-    return PUSH.explain(Fault(HubFault.NONSENSE, type(error).__name__), constants.ENDPOINT)
+        return subject.explain(Fault(HubFault.CARD_REFUSED, quote=quoted(problems, token)), "")
+    return subject.explain(Fault(HubFault.NONSENSE, type(error).__name__), constants.ENDPOINT)
 
 
-def _refusal(repository: str, error: HfHubHTTPError, token: str | None) -> EngineError:
+def _refusal(subject: Subject, repository: str, error: HfHubHTTPError, token: str | None) -> EngineError:
     status = error.response.status_code
-    fault = _REFUSALS.get(status, HubFault.PUSH_REFUSED)
+    fault = _REFUSALS[subject].get(status, _REFUSED[subject])
     if isinstance(error, RevisionNotFoundError):
         fault = HubFault.NO_REVISION
     elif isinstance(error, RepositoryNotFoundError) and status not in (402, 403):
-        fault = HubFault.NO_REPOSITORY
-    quote = _quoted(error.server_message or error.response.headers.get("X-Error-Message") or "", token)
-    return PUSH.explain(Fault(fault, f"HTTP {status}", quote), repository, revision="of that name")
+        fault = _REFUSALS[subject][404]
+    quote = quoted(error.server_message or error.response.headers.get("X-Error-Message") or "", token)
+    return subject.explain(Fault(fault, f"HTTP {status}", quote), repository, revision="of that name")
 
 
 def _innermost_known(error: BaseException) -> BaseException:
@@ -231,7 +229,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     return float(found[1]) if found else None
 
 
-def _quoted(text: str, token: str | None) -> str:
+def quoted(text: str, token: str | None) -> str:
     """Return a server's words, made safe to show, after a colon; nothing where it has none."""
     if token:
         text = text.replace(token, "…")

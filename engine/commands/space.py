@@ -1,0 +1,309 @@
+"""`loratory space`: Loratory in a Hugging Face Space."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from engine.commands.configs import named_path
+from engine.commands.output import AsJson, ProgressLine, one_of, print_json, print_result, words_of_bytes
+from engine.config.run import ModelConfig
+from engine.errors import ConfigError, Problem, PushError, RunError, StorageError
+from engine.models.source import resolve_model
+from engine.paths import LoratoryHome
+from engine.space.repository import Sdk, SpacePlan, check_name, hub_model_id, space_files
+from engine.wheel import build_wheel
+
+if TYPE_CHECKING:
+    from engine.space.hub import Settings, SpaceHub, Status
+
+space = typer.Typer(name="space", help="Loratory in a Hugging Face Space.", no_args_is_help=True)
+
+_SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_ADMITTED = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_WAIT_SECONDS = 60 * 60.0
+
+SpaceName = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space.")]
+Hardware = Annotated[str | None, typer.Option("--hardware", help="Such as cpu-basic (default), cpu-upgrade, t4-small.")]
+Admit = Annotated[
+    list[str] | None,
+    typer.Option("--admit", metavar="NAME", help="A person or organization that may sign in besides you; repeatable."),
+]
+Bucket = Annotated[
+    str | None,
+    typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept. Default: OWNER/loratory-NAME."),
+]
+NoBucket = Annotated[bool, typer.Option("--no-bucket", help="Lose runs at each restart.")]
+Secret = Annotated[
+    list[str] | None,
+    typer.Option("--secret", metavar="NAME", help="An environment variable to give it as a secret; repeatable."),
+]
+Warm = Annotated[
+    list[str] | None,
+    typer.Option("--warm", metavar="MODEL", help="A public model to put into the image; repeatable."),
+]
+SleepHours = Annotated[
+    float | None,
+    typer.Option("--sleep-hours", min=0.1, help="Sleep after so long without a visit; paid hardware only."),
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is running.")]
+
+
+@space.command()
+def create(
+    name: SpaceName,
+    hardware: Hardware = None,
+    visibility: Annotated[str, typer.Option("--visibility", help="private or public.")] = "private",
+    admit: Admit = None,
+    bucket: Bucket = None,
+    no_bucket: NoBucket = False,
+    secret: Secret = None,
+    warm: Warm = None,
+    sdk: Annotated[str, typer.Option("--sdk", help="docker or gradio.")] = "docker",
+    sleep_hours: SleepHours = None,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="DIR", help="Write the files there, and ask no one.")
+    ] = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Space with Loratory in it, and wait until it runs.
+
+    `--secret HF_TOKEN` gives it the token of this terminal, with which it keeps runs in the bucket. With --dry-run, the folder
+    is what `docker build` takes as well.
+    """
+    kind: Sdk = one_of(sdk, Sdk, "--sdk")
+    shown: Literal["private", "public"] = one_of(visibility, Literal["private", "public"], "--visibility")
+    plan = SpacePlan(name, kind, hardware or "cpu-basic", tuple(warm or ()))
+    settings = _settings(secret, admit or (), "" if no_bucket else bucket or _default_bucket(name), sleep_hours)
+    files = space_files(plan, build_wheel())
+    if dry_run is not None:
+        _write(files, dry_run, as_json=as_json)
+        return
+    with _hub() as hub:
+        price = hub.refuse_unless_possible(plan)
+        hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
+        hub.make(plan, shown, settings)
+        try:
+            sent = hub.upload(name, files, "Create Loratory's Space")
+        except Exception as error:
+            fix = f"Then run `loratory space update {name}`, which sends them."
+            raise PushError(f"The Space {name} is there, without its files. {error}", fix) from None
+        status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait else hub.status(name)
+    notes = []
+    if settings.bucket and "HF_TOKEN" not in settings.secrets:
+        notes.append(
+            f"Runs are lost at each restart: the Space has no token for {settings.bucket}. "
+            f"`HF_TOKEN=… loratory space update {name} --secret HF_TOKEN` gives it one."
+        )
+    _report(status, notes, as_json=as_json)
+
+
+@space.command()
+def update(
+    name: SpaceName,
+    hardware: Annotated[str | None, typer.Option("--hardware", help="Move it to this hardware.")] = None,
+    admit: Annotated[
+        list[str] | None,
+        typer.Option("--admit", metavar="NAME", help="The new list of people and organizations; '' for you alone."),
+    ] = None,
+    bucket: Annotated[str | None, typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept.")] = None,
+    no_bucket: NoBucket = False,
+    secret: Secret = None,
+    warm: Annotated[
+        list[str] | None, typer.Option("--warm", metavar="MODEL", help="The new list of models in the image.")
+    ] = None,
+    sleep_hours: SleepHours = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a Space to this version of Loratory, and change what is given; everything else stays."""
+    from engine.space.hub import sdk_of
+
+    check_name(name, "space")
+    settings = _settings(secret, admit, "" if no_bucket else bucket, sleep_hours)._replace(hardware=hardware)
+    with _hub() as hub:
+        info = hub.require(name)
+        if hardware is not None:
+            hub.report(f"{hardware} costs ${hub.price(hardware):,.2f} an hour while it runs.")
+        card: dict[str, Any] = info.card_data.to_dict() if info.card_data else {}
+        models = [hub_model_id(one) for one in warm] if warm is not None else card.get("models") or []
+        plan = SpacePlan(name, sdk_of(info), hardware or card.get("suggested_hardware") or "cpu-basic", tuple(models))
+        files = space_files(plan, build_wheel())
+        done = hub.change(name, settings)
+        sent = hub.upload(name, files, "Update Loratory")
+        done += [f"{file} changed" for file in sent.changed] + [f"{file} removed" for file in sent.removed]
+        status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait and done else hub.status(name)
+    _report(status, [f"Changed: {'; '.join(done)}." if done else "Nothing to update."], as_json=as_json, changed=done)
+
+
+@space.command()
+def status(name: SpaceName, as_json: AsJson = False) -> None:
+    """Report what a Space does, what it costs, and when it sleeps."""
+    check_name(name, "space")
+    with _hub() as hub:
+        found = hub.status(name)
+    if as_json:
+        print_json(found._asdict())
+    else:
+        print("\n".join(_lines(found)))
+
+
+@space.command()
+def delete(
+    name: SpaceName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for its name.")] = False,
+    with_bucket: Annotated[
+        bool, typer.Option("--with-bucket", help="Delete the bucket with its runs as well.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a Space; the bucket with its runs stays."""
+    check_name(name, "space")
+    with _hub() as hub:
+        hub.require(name)
+        bucket = hub.bucket_of(name)
+        goes = f" and the bucket {bucket} with all its runs" if with_bucket and bucket else ""
+        if not yes:
+            _ask_for_name(name, f"This deletes the Space {name}{goes}, for ever.")
+        hub.delete(name, with_bucket=with_bucket)
+    kept = None if with_bucket else bucket
+    text = f"Deleted {name}{goes}." + (f" The bucket {kept} stays." if kept else "")
+    print_result({"deleted": name, "bucket": bucket, "bucket_deleted": bool(goes)}, text, as_json=as_json)
+
+
+@space.command()
+def warm(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Of the catalogue or the Hub.")]) -> None:
+    """Download models into this home, as the build of an image does."""
+    home = LoratoryHome.from_environment()
+    for name in models:
+        with ProgressLine() as line:
+            found = resolve_model(
+                ModelConfig(id=name), home, lambda progress: line.show(progress.message, progress.fraction)
+            )
+        print(f"{name}: {found.location}")
+
+
+@contextmanager
+def _hub() -> "Iterator[SpaceHub]":
+    """Open the Hub as who is logged in on this machine."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from engine.export.push.hub_answers import hub_client
+    from engine.hub_errors import SPACE, Fault, HubFault
+    from engine.space.hub import SpaceHub
+
+    token = get_token()
+    if token is None:
+        raise SPACE.explain(Fault(HubFault.NO_TOKEN), "")
+    disable_progress_bars()
+    with hub_client(), ProgressLine() as line:
+        yield SpaceHub(HfApi(token=token), line.say)
+
+
+def _settings(
+    secrets: Sequence[str] | None, admitted: Sequence[str] | None, bucket: str | None, sleep_hours: float | None
+) -> "Settings":
+    from engine.space.hub import Settings
+
+    if bucket:
+        check_name(bucket, "bucket")
+    names = (
+        None if admitted is None else [name.strip() for text in admitted for name in text.split(",") if name.strip()]
+    )
+    for name in names or ():
+        if not _ADMITTED.fullmatch(name):
+            raise ConfigError([Problem("admit", f"{name[:100]!r} is not the name of a person or an organization.")])
+    return Settings(
+        {name: _value_of(name) for name in secrets or ()},
+        names,
+        bucket,
+        sleep_seconds=None if sleep_hours is None else round(sleep_hours * 3600),
+    )
+
+
+def _value_of(name: str) -> str:
+    """Return the value of a variable of this terminal; it is in no message."""
+    if not _SECRET.fullmatch(name):
+        raise RunError(
+            "--secret takes the name of an environment variable, and nothing else.",
+            "Other users can read a command line: put the value into a variable, then name it.",
+        )
+    value = os.environ.get(name, "").strip()
+    if not value:
+        fix = f"Set it with `read -rs {name} && export {name}`, or leave --secret {name} out."
+        raise RunError(f"The variable {name} is not set in this terminal, or empty.", fix)
+    return value
+
+
+def _default_bucket(name: str) -> str:
+    owner, _, rest = name.partition("/")
+    return f"{owner}/loratory-{rest}"
+
+
+def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
+    path = named_path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise StorageError(f"{folder} is not empty.", "Name a new folder.")
+        for name, content in files.items():
+            (path / name).write_bytes(content)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}).", "Choose another folder.") from error
+    if as_json:
+        print_json({"folder": str(path), "files": {name: len(content) for name, content in files.items()}})
+        return
+    for name, content in files.items():
+        print(f"{words_of_bytes(len(content)):>10}  {path / name}")
+
+
+def _report(status: "Status", notes: Sequence[str], *, as_json: bool, changed: Sequence[str] = ()) -> None:
+    """Print where a Space is and what it does; one that failed is an error."""
+    from engine.space.hub import STAGES
+
+    stage = STAGES.get(status.stage)
+    if stage is None or stage.log is not None or status.stage in ("CONFIG_ERROR", "NO_APP_FILE"):
+        log = "".join(f"\n  {line}" for line in status.log)
+        fix = f"Look at {status.page}; when it is mended, `loratory space update {status.name}`."
+        raise PushError(f"The Space {status.words}{log}", fix)
+    if as_json:
+        print_json({**status._asdict(), "changed": list(changed), "notes": list(notes)})
+    else:
+        print("\n".join([*_lines(status), *notes]))
+
+
+def _lines(status: "Status") -> list[str]:
+    price = "price unknown" if status.price_per_hour_usd is None else f"${status.price_per_hour_usd:,.2f} an hour"
+    hardware = status.hardware or status.requested_hardware or "none yet"
+    if status.requested_hardware not in (None, hardware):
+        hardware = f"{hardware}, {status.requested_hardware} requested"
+    sleeps = "never" if status.sleep_seconds is None else f"after {status.sleep_seconds / 3600:g} h without a visit"
+    facts = {
+        "app": status.address,
+        "page": status.page,
+        "hardware": f"{hardware}, {price} while it runs",
+        "sleeps": sleeps,
+        "runs": f"kept in the bucket {status.bucket}" if status.bucket else "lost at each restart",
+        "admitted": status.admitted or "the owner alone",
+    }
+    log = [f"  {line}" for line in status.log]
+    return [f"{status.name} {status.words}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
+
+
+def _ask_for_name(name: str, warning: str) -> None:
+    if not sys.stdin.isatty():
+        raise RunError("This needs a confirmation, and stdin is not a terminal.", "Add --yes.")
+    sys.stderr.write(f"{warning}\nType its name to continue: ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip() != name:
+        raise RunError("That is another name; nothing was changed.", f"Type {name}, or add --yes.")
+
+
+COMMANDS = (space,)

@@ -1,0 +1,403 @@
+"""A Space on the Hub: make it, update it, watch it start, delete it. Each request can be repeated without harm."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, JobHardwareInfo, SpaceRuntime
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import SpaceInfo
+
+from engine.errors import ConfigError, PushError
+from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
+from engine.export.push.hub_answers import Patience, persist, push_errors_explained, quoted
+from engine.hub_bucket import BucketWords, RunBucket
+from engine.hub_errors import SPACE, Fault, HubFault
+from engine.space.environment import ADMITTED, BUCKET
+from engine.space.repository import Sdk, SpacePlan, address_of, hardware_problem, is_ours
+
+Answer = TypeVar("Answer")
+Visibility = Literal["private", "public"]
+
+FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
+_LOOK_SECONDS = 5.0
+_UNTIL_IT_BUILDS_SECONDS = 60.0  # after a commit, the old state may still be reported
+_LOG_LINES = 20
+_BUCKET_WORDS = BucketWords(SPACE, {401: HubFault.WRONG_TOKEN, 402: HubFault.NO_PLAN, 403: HubFault.READ_ONLY})
+
+
+class Stage(NamedTuple):
+    """What a state of a Space means.
+
+    Attributes:
+        words: For people, after "The Space".
+        is_end: Whether it stays like that until something is done.
+        log: That explains it.
+    """
+
+    words: str
+    is_end: bool = True
+    log: Literal["build", "run"] | None = None
+
+
+# Source: huggingface_hub.SpaceStage; SLEEPING is not in it, but is what the Hub reports.
+STAGES: Mapping[str, Stage] = {
+    "RUNNING": Stage("is running."),
+    "SLEEPING": Stage("is asleep and wakes up with the next visit."),
+    "PAUSED": Stage("is paused and costs nothing; restart it in its settings."),
+    "STOPPED": Stage("is stopped; restart it in its settings.", log="run"),
+    "BUILDING": Stage("is building its image.", is_end=False),
+    "RUNNING_BUILDING": Stage("is running, and builds its next image.", is_end=False),
+    "APP_STARTING": Stage("is starting.", is_end=False),
+    "RUNNING_APP_STARTING": Stage("is running, and starts its next version.", is_end=False),
+    "NO_APP_FILE": Stage("has no files yet; `loratory space update` sends them."),
+    "CONFIG_ERROR": Stage("has settings in README.md that the Hub does not take."),
+    "BUILD_ERROR": Stage("could not build its image.", log="build"),
+    "RUNTIME_ERROR": Stage("ended, or did not answer in time.", log="run"),
+    "DELETING": Stage("is being deleted."),
+}
+
+
+class Settings(NamedTuple):
+    """What a Space gets besides files; what is None stays as it is.
+
+    Attributes:
+        secrets: Values by name; in no message, file or command line.
+        admitted: People and organizations that may sign in.
+        bucket: To which runs are mirrored; empty for none.
+        hardware: As Hugging Face names it.
+        sleep_seconds: Without a visit, until it sleeps.
+    """
+
+    secrets: Mapping[str, str]
+    admitted: Sequence[str] | None = None
+    bucket: str | None = None
+    hardware: str | None = None
+    sleep_seconds: int | None = None
+
+
+class Sent(NamedTuple):
+    """What an upload changed.
+
+    Attributes:
+        changed: Files that are new or differ.
+        removed: Files of an older version.
+        commit: On the Hub after it.
+    """
+
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    commit: str
+
+
+class Status(NamedTuple):
+    """A Space as the Hub reports it.
+
+    Attributes:
+        name: As owner/name.
+        stage: As the Hub names it.
+        words: The same for people.
+        hardware: That it has; None before the first build.
+        requested_hardware: That it is to have.
+        price_per_hour_usd: While it runs; None where the Hub lists none.
+        sleep_seconds: Without a visit, until it sleeps; None if it never does.
+        address: Of the app itself, where people sign in.
+        page: Of the Space on the Hub.
+        bucket: To which runs are mirrored.
+        admitted: As they were listed.
+        log: Its last lines, where they explain the stage.
+    """
+
+    name: str
+    stage: str
+    words: str
+    hardware: str | None
+    requested_hardware: str | None
+    price_per_hour_usd: float | None
+    sleep_seconds: int | None
+    address: str
+    page: str
+    bucket: str | None = None
+    admitted: str | None = None
+    log: tuple[str, ...] = ()
+
+
+@dataclass
+class SpaceHub:
+    """Spaces, as one login sees them.
+
+    Attributes:
+        api: With the token in it.
+        report: Gets a line of progress.
+        patience: With a Hub that does not answer.
+        sleep: Waits; tests do not.
+    """
+
+    api: HfApi
+    report: Callable[[str], None]
+    patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
+    sleep: Callable[[float], None] = time.sleep
+
+    def hardware(self) -> dict[str, JobHardwareInfo]:
+        """Return what Spaces can run on, by name."""
+        return {one.name: one for one in self._ask("hardware", self.api.list_spaces_hardware)}
+
+    def look(self, name: str) -> SpaceInfo | None:
+        """Return a Space; None where there is none that this login can see."""
+
+        def look() -> SpaceInfo | None:
+            try:
+                return self.api.space_info(name, files_metadata=True)
+            except RepositoryNotFoundError as error:
+                if error.response.status_code == 404:
+                    return None
+                raise
+
+        return self._ask(name, look)
+
+    def require(self, name: str) -> SpaceInfo:
+        """Return a Space; raises PushError where there is none."""
+        found = self.look(name)
+        if found is None:
+            raise SPACE.explain(Fault(HubFault.NO_SPACE, "HTTP 404"), name)
+        return found
+
+    def refuse_unless_possible(self, plan: SpacePlan) -> float | None:
+        """Check what can be known before anything is made, and return the price per hour in USD.
+
+        Raises:
+            ConfigError: If there is no such hardware.
+            PushError: If the account may not make it, or the Space exists.
+        """
+        account = self._ask("your account", self.api.whoami)
+        own = [str(one["name"]) for one in (account, *(account.get("orgs") or ()))]
+        owner = plan.name.partition("/")[0]
+        if owner.casefold() not in {name.casefold() for name in own}:
+            raise PushError(
+                f"{own[0]} may not make a Space for {owner}.",
+                f"Name an owner that your token may write to: {', '.join(own[:10])}.",
+            )
+        if self.look(plan.name) is not None:
+            raise PushError(f"The Space {plan.name} exists.", "Use `loratory space update`, or choose another name.")
+        return self.price(plan.hardware)
+
+    def price(self, hardware: str) -> float:
+        """Return the price of an hour in USD.
+
+        Raises:
+            ConfigError: If there is no such hardware.
+        """
+        known = self.hardware()
+        if hardware not in known:
+            raise ConfigError([hardware_problem(hardware, list(known))])
+        return price_per_hour_usd(known[hardware])
+
+    def make(self, plan: SpacePlan, visibility: Visibility, settings: Settings) -> None:
+        """Create the Space with secrets, variables and hardware, in one request; it has no files yet.
+
+        It was not there a moment ago, so one that is there after a lost answer is ours.
+        """
+        if settings.bucket:
+            self.make_bucket(settings.bucket)
+        self.report(f"Creating {plan.name}.")
+        secrets = [{"key": key, "value": value} for key, value in settings.secrets.items()]
+        if settings.admitted:
+            secrets.append(_admitted_secret(settings.admitted))
+        variables = [{"key": BUCKET, "value": settings.bucket}] if settings.bucket else None
+        self._ask(
+            plan.name,
+            lambda: self.api.create_repo(
+                plan.name,
+                repo_type="space",
+                visibility=visibility,
+                exist_ok=True,
+                space_sdk=plan.sdk,
+                space_hardware=plan.hardware,  # type: ignore[arg-type]  # newer hardware is not in the enumeration
+                space_sleep_time=settings.sleep_seconds,
+                space_secrets=secrets or None,
+                space_variables=variables,
+            ),
+        )
+
+    def make_bucket(self, bucket: str) -> None:
+        """Create the private bucket of a Space where it is missing; raises PushError where it is public."""
+        self.report(f"Creating the bucket {bucket}.")
+        RunBucket(self.api, bucket, _BUCKET_WORDS).make()
+
+    def change(self, name: str, settings: Settings) -> list[str]:
+        """Set what is given, and return in words what was set."""
+        done = []
+        for key, value in settings.secrets.items():
+            self._ask(name, lambda key=key, value=value: self.api.add_space_secret(name, key, value))  # type: ignore[misc]
+            done.append(f"secret {key}")
+        if settings.admitted is not None:
+            secret = _admitted_secret(settings.admitted)
+            key, listed = secret["key"], secret["description"]
+            if listed:
+                self._ask(name, lambda: self.api.add_space_secret(name, key, listed, description=listed))
+            elif key in self._ask(name, lambda: self.api.get_space_secrets(name)):
+                self._ask(name, lambda: self.api.delete_space_secret(name, key))
+            done.append(f"admitted: {listed or 'the owner alone'}")
+        if settings.bucket:
+            bucket = settings.bucket
+            self.make_bucket(bucket)
+            self._ask(name, lambda: self.api.add_space_variable(name, BUCKET, bucket))
+            done.append(f"bucket {bucket}")
+        elif settings.bucket == "":
+            if self.bucket_of(name) is not None:
+                self._ask(name, lambda: self.api.delete_space_variable(name, BUCKET))
+            done.append("no bucket")
+        if settings.hardware is not None:
+            hardware, seconds = settings.hardware, settings.sleep_seconds
+            self._ask(name, lambda: self.api.request_space_hardware(name, hardware, sleep_time=seconds))  # type: ignore[arg-type]
+            done.append(f"hardware {hardware}")
+        elif settings.sleep_seconds is not None:
+            seconds = settings.sleep_seconds
+            self._ask(name, lambda: self.api.set_space_sleep_time(name, seconds))
+            done.append(f"sleeps after {seconds / 3600:g} h")
+        return done
+
+    def upload(self, name: str, files: Mapping[str, bytes], message: str) -> Sent:
+        """Send the files that differ, in one commit; without a difference, none is made."""
+        self.report(f"Sending files to {name}.")
+
+        def upload() -> Sent:
+            there = self.require(name)
+            hashes = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id for one in there.siblings or ()}
+            changed = tuple(file for file, data in files.items() if hashes.get(file) not in _hashes(data))
+            removed = tuple(sorted(file for file in hashes if is_ours(file) and file not in files))
+            if not changed and not removed:
+                return Sent((), (), str(there.sha))
+            commit = self.api.create_commit(
+                name,
+                [
+                    *(CommitOperationAdd(file, files[file]) for file in changed),
+                    *(CommitOperationDelete(file) for file in removed),
+                ],
+                commit_message=message,
+                repo_type="space",
+            )
+            return Sent(changed, removed, str(commit.oid))
+
+        first: Sent | None = None
+
+        def once() -> Sent:
+            nonlocal first
+            sent = upload()
+            # A commit whose answer was lost is found by the next attempt, which then has nothing to send.
+            first = first if first is not None and not sent.changed else sent
+            return first
+
+        return self._ask(name, once)
+
+    def wait(self, name: str, commit: str, limit_seconds: float) -> Status:
+        """Return the state in which a Space stays after a commit, reporting those before.
+
+        Raises:
+            PushError: If it has not got there in time; it continues.
+        """
+        waited, last, has_built = 0.0, "", False
+        while True:
+            runtime = self._ask(name, lambda: self.api.get_space_runtime(name))
+            stage = _stage_of(runtime)
+            if runtime.stage != last:
+                self.report(f"The Space {stage.words}")
+                last = runtime.stage
+            has_built = has_built or not stage.is_end
+            is_this_commit = runtime.raw.get("sha") in (commit, None)
+            settled = has_built or waited >= _UNTIL_IT_BUILDS_SECONDS or runtime.raw.get("sha") == commit
+            if stage.is_end and is_this_commit and settled:
+                return self.status(name)
+            if waited >= limit_seconds:
+                raise PushError(
+                    f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
+                    "It continues without this command; look at it with `loratory space status`.",
+                )
+            self.sleep(_LOOK_SECONDS)
+            waited += _LOOK_SECONDS
+
+    def status(self, name: str) -> Status:
+        """Return what a Space does now."""
+        info = self.require(name)
+        runtime = self._ask(name, lambda: self.api.get_space_runtime(name))
+        stage = _stage_of(runtime)
+        hardware = runtime.hardware or runtime.requested_hardware
+        listed = self.hardware().get(str(hardware))
+        secrets = self._ask(name, lambda: self.api.get_space_secrets(name))
+        return Status(
+            name=name,
+            stage=str(runtime.stage),
+            words=stage.words + quoted(str(runtime.raw.get("errorMessage") or ""), self._token).replace(":", "", 1),
+            hardware=runtime.hardware,
+            requested_hardware=runtime.requested_hardware,
+            price_per_hour_usd=price_per_hour_usd(listed) if listed else None,
+            sleep_seconds=runtime.sleep_time or (FREE_SLEEP_SECONDS if hardware == "cpu-basic" else None),
+            address=info.host or address_of(name),
+            page=f"{self.api.endpoint}/spaces/{name}",
+            bucket=self.bucket_of(name),
+            admitted=secrets[ADMITTED].description if ADMITTED in secrets else None,
+            log=self._log(name, stage.log) if stage.log else (),
+        )
+
+    def delete(self, name: str, *, with_bucket: bool) -> str | None:
+        """Delete a Space, and its bucket where that is wanted; returns the bucket's name."""
+        bucket = self.bucket_of(name)
+        self._ask(name, lambda: self.api.delete_repo(name, repo_type="space", missing_ok=True))
+        if bucket is not None and with_bucket:
+            self._ask(bucket, lambda: self.api.delete_bucket(bucket, missing_ok=True))
+        return bucket
+
+    def bucket_of(self, name: str) -> str | None:
+        """Return the bucket to which a Space mirrors its runs; None where it has none."""
+        variables = self._ask(name, lambda: self.api.get_space_variables(name))
+        return variables[BUCKET].value if BUCKET in variables else None
+
+    def _log(self, name: str, kind: str) -> tuple[str, ...]:
+        """Return the last lines of a log; none where the Hub has none, for they only explain."""
+        with suppress(Exception):
+            lines = deque(self.api.fetch_space_logs(name, build=kind == "build"), maxlen=_LOG_LINES)
+            cleaned = (quoted(line, self._token).removeprefix(": ") for line in lines)
+            return tuple(line for line in cleaned if line)
+        return ()
+
+    def _ask(self, name: str, ask: Callable[[], Answer]) -> Answer:
+        def explained() -> Answer:
+            with push_errors_explained(name, self._token, SPACE):
+                return ask()
+
+        return persist(explained, self.patience, self.report, self.sleep, SPACE)
+
+    @property
+    def _token(self) -> str | None:
+        return self.api.token if isinstance(self.api.token, str) else None
+
+
+def sdk_of(info: SpaceInfo) -> Sdk:
+    """Return of which kind a Space is.
+
+    Raises:
+        PushError: If it is of a kind that Loratory does not write.
+    """
+    if info.sdk == "docker" or info.sdk == "gradio":
+        return info.sdk
+    raise PushError(f"{info.id} is a {info.sdk or 'plain'} Space, which is not Loratory's.", "Choose another one.")
+
+
+def _stage_of(runtime: SpaceRuntime) -> Stage:
+    name = str(getattr(runtime.stage, "value", runtime.stage))
+    return STAGES.get(name) or Stage(f"is in the state {name[:40]}, which this version does not know.")
+
+
+def _admitted_secret(admitted: Sequence[str]) -> dict[str, str]:
+    # A secret, not a variable: those are public, and go along when a Space is duplicated.
+    listed = ",".join(admitted)
+    return {"key": ADMITTED, "value": listed, "description": listed}
+
+
+def _hashes(data: bytes) -> tuple[str, str]:
+    """Return by what the Hub knows a content: as a large file, and as one of git."""
+    return hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - git's

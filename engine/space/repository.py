@@ -1,0 +1,264 @@
+"""The files of a Space repository; the same folder builds a Docker image at home."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+import yaml
+from packaging.requirements import Requirement
+
+from engine.errors import ConfigError, ModelError, Problem
+from engine.models.catalog import find_in_catalog
+from engine.models.demo import DEMO_MODEL_ID
+from engine.models.source import is_hub_id
+from engine.space.environment import PORT
+from engine.wheel import Wheel
+
+Sdk = Literal["docker", "gradio"]
+ZERO_GPU = "zero-a10g"
+_CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+_EXTRAS = ("gguf", "oidc")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
+
+# What a signed-in person lets the Space do: start jobs, keep runs in a bucket that the Space made for them, and read gated
+# models that they have access to. Nothing lets it read or change any other repository of theirs.
+# Source: https://huggingface.co/docs/hub/oauth#currently-supported-scopes
+SCOPES = ("jobs", "contribute-repos", "gated-repos")
+# A job gets the token of who started it, and runs for up to three days; the Hub's default is 8 hours.
+_TOKEN_MINUTES = 7 * 24 * 60
+
+
+@dataclass(frozen=True)
+class SpacePlan:
+    """What a Space is to be.
+
+    Attributes:
+        name: As owner/name.
+        sdk: A container of ours, or Hugging Face's own for Gradio.
+        hardware: As Hugging Face names it; decides which build of PyTorch is installed.
+        models: On the Hub, downloaded while the image is built; the demo model is always among them.
+
+    Raises:
+        ConfigError: If the name or the combination cannot be.
+    """
+
+    name: str
+    sdk: Sdk = "docker"
+    hardware: str = "cpu-basic"
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "space")
+        if not re.fullmatch(r"[a-z0-9-]{1,40}", self.hardware):
+            raise ConfigError([hardware_problem(self.hardware, ("cpu-basic", "cpu-upgrade", "t4-small", "l4x1"))])
+        if self.hardware == ZERO_GPU:
+            raise _problem(
+                "hardware",
+                "ZeroGPU runs a Space only if a function of its page's own process asks for the GPU; Loratory's page never "
+                "does. Choose cpu-basic, or a GPU such as t4-small.",
+            )
+
+    @property
+    def has_gpu(self) -> bool:
+        return not self.hardware.startswith("cpu")
+
+    @property
+    def warmed(self) -> tuple[str, ...]:
+        """Ids on the Hub of all models in the image."""
+        return tuple(dict.fromkeys(hub_model_id(name) for name in (DEMO_MODEL_ID, *self.models)))
+
+
+def check_name(name: str, field: str) -> None:
+    """Check that a name is formed like owner/name.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    owner, slash, rest = name.partition("/")
+    is_plain = all(_NAME.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, rest))
+    if not slash or not is_plain or len(name) > 96 or rest.endswith(".git"):
+        raise _problem(field, f"{name[:100]!r} is not formed like owner/name, of letters, digits, - _ and dots.")
+
+
+def hub_model_id(name: str) -> str:
+    """Return the id on the Hub of a model of the catalogue or the Hub.
+
+    Raises:
+        ModelError: If it is neither, or gated.
+    """
+    entry = find_in_catalog(name)
+    if entry is not None and entry.gated:
+        raise ModelError(
+            f"{name} is gated, and the build of an image has no login.",
+            "Choose another one, or download it in the Space.",
+        )
+    if entry is not None:
+        return entry.hub_id
+    if not is_hub_id(name) or "/" not in name:
+        raise ModelError(
+            f"{name[:100]!r} is neither in the catalogue nor an id on the Hub.", "Give one such as Qwen/Qwen3-0.6B."
+        )
+    return name
+
+
+def hardware_problem(hardware: str, known: Sequence[str]) -> Problem:
+    """Return what is wrong with hardware that is not among those known."""
+    close = difflib.get_close_matches(hardware, known, n=3, cutoff=0.5) or known[:12]
+    return Problem("hardware", f"{hardware[:40]!r} is not hardware of Hugging Face Spaces, such as {', '.join(close)}.")
+
+
+def _problem(field: str, message: str) -> ConfigError:
+    return ConfigError([Problem(field, message)])
+
+
+def space_files(plan: SpacePlan, wheel: Wheel) -> dict[str, bytes]:
+    """Return all files of the repository, by name."""
+    files = {"README.md": _readme(plan).encode(), wheel.file_name: wheel.content}
+    files["requirements.txt"] = "".join(f"{line}\n" for line in _requirements(plan)).encode()
+    if plan.sdk == "docker":
+        files["Dockerfile"] = _dockerfile(plan, wheel).encode()
+    else:
+        files["app.py"] = _GRADIO_APP.encode()
+    return files
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of a Space's repository is written by us; those of an older version are removed."""
+    return name in ("README.md", "requirements.txt", "Dockerfile", "app.py") or _is_wheel(name)
+
+
+def _is_wheel(name: str) -> bool:
+    return re.fullmatch(r"loratory-[^/]+\.whl", name) is not None
+
+
+def front_matter(plan: SpacePlan) -> dict[str, object]:
+    """Return the settings at the head of README.md.
+
+    Source: https://huggingface.co/docs/hub/spaces-config-reference
+    """
+    by_sdk: Mapping[Sdk, dict[str, object]] = {
+        "docker": {"sdk": "docker", "app_port": PORT},
+        "gradio": {
+            "sdk": "gradio",
+            "sdk_version": metadata.version("gradio"),
+            "python_version": "3.12",
+            "app_file": "app.py",
+        },
+    }
+    return {
+        "title": "Loratory",
+        "emoji": "🧪",
+        "colorFrom": "gray",
+        "colorTo": "indigo",
+        **by_sdk[plan.sdk],
+        "suggested_hardware": plan.hardware,
+        "startup_duration_timeout": "1h",  # a large image is fetched within it, and runs are restored
+        "hf_oauth": True,
+        "hf_oauth_scopes": list(SCOPES),
+        "hf_oauth_expiration_minutes": _TOKEN_MINUTES,
+        # Others may embed the demo; the page of a person who signed in refuses frames itself.
+        "disable_embedding": False,
+        "license": "apache-2.0",
+        "short_description": "Fine-tune language models, see what they learn",  # at most 60 characters
+        "models": list(plan.warmed),
+        "tags": ["fine-tuning", "peft", "lora"],
+        "pinned": False,
+    }
+
+
+def _readme(plan: SpacePlan) -> str:
+    head = yaml.safe_dump(front_matter(plan), sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n{_README}"
+
+
+def _requirements(plan: SpacePlan) -> Iterator[str]:
+    """Yield what Loratory needs besides itself, as pip reads it: in a layer of its own, it is installed once."""
+    if plan.sdk == "gradio" and not plan.has_gpu:
+        yield f"--extra-index-url {_CPU_TORCH}"
+    for text in sorted(metadata.requires("loratory") or ()):
+        requirement = Requirement(text)
+        if any(requirement.marker is None or requirement.marker.evaluate({"extra": one}) for one in _EXTRAS):
+            requirement.marker = None
+            yield str(requirement)
+
+
+def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:
+    torch = next(line for line in _requirements(plan) if Requirement(line).name == "torch")
+    return _DOCKERFILE.format(
+        packages=_COMPILER if plan.has_gpu else "",
+        torch=f"'{torch}'" if plan.has_gpu else f"--index-url {_CPU_TORCH} '{torch}'",
+        wheel=wheel.file_name,
+        models=" ".join(plan.warmed),
+        port=PORT,
+    )
+
+
+def address_of(name: str) -> str:
+    """Return the address at which a Space is reached without a frame; the Hub itself says it once it is there."""
+    return f"https://{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.hf.space"
+
+
+# Triton compiles its kernels with it.
+_COMPILER = """\
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+"""
+_DOCKERFILE = """\
+# Written by `loratory space create`, replaced by `loratory space update`.
+FROM python:3.12-slim
+{packages}\
+# Hugging Face runs containers as user 1000.
+RUN useradd --create-home --uid 1000 user
+USER user
+ENV HOME=/home/user \\
+    LORATORY_HOME=/home/user/loratory \\
+    PATH=/home/user/venv/bin:$PATH \\
+    PIP_NO_CACHE_DIR=1 \\
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \\
+    PYTHONUNBUFFERED=1
+WORKDIR /home/user
+RUN python -m venv venv
+
+# What changes seldom comes first: the next build takes it from its cache.
+RUN pip install {torch}
+COPY --chown=user requirements.txt .
+RUN pip install --requirement requirements.txt
+COPY --chown=user {wheel} .
+RUN pip install --no-deps ./{wheel}
+RUN loratory space warm {models}
+
+EXPOSE {port}
+# In a Space it listens to everyone, who must sign in; elsewhere to this container alone.
+CMD ["loratory", "ui"]
+"""
+_GRADIO_APP = '''\
+"""Install Loratory from the wheel next to this file, then start it. Written by `loratory space create`.
+
+The requirements are installed before the repository is there, and a private one cannot be fetched by its own build.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+(wheel,) = Path(__file__).parent.glob("loratory-*.whl")
+pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--force-reinstall"]
+subprocess.run([*pip, str(wheel)], check=True)
+# -P: the working folder has another app.py, this one.
+os.execv(sys.executable, [sys.executable, "-P", "-m", "engine.cli", "ui"])
+'''
+_README = """
+# Loratory
+
+Fine-tune language models in the browser: see token by token what a dataset trains, know beforehand whether it fits,
+train, compare base and tuned, export.
+
+The owner and whom they admitted sign in with Hugging Face. Everyone else sees a finished run. To have your own,
+duplicate this Space: you are the owner of the copy. It starts with an empty disk after each restart, unless it has
+a secret `HF_TOKEN` with write access, with which it keeps runs in a private bucket.
+
+This repository was written by `loratory space create`; `loratory space update` replaces its files.
+"""

@@ -1,0 +1,32 @@
+"""What tests of Spaces share."""
+
+import functools
+
+import pytest
+from huggingface_hub import constants
+
+from engine.commands import space as space_command
+from engine.export.push.hub_answers import Patience
+from engine.space import hub as space_hub
+from engine.wheel import Wheel
+from tests.export.hub_stand_in import TOKEN
+from tests.space.stand_in import SpacesStandIn
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The stand-in, asked by the login of this test, without waits."""
+    with SpacesStandIn() as stand_in:
+        monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        quick = functools.partial(
+            space_hub.SpaceHub, patience=Patience(attempts=3, first_wait_seconds=0.01), sleep=lambda _: None
+        )
+        monkeypatch.setattr(space_hub, "SpaceHub", quick)
+        # The real one takes a while to build, and has tests of its own.
+        monkeypatch.setattr(
+            space_command, "build_wheel", lambda: Wheel("loratory-0.1.0-py3-none-any.whl", "1", b"PK\x03\x04 small")
+        )
+        yield stand_in

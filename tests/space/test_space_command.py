@@ -1,0 +1,327 @@
+"""`loratory space` against a stand-in of the Hub: what a person gets, and what goes wrong as the Hub would."""
+
+import json
+import os
+
+import pytest
+
+from engine.cli import run_command
+from tests.export.hub_stand_in import TOKEN, Fault
+from tests.space.stand_in import with_space
+
+NAME = "ada/loratory"
+SECRET = "hf_SecretOfTheMirrorThatNobodyMaySee"
+
+
+@pytest.fixture
+def loratory(capfd):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run_command(("space", *arguments), ("engine.commands.space",))
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_one_command_makes_a_private_space_that_runs(hub, loratory, monkeypatch):
+    monkeypatch.setenv("MIRROR", SECRET)
+    hub.stages = ["BUILDING", "APP_STARTING", "RUNNING"]
+
+    code, out, err = loratory(
+        "create", NAME, "--admit", "bob", "--admit", "lab", "--secret", "MIRROR", "--secret", "HF_TOKEN"
+    )
+
+    assert code == 0, err
+    space, repository = hub.spaces[NAME], hub.repositories[NAME]
+    assert repository.private
+    assert repository.messages == ["Create Loratory's Space"]
+    assert {"README.md", "Dockerfile", "requirements.txt"} < set(repository.files())
+    assert (space.sdk, space.hardware) == ("docker", "cpu-basic")
+    assert {key: one["value"] for key, one in space.secrets.items()} == {
+        "MIRROR": SECRET, "HF_TOKEN": TOKEN, "LORATORY_ADMITTED": "bob,lab",
+    }  # fmt: skip
+    assert {key: one["value"] for key, one in space.variables.items()} == {"LORATORY_BUCKET": "ada/loratory-loratory"}
+    assert hub.buckets == {"ada/loratory-loratory": True}
+    assert "https://ada-loratory.hf.space" in out
+    assert f"{hub.address}/spaces/{NAME}" in out
+    assert "after 48 h without a visit" in out
+    assert "is building its image" in err
+    assert SECRET not in out + err
+    assert TOKEN not in out + err
+
+
+def test_who_is_admitted_does_not_go_along_with_a_duplicate(hub, loratory):
+    # Variables of a Space are public, and copied into its duplicates; secrets are neither.
+    assert loratory("create", NAME, "--admit", "bob", "--no-bucket")[0] == 0
+    assert hub.spaces[NAME].variables == {}
+    assert "LORATORY_ADMITTED" in hub.spaces[NAME].secrets
+
+
+def test_a_dry_run_writes_the_files_and_asks_no_one(hub, loratory, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    code, out, _ = loratory("create", NAME, "--dry-run", str(tmp_path / "image"), "--json")
+
+    assert code == 0
+    assert hub.asked == {}
+    written = {path.name: path.stat().st_size for path in (tmp_path / "image").iterdir()}
+    assert json.loads(out) == {"folder": str(tmp_path / "image"), "files": written}
+    assert loratory("create", NAME, "--dry-run", str(tmp_path / "image"))[0] == 1  # not empty
+
+
+def test_a_space_that_is_there_is_left_alone(hub, loratory):
+    with_space(hub, NAME, {"README.md": b"mine"})
+    code, _, err = loratory("create", NAME)
+    assert code == 1
+    assert "Use `loratory space update`" in err
+    assert hub.repositories[NAME].files() == {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bob/loratory",), "ada may not make a Space for bob."),
+        (("loratory",), "not formed like owner/name"),
+        ((NAME, "--hardware", "t4-smal"), "such as t4-small"),
+        ((NAME, "--hardware", "zero-a10g"), "ZeroGPU"),
+        ((NAME, "--secret", "NOT_SET_ANYWHERE"), "The variable NOT_SET_ANYWHERE is not set"),
+        ((NAME, "--admit", "a b"), "'a b' is not the name of a person"),
+        ((NAME, "--bucket", "runs"), "not formed like owner/name"),
+        ((NAME, "--warm", "nobody-has-this"), "neither in the catalogue"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_made(hub, loratory, arguments, message):
+    code, out, err = loratory("create", *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert hub.spaces == hub.buckets == {}
+
+
+def test_a_value_on_the_command_line_is_refused_and_not_repeated(hub, loratory):
+    code, _, err = loratory("create", NAME, "--secret", f"HF_TOKEN={SECRET}")
+    assert code == 1
+    assert "takes the name of an environment variable" in err
+    assert SECRET not in err
+
+
+def test_without_a_login_it_says_how_to_get_one(hub, loratory, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    for command in (("create", NAME), ("update", NAME), ("status", NAME), ("delete", NAME, "--yes")):
+        code, _, err = loratory(*command)
+        assert code == 1
+        assert "A Space needs a Hugging Face token, and there is none." in err
+
+
+def test_offline_is_said_as_such(hub, loratory, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = loratory("create", NAME)
+    assert code == 1
+    assert "HF_HUB_OFFLINE" in err
+
+
+def test_a_free_account_hears_what_it_needs(hub, loratory):
+    hub.has_plan = False
+    code, _, err = loratory("create", NAME, "--no-bucket")
+    assert code == 1
+    assert "no plan or credit" in err
+    assert "PRO or Team" in err
+    assert hub.spaces == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "does not accept your token"),
+        (402, "no plan or credit"),
+        (403, "may not write to ada/loratory"),
+        (400, "refuses this for ada/loratory"),
+        (429, "Rate limited"),
+        (503, "out of order"),
+    ],
+)
+@pytest.mark.parametrize("step", ["create", "commit", "runtime"])
+def test_each_refusal_ends_in_words_without_the_token(hub, loratory, step, status, words):
+    hub.faults = [Fault(step, status, times=9)]
+    code, out, err = loratory("create", NAME, "--no-bucket")
+    assert (code, out) == (1, "")
+    assert words in err
+    assert TOKEN not in err
+    assert ("loratory space update" in err) == (step == "commit")
+
+
+@pytest.mark.parametrize("what", ["reset", "lost", 429, 500, 503])
+@pytest.mark.parametrize("step", ["whoami", "list_hardware", "create", "preupload", "commit", "runtime"])
+def test_what_passes_is_waited_for_and_done_once(hub, loratory, step, what):
+    hub.faults = [Fault(step, what)]
+    code, _, err = loratory("create", NAME, "--secret", "HF_TOKEN")
+    assert code == 0, err
+    assert hub.repositories[NAME].messages == ["Create Loratory's Space"]
+    assert list(hub.spaces[NAME].secrets) == ["HF_TOKEN"]
+
+
+def test_an_interrupted_create_is_finished_by_update(hub, loratory):
+    hub.faults = [Fault("commit", 500, times=3)]
+    assert loratory("create", NAME, "--admit", "bob")[0] == 1
+    assert hub.repositories[NAME].files() == {}
+
+    code, out, err = loratory("update", NAME)
+
+    assert code == 0, err
+    assert "Dockerfile" in hub.repositories[NAME].files()
+    assert "Dockerfile changed" in out
+    assert hub.spaces[NAME].secrets["LORATORY_ADMITTED"]["value"] == "bob"
+
+
+@pytest.mark.parametrize(
+    ("stage", "log", "words"),
+    [
+        ("BUILD_ERROR", "build", "could not build its image"),
+        ("RUNTIME_ERROR", "run", "ended, or did not answer in time"),
+        ("CONFIG_ERROR", None, "settings in README.md"),
+        ("STOPPED", "run", "is stopped"),
+        ("SOMETHING_NEW", None, "in the state SOMETHING_NEW"),
+    ],
+)
+def test_a_space_that_does_not_run_is_an_error_with_the_end_of_its_log(hub, loratory, stage, log, words):
+    hub.stages = ["BUILDING", stage]
+    hub.logs = {log: [f"line {number}" for number in range(100)] + [f"ERROR: no \x1b[31mmatching version {TOKEN}"]}
+
+    code, out, err = loratory("create", NAME)
+
+    assert (code, out) == (1, "")
+    assert words in err
+    assert ("line 99" in err) == (log is not None)
+    assert "line 79" not in err
+    assert "\x1b" not in err
+    assert TOKEN not in err
+
+
+def test_a_paused_space_is_none_that_failed(hub, loratory):
+    hub.stages = ["PAUSED"]
+    code, out, _ = loratory("create", NAME)
+    assert code == 0
+    assert "is paused" in out
+
+
+def test_a_space_that_never_gets_there_is_given_up_in_time(hub, loratory, monkeypatch):
+    hub.stages = ["BUILDING"]
+    monkeypatch.setattr("engine.commands.space._WAIT_SECONDS", 60)
+    code, _, err = loratory("create", NAME)
+    assert code == 1
+    assert "not running within 1 min" in err
+
+
+def test_an_update_sends_what_changed_and_nothing_twice(hub, loratory):
+    assert loratory("create", NAME, "--warm", "Qwen/Qwen3-0.6B")[0] == 0
+    wheel = next(name for name in hub.repositories[NAME].files() if name.endswith(".whl"))
+
+    code, out, _ = loratory("update", NAME)
+    assert code == 0
+    assert "Nothing to update." in out
+    assert len(hub.repositories[NAME].messages) == 1
+
+    repository = hub.repositories[NAME]
+    files = repository.commits[repository.branches["main"]]
+    files["loratory-0.0.9-py3-none-any.whl"] = files[wheel]
+    files["notes.txt"] = files["README.md"]
+    files["Dockerfile"] = files["requirements.txt"]
+    code, out, _ = loratory("update", NAME, "--json")
+
+    assert code == 0
+    assert json.loads(out)["changed"] == ["Dockerfile changed", "loratory-0.0.9-py3-none-any.whl removed"]
+    assert "notes.txt" in repository.files()  # of the owner
+    assert b"Qwen/Qwen3-0.6B" in repository.files()["Dockerfile"]  # as it was made
+
+
+def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
+    assert loratory("create", NAME, "--admit", "bob")[0] == 0
+    monkeypatch.setenv("MIRROR", SECRET)
+
+    code, out, err = loratory(
+        "update",
+        NAME,
+        "--hardware",
+        "t4-small",
+        "--sleep-hours",
+        "1",
+        "--secret",
+        "MIRROR",
+        "--admit",
+        "",
+        "--no-bucket",
+    )
+
+    assert code == 0, err
+    space = hub.spaces[NAME]
+    assert (space.requested, space.sleep_seconds) == ("t4-small", 3600)
+    assert space.secrets.keys() == {"MIRROR"}
+    assert space.variables == {}
+    assert "download.pytorch.org" not in hub.repositories[NAME].files()["Dockerfile"].decode()
+    assert "$0.40 an hour" in err
+    assert "t4-small requested" in out
+
+
+def test_an_update_of_what_is_not_there_or_not_ours_changes_nothing(hub, loratory):
+    assert "There is no Space ada/loratory" in loratory("update", NAME)[2]
+    with_space(hub, NAME, {"index.html": b"hi"}, sdk="static")
+    code, _, err = loratory("update", NAME)
+    assert code == 1
+    assert "static Space" in err
+    assert hub.repositories[NAME].files() == {"index.html": b"hi"}
+
+
+def test_the_status_is_one_object_with_price_and_sleep(hub, loratory):
+    assert loratory("create", NAME, "--hardware", "l4x1", "--admit", "bob")[0] == 0
+    hub.stages = ["SLEEPING"]
+
+    shown = json.loads(loratory("status", NAME, "--json")[1])
+
+    assert shown["stage"] == "SLEEPING"
+    assert shown["price_per_hour_usd"] == pytest.approx(0.8)
+    assert shown["sleep_seconds"] is None
+    assert shown["admitted"] == "bob"
+    assert shown["bucket"] == "ada/loratory-loratory"
+    assert shown["address"] == "https://ada-loratory.hf.space"
+    text = loratory("status", NAME)[1]
+    assert "is asleep" in text
+    assert "$0.80 an hour" in text
+    assert "sleeps    never" in text
+
+
+def test_a_deletion_asks_for_the_name_and_leaves_the_bucket(hub, loratory):
+    assert loratory("create", NAME)[0] == 0
+    code, _, err = loratory("delete", NAME)
+    assert code == 1
+    assert "Add --yes." in err
+    assert NAME in hub.spaces
+
+    code, out, _ = loratory("delete", NAME, "--yes")
+
+    assert code == 0
+    assert "The bucket ada/loratory-loratory stays." in out
+    assert hub.spaces == {}
+    assert hub.buckets == {"ada/loratory-loratory": True}
+    assert "There is no Space" in loratory("delete", NAME, "--yes")[2]
+
+
+@pytest.mark.parametrize("answer", [NAME, "loratory", ""])
+def test_a_deletion_needs_the_very_name(hub, loratory, monkeypatch, answer):
+    assert loratory("create", NAME)[0] == 0
+    reading, writing = os.openpty()
+    os.write(reading, f"{answer}\n".encode())
+    with os.fdopen(writing) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        code, _, err = loratory("delete", NAME, "--with-bucket")
+    os.close(reading)
+
+    assert "and the bucket ada/loratory-loratory with all its runs" in err
+    assert (code == 0) == (answer == NAME)
+    assert (hub.spaces == {}) == (hub.buckets == {}) == (answer == NAME)
+
+
+def test_a_public_bucket_is_not_used(hub, loratory):
+    hub.buckets["ada/loratory-loratory"] = False
+    code, _, err = loratory("create", NAME)
+    assert code == 1
+    assert "is public" in err
+    assert hub.spaces == {}
