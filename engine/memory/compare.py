@@ -164,7 +164,7 @@ def inference_workload(workload: Workload) -> Workload:
         joined=False,
         masked=False,
         fills_up_to=1,
-        checkpointing="none",
+        checkpointing=False,
         accumulates=False,
         precision=Precision(width, width, width, width, width, adapter=width),
     )

@@ -11,7 +11,7 @@ from engine.memory.device_need import DeviceNeed, need_on_device
 from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from engine.memory.peak import Peak, find_peak, refuse_nonsense
 from engine.memory.persistent import weight_bytes
-from engine.memory.phases import Phase
+from engine.memory.phases import Phase, simulate_step
 from engine.memory.structure import read_structure
 from engine.memory.targets import AdapterTargets, find_targets
 from engine.memory.trainable import TrainableCount, count_trainable
@@ -167,7 +167,9 @@ class Estimator:
             shape, own_targets = shape_of_part(self.shape, part), targets_of_part(targets, part)
             own = replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
             counts = count_trainable(shape, workload.adapter, own_targets)
-            peak = find_peak(read_structure(shape), own, self.device.name, own_targets, counts)
+            structure = read_structure(shape)
+            step = simulate_step(structure, own, own_targets)
+            peak = find_peak(step, structure, own, self.device.name, counts)
             steps.append(DeviceStep(part, own, peak, need_on_device(peak.tensors, own, self.device)))
         return tuple(steps)
 
@@ -187,7 +189,9 @@ class Estimator:
     def peak(self, workload: Workload) -> Peak:
         """The peak of a step that is described already; raises as `estimate_memory` does."""
         refuse_nonsense(self.shape, workload)
-        return find_peak(self.structure, workload, self.device.name, *self._adapted(workload.adapter))
+        targets, counts = self._adapted(workload.adapter)
+        step = simulate_step(self.structure, workload, targets)
+        return find_peak(step, self.structure, workload, self.device.name, counts)
 
     def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         if id(adapter) not in self._known:
@@ -262,7 +266,7 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
             f"quantization is {workload.base}: this model holds its experts as bare parameters, which bitsandbytes leaves "
             f"alone{' and which get no adapter' if workload.trains_adapter else ''}."
         )
-    if workload.base == "int8" and workload.checkpointing != "none":
+    if workload.base == "int8" and workload.checkpointing:
         notes.append("int8 layers keep their inputs, so gradient checkpointing saves less than elsewhere.")
     return tuple(notes)
 

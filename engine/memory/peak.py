@@ -7,9 +7,8 @@ from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.device_need import TensorsAtPeak, is_hopper
 from engine.memory.optimizers import optimizer_scratch_bytes
 from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes, quantized_bytes
-from engine.memory.phases import Held, Phase, simulate_step
+from engine.memory.phases import Held, Phase, StepPeaks
 from engine.memory.structure import ModelStructure
-from engine.memory.targets import AdapterTargets
 from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
@@ -52,11 +51,10 @@ class Peak:
 
 
 def find_peak(
-    structure: ModelStructure, workload: Workload, device_name: str, targets: AdapterTargets, counts: TrainableCount
+    step: StepPeaks, structure: ModelStructure, workload: Workload, device_name: str, counts: TrainableCount
 ) -> Peak:
     """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`."""
     persistent = persistent_bytes(structure, workload, counts)
-    step = simulate_step(structure, workload, targets)
     peaks = dict(step.peaks)
     peaks["optimizer_step"] += Held(gradients=optimizer_scratch_bytes(counts.groups, workload.optimizer))
     workspace = workspace_bytes(workload, device_name)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Value
 from engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
-from engine.memory.layers.losses import head_and_loss, positions_of_larger_chunks, trained_positions
+from engine.memory.layers.losses import loss_of_trained_positions, positions_of_larger_chunks, trained_positions
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
@@ -72,48 +72,52 @@ class StepPeaks(NamedTuple):
     layer_bytes: int  # how high one layer reaches, forward and backward, above what is alive around it
 
 
-def simulate_step(
-    structure: ModelStructure, workload: Workload, targets: AdapterTargets, *, as_dispatch_mode: bool = False
-) -> StepPeaks:
-    """Simulate one forward and backward pass on sizes alone.
+class StepRules(NamedTuple):
+    """What a step is made of: Loratory's own, unless measurements of other trainers are simulated."""
 
-    Args:
-        as_dispatch_mode: Count as a dispatch mode does that watches: it keeps autograd from adding in place, and does
-            not see what a kernel takes for itself.
-    """
+    tape: Callable[[], Tape] = Tape
+    layer: Callable[[StepContext, Value, LayerStructure], Value] = decoder_layer
+    loss: Callable[[StepContext, Value], Value] = loss_of_trained_positions
+
+
+_OWN_RULES = StepRules()
+
+
+def simulate_step(
+    structure: ModelStructure, workload: Workload, targets: AdapterTargets, rules: StepRules = _OWN_RULES
+) -> StepPeaks:
+    """Simulate one forward and backward pass on sizes alone."""
 
     def stage() -> StepContext:
-        tape = Tape(adds_in_place=not as_dispatch_mode, sees_scratch=not as_dispatch_mode)
-        return StepContext(tape, workload, structure, targets)
+        return StepContext(rules.tape(), workload, structure, targets)
 
     width = residual_width(stage())
     embedding = _embedding_stretch(stage())
-    layers = _layer_stretches(stage, structure, workload, width)
-    return _put_together(embedding, layers, _head_stretches(stage, width), stage())
+    layers = _layer_stretches(stage, rules, width)
+    return _put_together(embedding, layers, _head_stretches(stage, rules, width), stage())
 
 
 def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stage: StepContext) -> StepPeaks:
     workload = stage.workload
     alive = embedding.kept + embedding.while_layers_run + embedding.while_forward
     forward = embedding.forward_peak
-    cache = Held(activations=stage.cache_bytes_per_layer)
     # The first layer's input is held by a variable of the model until the last layer has run.
     held_input = Held(activations=layers[0].input_let_go_bytes) if len(layers) > 1 else NOTHING
     for number, stretch in enumerate(layers):
         if number == 1:
             alive += held_input
         # The last layer of a kind starts highest.
-        each = stretch.kept + stretch.while_forward + cache
+        each = stretch.kept + stretch.while_forward
         forward = _higher(forward, alive + each * (stretch.count - 1) + stretch.forward_peak)
         alive += each * stretch.count
     # The last norm belongs to the model's forward pass, whose variables are all there still.
     forward = _higher(forward, alive + head.opening_peak)
     alive -= embedding.while_layers_run + held_input
     forward = _higher(forward, alive + head.forward_peak)
-    # The model's output goes out of scope and with it the cache, and autocast is left.
+    # The model's output goes out of scope, and autocast is left.
     alive -= embedding.while_forward
     for stretch in layers:
-        alive -= (stretch.while_forward + cache) * stretch.count
+        alive -= stretch.while_forward * stretch.count
     loss_backward = alive + head.backward_peak
     # From here on the head's gradients, what the caller holds of its results, and the gradient of the loss stay.
     alive += head.left + Held(loss=4)
@@ -126,9 +130,6 @@ def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stag
     backward = _higher(backward, alive + embedding.backward_peak - Held(activations=embedding.output_bytes))
     gradients = sum(s.left.gradients * s.count for s in (embedding, *layers, head))
     at_the_end = Held(loss=head.left.loss, gradients=gradients - _tied_gradient(workload, stage.structure))
-    if workload.loss.holds_logits and input_is_leaf(workload):
-        # The graph hangs on the logits, and on the graph its leaf: the first layer's input with its own gradient.
-        at_the_end += Held(activations=2 * embedding.output_bytes)
     return StepPeaks(
         peaks={
             "forward": forward,
@@ -150,41 +151,38 @@ def _embedding_stretch(r: StepContext) -> Stretch:
     x, passing = embed(r)
     arguments, layers_only = Held(activations=passing.arguments), Held(activations=passing.inputs_embeds)
     stretch = _measured(r, x, start=NOTHING, input_bytes=x.storage.size if input_is_leaf(r.workload) else 0)
-    if r.workload.checkpointing == "none":
-        return replace(stretch, while_layers_run=layers_only + arguments)
-    return replace(stretch, kept=stretch.kept + arguments, while_layers_run=layers_only)
+    if r.workload.checkpointing:
+        return replace(stretch, kept=stretch.kept + arguments, while_layers_run=layers_only)
+    return replace(stretch, while_layers_run=layers_only + arguments)
 
 
-def _layer_stretches(
-    stage: Callable[[], StepContext], structure: ModelStructure, workload: Workload, width: int
-) -> list[Stretch]:
+def _layer_stretches(stage: Callable[[], StepContext], rules: StepRules, width: int) -> list[Stretch]:
     """One stretch for each kind of layer; the first layer apart where its input is of another kind."""
-    stretches = []
+    stretches, workload = [], stage().workload
     own_width = workload.precision.embeddings
     # Of the first layer's input, although the embeddings may be frozen.
     needs_gradient = input_is_leaf(workload) or workload.virtual_inputs > 0 or not workload.trains_adapter
     differs = own_width != width or not needs_gradient
-    for layer in structure.layers:
+    for layer in stage().structure.layers:
         count = layer.count
         if differs:
-            stretches.append(_layer_stretch(stage(), layer, own_width, needs_gradient=needs_gradient))
+            stretches.append(_layer_stretch(stage(), rules, layer, own_width, needs_gradient=needs_gradient))
             count -= 1
             differs = False
         if count:
-            stretches.append(replace(_layer_stretch(stage(), layer, width, needs_gradient=True), count=count))
+            stretches.append(replace(_layer_stretch(stage(), rules, layer, width, needs_gradient=True), count=count))
     return stretches
 
 
-def _layer_stretch(r: StepContext, layer: LayerStructure, width: int, *, needs_gradient: bool) -> Stretch:
-    tape, workload = r.tape, r.workload
+def _layer_stretch(
+    r: StepContext, rules: StepRules, layer: LayerStructure, width: int, *, needs_gradient: bool
+) -> Stretch:
+    tape = r.tape
     x = _input(r, width, needs_gradient=needs_gradient)
     r.put_prefixes(1)
     start = Held(*tape.groups)
-    forward = partial(decoder_layer, r, x, layer)
-    if workload.checkpointing == "none":
-        output = forward()
-    else:
-        output = tape.checkpointed(forward, x, reentrant=workload.checkpointing == "reentrant")
+    forward = partial(rules.layer, r, x, layer)
+    output = tape.checkpointed(forward, x) if r.workload.checkpointing else forward()
     input_bytes = x.storage.size
     tape.drop(x)
     lets_go = input_bytes if x.storage.references == 0 else 0
@@ -220,23 +218,23 @@ def _measured(r: StepContext, output: Value, *, start: Held, input_bytes: int) -
     return Stretch(kept - start, output_bytes, forward_peak, peak, left, while_forward=with_everything - kept)
 
 
-def _head_stretches(stage: Callable[[], StepContext], width: int) -> Stretch:
+def _head_stretches(stage: Callable[[], StepContext], rules: StepRules, width: int) -> Stretch:
     """The step's own head; for a run, each of its peaks as high as with the larger chunks of a shorter step."""
     own = stage()
     loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
-    stretch = _head_stretch(own, width)
+    stretch = _head_stretch(own, rules, width)
     positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes)
     if not loss.covers_shorter or positions is None:
         return stretch
     shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))
-    other = _head_stretch(replace(stage(), workload=shorter), width)
+    other = _head_stretch(replace(stage(), workload=shorter), rules, width)
     forward_peak = _higher(stretch.forward_peak, other.forward_peak)
     return replace(
         stretch, forward_peak=forward_peak, backward_peak=_higher(stretch.backward_peak, other.backward_peak)
     )
 
 
-def _head_stretch(r: StepContext, width: int) -> Stretch:
+def _head_stretch(r: StepContext, rules: StepRules, width: int) -> Stretch:
     """Final norm, output head and loss, forward and backward."""
     tape, structure = r.tape, r.structure
     hidden = _input(r, width, needs_gradient=True)
@@ -248,11 +246,11 @@ def _head_stretch(r: StepContext, width: int) -> Stretch:
     normed = normalize(r, hidden, structure.final_norms[0]) if structure.final_norms else hidden
     opening_peak = Held(*tape.peak_groups) - start
     tape.drop(hidden)
-    loss, logits = head_and_loss(r, normed)
-    tape.leave_scope(outer, [loss] if logits is None else [loss, logits])
+    tape.group = Group.LOSS
+    loss = rules.loss(r, normed)
+    tape.group = Group.ACTIVATIONS
+    tape.leave_scope(outer, [loss])
     forward_peak = Held(*tape.peak_groups) - start
-    if logits is not None and not r.workload.loss.holds_logits:
-        tape.drop(logits)
     r.end_forward()
     tape.start_phase()
     tape.backward(loss, tape.allocate(4))

@@ -63,11 +63,6 @@ class ModelStructure:
     parallel: bool  # attention and feed-forward read the same input
 
     @property
-    def has_layer_norm(self) -> bool:
-        """Whether its norms are `torch.nn.LayerNorm`, not root-mean-square norms."""
-        return any(norm.class_name == "LayerNorm" for norm in (*self.final_norms, *self.layers[0].norms))
-
-    @property
     def num_layers(self) -> int:
         return sum(layer.count for layer in self.layers)
 

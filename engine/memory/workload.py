@@ -26,14 +26,7 @@ BaseFormat = Literal["dense", "nf4", "fp4", "int8", "gptq"]
 # "tiled" is Loratory's own on the CPU: rows one after the other, in tiles of queries.
 AttentionKernel = Literal["flash", "efficient", "math", "eager", "cpu_flash", "tiled"]
 LoraBranch = Literal["peft", "quick"]  # PEFT's general layer, or Loratory's own
-Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor"]
-LossPath = Literal[
-    "full_logits",  # transformers' ForCausalLMLoss on all positions
-    "fused",  # a kernel that overwrites the logits with their gradient (FOAK, Unsloth)
-    "linear_fused",  # a kernel that never holds all logits (Liger, cut cross-entropy)
-    "trained_positions",  # Loratory's trainer: only what is trained goes through the head, chunk by chunk
-]
 
 
 @dataclass(frozen=True)
@@ -75,16 +68,8 @@ _OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class Loss:
-    """How logits become a loss."""
+    """In which chunks the trained positions go through the head."""
 
-    path: LossPath = "full_logits"
-    upcasts: bool = True  # logits are cast to 32 bits before the loss
-    shifts: bool = False  # the positions are shifted by copying the logits, as transformers did before 4.49
-    # The logits before the cast are still held by a variable while the loss is computed.
-    holds_narrow_logits: bool = True
-    converts_output: bool = False  # Accelerate answers a model under autocast with a 32-bit copy of its output
-    holds_logits: bool = False  # the caller keeps the model's output through the backward pass
-    positions_share: float = 1.0  # of all positions, those that are trained
     chunk_bytes: int = 0  # logits of one chunk at 32 bits; 0 where all go at once
     # Positions that chunks are sized for, where not for the step's own: those of a shorter step.
     chunks_of: int | None = None
@@ -109,12 +94,11 @@ class Workload:
     fills_up_to: int = 1  # a last row makes the tokens of joined rows a multiple of this
     expands_key_values: bool = False  # grouped-query keys and values are copied to every head before attention
     masked: bool = False  # attention gets a materialized mask, as padded rows need
-    checkpointing: Checkpointing = "none"
+    checkpointing: bool = False
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     accumulates: bool = False  # gradients of earlier passes wait while a pass is under way
     fused_norms: bool = False  # kernels that keep one tensor per norm, and rotate in place
-    keeps_cache: bool = False  # keys and values of all layers are kept in a cache although nothing reads it
     gptq_group_size: int = 128
     pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
     data_parallel: int = 1  # devices that each hold the whole model and average their gradients (DDP)
@@ -199,8 +183,8 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Wo
         masked=masked and attention not in ("eager", "math"),
         # With a mask, transformers copies keys and values to every head.
         expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
-        checkpointing="non_reentrant" if training.gradient_checkpointing else "none",
-        loss=Loss("trained_positions", chunk_bytes=chunk_bytes),
+        checkpointing=training.gradient_checkpointing,
+        loss=Loss(chunk_bytes),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
         # Accelerate starts a process for each device that is named; each holds the whole model.

@@ -141,7 +141,9 @@ def test_full_fine_tuning_has_many_names(text):
     ],
 )
 def test_checkpointing_has_many_names(given, expected):
-    assert workload(grad_checkpointing=given, versions={"transformers": 4.45}).checkpointing == expected
+    found = workload(grad_checkpointing=given, versions={"transformers": 4.45})
+
+    assert (found.checkpointing, found.reentrant) == (expected != "none", expected == "reentrant")
 
 
 @pytest.mark.parametrize("text", ["AdamW 8-bit", "adamw_8bit", "adamw_bnb_8bit", "AdamW8bit"])

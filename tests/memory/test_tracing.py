@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.config.run import AdapterConfig
-from engine.memory.workload import Loss
+from tests.benchmarks.published.other_trainers import PlainLoss
 from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, simulated, trace, workload_of
 
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -62,7 +62,7 @@ def test_simulation_is_equal_where_the_loss_alone_is_held(name):
 
     measured = trace(model, loss_alone_step(model))
 
-    assert simulated(case, replace(workload_of(case), loss=Loss())) == measured
+    assert simulated(case, replace(workload_of(case), loss=PlainLoss())) == measured
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

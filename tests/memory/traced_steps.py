@@ -1,14 +1,16 @@
 """Tiny real models whose dimensions share no factor, so that no two tensors of a step have the same size by chance."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from engine.config.run import AdapterConfig
-from engine.memory.phases import simulate_step
+from engine.memory.phases import StepRules, simulate_step
 from engine.memory.structure import read_structure
 from engine.memory.targets import find_targets
-from engine.memory.workload import Loss, Precision, Workload
+from engine.memory.workload import Precision
+from tests.benchmarks.published.other_trainers import PlainLoss, PlainTape, PlainWorkload, simulate_plain_step
 from tests.memory.live_bytes import LiveBytes
 
 HIDDEN, INNER, VOCABULARY, HEADS, KEY_HEADS, HEAD_DIM, LAYERS = 66, 101, 211, 6, 2, 14, 3
@@ -108,7 +110,7 @@ def shape_of(case):
 def workload_of(case):
     """The same step as a workload of plain transformers: a custom loop that holds the model's output."""
     width = case.width
-    return Workload(
+    return PlainWorkload(
         adapter=case.adapter,
         batch_size=BATCH,
         length=LENGTH,
@@ -116,8 +118,9 @@ def workload_of(case):
         base=case.base,
         precision=Precision(width, width, width, width, width, adapter=width if case.adapter.method == "none" else 4),
         attention="eager" if case.attention == "eager" else "cpu_flash",
-        checkpointing=case.checkpointing,
-        loss=Loss(holds_logits=True),
+        checkpointing=case.checkpointing != "none",
+        reentrant=case.checkpointing == "reentrant",
+        loss=PlainLoss(holds_logits=True),
     )
 
 
@@ -173,7 +176,11 @@ def simulated(case, workload=None, shape=None):
     workload = workload or workload_of(case)
     shape = shape or shape_of(case)
     structure = read_structure(shape)
-    step = simulate_step(structure, workload, find_targets(shape, workload.adapter), as_dispatch_mode=True)
+    targets = find_targets(shape, workload.adapter)
+    if isinstance(workload, PlainWorkload):
+        step = simulate_plain_step(structure, workload, targets, watched=True)
+    else:
+        step = simulate_step(structure, workload, targets, StepRules(partial(PlainTape, watched=True)))
     peaks = {name: held.total for name, held in step.peaks.items()}
     return {
         "forward": peaks["forward"],

@@ -33,15 +33,15 @@ class _SavedEverythingError(Exception):
 class Graph(LiveBytes):
     """Live bytes over time."""
 
-    def __init__(self, *, adds_in_place: bool = True, sees_scratch: bool = True) -> None:
-        super().__init__(sees_scratch=sees_scratch)
+    # Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching, which is how the
+    # tests watch it (torch/csrc/autograd/input_buffer.cpp).
+    adds_in_place = True
+
+    def __init__(self) -> None:
+        super().__init__()
         self.records_gradients = True
-        # Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching, which is how the
-        # tests watch it (torch/csrc/autograd/input_buffer.cpp).
-        self.adds_in_place = adds_in_place
         self.in_backward = False  # the backward pass is under way, recomputation included
         self._nodes: list[Node] = []
-        self._attributes: list[Storage] = []  # of nodes that were visited
         self._locals: list[Value] = []
         self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
         self._recomputing: Checkpoint | None = None
@@ -185,12 +185,6 @@ class Graph(LiveBytes):
                 self.release(storage)
             node.attributes = []
 
-    def end_graph(self) -> None:
-        """The loss goes out of scope, and with it what the nodes of its graph still keep as attributes."""
-        for storage in self._attributes:
-            self.release(storage)
-        self._attributes = []
-
     def keep_as_attribute(self, result: Value, kept: Value) -> None:
         """Keep a tensor as a plain attribute of the node that made `result`: checkpointing never sees it."""
         if isinstance(result.producer, Node):
@@ -230,8 +224,6 @@ class Graph(LiveBytes):
     def _visit(self, nodes: list[Node]) -> None:
         while nodes:
             node = nodes.pop()
-            self._attributes.extend(node.attributes)
-            node.attributes = []
             arrived = node.gradient
             if arrived is None:
                 self._let_go(node)
@@ -289,15 +281,13 @@ class Graph(LiveBytes):
 
     # Checkpointing
 
-    def checkpointed(self, forward: Callable[[], Value], x: Value, *, reentrant: bool) -> Value:
+    def checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:
         """Run `forward`, keep only its input, and run it again in the backward pass.
 
         Nodes are recorded in full; what they would save is packed away as a place in a list.
 
         Source: `_checkpoint_without_reentrant_generator` in torch/utils/checkpoint.py.
         """
-        if reentrant:
-            return self._checkpointed_reentrant(forward, x)
         checkpoint = Checkpoint(forward)
         first = len(self._nodes)
         outer, self._checkpoint = self._checkpoint, checkpoint
@@ -330,27 +320,3 @@ class Graph(LiveBytes):
         self.leave_scope(variables)
         self.forget(0, len(self._nodes))
         self._nodes = nodes
-
-    def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
-        """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward."""
-        # Source: `CheckpointFunction` in torch/utils/checkpoint.py.
-        self.records_gradients = False
-        result = forward()
-        self.records_gradients = True
-
-        def backward(arrived: Storage) -> Gradients:
-            leaf = Parameter(x.elements, x.width, trainable=True)
-            producer, x.producer = x.producer, leaf
-            nodes, self._nodes = self._nodes, []
-            variables = self.enter_scope()
-            output = forward()
-            self._accumulate(output.producer, share(arrived))
-            self._visit(self._nodes)
-            self.leave_scope(variables)
-            x.producer, self._nodes = producer, nodes
-            return (leaf.gradient,)
-
-        node = self.node((x,), backward)
-        self._save(node, x)
-        result.producer = node
-        return result

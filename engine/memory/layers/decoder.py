@@ -71,7 +71,7 @@ def _after_virtual_inputs(r: StepContext, words: Value) -> Value:
     """Put learned embeddings before those of each row; where layers are checkpointed, the latter are a leaf."""
     # Source: `PeftModelForCausalLM.forward`, peft/peft_model.py, whose variables last as long as the forward pass.
     tape, workload = r.tape, r.workload
-    is_leaf = workload.checkpointing != "none"
+    is_leaf = workload.checkpointing
     if is_leaf:
         words.producer = Parameter(words.elements, words.width, trainable=True)
     rule = MEMORY_RULES[workload.adapter.method]
@@ -93,7 +93,7 @@ def input_is_leaf(workload: Workload) -> bool:
     """
     if not workload.holds_embeddings:
         return True
-    return workload.checkpointing != "none" and workload.trains_adapter and not workload.virtual_inputs
+    return workload.checkpointing and workload.trains_adapter and not workload.virtual_inputs
 
 
 def _argument_bytes(r: StepContext) -> int:

@@ -3,78 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
-from engine.memory.autograd.tensors import Gradients, Group, Storage, Value, share
+from engine.memory.autograd.tensors import Gradients, Storage, Value
 from engine.memory.layers.modules import autocast_linear
 from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.registry import project
 from engine.memory.workload import Workload
-from engine.models.shape import ModuleShape
-
-
-def head_and_loss(r: StepContext, hidden: Value) -> tuple[Value, Value | None]:
-    """Simulate the output head and the loss; return the loss, and the logits where something keeps them."""
-    tape = r.tape
-    tape.group = Group.LOSS
-    path = r.workload.loss.path
-    try:
-        if path == "trained_positions":
-            return _trained_positions(r, hidden), None
-        if path == "linear_fused":
-            return _linear_fused(r, hidden), None
-        return _full_logits(r, hidden)
-    finally:
-        tape.group = Group.ACTIVATIONS
-
-
-def _head_module(r: StepContext) -> ModuleShape:
-    """The output head; where it is tied, a linear layer on the embedding's weight."""
-    shape = r.structure.shape
-    return r.structure.head or ModuleShape(
-        name="lm_head",
-        kind="linear",
-        parameters=0,
-        in_features=shape.hidden_size,
-        out_features=shape.vocab_size,
-        is_output_head=True,
-    )
-
-
-def _full_logits(r: StepContext, hidden: Value) -> tuple[Value, Value]:
-    """All logits, upcast to 32 bits, then cross-entropy.
-
-    Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
-    the labels; before 4.46 each model had a loss of its own, which released the logits before the cast.
-    """
-    tape, loss = r.tape, r.workload.loss
-    module = _head_module(r)
-    positions = hidden.elements // module.in_features
-    outer = tape.enter_scope()
-    logits = project(r, hidden, module)
-    if r.structure.shape.final_logit_softcapping is not None:
-        logits = tape.soft_cap(logits)
-    if loss.upcasts and not loss.holds_narrow_logits:
-        logits = tape.assign(logits, tape.cast(logits, 4))
-    wide = tape.cast(logits, 4 if loss.upcasts else logits.width)
-    padded = tape.value(positions + r.workload.batch_size, 8)
-    labels = tape.value(positions, 8)
-    compared = _shifted(r, wide) if loss.shifts else wide
-    value = _fused_cross_entropy(r, compared) if loss.path == "fused" else _cross_entropy(r, compared, labels)
-    tape.drop(padded, labels, wide, compared)
-    if loss.converts_output:
-        logits = tape.assign(logits, tape.cast(logits, 4))
-    tape.leave_scope(outer, (value, logits))
-    return value, logits
 
 
 @in_scope
-def _shifted(r: StepContext, logits: Value) -> Value:
-    """`logits[..., :-1, :].contiguous()`: a copy forward, and a second one of its gradient backward."""
-    rows = r.workload.batch_size * (r.workload.length - 1)
-    return r.tape.clone(r.tape.view(logits, logits.elements // r.tokens * rows))
-
-
-@in_scope
-def _cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
+def cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
     """Log-softmax and negative log-likelihood; autocast computes both at 32 bits.
 
     Keeps the log-probabilities; the backward pass holds them with two gradients of their size.
@@ -89,38 +25,8 @@ def _cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
     return tape.operation((log_probabilities,), 1, 4, saved=(log_probabilities, labels, total_weight))
 
 
-def _fused_cross_entropy(r: StepContext, logits: Value) -> Value:
-    """A kernel that keeps the logits and one number a row, and writes the gradient over the logits."""
-    # Source: `Fast_CrossEntropyLoss`, unsloth/kernels/cross_entropy_loss.py, also in fms-acceleration.
-    statistics = r.tape.value(logits.elements // r.structure.shape.vocab_size * 2, 4)
-    saved = (logits, statistics)
-    loss = r.tape.operation((logits,), 1, 4, backward=lambda _: (share(logits.storage),), saved=saved)
-    return r.tape.assign(statistics, loss)
-
-
 @in_scope
-def _linear_fused(r: StepContext, hidden: Value) -> Value:
-    """Head and loss in one function that computes its gradients forward, chunk by chunk, and holds no more logits."""
-    # Source: `fused_linear_cross_entropy_forward`, liger_kernel/ops/fused_linear_cross_entropy.py (arXiv:2410.10989).
-    tape, shape, precision = r.tape, r.structure.shape, r.workload.precision
-    width = precision.autocast or precision.head
-    rows = hidden.elements // shape.hidden_size
-    chunks = -(-shape.vocab_size // shape.hidden_size)
-    chunk = 1 << max(0, (-(-rows // chunks) - 1).bit_length())
-    weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)
-    hidden = tape.cast(hidden, width)
-    of_hidden = tape.value(hidden.elements, width)
-    of_weight = tape.value(weight.elements if weight.trainable else 0, weight.width, group=Group.GRADIENTS)
-    tape.use(min(chunk, rows) * shape.vocab_size * width, weight.size if weight.trainable else 0)
-
-    def backward(_: Storage) -> Gradients:
-        return (share(of_hidden.storage), share(of_weight.storage) if weight.trainable else None)
-
-    return tape.operation((hidden, weight), 1, 4, backward=backward, saved=(of_hidden, of_weight))
-
-
-@in_scope
-def _trained_positions(r: StepContext, hidden: Value) -> Value:
+def loss_of_trained_positions(r: StepContext, hidden: Value) -> Value:
     """Loratory's loss: the positions that are trained are picked out and go through the head chunk by chunk.
 
     Over a frozen head the gradient is made while the logits are there; over a trained one each chunk is checkpointed.
@@ -136,8 +42,7 @@ def _trained_positions(r: StepContext, hidden: Value) -> Value:
 
 def trained_positions(workload: Workload) -> int:
     """Positions of one pass whose next token is trained; the first token of a row is predicted from nothing."""
-    predicted = workload.batch_size * max(1, workload.length - workload.virtual_inputs - 1)
-    return max(1, round(predicted * workload.loss.positions_share))
+    return workload.batch_size * max(1, workload.length - workload.virtual_inputs - 1)
 
 
 def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
@@ -206,11 +111,11 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
     @in_scope
     def loss_of_chunk(r: StepContext, piece: Value, rows: int) -> Value:
         logits = autocast_linear(r, piece, weight, shape.vocab_size)
-        return _cross_entropy(r, tape.assign(logits, tape.cast(logits, 4)), r.small(rows, 8))
+        return cross_entropy(r, tape.assign(logits, tape.cast(logits, 4)), r.small(rows, 8))
 
     total = tape.value(1, 4)
     for rows in sizes:
         piece = tape.view(chosen, rows * shape.hidden_size)
-        loss = tape.checkpointed(partial(loss_of_chunk, r, piece, rows), piece, reentrant=False)
+        loss = tape.checkpointed(partial(loss_of_chunk, r, piece, rows), piece)
         total = tape.assign(total, tape.add(total, loss))
     return total

@@ -36,7 +36,7 @@ class StepContext:
     targets: AdapterTargets
     prefixes: list[Value] = field(default_factory=list)  # learned keys and values for the next layers
     cast_copies: dict[Parameter, Value] = field(default_factory=dict)
-    until_forward_ends: list[Storage] = field(default_factory=list)  # autocast's copies of weights, caches
+    until_forward_ends: list[Storage] = field(default_factory=list)  # such as autocast's copies of weights
 
     @property
     def on_cuda(self) -> bool:
@@ -58,21 +58,6 @@ class StepContext:
         Source: `torch.is_autocast_enabled()` without a device, in peft/tuners/lora/bnb.py and peft/tuners/ia3/bnb.py.
         """
         return self.workload.precision.autocast is not None and self.on_cuda
-
-    @property
-    def cache_bytes_per_layer(self) -> int:
-        """Keys and values of one layer in a cache that is never read: a view of the fused projection keeps all of it."""
-        if not self.workload.keeps_cache:
-            return 0
-        precision = self.workload.precision
-        if self.workload.base == "dense":
-            width = precision.autocast or precision.weights
-        elif self.structure.has_layer_norm:  # quantized layers answer as wide as the norm before them
-            width = 4 if precision.autocast and self.on_cuda else precision.embeddings
-        else:
-            width = max(precision.embeddings, precision.norms)
-        inputs = self.structure.layers[0].attention_inputs
-        return self.tokens * sum(module.out_features for module in inputs) * width
 
     @property
     def head_is_trained(self) -> bool:

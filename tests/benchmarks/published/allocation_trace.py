@@ -6,15 +6,13 @@ depends on the order of all requests, so here they are all simulated.
 
 from typing import NamedTuple
 
-from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Group, Storage, Value
-from engine.memory.layers.decoder import decoder_layer, embed
-from engine.memory.layers.losses import head_and_loss
+from engine.memory.autograd.tensors import Group, Node, Storage, Value
+from engine.memory.layers.decoder import embed
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.targets import AdapterTargets
-from engine.memory.workload import Workload
+from tests.benchmarks.published.other_trainers import PlainTape, PlainWorkload, plain_layer, plain_loss
 
 
 class Request(NamedTuple):
@@ -32,14 +30,15 @@ class StepStream(NamedTuple):
     after_backward: int
 
 
-class RecordingTape(Tape):
+class RecordingTape(PlainTape):
     """A tape that writes down every request."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__(reentrant=reentrant)
         self.requests: list[Request] = []
         self._numbers: dict[int, int] = {}  # id of a live storage → its number
         self._alive: dict[int, Storage] = {}  # keeps ids from being used twice
+        self._with_attributes: list[Node] = []
 
     def allocate(self, size: int, group: Group | None = None) -> Storage:
         """Take bytes, and note it."""
@@ -58,52 +57,55 @@ class RecordingTape(Tape):
             self.requests.append(Request(self._numbers.pop(id(storage)), 0))
             del self._alive[id(storage)]
 
+    def keep_as_attribute(self, result: Value, kept: Value) -> None:
+        """Keep it, and note the node."""
+        super().keep_as_attribute(result, kept)
+        if isinstance(result.producer, Node):
+            self._with_attributes.append(result.producer)
 
-def trace_step(structure: ModelStructure, workload: Workload, targets: AdapterTargets) -> StepStream:
+    def end_graph(self) -> None:
+        """The loss goes out of scope, and with it what the nodes of its graph still keep as attributes."""
+        for node in self._with_attributes:
+            for storage in node.attributes:
+                self.release(storage)
+            node.attributes = []
+
+
+def trace_step(structure: ModelStructure, workload: PlainWorkload, targets: AdapterTargets) -> StepStream:
     """Simulate forward and backward pass of all layers, then release everything but the gradients."""
-    tape = RecordingTape()
+    tape = RecordingTape(reentrant=workload.reentrant)
     r = StepContext(tape, workload, structure, targets)
     r.put_prefixes(structure.num_layers)
     embedded, passing = embed(r)
     inputs_embeds = tape.allocate(passing.inputs_embeds)
     arguments = tape.allocate(passing.arguments)
     x = embedded
-    caches: list[Value] = []
     for layer in structure.layers:
         for _ in range(layer.count):
             x = _next_layer(r, x, layer, embedded)
-            if workload.keeps_cache:
-                caches.append(tape.value(r.cache_bytes_per_layer, 1))
     hidden = normalize(r, x, structure.final_norms[0]) if structure.final_norms else tape.alias(x)
     tape.drop(x, embedded)
     tape.release(inputs_embeds)
-    checkpointed = workload.checkpointing != "none"
-    if not checkpointed:
+    if not workload.checkpointing:
         tape.release(arguments)
-    loss, logits = head_and_loss(r, hidden)
-    tape.drop(hidden, *caches)
-    if logits is not None and not workload.loss.holds_logits:
-        tape.drop(logits)
+    loss = plain_loss(r, hidden)
+    tape.drop(hidden)
     r.end_forward()
     after_forward = len(tape.requests)
     tape.backward(loss, tape.allocate(4))
-    if checkpointed:
+    if workload.checkpointing:
         tape.release(arguments)
     tape.end_graph()
     after_backward = len(tape.requests)
-    tape.drop(loss, *([logits] if logits is not None else []))
+    tape.drop(loss)
     return StepStream(tape.requests, after_forward, after_backward)
 
 
 def _next_layer(r: StepContext, x: Value, layer: LayerStructure, embedded: Value) -> Value:
     def forward() -> Value:
-        return decoder_layer(r, x, layer)
+        return plain_layer(r, x, layer)
 
-    checkpointing = r.workload.checkpointing
-    if checkpointing == "none":
-        output = forward()
-    else:
-        output = r.tape.checkpointed(forward, x, reentrant=checkpointing == "reentrant")
+    output = r.tape.checkpointed(forward, x) if r.workload.checkpointing else forward()
     if x is not embedded:
         r.tape.drop(x)
     return output

@@ -32,6 +32,7 @@ from tests.benchmarks.published.measurements import (
     observations,
     read_measurements,
 )
+from tests.benchmarks.published.other_trainers import simulate_plain_step
 from tests.benchmarks.published.workloads import device_of_point, shape_of_point, workload_of_point
 
 GIB = 2**30
@@ -142,7 +143,8 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     targets = find_targets(shape, workload.adapter)
     counts = count_trainable(shape, workload.adapter, targets)
     refuse_nonsense(shape, workload)
-    peak = find_peak(structure, workload, device.name, targets, counts)
+    step = simulate_plain_step(structure, workload, targets)
+    peak = find_peak(step, structure, workload, device.name, counts)
     if point.expands_segments:
         need = need_on_device(peak.tensors, workload, device)
     else:

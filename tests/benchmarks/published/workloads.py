@@ -9,16 +9,14 @@ from engine.hardware.device import Device
 from engine.memory.workload import (
     AttentionKernel,
     BaseFormat,
-    Checkpointing,
-    Loss,
     Optimizer,
     OptimizerKind,
     Precision,
-    Workload,
 )
 from engine.models.shape import ModelShape
 from tests.benchmarks.published.gpus import is_before_ampere, memory_of_gpu
 from tests.benchmarks.published.measurements import MeasuredPoint, observations
+from tests.benchmarks.published.other_trainers import PlainLoss, PlainWorkload
 from tests.benchmarks.published.setting_words import (
     MethodKind,
     base_format,
@@ -96,7 +94,7 @@ def device_of_point(point: MeasuredPoint) -> Device:
     return Device("cuda", 0, point.gpu, total, total, has_fast_bfloat16=not is_before_ampere(point.gpu))
 
 
-def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
+def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> PlainWorkload:
     """The step that was measured, by its settings alone.
 
     Raises:
@@ -110,7 +108,7 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
         length = min(length, shape.max_position_embeddings)
     checkpointing = _checkpointing(point)
     transformers = point.version("transformers")
-    return Workload(
+    return PlainWorkload(
         adapter=_adapter(point),
         batch_size=point.batch_size,
         length=length,
@@ -119,7 +117,8 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> Workload:
         precision=_precision(point, base),
         attention=attention,
         expands_key_values=attention == "efficient",
-        checkpointing=checkpointing,
+        checkpointing=checkpointing != "none",
+        reentrant=checkpointing == "reentrant",
         loss=_loss(point, shape),
         optimizer=_optimizer(point),
         accumulates=point.gradient_accumulation_steps > 1,
@@ -244,7 +243,7 @@ def _trl_prepares(point: MeasuredPoint) -> bool:
     return "trl" in words and (trl is None or trl < (1,))
 
 
-def _checkpointing(point: MeasuredPoint) -> Checkpointing:
+def _checkpointing(point: MeasuredPoint) -> Literal["none", "reentrant", "non_reentrant"]:
     given = point.grad_checkpointing
     if given is False or is_nothing(str(given)):
         return "none"
@@ -274,7 +273,7 @@ def _attention(point: MeasuredPoint, shape: ModelShape) -> AttentionKernel:
     raise DeclinedError(f"the attention {point.attention} is not one that is modelled.")
 
 
-def _loss(point: MeasuredPoint, shape: ModelShape) -> Loss:
+def _loss(point: MeasuredPoint, shape: ModelShape) -> PlainLoss:
     words = point.loss_path.casefold()
     transformers = point.version("transformers") or (5,)
     trainer = "trl" in point.framework.casefold() or "trainer" in point.framework.casefold()
@@ -285,11 +284,11 @@ def _loss(point: MeasuredPoint, shape: ModelShape) -> Loss:
         or "cut_cross" in words
         or "cce" in parts_of(words)
     ):
-        return Loss(path="linear_fused")
+        return PlainLoss(path="linear_fused")
     if "chunk" in words:
-        return Loss(path="trained_positions", chunk_bytes=256 * 2**20)
+        return PlainLoss(path="trained_positions", chunk_bytes=256 * 2**20)
     fused = any(part in words for part in ("foak", "unsloth", "fused"))
-    return Loss(
+    return PlainLoss(
         path="fused" if fused else "full_logits",
         upcasts=shape.model_type not in _WITHOUT_UPCAST or transformers >= (4, 50),
         shifts="shift" in words or transformers < (4, 49),
