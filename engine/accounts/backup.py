@@ -14,15 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from engine.accounts.accounts import open_database
+from engine.accounts.limits import DATABASE_FILE
 from engine.errors import AccountError, StorageError
 from engine.paths import LoratoryHome
 
-_ACCOUNTS = "accounts.sqlite3"
 _HEAD = "loratory-backup"  # the first member; its content is the format
 _FORMAT = "1"
-_FILES = ("lab.yaml", "audit.jsonl", "electricity.json")
+HOME_FILES = (
+    "lab.yaml", "audit.jsonl", "electricity.json",
+    "server/queue.json", "server/urgent.json", "server/usage.jsonl", "server/disk.jsonl",
+)  # fmt: skip
 _FOLDERS = ("runs", "server/keys")
-_SINGLE = ("server/queue.json", "server/urgent.json", "server/usage.jsonl", "server/disk.jsonl")
 # Of a worker on this machine, which is not there after a restore; and what is half-made or half-deleted.
 _LEFT_OUT = re.compile(r"lock|process\.json|\.(new|deleted)-.*|\..*\.tmp")
 _CHECKPOINTS = "checkpoints"
@@ -46,7 +48,7 @@ def write_backup(home: LoratoryHome, path: Path, *, with_checkpoints: bool) -> B
         AccountError: If the home has no accounts.
         StorageError: If the file exists, or cannot be written.
     """
-    if not (home.root / _ACCOUNTS).is_file():
+    if not (home.root / DATABASE_FILE).is_file():
         raise AccountError(f"{home.root} has no accounts.", "Set LORATORY_HOME to the home of the lab.")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -107,32 +109,47 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
         raise
 
 
+def belongs_to_backup(name: str) -> bool:
+    """Whether a file or folder of a run, by its own name, is more than the trace of a process of this machine."""
+    return not _LEFT_OUT.fullmatch(name)
+
+
 def _members(root: Path, *, with_checkpoints: bool) -> Iterator[str]:
     """Yield the plain files of a backup, relative to the home. Links are not followed, and not in it."""
-    yield from (name for name in (*_FILES, *_SINGLE) if (root / name).is_file())
+    yield from (name for name in HOME_FILES if (root / name).is_file())
     for folder in _FOLDERS:
         for parent, folders, names in os.walk(root / folder):
             folders[:] = sorted(
-                name for name in folders if not _LEFT_OUT.fullmatch(name) and (with_checkpoints or name != _CHECKPOINTS)
+                name for name in folders if belongs_to_backup(name) and (with_checkpoints or name != _CHECKPOINTS)
             )
             for name in sorted(names):
-                if not _LEFT_OUT.fullmatch(name):
+                if belongs_to_backup(name):
                     yield (Path(parent) / name).relative_to(root).as_posix()
 
 
 def _add_accounts(home: LoratoryHome, tar: tarfile.TarFile) -> int:
     with tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as folder:
-        copy = Path(folder) / _ACCOUNTS
-        with contextlib.closing(open_database(home)) as database:
-            database.copy_to(copy)
-        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-            connection.execute("DELETE FROM sessions")
-            connection.execute("DELETE FROM invitations")
-            connection.execute("PRAGMA journal_mode = DELETE")  # one file, without a log next to it
-            connection.execute("VACUUM")
-            people: int = connection.execute("SELECT count(*) FROM people WHERE removed IS NULL").fetchone()[0]
+        copy = Path(folder) / DATABASE_FILE
+        people = copy_accounts(home, copy)
         with copy.open("rb") as file:
-            _add(tar, _ACCOUNTS, file, time.time())
+            _add(tar, DATABASE_FILE, file, time.time())
+    return people
+
+
+def copy_accounts(home: LoratoryHome, copy: Path) -> int:
+    """Write a copy of the accounts without sessions and invitations, while others use them; returns how many there are.
+
+    Raises:
+        StorageError: If they cannot be read, or the copy cannot be written.
+    """
+    with contextlib.closing(open_database(home)) as database:
+        database.copy_to(copy)
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM sessions")
+        connection.execute("DELETE FROM invitations")
+        connection.execute("PRAGMA journal_mode = DELETE")  # one file, without a log next to it
+        connection.execute("VACUUM")
+        people: int = connection.execute("SELECT count(*) FROM people WHERE removed IS NULL").fetchone()[0]
     return people
 
 
@@ -188,12 +205,12 @@ def _unpack(path: Path, target: Path) -> BackupSize:
             raise AccountError(f"{path} cannot be read ({error.strerror}).", "Give the file of a backup.") from error
         raise
     runs = sum(1 for _ in target.glob("runs/*/*/config.yaml"))
-    return BackupSize(_check_accounts(target / _ACCOUNTS, path.name), runs, files, total)
+    return BackupSize(check_accounts(target / DATABASE_FILE, path.name), runs, files, total)
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     parts = PurePosixPath(member.name).parts
-    is_ours = member.name in (_ACCOUNTS, *_FILES, *_SINGLE) or member.name.startswith(
+    is_ours = member.name in (DATABASE_FILE, *HOME_FILES) or member.name.startswith(
         tuple(f"{name}/" for name in _FOLDERS)
     )
     content = (
@@ -219,7 +236,12 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) 
     os.utime(place, (member.mtime, member.mtime))
 
 
-def _check_accounts(path: Path, name: str) -> int:
+def check_accounts(path: Path, name: str) -> int:
+    """Return how many people a copy of the accounts holds.
+
+    Raises:
+        AccountError: If it is damaged.
+    """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             (found,) = connection.execute("PRAGMA integrity_check").fetchone()

@@ -1,0 +1,380 @@
+"""The mirror of a Space: its disk is gone after a restart, so its runs, people and settings are kept in a private bucket.
+
+Runs never happen on the bucket, which has neither locks nor renames: a thread sends what changed, and `restore` brings it back
+into an empty home. `mirror_index` describes what is in the bucket.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from engine.errors import EngineError, HubUnreachableError, PushError, RunError
+from engine.files import read_model, write_atomically
+from engine.paths import LoratoryHome
+from engine.runs.store import RunStore, list_owners
+from engine.space.mirror_bucket import MirrorBucket
+from engine.space.mirror_index import HOME_INDEX, UPLOADS, Bucket, MirroredFile, RunKey
+from engine.space.mirror_restore import INCOMING, Restored, Restorer, read_contents
+from engine.space.mirror_scan import Found, HomeScan, RunScan
+
+_RECORD = "mirror.json"
+_LAST_PAUSE_SECONDS = 0.5  # between tries while the process ends
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MirrorSettings:
+    """How often and how long, in seconds.
+
+    Attributes:
+        look: Between two looks at what changed.
+        longest_pause: Between two tries while saving fails.
+        patience: For the bucket to answer before a restore is given up.
+    """
+
+    look: float = 15.0
+    longest_pause: float = 300.0
+    patience: float = 120.0
+
+
+class Unsaved(NamedTuple):
+    """What a restart at this moment would lose of a person.
+
+    Attributes:
+        runs: Titles of runs of which nothing is saved yet.
+        training: Titles of runs at work, each with the step from which it would continue; None where it would start over.
+        uploads: How many uploaded files no run uses.
+        exports: How many exports.
+        trouble: Why saving does not work at present; empty where it does.
+    """
+
+    runs: tuple[str, ...] = ()
+    training: tuple[tuple[str, int | None], ...] = ()
+    uploads: int = 0
+    exports: int = 0
+    trouble: str = ""
+
+    @property
+    def words(self) -> str:
+        """A notice for the page; empty where nothing would be lost."""
+        lost = [f"all of “{title}”" for title in self.runs]
+        lost += [
+            f"the training of “{title}” since step {step:,}" if step is not None else f"the training of “{title}”"
+            for title, step in self.training
+        ]
+        lost += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
+        lost += [_count(self.exports, "export", "exports")] if self.exports else []
+        would = f"A restart of this Space would lose {_joined(lost)}." if lost else ""
+        return " ".join(filter(None, (would, self.trouble)))
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _joined(parts: list[str]) -> str:
+    shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+class _Record(BaseModel, frozen=True):
+    """`server/mirror.json`: whose mirror this disk has, and which runs it sent or got; what is missing was deleted."""
+
+    bucket: str
+    space: str
+    runs: tuple[str, ...] = ()
+
+
+class _View(NamedTuple):
+    """What pages see, by indexes of runs; replaced as a whole by the mirror's thread."""
+
+    saved: frozenset[str] = frozenset()
+    titles: Mapping[str, str] = {}
+    training: Mapping[str, int | None] = {}  # the step of the saved checkpoint
+    uploads: frozenset[str] = frozenset()  # paths of uploads that are saved
+    trouble: EngineError | None = None
+
+
+class Mirror:
+    """Keeps the home of a Space in a bucket.
+
+    `restore` comes first, before the accounts are opened and before runs are supervised; then `start`, and `stop` at the
+    end of the process.
+
+    Args:
+        home: Of the Space.
+        bucket: Of its owner; a `RunBucket` with `MIRROR_WORDS`.
+        space: As owner/name: no other Space may have the bucket.
+        settings: How often.
+    """
+
+    def __init__(self, home: LoratoryHome, bucket: Bucket, space: str, settings: MirrorSettings | None = None) -> None:
+        self._home = home
+        self._bucket = bucket
+        self._space = space
+        self._settings = settings or MirrorSettings()
+        self._written = MirrorBucket(bucket, home, space)
+        self._written.on_new = self._record
+        self._is_restored = False
+        self._ours: set[str] = set()  # indexes of runs that this disk has or had
+        self._runs: dict[str, RunScan] = {}
+        self._people: HomeScan | None = None
+        self._view = _View()
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._deadline = float("inf")
+        self._thread: threading.Thread | None = None
+
+    @property
+    def trouble(self) -> EngineError | None:
+        """Why saving does not work at present; None where it does."""
+        return self._view.trouble
+
+    def restore(self) -> Restored:
+        """Take the bucket for this Space, and bring back what this home does not have.
+
+        A home that is the same as before, after a restart of the process alone, stays as it is.
+
+        Raises:
+            PushError: If the bucket is another Space's, or Hugging Face refuses it; nothing will be saved then.
+            HubUnreachableError: If it does not answer for `patience`; nothing will be saved then either, as an empty home
+                must not replace what is there.
+            StorageError: If the home cannot be written.
+        """
+        give_up, pause = time.monotonic() + self._settings.patience, 1.0
+        while True:
+            try:
+                restored = self._restore()
+            except EngineError as error:
+                self._set_trouble(error)
+                if not isinstance(error, HubUnreachableError) or time.monotonic() + pause > give_up:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, self._settings.longest_pause)
+            else:
+                self._set_trouble(None)
+                return restored
+
+    def _restore(self) -> Restored:
+        self._home.make_writable()
+        self._home.server.mkdir(mode=0o700, exist_ok=True)
+        for left in self._home.root.glob(f"{INCOMING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        self._written.take()
+        contents = read_contents(self._bucket, self._home)
+        self._written.know(contents)
+        record = read_model(self._home.server / _RECORD, _Record)
+        restored = Restored()
+        if record is not None and (record.bucket, record.space) == (self._bucket.name, self._space):
+            self._ours = set(record.runs)
+        else:
+            self._ours = set()
+            restorer = Restorer(self._bucket, contents, self._home, self._remember)
+            restored = restorer.restore()
+            self._record(name for name in contents.indexes if (key := RunKey.parse(name)) and self._has(key))
+        self._is_restored = True
+        self._publish()
+        return restored
+
+    def _remember(self, index: str, path: str, file: MirroredFile) -> None:
+        """Take a file that came from the mirror for one that is there."""
+        key = RunKey.parse(index)
+        files = self._scan_of(key).files if key is not None else self._home_scan().files
+        files.remember(path, file)
+
+    def start(self) -> None:
+        """Begin to save, in a thread of its own; does nothing where nothing could be restored."""
+        if self._is_restored and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+            self._thread.start()
+
+    def stop(self, deadline_seconds: float, *, ends_training: bool = True) -> bool:
+        """Save what is left, at the latest by the deadline; returns whether all of it arrived.
+
+        Args:
+            deadline_seconds: After which the process is ended. Hugging Face gives a Space ten seconds by default.
+            ends_training: Whether workers are asked to save and end first, as they are when a machine is shut down.
+        """
+        self._deadline = time.monotonic() + deadline_seconds
+        if self._thread is None:
+            return False
+        if ends_training:
+            self._wake.set()  # the small things are sent while workers save
+            _end_workers(self._home, deadline_seconds / 2)
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        return not self._thread.is_alive() and self.trouble is None
+
+    def unsaved(self, owner: str) -> Unsaved:
+        """Return what a restart at this moment would lose of a person; looks at no file of a run."""
+        view = self._view
+        own = [RunKey(owner, run_id) for run_id in RunStore(self._home, owner).ids()]
+        fresh = tuple(view.titles.get(key.index, key.run_id) for key in own if key.index not in view.saved)
+        training = tuple(
+            (view.titles[key.index], view.training[key.index])
+            for key in own
+            if key.index in view.training and key.index in view.saved
+        )
+        mine = self._home.of(owner)
+        uploads = mine.uploads if mine.uploads.is_dir() else self._home.uploads
+        unused = sum(name not in view.uploads for name in _plain_files(uploads, self._home.root))
+        exports = sum(not path.name.startswith(".") for path in _entries(mine.exports))
+        trouble = f"{view.trouble.what} {view.trouble.fix}" if view.trouble is not None else ""
+        return Unsaved(fresh, training, unused, exports, trouble)
+
+    # The thread.
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            is_last = self._ending.is_set()
+            trouble: EngineError | None = None
+            try:
+                self._save()
+            except EngineError as error:
+                trouble = error
+            except Exception as error:  # whatever it is, the next look comes
+                _log.exception("the mirror could not save")
+                trouble = PushError(f"Runs cannot be saved ({type(error).__name__}).", "See the log of the Space.")
+            self._set_trouble(trouble)
+            failures = failures + 1 if trouble is not None else 0
+            if self._written.is_taken or (is_last and (trouble is None or time.monotonic() > self._deadline)):
+                return
+            pause = min(self._settings.look * 2.0**failures, self._settings.longest_pause)
+            self._wake.wait(min(pause, _LAST_PAUSE_SECONDS) if self._ending.is_set() else pause)
+            self._wake.clear()
+
+    def _set_trouble(self, trouble: EngineError | None) -> None:
+        before = self._view.trouble
+        if trouble is not None and (before is None or before.what != trouble.what):
+            _log.error("%s", trouble)
+        self._view = self._view._replace(trouble=trouble)
+
+    def _save(self) -> None:
+        """Look at everything, and send what changed; asks the bucket nothing where nothing did.
+
+        Raises:
+            EngineError: If the bucket cannot be written, or the accounts cannot be read.
+        """
+        late: EngineError | None = None
+        found = self._changed_runs()
+        try:
+            people = self._home_scan().look()
+            if self._written.differs(HOME_INDEX, people.index):
+                found[HOME_INDEX] = people
+        except EngineError as error:  # the runs come first
+            late = error
+        gone = {name for name in self._ours if self._was_deleted(name)}
+        try:
+            missed = self._written.write(found, gone)
+        finally:
+            self._publish()
+        if gone:
+            self._ours -= gone
+            self._record(())
+        for name, scan in self._runs.items():
+            if name not in missed:
+                scan.settle()
+        if late is not None:
+            raise late
+
+    def _changed_runs(self) -> dict[str, Found]:
+        present: set[str] = set()
+        changed: dict[str, Found] = {}
+        for owner in list_owners(self._home):
+            for run_id in RunStore(self._home, owner).ids():
+                key = RunKey(owner, run_id)
+                present.add(key.index)
+                with contextlib.suppress(OSError, RunError):  # deleted meanwhile
+                    found = self._scan_of(key).look()
+                    if found is not None and self._written.differs(key.index, found.index):
+                        changed[key.index] = found
+        for name in self._runs.keys() - present:
+            del self._runs[name]
+        return changed
+
+    def _scan_of(self, key: RunKey) -> RunScan:
+        if key.index not in self._runs:
+            run = RunStore(self._home, key.owner).get(key.run_id)
+            self._runs[key.index] = RunScan(self._home, run, self._written.indexes.get(key.index))
+        return self._runs[key.index]
+
+    def _home_scan(self) -> HomeScan:
+        if self._people is None:
+            self._people = HomeScan(self._home, self._written.indexes.get(HOME_INDEX))
+        return self._people
+
+    def _has(self, key: RunKey) -> bool:
+        return (self._home.root / key.folder).is_dir()
+
+    def _was_deleted(self, name: str) -> bool:
+        """Whether a run is gone from a folder that is there: a folder out of reach proves nothing."""
+        key = RunKey.parse(name)
+        return key is not None and (self._home.runs / key.owner).is_dir() and not self._has(key)
+
+    def _record(self, names: Iterable[str]) -> None:
+        """Note runs on the disk before they are sent: one that is deleted later must not come back."""
+        self._ours |= {name for name in names if name != HOME_INDEX}
+        record = _Record(bucket=self._bucket.name, space=self._space, runs=tuple(sorted(self._ours)))
+        path, content = self._home.server / _RECORD, record.model_dump_json()
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == content:
+                return
+        write_atomically(path, content)
+
+    def _publish(self) -> None:
+        indexes = self._written.indexes
+        training = {
+            name: _newest_step(indexes[name].files if name in indexes else {})
+            for name, scan in self._runs.items()
+            if scan.is_training
+        }
+        uploads = {path for index in indexes.values() for path in index.files if path.startswith(f"{UPLOADS}/")}
+        titles = {name: scan.title for name, scan in self._runs.items()}
+        self._view = self._view._replace(
+            saved=frozenset(indexes), titles=titles, training=training, uploads=frozenset(uploads)
+        )
+
+
+def _newest_step(files: Mapping[str, MirroredFile]) -> int | None:
+    steps = [int(path.split("/")[4].removeprefix("step-")) for path in files if "/checkpoints/step-" in path]
+    return max(steps, default=None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _plain_files(folder: Path, root: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from ((Path(parent) / name).relative_to(root).as_posix() for name in names if not name.startswith("."))
+
+
+def _end_workers(home: LoratoryHome, seconds: float) -> None:
+    """Ask the workers on this machine to save and end, and wait for them."""
+    folders = [run.folder for owner in list_owners(home) for run in RunStore(home, owner).list()]
+    asked = []
+    for folder in folders:
+        worker = folder.read_worker()
+        if worker is not None and worker.is_alive():
+            with contextlib.suppress(OSError):
+                os.kill(worker.pid, signal.SIGTERM)
+                asked.append(folder)
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up and any(folder.has_living_worker() for folder in asked):
+        time.sleep(0.1)

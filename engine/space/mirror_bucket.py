@@ -1,0 +1,231 @@
+"""A bucket as the one process has it that saves there: what is in it, and in which order it changes."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from engine.errors import EngineError, PushError
+from engine.files import read_model
+from engine.paths import LoratoryHome
+from engine.space.mirror_index import (
+    DATA,
+    HOME_INDEX,
+    LARGEST_INDEX_BYTES,
+    MARKER,
+    MARKER_NAME,
+    MIRROR,
+    RUNS,
+    Bucket,
+    Index,
+    Marker,
+    data_name,
+    named_by,
+)
+from engine.space.mirror_restore import Contents
+from engine.space.mirror_scan import Found, Source
+
+_LARGEST_PUT_BYTES = 200_000_000  # of one request; a single file may be larger
+_LARGEST_PUT_FILES = 500
+_HEAVY_BYTES = 32_000_000  # checkpoints that wait until the small things of all runs are there
+_CHECK_SECONDS = 5.0  # between two looks at whether the bucket is still ours
+_LARGEST_MARKER_BYTES = 10_000
+
+
+class MirrorBucket:
+    """Writes to the bucket of a Space.
+
+    Args:
+        bucket: The bucket.
+        home: Of the Space.
+        space: As owner/name.
+
+    Attributes:
+        indexes: In the bucket, by name.
+    """
+
+    def __init__(self, bucket: Bucket, home: LoratoryHome, space: str) -> None:
+        self._bucket = bucket
+        self._home = home
+        self._space = space
+        self._instance = secrets.token_hex(8)
+        self._marker = ""  # hash of ours, once this process has the bucket
+        self._checked = 0.0  # when that was looked at last
+        self._there: set[str] = set()  # hashes of contents
+        self._refused: dict[str, Index] = {}  # those that are too large
+        self._may_collect = True
+        self._must_list = False  # a request failed, so what is there is not known
+        self.indexes: dict[str, Index] = {}
+        self.is_taken = False  # by another process
+        self.on_new: Callable[[Iterable[str]], None] = lambda _: None  # told the indexes that are about to be put
+
+    def take(self) -> None:
+        """Make the bucket ours.
+
+        Raises:
+            PushError: If it is another Space's.
+            EngineError: If it cannot be read or written.
+        """
+        self._bucket.make()
+        marker = self._read_marker()
+        if marker is not None and marker.space != self._space:
+            raise PushError(
+                f"The bucket {self._bucket.name} has the runs of the Space {marker.space}, not of {self._space}; nothing is "
+                "restored from it or saved to it.",
+                f"Set the variable LORATORY_BUCKET of this Space to another bucket, or remove {MARKER_NAME} from that one "
+                "to hand it over.",
+            )
+        ours = Marker(space=self._space, instance=self._instance)
+        self._bucket.put({MARKER_NAME: ours.model_dump_json().encode()})
+        self._marker = self._bucket.list(MIRROR)[MARKER].xet_hash
+
+    def know(self, contents: Contents) -> None:
+        """Begin with what is there."""
+        self._there = set(contents.data)
+        self._may_collect = not contents.unreadable  # what those name may not be removed
+        self.indexes = dict(contents.indexes)
+
+    def differs(self, name: str, index: Index) -> bool:
+        """Whether an index is to be sent."""
+        return index not in (self.indexes.get(name, Index()), self._refused.get(name))
+
+    def write(self, found: Mapping[str, Found], gone: Iterable[str]) -> set[str]:
+        """Send what was found, and remove runs that are gone; asks nothing where there is nothing to do.
+
+        Returns:
+            Indexes that were not put: their files changed on the way.
+
+        Raises:
+            EngineError: If the bucket cannot be written; what arrived is whole, and the rest is to be sent again.
+        """
+        gone = [name for name in gone if name in self.indexes]
+        if not (found or gone or self._garbage()):
+            return set()
+        try:
+            self._require_ours()
+            self._list_again()
+            light = {name: self._light(name, one) for name, one in found.items()}
+            self._send(light)
+            missed = self._send(found)
+            self._remove(gone)
+            self._collect()
+        except BaseException:
+            self._must_list = True
+            raise
+        return missed
+
+    def _light(self, name: str, found: Found) -> Found:
+        """Return what was found with the checkpoints that are there already, where the present ones are large."""
+        checkpoints = {path: file for path, file in found.index.files.items() if "/checkpoints/" in path}
+        sizes = {part.sha256: part.size for file in checkpoints.values() for part in file.parts}
+        if sum(size for one, size in sizes.items() if one not in self._there) < _HEAVY_BYTES:
+            return found
+        files = {path: file for path, file in found.index.files.items() if path not in checkpoints}
+        before = self.indexes.get(name, Index()).files
+        files |= {path: file for path, file in before.items() if "/checkpoints/" in path}
+        return Found(Index(files=dict(sorted(files.items()))), found.sources)
+
+    def _send(self, found: Mapping[str, Found]) -> set[str]:
+        """Put contents, then the indexes that name them."""
+        wanted = {
+            part.sha256: (part.size, one.sources[part.sha256])
+            for one in found.values()
+            for part in one.index.parts
+            if part.sha256 not in self._there and part.sha256 in one.sources
+        }
+        batch, size = dict[str, Source](), 0
+        for sha256, (more, source) in wanted.items():
+            if batch and (size + more > _LARGEST_PUT_BYTES or len(batch) >= _LARGEST_PUT_FILES):
+                self._put_contents(batch)
+                batch, size = {}, 0
+            batch[sha256], size = source, size + more
+        self._put_contents(batch)
+        ready: dict[str, bytes] = {}
+        missed = set()
+        for name, one in found.items():
+            if not self.differs(name, one.index):
+                continue
+            content = one.index.model_dump_json(exclude_defaults=True).encode()
+            if len(content) > LARGEST_INDEX_BYTES:
+                self._refused[name] = one.index
+            elif all(part.sha256 in self._there for part in one.index.parts):
+                ready[name] = content
+            else:
+                missed.add(name)
+        if ready:
+            self.on_new(ready)
+            self._require_ours()
+            self._bucket.put(ready)
+            self.indexes |= {name: found[name].index for name in ready}
+        return missed
+
+    def _put_contents(self, batch: Mapping[str, Source]) -> None:
+        contents: dict[str, bytes | Path] = {}
+        for sha256, source in batch.items():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                contents[sha256] = source.read()
+        if not contents:
+            return
+        try:
+            self._bucket.put({data_name(sha256): content for sha256, content in contents.items()})
+        except EngineError:
+            if all(not isinstance(content, Path) or content.exists() for content in contents.values()):
+                raise
+            return  # a checkpoint was replaced by the next while it was sent: the next look finds that one
+        self._there |= {sha256 for sha256, content in contents.items() if batch[sha256].is_still(sha256, content)}
+
+    def _remove(self, gone: Iterable[str]) -> None:
+        """Remove the indexes of runs that were deleted: what no index names is no run, and is collected."""
+        names = [name for name in gone if name in self.indexes]
+        if names:
+            self._require_ours()
+            self._bucket.remove(names)
+            for name in names:
+                del self.indexes[name]
+
+    def _garbage(self) -> set[str]:
+        return self._there - named_by(self.indexes.values()) if self._may_collect else set()
+
+    def _collect(self) -> None:
+        """Remove contents that no index names, such as of older checkpoints."""
+        garbage = self._garbage()
+        if garbage:
+            self._require_ours()
+            self._there -= garbage
+            self._bucket.remove([data_name(one) for one in sorted(garbage)])
+
+    def _read_marker(self) -> Marker | None:
+        file = self._bucket.list(MIRROR).get(MARKER)
+        if file is None or file.size > _LARGEST_MARKER_BYTES:
+            return None
+        place = self._home.server / ".mirror-marker"
+        try:
+            place.unlink(missing_ok=True)
+            self._bucket.get([(file, place)])
+            return read_model(place, Marker)
+        finally:
+            place.unlink(missing_ok=True)
+
+    def _require_ours(self) -> None:
+        """Refuse to write where another process has taken the bucket: the same Space started again, or another one."""
+        if time.monotonic() - self._checked < _CHECK_SECONDS:
+            return
+        file = self._bucket.list(MIRROR).get(MARKER)
+        if file is None or file.xet_hash != self._marker:
+            self.is_taken = True
+            raise PushError(
+                f"Another process has begun to save to the bucket {self._bucket.name}; this one saves nothing any more.",
+                "Reload the page, as the Space was started again. If that does not help, restart the Space.",
+            )
+        self._checked = time.monotonic()
+
+    def _list_again(self) -> None:
+        """Find out what is there after a request that failed: it may have been done all the same."""
+        if self._must_list:
+            runs = self._bucket.list(RUNS)
+            self._there = set(self._bucket.list(DATA))
+            for name in [name for name in self.indexes if name != HOME_INDEX]:
+                if name.removeprefix(f"{RUNS}/") not in runs:
+                    del self.indexes[name]
+            self._must_list = False

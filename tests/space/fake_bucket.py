@@ -1,0 +1,90 @@
+"""A bucket in memory, which fails, loses answers and breaks off as a test says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from engine.errors import EngineError
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class FakeBucket:
+    """What a mirror asks of a `RunBucket`.
+
+    Attributes:
+        files: Contents by name.
+        asked: How often each thing was asked for.
+        sent: Bytes of all puts.
+        refuse: Called before each request with its kind; what it raises, the request raises.
+        after_each: Called after each single file was put or removed, with its name.
+        lost: Raised after a request was done, once.
+    """
+
+    name = "ann/bucket"
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.asked: Counter[str] = Counter()
+        self.sent = 0
+        self.refuse: Callable[[str], None] = lambda _: None
+        self.after_each: Callable[[str], None] = lambda _: None
+        self.lost: EngineError | None = None
+        self.torn: set[str] = set()  # names whose next download is cut short
+
+    def _ask(self, kind: str) -> None:
+        self.asked[kind] += 1
+        self.refuse(kind)
+
+    def _answer(self) -> None:
+        if self.lost is not None:
+            error, self.lost = self.lost, None
+            raise error
+
+    def make(self) -> None:
+        self._ask("make")
+
+    def list(self, folder: str) -> dict[str, SimpleNamespace]:
+        self._ask("list")
+        return {
+            name.removeprefix(f"{folder}/"): SimpleNamespace(
+                path=name, size=len(data), xet_hash=hashlib.sha256(data).hexdigest()
+            )
+            for name, data in self.files.items()
+            if name.startswith(f"{folder}/")
+        }
+
+    def put(self, files: dict[str, bytes | Path]) -> None:
+        self._ask("put")
+        for name, source in files.items():
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            self.files[name] = data
+            self.sent += len(data)
+            self.after_each(name)
+        self._answer()
+
+    def get(self, files: list[tuple[SimpleNamespace, Path]]) -> None:
+        if files:
+            self._ask("get")
+        for file, path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = self.files[file.path]
+            if file.path in self.torn:
+                self.torn.discard(file.path)
+                data = data[: len(data) // 2]
+            path.write_bytes(data)
+
+    def remove(self, names: list[str]) -> None:
+        if not names:
+            return
+        self._ask("remove")
+        for name in names:
+            del self.files[name]
+            self.after_each(name)
+        self._answer()
