@@ -20,8 +20,10 @@ from pydantic import BaseModel
 
 from engine.errors import EngineError, HubUnreachableError, PushError, RunError
 from engine.files import read_model, write_atomically
+from engine.hub_bucket import MIRROR_WORDS, RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
+from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
 from engine.space.mirror_index import HOME_INDEX, UPLOADS, Bucket, MirroredFile, RunKey
 from engine.space.mirror_restore import INCOMING, Restored, Restorer, read_contents
@@ -46,6 +48,15 @@ class MirrorSettings:
     look: float = 15.0
     longest_pause: float = 300.0
     patience: float = 120.0
+
+
+def mirror_of(space: SpaceEnvironment, home: LoratoryHome) -> "Mirror | None":
+    """Return the mirror of a Space; None where its owner gave it no bucket or no token."""
+    if space.bucket is None or space.token is None:
+        return None
+    from huggingface_hub import HfApi
+
+    return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR_WORDS), space.space_id)
 
 
 class Unsaved(NamedTuple):

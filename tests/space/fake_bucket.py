@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ class FakeBucket:
             if name.startswith(f"{folder}/")
         }
 
-    def put(self, files: dict[str, bytes | Path]) -> None:
+    def put(self, files: Mapping[str, bytes | Path]) -> None:
         self._ask("put")
         for name, source in files.items():
             data = source if isinstance(source, bytes) else source.read_bytes()
@@ -69,7 +69,7 @@ class FakeBucket:
             self.after_each(name)
         self._answer()
 
-    def get(self, files: list[tuple[SimpleNamespace, Path]]) -> None:
+    def get(self, files: Sequence[tuple[SimpleNamespace, Path]]) -> None:
         if files:
             self._ask("get")
         for file, path in files:
@@ -80,7 +80,7 @@ class FakeBucket:
                 data = data[: len(data) // 2]
             path.write_bytes(data)
 
-    def remove(self, names: list[str]) -> None:
+    def remove(self, names: Sequence[str]) -> None:
         if not names:
             return
         self._ask("remove")

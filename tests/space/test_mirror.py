@@ -23,6 +23,7 @@ from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.space.mirror import Mirror, MirrorSettings
 from engine.space.mirror_index import Index
+from engine.space.mirror_restore import Restored
 from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_checkpoint, write_run
 from tests.runs.supervision import wait_until
@@ -55,16 +56,23 @@ def home(empty_home):
     return empty_home()
 
 
+class Starts:
+    """Starts Spaces on one bucket."""
+
+    def __init__(self, bucket):
+        self._bucket = bucket
+        self.restored = Restored()
+
+    def __call__(self, home, space=SPACE):
+        mirror = Mirror(home, self._bucket, space, MirrorSettings(look=0.02, patience=0))
+        self.restored = mirror.restore()
+        return mirror
+
+
 @pytest.fixture
 def mirror_of(bucket):
     """Restores a home, as a Space that starts does, and gives its mirror."""
-
-    def begin(home, space=SPACE):
-        mirror = Mirror(home, bucket, space, MirrorSettings(look=0.02, patience=0))
-        begin.restored = mirror.restore()
-        return mirror
-
-    return begin
+    return Starts(bucket)
 
 
 def old(home):
