@@ -131,7 +131,7 @@ def update(
         info = hub.require(name)
         if hardware is not None:
             hub.report(f"{hardware} costs ${hub.price(hardware):,.2f} an hour while it runs.")
-        card: dict[str, Any] = info.card_data.to_dict() if info.card_data else {}
+        card: Mapping[str, Any] = vars(info.card_data) if info.card_data else {}
         models = [hub_model_id(one) for one in warm] if warm is not None else card.get("models") or []
         plan = SpacePlan(name, sdk_of(info), hardware or card.get("suggested_hardware") or "cpu-basic", tuple(models))
         files = space_files(plan, build_wheel())
@@ -183,9 +183,7 @@ def warm(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="O
     home = LoratoryHome.from_environment()
     for name in models:
         with ProgressLine() as line:
-            found = resolve_model(
-                ModelConfig(id=name), home, lambda progress: line.show(progress.message, progress.fraction)
-            )
+            found = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
         print(f"{name}: {found.location}")
 
 

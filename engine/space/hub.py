@@ -382,8 +382,9 @@ def sdk_of(info: SpaceInfo) -> Sdk:
     Raises:
         PushError: If it is of a kind that Loratory does not write.
     """
-    if info.sdk == "docker" or info.sdk == "gradio":
-        return info.sdk
+    kinds: dict[str | None, Sdk] = {"docker": "docker", "gradio": "gradio"}
+    if info.sdk in kinds:
+        return kinds[info.sdk]
     raise PushError(f"{info.id} is a {info.sdk or 'plain'} Space, which is not Loratory's.", "Choose another one.")
 
 

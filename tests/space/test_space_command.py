@@ -6,6 +6,8 @@ import os
 import pytest
 
 from engine.cli import run_command
+from engine.models.prepared import ModelProgress
+from engine.models.source import ModelSource
 from tests.export.hub_stand_in import TOKEN, Fault
 from tests.space.stand_in import with_space
 
@@ -325,3 +327,14 @@ def test_a_public_bucket_is_not_used(hub, loratory):
     assert code == 1
     assert "is public" in err
     assert hub.spaces == {}
+
+
+def test_the_build_of_an_image_downloads_models_with_words(loratory, home, monkeypatch):
+    def resolve(config, of_home, on_progress):
+        on_progress(ModelProgress("downloading", "Downloading.", 1, 2))
+        return ModelSource(f"{of_home.root}/{config.id}", config.id)
+
+    monkeypatch.setattr("engine.commands.space.resolve_model", resolve)
+    code, out, err = loratory("warm", "a/b", "c/d")
+    assert code == 0, err
+    assert out == f"a/b: {home.root}/a/b\nc/d: {home.root}/c/d\n"
