@@ -58,6 +58,10 @@ class HubUnreachableError(ModelError):
     """The Hub did not answer, and this machine has no copy; what the Hub would have said is unknown."""
 
 
+class SignInNeededError(HubUnreachableError):
+    """Hugging Face cannot be asked in a person's name before they sign in there."""
+
+
 class ModelAccessError(ModelError):
     """The Hub does not give a model to a process without a login: it is private, gated or does not exist."""
 

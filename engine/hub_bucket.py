@@ -58,7 +58,7 @@ class BucketWords:
         return self.subject.explain(found, name)
 
 
-JOBS_WORDS = BucketWords(JOBS, {401: HubFault.WRONG_TOKEN, 402: HubFault.NO_CREDIT, 403: HubFault.NO_JOBS_RIGHT})
+JOBS_WORDS = BucketWords(JOBS, {401: HubFault.JOBS_TOKEN, 402: HubFault.NO_CREDIT, 403: HubFault.NO_JOBS_RIGHT})
 MIRROR_WORDS = BucketWords(
     MIRROR,
     {

@@ -70,6 +70,11 @@ class HubFault(Enum):
     )
 
     # Of jobs alone.
+    JOBS_TOKEN = (
+        "access",
+        "The Hub does not accept your token ({detail}).",
+        "Log in with `hf auth login` or HF_TOKEN; in a lab, give a token of yours on the Train tab.",
+    )
     NO_CREDIT = (
         "access",
         "Hugging Face starts no job: the account has no credit for it ({detail}).",

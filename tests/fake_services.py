@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.huggingface_jobs.login import logins_of
 from engine.paths import LoratoryHome
 from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
@@ -37,6 +39,7 @@ def fake_services(
         checks=DatasetChecks(inspector),  # type: ignore[arg-type]
         tokenizers=Tokenizers(lambda model, told: None),
         results=fake_results(home, seconds_per_step),
+        hardware=HardwareList(lambda: logins_of(home)(owner)),
         measure=lambda config, estimate: FakeMeasurement(config, estimate, seconds_per_step),
         devices=lambda: (a_device(),),
     )

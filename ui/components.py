@@ -19,7 +19,7 @@ from gradio.components.base import Component
 
 from engine.errors import EngineError
 from ui.backend.background import UNEXPECTED
-from ui.views.html import error_box
+from ui.views.html import error_box, with_code
 
 _log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent / "assets"
@@ -69,7 +69,9 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
         try:
             return handler(*args, **kwargs)
         except EngineError as error:
-            raise gr.Error(escape(str(error)), title="That did not work", duration=12, print_exception=False) from error
+            raise gr.Error(
+                with_code(str(error)), title="That did not work", duration=12, print_exception=False
+            ) from error
 
     return guarded
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from engine.accounts.people import Person
+from engine.accounts.logins import Logins
+from engine.accounts.people import Action, Person, may
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
-from engine.executors.huggingface_jobs.executor import api_of_this_login
 from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.huggingface_jobs.login import logins_of
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces
@@ -75,6 +76,7 @@ def build_services(
     person: Person | None = None,
     of_catalog: Shapes | None = None,
     places: InspectorPlaces | None = None,
+    logins: Logins | None = None,
 ) -> Services:
     """Return what the page of one person may call.
 
@@ -86,9 +88,11 @@ def build_services(
         person: Who is signed in; None where there are no accounts.
         of_catalog: Shapes of models that pages share.
         places: For the inspectors' processes of all pages of a lab.
+        logins: At Hugging Face, of the people of a lab.
     """
     inspector = Inspector(home, data_roots, places)
-    runs, hardware = RunStore(home, owner), HardwareList(api_of_this_login)
+    runs, login_of = RunStore(home, owner), logins_of(home, logins)
+    hardware = HardwareList(lambda: login_of(owner))
     return Services(
         home=home,
         transfers=Transfers(home),
@@ -103,6 +107,7 @@ def build_services(
         measure=partial(MeasurementJob, home),
         hardware=hardware,
         person=person,
+        logins=logins if person is not None and may(person, Action.USE_JOBS) else None,
         own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,
     )

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.accounts.audit import AuditKind
+from engine.accounts.logins import Logins
 from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
-from engine.executors.huggingface_jobs.executor import api_of_this_login
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
@@ -46,17 +46,18 @@ class Services:
     tokenizers: Tokenizers
     results: ResultWork
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
+    hardware: HardwareList  # of Hugging Face, in the person's name
     person: Person | None = None  # who is signed in; None where there are no accounts
     fits: KnownFits = field(default_factory=KnownFits)
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
-    hardware: HardwareList = field(default_factory=lambda: HardwareList(api_of_this_login))  # of Hugging Face
     # Which process supervises the runs instead of this one; empty where this one does.
     standing_by: Callable[[], str] = lambda: ""
     # What an admin announces to all people of a lab; empty where there is nothing.
     notice: Callable[[], str] = str
     # Notes in the audit log of a lab what was done to a run, by its id.
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
+    logins: Logins | None = None  # where a person of a lab may sign in at Hugging Face, to train there
     own_models: OwnModels | None = None  # of a person of a lab, fetched with their own token; a guest has none
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts

@@ -41,6 +41,11 @@ class Logins:
             self._tokens.pop(person_name, None)
             return None
 
+    def seconds_left(self, person_name: str) -> float:
+        """Return how long a person's token is valid; 0 where there is none."""
+        with self._lock:
+            return max(self._tokens.get(person_name, ("", 0.0))[1] - self._clock(), 0.0)
+
     def forget(self, person_name: str) -> None:
         """Forget a person's token, where there is one."""
         with self._lock:

@@ -33,6 +33,7 @@ class Action(StrEnum):
 
     START = "start"  # a run, in the lab
     USE_OWN_DATA = "use own data"  # upload it, or name a path in the person's or the lab's folders
+    USE_JOBS = "use jobs"  # train at Hugging Face in the person's own name
     USE_URGENT_SLOT = "use urgent slot"
     MANAGE = "manage"  # people, limits, shared models and data, announcements, maintenance
 
@@ -86,13 +87,13 @@ _RIGHTS: dict[Role, _Rights] = {
         own=RUN_ACTIONS,
         shared=RUN_ACTIONS,
         foreign=RUN_ACTIONS,
-        lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_URGENT_SLOT, Action.MANAGE}),
+        lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS, Action.USE_URGENT_SLOT, Action.MANAGE}),
     ),
     "member": _Rights(
         own=RUN_ACTIONS,
         shared=frozenset({Action.READ, Action.CHAT, Action.COPY}),
         foreign=_NOTHING,
-        lab=frozenset({Action.START, Action.USE_OWN_DATA}),
+        lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS}),
     ),
     "guest": _Rights(
         own=RUN_ACTIONS - {Action.PUSH, Action.SHARE},

@@ -4,12 +4,21 @@ from collections.abc import Callable, Mapping
 
 from engine.executors.base import Executor
 from engine.executors.huggingface_jobs.executor import JobsExecutor
+from engine.executors.huggingface_jobs.login import LoginOf
 from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, WorkerCommand
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 
-def make_executors(context: LocalContext, command: WorkerCommand | None = None) -> Mapping[str, Executor]:
-    """Return every executor of a home, by name; a test may have its own way to start workers on this machine."""
+def make_executors(
+    context: LocalContext, command: WorkerCommand | None = None, login_of: LoginOf | None = None
+) -> Mapping[str, Executor]:
+    """Return every executor of a home, by name.
+
+    Args:
+        context: Of this machine.
+        command: Another way to start workers on this machine, for tests.
+        login_of: In whose name Hugging Face is asked.
+    """
     here = (kind(context, command) for kind in (LocalExecutor, AccelerateExecutor))
-    return {executor.name: executor for executor in (*here, JobsExecutor(context.book.home))}
+    return {executor.name: executor for executor in (*here, JobsExecutor(context.book.home, login_of))}

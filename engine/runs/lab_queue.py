@@ -22,7 +22,7 @@ from engine.runs.history.run_history import seconds_left
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
 from engine.runs.supervision.urgent import UrgentRun, UrgentSlot
-from engine.runs.usage import Attempt, live_attempt
+from engine.runs.usage import Attempt, live_attempt, local_devices
 
 _MOST_FOLLOWED = 100
 
@@ -178,6 +178,8 @@ class QueueBoard:
                 self._followed.clear()
             left = seconds_left(self._followed.setdefault(run.id, HistoryReader.of_run(run)).update(), self._clock)
         hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
+        if not local_devices(state.device):  # the lab limits the use of its own devices
+            hours = None
         latest = None if hours is None or state.attempt_started is None else state.attempt_started + hours * 3600
         ends = [end for end in (None if left is None else now + left, latest) if end is not None]
         return min(ends, default=None)

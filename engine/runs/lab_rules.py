@@ -38,8 +38,8 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
         if name in _REMOTE_TRACKERS
     ]
     elsewhere = []
-    if config.run.is_elsewhere:
-        elsewhere.append(Problem("run.where", "in this lab, runs train on its own devices; set local."))
+    if config.run.is_elsewhere and home.is_guest:
+        elsewhere.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
     return [
         *paths,
         *remote,

@@ -11,8 +11,8 @@ from engine.config.section import Section
 from engine.data.contract import DatasetReport
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
-from engine.executors.huggingface_jobs.executor import api_of_this_login
 from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
+from engine.executors.huggingface_jobs.login import logins_of
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
@@ -58,7 +58,7 @@ class Preflight:
         self._home = home
         self._inspector = inspector
         self._resolve = resolve
-        self._places = places_of(devices, flavors or HardwareList(api_of_this_login).ask)
+        self._places = places_of(devices, flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
         """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.

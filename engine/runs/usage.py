@@ -23,11 +23,16 @@ from engine.runs.store import RunStore, list_owners
 HALF_LIFE_SECONDS = 7 * 24 * 3600.0
 _KEPT_SECONDS = 400 * 24 * 3600.0
 _FILE = "usage.jsonl"
-_DEVICE = re.compile(r"\b(?:cpu|mps|cuda:\d+)\b")
+_DEVICE = re.compile(r"cpu|mps|cuda:\d+")
 _STAMP = re.compile(rb'"attempt":(\d{1,9}),"time":(\d{1,12}(?:\.\d{1,9})?)')
 _JOULES_PER_KWH = 3.6e6
 
 _log = logging.getLogger(__name__)
+
+
+def local_devices(words: str) -> tuple[str, ...]:
+    """Return the lease names among the words of `RunState.device`; those of an executor elsewhere have none."""
+    return tuple(part for part in words.split(", ") if _DEVICE.fullmatch(part))
 
 
 class Attempt(BaseModel):
@@ -46,7 +51,7 @@ class Attempt(BaseModel):
     @property
     def devices(self) -> tuple[str, ...]:
         """Lease names of the devices of this machine that it had."""
-        return tuple(_DEVICE.findall(self.device))
+        return local_devices(self.device)
 
     @property
     def gpus(self) -> int:

@@ -1,5 +1,6 @@
 """The choice of Hugging Face Jobs on the page: hardware and price before the start, cost and another machine afterwards."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -7,13 +8,16 @@ import pytest
 from huggingface_hub import JobHardwareInfo
 from playwright.sync_api import expect
 
-from engine.errors import PushError
+from engine.errors import PushError, RunError
 from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.runs.control import request_stop
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.jobs.stand_in import HARDWARE
+from tests.runs.supervision import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -22,8 +26,10 @@ expect.set_options(timeout=30_000)
 
 class Api:
     has_login = True
+    times_asked = 0
 
     def list_jobs_hardware(self):
+        Api.times_asked += 1
         if not self.has_login:
             raise PushError("Training at Hugging Face needs a token, and there is none.", "Run `hf auth login`.")
         return [JobHardwareInfo(**one) for one in HARDWARE]
@@ -31,7 +37,7 @@ class Api:
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory):
-    made = replace(fake_services(tmp_path_factory.mktemp("home")), hardware=HardwareList(Api))
+    made = replace(fake_services(tmp_path_factory.mktemp("home")), hardware=HardwareList(lambda: HubLogin(Api())))
     config = a_config(run__where="jobs", run__name="on the hub", jobs__flavor="l4x1", jobs__limit_hours=1)
     cause, advice = "The job reached its time limit of 1 h at Hugging Face.", "Resume it with a higher time limit."
     run = write_run(
@@ -42,6 +48,16 @@ def services(tmp_path_factory):
         url="https://huggingface.co/jobs/ada/x", running_seconds=1800, is_closed=True,
     ).save(run.folder)  # fmt: skip
     return made
+
+
+@pytest.fixture(autouse=True)
+def _no_run_is_left(services):
+    """A page that opens while a run is active shows that run instead of the form."""
+    yield
+    for run in services.launcher.started:
+        with contextlib.suppress(RunError):  # it has ended
+            request_stop(run)
+        wait_until(lambda run=run: run.folder.read_state().is_final)
 
 
 def choose_model_and_data(page):
@@ -82,13 +98,23 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     page.get_by_role("radio", name="Hugging Face Jobs").check()
     expect(page.locator("#jobs-offer")).to_contain_text("needs a token")
     expect(page.locator("#start")).to_be_disabled()
+    expect(page.locator("#jobs-offer code")).to_have_text("hf auth login")
+    expect(page.locator(".trouble:visible")).to_have_count(1)  # elsewhere on the page, words point to it
+    asked = Api.times_asked
+    page.locator("#max-length input[type=number], #max-length textarea").fill("333")
+    expect(page.locator("#panel")).to_contain_text("333 tokens")
+    monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # half a minute later, a change asks once more
+    page.locator("#max-length input[type=number], #max-length textarea").fill("444")
+    wait_until(lambda: Api.times_asked == asked + 1)
+    expect(page.locator("#jobs-offer .trouble")).to_be_visible()
 
     monkeypatch.setattr(Api, "has_login", True)
-    monkeypatch.setattr(services.hardware, "_trouble_since", 0.0)  # half a minute later
+    monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)
     page.reload()
     open_tab(page, "Train")
     expect(page.locator("#jobs-offer")).to_contain_text("$0.40")
     expect(page.locator("#start")).to_be_enabled()
+    assert Api.times_asked == asked + 2  # a page that was refused does not ask in a loop
 
 
 def test_a_run_shows_what_its_job_cost_and_is_resumed_on_other_hardware(page, services):

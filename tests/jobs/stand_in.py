@@ -89,6 +89,7 @@ class FakeJob:
     id: str
     spec: dict[str, Any]
     folder: Path
+    namespace: str = ACCOUNT
     stage: str = "SCHEDULING"
     message: str | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -124,7 +125,10 @@ class JobsStandIn:
         self.asked: Counter[str] = Counter()
         self.on_stored: Callable[[str], None] = lambda _: None  # gets each name that a job or we store
         self.others: list[str] = []  # what was asked for besides
+        self.accounts = {TOKEN: ACCOUNT}  # by token
+        self.asked_as: list[tuple[str, str]] = []  # each step, with the token that came with it
         self._stored: dict[str, bytes] = {}
+        self._account = ""  # whose request is answered
         self._lock = threading.Lock()  # guards all of it: a request is answered as a whole
         stand_in = self
 
@@ -225,10 +229,20 @@ class JobsStandIn:
             else:
                 _send(request, int(fault.what), {"error": f"refused with {TOKEN}"})
             return
-        if step not in ("storage",) and request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            _send(request, 401, {"error": "Invalid credentials in Authorization header"})
-            return
+        token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if step != "storage":
+            self.asked_as.append((step, token))
+            account = self.accounts.get(token)
+            if account is None:
+                _send(request, 401, {"error": "Invalid credentials in Authorization header"})
+                return
+            namespace = found[1].split("/")[0] if found.groups() and step not in ("other",) else account
+            if namespace not in (account, "lab") and step != "submit":  # which answers by itself
+                hidden = step in ("inspect", "cancel", "logs")
+                _send(request, 404 if hidden else 403, {"error": "Not found" if hidden else "Forbidden"})
+                return
         with self._lock:
+            self._account = self.accounts.get(token, "")
             answer = getattr(self, f"_{step}")(found, query, body, request.command)
         if fault is not None:
             request.close_connection = True
@@ -242,7 +256,7 @@ class JobsStandIn:
         return 404, {"error": "Not found"}
 
     def _whoami(self, *_: Any) -> Any:
-        return 200, {"type": "user", "name": ACCOUNT, "orgs": [{"name": "lab"}]}
+        return 200, {"type": "user", "name": self._account, "orgs": [{"name": "lab"}]}
 
     def _hardware(self, *_: Any) -> Any:
         return 200, HARDWARE
@@ -251,14 +265,15 @@ class JobsStandIn:
         if method == "GET":
             self.asked["find"] += 1
             wanted = dict(text.split("=", 1) for text in query.get("label", []))
-            matching = [one for one in self.jobs.values() if wanted.items() <= one.spec["labels"].items()]
+            mine = [one for one in self.jobs.values() if one.namespace == found[1]]
+            matching = [one for one in mine if wanted.items() <= one.spec["labels"].items()]
             return 200, [self._shown(one) for one in matching]
         spec = json.loads(body)
         wrong = _wrong_with(spec)
-        if wrong or found[1] not in (ACCOUNT, "lab"):
+        if wrong or found[1] not in (self._account, "lab"):
             return 400, {"error": wrong or "no such namespace"}
         number = f"{len(self.jobs):024x}"
-        job = self.jobs[number] = FakeJob(number, spec, self.root / f"job-{number[-3:]}")
+        job = self.jobs[number] = FakeJob(number, spec, self.root / f"job-{number[-3:]}", found[1])
         job.folder.mkdir(parents=True)
         if self.starts_jobs:
             self.start(job)
@@ -275,9 +290,10 @@ class JobsStandIn:
         self.end(job, "CANCELED")
         return 200, self._shown(job)
 
-    def _logs(self, found: Any, *_: Any) -> Any:
+    def _logs(self, found: Any, query: Any, *_: Any) -> Any:
         log = self.jobs[found[2]].log
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        lines = lines[-int(query["tail"][0]) :] if "tail" in query else lines
         events = "".join(
             f"data: {json.dumps({'data': line, 'timestamp': '2026-01-01T00:00:00Z'})}\n\n" for line in lines
         )
@@ -292,7 +308,7 @@ class JobsStandIn:
             "environment": spec["environment"], "secrets": dict.fromkeys(spec.get("secrets", {}), ""), "flavor": spec["flavor"],
             "labels": spec["labels"], "status": {"stage": job.stage, "message": job.message},
             "durations": {"schedulingSecs": 1, "runningSecs": seconds, "totalSecs": seconds + 1},
-            "owner": {"id": "5e9ecfc04957053f60648a3e", "name": ACCOUNT, "type": "user"},
+            "owner": {"id": "5e9ecfc04957053f60648a3e", "name": job.namespace, "type": "user"},
         }  # fmt: skip
 
     def _make(self, found: Any, _: Any, body: bytes, method: str) -> Any:

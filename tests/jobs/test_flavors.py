@@ -6,6 +6,7 @@ from huggingface_hub import JobHardwareInfo
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError, DeviceError, HubUnreachableError
 from engine.executors.huggingface_jobs.flavors import HardwareList, estimate_limit_hours, named, read_flavors
+from engine.executors.huggingface_jobs.login import HubLogin
 from engine.runs.launch import Preflight
 from tests.fake_inspector import FakeInspector
 from tests.jobs.stand_in import HARDWARE
@@ -45,7 +46,7 @@ def test_prices_are_asked_once_an_hour():
             asked.append(1)
             return [JobHardwareInfo(**one) for one in HARDWARE]
 
-    hardware = HardwareList(Api)
+    hardware = HardwareList(lambda: HubLogin(Api()))
     with pytest.raises(HubUnreachableError):
         hardware.known()
     assert hardware.ask() == hardware.ask() == hardware.known() == FLAVORS

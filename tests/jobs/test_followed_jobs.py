@@ -9,6 +9,7 @@ from engine.errors import ConfigError, HubUnreachableError, RunError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish, write_piece
 from engine.runs.control import request_stop
 from engine.runs.provenance import Provenance
@@ -33,7 +34,7 @@ class Followed:
 
     def follow(self, home, api) -> None:
         self.api, self.home = api, home
-        self.follower = JobFollower(self.run, self.record, home, lambda: self.api, 1.0, lambda: self.now)
+        self.follower = JobFollower(self.run, self.record, home, lambda _: HubLogin(self.api), 1.0, lambda: self.now)
         self.job = HubJob(self.follower, lambda _: None)
 
     def restart(self) -> None:
@@ -343,7 +344,7 @@ def test_a_cancel_before_it_is_sent_starts_nothing(followed, hugging_face):
 def test_a_person_without_a_login_reads_what_to_do(followed, hugging_face, home, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     executor = JobsExecutor(home)
-    follower = JobFollower(followed.run, followed.record, home, executor._make_api)
+    follower = JobFollower(followed.run, followed.record, home, executor._login_of)
     follower.step()
 
     assert "needs a token" in follower.view.end.cause

@@ -11,6 +11,7 @@ from engine.config.load import config_from_mapping
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs.executor import JobsExecutor
 from engine.executors.huggingface_jobs.flavors import read_flavors
+from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish
 from engine.inspector.session import Inspector
 from engine.runs.control import request_resume, request_stop
@@ -40,7 +41,7 @@ def start(home, api, model, tmp_path):
     """Starts runs, supervised, here or through the stand-in."""
     (tmp_path / "rows.jsonl").write_text(ROWS)
     settings = SupervisorSettings(
-        executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda: api, 0.2)},
+        executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda _: HubLogin(api), 0.2)},
         devices=lambda: (cpu(),), tick_seconds=0.05,
     )  # fmt: skip
     store = RunStore(home, "local")

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -15,11 +16,14 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.identities import Identities
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
+from engine.accounts.logins import Logins
 from engine.accounts.people import Action, Person, may
 from engine.accounts.proxy import TrustedProxy
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.errors import EngineError
+from engine.executors import make_executors
+from engine.executors.huggingface_jobs.login import logins_of
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.runs.disk import DiskUse, disk_warning, free_bytes
@@ -27,6 +31,7 @@ from engine.runs.disk_samples import DiskSamples
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.store import list_owners
+from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
@@ -152,7 +157,9 @@ def serve_lab(
     settings = read_settings(home)
     if settings.public_url != address.origin:
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
-    supervisor = Supervisor(home)
+    logins = Logins()
+    executors = partial(make_executors, login_of=logins_of(home, logins))
+    supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}
     fits = KnownFits()
     places = InspectorPlaces()
@@ -161,7 +168,7 @@ def serve_lab(
         own = home.of(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         roots = (own.uploads, home.shared_data)
-        own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, places)
+        own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, places, logins)
         return replace(own_services, fits=fits)
 
     sweep_measurements(home)

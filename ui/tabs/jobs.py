@@ -6,10 +6,12 @@ from html import escape
 
 import gradio as gr
 
+from engine.accounts.people import Action, require
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.flavors import Flavor, named
+from engine.executors.huggingface_jobs.login import sign_in
 from ui.backend.dataset_checks import CheckQuestion
-from ui.components import SLOW, Updates, visible_if
+from ui.components import QUICK, SLOW, Updates, visible_if
 from ui.draft import Draft
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
@@ -20,15 +22,19 @@ _CHEAPEST = ("the cheapest that fits", "")
 
 
 class JobsPart:
-    """Lays out the choice of the place; in a lab there is none."""
+    """Lays out the choice of the place; a guest of a lab has none, and other people of a lab sign in at Hugging Face here."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        if page.services.person is not None:
+        services = page.services
+        self._is_offered = services.person is None or services.logins is not None
+        if not self._is_offered:
             return
         choices = [("This machine", "local"), ("Hugging Face Jobs", "jobs")]
         page.form.setting("run.where", choices=choices, elem_id="where")
         with gr.Column(visible=False, elem_id="jobs") as self.panel:
+            if services.logins is not None:
+                self._sign_in()
             with gr.Row():
                 field = field_of("jobs.flavor")
                 self.flavor = page.form.register("jobs.flavor", Dropdown(
@@ -39,17 +45,66 @@ class JobsPart:
                 page.form.setting("jobs.namespace", elem_id="jobs-namespace", min_width=200)
             self.offer = gr.HTML(elem_id="jobs-offer")
         self.asking = gr.Timer(0.2, active=False)
-        hardware = page.services.hardware
+        hardware = services.hardware
         page.on_draft(self.panel, lambda draft: visible_if(draft.is_elsewhere))
         page.on_draft(self.asking, lambda draft: gr.update(active=draft.is_elsewhere and not hardware.is_known))
         page.on_draft_later(self.offer, self._offer)
 
+    def _sign_in(self) -> None:
+        """Lay out how a person of a lab signs in at Hugging Face."""
+        with gr.Row(elem_id="jobs-login"):
+            self.token = gr.Textbox(
+                label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
+                type="password", max_lines=1, min_width=240, elem_id="jobs-token",
+            )  # fmt: skip
+            self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
+            self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
+        self.login = gr.HTML(elem_id="jobs-login-status")
+        for component in (self.token, self.use):
+            self._page.on_draft(component, lambda _: visible_if(not self._is_signed_in))
+        self._page.on_draft(self.forget, lambda _: visible_if(self._is_signed_in))
+
+    @property
+    def _is_signed_in(self) -> bool:
+        services = self._page.services
+        assert services.logins is not None
+        assert services.person is not None
+        return services.logins.token_of(services.person.name) is not None
+
     def wire(self) -> None:
         """Connect the events."""
-        if self._page.services.person is not None:
+        if not self._is_offered:
             return
         asked = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
         self._page.refresh_after(asked)
+        if self._page.services.logins is None:
+            return
+        used = gr.on(
+            [self.use.click, self.token.submit], self._use, self.token, self.login, trigger_mode="once", **SLOW
+        )
+        self._page.refresh_after(used.then(lambda: "", None, self.token, **QUICK))
+        self._page.refresh_after(self.forget.click(self._forget, None, self.login, **QUICK))
+
+    def _use(self, token: str | None) -> str:
+        """Keep a person's token, once Hugging Face has accepted it."""
+        services = self._page.services
+        assert services.logins is not None
+        assert services.person is not None
+        try:
+            require(services.person, Action.USE_JOBS)
+            account = sign_in(services.logins, services.person.name, token or "")
+        except EngineError as error:
+            return error_box(error)
+        services.hardware.forget()
+        return small(f"Signed in at Hugging Face as {account}.", role="status")
+
+    def _forget(self) -> str:
+        services = self._page.services
+        assert services.logins is not None
+        assert services.person is not None
+        services.logins.forget(services.person.name)
+        services.hardware.forget()
+        return small("The token is forgotten. Jobs continue; they are followed again when you sign in.", role="status")
 
     def ask(self) -> Updates:
         """Ask Hugging Face for its hardware and prices; the draft shows what came of it."""
@@ -66,7 +121,7 @@ class JobsPart:
         try:
             flavors = services.hardware.known()
         except EngineError as error:
-            return error_box(error) if services.hardware.is_known else small(error.what, role="status")
+            return small(error.what, role="status") if services.hardware.trouble is None else error_box(error)
         if draft.device is None or draft.estimate_error is not None:
             return error_box(draft.estimate_error) if draft.estimate_error is not None else ""
         check = services.checks.find(CheckQuestion.of(config))

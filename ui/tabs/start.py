@@ -18,7 +18,7 @@ from ui.components import QUICK, Updates
 from ui.draft import Draft
 from ui.gradio_internals import enclosing_page
 from ui.page import Page, browser_state
-from ui.views.html import attention, error_box, gib, small
+from ui.views.html import attention, error_box, gib, small, with_code
 
 
 class StartPart:
@@ -186,7 +186,7 @@ def why_not(draft: Draft) -> str | None:
     error = draft.estimate_error
     # A run whose memory cannot be estimated may train all the same.
     if error is not None and error is not UNEXPECTED and not isinstance(error, MemoryUnknownError):
-        return error.what
+        return "See the choice of hardware above." if draft.is_elsewhere else error.what
     estimate = draft.estimate
     if estimate is not None and estimate.expected_bytes > estimate.total_bytes:
         return (
@@ -200,7 +200,7 @@ def render_reason(draft: Draft) -> str:
     """Return the text next to the start button: why it is disabled, or what will happen."""
     reason, listed = why_not(draft), ""
     if reason is not None and draft.problems:
-        problems = (f"<li><code>{escape(field)}</code> {escape(message)}</li>" for field, message in draft.problems)
+        problems = (f"<li><code>{escape(field)}</code> {with_code(message)}</li>" for field, message in draft.problems)
         listed = f"<ul>{''.join(problems)}</ul>"
     if reason is None:
         reason = "It runs in the background, and continues when you close the page."

@@ -3,6 +3,7 @@
 Everything here takes text and escapes it, unless an argument is named as HTML.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -134,17 +135,22 @@ def notices(sentences: Iterable[str]) -> str:
     return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)
 
 
+def with_code(text: str) -> str:
+    """Return the HTML of a text whose commands and names of settings are between backticks, as in Markdown."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def alert(title: str, html: str) -> str:
-    """Return the box of something that went wrong."""
-    return f'<div class="trouble" role="alert"><b>{escape(title)}</b>{html}</div>'
+    """Return the box of something that went wrong; the title may have backticks."""
+    return f'<div class="trouble" role="alert"><b>{with_code(title)}</b>{html}</div>'
 
 
 def error_box(error: EngineError) -> str:
     """Return one error: the fact, then the fix; all problems of a configuration as a list."""
     if not isinstance(error, ConfigError):
-        return alert(error.what, escape(error.fix))
+        return alert(error.what, with_code(error.fix))
     items = (
-        f"<li>{f'<code>{escape(field)}</code> ' if field else ''}{escape(message)}</li>"
+        f"<li>{f'<code>{escape(field)}</code> ' if field else ''}{with_code(message)}</li>"
         for field, message in error.problems
     )
     return alert(attention(len(error.problems)), f"<ul>{''.join(items)}</ul>")

@@ -12,7 +12,7 @@ from engine.runs.memory_measurement import MeasuredStep
 from ui.backend.background import Work
 from ui.draft import Draft
 from ui.form import field_of
-from ui.views.html import Column, Row, definitions, error_box, gib, pickable, short_name, small, table, under
+from ui.views.html import Column, Row, definitions, error_box, gib, pickable, short_name, small, table, under, with_code
 
 # Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
@@ -57,7 +57,7 @@ def _to_do(draft: Draft) -> str:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in draft.missing)
     items += "".join(
-        f'<li class="wrong"><code>{escape(problem.field.rsplit(".", 1)[-1])}</code> {escape(problem.message)}</li>'
+        f'<li class="wrong"><code>{escape(problem.field.rsplit(".", 1)[-1])}</code> {with_code(problem.message)}</li>'
         for problem in draft.problems
     )
     title = "Before it can start" if draft.missing and not draft.problems else "To correct"
@@ -67,6 +67,8 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     if draft.estimate is not None:
         return render_memory_bar(draft.estimate)
+    if draft.estimate_error is not None and draft.is_elsewhere:  # the box is with the choice of the place
+        return f'<div class="section"><h3>Memory</h3>{small("See the choice of hardware on the Train tab.")}</div>'
     if draft.estimate_error is not None:
         return f'<div class="section"><h3>Memory</h3>{error_box(draft.estimate_error)}</div>'
     if draft.shape is not None:

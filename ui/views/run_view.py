@@ -30,6 +30,7 @@ from ui.views.html import (
     size,
     small,
     table,
+    with_code,
 )
 
 # A shape and a word for each state; the colour only helps.
@@ -162,9 +163,9 @@ def render_trouble(observed: ObservedRun) -> str:
     if state.state == "failed":
         what = failed.what if failed is not None else state.cause or "The run failed."
         fix = failed.fix if failed is not None else state.advice or "See its log below."
-        return alert(what, f"{escape(fix)}{resumable}")
+        return alert(what, f"{with_code(fix)}{resumable}")
     if state.state == "interrupted":
-        return alert(state.cause or "The run was interrupted.", f"{escape(state.advice)}{resumable}")
+        return alert(state.cause or "The run was interrupted.", f"{with_code(state.advice)}{resumable}")
     if state.state == "stopped" and (state.cause or state.advice):
         return notices([" ".join(filter(None, (state.cause, state.advice)))])
     return ""

@@ -4,58 +4,37 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from engine.errors import PushError
 from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
 from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS
 from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.login import LoginOf, logins_of
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish
 from engine.paths import LoratoryHome
 from engine.runs.control import asks_to_end
 from engine.runs.run import Run, RunState, Why
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-
-def api_of_this_login() -> HfApi:
-    """Return the Hub as the person sees it who is logged in on this machine.
-
-    Raises:
-        PushError: If there is no login.
-    """
-    from huggingface_hub import HfApi, get_token
-
-    token = get_token()
-    if token is None:
-        raise PushError(
-            "Training at Hugging Face needs a token, and there is none.", "Run `hf auth login`, or set HF_TOKEN."
-        )
-    return HfApi(token=token)
-
 
 class JobsExecutor(Executor):
-    """Submits jobs to Hugging Face, and follows all of them from one thread.
+    """Submits jobs to Hugging Face, and follows those of a person from one thread: no person waits for another's answers.
 
     Args:
         home: Where the runs are.
-        make_api: Asks Hugging Face in the person's name.
+        login_of: In whose name Hugging Face is asked; of a lab without it, in nobody's.
         look_seconds: Between two looks at a job.
     """
 
     name = "jobs"
 
-    def __init__(
-        self, home: LoratoryHome, make_api: Callable[[], HfApi] = api_of_this_login, look_seconds: float = 4.0
-    ) -> None:
+    def __init__(self, home: LoratoryHome, login_of: LoginOf | None = None, look_seconds: float = 4.0) -> None:
         self._home = home
         self._look_seconds = look_seconds
-        self._make_api = make_api
-        self._changed = threading.Condition()  # guards `_due` and `_thread`
-        self._due: dict[JobFollower, float] = {}  # when each is to be called again
-        self._thread: threading.Thread | None = None
+        self._login_of = login_of or logins_of(home)
+        self._changed = threading.Condition()  # guards `_due`
+        # When each follower is to be called again, by owner; whoever is in it has a thread.
+        self._due: dict[str, dict[JobFollower, float]] = defaultdict(dict)
 
     def submit(self, spec: JobSpec) -> Job:
         """Begin to send the run; raises StorageError where the disk is full."""
@@ -76,40 +55,42 @@ class JobsExecutor(Executor):
         return self._follow(run, record)
 
     def _follow(self, run: Run, record: JobRecord) -> HubJob:
-        follower = JobFollower(run, record, self._home, self._make_api, self._look_seconds)
+        follower = JobFollower(run, record, self._home, self._login_of, self._look_seconds)
         with self._changed:
-            self._due[follower] = 0.0
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="huggingface-jobs", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            has_thread = run.owner in self._due
+            self._due[run.owner][follower] = 0.0
+            if not has_thread:
+                threading.Thread(target=self._work, args=(run.owner,), name="huggingface-jobs", daemon=True).start()
+            self._changed.notify_all()
         return HubJob(follower, self._hurry)
 
     def _hurry(self, follower: JobFollower) -> None:
         """Call a follower now: a person waits for what it is asked to do."""
         with self._changed:
-            if follower in self._due:
-                self._due[follower] = 0.0
-                self._changed.notify()
+            due = self._due.get(follower.run.owner, {})
+            if follower in due:
+                due[follower] = 0.0
+                self._changed.notify_all()
 
-    def _work(self) -> None:
-        """Step through all followers, each when it is due, until none is left."""
+    def _work(self, owner: str) -> None:
+        """Step through all followers of a person, each when it is due, until none is left."""
+        due = self._due[owner]
         while True:
             with self._changed:
-                if not self._due:
-                    self._thread = None
+                if not due:
+                    del self._due[owner]
                     return
-                follower, when = min(self._due.items(), key=lambda one: one[1])
+                follower, when = min(due.items(), key=lambda one: one[1])
                 if (wait := when - time.monotonic()) > 0:
                     self._changed.wait(wait)
                     continue
-                self._due[follower] = float("inf")  # unless someone hurries it meanwhile
+                due[follower] = float("inf")  # unless someone hurries it meanwhile
             pause = follower.step()
             with self._changed:
                 if follower.view.stage == "ended":
-                    del self._due[follower]
-                elif self._due[follower] > time.monotonic():
-                    self._due[follower] = time.monotonic() + pause
+                    del due[follower]
+                elif due[follower] > time.monotonic():
+                    due[follower] = time.monotonic() + pause
 
 
 class HubJob(Job):

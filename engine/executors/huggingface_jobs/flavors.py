@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import EngineError, HubUnreachableError
+from engine.executors.huggingface_jobs.login import HubLogin
 from engine.hardware.device import Capability, Device
 from engine.hub_bucket import jobs_errors_explained
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobHardwareInfo
+    from huggingface_hub import JobHardwareInfo
 
 DEFAULT_LIMIT_HOURS = 6.0  # where the length of a run cannot be estimated
 
@@ -137,25 +138,25 @@ class HardwareList:
     """The machines and prices as Hugging Face lists them; asked when needed, and remembered for an hour.
 
     Args:
-        make_api: Asks Hugging Face.
+        login: Asks Hugging Face; called each time, so a login that is gone is noticed.
     """
 
-    def __init__(self, make_api: Callable[[], HfApi]) -> None:
-        self._make_api = make_api
+    def __init__(self, login: Callable[[], HubLogin]) -> None:
+        self._login = login
         self._found: tuple[float, tuple[Flavor, ...]] | None = None
-        self._trouble: EngineError | None = None
+        self.trouble: EngineError | None = None  # why it is not known, since it was asked last
         self._trouble_since = 0.0
 
     @property
     def is_known(self) -> bool:
         """Whether it was answered, or refused a moment ago."""
-        is_refused = self._trouble is not None and time.monotonic() - self._trouble_since < _TROUBLE_SECONDS
-        return self._found is not None or is_refused
+        is_refused = time.monotonic() - self._trouble_since < _TROUBLE_SECONDS
+        return is_refused if self.trouble is not None else self._found is not None
 
     def known(self) -> tuple[Flavor, ...]:
         """Return what was answered before, without waiting; raises as `ask` did, or where it was never asked."""
-        if self._trouble is not None:
-            raise self._trouble
+        if self.trouble is not None:
+            raise self.trouble
         if self._found is None:
             raise HubUnreachableError("Asking Hugging Face for its hardware and prices …", "Wait a moment.")
         return self._found[1]
@@ -168,12 +169,17 @@ class HardwareList:
             HubUnreachableError: If Hugging Face does not answer.
         """
         found = self._found
-        if found is None or time.monotonic() - found[0] > _LIST_SECONDS:
-            try:
+        try:
+            api = self._login().api
+            if found is None or time.monotonic() - found[0] > _LIST_SECONDS:
                 with jobs_errors_explained("your account"):
-                    found = time.monotonic(), read_flavors(self._make_api().list_jobs_hardware())
-            except EngineError as error:
-                self._trouble, self._trouble_since = error, time.monotonic()
-                raise
-            self._found, self._trouble = found, None
+                    found = time.monotonic(), read_flavors(api.list_jobs_hardware())
+        except EngineError as error:
+            self.trouble, self._trouble_since = error, time.monotonic()
+            raise
+        self._found, self.trouble = found, None
         return found[1]
+
+    def forget(self) -> None:
+        """Ask again at the next need: the login has changed."""
+        self._found = self.trouble = None

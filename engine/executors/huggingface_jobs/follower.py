@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import logging
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from engine.errors import EngineError, HubUnreachableError, StorageError
+from pydantic import ValidationError
+
+from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
 from engine.executors.base import JobEnd
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
+from engine.executors.huggingface_jobs.login import LoginOf
 from engine.executors.huggingface_jobs.record import JobRecord, write_piece
 from engine.files import write_atomically
 from engine.hub_bucket import RunBucket, is_missing, jobs_errors_explained
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
 from engine.runs.control import request_stop_for_time
+from engine.runs.disk import require_disk_space
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.wheel import build_wheel
 
 if TYPE_CHECKING:
-    from huggingface_hub import BucketFile, HfApi, JobInfo
+    from huggingface_hub import BucketFile, JobInfo
 
 # Debian with Python and uv; everything else comes with Loratory's wheel.
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
@@ -37,7 +45,16 @@ _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingf
 _LONGEST_WAIT_SECONDS = 60.0
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
-_LOG_LINES = 200  # of the job's own output, where its companion never spoke
+_LOG_LINES = 400  # of the job's own output, where its companion does not speak
+_LONGEST_LINE = 2_000
+_LOG_SECONDS = 12.0  # between two looks at it: each may take five
+_HOURS_TO_SEND = 0.25
+_SHORTEST_HOURS = 0.5  # of a job, unless a person wants a shorter one
+
+_log = logging.getLogger(__name__)
+
+_LARGEST_PIECE_BYTES = 16_000_000  # of the event log; the companion sends smaller ones
+_UNCOUNTED_BYTES = 1_000_000
 
 Stage = Literal["unseen", "sending", "waiting", "running", "ended"]
 
@@ -58,13 +75,13 @@ class JobFollower:
         run: The run.
         record: Its job, as `job.json` has it.
         home: Of the run.
-        make_api: Asks Hugging Face in the person's name; called again where their login was refused.
+        login_of: In whose name Hugging Face is asked; called at each step, for a login may come, change or expire.
         look_seconds: Between two looks at a job.
         clock: Seconds that never go back.
     """
 
     def __init__(
-        self, run: Run, record: JobRecord, home: LoratoryHome, make_api: Callable[[], HfApi],
+        self, run: Run, record: JobRecord, home: LoratoryHome, login_of: LoginOf,
         look_seconds: float = 4.0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.run = run
@@ -72,13 +89,15 @@ class JobFollower:
         self.view = JobView("unseen" if record.id else "sending", "Looking for the job.")
         self.wants_stop = self.wants_cancel = False
         self._home = home
-        self._make_api = make_api
+        self._login_of = login_of
         self._look_seconds = look_seconds
         self._clock = clock
         self._folder = layout.attempt_folder(run.id, record.attempt)
         self._stop_was_sent = self._cancel_was_sent = False
         self._missing_looks = self._failures = 0
+        self._known_token = ""  # whose account is the job's
         self._fetched_log = ""  # its hash
+        self._output_due = -math.inf
         self._checkpoints_there: set[str] = set()
         self._ended_at: float | None = None
 
@@ -86,12 +105,19 @@ class JobFollower:
         """Do what is due; returns how many seconds later to call again."""
         try:
             self._advance()
+        except SignInNeededError as error:
+            self._note(error)  # nobody was asked: the next look costs nothing
         except EngineError as error:
             self._failures += 1
             self._note(error)
         except OSError as error:
             self._failures += 1
             self._note(StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space."))
+        except Exception as error:
+            # A bucket can hold anything. The jobs of others are followed all the same.
+            _log.error("the job of %s cannot be followed (%s)", self.run.id, type(error).__name__)
+            self._failures += 1
+            self._note(HubUnreachableError("What Hugging Face has of this job cannot be used.", "Cancel it."))
         else:
             self._failures = 0
         return min(self._look_seconds * 2.0**self._failures, _LONGEST_WAIT_SECONDS)
@@ -105,16 +131,15 @@ class JobFollower:
     def _advance(self) -> None:
         if self.view.stage == "ended":
             return
-        self._api = self._make_api()  # a login may come or change meanwhile
-        if not self.record.namespace:
-            with jobs_errors_explained("your account"):
-                self._keep(namespace=self._api.whoami()["name"])
+        if self.wants_cancel and not self.record.was_sent and not self.record.id:
+            self._close(JobEnd(cause="Cancelled before it was sent."))
+            return
+        hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
         if not self.record.id:
-            if self.wants_cancel:
-                self._close(JobEnd(cause="Cancelled before it was sent."))
+            self._submit(hours_left)
+            if self.view.stage == "ended":
                 return
-            self._submit()
         self._pass_on_requests()
         job = self._inspect()
         if job is not None:
@@ -124,6 +149,10 @@ class JobFollower:
         if not is_over:
             assert job is not None
             is_running = job.status.stage == "RUNNING"
+            if is_running and not self._fetched_log and self._clock() >= self._output_due:
+                self._output_due = self._clock() + _LOG_SECONDS
+                with contextlib.suppress(EngineError):  # the next look may give it
+                    write_atomically(self.run.folder.log, self._output())
             words = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
             self.view = JobView("running" if is_running else "waiting", words)
             return
@@ -131,9 +160,34 @@ class JobFollower:
         if has_gap and self._clock() - self._ended_at < _GAP_SECONDS:
             return
         if result is None and job is not None:
-            self._fetch_output()
+            self._keep_output()
         self._bucket.remove([f"{self._folder}/{name}" for name in self._bucket.list(self._folder)])
         self._close(self._explain(job, result))
+
+    def _use_login(self) -> float:
+        """Take the login that there is now, if it is of the account that the job is of; returns for how many hours it is valid."""
+        try:
+            login = self._login_of(self.run.owner)
+        except SignInNeededError as error:
+            what = "follow this job" if self.record.id else "send this run"
+            raise SignInNeededError(f"Sign in again to {what}.", error.fix) from None
+        self._api = login.api
+        token = str(login.api.token)
+        if token != self._known_token:
+            with jobs_errors_explained("your account"):
+                name = str(login.api.whoami()["name"])
+            self._require_account(name)
+            self._known_token = token
+        return login.hours_left
+
+    def _require_account(self, name: str) -> None:
+        """Let no other account look for the job: it would find none, and the job would count as lost."""
+        record = self.record
+        if not (record.id or record.was_sent):
+            self._keep(account=name, namespace=name if record.namespace in ("", record.account) else record.namespace)
+        elif record.account not in ("", name):
+            what = f"This job is of {record.account} at Hugging Face, and you are signed in there as {name}."
+            raise SignInNeededError(what, f"Sign in as {record.account} to follow it.")
 
     def _close(self, end: JobEnd) -> None:
         self._keep(is_closed=True)
@@ -144,15 +198,28 @@ class JobFollower:
         if changed != self.record:
             self.record = changed.save(self.run.folder)
 
-    def _submit(self) -> None:
+    def _submit(self, hours_left: float) -> None:
         """Send the run and start the job, or find it where its id could not be saved."""
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
         with jobs_errors_explained(namespace):
             found = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
         if found is None:
+            if self.wants_cancel:
+                self._close(JobEnd(cause="Cancelled before it was sent."))
+                return
+            self._require_time(hours_left)
             self.view = JobView("sending", "Sending the run to Hugging Face.")
             found = self._send()
         self._keep(id=found.id, url=found.url)
+
+    def _require_time(self, hours_left: float) -> None:
+        """Let the job end before the token that it gets: without one it cannot save what it trained."""
+        latest = hours_left - _HOURS_TO_SEND
+        if latest < min(self.record.limit_hours, _SHORTEST_HOURS):
+            raise SignInNeededError("Sign in again to send this run: your sign-in ends too soon.", "Then it is sent.")
+        self._keep(
+            limit_hours=min(self.record.limit_hours, math.floor(latest * 10) / 10 if latest < math.inf else latest)
+        )
 
     def _send(self) -> JobInfo:
         """Upload what the job needs, then submit it."""
@@ -177,6 +244,7 @@ class JobFollower:
             hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
             if hardware is not None:
                 self._keep(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
+            self._keep(was_sent=True)
             return self._api.run_job(
                 image=IMAGE,
                 command=[*_COMMAND, _BOOTSTRAP.read_text(encoding="utf-8")],
@@ -226,11 +294,22 @@ class JobFollower:
                 shutil.rmtree(self.run.folder.checkpoints / name, ignore_errors=True)
             self._checkpoints_there = there
             self._fetch_log(files, incoming)
-            result = self._fetch_results(files, incoming) if layout.END in files else None
+            result = None
+            if layout.END in files and files[layout.END].size <= _LARGEST_PIECE_BYTES:
+                with contextlib.suppress(ValidationError):  # of another's making: there is no result then
+                    result = self._fetch_results(files, incoming)
         return has_gap, result
+
+    def _require_room(self, files: Sequence[BucketFile]) -> None:
+        """Keep a person of a lab, who may put anything into the bucket, within the own disk space."""
+        size = sum(file.size for file in files)
+        if size > _UNCOUNTED_BYTES:
+            require_disk_space(self._home, self.run.owner, size)
 
     def _fetch_events(self, files: dict[str, BucketFile], incoming: Path) -> bool:
         pieces = sorted((offset, name) for name in files if (offset := layout.segment_offset(name)) is not None)
+        pieces = [(offset, name) for offset, name in pieces if files[name].size <= _LARGEST_PIECE_BYTES]
+        self._require_room([files[name] for _, name in pieces])
         self._bucket.get([(files[name], incoming / str(offset)) for offset, name in pieces])
         written = []
         for offset, name in pieces:
@@ -248,6 +327,7 @@ class JobFollower:
         if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
             return
         place = incoming / layout.CHECKPOINTS / name
+        self._require_room([files[part] for part in parts])
         self._bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
         (found,) = list_checkpoints(place.parent) or (None,)
         if found is not None and not damage(found):
@@ -256,7 +336,7 @@ class JobFollower:
 
     def _fetch_log(self, files: dict[str, BucketFile], incoming: Path) -> None:
         log = files.get(layout.LOG)
-        if log is not None and self._fetched_log != log.xet_hash:
+        if log is not None and self._fetched_log != log.xet_hash and log.size <= _LARGEST_PIECE_BYTES:
             self._bucket.get([(log, incoming / "log")])
             (incoming / "log").replace(self.run.folder.log)
             self._fetched_log = log.xet_hash
@@ -265,13 +345,10 @@ class JobFollower:
         prefix = f"{layout.RESULTS}/adapter/"
         names = [name for name in files if name.startswith(prefix) and layout.is_plain(name)]
         adapter = incoming / "adapter"
-        self._bucket.get(
-            [
-                *((files[name], adapter / name.removeprefix(prefix)) for name in names),
-                (files[layout.END], incoming / "end"),
-            ]
-        )
+        self._require_room([files[name] for name in names])
+        self._bucket.get([(files[layout.END], incoming / "end")])
         result = JobResult.model_validate_json((incoming / "end").read_bytes())
+        self._bucket.get([(files[name], adapter / name.removeprefix(prefix)) for name in names])
         if names:
             self._name_base(adapter / "adapter_config.json")
             shutil.rmtree(self.run.folder.adapter, ignore_errors=True)
@@ -284,21 +361,32 @@ class JobFollower:
         """Let an adapter of a model that was sent from here name it as one that was trained here does."""
         if not path.exists():
             return
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            facts = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            return
         named = str(facts.get("base_model_name_or_path") or "")
         if Path(named).is_absolute():
             model = self.run.folder.read_config().model.id
             published = None if Path(model).is_absolute() else read_provenance(self.run.folder).model_source
             write_atomically(path, json.dumps({**facts, "base_model_name_or_path": published or model}, indent=2))
 
-    def _fetch_output(self) -> None:
-        """Add the job's own output to the log: its companion left none, as where Loratory could not be installed."""
+    def _output(self) -> str:
+        """Return the end of what the job itself printed, such as while Loratory is installed there."""
         with jobs_errors_explained(self.record.namespace):
-            lines = list(
-                self._api.fetch_job_logs(job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES)
-            )
-        with self.run.folder.log.open("a", encoding="utf-8") as log:
-            log.writelines(f"{line}\n" for line in lines)
+            found = self._api.fetch_job_logs(
+                job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES
+            )  # fmt: skip
+            lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(found, 2 * _LOG_LINES)]
+        return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
+
+    def _keep_output(self) -> None:
+        """Put the job's own output into the log: its companion left no result, as where Loratory could not be installed."""
+        before = ""
+        if self._fetched_log:
+            worker_log = self.run.folder.log.read_text(encoding="utf-8", errors="replace")
+            before = f"{worker_log}\n--- Output of the job ---\n"
+        write_atomically(self.run.folder.log, before + self._output())
 
     def _explain(self, job: JobInfo | None, result: JobResult | None) -> JobEnd:
         if result is not None:

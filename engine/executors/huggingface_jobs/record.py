@@ -19,11 +19,13 @@ class JobRecord(BaseModel, frozen=True):
     Attributes:
         attempt: The attempt that it is for.
         number: A label of the job, by which it is found again where its id was not saved.
+        account: In whose name it was submitted; another one may not see it.
         namespace: The account that pays.
         flavor: Hugging Face's name of the hardware.
         hardware: What people call it.
         price_per_hour_usd: At the time of the start; None where it was not known.
         limit_hours: After which Hugging Face ends the job.
+        was_sent: Whether it may have been submitted, although its id is not known.
         id: Hugging Face's; empty until it is submitted.
         url: Its page.
         running_seconds: That were paid for so far.
@@ -33,11 +35,13 @@ class JobRecord(BaseModel, frozen=True):
 
     attempt: int
     number: str = Field(default_factory=lambda: secrets.token_hex(12))
+    account: str = ""
     namespace: str
     flavor: str
     hardware: str = ""
     price_per_hour_usd: float | None = None
     limit_hours: float
+    was_sent: bool = False
     id: str = ""
     url: str = ""
     running_seconds: float = 0.0

@@ -84,7 +84,7 @@ class LabHold:
             what = f"The disk has {self.free_disk_gb:,.1f} GB free; runs start from {limits.free_disk_gb:g} GB."
             return Why("free_disk", what, "Delete runs that are no longer needed, or ask an admin for space.")
         most = limits.running_per_person
-        if most is None or waiting.is_urgent:
+        if most is None or waiting.is_urgent or waiting.section.is_elsewhere:
             return None
         running = self.standing.running.get(waiting.owner, 0)
         running += sum(self.owners.get(run_id) == waiting.owner for run_id in starting)

@@ -29,7 +29,16 @@ from engine.runs.supervision.fairness import (
 )
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting
 from engine.runs.supervision.urgent import UrgentSlot
-from engine.runs.usage import Attempt, DecayedSeconds, UsageLedger, ended_attempt, live_attempt, week_of, weeks_of
+from engine.runs.usage import (
+    Attempt,
+    DecayedSeconds,
+    UsageLedger,
+    ended_attempt,
+    live_attempt,
+    local_devices,
+    week_of,
+    weeks_of,
+)
 
 SNAPSHOT_FILE = "lab-queue.json"
 _SNAPSHOT_SECONDS = 1.0
@@ -124,7 +133,8 @@ class LabSupervision:
             if (attempt := live_attempt(run, state, now)) is not None
         }
         for run_id, attempt in live.items():
-            self._enforce_time(active[run_id][0], attempt, rules, ledger)
+            if attempt.devices:  # a job elsewhere takes none from anybody
+                self._enforce_time(active[run_id][0], attempt, rules, ledger)
         owners = {run_id: run.owner for run_id, run in waiting.items()}
         standing = self._standing(rules, active, live.values(), set(owners.values()))
         lines = {
@@ -197,7 +207,9 @@ class LabSupervision:
         urgent = None
         with contextlib.suppress(EngineError):
             urgent = self._slot.run_id()
-        return LabStanding(used, Counter(run.owner for run, _ in active.values()), hours, urgent)
+        return LabStanding(
+            used, Counter(run.owner for run, state in active.values() if local_devices(state.device)), hours, urgent
+        )
 
     def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:
         """Return a person's waiting runs in their own order; that of the command line counts where the page has none."""

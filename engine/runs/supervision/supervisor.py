@@ -149,10 +149,13 @@ class SupervisorLoop:
             rules = self._lab.start_rules(turn, devices, holders)
         here: list[Waiting] = []
         elsewhere: list[str] = []
+        held: dict[str, Why] = {}
         for needs in waiting:
             if self._scheduler.needs_local_devices(needs):
                 here.append(needs)
-            elif rules.hold(needs, elsewhere) is None:
+            elif (why := rules.hold(needs, elsewhere)) is not None:
+                held[needs.run_id] = why
+            else:
                 elsewhere.append(needs.run_id)
                 self._scheduler.start(needs.run_id, ())
         plan = plan_starts(here, devices, holders, rules)
@@ -160,10 +163,11 @@ class SupervisorLoop:
             self._book.ask_to_give_way(device)
         for run_id, chosen in plan.starts.items():
             self._scheduler.start(run_id, chosen)
+        plan_reasons = {**plan.reasons, **held}
         if turn is None:
-            self._scheduler.explain_waiting(plan.reasons)
-            return plan.reasons
-        reasons = self._lab.reasons(turn, here, plan.reasons)
+            self._scheduler.explain_waiting(plan_reasons)
+            return plan_reasons
+        reasons = self._lab.reasons(turn, here, plan_reasons)
         self._scheduler.explain_waiting(self._lab.to_explain(turn, reasons), at_most=len(reasons))
         return reasons
 
