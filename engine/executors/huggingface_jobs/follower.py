@@ -136,10 +136,8 @@ class JobFollower:
             return
         hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
-        if not self.record.id:
-            self._submit(hours_left)
-            if self.view.stage == "ended":
-                return
+        if not self.record.id and not self._submit(hours_left):
+            return
         self._pass_on_requests()
         job = self._inspect()
         if job is not None:
@@ -198,19 +196,20 @@ class JobFollower:
         if changed != self.record:
             self.record = changed.save(self.run.folder)
 
-    def _submit(self, hours_left: float) -> None:
-        """Send the run and start the job, or find it where its id could not be saved."""
+    def _submit(self, hours_left: float) -> bool:
+        """Send the run and start the job, or find it where its id could not be saved; returns False where it was cancelled."""
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
         with jobs_errors_explained(namespace):
             found = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
         if found is None:
             if self.wants_cancel:
                 self._close(JobEnd(cause="Cancelled before it was sent."))
-                return
+                return False
             self._require_time(hours_left)
             self.view = JobView("sending", "Sending the run to Hugging Face.")
             found = self._send()
         self._keep(id=found.id, url=found.url)
+        return True
 
     def _require_time(self, hours_left: float) -> None:
         """Let the job end before the token that it gets: without one it cannot save what it trained."""
