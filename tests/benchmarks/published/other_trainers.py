@@ -109,11 +109,16 @@ def simulate_plain_step(
 def plain_layer(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Run a decoder layer, and put its keys and values into a cache."""
     result = decoder_layer(r, x, layer)
-    if r.workload.keeps_cache and not r.tape.in_backward:
+    if _workload(r).keeps_cache and not r.tape.in_backward:
         cache = r.tape.value(_cache_bytes(r), 1)
         r.hold_until_forward_ends(cache)
         r.tape.drop(cache)
     return result
+
+
+def _workload(r: StepContext) -> PlainWorkload:
+    assert isinstance(r.workload, PlainWorkload)
+    return r.workload
 
 
 def _cache_bytes(r: StepContext) -> int:
@@ -130,10 +135,12 @@ def _cache_bytes(r: StepContext) -> int:
 
 def plain_loss(r: StepContext, hidden: Value) -> Value:
     """Run the output head and the loss that the step names."""
-    if r.workload.loss.path == "trained_positions":
+    path = _workload(r).loss.path
+    if path == "trained_positions":
+        assert isinstance(r.tape, PlainTape)
         r.tape.reentrant = False  # whose chunks are never checkpointed so
         return loss_of_trained_positions(r, hidden)
-    return _linear_fused(r, hidden) if r.workload.loss.path == "linear_fused" else _full_logits(r, hidden)
+    return _linear_fused(r, hidden) if path == "linear_fused" else _full_logits(r, hidden)
 
 
 def _head_module(r: StepContext) -> ModuleShape:
@@ -156,7 +163,7 @@ def _full_logits(r: StepContext, hidden: Value) -> Value:
     Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
     the labels; before 4.46 each model had a loss of its own, which released the logits before the cast.
     """
-    tape, loss = r.tape, r.workload.loss
+    tape, loss = r.tape, _workload(r).loss
     module = _head_module(r)
     positions = hidden.elements // module.in_features
     logits = project(r, hidden, module)
