@@ -6,13 +6,15 @@ import os
 import sys
 
 from engine.errors import EngineError
-from engine.paths import LoratoryHome
+from engine.paths import HANDED_OVER, IN_A_SPACE, LoratoryHome
 from engine.serve.guard import refuse_unless_usable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until interrupted; returns the exit code."""
     options = _parse(arguments)
+    if HANDED_OVER in os.environ or IN_A_SPACE in os.environ:
+        return _serve_space(options)
     try:
         if options.lab:
             return _serve_lab(options)
@@ -44,7 +46,7 @@ def _serve_lab(options: argparse.Namespace) -> int:
     home = LoratoryHome.from_environment()
     has_begun_again = LAB in os.environ
     if forget_secrets() and not has_begun_again:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
+        _begin_again()
     _prepare_imports()
     from ui.front.serve import serve_lab
 
@@ -55,6 +57,42 @@ def _serve_lab(options: argparse.Namespace) -> int:
         provider = Provider(settings, address.origin)
     serve_lab(home, address, listener, provider, proxy)
     return 0
+
+
+def _serve_space(options: argparse.Namespace) -> int:
+    """Serve the lab of a Hugging Face Space, or what keeps it from starting."""
+    from engine.accounts.lab import Listener, forget_secrets
+    from engine.space.environment import SpaceEnvironment
+
+    listener = Listener.in_a_space(options.port)
+    try:
+        handed_over = os.environ.pop(HANDED_OVER, None)
+        if handed_over is None:
+            os.environ[HANDED_OVER] = str(SpaceEnvironment.read(os.environ).hand_over())
+            forget_secrets()
+            _begin_again()
+        environment = SpaceEnvironment.take_over(handed_over or "")
+        forget_secrets()
+        home = LoratoryHome.from_environment()
+        _prepare_imports()
+        from ui.front.serve import serve_lab
+        from ui.front.space import open_space
+
+        with open_space(environment, home) as space:
+            serve_lab(home, environment.address, listener, space=space)
+    except EngineError as error:
+        print(error, file=sys.stderr, flush=True)
+        forget_secrets()
+        from ui.front.problem import serve_problem
+
+        serve_problem(error, listener)
+        return 1
+    return 0
+
+
+def _begin_again() -> None:
+    """Replace this process by one that begins with its environment as it is now."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 def _prepare_imports() -> None:

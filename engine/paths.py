@@ -13,6 +13,8 @@ from engine.errors import StorageError
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 SAMPLES_FOLDER = PRESETS_FOLDER / "data"
 LAB = "LORATORY_LAB"  # set in a lab: names are not looked up in the folder that the server happened to start in
+IN_A_SPACE = "SPACE_ID"  # set by Hugging Face in a Space, to its name
+HANDED_OVER = "LORATORY_SPACE_FD"  # number of the file that the server of a Space leaves to itself when it begins again
 _PERSON, _ROLE = "LORATORY_PERSON", "LORATORY_ROLE"  # for whom a process of a lab works
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import StorageError
 
 _BUSY_SECONDS = 10
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE people (
     name TEXT PRIMARY KEY,
@@ -47,6 +47,12 @@ CREATE TABLE identities (
     unlinked REAL,
     PRIMARY KEY (provider, subject)
 ) STRICT, WITHOUT ROWID;
+"""
+_LISTED_NAMES = """
+CREATE TABLE listed_names (
+    name TEXT PRIMARY KEY,
+    subject TEXT NOT NULL
+) STRICT, WITHOUT ROWID
 """
 
 
@@ -90,6 +96,8 @@ class Database:
                     connection.execute(statement)
             elif version == 1:
                 connection.execute("ALTER TABLE identities ADD COLUMN unlinked REAL")
+            if version < 3:
+                connection.execute(_LISTED_NAMES)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     @contextlib.contextmanager

@@ -56,6 +56,12 @@ class Identities:
         )
         return person_of(rows[0]) if rows else None
 
+    def name_of(self, identity: Identity) -> str | None:
+        """Return the name of the account that this belongs to, also where that is disabled."""
+        query = "SELECT person FROM identities WHERE provider = ? AND subject = ? AND unlinked IS NULL"
+        rows = self._database.rows(query, identity.issuer, identity.subject)
+        return rows[0]["person"] if rows else None
+
     def was_linked(self, identity: Identity) -> bool:
         """Return whether this opens an account, or ever did."""
         query = "SELECT 1 FROM identities WHERE provider = ? AND subject = ?"
@@ -114,15 +120,21 @@ class Identities:
             _link(connection, name, identity)
         return self._accounts.person(name)
 
-    def join(self, suggestion: str, role: Role, identity: Identity) -> Person:
+    def join(self, suggestion: str, role: Role, identity: Identity, *, again: bool = False) -> Person:
         """Make an account for a person whom an admin's rule lets in, under the first free name like the suggested one.
+
+        Args:
+            suggestion: For the name.
+            role: Of the account.
+            identity: Opens it from now on.
+            again: Also where it opened another account before.
 
         Raises:
             AccountError: If this identity opens an account, or did so before; or no such name is free.
         """
         with self._database.transaction() as connection:
             query = "SELECT 1 FROM identities WHERE provider = ? AND subject = ?"
-            if connection.execute(query, (identity.issuer, identity.subject)).fetchone() is not None:
+            if not again and connection.execute(query, (identity.issuer, identity.subject)).fetchone() is not None:
                 raise AccountError("This account was known to the lab before.", "Ask an admin for an invitation.")
             name = _free_name(connection, suggestion)
             add_person(connection, name, role, None, self._clock())

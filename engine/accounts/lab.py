@@ -150,7 +150,7 @@ def _settings_path(home: LoratoryHome) -> Path:
 
 @dataclass(frozen=True)
 class Listener:
-    """Where a lab listens: a socket file for a proxy on this machine, or a port with TLS.
+    """Where a lab listens: a socket file for a proxy on this machine, or a port with TLS; in a Space, a port without.
 
     Attributes:
         socket_path: Of the file; None with TLS.
@@ -158,6 +158,7 @@ class Listener:
         port: Number of the port.
         certificate: PEM file with the chain; None on a socket.
         key: PEM file with its key.
+        is_in_a_space: Whether the port is that of a Space, which only the proxy of Hugging Face reaches; it ends TLS.
     """
 
     socket_path: Path | None = None
@@ -165,6 +166,12 @@ class Listener:
     port: int = 0
     certificate: Path | None = None
     key: Path | None = None
+    is_in_a_space: bool = False
+
+    @classmethod
+    def in_a_space(cls, port: int) -> "Listener":
+        """Return where a Space listens: https://huggingface.co/docs/hub/spaces-sdks-docker."""
+        return cls(None, "0.0.0.0", port, is_in_a_space=True)  # noqa: S104 - a container's own network
 
     @classmethod
     def chosen(
@@ -195,7 +202,7 @@ class Listener:
     @property
     def behind_proxy(self) -> bool:
         """Whether every request comes through a proxy, which may say where from."""
-        return self.socket_path is not None
+        return self.socket_path is not None or self.is_in_a_space
 
     def open(self) -> socket.socket:
         """Return the bound socket. A socket file is for this user and its group alone, which the proxy is in.

@@ -39,6 +39,7 @@ _MOST_ROUNDS = 5_000
 _PATIENCE_SECONDS = 10.0  # for all that one step asks the provider, however slowly it answers
 _LARGEST_ANSWER_BYTES = 256_000
 _LARGEST_CODE = 4_000
+_LONGEST_TOKEN_SECONDS = 366 * 24 * 3600
 _LARGEST_SUBJECT = 255  # OpenID Connect Core 1.0, section 2
 
 
@@ -132,11 +133,15 @@ class Arrival:
         identity: Who it is.
         claims: Of the ID token.
         access_token: Opens what the provider says about the person.
+        expires: When the token does, in seconds since the epoch; 0 where the provider does not say.
+        scopes: What the token may be used for, as far as the provider says so.
     """
 
     identity: Identity
     claims: Claims = field(repr=False)
     access_token: str = field(repr=False)
+    expires: float = 0.0
+    scopes: frozenset[str] = frozenset()
 
 
 class Provider:
@@ -147,6 +152,7 @@ class Provider:
         origin: Of the lab, to which it sends people back.
         verify: Knows whose certificates to trust.
         clock: Seconds since the epoch.
+        asks_anew: Whether the provider must ask a person to sign in there once more before that confirms something.
     """
 
     def __init__(
@@ -155,8 +161,11 @@ class Provider:
         origin: str,
         verify: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
+        *,
+        asks_anew: bool = True,
     ) -> None:
         self.settings = settings
+        self._asks_anew = asks_anew
         self.redirect_uri = f"{origin}{CALLBACK}"
         self._verify = verify or httpx.create_ssl_context()
         self._clock = clock
@@ -193,7 +202,7 @@ class Provider:
             "scope": self.settings.scope, "state": one.state, "nonce": one.nonce,
             "code_challenge": challenge, "code_challenge_method": "S256",
         }  # fmt: skip
-        if one.purpose == "confirm":
+        if one.purpose == "confirm" and self._asks_anew:
             values |= {"prompt": "login", "max_age": "0"}
         address = one.endpoints.authorization
         return f"{address}{'&' if '?' in address else '?'}{urlencode(values)}"
@@ -230,7 +239,15 @@ class Provider:
         keys = await self._ask("keys", "GET", one.endpoints.keys)
         claims = self._check(token, keys, one)
         identity = Identity(self.settings.issuer, claims["sub"])
-        return Arrival(identity, claims, access if isinstance(access, str) else "")
+        seconds, scope = answer.get("expires_in"), answer.get("scope")
+        is_time = type(seconds) in (int, float) and 0 < seconds < _LONGEST_TOKEN_SECONDS
+        return Arrival(
+            identity,
+            claims,
+            access if isinstance(access, str) else "",
+            self._clock() + seconds if is_time else 0.0,
+            frozenset(scope.split()) if isinstance(scope, str) else frozenset(),
+        )
 
     async def sources(self, one: Round, arrival: Arrival) -> tuple[Claims, ...]:
         """Return what the provider says about a person: in the ID token, and where it can be asked.
@@ -270,7 +287,7 @@ class Provider:
             raise self._failed("ID token: no usable subject")
         if claims["iat"] < one.began - SKEW_SECONDS:
             raise self._failed("ID token: older than the sign-in")
-        if one.purpose == "confirm":
+        if one.purpose == "confirm" and self._asks_anew:
             self._require_fresh(claims.get("auth_time"), one)
         return claims
 

@@ -156,6 +156,11 @@ class Sessions:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
 
+    def end_everyones(self) -> None:
+        """Sign all people out."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM sessions")
+
     def _oldest(self, now: float) -> tuple[float, float]:
         return now - IDLE_SECONDS, now - LONGEST_SECONDS
 

@@ -15,13 +15,12 @@ from pydantic import SecretStr, ValidationError
 from engine.accounts.lab import PublicAddress
 from engine.accounts.oidc_settings import OidcSettings
 from engine.errors import AccountError, EngineError
+from engine.paths import HANDED_OVER, IN_A_SPACE
 
-IN_A_SPACE = "SPACE_ID"
-HANDED_OVER = "LORATORY_SPACE_FD"  # number of the file that a server leaves to itself when it begins again
 ADMITTED = "LORATORY_ADMITTED"
 BUCKET = "LORATORY_BUCKET"
 PORT = 7860  # `app_port` of a Space where it names no other
-_HUB = "https://huggingface.co"
+HUB = "https://huggingface.co"
 _OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OPENID_PROVIDER_URL")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"  # of a person, an organization, a repository; also an id of 24 hex digits
 _REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
@@ -53,7 +52,7 @@ class SpaceEnvironment:
     client_id: str
     client_secret: str = field(repr=False)
     scopes: tuple[str, ...] = ()
-    provider: str = _HUB
+    provider: str = HUB
     token: str | None = field(default=None, repr=False)
     admitted: frozenset[str] = frozenset()
     bucket: str | None = None
@@ -132,7 +131,7 @@ class SpaceEnvironment:
     @property
     def duplicate_url(self) -> str:
         """Where a person makes a Space of their own from this one."""
-        return f"{_HUB}/spaces/{self.space_id}?duplicate=true"
+        return f"{HUB}/spaces/{self.space_id}?duplicate=true"
 
     def hand_over(self) -> int:
         """Write this into a file of memory that a program which replaces this one inherits; returns its number."""

@@ -146,6 +146,7 @@ def test_accounts_of_an_older_version_are_kept(home, quick_passwords):
     database.close()
     with sqlite3.connect(home.root / FILE_NAME) as connection:
         connection.execute("ALTER TABLE identities DROP COLUMN unlinked")
+        connection.execute("DROP TABLE listed_names")
         connection.execute("INSERT INTO identities VALUES (?, ?, 'ann')", (ISSUER, "4711"))
         connection.execute("PRAGMA user_version = 1")
     connection.close()

@@ -105,6 +105,7 @@ class LabAdmin:
         disk: Measures people's folders.
         name: The admin's.
         confirms_with: Names the service with which admins without a password confirm who they are; empty where none can.
+        who_gets_in: Where there are no invitations and no passwords: who gets an account instead, in words.
     """
 
     home: LoratoryHome
@@ -117,6 +118,7 @@ class LabAdmin:
     disk: DiskSamples
     name: str
     confirms_with: str = ""
+    who_gets_in: str = ""
 
     def people(self) -> tuple[list[Person], list[InvitationState]]:
         """Return all accounts, and the invitations that can still be used."""
@@ -146,11 +148,13 @@ class LabAdmin:
     def invite(self, caller: Caller, role: str) -> str:
         """Return a link that makes one account; it can be shown this once."""
         self._require_confirmed(caller)
+        self._require_invitations()
         return self._link(caller, self.accounts.invite(require_role(role), by=self.name))
 
     def reset(self, caller: Caller, name: str) -> str:
         """Return a link with which a person sets another password; the present one ends at once."""
         self._require_confirmed(caller)
+        self._require_invitations()
         return self._link(caller, self.accounts.reset(name, by=self.name))
 
     def set_role(self, caller: Caller, name: str, role: str) -> Person:
@@ -322,6 +326,10 @@ class LabAdmin:
         ):
             raise RunError("There is no such run.", "Look at the list as it is now.")
         return RunStore(self.home, owner).get(run_id)
+
+    def _require_invitations(self) -> None:
+        if self.who_gets_in:
+            raise AccountError("There are no invitations and no passwords here.", self.who_gets_in)
 
     def _require(self) -> Person:
         person = self.accounts.person(self.name)

@@ -59,6 +59,7 @@ class AccountPages:
         audit: Logs each change.
         links_of: Returns HTML about the accounts of other services that open a person's; the second argument is whether the
             person has a password.
+        has_passwords: Whether people may have any.
     """
 
     accounts: Accounts
@@ -66,13 +67,20 @@ class AccountPages:
     throttle: SignInThrottle
     audit: AuditLog
     links_of: Callable[[Person, bool], str] = lambda _person, _has_password: ""
+    has_passwords: bool = True
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """What `routes` answer."""
+        return frozenset(route.path for route in self.routes())
 
     def routes(self) -> list[Route]:
-        """Return what answers `ACCOUNT_PATHS`."""
+        """Return what answers `paths`."""
+        password = [Route(_PASSWORD, self._change_password, methods=["POST"])] if self.has_passwords else []
         return [
             Route(ACCOUNT, self._show, methods=["GET"]),
-            Route(_PASSWORD, self._change_password, methods=["POST"]),
             Route(_SESSION, self._end_session, methods=["POST"]),
+            *password,
         ]
 
     async def _show(self, request: Request) -> Response:
@@ -115,7 +123,8 @@ class AccountPages:
         has_password = await asyncio.to_thread(self.accounts.has_password, person.name)
         links = await asyncio.to_thread(self.links_of, person, has_password)
         notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")
-        return page("Account", _account(signed_in, sessions, has_password, links, notice, problem), status)
+        password = (_WITH_ONE if has_password else _WITHOUT_ONE) if self.has_passwords else ""
+        return page("Account", _account(signed_in, sessions, password, links, notice, problem), status)
 
 
 def _ask() -> Response:
@@ -123,7 +132,7 @@ def _ask() -> Response:
 
 
 def _account(
-    signed_in: SignedIn, sessions: list[SessionState], has_password: bool, links: str, notice: str, problem: str
+    signed_in: SignedIn, sessions: list[SessionState], password: str, links: str, notice: str, problem: str
 ) -> str:
     person = signed_in.person
     return (
@@ -134,13 +143,13 @@ def _account(
         + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
         + "<button>Sign out everywhere</button></form>"
         + links
-        + f"<h2>Password</h2>{_WITH_ONE if has_password else _WITHOUT_ONE}"
+        + password
     )
 
 
-_WITHOUT_ONE = '<p class="small">This account has none. An admin can send you a link to set one.</p>'
+_WITHOUT_ONE = '<h2>Password</h2><p class="small">This account has none. An admin can send you a link to set one.</p>'
 _WITH_ONE = (
-    f'<form method="post" action="{_PASSWORD}">'
+    f'<h2>Password</h2><form method="post" action="{_PASSWORD}">'
     + field("old", "Current password", "password", "current-password")
     + field("new", "New password", "password", "new-password")
     + field("again", "New password again", "password", "new-password")

@@ -66,8 +66,13 @@ class Front:
     notice: Callable[[], str] = str
     other_way: str = ""
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """What `routes` answer."""
+        return FRONT_PATHS
+
     def routes(self) -> list[Route]:
-        """Return what answers `FRONT_PATHS`."""
+        """Return what answers `paths`."""
         return [
             Route(SIGN_IN, self._show_sign_in, methods=["GET"]),
             Route(SIGN_IN, self._sign_in, methods=["POST"]),

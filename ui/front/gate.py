@@ -21,6 +21,8 @@ SIGN_IN = "/sign-in"
 PROXY_USER = "proxy_user"  # in the state of a request: whom a trusted proxy named
 _LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
+_NOBODY = "'none'"
+_FRAMES = ("iframe", "frame", "embed", "object", "fencedframe")
 _FORWARDED = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
 
 # What the page asks for; a route that a new Gradio adds is not offered. Ids are Gradio's own, of one person's page.
@@ -43,6 +45,20 @@ class Pages(Protocol):
 
     def owns_upload(self, person: Person, upload_id: str) -> bool:
         """Return whether an upload is this person's: of the first who names its id."""
+
+
+class Welcome(NamedTuple):
+    """What people who have not signed in see at `/`, also in a frame of one other site, and nobody's account in it.
+
+    Attributes:
+        app: Answers `/` and its own paths.
+        paths: The latter.
+        framed_by: Origin of the site whose pages may show it in a frame.
+    """
+
+    app: ASGIApp
+    paths: frozenset[str]
+    framed_by: str
 
 
 class NamedByProxy(NamedTuple):
@@ -72,6 +88,7 @@ class Gate:
         pages: Answers the rest.
         behind_proxy: Whether all requests come through a proxy of ours, which reports where from.
         names: How that proxy names people; None where it does not.
+        welcome: What strangers see; None where they are asked to sign in.
     """
 
     def __init__(
@@ -84,6 +101,7 @@ class Gate:
         *,
         behind_proxy: bool,
         names: NamedByProxy | None = None,
+        welcome: Welcome | None = None,
     ) -> None:
         self._address = address
         self._find_session = find_session
@@ -92,6 +110,7 @@ class Gate:
         self._pages = pages
         self._behind_proxy = behind_proxy
         self._names = names
+        self._welcome = welcome
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -103,13 +122,16 @@ class Gate:
             return
         request = Request(scope)
         scope = self._believed(scope, request.headers)
-        send = _hardened(send)
+        welcome = self._welcome if await self._is_for_strangers(request) else None
+        send = _hardened(send) if welcome is None else _hardened(send, welcome.framed_by)
         refusal = self._refuse_foreign(request)
         if refusal is None and self._names is not None:
             scope = await self._named(request, scope, self._names)
             request = Request(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
+        elif welcome is not None:
+            await welcome.app(scope, receive, send)
         elif scope["path"] in self._front_paths:
             await self._front(scope, receive, send)
         else:
@@ -132,17 +154,33 @@ class Gate:
             return
         await self._while_signed_in(token, person, _run(page, scope, receive, send))
 
+    async def _is_for_strangers(self, request: Request) -> bool:
+        """Return whether what strangers see answers a request: `/` for them, and for everyone in a frame."""
+        path = request.scope["path"]
+        if self._welcome is None or path in self._welcome.paths:
+            return self._welcome is not None
+        if path != "/" or request.method not in _SAFE_METHODS:
+            return False
+        # A frame of another site has no cookie of a session. Where one came with it, nobody's page is shown in it either.
+        if request.headers.get("sec-fetch-dest") in _FRAMES:
+            return True
+        token = request.cookies.get(COOKIE, "")
+        return not token or await asyncio.to_thread(self._find_session, token) is None
+
     def _refuse_foreign(self, request: Request) -> Response | None:
-        headers = request.headers
+        headers, is_root = request.headers, request.scope["path"] == "/" and request.method in _SAFE_METHODS
         if headers.getlist("host") != [self._address.host]:
-            return PlainTextResponse(f"This lab is reached as {self._address.origin}.", 421)
+            # Whoever runs the machine looks whether the server answers, under a name of its own.
+            status = 200 if is_root and self._welcome is not None else 421
+            return PlainTextResponse(f"This lab is reached as {self._address.origin}.", status)
         if any(origin != self._address.origin for origin in headers.getlist("origin")):
             return PlainTextResponse("A page of another site may not ask this lab.", 403)
         site = headers.get("sec-fetch-site", "same-origin")
         if request.method not in _SAFE_METHODS:
             is_own = site == "same-origin" and ("origin" in headers or "sec-fetch-site" in headers)
             return None if is_own else PlainTextResponse("Requests that change something come from its own page.", 403)
-        if site not in ("same-origin", "none") and not _opens_a_page(headers):
+        is_shown = _opens(headers, "document") or (self._welcome is not None and is_root and _opens(headers, "iframe"))
+        if site not in ("same-origin", "none") and not is_shown:
             return PlainTextResponse("A page of another site may not ask this lab.", 403)
         return None
 
@@ -201,9 +239,9 @@ async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None
     await app(scope, receive, send)
 
 
-def _opens_a_page(headers: Headers) -> bool:
-    """Return whether a browser opens the page in a tab, by a link of another site, which sees nothing of it."""
-    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+def _opens(headers: Headers, where: str) -> bool:
+    """Return whether a browser opens a page in a tab, or in a frame, by a link of another site, which sees nothing of it."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == where
 
 
 def _ask_to_sign_in(request: Request) -> Response:
@@ -213,16 +251,24 @@ def _ask_to_sign_in(request: Request) -> Response:
     return PlainTextResponse("Sign in first.", 401)
 
 
-def _hardened(send: Send) -> Send:
-    """Add the headers that limit what browsers do with an answer; a content security policy that it has stays."""
+def _hardened(send: Send, framed_by: str = _NOBODY) -> Send:
+    """Add the headers that limit what browsers do with an answer; a content security policy that it has stays.
+
+    Args:
+        send: Sends an answer.
+        framed_by: Origin of the site whose pages may show it in a frame.
+    """
 
     async def send_hardened(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             policy = headers.get("Content-Security-Policy", "default-src 'none'")
-            headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors 'none'"
+            headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors {framed_by}"
             headers["X-Content-Type-Options"] = "nosniff"
-            headers["X-Frame-Options"] = "DENY"
+            if framed_by == _NOBODY:
+                headers["X-Frame-Options"] = "DENY"
+            else:  # this older header names no sites
+                del headers["X-Frame-Options"]
             headers["Referrer-Policy"] = (
                 "same-origin"  # with no-referrer, forms of our own would come from the origin null
             )

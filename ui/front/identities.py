@@ -99,6 +99,11 @@ class IdentityPages(ABC):
         """Find out who the person is, and answer with `arrive`, at once or when the browser comes back."""
 
     @property
+    def purposes(self) -> tuple[Purpose, ...]:
+        """For which the service may be asked who a person is."""
+        return get_args(Purpose)
+
+    @property
     def paths(self) -> frozenset[str]:
         """What `routes` answer."""
         return frozenset({SIGN_IN_WITH, UNLINK})
@@ -180,7 +185,7 @@ class IdentityPages(ABC):
 
     async def _start(self, request: Request) -> Response:
         form = await read_form(request)
-        purpose = next((one for one in get_args(Purpose) if form is not None and form.get("for") == one), None)
+        purpose = next((one for one in self.purposes if form is not None and form.get("for") == one), None)
         if form is None or purpose is None:
             return self.problem("This is not one of our forms.", "sign in", 400)
         try:
@@ -241,10 +246,10 @@ class IdentityPages(ABC):
             )
         return await self._begin(request, person)
 
-    async def _begin(self, request: Request, person: Person) -> Response:
+    async def _begin(self, request: Request, person: Person, *, is_confirmed: bool = False) -> Response:
         await self._log(person.name, "signed in", request, "", self.logged_as)
         # Not confirmed: the service may have let its own session do, so nothing was typed just now.
-        return await begin_session(self.sessions, request, person, "/", is_confirmed=False)
+        return await begin_session(self.sessions, request, person, "/", is_confirmed=is_confirmed)
 
     async def _log(self, person: str, kind: AuditKind, request: Request, subject: str, detail: str) -> None:
         await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))

@@ -94,13 +94,21 @@ class OidcPages(IdentityPages):
             if "error" in given:
                 raise ProviderError(self.title, "refused by the provider", f"{self.title} did not sign you in.")
             arrival = await self.provider.finish(one, given.get("code", ""), given.get("iss"))
-            answer = await self.arrive(request, wish, arrival.identity, lambda: self._suggest(one, arrival))
+            answer = await self.arrived(request, wish, one, arrival)
         except ProviderError as error:
             answer = await self.failed(request, wish, error, error.reason)
         except EngineError as error:
             answer = await self.failed(request, wish, error)
         answer.delete_cookie(ROUND_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         return answer
+
+    async def arrived(self, request: Request, wish: Wish, one: Round, arrival: Arrival) -> Response:
+        """Answer a person whom the provider sent back.
+
+        Raises:
+            EngineError: If what they wanted is not allowed.
+        """
+        return await self.arrive(request, wish, arrival.identity, lambda: self._suggest(one, arrival))
 
     async def _suggest(self, one: Round, arrival: Arrival) -> str | None:
         rule = self.provider.settings.members

@@ -1,4 +1,4 @@
-"""Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, or with TLS of its own."""
+"""Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, with TLS of its own, or in a Space."""
 
 import asyncio
 import gc
@@ -35,8 +35,8 @@ from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
-from ui.front.account import ACCOUNT_PATHS, AccountPages
-from ui.front.forms import FRONT_PATHS, Front
+from ui.front.account import AccountPages
+from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages
 from ui.front.light import share_free_memory
@@ -47,6 +47,7 @@ from ui.services import Services
 
 if TYPE_CHECKING:
     from engine.accounts.oidc import Provider
+    from ui.front.space import Space
 
 _MEASURE_SECONDS = 600
 _GOODBYE_SECONDS = 5  # that open answers get when the server ends
@@ -60,15 +61,31 @@ def build_gate(
     behind_proxy: bool,
     provider: "Provider | None" = None,
     proxy: TrustedProxy | None = None,
+    space: "Space | None" = None,
 ) -> tuple[Gate, PersonPages]:
-    """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served."""
+    """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served.
+
+    Args:
+        home: Of the lab.
+        address: At which browsers reach it.
+        services_of: Makes what a person's page may call.
+        behind_proxy: Whether all requests come through a proxy of ours.
+        provider: Whose accounts open those of the lab.
+        proxy: Which names people.
+        space: In a Space: who gets in there, with its own provider.
+    """
     database = open_database(home)
     sessions = Sessions(database)
     audit = AuditLog(audit_log_path(home))
     accounts = Accounts(database)
     shared = accounts, sessions, SignInThrottle(), audit
     other: IdentityPages | None = None
-    if provider is not None:
+    front: Front | None = None
+    if space is not None:
+        from ui.front.space import build_doors
+
+        front, other = build_doors(space, database, shared, lambda: read_notice(home))
+    elif provider is not None:
         from ui.front.oidc import OidcPages  # only a lab with a provider needs what it brings
 
         other = OidcPages(*shared, Identities(database, accounts), provider)
@@ -76,18 +93,21 @@ def build_gate(
     if proxy is not None:
         other = by_proxy = ProxyPages(*shared, Identities(database, accounts), proxy.header)
         names = NamedByProxy(proxy.header, by_proxy.may_continue)
-    front = Front(*shared, notice=lambda: read_notice(home), other_way=other.title if other else "")
-    account = AccountPages(*shared) if other is None else AccountPages(*shared, other.links_of)
+    front = front or Front(*shared, notice=lambda: read_notice(home), other_way=other.title if other else "")
+    links = {} if other is None else {"links_of": other.links_of}
+    account = AccountPages(*shared, **links, has_passwords=space is None)
     board = QueueBoard(home)
     disk = DiskSamples(home, lambda: {*(one.name for one in accounts.people()), *list_owners(home)})
     confirms_with = other.title if other is not None and other.can_confirm else ""
 
     def complete(person: Person) -> Services:
         is_admin = may(person, Action.MANAGE)
-        lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with) if is_admin else None
+        doors = "" if space is None else space.who_gets_in()
+        lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with, doors) if is_admin else None
 
         def notice() -> str:
-            return " ".join(filter(None, (read_notice(home), _disk_notice(home, disk.newest(person.name)))))
+            unsaved = "" if space is None else space.mirror.unsaved(person.name)
+            return " ".join(filter(None, (read_notice(home), unsaved, _disk_notice(home, disk.newest(person.name)))))
 
         def log(kind: AuditKind, run_id: str) -> None:
             audit.write(person.name, kind, f"{person.name}/{run_id}")
@@ -95,15 +115,19 @@ def build_gate(
         return replace(services_of(person), notice=notice, log=log, lab=lab, board=board)
 
     def enabled() -> set[str]:
-        return {person.name for person in accounts.people() if person.disabled is None}
+        names = {person.name for person in accounts.people() if person.disabled is None}
+        if space is not None:
+            space.logins.forget_all_but(names)
+        return names
 
     pages = PersonPages(complete, address, close_services)
     plain = Starlette(
         routes=[*front.routes(), *account.routes(), *(other.routes() if other else ())],
         lifespan=lambda _: _upkeep(pages, enabled, disk),
     )
-    paths = FRONT_PATHS | ACCOUNT_PATHS | (other.paths if other else frozenset())
-    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names)
+    paths = front.paths | account.paths | (other.paths if other else frozenset())
+    welcome = None if space is None else space.welcome
+    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names, welcome=welcome)
     return gate, pages
 
 
@@ -139,6 +163,7 @@ def serve_lab(
     listener: Listener,
     provider: "Provider | None" = None,
     proxy: TrustedProxy | None = None,
+    space: "Space | None" = None,
 ) -> None:
     """Serve a lab until Ctrl+C or SIGTERM.
 
@@ -148,6 +173,7 @@ def serve_lab(
         listener: Where it listens.
         provider: Whose accounts open those of the lab.
         proxy: Which names people; with a listener on a socket, and without a provider.
+        space: In a Space: what was restored there, and who gets in.
 
     Raises:
         EngineError: If a service cannot start.
@@ -172,7 +198,10 @@ def serve_lab(
         return replace(own_services, fits=fits)
 
     sweep_measurements(home)
-    gate, _ = build_gate(home, address, services_of, behind_proxy=listener.behind_proxy, provider=provider, proxy=proxy)
+    behind_proxy = listener.behind_proxy
+    gate, _ = build_gate(
+        home, address, services_of, behind_proxy=behind_proxy, provider=provider, proxy=proxy, space=space
+    )
     if supervisor.start() == "standing_by":
         print(supervisor.explain_standing_by(), flush=True)
     config = uvicorn.Config(

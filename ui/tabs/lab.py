@@ -67,9 +67,11 @@ class LabTab:
         self.timer = gr.Timer(5.0, active=False)
 
     def _lay_out_people(self) -> None:
-        gr.HTML(
-            '<h2>People</h2><p class="lead">Pick a person to change the role, reset the password, or disable or remove the account.</p>'
-        )
+        who_gets_in = self._admin.who_gets_in
+        has_passwords = not who_gets_in
+        done = "change the role, reset the password, or" if has_passwords else "change the role, or"
+        lead = f"Pick a person to {done} disable or remove the account. {escape(who_gets_in)}".strip()
+        gr.HTML(f'<h2>People</h2><p class="lead">{lead}</p>')
         self.people = pick_list(elem_id="lab-people")
         self.name = gr.Textbox("", visible=False)  # of the person who is picked
         with gr.Column(visible=False, elem_id="lab-person") as self.person:
@@ -78,21 +80,24 @@ class LabTab:
                 self.role = Radio(list(ROLES), label="Role", scale=2, min_width=240, elem_id="lab-role")
             with gr.Row():
                 self.save_role = gr.Button("Change role", scale=0, min_width=160, elem_id="lab-save-role")
-                self.reset = gr.Button("Reset password", scale=0, min_width=160, elem_id="lab-reset")
+                self.reset = gr.Button(
+                    "Reset password", scale=0, min_width=160, visible=has_passwords, elem_id="lab-reset"
+                )
                 self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=160, elem_id="lab-disable")
                 self.enable = gr.Button("Enable", scale=0, min_width=160, visible=False, elem_id="lab-enable")
                 self.remove = gr.Button("Remove account", scale=0, min_width=160, elem_id="lab-remove")
             self.removal = Confirmation(
                 "Remove", "Keep", elem_id="lab-removal", yes_id="lab-removal-yes", no_id="lab-removal-no"
             )
-        with gr.Row(elem_id="lab-invite-row"):
+        with gr.Row(visible=has_passwords, elem_id="lab-invite-row"):
             self.invited_role = Radio(
                 list(ROLES), value="member", label="New account", scale=0, min_width=380, elem_id="lab-invite-role"
             )
             self.invite = gr.Button("Create invitation", scale=0, min_width=170, elem_id="lab-invite")
         with gr.Column(visible=False, elem_id="lab-confirm") as self.confirmation:
-            gr.HTML(f'<div class="notice">{_CONFIRM}{_other_way(self._admin.confirms_with)}</div>')
-            with gr.Row():
+            way = _other_way(self._admin.confirms_with, has_passwords)
+            gr.HTML(f'<div class="notice">{_CONFIRM if has_passwords else ""}{way}</div>')
+            with gr.Row(visible=has_passwords):
                 self.password = gr.Textbox(
                     label="Your password", type="password", scale=2, max_lines=1, elem_id="lab-password"
                 )
@@ -270,11 +275,11 @@ def _limit_box(name: str, field: FieldInfo) -> Any:
     )
 
 
-def _other_way(service: str) -> str:
+def _other_way(service: str, has_passwords: bool) -> str:
     if not service:
         return ""
-    page = f'<a href="{ACCOUNT}" target="_blank">confirm with {escape(service)} under your name</a>'
-    return f" Without a password, {page}, then repeat this."
+    first = " Without a password, confirm" if has_passwords else "Confirm"
+    return f'{first} with {escape(service)} on <a href="{ACCOUNT}" target="_blank">your account\'s page</a>, then repeat this.'
 
 
 def _is_mapping(value: Any) -> bool:

@@ -36,6 +36,7 @@ class Institute:
         user: Subject of the person who is signed in there.
         claims: More of what it says in the ID token; None removes a claim.
         userinfo: More of what it says when it is asked.
+        token: More of what it says with the access token.
         sign: Makes the ID token from its claims.
         discovery: Changes of its configuration.
         answers: Other answers, by path.
@@ -48,6 +49,7 @@ class Institute:
     user: str = "4711"
     claims: dict[str, Any] = field(default_factory=dict)
     userinfo: dict[str, Any] = field(default_factory=dict)
+    token: dict[str, Any] = field(default_factory=dict)
     sign: Callable[[dict[str, Any]], str] | None = None
     discovery: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, Callable[[], Response]] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class Institute:
     def reset(self) -> None:
         """Behave well again."""
         self.user, self.sign = "4711", None
-        for changed in (self.claims, self.userinfo, self.discovery, self.answers, self.codes):
+        for changed in (self.claims, self.userinfo, self.token, self.discovery, self.answers, self.codes):
             changed.clear()
         self.asked.clear()
         self.sent.clear()
@@ -146,6 +148,7 @@ class Institute:
                 "access_token": f"access-{self.user}",
                 "token_type": "Bearer",
                 "id_token": (self.sign or self.signed)(claims),
+                **self.token,
             }
         )
 

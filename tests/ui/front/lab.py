@@ -28,6 +28,7 @@ from ui.backend.own_models import OwnModels
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
 from ui.front.serve import build_gate
+from ui.front.space import Space
 from ui.services import Services
 
 PASSWORD = "correct horse battery"
@@ -76,8 +77,9 @@ def running_lab(
     *,
     behind_proxy: bool = False,
     provider_at: Callable[[str], Provider] | None = None,
+    space_at: Callable[[str], Space] | None = None,
 ) -> Iterator[Lab]:
-    """Serve a lab from a thread; with services that need no model where none are given."""
+    """Serve a lab from a thread, or that of a Space; with services that need no model where none are given."""
     home = LoratoryHome(root)
     home.make_writable()
     bound = bound_socket("127.0.0.1", 0)
@@ -96,7 +98,8 @@ def running_lab(
         return services_of(own, person) if services_of is not None else fake_services_of(own, person)
 
     provider = provider_at(address.origin) if provider_at is not None else None
-    gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy, provider=provider)
+    space = space_at(address.origin) if space_at is not None else None
+    gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy, provider=provider, space=space)
     config = uvicorn.Config(
         gate, lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
         ssl_certfile=chain, ssl_keyfile=key, timeout_graceful_shutdown=2,

@@ -1,0 +1,148 @@
+"""Who gets into a Space: its creator, and people and organizations whom the owner lists."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.accounts.accounts import Accounts
+from engine.accounts.database import Database
+from engine.accounts.identities import Identities, Identity
+from engine.accounts.oidc_settings import Claims
+from engine.accounts.people import Person, Role
+from engine.errors import AccountError
+from engine.space.environment import SpaceEnvironment
+
+_ID = re.compile(r"[0-9a-f]{24}")
+# What an organization still asks of a person before it lets them in, as Hugging Face names it.
+_UNMET = ("securityRestrictions", "pendingSSO", "missingMFA")
+
+
+class HubName(NamedTuple):
+    """A person or an organization of the Hub.
+
+    Attributes:
+        subject: Its id, which stays.
+        name: As it is called now; names change hands.
+    """
+
+    subject: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A person who signed in with Hugging Face.
+
+    Attributes:
+        account: Theirs.
+        organizations: That they are in, and whose conditions they meet.
+    """
+
+    account: HubName
+    organizations: tuple[HubName, ...] = ()
+
+    @classmethod
+    def of(cls, subject: str, sources: tuple[Claims, ...]) -> "Visitor":
+        """Read what Hugging Face says about a person: in the ID token, and where it was asked."""
+        names = [claims.get("preferred_username") for claims in reversed(sources)]
+        name = next((one for one in names if isinstance(one, str)), "")
+        listed = [one for claims in sources for one in _objects(claims.get("orgs"))]
+        organizations = {_name_of(one) for one in listed if not any(one.get(unmet) for unmet in _UNMET)}
+        return cls(HubName(subject, name), tuple(sorted(one for one in organizations if one.subject)))
+
+
+class Admitted(NamedTuple):
+    """A person who was let in.
+
+    Attributes:
+        person: The account.
+        is_new: Whether it was made just now.
+    """
+
+    person: Person
+    is_new: bool
+
+
+class Admission:
+    """Decides who gets in, and makes the accounts of those who do.
+
+    The creator is known by id. A listed id is that of a person or an organization. A listed name is believed once: it then
+    stands for the id that came under it, for as long as it is listed, whoever takes the name later. What it stands for is
+    kept with the accounts, so a Space that lost its disk and has no mirror believes it once more.
+
+    Args:
+        space: Who created it, and who is listed.
+        database: Keeps what names stand for.
+        accounts: Of the same database.
+    """
+
+    def __init__(self, space: SpaceEnvironment, database: Database, accounts: Accounts) -> None:
+        self._space = space
+        self._database = database
+        self._accounts = accounts
+        self._identities = Identities(database, accounts)
+        with database.transaction() as connection:
+            for row in connection.execute("SELECT name FROM listed_names").fetchall():
+                if row["name"] not in space.admitted:
+                    connection.execute("DELETE FROM listed_names WHERE name = ?", (row["name"],))
+
+    def role_of(self, visitor: Visitor) -> Role | None:
+        """Return what a person is here: the creator an admin, those whom the list lets in a member; None for others."""
+        if visitor.account.subject == self._space.creator:
+            return "admin"
+        # Each is looked at: also those after the first are believed now, not later.
+        listed = [self._is_listed(one) for one in (visitor.account, *visitor.organizations)]
+        return "member" if any(listed) else None
+
+    def admit(self, visitor: Visitor) -> Admitted | None:
+        """Return the account of a person, made where it is their first visit; None for a person who is not let in.
+
+        The creator is always let in, as an admin: whoever owns the Space can change all of it.
+
+        Raises:
+            AccountError: If an admin has disabled or removed the account.
+        """
+        role, identity = self.role_of(visitor), Identity(self._space.oidc.issuer, visitor.account.subject)
+        if role is None:
+            return None
+        name = self._identities.name_of(identity)
+        if name is None:
+            is_creator = role == "admin"
+            if not is_creator and self._identities.was_linked(identity):
+                raise _kept_out("removed", self._space)
+            return Admitted(self._identities.join(visitor.account.name, role, identity, again=is_creator), True)
+        person = self._accounts.person(name)
+        if role == "admin":
+            person = self._accounts.enable(name) if person.disabled is not None else person
+            person = self._accounts.set_role(name, role) if person.role != role else person
+        if person.disabled is not None:
+            raise _kept_out("disabled", self._space)
+        return Admitted(person, False)
+
+    def known(self, visitor: Visitor) -> Person | None:
+        """Return the account that a person has here, whether or not they are let in today."""
+        return self._identities.person_of(Identity(self._space.oidc.issuer, visitor.account.subject))
+
+    def _is_listed(self, one: HubName) -> bool:
+        if one.subject in self._space.admitted:
+            return True
+        name = one.name.lower()
+        with self._database.transaction() as connection:
+            if name in self._space.admitted and not _ID.fullmatch(name):
+                connection.execute("INSERT OR IGNORE INTO listed_names VALUES (?, ?)", (name, one.subject))
+            found = connection.execute("SELECT 1 FROM listed_names WHERE subject = ?", (one.subject,)).fetchone()
+        return found is not None
+
+
+def _kept_out(done: str, space: SpaceEnvironment) -> AccountError:
+    return AccountError(f"An admin of this Space has {done} your account.", f"Ask {space.author}.")
+
+
+def _objects(listed: object) -> list[Mapping[str, object]]:
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _name_of(organization: Mapping[str, object]) -> HubName:
+    subject, name = organization.get("sub"), organization.get("preferred_username")
+    return HubName(subject if isinstance(subject, str) else "", name if isinstance(name, str) else "")

@@ -1,0 +1,293 @@
+"""In a Space, people sign in with Hugging Face, strangers see the demo, and tokens stay in memory."""
+
+import time
+
+import pytest
+from starlette.responses import JSONResponse
+
+from engine.accounts.accounts import open_database
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path
+from engine.accounts.sessions import Sessions
+from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
+from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refused, start, visit
+from tests.ui.front.space.conftest import CREATOR, DEMO_WORDS, space_at
+from ui.front.gate import COOKIE
+
+TOKEN = {"access_token": "hf_oauth_canary_9b1", "expires_in": 28_800, "scope": "openid profile jobs"}
+FRAME = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
+
+
+def sign_in(lab, institute, browser, subject, name, *organizations):
+    institute.user = subject
+    listed = [{"sub": f"org-{one}", "preferred_username": one} for one in organizations]
+    institute.userinfo |= {"preferred_username": name, "orgs": listed}
+    return go(lab, institute, browser)
+
+
+def names_of(lab):
+    return {person.name: person.role for person in lab.accounts.people()}
+
+
+def test_strangers_see_the_demo_at_the_root_and_nothing_else(lab):
+    with lab.browser() as stranger:
+        seen = stranger.get("/", headers={"Accept": "text/html"})
+        assert (seen.status_code, DEMO_WORDS in seen.text) == (200, True)
+        assert stranger.head("/").status_code == 200
+        assert stranger.post("/demo/ask").text == "An answer"
+        for path in ("/config", "/gradio_api/info", "/join", "/account/password"):
+            assert stranger.get(path).status_code == 401, path
+        assert stranger.post("/", json={}).status_code == 401
+        sign_in_page = stranger.get("/sign-in").text
+    assert sign_in_page.count("<button") == 1
+    assert "Sign in with Hugging Face" in sign_in_page
+    assert "assword" not in sign_in_page
+    assert "https://huggingface.co/spaces/Ann/loratory?duplicate=true" in sign_in_page
+
+
+def test_the_creator_signs_in_as_admin_and_may_change_rights_at_once(lab, institute, space):
+    with lab.browser() as browser:
+        answer = sign_in(lab, institute, browser, CREATOR, "Ann")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert person_in(browser) == "ann"
+        assert names_of(lab)["ann"] == "admin"
+        assert browser.get("/config").status_code == 200
+        assert DEMO_WORDS not in browser.get("/").text
+        assert DEMO_WORDS in browser.get("/demo").text
+        assert browser.get("/sign-in").headers["location"] == "/"
+        account = browser.get("/account").text
+        token = browser.cookies[COOKIE]
+    assert "Password" not in account
+    assert "Confirm with Hugging Face" in account
+    assert lab.sessions.is_confirmed(lab.sessions.find(token))
+
+
+def test_confirming_needs_the_same_account_and_no_second_sign_in_there(lab, institute, space):
+    with lab.browser() as browser:
+        sign_in(lab, institute, browser, CREATOR, "Ann")
+        asked = len(institute.sent)
+        assert go(lab, institute, browser, "confirm").headers["location"] == "/account?confirmed=1"
+        assert "prompt" not in institute.sent[asked]
+        institute.user = "another"
+        assert go(lab, institute, browser, "confirm").status_code == 403
+
+
+def test_who_is_listed_by_name_or_organization_is_a_member(lab, institute):
+    with lab.browser() as bea, lab.browser() as cid:
+        assert sign_in(lab, institute, bea, "sub-bea", "Bea").headers["location"] == "/"
+        assert sign_in(lab, institute, cid, "sub-cid", "cid", "gpu-lab").headers["location"] == "/"
+        assert (person_in(bea), person_in(cid)) == ("bea", "cid")
+    assert {name: names_of(lab)[name] for name in ("bea", "cid")} == {"bea": "member", "cid": "member"}
+
+
+def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(lab, institute, space):
+    before = names_of(lab)
+    institute.token |= {name: value for name, value in TOKEN.items() if name != "access_token"}
+    with lab.browser() as browser:
+        answer = sign_in(lab, institute, browser, "sub-eve", "<b>eve</b>", "elsewhere")
+        assert refused(lab, browser, answer)
+        assert DEMO_WORDS in answer.text
+        assert "Ask Ann to add you, or duplicate" in answer.text
+    assert names_of(lab) == before
+    assert space.logins.token_of("eve") is None
+    assert log_of(lab)[-1][:2] == ("", "sign-in failed")
+
+
+def test_a_name_taken_over_by_another_account_opens_nothing(lab, institute):
+    with lab.browser() as bea, lab.browser() as thief, lab.browser() as renamed:
+        sign_in(lab, institute, bea, "sub-bea", "bea")
+        assert refused(lab, thief, sign_in(lab, institute, thief, "sub-thief", "bea"))
+        assert sign_in(lab, institute, renamed, "sub-bea", "beatrice").headers["location"] == "/"
+        assert person_in(renamed) == "bea"
+
+
+def test_a_changed_subject_is_another_person(lab, institute):
+    with lab.browser() as browser:
+        values = visit(institute, start(browser))
+        institute.user, institute.claims["sub"] = "sub-eve", CREATOR
+        institute.userinfo["preferred_username"] = "Ann"
+        answer = come_back(browser, values)  # the token says one, the provider another when it is asked
+        assert answer.status_code == 403
+        assert person_in(browser) is None
+
+
+def test_a_token_is_kept_in_memory_until_the_last_session_ends(lab, institute, space):
+    institute.token |= TOKEN
+    with lab.browser() as one, lab.browser() as two:
+        # The stand-in knows its own tokens alone, so the provider's answer comes without being asked.
+        institute.answers["/userinfo"] = lambda: JSONResponse({"sub": "sub-bea", "preferred_username": "bea"})
+        sign_in(lab, institute, one, "sub-bea", "bea")
+        sign_in(lab, institute, two, "sub-bea", "bea")
+        assert space.logins.token_of("bea") == TOKEN["access_token"]
+        shown = [one.get(path).text for path in ("/", "/config", "/account", "/sign-in")]
+        one.post("/sign-out")
+        assert space.logins.token_of("bea") == TOKEN["access_token"]
+        two.post("/sign-out", data={"everywhere": "1"})
+    assert space.logins.token_of("bea") is None
+    assert TOKEN["access_token"] not in "".join(shown)
+    for path in lab.home.root.rglob("*"):
+        assert not path.is_file() or TOKEN["access_token"].encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [
+        ({}, True), ({"scope": "openid profile"}, False), ({"scope": None}, True), ({"scope": ["jobs"]}, True),
+        ({"expires_in": None}, False), ({"expires_in": -5}, False), ({"expires_in": "28800"}, False),
+        ({"expires_in": 1e30}, False), ({"access_token": None}, False), ({"access_token": ["x"]}, False),
+    ],
+)  # fmt: skip
+def test_a_token_without_use_or_end_is_not_kept(lab, institute, space, changes, is_kept):
+    space.logins.forget("bea")
+    institute.token |= {**TOKEN, **changes}
+    institute.answers["/userinfo"] = lambda: JSONResponse({"sub": "sub-bea", "preferred_username": "bea"})
+    institute.claims["preferred_username"] = "bea"
+    with lab.browser() as browser:
+        assert sign_in(lab, institute, browser, "sub-bea", "bea").headers["location"] == "/"
+    assert (space.logins.token_of("bea") is not None) == is_kept
+
+
+def test_a_disabled_person_loses_token_and_way_in(lab, institute, space):
+    with lab.browser() as browser:
+        sign_in(lab, institute, browser, "sub-dan", "dan", "gpu-lab")
+        space.logins.put("dan", "x", 9e12)
+        lab.accounts.disable("dan")
+        assert DEMO_WORDS in browser.get("/").text
+        answer = sign_in(lab, institute, browser, "sub-dan", "dan", "gpu-lab")
+        assert refused(lab, browser, answer)
+        assert "disabled your account" in answer.text
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while space.logins.token_of("dan") is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lab.accounts.enable("dan")
+
+
+def test_passwords_and_invitations_open_nothing(lab):
+    invitation = lab.accounts.invite("admin", by="")
+    lab.add("pat")
+    form = {"code": invitation.token, "name": "mal", "password": PASSWORD, "again": PASSWORD}
+    with lab.browser() as browser:
+        assert browser.post("/join", data=form).status_code == 401
+        assert browser.post("/sign-in", data={"name": "pat", "password": PASSWORD}).status_code == 405
+        for purpose in ("join", "link"):
+            assert refused(lab, browser, browser.post("/sign-in/with", data={"for": purpose, **form}))
+    assert "mal" not in names_of(lab)
+
+
+def test_a_frame_of_the_spaces_page_shows_the_demo_even_with_a_session(lab, institute):
+    with lab.browser() as browser:
+        sign_in(lab, institute, browser, "sub-bea", "bea")
+        del browser.headers["Origin"]
+        for headers in (FRAME, {**FRAME, "Sec-Fetch-Site": "same-origin"}, {**FRAME, "Sec-Fetch-Dest": "embed"}):
+            shown = browser.get("/", headers=headers)
+            is_frame = headers["Sec-Fetch-Dest"] == "iframe"
+            assert shown.status_code == (200 if is_frame else 403)
+            assert "gradio" not in shown.text.lower()
+            assert shown.headers["content-security-policy"].endswith("frame-ancestors https://huggingface.co")
+            assert "x-frame-options" not in shown.headers
+        for path in ("/config", "/account", "/sign-in", "/theme.css", "/demo", "/oidc/callback"):
+            assert browser.get(path, headers=FRAME).status_code == 403, path
+
+
+@pytest.mark.parametrize("path", ["/config", "/account", "/sign-in", "/theme.css", "/oidc/callback", "/sign-out", "/x"])
+def test_all_but_the_demo_may_be_framed_by_nobody(lab, institute, path):
+    with lab.browser() as browser:
+        for _ in range(2):
+            answer = browser.get(path)
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-frame-options"] == "DENY"
+            sign_in(lab, institute, browser, "sub-bea", "bea")
+        assert "frame-ancestors 'none'" in browser.get("/").headers["content-security-policy"]
+
+
+def test_the_platform_may_ask_under_another_name_whether_the_server_answers(lab):
+    with lab.browser() as probe:
+        for name in ("10.20.3.4:7860", "evil.example", ""):
+            answer = probe.get("/", headers={"Host": name})
+            assert (answer.status_code, DEMO_WORDS in answer.text) == (200, False)
+            assert answer.text == f"This lab is reached as {lab.url}."
+            for path in ("/config", "/sign-in", "/demo", "/oidc/callback"):
+                assert probe.get(path, headers={"Host": name}).status_code == 421
+            assert probe.post("/", headers={"Host": name}).status_code == 421
+
+
+def test_what_a_client_claims_about_its_way_here_is_not_believed(lab, institute):
+    forged = {
+        "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "1.2.3.4, 10.9.8.7",
+        "Space-Id": "evil/space", "SPACE_CREATOR_USER_ID": "sub-eve", "X-Space-Host": "evil.example", "Referer": "https://evil.example/",
+    }  # fmt: skip
+    with lab.browser(**forged) as browser:
+        address = start(browser)
+        assert "evil" not in address
+        answer = sign_in(lab, institute, browser, "sub-eve", "eve")
+        assert answer.status_code == 403
+        assert browser.get("/", headers={"Host": lab.url.removeprefix("https://")}).status_code == 200
+    (*_, last) = AuditLog(audit_log_path(lab.home)).entries()
+    assert last.address == "10.9.8.7", "what our proxy saw comes last"
+    assert "1.2.3.4" not in (lab.home.root / "audit.jsonl").read_text()
+
+
+def test_a_page_of_another_space_changes_and_reads_nothing(lab, institute):
+    with lab.browser() as browser:
+        sign_in(lab, institute, browser, "sub-bea", "bea")
+        other = {"Origin": "https://eve-other.hf.space", "Sec-Fetch-Site": "cross-site"}
+        for method, path in (
+            ("GET", "/config"),
+            ("POST", "/gradio_api/queue/join"),
+            ("POST", "/sign-out"),
+            ("POST", "/demo/ask"),
+        ):
+            assert browser.request(method, path, headers=other).status_code == 403, path
+        # The prefix of the cookie's name keeps the pages of sibling hosts from setting it; the name alone opens nothing.
+        assert browser.get("/config", headers={"Cookie": f"{COOKIE.removeprefix('__Host-')}=x"}).status_code == 401
+        assert person_in(browser) == "bea"
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "/demo"])
+def test_nobody_is_led_elsewhere(lab, institute, target):
+    with lab.browser() as browser:
+        assert browser.get("/sign-in", params={"next": target, "_target_url": target}).status_code == 200
+        institute.user, institute.userinfo["preferred_username"] = "sub-bea", "bea"
+        values = visit(institute, start(browser, next=target, _target_url=target))
+        assert come_back(browser, {**values, "next": target, "_target_url": target}).headers["location"] == "/"
+
+
+def test_what_would_be_lost_is_said_to_each_person(lab, institute, space):
+    space.mirror.words["bea"] = "2 checkpoints are not mirrored yet."
+    with lab.browser() as bea, lab.browser() as ann:
+        sign_in(lab, institute, bea, "sub-bea", "bea")
+        sign_in(lab, institute, ann, CREATOR, "Ann")
+        bea.get("/"), ann.get("/")
+        said = {name: lab.pages._pages[name].services.notice() for name in ("bea", "ann")}
+    assert "2 checkpoints are not mirrored yet." in said["bea"]
+    assert "mirrored" not in said["ann"]
+    assert "LORATORY_ADMITTED" in lab.pages._pages["ann"].services.lab.who_gets_in
+
+
+def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, served, institute, throttle):
+    with (
+        running_lab(tmp_path, fake_services_of, space_at=lambda origin: space_at(origin, served)) as first,
+        first.browser() as browser,
+    ):
+        sign_in(first, institute, browser, "sub-bea", "bea")
+        token = browser.cookies[COOKIE]
+    for name in ("tls.pem", "tls.key"):
+        (tmp_path / name).unlink()
+
+    with running_lab(
+        tmp_path, fake_services_of, space_at=lambda origin: space_at(origin, served, admitted=frozenset())
+    ) as second:
+        with second.browser(token) as browser:
+            assert browser.get("/config").status_code == 401
+            assert refused(second, browser, sign_in(second, institute, browser, "sub-bea", "bea"))
+        assert [person.name for person in second.accounts.people()] == ["bea"], "with their runs"
+        database = open_database(second.home)
+        assert Sessions(database).of(second.accounts.person("bea")) == []
+        database.close()
+
+
+def test_a_cross_site_link_opens_the_sign_in_page(lab):
+    with lab.browser() as browser:
+        del browser.headers["Origin"]
+        assert browser.get("/sign-in", headers=NAVIGATION).status_code == 200

@@ -1,0 +1,278 @@
+"""A lab in a Hugging Face Space: people sign in with their account there, all others see the demo."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import NamedTuple, Protocol
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from engine.accounts.accounts import Accounts
+from engine.accounts.audit import AuditLog
+from engine.accounts.database import Database
+from engine.accounts.identities import Identities, Purpose
+from engine.accounts.logins import Logins
+from engine.accounts.oidc import Arrival, Provider, Round
+from engine.accounts.sessions import Sessions
+from engine.accounts.throttle import SignInThrottle
+from engine.errors import AccountError
+from engine.paths import LoratoryHome
+from engine.space.admission import Admission, Visitor
+from engine.space.environment import HUB, SpaceEnvironment
+from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page, problem_box
+from ui.front.gate import SIGN_IN, Welcome
+from ui.front.identities import Wish
+from ui.front.oidc import OidcPages
+
+_USABLE_SCOPE = "jobs"  # a token without it starts nothing that a person asks for here
+_LOST = "Not mirrored: runs and settings are lost when this Space sleeps or restarts."
+
+
+class Demo(Protocol):
+    """What people who are not admitted see."""
+
+    paths: frozenset[str]
+
+    def routes(self) -> list[Route]:
+        """Return what answers `paths`."""
+
+    async def welcome(self, _request: Request, why: str = "") -> Response:
+        """Return the page for `/`, with words for a person who is not admitted."""
+
+
+class Mirror(Protocol):
+    """Copies runs and accounts to where they outlive the disk of a Space."""
+
+    def restore(self, home: LoratoryHome) -> None:
+        """Bring back what was copied; before anything is opened."""
+
+    def start(self) -> None:
+        """Copy from now on."""
+
+    def stop(self) -> None:
+        """Copy what is left, and end."""
+
+    def unsaved(self, owner: str, /) -> str:
+        """Return what a person would lose at a restart, in words; empty where that is nothing."""
+
+
+class NoMirror:
+    """Stands for a mirror in a Space that has no bucket."""
+
+    def restore(self, home: LoratoryHome) -> None:
+        """Bring nothing back."""
+
+    def start(self) -> None:
+        """Copy nothing."""
+
+    def stop(self) -> None:
+        """Copy nothing."""
+
+    def unsaved(self, _owner: str) -> str:
+        """Return that all of it would be lost."""
+        return _LOST
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a lab has in a Space.
+
+    Attributes:
+        environment: As Hugging Face and the owner describe it.
+        provider: Hugging Face, to sign in with.
+        demo: For strangers.
+        mirror: Of runs.
+        logins: Of the people who are signed in.
+    """
+
+    environment: SpaceEnvironment
+    provider: Provider
+    demo: Demo
+    mirror: Mirror
+    logins: Logins
+
+    @property
+    def welcome(self) -> Welcome:
+        """What strangers see, also in the frame of the Space's page."""
+        routes = [Route("/", self.demo.welcome, methods=["GET"]), *self.demo.routes()]
+        return Welcome(Starlette(routes=routes), self.demo.paths, HUB)
+
+    def who_gets_in(self) -> str:
+        """Return in words where the owner decides about it."""
+        return (
+            f"Whom {self.environment.author} lists in LORATORY_ADMITTED, in the settings of the Space, gets an account by "
+            "signing in."
+        )
+
+
+class PlainWelcome:
+    """What strangers see in a Space that has no demo.
+
+    Args:
+        environment: Of the Space.
+    """
+
+    paths: frozenset[str] = frozenset()
+
+    def __init__(self, environment: SpaceEnvironment) -> None:
+        self._environment = environment
+
+    def routes(self) -> list[Route]:
+        """Return nothing: `/` is all there is."""
+        return []
+
+    async def welcome(self, _request: Request, why: str = "") -> Response:
+        """Return the page for `/`, with words for a person who is not admitted."""
+        origin, duplicate = self._environment.address.origin, escape(self._environment.duplicate_url)
+        return page(
+            "Welcome",
+            f"{problem_box(why)}<p>Loratory trains language models for {escape(self._environment.author)}.</p>"
+            f'<p><a href="{origin}{SIGN_IN}" target="_blank" rel="noopener">Open Loratory</a> · '
+            f'<a href="{duplicate}" target="_blank" rel="noopener">Duplicate this Space</a></p>',
+            403 if why else 200,
+        )
+
+
+@contextlib.contextmanager
+def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Space]:
+    """Bring back what was mirrored, and mirror for as long as the Space is served.
+
+    Raises:
+        EngineError: If something cannot be brought back.
+    """
+    mirror = NoMirror()
+    mirror.restore(home)
+    mirror.start()
+    provider = Provider(environment.oidc, environment.address.origin, asks_anew=False)
+    try:
+        yield Space(environment, provider, PlainWelcome(environment), mirror, Logins())
+    finally:
+        mirror.stop()
+
+
+class SpaceDoors(NamedTuple):
+    """The plain pages of a Space."""
+
+    front: "SpaceFront"
+    other: "SpacePages"
+
+
+def build_doors(
+    space: Space,
+    database: Database,
+    shared: tuple[Accounts, Sessions, SignInThrottle, AuditLog],
+    notice: Callable[[], str],
+) -> SpaceDoors:
+    """Return the pages with which people come in.
+
+    All sessions that a mirror brought back end: who is admitted may have changed, and tokens were in memory alone.
+    """
+    accounts, sessions, _, _ = shared
+    sessions.end_everyones()
+    admission = Admission(space.environment, database, accounts)
+    other = SpacePages(
+        *shared,
+        Identities(database, accounts),
+        space.provider,
+        admission=admission,
+        space=space,
+    )
+    return SpaceDoors(SpaceFront(*shared, notice, other.title, space=space), other)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpacePages(OidcPages):
+    """Lets in whom the owner admits, and no one else.
+
+    Args:
+        admission: Decides that.
+        space: Its demo and its logins.
+    """
+
+    admission: Admission
+    space: Space
+
+    @property
+    def purposes(self) -> tuple[Purpose, ...]:
+        """There are no invitations to accept, and no passwords to link with."""
+        return "sign in", "confirm"
+
+    async def arrived(self, request: Request, wish: Wish, one: Round, arrival: Arrival) -> Response:
+        """Answer a person whom Hugging Face sent back."""
+        if wish.purpose == "confirm":
+            return await super().arrived(request, wish, one, arrival)
+        visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(one, arrival))
+        try:
+            admitted = await asyncio.to_thread(self.admission.admit, visitor)
+        except AccountError as error:
+            return await self._turn_away(request, visitor, str(error))
+        if admitted is None:
+            name, author = visitor.account.name or "This account", self.space.environment.author
+            words = f"{name} is not admitted to this Space. Ask {author} to add you, or duplicate the Space."
+            return await self._turn_away(request, visitor, words)
+        person = admitted.person
+        if admitted.is_new:
+            await self._log(person.name, "joined", request, person.name, f"{person.role}, {self.logged_as}")
+        if arrival.access_token and _USABLE_SCOPE in (arrival.scopes or set(self.space.environment.scopes)):
+            self.space.logins.put(person.name, arrival.access_token, arrival.expires)
+        # Confirmed: a browser that is signed in to Hugging Face can change all of the Space there as well.
+        return await self._begin(request, person, is_confirmed=True)
+
+    async def _turn_away(self, request: Request, visitor: Visitor, words: str) -> Response:
+        """Show the demo to a person who is not let in; who was, is signed out."""
+        known = await asyncio.to_thread(self.admission.known, visitor)
+        if known is not None:
+            await asyncio.to_thread(self.sessions.end_all, known)
+            self.space.logins.forget(known.name)
+        await self._log("", "sign-in failed", request, "", f"{self.logged_as}: not admitted")
+        return await self.space.demo.welcome(request, words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceFront(Front):
+    """The sign-in page of a Space: one button.
+
+    Args:
+        space: Whose it is.
+    """
+
+    space: Space
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """What `routes` answer."""
+        return frozenset({SIGN_IN, SIGN_OUT})
+
+    def routes(self) -> list[Route]:
+        """Return what answers `paths`."""
+        return [
+            Route(SIGN_IN, self._offer, methods=["GET"]),
+            Route(SIGN_OUT, self._leave, methods=["POST"]),
+        ]
+
+    async def _offer(self, request: Request) -> Response:
+        if await find_session(self.sessions, request) is not None:
+            return RedirectResponse("/", 303)
+        notice, environment = self.notice(), self.space.environment
+        return page(
+            "Sign in",
+            (f'<p class="notice">{escape(notice)}</p>' if notice else "")
+            + f"<p>The Space {escape(environment.space_id)} trains models for {escape(environment.author)} and whom "
+            f"{escape(environment.author)} admits.</p>"
+            f'<form method="post" action="{SIGN_IN_WITH}"><button name="for" value="sign in">'
+            f"Sign in with {escape(self.other_way)}</button></form>"
+            '<p class="small"><a href="/">Back to the demo</a> · '
+            f'<a href="{escape(environment.duplicate_url)}" rel="noopener">Duplicate this Space</a></p>',
+        )
+
+    async def _leave(self, request: Request) -> Response:
+        signed_in = await find_session(self.sessions, request)
+        answer = await self._sign_out(request)
+        if signed_in is not None and not await asyncio.to_thread(self.sessions.of, signed_in.person):
+            self.space.logins.forget(signed_in.person.name)  # another browser of the person may still need it
+        return answer
