@@ -48,10 +48,10 @@ def test_a_space_without_a_run_gets_one_and_only_one(demo):
     demo.look()
     demo.look()
 
-    assert len(demo.launcher.started) == 1
-    assert demo.run == demo.launcher.started[0]
-    assert demo.run.owner == DEMO_OWNER
-    assert demo.run.folder.read_config().model.id == "smollm2-135m-instruct"
+    (run,) = demo.launcher.started
+    assert demo.run == run
+    assert run.owner == DEMO_OWNER
+    assert run.folder.read_config().model.id == "smollm2-135m-instruct"
 
 
 def test_members_can_read_the_run(demo):
@@ -94,11 +94,10 @@ def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo,
     assert len(demo.launcher.started) == 1
 
     anew = a_demo(tmp_path / "other")
-    with_run(anew, InventedRun(state="failed", age_seconds=-10))
+    failed_now = with_run(anew, InventedRun(state="failed", age_seconds=-10))
     anew.look()
     anew.look()
-    assert anew.launcher.started == []
-    assert anew.run.folder.read_state().state == "failed"
+    assert anew.runs.list() == [failed_now]
 
 
 @pytest.mark.parametrize("reason", ["device_in_use", "memory", "other_persons_run"])
@@ -155,11 +154,12 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
     with_sample(demo)
     asked = len(demo.chat.session.asked)
 
-    restarted = a_demo(tmp_path)
+    session = FakeChatSession(0.0)
+    restarted = a_demo(tmp_path, session)
     restarted.look()
 
     assert restarted.sample_of(run) == demo.sample_of(run)
-    assert restarted.chat.session.asked == []
+    assert session.asked == []
     assert asked == 3
     SampleFile(demo.home, run).path.write_text("{ torn")
     assert a_demo(tmp_path).sample_of(run).page is None
@@ -168,7 +168,7 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
 def test_a_failure_is_told_without_a_path_and_tried_a_few_times(demo, monkeypatch):
     monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
     monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
-    tries = []
+    tries: list[None] = []
 
     def refuse(*_args, **_more):
         tries.append(None)
@@ -187,7 +187,8 @@ def test_a_failure_is_told_without_a_path_and_tried_a_few_times(demo, monkeypatc
 def test_a_mistake_of_ours_does_not_end_the_thread(demo, monkeypatch):
     monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
     monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
-    start, tries = demo.launcher.start, []
+    start = demo.launcher.start
+    tries: list[None] = []
 
     def fail_once(*args, **more):
         tries.append(None)

@@ -99,7 +99,7 @@ def _heading(view: DemoView, observed: ObservedRun) -> str:
         return f'<h2>The demo run waits</h2><p class="lead" role="status">It starts when the device is free.</p>{ingredients}'
     total = history.total_steps
     bar = (
-        f'<progress max="{total}" value="{min(history.last_step, total)}">{history.last_step}</progress>'
+        f'<progress aria-label="Progress of the run" max="{total}" value="{min(history.last_step, total)}">{history.last_step}</progress>'
         if total
         else ""
     )
@@ -150,7 +150,7 @@ def _memory(observed: ObservedRun) -> str:
         return ""
     most = max(peak.predicted_bytes, peak.measured_bytes)
     bars = "".join(
-        f'<tr><th scope="row">{word}</th><td><progress max="{most}" value="{size_bytes}"></progress></td>'
+        f'<tr><th scope="row">{word}</th><td><progress aria-hidden="true" max="{most}" value="{size_bytes}"></progress></td>'
         f'<td class="r">{gib(size_bytes)} GiB</td></tr>'
         for word, size_bytes in (("Predicted", peak.predicted_bytes), ("Measured", peak.measured_bytes))
     )
