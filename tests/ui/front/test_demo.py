@@ -418,6 +418,32 @@ def test_the_page_is_made_once_for_many_visitors(finished, monkeypatch):
     assert len(made) == 1
 
 
+def test_nobody_waits_for_the_page_to_be_made_again(finished, monkeypatch):
+    monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
+    looking, let = threading.Event(), threading.Event()
+    read = finished.sample_of
+
+    def slowly(run):
+        looking.set()
+        assert let.wait(20)
+        return read(run)
+
+    app = app_of(finished)
+
+    async def visitors():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+            await client.get("/")
+            monkeypatch.setattr(finished, "sample_of", slowly)
+            first = asyncio.create_task(client.get("/"))
+            await asyncio.to_thread(looking.wait, 20)
+            second = await asyncio.wait_for(client.get("/"), 10)
+            let.set()
+            return [second.status_code, (await first).status_code]
+
+    assert asyncio.run(visitors()) == [200, 200]
+
+
 def test_the_page_follows_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
     demo = a_demo(tmp_path)
