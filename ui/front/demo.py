@@ -6,6 +6,8 @@ once and answered from memory until the run changes.
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -13,12 +15,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from engine.accounts.lab import PublicAddress
 from engine.accounts.throttle import DemoThrottle, ThrottledError
 from engine.errors import EngineError
+from engine.inspector.session import InspectorPlaces
+from engine.paths import LoratoryHome
 from engine.space.demo import Demo
 from engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
 from ui.backend.run_reader import ObservedRun, RunReader
 from ui.front.forms import address_of, hash_of, read_form
+from ui.front.gate import SIGN_IN
 from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_masthead
 
 DEMO = "/demo"
@@ -30,6 +36,26 @@ _FRONT = Path(__file__).parent
 _STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
 _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; form-action 'self'; base-uri 'none'"
 _FORM = "application/x-www-form-urlencoded"
+
+
+@contextmanager
+def open_demo(
+    home: LoratoryHome, space: str, address: PublicAddress, places: InspectorPlaces | None = None
+) -> Iterator["DemoPages"]:
+    """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back.
+
+    Args:
+        home: Of the Space.
+        space: The Space as `owner/name`.
+        address: Its own, where people sign in.
+        places: For the inspectors' processes of all people.
+    """
+    demo = Demo.on_this_machine(home, places)
+    demo.start()
+    try:
+        yield DemoPages(demo, space, f"{address.origin}{SIGN_IN}")
+    finally:
+        demo.close()
 
 
 class DemoPages:

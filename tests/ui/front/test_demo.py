@@ -11,15 +11,17 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from engine.accounts.lab import PublicAddress
 from engine.accounts.throttle import DemoThrottle
 from engine.chat.contract import ChatChunk
 from engine.errors import ModelError
+from engine.paths import LoratoryHome
 from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.space.demo_parts import a_demo, with_run, with_sample
-from ui.front.demo import DEMO, DemoPages
+from ui.front.demo import DEMO, DemoPages, open_demo
 from ui.views.demo import ASK
 
 SIGN_IN = "https://ann-loratory.hf.space/sign-in"
@@ -183,6 +185,21 @@ def test_a_space_without_a_usable_name_cannot_be_duplicated(tmp_path, space):
 
     assert "Sign in with Hugging Face" in page
     assert "duplicate" not in page.lower()
+
+
+def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 600)
+    home = LoratoryHome(tmp_path)
+    home.make_writable()
+
+    with open_demo(home, "ann/loratory", PublicAddress.parse("https://ann-loratory.hf.space")) as pages:
+        page = TestClient(Starlette(routes=pages.routes())).get(DEMO).text
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "demo"]
+
+    assert "The demo is being prepared" in page
+    assert f'href="{SIGN_IN}"' in page
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_who_is_not_admitted_is_told_why(finished):
