@@ -239,13 +239,13 @@ class Provider:
         keys = await self._ask("keys", "GET", one.endpoints.keys)
         claims = self._check(token, keys, one)
         identity = Identity(self.settings.issuer, claims["sub"])
-        seconds, scope = answer.get("expires_in"), answer.get("scope")
-        is_time = type(seconds) in (int, float) and 0 < seconds < _LONGEST_TOKEN_SECONDS
+        given, scope = answer.get("expires_in"), answer.get("scope")
+        seconds = float(given) if type(given) in (int, float) and 0 < given < _LONGEST_TOKEN_SECONDS else None  # type: ignore[operator, arg-type]
         return Arrival(
             identity,
             claims,
             access if isinstance(access, str) else "",
-            self._clock() + seconds if is_time else 0.0,
+            0.0 if seconds is None else self._clock() + seconds,
             frozenset(scope.split()) if isinstance(scope, str) else frozenset(),
         )
 

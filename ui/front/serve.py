@@ -94,8 +94,9 @@ def build_gate(
         other = by_proxy = ProxyPages(*shared, Identities(database, accounts), proxy.header)
         names = NamedByProxy(proxy.header, by_proxy.may_continue)
     front = front or Front(*shared, notice=lambda: read_notice(home), other_way=other.title if other else "")
-    links = {} if other is None else {"links_of": other.links_of}
-    account = AccountPages(*shared, **links, has_passwords=space is None)
+    account = AccountPages(*shared, has_passwords=space is None)
+    if other is not None:
+        account = replace(account, links_of=other.links_of)
     board = QueueBoard(home)
     disk = DiskSamples(home, lambda: {*(one.name for one in accounts.people()), *list_owners(home)})
     confirms_with = other.title if other is not None and other.can_confirm else ""
