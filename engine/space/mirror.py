@@ -192,6 +192,7 @@ class Mirror:
             self._ours = set()
             restorer = Restorer(self._bucket, contents, self._home, self._remember)
             restored = restorer.restore()
+            self._written.distrust(restorer.damaged)
             self._record(name for name in contents.indexes if (key := RunKey.parse(name)) and self._has(key))
         self._is_restored = True
         self._publish()

@@ -53,6 +53,7 @@ class MirrorBucket:
         self._marker = ""  # hash of ours, once this process has the bucket
         self._checked = 0.0  # when that was looked at last
         self._there: set[str] = set()  # hashes of contents
+        self._damaged: set[str] = set()  # those that are there in name alone
         self._refused: dict[str, Index] = {}  # those that are too large
         self._may_collect = True
         self._must_list = False  # a request failed, so what is there is not known
@@ -86,9 +87,15 @@ class MirrorBucket:
         self._may_collect = not contents.unreadable  # what those name may not be removed
         self.indexes = dict(contents.indexes)
 
+    def distrust(self, damaged: set[str]) -> None:
+        """Send these contents again, whatever the bucket lists."""
+        self._damaged |= damaged
+        self._there -= damaged
+
     def differs(self, name: str, index: Index) -> bool:
-        """Whether an index is to be sent."""
-        return index not in (self.indexes.get(name, Index()), self._refused.get(name))
+        """Whether an index is to be sent, or contents that it names."""
+        is_known = index in (self.indexes.get(name, Index()), self._refused.get(name))
+        return not is_known or bool(self._damaged & named_by([index]))
 
     def write(self, found: Mapping[str, Found], gone: Iterable[str]) -> set[str]:
         """Send what was found, and remove runs that are gone; asks nothing where there is nothing to do.
@@ -173,7 +180,9 @@ class MirrorBucket:
             if all(not isinstance(content, Path) or content.exists() for content in contents.values()):
                 raise
             return  # a checkpoint was replaced by the next while it was sent: the next look finds that one
-        self._there |= {sha256 for sha256, content in contents.items() if batch[sha256].is_still(sha256, content)}
+        arrived = {sha256 for sha256, content in contents.items() if batch[sha256].is_still(sha256, content)}
+        self._there |= arrived
+        self._damaged -= arrived
 
     def _remove(self, gone: Iterable[str]) -> None:
         """Remove the indexes of runs that were deleted: what no index names is no run, and is collected."""
@@ -224,7 +233,7 @@ class MirrorBucket:
         """Find out what is there after a request that failed: it may have been done all the same."""
         if self._must_list:
             runs = self._bucket.list(RUNS)
-            self._there = set(self._bucket.list(DATA))
+            self._there = set(self._bucket.list(DATA)) - self._damaged
             for name in [name for name in self.indexes if name != HOME_INDEX]:
                 if name.removeprefix(f"{RUNS}/") not in runs:
                     del self.indexes[name]

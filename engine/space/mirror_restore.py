@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from engine.accounts.backup import check_accounts
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import AccountError, StorageError
-from engine.files import write_atomically
+from engine.files import size_and_time, write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, read_manifest, sha256_of
 from engine.runs.disk import free_bytes
@@ -107,6 +107,9 @@ class Restorer:
         contents: What is there.
         home: Where they go.
         on_placed: Told the index, the path and the description of each file that is in its place.
+
+    Attributes:
+        damaged: Hashes of contents that are not in the bucket, or are others there.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Restorer:
         self._bytes = self._runs = self._people = 0
         self._verified: set[str] = set()  # contents that arrived whole
         self._on_placed = on_placed
+        self.damaged: set[str] = set()
 
     def restore(self) -> Restored:
         """Restore people and settings, then runs, the newest first.
@@ -182,6 +186,7 @@ class Restorer:
         for _ in range(2):
             missing = [one for one, size in wanted.items() if self._is_there(one, size) and not self._has(one)]
             self._bucket.get([(self._contents.data[one], self._incoming / one) for one in missing])
+        self.damaged |= {one for one in wanted if not self._has(one)}
 
     def _is_there(self, sha256: str, size: int) -> bool:
         """Whether the bucket has contents of that very size: no index makes us fetch more than it says."""
@@ -225,12 +230,15 @@ class Restorer:
                 self._left_out.append(f"{path[:80]!r} is not a part of a Space's settings and was left out.")
             elif os.path.lexists(target):
                 continue
-            elif not self._write(staged, file, is_log=path.endswith(".jsonl")):
-                self._left_out.append(f"{path} is damaged in the bucket.")
-            if staged.exists() and self._may_take(path, staged):
-                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                staged.rename(target)
-                self._on_placed(name, path, file)
+            else:
+                is_whole = self._write(staged, file, is_log=path.endswith(".jsonl"))
+                if not is_whole:
+                    self._left_out.append(f"{path} is damaged in the bucket.")
+                if staged.exists() and self._may_take(path, staged):
+                    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    staged.rename(target)
+                if is_whole:
+                    self._on_placed(name, path, file)
 
     def _may_take(self, path: str, staged: Path) -> bool:
         if path != DATABASE_FILE:
@@ -248,7 +256,7 @@ class Restorer:
         unborn = place.with_name(f".new-{key.run_id}")
         shutil.rmtree(unborn, ignore_errors=True)
         unborn.mkdir(mode=0o700, parents=True)
-        damaged, size = set[str](), 0
+        damaged, whole = set[str](), dict[str, MirroredFile]()
         for path, file in index.files.items():
             if not key.may_have(path):
                 self._left_out.append(f"{key.run_id}: {path[:80]!r} is not a file of this run and was left out.")
@@ -263,7 +271,7 @@ class Restorer:
             except (FileExistsError, IsADirectoryError, NotADirectoryError):
                 is_whole = False  # a name that is a folder in another one
             if is_whole:
-                size += file.size
+                whole[path] = file
             else:
                 damaged.add(_unit(inside) if is_own else path)
         damaged |= _broken_checkpoints(unborn, key, index)
@@ -277,8 +285,8 @@ class Restorer:
             return
         _name_worker(RunFolder(unborn))
         unborn.rename(place)
-        self._runs, self._bytes = self._runs + 1, self._bytes + size
-        for path, file in index.files.items():
+        self._runs, self._bytes = self._runs + 1, self._bytes + sum(file.size for file in whole.values())
+        for path, file in whole.items():
             self._on_placed(name, path, file)
 
     def _restore_upload(self, path: str, file: MirroredFile) -> bool:
@@ -320,7 +328,7 @@ def _broken_checkpoints(folder: Path, key: RunKey, index: Index) -> set[str]:
         prefix = f"{key.folder}/checkpoints/{checkpoint.name}/"
         there = {path.removeprefix(prefix) for path in index.files if path.startswith(prefix)}
         is_whole = there == {*told, MANIFEST} and all(
-            (checkpoint / name).stat().st_size == one.size_bytes and _is_named(index.files[prefix + name], one.sha256)
+            size_and_time(checkpoint / name)[0] == one.size_bytes and _is_named(index.files[prefix + name], one.sha256)
             for name, one in told.items()
         )
         if not is_whole:

@@ -15,21 +15,19 @@ from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
 from engine.errors import HubUnreachableError, PushError
-from engine.paths import LoratoryHome
-from engine.runs.checkpoints import Manifest, damage, describe_files, list_checkpoints
+from engine.runs.checkpoints import Manifest, damage, list_checkpoints
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.space.mirror import Mirror, MirrorSettings
 from engine.space.mirror_index import Index
-from engine.space.mirror_restore import Restored
 from tests.accounts.conftest import PASSWORD
-from tests.invented_runs import InventedRun, a_config, write_adapter, write_checkpoint, write_run
+from tests.invented_runs import write_adapter
 from tests.runs.supervision import wait_until
 from tests.space.fake_bucket import FakeBucket, Killed
+from tests.space.mirrored import SPACE, Spaces, a_checkpoint, a_run, files_of
 
-SPACE = "ann/lab"
 AWAY = HubUnreachableError("The bucket cannot be reached.", "Wait.")
 
 
@@ -39,40 +37,13 @@ def bucket():
 
 
 @pytest.fixture
-def empty_home(tmp_path):
-    """Makes the home of a Space whose disk is new."""
-    made = iter(range(100))
-
-    def make():
-        home = LoratoryHome(tmp_path / f"disk-{next(made)}")
-        home.make_writable()
-        return home
-
-    return make
+def spaces(bucket, tmp_path):
+    return Spaces(bucket, tmp_path)
 
 
 @pytest.fixture
-def home(empty_home):
-    return empty_home()
-
-
-class Starts:
-    """Starts Spaces on one bucket."""
-
-    def __init__(self, bucket):
-        self._bucket = bucket
-        self.restored = Restored()
-
-    def __call__(self, home, space=SPACE):
-        mirror = Mirror(home, self._bucket, space, MirrorSettings(look=0.02, patience=0))
-        self.restored = mirror.restore()
-        return mirror
-
-
-@pytest.fixture
-def mirror_of(bucket):
-    """Restores a home, as a Space that starts does, and gives its mirror."""
-    return Starts(bucket)
+def home(spaces):
+    return spaces.disk()
 
 
 def old(home):
@@ -83,28 +54,15 @@ def old(home):
             os.utime(Path(parent) / name, (then, then))
 
 
-def a_run(home, owner="ann", **changes):
-    return write_run(RunStore(home, owner), a_config(), InventedRun(**changes))
-
-
-def files_of(run):
-    return {
-        path.relative_to(run.folder.path).as_posix(): path.read_bytes()
-        for path in run.folder.path.rglob("*")
-        if path.is_file() and path.name not in ("lock", "process.json")
-    }
-
-
-def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, empty_home, mirror_of):
+def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, spaces):
     runs = [a_run(home, owner, state=state, seed=number, resumable_step=120) for number, (owner, state) in enumerate(
         [("ann", "completed"), ("bea", "stopped"), ("ann", "failed")]
     )]  # fmt: skip
     runs[0].folder.shared_mark.touch()
-    mirror = mirror_of(home)
+    mirror = spaces.begin(home)
     mirror._save()
 
-    again = empty_home()
-    mirror_of(again)
+    again = spaces.again()
 
     for run in runs:
         back = RunStore(again, run.owner).get(run.id)
@@ -114,23 +72,22 @@ def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, empty_home, mirr
         kept |= {name: data for name, data in files_of(run).items() if name.startswith(newest)}
         assert files_of(back) == kept
         assert not damage(list_checkpoints(back.folder.checkpoints)[-1])
-    assert mirror_of.restored.runs == 3
-    assert mirror_of.restored.left_out == ()
+    assert spaces.restored.runs == 3
+    assert spaces.restored.left_out == ()
 
 
-def test_people_and_settings_are_back_and_sessions_are_not(home, empty_home, mirror_of, bucket):
+def test_people_and_settings_are_back_and_sessions_are_not(home, spaces, bucket):
     quick_passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     with contextlib.closing(open_database(home)) as database:
         accounts = Accounts(database, quick_passwords)
         accounts.accept(accounts.invite("admin", by="").token, "ann", PASSWORD)
         token = Sessions(database).begin(accounts.person("ann"), "1.2.3.4", "browser")
         save_settings(home, LabSettings(public_url="https://ann-lab.hf.space"))
-        mirror_of(home)._save()
+        spaces.begin(home)._save()
 
-    again = empty_home()
-    mirror_of(again)
+    again = spaces.again()
 
-    assert mirror_of.restored.people == 1
+    assert spaces.restored.people == 1
     assert read_settings(again).public_url == "https://ann-lab.hf.space"
     with contextlib.closing(open_database(again)) as database:
         assert Accounts(database, quick_passwords).person("ann").role == "admin"
@@ -138,10 +95,10 @@ def test_people_and_settings_are_back_and_sessions_are_not(home, empty_home, mir
     assert all(str(token).encode() not in data for data in bucket.files.values())
 
 
-def test_an_idle_mirror_asks_nothing(home, mirror_of, bucket):
+def test_an_idle_mirror_asks_nothing(home, spaces, bucket):
     for number in range(5):
         a_run(home, seed=number)
-    mirror = mirror_of(home)
+    mirror = spaces.begin(home)
     mirror._save()
     old(home)
     mirror._save()
@@ -152,11 +109,11 @@ def test_an_idle_mirror_asks_nothing(home, mirror_of, bucket):
     assert bucket.asked == before
 
 
-def test_a_long_event_log_is_sent_once(home, mirror_of, bucket):
+def test_a_long_event_log_is_sent_once(home, spaces, bucket):
     run = a_run(home, state="running", steps=12_000)
     size = run.folder.events.stat().st_size
     assert size > 2_000_000
-    mirror = mirror_of(home)
+    mirror = spaces.begin(home)
     mirror._save()
     before = bucket.sent
     with EventWriter(run.folder.events, attempt=1) as events:
@@ -169,93 +126,113 @@ def test_a_long_event_log_is_sent_once(home, mirror_of, bucket):
     assert index.files[f"runs/ann/{run.id}/events.jsonl"].size == run.folder.events.stat().st_size
 
 
-def test_older_checkpoints_leave_the_bucket_once_the_newer_is_there(home, empty_home, mirror_of, bucket):
+def test_older_checkpoints_leave_the_bucket_once_the_newer_is_there(home, spaces, bucket):
     run = a_run(home, state="running", steps=10)
-    write_checkpoint(run, 4)
-    mirror = mirror_of(home)
+    a_checkpoint(run, 4)
+    mirror = spaces.begin(home)
     mirror._save()
-    (run.folder.checkpoint(4) / "adapter" / "optimizer.pt").write_bytes(os.urandom(50_000))
-    write_checkpoint(run, 8)
-    (run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors").write_bytes(os.urandom(19_000))
-    (run.folder.checkpoint(8) / "MANIFEST.json").unlink()
+    newer = a_checkpoint(run, 8)
+    (newer / "MANIFEST.json").rename(newer / "not yet")
     mirror._save()
-    assert mirror.unsaved("ann").training == ((run_title(run), 4),), "one without a manifest is not complete"
-
+    assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4], "one without a manifest is not complete"
+    mirror = spaces.begin(home)
+    (newer / "not yet").rename(newer / "MANIFEST.json")
     mirror._save()
-    again = empty_home()
-    mirror_of(again)
-    back = RunStore(again, "ann").get(run.id)
-    assert [one.step for one in list_checkpoints(back.folder.checkpoints)] == [4]
+
+    assert steps_of(run) == [4, 8]
+    assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [8]
+    assert data_in(bucket) == named_in(bucket)
 
 
-def run_title(run):
-    from engine.runs.provenance import read_provenance
-
-    return read_provenance(run.folder).title
+def steps_of(run):
+    return [one.step for one in list_checkpoints(run.folder.checkpoints)]
 
 
-def test_a_run_that_was_deleted_stays_deleted(home, empty_home, mirror_of, bucket):
+def data_in(bucket):
+    return {name for name in bucket.files if name.startswith("data/")}
+
+
+def named_in(bucket):
+    indexes = [data for name, data in bucket.files.items() if name.startswith("runs/") or name == "mirror/home.json"]
+    return {f"data/{part.sha256}" for data in indexes for part in Index.model_validate_json(data).parts}
+
+
+def test_the_best_checkpoint_stays_with_the_newest(home, spaces):
+    run = a_run(home, state="running", steps=10)
+    for step in (4, 8, 12):
+        folder = a_checkpoint(run, step)
+        told = Manifest.model_validate_json((folder / "MANIFEST.json").read_bytes())
+        (folder / "MANIFEST.json").write_text(told.model_copy(update={"best": step == 4}).model_dump_json())
+    spaces.begin(home)._save()
+
+    assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4, 12]
+
+
+def test_a_damaged_checkpoint_does_not_replace_a_whole_one(home, spaces):
+    run = a_run(home, state="running", steps=10)
+    a_checkpoint(run, 4)
+    (a_checkpoint(run, 8) / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    spaces.begin(home)._save()
+
+    assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4]
+
+
+def test_a_run_that_was_deleted_stays_deleted(home, spaces, bucket):
     run, kept = a_run(home, seed=1), a_run(home, seed=2)
-    mirror = mirror_of(home)
+    mirror = spaces.begin(home)
     mirror._save()
     RunStore(home, "ann").delete(run.id)
     mirror._save()
 
-    again = empty_home()
-    mirror_of(again)
+    again = spaces.again()
     assert RunStore(again, "ann").ids() == [kept.id]
-    names = set(bucket.files)
-    named = {f"data/{part.sha256}" for name in names if name.startswith("runs/") or name == "mirror/home.json"
-             for part in Index.model_validate_json(bucket.files[name]).parts}  # fmt: skip
-    assert {name for name in names if name.startswith("data/")} == named
+    assert data_in(bucket) == named_in(bucket)
 
 
-def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(home, empty_home, mirror_of, bucket):
+def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(home, spaces, bucket):
     run = a_run(home)
-    mirror_of(home)._save()
+    spaces.begin(home)._save()
     RunStore(home, "ann").delete(run.id)
 
-    mirror = mirror_of(home)  # the process alone started again
+    mirror = spaces.begin(home)  # the process alone started again
     assert RunStore(home, "ann").ids() == []
     mirror._save()
 
-    again = empty_home()
-    mirror_of(again)
+    again = spaces.again()
     assert RunStore(again, "ann").ids() == []
 
 
-def test_nothing_here_is_overwritten(home, mirror_of, empty_home):
+def test_nothing_here_is_overwritten(home, spaces):
     run = a_run(home)
-    mirror_of(home)._save()
-    again = empty_home()
+    spaces.begin(home)._save()
+    again = spaces.disk()
     place = RunStore(again, "ann").folder / run.id
     place.mkdir(parents=True)
     (place / "config.yaml").write_text("mine")
     (again.root / "lab.yaml").write_text("public_url: https://mine.example\n")
 
-    mirror_of(again)
+    spaces.begin(again)
 
     assert [path.name for path in place.iterdir()] == ["config.yaml"]
     assert (again.root / "lab.yaml").read_text() == "public_url: https://mine.example\n"
 
 
-def test_another_space_is_refused_and_destroys_nothing(home, empty_home, mirror_of, bucket):
+def test_another_space_is_refused_and_destroys_nothing(home, spaces, bucket):
     a_run(home)
-    mirror_of(home)._save()
+    spaces.begin(home)._save()
     before = dict(bucket.files)
-    copy = empty_home()
+    copy = spaces.disk()
 
     with pytest.raises(PushError, match="has the runs of the Space ann/lab, not of bea/copy"):
-        mirror_of(copy, "bea/copy")
+        spaces.begin(copy, "bea/copy")
     assert bucket.files == before
 
 
-def test_a_process_that_was_replaced_stops_writing(home, empty_home, mirror_of, bucket):
+def test_a_process_that_was_replaced_stops_writing(home, spaces, bucket):
     a_run(home)
-    first = mirror_of(home)
+    first = spaces.begin(home)
     first._save()
-    second_home = empty_home()
-    mirror_of(second_home)
+    spaces.again()
     before = dict(bucket.files)
     a_run(home, seed=3)
     first._written._checked = 0.0
@@ -266,9 +243,9 @@ def test_a_process_that_was_replaced_stops_writing(home, empty_home, mirror_of, 
 
 
 @pytest.mark.parametrize("kind", ["make", "list", "put", "get"])
-def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, empty_home, mirror_of, bucket, kind):
+def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, kind):
     a_run(home)
-    mirror_of(home)._save()
+    spaces.begin(home)._save()
     before = {name: data for name, data in bucket.files.items() if name != "mirror/space.json"}
 
     def refuse(asked):
@@ -276,7 +253,7 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, empty_home, mirr
             raise AWAY
 
     bucket.refuse = refuse
-    again = empty_home()
+    again = spaces.disk()
     mirror = Mirror(again, bucket, SPACE, MirrorSettings(patience=0))
     with pytest.raises(HubUnreachableError):
         mirror.restore()
@@ -287,9 +264,9 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, empty_home, mirr
     assert {name: data for name, data in bucket.files.items() if name != "mirror/space.json"} == before
 
 
-def test_saving_goes_on_after_trouble_and_after_answers_that_were_lost(home, empty_home, mirror_of, bucket):
+def test_saving_goes_on_after_trouble_and_after_answers_that_were_lost(home, spaces, bucket):
     run = a_run(home)
-    mirror = mirror_of(home)
+    mirror = spaces.begin(home)
     mirror.start()
     bucket.lost = AWAY
     wait_until(lambda: f"runs/ann/{run.id}.json" in bucket.files, 10)
@@ -308,59 +285,46 @@ def test_saving_goes_on_after_trouble_and_after_answers_that_were_lost(home, emp
     wait_until(lambda: mirror.unsaved("ann").words == "", 10)
     assert mirror.stop(5)
 
-    again = empty_home()
-    mirror_of(again)
+    again = spaces.again()
     assert set(RunStore(again, "ann").ids()) == {run.id, other.id}
 
 
-def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, empty_home, tmp_path):
+def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, tmp_path):
     run = a_run(home, state="running", steps=10)
-    write_checkpoint(run, 4)
-    (run.folder.checkpoint(4) / "adapter" / "adapter_model.safetensors").write_bytes(os.urandom(19_000))
-    write_manifest(run.folder.checkpoint(4), 4)
+    a_checkpoint(run, 4)
     place = tmp_path / "before"
     shutil.copytree(home.root, place)
     before = what_restarts_find(run)
-    write_checkpoint(run, 8)
-    (run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors").write_bytes(os.urandom(19_000))
-    write_manifest(run.folder.checkpoint(8), 8)
+    a_checkpoint(run, 8)
     shutil.rmtree(run.folder.checkpoint(4))
     write_adapter(run.folder.adapter)
-    (run.folder.adapter / "adapter_model.safetensors").write_bytes(os.urandom(19_000))
-    (run.folder.adapter / "tokenizer.json").write_bytes(os.urandom(17_000))
+    for name in ("adapter_model.safetensors", "tokenizer.json"):
+        (run.folder.adapter / name).write_bytes(os.urandom(19_000))
     run.folder.write_state(RunState(state="completed", attempt=1))
     after = what_restarts_find(run)
     seen = []
     for moment in itertools.count():
-        bucket, disk = FakeBucket(), LoratoryHome(tmp_path / f"moment-{moment}")
-        shutil.copytree(place, disk.root)
-        mirror = begin(disk, bucket)
+        spaces = Spaces(FakeBucket(), tmp_path / str(moment))
+        disk = spaces.disk()
+        shutil.copytree(place, disk.root, dirs_exist_ok=True)
+        mirror = spaces.begin(disk)
         mirror._save()
         shutil.rmtree(disk.runs)
         shutil.copytree(home.runs, disk.runs)
-        bucket.after_each = kill_after(moment)
+        spaces.bucket.after_each = kill_after(moment)
         try:
             mirror._save()
             break
         except Killed:
-            bucket.after_each = lambda _: None
-        again = empty_home()
-        begin(again, bucket)
-        seen.append(what_restarts_find(RunStore(again, "ann").get(run.id)))
-        begin(disk, bucket)._save()  # the process starts again on its disk
-        last = empty_home()
-        begin(last, bucket)
-        assert what_restarts_find(RunStore(last, "ann").get(run.id)) == after
+            spaces.bucket.after_each = lambda _: None
+        seen.append(what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)))
+        assert spaces.restored.left_out == ()
+        spaces.begin(disk)._save()  # the process starts again on its disk
+        assert what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)) == after
     assert len(seen) > 4
     assert seen[0] == before
     assert seen[-1] == after
     assert all(one in (before, after) for one in seen)
-
-
-def begin(home, bucket):
-    mirror = Mirror(home, bucket, SPACE, MirrorSettings(patience=0))
-    assert mirror.restore().left_out == ()
-    return mirror
 
 
 def kill_after(moment):
@@ -373,11 +337,6 @@ def kill_after(moment):
     return kill
 
 
-def write_manifest(folder, step):
-    (folder / "MANIFEST.json").unlink(missing_ok=True)
-    (folder / "MANIFEST.json").write_text(Manifest(step=step, files=describe_files(folder)).model_dump_json())
-
-
 def what_restarts_find(run):
     files = files_of(run)
     newest = run.folder.newest_checkpoint_step()
@@ -385,13 +344,12 @@ def what_restarts_find(run):
     return newest, whole, damage(list_checkpoints(run.folder.checkpoints)[-1])
 
 
-def test_a_run_at_work_is_known_as_interrupted_by_a_restart(home, empty_home, mirror_of):
+def test_a_run_at_work_is_known_as_interrupted_by_a_restart(home, spaces):
     run = a_run(home, state="running", steps=40)
     run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    mirror_of(home)._save()
+    spaces.begin(home)._save()
 
-    again = empty_home()
-    mirror_of(again)
+    again = spaces.again()
     worker = RunStore(again, "ann").get(run.id).folder.read_worker()
     assert worker.liveness() == "gone"
     assert worker.attempt == 1

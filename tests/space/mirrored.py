@@ -1,0 +1,72 @@
+"""What tests of the mirror share: Spaces that start on one bucket, and runs with contents of their own."""
+
+import os
+from pathlib import Path
+
+from engine.paths import LoratoryHome
+from engine.runs.checkpoints import Manifest, describe_files
+from engine.runs.run import Run
+from engine.runs.store import RunStore
+from engine.space.mirror import Mirror, MirrorSettings
+from engine.space.mirror_index import Bucket
+from engine.space.mirror_restore import Restored
+from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
+
+SPACE = "ann/lab"
+
+
+class Spaces:
+    """Starts Spaces on one bucket, each with a disk of its own.
+
+    Attributes:
+        restored: What came back at the last start.
+    """
+
+    def __init__(self, bucket: Bucket, root: Path) -> None:
+        self.bucket = bucket
+        self._root = root
+        self._disks = 0
+        self.restored = Restored()
+
+    def disk(self) -> LoratoryHome:
+        """Return the home of a Space whose disk is new."""
+        self._disks += 1
+        home = LoratoryHome(self._root / f"disk-{self._disks}")
+        home.make_writable()
+        return home
+
+    def begin(self, home: LoratoryHome, space: str = SPACE, look: float = 0.02) -> Mirror:
+        """Restore a home, as a Space that starts does."""
+        mirror = Mirror(home, self.bucket, space, MirrorSettings(look=look, patience=0))
+        self.restored = mirror.restore()
+        return mirror
+
+    def again(self) -> LoratoryHome:
+        """Return what a Space finds that starts on an empty disk."""
+        home = self.disk()
+        self.begin(home)
+        return home
+
+
+def a_run(home: LoratoryHome, owner: str = "ann", **changes: object) -> Run:
+    """Return a run that never ran, as it would lie on the disk."""
+    return write_run(RunStore(home, owner), a_config(), InventedRun(**changes))
+
+
+def a_checkpoint(run: Run, step: int) -> Path:
+    """Add a checkpoint with weights of its own."""
+    write_checkpoint(run, step)
+    folder = run.folder.checkpoint(step)
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(os.urandom(19_000))
+    (folder / "MANIFEST.json").unlink()
+    (folder / "MANIFEST.json").write_text(Manifest(step=step, files=describe_files(folder)).model_dump_json())
+    return folder
+
+
+def files_of(run: Run) -> dict[str, bytes]:
+    """Return what a mirror may know of a run."""
+    return {
+        path.relative_to(run.folder.path).as_posix(): path.read_bytes()
+        for path in run.folder.path.rglob("*")
+        if path.is_file() and path.name not in ("lock", "process.json")
+    }

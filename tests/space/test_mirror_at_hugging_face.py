@@ -1,0 +1,151 @@
+"""The mirror and the real client of Hugging Face's buckets, against a strict stand-in that answers, refuses, or is away."""
+
+import contextlib
+
+import pytest
+from argon2 import PasswordHasher
+from huggingface_hub import HfApi
+
+from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.passwords import Passwords
+from engine.accounts.sessions import Sessions
+from engine.errors import EngineError, HubUnreachableError, PushError
+from engine.hub_bucket import MIRROR_WORDS, RunBucket
+from engine.runs.store import RunStore
+from tests.accounts.conftest import PASSWORD
+from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
+from tests.jobs.stand_in import TOKEN, Fault
+from tests.runs.supervision import wait_until
+from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
+
+BUCKET = "ada/mirror"
+SESSION = "a browser that no other test has"
+
+
+@pytest.fixture
+def spaces(hugging_face, tmp_path, monkeypatch):  # noqa: F811 - the fixture
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    api = HfApi(endpoint=hugging_face.address, token=TOKEN)
+    return Spaces(RunBucket(api, BUCKET, MIRROR_WORDS), tmp_path)
+
+
+@pytest.fixture
+def home(spaces):
+    return spaces.disk()
+
+
+def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  # noqa: F811
+    passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    runs = [a_run(home, owner, seed=number) for number, owner in enumerate(["ann", "bea"])]
+    a_checkpoint(runs[0], 300)
+    with contextlib.closing(open_database(home)) as database:
+        accounts = Accounts(database, passwords)
+        person = accounts.accept(accounts.invite("admin", by="").token, "ann", PASSWORD)
+        session = Sessions(database).begin(person, "1.2.3.4", SESSION)
+        invitation = accounts.invite("member", by="ann").token
+        mirror = spaces.begin(home)
+        mirror._save()
+
+    again = spaces.again()
+
+    assert hugging_face.public == set()
+    assert spaces.restored[:2] == (2, 1)
+    assert files_of(RunStore(again, "bea").get(runs[1].id))["config.yaml"] == files_of(runs[1])["config.yaml"]
+    assert RunStore(again, "ann").get(runs[0].id).folder.newest_checkpoint_step() == 300
+    contents = b"".join(hugging_face.files[BUCKET].values())
+    for secret in (TOKEN, session, invitation, PASSWORD, SESSION):
+        assert secret.encode() not in contents
+    for path in again.root.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    assert not any(name.endswith(("lock", "process.json")) for name in hugging_face.files[BUCKET])
+
+
+REFUSALS = [
+    (401, PushError, "does not accept the token of this Space"),
+    (402, PushError, "has no room"),
+    (403, PushError, "may not write to the bucket ada/mirror, or its storage is full"),
+    (404, PushError, "does not exist any more"),
+    (409, HubUnreachableError, "cannot be reached (HTTP 409)"),
+    (413, PushError, "refuses to save"),
+    (429, HubUnreachableError, "Rate limited"),
+    (500, HubUnreachableError, "out of order"),
+    (503, HubUnreachableError, "out of order"),
+    ("reset", HubUnreachableError, "cannot be reached"),
+    ("lost", HubUnreachableError, "cannot be reached"),
+]
+
+
+@pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
+def test_trouble_while_saving_is_told_in_words_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
+    mirror = spaces.begin(home)
+    mirror._save()
+    run = a_run(home)
+    hugging_face.faults = [Fault("batch", what, times=20)]
+    with pytest.raises(error) as raised:
+        mirror._save()
+    assert words in raised.value.what
+    assert raised.value.fix
+    assert TOKEN not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+    hugging_face.faults = []
+    mirror._save()
+    assert RunStore(spaces.again(), "ann").ids() == [run.id]
+
+
+@pytest.mark.parametrize("step", ["make", "tree", "batch", "about", "storage"])
+@pytest.mark.parametrize("what", [401, 403, 404, 503, "reset"])
+def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, hugging_face, step, what):  # noqa: F811
+    run = a_run(home)
+    spaces.begin(home)._save()
+    before = dict(hugging_face.files[BUCKET])
+    disk = spaces.disk()
+    hugging_face.faults = [Fault(step, what, times=50)]
+    with pytest.raises(EngineError) as raised:
+        spaces.begin(disk)
+    assert TOKEN not in str(raised.value)
+
+    hugging_face.faults = []
+    there = hugging_face.files[BUCKET]
+    assert {name: there[name] for name in before if name != "mirror/space.json"}.items() <= before.items()
+    spaces.begin(disk)
+    assert RunStore(disk, "ann").ids() == [run.id]
+
+
+def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face):  # noqa: F811
+    mirror = spaces.begin(home)
+    mirror.start()
+    hugging_face.faults = [
+        Fault("batch", "lost"), Fault("storage", "reset"), Fault("batch", 503, 8), Fault("tree", 429, 8), Fault("batch", 403),
+    ]  # fmt: skip
+    run = a_run(home, steps=300)
+    a_checkpoint(run, 400)
+    wait_until(lambda: not any(fault.times for fault in hugging_face.faults) and not mirror.unsaved("ann").words)
+    RunStore(home, "ann").delete(a_run(home, seed=9).id)
+    assert mirror.stop(20)
+
+    back = RunStore(spaces.again(), "ann").list()
+    assert [files_of(one)["events.jsonl"] for one in back] == [files_of(run)["events.jsonl"]]
+    assert back[0].folder.newest_checkpoint_step() == 400
+
+
+def test_a_public_bucket_gets_nothing(spaces, home, hugging_face):  # noqa: F811
+    hugging_face.files[BUCKET] = {}
+    hugging_face.public.add(BUCKET)
+    a_run(home)
+
+    with pytest.raises(PushError, match="is public"):
+        spaces.begin(home)
+    assert hugging_face.files[BUCKET] == {}
+
+
+def test_an_idle_hour_costs_no_request(spaces, home, hugging_face):  # noqa: F811
+    for number in range(3):
+        a_run(home, seed=number)
+    mirror = spaces.begin(home)
+    mirror._save()
+    before = hugging_face.asked.copy()
+    for _ in range(240):  # looks of fifteen seconds
+        mirror._save()
+
+    assert hugging_face.asked == before

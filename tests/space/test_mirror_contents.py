@@ -1,0 +1,245 @@
+"""What is in the bucket is not believed: damaged, foreign, too large, or leading elsewhere."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from engine.accounts.accounts import open_database
+from engine.accounts.limits import DATABASE_FILE
+from engine.errors import PushError
+from engine.paths import LoratoryHome
+from engine.runs.store import RunStore, list_owners
+from engine.space import mirror_restore
+from engine.space.mirror_index import RunKey
+from tests.space.fake_bucket import FakeBucket
+from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
+
+
+@pytest.fixture
+def bucket():
+    return FakeBucket()
+
+
+@pytest.fixture
+def spaces(bucket, tmp_path):
+    return Spaces(bucket, tmp_path)
+
+
+@pytest.fixture
+def saved(spaces):
+    """A run in the bucket."""
+    home = spaces.disk()
+    run = a_run(home, state="stopped", steps=200, resumable_step=300)
+    a_checkpoint(run, 300)
+    spaces.begin(home)._save()
+    return run
+
+
+def index_name(run):
+    return RunKey(run.owner, run.id).index
+
+
+def change(bucket, run, edit):
+    """Let an index say something else."""
+    index = json.loads(bucket.files[index_name(run)])
+    edit(index["files"])
+    bucket.files[index_name(run)] = json.dumps(index).encode()
+
+
+def data_of(bucket, run, inside):
+    """Name of the first contents of a file."""
+    file = json.loads(bucket.files[index_name(run)])["files"][f"runs/{run.owner}/{run.id}/{inside}"]
+    return f"data/{file['parts'][0]['sha256']}"
+
+
+ELSEWHERE = [
+    "../outside", "/etc/outside", "runs/ann/../../outside", "runs/bea/20260101-000000-000-abcd/config.yaml", "lab.yaml",
+    "uploads/bea/rows.jsonl", "uploads/ann/../bea/rows.jsonl", "server/supervisor.json", "uploads", "uploads/",
+    "{run}/lock", "{run}/process.json", "{run}/.hidden", "{run}/control/../../x", "{run}//x", "{run}/a\\b", "{run}/a\0b",
+    "{run}/" + "x/" * 20 + "x", "{run}/" + "x" * 500, "{run}/.new-x/config.yaml", "accounts.sqlite3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_an_index_reaches_no_file_but_its_own(saved, bucket, spaces, path):
+    named = path.replace("{run}", f"runs/ann/{saved.id}")
+    change(bucket, saved, lambda files: files.update({named: {"text": "outside"}}))
+
+    home = spaces.again()
+
+    assert "is not a file of this run" in spaces.restored.words
+    assert RunStore(home, "ann").ids() == [saved.id]
+    for place in home.root.parent.rglob("*"):
+        assert not place.is_file() or b"outside" not in place.read_bytes()
+
+
+@pytest.mark.parametrize("path", ["{run}/config.yaml/below", "{run}/adapter"])
+def test_a_name_that_is_file_and_folder_does_no_harm(saved, bucket, spaces, path):
+    named = path.replace("{run}", f"runs/ann/{saved.id}")
+    change(bucket, saved, lambda files: files.update({named: {"text": "odd"}}))
+
+    home = spaces.again()
+
+    assert "is damaged" in spaces.restored.words
+    assert (RunStore(home, "ann").folder / saved.id / "config.yaml").is_file()
+
+
+def test_what_does_not_match_its_hash_is_left_out(saved, bucket, spaces):
+    whole = files_of(saved)
+    bucket.files[data_of(bucket, saved, "checkpoints/step-300/adapter/adapter_model.safetensors")] = os.urandom(19_000)
+
+    back = RunStore(spaces.again(), "ann").get(saved.id)
+
+    assert f"{saved.id}: checkpoints/step-300 is damaged in the bucket and was left out." in spaces.restored.left_out
+    assert not back.folder.checkpoint(300).exists()
+    assert files_of(back)["config.yaml"] == whole["config.yaml"]
+
+
+def test_a_torn_event_log_keeps_what_is_before(saved, bucket, spaces):
+    events = saved.folder.events.read_bytes()
+    assert len(events) > 16_384
+    name = data_of(bucket, saved, "events.jsonl")
+    bucket.files[name] = bucket.files[name][:-100]
+
+    home = spaces.disk()
+    mirror = spaces.begin(home)
+    back = RunStore(home, "ann").get(saved.id)
+    assert back.folder.events.read_bytes() == b""
+    assert "events end early" in spaces.restored.words
+
+    back.folder.events.write_bytes(events)  # as a worker goes on
+    mirror._save()
+    assert RunStore(spaces.again(), "ann").get(saved.id).folder.events.read_bytes() == events
+
+
+def test_what_arrives_torn_once_is_fetched_again(saved, bucket, spaces):
+    bucket.torn = {name for name in bucket.files if name.startswith("data/")}
+
+    back = RunStore(spaces.again(), "ann").get(saved.id)
+
+    assert spaces.restored.left_out == ()
+    assert files_of(back)["adapter/adapter_model.safetensors"] == files_of(saved)["adapter/adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b'{"files": 3}', b"\xff\xfe", b"[" * 100_000])
+def test_an_index_that_cannot_be_read_is_left_and_nothing_it_may_name_is_removed(saved, bucket, spaces, content):
+    bucket.files[index_name(saved)] = content
+    before = dict(bucket.files)
+
+    home = spaces.again()
+    a_run(home, seed=5)
+    spaces.begin(home)._save()
+
+    assert "cannot be read" in spaces.restored.words or spaces.restored.words == ""
+    assert {name: bucket.files.get(name) for name in before if name != "mirror/space.json"} == {
+        name: data for name, data in before.items() if name != "mirror/space.json"
+    }
+
+
+def test_an_index_larger_than_any_is_not_fetched(saved, bucket, spaces, monkeypatch):
+    monkeypatch.setattr(mirror_restore, "LARGEST_INDEX_BYTES", 100)
+
+    home = spaces.again()
+
+    assert list_owners(home) == []
+    assert "cannot be read" in spaces.restored.words
+
+
+def test_a_checkpoint_larger_than_the_disk_is_not_fetched(saved, bucket, spaces):
+    sha256 = "0" * 64
+    change(bucket, saved, lambda files: files.update(
+        {f"runs/ann/{saved.id}/huge": {"parts": [{"sha256": sha256, "size": 10**12}]}}
+    ))  # fmt: skip
+
+    home = spaces.again()
+
+    assert list_owners(home) == []
+    assert "1 runs do not fit on the disk" in spaces.restored.words
+    assert index_name(saved) in bucket.files
+    spaces.begin(home)._save()
+    assert index_name(saved) in bucket.files, "it was not deleted here"
+
+
+def test_no_more_is_fetched_than_an_index_says(saved, bucket, spaces):
+    name = data_of(bucket, saved, "adapter/adapter_model.safetensors")
+    bucket.files[name] = bytes(5_000_000)
+
+    spaces.again()
+
+    assert "adapter is damaged" in spaces.restored.words
+
+
+def test_foreign_files_stay_where_they_are(saved, bucket, spaces):
+    foreign = {"runs/x": b"1", "runs/ann/notes.txt": b"2", "photos/a.png": b"3", "data.bin": b"4", "mirror/other": b"5"}
+    bucket.files |= foreign
+
+    home = spaces.again()
+    a_run(home, seed=5)
+    spaces.begin(home)._save()
+
+    assert foreign.items() <= bucket.files.items()
+    assert len(RunStore(home, "ann").ids()) == 2
+
+
+def test_a_checkpoint_whose_manifest_names_other_files_is_left_out(saved, bucket, spaces):
+    path = f"runs/ann/{saved.id}/checkpoints/step-300/adapter/chat_template.jinja"
+    change(bucket, saved, lambda files: files.pop(path))
+
+    back = RunStore(spaces.again(), "ann").get(saved.id)
+
+    assert not back.folder.checkpoint(300).exists()
+    assert "checkpoints/step-300 is damaged" in spaces.restored.words
+
+
+def test_a_run_without_a_configuration_is_no_run(saved, bucket, spaces):
+    change(bucket, saved, lambda files: files.pop(f"runs/ann/{saved.id}/config.yaml"))
+
+    home = spaces.again()
+
+    assert RunStore(home, "ann").ids() == []
+    assert "has no configuration" in spaces.restored.words
+
+
+def test_damaged_accounts_are_left_out_in_words(spaces, bucket):
+    home = spaces.disk()
+    open_database(home).close()
+    spaces.begin(home)._save()
+    index = json.loads(bucket.files["mirror/home.json"])
+    data = b"no database"
+    index["files"][DATABASE_FILE] = {"parts": [{"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}]}
+    bucket.files[f"data/{hashlib.sha256(data).hexdigest()}"] = data
+    bucket.files["mirror/home.json"] = json.dumps(index).encode()
+
+    again = spaces.again()
+
+    assert not (again.root / DATABASE_FILE).exists()
+    assert "are damaged" in spaces.restored.words
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"space": 1}', bytes(20_000)])
+def test_a_marker_that_says_nothing_is_replaced(saved, bucket, spaces, content):
+    bucket.files["mirror/space.json"] = content
+
+    assert RunStore(spaces.again(), "ann").ids() == [saved.id]
+
+
+def test_a_bucket_with_too_much_in_it_is_refused_in_words(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from engine import hub_bucket
+
+    monkeypatch.setattr(hub_bucket, "_MOST_FILES", 3)
+    asked = iter(SimpleNamespace(type="file", path=f"data/{number}") for number in range(10**9))
+    api = SimpleNamespace(
+        create_bucket=lambda *_, **__: None, bucket_info=lambda _: SimpleNamespace(private=True), endpoint="",
+        list_bucket_tree=lambda *_, prefix, **__: asked if prefix == "data/" else iter(()),
+        batch_bucket_files=lambda *_, **__: None,
+    )  # fmt: skip
+    bucket = hub_bucket.RunBucket(api, "ann/bucket", hub_bucket.MIRROR_WORDS)
+
+    with pytest.raises(PushError, match="holds more than 3 files below data"):
+        bucket.list("data")
+    assert next(asked).path == "data/4"
+    assert LoratoryHome(tmp_path).root.is_dir()
