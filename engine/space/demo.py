@@ -89,37 +89,39 @@ class Demo:
         known, sample = self._sample
         return sample if known == run.id else self._keep(run, SampleFile(self.home, run).read())
 
-    def look(self) -> None:
-        """Do the next thing that the demo needs, if any; takes long where something is computed.
+    def look(self, *, computes: bool = True) -> None:
+        """Do the next thing that the demo needs, if any.
+
+        Args:
+            computes: Also what takes long; else the run only gives way and continues.
 
         Raises:
             EngineError: If it cannot be done now.
         """
         run = self.run
         if run is None:
-            self._file()
+            if computes:
+                self._file()
             return
         if not is_shared(run.folder):  # new, or brought back from elsewhere
             owner = Person(DEMO_OWNER, "member", self._began)
             set_shared(run, owner, True, AuditLog(audit_log_path(self.home)))
         state = run.folder.read_state()
-        if state.state == "completed":
-            self._compute(run)
-        elif state.is_final:
-            self._continue(run, state)
-        elif state.state in ("starting", "running") and self._is_waited_for():
+        if state.state in ("starting", "running") and self._is_waited_for():
             if not run.folder.stop_request.exists():
                 request_stop(run)
-        elif self.sample_of(run).page is None:
-            self._keep(run, SampleFile(self.home, run).write_rows(self.inspector))
+        elif state.is_final and state.state != "completed":
+            self._continue(run, state)
+        elif computes:
+            self._compute(run, state)
 
     def _look_regularly(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
-            if time.monotonic() < self._not_before or self._failures >= _MOST_FAILURES:
-                continue
+            computes = time.monotonic() >= self._not_before and self._failures < _MOST_FAILURES
             try:
-                self.look()
-                self._failures = 0
+                self.look(computes=computes)
+                if computes:
+                    self._failures = 0
             except DemoBusyError:
                 self._not_before = time.monotonic() + _REPEAT_SECONDS
             except EngineError as error:
@@ -157,11 +159,11 @@ class Demo:
         waiting = queue.waiting if queue is not None else ()
         return any(place.owner != DEMO_OWNER and place.reason in _FOR_A_DEVICE for place in waiting)
 
-    def _compute(self, run: Run) -> None:
+    def _compute(self, run: Run, state: RunState) -> None:
         sample, file = self.sample_of(run), SampleFile(self.home, run)
         if sample.page is None:
             self._keep(run, file.write_rows(self.inspector))
-        elif not sample.answers:
+        elif state.state == "completed" and sample.answers is None:
             self._keep(run, file.write_answers(self.inspector, lambda prompt: self.chat.ask(run, prompt)))
 
     def _keep(self, run: Run, sample: DemoSample) -> DemoSample:

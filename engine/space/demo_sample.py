@@ -13,7 +13,7 @@ from engine.files import read_model, write_atomically
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
-from engine.space.demo_chat import DemoAnswers
+from engine.space.demo_chat import DemoAnswer, DemoAnswers
 
 _SHOWN_ROWS = 3
 _ANSWERED_ROWS = 3
@@ -29,8 +29,8 @@ class SampleAnswers(BaseModel):
 
     prompt: str
     reference: str
-    base: str
-    tuned: str
+    base: DemoAnswer
+    tuned: DemoAnswer
 
 
 class DemoSample(BaseModel):
@@ -39,7 +39,7 @@ class DemoSample(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     page: DatasetPage | None = None
-    answers: tuple[SampleAnswers, ...] = ()
+    answers: tuple[SampleAnswers, ...] | None = None  # None before they are known; none where no row was held out
 
 
 class SampleFile:
@@ -81,8 +81,8 @@ class SampleFile:
                 SampleAnswers(
                     prompt=question.prompt,
                     reference=question.reference,
-                    base=given.base.text,
-                    tuned=given.tuned.text,
+                    base=given.base,
+                    tuned=given.tuned,
                 )
             )
         return self._write(self.read().model_copy(update={"answers": tuple(answers)}))

@@ -138,7 +138,7 @@ def test_rows_are_shown_while_it_trains_and_answers_once_it_has_completed(demo):
     sample = demo.sample_of(run)
     assert len(sample.page.rows) == 3
     assert all(row.sequences for row in sample.page.rows)
-    assert sample.answers == ()
+    assert sample.answers is None
 
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
     demo.look()
@@ -146,7 +146,16 @@ def test_rows_are_shown_while_it_trains_and_answers_once_it_has_completed(demo):
     answers = demo.sample_of(run).answers
     assert len(answers) == 3
     assert answers[0].reference
-    assert answers[0].base != answers[0].tuned
+    assert answers[0].base.text != answers[0].tuned.text
+
+
+def test_without_held_out_rows_nothing_is_asked_and_nobody_tries_again(demo, monkeypatch):
+    run = write_run(demo.runs, a_config(dataset__eval_fraction=0.0), InventedRun())
+    with_sample(demo)
+    assert demo.sample_of(run).answers == ()
+
+    monkeypatch.setattr(demo.inspector, "held_out", None)
+    demo.look()
 
 
 def test_what_was_computed_is_found_again(demo, tmp_path):
@@ -182,6 +191,24 @@ def test_a_failure_is_told_without_a_path_and_tried_a_few_times(demo, monkeypatc
 
     assert len(tries) == 5
     assert demo.problem == "the folder of this Space/uploads cannot be read."
+
+
+def test_the_run_gives_way_although_the_page_cannot_be_made(demo, monkeypatch):
+    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
+    run = with_run(demo, InventedRun(state="running", steps=9))
+    tries: list[None] = []
+
+    def refuse(*_args, **_more):
+        tries.append(None)
+        raise ModelError("The tokenizer cannot be read.", "Look.")
+
+    monkeypatch.setattr(demo.inspector, "preview", refuse)
+    demo.start()
+    wait_for(lambda: len(tries) == 5)
+    queue_of_others(demo, "device_in_use")
+    wait_for(run.folder.stop_request.exists)
+    demo.close()
 
 
 def test_a_mistake_of_ours_does_not_end_the_thread(demo, monkeypatch):

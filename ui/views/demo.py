@@ -47,7 +47,7 @@ class DemoView:
     def stamp(self) -> str:
         """Changes whenever the page does."""
         run = self.run.stamp if self.run is not None else ""
-        return stamp(run, self.problem, self.sample.page is not None, len(self.sample.answers), self.can_ask)
+        return stamp(run, self.problem, self.sample.page is not None, len(self.sample.answers or ()), self.can_ask)
 
 
 def render_masthead(space: str, sign_in: str) -> str:
@@ -198,16 +198,21 @@ def _answers(sample: DemoSample) -> str:
 
 
 def _recorded(one: SampleAnswers) -> str:
+    reference = escape(one.reference)
+    return _exchange(one, f'<details><summary>Answer in the data</summary><p class="said">{reference}</p></details>')
+
+
+def _exchange(one: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:
     return (
-        f'<article><h3 class="question">{escape(one.prompt)}</h3><div class="pair">'
-        f"{_side('Base model', one.base)}{_side('Tuned model', one.tuned)}</div>"
-        f'<details><summary>Answer in the data</summary><p class="said">{escape(one.reference)}</p></details></article>'
+        f'<article{role}><h3 class="question" dir="auto">{escape(one.prompt)}</h3><div class="pair">'
+        f"{_side('Base model', one.base)}{_side('Tuned model', one.tuned)}</div>{more}</article>"
     )
 
 
-def _side(title: str, text: str, note: str = "") -> str:
-    end = f' <span class="small">({note})</span>' if note else ""
-    said = escape(text) if text else '<span class="small">An empty answer.</span>'
+def _side(title: str, answer: DemoAnswer) -> str:
+    words = _END_WORDS[answer.finish_reason]
+    end = f' <span class="small">({words})</span>' if words else ""
+    said = escape(answer.text) if answer.text else '<span class="small">An empty answer.</span>'
     return f'<div><h4>{title}</h4><p class="said" dir="auto">{said}{end}</p></div>'
 
 
@@ -224,10 +229,7 @@ def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answer
     if not view.can_ask:
         return f'<section id="ask">{told}</section>' if told else ""
     if answers is not None:
-        told = (
-            f'<article role="status"><h3 class="question">{escape(answers.prompt)}</h3><div class="pair">'
-            f"{_given('Base model', answers.base)}{_given('Tuned model', answers.tuned)}</div></article>"
-        )
+        told = _exchange(answers, role=' role="status"')
     about = (
         f"At most {LONGEST_PROMPT} characters; answers end after {ANSWER_TOKENS} tokens. Visitors take turns, and the first "
         "answer takes some seconds longer. Nothing is saved."
@@ -238,7 +240,3 @@ def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answer
         f'required autocomplete="off" aria-describedby="about">{escape(prompt)}</textarea>'
         f'<p class="small" id="about">{about}</p><button>Ask</button></form></section>'
     )
-
-
-def _given(title: str, answer: DemoAnswer) -> str:
-    return _side(title, answer.text, _END_WORDS[answer.finish_reason])
