@@ -127,6 +127,7 @@ class JobsStandIn:
         self.others: list[str] = []  # what was asked for besides
         self.accounts = {TOKEN: ACCOUNT}  # by token
         self.asked_as: list[tuple[str, str]] = []  # each step, with the token that came with it
+        self.paths_as: list[tuple[str, str]] = []
         self._stored: dict[str, bytes] = {}
         self._account = ""  # whose request is answered
         self._lock = threading.Lock()  # guards all of it: a request is answered as a whole
@@ -232,6 +233,7 @@ class JobsStandIn:
         token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
         if step != "storage":
             self.asked_as.append((step, token))
+            self.paths_as.append((path, token))
             account = self.accounts.get(token)
             if account is None:
                 _send(request, 401, {"error": "Invalid credentials in Authorization header"})
@@ -417,7 +419,7 @@ def _wrong_with(spec: dict[str, Any]) -> str:
         return "timeoutSeconds is a positive whole number"
     if not all(re.fullmatch(r"[A-Za-z0-9._-]{1,100}", text) for text in (*spec["labels"], *spec["labels"].values())):
         return "a label has letters, digits, dots, - and _"
-    if TOKEN in json.dumps({**spec, "secrets": None}):
+    if any(secret in json.dumps({**spec, "secrets": None}) for secret in spec.get("secrets", {}).values() or [TOKEN]):
         return "the token is outside the secrets"
     return ""
 

@@ -118,6 +118,8 @@ class JobFollower:
             _log.error("the job of %s cannot be followed (%s)", self.run.id, type(error).__name__)
             self._failures += 1
             self._note(HubUnreachableError("What Hugging Face has of this job cannot be used.", "Cancel it."))
+            if self._cancel_was_sent:
+                self._close(JobEnd(cause="Cancelled; what the job left at Hugging Face cannot be used."))
         else:
             self._failures = 0
         return min(self._look_seconds * 2.0**self._failures, _LONGEST_WAIT_SECONDS)
@@ -329,7 +331,9 @@ class JobFollower:
         self._require_room([files[part] for part in parts])
         self._bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
         (found,) = list_checkpoints(place.parent) or (None,)
-        if found is not None and not damage(found):
+        names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
+        # A bucket can hold anything: a manifest that names more than came with it would have other files here read.
+        if found is not None and names >= set(found.manifest.files) and not damage(found):
             target.parent.mkdir(mode=0o700, exist_ok=True)
             place.rename(target)
 
@@ -361,8 +365,10 @@ class JobFollower:
         if not path.exists():
             return
         try:
-            facts = dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(facts, dict):
             return
         named = str(facts.get("base_model_name_or_path") or "")
         if Path(named).is_absolute():

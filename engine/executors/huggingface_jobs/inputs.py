@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.accounts.limits import is_lab
+from engine.allowed_paths import AllowedPaths
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
 from engine.errors import RunError
@@ -24,9 +26,10 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
 
     Raises:
         StorageError: If the configuration cannot be read.
-        RunError: If a file that it names is not there any more.
+        RunError: If a file that it names is not there any more, or in a lab is none that its owner may name.
     """
     folder, files = run.folder, dict[str, bytes | Path]()
+    allowed = AllowedPaths(home.of(run.owner)) if is_lab(home) else None
 
     def send(text: str, called: str) -> str:
         path = _path_of(text, run, home)
@@ -34,7 +37,11 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
             return text
         if not path.exists():
             raise RunError(f"{path.name}, which this run needs, is not there any more.", "Bring it back, then resume.")
-        sent = {f"{called}/{path.name}": path} if path.is_file() else dict(_below(path, called))
+        sent: dict[str, Path] = {f"{called}/{path.name}": path} if path.is_file() else dict(_below(path, called))
+        if allowed is not None:  # again: the preflight was a while ago
+            # The files of a model that an admin put there may be links into a cache.
+            for one in (path, *(sent.values() if called != "model" else ())):
+                allowed.read(one, RunError)
         files.update(sent)
         return f"{layout.SENT_PREFIX}{called}/{path.name}" if path.is_file() else f"{layout.SENT_PREFIX}{called}"
 
@@ -78,7 +85,7 @@ def _with_demo_folder(config: RunConfig, home: LoratoryHome, files: dict[str, by
     return config.model_copy(update={"model": model.model_copy(update={"id": f"{layout.SENT_PREFIX}model"})})
 
 
-def _below(folder: Path, called: str) -> Iterator[tuple[str, bytes | Path]]:
+def _below(folder: Path, called: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)

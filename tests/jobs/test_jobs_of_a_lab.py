@@ -1,0 +1,314 @@
+"""Jobs of people of a lab: each in their own name with their own token, which is in memory alone."""
+
+import hashlib
+import json
+import logging
+
+import pytest
+
+from engine.accounts.accounts import open_database
+from engine.accounts.logins import Logins
+from engine.allowed_paths import REFUSAL
+from engine.errors import AccountError, PushError, RunError, SignInNeededError
+from engine.executors.huggingface_jobs import layout
+from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
+from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.inputs import collect_inputs
+from engine.executors.huggingface_jobs.login import logins_of, sign_in
+from engine.executors.huggingface_jobs.record import JobRecord
+from engine.runs.control import request_stop
+from engine.runs.lab_rules import lab_problems
+from engine.runs.provenance import Provenance
+from engine.runs.run import RunState
+from engine.runs.store import RunStore
+from tests.invented_runs import a_config
+from tests.jobs.stand_in import Fault
+from tests.runs.supervision import wait_until
+
+TOKENS = {"ada": "hf_CanaryOfAda43", "bob": "hf_CanaryOfBob44"}
+SERVERS_OWN = "hf_CanaryOfTheServer45"
+
+
+class Lab:
+    """A lab whose server has a login of its own, which is for nobody."""
+
+    def __init__(self, hugging_face, home) -> None:
+        self.hugging_face, self.home, self.now = hugging_face, home, 1000.0
+        hugging_face.accounts = {TOKENS["ada"]: "ada-hub", TOKENS["bob"]: "bob-hub", SERVERS_OWN: "server"}
+        hugging_face.starts_jobs = False
+        self.starts_anew()
+
+    def starts_anew(self) -> None:
+        """As a server that was restarted: no token is left."""
+        self.logins = Logins(lambda: self.now)
+
+    def signs_in(self, name, seconds=8 * 3600.0, token=None):
+        self.logins.put(name, token or TOKENS[name], self.now + seconds)
+
+    def run(self, owner, **changes):
+        config = a_config(run__where="jobs", jobs__flavor="l4x1", jobs__limit_hours=2, **changes)
+        return RunStore(self.home, owner).create(config, Provenance(person=owner))
+
+    def follow(self, run):
+        record = JobRecord.read(run.folder) or JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2)
+        return JobFollower(run, record.save(run.folder), self.home, logins_of(self.home, self.logins), 1.0)
+
+    def bucket_of(self, run, name):
+        account = self.hugging_face.accounts[TOKENS[run.owner]]
+        return f"{account}/loratory-runs", f"{layout.attempt_folder(run.id, 1)}/{name}"
+
+    def writes(self, run, name, data):
+        self.hugging_face.store(*self.bucket_of(run, name), data)
+
+
+@pytest.fixture
+def lab(hugging_face, home, monkeypatch):
+    open_database(home).close()
+    monkeypatch.setenv("HF_TOKEN", SERVERS_OWN)
+    return Lab(hugging_face, home)
+
+
+def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face, home, caplog):
+    caplog.set_level(logging.DEBUG)
+    executor = JobsExecutor(home, logins_of(home, lab.logins), 0.05)
+    runs = [lab.run("ada"), lab.run("bob")]
+    for run in runs:
+        lab.signs_in(run.owner)
+        state = RunState(attempt=1)
+        JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2).save(run.folder)
+        job = executor.attach(run, state)
+        wait_until(
+            lambda job=job: job.poll(has_reported=False).why is not None and job._follower.view.stage == "waiting"
+        )
+    for run in runs:
+        there = next(one for one in hugging_face.jobs.values() if one.namespace == f"{run.owner}-hub")
+        assert there.spec["secrets"] == {"HF_TOKEN": TOKENS[run.owner]}
+        lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
+        hugging_face.end(there, "COMPLETED")
+        wait_until(lambda run=run: JobRecord.read(run.folder).is_closed)
+
+    assert {token for step, token in hugging_face.asked_as if step != "other"} == set(TOKENS.values())
+    assert {token for step, token in hugging_face.asked_as if step == "other"} <= {
+        ""
+    }  # the library's own, without a login
+    for account, token in (("ada-hub", TOKENS["ada"]), ("bob-hub", TOKENS["bob"])):
+        assert {one for path, one in hugging_face.paths_as if f"/{account}/" in f"{path}/"} == {token}
+    for path in home.root.rglob("*"):
+        for token in (*TOKENS.values(), SERVERS_OWN):
+            assert path.is_dir() or token.encode() not in path.read_bytes(), path
+            assert token not in caplog.text
+            assert token not in repr((executor, lab.logins, vars(executor)))
+
+
+def test_the_login_of_the_machine_is_for_no_person_of_a_lab(lab, hugging_face, home):
+    run = lab.run("ada")
+    for login_of in (logins_of(home), logins_of(home, Logins()), logins_of(home, lab.logins)):
+        for owner in ("ada", "", "local", "root"):
+            with pytest.raises(SignInNeededError):
+                login_of(owner)
+    follower = JobFollower(
+        run, JobRecord(attempt=1, namespace="server", flavor="l4x1", limit_hours=2), home, logins_of(home)
+    )
+    follower.step()
+    with pytest.raises(SignInNeededError):
+        HardwareList(lambda: logins_of(home)("ada")).ask()
+
+    assert "Sign in again to send this run" in follower.view.trouble.what
+    assert hugging_face.asked_as == []
+
+
+def test_a_token_that_expires_lets_the_run_wait_and_stops_are_kept(lab, hugging_face):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    there = hugging_face.only_job()
+    there.stage = "RUNNING"
+    follower.step()
+    lab.now += 9 * 3600
+    asked = len(hugging_face.asked_as)
+    job = HubJob(follower, lambda _: None)
+    job.request_stop()
+    pause = follower.step()
+
+    assert job.poll(has_reported=True).phase == "alive"
+    assert job.poll(has_reported=True).why.cause == "Sign in again to follow this job."
+    assert job.activity() is None  # its silence is not counted
+    assert pause == 1.0  # it is noticed at once when the person signs in
+    assert len(hugging_face.asked_as) == asked
+    lab.writes(run, layout.segment_name(0), b'{"n": 1}\n')
+    lab.signs_in("ada", token=TOKENS["ada"])
+    follower.step()
+    assert job.poll(has_reported=True).why is None
+    assert run.folder.events.read_bytes() == b'{"n": 1}\n'
+    bucket, name = lab.bucket_of(run, layout.STOP_REQUEST)
+    assert name in hugging_face.files[bucket]
+
+
+def test_after_a_restart_the_job_is_followed_again_once_the_person_signs_in(lab, hugging_face, home):
+    run = lab.run("bob")
+    lab.signs_in("bob")
+    lab.follow(run).step()
+    hugging_face.only_job().stage = "RUNNING"
+    lab.starts_anew()
+    follower = lab.follow(run)
+    follower.step()
+    request_stop(run)
+
+    status = HubJob(follower, lambda _: None).poll(has_reported=False)
+    assert (status.phase, status.why.cause) == ("alive", "Sign in again to follow this job.")
+    lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
+    hugging_face.end(hugging_face.only_job(), "COMPLETED")
+    lab.signs_in("bob")
+    follower.step()
+    assert follower.view.end.exit_code == 0
+    assert len(hugging_face.jobs) == 1
+
+
+def test_another_account_does_not_look_for_the_job(lab, hugging_face):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    lab.signs_in("ada", token=TOKENS["bob"])
+    for _ in range(5):
+        follower.step()
+
+    assert follower.view.stage != "ended"
+    assert follower.view.trouble.what == (
+        "This job is of ada-hub at Hugging Face, and you are signed in there as bob-hub."
+    )
+    lab.signs_in("ada")
+    follower.step()
+    assert follower.view.trouble is None
+
+
+def test_a_job_ends_before_the_token_that_it_gets(lab, hugging_face):
+    soon, later = lab.run("ada"), lab.run("bob")
+    lab.signs_in("ada", 1.5 * 3600)
+    lab.signs_in("bob", 300)
+    lab.follow(soon).step()
+    waiting = lab.follow(later)
+    waiting.step()
+
+    assert hugging_face.only_job().spec["timeoutSeconds"] == round(1.2 * 3600)
+    assert JobRecord.read(soon.folder).limit_hours == 1.2
+    assert "your sign-in ends too soon" in waiting.view.trouble.what
+    lab.signs_in("bob")
+    waiting.step()
+    assert len(hugging_face.jobs) == 2
+
+
+def test_a_cancel_needs_no_login_before_the_run_is_sent(lab, hugging_face):
+    follower = lab.follow(lab.run("ada"))
+    follower.step()
+    follower.wants_cancel = True
+    follower.step()
+
+    assert follower.view.end.cause == "Cancelled before it was sent."
+    assert hugging_face.asked_as == []
+
+
+@pytest.mark.parametrize("token", ["", " ", "hf_a b", "hf_a\nHost: other", "hf_ä", "x" * 201])
+def test_what_cannot_be_a_token_is_sent_to_nobody(lab, hugging_face, token):
+    with pytest.raises(AccountError):
+        sign_in(lab.logins, "ada", token)
+    assert hugging_face.asked_as == []
+
+
+def test_a_refused_token_is_not_kept(lab):
+    with pytest.raises(PushError) as refused:
+        sign_in(lab.logins, "ada", "hf_OfNobody")
+    assert "hf_OfNobody" not in str(refused.value)
+    assert lab.logins.token_of("ada") is None
+
+
+def test_a_token_that_a_person_gave_is_theirs_alone(lab):
+    lab.now = 4e9  # after the expiry that a real clock gives
+    lab.logins = Logins()
+    assert sign_in(lab.logins, "ada", f" {TOKENS['ada']} ") == "ada-hub"
+    assert lab.logins.token_of("ada") == TOKENS["ada"]
+    assert lab.logins.token_of("bob") is None
+
+
+HOSTILE = [
+    (layout.END, b"{"),
+    (layout.END, b'{"exit_code": "no"}'),
+    (layout.segment_name(0), b"\x00" * 17_000_000),
+    ("results/adapter/adapter_config.json", b"[1]"),
+    ("checkpoints/step-1/MANIFEST.json", b"{"),
+    ("worker.log", b"\x00" * 17_000_000),
+]
+
+
+@pytest.mark.parametrize(("name", "data"), HOSTILE)
+def test_what_a_person_puts_into_the_own_bucket_harms_nobody(lab, hugging_face, name, data):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    there = hugging_face.only_job()
+    there.stage = "RUNNING"
+    lab.writes(run, name, data)
+    if name.startswith("results"):
+        lab.writes(run, layout.END, b'{"exit_code": 0}')
+    follower.step()
+    hugging_face.end(there, "COMPLETED")
+    follower.wants_cancel = True
+    follower._clock = lambda: 1e9
+    for _ in range(4):
+        follower.step()
+
+    assert follower.view.stage == "ended"
+    sizes = [path.stat().st_size for path in run.folder.path.rglob("*") if path.is_file()]
+    assert max(sizes) < 16_000_000
+
+
+def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
+    run, other = lab.run("ada"), lab.run("bob")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    hugging_face.only_job().stage = "RUNNING"
+    secret = other.folder.config.read_bytes()
+    outside = f"../../../../bob/{other.id}/config.yaml"
+    told = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
+    (run.folder.path / "checkpoints").mkdir(exist_ok=True)
+    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": told}).encode())
+    follower.step()
+
+    assert list((run.folder.path / "checkpoints").iterdir()) == []
+
+
+def test_files_of_others_are_not_sent(lab, home, tmp_path):
+    own = home.of("ada").uploads
+    own.mkdir(parents=True)
+    (tmp_path / "secret.jsonl").write_text("{}")
+    (own / "rows").mkdir()
+    (own / "rows" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (own / "mine.jsonl").write_text("{}")
+
+    for source in (own / "rows", own / "rows" / "link.jsonl", tmp_path / "secret.jsonl"):
+        with pytest.raises(RunError, match=REFUSAL[0]):
+            collect_inputs(lab.run("ada", dataset__source=str(source)), home)
+    assert "data/mine.jsonl" in collect_inputs(lab.run("ada", dataset__source=str(own / "mine.jsonl")), home)
+
+
+def test_members_train_there_and_guests_do_not(lab, home):
+    config = a_config(run__where="jobs")
+    refused = [problem.field for problem in lab_problems(config, home.of("eve", "guest"))]
+    assert "run.where" in refused
+    assert "run.where" not in [problem.field for problem in lab_problems(config, home.of("ada"))]
+
+
+def test_a_hub_that_refuses_a_token_says_so_to_its_person(lab, hugging_face):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    hugging_face.faults = [Fault("inspect", 401, times=9)]
+    follower.step()
+
+    assert "does not accept your token" in follower.view.trouble.what
+    assert "Train tab" in follower.view.trouble.fix
