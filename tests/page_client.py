@@ -67,6 +67,11 @@ class PageClient:
             if [number, event_name] in event["targets"]:
                 self._fire_chain(event, event_data)
 
+    def value(self, part: str) -> Any:
+        """Return what a part of the page shows, found by its `elem_id`."""
+        (number,) = self._parts[part]
+        return self._values[number]
+
     def ask(self, part: str) -> bool:
         """Ask what a poll asks, and put the answer into its places; returns whether there was news."""
         (number,) = self._parts[part]

@@ -216,6 +216,13 @@ def test_the_urgent_run_passes_the_cap_of_its_owner():
     assert hold(waiting("run-1", "ann", is_urgent=True), ()) is None
 
 
+def test_a_job_elsewhere_takes_no_place_of_its_owner():
+    hold = hold_for(LabLimits(running_per_person=1), LabStanding(running={"ann": 1}))
+
+    assert hold(waiting("run-1", "ann", section=RunSection(where="jobs")), ()) is None
+    assert hold(waiting("run-1", "ann"), ()) is not None
+
+
 def test_maintenance_holds_every_run_and_shows_its_text():
     hold = hold_for(maintenance=Maintenance(is_on=True, text="Driver update until 14:00."))
     words = "The lab starts no runs at present. Driver update until 14:00."

@@ -27,11 +27,13 @@ def supervise(home):
         accounts.accept(accounts.invite(role, by="").token, name, "correct horse battery")
     save_settings(home, LabSettings(limits=LabLimits(longest_run_hours=5, guest_run_hours=1)))
 
-    def look(owner: str, hours: float, earlier_hours: float = 0.0) -> float | None:
+    def look(owner: str, hours: float, earlier_hours: float = 0.0, device: str = "cpu") -> float | None:
         run = RunStore(home, owner).create(config_for())
         lab, now = LabSupervision(home, programs=lambda _: ()), time.time()
         lab.look({}, {})
-        first = RunState(state="running", attempt=1, device="cpu", attempt_started=now - (hours + earlier_hours) * HOUR)
+        first = RunState(
+            state="running", attempt=1, device=device, attempt_started=now - (hours + earlier_hours) * HOUR
+        )
         ended = first.model_copy(update={"state": "stopped", "ended": now - hours * HOUR})
         lab.note_end(run, first, ended)
         second = first.model_copy(update={"attempt": 2, "attempt_started": now - hours * HOUR})
@@ -46,6 +48,10 @@ def test_a_member_may_run_for_the_limit_in_each_attempt(supervise):
     assert supervise("ann", 4.9) is None
     assert supervise("ann", 4.9, earlier_hours=3) is None
     assert supervise("ann", 5.1) == 5
+
+
+def test_a_job_elsewhere_may_run_for_longer(supervise):
+    assert supervise("ann", 50, device="1x Nvidia L4 at Hugging Face") is None
 
 
 def test_a_guest_may_run_for_the_limit_over_all_attempts(supervise):

@@ -65,6 +65,15 @@ def test_every_device_counts_with_its_weight():
     assert used(two, weight={"cuda:0": 1.0, "cuda:3": 4.0}.__getitem__) == pytest.approx(500, rel=1e-3)
 
 
+@pytest.mark.parametrize("words", ["1x Nvidia L4 at Hugging Face", "cpu-basic at Hugging Face", "Hugging Face", ""])
+def test_a_job_elsewhere_counts_no_device(words):
+    decayed = DecayedSeconds(MONDAY)
+    decayed.add(attempt(device=words))
+
+    assert attempt(device=words).devices == ()
+    assert decayed.of_everyone(MONDAY, lambda _: 1.0) == {}
+
+
 def test_an_attempt_is_divided_at_the_end_of_a_week():
     across = attempt(ended=MONDAY + 60)
 

@@ -4,6 +4,7 @@ They work without JavaScript.
 """
 
 import asyncio
+import dataclasses
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditLog
+from engine.accounts.logins import Logins
 from engine.accounts.passwords import LONGEST, SHORTEST
 from engine.accounts.people import Person
 from engine.accounts.sessions import Sessions, SignedIn
@@ -57,6 +59,7 @@ class Front:
         audit: Is told of each.
         notice: Returns a line for the sign-in page, such as an announcement of maintenance.
         other_way: Names the service whose accounts open those of the lab; empty where there is none.
+        logins: At Hugging Face; forgotten with the last session.
     """
 
     accounts: Accounts
@@ -65,6 +68,7 @@ class Front:
     audit: AuditLog
     notice: Callable[[], str] = str
     other_way: str = ""
+    logins: Logins = dataclasses.field(default_factory=Logins)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -142,6 +146,8 @@ class Front:
             else:
                 await asyncio.to_thread(self.sessions.end, token)
             await self._log(signed_in.person.name, "signed out", "", address_of(request))
+            if not await asyncio.to_thread(self.sessions.of, signed_in.person):
+                self.logins.forget(signed_in.person.name)  # another browser of the person may still need it
         answer = RedirectResponse(SIGN_IN, 303)
         answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         answer.headers["Clear-Site-Data"] = '"cache", "cookies", "storage"'

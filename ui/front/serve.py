@@ -62,6 +62,7 @@ def build_gate(
     provider: "Provider | None" = None,
     proxy: TrustedProxy | None = None,
     space: "Space | None" = None,
+    logins: Logins | None = None,
 ) -> tuple[Gate, PersonPages]:
     """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served.
 
@@ -73,6 +74,7 @@ def build_gate(
         provider: Whose accounts open those of the lab.
         proxy: Which names people.
         space: In a Space: who gets in there, with its own provider.
+        logins: At Hugging Face, of the people; a Space has its own.
     """
     database = open_database(home)
     sessions = Sessions(database)
@@ -93,7 +95,8 @@ def build_gate(
     if proxy is not None:
         other = by_proxy = ProxyPages(*shared, Identities(database, accounts), proxy.header)
         names = NamedByProxy(proxy.header, by_proxy.may_continue)
-    front = front or Front(*shared, notice=lambda: read_notice(home), other_way=other.title if other else "")
+    logins = space.logins if space is not None else logins or Logins()
+    front = front or Front(*shared, lambda: read_notice(home), other.title if other else "", logins)
     account = AccountPages(*shared, has_passwords=space is None)
     if other is not None:
         account = replace(account, links_of=other.links_of)
@@ -117,8 +120,7 @@ def build_gate(
 
     def enabled() -> set[str]:
         names = {person.name for person in accounts.people() if person.disabled is None}
-        if space is not None:
-            space.logins.forget_all_but(names)
+        logins.forget_all_but(names)
         return names
 
     pages = PersonPages(complete, address, close_services)
@@ -184,7 +186,7 @@ def serve_lab(
     settings = read_settings(home)
     if settings.public_url != address.origin:
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
-    logins = Logins()
+    logins = space.logins if space is not None else Logins()
     executors = partial(make_executors, login_of=logins_of(home, logins))
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}
@@ -201,8 +203,9 @@ def serve_lab(
     sweep_measurements(home)
     behind_proxy = listener.behind_proxy
     gate, _ = build_gate(
-        home, address, services_of, behind_proxy=behind_proxy, provider=provider, proxy=proxy, space=space
-    )
+        home, address, services_of, behind_proxy=behind_proxy, provider=provider, proxy=proxy, space=space,
+        logins=logins,
+    )  # fmt: skip
     if supervisor.start() == "standing_by":
         print(supervisor.explain_standing_by(), flush=True)
     config = uvicorn.Config(

@@ -182,7 +182,7 @@ def build_doors(
         admission=admission,
         space=space,
     )
-    return SpaceDoors(SpaceFront(*shared, notice, other.title, space=space), other)
+    return SpaceDoors(SpaceFront(*shared, notice, other.title, space.logins, space=space), other)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,7 @@ class SpaceFront(Front):
         """Return what answers `paths`."""
         return [
             Route(SIGN_IN, self._offer, methods=["GET"]),
-            Route(SIGN_OUT, self._leave, methods=["POST"]),
+            Route(SIGN_OUT, self._sign_out, methods=["POST"]),
         ]
 
     async def _offer(self, request: Request) -> Response:
@@ -269,10 +269,3 @@ class SpaceFront(Front):
             '<p class="small"><a href="/">Back to the demo</a> · '
             f'<a href="{escape(environment.duplicate_url)}" rel="noopener">Duplicate this Space</a></p>',
         )
-
-    async def _leave(self, request: Request) -> Response:
-        signed_in = await find_session(self.sessions, request)
-        answer = await self._sign_out(request)
-        if signed_in is not None and not await asyncio.to_thread(self.sessions.of, signed_in.person):
-            self.space.logins.forget(signed_in.person.name)  # another browser of the person may still need it
-        return answer

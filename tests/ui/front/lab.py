@@ -15,6 +15,7 @@ from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import PublicAddress
+from engine.accounts.logins import Logins
 from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role
@@ -78,6 +79,7 @@ def running_lab(
     behind_proxy: bool = False,
     provider_at: Callable[[str], Provider] | None = None,
     space_at: Callable[[str], Space] | None = None,
+    logins: Logins | None = None,
 ) -> Iterator[Lab]:
     """Serve a lab from a thread, or that of a Space; with services that need no model where none are given."""
     home = LoratoryHome(root)
@@ -99,7 +101,9 @@ def running_lab(
 
     provider = provider_at(address.origin) if provider_at is not None else None
     space = space_at(address.origin) if space_at is not None else None
-    gate, pages = build_gate(home, address, make, behind_proxy=behind_proxy, provider=provider, space=space)
+    gate, pages = build_gate(
+        home, address, make, behind_proxy=behind_proxy, provider=provider, space=space, logins=logins
+    )
     config = uvicorn.Config(
         gate, lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
         ssl_certfile=chain, ssl_keyfile=key, timeout_graceful_shutdown=2,
