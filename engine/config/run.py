@@ -139,7 +139,7 @@ class JobsConfig(Section):
     """What a run on Hugging Face Jobs may use; ignored on this machine."""
 
     flavor: str = setting("", "Hardware", max_length=60, pattern=r"^[a-z0-9-]*$")
-    """Hugging Face's name of the hardware, such as l4x1. Empty takes the cheapest whose memory covers the 90% upper bound."""
+    """Its name there, such as l4x1. Empty takes the cheapest that covers the 90% upper bound."""
     limit_hours: float | None = setting(None, "Time limit, hours", gt=0, le=168)
     """After it the job saves and stops. Empty estimates a generous one from the model and the data."""
     namespace: str = setting("", "Paid by", max_length=96, pattern=r"^[A-Za-z0-9._-]*$")
