@@ -239,8 +239,7 @@ class Mirror:
             if key.index in view.training and key.index in view.saved
         )
         mine = self._home.of(owner)
-        uploads = mine.uploads if mine.uploads.is_dir() else self._home.uploads
-        unused = sum(name not in view.uploads for name in _plain_files(uploads, self._home.root))
+        unused = sum(name not in view.uploads for name in _plain_files(mine.uploads, self._home.root))
         exports = sum(not path.name.startswith(".") for path in _entries(mine.exports))
         trouble = f"{view.trouble.what} {view.trouble.fix}" if view.trouble is not None else ""
         return Unsaved(fresh, training, unused, exports, trouble)

@@ -119,10 +119,7 @@ class RunKey:
         """Whether a path in its index is one of its own files, or an upload of its owner."""
         if path.startswith(f"{self.folder}/"):
             return _is_plain(path) and all(map(belongs_to_backup, path.split("/")[3:]))
-        parts = path.split("/")
-        # Where there are no accounts, all uploads are one person's and lie in the folder itself.
-        is_theirs = parts[0] == UPLOADS and (len(parts) == 2 or parts[1:2] == [self.owner])
-        return is_theirs and _is_plain(path)
+        return path.startswith(f"{UPLOADS}/{self.owner}/") and _is_plain(path)
 
 
 def may_be_in_home(path: str) -> bool:

@@ -304,19 +304,20 @@ def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, t
     after = what_restarts_find(run)
     seen = []
     for moment in itertools.count():
-        spaces = Spaces(FakeBucket(), tmp_path / str(moment))
+        bucket = FakeBucket()
+        spaces = Spaces(bucket, tmp_path / str(moment))
         disk = spaces.disk()
         shutil.copytree(place, disk.root, dirs_exist_ok=True)
         mirror = spaces.begin(disk)
         mirror._save()
         shutil.rmtree(disk.runs)
         shutil.copytree(home.runs, disk.runs)
-        spaces.bucket.after_each = kill_after(moment)
+        bucket.after_each = kill_after(moment)
         try:
             mirror._save()
             break
         except Killed:
-            spaces.bucket.after_each = lambda _: None
+            bucket.after_each = lambda _: None
         seen.append(what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)))
         assert spaces.restored.left_out == ()
         spaces.begin(disk)._save()  # the process starts again on its disk

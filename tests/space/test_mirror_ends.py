@@ -1,0 +1,197 @@
+"""What a restart would lose, and what a Space that is about to end still saves."""
+
+import os
+import time
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.errors import PushError
+from engine.runs.history.events import StatusData, StepData
+from engine.runs.history.log import EventWriter
+from engine.runs.history.reader import read_history
+from engine.runs.run import RunState
+from engine.runs.store import RunStore
+from engine.runs.supervision.supervisor import Supervisor
+from tests.invented_runs import a_config
+from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state, wait_for_step, wait_until
+from tests.space.fake_bucket import FakeBucket
+from tests.space.mirrored import Spaces, a_checkpoint, a_run
+
+RESUMES = {"resume_after_restart": True}
+
+
+@pytest.fixture
+def bucket():
+    return FakeBucket()
+
+
+@pytest.fixture
+def spaces(bucket, tmp_path):
+    return Spaces(bucket, tmp_path)
+
+
+@pytest.fixture
+def home(spaces):
+    return spaces.disk()
+
+
+@pytest.fixture
+def supervise():
+    """Starts supervisors of homes with fake workers; each ends with the test."""
+    started = []
+
+    def begin(home):
+        supervisor = Supervisor(home, fake_settings())
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield begin
+    for supervisor in started:
+        supervisor.stop()
+
+
+def test_nothing_is_said_where_nothing_would_be_lost(home, spaces):
+    a_run(home)
+    mirror = spaces.begin(home)
+    mirror._save()
+
+    assert mirror.unsaved("ann").words == ""
+    assert mirror.unsaved("bea").words == ""
+
+
+def test_what_a_restart_would_lose_is_said_to_its_owner_alone(home, spaces):
+    run = a_run(home, state="running", steps=10)
+    a_checkpoint(run, 4)
+    mirror = spaces.begin(home)
+    mirror._save()
+    for path in ("uploads/ann/rows.jsonl", "exports/ann/merged/model.safetensors"):
+        (home.root / path).parent.mkdir(parents=True)
+        (home.root / path).write_text("{}")
+    fresh = a_run(home)
+
+    unsaved = mirror.unsaved("ann")
+
+    assert unsaved.runs == (fresh.id,)
+    assert unsaved.training[0][1] == 4
+    assert unsaved.words == (
+        f"A restart of this Space would lose all of “{fresh.id}”, the training of “{unsaved.training[0][0]}” since step 4, "
+        "1 upload that no run uses and 1 export."
+    )
+    assert mirror.unsaved("bea").words == ""
+
+
+def test_trouble_is_part_of_what_is_said(home, spaces, bucket):
+    mirror = spaces.begin(home)
+    mirror._set_trouble(PushError("The account has no room.", "Add storage."))
+
+    assert mirror.unsaved("ann").words == "The account has no room. Add storage."
+
+
+def test_uploads_that_a_run_needs_are_saved_with_it(home, spaces):
+    uploads = home.root / "uploads"
+    for name in ("ann/rows.jsonl", "ann/more/part.jsonl", "ann/other.jsonl", "bea/rows.jsonl"):
+        (uploads / name).parent.mkdir(parents=True, exist_ok=True)
+        (uploads / name).write_bytes(os.urandom(20_000) + name.encode())  # without a last line's end
+    config = config_from_mapping({**a_config().model_dump(mode="json"), "dataset": {
+        "source": str(uploads / "ann/rows.jsonl"),
+        "mix": {str(uploads / "ann/more"): 1.0, str(uploads / "bea/rows.jsonl"): 1.0},
+    }})  # fmt: skip
+    RunStore(home, "ann").create(config)
+    mirror = spaces.begin(home)
+    mirror._save()
+    assert mirror.unsaved("ann").uploads == 1
+
+    again = spaces.again()
+    for name in ("ann/rows.jsonl", "ann/more/part.jsonl"):
+        assert (again.root / "uploads" / name).read_bytes() == (uploads / name).read_bytes()
+    assert not (again.root / "uploads" / "ann" / "other.jsonl").exists()
+    assert not (again.root / "uploads" / "bea").exists()
+
+
+def test_a_link_in_a_run_is_not_followed(home, spaces, bucket):
+    secret = home.root.parent / "secret"
+    secret.write_text("a secret of the machine")
+    run = a_run(home)
+    (run.folder.adapter / "link.txt").symlink_to(secret)
+    (run.folder.path / "linked").symlink_to(home.root.parent)
+    spaces.begin(home)._save()
+
+    assert not any(b"a secret of the machine" in data for data in bucket.files.values())
+
+
+def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket):
+    run = a_run(home)
+    weights = run.folder.adapter / "adapter_model.safetensors"
+    mirror = spaces.begin(home)
+    changes = iter([os.urandom(19_000)])
+
+    def change(name):
+        data = next(changes, None)
+        if data is not None:
+            weights.write_bytes(data)
+
+    bucket.after_each = change
+    mirror._save()
+    mirror._save()
+
+    back = RunStore(spaces.again(), "ann").get(run.id)
+    assert (back.folder.adapter / weights.name).read_bytes() == weights.read_bytes()
+    assert spaces.restored.left_out == ()
+
+
+def test_a_space_that_ends_lets_training_save_and_the_next_one_goes_on_by_itself(home, spaces, supervise):
+    run = RunStore(home, "ann").create(config_for("steps=100000 checkpoint=5", run=RESUMES))
+    mirror = spaces.begin(home, look=60)  # nothing but the end saves
+    mirror.start()
+    supervisor = supervise(home)
+    wait_for_step(run, 7)
+
+    assert mirror.stop(20)
+    supervisor.stop()
+    last = read_history(run.folder.events).last_step
+
+    again = spaces.again()
+    back = RunStore(again, "ann").get(run.id)
+    assert read_history(back.folder.events).last_step == last
+    assert back.folder.newest_checkpoint_step() == run.folder.newest_checkpoint_step()
+    assert len(executions(back)) == 1
+    supervise(again)
+    wait_until(lambda: read_history(back.folder.events).last_step > last)
+    assert len(executions(back)) == 2
+    os.kill(back.folder.read_worker().pid, 9)
+
+
+def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, spaces, supervise):
+    run = RunStore(home, "ann").create(config_for("steps=20"))
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="training", message="Training.", total_steps=20))
+        events.append(StepData(step=1, epoch=0.1, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0))
+    a_checkpoint(run, 1)
+    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
+    spaces.begin(home)._save()
+
+    again = spaces.again()
+    supervise(again)
+    state = wait_for_state(RunStore(again, "ann").get(run.id), "interrupted")
+    assert state.reason == "machine_restarted"
+    assert state.resumable_step == 1
+
+
+def test_a_deadline_is_kept_although_the_bucket_hangs(home, spaces, bucket):
+    mirror = spaces.begin(home)
+    mirror.start()
+    hanging = []
+
+    def hang(kind):
+        hanging.append(kind)
+        time.sleep(3)
+
+    bucket.refuse = hang
+    a_run(home)
+    wait_until(lambda: bool(hanging))
+    began = time.monotonic()
+
+    assert not mirror.stop(0.3, ends_training=False)
+    assert time.monotonic() - began < 2
