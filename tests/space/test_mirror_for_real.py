@@ -1,0 +1,92 @@
+"""A real training whose Space loses its disk goes on elsewhere as if nothing had happened."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.inspector.session import Inspector
+from engine.runs.history.reader import HistoryReader
+from engine.runs.launch import Launcher, Preflight
+from engine.runs.store import RunStore
+from engine.runs.supervision.scheduler import SupervisorSettings
+from engine.runs.supervision.supervisor import Supervisor
+from tests.runs.supervision import cpu, wait_for_state, wait_until
+from tests.space.fake_bucket import FakeBucket
+from tests.space.mirrored import Spaces
+from tests.tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 20
+ROWS = "\n".join(
+    f'{{"instruction": "Say {number} in words", "output": "This is the number {number}."}}' for number in range(40)
+)
+
+
+def losses(run):
+    steps = HistoryReader.of_run(run).update().steps
+    return list(zip(steps.column("step"), steps.column("loss"), strict=True))
+
+
+def weights(run):
+    return (run.folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+@contextlib.contextmanager
+def supervised(home):
+    supervisor = Supervisor(home, SupervisorSettings(devices=lambda: (cpu(),), tick_seconds=0.05))
+    supervisor.start()
+    try:
+        yield
+    finally:
+        supervisor.stop()
+
+
+def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp_path):
+    bucket = FakeBucket()
+    spaces = Spaces(bucket, tmp_path)
+    home = spaces.disk()
+    rows = home.root / "uploads" / "ann" / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text(ROWS)
+    model = make_tiny_model(tmp_path / "tiny")
+    config = config_from_mapping({
+        "model": {"id": str(model)}, "dataset": {"source": str(rows), "eval_fraction": 0.2},
+        "training": {"max_steps": STEPS, "max_length": 64, "save_steps": 4, "eval_steps": 10},
+        "run": {"devices": "cpu", "resume_after_restart": True},
+    })  # fmt: skip
+    store = RunStore(home, "ann")
+    mirror = spaces.begin(home)
+    with contextlib.closing(Inspector(home)) as inspector:
+        launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),)))
+        whole = launcher.start(config)
+        run = launcher.start(config)
+    with supervised(home):
+        wait_for_state(whole, "completed", seconds=120)
+        wait_until(lambda: run.folder.newest_checkpoint_step() is not None, 120)
+        worker = run.folder.read_worker()
+        os.kill(worker.pid, signal.SIGSTOP)
+        mirror._save()
+        os.kill(worker.pid, signal.SIGKILL)
+    expected, adapter = losses(whole), weights(whole)
+    saved_step = run.folder.newest_checkpoint_step()
+    assert saved_step < STEPS
+    shutil.rmtree(home.root)
+
+    home.make_writable()  # the same place on another disk
+    spaces.begin(home)
+    assert (spaces.restored.runs, spaces.restored.left_out) == (2, ())
+    assert run.folder.newest_checkpoint_step() == saved_step
+    with supervised(home):
+        state = wait_for_state(run, "completed", "failed", seconds=120)
+
+    assert (state.state, state.attempt) == ("completed", 2), state
+    assert losses(run) == expected
+    assert len(expected) == STEPS
+    assert weights(run) == adapter == weights(whole)
+    assert json.loads((whole.folder.adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"
