@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 
-from engine.errors import EngineError
+from engine.errors import EngineError, HubUnreachableError
 from engine.paths import HANDED_OVER, IN_A_SPACE, LoratoryHome
 from engine.serve.guard import refuse_unless_usable
 
@@ -86,7 +86,10 @@ def _serve_space(options: argparse.Namespace) -> int:
         from ui.front.problem import serve_problem
 
         serve_problem(error, listener)
-        return 1
+        if not isinstance(error, HubUnreachableError):
+            return 1
+        os.environ[HANDED_OVER] = str(environment.hand_over())
+        _begin_again()
     return 0
 
 

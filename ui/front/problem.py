@@ -1,26 +1,31 @@
 """The page of a Space that cannot start; apart from all that may be what keeps it from starting."""
 
 import contextlib
+import threading
 
 import uvicorn
 from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.accounts.lab import Listener
-from engine.errors import EngineError
+from engine.errors import EngineError, HubUnreachableError
 from engine.space.environment import HUB
 from ui.front.forms import page, problem_box
 
+_TRIES_AGAIN_SECONDS = 60.0
+
 
 def serve_problem(error: EngineError, listener: Listener) -> None:
-    """Answer every request with what keeps a Space from starting, until it is stopped.
+    """Answer every request with what keeps a Space from starting, until it is stopped, or for a minute where waiting may help.
 
-    A server that ends at once is started over and over, and the page of the Space says nothing of the reason.
+    The page of a Space whose server ends at once says nothing of the reason.
 
     Raises:
         DeviceError: If the port cannot be bound.
     """
-    answer = page("Loratory cannot start", problem_box(str(error)))
+    may_pass = isinstance(error, HubUnreachableError)
+    then = f"<p>It tries again every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
+    answer = page("Loratory cannot start", problem_box(str(error)) + then)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -29,8 +34,13 @@ def serve_problem(error: EngineError, listener: Listener) -> None:
     config = uvicorn.Config(
         app, loop="asyncio", lifespan="off", log_level="warning", access_log=False, server_header=False
     )
+    server = uvicorn.Server(config)
+    if may_pass:
+        timer = threading.Timer(_TRIES_AGAIN_SECONDS, lambda: setattr(server, "should_exit", True))
+        timer.daemon = True
+        timer.start()
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener.open()])
+        server.run(sockets=[listener.open()])
 
 
 def _framed(answer: HTMLResponse) -> HTMLResponse:

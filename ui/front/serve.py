@@ -110,7 +110,7 @@ def build_gate(
         lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with, doors) if is_admin else None
 
         def notice() -> str:
-            unsaved = "" if space is None else space.mirror.unsaved(person.name)
+            unsaved = "" if space is None else space.unsaved(person.name)
             return " ".join(filter(None, (read_notice(home), unsaved, _disk_notice(home, disk.newest(person.name)))))
 
         def log(kind: AuditKind, run_id: str) -> None:
@@ -191,7 +191,7 @@ def serve_lab(
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}
     fits = KnownFits()
-    places = InspectorPlaces()
+    places = InspectorPlaces() if space is None else space.places
 
     def services_of(person: Person) -> Services:
         own = home.of(person.name, person.role)
@@ -216,7 +216,7 @@ def serve_lab(
         access_log=False,
         server_header=False,
         proxy_headers=False,  # the gate reads the one that our own proxy wrote
-        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS if space is None else 1,  # a Space needs the time to save
         ssl_certfile=listener.certificate,
         ssl_keyfile=listener.key,
     )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple, Protocol
 
@@ -21,15 +21,19 @@ from engine.accounts.oidc import Arrival, Provider, Round
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.errors import AccountError
+from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.space.admission import Admission, Visitor
 from engine.space.environment import HUB, SpaceEnvironment
-from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page, problem_box
+from engine.space.mirror import mirror_of
+from ui.front.demo import open_demo
+from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page
 from ui.front.gate import SIGN_IN, Welcome
 from ui.front.identities import Wish
 from ui.front.oidc import OidcPages
 
 _USABLE_SCOPE = "jobs"  # a token without it starts nothing that a person asks for here
+_LAST_SECONDS = 7.0  # to save; Hugging Face kills the process ten seconds after it asked it to end
 _LOST = "Not mirrored: runs and settings are lost when this Space sleeps or restarts."
 
 
@@ -45,39 +49,6 @@ class Demo(Protocol):
         """Return the page for `/`, with words for a person who is not admitted."""
 
 
-class Mirror(Protocol):
-    """Copies runs and accounts to where they outlive the disk of a Space."""
-
-    def restore(self, home: LoratoryHome) -> None:
-        """Bring back what was copied; before anything is opened."""
-
-    def start(self) -> None:
-        """Copy from now on."""
-
-    def stop(self) -> None:
-        """Copy what is left, and end."""
-
-    def unsaved(self, owner: str, /) -> str:
-        """Return what a person would lose at a restart, in words; empty where that is nothing."""
-
-
-class NoMirror:
-    """Stands for a mirror in a Space that has no bucket."""
-
-    def restore(self, home: LoratoryHome) -> None:
-        """Bring nothing back."""
-
-    def start(self) -> None:
-        """Copy nothing."""
-
-    def stop(self) -> None:
-        """Copy nothing."""
-
-    def unsaved(self, _owner: str) -> str:
-        """Return that all of it would be lost."""
-        return _LOST
-
-
 @dataclass(frozen=True)
 class Space:
     """What a lab has in a Space.
@@ -86,15 +57,17 @@ class Space:
         environment: As Hugging Face and the owner describe it.
         provider: Hugging Face, to sign in with.
         demo: For strangers.
-        mirror: Of runs.
+        unsaved: Returns what a person would lose at a restart, in words; empty where that is nothing.
         logins: Of the people who are signed in.
+        places: For the inspectors' processes of all people.
     """
 
     environment: SpaceEnvironment
     provider: Provider
     demo: Demo
-    mirror: Mirror
+    unsaved: Callable[[str], str]
     logins: Logins
+    places: InspectorPlaces = field(default_factory=InspectorPlaces)
 
     @property
     def welcome(self) -> Welcome:
@@ -110,49 +83,29 @@ class Space:
         )
 
 
-class PlainWelcome:
-    """What strangers see in a Space that has no demo.
-
-    Args:
-        environment: Of the Space.
-    """
-
-    paths: frozenset[str] = frozenset()
-
-    def __init__(self, environment: SpaceEnvironment) -> None:
-        self._environment = environment
-
-    def routes(self) -> list[Route]:
-        """Return nothing: `/` is all there is."""
-        return []
-
-    async def welcome(self, _request: Request, why: str = "") -> Response:
-        """Return the page for `/`, with words for a person who is not admitted."""
-        origin, duplicate = self._environment.address.origin, escape(self._environment.duplicate_url)
-        return page(
-            "Welcome",
-            f"{problem_box(why)}<p>Loratory trains language models for {escape(self._environment.author)}.</p>"
-            f'<p><a href="{origin}{SIGN_IN}" target="_blank" rel="noopener">Open Loratory</a> · '
-            f'<a href="{duplicate}" target="_blank" rel="noopener">Duplicate this Space</a></p>',
-            403 if why else 200,
-        )
-
-
 @contextlib.contextmanager
 def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Space]:
-    """Bring back what was mirrored, and mirror for as long as the Space is served.
+    """Bring back what was mirrored, then mirror and look after the demo for as long as the Space is served.
 
     Raises:
-        EngineError: If something cannot be brought back.
+        EngineError: If something cannot be brought back. An empty disk is not used then: what people do on it would be lost.
     """
-    mirror = NoMirror()
-    mirror.restore(home)
-    mirror.start()
+    mirror = mirror_of(environment, home)
+    if mirror is not None:
+        mirror.restore()
+        mirror.start()
+
+    def unsaved(owner: str) -> str:
+        return _LOST if mirror is None else mirror.unsaved(owner).words
+
     provider = Provider(environment.oidc, environment.address.origin, asks_anew=False)
+    places = InspectorPlaces()
     try:
-        yield Space(environment, provider, PlainWelcome(environment), mirror, Logins())
+        with open_demo(home, environment.space_id, environment.address, places) as demo:
+            yield Space(environment, provider, demo, unsaved, Logins(), places)
     finally:
-        mirror.stop()
+        if mirror is not None and not mirror.stop(_LAST_SECONDS):
+            print("The Space ends before everything was saved.", flush=True)
 
 
 class SpaceDoors(NamedTuple):

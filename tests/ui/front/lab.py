@@ -47,6 +47,7 @@ class Lab:
         sessions: Their sessions.
         pages: Their pages.
         trust: Knows its certificate.
+        has_demo: Whether it is that of a Space.
     """
 
     home: LoratoryHome
@@ -55,6 +56,7 @@ class Lab:
     sessions: Sessions
     pages: PersonPages
     trust: ssl.SSLContext
+    has_demo: bool = False
 
     def add(self, name: str, role: Role = "member") -> Person:
         """Make an account."""
@@ -119,7 +121,7 @@ def running_lab(
             assert thread.is_alive(), "the lab did not start"
             assert time.monotonic() < deadline, "the lab did not start in time"
             time.sleep(0.01)
-        yield Lab(home, address.origin, Accounts(database, quick), Sessions(database), pages, trust)
+        yield Lab(home, address.origin, Accounts(database, quick), Sessions(database), pages, trust, space is not None)
     finally:
         server.should_exit = True
         thread.join()

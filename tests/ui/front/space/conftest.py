@@ -1,63 +1,12 @@
 """The lab of a Space, whose people sign in with accounts of a stand-in for Hugging Face."""
 
-from dataclasses import dataclass, field
-
 import pytest
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
-from engine.accounts.logins import Logins
-from engine.accounts.oidc import Provider
 from engine.accounts.throttle import SignInThrottle
-from engine.space.environment import SpaceEnvironment
-from tests.ui.front.institute import CLIENT, SECRET, running_institute
+from tests.ui.front.institute import running_institute
 from tests.ui.front.lab import running_lab
+from tests.ui.front.space.stand_in import space_at
 from ui.front import serve
-from ui.front.space import NoMirror, Space
-
-CREATOR = "6032802e1f993496bc14d9e3"
-DEMO_WORDS = "What strangers see"
-
-
-class FakeDemo:
-    """Says who it is for; its real page has a test of its own."""
-
-    paths = frozenset({"/demo", "/demo/ask"})
-
-    def routes(self):
-        return [Route("/demo", self.welcome, methods=["GET"]), Route("/demo/ask", self.ask, methods=["POST"])]
-
-    async def welcome(self, _request, why=""):
-        return PlainTextResponse(f"{DEMO_WORDS}. {why}", 403 if why else 200)
-
-    async def ask(self, _request):
-        return PlainTextResponse("An answer")
-
-
-@dataclass
-class FakeMirror(NoMirror):
-    """Says of each person what a test wants."""
-
-    words: dict[str, str] = field(default_factory=dict)
-
-    def unsaved(self, owner):
-        return self.words.get(owner, "")
-
-
-def environment_at(origin, institute, **changes):
-    """A Space of Ann's that lets in bea and the organization gpu-lab."""
-    given = {
-        "space_id": "Ann/loratory", "host": origin.removeprefix("https://"), "creator": CREATOR, "author": "Ann",
-        "client_id": CLIENT, "client_secret": SECRET, "scopes": ("openid", "profile", "jobs"), "provider": institute.issuer,
-        "admitted": frozenset({"bea", "gpu-lab"}),
-    }  # fmt: skip
-    return SpaceEnvironment(**{**given, **changes})
-
-
-def space_at(origin, institute, **changes):
-    environment = environment_at(origin, institute, **changes)
-    provider = Provider(environment.oidc, origin, institute.trust, asks_anew=False)
-    return Space(environment, provider, FakeDemo(), FakeMirror(), Logins())
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +41,7 @@ def spaces():
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, served, throttle, spaces):
     def make(origin):
-        spaces.append(space_at(origin, served))
+        spaces.append(space_at(origin, served.issuer, served.trust))
         return spaces[-1]
 
     with running_lab(tmp_path_factory.mktemp("space"), space_at=make, behind_proxy=True) as running:

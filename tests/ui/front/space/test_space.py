@@ -11,7 +11,7 @@ from engine.accounts.lab import audit_log_path
 from engine.accounts.sessions import Sessions
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refused, start, visit
-from tests.ui.front.space.conftest import CREATOR, DEMO_WORDS, space_at
+from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, space_at
 from ui.front.gate import COOKIE
 
 CANARY = "hf_oauth_canary_9b1"
@@ -39,6 +39,8 @@ def test_strangers_see_the_demo_at_the_root_and_nothing_else(lab):
         for path in ("/config", "/gradio_api/info", "/join", "/account/password"):
             assert stranger.get(path).status_code == 401, path
         assert stranger.post("/", json={}).status_code == 401
+        assert stranger.post("/account/unlink").headers["location"] == "/sign-in"
+        assert stranger.get("/oidc/callback").status_code == 400
         sign_in_page = stranger.get("/sign-in").text
     assert sign_in_page.count("<button") == 1
     assert "Sign in with Hugging Face" in sign_in_page
@@ -254,8 +256,8 @@ def test_nobody_is_led_elsewhere(lab, institute, target):
         assert come_back(browser, {**values, "next": target, "_target_url": target}).headers["location"] == "/"
 
 
-def test_what_would_be_lost_is_said_to_each_person(lab, institute, space):
-    space.mirror.words["bea"] = "2 checkpoints are not mirrored yet."
+def test_what_would_be_lost_is_said_to_each_person(lab, institute):
+    UNSAVED["bea"] = "2 checkpoints are not mirrored yet."
     with lab.browser() as bea, lab.browser() as ann:
         sign_in(lab, institute, bea, "sub-bea", "bea")
         sign_in(lab, institute, ann, CREATOR, "Ann")
@@ -268,7 +270,9 @@ def test_what_would_be_lost_is_said_to_each_person(lab, institute, space):
 
 def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, served, institute, throttle):
     with (
-        running_lab(tmp_path, fake_services_of, space_at=lambda origin: space_at(origin, served)) as first,
+        running_lab(
+            tmp_path, fake_services_of, space_at=lambda origin: space_at(origin, served.issuer, served.trust)
+        ) as first,
         first.browser() as browser,
     ):
         sign_in(first, institute, browser, "sub-bea", "bea")
@@ -277,7 +281,9 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, s
         (tmp_path / name).unlink()
 
     with running_lab(
-        tmp_path, fake_services_of, space_at=lambda origin: space_at(origin, served, admitted=frozenset())
+        tmp_path,
+        fake_services_of,
+        space_at=lambda origin: space_at(origin, served.issuer, served.trust, admitted=frozenset()),
     ) as second:
         with second.browser(token) as browser:
             assert browser.get("/config").status_code == 401

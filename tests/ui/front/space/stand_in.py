@@ -1,0 +1,48 @@
+"""A Space without Hugging Face around it."""
+
+from collections import defaultdict
+
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from engine.accounts.logins import Logins
+from engine.accounts.oidc import Provider
+from engine.space.environment import SpaceEnvironment
+from tests.ui.front.institute import CLIENT, SECRET
+from ui.front.space import Space
+
+CREATOR = "6032802e1f993496bc14d9e3"
+DEMO_WORDS = "What strangers see"
+UNSAVED: defaultdict[str, str] = defaultdict(str)  # what each person would lose, as a test wants it
+
+
+class FakeDemo:
+    """Says who it is for; its real page has a test of its own."""
+
+    paths = frozenset({"/demo", "/demo/ask"})
+
+    def routes(self):
+        return [Route("/demo", self.welcome, methods=["GET"]), Route("/demo/ask", self.ask, methods=["POST"])]
+
+    async def welcome(self, _request, why=""):
+        return PlainTextResponse(f"{DEMO_WORDS}. {why}", 403 if why else 200)
+
+    async def ask(self, _request):
+        return PlainTextResponse("An answer")
+
+
+def environment_at(origin, issuer, **changes):
+    """A Space of Ann's that lets in bea and the organization gpu-lab."""
+    given = {
+        "space_id": "Ann/loratory", "host": origin.removeprefix("https://"), "creator": CREATOR, "author": "Ann",
+        "client_id": CLIENT, "client_secret": SECRET, "scopes": ("openid", "profile", "jobs"), "provider": issuer,
+        "admitted": frozenset({"bea", "gpu-lab"}),
+    }  # fmt: skip
+    return SpaceEnvironment(**{**given, **changes})
+
+
+def space_at(origin, issuer, trust=None, **changes):
+    """That Space, with a demo that has no model."""
+    environment = environment_at(origin, issuer, **changes)
+    provider = Provider(environment.oidc, origin, trust, asks_anew=False)
+    return Space(environment, provider, FakeDemo(), UNSAVED.__getitem__, Logins())
