@@ -92,9 +92,10 @@ def _mount(source: str | Path, target: str | Path) -> None:
 
 
 def _prepare(work: Path, python: Path, packages: list[Path]) -> None:
-    """Let /home be an empty folder, with this machine's Python where user 1000 can read it."""
+    """Let /home be an empty folder, and let user 1000 read this machine's Python and packages."""
     _mount(work, "/home")
     _mount(python, "/home/python")
+    closed = [folder for folder in reversed(python.parents) if not folder.stat().st_mode & 0o001]
     Path("/home/site").mkdir()
     for number, folder in enumerate(packages):
         _mount(folder, f"/home/site-{number}")
@@ -107,6 +108,10 @@ def _prepare(work: Path, python: Path, packages: list[Path]) -> None:
                 and not link.is_symlink()
             ):
                 link.symlink_to(Path(f"/home/site-{number}") / entry.name)
+    if closed:  # it looks for its library where it was built
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(closed[0])], check=True)
+        python.mkdir(parents=True)
+        _mount("/home/python", python)
     Path("/home/user").mkdir(mode=0o700)
     os.chown("/home/user", _USER, _USER)
     with socket.socket() as probe:  # the loopback interface, up
@@ -142,13 +147,13 @@ def main() -> None:
     _prepare(Path(order["work"]), Path(order["python"]), [Path(one) for one in order["packages"]])
     container = Container(Path(order["context"]), [])
     # Of the base image; and the index, which is not to be asked here.
-    container.environment = {"PATH": "/home/python/bin:/usr/bin:/bin", "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
+    container.environment = {"PATH": f"{order['python']}/bin:/usr/bin:/bin", "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
     container.follow()
     found: dict[str, Any] = {"command": container.command, "runs": []}
     for run in order["runs"]:
         log = Path("/home/log")
         process = subprocess.Popen(
-            run.get("command") or container.command, cwd=container.folder, env=container.environment | run["environment"],
+            run.get("command") or container.command, cwd=run.get("folder", container.folder), env=container.environment | run["environment"],
             user=_USER, group=_USER, extra_groups=(), stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         answer = _first_answer(process, run.get("path", "/"), run.get("headers", {}), run["seconds"])

@@ -19,7 +19,7 @@ from engine.wheel import build_wheel
 pytestmark = pytest.mark.e2e
 
 CONTAINER = Path(__file__).with_name("container.py")
-ALONE = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
+ALONE = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def _can_be_alone() -> bool:
@@ -27,48 +27,70 @@ def _can_be_alone() -> bool:
     return is_root and subprocess.run([*ALONE, "true"], check=False, capture_output=True).returncode == 0
 
 
+IN_A_SPACE = {
+    "SPACE_ID": "ada/loratory",
+    "SPACE_HOST": "ada-loratory.hf.space",
+    "SPACE_AUTHOR_NAME": "ada",
+    "SPACE_CREATOR_USER_ID": "5e9ecfc04957053f60648a3e",
+    "OAUTH_CLIENT_ID": "client",
+    "OAUTH_CLIENT_SECRET": "CanaryThatMustNeverBeSeenAnywhere44",
+    "OAUTH_SCOPES": "openid profile jobs contribute-repos gated-repos",
+    "OPENID_PROVIDER_URL": "https://huggingface.co",
+}
+RUNS = {
+    "home": {"environment": {}, "seconds": 60},
+    "space": {
+        "environment": IN_A_SPACE,
+        "seconds": 60,
+        "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"},
+    },
+    "gradio": {
+        "command": ["python", "app.py"],
+        "folder": "/home/gradio",  # whose app.py must not be taken for Loratory's own
+        "environment": IN_A_SPACE,
+        "seconds": 60,
+        "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"},
+    },
+    "help": {"command": ["loratory", "--help"], "environment": {}, "seconds": 60},
+}
+
+
 @pytest.fixture(scope="module")
-def carry_out(tiny_model_folder):
-    """Write a Space's files, follow its Dockerfile, start its command as asked, and return what was found."""
+def found(tiny_model_folder):
+    """What was found where a Space's files were written, its Dockerfile followed, and its command started in turn."""
     if not _can_be_alone():
         pytest.skip("needs root and namespaces")
-    root = Path(tempfile.mkdtemp(prefix="loratory-image-"))
-    root.chmod(0o755)
-    context = root / "context"
-    context.mkdir()
-
-    def run(*runs: dict) -> dict:
-        work = Path(tempfile.mkdtemp(prefix="home-", dir=root))
-        work.chmod(0o755)
-        for name, content in space_files(SpacePlan("ada/loratory"), build_wheel()).items():
-            (context / name).write_bytes(content)
-        wanted = (context / "requirements.txt").read_text().splitlines()
-        # What is on the index alone is not installed here.
-        (context / "requirements.txt").write_text("\n".join(line for line in wanted if _is_installed(line)) + "\n")
+    with tempfile.TemporaryDirectory(prefix="loratory-image-", ignore_cleanup_errors=True) as root:
+        Path(root).chmod(0o755)
+        context, work, wheel = Path(root) / "context", Path(root) / "home", build_wheel()
+        files = space_files(SpacePlan("ada/loratory"), wheel)
+        _write(files, context)
+        _write(space_files(SpacePlan("ada/loratory", "gradio"), wheel), work / "gradio")
+        # What is on the index alone is not installed here, and no model comes without a network.
+        wanted = files["requirements.txt"].decode().splitlines()
+        (context / "requirements.txt").write_text("".join(f"{line}\n" for line in wanted if _is_installed(line)))
+        dockerfile = re.sub(r"space warm .*", "space warm /home/tiny-model", files["Dockerfile"].decode())
+        (context / "Dockerfile").write_text(dockerfile)
         for path in shutil.copytree(tiny_model_folder, work / "tiny-model").iterdir():
             path.chmod(0o644)
-        dockerfile = context / "Dockerfile"
-        dockerfile.write_text(re.sub(r"space warm .*", "space warm /home/tiny-model", dockerfile.read_text()))
-        packages = [str(Path(one)) for one in sys.path if one.endswith("site-packages")]
         order = {
             "work": str(work),
             "context": str(context),
             "python": sys.base_prefix,
-            "packages": packages,
-            "runs": runs,
+            "packages": [one for one in sys.path if one.endswith("site-packages")],
+            "runs": list(RUNS.values()),
         }
-        done = subprocess.run(
-            [*ALONE, sys.executable, str(CONTAINER)],
-            input=json.dumps(order),
-            capture_output=True,
-            text=True,
-            timeout=550,
-        )
+        script = [*ALONE, sys.executable, str(CONTAINER)]
+        done = subprocess.run(script, input=json.dumps(order), capture_output=True, text=True, timeout=550, check=False)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        answer = json.loads(done.stdout)
+        yield answer | {"runs": dict(zip(RUNS, answer["runs"], strict=True))}
 
-    yield run
-    shutil.rmtree(root, ignore_errors=True)
+
+def _write(files: dict[str, bytes], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def _is_installed(line: str) -> bool:
@@ -78,10 +100,23 @@ def _is_installed(line: str) -> bool:
         return False
 
 
-def test_at_home_the_image_serves_its_own_loopback_alone(carry_out):
-    found = carry_out({"environment": {}, "seconds": 60})
-
-    (run,) = found["runs"]
-    assert run["status"] == 200, run
+def test_at_home_it_serves_the_loopback_of_its_container_alone(found):
+    run = found["runs"]["home"]
+    assert run["status"] == 200, run["log"]
     assert run["listens_on"] == ["0100007F"]  # 127.0.0.1
+
+
+@pytest.mark.parametrize("kind", ["space", "gradio"])
+def test_in_a_space_it_answers_everyone_within_a_minute_and_lets_nobody_in(found, kind):
+    run = found["runs"][kind]
+    assert run["status"] == 200, run["log"]
+    assert run["seconds"] < 60
+    assert run["listens_on"] == ["00000000"]  # 0.0.0.0
+    assert "Duplicate this Space" in run["text"]
+    assert "gradio_config" not in run["text"]
+    assert IN_A_SPACE["OAUTH_CLIENT_SECRET"] not in run["text"] + run["log"]
+
+
+def test_only_the_home_folder_belongs_to_its_user(found):
     assert found["owned"] == ["/home/user"]
+    assert found["runs"]["help"]["exit"] == 0
