@@ -1,4 +1,4 @@
-"""What Gradio imports and the page does not use, kept out of its start; to be prepared before Gradio is imported.
+"""What Gradio imports or makes and the page does not use, kept out of its start; to be prepared before Gradio is imported.
 
 Written for Gradio 6.25 to 6.31. Where a Gradio imports none of it, nothing changes.
 """
@@ -8,10 +8,12 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 _Around = Callable[[ModuleType], AbstractContextManager[None]]
 
@@ -25,6 +27,7 @@ _UNUSED: Mapping[str, Mapping[str, Sequence[str]]] = {
     "httpx": {"httpx._main": ["main"]},  # a command: rich and pygments
 }
 _STUB_MODULE, _STUB_WRITER = "gradio.component_meta", "create_or_modify_pyi"
+_EVENTS_MODULE, _MODELS_MODULE = "gradio.events", "fastapi.openapi.models"
 
 
 def prepare() -> None:
@@ -32,7 +35,7 @@ def prepare() -> None:
     if "gradio" in sys.modules:
         return
     around: dict[str, _Around] = {name: partial(_standing_in, unused) for name, unused in _UNUSED.items()}
-    around[_STUB_MODULE] = _without_stubs
+    around |= {_STUB_MODULE: _without_stubs, _EVENTS_MODULE: _without_docs, _MODELS_MODULE: _without_rebuild}
     sys.meta_path.insert(0, _Finder(around))
 
 
@@ -59,14 +62,28 @@ class _StandIn(ModuleType):
 
 @contextmanager
 def _standing_in(unused: Mapping[str, Sequence[str]], _module: ModuleType) -> Iterator[None]:
-    """Have modules stood in for while another is executed; whoever imports them later gets the modules themselves."""
+    """Have modules stood in for while another is executed; later imports get the modules themselves.
+
+    Pydantic models of what is executed are built at their first use; most have none here.
+    """
     stand_ins = [_StandIn(name, functions) for name, functions in unused.items() if name not in sys.modules]
     sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})
+    with ExitStack() as afterwards:
+        for stand_in in stand_ins:
+            afterwards.callback(_remove, stand_in)
+        afterwards.enter_context(_replaced(BaseModel, "model_config", ConfigDict(defer_build=True)))
+        yield
+
+
+@contextmanager
+def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    """Give a class another attribute for a while."""
+    own = owner.__dict__[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        for stand_in in stand_ins:
-            _remove(stand_in)
+        setattr(owner, name, own)
 
 
 def _remove(stand_in: _StandIn) -> None:
@@ -86,6 +103,23 @@ def _without_stubs(module: ModuleType) -> Iterator[None]:
     yield
     if hasattr(module, _STUB_WRITER):
         setattr(module, _STUB_WRITER, lambda *_: None)
+
+
+@contextmanager
+def _without_docs(module: ModuleType) -> Iterator[None]:
+    """Keep Gradio from writing the docstring of each event of each component with Jinja: a tenth of the start."""
+    # Source: `EventListener.set_doc`, gradio/events.py.
+    yield
+    listener = getattr(module, "EventListener", None)
+    if hasattr(listener, "set_doc"):
+        listener.set_doc = lambda *_, **__: None
+
+
+@contextmanager
+def _without_rebuild(_module: ModuleType) -> Iterator[None]:
+    """Let models of OpenAPI, which nothing here asks for, be built at their first use like others."""
+    with _replaced(BaseModel, "model_rebuild", classmethod(lambda *_, **__: None)):
+        yield
 
 
 class _Finder(importlib.abc.MetaPathFinder):

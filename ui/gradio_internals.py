@@ -95,8 +95,21 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
         super().__init__(**options)
 
     def get_config_file(self) -> Any:
-        """Return the description for browsers: none before all is laid out, where Gradio 6.31 makes one that it replaces."""
-        return super().get_config_file() if getattr(self, "exited", True) else {}
+        """Return the description for browsers: none before all is laid out, where Gradio 6.31 makes one that it replaces.
+
+        It makes another when the launch or the mounting begins, and one with the app: both have the parts of the former.
+        """
+        if not getattr(self, "exited", True):
+            return {}
+        layout = self.default_config
+        is_second = "get_config" in vars(layout)
+        if not is_second:
+            parts = layout.get_config()
+            layout.get_config = lambda: parts
+        description = super().get_config_file()
+        if is_second:
+            del layout.get_config
+        return description
 
     def launch(self, **options: Any) -> Any:
         """Serve the blocks without opening the page once to see whether it can be reached, as Gradio 6.31 does."""

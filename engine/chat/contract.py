@@ -25,7 +25,7 @@ ChatPhase = Literal["empty", "loading", "ready", "generating"]
 class Value(BaseModel):
     """A frozen value that crosses the line between the two processes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class AdapterChoice(Value):

@@ -11,7 +11,7 @@ MAX_SHOWN_CHARACTERS = 50_000  # of one text of a row
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class RowProblem(_Part):

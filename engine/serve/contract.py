@@ -62,7 +62,7 @@ class RefusedRequestError(Exception):
 class _Asked(BaseModel):
     """A part of what clients send; what it has in addition is left out."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 class _Part(_Asked):

@@ -17,6 +17,11 @@ assert [one for one in finders if one not in sys.meta_path] == []
 with gradio.Blocks():
     button = gradio.Button("press")
     button.click(lambda: None)
+from fastapi.openapi.models import Info, OpenAPI
+from pydantic import BaseModel
+assert not OpenAPI.__pydantic_complete__, "models are built at their first use"
+assert OpenAPI(openapi="3.1.0", info=Info(title="Page", version="1"), paths={}).info.title == "Page"
+assert BaseModel.model_config == {} and BaseModel.model_rebuild.__module__ == "pydantic.main"
 finders = list(sys.meta_path)
 ui.gradio_imports.prepare()
 assert sys.meta_path == finders
