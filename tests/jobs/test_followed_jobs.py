@@ -401,3 +401,40 @@ def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):
         with pytest.raises(HfHubHTTPError):
             api.run_job(**{**right, **wrong})
     assert len(hugging_face.jobs) == 1
+
+
+def test_what_the_job_prints_is_in_the_log_until_its_companion_speaks(followed, hugging_face):
+    job = followed.begins()
+    job.log.write_text("Installed 40 packages\n")
+    followed.step()
+    assert followed.run.folder.log.read_text() == "Installed 40 packages\n"
+
+    asked = hugging_face.asked["logs"]
+    job.log.write_text("".join(f"line {number}\n" for number in range(1000)) + "x" * 9000)
+    followed.step()
+    assert hugging_face.asked["logs"] == asked, "it is not asked for at each look"
+    followed.now += 15
+    followed.step()
+    lines = followed.run.folder.log.read_text().splitlines()
+    assert (len(lines), lines[0], len(lines[-1])) == (400, "line 601", 2000)
+
+    followed.writes("worker.log", b"Step 1\n")
+    followed.now += 15
+    asked = hugging_face.asked["logs"]
+    followed.step(2)
+    assert followed.run.folder.log.read_text() == "Step 1\n"
+    assert hugging_face.asked["logs"] == asked
+
+    hugging_face.end(job, "ERROR", "Job failed with exit code: 137")
+    followed.step()
+    assert followed.run.folder.log.read_text().startswith("Step 1\n\n--- Output of the job ---\nline 601\n")
+
+
+def test_a_log_that_cannot_be_fetched_holds_up_nothing(followed, hugging_face, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    followed.begins()
+    hugging_face.faults = [Fault("logs", 500, times=50)]
+    followed.writes(layout.segment_name(0), b"first\n")
+
+    assert followed.step().trouble is None
+    assert followed.run.folder.events.read_bytes() == b"first\n"
