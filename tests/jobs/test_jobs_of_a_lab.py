@@ -3,10 +3,13 @@
 import hashlib
 import json
 import logging
+import time
 
 import pytest
 
 from engine.accounts.accounts import open_database
+from engine.accounts.lab import LabSettings, save_settings
+from engine.accounts.limits import LabLimits
 from engine.accounts.logins import Logins
 from engine.allowed_paths import REFUSAL
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
@@ -312,3 +315,51 @@ def test_a_hub_that_refuses_a_token_says_so_to_its_person(lab, hugging_face):
 
     assert "does not accept your token" in follower.view.trouble.what
     assert "Train tab" in follower.view.trouble.fix
+
+
+def test_a_cancelled_job_that_nobody_follows_any_more_is_over_after_its_time(lab, hugging_face):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    lab.starts_anew()
+    follower = lab.follow(run)
+    follower.wants_cancel = True
+    follower.step()
+    assert follower.view.stage == "unseen", "the cancel waits for its person"
+    follower.record = follower.record.model_copy(update={"sent_at": time.time() - 27 * 3600})
+    follower.step()
+
+    assert follower.view.end.cause == "The job is over, and nobody signed in to fetch what it left."
+
+
+def test_a_wrong_account_is_asked_for_its_name_once(lab, hugging_face):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    lab.signs_in("ada", token=TOKENS["bob"])
+    for _ in range(5):
+        follower.step()
+
+    assert [step for step, token in hugging_face.asked_as if token == TOKENS["bob"]] == ["whoami"]
+
+
+def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_face, home):
+    save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=0.01, free_disk_gb=0)))
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    hugging_face.only_job().stage = "RUNNING"
+    offset = 0
+    for _ in range(40):
+        lab.writes(run, layout.segment_name(offset), b'"x"\n' * 100_000)
+        offset += 400_000
+        follower.step()
+
+    assert "of 0.01 GB" in follower.view.trouble.what
+    assert run.folder.events.stat().st_size < 12_000_000
+    save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=1, free_disk_gb=0)))
+    follower.step()
+    assert follower.view.trouble is None

@@ -166,6 +166,8 @@ def render_trouble(observed: ObservedRun) -> str:
         return alert(what, f"{with_code(fix)}{resumable}")
     if state.state == "interrupted":
         return alert(state.cause or "The run was interrupted.", f"{with_code(state.advice)}{resumable}")
+    if state.reason == "executor_unreachable" and state.advice:  # the cause is in the sentence above
+        return notices([state.advice])
     if state.state == "stopped" and (state.cause or state.advice):
         return notices([" ".join(filter(None, (state.cause, state.advice)))])
     return ""

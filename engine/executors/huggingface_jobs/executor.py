@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -15,6 +16,10 @@ from engine.executors.huggingface_jobs.record import JobRecord, JobWish
 from engine.paths import LoratoryHome
 from engine.runs.control import asks_to_end
 from engine.runs.run import Run, RunState, Why
+
+_LONG_PAUSE_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 class JobsExecutor(Executor):
@@ -85,7 +90,11 @@ class JobsExecutor(Executor):
                     self._changed.wait(wait)
                     continue
                 due[follower] = float("inf")  # unless someone hurries it meanwhile
-            pause = follower.step()
+            try:
+                pause = follower.step()
+            except Exception as error:  # such as a disk that is full when the end is saved; the other jobs go on
+                _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
+                pause = _LONG_PAUSE_SECONDS
             with self._changed:
                 if follower.view.stage == "ended":
                     del due[follower]

@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
-
-from pydantic import ValidationError
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
 from engine.executors.base import JobEnd
 from engine.executors.huggingface_jobs import layout
+from engine.executors.huggingface_jobs.arrivals import Arrivals
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.huggingface_jobs.login import LoginOf
-from engine.executors.huggingface_jobs.record import JobRecord, write_piece
+from engine.executors.huggingface_jobs.record import JobRecord
 from engine.files import write_atomically
 from engine.hub_bucket import RunBucket, is_missing, jobs_errors_explained
 from engine.paths import LoratoryHome
-from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
 from engine.runs.control import request_stop_for_time
-from engine.runs.disk import require_disk_space
-from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.wheel import build_wheel
 
 if TYPE_CHECKING:
-    from huggingface_hub import BucketFile, JobInfo
+    from huggingface_hub import JobInfo
 
 # Debian with Python and uv; everything else comes with Loratory's wheel.
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
@@ -49,12 +42,11 @@ _LOG_LINES = 400  # of the job's own output, where its companion does not speak
 _LONGEST_LINE = 2_000
 _LOG_SECONDS = 12.0  # between two looks at it: each may take five
 _HOURS_TO_SEND = 0.25
+_HOURS_IN_A_QUEUE = 24.0  # of Hugging Face, at most, as a guess
 _SHORTEST_HOURS = 0.5  # of a job, unless a person wants a shorter one
 
 _log = logging.getLogger(__name__)
 
-_LARGEST_PIECE_BYTES = 16_000_000  # of the event log; the companion sends smaller ones
-_UNCOUNTED_BYTES = 1_000_000
 
 Stage = Literal["unseen", "sending", "waiting", "running", "ended"]
 
@@ -93,12 +85,11 @@ class JobFollower:
         self._look_seconds = look_seconds
         self._clock = clock
         self._folder = layout.attempt_folder(run.id, record.attempt)
+        self._arrivals = Arrivals(run, home, self._folder)
         self._stop_was_sent = self._cancel_was_sent = False
         self._missing_looks = self._failures = 0
-        self._known_token = ""  # whose account is the job's
-        self._fetched_log = ""  # its hash
+        self._known = "", ""  # a token, and the name of its account
         self._output_due = -math.inf
-        self._checkpoints_there: set[str] = set()
         self._ended_at: float | None = None
 
     def step(self) -> float:
@@ -107,6 +98,9 @@ class JobFollower:
             self._advance()
         except SignInNeededError as error:
             self._note(error)  # nobody was asked: the next look costs nothing
+            latest = self.record.sent_at + (self.record.limit_hours + _HOURS_IN_A_QUEUE) * 3600
+            if self.wants_cancel and time.time() > latest:
+                self._close(JobEnd(cause="The job is over, and nobody signed in to fetch what it left."))
         except EngineError as error:
             self._failures += 1
             self._note(error)
@@ -133,7 +127,7 @@ class JobFollower:
     def _advance(self) -> None:
         if self.view.stage == "ended":
             return
-        if self.wants_cancel and not self.record.was_sent and not self.record.id:
+        if self.wants_cancel and not self.record.sent_at and not self.record.id:
             self._close(JobEnd(cause="Cancelled before it was sent."))
             return
         hours_left = self._use_login()
@@ -145,11 +139,13 @@ class JobFollower:
         if job is not None:
             self._keep(running_seconds=float((job.durations and job.durations.running_secs) or 0))
         is_over = job is None or job.status.stage in ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-        has_gap, result = self._bring_home()
+        has_gap, result = self._arrivals.fetch(self._bucket)
+        if result is not None and result.reached_limit:
+            request_stop_for_time(self.run.folder, self.record.limit_hours)
         if not is_over:
             assert job is not None
             is_running = job.status.stage == "RUNNING"
-            if is_running and not self._fetched_log and self._clock() >= self._output_due:
+            if is_running and not self._arrivals.has_log and self._clock() >= self._output_due:
                 self._output_due = self._clock() + _LOG_SECONDS
                 with contextlib.suppress(EngineError):  # the next look may give it
                     write_atomically(self.run.folder.log, self._output())
@@ -169,21 +165,21 @@ class JobFollower:
         try:
             login = self._login_of(self.run.owner)
         except SignInNeededError as error:
+            self._known = "", ""
             what = "follow this job" if self.record.id else "send this run"
             raise SignInNeededError(f"Sign in again to {what}.", error.fix) from None
         self._api = login.api
         token = str(login.api.token)
-        if token != self._known_token:
+        if token != self._known[0]:
             with jobs_errors_explained("your account"):
-                name = str(login.api.whoami()["name"])
-            self._require_account(name)
-            self._known_token = token
+                self._known = token, str(login.api.whoami()["name"])
+        self._require_account(self._known[1])
         return login.hours_left
 
     def _require_account(self, name: str) -> None:
         """Let no other account look for the job: it would find none, and the job would count as lost."""
         record = self.record
-        if not (record.id or record.was_sent):
+        if not (record.id or record.sent_at):
             self._keep(account=name, namespace=name if record.namespace in ("", record.account) else record.namespace)
         elif record.account not in ("", name):
             what = f"This job is of {record.account} at Hugging Face, and you are signed in there as {name}."
@@ -200,6 +196,8 @@ class JobFollower:
 
     def _submit(self, hours_left: float) -> bool:
         """Send the run and start the job, or find it where its id could not be saved; returns False where it was cancelled."""
+        if not self.record.sent_at:
+            self._require_time(hours_left)
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
         with jobs_errors_explained(namespace):
             found = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
@@ -245,7 +243,7 @@ class JobFollower:
             hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
             if hardware is not None:
                 self._keep(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
-            self._keep(was_sent=True)
+            self._keep(sent_at=time.time())
             return self._api.run_job(
                 image=IMAGE,
                 command=[*_COMMAND, _BOOTSTRAP.read_text(encoding="utf-8")],
@@ -282,100 +280,6 @@ class JobFollower:
         self._missing_looks = 0
         return job
 
-    def _bring_home(self) -> tuple[bool, JobResult | None]:
-        """Fetch what is new; returns whether a piece of the event log is missing, and how the worker ended."""
-        files = self._bucket.list(self._folder)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self.run.folder.path) as place:
-            incoming = Path(place)
-            has_gap = self._fetch_events(files, incoming)
-            there = set(_checkpoints_of(files))
-            for name in sorted(there):
-                self._fetch_checkpoint(name, files, incoming)
-            for name in self._checkpoints_there - there:  # the worker keeps a few only
-                shutil.rmtree(self.run.folder.checkpoints / name, ignore_errors=True)
-            self._checkpoints_there = there
-            self._fetch_log(files, incoming)
-            result = None
-            if layout.END in files and files[layout.END].size <= _LARGEST_PIECE_BYTES:
-                with contextlib.suppress(ValidationError):  # of another's making: there is no result then
-                    result = self._fetch_results(files, incoming)
-        return has_gap, result
-
-    def _require_room(self, files: Sequence[BucketFile]) -> None:
-        """Keep a person of a lab, who may put anything into the bucket, within the own disk space."""
-        size = sum(file.size for file in files)
-        if size > _UNCOUNTED_BYTES:
-            require_disk_space(self._home, self.run.owner, size)
-
-    def _fetch_events(self, files: dict[str, BucketFile], incoming: Path) -> bool:
-        pieces = sorted((offset, name) for name in files if (offset := layout.segment_offset(name)) is not None)
-        pieces = [(offset, name) for offset, name in pieces if files[name].size <= _LARGEST_PIECE_BYTES]
-        self._require_room([files[name] for _, name in pieces])
-        self._bucket.get([(files[name], incoming / str(offset)) for offset, name in pieces])
-        written = []
-        for offset, name in pieces:
-            if not write_piece(self.run.folder.events, offset, (incoming / str(offset)).read_bytes()):
-                break
-            written.append(f"{self._folder}/{name}")
-        self._bucket.remove(written)  # the list stays short
-        return len(written) < len(pieces)
-
-    def _fetch_checkpoint(self, name: str, files: dict[str, BucketFile], incoming: Path) -> None:
-        """Fetch a checkpoint that is complete there and not here; one that came damaged is fetched again."""
-        target = self.run.folder.checkpoints / name
-        prefix = f"{layout.CHECKPOINTS}/{name}/"
-        parts = [one for one in files if one.startswith(prefix) and layout.checkpoint_of(one) == name]
-        if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
-            return
-        place = incoming / layout.CHECKPOINTS / name
-        self._require_room([files[part] for part in parts])
-        self._bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
-        (found,) = list_checkpoints(place.parent) or (None,)
-        names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
-        # A bucket can hold anything: a manifest that names more than came with it would have other files here read.
-        if found is not None and names >= set(found.manifest.files) and not damage(found):
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            place.rename(target)
-
-    def _fetch_log(self, files: dict[str, BucketFile], incoming: Path) -> None:
-        log = files.get(layout.LOG)
-        if log is not None and self._fetched_log != log.xet_hash and log.size <= _LARGEST_PIECE_BYTES:
-            self._bucket.get([(log, incoming / "log")])
-            (incoming / "log").replace(self.run.folder.log)
-            self._fetched_log = log.xet_hash
-
-    def _fetch_results(self, files: dict[str, BucketFile], incoming: Path) -> JobResult:
-        prefix = f"{layout.RESULTS}/adapter/"
-        names = [name for name in files if name.startswith(prefix) and layout.is_plain(name)]
-        adapter = incoming / "adapter"
-        self._require_room([files[name] for name in names])
-        self._bucket.get([(files[layout.END], incoming / "end")])
-        result = JobResult.model_validate_json((incoming / "end").read_bytes())
-        self._bucket.get([(files[name], adapter / name.removeprefix(prefix)) for name in names])
-        if names:
-            self._name_base(adapter / "adapter_config.json")
-            shutil.rmtree(self.run.folder.adapter, ignore_errors=True)
-            adapter.rename(self.run.folder.adapter)
-        if result.reached_limit:
-            request_stop_for_time(self.run.folder, self.record.limit_hours)
-        return result
-
-    def _name_base(self, path: Path) -> None:
-        """Let an adapter of a model that was sent from here name it as one that was trained here does."""
-        if not path.exists():
-            return
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(facts, dict):
-            return
-        named = str(facts.get("base_model_name_or_path") or "")
-        if Path(named).is_absolute():
-            model = self.run.folder.read_config().model.id
-            published = None if Path(model).is_absolute() else read_provenance(self.run.folder).model_source
-            write_atomically(path, json.dumps({**facts, "base_model_name_or_path": published or model}, indent=2))
-
     def _output(self) -> str:
         """Return the end of what the job itself printed, such as while Loratory is installed there."""
         with jobs_errors_explained(self.record.namespace):
@@ -388,7 +292,7 @@ class JobFollower:
     def _keep_output(self) -> None:
         """Put the job's own output into the log: its companion left no result, as where Loratory could not be installed."""
         before = ""
-        if self._fetched_log:
+        if self._arrivals.has_log:
             worker_log = self.run.folder.log.read_text(encoding="utf-8", errors="replace")
             before = f"{worker_log}\n--- Output of the job ---\n"
         write_atomically(self.run.folder.log, before + self._output())
@@ -410,7 +314,3 @@ class JobFollower:
         if job.status.stage == "COMPLETED":
             return JobEnd(cause="The job ended at Hugging Face, and its results did not arrive.", advice="See its log.")
         return JobEnd(cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="See its log.")
-
-
-def _checkpoints_of(files: dict[str, BucketFile]) -> Iterator[str]:
-    yield from sorted({name for file in files if (name := layout.checkpoint_of(file)) is not None})

@@ -20,7 +20,7 @@ _KEPT_SECONDS = 14 * 24 * 3600.0  # of a token that a person gave: as long as a 
 
 
 class HubLogin(NamedTuple):
-    """A person's way to Hugging Face; nothing of it may be kept after the action that it was asked for."""
+    """A person's way to Hugging Face."""
 
     api: HfApi
     hours_left: float = math.inf  # until its token expires
@@ -63,7 +63,7 @@ def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
         if logins is None or not token:
             raise SignInNeededError(
                 "Hugging Face Jobs run in your own name, and you have not signed in there.",
-                "Give a token of yours on the Train tab, or sign in with Hugging Face.",
+                "Give a token of yours under “Where” on the Train tab, or sign in to the Space again.",
             )
         from huggingface_hub import HfApi
 

@@ -25,7 +25,7 @@ class JobRecord(BaseModel, frozen=True):
         hardware: What people call it.
         price_per_hour_usd: At the time of the start; None where it was not known.
         limit_hours: After which Hugging Face ends the job.
-        was_sent: Whether it may have been submitted, although its id is not known.
+        sent_at: When it may have been submitted, although its id is not known; 0 before.
         id: Hugging Face's; empty until it is submitted.
         url: Its page.
         running_seconds: That were paid for so far.
@@ -41,7 +41,7 @@ class JobRecord(BaseModel, frozen=True):
     hardware: str = ""
     price_per_hour_usd: float | None = None
     limit_hours: float
-    was_sent: bool = False
+    sent_at: float = 0.0
     id: str = ""
     url: str = ""
     running_seconds: float = 0.0

@@ -1,0 +1,156 @@
+"""Brings home what a job wrote into the bucket, which is untrusted input: in a lab, its person can put anything there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from engine.executors.huggingface_jobs import layout
+from engine.executors.huggingface_jobs.layout import JobResult
+from engine.executors.huggingface_jobs.record import write_piece
+from engine.files import write_atomically
+from engine.hub_bucket import RunBucket
+from engine.paths import LoratoryHome
+from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
+from engine.runs.disk import require_disk_space
+from engine.runs.provenance import read_provenance
+from engine.runs.run import Run
+
+if TYPE_CHECKING:
+    from huggingface_hub import BucketFile
+
+_LARGEST_PIECE_BYTES = 16_000_000  # of the event log; the companion sends smaller ones
+_UNCOUNTED_BYTES = 1_000_000  # between two looks at a person's disk space, which reads their folders
+
+
+class Arrivals:
+    """What has come of one attempt, and what is still to come.
+
+    Args:
+        run: The run.
+        home: Of it.
+        folder: Of the attempt, in the bucket.
+    """
+
+    def __init__(self, run: Run, home: LoratoryHome, folder: str) -> None:
+        self._run = run
+        self._home = home
+        self._folder = folder
+        self._fetched_log = ""  # its hash
+        self._checkpoints_there: set[str] = set()
+        self._uncounted_bytes = 0
+
+    @property
+    def has_log(self) -> bool:
+        """Whether the companion has sent the worker's log."""
+        return bool(self._fetched_log)
+
+    def fetch(self, bucket: RunBucket) -> tuple[bool, JobResult | None]:
+        """Fetch what is new; returns whether a piece of the event log is missing, and how the worker ended.
+
+        Raises:
+            HubUnreachableError: If the Hub does not answer, or not now.
+            PushError: If it refuses.
+            StorageError: If the disk is full, or the person of a lab has no room.
+        """
+        files = bucket.list(self._folder)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._run.folder.path) as place:
+            incoming = Path(place)
+            has_gap = self._fetch_events(bucket, files, incoming)
+            there = set(_checkpoints_of(files))
+            for name in sorted(there):
+                self._fetch_checkpoint(bucket, name, files, incoming)
+            for name in self._checkpoints_there - there:  # the worker keeps a few only
+                shutil.rmtree(self._run.folder.checkpoints / name, ignore_errors=True)
+            self._checkpoints_there = there
+            self._fetch_log(bucket, files, incoming)
+            result = None
+            if layout.END in files and files[layout.END].size <= _LARGEST_PIECE_BYTES:
+                with contextlib.suppress(ValidationError):  # of another's making: there is no result then
+                    result = self._fetch_results(bucket, files, incoming)
+        return has_gap, result
+
+    def _require_room(self, files: Sequence[BucketFile]) -> None:
+        """Keep a person of a lab, who may put anything into the bucket, within the own disk space."""
+        self._uncounted_bytes += sum(file.size for file in files)
+        if self._uncounted_bytes > _UNCOUNTED_BYTES:
+            require_disk_space(self._home, self._run.owner, self._uncounted_bytes)
+            self._uncounted_bytes = 0
+
+    def _fetch_events(self, bucket: RunBucket, files: dict[str, BucketFile], incoming: Path) -> bool:
+        pieces = sorted((offset, name) for name in files if (offset := layout.segment_offset(name)) is not None)
+        pieces = [(offset, name) for offset, name in pieces if files[name].size <= _LARGEST_PIECE_BYTES]
+        self._require_room([files[name] for _, name in pieces])
+        bucket.get([(files[name], incoming / str(offset)) for offset, name in pieces])
+        written = []
+        for offset, name in pieces:
+            if not write_piece(self._run.folder.events, offset, (incoming / str(offset)).read_bytes()):
+                break
+            written.append(f"{self._folder}/{name}")
+        bucket.remove(written)  # the list stays short
+        return len(written) < len(pieces)
+
+    def _fetch_checkpoint(self, bucket: RunBucket, name: str, files: dict[str, BucketFile], incoming: Path) -> None:
+        """Fetch a checkpoint that is complete there and not here; one that came damaged is fetched again."""
+        target = self._run.folder.checkpoints / name
+        prefix = f"{layout.CHECKPOINTS}/{name}/"
+        parts = [one for one in files if one.startswith(prefix) and layout.checkpoint_of(one) == name]
+        if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
+            return
+        place = incoming / layout.CHECKPOINTS / name
+        self._require_room([files[part] for part in parts])
+        bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
+        (found,) = list_checkpoints(place.parent) or (None,)
+        names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
+        # A bucket can hold anything: a manifest that names more than came with it would have other files here read.
+        if found is not None and names >= set(found.manifest.files) and not damage(found):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            place.rename(target)
+
+    def _fetch_log(self, bucket: RunBucket, files: dict[str, BucketFile], incoming: Path) -> None:
+        log = files.get(layout.LOG)
+        if log is not None and self._fetched_log != log.xet_hash and log.size <= _LARGEST_PIECE_BYTES:
+            bucket.get([(log, incoming / "log")])
+            (incoming / "log").replace(self._run.folder.log)
+            self._fetched_log = log.xet_hash
+
+    def _fetch_results(self, bucket: RunBucket, files: dict[str, BucketFile], incoming: Path) -> JobResult:
+        prefix = f"{layout.RESULTS}/adapter/"
+        names = [name for name in files if name.startswith(prefix) and layout.is_plain(name)]
+        adapter = incoming / "adapter"
+        self._require_room([files[name] for name in names])
+        bucket.get([(files[layout.END], incoming / "end")])
+        result = JobResult.model_validate_json((incoming / "end").read_bytes())
+        bucket.get([(files[name], adapter / name.removeprefix(prefix)) for name in names])
+        if names:
+            self._name_base(adapter / "adapter_config.json")
+            shutil.rmtree(self._run.folder.adapter, ignore_errors=True)
+            adapter.rename(self._run.folder.adapter)
+        return result
+
+    def _name_base(self, path: Path) -> None:
+        """Let an adapter of a model that was sent from here name it as one that was trained here does."""
+        if not path.exists():
+            return
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(facts, dict):
+            return
+        named = str(facts.get("base_model_name_or_path") or "")
+        if Path(named).is_absolute():
+            model = self._run.folder.read_config().model.id
+            published = None if Path(model).is_absolute() else read_provenance(self._run.folder).model_source
+            write_atomically(path, json.dumps({**facts, "base_model_name_or_path": published or model}, indent=2))
+
+
+def _checkpoints_of(files: dict[str, BucketFile]) -> Iterator[str]:
+    yield from sorted({name for file in files if (name := layout.checkpoint_of(file)) is not None})
