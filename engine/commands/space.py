@@ -77,6 +77,8 @@ def create(
     `--secret HF_TOKEN` gives it the token of this terminal, with which it keeps runs in the bucket. With --dry-run, the folder
     is what `docker build` takes as well.
     """
+    from engine.space.hub import refuse_sleep
+
     kind: Sdk = one_of(sdk, Sdk, "--sdk")
     shown: Literal["private", "public"] = one_of(visibility, Literal["private", "public"], "--visibility")
     plan = SpacePlan(name, kind, hardware or "cpu-basic", tuple(warm or ()))
@@ -85,6 +87,7 @@ def create(
     if dry_run is not None:
         _write(files, dry_run, as_json=as_json)
         return
+    refuse_sleep(plan.hardware, settings.sleep_seconds)
     with _hub() as hub:
         price = hub.refuse_unless_possible(plan)
         hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
@@ -95,13 +98,7 @@ def create(
             fix = f"Then run `loratory space update {name}`, which sends them."
             raise PushError(f"The Space {name} is there, without its files. {error}", fix) from None
         status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait else hub.status(name)
-    notes = []
-    if settings.bucket and "HF_TOKEN" not in settings.secrets:
-        notes.append(
-            f"Runs are lost at each restart: the Space has no token for {settings.bucket}. "
-            f"`HF_TOKEN=… loratory space update {name} --secret HF_TOKEN` gives it one."
-        )
-    _report(status, notes, as_json=as_json)
+    _report(status, as_json=as_json)
 
 
 @space.command()
@@ -123,7 +120,7 @@ def update(
     as_json: AsJson = False,
 ) -> None:
     """Bring a Space to this version of Loratory, and change what is given; everything else stays."""
-    from engine.space.hub import sdk_of
+    from engine.space.hub import refuse_sleep, sdk_of
 
     check_name(name, "space")
     settings = _settings(secret, admit, "" if no_bucket else bucket, sleep_hours)._replace(hardware=hardware)
@@ -133,13 +130,16 @@ def update(
             hub.report(f"{hardware} costs ${hub.price(hardware):,.2f} an hour while it runs.")
         card: Mapping[str, Any] = vars(info.card_data) if info.card_data else {}
         models = [hub_model_id(one) for one in warm] if warm is not None else card.get("models") or []
-        plan = SpacePlan(name, sdk_of(info), hardware or card.get("suggested_hardware") or "cpu-basic", tuple(models))
+        runtime = hub.runtime(name)
+        runs_on = hardware or runtime.requested_hardware or runtime.hardware or "cpu-basic"
+        refuse_sleep(runs_on, settings.sleep_seconds)
+        plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models))
         files = space_files(plan, build_wheel())
         done = hub.change(name, settings)
         sent = hub.upload(name, files, "Update Loratory")
         done += [f"{file} changed" for file in sent.changed] + [f"{file} removed" for file in sent.removed]
         status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait and done else hub.status(name)
-    _report(status, [f"Changed: {'; '.join(done)}." if done else "Nothing to update."], as_json=as_json, changed=done)
+    _report(status, done, as_json=as_json)
 
 
 @space.command()
@@ -262,7 +262,7 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
         print(f"{words_of_bytes(len(content)):>10}  {path / name}")
 
 
-def _report(status: "Status", notes: Sequence[str], *, as_json: bool, changed: Sequence[str] = ()) -> None:
+def _report(status: "Status", changed: Sequence[str] | None = None, *, as_json: bool) -> None:
     """Print where a Space is and what it does; one that failed is an error."""
     from engine.space.hub import STAGES
 
@@ -272,9 +272,11 @@ def _report(status: "Status", notes: Sequence[str], *, as_json: bool, changed: S
         fix = f"Look at {status.page}; when it is mended, `loratory space update {status.name}`."
         raise PushError(f"The Space {status.words}{log}", fix)
     if as_json:
-        print_json({**status._asdict(), "changed": list(changed), "notes": list(notes)})
-    else:
-        print("\n".join([*_lines(status), *notes]))
+        print_json(status._asdict() if changed is None else {**status._asdict(), "changed": list(changed)})
+        return
+    print("\n".join(_lines(status)))
+    if changed is not None:
+        print(f"Changed: {'; '.join(changed)}." if changed else "Nothing to update.")
 
 
 def _lines(status: "Status") -> list[str]:
@@ -288,11 +290,22 @@ def _lines(status: "Status") -> list[str]:
         "page": status.page,
         "hardware": f"{hardware}, {price} while it runs",
         "sleeps": sleeps,
-        "runs": f"kept in the bucket {status.bucket}" if status.bucket else "lost at each restart",
+        "runs": _fate_of_runs(status),
         "admitted": status.admitted or "the owner alone",
     }
     log = [f"  {line}" for line in status.log]
     return [f"{status.name} {status.words}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
+
+
+def _fate_of_runs(status: "Status") -> str:
+    if status.bucket is None:
+        return "lost at each restart: no bucket"
+    if not status.has_token:
+        return (
+            f"lost at each restart: no token for the bucket {status.bucket}; "
+            f"`loratory space update {status.name} --secret HF_TOKEN` gives it yours"
+        )
+    return f"kept in the bucket {status.bucket}"
 
 
 def _ask_for_name(name: str, warning: str) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Jo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import SpaceInfo
 
-from engine.errors import ConfigError, PushError
+from engine.errors import ConfigError, Problem, PushError
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.export.push.hub_answers import Patience, persist, push_errors_explained, quoted
 from engine.hub_bucket import BucketWords, RunBucket
@@ -108,6 +108,7 @@ class Status(NamedTuple):
         address: Of the app itself, where people sign in.
         page: Of the Space on the Hub.
         bucket: To which runs are mirrored.
+        has_token: Whether it may write there.
         admitted: As they were listed.
         log: Its last lines, where they explain the stage.
     """
@@ -122,6 +123,7 @@ class Status(NamedTuple):
     address: str
     page: str
     bucket: str | None = None
+    has_token: bool = False
     admitted: str | None = None
     log: tuple[str, ...] = ()
 
@@ -302,16 +304,19 @@ class SpaceHub:
         """
         waited, last, has_built = 0.0, "", False
         while True:
-            runtime = self._ask(name, lambda: self.api.get_space_runtime(name))
-            stage = _stage_of(runtime)
-            if runtime.stage != last:
+            runtime = self.runtime(name)
+            stage, revision = _stage_of(runtime), runtime.raw.get("sha")
+            has_built = has_built or not stage.is_end
+            is_old = not has_built and waited < _UNTIL_IT_BUILDS_SECONDS
+            # One that is paused or asleep may stay with the commit that it had.
+            is_done = (
+                revision == commit or (revision is None and not is_old) if runtime.stage == "RUNNING" else not is_old
+            )
+            if stage.is_end and is_done:
+                return self.status(name, runtime)
+            if runtime.stage != last and not stage.is_end:
                 self.report(f"The Space {stage.words}")
                 last = runtime.stage
-            has_built = has_built or not stage.is_end
-            is_this_commit = runtime.raw.get("sha") in (commit, None)
-            settled = has_built or waited >= _UNTIL_IT_BUILDS_SECONDS or runtime.raw.get("sha") == commit
-            if stage.is_end and is_this_commit and settled:
-                return self.status(name)
             if waited >= limit_seconds:
                 raise PushError(
                     f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
@@ -320,10 +325,14 @@ class SpaceHub:
             self.sleep(_LOOK_SECONDS)
             waited += _LOOK_SECONDS
 
-    def status(self, name: str) -> Status:
-        """Return what a Space does now."""
+    def runtime(self, name: str) -> SpaceRuntime:
+        """Return what the Hub says about a Space at work."""
+        return self._ask(name, lambda: self.api.get_space_runtime(name))
+
+    def status(self, name: str, runtime: SpaceRuntime | None = None) -> Status:
+        """Return what a Space does now, or did when the Hub was asked."""
         info = self.require(name)
-        runtime = self._ask(name, lambda: self.api.get_space_runtime(name))
+        runtime = runtime or self.runtime(name)
         stage = _stage_of(runtime)
         hardware = runtime.hardware or runtime.requested_hardware
         listed = self.hardware().get(str(hardware))
@@ -339,6 +348,7 @@ class SpaceHub:
             address=info.host or address_of(name),
             page=f"{self.api.endpoint}/spaces/{name}",
             bucket=self.bucket_of(name),
+            has_token="HF_TOKEN" in secrets,
             admitted=secrets[ADMITTED].description if ADMITTED in secrets else None,
             log=self._log(name, stage.log) if stage.log else (),
         )
@@ -374,6 +384,13 @@ class SpaceHub:
     @property
     def _token(self) -> str | None:
         return self.api.token if isinstance(self.api.token, str) else None
+
+
+def refuse_sleep(hardware: str, sleep_seconds: int | None) -> None:
+    """Check that a Space can sleep when it is told to; raises ConfigError."""
+    if sleep_seconds is not None and hardware == "cpu-basic":
+        message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
+        raise ConfigError([Problem("sleep_hours", message)])
 
 
 def sdk_of(info: SpaceInfo) -> Sdk:

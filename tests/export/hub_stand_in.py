@@ -117,7 +117,7 @@ class HubStandIn:
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(request.path).path)
-        step = next(step for pattern, step in self.routes if re.fullmatch(pattern, path))
+        step = next((step for pattern, step in self.routes if re.fullmatch(pattern, path)), "other")
         length = int(request.headers.get("Content-Length") or 0)
         self.asked[step] += 1
         fault = next((fault for fault in self.faults if fault.step == step and fault.times > 0), None)
@@ -147,6 +147,9 @@ class HubStandIn:
 
     def _answer(self, step: Step, path: str, body: bytes, method: str) -> tuple[int, object]:
         return getattr(self, f"_{step}")(path, body)
+
+    def _other(self, path: str, _: bytes) -> tuple[int, object]:
+        return 404, {"error": f"there is no {path} here", "code": ""}
 
     def _whoami(self, _: str, __: bytes) -> tuple[int, object]:
         return 200, {"type": "user", "name": ACCOUNT, "orgs": [{"name": name} for name in self.organizations]}

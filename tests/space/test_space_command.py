@@ -198,6 +198,31 @@ def test_a_space_that_does_not_run_is_an_error_with_the_end_of_its_log(hub, lora
     assert TOKEN not in err
 
 
+def test_the_state_from_before_the_commit_is_not_taken_for_its_end(hub, loratory):
+    hub.stages = ["NO_APP_FILE", "NO_APP_FILE", "BUILDING", "RUNNING"]
+    code, out, err = loratory("create", NAME)
+    assert code == 0, err
+    assert "is running" in out
+
+
+def test_one_that_never_gets_files_is_said_to_have_none(hub, loratory):
+    hub.stages = ["NO_APP_FILE"]
+    assert "has no files yet" in loratory("create", NAME)[2]
+
+
+def test_a_space_without_a_token_is_said_to_lose_its_runs(hub, loratory):
+    assert "lost at each restart: no token for the bucket ada/loratory-loratory" in loratory("create", NAME)[1]
+    out = loratory("update", NAME, "--secret", "HF_TOKEN")[1]
+    assert "kept in the bucket ada/loratory-loratory" in out
+
+
+def test_a_time_to_sleep_is_refused_where_it_cannot_be_chosen(hub, loratory):
+    assert "cpu-basic always sleeps after 48 hours" in loratory("create", NAME, "--sleep-hours", "3")[2]
+    assert hub.spaces == {}
+    assert loratory("create", NAME, "--sleep-hours", "3", "--hardware", "cpu-upgrade")[0] == 0
+    assert hub.spaces[NAME].sleep_seconds == 3 * 3600
+
+
 def test_a_paused_space_is_none_that_failed(hub, loratory):
     hub.stages = ["PAUSED"]
     code, out, _ = loratory("create", NAME)
