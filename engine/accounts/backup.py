@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from engine.accounts.accounts import open_database
+from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import AccountError, StorageError
 from engine.paths import LoratoryHome
@@ -130,20 +131,20 @@ def _members(root: Path, *, with_checkpoints: bool) -> Iterator[str]:
 def _add_accounts(home: LoratoryHome, tar: tarfile.TarFile) -> int:
     with tempfile.TemporaryDirectory(prefix=".backup-", dir=home.root) as folder:
         copy = Path(folder) / DATABASE_FILE
-        people = copy_accounts(home, copy)
+        with contextlib.closing(open_database(home)) as database:
+            people = copy_accounts(database, copy)
         with copy.open("rb") as file:
             _add(tar, DATABASE_FILE, file, time.time())
     return people
 
 
-def copy_accounts(home: LoratoryHome, copy: Path) -> int:
+def copy_accounts(database: Database, copy: Path) -> int:
     """Write a copy of the accounts without sessions and invitations, while others use them; returns how many there are.
 
     Raises:
         StorageError: If they cannot be read, or the copy cannot be written.
     """
-    with contextlib.closing(open_database(home)) as database:
-        database.copy_to(copy)
+    database.copy_to(copy)
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
         connection.execute("DELETE FROM sessions")
         connection.execute("DELETE FROM invitations")

@@ -261,6 +261,7 @@ class Mirror:
             self._set_trouble(trouble)
             failures = failures + 1 if trouble is not None else 0
             if self._written.is_taken or (is_last and (trouble is None or time.monotonic() > self._deadline)):
+                self._home_scan().close()
                 return
             pause = min(self._settings.look * 2.0**failures, self._settings.longest_pause)
             self._wake.wait(min(pause, _LAST_PAUSE_SECONDS) if self._ending.is_set() else pause)
@@ -290,7 +291,8 @@ class Mirror:
         try:
             missed = self._written.write(found, gone)
         finally:
-            self._publish()
+            if found or gone or self._view.training.keys() != self._training():
+                self._publish()
         if gone:
             self._ours -= gone
             self._record(())
@@ -344,13 +346,12 @@ class Mirror:
                 return
         write_atomically(path, content)
 
+    def _training(self) -> set[str]:
+        return {name for name, scan in self._runs.items() if scan.is_training}
+
     def _publish(self) -> None:
         indexes = self._written.indexes
-        training = {
-            name: _newest_step(indexes[name].files if name in indexes else {})
-            for name, scan in self._runs.items()
-            if scan.is_training
-        }
+        training = {name: _newest_step(indexes[name].files if name in indexes else {}) for name in self._training()}
         uploads = {path for index in indexes.values() for path in index.files if path.startswith(f"{UPLOADS}/")}
         titles = {name: scan.title for name, scan in self._runs.items()}
         self._view = self._view._replace(

@@ -56,6 +56,7 @@ class MirrorBucket:
         self._damaged: set[str] = set()  # those that are there in name alone
         self._refused: dict[str, Index] = {}  # those that are too large
         self._may_collect = True
+        self._is_collected = False  # whether all that is there is named by an index
         self._must_list = False  # a request failed, so what is there is not known
         self.indexes: dict[str, Index] = {}
         self.is_taken = False  # by another process
@@ -107,8 +108,10 @@ class MirrorBucket:
             EngineError: If the bucket cannot be written; what arrived is whole, and the rest is to be sent again.
         """
         gone = [name for name in gone if name in self.indexes]
-        if not (found or gone or self._garbage()):
+        if not (found or gone) and (self._is_collected or not self._garbage()):
+            self._is_collected = True
             return set()
+        self._is_collected = False
         try:
             self._require_ours()
             self._list_again()
@@ -203,6 +206,7 @@ class MirrorBucket:
             self._require_ours()
             self._there -= garbage
             self._bucket.remove([data_name(one) for one in sorted(garbage)])
+        self._is_collected = True
 
     def _read_marker(self) -> Marker | None:
         file = self._bucket.list(MIRROR).get(MARKER)

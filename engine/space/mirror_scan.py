@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.accounts.accounts import open_database
 from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
+from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.layout import with_paths
@@ -275,8 +277,9 @@ class RunScan:
                 named.append(text)
                 return text
 
-            with contextlib.suppress(EngineError):
-                with_paths(folder.read_config(), note)
+            with contextlib.suppress(EngineError, OSError):
+                if UPLOADS.encode() in folder.config.read_bytes():  # most name none, and reading YAML takes a while
+                    with_paths(folder.read_config(), note)
             self._inputs = tuple(dict.fromkeys(path for text in named for path in self._uploads_of(text)))
         return self._inputs
 
@@ -310,6 +313,7 @@ class HomeScan:
 
     def __init__(self, home: LoratoryHome, before: Index | None = None) -> None:
         self._home = home
+        self._database: Database | None = None  # stays open: opening it is a change as well
         self._accounts: tuple[tuple[int, int], ...] = ()
         self._accounts_dump = ""
         self._copy = home.server / f"mirror-{DATABASE_FILE}"
@@ -328,17 +332,24 @@ class HomeScan:
         self._add_accounts()
         return Found(Index(files=dict(sorted(self.files.found.items()))), dict(self.files.sources))
 
+    def close(self) -> None:
+        """Close the accounts."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
     def _add_accounts(self) -> None:
         """Add the accounts without sessions; a session that begins or ends changes nothing here."""
         path = self._home.root / DATABASE_FILE
         if not path.is_file():
             return
+        self._database = self._database or open_database(self._home)
         seen = tuple(size_and_time(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
         if seen != self._accounts:
             self._home.server.mkdir(mode=0o700, exist_ok=True)
             fresh = self._copy.with_suffix(".new")
             fresh.unlink(missing_ok=True)
-            copy_accounts(self._home, fresh)
+            copy_accounts(self._database, fresh)
             dump = _dump_of(fresh)
             if dump != self._accounts_dump:
                 fresh.replace(self._copy)
