@@ -194,6 +194,8 @@ class Mirror:
             restored = restorer.restore()
             self._written.distrust(restorer.damaged)
             self._record(name for name in contents.indexes if (key := RunKey.parse(name)) and self._has(key))
+        if restored.words:
+            _log.warning("%s", restored.words)
         self._is_restored = True
         self._publish()
         return restored
