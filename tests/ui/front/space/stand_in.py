@@ -41,8 +41,8 @@ def environment_at(origin, issuer, **changes):
     return SpaceEnvironment(**{**given, **changes})
 
 
-def space_at(origin, issuer, trust=None, **changes):
-    """That Space, with a demo that has no model."""
+def space_at(origin, issuer, trust=None, demo=None, **changes):
+    """That Space, with a demo that has no model where none is given."""
     environment = environment_at(origin, issuer, **changes)
     provider = Provider(environment.oidc, origin, trust, asks_anew=False)
-    return Space(environment, provider, FakeDemo(), UNSAVED.__getitem__, Logins())
+    return Space(environment, provider, demo or FakeDemo(), UNSAVED.__getitem__, Logins())

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import uvicorn
 
 from engine.errors import AccountError, HubUnreachableError
 from engine.serve.guard import bound_socket
@@ -124,7 +126,7 @@ def test_only_what_may_pass_by_itself_is_tried_again(monkeypatch, error):
         def open(self):
             return None
 
-    monkeypatch.setattr(problem.threading, "Timer", Timer)
-    monkeypatch.setattr(problem.uvicorn, "Server", Server)
+    monkeypatch.setattr(threading, "Timer", Timer)
+    monkeypatch.setattr(uvicorn, "Server", Server)
     problem.serve_problem(error, Nowhere())
     assert len(served) == 1
