@@ -11,23 +11,23 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import EngineError, HubUnreachableError, PushError, RunError
+from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.files import read_model, write_atomically
 from engine.hub_bucket import MIRROR_WORDS, RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
+from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
 from engine.space.mirror_index import HOME_INDEX, UPLOADS, Bucket, MirroredFile, RunKey
 from engine.space.mirror_restore import INCOMING, Restored, Restorer, read_contents
 from engine.space.mirror_scan import Found, HomeScan, RunScan
+from engine.space.unsaved import Unsaved, View
 
 _RECORD = "mirror.json"
 _LAST_PAUSE_SECONDS = 0.5  # between tries while the process ends
@@ -59,62 +59,12 @@ def mirror_of(space: SpaceEnvironment, home: LoratoryHome) -> "Mirror | None":
     return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR_WORDS), space.space_id)
 
 
-class Unsaved(NamedTuple):
-    """What a restart at this moment would lose of a person.
-
-    Attributes:
-        runs: Titles of runs of which nothing is saved yet.
-        training: Titles of runs at work, each with the step from which it would continue; None where it would start over.
-        uploads: How many uploaded files no run uses.
-        exports: How many exports.
-        trouble: Why saving does not work at present; empty where it does.
-    """
-
-    runs: tuple[str, ...] = ()
-    training: tuple[tuple[str, int | None], ...] = ()
-    uploads: int = 0
-    exports: int = 0
-    trouble: str = ""
-
-    @property
-    def words(self) -> str:
-        """A notice for the page; empty where nothing would be lost."""
-        lost = [f"all of “{title}”" for title in self.runs]
-        lost += [
-            f"the training of “{title}” since step {step:,}" if step is not None else f"the training of “{title}”"
-            for title, step in self.training
-        ]
-        lost += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
-        lost += [_count(self.exports, "export", "exports")] if self.exports else []
-        would = f"A restart of this Space would lose {_joined(lost)}." if lost else ""
-        return " ".join(filter(None, (would, self.trouble)))
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def _joined(parts: list[str]) -> str:
-    shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-
-
 class _Record(BaseModel, frozen=True):
     """`server/mirror.json`: whose mirror this disk has, and which runs it sent or got; what is missing was deleted."""
 
     bucket: str
     space: str
     runs: tuple[str, ...] = ()
-
-
-class _View(NamedTuple):
-    """What pages see, by indexes of runs; replaced as a whole by the mirror's thread."""
-
-    saved: frozenset[str] = frozenset()
-    titles: Mapping[str, str] = {}
-    training: Mapping[str, int | None] = {}  # the step of the saved checkpoint
-    uploads: frozenset[str] = frozenset()  # paths of uploads that are saved
-    trouble: EngineError | None = None
 
 
 class Mirror:
@@ -141,7 +91,8 @@ class Mirror:
         self._ours: set[str] = set()  # indexes of runs that this disk has or had
         self._runs: dict[str, RunScan] = {}
         self._people: HomeScan | None = None
-        self._view = _View()
+        self._problems = ProblemLog()
+        self._view = View()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._thread: threading.Thread | None = None
@@ -232,19 +183,7 @@ class Mirror:
 
     def unsaved(self, owner: str) -> Unsaved:
         """Return what a restart at this moment would lose of a person; looks at no file of a run."""
-        view = self._view
-        own = [RunKey(owner, run_id) for run_id in RunStore(self._home, owner).ids()]
-        fresh = tuple(view.titles.get(key.index, key.run_id) for key in own if key.index not in view.saved)
-        training = tuple(
-            (view.titles[key.index], view.training[key.index])
-            for key in own
-            if key.index in view.training and key.index in view.saved
-        )
-        mine = self._home.of(owner)
-        unused = sum(name not in view.uploads for name in _plain_files(mine.uploads, self._home.root))
-        exports = sum(not path.name.startswith(".") for path in _entries(mine.exports))
-        trouble = f"{view.trouble.what} {view.trouble.fix}" if view.trouble is not None else ""
-        return Unsaved(fresh, training, unused, exports, trouble)
+        return self._view.unsaved(self._home, owner)
 
     # The thread.
 
@@ -311,12 +250,13 @@ class Mirror:
             for run_id in RunStore(self._home, owner).ids():
                 key = RunKey(owner, run_id)
                 present.add(key.index)
-                with contextlib.suppress(OSError, RunError):  # deleted meanwhile
+                with self._problems.guard(run_id, "cannot be saved to the bucket"):
                     found = self._scan_of(key).look()
                     if found is not None and self._written.differs(key.index, found.index):
                         changed[key.index] = found
         for name in self._runs.keys() - present:
             del self._runs[name]
+            self._problems.forget(name.split("/")[-1].removesuffix(".json"))
         return changed
 
     def _scan_of(self, key: RunKey) -> RunScan:
@@ -364,19 +304,6 @@ class Mirror:
 def _newest_step(files: Mapping[str, MirroredFile]) -> int | None:
     steps = [int(path.split("/")[4].removeprefix("step-")) for path in files if "/checkpoints/step-" in path]
     return max(steps, default=None)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _plain_files(folder: Path, root: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from ((Path(parent) / name).relative_to(root).as_posix() for name in names if not name.startswith("."))
 
 
 def _end_workers(home: LoratoryHome, seconds: float) -> None:

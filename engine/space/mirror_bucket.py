@@ -10,6 +10,7 @@ from engine.errors import EngineError, PushError
 from engine.files import read_model
 from engine.paths import LoratoryHome
 from engine.space.mirror_index import (
+    CHECKPOINTS,
     DATA,
     HOME_INDEX,
     LARGEST_INDEX_BYTES,
@@ -26,9 +27,8 @@ from engine.space.mirror_index import (
 from engine.space.mirror_restore import Contents
 from engine.space.mirror_scan import Found, Source
 
-_LARGEST_PUT_BYTES = 200_000_000  # of one request; a single file may be larger
+_LARGEST_PUT_BYTES = 64_000_000  # of one request; a single file may be larger
 _LARGEST_PUT_FILES = 500
-_HEAVY_BYTES = 32_000_000  # checkpoints that wait until the small things of all runs are there
 _CHECK_SECONDS = 5.0  # between two looks at whether the bucket is still ours
 _LARGEST_MARKER_BYTES = 10_000
 
@@ -55,7 +55,7 @@ class MirrorBucket:
         self._there: set[str] = set()  # hashes of contents
         self._damaged: set[str] = set()  # those that are there in name alone
         self._refused: dict[str, Index] = {}  # those that are too large
-        self._may_collect = True
+        self._foreign: set[str] = set()  # contents that indexes may name which cannot be read
         self._is_collected = False  # whether all that is there is named by an index
         self._must_list = False  # a request failed, so what is there is not known
         self.indexes: dict[str, Index] = {}
@@ -80,13 +80,16 @@ class MirrorBucket:
             )
         ours = Marker(space=self._space, instance=self._instance)
         self._bucket.put({MARKER_NAME: ours.model_dump_json().encode()})
-        self._marker = self._bucket.list(MIRROR)[MARKER].xet_hash
+        file = self._bucket.list(MIRROR).get(MARKER)
+        if file is None or self._read_marker() != ours:
+            raise self._taken()
+        self._marker = file.xet_hash
 
     def know(self, contents: Contents) -> None:
         """Begin with what is there."""
         self._there = set(contents.data)
-        self._may_collect = not contents.unreadable  # what those name may not be removed
         self.indexes = dict(contents.indexes)
+        self._foreign = self._there - named_by(self.indexes.values()) if contents.unreadable else set()
 
     def distrust(self, damaged: set[str]) -> None:
         """Send these contents again, whatever the bucket lists."""
@@ -126,14 +129,13 @@ class MirrorBucket:
         return missed
 
     def _light(self, name: str, found: Found) -> Found:
-        """Return what was found with the checkpoints that are there already, where the present ones are large."""
-        checkpoints = {path: file for path, file in found.index.files.items() if "/checkpoints/" in path}
-        sizes = {part.sha256: part.size for file in checkpoints.values() for part in file.parts}
-        if sum(size for one, size in sizes.items() if one not in self._there) < _HEAVY_BYTES:
+        """Return what was found with the checkpoints that are there already: new ones take long, and may be replaced."""
+        checkpoints = {path for path in found.index.files if CHECKPOINTS in path}
+        if all(part.sha256 in self._there for path in checkpoints for part in found.index.files[path].parts):
             return found
         files = {path: file for path, file in found.index.files.items() if path not in checkpoints}
         before = self.indexes.get(name, Index()).files
-        files |= {path: file for path, file in before.items() if "/checkpoints/" in path}
+        files |= {path: file for path, file in before.items() if CHECKPOINTS in path}
         return Found(Index(files=dict(sorted(files.items()))), found.sources)
 
     def _send(self, found: Mapping[str, Found]) -> set[str]:
@@ -180,9 +182,11 @@ class MirrorBucket:
         try:
             self._bucket.put({data_name(sha256): content for sha256, content in contents.items()})
         except EngineError:
-            if all(not isinstance(content, Path) or content.exists() for content in contents.values()):
+            left = {one: source for one, source in batch.items() if source.path.exists()}
+            if len(left) == len(batch):
                 raise
-            return  # a checkpoint was replaced by the next while it was sent: the next look finds that one
+            self._put_contents(left)  # a checkpoint was replaced by the next one, which the next look finds
+            return
         arrived = {sha256 for sha256, content in contents.items() if batch[sha256].is_still(sha256, content)}
         self._there |= arrived
         self._damaged -= arrived
@@ -197,7 +201,7 @@ class MirrorBucket:
                 del self.indexes[name]
 
     def _garbage(self) -> set[str]:
-        return self._there - named_by(self.indexes.values()) if self._may_collect else set()
+        return self._there - named_by(self.indexes.values()) - self._foreign
 
     def _collect(self) -> None:
         """Remove contents that no index names, such as of older checkpoints."""
@@ -226,12 +230,15 @@ class MirrorBucket:
             return
         file = self._bucket.list(MIRROR).get(MARKER)
         if file is None or file.xet_hash != self._marker:
-            self.is_taken = True
-            raise PushError(
-                f"Another process has begun to save to the bucket {self._bucket.name}; this one saves nothing any more.",
-                "Reload the page, as the Space was started again. If that does not help, restart the Space.",
-            )
+            raise self._taken()
         self._checked = time.monotonic()
+
+    def _taken(self) -> PushError:
+        self.is_taken = True
+        return PushError(
+            f"Another process has begun to save to the bucket {self._bucket.name}; this one saves nothing any more.",
+            "Reload the page, as the Space was started again. If that does not help, restart the Space.",
+        )
 
     def _list_again(self) -> None:
         """Find out what is there after a request that failed: it may have been done all the same."""

@@ -28,12 +28,13 @@ MIRROR = "mirror"
 RUNS = "runs"
 DATA = "data"
 UPLOADS = "uploads"
+CHECKPOINTS = "/checkpoints/"  # in the path of a file of one
 MARKER = "space.json"
 MARKER_NAME = f"{MIRROR}/{MARKER}"
 HOME_INDEX = f"{MIRROR}/home.json"
 
 LARGEST_INDEX_BYTES = 8_000_000
-_MOST_FILES = 5_000  # of one run
+MOST_FILES = 5_000  # of one run
 _LONGEST_NAME = 400
 _DEEPEST = 12
 
@@ -77,7 +78,7 @@ class Index(BaseModel, frozen=True):
     """The files of a run, or those of people and settings, by their path below the home."""
 
     format: Literal[1] = 1
-    files: dict[str, MirroredFile] = Field(default={}, max_length=_MOST_FILES)
+    files: dict[str, MirroredFile] = Field(default={}, max_length=MOST_FILES)
 
     @property
     def parts(self) -> Iterator[Part]:

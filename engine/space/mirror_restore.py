@@ -25,8 +25,9 @@ from engine.space.mirror_index import LARGEST_INDEX_BYTES, Bucket, Index, Mirror
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile
 
-_KEPT_FREE_BYTES = 2_000_000_000  # for what runs write
+_KEPT_FREE_BYTES = 1_000_000_000  # for what runs write
 _MOST_RUNS = 10_000
+_LINKED_BYTES = 1_000_000  # larger files are not copied into their place
 _INDEXES_AT_ONCE = 200
 _BYTES_AT_ONCE = 500_000_000
 _FILES_AT_ONCE = 500
@@ -136,7 +137,9 @@ class Restorer:
         """
         indexes = self._contents.indexes
         for name in self._contents.unreadable:
-            self._left_out.append(f"{name} in the bucket cannot be read and was left out.")
+            self._left_out.append(
+                f"{name} in the bucket cannot be read and was left out; remove it there if this lasts."
+            )
         keys = {name: key for name in indexes if (key := RunKey.parse(name)) is not None}
         ordered = sorted(keys, key=lambda name: keys[name].run_id, reverse=True)
         try:
@@ -167,8 +170,7 @@ class Restorer:
             if batch and (size + more > _BYTES_AT_ONCE or files > _FILES_AT_ONCE):
                 yield batch
                 batch, size, files = [], 0, 0
-            # Twice: contents arrive next to where they go.
-            if free_bytes(self._home) - size - 2 * more < _KEPT_FREE_BYTES:
+            if free_bytes(self._home) - size - more < _KEPT_FREE_BYTES:
                 missed += 1
                 continue
             batch.append(name)
@@ -209,6 +211,10 @@ class Restorer:
         parts = file.parts
         if not is_log and not all(self._has(part.sha256) for part in parts):
             return False
+        if not is_log and len(parts) == 1 and file.size > _LINKED_BYTES and target.suffix != ".log":
+            os.link(self._incoming / parts[0].sha256, target)  # files of this size are replaced, never changed
+            target.chmod(0o600)
+            return True
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as out:
             if file.text is not None:

@@ -16,14 +16,14 @@ from engine.accounts.accounts import open_database
 from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
 from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
-from engine.errors import EngineError
+from engine.errors import EngineError, StorageError
 from engine.executors.huggingface_jobs.layout import with_paths
 from engine.files import size_and_time
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints, sha256_of
 from engine.runs.provenance import read_provenance
 from engine.runs.run import EVENTS_FILE, LIVE_STATES, Run, RunFolder
-from engine.space.mirror_index import UPLOADS, Index, MirroredFile, Part, RunKey
+from engine.space.mirror_index import MOST_FILES, UPLOADS, Index, MirroredFile, Part, RunKey
 
 _TEXT_BYTES = 16_384  # what is not longer is in the index itself
 _CLOSED_BYTES = 262_144  # a piece of a log that has as many is not sent again
@@ -218,7 +218,11 @@ class RunScan:
         self.saved_step: int | None = None
 
     def look(self) -> Found | None:
-        """Return what belongs into the mirror; None where nothing can have changed since the last look."""
+        """Return what belongs into the mirror; None where nothing can have changed since the last look.
+
+        Raises:
+            StorageError: If the run cannot be read, or has too many files.
+        """
         folder = self._run.folder
         quiet = _folder_times(folder)
         if quiet is not None and quiet == self._quiet:
@@ -237,6 +241,8 @@ class RunScan:
             self.title = read_provenance(folder).title or self.title
         # A worker writes into files without a trace in the folder's time; once it has ended, all else leaves one.
         self._seen = quiet if state.is_final and not folder.has_living_worker() else None
+        if len(files.found) > MOST_FILES:
+            raise StorageError(f"It has {len(files.found):,} files.", f"At most {MOST_FILES:,} are saved.")
         return Found(Index(files=dict(sorted(files.found.items()))), dict(files.sources))
 
     def settle(self) -> None:

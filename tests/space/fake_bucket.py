@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from engine.errors import EngineError
+from engine.errors import EngineError, HubUnreachableError
 
 
 class Killed(BaseException):
@@ -63,7 +63,10 @@ class FakeBucket:
     def put(self, files: Mapping[str, bytes | Path]) -> None:
         self._ask("put")
         for name, source in files.items():
-            data = source if isinstance(source, bytes) else source.read_bytes()
+            try:
+                data = source if isinstance(source, bytes) else source.read_bytes()
+            except OSError as error:
+                raise HubUnreachableError(f"It cannot be reached ({type(error).__name__}).", "Wait.") from None
             self.files[name] = data
             self.sent += len(data)
             self.after_each(name)

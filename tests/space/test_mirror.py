@@ -242,6 +242,19 @@ def test_a_process_that_was_replaced_stops_writing(home, spaces, bucket):
     assert bucket.files == before
 
 
+def test_of_two_that_take_a_new_bucket_at_once_one_is_refused(spaces, bucket):
+    first, second = spaces.disk(), spaces.disk()
+
+    def second_comes(name):
+        bucket.after_each = lambda _: None
+        spaces.begin(second, "ann/other")
+
+    bucket.after_each = second_comes
+    with pytest.raises(PushError):
+        spaces.begin(first)
+    assert b"ann/lab" in bucket.files["mirror/space.json"] or b"ann/other" in bucket.files["mirror/space.json"]
+
+
 @pytest.mark.parametrize("kind", ["make", "list", "put", "get"])
 def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, kind):
     a_run(home)
@@ -325,7 +338,8 @@ def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, t
     assert len(seen) > 4
     assert seen[0] == before
     assert seen[-1] == after
-    assert all(one in (before, after) for one in seen)
+    between = 4, *after[1:]  # all but the checkpoint, which comes last
+    assert all(one in (before, between, after) for one in seen)
 
 
 def kill_after(moment):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 
@@ -136,6 +137,24 @@ def test_an_index_that_cannot_be_read_is_left_and_nothing_it_may_name_is_removed
     assert {name: bucket.files.get(name) for name in before if name != "mirror/space.json"} == {
         name: data for name, data in before.items() if name != "mirror/space.json"
     }
+
+
+def test_what_is_sent_after_an_index_that_cannot_be_read_is_collected_all_the_same(saved, bucket, spaces):
+    bucket.files[index_name(saved)] = b"{"
+    home = spaces.disk()
+    mirror = spaces.begin(home)
+    before = set(bucket.files)
+    run = a_run(home, state="running", steps=10)
+    a_checkpoint(run, 4)
+    mirror._save()
+    shutil.rmtree(run.folder.checkpoint(4))
+    a_checkpoint(run, 8)
+    mirror._save()
+
+    index = json.loads(bucket.files[index_name(run)])["files"]
+    named = {f"data/{part['sha256']}" for file in index.values() for part in file.get("parts", ())}
+    assert {name for name in set(bucket.files) - before if name.startswith("data/")} <= named
+    assert before <= set(bucket.files)
 
 
 def test_an_index_larger_than_any_is_not_fetched(saved, bucket, spaces, monkeypatch):

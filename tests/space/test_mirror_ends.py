@@ -6,13 +6,14 @@ import time
 import pytest
 
 from engine.config.load import config_from_mapping
-from engine.errors import PushError
+from engine.errors import PushError, StorageError
 from engine.runs.history.events import StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
-from engine.runs.run import RunState
+from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
+from engine.space import mirror_scan
 from tests.invented_runs import a_config
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state, wait_for_step, wait_until
 from tests.space.fake_bucket import FakeBucket
@@ -195,3 +196,51 @@ def test_a_deadline_is_kept_although_the_bucket_hangs(home, spaces, bucket):
 
     assert not mirror.stop(0.3, ends_training=False)
     assert time.monotonic() - began < 2
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_holds_up_nothing_else(home, spaces, bucket):
+    run = a_run(home, state="running", steps=300)
+    other = a_run(home, seed=5)
+    weights = a_checkpoint(run, 400) / "adapter" / "adapter_model.safetensors"
+    mirror = spaces.begin(home)
+
+    def replace(kind):
+        if kind == "put" and weights.exists():
+            weights.unlink()
+
+    bucket.refuse = replace
+    mirror._save()
+
+    again = spaces.again()
+    assert RunStore(again, "ann").get(run.id).folder.events.read_bytes() == run.folder.events.read_bytes()
+    assert other.id in RunStore(again, "ann").ids()
+
+
+def test_a_run_that_cannot_be_read_holds_up_nothing_else(home, spaces, monkeypatch):
+    odd, run = a_run(home), a_run(home, seed=5)
+    read_state = RunFolder.read_state
+
+    def refuse(folder, **options):
+        if folder.path.name == odd.id:
+            raise StorageError("The state cannot be read.", "Check it.")
+        return read_state(folder, **options)
+
+    monkeypatch.setattr(RunFolder, "read_state", refuse)
+    mirror = spaces.begin(home)
+    mirror._save()
+    assert mirror.unsaved("ann").runs == (odd.id,)
+    monkeypatch.undo()
+
+    assert RunStore(spaces.again(), "ann").ids() == [run.id]
+
+
+def test_more_files_than_an_index_may_name_are_refused_and_hold_up_nothing_else(home, spaces, monkeypatch):
+    monkeypatch.setattr(mirror_scan, "MOST_FILES", 50)
+    large, run = a_run(home), a_run(home, seed=5)
+    for number in range(51):
+        (large.folder.adapter / f"part-{number}").touch()
+    mirror = spaces.begin(home)
+    mirror._save()
+
+    assert len(mirror.unsaved("ann").runs) == 1
+    assert RunStore(spaces.again(), "ann").ids() == [run.id]

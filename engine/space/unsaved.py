@@ -1,0 +1,89 @@
+"""What a restart of a Space would lose, in words for its page."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.errors import EngineError
+from engine.paths import LoratoryHome
+from engine.runs.store import RunStore
+from engine.space.mirror_index import RunKey
+
+
+class Unsaved(NamedTuple):
+    """What a restart at this moment would lose of a person.
+
+    Attributes:
+        runs: Titles of runs of which nothing is saved yet.
+        training: Titles of runs at work, each with the step from which it would continue; None where it would start over.
+        uploads: How many uploaded files no run uses.
+        exports: How many exports.
+        trouble: Why saving does not work at present; empty where it does.
+    """
+
+    runs: tuple[str, ...] = ()
+    training: tuple[tuple[str, int | None], ...] = ()
+    uploads: int = 0
+    exports: int = 0
+    trouble: str = ""
+
+    @property
+    def words(self) -> str:
+        """A notice for the page; empty where nothing would be lost."""
+        lost = [f"all of “{title}”" for title in self.runs]
+        lost += [
+            f"the training of “{title}” since step {step:,}" if step is not None else f"the training of “{title}”"
+            for title, step in self.training
+        ]
+        lost += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
+        lost += [_count(self.exports, "export", "exports")] if self.exports else []
+        would = f"A restart of this Space would lose {_joined(lost)}." if lost else ""
+        return " ".join(filter(None, (would, self.trouble)))
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _joined(parts: list[str]) -> str:
+    shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+class View(NamedTuple):
+    """What pages see, by indexes of runs; replaced as a whole by the mirror's thread."""
+
+    saved: frozenset[str] = frozenset()
+    titles: Mapping[str, str] = {}
+    training: Mapping[str, int | None] = {}  # the step of the saved checkpoint
+    uploads: frozenset[str] = frozenset()  # paths of uploads that are saved
+    trouble: EngineError | None = None
+
+    def unsaved(self, home: LoratoryHome, owner: str) -> Unsaved:
+        """Return what a restart at this moment would lose of a person; looks at no file of a run."""
+        own = [RunKey(owner, run_id) for run_id in RunStore(home, owner).ids()]
+        fresh = tuple(self.titles.get(key.index, key.run_id) for key in own if key.index not in self.saved)
+        training = tuple(
+            (self.titles[key.index], self.training[key.index])
+            for key in own
+            if key.index in self.training and key.index in self.saved
+        )
+        mine = home.of(owner)
+        unused = sum(name not in self.uploads for name in _plain_files(mine.uploads, home.root))
+        exports = sum(not path.name.startswith(".") for path in _entries(mine.exports))
+        trouble = f"{self.trouble.what} {self.trouble.fix}" if self.trouble is not None else ""
+        return Unsaved(fresh, training, unused, exports, trouble)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _plain_files(folder: Path, root: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from ((Path(parent) / name).relative_to(root).as_posix() for name in names if not name.startswith("."))
