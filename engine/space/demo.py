@@ -20,12 +20,13 @@ from engine.runs.sharing import is_shared, set_shared
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
 from engine.space.demo_chat import DemoBusyError, DemoChat, demo_session
-from engine.space.demo_sample import DemoSample, SampleFile
+from engine.space.demo_sample import Ask, DemoSample, SampleFile
 
 DEMO_PRESET = "quickstart-cpu"
 _LOOK_SECONDS = 3.0
 _REPEAT_SECONDS = 60.0  # after something failed
 _MOST_FAILURES = 5  # of computing what the page shows, until the server starts again
+_RECORDED_SECONDS = 120.0  # for an answer that stays on the page
 _MOST_ATTEMPTS = 8  # at the run
 _FOR_A_DEVICE: frozenset[Reason | None] = frozenset({"device_in_use", "memory", "other_persons_run"})
 
@@ -164,7 +165,8 @@ class Demo:
         if sample.page is None:
             self._keep(run, file.write_rows(self.inspector))
         elif state.state == "completed" and sample.answers is None:
-            self._keep(run, file.write_answers(self.inspector, lambda prompt: self.chat.ask(run, prompt)))
+            ask: Ask = lambda prompt: self.chat.ask(run, prompt, _RECORDED_SECONDS)  # noqa: E731
+            self._keep(run, file.write_answers(self.inspector, ask))
 
     def _keep(self, run: Run, sample: DemoSample) -> DemoSample:
         self._sample = (run.id, sample)

@@ -69,7 +69,7 @@ class DemoChat:
         home: Of the Space.
         session: Holds the model; its own process.
         load_seconds: How long loading may take.
-        answer_seconds: How long both answers together may take.
+        answer_seconds: How long both answers to a visitor together may take.
     """
 
     home: LoratoryHome
@@ -78,8 +78,13 @@ class DemoChat:
     answer_seconds: float = _ANSWER_SECONDS
     _asking: threading.Lock = field(default_factory=threading.Lock)  # held while a question is answered
 
-    def ask(self, run: Run, prompt: str, max_new_tokens: int = ANSWER_TOKENS) -> DemoAnswers:
+    def ask(self, run: Run, prompt: str, answer_seconds: float | None = None) -> DemoAnswers:
         """Answer one question, loading the model where it is not loaded.
+
+        Args:
+            run: Whose models answer.
+            prompt: The question.
+            answer_seconds: How long they may take; None takes what visitors get.
 
         Raises:
             DemoBusyError: If another question is being answered, or what the model needs is in use or cannot be loaded now.
@@ -88,7 +93,7 @@ class DemoChat:
             raise DemoBusyError("Another question is being answered.", "Try again in some seconds.")
         try:
             self._load(run)
-            return self._answers(prompt, max_new_tokens)
+            return self._answers(prompt, answer_seconds or self.answer_seconds)
         except DemoBusyError:
             raise
         except DeviceError as error:
@@ -114,15 +119,15 @@ class DemoChat:
         with _after(self.load_seconds, self.session.unload):
             self.session.load(target)
 
-    def _answers(self, prompt: str, max_new_tokens: int) -> DemoAnswers:
-        sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+    def _answers(self, prompt: str, seconds: float) -> DemoAnswers:
+        sampling = SamplingConfig(temperature=0.0, max_new_tokens=ANSWER_TOKENS)
         messages = (Message(role="user", content=prompt),)
         request = ChatRequest(messages=messages, branches=_BRANCHES, sampling=sampling)
         texts = dict.fromkeys(_BRANCHES, "")
         reasons: dict[Branch, FinishReason] = dict.fromkeys(_BRANCHES, "stopped")
         with (
-            _after(self.answer_seconds, lambda: self.session.stop(request.id)),
-            _after(self.answer_seconds + _HUNG_SECONDS, self.session.unload),
+            _after(seconds, lambda: self.session.stop(request.id)),
+            _after(seconds + _HUNG_SECONDS, self.session.unload),
         ):
             for chunk in self.session.stream(request):
                 texts[chunk.branch] += chunk.text
