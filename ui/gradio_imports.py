@@ -110,7 +110,7 @@ def _without_docs(module: ModuleType) -> Iterator[None]:
     """Keep Gradio from writing the docstring of each event of each component with Jinja: a tenth of the start."""
     # Source: `EventListener.set_doc`, gradio/events.py.
     yield
-    listener = getattr(module, "EventListener", None)
+    listener: Any = getattr(module, "EventListener", None)
     if hasattr(listener, "set_doc"):
         listener.set_doc = lambda *_, **__: None
 
