@@ -1,6 +1,7 @@
 """Files that are never half-written, and paths that never leave their folder."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -20,6 +21,12 @@ def size_and_time(path: Path | str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return seen.st_size, seen.st_mtime_ns
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file of any size, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_folder(folder: Path) -> None:

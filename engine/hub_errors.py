@@ -181,10 +181,10 @@ class Subject:
     local: str  # what can be had without the Hub
     doing: str = ""  # what needs a token or the Hub; it begins sentences
     again: str = ", then try again"  # once the Hub serves again
-    error: type[EngineError]  # raised in general
-    access: type[EngineError]  # raised where a login may help
-    unreachable: type[EngineError]  # raised where asking later may help
-    storage: type[EngineError]  # raised where the disk is full or read-only
+    error: type[EngineError] = PushError  # raised in general
+    access: type[EngineError] = PushError  # raised where a login may help
+    unreachable: type[EngineError] = HubUnreachableError  # raised where asking later may help
+    storage: type[EngineError] = StorageError  # raised where the disk is full or read-only
     in_lab: str = ""  # what helps where a login would, in a lab: its server has none
 
     def explain(self, found: Fault, name: str, revision: str | None = None) -> EngineError:
@@ -204,8 +204,6 @@ MODEL = Subject(
     "under “Gated or private model”.",
     error=ModelError,
     access=ModelAccessError,
-    unreachable=HubUnreachableError,
-    storage=StorageError,
 )
 DATASET = Subject(
     kind="dataset",
@@ -223,20 +221,12 @@ PUSH = Subject(
     doing="Pushing",
     local="an export into a folder",
     again="; push again then, and only what is missing is sent",
-    error=PushError,
-    access=PushError,
-    unreachable=HubUnreachableError,
-    storage=StorageError,
 )
 JOBS = Subject(
     kind="bucket",
     folder="buckets/",
     local="this machine to train on",
     again="; the job continues meanwhile",
-    error=PushError,
-    access=PushError,
-    unreachable=HubUnreachableError,
-    storage=StorageError,
 )
 MIRROR = Subject(
     kind="bucket",
@@ -244,20 +234,12 @@ MIRROR = Subject(
     absent="cannot be reached",
     local="another bucket",
     again="; saving is tried again by itself",
-    error=PushError,
-    access=PushError,
-    unreachable=HubUnreachableError,
-    storage=StorageError,
 )
 SPACE = Subject(
     kind="Space",
     folder="spaces/",
     doing="A Space",
     local="--dry-run",
-    error=PushError,
-    access=PushError,
-    unreachable=HubUnreachableError,
-    storage=StorageError,
 )
 
 # By name, for `datasets` and the Hub's library choose among HTTP libraries, and to import none of them here.

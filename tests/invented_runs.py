@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile, sha256_of
+from engine.files import sha256_of
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile
 from engine.runs.history.events import (
     CheckpointData,
     DataReportData,

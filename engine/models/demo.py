@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from engine.errors import ModelError
-from engine.files import size_and_time
+from engine.files import sha256_of, size_and_time
 from engine.models.prepared import (
     CONVERSION,
     ModelProgress,
@@ -21,7 +21,6 @@ from engine.models.prepared import (
     ignore_progress,
     is_prepared,
     prepare_once,
-    sha256_of,
 )
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, cap_log, spawn, worker_argv

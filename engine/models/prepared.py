@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from engine.errors import ModelError, StorageError
-from engine.files import fsync_folder, read_model
+from engine.files import fsync_folder, read_model, sha256_of
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import FileLock
@@ -65,12 +65,6 @@ class Recipe(NamedTuple):
 
     made_from: str  # names the source and the way it is converted
     needed_bytes: int  # free disk space that making it takes at its height
-
-
-def sha256_of(path: Path) -> str:
-    """Return hex sha256 of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_prepared(folder: Path, recipe: Recipe) -> bool:

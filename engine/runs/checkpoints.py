@@ -1,7 +1,6 @@
 """Checkpoints as files: a manifest that distinguishes a complete one from a damaged one. Reading needs no torch."""
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from engine.errors import StorageError
+from engine.files import sha256_of
 
 MANIFEST = "MANIFEST.json"
 ADAPTER_SUBFOLDER = "adapter"
@@ -176,9 +176,3 @@ def describe_files(folder: Path) -> dict[str, ManifestFile]:
                 size_bytes=facts.st_size, sha256=sha256_of(path), mtime_ns=facts.st_mtime_ns
             )
     return files
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

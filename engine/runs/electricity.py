@@ -2,9 +2,9 @@
 
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints
 
-from engine.errors import ConfigError, Problem
+from engine.config.load import section_from_mapping
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.summary import RunSummary
@@ -49,10 +49,7 @@ def save_electricity(home: LoratoryHome, price_per_kwh: object, currency: object
         StorageError: If the home cannot be written.
     """
     values = {"price_per_kwh": price_per_kwh, "currency": str(currency or "").strip(), "watts": watts}
-    try:
-        electricity = Electricity.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError([Problem(str(item["loc"][0]), f"{item['msg']}.") for item in error.errors()]) from None
+    electricity = section_from_mapping(Electricity, values)
     write_atomically(home.root / "electricity.json", electricity.model_dump_json(indent=1))
     return electricity
 

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from engine.accounts.backup import check_accounts
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import AccountError, StorageError
-from engine.files import size_and_time, write_atomically
+from engine.files import sha256_of, size_and_time, write_atomically
 from engine.paths import LoratoryHome
-from engine.runs.checkpoints import MANIFEST, read_manifest, sha256_of
+from engine.runs.checkpoints import MANIFEST, read_manifest
 from engine.runs.disk import free_bytes
 from engine.runs.run import EVENTS_FILE, RunFolder, WorkerRecord
 from engine.space.mirror_index import LARGEST_INDEX_BYTES, Bucket, Index, MirroredFile, RunKey, may_be_in_home

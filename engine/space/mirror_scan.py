@@ -18,9 +18,9 @@ from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import EngineError, StorageError
 from engine.executors.huggingface_jobs.layout import with_paths
-from engine.files import size_and_time
+from engine.files import sha256_of, size_and_time
 from engine.paths import LoratoryHome
-from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints, sha256_of
+from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints
 from engine.runs.provenance import read_provenance
 from engine.runs.run import EVENTS_FILE, LIVE_STATES, Run, RunFolder
 from engine.space.mirror_index import MOST_FILES, UPLOADS, Index, MirroredFile, Part, RunKey

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from engine.chat.target import list_checkpoints as talkable
+from engine.files import sha256_of
 from engine.runs import checkpoints
 from engine.runs.checkpoints import MANIFEST, Manifest, describe_files, offered_checkpoints
 from engine.runs.run import RunFolder, RunState
@@ -37,8 +38,7 @@ def flip_a_byte(path):
 def reads(monkeypatch):
     """Names of the files whose content was read."""
     names = []
-    real = checkpoints.sha256_of
-    monkeypatch.setattr(checkpoints, "sha256_of", lambda path: (names.append(path.name), real(path))[1])
+    monkeypatch.setattr("engine.runs.checkpoints.sha256_of", lambda path: (names.append(path.name), sha256_of(path))[1])
     return names
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 from starlette.requests import Request
 
 from engine.accounts.accounts import Accounts, Invitation, InvitationState
 from engine.accounts.audit import AuditEntry, AuditKind, AuditLog
 from engine.accounts.lab import LabSettings, PublicAddress, change_settings, join_link, read_settings
-from engine.accounts.limits import LabLimits, Maintenance
+from engine.accounts.limits import LabLimits
 from engine.accounts.people import Action, Person, RunAccess, may, require, require_role
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
@@ -349,13 +348,3 @@ class LabAdmin:
 
     def _log(self, caller: Caller, kind: AuditKind, subject: str = "", detail: str = "") -> None:
         self.audit.write(self.name, kind, subject, detail, caller.address)
-
-
-def limit_fields() -> dict[str, FieldInfo]:
-    """Return the limits that an admin sets, by name."""
-    return dict(LabLimits.model_fields)
-
-
-def maintenance_fields() -> dict[str, FieldInfo]:
-    """Return the Fields of the maintenance switch, by name."""
-    return dict(Maintenance.model_fields)

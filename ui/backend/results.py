@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import ChatTarget
@@ -14,12 +14,13 @@ from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
+from engine.files import read_model, size_and_time
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.disk import require_disk_space
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
-from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, file_facts
+from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Evaluations:
 
     def stamp(self, run_id: str, checkpoint: str | None) -> str:
         """Return what changes with every new evaluation of it."""
-        return stamp(*file_facts(self._file(run_id, checkpoint)))
+        return stamp(*size_and_time(self._file(run_id, checkpoint)))
 
     def across(self) -> list[MeasuredRun]:
         """Return the evaluations of every run and checkpoint, the newest run first."""
@@ -164,10 +165,4 @@ class Evaluations:
         return evaluation_file(self._runs.get(run_id).folder.path, checkpoint)
 
     def _read(self, file: Path) -> EvaluationResult | None:
-        def read() -> EvaluationResult | None:
-            try:
-                return EvaluationResult.model_validate_json(file.read_bytes())
-            except (OSError, ValidationError):
-                return None
-
-        return self._cache.get((file, *file_facts(file)), read)
+        return self._cache.get((file, *size_and_time(file)), lambda: read_model(file, EvaluationResult))

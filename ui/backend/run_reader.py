@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, StorageError
+from engine.files import size_and_time
 from engine.runs.control import RunNotes, read_notes, resume_is_requested
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
@@ -112,7 +113,7 @@ class RunReader:
             stop_requested=run.folder.stop_request.exists(),
             cancel_requested=run.folder.cancel_request.exists(),
             resume_requested=resume_is_requested(self._runs.home, run),
-            log_bytes=file_facts(run.folder.log)[0],
+            log_bytes=size_and_time(run.folder.log)[0],
         )
 
     def newest_active(self) -> str | None:
@@ -152,7 +153,7 @@ class RunReader:
         return glance
 
     def _look(self, patience_seconds: float) -> Glance:
-        now, (_, modified) = time.monotonic(), file_facts(self._runs.folder)
+        now, (_, modified) = time.monotonic(), size_and_time(self._runs.folder)
         with self._lock:
             looked, seen, rows = self._rows
             if now - looked < 1.0 and seen == modified:
@@ -228,12 +229,3 @@ def log_tail(path: Path) -> str:
     if size > _LOG_TAIL_BYTES:
         text = text.partition("\n")[2]
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n"))
-
-
-def file_facts(path: Path) -> tuple[int, int]:
-    """Return size and time of change; 0 where there is no such file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns

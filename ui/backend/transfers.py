@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.errors import StorageError
 from engine.paths import LoratoryHome
 from engine.runs.disk import require_disk_space
+from engine.runs.store import folder_size_bytes
 from ui.views.html import size
 
 LARGEST_FILE_BYTES = 4 * 10**9
@@ -167,7 +168,7 @@ class Transfers:
         return path
 
     def _require_room(self, bytes_: int) -> None:
-        used = sum(map(_bytes_below, (self.home.transfers, self.home.uploads))) + sum(self._expected)
+        used = sum(map(folder_size_bytes, (self.home.transfers, self.home.uploads))) + sum(self._expected)
         if used + bytes_ > self.largest_total_bytes:
             raise StorageError(
                 f"Uploads and downloads use {size(used)} of at most {size(self.largest_total_bytes)}; there is no space "
@@ -177,15 +178,6 @@ class Transfers:
         free = shutil.disk_usage(self.home.root).free
         if bytes_ > free:
             raise StorageError(f"The disk has {size(free)} free; {size(bytes_)} are needed.", "Free some space.")
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # swept meanwhile
-                total += Path(place, name).lstat().st_size
-    return total
 
 
 def list_files(folder: Path) -> list[str]:

@@ -296,15 +296,11 @@ class FollowPart:
 
     def _loss(self, observed: ObservedRun, view: ChartView) -> str:
         history = observed.history
-        if not len(history.steps) and not history.evals:
-            return ""
         key = (observed.run.id, history.next_offset, view)
         return self._figures.get(key, lambda: loss_figure(history, view, observed.run.id))
 
     def _small(self, observed: ObservedRun) -> str:
         history, predicted = observed.history, observed.provenance.predicted_memory.of_step
-        if not len(history.steps):
-            return ""
         key = (observed.run.id, history.next_offset, "small")
         return self._figures.get(key, lambda: small_figures(history, predicted, observed.run.id))
 

@@ -9,9 +9,10 @@ from pydantic.fields import FieldInfo
 
 from engine.accounts.audit import AuditKind
 from engine.accounts.lab import LabSettings
+from engine.accounts.limits import LabLimits, Maintenance
 from engine.accounts.people import ROLES
 from engine.errors import AccountError
-from ui.backend.lab import Caller, LabAdmin, UnconfirmedError, limit_fields, maintenance_fields
+from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -109,7 +110,7 @@ class LabTab:
         with gr.Accordion("Limits", open=False, elem_id="lab-limits"):
             gr.HTML(small("An empty field is no limit. A change holds from the next look at the queue."))
             self.limits: dict[str, Any] = {}
-            fields = list(limit_fields().items())
+            fields = list(LabLimits.model_fields.items())
             for first in range(0, len(fields), 2):
                 with gr.Row():
                     for name, field in fields[first : first + 2]:
@@ -118,9 +119,9 @@ class LabTab:
         with gr.Accordion("Announcement and maintenance", open=False, elem_id="lab-news"):
             self.announcement = component_of_field(LabSettings.model_fields["announcement"], elem_id="lab-announcement")
             self.announce = gr.Button("Announce", scale=0, min_width=150, elem_id="lab-announce")
-            fields_of_maintenance = maintenance_fields()
-            self.maintenance = component_of_field(fields_of_maintenance["is_on"], elem_id="lab-maintenance")
-            self.maintenance_text = component_of_field(fields_of_maintenance["text"], elem_id="lab-maintenance-text")
+            switch = Maintenance.model_fields
+            self.maintenance = component_of_field(switch["is_on"], elem_id="lab-maintenance")
+            self.maintenance_text = component_of_field(switch["text"], elem_id="lab-maintenance-text")
             self.save_maintenance = gr.Button("Save", scale=0, min_width=150, elem_id="lab-save-maintenance")
 
     def wire(self) -> None:
@@ -282,22 +283,18 @@ def _other_way(service: str, has_passwords: bool) -> str:
     return f'{first} with {escape(service)} on <a href="{ACCOUNT}" target="_blank">your account\'s page</a>, then repeat this.'
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 def _shown(value: Any, component: Any) -> Any:
     """Return a limit as its component has it."""
     if not isinstance(component, gr.Textbox):
         return value
-    if _is_mapping(value):
+    if isinstance(value, dict):
         return ", ".join(f"{name}: {text_of(weight)}" for name, weight in value.items())
     return text_of(value)
 
 
 def _read(name: str, typed: Any) -> Any:
     """Return a limit from what was typed; what is not one is refused by its Field."""
-    if not _is_mapping(limit_fields()[name].default):
+    if not isinstance(LabLimits.model_fields[name].default, dict):
         return number_of(typed)
     pairs = (part.rpartition(":") for part in str(typed or "").strip(" {}").split(",") if part.strip())
     return {device.strip(): number_of(weight) for device, _, weight in pairs}

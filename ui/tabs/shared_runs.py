@@ -69,7 +69,7 @@ class SharedRunsPart:
         """Connect the events."""
         page = self._page
         self.list_after(tab.select(self.show, self.shown, self._outputs, **QUICK))
-        taken = self.table.click(self._pick, None, self.shown, **QUICK)
+        taken = self.table.click(picked, None, self.shown, **QUICK)
         self.list_after(taken.then(self.show, self.shown, self._outputs, **QUICK))
         self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
         copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
@@ -79,9 +79,6 @@ class SharedRunsPart:
     def list_after(self, event: Dependency) -> None:
         """List the runs after an event."""
         event.then(shown_in_place(self.render), self.shown, self.table, **QUICK)
-
-    def _pick(self, event: gr.EventData) -> str:
-        return picked(event)
 
     def render(self, shown: str) -> str:
         """Return the table of what is shared."""
@@ -102,14 +99,11 @@ class SharedRunsPart:
         facts = render_run_details(
             observed, self._shared.summary(observed.run), read_electricity(self._page.services.home)
         )
-        history = observed.history
         return {
             self.panel: gr.update(visible=True),
             self.heading: f'<p class="small">Of {escape(observed.run.owner)}, read only.</p>{render_heading(observed)}',
             self.chat: visible_if(can_chat(observed.run)),
-            self.loss: loss_figure(history, ChartView(), observed.run.id)
-            if len(history.steps) or history.evals
-            else "",
+            self.loss: loss_figure(observed.history, ChartView(), observed.run.id),
             self.details: facts + (log(config_to_yaml(config), "config.yaml") if config is not None else ""),
             self.shown: name_of(observed.run),
         }

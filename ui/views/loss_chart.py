@@ -46,10 +46,12 @@ class ChartView(NamedTuple):
 
 
 def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
-    """Return training loss raw and smoothed, held-out points, and the base model's loss as a line.
+    """Return training loss raw and smoothed, held-out points, and the base model's loss as a line; empty without any.
 
     The revision, such as the run's id, stays the same as long as zoom should.
     """
+    if not len(history.steps) and not history.evals:
+        return ""
     traces: list[dict[str, Any]] = []
     steps, losses = finite(history, "step", "loss")
     if len(steps):
@@ -83,10 +85,12 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
 
 
 def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
-    """Return learning rate, gradient norm, tokens per second and memory, as four small charts in one figure.
+    """Return learning rate, gradient norm, tokens per second and memory, as four charts in one figure; empty before a step.
 
     `predicted_bytes` is the peak of what a step reports as its memory; None draws no line.
     """
+    if not len(history.steps):
+        return ""
     charts: tuple[tuple[str, StepColumn, float, str], ...] = (
         ("Learning rate", "learning_rate", 1, ".1e"),
         ("Gradient norm", "grad_norm", 1, ".3g"),

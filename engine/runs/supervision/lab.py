@@ -22,8 +22,6 @@ from engine.runs.run import Reason, Run, RunState, Why
 from engine.runs.supervision.fairness import (
     LabHold,
     LabStanding,
-    first_of_each,
-    lab_reasons,
     order_fairly,
     people_over_quota,
 )
@@ -42,7 +40,6 @@ from engine.runs.usage import (
 
 SNAPSHOT_FILE = "lab-queue.json"
 _SNAPSHOT_SECONDS = 1.0
-_EXPLAINED_OF_EACH = 3
 
 ListPrograms = Callable[[int], Sequence[GpuProgram]]
 
@@ -155,14 +152,6 @@ class LabSupervision:
                 if programs:
                     occupied[name] = _occupied(name, programs)
         return StartRules(LabHold(turn.rules, turn.standing, turn.owners, free_gb), occupied)
-
-    def reasons(self, turn: LabTurn, queue: Sequence[Waiting], reasons: Mapping[str, Why]) -> dict[str, Why]:
-        """Return the reasons of a plan in the words of a lab."""
-        return lab_reasons(reasons, queue, turn.rules, turn.standing)
-
-    def to_explain(self, turn: LabTurn, reasons: Mapping[str, Why]) -> dict[str, Why]:
-        """Return the reasons that are saved with their runs: those of each person's first runs."""
-        return first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
 
     def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
         """Save the queue for pages, where it has changed."""

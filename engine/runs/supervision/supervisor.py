@@ -15,12 +15,14 @@ from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunState, Why
 from engine.runs.store import KEYS_FOLDER, RUN_ID
+from engine.runs.supervision.fairness import first_of_each, lab_reasons
 from engine.runs.supervision.lab import LabSupervision, LabTurn
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 
 Role = Literal["stopped", "supervising", "standing_by"]
 
+_EXPLAINED_OF_EACH = 3  # runs of a person
 _IDENTITY = "supervisor.json"  # means something only while the supervisor's lock is held
 
 _log = logging.getLogger(__name__)
@@ -167,8 +169,9 @@ class SupervisorLoop:
         if turn is None:
             self._scheduler.explain_waiting(plan_reasons)
             return plan_reasons
-        reasons = self._lab.reasons(turn, here, plan_reasons)
-        self._scheduler.explain_waiting(self._lab.to_explain(turn, reasons), at_most=len(reasons))
+        reasons = lab_reasons(plan_reasons, here, turn.rules, turn.standing)
+        explained = first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
+        self._scheduler.explain_waiting(explained, at_most=len(reasons))
         return reasons
 
 
