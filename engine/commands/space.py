@@ -41,7 +41,11 @@ Bucket = Annotated[
 NoBucket = Annotated[bool, typer.Option("--no-bucket", help="Lose runs at each restart.")]
 Secret = Annotated[
     list[str] | None,
-    typer.Option("--secret", metavar="NAME", help="An environment variable to give it as a secret; repeatable."),
+    typer.Option(
+        "--secret",
+        metavar="NAME[:VARIABLE]",
+        help="A secret of the Space, from the environment variable of that name, or of another; repeatable.",
+    ),
 ]
 Warm = Annotated[
     list[str] | None,
@@ -74,8 +78,7 @@ def create(
 ) -> None:
     """Make a Space with Loratory in it, and wait until it runs.
 
-    `--secret HF_TOKEN` gives it the token of this terminal, with which it keeps runs in the bucket. With --dry-run, the folder
-    is what `docker build` takes as well.
+    With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
     from engine.space.hub import refuse_sleep
 
@@ -219,25 +222,27 @@ def _settings(
         if not _ADMITTED.fullmatch(name):
             raise ConfigError([Problem("admit", f"{name[:100]!r} is not the name of a person or an organization.")])
     return Settings(
-        {name: _value_of(name) for name in secrets or ()},
+        dict(map(_secret, secrets or ())),
         names,
         bucket,
         sleep_seconds=None if sleep_hours is None else round(sleep_hours * 3600),
     )
 
 
-def _value_of(name: str) -> str:
-    """Return the value of a variable of this terminal; it is in no message."""
-    if not _SECRET.fullmatch(name):
+def _secret(text: str) -> tuple[str, str]:
+    """Return name and value of a secret; the value comes from a variable of this terminal and is in no message."""
+    name, _, variable = text.partition(":")
+    variable = variable or name
+    if not all(_SECRET.fullmatch(one) and not one.startswith("hf_") for one in (name, variable)):
         raise RunError(
-            "--secret takes the name of an environment variable, and nothing else.",
+            "--secret takes the name of an environment variable, or NAME:VARIABLE, and never a value.",
             "Other users can read a command line: put the value into a variable, then name it.",
         )
-    value = os.environ.get(name, "").strip()
+    value = os.environ.get(variable, "").strip()
     if not value:
-        fix = f"Set it with `read -rs {name} && export {name}`, or leave --secret {name} out."
-        raise RunError(f"The variable {name} is not set in this terminal, or empty.", fix)
-    return value
+        fix = f"Set it with `read -rs {variable} && export {variable}`, or leave --secret {text} out."
+        raise RunError(f"The variable {variable} is not set in this terminal, or empty.", fix)
+    return name, value
 
 
 def _default_bucket(name: str) -> str:
@@ -303,7 +308,7 @@ def _fate_of_runs(status: "Status") -> str:
     if not status.has_token:
         return (
             f"lost at each restart: no token for the bucket {status.bucket}; "
-            f"`loratory space update {status.name} --secret HF_TOKEN` gives it yours"
+            f"`loratory space update {status.name} --secret HF_TOKEN:VARIABLE` gives it one"
         )
     return f"kept in the bucket {status.bucket}"
 

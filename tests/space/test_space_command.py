@@ -98,11 +98,18 @@ def test_mistakes_are_found_before_anything_is_made(hub, loratory, arguments, me
     assert hub.spaces == hub.buckets == {}
 
 
-def test_a_value_on_the_command_line_is_refused_and_not_repeated(hub, loratory):
-    code, _, err = loratory("create", NAME, "--secret", f"HF_TOKEN={SECRET}")
+@pytest.mark.parametrize("given", ["HF_TOKEN={}", "HF_TOKEN:{}", "{}", "{}:HF_TOKEN", "HF_TOKEN: {}"])
+def test_a_value_on_the_command_line_is_refused_and_not_repeated(hub, loratory, given):
+    code, _, err = loratory("create", NAME, "--secret", given.format(SECRET))
     assert code == 1
     assert "takes the name of an environment variable" in err
     assert SECRET not in err
+
+
+def test_the_space_may_have_another_token_than_who_makes_it(hub, loratory, monkeypatch):
+    monkeypatch.setenv("SPACE_TOKEN", SECRET)
+    assert loratory("create", NAME, "--secret", "HF_TOKEN:SPACE_TOKEN")[0] == 0
+    assert hub.spaces[NAME].secrets["HF_TOKEN"]["value"] == SECRET
 
 
 def test_without_a_login_it_says_how_to_get_one(hub, loratory, monkeypatch, tmp_path):
