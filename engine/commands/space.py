@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,7 +62,10 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is r
 def create(
     name: SpaceName,
     hardware: Hardware = None,
-    visibility: Annotated[str, typer.Option("--visibility", help="private or public.")] = "private",
+    visibility: Annotated[
+        str,
+        typer.Option("--visibility", help="private, protected (everyone reaches the app, no one its files), public."),
+    ] = "private",
     admit: Admit = None,
     bucket: Bucket = None,
     no_bucket: NoBucket = False,
@@ -80,10 +83,10 @@ def create(
 
     With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
-    from engine.space.hub import refuse_sleep
+    from engine.space.hub import Visibility, refuse_hidden, refuse_sleep
 
     kind: Sdk = one_of(sdk, Sdk, "--sdk")
-    shown: Literal["private", "public"] = one_of(visibility, Literal["private", "public"], "--visibility")
+    shown: Visibility = one_of(visibility, Visibility, "--visibility")
     plan = SpacePlan(name, kind, hardware or "cpu-basic", tuple(warm or ()))
     settings = _settings(secret, admit or (), "" if no_bucket else bucket or _default_bucket(name), sleep_hours)
     files = space_files(plan, build_wheel())
@@ -91,6 +94,8 @@ def create(
         _write(files, dry_run, as_json=as_json)
         return
     refuse_sleep(plan.hardware, settings.sleep_seconds)
+    if shown == "private":
+        refuse_hidden(name, settings.admitted)
     with _hub() as hub:
         price = hub.refuse_unless_possible(plan)
         hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
@@ -123,7 +128,7 @@ def update(
     as_json: AsJson = False,
 ) -> None:
     """Bring a Space to this version of Loratory, and change what is given; everything else stays."""
-    from engine.space.hub import refuse_sleep, sdk_of
+    from engine.space.hub import refuse_hidden, refuse_sleep, sdk_of
 
     check_name(name, "space")
     settings = _settings(secret, admit, "" if no_bucket else bucket, sleep_hours)._replace(hardware=hardware)
@@ -136,6 +141,8 @@ def update(
         runtime = hub.runtime(name)
         runs_on = hardware or runtime.requested_hardware or runtime.hardware or "cpu-basic"
         refuse_sleep(runs_on, settings.sleep_seconds)
+        if info.private:
+            refuse_hidden(name, settings.admitted)
         plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models))
         files = space_files(plan, build_wheel())
         done = hub.change(name, settings)

@@ -21,7 +21,7 @@ from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, SpacePlan, address_of, hardware_problem, is_ours
 
 Answer = TypeVar("Answer")
-Visibility = Literal["private", "public"]
+Visibility = Literal["private", "protected", "public"]  # protected: everyone reaches the app, no one its files
 
 FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
 _LOOK_SECONDS = 5.0
@@ -391,6 +391,18 @@ def refuse_sleep(hardware: str, sleep_seconds: int | None) -> None:
     if sleep_seconds is not None and hardware == "cpu-basic":
         message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
         raise ConfigError([Problem("sleep_hours", message)])
+
+
+def refuse_hidden(name: str, admitted: Sequence[str] | None) -> None:
+    """Check that those who are admitted to a private Space can get there; raises ConfigError."""
+    owner = name.partition("/")[0]
+    others = [one for one in admitted or () if one.removeprefix("@").casefold() != owner.casefold()]
+    if others:
+        message = (
+            f"the Hub shows a private Space to {owner} alone, so {others[0]} would never get there. Make it protected, "
+            "which hides its files, or public: --visibility of `create`, or the settings of the Space."
+        )
+        raise ConfigError([Problem("admit", message)])
 
 
 def sdk_of(info: SpaceInfo) -> Sdk:

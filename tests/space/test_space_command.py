@@ -12,6 +12,7 @@ from tests.export.hub_stand_in import TOKEN, Fault
 from tests.space.stand_in import with_space
 
 NAME = "ada/loratory"
+SHOWN = ("--visibility", "protected")
 SECRET = "hf_SecretOfTheMirrorThatNobodyMaySee"
 
 
@@ -29,9 +30,7 @@ def test_one_command_makes_a_private_space_that_runs(hub, loratory, monkeypatch)
     monkeypatch.setenv("MIRROR", SECRET)
     hub.stages = ["BUILDING", "APP_STARTING", "RUNNING"]
 
-    code, out, err = loratory(
-        "create", NAME, "--admit", "bob", "--admit", "lab", "--secret", "MIRROR", "--secret", "HF_TOKEN"
-    )
+    code, out, err = loratory("create", NAME, "--admit", "ada", "--secret", "MIRROR", "--secret", "HF_TOKEN")
 
     assert code == 0, err
     space, repository = hub.spaces[NAME], hub.repositories[NAME]
@@ -40,7 +39,7 @@ def test_one_command_makes_a_private_space_that_runs(hub, loratory, monkeypatch)
     assert {"README.md", "Dockerfile", "requirements.txt"} < set(repository.files())
     assert (space.sdk, space.hardware) == ("docker", "cpu-basic")
     assert {key: one["value"] for key, one in space.secrets.items()} == {
-        "MIRROR": SECRET, "HF_TOKEN": TOKEN, "LORATORY_ADMITTED": "bob,lab",
+        "MIRROR": SECRET, "HF_TOKEN": TOKEN, "LORATORY_ADMITTED": "ada",
     }  # fmt: skip
     assert {key: one["value"] for key, one in space.variables.items()} == {"LORATORY_BUCKET": "ada/loratory-loratory"}
     assert hub.buckets == {"ada/loratory-loratory": True}
@@ -54,9 +53,20 @@ def test_one_command_makes_a_private_space_that_runs(hub, loratory, monkeypatch)
 
 def test_who_is_admitted_does_not_go_along_with_a_duplicate(hub, loratory):
     # Variables of a Space are public, and copied into its duplicates; secrets are neither.
-    assert loratory("create", NAME, "--admit", "bob", "--no-bucket")[0] == 0
+    assert loratory("create", NAME, "--admit", "bob", "--no-bucket", *SHOWN)[0] == 0
     assert hub.spaces[NAME].variables == {}
     assert "LORATORY_ADMITTED" in hub.spaces[NAME].secrets
+
+
+def test_nobody_is_admitted_to_where_the_hub_lets_them_not_go(hub, loratory):
+    code, _, err = loratory("create", NAME, "--admit", "ada", "--admit", "bob")
+    assert code == 1
+    assert "to ada alone, so bob would never get there" in err
+    assert hub.spaces == {}
+    assert loratory("create", "lab/loratory", "--admit", "lab")[0] == 0
+    assert "never get there" in loratory("update", "lab/loratory", "--admit", "bob")[2]
+    assert loratory("create", NAME, "--admit", "bob,lab", "--admit", "@eve", *SHOWN)[0] == 0
+    assert hub.spaces[NAME].secrets["LORATORY_ADMITTED"]["value"] == "bob,lab,@eve"
 
 
 def test_a_dry_run_writes_the_files_and_asks_no_one(hub, loratory, tmp_path, monkeypatch):
@@ -170,7 +180,7 @@ def test_what_passes_is_waited_for_and_done_once(hub, loratory, step, what):
 
 def test_an_interrupted_create_is_finished_by_update(hub, loratory):
     hub.faults = [Fault("commit", 500, times=3)]
-    assert loratory("create", NAME, "--admit", "bob")[0] == 1
+    assert loratory("create", NAME, "--admit", "bob", *SHOWN)[0] == 1
     assert hub.repositories[NAME].files() == {}
 
     code, out, err = loratory("update", NAME)
@@ -268,7 +278,7 @@ def test_an_update_sends_what_changed_and_nothing_twice(hub, loratory):
 
 
 def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
-    assert loratory("create", NAME, "--admit", "bob")[0] == 0
+    assert loratory("create", NAME, "--admit", "bob", *SHOWN)[0] == 0
     monkeypatch.setenv("MIRROR", SECRET)
 
     code, out, err = loratory(
@@ -305,7 +315,7 @@ def test_an_update_of_what_is_not_there_or_not_ours_changes_nothing(hub, lorator
 
 
 def test_the_status_is_one_object_with_price_and_sleep(hub, loratory):
-    assert loratory("create", NAME, "--hardware", "l4x1", "--admit", "bob")[0] == 0
+    assert loratory("create", NAME, "--hardware", "l4x1", "--admit", "bob", *SHOWN)[0] == 0
     hub.stages = ["SLEEPING"]
 
     shown = json.loads(loratory("status", NAME, "--json")[1])
