@@ -53,7 +53,8 @@ class Restored(NamedTuple):
     @property
     def words(self) -> str:
         """One paragraph for people; empty where there was nothing."""
-        parts = [f"Restored {self.runs:,} runs ({self.bytes / 1e9:.1f} GB)."] if self.runs else []
+        runs = "1 run" if self.runs == 1 else f"{self.runs:,} runs"
+        parts = [f"Restored {runs} ({self.bytes / 1e9:.1f} GB)."] if self.runs else []
         more = len(self.left_out) - _MOST_WORDS
         return " ".join([*parts, *self.left_out[:_MOST_WORDS], *([f"And {more:,} more."] if more > 0 else [])])
 
@@ -179,7 +180,8 @@ class Restorer:
             yield batch
         if missed:
             self._left_out.append(
-                f"{missed:,} runs do not fit on the disk of this Space and stay in the bucket; choose larger hardware."
+                f"{missed:,} {'run does' if missed == 1 else 'runs do'} not fit on the disk of this Space; the bucket keeps "
+                "what does not come back."
             )
 
     def _fetch(self, indexes: Iterable[Index]) -> None:

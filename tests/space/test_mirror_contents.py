@@ -175,7 +175,7 @@ def test_a_checkpoint_larger_than_the_disk_is_not_fetched(saved, bucket, spaces)
     home = spaces.again()
 
     assert list_owners(home) == []
-    assert "1 runs do not fit on the disk" in spaces.restored.words
+    assert "1 run does not fit on the disk" in spaces.restored.words
     assert index_name(saved) in bucket.files
     spaces.begin(home)._save()
     assert index_name(saved) in bucket.files, "it was not deleted here"

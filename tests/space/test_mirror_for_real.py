@@ -10,15 +10,19 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.inspector.session import Inspector
+from engine.paths import LoratoryHome
 from engine.runs.history.reader import HistoryReader
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
+from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
+from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN
 from tests.runs.supervision import cpu, wait_for_state, wait_until
 from tests.space.fake_bucket import FakeBucket
-from tests.space.mirrored import Spaces
+from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
 from tests.tiny_model import make_tiny_model
+from tests.ui.front.space.test_space_process import started
 
 pytestmark = pytest.mark.e2e
 
@@ -90,3 +94,29 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
     assert len(expected) == STEPS
     assert weights(run) == adapter == weights(whole)
     assert json.loads((whole.folder.adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_a_space_that_is_asked_to_end_saves_and_the_next_one_has_everything(tmp_path, hugging_face):  # noqa: F811
+    home = LoratoryHome(tmp_path / "home")
+    home.make_writable()
+    run = a_run(home, state="stopped", resumable_step=300)
+    a_checkpoint(run, 300)
+    kept = files_of(run)
+    space = {
+        "HF_ENDPOINT": hugging_face.address, "HF_TOKEN": TOKEN, "LORATORY_BUCKET": "ada/mirror", "HF_HUB_OFFLINE": "",
+        "PYTHONPATH": str(STORAGE_CLIENT),
+    }  # fmt: skip
+    with started(tmp_path, **space) as (server, _, log):
+        pass
+    assert server.returncode == 0, log.read_text()
+    assert f"runs/ann/{run.id}.json" in hugging_face.files["ada/mirror"]
+    assert "before everything was saved" not in log.read_text()
+
+    shutil.rmtree(home.root)
+    with started(tmp_path, **space) as (_, _, log):
+        assert "Restored 1 run" in log.read_text()
+        back = files_of(RunStore(home, "ann").get(run.id))
+        assert back["adapter/adapter_model.safetensors"] == kept["adapter/adapter_model.safetensors"]
+        assert run.folder.newest_checkpoint_step() == 300
+    for part in (log.read_bytes(), *hugging_face.files["ada/mirror"].values(), *files_of(run).values()):
+        assert TOKEN.encode() not in part
