@@ -17,10 +17,11 @@ from engine.errors import ConfigError, Problem, PushError, RunError, StorageErro
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.space.repository import Sdk, SpacePlan, check_name, hub_model_id, space_files
+from engine.space.state import Status, stage_of
 from engine.wheel import build_wheel
 
 if TYPE_CHECKING:
-    from engine.space.hub import Settings, SpaceHub, Status
+    from engine.space.hub import Settings, SpaceHub
 
 space = typer.Typer(name="space", help="Loratory in a Hugging Face Space.", no_args_is_help=True)
 
@@ -274,12 +275,9 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
         print(f"{words_of_bytes(len(content)):>10}  {path / name}")
 
 
-def _report(status: "Status", changed: Sequence[str] | None = None, *, as_json: bool) -> None:
+def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bool) -> None:
     """Print where a Space is and what it does; one that failed is an error."""
-    from engine.space.hub import STAGES
-
-    stage = STAGES.get(status.stage)
-    if stage is None or stage.log is not None or status.stage in ("CONFIG_ERROR", "NO_APP_FILE"):
+    if stage_of(status.stage).has_failed:
         log = "".join(f"\n  {line}" for line in status.log)
         fix = f"Look at {status.page}; when it is mended, `loratory space update {status.name}`."
         raise PushError(f"The Space {status.words}{log}", fix)
@@ -291,7 +289,7 @@ def _report(status: "Status", changed: Sequence[str] | None = None, *, as_json: 
         print(f"Changed: {'; '.join(changed)}." if changed else "Nothing to update.")
 
 
-def _lines(status: "Status") -> list[str]:
+def _lines(status: Status) -> list[str]:
     price = "price unknown" if status.price_per_hour_usd is None else f"${status.price_per_hour_usd:,.2f} an hour"
     hardware = status.hardware or status.requested_hardware or "none yet"
     if status.requested_hardware not in (None, hardware):
@@ -309,7 +307,7 @@ def _lines(status: "Status") -> list[str]:
     return [f"{status.name} {status.words}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
 
 
-def _fate_of_runs(status: "Status") -> str:
+def _fate_of_runs(status: Status) -> str:
     if status.bucket is None:
         return "lost at each restart: no bucket"
     if not status.has_token:

@@ -19,47 +19,16 @@ from engine.hub_bucket import BucketWords, RunBucket
 from engine.hub_errors import SPACE, Fault, HubFault
 from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, SpacePlan, address_of, hardware_problem, is_ours
+from engine.space.state import Status, stage_of
 
 Answer = TypeVar("Answer")
 Visibility = Literal["private", "protected", "public"]  # protected: everyone reaches the app, no one its files
 
-FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
+_FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
 _LOOK_SECONDS = 5.0
 _UNTIL_IT_BUILDS_SECONDS = 60.0  # after a commit, the old state may still be reported
 _LOG_LINES = 20
 _BUCKET_WORDS = BucketWords(SPACE, {401: HubFault.WRONG_TOKEN, 402: HubFault.NO_PLAN, 403: HubFault.READ_ONLY})
-
-
-class Stage(NamedTuple):
-    """What a state of a Space means.
-
-    Attributes:
-        words: For people, after "The Space".
-        is_end: Whether it stays like that until something is done.
-        log: That explains it.
-    """
-
-    words: str
-    is_end: bool = True
-    log: Literal["build", "run"] | None = None
-
-
-# Source: huggingface_hub.SpaceStage; SLEEPING is not in it, but is what the Hub reports.
-STAGES: Mapping[str, Stage] = {
-    "RUNNING": Stage("is running."),
-    "SLEEPING": Stage("is asleep and wakes up with the next visit."),
-    "PAUSED": Stage("is paused and costs nothing; restart it in its settings."),
-    "STOPPED": Stage("is stopped; restart it in its settings.", log="run"),
-    "BUILDING": Stage("is building its image.", is_end=False),
-    "RUNNING_BUILDING": Stage("is running, and builds its next image.", is_end=False),
-    "APP_STARTING": Stage("is starting.", is_end=False),
-    "RUNNING_APP_STARTING": Stage("is running, and starts its next version.", is_end=False),
-    "NO_APP_FILE": Stage("has no files yet; `loratory space update` sends them."),
-    "CONFIG_ERROR": Stage("has settings in README.md that the Hub does not take."),
-    "BUILD_ERROR": Stage("could not build its image.", log="build"),
-    "RUNTIME_ERROR": Stage("ended, or did not answer in time.", log="run"),
-    "DELETING": Stage("is being deleted."),
-}
 
 
 class Settings(NamedTuple):
@@ -92,40 +61,6 @@ class Sent(NamedTuple):
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     commit: str
-
-
-class Status(NamedTuple):
-    """A Space as the Hub reports it.
-
-    Attributes:
-        name: As owner/name.
-        stage: As the Hub names it.
-        words: The same for people.
-        hardware: That it has; None before the first build.
-        requested_hardware: That it is to have.
-        price_per_hour_usd: While it runs; None where the Hub lists none.
-        sleep_seconds: Without a visit, until it sleeps; None if it never does.
-        address: Of the app itself, where people sign in.
-        page: Of the Space on the Hub.
-        bucket: To which runs are mirrored.
-        has_token: Whether it may write there.
-        admitted: As they were listed.
-        log: Its last lines, where they explain the stage.
-    """
-
-    name: str
-    stage: str
-    words: str
-    hardware: str | None
-    requested_hardware: str | None
-    price_per_hour_usd: float | None
-    sleep_seconds: int | None
-    address: str
-    page: str
-    bucket: str | None = None
-    has_token: bool = False
-    admitted: str | None = None
-    log: tuple[str, ...] = ()
 
 
 @dataclass
@@ -305,7 +240,7 @@ class SpaceHub:
         waited, last, has_built = 0.0, "", False
         while True:
             runtime = self.runtime(name)
-            stage, revision = _stage_of(runtime), runtime.raw.get("sha")
+            stage, revision = stage_of(runtime.stage), runtime.raw.get("sha")
             has_built = has_built or not stage.is_end
             is_old = not has_built and waited < _UNTIL_IT_BUILDS_SECONDS
             # One that is paused or asleep may stay with the commit that it had.
@@ -333,7 +268,7 @@ class SpaceHub:
         """Return what a Space does now, or did when the Hub was asked."""
         info = self.require(name)
         runtime = runtime or self.runtime(name)
-        stage = _stage_of(runtime)
+        stage = stage_of(runtime.stage)
         hardware = runtime.hardware or runtime.requested_hardware
         listed = self.hardware().get(str(hardware))
         secrets = self._ask(name, lambda: self.api.get_space_secrets(name))
@@ -344,7 +279,7 @@ class SpaceHub:
             hardware=runtime.hardware,
             requested_hardware=runtime.requested_hardware,
             price_per_hour_usd=price_per_hour_usd(listed) if listed else None,
-            sleep_seconds=runtime.sleep_time or (FREE_SLEEP_SECONDS if hardware == "cpu-basic" else None),
+            sleep_seconds=runtime.sleep_time or (_FREE_SLEEP_SECONDS if hardware == "cpu-basic" else None),
             address=info.host or address_of(name),
             page=f"{self.api.endpoint}/spaces/{name}",
             bucket=self.bucket_of(name),
@@ -415,11 +350,6 @@ def sdk_of(info: SpaceInfo) -> Sdk:
     if info.sdk in kinds:
         return kinds[info.sdk]
     raise PushError(f"{info.id} is a {info.sdk or 'plain'} Space, which is not Loratory's.", "Choose another one.")
-
-
-def _stage_of(runtime: SpaceRuntime) -> Stage:
-    name = str(getattr(runtime.stage, "value", runtime.stage))
-    return STAGES.get(name) or Stage(f"is in the state {name[:40]}, which this version does not know.")
 
 
 def _admitted_secret(admitted: Sequence[str]) -> dict[str, str]:

@@ -4,10 +4,12 @@ import json
 import os
 
 import pytest
+from huggingface_hub import SpaceStage
 
 from engine.cli import run_command
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource
+from engine.space.state import STAGES
 from tests.export.hub_stand_in import TOKEN, Fault
 from tests.space.stand_in import with_space
 
@@ -225,6 +227,17 @@ def test_the_state_from_before_the_commit_is_not_taken_for_its_end(hub, loratory
 def test_one_that_never_gets_files_is_said_to_have_none(hub, loratory):
     hub.stages = ["NO_APP_FILE"]
     assert "has no files yet" in loratory("create", NAME)[2]
+
+
+def test_each_state_that_the_library_knows_has_words():
+    assert {stage.value for stage in SpaceStage} < STAGES.keys()
+
+
+def test_without_waiting_it_prints_one_object_of_what_it_does(hub, loratory):
+    hub.stages = ["BUILDING"]
+    code, out, _ = loratory("create", NAME, "--no-wait", "--json")
+    assert code == 0
+    assert json.loads(out)["words"] == "is building its image."
 
 
 def test_a_space_without_a_token_is_said_to_lose_its_runs(hub, loratory):
