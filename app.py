@@ -62,13 +62,15 @@ def _serve_lab(options: argparse.Namespace) -> int:
 def _serve_space(options: argparse.Namespace) -> int:
     """Serve the lab of a Hugging Face Space, or what keeps it from starting."""
     from engine.accounts.lab import Listener, forget_secrets
-    from engine.space.environment import SpaceEnvironment
+    from engine.space.environment import ADMITTED, BUCKET, SpaceEnvironment
 
     listener = Listener.in_a_space(options.port)
     try:
         handed_over = os.environ.pop(HANDED_OVER, None)
         if handed_over is None:
             os.environ[HANDED_OVER] = str(SpaceEnvironment.read(os.environ).hand_over())
+            for name in (ADMITTED, BUCKET):
+                os.environ.pop(name, None)  # of no use to what people start
             forget_secrets()
             _begin_again()
         environment = SpaceEnvironment.take_over(handed_over or "")

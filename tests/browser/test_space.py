@@ -118,7 +118,7 @@ def test_the_frame_shows_the_demo_and_leads_the_creator_to_the_address_where_tra
 
         open_tab(page, "Lab")
         expect(page.locator("#lab-people")).to_contain_text("ann")
-        expect(page.locator("body")).to_contain_text("Whom Ann lists in LORATORY_ADMITTED")
+        expect(page.locator("body")).to_contain_text("People and organizations that Ann lists in LORATORY_ADMITTED")
         expect(page.locator("#lab-invite")).to_have_count(0)
         expect(page.locator("#lab-reset")).to_have_count(0)
 
@@ -142,7 +142,9 @@ def test_a_stranger_reads_why_and_how_to_get_a_space_of_ones_own(lab, institute,
         expect(page.locator("body")).to_contain_text(DEMO_TITLE)
         page.goto(f"{lab.url}/sign-in")
         sign_in(page, institute, "sub-eve", "eve")
-        expect(page.get_by_role("alert")).to_contain_text("eve is not admitted to this Space. Ask Ann to add you")
+        expect(page.get_by_role("alert")).to_contain_text(
+            "eve (id sub-eve) is not admitted to this Space. Ask Ann to add you"
+        )
         expect(page.locator("body")).to_contain_text(DEMO_TITLE)
         duplicate = page.get_by_role("link", name="Duplicate this Space")
         assert duplicate.get_attribute("href") == f"{SPACE_PAGE}?duplicate=true"

@@ -228,8 +228,8 @@ class Gate:
         """Return a request with the scheme and host of the lab, and nothing that a client claims about its way here."""
         client = scope.get("client")
         if self._behind_proxy:
-            # Our proxy appends what it saw; what a client claimed comes before it.
-            last = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            # Our proxy appends what it saw, some to the header and some as another one; what a client claimed comes before it.
+            last = ",".join(headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
             client = (last or "unknown", 0)
         own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED)]
         return {**scope, "headers": own, "scheme": "https", "client": client}

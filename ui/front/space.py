@@ -24,7 +24,7 @@ from engine.errors import AccountError
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.space.admission import Admission, Visitor
-from engine.space.environment import HUB, SpaceEnvironment
+from engine.space.environment import ADMITTED, HUB, SpaceEnvironment
 from engine.space.mirror import mirror_of
 from ui.front.demo import open_demo
 from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page
@@ -78,8 +78,8 @@ class Space:
     def who_gets_in(self) -> str:
         """Return in words where the owner decides about it."""
         return (
-            f"Whom {self.environment.author} lists in LORATORY_ADMITTED, in the settings of the Space, gets an account by "
-            "signing in."
+            f"People and organizations that {self.environment.author} lists in {ADMITTED}, a secret in the settings of the "
+            "Space, get an account when they sign in."
         )
 
 
@@ -165,8 +165,10 @@ class SpacePages(OidcPages):
         except AccountError as error:
             return await self._turn_away(request, visitor, str(error))
         if admitted is None:
-            name, author = visitor.account.name or "This account", self.space.environment.author
-            words = f"{name} is not admitted to this Space. Ask {author} to add you, or duplicate the Space."
+            (subject, name), author = visitor.account, self.space.environment.author
+            words = (
+                f"{name} (id {subject}) is not admitted to this Space. Ask {author} to add you, or duplicate the Space."
+            )
             return await self._turn_away(request, visitor, words)
         person = admitted.person
         if admitted.is_new:
@@ -215,8 +217,8 @@ class SpaceFront(Front):
         return page(
             "Sign in",
             (f'<p class="notice">{escape(notice)}</p>' if notice else "")
-            + f"<p>The Space {escape(environment.space_id)} trains models for {escape(environment.author)} and whom "
-            f"{escape(environment.author)} admits.</p>"
+            + f"<p>{escape(environment.space_id)} trains models for {escape(environment.author)}, and for people and "
+            "organizations that are admitted.</p>"
             f'<form method="post" action="{SIGN_IN_WITH}"><button name="for" value="sign in">'
             f"Sign in with {escape(self.other_way)}</button></form>"
             '<p class="small"><a href="/">Back to the demo</a> · '

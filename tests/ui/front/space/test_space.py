@@ -228,6 +228,14 @@ def test_what_a_client_claims_about_its_way_here_is_not_believed(lab, institute)
         assert browser.get("/", headers={"Host": lab.url.removeprefix("https://")}).status_code == 200
     (*_, last) = AuditLog(audit_log_path(lab.home)).entries()
     assert last.address == "10.9.8.7", "what our proxy saw comes last"
+    with lab.browser() as browser:
+        twice = [("X-Forwarded-For", "1.2.3.4"), ("X-Forwarded-For", "10.9.8.6"), *browser.headers.items()]
+        browser.post("/sign-in/with", data={"for": "sign in"}, headers=twice)
+        institute.user = "sub-eve"
+        values = visit(institute, start(browser))
+        browser.get("/oidc/callback", params={**values, "iss": "https://evil.example"}, headers=twice)
+    (*_, last) = AuditLog(audit_log_path(lab.home)).entries()
+    assert last.address == "10.9.8.6"
     assert "1.2.3.4" not in (lab.home.root / "audit.jsonl").read_text()
 
 

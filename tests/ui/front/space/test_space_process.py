@@ -73,6 +73,7 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
     assert server.returncode == 0
     assert b"/home" in seen
     assert b"memfd" not in seen, "it was read and closed"
+    assert b"LORATORY_ADMITTED" not in seen
     files = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
     for part in (seen, *pages, refused.content, log.read_bytes(), *files):
         assert CANARY.encode() not in part
