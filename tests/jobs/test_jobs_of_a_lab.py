@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,7 @@ from engine.accounts.limits import LabLimits
 from engine.accounts.logins import Logins
 from engine.allowed_paths import REFUSAL
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
+from engine.executors import make_executors
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.flavors import HardwareList
@@ -25,6 +27,9 @@ from engine.runs.lab_rules import lab_problems
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
+from engine.runs.supervision.scheduler import SupervisorSettings
+from engine.runs.supervision.supervisor import Supervisor
+from engine.runs.usage import usage_by_week
 from tests.invented_runs import a_config
 from tests.jobs.stand_in import Fault
 from tests.runs.supervision import wait_until
@@ -363,3 +368,26 @@ def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_f
     save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=1, free_disk_gb=0)))
     follower.step()
     assert follower.view.trouble is None
+
+
+def test_a_job_waits_for_no_device_of_the_lab_and_counts_for_no_gpu_time(lab, hugging_face, home):
+    save_settings(home, LabSettings(limits=LabLimits(running_per_person=1, free_disk_gb=0)))
+    lab.signs_in("ada")
+    executors = partial(make_executors, login_of=logins_of(home, lab.logins))
+    settings = SupervisorSettings(executors=executors, devices=lambda: (), tick_seconds=0.05)
+    runs = [lab.run("ada"), lab.run("ada")]
+    supervisor = Supervisor(home, settings)
+    supervisor.start()
+    try:
+        wait_until(lambda: len(hugging_face.jobs) == 2)
+        for run in runs:
+            there = next(one for one in hugging_face.jobs.values() if run.id in one.spec["environment"]["LORATORY_JOB"])
+            lab.writes(run, layout.END, layout.JobResult(exit_code=1).model_dump_json().encode())
+            hugging_face.end(there, "ERROR")
+        wait_until(lambda: all(run.folder.read_state().is_final for run in runs))
+    finally:
+        supervisor.stop()
+
+    assert sum(week.gpu_hours + week.cpu_hours for week in usage_by_week(home)) == 0
+    for path in home.root.rglob("*"):
+        assert path.is_dir() or TOKENS["ada"].encode() not in path.read_bytes(), path

@@ -7,7 +7,7 @@ from html import escape
 import gradio as gr
 
 from engine.accounts.people import Action, require
-from engine.errors import EngineError
+from engine.errors import EngineError, SignInNeededError
 from engine.executors.huggingface_jobs.flavors import Flavor, named
 from engine.executors.huggingface_jobs.login import sign_in
 from ui.backend.dataset_checks import CheckQuestion
@@ -16,7 +16,7 @@ from ui.draft import Draft
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
 from ui.page import Page
-from ui.views.html import dollars, error_box, facts, gib, small
+from ui.views.html import dollars, error_box, facts, gib, notice, small
 
 _CHEAPEST = ("the cheapest that fits", "")
 
@@ -52,11 +52,11 @@ class JobsPart:
 
     def _sign_in(self) -> None:
         """Lay out how a person of a lab signs in at Hugging Face."""
-        with gr.Row(elem_id="jobs-login"):
-            self.token = gr.Textbox(
-                label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
-                type="password", max_lines=1, min_width=240, elem_id="jobs-token",
-            )  # fmt: skip
+        self.token = gr.Textbox(
+            label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
+            type="password", max_lines=1, elem_id="jobs-token",
+        )  # fmt: skip
+        with gr.Row():
             self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
             self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
         self.login = gr.HTML(elem_id="jobs-login-status")
@@ -121,6 +121,8 @@ class JobsPart:
         try:
             flavors = services.hardware.known()
         except EngineError as error:
+            if isinstance(error, SignInNeededError):  # the next step, and no error
+                return notice(f"{error.what} {error.fix}")
             return small(error.what, role="status") if services.hardware.trouble is None else error_box(error)
         if draft.device is None or draft.estimate_error is not None:
             return error_box(draft.estimate_error) if draft.estimate_error is not None else ""
