@@ -438,3 +438,23 @@ def test_a_log_that_cannot_be_fetched_holds_up_nothing(followed, hugging_face, m
 
     assert followed.step().trouble is None
     assert followed.run.folder.events.read_bytes() == b"first\n"
+
+
+def test_what_came_home_stays_when_an_answer_to_the_cleaning_up_is_lost(followed, hugging_face, home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    other = write_run(RunStore(home, "other"), a_config(), InventedRun(state="stopped", steps=60))
+    whole = next(iter(sorted(other.folder.checkpoints.iterdir())))
+    followed.begins()
+    for path in whole.rglob("*"):
+        if path.is_file():
+            followed.writes(f"checkpoints/{whole.name}/{path.relative_to(whole).as_posix()}", path.read_bytes())
+    followed.step()
+    followed.ends()
+    hugging_face.faults = [Fault("batch", "lost", times=50)]
+    assert followed.step().stage != "ended"
+    hugging_face.faults = []
+
+    assert followed.step().end.exit_code == 0
+    assert followed.run.folder.newest_checkpoint_step() is not None
+    followed.restart()
+    assert followed.step().stage == "ended", "a server that is killed now asks nobody again"

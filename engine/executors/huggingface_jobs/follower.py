@@ -91,6 +91,7 @@ class JobFollower:
         self._known = "", ""  # a token, and the name of its account
         self._output_due = -math.inf
         self._ended_at: float | None = None
+        self._end = JobEnd()  # after a restart, what the worker wrote says more
 
     def step(self) -> float:
         """Do what is due; returns how many seconds later to call again."""
@@ -127,11 +128,17 @@ class JobFollower:
     def _advance(self) -> None:
         if self.view.stage == "ended":
             return
+        if self.record.is_closed:
+            self._close(self._end)
+            return
         if self.wants_cancel and not self.record.sent_at and not self.record.id:
             self._close(JobEnd(cause="Cancelled before it was sent."))
             return
         hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
+        if self.record.is_home:
+            self._clean_up()
+            return
         if not self.record.id and not self._submit(hours_left):
             return
         self._pass_on_requests()
@@ -157,8 +164,14 @@ class JobFollower:
             return
         if result is None and job is not None:
             self._keep_output()
+        self._end = self._explain(job, result)
+        self._keep(is_home=True)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Remove what the job left in the bucket, once everything is here: from now on an empty bucket means nothing."""
         self._bucket.remove([f"{self._folder}/{name}" for name in self._bucket.list(self._folder)])
-        self._close(self._explain(job, result))
+        self._close(self._end)
 
     def _use_login(self) -> float:
         """Take the login that there is now, if it is of the account that the job is of; returns for how many hours it is valid."""
