@@ -16,7 +16,7 @@ _OF_ALL = RateLimitItemPerMinute(120, namespace="all")
 _NOTED = RateLimitItemPerMinute(6, namespace="noted")  # of refused attempts in the audit log, which must not be filled
 _IPV6_PREFIX = 64  # what one customer has
 _ASKED_BY_AN_ADDRESS = RateLimitItemPerHour(20, namespace="asked by an address")
-_ASKED_BY_ALL = RateLimitItemPerHour(200, namespace="asked by all")  # at some 10 s of two cores each
+_ASKED_BY_ALL = RateLimitItemPerHour(120, namespace="asked by all")  # at some 10 s of two cores each: a third of them
 
 
 class ThrottledError(AccountError):
