@@ -95,7 +95,11 @@ class DemoPages:
 
     def routes(self) -> list[Route]:
         """Return what answers `paths`."""
-        return [Route(DEMO, self.welcome, methods=["GET"]), Route(ASK, self._ask, methods=["POST"])]
+        return [
+            Route(DEMO, self.welcome, methods=["GET"]),
+            Route(ASK, self._ask, methods=["POST"]),
+            Route(ASK, self.welcome, methods=["GET"]),  # the address of an answer, opened once more
+        ]
 
     async def welcome(self, _request: Request, why: str = "") -> Response:
         """Return the page.
