@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from pydantic import BaseModel
@@ -16,7 +17,8 @@ EXPERT_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1
 ModuleKind = Literal["linear", "conv1d", "embedding", "norm", "router", "experts", "other"]
 
 
-class ModuleShape(BaseModel, frozen=True):
+@dataclass(frozen=True, slots=True, kw_only=True)  # the catalogue has 10,000, of 1.4 KiB each as pydantic models
+class ModuleShape:
     """One leaf module that owns parameters; read from the real architecture on the meta device."""
 
     name: str  # full dotted name, as PEFT sees it
@@ -29,7 +31,7 @@ class ModuleShape(BaseModel, frozen=True):
     tied_to: str | None = None  # name of the module whose weight it shares
     is_output_head: bool = False
     is_quantizable: bool = False  # whether bitsandbytes replaces it; experts held as bare parameters stay as they are
-    bare_parameters: Mapping[str, tuple[int, ...]] = {}  # their shapes; of modules that are not a known layer
+    bare_parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # their shapes; of no known layer
 
     @property
     def bias_parameters(self) -> int:

@@ -231,7 +231,7 @@ def measure(server: Server, visitors: list[Visitor], works: list[Work], every: f
     for thread in threads:
         thread.join()
     times = sorted(1000 * value for visitor in visitors for value in visitor.seconds)
-    say_memory(f"{len(visitors)} follow a run (wanted: below 320 MiB)", server.process)
+    say_memory(f"{len(visitors)} follow a run (wanted: below 305 MiB)", server.process)
     print(f"the server's processor time: {share:.1%} of a core (wanted: below 15%)")
     percentile = statistics.quantiles(times, n=20)[-1]
     print(

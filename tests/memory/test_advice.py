@@ -1,5 +1,7 @@
 """What is advised does fit, costs no more than it must, and can be applied; limits are the limits."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config.load import config_from_mapping, with_overrides
@@ -187,7 +189,7 @@ def test_a_model_without_a_size_gives_a_message_and_no_number(shape, size):
 
 
 def test_a_product_of_unknown_size_gives_a_message_and_may_train(shape):
-    unsized = [m.model_copy(update={"in_features": 0}) if m.name.endswith("down_proj") else m for m in shape.modules]
+    unsized = [replace(m, in_features=0) if m.name.endswith("down_proj") else m for m in shape.modules]
 
     with pytest.raises(MemoryUnknownError, match=r"down_proj of Qwen3ForCausalLM has a size of 0 ×") as caught:
         estimate_memory(shape.model_copy(update={"modules": tuple(unsized)}), config_from_mapping(mapping()), gpu(8))

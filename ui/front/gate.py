@@ -34,6 +34,11 @@ _UPLOAD = "/gradio_api/upload"
 _OFFERED_WRITES = re.compile(r"/gradio_api/(queue/join/?|run/predict/?|component_server/?|upload|cancel|reset/?)")
 
 
+def is_offered(path: str) -> bool:
+    """Return whether requests for a path may reach a person's page."""
+    return _OFFERED_READS.fullmatch(path) is not None or _OFFERED_WRITES.fullmatch(path) is not None
+
+
 class Pages(Protocol):
     """The page of each person."""
 

@@ -1,16 +1,24 @@
 """What the page of a person holds in memory and never uses: let go. Nothing is shared by the pages of two people."""
 
+import asyncio.sslproto
 import ctypes
 import gc
+import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import fastapi.dependencies.models
 import gradio as gr
 import orjson
-from gradio.routes import ORJSONResponse
+from fastapi import APIRouter
+from gradio.routes import App, ORJSONResponse
+
+_PLAIN = (type(None), bool, int, float)
+_ABSENT = object()
+_TLS_BUFFER_BYTES = 32 * 1024  # two records, which have 16 KiB at most
 
 
 class _Packed(Mapping[str, Any]):
@@ -39,11 +47,18 @@ class _Packed(Mapping[str, Any]):
         return self._unpacked().items()
 
 
-def lighten(blocks: gr.Blocks) -> None:
-    """Let mounted blocks hold a third of what Gradio 6.31 leaves in them.
+def lighten(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> None:
+    """Let the mounted blocks of a person hold a fifth of what Gradio 6.31 leaves in them; one call at a time.
 
-    It keeps the description for browsers as Python objects (1.4 MiB), and for each of our 400 events a list of its own of
-    the form's 90 components and of their names, although they are the same (0.5 MiB).
+    It keeps the description for browsers as Python objects (1.4 MiB), for each of our 400 events a list of its own of the
+    form's 90 components and of their names, although they are the same (0.5 MiB), in each of 700 components and of the events
+    40 attributes, of which most are as in all others (0.8 MiB), two empty sets for each component, and 50 routes that
+    the gate does not offer, each prepared twice (0.8 MiB).
+
+    Args:
+        blocks: Of the page.
+        app: That they are mounted as, before its first request.
+        is_offered: Returns whether the gate lets requests for a path through.
     """
     blocks.config = _Packed(blocks.config)
     same: dict[tuple[Any, ...], list[Any]] = {}
@@ -51,6 +66,65 @@ def lighten(blocks: gr.Blocks) -> None:
         for name in ("inputs", "outputs", "input_parameter_names"):
             values = getattr(event, name)
             setattr(event, name, same.setdefault((name, *map(id, values)), values))
+    _share_files(blocks)
+    _leave_to_classes([*blocks.fns.values(), *blocks.blocks.values()])
+    _remove_routes(app.router, is_offered)
+
+
+def _share_files(blocks: gr.Blocks) -> None:
+    """Let the components of a page note their files in two sets, which are read together, instead of in two each."""
+    files: set[str] = set()
+    kept: set[str] = set()
+    for block in blocks.blocks.values():
+        files |= block.temp_files
+        kept |= block.keep_in_cache
+        block.temp_files, block.keep_in_cache, block.GRADIO_CACHE = files, kept, blocks.GRADIO_CACHE
+        block.share_token = ""  # of a whole page that is shared by Gradio's tunnel
+    blocks.temp_file_sets = [blocks.upload_file_set, files]
+
+
+def _leave_to_classes(objects: Iterable[Any]) -> None:
+    """Take the attributes that most objects of a class have in common out of each of them: half of their memory.
+
+    With more than 30 attributes, an object of Python 3.11 has a table of names of its own.
+    """
+    by_class: dict[type, list[dict[str, Any]]] = {}
+    for one in objects:
+        by_class.setdefault(type(one), []).append(vars(one))
+    for kind, held in by_class.items():
+        counted = Counter(
+            (name, type(value), value)
+            for values in held
+            for name, value in values.items()
+            if isinstance(value, _PLAIN) and not name.startswith("_")  # those say whether something was done already
+        )
+        for (name, _, value), count in counted.items():
+            if count > len(held) / 2 and not hasattr(kind, name):
+                setattr(kind, name, value)
+    for one in objects:
+        kind = type(one)
+        own = {name: value for name, value in vars(one).items() if not _is_of_class(kind, name, value)}
+        object.__setattr__(one, "__dict__", own)
+
+
+def _is_of_class(kind: type, name: str, value: object) -> bool:
+    if not isinstance(value, _PLAIN) or name.startswith("_"):
+        return False
+    usual = getattr(kind, name, _ABSENT)
+    return type(usual) is type(value) and usual == value
+
+
+def _remove_routes(router: APIRouter, is_offered: Callable[[str], bool]) -> None:
+    """Remove the routes that nobody can reach, before FastAPI prepares each a second time at the first request."""
+    kept = []
+    for route in router.routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            _remove_routes(included, is_offered)
+        path = re.sub(r"\{[^}]*\}", "predict", getattr(route, "path", ""))  # by this name the page calls all its events
+        if included is not None or is_offered(path):
+            kept.append(route)
+    router.routes[:] = kept
 
 
 def end(blocks: gr.Blocks) -> None:
@@ -83,8 +157,13 @@ def return_memory() -> None:
         _trim(0)
 
 
-def share_free_memory() -> None:
-    """Let all threads allocate from two pools, before they start: in one of their own each holds what others could use."""
+def prepare_memory() -> None:
+    """Settle how the server of a lab uses memory, before it starts threads and accepts connections.
+
+    All threads allocate from two pools: in one of their own each holds what others could use. A connection over TLS has a
+    buffer of 32 KiB, where that of asyncio has 256 KiB; each open page has two to six.
+    """
+    asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES  # type: ignore[attr-defined]
     if _tune is not None:
         _tune(_M_ARENA_MAX, 2)
 

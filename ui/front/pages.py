@@ -21,6 +21,7 @@ from engine.accounts.people import Person
 from engine.errors import EngineError
 from ui.backend.transfers import LARGEST_FILE_BYTES
 from ui.build import build_app
+from ui.front.gate import is_offered
 from ui.front.light import end, lighten, reclaim, return_memory, settle
 from ui.gradio_internals import use_mounted
 from ui.policy import PagePolicy
@@ -67,7 +68,7 @@ class PersonPages:
         self._pages: dict[str, _PersonPage] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one building at a time of a person's page
         self._has_closed = False  # a page, whose memory is still to be found
-        self._building = threading.Lock()  # guards os.environ, where Gradio reads the folder of an app
+        self._building = threading.Lock()  # guards os.environ, where Gradio reads the folder of an app, and its classes
 
     async def of(self, person: Person) -> ASGIApp:
         """Return what answers a person's requests.
@@ -172,10 +173,10 @@ class PersonPages:
                 os.environ.pop("GRADIO_TEMP_DIR", None)
                 if before is not None:
                     os.environ["GRADIO_TEMP_DIR"] = before
-        (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
-        use_mounted(blocks, mounted)
+            (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
+            use_mounted(blocks, mounted)
+            lighten(blocks, mounted, is_offered)
         app.add_middleware(PagePolicy, transfers=services.transfers)
-        lighten(blocks)
         settle()
         return services, app, blocks
 

@@ -39,7 +39,7 @@ from ui.front.account import AccountPages
 from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages
-from ui.front.light import share_free_memory
+from ui.front.light import prepare_memory
 from ui.front.pages import PersonPages, housekeeping
 from ui.front.proxy import ProxyPages
 from ui.serve import build_services, close_services
@@ -181,7 +181,7 @@ def serve_lab(
     Raises:
         EngineError: If a service cannot start.
     """
-    share_free_memory()
+    prepare_memory()
     bound = listener.open() if proxy is None else proxy.guard(listener.open())
     settings = read_settings(home)
     if settings.public_url != address.origin:

@@ -7,6 +7,7 @@ often made with an older transformers, in which each expert was a module. `model
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -226,7 +227,7 @@ def _gpt_layer(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
 def _linear(name: str, rows: int, columns: int, *, bias: bool = False, kind: ModuleKind = "linear") -> ModuleShape:
     count = rows * columns + (columns if bias else 0)
     module = _module(name, kind, rows, columns, "Linear" if kind == "linear" else "Conv1D", count)
-    return module.model_copy(update={"has_bias": bias, "is_quantizable": True})
+    return replace(module, has_bias=bias, is_quantizable=True)
 
 
 def _embedding(name: str, rows: int, width: int) -> ModuleShape:
@@ -236,7 +237,7 @@ def _embedding(name: str, rows: int, width: int) -> ModuleShape:
 def _norm(name: str, width: int, is_layer_norm: bool) -> ModuleShape:
     count = width * (2 if is_layer_norm else 1)
     class_name = "LayerNorm" if is_layer_norm else "RMSNorm"
-    return _module(name, "norm", width, width, class_name, count).model_copy(update={"has_bias": is_layer_norm})
+    return replace(_module(name, "norm", width, width, class_name, count), has_bias=is_layer_norm)
 
 
 def _module(

@@ -9,7 +9,9 @@ import time
 from functools import partial
 from urllib.parse import urlsplit
 
+import gradio as gr
 import pytest
+from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount, Route
 
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
@@ -70,9 +72,12 @@ def routes_of(routes: list[BaseRoute], prefix: str = "") -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def every_route(lab, ann):
-    page = lab.pages._pages["ann"]
-    routes = routes_of(page.app.router.routes)
+def every_route():
+    """Those of Gradio before a page of the lab loses what the gate does not offer."""
+    with gr.Blocks() as blocks:
+        gr.HTML()
+    app = gr.mount_gradio_app(FastAPI(), blocks, path="/")
+    routes = routes_of(app.router.routes)
     assert len(routes) > 60, "the app's routes are found"
     assert "POST /gradio_api/queue/join" in routes
     own = {f"GET {path}" for path in FRONT_PATHS}
@@ -111,6 +116,13 @@ def test_what_a_person_is_offered_is_a_list_that_was_decided(lab, ann, every_rou
             answered.add(f"{method} {path}")
 
     assert answered <= OFFERED, "decide whether a new route is safe to offer"
+
+
+def test_a_page_has_no_route_that_is_not_offered(lab, ann, every_route):
+    kept = {path.split(" ", 1)[1] for path in routes_of(lab.pages._pages["ann"].app.router.routes)}
+    offered = {path.split(" ", 1)[1].replace("predict", "x") for path in OFFERED}
+
+    assert kept - {"/gradio_api/file=x"} == offered & {path.split(" ", 1)[1] for path in every_route}
 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost", "127.0.0.1", "localhost:1", ""])
