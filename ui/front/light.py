@@ -163,7 +163,7 @@ def prepare_memory() -> None:
     All threads allocate from two pools: in one of their own each holds what others could use. A connection over TLS has a
     buffer of 32 KiB, where that of asyncio has 256 KiB; each open page has two to six.
     """
-    asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES  # type: ignore[attr-defined]
+    asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES
     if _tune is not None:
         _tune(_M_ARENA_MAX, 2)
 
