@@ -6,17 +6,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engine.commands.configs import named_path
 from engine.commands.output import AsJson, ProgressLine, one_of, print_json, print_result, words_of_bytes
 from engine.config.run import ModelConfig
-from engine.errors import ConfigError, Problem, PushError, RunError, StorageError
+from engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.space.repository import Sdk, SpacePlan, check_name, hub_model_id, space_files
+from engine.space.repository import Sdk, SpacePlan, check_name, space_files
 from engine.space.state import Status, stage_of
 from engine.wheel import build_wheel
 
@@ -39,7 +39,7 @@ Bucket = Annotated[
     str | None,
     typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept. Default: OWNER/loratory-NAME."),
 ]
-NoBucket = Annotated[bool, typer.Option("--no-bucket", help="Lose runs at each restart.")]
+NoBucket = Annotated[bool, typer.Option("--no-bucket", help="Keep no runs over a restart.")]
 Secret = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,12 +75,12 @@ def create(
     sdk: Annotated[str, typer.Option("--sdk", help="docker or gradio.")] = "docker",
     sleep_hours: SleepHours = None,
     dry_run: Annotated[
-        Path | None, typer.Option("--dry-run", metavar="DIR", help="Write the files there, and ask no one.")
+        Path | None, typer.Option("--dry-run", metavar="DIR", help="Write the files there instead, without a network.")
     ] = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make a Space with Loratory in it, and wait until it runs.
+    """Create a Space with Loratory in it, and wait until it runs.
 
     With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
@@ -103,9 +103,9 @@ def create(
         hub.make(plan, shown, settings)
         try:
             sent = hub.upload(name, files, "Create Loratory's Space")
-        except Exception as error:
+        except EngineError as error:
             fix = f"Then run `loratory space update {name}`, which sends them."
-            raise PushError(f"The Space {name} is there, without its files. {error}", fix) from None
+            raise PushError(f"The Space {name} was created, but its files were not sent. {error}", fix) from None
         status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait else hub.status(name)
     _report(status, as_json=as_json)
 
@@ -128,7 +128,7 @@ def update(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a Space to this version of Loratory, and change what is given; everything else stays."""
+    """Update a Space to this version of Loratory, and change the given options; the rest stays as it is."""
     from engine.space.hub import refuse_hidden, refuse_sleep, sdk_of
 
     check_name(name, "space")
@@ -137,8 +137,8 @@ def update(
         info = hub.require(name)
         if hardware is not None:
             hub.report(f"{hardware} costs ${hub.price(hardware):,.2f} an hour while it runs.")
-        card: Mapping[str, Any] = vars(info.card_data) if info.card_data else {}
-        models = [hub_model_id(one) for one in warm] if warm is not None else card.get("models") or []
+        listed: object = vars(info.card_data).get("models") if info.card_data else None
+        models = warm if warm is not None else listed if isinstance(listed, list) else []
         runtime = hub.runtime(name)
         runs_on = hardware or runtime.requested_hardware or runtime.hardware or "cpu-basic"
         refuse_sleep(runs_on, settings.sleep_seconds)
@@ -155,7 +155,7 @@ def update(
 
 @space.command()
 def status(name: SpaceName, as_json: AsJson = False) -> None:
-    """Report what a Space does, what it costs, and when it sleeps."""
+    """Show the state of a Space, what it costs, and when it sleeps."""
     check_name(name, "space")
     with _hub() as hub:
         found = hub.status(name)
@@ -168,7 +168,7 @@ def status(name: SpaceName, as_json: AsJson = False) -> None:
 @space.command()
 def delete(
     name: SpaceName,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for its name.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     with_bucket: Annotated[
         bool, typer.Option("--with-bucket", help="Delete the bucket with its runs as well.")
     ] = False,
@@ -181,7 +181,7 @@ def delete(
         bucket = hub.bucket_of(name)
         goes = f" and the bucket {bucket} with all its runs" if with_bucket and bucket else ""
         if not yes:
-            _ask_for_name(name, f"This deletes the Space {name}{goes}, for ever.")
+            _ask_for_name(name, f"This permanently deletes the Space {name}{goes}.")
         hub.delete(name, with_bucket=with_bucket)
     kept = None if with_bucket else bucket
     text = f"Deleted {name}{goes}." + (f" The bucket {kept} stays." if kept else "")
@@ -190,7 +190,7 @@ def delete(
 
 @space.command()
 def warm(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Of the catalogue or the Hub.")]) -> None:
-    """Download models into this home, as the build of an image does."""
+    """Download models to this home; the build of the image runs it."""
     home = LoratoryHome.from_environment()
     for name in models:
         with ProgressLine() as line:
@@ -244,7 +244,7 @@ def _secret(text: str) -> tuple[str, str]:
     if not all(_SECRET.fullmatch(one) and not one.startswith("hf_") for one in (name, variable)):
         raise RunError(
             "--secret takes the name of an environment variable, or NAME:VARIABLE, and never a value.",
-            "Other users can read a command line: put the value into a variable, then name it.",
+            "Other users can read command lines: set a variable to the value and give its name.",
         )
     value = os.environ.get(variable, "").strip()
     if not value:
@@ -279,7 +279,7 @@ def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bo
     """Print where a Space is and what it does; one that failed is an error."""
     if stage_of(status.stage).has_failed:
         log = "".join(f"\n  {line}" for line in status.log)
-        fix = f"Look at {status.page}; when it is mended, `loratory space update {status.name}`."
+        fix = f"Look at {status.page}; once it is fixed, run `loratory space update {status.name}`."
         raise PushError(f"The Space {status.words}{log}", fix)
     if as_json:
         print_json(status._asdict() if changed is None else {**status._asdict(), "changed": list(changed)})
@@ -324,7 +324,7 @@ def _ask_for_name(name: str, warning: str) -> None:
     sys.stderr.write(f"{warning}\nType its name to continue: ")
     sys.stderr.flush()
     if sys.stdin.readline().strip() != name:
-        raise RunError("That is another name; nothing was changed.", f"Type {name}, or add --yes.")
+        raise RunError("The name does not match; nothing was changed.", f"Type {name}, or add --yes.")
 
 
 COMMANDS = (space,)

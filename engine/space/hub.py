@@ -119,7 +119,9 @@ class SpaceHub:
                 f"Name an owner that your token may write to: {', '.join(own[:10])}.",
             )
         if self.look(plan.name) is not None:
-            raise PushError(f"The Space {plan.name} exists.", "Use `loratory space update`, or choose another name.")
+            raise PushError(
+                f"The Space {plan.name} already exists.", "Use `loratory space update`, or choose another name."
+            )
         return self.price(plan.hardware)
 
     def price(self, hardware: str) -> float:
@@ -255,7 +257,7 @@ class SpaceHub:
             if waited >= limit_seconds:
                 raise PushError(
                     f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
-                    "It continues without this command; look at it with `loratory space status`.",
+                    "It continues without this command; check `loratory space status`.",
                 )
             self.sleep(_LOOK_SECONDS)
             waited += _LOOK_SECONDS
@@ -334,7 +336,7 @@ def refuse_hidden(name: str, admitted: Sequence[str] | None) -> None:
     others = [one for one in admitted or () if one.removeprefix("@").casefold() != owner.casefold()]
     if others:
         message = (
-            f"the Hub shows a private Space to {owner} alone, so {others[0]} would never get there. Make it protected, "
+            f"the Hub shows a private Space to {owner} alone, so {others[0]} cannot open it. Make it protected, "
             "which hides its files, or public: --visibility of `create`, or the settings of the Space."
         )
         raise ConfigError([Problem("admit", message)])

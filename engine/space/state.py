@@ -32,7 +32,7 @@ STAGES: Mapping[str, Stage] = {
     "APP_STARTING": Stage("is starting.", is_end=False),
     "RUNNING_APP_STARTING": Stage("is running, and starts its next version.", is_end=False),
     "NO_APP_FILE": Stage("has no files yet; `loratory space update` sends them.", has_failed=True),
-    "CONFIG_ERROR": Stage("has settings in README.md that the Hub does not take.", has_failed=True),
+    "CONFIG_ERROR": Stage("has settings in README.md that the Hub rejects.", has_failed=True),
     "BUILD_ERROR": Stage("could not build its image.", has_failed=True, log="build"),
     "RUNTIME_ERROR": Stage("ended, or did not answer in time.", has_failed=True, log="run"),
     "DELETING": Stage("is being deleted."),
