@@ -190,7 +190,7 @@ def _role(shape: ModelShape, suffix: str, module: ModuleShape) -> str:
 
 def _sized(norm: ModuleShape, size: int) -> ModuleShape:
     """A norm; one without a weight has no size of its own."""
-    return norm if norm.out_features else norm.model_copy(update={"out_features": size})
+    return norm if norm.out_features else replace(norm, out_features=size)
 
 
 def _attends_plainly(layer: LayerStructure, hidden_size: int) -> bool:
