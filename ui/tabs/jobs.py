@@ -18,6 +18,10 @@ from ui.gradio_internals import Dropdown
 from ui.page import Page
 from ui.views.html import dollars, error_box, facts, gib, notice, small
 
+_SIGN_IN = (
+    "Jobs run in your own name, and your account at Hugging Face pays for them. Use a token of yours, above: then you see "
+    "hardware and prices."
+)
 _CHEAPEST = ("the cheapest that fits", "")
 
 
@@ -122,7 +126,7 @@ class JobsPart:
             flavors = services.hardware.known()
         except EngineError as error:
             if isinstance(error, SignInNeededError):  # the next step, and no error
-                return notice(f"{error.what} {error.fix}")
+                return notice(_SIGN_IN)
             return small(error.what, role="status") if services.hardware.trouble is None else error_box(error)
         if draft.device is None or draft.estimate_error is not None:
             return error_box(draft.estimate_error) if draft.estimate_error is not None else ""

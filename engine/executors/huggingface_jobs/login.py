@@ -63,7 +63,7 @@ def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
         if logins is None or not token:
             raise SignInNeededError(
                 "Hugging Face Jobs run in your own name, and you have not signed in there.",
-                "Give a token of yours under “Where” on the Train tab, or sign in to the Space again.",
+                "Give a token of yours under “Where” on the Train tab; in a Space, sign in again.",
             )
         from huggingface_hub import HfApi
 
