@@ -122,6 +122,19 @@ def test_an_interrupted_run_says_from_where_it_can_go_on(observe):
     assert "resume from step 60" in html
 
 
+def test_a_job_out_of_sight_says_why_and_what_to_do(observe):
+    observed = observe(
+        state="running",
+        steps=3,
+        reason="executor_unreachable",
+        cause="Sign in again to follow this job.",
+        advice="Give <it>.",
+    )
+
+    assert "Sign in again to follow this job" in status_line(observed)
+    assert "Give &lt;it&gt;." in render_trouble(observed)
+
+
 def test_a_warning_that_comes_often_is_listed_once_and_escaped(observe):
     html = render_warnings(observe(warnings=("odd <row>", "odd <row>", "slow")))
 

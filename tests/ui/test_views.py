@@ -55,6 +55,13 @@ def test_an_error_is_two_sentences_and_never_markup():
     assert "Choose another." in box
 
 
+def test_commands_of_an_error_are_code_and_nothing_else_is():
+    box = error_box(EngineError("`<b>` is gone.", "Run `hf auth <login>`, or set `HF_TOKEN`; ` stays."))
+
+    assert "<code>&lt;b&gt;</code> is gone." in box
+    assert "Run <code>hf auth &lt;login&gt;</code>, or set <code>HF_TOKEN</code>; ` stays." in box
+
+
 def test_an_unexpected_failure_shows_no_traceback():
     @shown_in_place
     def handler() -> str:
