@@ -146,6 +146,7 @@ def front_matter(plan: SpacePlan) -> dict[str, object]:
             "sdk_version": metadata.version("gradio"),
             "python_version": "3.12",
             "app_file": "app.py",
+            "preload_from_hub": list(plan.warmed),  # into the cache of the Hub's library
         },
     }
     return {

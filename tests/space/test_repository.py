@@ -21,7 +21,7 @@ DOCUMENTED = {
     "hf_oauth_expiration_minutes": int, "hf_oauth_authorized_org": list, "disable_embedding": bool,
     "startup_duration_timeout": str, "custom_headers": dict, "preload_from_hub": list, "license": str,
 }  # fmt: skip
-OF_SDK = {"docker": {"app_port"}, "gradio": {"sdk_version", "python_version", "app_file"}}
+OF_SDK = {"docker": {"app_port"}, "gradio": {"sdk_version", "python_version", "app_file", "preload_from_hub"}}
 DOCUMENTED_SCOPES = {
     "email", "read-billing", "read-repos", "gated-repos", "contribute-repos", "write-repos", "manage-repos",
     "read-collections", "write-collections", "inference-api", "jobs", "webhooks", "write-discussions",

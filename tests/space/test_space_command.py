@@ -290,6 +290,16 @@ def test_an_update_sends_what_changed_and_nothing_twice(hub, loratory):
     assert b"Qwen/Qwen3-0.6B" in repository.files()["Dockerfile"]  # as it was made
 
 
+def test_a_gradio_space_stays_one(hub, loratory):
+    assert loratory("create", NAME, "--sdk", "gradio", "--warm", "Qwen/Qwen3-0.6B")[0] == 0
+    assert hub.spaces[NAME].sdk == "gradio"
+    files = hub.repositories[NAME].files()
+    assert "app.py" in files
+    assert "Dockerfile" not in files
+    assert b"preload_from_hub:\n- HuggingFaceTB/SmolLM2-135M-Instruct\n- Qwen/Qwen3-0.6B\n" in files["README.md"]
+    assert "Nothing to update." in loratory("update", NAME)[1]
+
+
 def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
     assert loratory("create", NAME, "--admit", "bob", *SHOWN)[0] == 0
     monkeypatch.setenv("MIRROR", SECRET)
