@@ -35,6 +35,7 @@ _REFRESH_SECONDS = 10  # of the page, while the run trains
 _FRONT = Path(__file__).parent
 _STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
 _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; form-action 'self'; base-uri 'none'"
+_TYPED = "\n\t\u200c\u200d"  # also the joiners of Persian, Hindi and emoji
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -218,4 +219,4 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 def _clean(prompt: str) -> str:
     """Return what was typed, without what nobody types."""
     lines = prompt.replace("\r\n", "\n")
-    return "".join(one for one in lines if one in "\n\t" or one.isprintable()).strip()
+    return "".join(one for one in lines if one in _TYPED or one.isprintable()).strip()

@@ -269,6 +269,12 @@ def test_what_a_stranger_and_a_model_say_is_text(tmp_path):
     assert asked.text.count("(token limit)") == 2 + 2 * 3
 
 
+def test_a_question_is_asked_as_it_was_typed_but_for_what_nobody_types(finished):
+    ask(visit(finished), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
+
+    assert finished.chat.session.asked[-1].messages[0].content == "می\u200cخواهم 👩\u200d🔬?"
+
+
 @pytest.mark.parametrize(
     ("prompt", "status", "words"),
     [
