@@ -142,7 +142,9 @@ class ChatSession:
                 former.process.close()
             device = kept.device if kept is not None else self.choose(RunSection())
             title, access = Path(plan.model.id).name, hub_access(plan.model)
-            job = DeviceJob(self.home, WORKER_MODULE, "chat", title, device, access=access, preemptible=True)
+            job = DeviceJob(
+                self.home, WORKER_MODULE, "chat", title, device, access=access, preemptible=True, model=plan.model.id
+            )  # fmt: skip
             process = kept.process if kept is not None else job.new_process()
             model = self._load_in(process, job, loading, on_progress)
         except BaseException:

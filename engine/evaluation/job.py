@@ -139,8 +139,9 @@ class EvaluationJob:
         """
         order, file = self._order()
         assert order.plan.tuned is not None
-        title, access = order.plan.tuned.name, hub_access(order.plan.model, order.run.dataset)
-        job = DeviceJob(self.home, WORKER_MODULE, "evaluation", title, order.device, access=access)
+        title, model = order.plan.tuned.name, order.plan.model
+        access = hub_access(model, order.run.dataset)
+        job = DeviceJob(self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id)
         on_progress(Progress(phase="starting", message="Starting a process for the evaluation."))
         answer = job.run(
             "evaluate",

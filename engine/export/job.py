@@ -58,6 +58,7 @@ class ExportJob:
             device=device,
             holds_device=settings.verify,
             access=hub_access(plan.model),
+            model=plan.model.id,
         )
         with made_aside(folder) as aside:
             order = ExportOrder(

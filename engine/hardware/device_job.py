@@ -1,13 +1,17 @@
-"""Work in a process of its own that holds its device for as long as it lives."""
+"""Work in a process of its own that holds its device, and the model that it reads, for as long as it lives."""
 
 import contextlib
 import os
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import WorkerError
+from pydantic import BaseModel
+
+from engine.errors import StorageError, WorkerError
+from engine.files import read_model, write_atomically
 from engine.hardware.device import Device, visible_only
 from engine.hardware.lease import (
     UNTIL_A_CHAT_LEAVES_SECONDS,
@@ -23,6 +27,8 @@ from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.spawn import Access
 
+_NOTES = "models-in-use"
+
 
 @dataclass(frozen=True)
 class DeviceJob:
@@ -36,6 +42,7 @@ class DeviceJob:
     holds_device: bool = True  # off where the work needs none
     access: frozenset[Access] = frozenset()  # what the worker may log in to
     preemptible: bool = False  # ends where a run waits for the device
+    model: str = ""  # that the worker reads: its id on the Hub or in the catalogue, or its folder
 
     def new_process(self) -> JsonLinesProcess:
         """Return the process, which sees one device and whose libraries are quiet; it is not started yet."""
@@ -62,12 +69,14 @@ class DeviceJob:
             WorkerError: If the process ended.
         """
         process.start()
-        if not self.holds_device:
-            return
         identity = ProcessIdentity.of(process.pid or 0)
         if identity is None:
             fix = f"See its log {process.log_file.name}."
             raise WorkerError(f"The process for the {self.purpose} ended without a result.", fix)
+        if self.model:
+            note_model(self.home, self.model, self.purpose, identity)
+        if not self.holds_device:
+            return
         owner = self.home.owner
         holder = LeaseHolder(
             purpose=self.purpose, title=self.title, process=identity, owner=owner, preemptible=self.preemptible
@@ -98,3 +107,35 @@ class DeviceJob:
         with contextlib.closing(self.new_process()) as process:
             self.start(process, Wait(UNTIL_A_CHAT_LEAVES_SECONDS, on_wait, stopped))
             return process.call(method, params, on_progress=on_progress, stopped=stopped)
+
+
+class ModelInUse(BaseModel, frozen=True):
+    """A model that a process reads until it ends: no run has it, so nothing else shows that it is needed."""
+
+    model: str
+    owner: str  # the person whose work it is; empty where there are no accounts
+    purpose: Purpose
+    process: ProcessIdentity
+
+
+def note_model(home: LoratoryHome, model: str, purpose: Purpose, process: ProcessIdentity) -> None:
+    """Note that a process reads a model for a home's person; a note that cannot be written does not stop the work."""
+    models_in_use(home)  # removes the notes of processes that have ended
+    with contextlib.suppress(StorageError, OSError):
+        use = ModelInUse(model=model, owner=home.owner, purpose=purpose, process=process)
+        folder = home.server / _NOTES
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(folder / f"{uuid.uuid4().hex}.json", use.model_dump_json())
+
+
+def models_in_use(home: LoratoryHome) -> list[ModelInUse]:
+    """Return the models that chats, evaluations, exports and measurements read now; of other machines, all that is noted."""
+    found = []
+    for file in (home.server / _NOTES).glob("*.json"):
+        use = read_model(file, ModelInUse)
+        if use is not None and use.process.liveness() != "gone":
+            found.append(use)
+        else:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+    return found

@@ -7,16 +7,17 @@ from typing import NamedTuple
 from engine.accounts.limits import LabLimits
 from engine.errors import ModelError, StorageError
 
+NEEDS = "a run that waits or is at work, or by a chat, an evaluation or an export"
 _GB = 10**9
 
 
 class ModelUse(NamedTuple):
-    """What the runs of all people make of a model.
+    """What all people make of a model.
 
     Attributes:
         last: When the newest of them was made, in seconds since the epoch.
         runs: How many there are.
-        needed_by: Those that wait or are at work, as `owner/run-id`.
+        needed_by: Runs that wait or are at work as `owner/run-id`, and what else reads it now as `owner/purpose`.
     """
 
     last: float = 0.0
@@ -70,13 +71,13 @@ def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
     """Remove a model from the cache, with all its revisions; returns the bytes that this freed.
 
     Raises:
-        ModelError: If it is not in the cache, or a run needs it.
+        ModelError: If it is not in the cache, or is needed.
         StorageError: If its files cannot be removed.
     """
     from huggingface_hub import scan_cache_dir
 
     if model_id in in_use:
-        raise ModelError(f"{model_id} is needed by a run that waits or is at work.", "Wait for its end, or stop it.")
+        raise ModelError(f"{model_id} is needed by {NEEDS}.", "Wait for its end, or stop it.")
     try:
         found = next(
             (repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.repo_id == model_id), None

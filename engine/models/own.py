@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, StorageError
+from engine.models.cache_space import NEEDS
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
 from engine.models.source import is_hub_id, is_revision
@@ -129,17 +130,17 @@ def remove_own_model(home: LoratoryHome, hub_id: str, in_use: Collection[str]) -
     Args:
         home: As the person has it.
         hub_id: As `list_own_models` has it.
-        in_use: Ids of the models of their runs that wait or are at work.
+        in_use: Ids of the models that their runs, chats, evaluations and exports need.
 
     Raises:
-        ModelError: If it is not there, or a run needs it.
+        ModelError: If it is not there, or is needed.
         StorageError: If its files cannot be removed.
     """
     own = home.own_hub_cache
     if own is None or hub_id not in [model.hub_id for model in list_own_models(home)]:
         raise ModelError("That model is not among your own.", "Choose one that is listed.")
     if hub_id in in_use:
-        raise ModelError(f"{hub_id} is needed by a run that waits or is at work.", "Wait for its end, or stop it.")
+        raise ModelError(f"{hub_id} is needed by {NEEDS}.", "Wait for its end, or stop it.")
     try:
         shutil.rmtree(own / _folder_name(hub_id))
     except OSError as error:

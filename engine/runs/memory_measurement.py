@@ -20,6 +20,7 @@ from engine.executors.base import JobSpec
 from engine.executors.local import WorkerCommand, start_worker, worker_command
 from engine.files import write_atomically
 from engine.hardware.device import Device
+from engine.hardware.device_job import note_model
 from engine.hardware.devices import choose_devices
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.memory.estimate import MemoryEstimate
@@ -126,6 +127,7 @@ class MeasurementJob:
             worker = ProcessIdentity.of(process.pid)
             if worker is not None:  # the lease ends with the worker, also where we end first
                 book.hand_over(names, ours, holder.model_copy(update={"process": worker}))
+                note_model(self._home, self._config.model.id, "measurement", worker)
             return self._follow(process, run, spec.devices[0], on_progress)
         finally:
             if process is not None:

@@ -13,6 +13,7 @@ from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.errors import DeviceError, RunError, WorkerError
+from engine.hardware.device_job import models_in_use
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
@@ -86,6 +87,7 @@ def test_what_is_loaded_answers_on_both_branches(session, target):
     assert phases[-1] == ("ready", "loading")
     state = session.state
     assert (state.phase, state.target, state.model) == ("ready", target, model)
+    assert [use.purpose for use in models_in_use(session.home)] == ["chat"]  # its model stays in the cache
     assert state.process_bytes > model.weights_bytes
     chunks = ask(session, "base", "tuned")
     assert [chunk.branch for chunk in chunks] == ["base", "tuned"] * 6

@@ -27,6 +27,7 @@ from engine.evaluation.job import (
     read_evaluation,
 )
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
+from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
@@ -234,9 +235,16 @@ def test_a_job_measures_in_a_process_of_its_own_and_keeps_the_result(home, run):
         target=ChatTarget.of_run(run), settings=EvaluationConfig(answered_rows=2, max_new_tokens=4)
     )
     told: list[Any] = []
+    needs: list[ModelInUse] = []
 
-    result = EvaluationJob(home, request, choose=lambda _: describe_processor()).run(told.append)
+    def note(progress):
+        told.append(progress)
+        needs.extend(models_in_use(home))
+
+    result = EvaluationJob(home, request, choose=lambda _: describe_processor()).run(note)
 
     assert read_evaluation(run) == result
     assert set(result.losses) == {"base", "tuned"}
     assert any(progress.fraction == 1.0 for progress in told)
+    assert {use.purpose for use in needs} == {"evaluation"}  # its model stays in the cache
+    assert models_in_use(home) == []

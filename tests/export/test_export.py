@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from engine.errors import ModelError, StorageError
 from engine.export.contract import ExportRequest
 from engine.export.folder import made_aside
 from engine.export.job import ExportJob
+from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
@@ -278,19 +278,23 @@ def test_what_cannot_be_is_explained(home, base, tmp_path):
 
 @pytest.mark.e2e
 def test_a_job_exports_in_a_process_of_its_own_and_is_stopped_without_a_trace(home, run, tmp_path):
-    told: list[Any] = []
+    needs: list[ModelInUse] = []
     request = ExportRequest(
         target=ChatTarget.of_run(run),
         folder=tmp_path / "place" / "out",
         settings=ExportConfig(kind="merged", dtype="float32"),
     )
 
-    result = ExportJob(home, request, choose=lambda _: describe_processor()).run(told.append)
+    result = ExportJob(home, request, choose=lambda _: describe_processor()).run(
+        lambda _: needs.extend(models_in_use(home))
+    )
 
     assert result.path == tmp_path / "place" / "out"
     assert {file.name for file in result.files} == {path.name for path in result.path.iterdir()}
     assert result.verified.passed
     assert LeaseBook(home).holder("cpu") is None
+    assert {use.purpose for use in needs} == {"export"}
+    assert models_in_use(home) == []
     job = ExportJob(
         home, request.model_copy(update={"folder": tmp_path / "place" / "again"}), lambda _: describe_processor()
     )

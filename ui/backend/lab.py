@@ -243,7 +243,7 @@ class LabAdmin:
         """Remove models from the cache; returns the bytes that this freed.
 
         Raises:
-            ModelError: If one of them is not there, or a run that waits or is at work needs it. Those before it are gone.
+            ModelError: If one of them is not there, or is needed. Those before it are gone.
         """
         self._require()
         if not ids:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from engine.config.run import ModelConfig
 from engine.models.own import OwnModel, OwnModelJob, hub_id_of, list_own_models, remove_own_model
 from engine.paths import LoratoryHome
-from engine.runs.provenance import read_provenance
+from engine.runs.model_use import models_needed_by
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job, Message, Work
 from ui.backend.models import in_words
@@ -63,12 +63,10 @@ class OwnModels:
         """Remove a model.
 
         Raises:
-            ModelError: If it is not there, or a run needs it.
+            ModelError: If it is not there, or is needed.
             StorageError: If its files cannot be removed.
         """
-        present = [run for run in self.runs.list() if not run.folder.read_state().is_final]
-        sources = {read_provenance(run.folder).model_source for run in present}
-        remove_own_model(self.runs.home, hub_id, {source for source in sources if source})
+        remove_own_model(self.runs.home, hub_id, models_needed_by(self.runs))
 
     def stop(self) -> None:
         """Stop the download."""
