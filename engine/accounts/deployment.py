@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.accounts.lab import PublicAddress
+from engine.accounts.proxy import require_identity_header
 from engine.errors import AccountError
 
 _PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+")  # needs no quoting in a unit, in a Caddyfile or in a shell
@@ -24,9 +25,12 @@ class Deployment:
         certificate: PEM file of the chain, for a lab without a proxy; None behind Caddy.
         key: PEM file of its key.
         oidc: YAML file of an OpenID Connect provider; None without one.
+        identity_header: Header in which the proxy names people; None where they sign in to the lab.
+        proxy_user: System user of that proxy; only with `identity_header`.
 
     Raises:
-        AccountError: If a value cannot be written into a unit as it is.
+        AccountError: If a value cannot be written into a unit as it is, or two of them exclude each other.
+        DeviceError: If the header cannot name people.
     """
 
     address: PublicAddress
@@ -35,10 +39,14 @@ class Deployment:
     certificate: Path | None = None
     key: Path | None = None
     oidc: Path | None = None
+    identity_header: str | None = None
+    proxy_user: str | None = None
 
     def __post_init__(self) -> None:
-        if not _USER.fullmatch(self.user):
-            raise AccountError(f"{self.user[:40]!r} cannot be the name of a system user.", "Use letters, digits and -.")
+        for user in (self.user, *([] if self.proxy_user is None else [self.proxy_user])):
+            if not _USER.fullmatch(user):
+                raise AccountError(f"{user[:40]!r} cannot be the name of a system user.", "Use letters, digits and -.")
+        self._require_proxy()
         for path in (self.home, *filter(None, (self.certificate, self.key, self.oidc))):
             if not _PATH.fullmatch(str(path)) or ".." in path.parts:
                 raise AccountError(
@@ -50,6 +58,20 @@ class Deployment:
                 "A certificate and its key belong together.", "Give --tls-cert and --tls-key, or neither."
             )
 
+    def _require_proxy(self) -> None:
+        if self.identity_header is None and self.proxy_user is None:
+            return
+        if self.identity_header is None or self.proxy_user is None:
+            what = "A header that names people needs the proxy that sets it."
+            raise AccountError(what, "Give --identity-header and --proxy-user.")
+        require_identity_header(self.identity_header)
+        if self.certificate is not None or self.oidc is not None:
+            what = "Where a proxy names people, they reach the lab through it alone and have no other provider."
+            raise AccountError(what, "Leave out --tls-cert and --oidc, or --identity-header.")
+        if self.proxy_user == self.user:
+            what = f"The lab itself runs as {self.user}, so each of its runs could name anyone."
+            raise AccountError(what, "Run the proxy as another user.")
+
     def unit(self) -> str:
         """Return the systemd unit."""
         return _UNIT.format(
@@ -58,19 +80,22 @@ class Deployment:
             program=_program(),
             origin=self.address.origin,
             options=(self._tls() if self.certificate is not None else f"--socket {_SOCKET}")
-            + (" --oidc %d/oidc" if self.oidc is not None else ""),
+            + (" --oidc %d/oidc" if self.oidc is not None else "")
+            + (f" --identity-header {self.identity_header} --proxy-user {self.proxy_user}" if self.proxy_user else ""),
             own="\n".join([*([] if self.certificate is not None else [_RUNTIME_FOLDER]), *self._credentials()]),
             capabilities="CAP_NET_BIND_SERVICE" if self.certificate is not None and self._port < 1024 else "",
         )
 
     def caddyfile(self) -> str:
         """Return the site of a Caddyfile."""
-        return _CADDYFILE.format(host=self.address.host, socket=_SOCKET)
+        site = _CADDYFILE if self.identity_header is None else _CADDYFILE_WITH_NAMES
+        return site.format(host=self.address.host, socket=_SOCKET, header=self.identity_header)
 
     def steps(self) -> str:
         """Return the commands that put the files in place, as comments."""
         group = (
-            f"\n#   usermod --append --groups {self.user} caddy   # Caddy may open the socket, and no file of the lab"
+            f"\n#   usermod --append --groups {self.user} {self.proxy_user or 'caddy'}"
+            "   # the proxy may open the socket, and no file of the lab"
         )
         return _STEPS.format(
             user=self.user, home=self.home, program=_program(), group="" if self.certificate is not None else group
@@ -155,6 +180,25 @@ _CADDYFILE = """\
 		# Caddy writes X-Forwarded-For itself, from the connection. Without trusted_proxies, a client's own is dropped.
 		header_up -Forwarded
 		header_up -X-Real-IP
+	}}
+}}
+"""
+# In a route, Caddy keeps this order; elsewhere it asks `forward_auth` before it removes what a client sent.
+_CADDYFILE_WITH_NAMES = """\
+{host} {{
+	# tls internal   # a certificate of Caddy's own authority, where the name is not public
+	route {{
+		# Nobody is let in until a service that signs people in is named here; its answer has their name.
+		request_header -{header}
+		# forward_auth 127.0.0.1:9091 {{
+		# 	uri /api/authz/forward-auth
+		# 	copy_headers Remote-User>{header}
+		# }}
+		reverse_proxy unix/{socket} {{
+			# Caddy writes X-Forwarded-For itself, from the connection. Without trusted_proxies, a client's own is dropped.
+			header_up -Forwarded
+			header_up -X-Real-IP
+		}}
 	}}
 }}
 """

@@ -50,8 +50,7 @@ class TrustedProxy:
             )
         if not hasattr(socket, "SO_PEERCRED"):
             raise DeviceError("This system does not report who connects to a socket.", "Leave out --identity-header.")
-        if not _HEADER.fullmatch(header) or _OTHER_USES.fullmatch(header.lower()):
-            raise DeviceError(f"{header[:60]!r} cannot name people.", "Choose a header such as X-Remote-User.")
+        require_identity_header(header)
         try:
             user_id = pwd.getpwnam(user).pw_uid
         except (KeyError, ValueError) as error:
@@ -70,6 +69,16 @@ class TrustedProxy:
         guarded = _GuardedSocket(fileno=bound.detach())
         guarded.user_id = self.user_id
         return guarded
+
+
+def require_identity_header(header: str) -> None:
+    """Refuse what is not a header, or one that has another use.
+
+    Raises:
+        DeviceError: If it cannot name people.
+    """
+    if not _HEADER.fullmatch(header) or _OTHER_USES.fullmatch(header.lower()):
+        raise DeviceError(f"{header[:60]!r} cannot name people.", "Choose a header such as X-Remote-User.")
 
 
 class _GuardedSocket(socket.socket):

@@ -28,9 +28,14 @@ def files(
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Without a proxy: certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Without a proxy: its key.")] = None,
     oidc: Annotated[Path | None, typer.Option("--oidc", help="File of an OpenID Connect provider.")] = None,
+    identity_header: Annotated[
+        str | None, typer.Option("--identity-header", help="Header in which the proxy names people.")
+    ] = None,
+    proxy_user: Annotated[str | None, typer.Option("--proxy-user", help="System user of that proxy.")] = None,
 ) -> None:
     """Print a systemd unit for the lab and a Caddyfile for the proxy in front of it."""
-    deployment = Deployment(public_address(LoratoryHome.located(), public_url), user, home, tls_cert, tls_key, oidc)
+    address = public_address(LoratoryHome.located(), public_url)
+    deployment = Deployment(address, user, home, tls_cert, tls_key, oidc, identity_header, proxy_user)
     if Path(sys.prefix).resolve().is_relative_to("/home") or Path(sys.prefix).resolve().is_relative_to("/root"):
         print(
             f"Note: {sys.prefix} is in a home folder, which the service cannot read. Install it in /opt.",

@@ -10,10 +10,12 @@ import pytest
 from engine.accounts.deployment import Deployment
 from engine.accounts.lab import PublicAddress
 from engine.cli import run_command
-from engine.errors import AccountError
+from engine.errors import AccountError, EngineError
 
 ADDRESS = PublicAddress.parse("https://gpu.lab.example")
 TLS = {"certificate": Path("/etc/ssl/lab.pem"), "key": Path("/etc/ssl/lab.key")}
+
+NAMES = {"identity_header": "X-Remote-User", "proxy_user": "caddy"}
 
 IN_CI = bool(os.environ.get("CI"))  # where no check is skipped
 
@@ -62,6 +64,30 @@ def test_the_file_of_a_provider_is_handed_over_by_systemd():
         Deployment(ADDRESS, oidc=Path("oidc.yaml"))
 
 
+def test_a_proxy_that_names_people_drops_what_a_client_sent():
+    deployment = Deployment(ADDRESS, **NAMES)
+
+    assert "page.sock --identity-header X-Remote-User --proxy-user caddy\n" in deployment.unit()
+    site = deployment.caddyfile()
+    assert site.index("route {") < site.index("request_header -X-Remote-User") < site.index("reverse_proxy")
+    assert "identity-header" not in Deployment(ADDRESS).unit()
+    assert "request_header" not in Deployment(ADDRESS).caddyfile()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"proxy_user": None}, "needs the proxy"), ({"identity_header": None}, "needs the proxy"),
+        ({"identity_header": "Cookie"}, "cannot name people"), ({"identity_header": "X-User\nExecStart=/bin/sh"}, "cannot name"),
+        ({"proxy_user": ""}, "system user"), ({"proxy_user": "caddy x"}, "system user"), ({"proxy_user": "loratory"}, "runs as"),
+        (TLS, "through it alone"), ({"oidc": Path("/etc/oidc.yaml")}, "through it alone"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_others_could_stand_in_for_is_refused(changed, message):
+    with pytest.raises(EngineError, match=message):
+        Deployment(ADDRESS, **{**NAMES, **changed})
+
+
 @pytest.mark.parametrize("home", ["relative", "/a b", "/a\nExecStart=/bin/sh", "/a/%h", "/a/../b", "/", "/a;b", "/{b}"])
 def test_a_path_that_a_unit_would_read_otherwise_is_refused(home):
     with pytest.raises(AccountError, match="cannot be used"):
@@ -75,7 +101,7 @@ def test_a_user_name_that_a_unit_would_read_otherwise_is_refused(user):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None and not IN_CI, reason="needs systemd-analyze")
-@pytest.mark.parametrize("tls", [{}, TLS, {"oidc": Path("/etc/oidc.yaml")}])
+@pytest.mark.parametrize("tls", [{}, TLS, {"oidc": Path("/etc/oidc.yaml")}, NAMES])
 def test_systemd_accepts_the_unit(tmp_path, tls):
     unit = tmp_path / "loratory.service"
     program = tmp_path / "loratory"
@@ -92,8 +118,12 @@ def test_systemd_accepts_the_unit(tmp_path, tls):
 
 
 @pytest.mark.skipif(shutil.which("caddy") is None and not IN_CI, reason="needs caddy")
-def test_caddy_accepts_the_site(tmp_path):
-    (tmp_path / "Caddyfile").write_text(Deployment(ADDRESS).caddyfile())
+@pytest.mark.parametrize("options", [{}, NAMES])
+def test_caddy_accepts_the_site(tmp_path, options):
+    site = Deployment(ADDRESS, **options).caddyfile()
+    (tmp_path / "Caddyfile").write_text(
+        site.replace("# forward_auth", "forward_auth").replace("# \t", "\t").replace("# }", "}")
+    )
 
     checked = subprocess.run(
         ["caddy", "adapt", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"],
@@ -111,3 +141,8 @@ def test_one_file_alone_can_be_redirected(capsys):
     assert run_command(["lab", "files", "--public-url", "https://gpu.lab.example"]) == 0
     assert "# /etc/systemd/system/loratory.service\n[Unit]" in capsys.readouterr().out
     assert run_command(["lab", "files", "--public-url", "http://gpu.lab.example"]) == 1
+    named = ["lab", "files", "service", "--public-url", "https://gpu.lab.example", "--identity-header", "X-Remote-User"]
+    assert run_command(named) == 1
+    assert "--proxy-user" in capsys.readouterr().err
+    assert run_command([*named, "--proxy-user", "caddy"]) == 0
+    assert "--identity-header X-Remote-User --proxy-user caddy" in capsys.readouterr().out
