@@ -35,7 +35,7 @@ from engine.processes.pool import ProcessPool
 from engine.processes.spawn import Access, has_hub_login
 
 DATA_WORKER_MODULE = "engine.inspector.worker.data"
-MODELS_WORKER_MODULE = "engine.inspector.worker.models"
+MODELS_WORKER_MODULE = "engine.inspector.worker.inventory"
 
 Result = TypeVar("Result", bound=BaseModel)
 Progress = TypeVar("Progress", bound=BaseModel)

@@ -1,5 +1,6 @@
 """Exports: their files, the result of their verification, and how to use them without Loratory."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from html import escape
@@ -14,22 +15,6 @@ KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On t
 NO_EXPORTS = empty(
     "No exports yet", "An export appears here with its files and its verification, and stays with the run."
 )
-
-_ADAPTER_SCRIPT = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {folder!r}
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), folder)
-"""
-_MODEL_SCRIPT = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {folder!r}
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-"""
 
 
 def render_record(record: ExportRecord) -> str:
@@ -112,15 +97,13 @@ def _record(number: int, record: ExportRecord, is_chosen: bool) -> Row:
 
 
 def loading_script(folder: Path, base: str) -> str:
-    """Return plain transformers and PEFT code that loads the folder, as any other program would."""
+    """Return plain transformers and PEFT code that loads the folder and asks it, as its model card has it."""
     config = folder / ADAPTER_CONFIG
-    if not config.is_file():
-        return _MODEL_SCRIPT.format(folder=str(folder))
-    try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        named = None
-    return _ADAPTER_SCRIPT.format(folder=str(folder), base=named or base)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or base
+    kind = KINDS["adapter" if config.is_file() else "merged"]
+    names = {"folder": str(folder), "base": base}
+    return kind.code.format(**{name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in names.items()})
 
 
 def render_script(script: str) -> str:

@@ -1,5 +1,10 @@
-"""The modules of a model, read off the real architecture, built on the meta device from its configuration alone."""
+"""The inspector's process for models: reads their modules off the real architecture, without weights and without a GPU.
 
+They are built on the meta device from the configuration alone.
+"""
+
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +19,14 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, ModelLimitError
+from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.architecture import build_config, read_attention, read_shape
 from engine.models.catalog import find_in_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
 from engine.processes.limits import TimeLimitError, confined, time_limit
+from engine.processes.messages import JsonObject, Request, serve
 
 # The largest models in use take half a second and some megabytes.
 _SECONDS = 4.0
@@ -30,13 +37,17 @@ _GATE_NAMES = frozenset(
 )
 
 
-def module_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape:
+def module_inventory(model: ModelConfig, home: LoratoryHome, request: Request | None = None) -> ModelShape:
     """Return module inventory of a catalogue entry, a folder (config.json is enough), a Hub id or a GGUF file.
+
+    A request that overruns is not asked again while the configuration is the same.
 
     Raises:
         ModelError: If the model cannot be found, or its configuration describes none.
     """
     values, is_public = architecture_values(model, home), find_in_catalog(model.id) is not None
+    if request is not None:
+        request.work_with(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest())
     shape = cached_inventory(values, home, is_public=is_public)
     if shape is None:
         shape = inventory_of(values)
@@ -230,3 +241,18 @@ def _state_elements(text: PreTrainedConfig) -> int:
 def _first(text: PreTrainedConfig, names: tuple[str, ...]) -> Any:
     found = (getattr(text, name, None) for name in names)
     return next((value for value in found if isinstance(value, int | float)), 0)
+
+
+def main() -> None:
+    """Answer until stdin closes."""
+    home = LoratoryHome.from_environment()
+    note_architectures(home, str(torch.__version__), torch.cuda.get_arch_list())
+
+    def answer(params: JsonObject, request: Request) -> JsonObject:
+        return module_inventory(ModelConfig.model_validate(params["model"]), home, request).model_dump(mode="json")
+
+    serve({"module_inventory": answer})
+
+
+if __name__ == "__main__":
+    main()
