@@ -21,6 +21,7 @@ from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
+from engine.errors import StorageError
 from engine.export.script.write import gather_script_facts, write_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
@@ -271,6 +272,14 @@ def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_mode
     write_checkpoint(run.checkpoints, manifest, lambda folder: (folder / "progress.json").write_text("{}"))
 
     assert gather_script_facts(config, home, run).model.grouped == (begun == "padded")
+
+
+def test_a_warm_start_that_leaves_the_runs_is_refused(tiny_model_folder, home, tmp_path):
+    adapter = {"warm_start": "20260101-000000-000-abcd/../../elsewhere"}
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "d.jsonl", CHAT)), adapter=adapter)
+
+    with pytest.raises(StorageError, match="outside its allowed folder"):
+        gather_script_facts(config, home, RunFolder(home.runs / "20260102-000000-000-abcd"))
 
 
 def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_path):

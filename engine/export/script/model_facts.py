@@ -10,6 +10,7 @@ from engine.config.rules import choose_compute_dtype
 from engine.config.run import RunConfig
 from engine.data.render.template import DEFAULT_TEMPLATE
 from engine.errors import EngineError
+from engine.files import resolve_inside
 from engine.hardware.device import Device
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
@@ -176,5 +177,5 @@ def _warm_start(config: RunConfig, run: RunFolder | None) -> str | None:
     text = config.adapter.warm_start
     if text is None:
         return None
-    named = run.path.parent / text if run is not None and RUN_ID.match(text) else typed_path(text)
+    named = resolve_inside(run.path.parent, text) if run is not None and RUN_ID.match(text) else typed_path(text)
     return str(named / "adapter" if (named / "adapter").is_dir() else named)
