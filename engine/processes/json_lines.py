@@ -48,7 +48,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     life_line: int | None
     turn: int | None = None  # the request that is worked on
-    heard: float | None = None  # when it last sent anything; None until it is ready
+    last_answer: float | None = None  # when it last sent anything; None until it is ready
     closed: bool = False  # by us
 
     @property
@@ -95,8 +95,8 @@ class _Awaited:
 
     def waits_longer_than(self, seconds: float) -> bool:
         """Whether a worker that is ready has sent nothing for so long, and this request's turn has not come."""
-        heard = self.running.heard
-        return heard is not None and time.monotonic() - max(self.asked, heard) > seconds
+        last = self.running.last_answer
+        return last is not None and time.monotonic() - max(self.asked, last) > seconds
 
 
 @dataclass(eq=False)
@@ -133,8 +133,8 @@ class JsonLinesProcess:
     @property
     def silent_seconds(self) -> float:
         """Time since the worker last sent anything; 0 while it starts or has nothing to do."""
-        heard = self._running.heard if self._running is not None else None
-        return time.monotonic() - heard if heard is not None and self._answers else 0.0
+        last = self._running.last_answer if self._running is not None else None
+        return time.monotonic() - last if last is not None and self._answers else 0.0
 
     def start(self) -> None:
         """Start the worker now, so the first question need not wait for its imports."""
@@ -290,7 +290,7 @@ class JsonLinesProcess:
             os.close(running.life_line)
 
     def _pass_on(self, answer: JsonObject, running: _Running) -> None:
-        running.heard = time.monotonic()
+        running.last_answer = time.monotonic()
         if "ready" in answer:
             return
         request_id = answer["id"]

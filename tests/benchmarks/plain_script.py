@@ -1,7 +1,7 @@
 """The script that a person would otherwise write: TRL's trainer as its documentation uses it, on the rows that we learn.
 
 `documented` names the model and leaves everything open that TRL has a default for: weights in float32 under bfloat16
-autocast, eight rows a pass, gradient checkpointing. `tuned` is what somebody makes of it who knows this processor: weights
+autocast, eight rows a pass, gradient checkpointing. `tuned` is what an expert on this processor makes of it: weights
 loaded in what it multiplies faster, activations kept, small passes. Both get rows that are tokenized already, and no time
 for that.
 """

@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.runs_tab [--runs 5000]`: how soon a person sees thousands of runs, and finds one.
 
 Starts the page on a home that is full of runs, and measures in a real browser, from the click on the tab to the first
-table, and from the last letter typed to the table that it filters. The server is started anew for each first table.
+table, and from the last letter typed to the table that it filters. The server is restarted for each first table.
 """
 
 import argparse

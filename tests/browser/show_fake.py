@@ -1,6 +1,6 @@
 """`python -m tests.browser.show_fake`: the whole page on invented runs, without torch; Ctrl+C ends it.
 
-A folder's runs are invented anew at each start: `--empty` shows the page as a new person sees it.
+A folder's runs are invented again at each start: `--empty` shows the page as a new person sees it.
 """
 
 import argparse

@@ -92,7 +92,7 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
     expect(page.locator("#model-details .facts")).to_be_visible()
 
 
-def test_a_slider_may_be_emptied_and_typed_anew(page):
+def test_a_slider_may_be_emptied_and_typed_again(page):
     open_tab(page, "Method")
     rank = page.locator("#rank input[type=number]")
 

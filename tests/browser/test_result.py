@@ -165,7 +165,7 @@ def test_the_blind_test_tells_nothing_before_the_choice_and_keeps_the_tally(page
     assert json.loads(kept.read_text().splitlines()[0])["verdict"] == "left"
 
 
-def test_measuring_goes_on_through_a_reload_and_is_shown_row_by_row(page, server):
+def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, server):
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Measure").click()
     expect(page.locator("#measure-start")).to_be_enabled()

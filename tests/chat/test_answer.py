@@ -101,7 +101,7 @@ def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer,
     assert tokens_of(Answer("base", base, rules(SamplingConfig(seed=seed, **values)), tokenizer)) == expected
 
 
-def test_without_a_seed_each_answer_is_drawn_anew(base, tokenizer):
+def test_without_a_seed_each_answer_is_drawn_again(base, tokenizer):
     spread = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
 
     drawn = {tuple(tokens_of(Answer("base", base, rules(spread), tokenizer))) for _ in range(4)}

@@ -1,4 +1,4 @@
-"""The demo model in its real process: what a person hears is what transformers and PEFT say."""
+"""The demo model in its real process: what a person reads is what transformers and PEFT say."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor

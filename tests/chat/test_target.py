@@ -149,12 +149,12 @@ def test_two_runs_on_one_base_stand_side_by_side_and_on_two_bases_do_not(tmp_pat
         plan_load(ChatTarget(tuned=AdapterChoice(folder=one), second=AdapterChoice(folder=other)))
 
 
-def test_nothing_chosen_is_said(tmp_path):
+def test_nothing_chosen_is_reported(tmp_path):
     with pytest.raises(ModelError, match="No model was chosen"):
         plan_load(ChatTarget())
 
 
-def test_folders_that_hold_no_adapter_are_told_apart(tmp_path):
+def test_folders_that_hold_no_adapter_are_distinguished(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -191,7 +191,7 @@ def test_pickled_adapters_are_never_opened(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"peft_type": 3', "\x00"])
-def test_a_damaged_adapter_configuration_is_said(tmp_path, text):
+def test_a_damaged_adapter_configuration_is_reported(tmp_path, text):
     adapter = write_adapter(tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text(text)
 

@@ -194,7 +194,7 @@ def test_a_gpu_that_torch_does_not_see_is_refused_in_words(worker, tiny_model_fo
         load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), gpu)
 
 
-def test_memory_that_runs_out_in_an_answer_is_said(worker, adapters, monkeypatch):
+def test_memory_that_runs_out_in_an_answer_is_reported(worker, adapters, monkeypatch):
     load(worker, ChatTarget.of_run(adapters["lora"]))
 
     def no_memory(self):
@@ -211,7 +211,7 @@ def test_a_question_before_anything_is_loaded_is_refused(worker):
         answer(worker, "base")
 
 
-def test_a_conversation_that_the_template_refuses_is_said(worker, adapters, tmp_path):
+def test_a_conversation_that_the_template_refuses_is_reported(worker, adapters, tmp_path):
     load(worker, ChatTarget.of_run(adapters["lora"]))
     worker._loaded.tokenizer.chat_template = "{{ raise_exception('Only one turn.') }}"
 

@@ -1,4 +1,4 @@
-"""`loratory chat`, with a partner that repeats what it hears."""
+"""`loratory chat`, with a partner that repeats what it is asked."""
 
 import io
 import json
@@ -51,7 +51,7 @@ class Echo:
     def stream(self, request):
         self.requests.append(request)
         if "fail" in request.messages[-1].content:
-            raise ModelError("The context is full.", "Begin anew.")
+            raise ModelError("The context is full.", "Start again.")
         (branch,) = request.branches
         words = [f"{branch}:", *request.messages[-1].content.split()]
         for number, word in enumerate(words, start=1):
@@ -144,7 +144,7 @@ def test_json_without_a_question_is_wrong_usage(echo, run_id):
     assert run_command(["chat", run_id, "--json"], MODULES) == 2
 
 
-def test_an_unknown_run_is_said_in_two_sentences(echo, capsys):
+def test_an_unknown_run_is_reported_in_two_sentences(echo, capsys):
     assert run_command(["chat", "nothing-like-it", "--prompt", "hi"], MODULES) == 1
     assert capsys.readouterr().err.strip().endswith("List the runs with `loratory runs`, or name a model or a folder.")
 
@@ -190,17 +190,17 @@ def test_both_branches_answer_the_same_question():
     assert partner.requests[2].messages[1].content == "tuned: one "
 
 
-def test_an_answer_can_be_had_again_and_a_conversation_begun_anew():
+def test_an_answer_can_be_had_again_and_a_conversation_restarted():
     _, partner = converse("/system Be brief.", "one", "/again", "/new", "two")
 
     contents = [[message.content for message in request.messages] for request in partner.requests]
     assert contents == [["Be brief.", "one"], ["Be brief.", "one"], ["Be brief.", "two"]]
 
 
-def test_an_error_is_shown_and_the_conversation_goes_on():
+def test_an_error_is_shown_and_the_conversation_continues():
     shown, partner = converse("fail", "/nonsense", "one")
 
-    assert "The context is full. Begin anew." in shown
+    assert "The context is full. Start again." in shown
     assert "There is no command /nonsense." in shown
     assert [message.content for message in partner.requests[-1].messages] == ["one"]
 

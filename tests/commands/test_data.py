@@ -68,13 +68,13 @@ def test_inspect_tells_people_what_is_left_out_and_why(run, file):
 def test_a_role_is_left_out_by_an_empty_name(run, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"instruction": "Say hi.", "input": "SECRET", "output": "Hi."}) + "\n")
-    heard = []
+    reports = []
     for left_out in ((), ("--map", "input=")):
         report = json.loads(run("inspect", file, *left_out, "--json").stdout)
-        heard.append((report["format"], report["kept"], report["fingerprint"]))
+        reports.append((report["format"], report["kept"], report["fingerprint"]))
 
-    assert [entry[:2] for entry in heard] == [("alpaca", 1)] * 2
-    assert heard[0][2] != heard[1][2]
+    assert [entry[:2] for entry in reports] == [("alpaca", 1)] * 2
+    assert reports[0][2] != reports[1][2]
 
 
 def test_render_prints_what_training_sees(run, file, tiny_model_folder):
@@ -119,7 +119,7 @@ def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypat
         ((), None, ""),
     ],
 )
-def test_wrong_arguments_are_said_in_words(run, file, arguments, error, words):
+def test_wrong_arguments_are_reported_in_words(run, file, arguments, error, words):
     result = run("inspect", file, *arguments)
 
     if error is None:
@@ -135,7 +135,7 @@ def test_all_wrong_arguments_are_listed_together(run, file):
     assert len(result.exception.problems) == 3
 
 
-def test_a_row_that_is_not_there_is_said_to_be_missing(run, file, tiny_model_folder):
+def test_a_row_that_is_not_there_is_reported_missing(run, file, tiny_model_folder):
     result = run("render", file, *MAP, "--row", 99, "--model", tiny_model_folder)
 
     assert "Row 99 does not exist" in str(result.exception)

@@ -36,7 +36,7 @@ def test_the_object_has_every_key_of_the_contract(home, tmp_path, tiny_model_fol
     assert "measured" not in answer
 
 
-def test_several_devices_are_told_apart(home, tmp_path, tiny_model_folder, capsys):
+def test_several_devices_are_distinguished(home, tmp_path, tiny_model_folder, capsys):
     config = write_config(tmp_path, tiny_model_folder)
     _, out, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4", "--json"], capsys)
     _, words, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4"], capsys)
@@ -63,7 +63,7 @@ def test_a_measured_step_stands_beside_its_prediction(home, tmp_path, tiny_model
     assert "Measured on a CPU" in words
 
 
-def test_what_the_device_cannot_run_is_said_before_how_well_it_fits(home, tmp_path, tiny_model_folder, capsys):
+def test_what_the_device_cannot_run_is_reported_before_how_well_it_fits(home, tmp_path, tiny_model_folder, capsys):
     config = write_config(tmp_path, tiny_model_folder)
     settings = ["--set", "run.devices=cpu", "--set", "training.optim=paged_adamw_8bit"]
     refusal = "This device cannot run it: paged_adamw_8bit needs a CUDA device"

@@ -92,7 +92,7 @@ def test_an_export_that_differs_from_its_run_is_an_error(job, run_id, tmp_path, 
     assert "differs from the run by 0.001 in a logit; rounding explains 0.01. Do not use it" in capsys.readouterr().err
 
 
-def test_what_goes_wrong_is_said_in_two_sentences(job, run_id, tmp_path, capsys):
+def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, tmp_path, capsys):
     job.error = DeviceError("The CPU is in use for training (a run).", "Wait until it is free.")
 
     assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1

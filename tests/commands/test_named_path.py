@@ -28,7 +28,7 @@ MODULES = tuple(f"engine.commands.{name}" for name in ("chat", "export", "estima
     ],
     ids=lambda text: text[:20].encode("ascii", "backslashreplace").decode(),
 )
-def test_what_can_be_no_path_is_said_in_two_sentences(tmp_path, monkeypatch, typed, reason):
+def test_what_can_be_no_path_is_reported_in_two_sentences(tmp_path, monkeypatch, typed, reason):
     monkeypatch.chdir(tmp_path)
     Path("circle").symlink_to("circle")
 

@@ -86,7 +86,7 @@ def test_people_read_files_notes_and_where_it_is(run_id, capsys):
     assert "https://hub.example/ada/x (private), commit cccccccccccc, 1.0 KiB sent" in shown
 
 
-def test_what_goes_wrong_is_said_in_two_sentences(job, run_id, capsys):
+def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, capsys):
     job.error = PushError("Pushing needs a Hugging Face token, and there is none.", "Make one.")
 
     assert run_command(["push", run_id, "ada/x"], MODULES) == 1

@@ -66,7 +66,7 @@ def test_the_base_alone_is_served_without_the_adapter(served, run_id, tiny_model
     assert model.name == tiny_model_folder.name
 
 
-def test_a_checkpoint_that_is_not_there_is_said_before_anything_starts(served, run_id, capsys):
+def test_a_checkpoint_that_is_not_there_is_reported_before_anything_starts(served, run_id, capsys):
     assert run_command(["serve", run_id, "--checkpoint", "step-9"], MODULES) == 1
     assert "has no checkpoint 'step-9' that is whole" in capsys.readouterr().err
     assert served == []
@@ -79,7 +79,7 @@ def test_other_hosts_are_refused_as_by_the_page(run_id, host, capsys):
         assert f"does not listen on {host} without accounts" in capsys.readouterr().err
 
 
-def test_a_port_in_use_is_said_before_the_model_is_loaded(run_id, capsys):
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(run_id, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

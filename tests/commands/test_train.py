@@ -69,7 +69,7 @@ def test_with_a_server_it_files_the_run_and_follows_it(store, home, capsys):
     assert "A running Loratory server executes it" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_when_its_command_is_killed(store, home):
+def test_a_run_continues_when_its_command_is_killed(store, home):
     run = store.create(config_for("steps=40"))
     follower = start_follower(run)
     wait_until(lambda: last_step(run) >= 3)

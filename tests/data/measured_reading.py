@@ -78,7 +78,7 @@ def _main() -> None:
 
 
 def _forget_peak() -> None:
-    """Count the peak anew from here on; where the system cannot, it is that of all cases so far."""
+    """Restart the count of the peak here; where the system cannot, it is that of all cases so far."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -73,7 +73,7 @@ def test_a_quote_inside_a_cell_is_ordinary(tmp_path):
     assert [record.value for record in reader.read(START)] == [{"a": '5" pipe', "b": "x"}, {"a": "2", "b": "y"}]
 
 
-def test_a_quoted_cell_goes_on_after_a_quote_that_is_ordinary(tmp_path):
+def test_a_quoted_cell_continues_after_a_quote_that_is_ordinary(tmp_path):
     reader = reader_of(tmp_path / "rows.csv", 'a,b\n5" pipe,"two\nlines, ""said"""\n"x\n5"" y",z\n')
 
     assert [record.value for record in reader.read(START)] == [

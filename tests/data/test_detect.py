@@ -97,7 +97,7 @@ def test_whatever_belongs_to_a_question_is_read_with_it(row, columns):
     assert not found.sure
 
 
-def test_what_is_read_under_another_name_is_said():
+def test_what_is_read_under_another_name_is_reported():
     row = {"system_prompt": "Be brief.", "instruction": "Who?", "context": "Ada wrote it.", "response": "Ada"}
 
     assert detect(row).reason.endswith("; context is read as input; system_prompt is read as system")

@@ -144,7 +144,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("where", ["opening", "fetching", "reading"])
 @pytest.mark.parametrize(("error", "words"), REFUSALS.values(), ids=REFUSALS)
-def test_what_the_hub_refuses_is_said_in_two_sentences(hub, error, words, where):
+def test_what_the_hub_refuses_is_reported_in_two_sentences(hub, error, words, where):
     hub(error=error, error_in=where)
 
     options = SourceOptions(streaming=where == "reading")

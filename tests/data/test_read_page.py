@@ -122,7 +122,7 @@ def found(reader, text, after_row):
             return end.value, taken
 
 
-def test_a_search_goes_on_from_the_top_and_ends_where_it_began(files, monkeypatch):
+def test_a_search_continues_from_the_top_and_ends_where_it_began(files, monkeypatch):
     at_every_row(monkeypatch)
     reader = open_reader(files / "rows.jsonl")
 
@@ -197,7 +197,7 @@ def test_a_page_says_which_turns_are_learned(tmp_path, train_on, learned):
 
 
 @pytest.mark.parametrize("row", [-1, COUNT, 10**12])
-def test_a_row_that_is_not_there_is_said_to_be_missing(files, row):
+def test_a_row_that_is_not_there_is_reported_missing(files, row):
     with pytest.raises(DatasetError, match=r"Row .* does not exist"):
         find_row(open_reader(files / "rows.jsonl"), row)
 
@@ -228,7 +228,7 @@ def test_an_index_belongs_to_one_content(files, home, tmp_path):
     assert page(open_reader(path, home), first_row=15, count=1).rows[0].text == "b"
 
 
-def test_a_damaged_index_is_made_anew(tmp_path):
+def test_a_damaged_index_is_rebuilt(tmp_path):
     path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"
     path.write_text('{"text": "a"}\n' * 3)
     list(open_file(path, cache).records())

@@ -167,7 +167,7 @@ def test_fingerprints_tell_templates_and_vocabularies_apart():
     assert len(prints | {tokenizer_fingerprint(changed)}) == 4
 
 
-def test_a_template_that_changes_is_asked_anew_what_it_can_express():
+def test_a_template_that_changes_is_asked_again_what_it_can_express():
     tokenizer = tokenizer_of(family("qwen2.5"))
     assert abilities_of(tokenizer).system
 

@@ -127,7 +127,7 @@ def test_a_sweep_trains_every_combination(home, config_file):
         (("training.optim=paged_adamw_8bit", "run.devices=cpu"), "adamw_torch is the nearest"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_made(home, config_file, overrides, words):
+def test_what_cannot_work_is_reported_before_anything_is_made(home, config_file, overrides, words):
     code, out, err = run_here("train", config_file, *(part for text in overrides for part in ("--set", text)), "--json")
 
     assert (code, out) == (1, "")

@@ -130,7 +130,7 @@ def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run
         ("OSError: cannot read /home/somebody/secret/model.bin", r"\(OSError: cannot read model.bin\)"),
     ],
 )
-def test_what_the_converter_could_not_do_is_said_in_words(home, run, tmp_path, said, words):
+def test_what_the_converter_could_not_do_is_reported_in_words(home, run, tmp_path, said, words):
     checkout = make_checkout(tmp_path / "llama.cpp", f"say:{said}")
 
     with pytest.raises(ModelError, match=words) as raised:

@@ -128,7 +128,7 @@ def test_weights_are_rounded_once_to_the_chosen_precision(base, tmp_path, dtype)
     torch.testing.assert_close(written[name], exact[name].detach().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
-def test_a_model_of_several_files_is_divided_anew_and_loads(tmp_path, base):
+def test_a_model_of_several_files_is_divided_again_and_loads(tmp_path, base):
     sharded = tmp_path / "sharded"
     AutoModelForCausalLM.from_pretrained(base).save_pretrained(sharded, max_shard_size="100KB")
     shutil.copytree(base, tmp_path / "copy")
@@ -166,7 +166,7 @@ def test_only_one_tensor_is_in_memory_at_a_time(base, tmp_path):
     assert most <= 2  # the one that is being written, and the one that is being read
 
 
-def test_what_the_files_do_not_show_is_told_apart(base, tmp_path):
+def test_what_the_files_do_not_show_is_distinguished(base, tmp_path):
     with_bias = make_adapter(base, tmp_path / "with-bias", lora(lora_bias=True))
     on_embedding = make_adapter(base, tmp_path / "embedding", lora(target_modules=["embed_tokens"]))
 

@@ -151,7 +151,7 @@ def test_without_a_token_nothing_is_prepared(hub, home, run, monkeypatch, tmp_pa
     assert not hub.asked
 
 
-def test_where_the_hub_may_not_be_asked_that_is_said(hub, home, run, monkeypatch):
+def test_where_the_hub_may_not_be_asked_that_is_reported(hub, home, run, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):

@@ -71,7 +71,7 @@ def test_chat_templates_with_names_are_sent_and_read_for_secrets_first(tmp_path,
         check(folder)
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_what_is_left_out_is_reported(tmp_path):
     folder = adapter_folder(tmp_path / "out")
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / "notes").mkdir()

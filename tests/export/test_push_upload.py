@@ -106,7 +106,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("step", "status", "kind", "said"), REFUSALS)
-def test_a_refusal_is_said_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, said):
+def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, said):
     hub.faults = [Fault(step, status, times=9)]
     pusher = Pusher(hub)
 
@@ -295,7 +295,7 @@ def test_a_refusal_of_the_native_uploader_is_one_of_the_hub(hub, tmp_path, monke
     assert hub.repositories[NAME].files() == {}
 
 
-def test_a_wrong_token_and_a_foreign_owner_are_told_apart(hub, tmp_path):
+def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
     folder = adapter_folder(tmp_path / "out")
 
     with pytest.raises(PushError, match="does not accept your token") as caught:

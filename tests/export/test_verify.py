@@ -1,4 +1,4 @@
-"""What the run answers is heard quickly: drafted for all prompts at once, and told exactly whatever the drafts are worth."""
+"""What the run answers is recorded quickly: drafted for all prompts at once, and told exactly whatever the drafts are worth."""
 
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,12 @@ def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, 
     drafts = draft_answers(branch, prompts, NO_END, ANSWER_TOKENS)
     right = [number for number, one in enumerate(written) if drafts[number] == one.answer]
     passes = count_passes(branch, monkeypatch)
-    heard = [record(branch, prompts[number], NO_END, drafts[number]) for number in right]
+    recorded = [record(branch, prompts[number], NO_END, drafts[number]) for number in right]
 
     assert len(right) >= len(prompts) - 2  # padding adds in another order, which turns a near tie
     assert len(passes) == len(right)
-    assert [one.answer for one in heard] == [written[number].answer for number in right]
-    assert all(torch.equal(one.logits, written[number].logits) for one, number in zip(heard, right, strict=True))
+    assert [one.answer for one in recorded] == [written[number].answer for number in right]
+    assert all(torch.equal(one.logits, written[number].logits) for one, number in zip(recorded, right, strict=True))
 
 
 def test_with_prefix_tuning_nothing_is_drafted(branches):
@@ -87,10 +87,10 @@ def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches)
     draft = list(written.answer)
     draft[wrong_place] = (draft[wrong_place] + 1) % 100
 
-    heard = record(branch, prompts[0], NO_END, draft)
+    recorded = record(branch, prompts[0], NO_END, draft)
 
-    assert heard.answer == written.answer
-    assert torch.equal(heard.logits, written.logits)
+    assert recorded.answer == written.answer
+    assert torch.equal(recorded.logits, written.logits)
 
 
 def test_an_answer_ends_with_the_token_that_ends_it(branches):

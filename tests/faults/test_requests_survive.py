@@ -58,7 +58,7 @@ def uninterrupted(whole, workers, runs):
 @pytest.mark.parametrize(
     "place", ["training:step-6=sleep:1", "checkpoint:filled#1=sleep:1"], ids=["between steps", "while saving"]
 )
-def test_sigterm_saves_first_and_the_run_goes_on_bit_by_bit(place, workers, runs, whole):
+def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, whole):
     expected = uninterrupted(whole, workers, runs)
     run = runs.create(**SECTIONS)
     pid = workers.start(run.folder.path, place)

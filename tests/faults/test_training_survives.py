@@ -73,7 +73,7 @@ def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(place, worker
     ],
     ids=["LoRA with dropout", "QLoRA", "packing"],
 )
-def test_a_run_killed_at_step_7_goes_on_from_step_5_bit_by_bit(sections, workers, runs, uninterrupted):
+def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, workers, runs, uninterrupted):
     expected = losses_without_faults(uninterrupted, workers, runs, sections)
     run = runs.create(**sections)
 
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_stays_until_a_later_one_stands(workers, runs):
     assert {path.name for path in run.folder.checkpoints.iterdir()} == {"step-6", "damaged-step-8"}
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_only_when_asked_again(workers, runs, uninterrupted):
+def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(workers, runs, uninterrupted):
     expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     workers.run(run.folder.path, "training:step-9=kill")
@@ -214,7 +214,7 @@ def test_a_machine_out_of_memory_has_advice(workers, runs):
     assert failed.fix
 
 
-def test_training_waits_while_the_disk_is_full_and_goes_on_by_itself(workers, runs, uninterrupted):
+def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, runs, uninterrupted):
     expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in (3, 4, 5))

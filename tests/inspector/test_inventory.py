@@ -252,7 +252,7 @@ def test_what_is_known_is_told_without_building_and_without_a_network(home, tmp_
     assert known_inventory(ModelConfig(id="x" * 400), home) is None
 
 
-def test_a_damaged_cache_is_made_anew(home, tmp_path):
+def test_a_damaged_cache_is_rebuilt(home, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     model = ModelConfig(id=str(tmp_path))
     first = module_inventory(model, home)

@@ -62,7 +62,7 @@ def test_a_branch_is_looked_up_but_not_fetched_twice(hub, home):
     assert hub.asked == {"info": 1}
 
 
-def test_a_branch_that_moved_is_fetched_anew(hub, home):
+def test_a_branch_that_moved_is_fetched_again(hub, home):
     resolve_model(ModelConfig(id=MODEL), home)
     hub.commits["main"] = NEXT_COMMIT
     hub.repositories[MODEL] = {**model_files(), "generation_config.json": b'{"top_p": 0.5}'}
@@ -161,7 +161,7 @@ def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
         (503, "", HubUnreachableError, "out of order"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_words(hub, monkeypatch, status, code, error, words):
+def test_what_the_hub_refuses_is_reported_in_words(hub, monkeypatch, status, code, error, words):
     monkeypatch.setenv("HF_TOKEN", "hf_canarytoken")
     hub.refusals[MODEL] = (status, code)
 

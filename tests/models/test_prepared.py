@@ -87,7 +87,7 @@ def test_a_folder_with_folders_in_it_is_prepared_and_watched_too(folder):
     ],
     ids=["edited", "cut off", "file lost", "manifest lost", "manifest torn", "manifest empty"],
 )
-def test_a_damaged_folder_is_made_anew(folder, spoil):
+def test_a_damaged_folder_is_rebuilt(folder, spoil):
     prepare_once(folder, RECIPE, build)
     spoil(folder)
     assert not is_prepared(folder, RECIPE)

@@ -39,7 +39,7 @@ def test_names_that_lead_nowhere_are_refused_in_two_sentences(home, name, words)
     assert caught.value.fix.endswith(".")
 
 
-def test_a_single_file_is_told_apart_from_a_model(home, tmp_path):
+def test_a_single_file_is_distinguished_from_a_model(home, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
 
     with pytest.raises(ModelError, match="single file"):
@@ -53,7 +53,7 @@ def test_a_file_that_only_calls_itself_gguf_is_refused_unconverted(home, tmp_pat
         resolve_model(ModelConfig(id=str(tmp_path / "x.gguf")), home)
 
 
-def test_a_gguf_file_is_converted_once_and_anew_when_it_changes(home, tmp_path, monkeypatch):
+def test_a_gguf_file_is_converted_once_and_again_when_it_changes(home, tmp_path, monkeypatch):
     converted = []
 
     def convert(gguf, target, _home, _on_progress):

@@ -50,14 +50,14 @@ def test_the_unexpected_tells_a_person_no_details_and_its_log_all(process, tmp_p
     assert "secret" in (tmp_path / "worker.log").read_text()
 
 
-def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_starts_anew(process):
-    heard: list[str] = []
+def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_restarts_it(process):
+    messages: list[str] = []
 
     def ask() -> None:
         try:
             process.call("wait", {})
         except WorkerError as error:
-            heard.append(str(error))
+            messages.append(str(error))
 
     first = process.call("echo", {})["pid"]
     waiting = threading.Thread(target=ask)
@@ -73,7 +73,7 @@ def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_starts_anew
         list(stream)
     waiting.join()
 
-    assert len(heard) == 1
+    assert len(messages) == 1
     assert process.call("echo", {})["pid"] != first
 
 

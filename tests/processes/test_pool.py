@@ -91,7 +91,7 @@ def test_a_spare_process_is_ready_before_it_is_needed(tmp_path):
     assert not pool.pids
 
 
-def test_closing_ends_what_is_under_way_and_starts_nothing_anew(pool):
+def test_closing_ends_what_is_under_way_and_starts_nothing_again(pool):
     counting = pool.stream("count", {"to": 1_000_000})
     next(counting)
 

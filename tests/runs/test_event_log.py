@@ -66,7 +66,7 @@ def test_half_written_last_line_is_left_for_the_next_read(log):
     assert len(read_events(log, batch.next_offset).events) == 1
 
 
-def test_seq_goes_on_across_attempts_and_a_torn_line_is_removed(log):
+def test_seq_continues_across_attempts_and_a_torn_line_is_removed(log):
     with EventWriter(log, attempt=1) as writer:
         writer.append(step(1))
         writer.append(step(2))
@@ -79,7 +79,7 @@ def test_seq_goes_on_across_attempts_and_a_torn_line_is_removed(log):
     assert b"\0" not in log.read_bytes()
 
 
-def test_a_log_that_is_one_torn_line_starts_anew(log):
+def test_a_log_that_is_one_torn_line_starts_again(log):
     log.write_bytes(b"x" * 200_000)
 
     with EventWriter(log, attempt=1) as writer:

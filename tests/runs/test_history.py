@@ -84,7 +84,7 @@ def test_resumed_supersedes_what_came_later_in_earlier_attempts(log):
     assert history.attempt == 2
 
 
-def test_an_attempt_that_begins_anew_without_resumed_replaces_the_earlier_one(log):
+def test_an_attempt_that_restarts_without_resumed_replaces_the_earlier_one(log):
     with EventWriter(log, 1) as events:
         events.append(held_out(0, 3.0))
         events.append(step(1))

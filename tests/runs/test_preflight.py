@@ -293,7 +293,7 @@ def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
     assert len(store.ids()) == 1
 
 
-def test_progress_is_said_in_words(preflight):
+def test_progress_is_reported_in_words(preflight):
     said: list[str] = []
     preflight.check(config(), said.append)
     assert said == ["Looking for the model.", "Measuring the model.", "Checking the data."]

@@ -25,7 +25,7 @@ def test_what_goes_wrong_again_and_again_is_said_once_for_each_thing_that_was_tr
     ]
 
 
-def test_another_reason_is_said_and_so_is_the_same_of_one_that_came_anew(caplog):
+def test_another_reason_is_said_and_so_is_the_same_of_one_that_came_again(caplog):
     problems = ProblemLog()
     with caplog.at_level(logging.ERROR):
         problems.report("run-1", "The disk is full.")

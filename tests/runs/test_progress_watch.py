@@ -60,7 +60,7 @@ def test_a_little_work_now_and_then_is_not_computing(bench):
     assert bench.after(102, busy_share=0.01).is_too_long
 
 
-def test_every_event_or_line_of_log_starts_the_time_anew(bench):
+def test_every_event_or_line_of_log_starts_the_time_again(bench):
     bench.after(90)
     bench.folder.events.write_text("event\n")
     assert not bench.after(90).is_too_long
@@ -83,7 +83,7 @@ def test_before_the_first_step_a_stalled_download_is_borne_longer(bench):
     assert bench.after(20, is_training=False).is_too_long
 
 
-def test_a_suspended_worker_is_known_at_once_and_gets_its_time_back_when_it_goes_on(bench):
+def test_a_suspended_worker_is_known_at_once_and_gets_its_time_back_when_it_continues(bench):
     bench.after(40)
     bench.worker.suspended = True
     silence = bench.after(5)

@@ -118,7 +118,7 @@ def test_auto_waits_for_apples_gpu_where_there_is_one():
     assert plan.reasons == {"a": ("device_in_use", "Apple's GPU is in use for chat (qwen).", "")}
 
 
-def test_a_device_that_is_not_there_is_said():
+def test_a_device_that_is_not_there_is_reported():
     plan = plan_starts([waiting("a", devices=(3,))], [gpu(0), cpu()], {})
 
     assert plan.reasons["a"] == (

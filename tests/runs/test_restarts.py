@@ -175,7 +175,7 @@ def make_room(monkeypatch):
 
 
 @pytest.mark.parametrize("has_ended", [False, True], ids=["its end was not seen", "its end was seen"])
-def test_a_run_goes_on_once_there_is_room_to_say_so(restarted, home, make_room, has_ended):
+def test_a_run_continues_once_there_is_room_to_say_so(restarted, home, make_room, has_ended):
     if has_ended:
         said(restarted, BY_SIGTERM)
         restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))

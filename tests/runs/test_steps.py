@@ -43,7 +43,7 @@ def test_what_was_handed_out_keeps_the_steps_that_are_superseded_later(columns):
     assert StepSeries(columns.array()).losses.tolist() == [2.0, 2.0, 9.0]
 
 
-def test_a_curve_is_continued_and_begins_anew_where_steps_are_superseded(columns):
+def test_a_curve_is_continued_and_restarts_where_steps_are_superseded(columns):
     losses = [3.0, 2.5, 2.0, 1.5, 1.0]
     made = GrowingColumns()
     for step, loss in enumerate(losses, start=1):

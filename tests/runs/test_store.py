@@ -124,7 +124,7 @@ def test_processes_with_one_key_make_one_run(home, store):
     assert len(ids) == 1
 
 
-def test_a_key_whose_run_was_never_finished_or_was_deleted_starts_anew(store, home):
+def test_a_key_whose_run_was_never_finished_or_was_deleted_starts_again(store, home):
     first = ended(store.create(config_for(), key="k"))
     store.delete(first.id)
 

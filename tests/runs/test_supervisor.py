@@ -203,7 +203,7 @@ def test_a_worker_that_cannot_be_started_fails_its_run(store, start_supervisor):
     assert "could not be started" in wait_for_state(run, "failed").cause
 
 
-def test_a_suspended_worker_is_said_at_once_and_goes_on_unharmed(store, start_supervisor):
+def test_a_suspended_worker_is_reported_at_once_and_continues_unharmed(store, start_supervisor):
     start_supervisor()
     run = store.create(config_for("steps=60"))
     wait_for_step(run, 2)

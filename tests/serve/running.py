@@ -17,7 +17,7 @@ from engine.serve.model import ServedModel
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
 
 
-class SaidSession:
+class ScriptedSession:
     """Says prepared pieces, one token each; remembers what it was asked and whether somebody wanted it to stop.
 
     Attributes:

@@ -10,14 +10,14 @@ from openai import OpenAI
 
 from engine.errors import DeviceError, ModelError, RunError, WorkerError
 from engine.serve.model import ServedModel
-from tests.serve.running import TARGET, SaidSession, listening, wait_for
+from tests.serve.running import TARGET, ScriptedSession, listening, wait_for
 
 HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture
-def session() -> SaidSession:
-    return SaidSession()
+def session() -> ScriptedSession:
+    return ScriptedSession()
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_stream_begins_before_the_answer_ends(client, session):
 
 
 @pytest.mark.parametrize(("reason", "finish"), [("eos", "stop"), ("length", "length"), ("context", "length")])
-def test_the_reason_of_the_end_is_said_in_openais_words(client, session, reason, finish):
+def test_the_reason_of_the_end_is_reported_in_openais_words(client, session, reason, finish):
     session.finish = reason
 
     assert ask(client).choices[0].finish_reason == finish

@@ -10,7 +10,7 @@ import pytest
 
 from engine.serve.guard import bound_socket
 from engine.serve.model import ServedModel
-from tests.serve.running import TARGET, SaidSession, listening
+from tests.serve.running import TARGET, ScriptedSession, listening
 
 BODY = json.dumps({"model": "my-run", "messages": [{"role": "user", "content": "Hi"}]})
 JSON = {"Content-Type": "application/json"}
@@ -18,7 +18,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def place():
-    with listening(ServedModel(SaidSession(), TARGET, "my-run")) as url:
+    with listening(ServedModel(ScriptedSession(), TARGET, "my-run")) as url:
         yield urlsplit(url).netloc
 
 

@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm):
     assert newest_intact(tmp_path).step == 5
 
 
-def test_damage_is_said_in_words(tmp_path):
+def test_damage_is_reported_in_words(tmp_path):
     checkpoint = write(tmp_path, 5)
     (checkpoint.folder / "adapter" / "weights").write_text("w")
 

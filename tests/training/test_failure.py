@@ -47,7 +47,7 @@ def test_apples_gpu_is_named_with_what_it_shares():
     assert failed.fix.endswith("Closing other programs helps as well.")
 
 
-def test_advice_on_memory_goes_on_when_the_batch_cannot_shrink():
+def test_advice_on_memory_continues_when_the_batch_cannot_shrink():
     one = {"per_device_train_batch_size": 1}
 
     assert "gradient_checkpointing" in explain(MemoryError(), config(**one)).fix

@@ -51,7 +51,7 @@ def noted_on_liger(family, config, placement=GPU, loss=3.0):
     return with_liger(model_of(family), config, placement, lambda: loss, 3.0)
 
 
-def test_on_a_processor_both_are_said_to_be_unused_and_training_goes_on(tiny_model_folder, tmp_path):
+def test_on_a_processor_both_are_said_to_be_unused_and_training_continues(tiny_model_folder, tmp_path):
     training = make_training(make_config(tiny_model_folder, **WITH_BOTH), make_rows(8), tmp_path)
     training.trainer.train()
 

@@ -54,7 +54,7 @@ def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # on a processor AdamW is fused and skips by itself
-def test_a_step_whose_gradients_overflow_is_skipped_and_the_run_goes_on(
+def test_a_step_whose_gradients_overflow_is_skipped_and_the_run_continues(
     optim, tiny_model_folder, tmp_path, monkeypatch
 ):
     made, watching = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, {1, 3, 4}, optim=optim)
@@ -81,7 +81,7 @@ def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monke
     assert "float32" in caught.value.fix
 
 
-def test_a_step_that_is_trained_begins_the_count_anew():
+def test_a_step_that_is_trained_begins_the_count_again():
     outcomes = iter([True] * (MOST_SKIPPED_IN_A_ROW - 1) + [False] + [True] * (MOST_SKIPPED_IN_A_ROW - 1))
     skipped = SkippedSteps(lambda: next(outcomes), lambda: None)
 

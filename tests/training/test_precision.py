@@ -54,7 +54,7 @@ def test_an_explicit_dtype_is_kept():
         ("a word of a later version", "cuda", True, torch.bfloat16),
     ],
 )
-def test_a_resumed_run_goes_on_in_what_it_began_in_or_says_so(begun_in, kind, bfloat16, goes_on_in):
+def test_a_resumed_run_continues_in_what_it_began_in_or_says_so(begun_in, kind, bfloat16, goes_on_in):
     where = device(kind, bfloat16=bfloat16)
     chosen = choose_precision(config(), where, begun_in)
 
@@ -83,7 +83,7 @@ def test_full_fine_tuning_holds_its_weights_in_float32_and_computes_in_less():
     assert precision.compute_name == "bfloat16"
 
 
-def test_what_an_older_macos_forces_is_said():
+def test_what_an_older_macos_forces_is_reported():
     old, new = device("mps", bfloat16=False), device("mps", bfloat16=True)
 
     (note,) = apple_notes(config(), old)

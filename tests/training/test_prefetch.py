@@ -126,7 +126,7 @@ class StopAfter(TrainerCallback):
         control.should_save = control.should_training_stop = state.global_step >= self._step
 
 
-def test_a_resumed_run_goes_on_bit_by_bit(tiny_model_folder, tmp_path):
+def test_a_resumed_run_continues_bit_by_bit(tiny_model_folder, tmp_path):
     from engine.training.checkpoints.state_files import random_state
 
     whole = make(tiny_model_folder, tmp_path, ahead=False)

@@ -81,7 +81,7 @@ def test_a_second_damaged_checkpoint_of_a_step_gets_a_name_of_its_own(folder):
     assert names(folder) == ["step-10", "step-15", "step-5"]
 
 
-def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_begins_anew(folder):
+def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(folder):
     for path in list(folder.iterdir()):
         flip_a_byte(path)
 

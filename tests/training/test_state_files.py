@@ -66,7 +66,7 @@ def take_steps(optimizer, parameters, count, seed):
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, make):
+def test_an_optimizer_continues_as_if_nothing_had_happened(tmp_path, make):
     parameters = make_parameters()
     optimizer = make(parameters)
     take_steps(optimizer, parameters, 3, seed=1)
@@ -101,7 +101,7 @@ def test_a_schedule_is_plain_json(tmp_path):
     assert second.get_last_lr() == first.get_last_lr()
 
 
-def test_every_generator_goes_on_where_it_was(tmp_path):
+def test_every_generator_continues_where_it_was(tmp_path):
     def draw():
         return random.random(), float(np.random.rand()), float(np.random.randn()), torch.randn(3).tolist()
 
@@ -167,7 +167,7 @@ def test_other_gpus_than_before_keep_their_generators(tmp_path, gpus):
     assert generators.numbers() == [7]
 
 
-def test_apples_generator_goes_on(tmp_path, monkeypatch):
+def test_apples_generator_continues(tmp_path, monkeypatch):
     generator = FakeGenerators(5)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: generator.get_all()[0])

@@ -188,7 +188,7 @@ RESUMABLE = {
 
 
 @pytest.mark.parametrize("sections", RESUMABLE.values(), ids=RESUMABLE.keys())
-def test_a_killed_run_goes_on_bit_by_bit(tiny_model_folder, tmp_path, sections):
+def test_a_killed_run_continues_bit_by_bit(tiny_model_folder, tmp_path, sections):
     config = make_config(tiny_model_folder, **sections)
     whole = make_training(config, ROWS, tmp_path)
     whole.trainer.train()

@@ -45,7 +45,7 @@ def earlier(base, folder, **adapter):
 
 
 @pytest.mark.parametrize("adapter", [{}, EMBEDDINGS, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
-def test_what_goes_on_is_what_will_be_saved(base, tmp_path, adapter):
+def test_an_adapter_that_is_continued_is_saved_whole(base, tmp_path, adapter):
     folder = earlier(base, tmp_path / "first", **adapter)
     model = adapted(base, **adapter)
     load_warm_start(model, folder)

@@ -169,7 +169,7 @@ def test_a_request_before_the_first_step_is_obeyed(workers, runs):
     assert said(run, "step") == []
 
 
-def test_a_stopped_run_goes_on_where_it_stopped(workers, runs):
+def test_a_stopped_run_continues_where_it_stopped(workers, runs):
     whole = runs.create(training={"max_steps": 12})
     workers.run(whole.folder.path)
     run = runs.create(training={"max_steps": 12})

@@ -121,7 +121,7 @@ def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, r
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes_in_the_same_steps(workers, runs, before, after):
+def test_a_run_continues_with_another_number_of_processes_in_the_same_steps(workers, runs, before, after):
     training = {"max_steps": 10, "gradient_accumulation_steps": 2 // before, "save_steps": 5}
     whole = runs.create(model={"compute_dtype": "float32"}, training={**training, "gradient_accumulation_steps": 2})
     workers.run(whole.folder.path)

@@ -96,7 +96,7 @@ def test_errors_are_kept_in_two_sentences(raised, shown):
     assert str(error) == str(shown)
 
 
-def test_a_result_that_cannot_be_kept_is_said():
+def test_a_result_that_cannot_be_kept_is_reported():
     def keep(_result):
         raise StorageError("The disk is full.", "Free some space.")
 

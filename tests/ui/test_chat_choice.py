@@ -59,7 +59,7 @@ def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, 
     assert choice.names(target) == {"base": "Base model", "tuned": "first", "second": "second"}
 
 
-def test_two_states_of_one_run_are_told_apart(choice, run):
+def test_two_states_of_one_run_are_distinguished(choice, run):
     names = choice.names(choice.target(chosen(run.id, against=f"{run.id}/step-90")))
 
     assert names["tuned"] == "first, final result"

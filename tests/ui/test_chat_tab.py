@@ -88,7 +88,7 @@ def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
     assert "with the LoRA result of" in states[-1]
 
 
-def test_a_model_that_cannot_be_reached_is_said_in_place(tab):
+def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):
     last = load(tab, A_MODEL, model="nowhere/at-all")[-1]
 
     assert "cannot be reached" in last.state

@@ -52,7 +52,7 @@ def with_length(max_length: int, source: str = "rows.jsonl"):
     return replace(question_on(source), max_length=max_length)
 
 
-def test_a_page_that_asks_anew_ends_its_former_pass(checks, inspector):
+def test_a_page_that_asks_again_ends_its_former_pass(checks, inspector):
     for length in (1, 10, 102, 1024):
         checks.ask(with_length(length), "page")
 
@@ -60,7 +60,7 @@ def test_a_page_that_asks_anew_ends_its_former_pass(checks, inspector):
     assert checks.find(with_length(102)) is None, "nobody stopped it, so that it begins anew when it is asked"
 
 
-def test_a_pass_that_another_page_waits_for_goes_on(checks, inspector):
+def test_a_pass_that_another_page_waits_for_continues(checks, inspector):
     checks.ask(with_length(512), "one")
     checks.ask(with_length(512), "other")
     checks.ask(with_length(1024), "one")
@@ -113,7 +113,7 @@ def test_a_pass_whose_page_was_closed_ends(checks, inspector, monkeypatch):
     assert checks.find(with_length(512)) is None
 
 
-def test_a_pass_goes_on_for_another_page_and_for_one_that_was_reloaded(checks, inspector, monkeypatch):
+def test_a_pass_continues_for_another_page_and_for_one_that_was_reloaded(checks, inspector, monkeypatch):
     shared = checks.ask(with_length(512), "one")
     checks.ask(with_length(512), "other")
     reloaded = checks.ask(with_length(1024), "reloaded")

@@ -122,7 +122,7 @@ def test_the_model_of_the_chat_is_let_go_of_first(tab, services, run):
     assert services.chat.state.phase == "empty"
 
 
-def test_settings_out_of_bounds_are_said_in_place(part, services, run):
+def test_settings_out_of_bounds_are_reported_in_place(part, services, run):
     html = started(part)(run.id, FINAL, 0, -1, 64)
 
     assert "2 settings need your attention" in html

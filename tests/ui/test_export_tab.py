@@ -172,7 +172,7 @@ def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
     assert services.results.exporting.find(run.id) is None
 
 
-def test_settings_out_of_bounds_are_said_in_place(tab, services, run):
+def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
     assert "max_shard_gb" in start(tab, run, MERGED, folder="mine", shard=-1.0)
 
 

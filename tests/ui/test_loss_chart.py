@@ -111,7 +111,7 @@ def test_memory_stands_against_what_was_predicted(history):
 
 
 @pytest.mark.parametrize(("against", "last"), [("step", 30), ("tokens", 3000)])
-def test_several_runs_are_told_apart_by_colour_and_dash(history, against, last):
+def test_several_runs_are_distinguished_by_colour_and_dash(history, against, last):
     runs = [(name, history(30, name=f"{name}.jsonl")) for name in ("one", "two")]
 
     figure, _ = parsed(overlay_figure(runs, ChartView(against=against)))

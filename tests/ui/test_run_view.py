@@ -67,7 +67,7 @@ def test_a_silent_worker_is_reported_with_its_limit(observe):
     assert "no output" not in render_heading(replace(observed, state=ended), now=1090.0)
 
 
-def test_the_page_goes_on_counting_while_a_worker_is_silent(observe):
+def test_the_page_continues_counting_while_a_worker_is_silent(observe):
     observed = observe(state="running", steps=37)
 
     def stamp(seconds: float) -> str:

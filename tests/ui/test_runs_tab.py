@@ -250,7 +250,7 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     assert described(tab, victim).panel["visible"] is False
 
 
-def test_the_picked_run_is_drawn_anew_only_when_another_one_is(tab, history):
+def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
     first, second = history[1], history[3]
     note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
 

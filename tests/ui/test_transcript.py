@@ -69,7 +69,7 @@ def test_a_finished_answer_says_how_full_the_context_is():
     assert "context 143 tokens" in render_transcript([Turn("?", (answer,))])
 
 
-def test_a_reference_stands_beside_and_questions_can_be_edited_once_all_is_said():
+def test_a_reference_is_shown_next_to_it_and_questions_can_be_edited_once_all_is_answered():
     turns = [Turn("?", (said("tuned", "x"),), reference="<so>")]
 
     assert "&lt;so&gt;" in render_transcript(turns)

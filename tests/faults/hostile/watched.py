@@ -49,7 +49,7 @@ class Target:
         while time.monotonic() < deadline:
             self.good_page()
             living = (process for process in self.inspector._data.processes if process.pid is not None)
-            if all(process._running.heard is not None for process in living):
+            if all(process._running.last_answer is not None for process in living):
                 return
             time.sleep(0.05)
 

@@ -97,7 +97,7 @@ def test_a_space_without_a_run_says_what_comes_and_looks_again(tmp_path):
     assert "<form" not in page.text
 
 
-def test_why_there_is_no_run_is_said(tmp_path):
+def test_why_there_is_no_run_is_reported(tmp_path):
     demo = a_demo(tmp_path)
     demo.problem = "The model <smollm2> cannot be reached."
 

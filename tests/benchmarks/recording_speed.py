@@ -1,4 +1,4 @@
-"""How fast an export hears what the run answers, with drafts and without: `python -m tests.benchmarks.hearing_speed`.
+"""How fast an export records what the run answers, with drafts and without: `python -m tests.benchmarks.recording_speed`.
 
 Both take turns in one process, in float32 as exports are verified, on the demo model from the Loratory home (or `--model`)
 and a LoRA of rank 16 on all linear layers with small random weights. Without drafts, answers are written token by token.
