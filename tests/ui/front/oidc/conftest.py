@@ -8,6 +8,7 @@ from engine.accounts.throttle import SignInThrottle
 from tests.ui.front.institute import running_institute
 from tests.ui.front.lab import running_lab
 from tests.ui.front.oidc.rounds import RULE, identities, settings_of
+from tests.ui.front.space.stand_in import space_at
 from ui.front import serve
 
 
@@ -43,6 +44,17 @@ def lab(tmp_path_factory, served, throttle):
         running.add("root", "admin")
         running.add("ann")
         identities(running).link(running.accounts.person("ann"), Identity(served.issuer, "4711"))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def space_lab(tmp_path_factory, served, throttle):
+    """That of a Space, whose creator is the same person of the institute."""
+
+    def space(origin):
+        return space_at(origin, served.issuer, served.trust, creator="4711")
+
+    with running_lab(tmp_path_factory.mktemp("space"), space_at=space) as running:
         yield running
 
 

@@ -27,71 +27,77 @@ from tests.ui.front.oidc.rounds import (
 from ui.front.oidc import ROUND_COOKIE
 
 
-def test_a_state_is_used_once_and_a_code_too(lab, institute):
-    with lab.browser() as browser:
+@pytest.fixture(params=["lab", "space"])
+def either(request, lab, space_lab):
+    """Each of them; tokens, keys and answers are checked by the same code, so these are tried with the first alone."""
+    return {"lab": lab, "space": space_lab}[request.param]
+
+
+def test_a_state_is_used_once_and_a_code_too(either, institute):
+    with either.browser() as browser:
         values = visit(institute, start(browser))
         cookie = browser.cookies[ROUND_COOKIE]
         assert come_back(browser, values).status_code == 303
-    with lab.browser() as replay:
+    with either.browser() as replay:
         replay.cookies.set(ROUND_COOKIE, cookie)
-        assert refused(lab, replay, come_back(replay, values))
+        assert refused(either, replay, come_back(replay, values))
         other = visit(institute, start(replay))
-        assert refused(lab, replay, come_back(replay, {**other, "code": values["code"]}))
+        assert refused(either, replay, come_back(replay, {**other, "code": values["code"]}))
 
 
-def test_a_round_that_began_in_another_browser_signs_nobody_in(lab, institute):
-    with lab.browser() as attacker, lab.browser() as victim:
+def test_a_round_that_began_in_another_browser_signs_nobody_in(either, institute):
+    with either.browser() as attacker, either.browser() as victim:
         values = visit(institute, start(attacker))
         start(victim)  # has a cookie of its own
-        assert refused(lab, victim, come_back(victim, values))
-        assert refused(lab, attacker, come_back(attacker, values)), "used up"
+        assert refused(either, victim, come_back(victim, values))
+        assert refused(either, attacker, come_back(attacker, values)), "used up"
         victim.cookies.delete(ROUND_COOKIE)
-        assert refused(lab, victim, come_back(victim, visit(institute, start(attacker))))
+        assert refused(either, victim, come_back(victim, visit(institute, start(attacker))))
 
 
 @pytest.mark.parametrize(
     "change", [{"state": "x" * 43}, {"state": ""}, {"state": None}, {"code": ""}, {"code": None}, {"code": "x" * 5_000}]
 )
-def test_a_state_or_code_that_is_not_the_one_is_refused(lab, institute, change):
-    with lab.browser() as browser:
+def test_a_state_or_code_that_is_not_the_one_is_refused(either, institute, change):
+    with either.browser() as browser:
         values = {**visit(institute, start(browser)), **change}
         assert refused(
-            lab, browser, come_back(browser, {name: value for name, value in values.items() if value is not None})
+            either, browser, come_back(browser, {name: value for name, value in values.items() if value is not None})
         )
 
 
-def test_parameters_that_come_twice_are_refused(lab, institute):
-    with lab.browser() as browser:
+def test_parameters_that_come_twice_are_refused(either, institute):
+    with either.browser() as browser:
         values = visit(institute, start(browser))
-        assert refused(lab, browser, come_back(browser, [*values.items(), ("state", "other")]))
+        assert refused(either, browser, come_back(browser, [*values.items(), ("state", "other")]))
         values = visit(institute, start(browser))
-        assert refused(lab, browser, come_back(browser, [*values.items(), ("code", "other")]))
+        assert refused(either, browser, come_back(browser, [*values.items(), ("code", "other")]))
 
 
-def test_an_error_of_the_provider_is_reported_in_our_words(lab, institute):
-    with lab.browser() as browser:
+def test_an_error_of_the_provider_is_reported_in_our_words(either, institute):
+    with either.browser() as browser:
         values = visit(institute, start(browser))
         forged = {"state": values["state"], "error": "access_denied", "error_description": "<b>call 555-1234</b>"}
         answer = come_back(browser, forged)
-        assert refused(lab, browser, answer)
+        assert refused(either, browser, answer)
         assert "555" not in answer.text
         assert "did not sign you in" in answer.text
 
 
-def test_an_answer_of_another_provider_is_refused(lab, institute):
-    with lab.browser() as browser:
+def test_an_answer_of_another_provider_is_refused(either, institute):
+    with either.browser() as browser:
         values = visit(institute, start(browser))
-        assert refused(lab, browser, come_back(browser, {**values, "iss": "https://evil.example"}))
+        assert refused(either, browser, come_back(browser, {**values, "iss": "https://evil.example"}))
         institute.discovery["authorization_response_iss_parameter_supported"] = True
-        assert refused(lab, browser, come_back(browser, visit(institute, start(browser))))
+        assert refused(either, browser, come_back(browser, visit(institute, start(browser))))
         values = visit(institute, start(browser))
         assert come_back(browser, {**values, "iss": institute.issuer}).status_code == 303
     assert institute.asked.count("/token") == 1
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example"])
-def test_nobody_is_led_elsewhere(lab, institute, target):
-    with lab.browser() as browser:
+def test_nobody_is_led_elsewhere(either, institute, target):
+    with either.browser() as browser:
         address = start(browser, next=target, redirect_uri=target, target=target)
         assert "evil" not in address
         answer = come_back(browser, {**visit(institute, address), "next": target, "redirect_uri": target})
