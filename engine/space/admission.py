@@ -111,7 +111,12 @@ class Admission:
             is_creator = role == "admin"
             if not is_creator and self._identities.was_linked(identity):
                 raise _kept_out("removed", self._space)
-            return Admitted(self._identities.join(visitor.account.name, role, identity, again=is_creator), True)
+            try:
+                return Admitted(self._identities.join(visitor.account.name, role, identity, again=is_creator), True)
+            except AccountError:
+                name = self._identities.name_of(identity)  # made at this moment, for another tab
+                if name is None:
+                    raise
         person = self._accounts.person(name)
         if role == "admin":
             person = self._accounts.enable(name) if person.disabled is not None else person

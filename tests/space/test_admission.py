@@ -1,5 +1,7 @@
 """The creator and those whom the owner lists get in; a name is believed once, and then means who came under it."""
 
+import threading
+
 import pytest
 
 from engine.accounts.accounts import Accounts, open_database
@@ -105,6 +107,22 @@ def test_whom_an_admin_disabled_or_removed_stays_out(make, accounts):  # noqa: F
     accounts.remove("bea")
     with pytest.raises(AccountError, match="removed"):
         admission.admit(visitor(BEA, "bea"))
+
+
+@pytest.mark.parametrize("subject", [CREATOR, BEA])
+def test_two_tabs_that_sign_in_at_once_get_one_account(make, accounts, subject):  # noqa: F811
+    admission, found = make("bea"), []
+
+    def admit():
+        found.append(admission.admit(visitor(subject, "bea")).person.name)
+
+    tabs = [threading.Thread(target=admit) for _ in range(8)]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join()
+    assert found == ["bea"] * 8
+    assert [one.name for one in accounts.people()] == ["bea"]
 
 
 @pytest.mark.parametrize(

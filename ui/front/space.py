@@ -184,7 +184,7 @@ class SpacePages(OidcPages):
         if known is not None:
             await asyncio.to_thread(self.sessions.end_all, known)
             self.space.logins.forget(known.name)
-        await self._log("", "sign-in failed", request, "", f"{self.logged_as}: not admitted")
+        await self._log("", "sign-in failed", request, visitor.account.subject[:64], f"{self.logged_as}: not admitted")
         return await self.space.demo.welcome(request, words)
 
 

@@ -137,6 +137,14 @@ def test_a_change_of_rights_asks_for_the_password_after_ten_minutes(admin, calle
     ACTIONS[action](admin, caller)
 
 
+@pytest.mark.parametrize("action", ["invite", "reset"])
+def test_where_another_rule_says_who_gets_in_there_are_no_links(admin, caller, action):
+    with pytest.raises(AccountError, match="People that ann lists"):
+        ACTIONS[action](replace(admin, who_gets_in="People that ann lists get an account."), caller)
+    assert admin.accounts.invitations() == []
+    assert admin.accounts.has_password("bea")
+
+
 @pytest.mark.parametrize("token", ["", "A" * 43])
 def test_a_session_of_another_confirms_nothing(admin, token):
     of_ann = admin.sessions.begin(admin.accounts.person("ann"), "", "")

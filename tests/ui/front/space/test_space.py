@@ -5,14 +5,17 @@ import time
 import pytest
 from starlette.responses import JSONResponse
 
-from engine.accounts.accounts import open_database
+from engine.accounts.accounts import FILE_NAME, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.sessions import Sessions
+from engine.errors import PushError
+from engine.space.mirror import Unsaved
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refused, start, visit
-from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, space_at
+from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
 from ui.front.gate import COOKIE
+from ui.front.space import open_space
 
 CANARY = "hf_oauth_canary_9b1"
 TOKEN = {"access_token": CANARY, "expires_in": 28_800, "scope": "openid profile jobs"}
@@ -300,6 +303,54 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, s
         database = open_database(second.home)
         assert Sessions(database).of(second.accounts.person("bea")) == []
         database.close()
+
+
+class Bucket:
+    """A mirror that notes what is asked of it."""
+
+    def __init__(self, home, refuses=False):
+        self.home, self.refuses, self.asked = home, refuses, []
+
+    def restore(self):
+        self.asked.append("restore")
+        assert not (self.home.root / FILE_NAME).exists(), "before anything is opened"
+        if self.refuses:
+            raise PushError("The bucket is another Space's.", "Name another.")
+
+    def start(self):
+        self.asked.append("start")
+
+    def stop(self, deadline_seconds):
+        self.asked.append(f"stop {deadline_seconds:g}")
+        return True
+
+    def unsaved(self, owner):
+        return Unsaved(runs=(f"first of {owner}",))
+
+
+def opened(monkeypatch, home, mirror):
+    monkeypatch.setattr("ui.front.space.mirror_of", lambda *_: mirror)
+    return open_space(environment_at("https://ann-loratory.hf.space", "https://huggingface.co"), home)
+
+
+def test_a_space_is_restored_first_and_mirrored_to_its_end(monkeypatch, home):
+    mirror = Bucket(home)
+    with opened(monkeypatch, home, mirror) as space:
+        assert mirror.asked == ["restore", "start"]
+        assert space.unsaved("ann") == "A restart of this Space would lose all of “first of ann”."
+    assert mirror.asked == ["restore", "start", "stop 7"]
+
+
+def test_a_space_whose_runs_cannot_be_brought_back_does_not_start_on_an_empty_disk(monkeypatch, home):
+    mirror = Bucket(home, refuses=True)
+    with pytest.raises(PushError, match="another Space"), opened(monkeypatch, home, mirror):
+        raise AssertionError("it was opened")
+    assert mirror.asked == ["restore"]
+
+
+def test_without_a_bucket_people_are_told_that_nothing_is_kept(monkeypatch, home):
+    with opened(monkeypatch, home, None) as space:
+        assert "are lost when this Space sleeps or restarts" in space.unsaved("ann")
 
 
 def test_a_cross_site_link_opens_the_sign_in_page(lab):
