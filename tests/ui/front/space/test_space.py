@@ -10,7 +10,7 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.sessions import Sessions
 from engine.errors import PushError
-from engine.space.mirror import Unsaved
+from engine.space.unsaved import Unsaved
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refused, start, visit
 from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
