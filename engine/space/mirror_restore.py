@@ -291,6 +291,7 @@ class Restorer:
             self._left_out.append(f"{key.run_id} has no configuration in the bucket and was left out.")
             shutil.rmtree(unborn)
             return
+        RunFolder(unborn).control.mkdir(mode=0o700, exist_ok=True)
         _name_worker(RunFolder(unborn))
         unborn.rename(place)
         self._runs, self._bytes = self._runs + 1, self._bytes + sum(file.size for file in whole.values())

@@ -1,6 +1,7 @@
 """What tests of the mirror share: Spaces that start on one bucket, and runs with contents of their own."""
 
 import os
+import time
 from pathlib import Path
 
 from engine.paths import LoratoryHome
@@ -70,3 +71,11 @@ def files_of(run: Run) -> dict[str, bytes]:
         for path in run.folder.path.rglob("*")
         if path.is_file() and path.name not in ("lock", "process.json")
     }
+
+
+def age(home: LoratoryHome) -> None:
+    """Let everything have happened a while ago, so nothing is looked at twice for being new."""
+    then = time.time() - 60
+    for parent, folders, names in os.walk(home.root):
+        for name in [*folders, *names]:
+            os.utime(Path(parent) / name, (then, then))

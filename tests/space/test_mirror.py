@@ -4,8 +4,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import time
-from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
@@ -26,7 +24,7 @@ from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import write_adapter
 from tests.runs.supervision import wait_until
 from tests.space.fake_bucket import FakeBucket, Killed
-from tests.space.mirrored import SPACE, Spaces, a_checkpoint, a_run, files_of
+from tests.space.mirrored import SPACE, Spaces, a_checkpoint, a_run, age, files_of
 
 AWAY = HubUnreachableError("The bucket cannot be reached.", "Wait.")
 
@@ -44,14 +42,6 @@ def spaces(bucket, tmp_path):
 @pytest.fixture
 def home(spaces):
     return spaces.disk()
-
-
-def old(home):
-    """Let everything have happened a while ago, so nothing is looked at twice for its age."""
-    then = time.time() - 60
-    for parent, folders, names in os.walk(home.root):
-        for name in [*folders, *names]:
-            os.utime(Path(parent) / name, (then, then))
 
 
 def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, spaces):
@@ -100,7 +90,7 @@ def test_an_idle_mirror_asks_nothing(home, spaces, bucket):
         a_run(home, seed=number)
     mirror = spaces.begin(home)
     mirror._save()
-    old(home)
+    age(home)
     mirror._save()
     before = bucket.asked.copy()
     for _ in range(20):

@@ -17,7 +17,7 @@ from engine.space import mirror_scan
 from tests.invented_runs import a_config
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state, wait_for_step, wait_until
 from tests.space.fake_bucket import FakeBucket
-from tests.space.mirrored import Spaces, a_checkpoint, a_run
+from tests.space.mirrored import Spaces, a_checkpoint, a_run, age
 
 RESUMES = {"resume_after_restart": True}
 
@@ -125,6 +125,7 @@ def test_a_link_in_a_run_is_not_followed(home, spaces, bucket):
 def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket):
     run = a_run(home)
     weights = run.folder.adapter / "adapter_model.safetensors"
+    age(home)
     mirror = spaces.begin(home)
     changes = iter([os.urandom(19_000)])
 
@@ -135,6 +136,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
 
     bucket.after_each = change
     mirror._save()
+    assert f"runs/ann/{run.id}.json" not in bucket.files
     mirror._save()
 
     back = RunStore(spaces.again(), "ann").get(run.id)
@@ -214,6 +216,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_sent_holds_up_nothing_else(ho
     again = spaces.again()
     assert RunStore(again, "ann").get(run.id).folder.events.read_bytes() == run.folder.events.read_bytes()
     assert other.id in RunStore(again, "ann").ids()
+    assert spaces.restored.left_out == ()
 
 
 def test_a_run_that_cannot_be_read_holds_up_nothing_else(home, spaces, monkeypatch):
