@@ -44,7 +44,16 @@ def require_admission(home: LoratoryHome, owner: str, count: int = 1) -> None:
 
 
 def resume_run(home: LoratoryHome, run: Run) -> None:
-    """Ask to resume a run, where its owner may have one more in the queue; raises as `request_resume` and `admitted` do."""
+    """Ask to resume a run, where its owner may have one more in the queue; raises as `request_resume` and `admitted` do.
+
+    Raises:
+        RunError: Also if its owner has become a guest, and it trains elsewhere.
+    """
+    if home.is_guest and run.folder.read_config().run.is_elsewhere:
+        raise RunError(
+            "A guest trains on the lab's own devices, and this run trained elsewhere.",
+            "Copy its settings to train it here.",
+        )
     with admitted(home, run.owner):
         request_resume(home, run)
 

@@ -22,6 +22,7 @@ from engine.executors.huggingface_jobs.follower import JobFollower
 from engine.executors.huggingface_jobs.inputs import collect_inputs
 from engine.executors.huggingface_jobs.login import logins_of, sign_in
 from engine.executors.huggingface_jobs.record import JobRecord
+from engine.runs.admission import resume_run
 from engine.runs.control import request_stop
 from engine.runs.lab_rules import lab_problems
 from engine.runs.provenance import Provenance
@@ -308,6 +309,11 @@ def test_members_train_there_and_guests_do_not(lab, home):
     refused = [problem.field for problem in lab_problems(config, home.of("eve", "guest"))]
     assert "run.where" in refused
     assert "run.where" not in [problem.field for problem in lab_problems(config, home.of("ada"))]
+    run = lab.run("ada")
+    run.folder.write_state(RunState(state="stopped", attempt=1))
+    with pytest.raises(RunError, match="A guest trains"):
+        resume_run(home.of("ada", "guest"), run)
+    resume_run(home.of("ada"), run)
 
 
 def test_a_hub_that_refuses_a_token_says_so_to_its_person(lab, hugging_face):
