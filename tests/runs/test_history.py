@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -196,3 +197,30 @@ def test_time_left_follows_the_pace_of_the_newest_steps(log, monkeypatch):
     assert seconds_per_step(history) == pytest.approx(2.0)
     assert seconds_left(history, clock=lambda: now[0]) == pytest.approx(180.0)
     assert seconds_left(history, clock=lambda: now[0] + 1) == pytest.approx(179.0)
+
+
+@pytest.mark.parametrize("huge", ["1" + "0" * 400, "-" + "9" * 30, "[" * 3000])
+def test_a_number_that_nothing_can_calculate_with_is_no_event(log, huge):
+    with EventWriter(log, 1) as events:
+        events.append(StatusData(phase="training", message="Rows: 12345678901234567890.", total_steps=30))
+        events.append(step(1))
+    lines = log.read_bytes().splitlines(keepends=True)
+    plain = lines[1].replace(b'"step":1', b'"step":' + huge.encode())
+    total = lines[0].replace(b'"total_steps":30', b'"total_steps": ' + huge.encode())
+    log.write_bytes(b"".join([*lines, plain, total]))
+
+    history = read_history(log)
+
+    assert history.last_step == 1
+    assert history.total_steps == 30
+    assert history.status.message == "Rows: 12345678901234567890."
+
+
+def test_the_time_that_is_left_is_unknown_where_a_log_holds_no_time(log):
+    with EventWriter(log, 1) as events:
+        events.append(StatusData(phase="training", total_steps=30))
+        events.append(step(1))
+        events.append(step(2))
+    log.write_bytes(re.sub(rb'"time":[0-9.]+', b'"time":NaN', log.read_bytes()))
+
+    assert seconds_left(read_history(log)) is None

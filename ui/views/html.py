@@ -3,6 +3,7 @@
 Everything here takes text and escapes it, unless an argument is named as HTML.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -220,6 +221,8 @@ def count(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return `45 s`, `12 min`, `1 h 12 min` or `2 d 3 h`."""
+    if not math.isfinite(seconds):
+        return "?"
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"

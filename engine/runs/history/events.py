@@ -7,6 +7,7 @@ A new kind is one class here: `EventData` registers it, so the log writes and re
 shows it name the class; `reader.py` keeps it where it belongs to the history.
 """
 
+import re
 from typing import Any, ClassVar, Literal
 
 import pydantic_core
@@ -50,13 +51,28 @@ class Event(BaseModel):
         return cls(seq=seq, attempt=attempt, time=time, kind=data.kind, data=data)
 
 
+# A log that comes from elsewhere can hold numbers that nothing here can calculate with.
+_LONG_NUMBER = re.compile(rb"[:,\[]\s*-?\d{19}")
+_HUGE = 1 << 63
+
+
+def _has_huge(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_huge, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_huge, value))
+    return isinstance(value, int) and abs(value) >= _HUGE
+
+
 def parse_event(line: bytes) -> Event | None:
     """Return one event; None where the line is torn, foreign, or of a kind that this version does not know."""
     try:
         values = pydantic_core.from_json(line)
+        if _LONG_NUMBER.search(line) and _has_huge(values):
+            return None
         kind = EVENT_KINDS[values["kind"]]
         return Event.model_validate({**values, "data": kind.model_validate(values["data"])})
-    except (ValidationError, ValueError, KeyError, TypeError):
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

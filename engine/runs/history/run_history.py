@@ -169,4 +169,5 @@ def seconds_left(history: RunHistory, clock: Callable[[], float] = time.time) ->
     if pace is None or newest is None or not history.total_steps:
         return None
     remaining = max(history.total_steps - history.last_step, 0)
-    return max(remaining * pace - min(max(clock() - newest, 0.0), pace), 0.0)
+    left = max(remaining * pace - min(max(clock() - newest, 0.0), pace), 0.0)
+    return left if math.isfinite(left) else None

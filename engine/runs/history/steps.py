@@ -167,7 +167,7 @@ def rows_of_plain_steps(lines: list[bytes], attempt: int) -> Array | None:
         steps = [item["data"] for item in parsed]
         columns = [[item["time"] for item in parsed] if name == "time" else _column(steps, name) for name in COLUMNS]
         return np.array(columns, dtype=np.float64)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # the careful way decides, line by line
 
 
