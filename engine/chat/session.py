@@ -163,6 +163,14 @@ class ChatSession:
         threading.Thread(target=self._unload_when_idle, args=(loaded,), daemon=True).start()
         return model
 
+    def keep(self) -> bool:
+        """Count the loaded model as used now, so it stays for what is asked next; returns whether there is one."""
+        with self._lock:
+            if self._loading is not None or self._loaded is None or not self._loaded.is_alive:
+                return False
+            self._idle_since = time.monotonic()
+            return True
+
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
         """Yield the answer as it is written; the branches of one request take turns at every token.
 
@@ -279,16 +287,17 @@ class ChatSession:
                 if self._loaded is not loaded and kept is not loaded:
                     return
                 unused = self._loaded is loaded and not self._under_way
-                idle_seconds = time.monotonic() - self._idle_since if unused else 0.0
+                idle_since = self._idle_since
+            idle_seconds = time.monotonic() - idle_since if unused else 0.0
             expires = self._expires_after()
             why = ""
             if unused and idle_seconds >= self.gives_way_after_seconds and self._leases.is_asked_to_give_way(identity):
                 why = "because a run waited for its device"
             elif unused and expires is not None and idle_seconds >= expires:
-                why = f"because it was idle for {expires / 60:.0f} minutes"
+                why = f"because it was idle for {expires / 60:.0f} min"
             if why:
                 with self._lock:
-                    if self._loaded is not loaded or self._under_way:
+                    if self._loaded is not loaded or self._under_way or self._idle_since != idle_since:
                         continue
                     self._loaded = None
                     self._note = f"{loaded.model.name} was unloaded, {why}."

@@ -55,10 +55,10 @@ class ServedModel:
         Raises:
             EngineError: If it cannot be loaded now, as when that run still has the device.
         """
-        if self.session.state.phase in ("ready", "generating"):
+        if self.session.keep():
             return
         async with self._loading:
-            if self.session.state.phase not in ("ready", "generating"):
+            if not self.session.keep():
                 await asyncio.to_thread(self.load)
 
     def branch(self, name: str) -> Branch:

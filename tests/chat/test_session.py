@@ -312,6 +312,17 @@ def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatc
     assert book.holder("cpu") is None
 
 
+def test_a_model_that_is_kept_for_a_request_is_not_idle(session, target):
+    session.load(target)
+    session._idle_since -= 100
+
+    assert session.keep()
+
+    assert time.monotonic() - session._idle_since < 50
+    session.unload()
+    assert not session.keep()
+
+
 def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(session, target, monkeypatch):
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
     session.load(target)

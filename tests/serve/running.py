@@ -66,6 +66,9 @@ class ScriptedSession:
             context_length=100,
         )
 
+    def keep(self) -> bool:
+        return self.phase == "ready"
+
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
         with self._lock:
             self.asked.append(request)

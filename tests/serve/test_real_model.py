@@ -1,5 +1,6 @@
 """The official client and a real model in a real process: the same words as in the chat, and as in training."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,12 +15,16 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from engine.accounts.accounts import open_database
+from engine.accounts.lab import LabSettings, save_settings
+from engine.accounts.limits import LabLimits
 from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
+from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
@@ -38,7 +43,10 @@ TURNS = (Message("system", SYSTEM), Message("user", QUESTION))
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("served")
+    return adapter_in(tmp_path_factory.mktemp("served"))
+
+
+def adapter_in(folder: Path) -> Path:
     base = make_tiny_model(folder / "tiny-llama", tie_word_embeddings=False, initializer_range=0.4)
     return make_adapter(base, folder / "my-adapter", lora())
 
@@ -96,6 +104,43 @@ def test_it_reads_what_the_chat_reads_and_training_taught(client, session, adapt
     assert served == trained.input_ids[:first_learned]
     assert served == list(session.prompt(TURNS).ids)
     assert answer.usage.prompt_tokens == len(served)
+
+
+def test_an_idle_endpoint_of_a_lab_expires_and_its_next_request_loads_it_again(home, monkeypatch):
+    monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
+    open_database(home).close()  # makes it a lab's
+    save_settings(home, LabSettings(limits=LabLimits(idle_minutes=1)))
+    told: list[str] = []
+    own = home.of("ann")
+    adapter = adapter_in(own.uploads)
+    session = ChatSession(own, choose=lambda _: describe_processor(), on_unload=told.append)
+    leases = LeaseBook(home)
+    greedy = {"temperature": 0, "max_tokens": 12}
+
+    def let_a_minute_pass() -> None:
+        session._idle_since -= 61
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(session.unload)
+        url = stack.enter_context(listening(ServedModel(session, ChatTarget.of_run(adapter), "mine")))
+        client = OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=60)
+        assert session.state.expires_after_seconds == 60
+        answer = say(client, "mine", **greedy)
+        stream = client.chat.completions.create(model="mine", messages=ASKED, stream=True, max_tokens=400)
+        next(stream)
+        let_a_minute_pass()
+        assert session.state.generating == 1, "the minute passes while an answer is written"
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
+        assert session.state.phase == "ready"
+        client.models.list()
+
+        let_a_minute_pass()
+
+        wait_for(lambda: bool(told))
+        assert told == ["tiny-llama was unloaded, because it was idle for 1 min."]
+        assert leases.holder("cpu") is None
+        assert say(client, "mine", **greedy) == answer
+        assert leases.holder("cpu").owner == "ann"
 
 
 def test_who_leaves_frees_the_model_within_a_moment(client, session):
