@@ -75,8 +75,8 @@ class MirrorBucket:
             raise PushError(
                 f"The bucket {self._bucket.name} has the runs of the Space {marker.space}, not of {self._space}; nothing is "
                 "restored from it or saved to it.",
-                f"Set the variable LORATORY_BUCKET of this Space to another bucket, or remove {MARKER_NAME} from that one "
-                "to hand it over.",
+                "Set the variable LORATORY_BUCKET of this Space to another bucket, or hand that one over with "
+                f"`hf buckets rm {self._bucket.name}/{MARKER_NAME}`.",
             )
         ours = Marker(space=self._space, instance=self._instance)
         self._bucket.put({MARKER_NAME: ours.model_dump_json().encode()})

@@ -85,6 +85,15 @@ class Files:
         """Begin a new look."""
         self.found, self.sources = {}, {}
 
+    def end(self) -> None:
+        """Forget what was not found."""
+        self._known = {name: known for name, known in self._known.items() if name in self.found}
+
+    def knows(self, name: str) -> bool:
+        """Whether a file is as it was when it was described or restored."""
+        known = self._known.get(name)
+        return known is not None and known[0] == _stamp_of(self._root / name)
+
     def remember(self, name: str, file: MirroredFile) -> None:
         """Take a file for what the mirror has: it was put there from it."""
         stamp = _stamp_of(self._root / name)
@@ -201,21 +210,19 @@ class RunScan:
     Attributes:
         is_training: Whether it is at work.
         title: What people call it.
-        saved_step: Step of the newest checkpoint in what was found last.
     """
 
     def __init__(self, home: LoratoryHome, run: Run, before: Index | None = None) -> None:
         self._home = home
         self._run = run
         self._key = RunKey(run.owner, run.id)
-        self._verified: dict[str, tuple[int, int]] = {}  # checkpoints that were read and whole, by their manifest
+        self._damaged: dict[str, tuple[int, int]] = {}  # checkpoints that were read and not whole, by their manifest
         self._inputs: tuple[str, ...] | None = None
         self._quiet: tuple[int, int] | None = None  # times of the folder for which nothing is to be sent any more
         self._seen: tuple[int, int] | None = None
         self.files = Files(home.root, before.files if before is not None else None)
         self.is_training = False
         self.title = run.id
-        self.saved_step: int | None = None
 
     def look(self) -> Found | None:
         """Return what belongs into the mirror; None where nothing can have changed since the last look.
@@ -241,6 +248,7 @@ class RunScan:
             self.title = read_provenance(folder).title or self.title
         # A worker writes into files without a trace in the folder's time; once it has ended, all else leaves one.
         self._seen = quiet if state.is_final and not folder.has_living_worker() else None
+        files.end()
         if len(files.found) > MOST_FILES:
             raise StorageError(f"It has {len(files.found):,} files.", f"At most {MOST_FILES:,} are saved.")
         return Found(Index(files=dict(sorted(files.found.items()))), dict(files.sources))
@@ -251,7 +259,6 @@ class RunScan:
 
     def _add_checkpoints(self, folder: RunFolder) -> None:
         """Add the newest checkpoint that is whole, and the best one, to which a run may go back at its end."""
-        self.saved_step = None
         newest = best = None
         for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
             wanted = newest is None or (best is None and checkpoint.manifest.best)
@@ -264,15 +271,19 @@ class RunScan:
                 if self._key.may_have(f"{prefix}/{name}"):
                     self.files.add(f"{prefix}/{name}", sha256=told.sha256)
             self.files.add(f"{prefix}/{MANIFEST}")
-        self.saved_step = newest.step if newest is not None else None
 
     def _is_whole(self, checkpoint: Checkpoint) -> bool:
+        prefix = f"{self._key.folder}/checkpoints/{checkpoint.folder.name}"
+        if all(self.files.knows(f"{prefix}/{name}") for name in checkpoint.manifest.files):
+            return True  # it was whole when they were added, or came back with the right hashes
         seen = size_and_time(checkpoint.folder / MANIFEST)
-        if self._verified.get(checkpoint.folder.name) != seen:
-            with contextlib.suppress(EngineError):
-                if not damage(checkpoint):
-                    self._verified[checkpoint.folder.name] = seen
-        return self._verified.get(checkpoint.folder.name) == seen
+        if self._damaged.get(checkpoint.folder.name) == seen:
+            return False
+        with contextlib.suppress(EngineError):
+            if not damage(checkpoint):
+                return True
+        self._damaged[checkpoint.folder.name] = seen
+        return False
 
     def _inputs_of(self, folder: RunFolder) -> tuple[str, ...]:
         """Return the uploads without which the run could not be resumed."""
@@ -335,7 +346,11 @@ class HomeScan:
         self.files.begin()
         for name in HOME_FILES:
             self.files.add(name)
-        self._add_accounts()
+        self.files.end()
+        try:
+            self._add_accounts()
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"The accounts cannot be saved ({error}).", "Free some space.") from error
         return Found(Index(files=dict(sorted(self.files.found.items()))), dict(self.files.sources))
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
+from engine.space import mirror_scan
 from engine.space.mirror import Mirror, MirrorSettings
 from engine.space.mirror_index import Index
 from tests.accounts.conftest import PASSWORD
@@ -358,3 +359,17 @@ def test_a_run_at_work_is_known_as_interrupted_by_a_restart(home, spaces):
     worker = RunStore(again, "ann").get(run.id).folder.read_worker()
     assert worker.liveness() == "gone"
     assert worker.attempt == 1
+
+
+def test_what_came_from_the_bucket_is_neither_read_nor_sent_again(home, spaces, bucket, monkeypatch):
+    run = a_run(home, state="stopped", steps=300, resumable_step=400)
+    a_checkpoint(run, 400)
+    spaces.begin(home)._save()
+    mirror = spaces.begin(spaces.disk())
+    assert spaces.restored.runs == 1
+    for name in ("damage", "sha256_of"):
+        monkeypatch.setattr(mirror_scan, name, lambda *_: pytest.fail("a file was read"))
+    before = bucket.sent
+    mirror._save()
+
+    assert bucket.sent == before
