@@ -41,6 +41,16 @@ def fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def fsync_tree(folder: Path) -> None:
+    """Make all that `folder` holds survive a power cut, before it gets its name."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            fsync_folder(path)
+        elif path.is_file():  # Windows syncs only what is open for writing
+            with path.open("rb+" if os.access(path, os.W_OK) else "rb") as file:
+                os.fsync(file.fileno())
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` atomically: a reader sees the old or the new content, even after a power cut.
 

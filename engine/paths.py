@@ -138,7 +138,7 @@ class LoratoryHome:
 
     @property
     def exports(self) -> Path:
-        """Results that were taken away, unless the person names another folder."""
+        """Exports, unless the person names another folder."""
         return self.root / "exports" / self.owner
 
     @property

@@ -74,7 +74,7 @@ def render(
     revision: RevisionOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one row exactly as training sees it: its text, its tokens, and which of them are learned."""
+    """Show one row exactly as training sees it: its text, its tokens, and which of them are trained."""
     home = LoratoryHome.from_environment()
     where = {"subset": subset, "split": split, "revision": revision}
     config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
@@ -183,10 +183,10 @@ def sequence_text(sequence: RenderedSequence) -> str:
     for is_learned, group in itertools.groupby(labelled, lambda pair: pair[1] != IGNORED_LABEL):
         pieces = "".join(piece for piece, _ in group)
         text += f"⟦{pieces}⟧" if is_learned else pieces
-    learned_count = sum(label != IGNORED_LABEL for label in sequence.labels)
+    trained_count = sum(label != IGNORED_LABEL for label in sequence.labels)
     cut = f", cut from {sequence.uncut_tokens:,}" if sequence.uncut_tokens > len(sequence.input_ids) else ""
     return (
-        f"{text}\n\n{len(sequence.input_ids):,} tokens{cut}; {learned_count:,} of them, between ⟦ and ⟧, are learned."
+        f"{text}\n\n{len(sequence.input_ids):,} tokens{cut}; {trained_count:,} of them, between ⟦ and ⟧, are trained."
     )
 
 

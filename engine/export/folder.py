@@ -90,13 +90,3 @@ def list_files(folder: Path) -> tuple[ExportedFile, ...]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     )
-
-
-def to_disk(folder: Path) -> None:
-    """Bring everything to the disk, before the folder gets its name."""
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir():
-            fsync_folder(path)
-        elif path.is_file():
-            with path.open("rb") as file, contextlib.suppress(OSError):  # Windows syncs only what is open for writing
-                os.fsync(file.fileno())

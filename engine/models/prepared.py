@@ -3,7 +3,6 @@
 A folder is built aside, listed in its own manifest, synced and then renamed, so it is either absent or complete.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from engine.errors import ModelError, StorageError
-from engine.files import fsync_folder, read_model, sha256_of
+from engine.files import fsync_folder, fsync_tree, read_model, sha256_of
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import FileLock
@@ -128,18 +127,13 @@ def _make(folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progre
 
 
 def _write_manifest(made: Path, recipe: Recipe) -> None:
-    records = {}
-    for path in sorted(path for path in made.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            records[path.relative_to(made).as_posix()] = FileRecord(size_bytes=path.stat().st_size, sha256=digest)
-            with contextlib.suppress(OSError):  # Windows syncs only what is open for writing
-                os.fsync(file.fileno())
-    with (made / MANIFEST_NAME).open("w", encoding="utf-8") as manifest:
-        manifest.write(Manifest(made_from=recipe.made_from, files=records).model_dump_json(indent=1))
-        manifest.flush()
-        os.fsync(manifest.fileno())
-    fsync_folder(made)
+    records = {
+        path.relative_to(made).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(path for path in made.rglob("*") if path.is_file())
+    }
+    manifest = Manifest(made_from=recipe.made_from, files=records)
+    (made / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    fsync_tree(made)
 
 
 def _matches(path: Path, record: FileRecord) -> bool:

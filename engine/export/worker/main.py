@@ -24,11 +24,12 @@ from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
 from engine.export.card import write_card
 from engine.export.contract import ExportOrder, ExportResult, Verification
-from engine.export.folder import list_files, to_disk
+from engine.export.folder import list_files
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import ROUNDINGS, WrittenGguf, ask_llama, has_llama_cpp, look_into, write_gguf
 from engine.export.worker.verify import QUESTIONS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
+from engine.files import fsync_tree
 from engine.hardware.processor import memory_now
 from engine.models.prepared import require_space
 from engine.models.source import resolve_model
@@ -67,7 +68,7 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         card = write_card(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
         (order.folder / "README.md").write_text(card, encoding="utf-8")
         under_way.report("ready", "Putting the folder in its place.", 1.0)
-        to_disk(order.folder)
+        fsync_tree(order.folder)
     except OSError as error:
         raise StorageError(
             f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."

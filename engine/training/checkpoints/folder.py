@@ -5,14 +5,13 @@ data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from engine.errors import RunError, StorageError
-from engine.files import fsync_folder, write_atomically
+from engine.files import fsync_folder, fsync_tree, write_atomically
 from engine.runs.checkpoints import (
     MANIFEST,
     Checkpoint,
@@ -46,7 +45,7 @@ def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], No
     final = folder / f"step-{manifest.step}"
     with _filled_aside(final, fill, "checkpoint") as aside:
         manifest = manifest.model_copy(update={"files": describe_files(aside)})
-        _to_disk(aside)
+        fsync_tree(aside)
         faults.reached("checkpoint:on_disk", aside)
         write_atomically(aside / MANIFEST, manifest.model_dump_json(indent=1))
         faults.reached("checkpoint:described", aside)
@@ -106,7 +105,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     old = target.with_name(f"{_DOOMED_PREFIX}{target.name}")
     try:
         with _filled_aside(target, fill, "folder") as aside:
-            _to_disk(aside)
+            fsync_tree(aside)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 target.rename(old)
@@ -132,16 +131,6 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _to_disk(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            fsync_folder(path)
-        elif path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file)
-    fsync_folder(folder)
 
 
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
