@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import os
+import sys
 import time
 from functools import partial
 
@@ -108,6 +110,7 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
             assert path.is_dir() or token.encode() not in path.read_bytes(), path
             assert token not in caplog.text
             assert token not in repr((executor, lab.logins, vars(executor)))
+    assert not any(token in " ".join([*os.environ.values(), *sys.argv]) for token in TOKENS.values())
 
 
 def test_the_login_of_the_machine_is_for_no_person_of_a_lab(lab, hugging_face, home):

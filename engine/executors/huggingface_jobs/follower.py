@@ -1,4 +1,4 @@
-"""Follows one job from this machine: sends the run, submits the job, passes requests on, and brings home what it wrote."""
+"""Follows one job from this machine: sends the run, submits the job, passes requests on, and downloads what it wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
 from engine.executors.base import JobEnd
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.arrivals import Arrivals
+from engine.executors.huggingface_jobs.download import JobDownload
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
@@ -57,7 +57,7 @@ class JobView(NamedTuple):
     stage: Stage
     words: str = ""  # why it waits, or why it is out of sight
     trouble: EngineError | None = None  # that keeps Hugging Face from being asked
-    end: JobEnd | None = None  # once it has ended, and everything was brought home
+    end: JobEnd | None = None  # once it has ended, and everything was downloaded
 
 
 class JobFollower:
@@ -85,7 +85,7 @@ class JobFollower:
         self._look_seconds = look_seconds
         self._clock = clock
         self._folder = layout.attempt_folder(run.id, record.attempt)
-        self._arrivals = Arrivals(run, home, self._folder)
+        self._download = JobDownload(run, home, self._folder)
         self._stop_was_sent = self._cancel_was_sent = False
         self._missing_looks = self._failures = 0
         self._known = "", ""  # a token, and the name of its account
@@ -136,7 +136,7 @@ class JobFollower:
             return
         hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
-        if self.record.is_home:
+        if self.record.is_downloaded:
             self._clean_up()
             return
         if not self.record.id and not self._submit(hours_left):
@@ -146,13 +146,13 @@ class JobFollower:
         if job is not None:
             self._keep(running_seconds=float((job.durations and job.durations.running_secs) or 0))
         is_over = job is None or job.status.stage in ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-        has_gap, result = self._arrivals.fetch(self._bucket)
+        has_gap, result = self._download.fetch(self._bucket)
         if result is not None and result.reached_limit:
             request_stop_for_time(self.run.folder, self.record.limit_hours)
         if not is_over:
             assert job is not None
             is_running = job.status.stage == "RUNNING"
-            if is_running and not self._arrivals.has_log and self._clock() >= self._output_due:
+            if is_running and not self._download.has_log and self._clock() >= self._output_due:
                 self._output_due = self._clock() + _LOG_SECONDS
                 with contextlib.suppress(EngineError):  # the next look may give it
                     write_atomically(self.run.folder.log, self._output())
@@ -165,11 +165,11 @@ class JobFollower:
         if result is None and job is not None:
             self._keep_output()
         self._end = self._explain(job, result)
-        self._keep(is_home=True)
+        self._keep(is_downloaded=True)
         self._clean_up()
 
     def _clean_up(self) -> None:
-        """Remove what the job left in the bucket, once everything is here: from now on an empty bucket means nothing."""
+        """Remove what the job left in the bucket, once everything was downloaded: from then on, an empty bucket is no loss."""
         self._bucket.remove([f"{self._folder}/{name}" for name in self._bucket.list(self._folder)])
         self._close(self._end)
 
@@ -305,7 +305,7 @@ class JobFollower:
     def _keep_output(self) -> None:
         """Put the job's own output into the log: its companion left no result, as where Loratory could not be installed."""
         before = ""
-        if self._arrivals.has_log:
+        if self._download.has_log:
             worker_log = self.run.folder.log.read_text(encoding="utf-8", errors="replace")
             before = f"{worker_log}\n--- Output of the job ---\n"
         write_atomically(self.run.folder.log, before + self._output())

@@ -30,7 +30,7 @@ class JobRecord(BaseModel, frozen=True):
         url: Its page.
         running_seconds: That were paid for so far.
         earlier_usd: What the jobs of earlier attempts cost; None where a price was not known.
-        is_home: Whether everything was brought home, or is lost.
+        is_downloaded: Whether everything was downloaded, or is lost.
         is_closed: Whether nothing of it is left at Hugging Face either.
     """
 
@@ -47,7 +47,7 @@ class JobRecord(BaseModel, frozen=True):
     url: str = ""
     running_seconds: float = 0.0
     earlier_usd: float | None = 0.0
-    is_home: bool = False
+    is_downloaded: bool = False
     is_closed: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""Brings home what a job wrote into the bucket, which is untrusted input: in a lab, its person can put anything there."""
+"""Downloads what a job wrote to the bucket, which is untrusted input: in a lab, its person can put anything there."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _LARGEST_PIECE_BYTES = 16_000_000  # of the event log; the companion sends small
 _UNCOUNTED_BYTES = 1_000_000  # between two looks at a person's disk space, which reads their folders
 
 
-class Arrivals:
-    """What has come of one attempt, and what is still to come.
+class JobDownload:
+    """Downloads the files of one attempt as they come.
 
     Args:
         run: The run.
