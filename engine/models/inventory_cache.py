@@ -14,7 +14,6 @@ from engine.errors import ModelError, StorageError
 from engine.files import read_model, write_atomically
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart, read_config
-from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.shape import ModelShape
 from engine.models.source import model_path, resolve_model
 from engine.paths import LoratoryHome
@@ -25,9 +24,7 @@ _INVENTORY_VERSION = 4  # raise it when engine.inspector.worker.inventory reads 
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"})
 
 
-def architecture_values(
-    model: ModelConfig, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
-) -> dict[str, JsonValue]:
+def architecture_values(model: ModelConfig, home: LoratoryHome) -> dict[str, JsonValue]:
     """Return the values of a model's config.json, from the catalogue, a folder, or the Hub; no weights are fetched.
 
     Raises:
@@ -36,7 +33,7 @@ def architecture_values(
     entry = find_in_catalog(model.id)
     if entry is not None:
         return dict(entry.config)
-    source = resolve_model(model, home, on_progress, ModelPart.CONFIG)
+    source = resolve_model(model, home, part=ModelPart.CONFIG)
     return read_config(Path(source.location) / "config.json", source.name)
 
 
