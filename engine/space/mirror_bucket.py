@@ -30,6 +30,7 @@ from engine.space.mirror_scan import Found, Source
 _LARGEST_PUT_BYTES = 64_000_000  # of one request; a single file may be larger
 _LARGEST_PUT_FILES = 500
 _CHECK_SECONDS = 5.0  # between two looks at whether the bucket is still ours
+_LAG_SECONDS = (0.0, 1.0, 2.0)  # before each look at what was put just now, as a list may lag behind
 _LARGEST_MARKER_BYTES = 10_000
 
 
@@ -80,10 +81,13 @@ class MirrorBucket:
             )
         ours = Marker(space=self._space, instance=self._instance)
         self._bucket.put({MARKER_NAME: ours.model_dump_json().encode()})
-        file = self._bucket.list(MIRROR).get(MARKER)
-        if file is None or self._read_marker() != ours:
-            raise self._taken()
-        self._marker = file.xet_hash
+        for seconds in _LAG_SECONDS:
+            time.sleep(seconds)
+            file = self._bucket.list(MIRROR).get(MARKER)
+            if file is not None and self._read_marker() == ours:
+                self._marker = file.xet_hash
+                return
+        raise self._taken()
 
     def know(self, contents: Contents) -> None:
         """Begin with what is there."""
@@ -228,10 +232,13 @@ class MirrorBucket:
         """Refuse to write where another process has taken the bucket: the same Space started again, or another one."""
         if time.monotonic() - self._checked < _CHECK_SECONDS:
             return
-        file = self._bucket.list(MIRROR).get(MARKER)
-        if file is None or file.xet_hash != self._marker:
-            raise self._taken()
-        self._checked = time.monotonic()
+        for seconds in _LAG_SECONDS:
+            time.sleep(seconds)
+            file = self._bucket.list(MIRROR).get(MARKER)
+            if file is not None and file.xet_hash == self._marker:
+                self._checked = time.monotonic()
+                return
+        raise self._taken()
 
     def _taken(self) -> PushError:
         self.is_taken = True
