@@ -252,7 +252,8 @@ def test_a_list_that_lags_behind_is_no_other_process(home, spaces, bucket, monke
     monkeypatch.setattr(mirror_bucket, "_LAG_SECONDS", (0.0, 0.0, 0.0))
     run = a_run(home)
     spaces.begin(home)._save()
-    marker, looks = bucket.files["mirror/space.json"], []
+    marker = bucket.files["mirror/space.json"]
+    looks: list[bytes] = []
 
     def lag(kind):
         """Show the marker of the process before, at the first look after another one was put."""
@@ -380,6 +381,26 @@ def test_a_run_at_work_is_known_as_interrupted_by_a_restart(home, spaces):
     worker = RunStore(again, "ann").get(run.id).folder.read_worker()
     assert worker.liveness() == "gone"
     assert worker.attempt == 1
+
+
+def test_a_state_that_is_older_than_the_log_counts_its_attempts(home, spaces):
+    run = a_run(home, state="running", steps=10)
+    with EventWriter(run.folder.events, attempt=2) as events:
+        events.append(StepData(step=11, epoch=1.0, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0))
+    spaces.begin(home)._save()
+
+    back = RunStore(spaces.again(), "ann").get(run.id)
+    assert back.folder.read_state().attempt == back.folder.read_worker().attempt == 2
+
+
+def test_a_run_on_a_job_has_no_worker_here(home, spaces):
+    run = a_run(home, state="running", steps=10)
+    JobRecord(attempt=1, namespace="ann", flavor="l4x1", limit_hours=2, id="a").save(run.folder)
+    spaces.begin(home)._save()
+
+    back = RunStore(spaces.again(), "ann").get(run.id)
+    assert JobRecord.read(back.folder).id == "a"
+    assert back.folder.read_worker() is None
 
 
 def test_what_came_from_the_bucket_is_neither_read_nor_sent_again(home, spaces, bucket, monkeypatch):
