@@ -13,6 +13,7 @@ from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
 from engine.errors import HubUnreachableError, PushError
+from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.checkpoints import Manifest, damage, list_checkpoints
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
