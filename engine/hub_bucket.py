@@ -15,7 +15,7 @@ from engine.hub_errors import JOBS, MIRROR, Fault, HubFault, Subject, find_fault
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile, HfApi
 
-_MOST_FILES = 200_000  # of one list: whoever fills the bucket must not fill our memory
+_MOST_FILES = 200_000  # of one list: a full bucket must not fill our memory
 
 
 @dataclass(frozen=True)

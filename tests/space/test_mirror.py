@@ -291,7 +291,7 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, 
     assert {name: data for name, data in bucket.files.items() if name != "mirror/space.json"} == before
 
 
-def test_saving_goes_on_after_trouble_and_after_answers_that_were_lost(home, spaces, bucket):
+def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, spaces, bucket):
     run = a_run(home)
     mirror = spaces.begin(home)
     mirror.start()

@@ -144,7 +144,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
     assert spaces.restored.left_out == ()
 
 
-def test_a_space_that_ends_lets_training_save_and_the_next_one_goes_on_by_itself(home, spaces, supervise):
+def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, supervise):
     run = RunStore(home, "ann").create(config_for("steps=100000 checkpoint=5", run=RESUMES))
     mirror = spaces.begin(home, look=60)  # nothing but the end saves
     mirror.start()

@@ -1,4 +1,4 @@
-"""A real training whose Space loses its disk goes on elsewhere as if nothing had happened."""
+"""A real training whose Space loses its disk continues elsewhere as if nothing had happened."""
 
 import contextlib
 import json
