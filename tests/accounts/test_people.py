@@ -35,6 +35,7 @@ RUN_TABLE = {
 LAB_TABLE = {
     "start": "admin member guest",
     "use own data": "admin member",
+    "use jobs": "admin member",
     "use urgent slot": "admin",
     "manage": "admin",
 }
