@@ -1,11 +1,14 @@
 """The server of a Space begins again without its secrets; one that cannot start says why on its page and in its log."""
 
 import os
+import re
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from html import unescape
 from pathlib import Path
 
 import httpx
@@ -16,7 +19,11 @@ import uvicorn
 from engine.errors import AccountError, HubUnreachableError
 from engine.serve.guard import bound_socket
 from tests.space.test_environment import CANARY, GIVEN
+from tests.ui.front.institute import CLIENT, SECRET, running_institute
+from tests.ui.front.oidc.rounds import NAVIGATION, visit
 from ui.front import problem
+from ui.front.gate import COOKIE
+from ui.front.oidc import ROUND_COOKIE
 
 ROOT = Path(__file__).resolve().parents[4]
 HOST = {"Host": GIVEN["SPACE_HOST"]}
@@ -61,23 +68,53 @@ def seen_of(server):
     return b"\n".join(parts)
 
 
+def signed_in(url, institute):
+    """The cookies of a person who signs in as behind the proxy of Hugging Face: over plain HTTP, with its headers."""
+    own = {**HOST, "Origin": f"https://{HOST['Host']}", "X-Forwarded-For": "10.9.8.7"}
+    begun = httpx.post(f"{url}/sign-in/with", data={"for": "sign in"}, headers=own)
+    (target,) = re.findall(r'content="0;url=([^"]+)"', begun.text)
+    back = visit(institute, unescape(target))
+    own_navigation = {**HOST, **NAVIGATION, "X-Forwarded-For": "1.2.3.4, 10.9.8.7"}
+    arrived = httpx.get(
+        f"{url}/oidc/callback", params=back, headers={**own_navigation, "Cookie": cookie_of(begun, ROUND_COOKIE)}
+    )
+    assert (arrived.status_code, arrived.headers["location"]) == (303, "/")
+    return {**HOST, "Cookie": cookie_of(arrived, COOKIE)}
+
+
+def cookie_of(answer, name):
+    (found,) = (one.partition(";")[0] for one in answer.headers.get_list("set-cookie") if one.startswith(f"{name}="))
+    return found
+
+
 @pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="a Space runs on Linux")
 def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
-    with started(tmp_path) as (server, url, log):
-        seen = seen_of(server)
-        pages = [httpx.get(url + path, headers=HOST).content for path in ("/", "/sign-in", "/demo", "/config")]
-        refused = httpx.post(
-            f"{url}/sign-in/with", data={"for": "sign in"}, headers={**HOST, "Origin": f"https://{HOST['Host']}"}
-        )
+    with running_institute(tmp_path) as institute:
+        institute.user = GIVEN["SPACE_CREATOR_USER_ID"]
+        institute.userinfo["preferred_username"] = "Ann"
+        institute.token |= {"expires_in": 28_800, "scope": "openid profile jobs"}
+        (authority,) = institute.trust.get_ca_certs(binary_form=True)[-1:]
+        (tmp_path / "ca.pem").write_text(ssl.DER_cert_to_PEM_cert(authority))
+        changes = {
+            "OPENID_PROVIDER_URL": institute.issuer, "OAUTH_CLIENT_ID": CLIENT, "OAUTH_CLIENT_SECRET": SECRET,
+            "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+        }  # fmt: skip
+        with started(tmp_path, **changes) as (server, url, log):
+            pages = [httpx.get(url + path, headers=HOST).content for path in ("/", "/sign-in", "/demo", "/config")]
+            own = signed_in(url, institute)
+            pages += [httpx.get(url + path, headers=own, timeout=120).content for path in ("/", "/config", "/account")]
+            seen = seen_of(server)
     assert server.returncode == 0
+    assert b"Signed in as <b>ann</b>, admin" in pages[-1]
     assert b"/home" in seen
     assert b"memfd" not in seen, "it was read and closed"
     assert b"LORATORY_ADMITTED" not in seen
     files = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    for part in (seen, *pages, refused.content, log.read_bytes(), *files):
-        assert CANARY.encode() not in part
-    assert b"Sign in with Hugging Face" in pages[1]
+    for part in (seen, *pages, log.read_bytes(), *files):
+        for secret in (CANARY, SECRET, f"access-{GIVEN['SPACE_CREATOR_USER_ID']}"):
+            assert secret.encode() not in part
+    assert b'"address": "10.9.8.7"' in b"".join(files)
     assert "https://ann-loratory.hf.space" in log.read_text()
 
 
