@@ -29,7 +29,7 @@ from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, Shapes, Tokenizers
-from ui.backend.own_models import OwnModels
+from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.backend.results import ResultWork
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
@@ -109,6 +109,7 @@ def build_services(
         person=person,
         logins=logins if person is not None and may(person, Action.USE_JOBS) else None,
         own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
+        own_datasets=OwnDatasets(home) if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,
     )
 
@@ -121,6 +122,8 @@ def close_services(services: Services) -> None:
     services.tokenizers.stop_all()
     if services.own_models is not None:
         services.own_models.stop_all()
+    if services.own_datasets is not None:
+        services.own_datasets.stop_all()
     services.inspector.close()
 
 

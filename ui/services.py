@@ -22,7 +22,7 @@ from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownFits, KnownShapes, Tokenizers
-from ui.backend.own_models import OwnModels
+from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers
 
@@ -59,6 +59,7 @@ class Services:
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
     logins: Logins | None = None  # where a person of a lab may sign in at Hugging Face, to train there
     own_models: OwnModels | None = None  # of a person of a lab, fetched with their own token; a guest has none
+    own_datasets: OwnDatasets | None = None
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
 

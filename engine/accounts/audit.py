@@ -15,7 +15,7 @@ AuditKind = Literal[
     "signed in", "sign-in failed", "signed out", "invited", "joined", "password set", "linked", "unlinked",
     "role changed", "disabled", "enabled", "removed", "run started", "run stopped", "run resumed", "run deleted",
     "run shared", "run moved", "exported", "pushed", "looked into", "limits changed", "maintenance", "announced",
-    "urgent", "model downloaded", "model removed", "backed up", "restored",
+    "urgent", "model downloaded", "dataset downloaded", "model removed", "backed up", "restored",
 ]  # fmt: skip
 _LONGEST_DETAIL = 200
 _SEARCHED_BYTES = 4_000_000  # of the end of the log: some 30,000 entries

@@ -28,6 +28,7 @@ from engine.runs.store import folder_size_bytes
 
 WORKER_MODULE = "engine.models.own_download"
 
+NO_ACCOUNTS = ("There are no accounts here.", "Log in with `hf auth login` or HF_TOKEN.")
 _MODELS = "models--"
 
 
@@ -66,33 +67,54 @@ class OwnModelJob:
         """
         own = self.home.own_hub_cache
         if own is None:
-            raise ModelError("There are no accounts here.", "Log in with `hf auth login` or HF_TOKEN.")
+            raise ModelError(*NO_ACCOUNTS)
         hub_id = hub_id_of(self.model)
-        token, self.token = self.token.get_secret_value(), SecretStr("")
-        if not token.isascii() or not token.isprintable() or not 0 < len(token) <= 200 or " " in token:
-            raise ModelError(
-                "That is not a Hugging Face token.",
-                "Make one with read access at https://huggingface.co/settings/tokens.",
-            )
-        require_disk_space(self.home, self.home.owner)
-        own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        process = JsonLinesProcess(
-            WORKER_MODULE, log_file=self.home.server / "own-models.log", environment=_environment(self.home), restarts=False
-        )  # fmt: skip
-
-        def report(value: JsonObject) -> None:
-            on_progress(ModelProgress(**value))
-
-        params = {"hub_id": hub_id, "revision": self.model.revision, "token": token}
-        try:
-            process.call("download", params, on_progress=report, stopped=self._stopped)
-        finally:
-            process.close(timeout_seconds=0.5)
+        token, self.token = self.token, SecretStr("")
+        params: JsonObject = {"hub_id": hub_id, "revision": self.model.revision}
+        download_with_token(self.home, WORKER_MODULE, params, token, self._stopped, on_progress)
         return OwnModel(hub_id, folder_size_bytes(own / _folder_name(hub_id)), self.model.revision)
 
     def stop(self) -> None:
         """End it within seconds."""
         self._stopped.set()
+
+
+def download_with_token(
+    home: LoratoryHome,
+    module: str,
+    params: JsonObject,
+    token: SecretStr,
+    stopped: threading.Event,
+    on_progress: OnModelProgress,
+) -> JsonObject:
+    """Let a process download something for a person with their token, which it gets through stdin; it has no other login.
+
+    Raises:
+        ModelError: If that is not a token.
+        StorageError: If the person has no disk space left.
+        CancelledRequestError: If it was stopped.
+        WorkerError: If the process ended.
+        EngineError: As the process raises it.
+    """
+    secret = token.get_secret_value()
+    if not secret.isascii() or not secret.isprintable() or not 0 < len(secret) <= 200 or " " in secret:
+        raise ModelError(
+            "That is not a Hugging Face token.",
+            "Make one with read access at https://huggingface.co/settings/tokens.",
+        )
+    require_disk_space(home, home.owner)
+    home.own_models.joinpath("hub").mkdir(mode=0o700, parents=True, exist_ok=True)
+    process = JsonLinesProcess(
+        module, log_file=home.server / "own-models.log", environment=_environment(home), restarts=False
+    )
+
+    def report(value: JsonObject) -> None:
+        on_progress(ModelProgress(**value))
+
+    try:
+        return process.call("download", {**params, "token": secret}, on_progress=report, stopped=stopped)
+    finally:
+        process.close(timeout_seconds=0.5)
 
 
 def hub_id_of(model: ModelConfig) -> str:

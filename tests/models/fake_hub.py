@@ -71,7 +71,9 @@ class FakeHub:
             _send_json(request, found)
             return
         parts = url.path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        if parts[0] == "datasets":
+            del parts[0]
+        if parts[:2] in (["api", "models"], ["api", "datasets"]):
             self._answer_api("/".join(parts[2:4]), parts[4:], request)
         elif len(parts) >= 5 and parts[2] == "resolve":
             self._answer_file("/".join(parts[:2]), "/".join(parts[4:]), request, with_body=with_body)
@@ -123,7 +125,7 @@ class FakeHub:
         request.send_response(200)
         request.send_header("Content-Length", str(len(content)))
         request.send_header("ETag", f'"{_etag(content)}"')
-        request.send_header("X-Repo-Commit", request.path.split("/")[4])
+        request.send_header("X-Repo-Commit", request.path.partition("/resolve/")[2].split("/")[0])
         request.end_headers()
         if with_body:
             request.wfile.write(content)

@@ -1,11 +1,13 @@
-"""Gated and private models of one person of a lab: downloads with their own token, what they have, and its removal."""
+"""Gated models and datasets of one person of a lab: downloads with their own token, what they have, and its removal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pydantic import SecretStr
 
 from engine.config.run import ModelConfig
+from engine.data.own import OwnDataset, OwnDatasetJob, list_own_datasets, remove_own_dataset, require_dataset_id
 from engine.models.own import OwnModel, OwnModelJob, hub_id_of, list_own_models, remove_own_model
 from engine.paths import LoratoryHome
 from engine.runs.model_use import models_needed_by
@@ -13,14 +15,15 @@ from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job, Message, Work
 from ui.backend.models import in_words
 
-_KEY = "own model"  # one download at a time
+_KEY = "own"  # one download at a time
+Arrived = TypeVar("Arrived")
 
 
 @dataclass(frozen=True)
-class _InWords:
-    job: Job[OwnModel]
+class _InWords(Generic[Arrived]):
+    job: Job[Arrived]
 
-    def run(self, on_progress: Callable[[Message], None]) -> OwnModel:
+    def run(self, on_progress: Callable[[Message], None]) -> Arrived:
         return self.job.run(lambda progress: on_progress(in_words(progress)))
 
     def stop(self) -> None:
@@ -67,6 +70,56 @@ class OwnModels:
             StorageError: If its files cannot be removed.
         """
         remove_own_model(self.runs.home, hub_id, models_needed_by(self.runs))
+
+    def stop(self) -> None:
+        """Stop the download."""
+        self.downloading.stop(_KEY)
+
+    def stop_all(self) -> None:
+        """Stop it before the page is closed."""
+        self.downloading.stop_all()
+
+
+@dataclass(frozen=True)
+class OwnDatasets:
+    """What a person downloads of the Hub's datasets with tokens of their own.
+
+    Attributes:
+        home: As the person has it; its uploads are where the datasets go.
+        job: Makes a download.
+    """
+
+    home: LoratoryHome
+    job: Callable[[LoratoryHome, str, str | None, SecretStr], Job[OwnDataset]] = OwnDatasetJob
+    downloading: BackgroundWork[OwnDataset] = field(default_factory=BackgroundWork)
+
+    def start(self, hub_id: str, revision: str | None, token: SecretStr) -> Work[OwnDataset]:
+        """Download a dataset; the token serves this one download.
+
+        Raises:
+            DatasetError: If that cannot be a dataset on the Hub.
+            RunError: If another is being downloaded.
+        """
+        job = self.job(self.home, require_dataset_id(hub_id, revision), revision, token)
+        return self.downloading.start(_KEY, "A download of a dataset", _InWords(job))
+
+    @property
+    def work(self) -> Work[OwnDataset] | None:
+        """The newest download; None where there was none since the page was opened."""
+        return self.downloading.find(_KEY)
+
+    def list(self) -> list[OwnDataset]:
+        """Return what the person has."""
+        return list_own_datasets(self.home)
+
+    def remove(self, hub_id: str) -> None:
+        """Remove a dataset.
+
+        Raises:
+            DatasetError: If it is not there.
+            StorageError: If its files cannot be removed.
+        """
+        remove_own_dataset(self.home, hub_id)
 
     def stop(self) -> None:
         """Stop the download."""

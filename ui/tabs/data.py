@@ -14,6 +14,7 @@ from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick
 from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
 from ui.tabs.model import TokenizerStatus
+from ui.tabs.own_models import OwnDatasetsPart
 from ui.tabs.row_viewer import RowViewer
 from ui.views import dataset as view
 from ui.views.html import Row, error_box, pickable, table, under
@@ -45,6 +46,8 @@ class DataTab:
                 self.upload = gr.UploadButton(
                     "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload"
                 )
+        own = page.services.own_datasets
+        self.own_datasets = OwnDatasetsPart(page, own) if own is not None else None
         page.form.register("dataset.source", gr.Textbox(visible=False))
         self.summary = gr.HTML(elem_id="dataset-summary")
         self.tokenizer = TokenizerStatus(page, "data")
@@ -74,6 +77,10 @@ class DataTab:
             self.own.submit(shown_as_message(_take_path), self.own, self._change, **SLOW),
             self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **SLOW),
         ):
+            self.open_after(page.change_after(chosen, self._change))
+        if self.own_datasets is not None:
+            arrived = self.own_datasets.wire()
+            chosen = arrived.then(_take_path, self.own_datasets.wanted, self._change, **SLOW)
             self.open_after(page.change_after(chosen, self._change))
         self.samples.click(lambda: "", None, self.own, **SLOW)
         for changed in self.format.wire():

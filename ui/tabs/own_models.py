@@ -1,64 +1,71 @@
-"""Gated or private models in a lab: downloaded with a person's own token, for them alone."""
+"""Gated or private models and datasets in a lab: downloaded with a person's own token, for them alone."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import gradio as gr
 from pydantic import SecretStr
 
+from engine.accounts.audit import AuditKind
 from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError, ModelError
 from engine.models.own import hub_id_of
 from engine.models.source import is_hub_id
+from ui.backend.background import Work
 from ui.backend.dataset_checks import model_of
+from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, pick_list, picked, poll, poll_answer
 from ui.page import Page
 from ui.views.html import error_box, small, work_status
-from ui.views.model import render_own_models
+from ui.views.model import render_own
 
 _STOPPED = "The download was stopped. What has arrived is not fetched again."
 _REALLY = "really:"
 _DOWNLOADING = "downloading"
 
 
-class OwnModelsPart:
-    """Lays out the part; `wire` connects it. Its `wanted` names the model that has just arrived."""
+class _Arrival(NamedTuple):
+    note: str  # what a person is told
+    wanted: str  # what the page chooses now; empty where it chooses nothing
 
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        own = page.services.own_models
-        assert own is not None
-        self._own = own
-        with gr.Accordion("Gated or private model", open=False, elem_id="own-models") as self.panel:
-            gr.HTML(
-                small(
-                    "Accept the model's terms on its page at the Hub first. It goes to your own folder, and only you use it."
-                )
-            )
+
+class _OwnPart(ABC):
+    """Lays out the part; `wire` connects it. Its `wanted` names what has just arrived."""
+
+    kind: str  # of what is downloaded
+    logged: AuditKind
+    lead: str
+
+    def __init__(self, page: Page, own: OwnModels | OwnDatasets) -> None:
+        self._page, self._own = page, own
+        name = f"own-{self.kind}"
+        with gr.Accordion(f"Gated or private {self.kind}", open=False, elem_id=f"{name}s") as self.panel:
+            gr.HTML(small(self.lead))
             with gr.Row():
                 self.model = gr.Textbox(
-                    label="Model", info="A Hub id: owner/name.", max_lines=1, min_width=240, elem_id="own-model"
+                    label=self.kind.capitalize(), info="A Hub id: owner/name.", max_lines=1, min_width=240, elem_id=name
                 )
                 self.revision = gr.Textbox(
                     label="Revision", info="Empty takes the newest.", max_lines=1, min_width=160,
-                    elem_id="own-model-revision",
+                    elem_id=f"{name}-revision",
                 )  # fmt: skip
                 self.token = gr.Textbox(
                     label="Your Hugging Face token", info="With read access. Not stored.",
-                    type="password", max_lines=1, min_width=240, elem_id="own-model-token",
+                    type="password", max_lines=1, min_width=240, elem_id=f"{name}-token",
                 )  # fmt: skip
             with gr.Row():
                 self.start = gr.Button(
-                    "Download", variant="primary", scale=0, min_width=150, elem_id="own-model-download"
+                    "Download", variant="primary", scale=0, min_width=150, elem_id=f"{name}-download"
                 )
-                self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="own-model-stop")
-            self.status = live_html(elem_id="own-model-status")
-            self.list = pick_list(render_own_models(own.list(), ""), elem_id="own-model-list")
-            self.poll = poll(self._news, 0.5, elem_id="own-model-live")
+                self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id=f"{name}-stop")
+            self.status = live_html(elem_id=f"{name}-status")
+            self.list = pick_list(self._listed(""), elem_id=f"{name}-list")
+            self.poll = poll(self._news, 0.5, elem_id=f"{name}-live")
         self.wanted = gr.State("")
         self._shown = [self.status, self.start, self.stop, self.list, self.poll]
 
     def wire(self) -> Any:
-        """Connect the events; returns the one that fires when a model has arrived, or cannot."""
+        """Connect the events; returns the one that fires when it has arrived, or cannot."""
         started = self.start.click(
             self._download, [self.model, self.revision, self.token], self._shown, trigger_mode="once", **SLOW
         )
@@ -67,23 +74,29 @@ class OwnModelsPart:
         self.list.click(self._remove, None, [self.list, self.status], **QUICK)
         return self.poll.submit(self._ended, None, [self.wanted, *self._shown], **QUICK)
 
-    def offer(self, wanted: str, error: Exception | None) -> Updates:
-        """Open the part, with the model filled in, where the Hub refused it to a server without a login."""
-        if not isinstance(error, ModelAccessError) or not is_hub_id(wanted):
-            return {}
-        return {self.panel: gr.update(open=True), self.model: wanted}
+    @abstractmethod
+    def _start(self, name: str, revision: str | None, token: SecretStr) -> Work[Any]:
+        """Start the download.
 
-    def _download(self, model_id: str | None, revision: str | None, token: str | None) -> Updates:
+        Raises:
+            EngineError: If that is not on the Hub, or another is under way.
+        """
+
+    @abstractmethod
+    def _arrived(self, result: Any) -> _Arrival:
+        """Return what follows the arrival."""
+
+    def _listed(self, asked: str) -> str:
+        return render_own(f"{self.kind}s", self._own.list(), asked)
+
+    def _download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
         try:
             require(self._page.services.person, Action.USE_OWN_DATA)
-            model = model_of({"model": {"id": (model_id or "").strip(), "revision": (revision or "").strip() or None}})
-            if model is None:
-                raise ModelError("No model.", "Type its id on the Hub, such as owner/name.")
             if not (token or "").strip():
                 raise ModelError("No token.", "Make one with read access at https://huggingface.co/settings/tokens.")
-            hub_id = hub_id_of(model)
-            self._page.services.log("model downloaded", hub_id)
-            work = self._own.start(model, SecretStr((token or "").strip()))
+            name = (hub_id or "").strip()
+            work = self._start(name, (revision or "").strip() or None, SecretStr((token or "").strip()))
+            self._page.services.log(self.logged, name)
         except EngineError as error:
             return {self.status: error_box(error)}
         return {
@@ -104,18 +117,14 @@ class OwnModelsPart:
         work = self._own.work
         if work is not None and work.is_under_way:
             return UNCHANGED
-        arrived = work.result if work is not None else None
-        note, wanted = "", ""
-        if arrived is not None and arrived.revision is None:
-            note, wanted = f"{arrived.hub_id} is here. Your runs, chats and exports find it.", arrived.hub_id
-        elif arrived is not None:
-            note = f"{arrived.hub_id} is here. Choose it as “Other model”, and {arrived.revision} under “Advanced”."
+        result = work.result if work is not None else None
+        arrival = self._arrived(result) if result is not None else _Arrival("", "")
         return {
-            self.wanted: wanted,
-            self.status: work_status(work, _STOPPED) or small(note, role="status"),
+            self.wanted: arrival.wanted,
+            self.status: work_status(work, _STOPPED) or small(arrival.note, role="status"),
             self.start: gr.update(interactive=True),
             self.stop: gr.update(visible=False),
-            self.list: render_own_models(self._own.list(), ""),
+            self.list: self._listed(""),
             self.poll: "",
         }
 
@@ -134,4 +143,46 @@ class OwnModelsPart:
             except EngineError as error:
                 status = error_box(error)
         asked = "" if pick.startswith(_REALLY) else hub_id
-        return {self.list: render_own_models(self._own.list(), asked), self.status: status}
+        return {self.list: self._listed(asked), self.status: status}
+
+
+class OwnModelsPart(_OwnPart):
+    """Models, in the Model tab."""
+
+    kind, logged = "model", "model downloaded"
+    lead = "Accept the model's terms on its page at the Hub first. It goes to your own folder, and only you use it."
+
+    def offer(self, wanted: str, error: Exception | None) -> Updates:
+        """Open the part, with the model filled in, where the Hub refused it to a server without a login."""
+        if not isinstance(error, ModelAccessError) or not is_hub_id(wanted):
+            return {}
+        return {self.panel: gr.update(open=True), self.model: wanted}
+
+    def _start(self, name: str, revision: str | None, token: SecretStr) -> Work[Any]:
+        model = model_of({"model": {"id": name, "revision": revision}})
+        if model is None:
+            raise ModelError("No model.", "Type its id on the Hub, such as owner/name.")
+        hub_id_of(model)
+        assert isinstance(self._own, OwnModels)
+        return self._own.start(model, token)
+
+    def _arrived(self, result: Any) -> _Arrival:
+        if result.revision is None:
+            return _Arrival(f"{result.hub_id} is here. Your runs, chats and exports find it.", result.hub_id)
+        return _Arrival(
+            f"{result.hub_id} is here. Choose it as “Other model”, and {result.revision} under “Advanced”.", ""
+        )
+
+
+class OwnDatasetsPart(_OwnPart):
+    """Datasets, in the Data tab."""
+
+    kind, logged = "dataset", "dataset downloaded"
+    lead = "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run."
+
+    def _start(self, name: str, revision: str | None, token: SecretStr) -> Work[Any]:
+        assert isinstance(self._own, OwnDatasets)
+        return self._own.start(name, revision, token)
+
+    def _arrived(self, result: Any) -> _Arrival:
+        return _Arrival(f"{result.hub_id} is here, in {result.folder}.", str(result.folder))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from engine.data.own import OwnDataset
 from engine.models.catalog import CatalogEntry
 from engine.models.hub import HubModel
 from engine.models.own import OwnModel
@@ -65,17 +66,24 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
     return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
 
 
-def render_own_models(models: Sequence[OwnModel], asked: str) -> str:
-    """Return the models that a person fetched with their own token; of the one that is `asked` about, whether to remove it."""
+def render_own(what: str, models: Sequence[OwnModel | OwnDataset], asked: str) -> str:
+    """Return what a person downloaded with their own token; of the one that is `asked` about, whether to remove it.
+
+    Args:
+        what: "models" or "datasets".
+        models: They.
+        asked: Id on the Hub of one of them, or empty.
+    """
     if not models:
         return ""
     rows = [
         (escape(model.hub_id), size(model.bytes), _removal(model, is_asked=model.hub_id == asked)) for model in models
     ]
-    return f"<h3>Your own models</h3>{table([Column('Model'), Column.of_numbers('On disk'), Column('')], rows)}"
+    title = what.removesuffix("s").capitalize()
+    return f"<h3>Your own {what}</h3>{table([Column(title), Column.of_numbers('On disk'), Column('')], rows)}"
 
 
-def _removal(model: OwnModel, *, is_asked: bool) -> str:
+def _removal(model: OwnModel | OwnDataset, *, is_asked: bool) -> str:
     words = f"Remove {size(model.bytes)}" if is_asked else "Remove"
     return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, words, label=f"{words} {model.hub_id}")
 

@@ -25,7 +25,7 @@ from engine.paths import LoratoryHome
 from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
 from ui.backend.background import FunctionJob
-from ui.backend.own_models import OwnModels
+from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
 from ui.front.serve import build_gate
@@ -132,7 +132,8 @@ def fake_services_of(own: LoratoryHome, person: Person) -> Services:
     """Services that need no model, in a person's own folders."""
     services = fake_services(own.root, home=own, owner=person.name)
     own_models = None if own.is_guest else OwnModels(services.runs, lambda _home, model, _token: Arriving(model.id))
-    return replace(services, person=person, own_models=own_models)
+    own_datasets = None if own.is_guest else OwnDatasets(own)
+    return replace(services, person=person, own_models=own_models, own_datasets=own_datasets)
 
 
 class Arriving(FunctionJob[OwnModel]):

@@ -16,6 +16,7 @@ import pytest
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.config.run import ModelConfig
+from engine.data.own import list_own_datasets
 from engine.export.push.job import PushJob
 from engine.models.folder import ModelPart
 from engine.models.hub import find_snapshot
@@ -30,7 +31,8 @@ from tests.ui.front.lab import Lab, fake_services_of, running_lab
 from ui.backend.own_models import OwnModels
 from ui.tabs.export_formats import ADAPTER, HUB
 
-MODEL = "owner/gated"
+MODEL, DATASET = "owner/gated", "owner/gated-rows"
+WORKERS = ("models.own_download", "data.own_download", "push.upload")
 TOKEN = f"hf_{secrets.token_hex(16)}"  # of this process: every process of the machine is looked at
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
@@ -52,7 +54,8 @@ def hubs(tmp_path, tiny_model_folder, monkeypatch):
 
     with FakeHub() as gated, HubStandIn() as pushed, running_lab(tmp_path / "home", services_of) as running:
         gated.repositories[MODEL] = files
-        gated.gated.add(MODEL)
+        gated.repositories[DATASET] = {"rows.jsonl": b'{"instruction": "Say it.", "output": "It."}\n'}
+        gated.gated |= {MODEL, DATASET}
         gated.token = pushed.token = TOKEN
         yield LabWithHubs(running, gated, pushed)
 
@@ -127,7 +130,7 @@ class Watch:
                     continue
                 if self._secret in command or self._secret in environment:
                     self.found.append(f"{pid}: {command!r}")
-                self.workers.update(name for name in ("own_download", "push.upload") if name.encode() in command)
+                self.workers.update(name for name in WORKERS if name.encode() in command)
 
 
 def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, monkeypatch):
@@ -139,6 +142,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     with lab.signed_in("ann") as client, Watch(TOKEN) as watch:
         page = Visitor(client)
         assert len(page.readers_of("own-model-token")) == len(page.readers_of("export-token")) == 1
+        assert len(page.readers_of("own-dataset-token")) == 1
 
         monkeypatch.setenv("HF_ENDPOINT", gated.address)
         page.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
@@ -148,6 +152,14 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         assert work.error is None
         found = resolve_model(ModelConfig(id=MODEL), own, part=ModelPart.WEIGHTS)
         assert Path(found.location).is_relative_to(own.own_models)
+
+        page.press("own-dataset-download", own_dataset=DATASET, own_dataset_revision="", own_dataset_token=TOKEN)
+        fetched = lab.pages._pages["ann"].services.own_datasets.work
+        assert fetched is not None, page.answers[-1]
+        assert fetched.ended.wait(60)
+        assert fetched.error is None
+        assert [one.hub_id for one in list_own_datasets(own)] == [DATASET]
+        assert list_own_datasets(lab.home.of("bea")) == []
 
         monkeypatch.setenv("HF_ENDPOINT", pushed.address)
         page.open_tab_with("export-run")
@@ -167,7 +179,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         assert exporting.ended.wait(60)
         page.answers += [client.get(path).text for path in ("/", "/config", "/account")]
 
-    assert watch.workers == {"own_download", "push.upload"}, "both were seen while they were at work"
+    assert watch.workers == set(WORKERS), "all were seen while they were at work"
     assert watch.found == []
     assert not [answer[:300] for answer in page.answers if TOKEN in answer]
     for folder in (lab.home.root, tmp_path / "shared-cache"):
@@ -178,7 +190,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     assert TOKEN not in json.dumps(dict(os.environ))
     entries = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.person == ann.name]
     assert [(one.kind, one.subject) for one in entries if one.kind != "signed in"] == [
-        ("model downloaded", f"ann/{MODEL}"), ("pushed", f"ann/{run.id}"), ("exported", f"ann/{run.id}"),
+        ("model downloaded", f"ann/{MODEL}"), ("dataset downloaded", f"ann/{DATASET}"), ("pushed", f"ann/{run.id}"), ("exported", f"ann/{run.id}"),
     ]  # fmt: skip
 
 
@@ -187,7 +199,7 @@ def test_a_guest_has_no_place_for_a_token(hubs):
     lab.add("gil", "guest")
     with lab.signed_in("gil") as client:
         page = Visitor(client)
-    assert "own-model-token" not in page.ids
+    assert not {"own-model-token", "own-dataset-token"} & page.ids.keys()
 
 
 def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):

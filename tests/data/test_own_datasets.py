@@ -1,0 +1,172 @@
+"""Datasets that a person of a lab downloads with a token of their own: opened by them alone, and the token nowhere."""
+
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from engine.config.run import DatasetConfig
+from engine.data.own import OwnDatasetJob, list_own_datasets, remove_own_dataset
+from engine.data.source import SourceOptions, open_source
+from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelError
+from engine.processes.messages import CancelledRequestError
+from engine.runs.disk import disk_use
+from tests.models.fake_hub import NEXT_COMMIT, FakeHub
+from tests.runs.supervision import wait_until
+
+DATASET = "owner/gated-rows"
+TOKEN = "hf_CanaryOfAnnsDatasetsThatIsNowhere42"
+ROW = b'{"instruction": "Say it.", "output": "%d"}\n'
+
+
+class PausingHub(FakeHub):
+    """Holds files back until `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+
+    def _answer_file(self, *args, **options):
+        self.go.wait(30)
+        super()._answer_file(*args, **options)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    fake = PausingHub()
+    with fake:
+        fake.repositories[DATASET] = {
+            "README.md": b"---\nconfigs: [{data_files: /etc/passwd}]\n---\n", "script.py": b"raise SystemExit", ".hidden.jsonl": ROW % 9,
+            "data/train.jsonl": ROW % 1 + ROW % 2, "data/test.jsonl": ROW % 3,
+        }  # fmt: skip
+        fake.gated.add(DATASET)
+        fake.token = TOKEN
+        monkeypatch.setenv("HF_ENDPOINT", fake.address)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "shared-cache"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        yield fake
+        fake.go.set()
+
+
+def job(home, token: str = TOKEN, name: str = DATASET, revision: str | None = None):
+    return OwnDatasetJob(home, name, revision, SecretStr(token))
+
+
+def rows_of(home, folder: Path, split: str):
+    config = DatasetConfig(source=str(folder), split=split)
+    return [record.value["output"] for record in open_source(config, SourceOptions(home=home)).records() if record]
+
+
+def test_its_owner_opens_it_as_an_upload_and_nobody_else_does(hub, home):
+    ann, bea = home.of("ann"), home.of("bea")
+
+    found = job(ann).run()
+
+    assert found.folder.is_relative_to(ann.uploads)
+    assert {path.name for path in found.folder.rglob("*.*") if path.is_file() and ".cache" not in path.parts} == {
+        "train.jsonl", "test.jsonl",
+    }  # fmt: skip
+    assert (rows_of(ann, found.folder, "train"), rows_of(ann, found.folder, "test")) == (["1", "2"], ["3"])
+    assert list_own_datasets(ann) == [found]
+    assert (list_own_datasets(bea), list_own_datasets(home)) == ([], [])
+    with pytest.raises(EngineError, match="outside the folders"):
+        rows_of(bea, found.folder, "train")
+    assert disk_use(home, "ann").uploads >= found.bytes > 0
+
+    remove_own_dataset(ann, DATASET)
+    assert list_own_datasets(ann) == []
+
+
+def test_a_new_state_replaces_the_old_one_and_what_is_the_same_is_not_fetched(hub, home):
+    found = job(home.of("ann")).run()
+    fetched = hub.asked["get"]
+    job(home.of("ann")).run()
+    assert hub.asked["get"] == fetched
+
+    hub.commits["main"] = NEXT_COMMIT
+    hub.repositories[DATASET] = {"data/train.jsonl": ROW % 7}
+    job(home.of("ann")).run()
+
+    assert rows_of(home.of("ann"), found.folder, "train") == ["7"]
+    assert not (found.folder / "data" / "test.jsonl").exists()
+
+
+def test_another_token_opens_nothing_and_leaves_nothing(hub, home):
+    with pytest.raises(DatasetAccessError):
+        job(home.of("ann"), "hf_another").run()
+    assert list_own_datasets(home.of("ann")) == []
+
+
+def test_a_dataset_without_data_files_is_refused(hub, home):
+    hub.repositories[DATASET] = {"script.py": b"", "pictures.zip": b"", "../escape.jsonl": ROW % 1}
+    with pytest.raises(DatasetError, match="no data files"):
+        job(home.of("ann")).run()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../bea/x", "owner/../x", "a/b/c", ""])
+def test_only_an_id_on_the_hub_is_fetched(home, name):
+    with pytest.raises(DatasetError, match="not an id on the Hub"):
+        job(home.of("ann"), name=name).run()
+
+
+def test_what_is_not_a_revision_token_or_own_dataset_is_refused(home):
+    ann = home.of("ann")
+    with pytest.raises(DatasetError, match="cannot be a revision"):
+        job(ann, revision="../x").run()
+    with pytest.raises(ModelError, match="not a Hugging Face token"):
+        job(ann, "hf_a\r\nHost: evil").run()
+    with pytest.raises(DatasetError, match="no accounts"):
+        job(home).run()
+    for hub_id in (DATASET, "../ann", "hub", ""):
+        with pytest.raises(DatasetError, match="not among your own"):
+            remove_own_dataset(ann, hub_id)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
+def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path):
+    hub.go.clear()
+    work, ended = job(home.of("ann")), []
+    assert TOKEN not in repr(work)
+    thread = threading.Thread(target=lambda: ended.append(work.run()))
+    thread.start()
+    wait_until(lambda: bool(hub.tokens))
+    for process in psutil.process_iter():
+        for name in ("environ", "cmdline"):
+            try:
+                assert TOKEN.encode() not in Path(f"/proc/{process.pid}/{name}").read_bytes(), name
+            except OSError:
+                continue
+    hub.go.set()
+    thread.join()
+
+    assert ended
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    assert work.token.get_secret_value() == ""
+
+
+def test_a_download_can_be_stopped_and_continues_later(hub, home):
+    hub.go.clear()
+    work, ended = job(home.of("ann")), []
+
+    def run():
+        with pytest.raises(CancelledRequestError):
+            work.run()
+        ended.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: bool(hub.tokens))
+    work.stop()
+    thread.join(30)
+    hub.go.set()
+
+    assert ended
+    assert job(home.of("ann")).run().bytes > 0
