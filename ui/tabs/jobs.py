@@ -60,13 +60,17 @@ class JobsPart:
             label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
             type="password", max_lines=1, elem_id="jobs-token",
         )  # fmt: skip
+        signed_in = gr.HTML(
+            small("You are signed in at Hugging Face: jobs run in your name."), visible=False, elem_id="jobs-signed-in"
+        )
         with gr.Row():
             self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
             self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
         self.login = gr.HTML(elem_id="jobs-login-status")
         for component in (self.token, self.use):
             self._page.on_draft(component, lambda _: visible_if(not self._is_signed_in))
-        self._page.on_draft(self.forget, lambda _: visible_if(self._is_signed_in))
+        for component in (signed_in, self.forget):
+            self._page.on_draft(component, lambda _: visible_if(self._is_signed_in))
 
     @property
     def _is_signed_in(self) -> bool:
