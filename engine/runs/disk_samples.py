@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import date, datetime
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from engine.errors import StorageError
-from engine.files import write_atomically
+from engine.files import read_models, write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.disk import DiskUse, disk_use
-from engine.runs.history.log import read_lines
 from engine.runs.usage import Week
 
 _FILE = "disk.jsonl"
@@ -85,27 +84,21 @@ class DiskSamples:
 
     def by_week(self) -> Mapping[tuple[str, Week], int]:
         """Return the bytes of each person and week, as of the last sample in it; those of this week as measured last."""
-        found = {(one.owner, one.week): one.total for one in sorted(self._samples(), key=lambda one: one.day)}
+        found = {
+            (one.owner, one.week): one.total
+            for one in sorted(read_models(self._path, DiskSample), key=lambda one: one.day)
+        }
         week = Week(*self._today().isocalendar()[:2])
         return found | {(owner, week): use.total for owner, use in self._newest.items()}
 
     def _keep(self, newest: Mapping[str, DiskUse]) -> None:
-        today, samples = self._today(), self._samples()
+        today, samples = self._today(), read_models(self._path, DiskSample)
         known = {one.owner for one in samples if one.day == today}
         more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in known]
         if more:
             kept = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             write_atomically(self._path, "".join(f"{one.model_dump_json()}\n" for one in (*kept, *more)))
-
-    def _samples(self) -> list[DiskSample]:
-        found = []
-        for line in read_lines(self._path).lines:
-            try:
-                found.append(DiskSample.model_validate_json(line))
-            except ValidationError:
-                continue
-        return found
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock()).date()

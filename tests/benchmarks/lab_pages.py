@@ -26,7 +26,6 @@ from typing import Any
 
 import httpx
 import psutil
-import trustme
 from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
@@ -43,6 +42,7 @@ from engine.runs.store import RunStore
 from tests.benchmarks.ten_pages import share_of_a_core
 from tests.invented_runs import a_config
 from tests.page_client import PageClient, read_config
+from tests.real_tls import certificate_for
 from ui.front.gate import COOKIE
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -89,31 +89,24 @@ def real_lab(home: LoratoryHome) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url, authority = f"https://localhost:{port}", trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    chain, key = home.root / "tls.pem", home.root / "tls.key"
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(chain, append=True)
-    certificate.private_key_pem.write_to_path(key)
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
+    url, certificate = f"https://localhost:{port}", certificate_for("localhost", home.root)
     command = [sys.executable, "app.py", "--lab", "--public-url", url, "--port", str(port)]
     with (home.root / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--tls-cert", str(chain), "--tls-key", str(key)],
+            [*command, "--tls-cert", str(certificate.chain), "--tls-key", str(certificate.key)],
             cwd=_ROOT, env={**os.environ, "LORATORY_HOME": str(home.root), "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log,
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 60
             while True:
                 try:
-                    httpx.get(f"{url}/sign-in", verify=trust)
+                    httpx.get(f"{url}/sign-in", verify=certificate.trust)
                     break
                 except httpx.TransportError:
                     assert process.poll() is None, (home.root / "server.log").read_text()
                     assert time.monotonic() < deadline, "the lab did not answer"
                     time.sleep(0.1)
-            yield Server(url, trust, psutil.Process(process.pid))
+            yield Server(url, certificate.trust, psutil.Process(process.pid))
         finally:
             process.terminate()
             process.wait(30)

@@ -9,9 +9,10 @@ from engine.chat.contract import Progress
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.errors import DeviceError
-from engine.export.contract import ExportedFile, ExportResult, Verification
+from engine.export.contract import ExportedFile, ExportResult
 from engine.paths import local_owner
 from engine.runs.store import RunStore
+from tests.export.quick_export import verification
 
 MODULES = ("engine.commands.export", "engine.commands.configs")
 
@@ -31,16 +32,7 @@ class FakeJob:
         on_progress(Progress(phase="writing", message="Writing.", fraction=0.5))
         if FakeJob.error is not None:
             raise FakeJob.error
-        verified = Verification(
-            passed=FakeJob.passed,
-            compared="a with b",
-            prompts=20,
-            equal_answers=20,
-            largest_logit_difference=0.001,
-            allowed_logit_difference=0.01,
-            dtype="float32",
-            seconds=1.0,
-        )
+        verified = verification(FakeJob.passed, 0.001, 0.01)
         files = (ExportedFile(name="model.safetensors", size_bytes=2048),)
         return ExportResult(path=self._request.folder, files=files, verified=verified, notes=("Be careful.",))
 

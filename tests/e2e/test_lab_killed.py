@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import trustme
 from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
@@ -34,6 +32,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.urgent import UrgentSlot
+from tests.real_tls import certificate_for
 from tests.runs.supervision import REPOSITORY, wait_until
 from tests.tiny_model import make_tiny_model
 from ui.front.gate import COOKIE
@@ -54,14 +53,7 @@ class LabServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost")
-        self._chain, self._key, self._log = folder / "tls.pem", folder / "tls.key", folder / "server.log"
-        for blob in certificate.cert_chain_pems:
-            blob.write_to_path(self._chain, append=True)
-        certificate.private_key_pem.write_to_path(self._key)
-        self._trust = ssl.create_default_context()
-        authority.configure_trust(self._trust)
+        self._certificate, self._log = certificate_for("localhost", folder), folder / "server.log"
         self._home = home
         self.url = f"https://localhost:{self._port}"
 
@@ -69,7 +61,9 @@ class LabServer:
         """Return a client that behaves as the lab's own page does."""
         headers = {"Origin": self.url, "Sec-Fetch-Site": "same-origin"}
         cookies = {COOKIE: token} if token else {}
-        return httpx.Client(base_url=self.url, verify=self._trust, headers=headers, cookies=cookies, timeout=60)
+        return httpx.Client(
+            base_url=self.url, verify=self._certificate.trust, headers=headers, cookies=cookies, timeout=60
+        )
 
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -78,7 +72,7 @@ class LabServer:
             process = subprocess.Popen(
                 [
                     sys.executable, "app.py", "--lab", "--public-url", self.url, "--port", str(self._port),
-                    "--tls-cert", str(self._chain), "--tls-key", str(self._key),
+                    "--tls-cert", str(self._certificate.chain), "--tls-key", str(self._certificate.key),
                 ],
                 cwd=REPOSITORY, env={**os.environ, "LORATORY_HOME": str(self._home.root)}, stdout=log, stderr=log,
             )  # fmt: skip

@@ -5,6 +5,20 @@ from engine.export.folder import list_files
 from tests.export.push_folders import adapter_folder
 
 
+def verification(passed: bool, largest_difference: float = 0.5, allowed_difference: float = 0.1) -> Verification:
+    """What comparing an export with its run gave."""
+    return Verification(
+        passed=passed,
+        compared="the export with the run",
+        prompts=20,
+        equal_answers=20,
+        largest_logit_difference=largest_difference,
+        allowed_logit_difference=allowed_difference,
+        dtype="float32",
+        seconds=1.0,
+    )
+
+
 class QuickExport:
     """Writes what an export writes, without loading a model."""
 
@@ -22,17 +36,7 @@ class QuickExport:
         folder = adapter_folder(self._request.folder)
         if self._extra:
             (folder / "chat_template.jinja").write_text(self._extra)
-        verified = Verification(
-            passed=self._passed,
-            compared="the export with the run",
-            prompts=20,
-            equal_answers=20,
-            largest_logit_difference=0.5,
-            allowed_logit_difference=0.1,
-            dtype="float32",
-            seconds=1.0,
-        )
-        return ExportResult(path=folder, files=list_files(folder), verified=verified)
+        return ExportResult(path=folder, files=list_files(folder), verified=verification(self._passed))
 
     def stop(self) -> None:
         pass

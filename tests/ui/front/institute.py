@@ -4,7 +4,6 @@ import base64
 import hashlib
 import secrets
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
-import trustme
-import uvicorn
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 from starlette.applications import Starlette
@@ -22,9 +19,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from engine.serve.guard import bound_socket
+from tests.real_tls import certificate_for, served
 
 CLIENT, SECRET = "lab of ann".replace(" ", "-"), "s3cr%t +/?&=:canary"
-PATIENCE_SECONDS = 30
 
 
 @dataclass
@@ -169,33 +166,7 @@ def new_keys() -> KeySet:
 def running_institute(folder) -> Iterator[Institute]:
     """Serve a provider from a thread."""
     bound = bound_socket("127.0.0.1", 0)
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")  # to browsers another site than a lab on localhost
-    chain, key = folder / "institute.pem", folder / "institute.key"
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(chain, append=True)
-    certificate.private_key_pem.write_to_path(key)
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
-    institute = Institute(f"https://127.0.0.1:{bound.getsockname()[1]}", trust, new_keys())
-    config = uvicorn.Config(
-        institute.app(),
-        log_level="warning",
-        access_log=False,
-        ssl_certfile=chain,
-        ssl_keyfile=key,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not server.started:
-            assert thread.is_alive(), "the provider did not start"
-            assert time.monotonic() < deadline, "the provider did not start in time"
-            time.sleep(0.01)
+    certificate = certificate_for("127.0.0.1", folder, "institute")  # to browsers another site than a lab on localhost
+    institute = Institute(f"https://127.0.0.1:{bound.getsockname()[1]}", certificate.trust, new_keys())
+    with served(institute.app(), bound, certificate):
         yield institute
-    finally:
-        server.should_exit = True
-        thread.join()

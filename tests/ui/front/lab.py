@@ -1,16 +1,13 @@
 """A lab on this machine, behind real TLS, with people in it."""
 
+import contextlib
 import ssl
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-import trustme
-import uvicorn
 from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
@@ -24,6 +21,7 @@ from engine.models.own import OwnModel
 from engine.paths import LoratoryHome
 from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
+from tests.real_tls import certificate_for, served
 from ui.backend.background import FunctionJob
 from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.front.gate import COOKIE
@@ -88,14 +86,7 @@ def running_lab(
     home.make_writable()
     bound = bound_socket("127.0.0.1", 0)
     address = PublicAddress.parse(f"https://localhost:{bound.getsockname()[1]}")
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    chain, key = root / "tls.pem", root / "tls.key"
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(chain, append=True)
-    certificate.private_key_pem.write_to_path(key)
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
+    certificate = certificate_for("localhost", root)
 
     def make(person: Person) -> Services:
         own = home.of(person.name, person.role)
@@ -106,26 +97,9 @@ def running_lab(
     gate, pages = build_gate(
         home, address, make, behind_proxy=behind_proxy, provider=provider, space=space, logins=logins
     )
-    config = uvicorn.Config(
-        gate, lifespan="on", log_level="warning", proxy_headers=False, access_log=False,
-        ssl_certfile=chain, ssl_keyfile=key, timeout_graceful_shutdown=2,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    database = open_database(home)
     quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-    try:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not server.started:
-            assert thread.is_alive(), "the lab did not start"
-            assert time.monotonic() < deadline, "the lab did not start in time"
-            time.sleep(0.01)
-        yield Lab(home, address.origin, Accounts(database, quick), Sessions(database), pages, trust, space is not None)
-    finally:
-        server.should_exit = True
-        thread.join()
-        database.close()
+    with served(gate, bound, certificate, grace_seconds=2), contextlib.closing(open_database(home)) as database:
+        yield Lab(home, address.origin, Accounts(database, quick), Sessions(database), pages, certificate.trust)
 
 
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:

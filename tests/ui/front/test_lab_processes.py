@@ -26,7 +26,7 @@ from engine.inspector.session import Inspector, InspectorPlaces
 from engine.paths import LoratoryHome
 
 home, places = LoratoryHome(Path(sys.argv[1])), InspectorPlaces()
-inspectors = [Inspector(home.of(name), places=places) for name in ("ann", "bea", "cal")]
+inspectors = [Inspector(home.of(name), places=places) for name in ("ann", "bea")]
 for one in inspectors:
     one.preview(DatasetConfig(source="sample:lab-chats"))
 print(*(pid for one in inspectors for pid in one.pids), flush=True)
@@ -34,9 +34,9 @@ time.sleep(600)
 """
 
 
-def test_previews_of_twenty_people_take_turns_in_the_processes_that_a_lab_has(home):
+def test_previews_of_many_people_take_turns_in_the_processes_that_a_lab_has(home):
     places = InspectorPlaces(data=ProcessPlaces(2))
-    inspectors = [Inspector(home.of(f"person-{number}"), places=places) for number in range(20)]
+    inspectors = [Inspector(home.of(f"person-{number}"), places=places) for number in range(7)]
     pages, most = [], [0]
     threads = [
         threading.Thread(target=lambda one=one: pages.append(one.preview(SAMPLE, count=1))) for one in inspectors
@@ -49,7 +49,7 @@ def test_previews_of_twenty_people_take_turns_in_the_processes_that_a_lab_has(ho
     for one in inspectors:
         one.close()
 
-    assert len(pages) == 20
+    assert len(pages) == 7
     assert max(most) <= 2
     assert not any(one.pids for one in inspectors)
 
@@ -62,7 +62,7 @@ def test_no_process_of_a_page_survives_a_server_that_is_killed(tmp_path):
     )  # fmt: skip
     assert server.stdout is not None
     processes = [psutil.Process(int(pid)) for pid in server.stdout.readline().split()]
-    assert len(processes) == 3
+    assert len(processes) == 2
 
     server.send_signal(signal.SIGKILL)
     server.communicate()

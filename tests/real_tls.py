@@ -1,0 +1,59 @@
+"""Certificates and servers on loopback, for tests that need real TLS."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import trustme
+import uvicorn
+from starlette.types import ASGIApp
+
+_PATIENCE_SECONDS = 30
+
+
+class Certificate(NamedTuple):
+    """Files of a certificate, and what trusts it."""
+
+    chain: Path
+    key: Path
+    trust: ssl.SSLContext
+
+
+def certificate_for(host: str, folder: Path, name: str = "tls") -> Certificate:
+    """Write a certificate, by an authority of its own, into a folder."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(host)
+    chain, key = folder / f"{name}.pem", folder / f"{name}.key"
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(chain, append=True)
+    issued.private_key_pem.write_to_path(key)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return Certificate(chain, key, trust)
+
+
+@contextmanager
+def served(app: ASGIApp, bound: socket.socket, certificate: Certificate, grace_seconds: int = 1) -> Iterator[None]:
+    """Serve an app from a thread until the context ends."""
+    config = uvicorn.Config(
+        app, log_level="warning", proxy_headers=False, access_log=False, ssl_certfile=certificate.chain,
+        ssl_keyfile=certificate.key, timeout_graceful_shutdown=grace_seconds,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server did not start in time"
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
