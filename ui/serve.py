@@ -109,7 +109,7 @@ def build_services(
         person=person,
         logins=logins if person is not None and may(person, Action.USE_JOBS) else None,
         own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
-        own_datasets=OwnDatasets(home) if home.owner and not home.is_guest else None,
+        own_datasets=OwnDatasets(runs) if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,
     )
 

@@ -6,6 +6,7 @@ There they are folders of data files like any other: only their owner opens them
 import contextlib
 import shutil
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -103,16 +104,23 @@ def list_own_datasets(home: LoratoryHome) -> list[OwnDataset]:
     return found
 
 
-def remove_own_dataset(home: LoratoryHome, hub_id: str) -> None:
+def remove_own_dataset(home: LoratoryHome, hub_id: str, sources: Collection[str] = ()) -> None:
     """Remove a dataset that a home's person downloaded.
 
+    Args:
+        home: As the person has it.
+        hub_id: As `list_own_datasets` has it.
+        sources: Of the datasets that their runs need.
+
     Raises:
-        DatasetError: If it is not there.
+        DatasetError: If it is not there, or a run needs it.
         StorageError: If its files cannot be removed.
     """
     found = next((one for one in list_own_datasets(home) if one.hub_id == hub_id), None)
     if found is None:
         raise DatasetError("That dataset is not among your own.", "Choose one that is listed.")
+    if any(Path(source).is_relative_to(found.folder) for source in sources):
+        raise DatasetError(f"{hub_id} is needed by a run that waits or is at work.", "Wait for its end, or stop it.")
     try:
         shutil.rmtree(found.folder)
     except OSError as error:

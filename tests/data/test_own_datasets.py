@@ -14,8 +14,11 @@ from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelError
 from engine.processes.messages import CancelledRequestError
 from engine.runs.disk import disk_use
+from engine.runs.store import RunStore
+from tests.invented_runs import a_config
 from tests.models.fake_hub import NEXT_COMMIT, FakeHub
 from tests.runs.supervision import wait_until
+from ui.backend.own_models import OwnDatasets
 
 DATASET = "owner/gated-rows"
 TOKEN = "hf_CanaryOfAnnsDatasetsThatIsNowhere42"
@@ -79,7 +82,12 @@ def test_its_owner_opens_it_as_an_upload_and_nobody_else_does(hub, home):
         rows_of(bea, found.folder, "train")
     assert disk_use(home, "ann").uploads >= found.bytes > 0
 
-    remove_own_dataset(ann, DATASET)
+    own = OwnDatasets(RunStore(ann, "ann"))
+    run = own.runs.create(a_config(dataset__source=str(found.folder / "data")))
+    with pytest.raises(DatasetError, match="needed by a run"):
+        own.remove(DATASET)
+    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
+    own.remove(DATASET)
     assert list_own_datasets(ann) == []
 
 

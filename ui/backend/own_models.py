@@ -1,6 +1,7 @@
 """Gated models and datasets of one person of a lab: downloads with their own token, what they have, and its removal."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -8,6 +9,7 @@ from pydantic import SecretStr
 
 from engine.config.run import ModelConfig
 from engine.data.own import OwnDataset, OwnDatasetJob, list_own_datasets, remove_own_dataset, require_dataset_id
+from engine.errors import EngineError
 from engine.models.own import OwnModel, OwnModelJob, hub_id_of, list_own_models, remove_own_model
 from engine.paths import LoratoryHome
 from engine.runs.model_use import models_needed_by
@@ -85,11 +87,11 @@ class OwnDatasets:
     """What a person downloads of the Hub's datasets with tokens of their own.
 
     Attributes:
-        home: As the person has it; its uploads are where the datasets go.
+        runs: Of the person; the uploads of its home are where the datasets go.
         job: Makes a download.
     """
 
-    home: LoratoryHome
+    runs: RunStore
     job: Callable[[LoratoryHome, str, str | None, SecretStr], Job[OwnDataset]] = OwnDatasetJob
     downloading: BackgroundWork[OwnDataset] = field(default_factory=BackgroundWork)
 
@@ -100,7 +102,7 @@ class OwnDatasets:
             DatasetError: If that cannot be a dataset on the Hub.
             RunError: If another is being downloaded.
         """
-        job = self.job(self.home, require_dataset_id(hub_id, revision), revision, token)
+        job = self.job(self.runs.home, require_dataset_id(hub_id, revision), revision, token)
         return self.downloading.start(_KEY, "A download of a dataset", _InWords(job))
 
     @property
@@ -110,16 +112,22 @@ class OwnDatasets:
 
     def list(self) -> list[OwnDataset]:
         """Return what the person has."""
-        return list_own_datasets(self.home)
+        return list_own_datasets(self.runs.home)
 
     def remove(self, hub_id: str) -> None:
         """Remove a dataset.
 
         Raises:
-            DatasetError: If it is not there.
+            DatasetError: If it is not there, or a run needs it.
             StorageError: If its files cannot be removed.
         """
-        remove_own_dataset(self.home, hub_id)
+        sources: set[str] = set()
+        for run in self.runs.list():
+            with suppress(EngineError):  # one that cannot be read needs nothing
+                if not run.folder.read_state().is_final:
+                    dataset = run.folder.read_config().dataset
+                    sources |= {dataset.source, *dataset.mix}
+        remove_own_dataset(self.runs.home, hub_id, sources)
 
     def stop(self) -> None:
         """Stop the download."""
