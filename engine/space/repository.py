@@ -57,8 +57,8 @@ class SpacePlan:
         if self.hardware == ZERO_GPU:
             raise _problem(
                 "hardware",
-                "ZeroGPU runs a Space only if a function of its page's own process asks for the GPU; Loratory's page never "
-                "does. Choose cpu-basic, or a GPU such as t4-small.",
+                "Loratory cannot use ZeroGPU: Gradio passes a person's quota on only in the frame of huggingface.co, where "
+                "Loratory shows no account. Choose cpu-basic or a GPU such as t4-small; both need a PRO or Team plan.",
             )
 
     @property

@@ -128,9 +128,10 @@ def test_hardware_is_a_plain_name(hardware):
         SpacePlan("ada/x", hardware=hardware)
 
 
-def test_zero_gpu_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match="ZeroGPU"):
-        SpacePlan("ada/x", "gradio", "zero-a10g")
+@pytest.mark.parametrize("sdk", ["docker", "gradio"])
+def test_zero_gpu_is_refused_with_the_reason_and_what_to_choose(sdk):
+    with pytest.raises(ConfigError, match=r"ZeroGPU.*frame of huggingface.co.*t4-small; both need a PRO or Team plan"):
+        SpacePlan("ada/x", sdk, "zero-a10g")
 
 
 def test_the_direct_address_is_a_host_name():
