@@ -41,8 +41,10 @@ WORKERS = (
     inspector.MODELS_WORKER_MODULE,
     training.WORKER_MODULE,
 )
+# Workers of tests that share their steps, see `tests.training.forked_ranks`.
+RANKS = ("tests.training.blind_rank", "tests.training.faulty_rank", "tests.training.two_ranks")
 # What each fork server imports, and may fork: data workers never see torch, servers without a page even less.
-KINDS = {"heavy": WORKERS, "data": (inspector.DATA_WORKER_MODULE,), "supervisor": ("tests.faults.server",)}
+KINDS = {"heavy": (*WORKERS, *RANKS), "data": (inspector.DATA_WORKER_MODULE,), "supervisor": ("tests.faults.server",)}
 
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
@@ -50,7 +52,10 @@ _MOST_SERVERS = 5
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl
 # Variables that no import reads, so a worker's may differ from its server's.
-_READ_LATE = ("LORATORY_", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTHONUNBUFFERED", "HOME", "TMPDIR")
+_READ_LATE = (
+    "LORATORY_", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTHONUNBUFFERED", "HOME", "TMPDIR",
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_",
+)  # fmt: skip
 
 Environment = dict[str, str]
 
@@ -118,7 +123,11 @@ class ForkServers:
             return None
         if environment.get("CUDA_VISIBLE_DEVICES"):
             return None
-        early = frozenset((name, value) for name, value in environment.items() if not name.startswith(_READ_LATE))
+        early = frozenset(
+            (name, value)
+            for name, value in environment.items()
+            if not name.startswith(_READ_LATE) and (name, value) != ("PYTHONPATH", str(REPOSITORY))  # a server's own
+        )
         with self._lock:
             server = self._servers.get((kind, early))
             if server is None:
@@ -167,13 +176,14 @@ def _adopt_orphans(do: bool) -> None:
 
 def _import_kind(kind: str) -> None:
     """Import what processes of a kind need, also what they import late; each itself is later run as a program."""
-    for module in (*KINDS[kind], *(["engine.training.session"] if kind == "heavy" else [])):
+    modules = (*WORKERS, "engine.training.session") if kind == "heavy" else KINDS[kind]
+    for module in modules:
         importlib.import_module(module)
     if kind == "data":
         with sys.modules[inspector.DATA_WORKER_MODULE].torch_hidden():
             importlib.import_module("engine.inspector.worker.details")
     for module in KINDS[kind]:
-        del sys.modules[module]
+        sys.modules.pop(module, None)
 
 
 def _serve(server: socket.socket) -> None:

@@ -24,14 +24,21 @@ class RealServer(NamedTuple):
 
 
 @contextmanager
-def real_server(home: Path, **environment: str) -> Iterator[RealServer]:
-    """Start `app.py` on a home, wait until it answers, and end it."""
+def real_server(home: Path, *, forks: bool = False, **environment: str) -> Iterator[RealServer]:
+    """Start `app.py` on a home, wait until it answers, and end it.
+
+    Args:
+        home: Where it keeps everything; its log, too.
+        forks: Whether its workers are forked, which spares each of them seconds of imports; see `tests.fork_server`.
+        environment: Variables in addition to ours.
+    """
+    program = ["-m", "tests.browser.forking_app"] if forks else ["app.py"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)],
+            [sys.executable, *program, "--port", str(port)],
             cwd=ROOT,
             env={**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
             stdout=log,

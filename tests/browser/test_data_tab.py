@@ -36,7 +36,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(files, tmp_path_factory):
-    with real_server(tmp_path_factory.mktemp("home"), LORATORY_DATA=str(files)) as running:
+    with real_server(tmp_path_factory.mktemp("home"), forks=True, LORATORY_DATA=str(files)) as running:
         yield running
 
 

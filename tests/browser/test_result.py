@@ -46,7 +46,7 @@ def server(tiny_model_folder, tmp_path_factory, hub):
     loratory("train", "quickstart-cpu", *changes, "--json", home=LoratoryHome(home))
     checkout = make_checkout(tmp_path_factory.mktemp("converter") / "llama.cpp")
     with real_server(
-        home,
+        home, forks=True,
         HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1",
         LORATORY_LLAMA_CPP=str(checkout),
     ) as server:  # fmt: skip

@@ -21,7 +21,7 @@ _CURVE = """(place) => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with real_server(tmp_path_factory.mktemp("sweep")) as running:
+    with real_server(tmp_path_factory.mktemp("sweep"), forks=True) as running:
         yield running
 
 

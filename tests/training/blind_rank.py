@@ -1,6 +1,6 @@
 """The worker as one of several processes, of which only the first may read the content of a checkpoint to verify it.
 
-Started by torch's launcher as `-m tests.training.blind_rank RUN_DIR`.
+Started by `tests.training.forked_ranks` as `-m tests.training.blind_rank RUN_DIR`.
 """
 
 import os

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -14,7 +12,7 @@ from engine.runs.history.log import note_failure, noted_failure
 from engine.training import faults
 from engine.training.checkpoints.state_files import PROGRESS_FILE
 from engine.training.worker import EXIT_FINISHED
-from tests.fork_server import REPOSITORY
+from tests.training.forked_ranks import launch_ranks, launch_with_torchrun
 from tests.training.tiny_training import make_config, make_training
 from tests.training.two_ranks import EPOCHS, ROWS
 from tests.training.worker_runs import said
@@ -28,17 +26,9 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, rows, tiny
     adapter = {"method": "none"} if head == "trained" else {}
     alone = make_training(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
     alone.trainer.train()
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.training.two_ranks"]
+    ended = launch_ranks("tests.training.two_ranks", tiny_model_folder, tmp_path, head, rows, folder=tmp_path)
 
-    subprocess.run(
-        [sys.executable, *launch, str(tiny_model_folder), str(tmp_path), head, str(rows)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=REPOSITORY,
-        timeout=240,  # without an answer they would wait for days
-    )
-
+    assert ended.returncode == 0, ended.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first[0] == pytest.approx(alone.losses, rel=1e-4)
@@ -46,33 +36,17 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, rows, tiny
     assert first[2] == [alone.trainer.progress.tokens, alone.trainer.progress.trained_tokens]
 
 
-@pytest.mark.parametrize(("rank", "action"), [("1", "out_of_memory"), ("0", "out_of_memory"), ("1", "raise")])
-def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, action):
+@pytest.mark.parametrize(
+    ("rank", "action", "torchrun"),
+    [("1", "out_of_memory", True), ("0", "out_of_memory", False), ("1", "raise", False)],
+    ids=["1-out_of_memory under torch's launcher", "0-out_of_memory", "1-raise"],
+)
+def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, action, torchrun):
     run = runs.create(training={"max_steps": 20})
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "tests.training.faulty_rank",
-    ]
+    fault = {faults.VARIABLE: f"training:pass#3={action}", "LORATORY_TEST_RANK": rank}
+    launch = launch_with_torchrun if torchrun else partial(launch_ranks, folder=run.folder.path)
 
-    ended = subprocess.run(
-        [sys.executable, *launch, str(run.folder.path)],
-        check=False,
-        capture_output=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            faults.VARIABLE: f"training:pass#3={action}",
-            "LORATORY_TEST_RANK": rank,
-        },
-        cwd=REPOSITORY,
-        timeout=240,
-    )
+    ended = launch("tests.training.faulty_rank", run.folder.path, environment=fault)
 
     assert ended.returncode != 0
     (failed,) = said(run, "failed")
@@ -81,20 +55,6 @@ def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, acti
         assert "memory" in failed.what
     else:
         assert "InjectedError" in failed.what
-
-
-def launch_two(module, run):
-    """Runs a module under torch's launcher, as two processes; returns how that ended."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
-    return subprocess.run(
-        [sys.executable, *launch, str(run.folder.path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=REPOSITORY,
-        timeout=240,
-    )
 
 
 def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(workers, runs):
@@ -107,7 +67,7 @@ def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(work
     manifest = read_manifest(folder).model_copy(update={"files": describe_files(folder)})
     (folder / MANIFEST).write_text(manifest.model_dump_json())
 
-    ended = launch_two("tests.training.blind_rank", run)
+    ended = launch_ranks("tests.training.blind_rank", run.folder.path, folder=run.folder.path)
 
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert said(run, "resumed")[-1].step == 5
@@ -121,7 +81,7 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
     workers.run(run.folder.path, "training:step-7=kill")
     (run.folder.checkpoint(5) / "progress.json").write_text("{}")
 
-    ended = launch_two("engine.training.worker", run)
+    ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
     assert ended.returncode != 0
     (failed,) = said(run, "failed")

@@ -1,9 +1,6 @@
 """A real worker that goes on with a run: at its end, after it had stopped by itself, with other processes than before."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +9,7 @@ from engine.runs.checkpoints import MANIFEST, read_manifest
 from engine.runs.control import request_stop
 from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
-from tests.fork_server import REPOSITORY
+from tests.training.forked_ranks import launch_ranks
 from tests.training.worker_runs import history_of, losses_of, said, write_questions
 
 pytestmark = pytest.mark.e2e
@@ -126,18 +123,15 @@ def test_a_run_continues_with_another_number_of_processes_in_the_same_steps(work
     whole = runs.create(model={"compute_dtype": "float32"}, training={**training, "gradient_accumulation_steps": 2})
     workers.run(whole.folder.path)
     run = runs.create(model={"compute_dtype": "float32"}, training=training)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "engine.training.worker"]
 
     for processes in (before, after):
-        fault = {faults.VARIABLE: "training:step-7=raise"} if processes == before else {}
-        command = launch if processes == 2 else ["-m", "engine.training.worker"]
-        subprocess.run(
-            [sys.executable, *command, str(run.folder.path)],
-            check=processes == after,
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **fault},
-            cwd=REPOSITORY,
-        )
+        fault = "training:step-7=raise" if processes == before else ""
+        if processes == 1:
+            code = workers.run(run.folder.path, fault)
+        else:
+            armed = {faults.VARIABLE: fault} if fault else {}
+            code, _ = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=armed)
+        assert (code == EXIT_FINISHED) == (processes == after)
 
     assert said(run, "resumed")[0].step == 5
     assert [step for step, _ in losses_of(run)] == list(range(1, 11))

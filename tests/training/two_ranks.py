@@ -1,6 +1,6 @@
-"""Two processes learn a few rows, one of which has nothing to learn: run under torchrun, writes what each of them has then.
+"""Two processes learn a few rows, one of which has nothing to learn: writes what each of them has then.
 
-`python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.training.two_ranks MODEL FOLDER HEAD ROWS`
+Started by `tests.training.forked_ranks` as `-m tests.training.two_ranks MODEL FOLDER HEAD ROWS`.
 """
 
 import json

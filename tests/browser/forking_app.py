@@ -1,0 +1,11 @@
+"""`app.py`, whose workers are forked: run by `tests.browser.real_server`."""
+
+import sys
+
+from app import main
+from tests.fork_server import forking_workers
+
+if __name__ == "__main__":
+    with forking_workers():
+        code = main()
+    sys.exit(code)

@@ -1,0 +1,92 @@
+"""Two processes that share their steps, forked with what torch's launcher gives them: `tests.fork_server` spares their imports.
+
+The launcher itself starts those of `test_worker`, of `test_local_executor` and one of `test_two_ranks`.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch.distributed import TCPStore
+
+from engine.processes.spawn import spawn, worker_argv
+from tests.fork_server import REPOSITORY
+
+RANKS = 2
+SECONDS = 240  # without an answer they would wait for days
+
+
+class Ended(NamedTuple):
+    """How a launch ended: 0 or the first other exit code, and what was written."""
+
+    returncode: int
+    stderr: str
+
+
+def launch_ranks(module: str, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None) -> Ended:
+    """Run a module as two processes; as under the launcher, one that fails ends the other.
+
+    Args:
+        module: One of those that `tests.fork_server` forks.
+        arguments: Its command line.
+        folder: Takes what the processes write, as `rank-N.log`.
+        environment: Variables in addition to those of a launch.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # outlives each of them
+    launch = {
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "PYTHONPATH": str(REPOSITORY), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    logs = [folder / f"rank-{rank}.log" for rank in range(RANKS)]
+    ranks = [
+        spawn(
+            worker_argv(module, [str(argument) for argument in arguments]),
+            log_file=log,
+            environment={**launch, "RANK": str(rank), "LOCAL_RANK": str(rank), **(environment or {})},
+        )
+        for rank, log in enumerate(logs)
+    ]
+    code = _wait(ranks)
+    return Ended(code, "".join(log.read_text() for log in logs))
+
+
+def launch_with_torchrun(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Ended:
+    """Run a module as two processes that torch's launcher starts."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS), "-m", module]
+    ended = subprocess.run(
+        [sys.executable, *launch, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(environment or {})},
+        cwd=REPOSITORY,
+        timeout=SECONDS,
+    )
+    return Ended(ended.returncode, ended.stderr)
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    deadline = time.monotonic() + SECONDS
+    try:
+        while None in (codes := [rank.poll() for rank in ranks]):
+            if any(codes):
+                break
+            assert time.monotonic() < deadline, "two processes wait for each other"
+            time.sleep(0.02)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGTERM)
+        for rank in ranks:
+            rank.wait(max(1, deadline - time.monotonic()))
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+    return next((code for code in codes if code), 0)
