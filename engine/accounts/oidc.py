@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import json
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -283,7 +284,12 @@ class Provider:
             raise self._failed("ID token: for another client")  # also where it is for this one and others
         if not hmac.compare_digest(digest_of(str(claims["nonce"])), digest_of(one.nonce)):
             raise self._failed("ID token: of another sign-in")
-        if not (claims["sub"].isascii() and claims["sub"].isprintable() and len(claims["sub"]) <= _LARGEST_SUBJECT):
+        # Not every joserfc refuses claims of another type.
+        subject, times = claims["sub"], (claims["exp"], claims["iat"])
+        if not all(type(time) in (int, float) and math.isfinite(time) for time in times):
+            raise self._failed("ID token: no usable time")
+        is_usable = isinstance(subject, str) and subject.isascii() and subject.isprintable()
+        if not is_usable or len(subject) > _LARGEST_SUBJECT:
             raise self._failed("ID token: no usable subject")
         if claims["iat"] < one.began - SKEW_SECONDS:
             raise self._failed("ID token: older than the sign-in")

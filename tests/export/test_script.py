@@ -8,12 +8,12 @@ import csv
 import gzip
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ruff import find_ruff_bin  # type: ignore[import-untyped]
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, mapping_from_yaml
@@ -107,7 +107,7 @@ def sequences_of_run(config, home) -> tuple[list, list]:
 def assert_whole(text: str, folder: Path) -> None:
     """There is nothing unused or undefined in it."""
     (folder / "script.py").write_text(text)
-    asked = [find_ruff_bin(), "check", "--isolated", "--select", "F", str(folder / "script.py")]
+    asked = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(folder / "script.py")]
     found = subprocess.run(asked, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
