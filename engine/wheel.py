@@ -36,7 +36,9 @@ def build_wheel() -> Wheel:
     installed = metadata.distribution("loratory")
     about = f"loratory-{installed.version}.dist-info"
     files = {name: path.read_bytes() for name, path in _sources()}
-    files[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
+    # A checkout on the path has an egg-info of the same text, which comes before what pip installed.
+    described = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
+    files[f"{about}/METADATA"] = described.encode()
     files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: loratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{about}/entry_points.txt"] = (installed.read_text("entry_points.txt") or "").encode()
     record = "".join(f"{name},sha256={_wheel_digest(data)},{len(data)}\n" for name, data in files.items())

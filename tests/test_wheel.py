@@ -27,6 +27,18 @@ def test_it_is_the_same_each_time_and_whole(wheel):
     assert not any("__pycache__" in one for one in names)
 
 
+def test_it_is_as_whole_where_a_checkout_is_found_before_what_pip_installed(wheel, tmp_path, monkeypatch):
+    archive = zipfile.ZipFile(BytesIO(wheel.content))
+    egg_info = tmp_path / "loratory.egg-info"
+    egg_info.mkdir()
+    for name, called in (("METADATA", "PKG-INFO"), ("entry_points.txt", "entry_points.txt")):
+        (egg_info / called).write_bytes(archive.read(next(one for one in archive.namelist() if one.endswith(name))))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert b"Name: loratory" in (egg_info / "PKG-INFO").read_bytes()
+    assert build_wheel() == wheel
+
+
 def test_it_brings_the_command(wheel, tmp_path):
     file = tmp_path / wheel.file_name
     file.write_bytes(wheel.content)
