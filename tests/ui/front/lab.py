@@ -99,7 +99,15 @@ def running_lab(
     )
     quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     with served(gate, bound, certificate, grace_seconds=2), contextlib.closing(open_database(home)) as database:
-        yield Lab(home, address.origin, Accounts(database, quick), Sessions(database), pages, certificate.trust)
+        yield Lab(
+            home,
+            address.origin,
+            Accounts(database, quick),
+            Sessions(database),
+            pages,
+            certificate.trust,
+            has_demo=space is not None,
+        )
 
 
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:
