@@ -182,7 +182,7 @@ def join(client, session, fn_index=0, data=()):
     return client.post("/gradio_api/queue/join", json=body)
 
 
-def listen(client, session, seconds=5.0):
+def listen(client, session, seconds=PATIENCE_SECONDS):
     """The lines of a session's stream, until it ends or nothing comes."""
     lines = []
     try:
