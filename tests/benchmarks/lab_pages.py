@@ -4,7 +4,7 @@ A lab as an admin starts it, behind TLS, and people who are signed in by their c
 does, follows a run that logs a step every second, and now and then does something else: moves the smoothing, opens a tab,
 searches, picks a run. Prints the memory of the server, its processor time, and how long an action takes.
 
-With `--run own` each person follows a run of theirs; with `--run shared` all look at the run of one of them.
+With `--run own` each person follows a run of theirs; with `--run shared` all follow the run of one of them.
 """
 
 import argparse
@@ -139,8 +139,7 @@ class Visitor:
             until.wait(0.1)
 
     def _routine(self, every_seconds: float) -> tuple[tuple[str, float], ...]:
-        follows = () if self._shared else (("run-live", 2.0),)
-        return (("header-live", 5.0), *follows, ("", every_seconds))
+        return (("header-live", 5.0), ("shared-live" if self._shared else "run-live", 2.0), ("", every_seconds))
 
     def _act(self) -> None:
         action = self._chance.choice(self._actions())

@@ -11,7 +11,8 @@ from engine.accounts.people import Action
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
-from ui.backend.run_reader import can_chat
+from engine.runs.sharing import is_shared
+from ui.backend.run_reader import ObservedRun, can_chat
 from ui.backend.shared_runs import SharedRuns, name_of, without_folders
 from ui.components import (
     HIDDEN,
@@ -19,8 +20,11 @@ from ui.components import (
     SLOW,
     Updates,
     chart,
+    live_html,
     pick_list,
     picked,
+    poll,
+    poll_answer,
     shown_as_message,
     shown_in_place,
     visible_if,
@@ -32,6 +36,7 @@ from ui.views.run_details import render_run_details
 from ui.views.run_table import render_shared_runs
 from ui.views.run_view import render_heading
 
+_LOOK_SECONDS = 2.0
 _NOTHING_SHARED = empty(
     "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
 )
@@ -55,7 +60,8 @@ class SharedRunsPart:
         gr.HTML("<h2>Shared with the lab</h2>")
         self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
         with gr.Column(visible=False, elem_id="shared-run") as self.panel:
-            self.heading = gr.HTML(elem_id="shared-heading")
+            self.live = poll(self.answer, _LOOK_SECONDS, elem_id="shared-live")
+            self.heading = live_html(elem_id="shared-heading")
             with gr.Row(elem_id="shared-actions"):
                 self.chat = gr.Button("Open in Chat", scale=0, min_width=160, elem_id="shared-chat")
                 self.copy = gr.Button("Copy settings", scale=0, min_width=150, elem_id="shared-copy")
@@ -63,7 +69,7 @@ class SharedRunsPart:
             self.details = gr.HTML(elem_id="shared-details")
         self.shown = page.other_run
         self._change = gr.State({})
-        self._outputs = [self.panel, self.heading, self.chat, self.loss, self.details, self.shown]
+        self._outputs = [self.panel, self.live, self.heading, self.chat, self.loss, self.details, self.shown]
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
@@ -71,6 +77,7 @@ class SharedRunsPart:
         self.list_after(tab.select(self.show, self.shown, self._outputs, **QUICK))
         taken = self.table.click(picked, None, self.shown, **QUICK)
         self.list_after(taken.then(self.show, self.shown, self._outputs, **QUICK))
+        self.list_after(self.live.submit(self.show, self.shown, self._outputs, trigger_mode="always_last", **QUICK))
         self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
         copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
         page.open_tab(page.fill_after(copied, self._change), "method")
@@ -85,28 +92,53 @@ class SharedRunsPart:
         rows = self._shared.rows()
         return render_shared_runs(rows, shown) if rows else _NOTHING_SHARED
 
+    def answer(self, question: str, seen: str) -> str | None:
+        """Return the curve and the heading as far as they are new, as `ui.components.poll` sends them.
+
+        Where more has changed, or the run is no longer shared, the page asks for all of it by an event.
+        """
+        name, _, shown = question.partition(" ")
+        seen = seen or shown
+        try:
+            observed = self._observe(name)
+        except EngineError:
+            return poll_answer("gone", {}, submit=True) if seen != "gone" else None
+        new = _stamp_of(observed)
+        if new == seen:
+            return None
+        if new.rpartition(" ")[2] != seen.rpartition(" ")[2]:
+            return poll_answer(new, {}, submit=True)
+        loss = loss_figure(observed.history, ChartView(), observed.run.id)
+        return poll_answer(new, {"shared-heading": _heading(observed), "shared-loss": loss})
+
     def show(self, name: str) -> Updates:
         """Return the picked run, as far as this person may read it now."""
         if not name:
-            return {self.panel: HIDDEN}
+            return {self.panel: HIDDEN, self.live: ""}
         try:
-            observed = self._shared.observe(name, Action.READ)
+            observed = self._observe(name)
         except EngineError as error:
             gr.Info(escape(str(error)))
-            return {self.panel: HIDDEN, self.shown: ""}
-        config = without_folders(observed.config) if observed.config is not None else None
-        observed = replace(observed, config=config)
+            return {self.panel: HIDDEN, self.live: "", self.shown: ""}
+        config, name = observed.config, name_of(observed.run)
         facts = render_run_details(
             observed, self._shared.summary(observed.run), read_electricity(self._page.services.home)
         )
+        # Each look of an admin into a run that is not shared is logged, so it is not repeated without being asked for.
+        follows = observed.is_live and is_shared(observed.run.folder)
         return {
             self.panel: gr.update(visible=True),
-            self.heading: f'<p class="small">Of {escape(observed.run.owner)}, read only.</p>{render_heading(observed)}',
+            self.live: f"{name} {_stamp_of(observed)}" if follows else "",
+            self.heading: _heading(observed),
             self.chat: visible_if(can_chat(observed.run)),
             self.loss: loss_figure(observed.history, ChartView(), observed.run.id),
             self.details: facts + (log(config_to_yaml(config), "config.yaml") if config is not None else ""),
-            self.shown: name_of(observed.run),
+            self.shown: name,
         }
+
+    def _observe(self, name: str) -> ObservedRun:
+        observed = self._shared.observe(name, Action.READ)
+        return replace(observed, config=without_folders(observed.config) if observed.config is not None else None)
 
     def settings(self, name: str) -> tuple[Any, Any]:
         """Return the settings for the form; what only the owner may use is left empty."""
@@ -114,3 +146,12 @@ class SharedRunsPart:
         if left_out:
             gr.Info(f"Choose your own {', '.join(left_out)}: those of this run are files of its owner.", duration=10)
         return mapping, ""
+
+
+def _heading(observed: ObservedRun) -> str:
+    return f'<p class="small">Of {escape(observed.run.owner)}, read only.</p>{render_heading(observed)}'
+
+
+def _stamp_of(observed: ObservedRun) -> str:
+    """Return what changes with the curve; its last word changes with the rest of what is shown."""
+    return f"{observed.stamp} {observed.state.state}-{can_chat(observed.run):d}"
