@@ -10,6 +10,8 @@ from engine.export.push.hub_answers import Patience
 from engine.space import hub as space_hub
 from engine.wheel import Wheel
 from tests.export.hub_stand_in import TOKEN
+from tests.space.fake_bucket import FakeBucket
+from tests.space.mirrored import Spaces
 from tests.space.stand_in import SpacesStandIn
 
 
@@ -30,3 +32,23 @@ def hub(monkeypatch):
             space_command, "build_wheel", lambda: Wheel("loratory-0.1.0-py3-none-any.whl", "1", b"PK\x03\x04 small")
         )
         yield stand_in
+
+
+@pytest.fixture
+def bucket():
+    """An empty bucket in memory."""
+    return FakeBucket()
+
+
+@pytest.fixture
+def spaces(bucket, tmp_path):
+    """Spaces that start on the bucket."""
+    return Spaces(bucket, tmp_path)
+
+
+@pytest.fixture
+def home(spaces, monkeypatch):
+    """The disk of the first Space; `loratory` uses it as well."""
+    disk = spaces.disk()
+    monkeypatch.setenv("LORATORY_HOME", str(disk.root))
+    return disk

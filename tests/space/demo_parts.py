@@ -25,7 +25,7 @@ def a_demo(root: Path, session: object | None = None) -> Demo:
 
 
 def with_run(demo: Demo, invented: InventedRun | None = None) -> Run:
-    """Give a demo its run, which completed if nothing else is said."""
+    """Give a demo its run, by default one that completed."""
     return write_run(demo.runs, find_preset(DEMO_PRESET).load(), invented or InventedRun())
 
 

@@ -1,4 +1,4 @@
-"""A bucket in memory, which fails, loses answers and breaks off as a test says."""
+"""A bucket in memory, which fails, loses answers and breaks off on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hub's Spaces, small enough for tests: strict about what `HfApi` may send, and going wrong as they are told."""
+"""The Hub's Spaces, small enough for tests: strict about what `HfApi` may send, and failing on request."""
 
 import json
 import re

@@ -40,7 +40,7 @@ def test_the_creator_is_an_admin_under_every_name_and_again_on_an_empty_disk(mak
     assert later.person.role == "admin"
 
 
-def test_nobody_keeps_the_creator_out(make, accounts):  # noqa: F811
+def test_the_creator_cannot_be_kept_out(make, accounts):  # noqa: F811
     admission = make(BEA)
     admission.admit(visitor(CREATOR, "ann"))
     admission.admit(visitor(BEA, "bea"))
@@ -50,8 +50,8 @@ def test_nobody_keeps_the_creator_out(make, accounts):  # noqa: F811
     back = admission.admit(visitor(CREATOR, "ann")).person
     assert (back.name, back.role, back.disabled) == ("ann", "admin", None)
     accounts.remove("ann")
-    anew = admission.admit(visitor(CREATOR, "ann")).person
-    assert (anew.name, anew.role) == ("ann-2", "admin"), "the name and its folders are not given again"
+    second = admission.admit(visitor(CREATOR, "ann")).person
+    assert (second.name, second.role) == ("ann-2", "admin"), "the name and its folders are not given again"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_nobody_keeps_the_creator_out(make, accounts):  # noqa: F811
         (visitor("d" * 24, "Ann"), False),  # the owner's name is not on the list
     ],
 )
-def test_who_is_listed_is_a_member_and_no_one_else_gets_an_account(make, accounts, who, gets_in):  # noqa: F811
+def test_who_is_listed_is_a_member_and_strangers_get_no_account(make, accounts, who, gets_in):  # noqa: F811
     admission = make("bea", CID, "gpu-lab", OTHER_LAB)
     admitted = admission.admit(who)
     assert (admitted is not None) == gets_in
@@ -90,7 +90,7 @@ def test_a_name_that_changed_hands_lets_the_first_in_and_not_the_next(make):
     assert later.role_of(visitor(CID, "cid", (LAB, "renamed-lab"))) == "member"
 
 
-def test_a_name_that_is_taken_off_the_list_keeps_its_person_out_and_is_believed_anew_later(make):
+def test_a_name_that_is_taken_off_the_list_keeps_its_person_out_and_is_believed_again_later(make):
     make("bea").admit(visitor(BEA, "bea"))
     assert make().admit(visitor(BEA, "bea")) is None
     assert make("bea").admit(visitor(CID, "bea")).person.name == "bea-2", "the account of the other stays theirs"
@@ -137,7 +137,7 @@ def test_two_tabs_that_sign_in_at_once_get_one_account(make, accounts, subject):
         (({"orgs": ["gpu-lab", None, 3, {"sub": 7, "preferred_username": "gpu-lab"}, {"preferred_username": "x"}]},), "", []),
     ],
 )  # fmt: skip
-def test_only_what_hugging_face_says_in_its_form_counts(sources, name, organizations):
+def test_only_claims_in_the_form_of_hugging_face_count(sources, name, organizations):
     found = Visitor.of(BEA, sources)
     assert (found.account.subject, found.account.name) == (BEA, name)
     assert [tuple(one) for one in found.organizations] == organizations

@@ -93,11 +93,11 @@ def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo,
     assert again != failed
     assert len(demo.launcher.started) == 1
 
-    anew = a_demo(tmp_path / "other")
-    failed_now = with_run(anew, InventedRun(state="failed", age_seconds=-10))
-    anew.look()
-    anew.look()
-    assert anew.runs.list() == [failed_now]
+    restarted = a_demo(tmp_path / "other")
+    failed_now = with_run(restarted, InventedRun(state="failed", age_seconds=-10))
+    restarted.look()
+    restarted.look()
+    assert restarted.runs.list() == [failed_now]
 
 
 @pytest.mark.parametrize("reason", ["device_in_use", "memory", "other_persons_run"])
@@ -120,7 +120,7 @@ def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
 
 
 @pytest.mark.parametrize("state", ["stopped", "interrupted"])
-def test_the_run_continues_once_nobody_waits(demo, state):
+def test_the_run_continues_once_no_run_waits(demo, state):
     run = with_run(demo, InventedRun(state=state, steps=9))
     queue_of_others(demo, "device_in_use")
     demo.look()
@@ -149,7 +149,7 @@ def test_rows_are_shown_while_it_trains_and_answers_once_it_has_completed(demo):
     assert answers[0].base.text != answers[0].tuned.text
 
 
-def test_without_held_out_rows_nothing_is_asked_and_nobody_tries_again(demo, monkeypatch):
+def test_without_held_out_rows_nothing_is_asked_and_nothing_tried_again(demo, monkeypatch):
     run = write_run(demo.runs, a_config(dataset__eval_fraction=0.0), InventedRun())
     with_sample(demo)
     assert demo.sample_of(run).answers == ()
@@ -174,7 +174,7 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
     assert a_demo(tmp_path).sample_of(run).page is None
 
 
-def test_a_failure_is_told_without_a_path_and_tried_a_few_times(demo, monkeypatch):
+def test_a_failure_is_reported_without_a_path_and_tried_a_few_times(demo, monkeypatch):
     monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
     monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
     tries: list[None] = []
@@ -247,7 +247,7 @@ def member_holds_the_processor(home, owner="bea"):
     return book
 
 
-def test_a_question_asks_nobody_to_make_room(demo):
+def test_a_question_asks_no_run_to_make_room(demo):
     run = with_run(demo)
     book = member_holds_the_processor(demo.home)
 
@@ -259,7 +259,7 @@ def test_a_question_asks_nobody_to_make_room(demo):
     assert not book.is_asked_to_give_way(ProcessIdentity.current())
 
 
-def test_a_real_session_asks_nobody_to_make_room_either(demo, monkeypatch):
+def test_a_real_session_asks_no_run_to_make_room_either(demo, monkeypatch):
     run = with_run(demo)
     book = member_holds_the_processor(demo.home)
     session = demo_session(demo.home)

@@ -107,7 +107,7 @@ def test_at_home_it_serves_the_loopback_of_its_container_alone(found):
 
 
 @pytest.mark.parametrize("kind", ["space", "gradio"])
-def test_in_a_space_it_answers_everyone_within_a_minute_and_lets_nobody_in(found, kind):
+def test_in_a_space_it_answers_everyone_within_a_minute_and_lets_no_stranger_in(found, kind):
     run = found["runs"][kind]
     assert run["status"] == 200, run["log"]
     assert run["seconds"] < 60

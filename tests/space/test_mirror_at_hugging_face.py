@@ -29,11 +29,6 @@ def spaces(hugging_face, tmp_path, monkeypatch):  # noqa: F811 - the fixture
     return Spaces(RunBucket(api, BUCKET, MIRROR_WORDS), tmp_path)
 
 
-@pytest.fixture
-def home(spaces):
-    return spaces.disk()
-
-
 def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  # noqa: F811
     passwords = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     runs = [a_run(home, owner, seed=number) for number, owner in enumerate(["ann", "bea"])]
@@ -76,7 +71,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
-def test_trouble_while_saving_is_told_in_words_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
+def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
     mirror = spaces.begin(home)
     mirror._save()
     run = a_run(home)

@@ -14,18 +14,7 @@ from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
 from engine.space import mirror_restore
 from engine.space.mirror_index import RunKey
-from tests.space.fake_bucket import FakeBucket
-from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
-
-
-@pytest.fixture
-def bucket():
-    return FakeBucket()
-
-
-@pytest.fixture
-def spaces(bucket, tmp_path):
-    return Spaces(bucket, tmp_path)
+from tests.space.mirrored import a_checkpoint, a_run, files_of
 
 
 @pytest.fixture
@@ -43,7 +32,7 @@ def index_name(run):
 
 
 def change(bucket, run, edit):
-    """Let an index say something else."""
+    """Edit the files of an index."""
     index = json.loads(bucket.files[index_name(run)])
     edit(index["files"])
     bucket.files[index_name(run)] = json.dumps(index).encode()
@@ -110,7 +99,7 @@ def test_a_torn_event_log_keeps_what_is_before(saved, bucket, spaces):
     assert back.folder.events.read_bytes() == b""
     assert "events end early" in spaces.restored.words
 
-    back.folder.events.write_bytes(events)  # as a worker goes on
+    back.folder.events.write_bytes(events)  # as a worker continues
     mirror._save()
     assert RunStore(spaces.again(), "ann").get(saved.id).folder.events.read_bytes() == events
 
@@ -182,7 +171,7 @@ def test_a_checkpoint_larger_than_the_disk_is_not_fetched(saved, bucket, spaces)
     assert index_name(saved) in bucket.files, "it was not deleted here"
 
 
-def test_no_more_is_fetched_than_an_index_says(saved, bucket, spaces):
+def test_no_more_is_fetched_than_an_index_names(saved, bucket, spaces):
     name = data_of(bucket, saved, "adapter/adapter_model.safetensors")
     bucket.files[name] = bytes(5_000_000)
 
@@ -213,7 +202,7 @@ def test_a_checkpoint_whose_manifest_names_other_files_is_left_out(saved, bucket
     assert "checkpoints/step-300 is damaged" in spaces.restored.words
 
 
-def test_a_run_without_a_configuration_is_no_run(saved, bucket, spaces):
+def test_a_run_without_a_configuration_is_left_out(saved, bucket, spaces):
     change(bucket, saved, lambda files: files.pop(f"runs/ann/{saved.id}/config.yaml"))
 
     home = spaces.again()
@@ -239,7 +228,7 @@ def test_damaged_accounts_are_left_out_in_words(spaces, bucket):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"space": 1}', bytes(20_000)])
-def test_a_marker_that_says_nothing_is_replaced(saved, bucket, spaces, content):
+def test_a_marker_that_cannot_be_read_is_replaced(saved, bucket, spaces, content):
     bucket.files["mirror/space.json"] = content
 
     assert RunStore(spaces.again(), "ann").ids() == [saved.id]

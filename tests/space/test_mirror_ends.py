@@ -16,25 +16,9 @@ from engine.runs.supervision.supervisor import Supervisor
 from engine.space import mirror_scan
 from tests.invented_runs import a_config
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state, wait_for_step, wait_until
-from tests.space.fake_bucket import FakeBucket
-from tests.space.mirrored import Spaces, a_checkpoint, a_run, age
+from tests.space.mirrored import a_checkpoint, a_run, age
 
 RESUMES = {"resume_after_restart": True}
-
-
-@pytest.fixture
-def bucket():
-    return FakeBucket()
-
-
-@pytest.fixture
-def spaces(bucket, tmp_path):
-    return Spaces(bucket, tmp_path)
-
-
-@pytest.fixture
-def home(spaces):
-    return spaces.disk()
 
 
 @pytest.fixture
@@ -53,7 +37,7 @@ def supervise():
         supervisor.stop()
 
 
-def test_nothing_is_said_where_nothing_would_be_lost(home, spaces):
+def test_there_is_no_notice_where_nothing_would_be_lost(home, spaces):
     a_run(home)
     mirror = spaces.begin(home)
     mirror._save()
@@ -62,7 +46,7 @@ def test_nothing_is_said_where_nothing_would_be_lost(home, spaces):
     assert mirror.unsaved("bea").words == ""
 
 
-def test_what_a_restart_would_lose_is_said_to_its_owner_alone(home, spaces):
+def test_what_a_restart_would_lose_is_shown_to_its_owner_alone(home, spaces):
     run = a_run(home, state="running", steps=10)
     a_checkpoint(run, 4)
     mirror = spaces.begin(home)
@@ -83,7 +67,7 @@ def test_what_a_restart_would_lose_is_said_to_its_owner_alone(home, spaces):
     assert mirror.unsaved("bea").words == ""
 
 
-def test_trouble_is_part_of_what_is_said(home, spaces, bucket):
+def test_trouble_is_part_of_the_notice(home, spaces, bucket):
     mirror = spaces.begin(home)
     mirror._set_trouble(PushError("The account has no room.", "Add storage."))
 

@@ -53,7 +53,7 @@ def test_no_scope_reaches_what_a_person_had_before():
     assert {"read-repos", "write-repos", "manage-repos"}.isdisjoint(SCOPES)
 
 
-def test_the_app_listens_where_the_front_matter_says():
+def test_the_app_listens_at_the_port_of_the_front_matter():
     files = files_of()
     assert "app_port: 7860" in files["README.md"]
     assert "EXPOSE 7860" in files["Dockerfile"]
@@ -111,7 +111,7 @@ def test_names_that_no_space_can_have_are_refused(name):
         SpacePlan(name)
 
 
-@pytest.mark.parametrize("model", ["/etc", "../x", "x; curl evil", "nobody-has-this", "a b/c", "$(id)/x"])
+@pytest.mark.parametrize("model", ["/etc", "../x", "x; curl evil", "no-such-model", "a b/c", "$(id)/x"])
 def test_a_model_that_could_not_be_one_never_gets_into_a_dockerfile(model):
     with pytest.raises(ModelError, match="neither in the catalogue"):
         files_of(models=(model,))

@@ -15,7 +15,7 @@ from tests.space.stand_in import with_space
 
 NAME = "ada/loratory"
 SHOWN = ("--visibility", "protected")
-SECRET = "hf_SecretOfTheMirrorThatNobodyMaySee"
+SECRET = "hf_SecretOfTheMirrorThatStaysSecret"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_who_is_admitted_does_not_go_along_with_a_duplicate(hub, loratory):
     assert "LORATORY_ADMITTED" in hub.spaces[NAME].secrets
 
 
-def test_nobody_is_admitted_to_where_the_hub_lets_them_not_go(hub, loratory):
+def test_people_from_whom_the_hub_hides_the_space_are_not_admitted(hub, loratory):
     code, _, err = loratory("create", NAME, "--admit", "ada", "--admit", "bob")
     assert code == 1
     assert "to ada alone, so bob cannot open it" in err
@@ -71,7 +71,7 @@ def test_nobody_is_admitted_to_where_the_hub_lets_them_not_go(hub, loratory):
     assert hub.spaces[NAME].secrets["LORATORY_ADMITTED"]["value"] == "bob,lab,@eve"
 
 
-def test_a_dry_run_writes_the_files_and_asks_no_one(hub, loratory, tmp_path, monkeypatch):
+def test_a_dry_run_writes_the_files_without_a_request(hub, loratory, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     code, out, _ = loratory("create", NAME, "--dry-run", str(tmp_path / "image"), "--json")
 
@@ -100,7 +100,7 @@ def test_a_space_that_is_there_is_left_alone(hub, loratory):
         ((NAME, "--secret", "NOT_SET_ANYWHERE"), "The variable NOT_SET_ANYWHERE is not set"),
         ((NAME, "--admit", "a b"), "'a b' is not the name of a person"),
         ((NAME, "--bucket", "runs"), "not formed like owner/name"),
-        ((NAME, "--warm", "nobody-has-this"), "neither in the catalogue"),
+        ((NAME, "--warm", "no-such-model"), "neither in the catalogue"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_made(hub, loratory, arguments, message):
@@ -124,7 +124,7 @@ def test_the_space_may_have_another_token_than_who_makes_it(hub, loratory, monke
     assert hub.spaces[NAME].secrets["HF_TOKEN"]["value"] == SECRET
 
 
-def test_without_a_login_it_says_how_to_get_one(hub, loratory, monkeypatch, tmp_path):
+def test_without_a_login_the_error_names_the_command_to_log_in(hub, loratory, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     for command in (("create", NAME), ("update", NAME), ("status", NAME), ("delete", NAME, "--yes")):
@@ -133,14 +133,14 @@ def test_without_a_login_it_says_how_to_get_one(hub, loratory, monkeypatch, tmp_
         assert "A Space needs a Hugging Face token, and there is none." in err
 
 
-def test_offline_is_said_as_such(hub, loratory, monkeypatch):
+def test_offline_mode_is_reported(hub, loratory, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, _, err = loratory("create", NAME)
     assert code == 1
     assert "HF_HUB_OFFLINE" in err
 
 
-def test_a_free_account_hears_what_it_needs(hub, loratory):
+def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
     hub.has_plan = False
     code, _, err = loratory("create", NAME, "--no-bucket")
     assert code == 1
@@ -224,7 +224,7 @@ def test_the_state_from_before_the_commit_is_not_taken_for_its_end(hub, loratory
     assert "is running" in out
 
 
-def test_one_that_never_gets_files_is_said_to_have_none(hub, loratory):
+def test_a_space_that_never_gets_files_is_reported(hub, loratory):
     hub.stages = ["NO_APP_FILE"]
     assert "has no files yet" in loratory("create", NAME)[2]
 
@@ -240,7 +240,7 @@ def test_without_waiting_it_prints_one_object_of_what_it_does(hub, loratory):
     assert json.loads(out)["words"] == "is building its image."
 
 
-def test_a_space_without_a_token_is_said_to_lose_its_runs(hub, loratory):
+def test_a_space_without_a_token_is_reported_to_lose_its_runs(hub, loratory):
     assert "lost at each restart: no token for the bucket ada/loratory-loratory" in loratory("create", NAME)[1]
     out = loratory("update", NAME, "--secret", "HF_TOKEN")[1]
     assert "kept in the bucket ada/loratory-loratory" in out
@@ -253,7 +253,7 @@ def test_a_time_to_sleep_is_refused_where_it_cannot_be_chosen(hub, loratory):
     assert hub.spaces[NAME].sleep_seconds == 3 * 3600
 
 
-def test_a_paused_space_is_none_that_failed(hub, loratory):
+def test_a_paused_space_has_not_failed(hub, loratory):
     hub.stages = ["PAUSED"]
     code, out, _ = loratory("create", NAME)
     assert code == 0
@@ -304,19 +304,8 @@ def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
     assert loratory("create", NAME, "--admit", "bob", *SHOWN)[0] == 0
     monkeypatch.setenv("MIRROR", SECRET)
 
-    code, out, err = loratory(
-        "update",
-        NAME,
-        "--hardware",
-        "t4-small",
-        "--sleep-hours",
-        "1",
-        "--secret",
-        "MIRROR",
-        "--admit",
-        "",
-        "--no-bucket",
-    )
+    changes = ("--hardware", "t4-small", "--sleep-hours", "1", "--secret", "MIRROR", "--admit", "", "--no-bucket")
+    code, out, err = loratory("update", NAME, *changes)
 
     assert code == 0, err
     space = hub.spaces[NAME]
