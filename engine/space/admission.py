@@ -44,7 +44,7 @@ class Visitor:
 
     @classmethod
     def of(cls, subject: str, sources: tuple[Claims, ...]) -> "Visitor":
-        """Read what Hugging Face says about a person: in the ID token, and where it was asked."""
+        """Read what Hugging Face knows of a person: in the ID token, and where it was asked."""
         names = [claims.get("preferred_username") for claims in reversed(sources)]
         name = next((one for one in names if isinstance(one, str)), "")
         listed = [one for claims in sources for one in _objects(claims.get("orgs"))]
@@ -68,8 +68,8 @@ class Admission:
     """Decides who gets in, and makes the accounts of those who do.
 
     The creator is known by id. A listed id is that of a person or an organization. A listed name is believed once: it then
-    stands for the id that came under it, for as long as it is listed, whoever takes the name later. What it stands for is
-    kept with the accounts, so a Space that lost its disk and has no mirror believes it once more.
+    means the id that came under it, for as long as it is listed, also after another account takes the name. The id is kept
+    with the accounts, so a Space that lost its disk and has no mirror believes the name once more.
 
     Args:
         space: Who created it, and who is listed.
@@ -88,7 +88,7 @@ class Admission:
                     connection.execute("DELETE FROM listed_names WHERE name = ?", (row["name"],))
 
     def role_of(self, visitor: Visitor) -> Role | None:
-        """Return what a person is here: the creator an admin, those whom the list lets in a member; None for others."""
+        """Return what a person is here: the creator an admin, those whom the list lets in a member; None for strangers."""
         if visitor.account.subject == self._space.creator:
             return "admin"
         # Each is looked at: also those after the first are believed now, not later.
@@ -98,7 +98,7 @@ class Admission:
     def admit(self, visitor: Visitor) -> Admitted | None:
         """Return the account of a person, made where it is their first visit; None for a person who is not let in.
 
-        The creator is always let in, as an admin: whoever owns the Space can change all of it.
+        The creator is always let in, as an admin: the owner of the Space can change all of it.
 
         Raises:
             AccountError: If an admin has disabled or removed the account.
@@ -108,13 +108,13 @@ class Admission:
             return None
         name = self._identities.name_of(identity)
         if name is None:
-            is_creator = role == "admin"
-            if not is_creator and self._identities.was_linked(identity):
-                raise _kept_out("removed", self._space)
             try:
-                return Admitted(self._identities.join(visitor.account.name, role, identity, again=is_creator), True)
+                again = role == "admin"
+                return Admitted(self._identities.join(visitor.account.name, role, identity, again=again), True)
             except AccountError:
                 name = self._identities.name_of(identity)  # made at this moment, for another tab
+                if name is None and self._identities.was_linked(identity):
+                    raise _kept_out("removed", self._space) from None
                 if name is None:
                     raise
         person = self._accounts.person(name)

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from engine.accounts.accounts import Accounts, open_database
+from engine.accounts.identities import Identities
 from engine.errors import AccountError
 from engine.space.admission import Admission, HubName, Visitor
 from engine.space.environment import SpaceEnvironment
@@ -123,6 +124,18 @@ def test_two_tabs_that_sign_in_at_once_get_one_account(make, accounts, subject):
         tab.join()
     assert found == ["bea"] * 8
     assert [one.name for one in accounts.people()] == ["bea"]
+
+
+@pytest.mark.parametrize("subject", [CREATOR, BEA])
+def test_a_tab_that_comes_a_moment_later_gets_the_account_of_the_first(make, monkeypatch, subject):
+    admission = make("bea")
+    first = admission.admit(visitor(subject, "bea"))
+    name_of, not_yet = Identities.name_of, iter([None])
+    monkeypatch.setattr(Identities, "name_of", lambda self, one: next(not_yet, name_of(self, one)))
+
+    second = admission.admit(visitor(subject, "bea"))
+
+    assert (second.person.name, second.is_new) == (first.person.name, False)
 
 
 @pytest.mark.parametrize(
