@@ -24,8 +24,8 @@ from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
-from engine.space.mirror_index import HOME_INDEX, UPLOADS, Bucket, MirroredFile, RunKey
-from engine.space.mirror_restore import INCOMING, Restored, Restorer, read_contents
+from engine.space.mirror_index import HOME_INDEX, INCOMING, UPLOADS, Bucket, MirroredFile, RunKey, read_contents
+from engine.space.mirror_restore import Restored, Restorer
 from engine.space.mirror_scan import Found, HomeScan, RunScan
 from engine.space.unsaved import Unsaved, View
 
@@ -85,8 +85,7 @@ class Mirror:
         self._bucket = bucket
         self._space = space
         self._settings = settings or MirrorSettings()
-        self._written = MirrorBucket(bucket, home, space)
-        self._written.on_new = self._record
+        self._written = MirrorBucket(bucket, home, space, self._record)
         self._is_restored = False
         self._ours: set[str] = set()  # indexes of runs that this disk has or had
         self._runs: dict[str, RunScan] = {}

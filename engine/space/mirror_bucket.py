@@ -19,12 +19,12 @@ from engine.space.mirror_index import (
     MIRROR,
     RUNS,
     Bucket,
+    Contents,
     Index,
     Marker,
     data_name,
     named_by,
 )
-from engine.space.mirror_restore import Contents
 from engine.space.mirror_scan import Found, Source
 
 _LARGEST_PUT_BYTES = 64_000_000  # of one request; a single file may be larger
@@ -41,15 +41,17 @@ class MirrorBucket:
         bucket: The bucket.
         home: Of the Space.
         space: As owner/name.
+        on_new: Gets the names of indexes that are about to be put.
 
     Attributes:
         indexes: In the bucket, by name.
     """
 
-    def __init__(self, bucket: Bucket, home: LoratoryHome, space: str) -> None:
+    def __init__(self, bucket: Bucket, home: LoratoryHome, space: str, on_new: Callable[[Iterable[str]], None]) -> None:
         self._bucket = bucket
         self._home = home
         self._space = space
+        self._on_new = on_new
         self._instance = secrets.token_hex(8)
         self._marker = ""  # hash of ours, once this process has the bucket
         self._checked = 0.0  # when that was looked at last
@@ -57,11 +59,9 @@ class MirrorBucket:
         self._damaged: set[str] = set()  # those that are there in name alone
         self._refused: dict[str, Index] = {}  # those that are too large
         self._foreign: set[str] = set()  # contents that indexes may name which cannot be read
-        self._is_collected = False  # whether all that is there is named by an index
-        self._must_list = False  # a request failed, so what is there is not known
+        self._is_unsure = False  # a request failed, or contents are there that no index names
         self.indexes: dict[str, Index] = {}
         self.is_taken = False  # by another process
-        self.on_new: Callable[[Iterable[str]], None] = lambda _: None  # told the indexes that are about to be put
 
     def take(self) -> None:
         """Make the bucket ours.
@@ -94,9 +94,10 @@ class MirrorBucket:
         self._there = set(contents.data)
         self.indexes = dict(contents.indexes)
         self._foreign = self._there - named_by(self.indexes.values()) if contents.unreadable else set()
+        self._is_unsure = bool(self._garbage())
 
     def distrust(self, damaged: set[str]) -> None:
-        """Send these contents again, whatever the bucket lists."""
+        """Send these contents again, even if the bucket lists them."""
         self._damaged |= damaged
         self._there -= damaged
 
@@ -115,21 +116,17 @@ class MirrorBucket:
             EngineError: If the bucket cannot be written; what arrived is whole, and the rest is to be sent again.
         """
         gone = [name for name in gone if name in self.indexes]
-        if not (found or gone) and (self._is_collected or not self._garbage()):
-            self._is_collected = True
+        if not (found or gone or self._is_unsure):
             return set()
-        self._is_collected = False
-        try:
-            self._require_ours()
+        self._require_ours()
+        if self._is_unsure:
             self._list_again()
-            light = {name: self._light(name, one) for name, one in found.items()}
-            self._send(light)
-            missed = self._send(found)
-            self._remove(gone)
-            self._collect()
-        except BaseException:
-            self._must_list = True
-            raise
+        self._is_unsure = True
+        self._send({name: self._light(name, one) for name, one in found.items()})
+        missed = self._send(found)
+        self._remove(gone)
+        self._collect()
+        self._is_unsure = False
         return missed
 
     def _light(self, name: str, found: Found) -> Found:
@@ -170,7 +167,7 @@ class MirrorBucket:
             else:
                 missed.add(name)
         if ready:
-            self.on_new(ready)
+            self._on_new(ready)
             self._require_ours()
             self._bucket.put(ready)
             self.indexes |= {name: found[name].index for name in ready}
@@ -214,7 +211,6 @@ class MirrorBucket:
             self._require_ours()
             self._there -= garbage
             self._bucket.remove([data_name(one) for one in sorted(garbage)])
-        self._is_collected = True
 
     def _read_marker(self) -> Marker | None:
         file = self._bucket.list(MIRROR).get(MARKER)
@@ -249,10 +245,8 @@ class MirrorBucket:
 
     def _list_again(self) -> None:
         """Find out what is there after a request that failed: it may have been done all the same."""
-        if self._must_list:
-            runs = self._bucket.list(RUNS)
-            self._there = set(self._bucket.list(DATA)) - self._damaged
-            for name in [name for name in self.indexes if name != HOME_INDEX]:
-                if name.removeprefix(f"{RUNS}/") not in runs:
-                    del self.indexes[name]
-            self._must_list = False
+        runs = self._bucket.list(RUNS)
+        self._there = set(self._bucket.list(DATA)) - self._damaged
+        for name in [name for name in self.indexes if name != HOME_INDEX]:
+            if name.removeprefix(f"{RUNS}/") not in runs:
+                del self.indexes[name]

@@ -10,15 +10,18 @@ finds a whole run at any moment: the present one or the one before.
 """
 
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field, StringConstraints
 
 from engine.accounts.backup import HOME_FILES, belongs_to_backup
 from engine.accounts.limits import DATABASE_FILE
+from engine.files import read_model
+from engine.paths import LoratoryHome
 from engine.runs.store import RUN_ID
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ HOME_INDEX = f"{MIRROR}/home.json"
 
 LARGEST_INDEX_BYTES = 8_000_000
 MOST_FILES = 5_000  # of one run
+INCOMING = ".mirror-"  # begin of the names of folders for what arrives
+_MOST_INDEXES = 10_000
+_INDEXES_AT_ONCE = 200
 _LONGEST_NAME = 400
 _DEEPEST = 12
 
@@ -145,3 +151,38 @@ def data_name(sha256: str) -> str:
 def named_by(indexes: Iterable[Index]) -> set[str]:
     """Return the hashes of all contents that indexes name."""
     return {part.sha256 for index in indexes for part in index.parts}
+
+
+class Contents(NamedTuple):
+    """What is in the bucket.
+
+    Attributes:
+        data: Contents by hash.
+        indexes: By name, those that can be read.
+        unreadable: Names of indexes that cannot.
+    """
+
+    data: "dict[str, BucketFile]"
+    indexes: dict[str, Index]
+    unreadable: tuple[str, ...]
+
+
+def read_contents(bucket: Bucket, home: LoratoryHome) -> Contents:
+    """List a bucket and read all its indexes.
+
+    Raises:
+        EngineError: If the bucket cannot be read, or holds too much.
+    """
+    data = bucket.list(DATA)
+    listed = {f"{folder}/{name}": file for folder in (MIRROR, RUNS) for name, file in bucket.list(folder).items()}
+    runs = sorted(filter(None, map(RunKey.parse, listed)), key=lambda key: key.run_id, reverse=True)
+    named = [name for name in (HOME_INDEX, *(key.index for key in runs)) if name in listed]
+    wanted = [name for name in named[:_MOST_INDEXES] if listed[name].size <= LARGEST_INDEX_BYTES]
+    indexes: dict[str, Index] = {}
+    for start in range(0, len(wanted), _INDEXES_AT_ONCE):
+        with tempfile.TemporaryDirectory(prefix=INCOMING, dir=home.root) as folder:
+            places = {name: Path(folder) / str(number) for number, name in enumerate(wanted[start:][:_INDEXES_AT_ONCE])}
+            bucket.get([(listed[name], place) for name, place in places.items()])
+            found = {name: read_model(place, Index) for name, place in places.items()}
+        indexes |= {name: index for name, index in found.items() if index is not None}
+    return Contents(data, indexes, tuple(name for name in named if name not in indexes))

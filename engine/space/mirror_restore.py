@@ -1,16 +1,13 @@
 """From a mirror back into a home: nothing is believed that does not match its hash, and nothing here is overwritten."""
 
-import contextlib
 import hashlib
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from pydantic import ValidationError
+from typing import NamedTuple
 
 from engine.accounts.backup import check_accounts
 from engine.accounts.limits import DATABASE_FILE
@@ -20,18 +17,21 @@ from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, read_manifest
 from engine.runs.disk import free_bytes
 from engine.runs.run import EVENTS_FILE, RunFolder, WorkerRecord
-from engine.space.mirror_index import LARGEST_INDEX_BYTES, Bucket, Index, MirroredFile, RunKey, may_be_in_home
-
-if TYPE_CHECKING:
-    from huggingface_hub import BucketFile
+from engine.space.mirror_index import (
+    HOME_INDEX,
+    INCOMING,
+    Bucket,
+    Contents,
+    Index,
+    MirroredFile,
+    RunKey,
+    may_be_in_home,
+)
 
 _KEPT_FREE_BYTES = 1_000_000_000  # for what runs write
-_MOST_RUNS = 10_000
 _LINKED_BYTES = 1_000_000  # larger files are not copied into their place
-_INDEXES_AT_ONCE = 200
 _BYTES_AT_ONCE = 500_000_000
 _FILES_AT_ONCE = 500
-INCOMING = ".mirror-"  # begin of the names of folders for what arrives
 _MOST_WORDS = 20  # about what is left out
 
 
@@ -59,48 +59,6 @@ class Restored(NamedTuple):
         return " ".join([*parts, *self.left_out[:_MOST_WORDS], *([f"And {more:,} more."] if more > 0 else [])])
 
 
-class Contents(NamedTuple):
-    """What is in the bucket.
-
-    Attributes:
-        data: Contents by hash.
-        indexes: By name, those that can be read.
-        unreadable: Names of the others.
-    """
-
-    data: "dict[str, BucketFile]"
-    indexes: dict[str, Index]
-    unreadable: tuple[str, ...]
-
-
-def read_contents(bucket: Bucket, home: LoratoryHome) -> Contents:
-    """List a bucket and read all its indexes.
-
-    Raises:
-        EngineError: If the bucket cannot be read, or holds too much.
-    """
-    data = bucket.list("data")
-    named = {f"mirror/{name}": file for name, file in bucket.list("mirror").items() if name == "home.json"}
-    runs = {f"runs/{name}": file for name, file in bucket.list("runs").items()}
-    ours = sorted((name for name in runs if RunKey.parse(name)), key=lambda name: name.split("/")[2], reverse=True)
-    unreadable = list(ours[_MOST_RUNS:])
-    named |= {name: runs[name] for name in ours[:_MOST_RUNS]}
-    indexes: dict[str, Index] = {}
-    for names in _chunks([name for name in named if named[name].size <= LARGEST_INDEX_BYTES], _INDEXES_AT_ONCE):
-        with tempfile.TemporaryDirectory(prefix=INCOMING, dir=home.root) as folder:
-            places = {name: Path(folder) / str(number) for number, name in enumerate(names)}
-            bucket.get([(named[name], place) for name, place in places.items()])
-            for name, place in places.items():
-                with contextlib.suppress(OSError, ValidationError):
-                    indexes[name] = Index.model_validate_json(place.read_bytes())
-    unreadable += [name for name in named if name not in indexes]
-    return Contents(data, indexes, tuple(unreadable))
-
-
-def _chunks(names: list[str], size: int) -> Iterator[list[str]]:
-    return (names[start : start + size] for start in range(0, len(names), size))
-
-
 class Restorer:
     """Puts what indexes name into a home.
 
@@ -108,10 +66,10 @@ class Restorer:
         bucket: Where contents come from.
         contents: What is there.
         home: Where they go.
-        on_placed: Told the index, the path and the description of each file that is in its place.
+        on_placed: Gets the name of the index, the path and the description of each file that is in its place.
 
     Attributes:
-        damaged: Hashes of contents that are not in the bucket, or are others there.
+        damaged: Hashes of contents that are not in the bucket, or differ there.
     """
 
     def __init__(
@@ -141,18 +99,16 @@ class Restorer:
             self._left_out.append(
                 f"{name} in the bucket cannot be read and was left out; remove it there if this lasts."
             )
-        keys = {name: key for name in indexes if (key := RunKey.parse(name)) is not None}
-        ordered = sorted(keys, key=lambda name: keys[name].run_id, reverse=True)
+        runs = sorted(filter(None, map(RunKey.parse, indexes)), key=lambda key: key.run_id, reverse=True)
         try:
             with tempfile.TemporaryDirectory(prefix=INCOMING, dir=self._home.root) as folder:
                 self._incoming = Path(folder)
-                for name in indexes:
-                    if name not in keys:
-                        self._restore_home(name, indexes[name])
-                for batch in self._batches(ordered, indexes):
-                    self._fetch(indexes[name] for name in batch)
-                    for name in batch:
-                        self._restore_run(name, keys[name], indexes[name])
+                if HOME_INDEX in indexes:
+                    self._restore_home(indexes[HOME_INDEX])
+                for batch in self._batches(runs):
+                    self._fetch(indexes[key.index] for key in batch)
+                    for key in batch:
+                        self._restore_run(key, indexes[key.index])
                     self._verified.clear()
                     for path in self._incoming.iterdir():
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -160,22 +116,23 @@ class Restorer:
             raise StorageError(f"The mirror cannot be restored ({error.strerror}).", "Free some space.") from error
         return Restored(self._runs, self._people, self._bytes, tuple(self._left_out))
 
-    def _batches(self, names: list[str], indexes: Mapping[str, Index]) -> Iterator[list[str]]:
+    def _batches(self, runs: Iterable[RunKey]) -> Iterator[list[RunKey]]:
         """Yield runs that are fetched together, and leave out those for which the disk has no room."""
-        batch: list[str] = []
+        batch: list[RunKey] = []
         size = files = missed = 0
-        for name in names:
-            if (self._home.root / _key(name).folder).exists():
+        for key in runs:
+            if (self._home.root / key.folder).exists():
                 continue
-            more = sum(file.size for file in indexes[name].files.values())
+            index = self._contents.indexes[key.index]
+            more = sum(file.size for file in index.files.values())
             if batch and (size + more > _BYTES_AT_ONCE or files > _FILES_AT_ONCE):
                 yield batch
                 batch, size, files = [], 0, 0
             if free_bytes(self._home) - size - more < _KEPT_FREE_BYTES:
                 missed += 1
                 continue
-            batch.append(name)
-            size, files = size + more, files + len(indexes[name].files)
+            batch.append(key)
+            size, files = size + more, files + len(index.files)
         if batch:
             yield batch
         if missed:
@@ -193,7 +150,7 @@ class Restorer:
         self.damaged |= {one for one in wanted if not self._has(one)}
 
     def _is_there(self, sha256: str, size: int) -> bool:
-        """Whether the bucket has contents of that very size: no index makes us fetch more than it says."""
+        """Whether the bucket has contents of that very size: no index makes us fetch more than it names."""
         found = self._contents.data.get(sha256)
         return found is not None and found.size == size
 
@@ -228,37 +185,38 @@ class Restorer:
                     shutil.copyfileobj(data, out, 2**20)
         return True
 
-    def _restore_home(self, name: str, index: Index) -> None:
+    def _place(self, path: str, file: MirroredFile, *, is_log: bool = False) -> bool:
+        """Write a file of the home beside its place, then let it appear at once; returns whether it is whole."""
+        target, staged = self._home.root / path, self._incoming / "staged"
+        staged.unlink(missing_ok=True)
+        is_whole = self._write(staged, file, is_log=is_log)
+        if staged.exists() and (path != DATABASE_FILE or self._may_take(staged)):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            staged.rename(target)
+        return is_whole
+
+    def _restore_home(self, index: Index) -> None:
         """Restore people and settings, each file where there is none."""
         self._fetch([index])
-        staging = self._incoming / "home"
         for path, file in index.files.items():
-            target, staged = self._home.root / path, staging / path
             if not may_be_in_home(path):
                 self._left_out.append(f"{path[:80]!r} is not a part of a Space's settings and was left out.")
-            elif os.path.lexists(target):
+            elif os.path.lexists(self._home.root / path):
                 continue
+            elif self._place(path, file, is_log=path.endswith(".jsonl")):
+                self._on_placed(HOME_INDEX, path, file)
             else:
-                is_whole = self._write(staged, file, is_log=path.endswith(".jsonl"))
-                if not is_whole:
-                    self._left_out.append(f"{path} is damaged in the bucket.")
-                if staged.exists() and self._may_take(path, staged):
-                    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    staged.rename(target)
-                if is_whole:
-                    self._on_placed(name, path, file)
+                self._left_out.append(f"{path} is damaged in the bucket.")
 
-    def _may_take(self, path: str, staged: Path) -> bool:
-        if path != DATABASE_FILE:
-            return True
+    def _may_take(self, accounts: Path) -> bool:
         try:
-            self._people = check_accounts(staged, "the bucket")
+            self._people = check_accounts(accounts, "the bucket")
         except AccountError as error:
             self._left_out.append(f"{error.what} Invite people again.")
             return False
         return True
 
-    def _restore_run(self, name: str, key: RunKey, index: Index) -> None:
+    def _restore_run(self, key: RunKey, index: Index) -> None:
         """Build a run next to its place, then let it appear at once."""
         place = self._home.root / key.folder
         unborn = place.with_name(f".new-{key.run_id}")
@@ -275,7 +233,7 @@ class Restorer:
                 if is_own:
                     is_whole = self._write(unborn / inside, file, is_log=inside == EVENTS_FILE)
                 else:
-                    is_whole = self._restore_upload(path, file)
+                    is_whole = os.path.lexists(self._home.root / path) or self._place(path, file)
             except (FileExistsError, IsADirectoryError, NotADirectoryError):
                 is_whole = False  # a name that is a folder in another one
             if is_whole:
@@ -296,24 +254,7 @@ class Restorer:
         unborn.rename(place)
         self._runs, self._bytes = self._runs + 1, self._bytes + sum(file.size for file in whole.values())
         for path, file in whole.items():
-            self._on_placed(name, path, file)
-
-    def _restore_upload(self, path: str, file: MirroredFile) -> bool:
-        target, staged = self._home.root / path, self._incoming / "upload"
-        if os.path.lexists(target):
-            return True
-        staged.unlink(missing_ok=True)
-        if not self._write(staged, file):
-            return False
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        staged.rename(target)
-        return True
-
-
-def _key(name: str) -> RunKey:
-    key = RunKey.parse(name)
-    assert key is not None, "the caller chose indexes of runs"
-    return key
+            self._on_placed(key.index, path, file)
 
 
 def _unit(inside: str) -> str:
@@ -329,16 +270,16 @@ def _consequence(unit: str) -> str:
 
 
 def _broken_checkpoints(folder: Path, key: RunKey, index: Index) -> set[str]:
-    """Return checkpoints whose manifest does not name the very files that came, by what the index says of them."""
+    """Return checkpoints whose manifest does not name the very files that came, by their hashes in the index."""
     broken = set()
     for checkpoint in (folder / "checkpoints").glob("*"):
         manifest = read_manifest(checkpoint)
-        told = manifest.files if manifest is not None else {}
+        named = manifest.files if manifest is not None else {}
         prefix = f"{key.folder}/checkpoints/{checkpoint.name}/"
         there = {path.removeprefix(prefix) for path in index.files if path.startswith(prefix)}
-        is_whole = there == {*told, MANIFEST} and all(
+        is_whole = there == {*named, MANIFEST} and all(
             size_and_time(checkpoint / name)[0] == one.size_bytes and _is_named(index.files[prefix + name], one.sha256)
-            for name, one in told.items()
+            for name, one in named.items()
         )
         if not is_whole:
             broken.add(f"checkpoints/{checkpoint.name}")
@@ -354,8 +295,8 @@ def _is_named(file: MirroredFile, sha256: str) -> bool:
 def _name_worker(folder: RunFolder) -> None:
     """Leave word that the worker of the last attempt is gone, as after a restart of its machine.
 
-    A container that starts again may have another name on the same boot of its host, so what its worker had written would
-    say nothing. A run on a job elsewhere has no worker here.
+    A container that starts again may have another name on the same boot of its host, so the record of its worker would
+    prove nothing. A run on a job elsewhere has no worker here.
     """
     state = folder.read_saved_state()
     if state is None or folder.job.exists():

@@ -12,7 +12,7 @@ from engine.accounts.limits import DATABASE_FILE
 from engine.errors import PushError
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
-from engine.space import mirror_restore
+from engine.space import mirror_index
 from engine.space.mirror_index import RunKey
 from tests.space.mirrored import a_checkpoint, a_run, files_of
 
@@ -147,7 +147,7 @@ def test_what_is_sent_after_an_index_that_cannot_be_read_is_collected_all_the_sa
 
 
 def test_an_index_larger_than_any_is_not_fetched(saved, bucket, spaces, monkeypatch):
-    monkeypatch.setattr(mirror_restore, "LARGEST_INDEX_BYTES", 100)
+    monkeypatch.setattr(mirror_index, "LARGEST_INDEX_BYTES", 100)
 
     home = spaces.again()
 
