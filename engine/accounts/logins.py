@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
+from engine.errors import AccountError
+
 
 class Logins:
     """What opens Hugging Face in the name of each person; asked at each action, never kept elsewhere.
@@ -56,3 +58,21 @@ class Logins:
         with self._lock:
             for name in self._tokens.keys() - set(names):
                 del self._tokens[name]
+
+
+def require_token(text: str, right: str) -> str:
+    """Return a token for Hugging Face that a person typed.
+
+    Args:
+        text: As it was typed.
+        right: What the token must allow, for the words of the error.
+
+    Raises:
+        AccountError: If that cannot be a token.
+    """
+    token = text.strip()
+    if not token.isascii() or not token.isprintable() or not 0 < len(token) <= 200 or " " in token:
+        raise AccountError(
+            "That is not a Hugging Face token.", f"Make one with {right} at https://huggingface.co/settings/tokens."
+        )
+    return token

@@ -57,7 +57,7 @@ class OwnDatasetJob:
 
         Raises:
             DatasetError: If it is not on the Hub, the token does not open it, or it has no data files.
-            ModelError: If that is not a token.
+            AccountError: If that is not a token.
             StorageError: If it exceeds the person's disk space.
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.

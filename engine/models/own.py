@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pydantic import SecretStr
 
+from engine.accounts.logins import require_token
 from engine.config.run import ModelConfig
 from engine.errors import ModelError, StorageError
 from engine.models.cache_space import NEEDS
@@ -90,18 +91,13 @@ def download_with_token(
     """Let a process download something for a person with their token, which it gets through stdin; it has no other login.
 
     Raises:
-        ModelError: If that is not a token.
+        AccountError: If that is not a token.
         StorageError: If the person has no disk space left.
         CancelledRequestError: If it was stopped.
         WorkerError: If the process ended.
         EngineError: As the process raises it.
     """
-    secret = token.get_secret_value()
-    if not secret.isascii() or not secret.isprintable() or not 0 < len(secret) <= 200 or " " in secret:
-        raise ModelError(
-            "That is not a Hugging Face token.",
-            "Make one with read access at https://huggingface.co/settings/tokens.",
-        )
+    secret = require_token(token.get_secret_value(), "read access")
     require_disk_space(home, home.owner)
     home.own_models.joinpath("hub").mkdir(mode=0o700, parents=True, exist_ok=True)
     process = JsonLinesProcess(

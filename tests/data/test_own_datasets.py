@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from engine.config.run import DatasetConfig
 from engine.data.own import OwnDatasetJob, list_own_datasets, remove_own_dataset
 from engine.data.source import SourceOptions, open_source
-from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelError
+from engine.errors import AccountError, DatasetAccessError, DatasetError, EngineError
 from engine.processes.messages import CancelledRequestError
 from engine.runs.disk import disk_use
 from engine.runs.store import RunStore
@@ -127,7 +127,7 @@ def test_what_is_not_a_revision_token_or_own_dataset_is_refused(home):
     ann = home.of("ann")
     with pytest.raises(DatasetError, match="cannot be a revision"):
         job(ann, revision="../x").run()
-    with pytest.raises(ModelError, match="not a Hugging Face token"):
+    with pytest.raises(AccountError, match="not a Hugging Face token"):
         job(ann, "hf_a\r\nHost: evil").run()
     with pytest.raises(DatasetError, match="no accounts"):
         job(home).run()

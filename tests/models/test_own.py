@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from pydantic import SecretStr
 
 from engine.config.run import ModelConfig
-from engine.errors import ModelAccessError, ModelError, StorageError
+from engine.errors import AccountError, ModelAccessError, ModelError, StorageError
 from engine.models.folder import ModelPart
 from engine.models.hub import fetch_from_hub
 from engine.models.inventory_cache import known_inventory, remember_inventory
@@ -118,7 +118,7 @@ def test_another_token_opens_nothing(hub, home):
 
 @pytest.mark.parametrize("token", ["", "hf_a b", "hf_a\r\nHost: evil", "hf_ü", "x" * 500])
 def test_what_cannot_be_a_token_is_refused_without_being_shown(home, token):
-    with pytest.raises(ModelError, match="not a Hugging Face token") as refused:
+    with pytest.raises(AccountError, match="not a Hugging Face token") as refused:
         download(home.of("ann"), token)
     assert not token or token not in str(refused.value)
 

@@ -45,9 +45,8 @@ class ModelTab:
         self._fits_poll = poll(self._fits_news, 1.0, question="fits", elem_id="fits-live")
         form.register("model.id", gr.Textbox(visible=False))
         self.details = gr.HTML(elem_id="model-details")
-        self.own_models = (
-            OwnModelsPart(page, page.services.own_models) if page.services.own_models is not None else None
-        )
+        own = page.services.own_models
+        self.own_models = OwnModelsPart(page, own) if own is not None else None
         self.tokenizer = TokenizerStatus(page, "model")
         with gr.Accordion("Advanced", open=False, elem_id="model-advanced"):
             form.setting("model.revision", elem_id="model-revision")

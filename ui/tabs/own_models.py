@@ -7,13 +7,11 @@ import gradio as gr
 from pydantic import SecretStr
 
 from engine.accounts.audit import AuditKind
+from engine.accounts.logins import require_token
 from engine.accounts.people import Action, require
-from engine.errors import EngineError, ModelAccessError, ModelError
-from engine.models.own import hub_id_of
+from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
-from ui.backend.background import Work
-from ui.backend.dataset_checks import model_of
-from ui.backend.own_models import OwnDatasets, OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, pick_list, picked, poll, poll_answer
 from ui.page import Page
 from ui.views.html import error_box, small, work_status
@@ -32,18 +30,17 @@ class _Arrival(NamedTuple):
 class _OwnPart(ABC):
     """Lays out the part; `wire` connects it. Its `wanted` names what has just arrived."""
 
-    kind: str  # of what is downloaded
     logged: AuditKind
     lead: str
 
-    def __init__(self, page: Page, own: OwnModels | OwnDatasets) -> None:
+    def __init__(self, page: Page, own: OwnDownloads[Any]) -> None:
         self._page, self._own = page, own
-        name = f"own-{self.kind}"
-        with gr.Accordion(f"Gated or private {self.kind}", open=False, elem_id=f"{name}s") as self.panel:
+        name = f"own-{own.kind}"
+        with gr.Accordion(f"Gated or private {own.kind}", open=False, elem_id=f"{name}s") as self.panel:
             gr.HTML(small(self.lead))
             with gr.Row():
                 self.model = gr.Textbox(
-                    label=self.kind.capitalize(), info="A Hub id: owner/name.", max_lines=1, min_width=240, elem_id=name
+                    label=own.kind.capitalize(), info="A Hub id: owner/name.", max_lines=1, min_width=240, elem_id=name
                 )
                 self.revision = gr.Textbox(
                     label="Revision", info="Empty takes the newest.", max_lines=1, min_width=160,
@@ -75,27 +72,17 @@ class _OwnPart(ABC):
         return self.poll.submit(self._ended, None, [self.wanted, *self._shown], **QUICK)
 
     @abstractmethod
-    def _start(self, name: str, revision: str | None, token: SecretStr) -> Work[Any]:
-        """Start the download.
-
-        Raises:
-            EngineError: If that is not on the Hub, or another is under way.
-        """
-
-    @abstractmethod
     def _arrived(self, result: Any) -> _Arrival:
         """Return what follows the arrival."""
 
     def _listed(self, asked: str) -> str:
-        return render_own(f"{self.kind}s", self._own.list(), asked)
+        return render_own(f"{self._own.kind}s", self._own.list(), asked)
 
     def _download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
         try:
             require(self._page.services.person, Action.USE_OWN_DATA)
-            if not (token or "").strip():
-                raise ModelError("No token.", "Make one with read access at https://huggingface.co/settings/tokens.")
-            name = (hub_id or "").strip()
-            work = self._start(name, (revision or "").strip() or None, SecretStr((token or "").strip()))
+            secret, name = SecretStr(require_token(token or "", "read access")), (hub_id or "").strip()
+            work = self._own.start(name, (revision or "").strip() or None, secret)
             self._page.services.log(self.logged, name)
         except EngineError as error:
             return {self.status: error_box(error)}
@@ -149,7 +136,7 @@ class _OwnPart(ABC):
 class OwnModelsPart(_OwnPart):
     """Models, in the Model tab."""
 
-    kind, logged = "model", "model downloaded"
+    logged = "model downloaded"
     lead = "Accept the model's terms on its page at the Hub first. It goes to your own folder, and only you use it."
 
     def offer(self, wanted: str, error: Exception | None) -> Updates:
@@ -157,14 +144,6 @@ class OwnModelsPart(_OwnPart):
         if not isinstance(error, ModelAccessError) or not is_hub_id(wanted):
             return {}
         return {self.panel: gr.update(open=True), self.model: wanted}
-
-    def _start(self, name: str, revision: str | None, token: SecretStr) -> Work[Any]:
-        model = model_of({"model": {"id": name, "revision": revision}})
-        if model is None:
-            raise ModelError("No model.", "Type its id on the Hub, such as owner/name.")
-        hub_id_of(model)
-        assert isinstance(self._own, OwnModels)
-        return self._own.start(model, token)
 
     def _arrived(self, result: Any) -> _Arrival:
         if result.revision is None:
@@ -177,12 +156,8 @@ class OwnModelsPart(_OwnPart):
 class OwnDatasetsPart(_OwnPart):
     """Datasets, in the Data tab."""
 
-    kind, logged = "dataset", "dataset downloaded"
+    logged = "dataset downloaded"
     lead = "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run."
-
-    def _start(self, name: str, revision: str | None, token: SecretStr) -> Work[Any]:
-        assert isinstance(self._own, OwnDatasets)
-        return self._own.start(name, revision, token)
 
     def _arrived(self, result: Any) -> _Arrival:
         return _Arrival(f"{result.hub_id} is here, in {result.folder}.", str(result.folder))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.accounts.limits import is_lab
-from engine.accounts.logins import Logins
-from engine.errors import AccountError, PushError, SignInNeededError
+from engine.accounts.logins import Logins, require_token
+from engine.errors import PushError, SignInNeededError
 from engine.hub_bucket import jobs_errors_explained
 from engine.paths import LoratoryHome
 
@@ -80,12 +80,7 @@ def sign_in(logins: Logins, person_name: str, token: str) -> str:
         PushError: If Hugging Face does not accept it.
         HubUnreachableError: If it does not answer.
     """
-    token = token.strip()
-    if not token.isascii() or not token.isprintable() or not 0 < len(token) <= 200 or " " in token:
-        raise AccountError(
-            "That is not a Hugging Face token.",
-            "Make one with write access and the right to jobs at https://huggingface.co/settings/tokens.",
-        )
+    token = require_token(token, "write access and the right to jobs")
     from huggingface_hub import HfApi
 
     with jobs_errors_explained("your account"):

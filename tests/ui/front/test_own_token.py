@@ -213,6 +213,6 @@ def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
         theirs.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token="")
         wait_until(lambda: lab.pages._pages["ann"].services.own_models.work.ended.is_set())
 
-    assert "No token" in theirs.answers[1]
+    assert "not a Hugging Face token" in theirs.answers[1]
     assert find_snapshot(MODEL, None, ModelPart.WEIGHTS, lab.home.of("ann")) is not None
     assert find_snapshot(MODEL, None, ModelPart.CONFIG, lab.home.of("bea")) is None
