@@ -46,7 +46,7 @@ def _serve_lab(options: argparse.Namespace) -> int:
     home = LoratoryHome.from_environment()
     has_begun_again = LAB in os.environ
     if forget_secrets() and not has_begun_again:
-        _begin_again()
+        _restart()
     _prepare_imports()
     from ui.front.serve import serve_lab
 
@@ -72,7 +72,7 @@ def _serve_space(options: argparse.Namespace) -> int:
             for name in (ADMITTED, BUCKET):
                 os.environ.pop(name, None)  # of no use to what people start
             forget_secrets()
-            _begin_again()
+            _restart()
         environment = SpaceEnvironment.take_over(handed_over or "")
         forget_secrets()
         home = LoratoryHome.from_environment()
@@ -91,11 +91,11 @@ def _serve_space(options: argparse.Namespace) -> int:
         if not isinstance(error, HubUnreachableError):
             return 1
         os.environ[HANDED_OVER] = str(environment.hand_over())
-        _begin_again()
+        _restart()
     return 0
 
 
-def _begin_again() -> None:
+def _restart() -> None:
     """Replace this process by one that begins with its environment as it is now."""
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 

@@ -153,7 +153,7 @@ class Provider:
         origin: Of the lab, to which it sends people back.
         verify: Knows whose certificates to trust.
         clock: Seconds since the epoch.
-        asks_anew: Whether the provider must ask a person to sign in there once more before that confirms something.
+        reauthenticates: Whether a person confirms something only by signing in at the provider once more.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class Provider:
         verify: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
         *,
-        asks_anew: bool = True,
+        reauthenticates: bool = True,
     ) -> None:
         self.settings = settings
-        self._asks_anew = asks_anew
+        self._reauthenticates = reauthenticates
         self.redirect_uri = f"{origin}{CALLBACK}"
         self._verify = verify or httpx.create_ssl_context()
         self._clock = clock
@@ -203,7 +203,7 @@ class Provider:
             "scope": self.settings.scope, "state": one.state, "nonce": one.nonce,
             "code_challenge": challenge, "code_challenge_method": "S256",
         }  # fmt: skip
-        if one.purpose == "confirm" and self._asks_anew:
+        if one.purpose == "confirm" and self._reauthenticates:
             values |= {"prompt": "login", "max_age": "0"}
         address = one.endpoints.authorization
         return f"{address}{'&' if '?' in address else '?'}{urlencode(values)}"
@@ -293,7 +293,7 @@ class Provider:
             raise self._failed("ID token: no usable subject")
         if claims["iat"] < one.began - SKEW_SECONDS:
             raise self._failed("ID token: older than the sign-in")
-        if one.purpose == "confirm" and self._asks_anew:
+        if one.purpose == "confirm" and self._reauthenticates:
             self._require_fresh(claims.get("auth_time"), one)
         return claims
 

@@ -156,7 +156,7 @@ class Sessions:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
 
-    def end_everyones(self) -> None:
+    def clear(self) -> None:
         """Sign all people out."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM sessions")

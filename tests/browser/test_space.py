@@ -46,7 +46,7 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
         return replace(fake_services(own.root, seconds_per_step=2.0, home=own, owner=person.name), person=person)
 
     def make(origin: str):
-        pages = DemoPages(demo, "Ann/loratory", f"{origin}/sign-in")
+        pages = DemoPages(demo, f"{SPACE_PAGE}?duplicate=true", f"{origin}/sign-in")
         return space_at(origin, institute.issuer, institute.trust, pages)
 
     with running_lab(root, slowly, space_at=make, behind_proxy=True) as running:

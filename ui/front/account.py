@@ -35,7 +35,6 @@ from ui.views.html import duration
 ACCOUNT = "/account"
 _PASSWORD = f"{ACCOUNT}/password"
 _SESSION = f"{ACCOUNT}/session"
-ACCOUNT_PATHS = frozenset({ACCOUNT, _PASSWORD, _SESSION})
 _NOTICES = {
     "changed": "Password changed. All other sessions were signed out.",
     "linked": "Linked. You can sign in with it from now on.",
@@ -69,13 +68,8 @@ class AccountPages:
     links_of: Callable[[Person, bool], str] = lambda _person, _has_password: ""
     has_passwords: bool = True
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """What `routes` answer."""
-        return frozenset(route.path for route in self.routes())
-
     def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
+        """Return the pages."""
         password = [Route(_PASSWORD, self._change_password, methods=["POST"])] if self.has_passwords else []
         return [
             Route(ACCOUNT, self._show, methods=["GET"]),

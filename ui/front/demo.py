@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.lab import PublicAddress
 from engine.accounts.throttle import DemoThrottle, ThrottledError
 from engine.errors import EngineError
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.space.demo import Demo
 from engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
+from engine.space.environment import SpaceEnvironment
 from ui.backend.run_reader import ObservedRun, RunReader
 from ui.front.forms import address_of, hash_of, read_form
 from ui.front.gate import SIGN_IN
@@ -40,21 +40,18 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 @contextmanager
-def open_demo(
-    home: LoratoryHome, space: str, address: PublicAddress, places: InspectorPlaces | None = None
-) -> Iterator["DemoPages"]:
+def open_demo(home: LoratoryHome, environment: SpaceEnvironment, places: InspectorPlaces) -> Iterator["DemoPages"]:
     """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back.
 
     Args:
         home: Of the Space.
-        space: The Space as `owner/name`.
-        address: Its own, where people sign in.
+        environment: Of the Space.
         places: For the inspectors' processes of all people.
     """
     demo = Demo.on_this_machine(home, places)
     demo.start()
     try:
-        yield DemoPages(demo, space, f"{address.origin}{SIGN_IN}")
+        yield DemoPages(demo, environment.duplicate_url, f"{environment.address.origin}{SIGN_IN}")
     finally:
         demo.close()
 
@@ -64,24 +61,22 @@ class DemoPages:
 
     Args:
         demo: The run, and what may be asked of it.
-        space: The Space as `owner/name`; empty where it has none, such as in a test at home.
+        duplicate_url: Where a person makes a Space of their own from this one.
         sign_in: Address of the sign-in page, on the Space's own host.
         throttle: Counts questions.
         waits_seconds: How long a question waits for its turn.
     """
 
-    paths = frozenset({DEMO, ASK})
-
     def __init__(
         self,
         demo: Demo,
-        space: str,
+        duplicate_url: str,
         sign_in: str,
         throttle: DemoThrottle | None = None,
         waits_seconds: float = _WAITS_SECONDS,
     ) -> None:
         self._demo = demo
-        self._masthead = render_masthead(space, sign_in)
+        self._masthead = render_masthead(duplicate_url, sign_in)
         self._throttle = throttle or DemoThrottle()
         self._waits_seconds = waits_seconds
         self._reader = RunReader(demo.runs)
@@ -92,10 +87,10 @@ class DemoPages:
         self._stamp = ""
         self._view = DemoView()
         self._body = ""
-        self._whole = b""  # the page of someone who was told nothing and asked nothing
+        self._whole = b""  # the page of a person without a notice and without a question
 
     def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
+        """Return the pages."""
         return [
             Route(DEMO, self.welcome, methods=["GET"]),
             Route(ASK, self._ask, methods=["POST"]),
@@ -176,13 +171,10 @@ class DemoPages:
 
     def _make(self) -> None:
         view = self._read()
-        stamp = view.stamp
-        if stamp == self._stamp and self._whole:
+        if view.stamp == self._stamp and self._whole:
             return
-        self._view, self._body = view, render_demo(view)
-        refresh = _REFRESH_SECONDS if view.is_changing else None
-        self._whole = self._page(render_asking(view), refresh=refresh)
-        self._stamp = stamp
+        self._view, self._body, self._stamp = view, render_demo(view), view.stamp
+        self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
         run = self._demo.run
@@ -202,13 +194,13 @@ class DemoPages:
         return self._demo.without_paths(words or "It failed for an unknown reason.")
 
     def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:
-        told = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
+        notice = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
         head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
             f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
-            f'<body class="demo"><main>{self._masthead}{told}{self._body}{asking}</main></body></html>'
+            f'<body class="demo"><main>{self._masthead}{notice}{self._body}{asking}</main></body></html>'
         ).encode()
 
 
@@ -217,6 +209,5 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 
 def _clean(prompt: str) -> str:
-    """Return what was typed, without what nobody types."""
-    lines = prompt.replace("\r\n", "\n")
-    return "".join(one for one in lines if one in _TYPED or one.isprintable()).strip()
+    """Return what was typed, without invisible characters."""
+    return "".join(one for one in prompt.replace("\r\n", "\n") if one in _TYPED or one.isprintable()).strip()

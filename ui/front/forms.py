@@ -30,7 +30,6 @@ from ui.front.gate import COOKIE, SIGN_IN
 JOIN = "/join"
 SIGN_OUT = "/sign-out"
 SIGN_IN_WITH = "/sign-in/with"  # an account of another service; only where there is one
-FRONT_PATHS = frozenset({SIGN_IN, JOIN, SIGN_OUT})
 _LARGEST_FORM_BYTES = 8_000
 _MOST_FIELDS = 10
 _STYLE = (Path(__file__).parent / "front.css").read_text(encoding="utf-8")
@@ -70,13 +69,8 @@ class Front:
     other_way: str = ""
     logins: Logins = dataclasses.field(default_factory=Logins)
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """What `routes` answer."""
-        return FRONT_PATHS
-
     def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
+        """Return the pages."""
         return [
             Route(SIGN_IN, self._show_sign_in, methods=["GET"]),
             Route(SIGN_IN, self._sign_in, methods=["POST"]),

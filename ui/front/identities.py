@@ -103,13 +103,8 @@ class IdentityPages(ABC):
         """For which the service may be asked who a person is."""
         return get_args(Purpose)
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """What `routes` answer."""
-        return frozenset({SIGN_IN_WITH, UNLINK})
-
     def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
+        """Return the pages."""
         return [
             Route(SIGN_IN_WITH, self._start, methods=["POST"]),
             Route(UNLINK, self._unlink, methods=["POST"]),

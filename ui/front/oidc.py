@@ -48,13 +48,8 @@ class OidcPages(IdentityPages):
         """A provider is asked for a fresh sign-in, and must confirm its time."""
         return True
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """What `routes` answer."""
-        return super().paths | {CALLBACK}
-
     def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
+        """Return the pages."""
         return [*super().routes(), Route(CALLBACK, self._come_back, methods=["GET"])]
 
     async def go(self, request: Request, wish: Wish) -> Response:

@@ -18,18 +18,21 @@ _TRIES_AGAIN_SECONDS = 60.0
 def serve_problem(error: EngineError, listener: Listener) -> None:
     """Answer every request with what keeps a Space from starting, until it is stopped, or for a minute where waiting may help.
 
-    The page of a Space whose server ends at once says nothing of the reason.
+    The page of a Space whose server ends at once shows no reason.
 
     Raises:
         DeviceError: If the port cannot be bound.
     """
     may_pass = isinstance(error, HubUnreachableError)
-    then = f"<p>It tries again every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
-    answer = page("Loratory cannot start", problem_box(str(error)) + then)
+    retry = f"<p>It tries again every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
+    plain = page("Loratory cannot start", problem_box(str(error)) + retry)
+    policy = f"{plain.headers['Content-Security-Policy']}; frame-ancestors {HUB}"
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    answer = HTMLResponse(plain.body, headers=headers)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await _framed(answer)(scope, receive, send)
+            await answer(scope, receive, send)
 
     config = uvicorn.Config(
         app, loop="asyncio", lifespan="off", log_level="warning", access_log=False, server_header=False
@@ -41,9 +44,3 @@ def serve_problem(error: EngineError, listener: Listener) -> None:
         timer.start()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener.open()])
-
-
-def _framed(answer: HTMLResponse) -> HTMLResponse:
-    policy = f"{answer.headers['Content-Security-Policy']}; frame-ancestors {HUB}"
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-    return HTMLResponse(answer.body, headers=headers)

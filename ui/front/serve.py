@@ -62,7 +62,7 @@ def build_gate(
     provider: "Provider | None" = None,
     proxy: TrustedProxy | None = None,
     space: "Space | None" = None,
-    logins: Logins | None = None,
+    logins: Logins,
 ) -> tuple[Gate, PersonPages]:
     """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served.
 
@@ -74,7 +74,7 @@ def build_gate(
         provider: Whose accounts open those of the lab.
         proxy: Which names people.
         space: In a Space: who gets in there, with its own provider.
-        logins: At Hugging Face, of the people; a Space has its own.
+        logins: Of the people, at Hugging Face.
     """
     database = open_database(home)
     sessions = Sessions(database)
@@ -82,11 +82,10 @@ def build_gate(
     accounts = Accounts(database)
     shared = accounts, sessions, SignInThrottle(), audit
     other: IdentityPages | None = None
-    front: Front | None = None
     if space is not None:
         from ui.front.space import build_doors
 
-        front, other = build_doors(space, database, shared, lambda: read_notice(home))
+        front, other = build_doors(space, database, shared, lambda: read_notice(home), logins)
     elif provider is not None:
         from ui.front.oidc import OidcPages  # only a lab with a provider needs what it brings
 
@@ -95,8 +94,8 @@ def build_gate(
     if proxy is not None:
         other = by_proxy = ProxyPages(*shared, Identities(database, accounts), proxy.header)
         names = NamedByProxy(proxy.header, by_proxy.may_continue)
-    logins = space.logins if space is not None else logins or Logins()
-    front = front or Front(*shared, lambda: read_notice(home), other.title if other else "", logins)
+    if space is None:
+        front = Front(*shared, lambda: read_notice(home), other.title if other else "", logins)
     account = AccountPages(*shared, has_passwords=space is None)
     if other is not None:
         account = replace(account, links_of=other.links_of)
@@ -124,11 +123,9 @@ def build_gate(
         return names
 
     pages = PersonPages(complete, address, close_services)
-    plain = Starlette(
-        routes=[*front.routes(), *account.routes(), *(other.routes() if other else ())],
-        lifespan=lambda _: _upkeep(pages, enabled, disk),
-    )
-    paths = front.paths | account.paths | (other.paths if other else frozenset())
+    routes = [*front.routes(), *account.routes(), *(other.routes() if other else ())]
+    plain = Starlette(routes=routes, lifespan=lambda _: _upkeep(pages, enabled, disk))
+    paths = frozenset(route.path for route in routes)
     welcome = None if space is None else space.welcome
     gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names, welcome=welcome)
     return gate, pages
@@ -186,7 +183,7 @@ def serve_lab(
     settings = read_settings(home)
     if settings.public_url != address.origin:
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
-    logins = space.logins if space is not None else Logins()
+    logins = Logins()
     executors = partial(make_executors, login_of=logins_of(home, logins))
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}

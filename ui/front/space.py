@@ -1,11 +1,10 @@
-"""A lab in a Hugging Face Space: people sign in with their account there, all others see the demo."""
+"""A lab in a Hugging Face Space: people sign in with their account there, visitors see the demo."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import escape
-from typing import NamedTuple, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,7 +25,7 @@ from engine.paths import LoratoryHome
 from engine.space.admission import Admission, Visitor
 from engine.space.environment import ADMITTED, HUB, SpaceEnvironment
 from engine.space.mirror import mirror_of
-from ui.front.demo import open_demo
+from ui.front.demo import DemoPages, open_demo
 from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page
 from ui.front.gate import SIGN_IN, Welcome
 from ui.front.identities import Wish
@@ -35,18 +34,6 @@ from ui.front.oidc import OidcPages
 _USABLE_SCOPE = "jobs"  # a token without it starts nothing that a person asks for here
 _LAST_SECONDS = 7.0  # to save; Hugging Face kills the process ten seconds after it asked it to end
 _LOST = "Not mirrored: runs and settings are lost when this Space sleeps or restarts."
-
-
-class Demo(Protocol):
-    """What people who are not admitted see."""
-
-    paths: frozenset[str]
-
-    def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
-
-    async def welcome(self, _request: Request, why: str = "") -> Response:
-        """Return the page for `/`, with words for a person who is not admitted."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +45,21 @@ class Space:
         provider: Hugging Face, to sign in with.
         demo: For strangers.
         unsaved: Returns what a person would lose at a restart, in words; empty where that is nothing.
-        logins: Of the people who are signed in.
         places: For the inspectors' processes of all people.
     """
 
     environment: SpaceEnvironment
     provider: Provider
-    demo: Demo
+    demo: DemoPages
     unsaved: Callable[[str], str]
-    logins: Logins
     places: InspectorPlaces = field(default_factory=InspectorPlaces)
 
     @property
     def welcome(self) -> Welcome:
         """What strangers see, also in the frame of the Space's page."""
-        routes = [Route("/", self.demo.welcome, methods=["GET"]), *self.demo.routes()]
-        return Welcome(Starlette(routes=routes), self.demo.paths, HUB)
+        routes = self.demo.routes()
+        app = Starlette(routes=[Route("/", self.demo.welcome, methods=["GET"]), *routes])
+        return Welcome(app, frozenset(route.path for route in routes), HUB)
 
     def who_gets_in(self) -> str:
         """Return in words where the owner decides about it."""
@@ -98,21 +84,14 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
     def unsaved(owner: str) -> str:
         return _LOST if mirror is None else mirror.unsaved(owner).words
 
-    provider = Provider(environment.oidc, environment.address.origin, asks_anew=False)
+    provider = Provider(environment.oidc, environment.address.origin, reauthenticates=False)
     places = InspectorPlaces()
     try:
-        with open_demo(home, environment.space_id, environment.address, places) as demo:
-            yield Space(environment, provider, demo, unsaved, Logins(), places)
+        with open_demo(home, environment, places) as demo:
+            yield Space(environment, provider, demo, unsaved, places)
     finally:
         if mirror is not None and not mirror.stop(_LAST_SECONDS):
             print("The Space ends before everything was saved.", flush=True)
-
-
-class SpaceDoors(NamedTuple):
-    """The plain pages of a Space."""
-
-    front: "SpaceFront"
-    other: "SpacePages"
 
 
 def build_doors(
@@ -120,22 +99,18 @@ def build_doors(
     database: Database,
     shared: tuple[Accounts, Sessions, SignInThrottle, AuditLog],
     notice: Callable[[], str],
-) -> SpaceDoors:
-    """Return the pages with which people come in.
+    logins: Logins,
+) -> "tuple[SpaceFront, SpacePages]":
+    """Return the pages with which people sign in.
 
     All sessions that a mirror brought back end: who is admitted may have changed, and tokens were in memory alone.
     """
     accounts, sessions, _, _ = shared
-    sessions.end_everyones()
+    sessions.clear()
     admission = Admission(space.environment, database, accounts)
-    other = SpacePages(
-        *shared,
-        Identities(database, accounts),
-        space.provider,
-        admission=admission,
-        space=space,
-    )
-    return SpaceDoors(SpaceFront(*shared, notice, other.title, space.logins, space=space), other)
+    identities = Identities(database, accounts)
+    other = SpacePages(*shared, identities, space.provider, admission=admission, space=space, logins=logins)
+    return SpaceFront(*shared, notice, other.title, logins, environment=space.environment), other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +119,13 @@ class SpacePages(OidcPages):
 
     Args:
         admission: Decides that.
-        space: Its demo and its logins.
+        space: Its demo.
+        logins: Of the people who are signed in.
     """
 
     admission: Admission
     space: Space
+    logins: Logins
 
     @property
     def purposes(self) -> tuple[Purpose, ...]:
@@ -174,16 +151,16 @@ class SpacePages(OidcPages):
         if admitted.is_new:
             await self._log(person.name, "joined", request, person.name, f"{person.role}, {self.logged_as}")
         if arrival.access_token and _USABLE_SCOPE in (arrival.scopes or set(self.space.environment.scopes)):
-            self.space.logins.put(person.name, arrival.access_token, arrival.expires)
+            self.logins.put(person.name, arrival.access_token, arrival.expires)
         # Confirmed: a browser that is signed in to Hugging Face can change all of the Space there as well.
         return await self._begin(request, person, is_confirmed=True)
 
     async def _turn_away(self, request: Request, visitor: Visitor, words: str) -> Response:
-        """Show the demo to a person who is not let in; who was, is signed out."""
+        """Show the demo to a person who is not admitted, and sign them out where they were before."""
         known = await asyncio.to_thread(self.admission.known, visitor)
         if known is not None:
             await asyncio.to_thread(self.sessions.end_all, known)
-            self.space.logins.forget(known.name)
+            self.logins.forget(known.name)
         await self._log("", "sign-in failed", request, visitor.account.subject[:64], f"{self.logged_as}: not admitted")
         return await self.space.demo.welcome(request, words)
 
@@ -193,18 +170,13 @@ class SpaceFront(Front):
     """The sign-in page of a Space: one button.
 
     Args:
-        space: Whose it is.
+        environment: Of the Space.
     """
 
-    space: Space
-
-    @property
-    def paths(self) -> frozenset[str]:
-        """What `routes` answer."""
-        return frozenset({SIGN_IN, SIGN_OUT})
+    environment: SpaceEnvironment
 
     def routes(self) -> list[Route]:
-        """Return what answers `paths`."""
+        """Return the pages."""
         return [
             Route(SIGN_IN, self._offer, methods=["GET"]),
             Route(SIGN_OUT, self._sign_out, methods=["POST"]),
@@ -213,7 +185,7 @@ class SpaceFront(Front):
     async def _offer(self, request: Request) -> Response:
         if await find_session(self.sessions, request) is not None:
             return RedirectResponse("/", 303)
-        notice, environment = self.notice(), self.space.environment
+        notice, environment = self.notice(), self.environment
         return page(
             "Sign in",
             (f'<p class="notice">{escape(notice)}</p>' if notice else "")

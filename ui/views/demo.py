@@ -1,6 +1,5 @@
 """The demo of a Space: what Loratory is, a run to read, and a question to base and tuned model. Without JavaScript."""
 
-import re
 from dataclasses import dataclass, field
 from html import escape
 
@@ -15,7 +14,6 @@ from ui.views.loss_svg import loss_words, render_loss_svg, render_loss_table
 from ui.views.run_view import method_words, status_line
 
 ASK = "/demo/ask"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _END_WORDS = {"length": "token limit", "context": "context limit", "stopped": "time limit", "eos": ""}
 
 
@@ -50,17 +48,14 @@ class DemoView:
         return stamp(run, self.problem, self.sample.page is not None, len(self.sample.answers or ()), self.can_ask)
 
 
-def render_masthead(space: str, sign_in: str) -> str:
+def render_masthead(duplicate_url: str, sign_in: str) -> str:
     """Return what this is, and where to sign in and to get a Space of one's own; in new tabs, where this is in a frame."""
-    duplicate = ""
-    if _REPOSITORY.fullmatch(space):
-        address = f"https://huggingface.co/spaces/{space}?duplicate=true"
-        duplicate = _link(address, "Duplicate this Space", "button other")
     return (
         '<header><h1 class="name">Lora<i>tory</i></h1>'
         '<p class="what">Fine-tune language models in the browser: see exactly what a dataset trains, know before the '
         "start whether it fits, and compare base and tuned model afterwards.</p>"
-        f'<p class="ways">{_link(sign_in, "Sign in with Hugging Face", "button")}{duplicate}</p></header>'
+        f'<p class="ways">{_link(sign_in, "Sign in with Hugging Face", "button")}'
+        f"{_link(duplicate_url, 'Duplicate this Space', 'button other')}</p></header>"
     )
 
 
@@ -199,7 +194,7 @@ def _answers(sample: DemoSample) -> str:
 
 def _recorded(one: SampleAnswers) -> str:
     reference = escape(one.reference)
-    return _exchange(one, f'<details><summary>Answer in the data</summary><p class="said">{reference}</p></details>')
+    return _exchange(one, f'<details><summary>Answer in the data</summary><p class="answer">{reference}</p></details>')
 
 
 def _exchange(one: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:
@@ -212,8 +207,8 @@ def _exchange(one: SampleAnswers | DemoAnswers, more: str = "", role: str = "") 
 def _side(title: str, answer: DemoAnswer) -> str:
     words = _END_WORDS[answer.finish_reason]
     end = f' <span class="small">({words})</span>' if words else ""
-    said = escape(answer.text) if answer.text else '<span class="small">An empty answer.</span>'
-    return f'<div><h4>{title}</h4><p class="said" dir="auto">{said}{end}</p></div>'
+    text = escape(answer.text) if answer.text else '<span class="small">An empty answer.</span>'
+    return f'<div><h4>{title}</h4><p class="answer" dir="auto">{text}{end}</p></div>'
 
 
 def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None) -> str:
@@ -225,17 +220,17 @@ def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answer
         problem: Why it was not answered.
         answers: Of base and tuned.
     """
-    told = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
+    reply = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
     if not view.can_ask:
-        return f'<section id="ask">{told}</section>' if told else ""
+        return f'<section id="ask">{reply}</section>' if reply else ""
     if answers is not None:
-        told = _exchange(answers, role=' role="status"')
+        reply = _exchange(answers, role=' role="status"')
     about = (
         f"At most {LONGEST_PROMPT} characters; answers end after {ANSWER_TOKENS} tokens. Visitors take turns, and the first "
         "answer takes some seconds longer. Nothing is saved."
     )
     return (
-        f'<section id="ask"><h2>Ask both models</h2>{told}<form method="post" action="{ASK}#ask">'
+        f'<section id="ask"><h2>Ask both models</h2>{reply}<form method="post" action="{ASK}#ask">'
         f'<label for="prompt">Question</label><textarea id="prompt" name="prompt" rows="3" maxlength="{LONGEST_PROMPT}" '
         f'required autocomplete="off" aria-describedby="about">{escape(prompt)}</textarea>'
         f'<p class="small" id="about">{about}</p><button>Ask</button></form></section>'

@@ -45,6 +45,7 @@ class Lab:
         sessions: Their sessions.
         pages: Their pages.
         trust: Knows its certificate.
+        logins: Of its people, at Hugging Face.
         has_demo: Whether it is that of a Space.
     """
 
@@ -54,6 +55,7 @@ class Lab:
     sessions: Sessions
     pages: PersonPages
     trust: ssl.SSLContext
+    logins: Logins
     has_demo: bool = False
 
     def add(self, name: str, role: Role = "member") -> Person:
@@ -82,6 +84,7 @@ def running_lab(
     logins: Logins | None = None,
 ) -> Iterator[Lab]:
     """Serve a lab from a thread, or that of a Space; with services that need no model where none are given."""
+    logins = logins or Logins()
     home = LoratoryHome(root)
     home.make_writable()
     bound = bound_socket("127.0.0.1", 0)
@@ -106,6 +109,7 @@ def running_lab(
             Sessions(database),
             pages,
             certificate.trust,
+            logins,
             has_demo=space is not None,
         )
 

@@ -16,9 +16,9 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
 from tests.ui.front.space.stand_in import DEMO_WORDS, space_at
-from ui.front.forms import FRONT_PATHS
 from ui.front.gate import COOKIE
 
+PLAIN = ("/sign-in", "/sign-out", "/join")
 OF_A_PROVIDER = ("/sign-in/with", "/account/unlink", "/oidc/callback")  # refused where a lab has none
 REFUSED = (401, 403, 404, 405, 421)
 # Routes of Gradio that a page needs. All others are not offered, also those that a new Gradio brings.
@@ -80,13 +80,13 @@ def every_route():
     routes = routes_of(app.router.routes)
     assert len(routes) > 60, "the app's routes are found"
     assert "POST /gradio_api/queue/join" in routes
-    own = {f"GET {path}" for path in FRONT_PATHS}
+    own = {f"GET {path}" for path in PLAIN}
     return sorted({*routes, *own, *(f"{method} {path}" for path in OF_A_PROVIDER for method in ("GET", "POST"))})
 
 
 def is_plain(lab, path):
     """Whether a plain page for people without a session answers a path; those of providers have tests of their own."""
-    return path in FRONT_PATHS or (lab.has_demo and path in OF_A_PROVIDER)
+    return path in PLAIN or (lab.has_demo and path in OF_A_PROVIDER)
 
 
 @pytest.mark.parametrize("cookie", [None, "", "x", "A" * 43])

@@ -4,35 +4,9 @@ import pytest
 
 from engine.accounts.identities import Identity
 from engine.accounts.oidc import Provider
-from engine.accounts.throttle import SignInThrottle
-from tests.ui.front.institute import running_institute
 from tests.ui.front.lab import running_lab
 from tests.ui.front.oidc.rounds import RULE, identities, settings_of
 from tests.ui.front.space.stand_in import space_at
-from ui.front import serve
-
-
-@pytest.fixture(scope="module")
-def throttle():
-    """The one of all labs here: all tests have one address, which each of them uses afresh."""
-    one = SignInThrottle()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "SignInThrottle", lambda: one)
-        yield one
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with running_institute(tmp_path_factory.mktemp("institute")) as running:
-        yield running
-
-
-@pytest.fixture
-def institute(served, throttle):
-    served.reset()
-    throttle._limiter.storage.reset()
-    yield served
-    served.reset()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from collections import defaultdict
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from engine.accounts.logins import Logins
 from engine.accounts.oidc import Provider
 from engine.space.environment import SpaceEnvironment
 from tests.ui.front.institute import CLIENT, SECRET
@@ -18,8 +17,6 @@ UNSAVED: defaultdict[str, str] = defaultdict(str)  # what each person would lose
 
 class FakeDemo:
     """Says who it is for; its real page has a test of its own."""
-
-    paths = frozenset({"/demo", "/demo/ask"})
 
     def routes(self):
         return [Route("/demo", self.welcome, methods=["GET"]), Route("/demo/ask", self.ask, methods=["POST"])]
@@ -44,5 +41,5 @@ def environment_at(origin, issuer, **changes):
 def space_at(origin, issuer, trust=None, demo=None, **changes):
     """That Space, with a demo that has no model where none is given."""
     environment = environment_at(origin, issuer, **changes)
-    provider = Provider(environment.oidc, origin, trust, asks_anew=False)
-    return Space(environment, provider, demo or FakeDemo(), UNSAVED.__getitem__, Logins())
+    provider = Provider(environment.oidc, origin, trust, reauthenticates=False)
+    return Space(environment, provider, demo or FakeDemo(), UNSAVED.__getitem__)

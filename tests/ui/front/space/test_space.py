@@ -51,7 +51,7 @@ def test_strangers_see_the_demo_at_the_root_and_nothing_else(lab):
     assert "https://huggingface.co/spaces/Ann/loratory?duplicate=true" in sign_in_page
 
 
-def test_the_creator_signs_in_as_admin_and_may_change_rights_at_once(lab, institute, space):
+def test_the_creator_signs_in_as_admin_and_may_change_rights_at_once(lab, institute):
     with lab.browser() as browser:
         answer = sign_in(lab, institute, browser, CREATOR, "Ann")
         assert (answer.status_code, answer.headers["location"]) == (303, "/")
@@ -68,7 +68,7 @@ def test_the_creator_signs_in_as_admin_and_may_change_rights_at_once(lab, instit
     assert lab.sessions.is_confirmed(lab.sessions.find(token))
 
 
-def test_confirming_needs_the_same_account_and_no_second_sign_in_there(lab, institute, space):
+def test_confirming_needs_the_same_account_and_no_second_sign_in_there(lab, institute):
     with lab.browser() as browser:
         sign_in(lab, institute, browser, CREATOR, "Ann")
         asked = len(institute.sent)
@@ -86,7 +86,7 @@ def test_who_is_listed_by_name_or_organization_is_a_member(lab, institute):
     assert {name: names_of(lab)[name] for name in ("bea", "cid")} == {"bea": "member", "cid": "member"}
 
 
-def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(lab, institute, space):
+def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(lab, institute):
     before = names_of(lab)
     institute.token |= {name: value for name, value in TOKEN.items() if name != "access_token"}
     with lab.browser() as browser:
@@ -95,7 +95,7 @@ def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(l
         assert DEMO_WORDS in answer.text
         assert "Ask Ann to add you, or duplicate" in answer.text
     assert names_of(lab) == before
-    assert space.logins.token_of("eve") is None
+    assert lab.logins.token_of("eve") is None
     assert log_of(lab)[-1][:2] == ("", "sign-in failed")
 
 
@@ -117,19 +117,19 @@ def test_a_changed_subject_is_another_person(lab, institute):
         assert person_in(browser) is None
 
 
-def test_a_token_is_kept_in_memory_until_the_last_session_ends(lab, institute, space):
+def test_a_token_is_kept_in_memory_until_the_last_session_ends(lab, institute):
     institute.token |= TOKEN
     with lab.browser() as one, lab.browser() as two:
         # The stand-in knows its own tokens alone, so the provider's answer comes without being asked.
         institute.answers["/userinfo"] = lambda: JSONResponse({"sub": "sub-bea", "preferred_username": "bea"})
         sign_in(lab, institute, one, "sub-bea", "bea")
         sign_in(lab, institute, two, "sub-bea", "bea")
-        assert space.logins.token_of("bea") == CANARY
+        assert lab.logins.token_of("bea") == CANARY
         shown = [one.get(path).text for path in ("/", "/config", "/account", "/sign-in")]
         one.post("/sign-out")
-        assert space.logins.token_of("bea") == CANARY
+        assert lab.logins.token_of("bea") == CANARY
         two.post("/sign-out", data={"everywhere": "1"})
-    assert space.logins.token_of("bea") is None
+    assert lab.logins.token_of("bea") is None
     assert CANARY not in "".join(shown)
     for path in lab.home.root.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
@@ -143,27 +143,27 @@ def test_a_token_is_kept_in_memory_until_the_last_session_ends(lab, institute, s
         ({"expires_in": 1e30}, False), ({"access_token": None}, False), ({"access_token": ["x"]}, False),
     ],
 )  # fmt: skip
-def test_a_token_without_use_or_end_is_not_kept(lab, institute, space, changes, is_kept):
-    space.logins.forget("bea")
+def test_a_token_without_use_or_end_is_not_kept(lab, institute, changes, is_kept):
+    lab.logins.forget("bea")
     institute.token |= {**TOKEN, **changes}
     institute.answers["/userinfo"] = lambda: JSONResponse({"sub": "sub-bea", "preferred_username": "bea"})
     institute.claims["preferred_username"] = "bea"
     with lab.browser() as browser:
         assert sign_in(lab, institute, browser, "sub-bea", "bea").headers["location"] == "/"
-    assert (space.logins.token_of("bea") is not None) == is_kept
+    assert (lab.logins.token_of("bea") is not None) == is_kept
 
 
-def test_a_disabled_person_loses_token_and_way_in(lab, institute, space):
+def test_a_disabled_person_loses_token_and_way_in(lab, institute):
     with lab.browser() as browser:
         sign_in(lab, institute, browser, "sub-dan", "dan", "gpu-lab")
-        space.logins.put("dan", "x", 9e12)
+        lab.logins.put("dan", "x", 9e12)
         lab.accounts.disable("dan")
         assert DEMO_WORDS in browser.get("/").text
         answer = sign_in(lab, institute, browser, "sub-dan", "dan", "gpu-lab")
         assert refused(lab, browser, answer)
         assert "disabled your account" in answer.text
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while space.logins.token_of("dan") is not None:
+    while lab.logins.token_of("dan") is not None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     lab.accounts.enable("dan")

@@ -1,0 +1,31 @@
+"""Visits of people without an account to the demo of a Space."""
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from ui.front.demo import DemoPages
+from ui.views.demo import ASK
+
+SIGN_IN = "https://ann-loratory.hf.space/sign-in"
+DUPLICATE = "https://huggingface.co/spaces/ann/loratory?duplicate=true"
+
+
+def app_of(demo, why="", **parts):
+    """The demo as a Space serves it, with its page also at the root."""
+    pages = DemoPages(demo, DUPLICATE, SIGN_IN, **parts)
+
+    async def front(request):
+        return await pages.welcome(request, why)
+
+    return Starlette(routes=[Route("/", front), *pages.routes()])
+
+
+def visit(demo, why="", **parts):
+    """A browser of a person without an account."""
+    return TestClient(app_of(demo, why, **parts), client=("203.0.113.7", 1))
+
+
+def ask(client, prompt="What does r do?", **headers):
+    """A question, as the form of the page sends it."""
+    return client.post(ASK, data={"prompt": prompt}, headers=headers)
