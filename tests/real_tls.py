@@ -1,4 +1,4 @@
-"""Certificates and servers on loopback, for tests that need real TLS."""
+"""Certificates and servers on this machine, for tests that need real TLS or a real socket."""
 
 import socket
 import ssl
@@ -38,11 +38,14 @@ def certificate_for(host: str, folder: Path, name: str = "tls") -> Certificate:
 
 
 @contextmanager
-def served(app: ASGIApp, bound: socket.socket, certificate: Certificate, grace_seconds: int = 1) -> Iterator[None]:
-    """Serve an app from a thread until the context ends."""
+def served(
+    app: ASGIApp, bound: socket.socket, certificate: Certificate | None, grace_seconds: int = 1
+) -> Iterator[None]:
+    """Serve an app from a thread until the context ends; without a certificate, without TLS."""
+    chain, key = (certificate.chain, certificate.key) if certificate is not None else (None, None)
     config = uvicorn.Config(
-        app, log_level="warning", proxy_headers=False, access_log=False, ssl_certfile=certificate.chain,
-        ssl_keyfile=certificate.key, timeout_graceful_shutdown=grace_seconds,
+        app, log_level="warning", proxy_headers=False, access_log=False, ssl_certfile=chain, ssl_keyfile=key,
+        timeout_graceful_shutdown=grace_seconds,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

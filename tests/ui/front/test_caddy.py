@@ -4,18 +4,18 @@ import os
 import shutil
 import ssl
 import subprocess
-import threading
 import time
 
 import httpx
 import pytest
-import uvicorn
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.deployment import Deployment
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path
+from engine.accounts.logins import Logins
 from engine.serve.guard import bound_socket
+from tests.real_tls import served
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of
 from ui.front.serve import build_gate
 
@@ -36,15 +36,11 @@ def lab(home, tmp_path, address):
     """A lab on a socket, for its user and group alone."""
     listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
     gate, _ = build_gate(
-        home, address, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=listener.behind_proxy
-    )
-    config = uvicorn.Config(gate, lifespan="on", log_level="warning", proxy_headers=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener.open()]})
-    thread.start()
-    yield home
-    server.should_exit = True
-    thread.join()
+        home, address, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=listener.behind_proxy,
+        logins=Logins(),
+    )  # fmt: skip
+    with served(gate, listener.open(), None):
+        yield home
 
 
 @pytest.fixture

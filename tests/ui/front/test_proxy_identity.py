@@ -2,22 +2,21 @@
 
 import os
 import re
-import threading
-import time
 from contextlib import contextmanager
 
 import httpx
 import pytest
-import uvicorn
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.identities import Identities, Identity
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path
+from engine.accounts.logins import Logins
 from engine.accounts.proxy import TrustedProxy
 from engine.accounts.sessions import Sessions
 from tests.accounts.conftest import quick_passwords  # noqa: F401 - a fixture
-from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
+from tests.real_tls import served
+from tests.ui.front.lab import PASSWORD, fake_services_of, running_lab
 from ui.front.gate import COOKIE
 from ui.front.serve import build_gate
 
@@ -26,31 +25,20 @@ HEADER = "X-Remote-User"
 
 
 @contextmanager
-def served(home, path, user_id):
+def proxied(home, path, user_id):
     listener = Listener.chosen(str(path), "", 0, None, None)
     proxy = TrustedProxy(HEADER.lower(), user_id)
     gate, _ = build_gate(
-        home, ADDRESS, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=True, proxy=proxy
-    )
-    config = uvicorn.Config(gate, loop="asyncio", lifespan="on", log_level="warning", proxy_headers=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [proxy.guard(listener.open())]})
-    thread.start()
-    try:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not server.started:
-            assert thread.is_alive(), "the lab did not start"
-            assert time.monotonic() < deadline, "the lab did not start in time"
-            time.sleep(0.01)
+        home, ADDRESS, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=True, proxy=proxy,
+        logins=Logins(),
+    )  # fmt: skip
+    with served(gate, proxy.guard(listener.open()), None):
         yield
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
 def path(home, tmp_path):
-    with served(home, tmp_path / "page.sock", os.geteuid()):
+    with proxied(home, tmp_path / "page.sock", os.geteuid()):
         yield tmp_path / "page.sock"
 
 
@@ -136,7 +124,7 @@ def test_a_disabled_person_is_not_let_in_and_nothing_is_confirmed(path, accounts
 
 
 def test_another_user_of_the_machine_gets_no_answer(home, tmp_path):
-    with served(home, tmp_path / "page.sock", os.geteuid() + 1):
+    with proxied(home, tmp_path / "page.sock", os.geteuid() + 1):
         for _ in range(3):  # and it goes on listening
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)):
                 ask(tmp_path / "page.sock", "GET", "/sign-in", ["root"])
