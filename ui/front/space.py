@@ -28,7 +28,7 @@ from engine.space.mirror import mirror_of
 from ui.front.demo import DemoPages, open_demo
 from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page
 from ui.front.gate import SIGN_IN, Welcome
-from ui.front.identities import Wish
+from ui.front.identities import IdentityPages, Wish
 from ui.front.oidc import OidcPages
 
 _USABLE_SCOPE = "jobs"  # a token without it starts nothing that a person asks for here
@@ -100,7 +100,7 @@ def build_doors(
     shared: tuple[Accounts, Sessions, SignInThrottle, AuditLog],
     notice: Callable[[], str],
     logins: Logins,
-) -> "tuple[SpaceFront, SpacePages]":
+) -> tuple[Front, IdentityPages]:
     """Return the pages with which people sign in.
 
     All sessions that a mirror brought back end: who is admitted may have changed, and tokens were in memory alone.
