@@ -84,7 +84,7 @@ def create(
 
     With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
-    from engine.space.hub import Visibility, refuse_hidden, refuse_sleep
+    from engine.space.hub import Visibility
 
     kind: Sdk = one_of(sdk, Sdk, "--sdk")
     shown: Visibility = one_of(visibility, Visibility, "--visibility")
@@ -94,9 +94,7 @@ def create(
     if dry_run is not None:
         _write(files, dry_run, as_json=as_json)
         return
-    refuse_sleep(plan.hardware, settings.sleep_seconds)
-    if shown == "private":
-        refuse_hidden(name, settings.admitted)
+    settings.refuse_impossible(name, plan.hardware, is_private=shown == "private")
     with _hub() as hub:
         price = hub.refuse_unless_possible(plan)
         hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
@@ -129,7 +127,7 @@ def update(
     as_json: AsJson = False,
 ) -> None:
     """Update a Space to this version of Loratory, and change the given options; the rest stays as it is."""
-    from engine.space.hub import refuse_hidden, refuse_sleep, sdk_of
+    from engine.space.hub import sdk_of
 
     check_name(name, "space")
     settings = _settings(secret, admit, "" if no_bucket else bucket, sleep_hours)._replace(hardware=hardware)
@@ -141,9 +139,7 @@ def update(
         models = warm if warm is not None else listed if isinstance(listed, list) else []
         runtime = hub.runtime(name)
         runs_on = hardware or runtime.requested_hardware or runtime.hardware or "cpu-basic"
-        refuse_sleep(runs_on, settings.sleep_seconds)
-        if info.private:
-            refuse_hidden(name, settings.admitted)
+        settings.refuse_impossible(name, runs_on, is_private=bool(info.private))
         plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models))
         files = space_files(plan, build_wheel())
         done = hub.change(name, settings)
@@ -182,7 +178,7 @@ def delete(
         goes = f" and the bucket {bucket} with all its runs" if with_bucket and bucket else ""
         if not yes:
             _ask_for_name(name, f"This permanently deletes the Space {name}{goes}.")
-        hub.delete(name, with_bucket=with_bucket)
+        hub.delete(name, bucket if with_bucket else None)
     kept = None if with_bucket else bucket
     text = f"Deleted {name}{goes}." + (f" The bucket {kept} stays." if kept else "")
     print_result({"deleted": name, "bucket": bucket, "bucket_deleted": bool(goes)}, text, as_json=as_json)
@@ -300,14 +296,14 @@ def _lines(status: Status) -> list[str]:
         "page": status.page,
         "hardware": f"{hardware}, {price} while it runs",
         "sleeps": sleeps,
-        "runs": _fate_of_runs(status),
+        "runs": _where_runs_are_kept(status),
         "admitted": status.admitted or "the owner alone",
     }
     log = [f"  {line}" for line in status.log]
     return [f"{status.name} {status.words}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
 
 
-def _fate_of_runs(status: Status) -> str:
+def _where_runs_are_kept(status: Status) -> str:
     if status.bucket is None:
         return "lost at each restart: no bucket"
     if not status.has_token:

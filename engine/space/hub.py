@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, JobHardwareInfo, SpaceRuntime
@@ -47,6 +48,25 @@ class Settings(NamedTuple):
     bucket: str | None = None
     hardware: str | None = None
     sleep_seconds: int | None = None
+
+    @property
+    def listed(self) -> str:
+        """Who is admitted, as one value."""
+        return ",".join(self.admitted or ())
+
+    def refuse_impossible(self, name: str, hardware: str, *, is_private: bool) -> None:
+        """Check that a Space can sleep as asked, and that people who are admitted can get there; raises ConfigError."""
+        if self.sleep_seconds is not None and hardware == "cpu-basic":
+            message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
+            raise ConfigError([Problem("sleep_hours", message)])
+        owner = name.partition("/")[0]
+        hidden = [one for one in self.admitted or () if one.removeprefix("@").casefold() != owner.casefold()]
+        if is_private and hidden:
+            message = (
+                f"the Hub shows a private Space to {owner} alone, so {hidden[0]} cannot open it. Make it protected, "
+                "which hides its files, or public: --visibility of `create`, or the settings of the Space."
+            )
+            raise ConfigError([Problem("admit", message)])
 
 
 class Sent(NamedTuple):
@@ -103,7 +123,7 @@ class SpaceHub:
             raise SPACE.explain(Fault(HubFault.NO_SPACE, "HTTP 404"), name)
         return found
 
-    def refuse_unless_possible(self, plan: SpacePlan) -> float | None:
+    def refuse_unless_possible(self, plan: SpacePlan) -> float:
         """Check what can be known before anything is made, and return the price per hour in USD.
 
         Raises:
@@ -144,8 +164,8 @@ class SpaceHub:
             self.make_bucket(settings.bucket)
         self.report(f"Creating {plan.name}.")
         secrets = [{"key": key, "value": value} for key, value in settings.secrets.items()]
-        if settings.admitted:
-            secrets.append(_admitted_secret(settings.admitted))
+        if listed := settings.listed:  # a secret, not a variable: those are public, and copied into duplicates
+            secrets.append({"key": ADMITTED, "value": listed, "description": listed})
         variables = [{"key": BUCKET, "value": settings.bucket}] if settings.bucket else None
         self._ask(
             plan.name,
@@ -171,15 +191,13 @@ class SpaceHub:
         """Set what is given, and return in words what was set."""
         done = []
         for key, value in settings.secrets.items():
-            self._ask(name, lambda key=key, value=value: self.api.add_space_secret(name, key, value))  # type: ignore[misc]
+            self._ask(name, partial(self.api.add_space_secret, name, key, value))
             done.append(f"secret {key}")
         if settings.admitted is not None:
-            secret = _admitted_secret(settings.admitted)
-            key, listed = secret["key"], secret["description"]
-            if listed:
-                self._ask(name, lambda: self.api.add_space_secret(name, key, listed, description=listed))
-            elif key in self._ask(name, lambda: self.api.get_space_secrets(name)):
-                self._ask(name, lambda: self.api.delete_space_secret(name, key))
+            if listed := settings.listed:
+                self._ask(name, lambda: self.api.add_space_secret(name, ADMITTED, listed, description=listed))
+            elif ADMITTED in self._ask(name, lambda: self.api.get_space_secrets(name)):
+                self._ask(name, lambda: self.api.delete_space_secret(name, ADMITTED))
             done.append(f"admitted: {listed or 'the owner alone'}")
         if settings.bucket:
             bucket = settings.bucket
@@ -204,34 +222,23 @@ class SpaceHub:
         """Send the files that differ, in one commit; without a difference, none is made."""
         self.report(f"Sending files to {name}.")
 
+        sent = Sent((), (), "")
+
         def upload() -> Sent:
+            nonlocal sent
             there = self.require(name)
             hashes = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id for one in there.siblings or ()}
             changed = tuple(file for file, data in files.items() if hashes.get(file) not in _hashes(data))
             removed = tuple(sorted(file for file in hashes if is_ours(file) and file not in files))
-            if not changed and not removed:
-                return Sent((), (), str(there.sha))
-            commit = self.api.create_commit(
-                name,
-                [
-                    *(CommitOperationAdd(file, files[file]) for file in changed),
-                    *(CommitOperationDelete(file) for file in removed),
-                ],
-                commit_message=message,
-                repo_type="space",
-            )
-            return Sent(changed, removed, str(commit.oid))
+            if not changed and not removed:  # perhaps by a commit whose answer was lost
+                return sent._replace(commit=str(there.sha))
+            sent = Sent(changed, removed, "")
+            added = [CommitOperationAdd(file, files[file]) for file in changed]
+            deleted = [CommitOperationDelete(file) for file in removed]
+            commit = self.api.create_commit(name, [*added, *deleted], commit_message=message, repo_type="space")
+            return sent._replace(commit=str(commit.oid))
 
-        first: Sent | None = None
-
-        def once() -> Sent:
-            nonlocal first
-            sent = upload()
-            # A commit whose answer was lost is found by the next attempt, which then has nothing to send.
-            first = first if first is not None and not sent.changed else sent
-            return first
-
-        return self._ask(name, once)
+        return self._ask(name, upload)
 
     def wait(self, name: str, commit: str, limit_seconds: float) -> Status:
         """Return the state in which a Space stays after a commit, reporting those before.
@@ -263,7 +270,7 @@ class SpaceHub:
             waited += _LOOK_SECONDS
 
     def runtime(self, name: str) -> SpaceRuntime:
-        """Return what the Hub says about a Space at work."""
+        """Return what the Hub reports of a Space at work."""
         return self._ask(name, lambda: self.api.get_space_runtime(name))
 
     def status(self, name: str, runtime: SpaceRuntime | None = None) -> Status:
@@ -290,13 +297,11 @@ class SpaceHub:
             log=self._log(name, stage.log) if stage.log else (),
         )
 
-    def delete(self, name: str, *, with_bucket: bool) -> str | None:
-        """Delete a Space, and its bucket where that is wanted; returns the bucket's name."""
-        bucket = self.bucket_of(name)
+    def delete(self, name: str, bucket: str | None = None) -> None:
+        """Delete a Space, and a bucket with it."""
         self._ask(name, lambda: self.api.delete_repo(name, repo_type="space", missing_ok=True))
-        if bucket is not None and with_bucket:
+        if bucket is not None:
             self._ask(bucket, lambda: self.api.delete_bucket(bucket, missing_ok=True))
-        return bucket
 
     def bucket_of(self, name: str) -> str | None:
         """Return the bucket to which a Space mirrors its runs; None where it has none."""
@@ -323,25 +328,6 @@ class SpaceHub:
         return self.api.token if isinstance(self.api.token, str) else None
 
 
-def refuse_sleep(hardware: str, sleep_seconds: int | None) -> None:
-    """Check that a Space can sleep when it is told to; raises ConfigError."""
-    if sleep_seconds is not None and hardware == "cpu-basic":
-        message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
-        raise ConfigError([Problem("sleep_hours", message)])
-
-
-def refuse_hidden(name: str, admitted: Sequence[str] | None) -> None:
-    """Check that those who are admitted to a private Space can get there; raises ConfigError."""
-    owner = name.partition("/")[0]
-    others = [one for one in admitted or () if one.removeprefix("@").casefold() != owner.casefold()]
-    if others:
-        message = (
-            f"the Hub shows a private Space to {owner} alone, so {others[0]} cannot open it. Make it protected, "
-            "which hides its files, or public: --visibility of `create`, or the settings of the Space."
-        )
-        raise ConfigError([Problem("admit", message)])
-
-
 def sdk_of(info: SpaceInfo) -> Sdk:
     """Return of which kind a Space is.
 
@@ -352,12 +338,6 @@ def sdk_of(info: SpaceInfo) -> Sdk:
     if info.sdk in kinds:
         return kinds[info.sdk]
     raise PushError(f"{info.id} is a {info.sdk or 'plain'} Space, which is not Loratory's.", "Choose another one.")
-
-
-def _admitted_secret(admitted: Sequence[str]) -> dict[str, str]:
-    # A secret, not a variable: those are public, and go along when a Space is duplicated.
-    listed = ",".join(admitted)
-    return {"key": ADMITTED, "value": listed, "description": listed}
 
 
 def _hashes(data: bytes) -> tuple[str, str]:

@@ -290,6 +290,15 @@ def test_an_update_sends_what_changed_and_nothing_twice(hub, loratory):
     assert b"Qwen/Qwen3-0.6B" in repository.files()["Dockerfile"]  # as it was made
 
 
+def test_an_update_whose_answer_was_lost_reports_what_it_changed(hub, loratory):
+    with_space(hub, NAME, {"Dockerfile": b"FROM scratch"})
+    hub.faults = [Fault("commit", "lost")]
+
+    shown = json.loads(loratory("update", NAME, "--json")[1])
+
+    assert "Dockerfile changed" in shown["changed"]
+
+
 def test_a_gradio_space_stays_one(hub, loratory):
     assert loratory("create", NAME, "--sdk", "gradio", "--warm", "Qwen/Qwen3-0.6B")[0] == 0
     assert hub.spaces[NAME].sdk == "gradio"
