@@ -24,7 +24,7 @@ class BucketWords:
 
     Attributes:
         subject: What it is used for.
-        refusals: By HTTP status; others have the words that they have everywhere.
+        refusals: By HTTP status; any other has the words that it has everywhere.
         away: Where there is no answer at all.
     """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.accounts.people import DEMO_OWNER
 from engine.data.contract import DatasetPage, PageRow
@@ -22,10 +22,8 @@ _LONGEST_QUESTION = 300  # characters
 Ask = Callable[[str], DemoAnswers]
 
 
-class SampleAnswers(BaseModel):
+class SampleAnswers(BaseModel, frozen=True):
     """A question of a held-out row, the answer in the data, and what base and tuned answer."""
-
-    model_config = ConfigDict(frozen=True)
 
     prompt: str
     reference: str
@@ -33,10 +31,8 @@ class SampleAnswers(BaseModel):
     tuned: DemoAnswer
 
 
-class DemoSample(BaseModel):
+class DemoSample(BaseModel, frozen=True):
     """Rows of the data as the model is trained on them, and answers to questions that it was not trained on."""
-
-    model_config = ConfigDict(frozen=True)
 
     page: DatasetPage | None = None
     answers: tuple[SampleAnswers, ...] | None = None  # None before they are known; none where no row was held out
@@ -75,26 +71,16 @@ class SampleFile:
             EngineError: If the data cannot be read, nothing can be asked now, or the file cannot be written.
         """
         answers = []
-        for question in self._questions(inspector):
-            given = ask(question.prompt)
-            answers.append(
-                SampleAnswers(
-                    prompt=question.prompt,
-                    reference=question.reference,
-                    base=given.base,
-                    tuned=given.tuned,
-                )
-            )
+        for prompt, reference in self._questions(inspector):
+            given = ask(prompt)
+            answers.append(SampleAnswers(prompt=prompt, reference=reference, base=given.base, tuned=given.tuned))
         return self._write(self.read().model_copy(update={"answers": tuple(answers)}))
 
     def _questions(self, inspector: Inspector) -> list["_Question"]:
         config = self._run.folder.read_config()
+        training = config.training
         held_out = inspector.held_out(
-            config.dataset,
-            config.model,
-            config.training.max_length,
-            seed=config.training.seed,
-            count=4 * _ANSWERED_ROWS,
+            config.dataset, config.model, training.max_length, seed=training.seed, count=4 * _ANSWERED_ROWS
         )
         rows = inspector.preview(config.dataset, rows=held_out.rows).rows if held_out.rows else ()
         questions = filter(None, map(_question, rows))

@@ -1,4 +1,4 @@
-"""What Hugging Face and the owner tell a Space in its environment, and how the server takes it along without the secrets there.
+"""What Hugging Face and the owner set in the environment of a Space, and how the server keeps it without the secrets there.
 
 Names of the variables: https://huggingface.co/docs/hub/spaces-overview#helper-environment-variables and
 https://huggingface.co/docs/hub/spaces-oauth.
@@ -75,7 +75,7 @@ class SpaceEnvironment:
             raise AccountError("SPACE_ID is not a name like ann/loratory.", "Start it as Hugging Face does.")
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", creator):
             raise AccountError(
-                "SPACE_CREATOR_USER_ID does not say who created this Space.",
+                "SPACE_CREATOR_USER_ID is not the id of a person.",
                 "Restart it in its settings; Hugging Face sets the variable.",
             )
         space = cls(

@@ -24,9 +24,10 @@ from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
+from engine.space.mirror_files import Found
 from engine.space.mirror_index import HOME_INDEX, INCOMING, UPLOADS, Bucket, MirroredFile, RunKey, read_contents
 from engine.space.mirror_restore import Restored, Restorer
-from engine.space.mirror_scan import Found, HomeScan, RunScan
+from engine.space.mirror_scan import HomeScan, RunScan
 from engine.space.unsaved import Unsaved, View
 
 _RECORD = "mirror.json"

@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.errors import EngineError, PushError
 from engine.files import read_model
 from engine.paths import LoratoryHome
+from engine.space.mirror_files import Found, Source
 from engine.space.mirror_index import (
     CHECKPOINTS,
     DATA,
@@ -25,7 +26,6 @@ from engine.space.mirror_index import (
     data_name,
     named_by,
 )
-from engine.space.mirror_scan import Found, Source
 
 _LARGEST_PUT_BYTES = 64_000_000  # of one request; a single file may be larger
 _LARGEST_PUT_FILES = 500

@@ -1,16 +1,12 @@
-"""What this machine has that belongs into a mirror: looked at cheaply, by sizes and times, and read where it changed."""
+"""Runs, people and settings of this machine that belong into a mirror, looked at again and again."""
 
 import contextlib
 import hashlib
 import os
-import re
 import sqlite3
-import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.accounts.accounts import open_database
 from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
@@ -22,190 +18,15 @@ from engine.files import sha256_of, size_and_time
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints
 from engine.runs.provenance import read_provenance
-from engine.runs.run import EVENTS_FILE, LIVE_STATES, Run, RunFolder
+from engine.runs.run import LIVE_STATES, Run, RunFolder
+from engine.space.mirror_files import Files, Found, Source, stamp_of
 from engine.space.mirror_index import MOST_FILES, UPLOADS, Index, MirroredFile, Part, RunKey
 
-_TEXT_BYTES = 16_384  # what is not longer is in the index itself
-_CLOSED_BYTES = 262_144  # a piece of a log that has as many is not sent again
-_LARGEST_PIECE_BYTES = 4_000_000
-_TAIL_BYTES = 65_536  # of a worker's output
-_OUTPUT_FILE = "worker.log"
-_RUN_FILE = re.compile(r"runs/[^/]+/[^/]+/([^/]+)")
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
-
-_Stamp = tuple[int, int, int]
-
-
-class Source(NamedTuple):
-    """Where contents are: a part of a file, or all of it."""
-
-    path: Path
-    offset: int = 0
-    size: int | None = None  # None for all
-    stamp: _Stamp | None = None  # of a whole file when it was hashed
-
-    def read(self) -> bytes | Path:
-        """Return what to send.
-
-        Raises:
-            OSError: If the file is not there any more.
-        """
-        if self.size is None:
-            return self.path
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-    def is_still(self, part_sha256: str, sent: bytes | Path) -> bool:
-        """Whether what was sent is what was hashed."""
-        if isinstance(sent, bytes):
-            return hashlib.sha256(sent).hexdigest() == part_sha256
-        return _stamp_of(self.path) == self.stamp
-
-
-@dataclass
-class Found:
-    """What was found for one index."""
-
-    index: Index
-    sources: dict[str, Source] = field(default_factory=dict)  # by hash; what did not change may be missing here
-
-
-class Files:
-    """Describes files for one index, and remembers them by inode, size and time."""
-
-    def __init__(self, root: Path, before: Mapping[str, MirroredFile] | None = None) -> None:
-        self._root = root
-        self._before = before or {}  # what the mirror has, where this process did not put it there
-        self._known: dict[str, tuple[_Stamp, MirroredFile]] = {}
-        self.found: dict[str, MirroredFile] = {}
-        self.sources: dict[str, Source] = {}
-
-    def begin(self) -> None:
-        """Begin a new look."""
-        self.found, self.sources = {}, {}
-
-    def end(self) -> None:
-        """Forget what was not found."""
-        self._known = {name: known for name, known in self._known.items() if name in self.found}
-
-    def knows(self, name: str) -> bool:
-        """Whether a file is as it was when it was described or restored."""
-        known = self._known.get(name)
-        return known is not None and known[0] == _stamp_of(self._root / name)
-
-    def remember(self, name: str, file: MirroredFile) -> None:
-        """Take a file for what the mirror has: it was put there from it."""
-        stamp = _stamp_of(self._root / name)
-        if stamp is not None:
-            self._known[name] = stamp, file
-
-    def add(self, name: str, *, sha256: str | None = None) -> None:
-        """Describe one file, unless it is not there or not a plain file.
-
-        Args:
-            name: Below the home.
-            sha256: Of its content, where that is known.
-        """
-        path = self._root / name
-        with contextlib.suppress(OSError):  # deleted meanwhile: the next look shows it
-            stamp = _stamp_of(path)
-            if stamp is None:
-                return
-            known = self._known.get(name)
-            if known is None or known[0] != stamp:
-                file = self._describe(name, path, stamp, sha256)
-                self._known[name] = stamp, file
-            else:
-                file = known[1]
-            self.found[name] = file
-            # A worker's output is there with its end alone; all else from its begin.
-            offset = max(0, stamp[1] - file.size) if _is_output(name) else 0
-            for part in file.parts:
-                is_piece = _is_output(name) or _is_log(name)
-                source = Source(path, offset, part.size) if is_piece else Source(path, stamp=stamp)
-                self.sources.setdefault(part.sha256, source)
-                offset += part.size
-
-    def _describe(self, name: str, path: Path, stamp: _Stamp, sha256: str | None) -> MirroredFile:
-        size = stamp[1]
-        if size > _TEXT_BYTES and _is_log(name):
-            return self._growing(name, path, stamp)
-        if size > _TEXT_BYTES and not _is_output(name):
-            return MirroredFile(parts=(Part(sha256=sha256 or sha256_of(path), size=size),))
-        with path.open("rb") as file:
-            file.seek(max(0, size - _TAIL_BYTES) if _is_output(name) else 0)
-            data = file.read(size - file.tell())
-        data = data[: data.rfind(b"\n") + 1] if _is_log(name) else data
-        with contextlib.suppress(UnicodeDecodeError):
-            if len(data) <= _TEXT_BYTES:
-                return MirroredFile(text=data.decode())
-        return MirroredFile(parts=(_part_of(data),))
-
-    def _growing(self, name: str, path: Path, stamp: _Stamp) -> MirroredFile:
-        """Describe a log by the pieces that were described before, and what was added since."""
-        known, pieces = self._known.get(name), list[Part]()
-        if known is not None and known[0][0] == stamp[0] and known[1].size <= stamp[1]:
-            pieces = _confirmed(path, known[1].parts, only_last=True)
-        elif known is None and name in self._before:
-            pieces = _confirmed(path, self._before[name].parts)
-        if pieces and pieces[-1].size < _CLOSED_BYTES:
-            pieces.pop()
-        with path.open("rb") as file:
-            file.seek(sum(piece.size for piece in pieces))
-            while data := file.read(_LARGEST_PIECE_BYTES):
-                whole = data[: data.rfind(b"\n") + 1]
-                if not whole:
-                    break
-                pieces.append(_part_of(whole))
-                file.seek(len(whole) - len(data), os.SEEK_CUR)
-        return MirroredFile(parts=tuple(pieces))
-
-
-def _part_of(data: bytes) -> Part:
-    return Part(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-
-
-def _is_log(name: str) -> bool:
-    """Whether lines are added to a file, and to nothing but its end."""
-    return (name in HOME_FILES and name.endswith(".jsonl")) or _is_of_run(name, EVENTS_FILE)
-
-
-def _is_output(name: str) -> bool:
-    """Whether a file is a worker's output, of which the end is enough."""
-    return _is_of_run(name, _OUTPUT_FILE)
-
-
-def _is_of_run(name: str, file: str) -> bool:
-    found = _RUN_FILE.fullmatch(name)
-    return found is not None and found[1] == file
-
-
-def _confirmed(path: Path, parts: tuple[Part, ...], *, only_last: bool = False) -> list[Part]:
-    """Return the pieces of a log that are still at its begin; all or none where the last one alone is read."""
-    found: list[Part] = []
-    with path.open("rb") as file:
-        if only_last and parts:
-            found = list(parts[:-1])
-            file.seek(sum(part.size for part in found))
-        for part in parts[len(found) :]:
-            if hashlib.sha256(file.read(part.size)).hexdigest() != part.sha256:
-                return [] if only_last else found
-            found.append(part)
-    return found
-
-
-def _stamp_of(path: Path) -> _Stamp | None:
-    """Return inode, size and time of a plain file; None for links, folders and what is not there."""
-    try:
-        seen = path.lstat()
-    except OSError:
-        return None
-    return (seen.st_ino, seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
 
 
 class RunScan:
-    """Looks at one run again and again.
+    """Looks at one run.
 
     Attributes:
         is_training: Whether it is at work.
@@ -248,10 +69,9 @@ class RunScan:
             self.title = read_provenance(folder).title or self.title
         # A worker writes into files without a trace in the folder's time; once it has ended, all else leaves one.
         self._seen = quiet if state.is_final and not folder.has_living_worker() else None
-        files.end()
         if len(files.found) > MOST_FILES:
             raise StorageError(f"It has {len(files.found):,} files.", f"At most {MOST_FILES:,} are saved.")
-        return Found(Index(files=dict(sorted(files.found.items()))), dict(files.sources))
+        return files.end()
 
     def settle(self) -> None:
         """Take what was found last for sent: an unchanged run that has ended costs two looks at folders from now on."""
@@ -267,9 +87,9 @@ class RunScan:
                 best = checkpoint if best is None and checkpoint.manifest.best else best
         for one in {one.step: one for one in (newest, best) if one is not None}.values():
             prefix = f"{self._key.folder}/checkpoints/{one.folder.name}"
-            for name, told in one.manifest.files.items():
+            for name, listed in one.manifest.files.items():
                 if self._key.may_have(f"{prefix}/{name}"):
-                    self.files.add(f"{prefix}/{name}", sha256=told.sha256)
+                    self.files.add(f"{prefix}/{name}", sha256=listed.sha256)
             self.files.add(f"{prefix}/{MANIFEST}")
 
     def _is_whole(self, checkpoint: Checkpoint) -> bool:
@@ -346,12 +166,11 @@ class HomeScan:
         self.files.begin()
         for name in HOME_FILES:
             self.files.add(name)
-        self.files.end()
         try:
             self._add_accounts()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"The accounts cannot be saved ({error}).", "Free some space.") from error
-        return Found(Index(files=dict(sorted(self.files.found.items()))), dict(self.files.sources))
+        return self.files.end()
 
     def close(self) -> None:
         """Close the accounts."""
@@ -380,7 +199,7 @@ class HomeScan:
             self._accounts = seen
         part = self._accounts_part
         self.files.found[DATABASE_FILE] = MirroredFile(parts=(part,))
-        self.files.sources[part.sha256] = Source(self._copy, stamp=_stamp_of(self._copy))
+        self.files.sources[part.sha256] = Source(self._copy, stamp=stamp_of(self._copy))
 
 
 def _dump_of(database: Path) -> str:

@@ -160,7 +160,7 @@ def front_matter(plan: SpacePlan) -> dict[str, object]:
         "hf_oauth": True,
         "hf_oauth_scopes": list(SCOPES),
         "hf_oauth_expiration_minutes": _TOKEN_MINUTES,
-        # Others may embed the demo; the page of a person who signed in refuses frames itself.
+        # Every site may embed the demo; the page of a person who signed in refuses frames itself.
         "disable_embedding": False,
         "license": "apache-2.0",
         "short_description": "Fine-tune language models, see what they learn",  # at most 60 characters
@@ -199,7 +199,7 @@ def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:
 
 
 def address_of(name: str) -> str:
-    """Return the address at which a Space is reached without a frame; the Hub itself says it once it is there."""
+    """Return the address at which a Space is reached without a frame; the Hub reports it once the Space is there."""
     return f"https://{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.hf.space"
 
 

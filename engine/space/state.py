@@ -40,7 +40,7 @@ STAGES: Mapping[str, Stage] = {
 
 
 def stage_of(name: str | Enum) -> Stage:
-    """Return what a state means; one that is not known has failed, as far as can be said."""
+    """Return what a state means; one that is not known counts as failed."""
     text = str(name.value if isinstance(name, Enum) else name)
     unknown = f"is in the state {text[:40]}, which this version does not know."
     return STAGES.get(text) or Stage(unknown, has_failed=True)

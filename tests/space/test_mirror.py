@@ -18,7 +18,7 @@ from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.space import mirror_scan
+from engine.space import mirror_files, mirror_scan
 from engine.space.mirror_index import Index
 from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import write_adapter
@@ -283,8 +283,8 @@ def test_what_came_from_the_bucket_is_neither_read_nor_sent_again(home, spaces, 
     spaces.begin(home)._save()
     mirror = spaces.begin(spaces.disk())
     assert spaces.restored.runs == 1
-    for name in ("damage", "sha256_of"):
-        monkeypatch.setattr(mirror_scan, name, lambda *_: pytest.fail("a file was read"))
+    for module, name in ((mirror_scan, "damage"), (mirror_files, "sha256_of")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("a file was read"))
     before = bucket.sent
     mirror._save()
 
