@@ -1,4 +1,4 @@
-"""What the page of a person holds in memory and never uses: let go. Nothing is shared by the pages of two people."""
+"""Release what the page of a person holds in memory and never uses. Values of two people's pages stay apart."""
 
 import asyncio.sslproto
 import ctypes
@@ -17,12 +17,11 @@ from fastapi import APIRouter
 from gradio.routes import App, ORJSONResponse
 
 _PLAIN = (type(None), bool, int, float)
-_ABSENT = object()
 _TLS_BUFFER_BYTES = 32 * 1024  # two records, which have 16 KiB at most
 
 
 class _Packed(Mapping[str, Any]):
-    """The description of a page that browsers get, compressed: it is read only when somebody opens the page."""
+    """The description of a page that browsers get, compressed: it is read only when the page is opened."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._packed = zlib.compress(ORJSONResponse._render(description))
@@ -52,7 +51,7 @@ def lighten(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> N
 
     It keeps the description for browsers as Python objects (1.4 MiB), for each of our 400 events a list of its own of the
     form's 90 components and of their names, although they are the same (0.5 MiB), in each of 700 components and of the events
-    40 attributes, of which most are as in all others (0.8 MiB), two empty sets for each component, and 50 routes that
+    40 attributes, of which most are equal in all (0.8 MiB), two empty sets for each component, and 50 routes that
     the gate does not offer, each prepared twice (0.8 MiB).
 
     Args:
@@ -86,36 +85,35 @@ def _share_files(blocks: gr.Blocks) -> None:
 def _leave_to_classes(objects: Iterable[Any]) -> None:
     """Take the attributes that most objects of a class have in common out of each of them: half of their memory.
 
-    With more than 30 attributes, an object of Python 3.11 has a table of names of its own.
+    With more than 30 attributes, an object of Python 3.11 has a table of names of its own. An object keeps a value that is
+    another than its class has, such as that of an earlier page. A class gets only what all of its objects have, for Gradio
+    looks whether an object has an attribute.
     """
-    by_class: dict[type, list[dict[str, Any]]] = {}
+    by_class: dict[type, list[Any]] = {}
     for one in objects:
-        by_class.setdefault(type(one), []).append(vars(one))
+        by_class.setdefault(type(one), []).append(one)
     for kind, held in by_class.items():
-        counted = Counter(
-            (name, type(value), value)
-            for values in held
-            for name, value in values.items()
-            if isinstance(value, _PLAIN) and not name.startswith("_")  # those say whether something was done already
-        )
+        common = set.intersection(*(set(vars(one)) for one in held))
+        counted = Counter(item for one in held for item in _plain(vars(one)))
         for (name, _, value), count in counted.items():
-            if count > len(held) / 2 and not hasattr(kind, name):
+            if name in common and count > len(held) / 2 and not hasattr(kind, name):
                 setattr(kind, name, value)
-    for one in objects:
-        kind = type(one)
-        own = {name: value for name, value in vars(one).items() if not _is_of_class(kind, name, value)}
-        object.__setattr__(one, "__dict__", own)
+        of_class = set(_plain({name: getattr(kind, name) for name in common if hasattr(kind, name)}))
+        for one in held:
+            taken = {name for name, *_ in of_class.intersection(_plain(vars(one)))}
+            own = {name: value for name, value in vars(one).items() if name not in taken}
+            object.__setattr__(one, "__dict__", own)
 
 
-def _is_of_class(kind: type, name: str, value: object) -> bool:
-    if not isinstance(value, _PLAIN) or name.startswith("_"):
-        return False
-    usual = getattr(kind, name, _ABSENT)
-    return type(usual) is type(value) and usual == value
+def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, type, Any]]:
+    """Yield what can be compared, without private attributes: those note whether something was done already."""
+    for name, value in values.items():
+        if isinstance(value, _PLAIN) and not name.startswith("_"):
+            yield name, type(value), value
 
 
 def _remove_routes(router: APIRouter, is_offered: Callable[[str], bool]) -> None:
-    """Remove the routes that nobody can reach, before FastAPI prepares each a second time at the first request."""
+    """Remove the routes that cannot be reached, before FastAPI prepares each a second time at the first request."""
     kept = []
     for route in router.routes:
         included = getattr(route, "original_router", None)

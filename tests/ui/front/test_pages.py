@@ -7,6 +7,8 @@ import time
 import weakref
 from dataclasses import replace
 
+import gradio as gr
+from fastapi import FastAPI
 from gradio.routes import ORJSONResponse
 from starlette.routing import Mount
 
@@ -17,7 +19,7 @@ from tests.page_client import PageClient, read_config
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import fake_services_of, running_lab
 from ui.backend.models import KnownFits, KnownShapes, Shapes, Verdicts
-from ui.front.light import reclaim
+from ui.front.light import lighten, reclaim
 
 
 def test_shapes_of_the_catalogue_are_read_once_for_all_and_others_stay_a_persons_own():
@@ -95,6 +97,29 @@ def test_a_page_that_was_lightened_describes_itself_as_before_and_shares_nothing
             assert len({id(block.temp_files) for block in blocks.blocks.values()}) == 1
 
         assert not lists["ann"] & lists["bea"]
+
+
+def lightened(lines):
+    """Three boxes of a page with what they had before; only two of them have a `mark`."""
+    with gr.Blocks() as blocks:
+        boxes = [gr.Textbox(lines=lines, max_lines=number) for number in (7, 8, 9)]
+    boxes[0].mark = boxes[1].mark = 1
+    app = gr.mount_gradio_app(FastAPI(), blocks, path="/")
+    (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
+    had = [dict(vars(box)) for box in boxes]
+    lighten(blocks, mounted, lambda _: True)
+    return boxes, had
+
+
+def test_what_a_class_got_from_one_page_changes_no_value_of_another():
+    for boxes, had in [lightened(lines) for lines in (2, 3, True)]:
+        for box, values in zip(boxes, had, strict=True):
+            assert len(vars(box)) < len(values) - 10
+            for name in values.keys() - {"temp_files", "keep_in_cache", "GRADIO_CACHE", "share_token"}:
+                assert (type(getattr(box, name)), getattr(box, name)) == (type(values[name]), values[name]), name
+        assert [hasattr(box, "mark") for box in boxes] == [True, True, False]
+        boxes[0].interactive = not boxes[0].interactive
+        assert boxes[1].interactive == had[1]["interactive"]
 
 
 def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
