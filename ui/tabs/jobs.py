@@ -6,7 +6,8 @@ from html import escape
 
 import gradio as gr
 
-from engine.accounts.people import Action, require
+from engine.accounts.logins import Logins
+from engine.accounts.people import Action, Person, require
 from engine.errors import EngineError, SignInNeededError
 from engine.executors.huggingface_jobs.flavors import Flavor, named
 from engine.executors.huggingface_jobs.login import sign_in
@@ -25,20 +26,70 @@ _SIGN_IN = (
 _CHEAPEST = ("the cheapest that fits", "")
 
 
+class JobsLogin:
+    """Lays out how a person of a lab signs in at Hugging Face, and out."""
+
+    def __init__(self, page: Page, person: Person, logins: Logins) -> None:
+        self._page, self._person, self._logins = page, person, logins
+        self.token = gr.Textbox(
+            label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
+            type="password", max_lines=1, elem_id="jobs-token",
+        )  # fmt: skip
+        signed_in = gr.HTML(
+            small("You are signed in at Hugging Face: jobs run in your name."), visible=False, elem_id="jobs-signed-in"
+        )
+        with gr.Row():
+            self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
+            self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
+        self.status = gr.HTML(elem_id="jobs-login-status")
+
+        def is_signed_in() -> bool:
+            return logins.token_of(person.name) is not None
+
+        for component in (self.token, self.use):
+            page.on_draft(component, lambda _: visible_if(not is_signed_in()))
+        for component in (signed_in, self.forget):
+            page.on_draft(component, lambda _: visible_if(is_signed_in()))
+
+    def wire(self) -> None:
+        """Connect the events."""
+        used = gr.on(
+            [self.use.click, self.token.submit], self._use, self.token, self.status, trigger_mode="once", **SLOW
+        )
+        self._page.refresh_after(used.then(lambda: "", None, self.token, **QUICK))
+        self._page.refresh_after(self.forget.click(self._forget, None, self.status, **QUICK))
+
+    def _use(self, token: str | None) -> str:
+        """Keep a person's token, once Hugging Face has accepted it."""
+        try:
+            require(self._person, Action.USE_JOBS)
+            account = sign_in(self._logins, self._person.name, token or "")
+        except EngineError as error:
+            return error_box(error)
+        self._page.services.hardware.forget()
+        return small(f"Signed in at Hugging Face as {account}.", role="status")
+
+    def _forget(self) -> str:
+        self._logins.forget(self._person.name)
+        self._page.services.hardware.forget()
+        return small("The token is forgotten. Jobs continue; they are followed again when you sign in.", role="status")
+
+
 class JobsPart:
-    """Lays out the choice of the place; a guest of a lab has none, and other people of a lab sign in at Hugging Face here."""
+    """Lays out the choice of the place; a guest of a lab has none, and its other people sign in at Hugging Face here."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
         services = page.services
+        self._login: JobsLogin | None = None
         self._is_offered = services.person is None or services.logins is not None
         if not self._is_offered:
             return
         choices = [("This machine", "local"), ("Hugging Face Jobs", "jobs")]
         page.form.setting("run.where", choices=choices, elem_id="where")
         with gr.Column(visible=False, elem_id="jobs") as self.panel:
-            if services.logins is not None:
-                self._sign_in()
+            if services.person is not None and services.logins is not None:
+                self._login = JobsLogin(page, services.person, services.logins)
             with gr.Row():
                 field = field_of("jobs.flavor")
                 self.flavor = page.form.register("jobs.flavor", Dropdown(
@@ -54,65 +105,14 @@ class JobsPart:
         page.on_draft(self.asking, lambda draft: gr.update(active=draft.is_elsewhere and not hardware.is_known))
         page.on_draft_later(self.offer, self._offer)
 
-    def _sign_in(self) -> None:
-        """Lay out how a person of a lab signs in at Hugging Face."""
-        self.token = gr.Textbox(
-            label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
-            type="password", max_lines=1, elem_id="jobs-token",
-        )  # fmt: skip
-        signed_in = gr.HTML(
-            small("You are signed in at Hugging Face: jobs run in your name."), visible=False, elem_id="jobs-signed-in"
-        )
-        with gr.Row():
-            self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
-            self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
-        self.login = gr.HTML(elem_id="jobs-login-status")
-        for component in (self.token, self.use):
-            self._page.on_draft(component, lambda _: visible_if(not self._is_signed_in))
-        for component in (signed_in, self.forget):
-            self._page.on_draft(component, lambda _: visible_if(self._is_signed_in))
-
-    @property
-    def _is_signed_in(self) -> bool:
-        services = self._page.services
-        assert services.logins is not None
-        assert services.person is not None
-        return services.logins.token_of(services.person.name) is not None
-
     def wire(self) -> None:
         """Connect the events."""
         if not self._is_offered:
             return
         asked = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
         self._page.refresh_after(asked)
-        if self._page.services.logins is None:
-            return
-        used = gr.on(
-            [self.use.click, self.token.submit], self._use, self.token, self.login, trigger_mode="once", **SLOW
-        )
-        self._page.refresh_after(used.then(lambda: "", None, self.token, **QUICK))
-        self._page.refresh_after(self.forget.click(self._forget, None, self.login, **QUICK))
-
-    def _use(self, token: str | None) -> str:
-        """Keep a person's token, once Hugging Face has accepted it."""
-        services = self._page.services
-        assert services.logins is not None
-        assert services.person is not None
-        try:
-            require(services.person, Action.USE_JOBS)
-            account = sign_in(services.logins, services.person.name, token or "")
-        except EngineError as error:
-            return error_box(error)
-        services.hardware.forget()
-        return small(f"Signed in at Hugging Face as {account}.", role="status")
-
-    def _forget(self) -> str:
-        services = self._page.services
-        assert services.logins is not None
-        assert services.person is not None
-        services.logins.forget(services.person.name)
-        services.hardware.forget()
-        return small("The token is forgotten. Jobs continue; they are followed again when you sign in.", role="status")
+        if self._login is not None:
+            self._login.wire()
 
     def ask(self) -> Updates:
         """Ask Hugging Face for its hardware and prices; the draft shows what came of it."""
