@@ -48,10 +48,10 @@ class SignInThrottle:
         """
         for limit, key in ((_OF_AN_ADDRESS, _network(address)), (_OF_ALL, "")):
             if not self._limiter.hit(limit, key):
-                raise ThrottledError(self._seconds_until(limit, key))
+                raise ThrottledError(_seconds_until(self._limiter, limit, key))
         key = _key(name)
         if not self._limiter.test(_OF_A_NAME, key):
-            raise ThrottledError(self._seconds_until(_OF_A_NAME, key))
+            raise ThrottledError(_seconds_until(self._limiter, _OF_A_NAME, key))
 
     def failed(self, name: str) -> None:
         """Count a wrong password."""
@@ -64,9 +64,6 @@ class SignInThrottle:
     def succeeded(self, name: str) -> None:
         """Forget the wrong passwords of a person who has just given the right one."""
         self._limiter.clear(_OF_A_NAME, _key(name))
-
-    def _seconds_until(self, limit: RateLimitItem, key: str) -> float:
-        return self._limiter.get_window_stats(limit, key).reset_time - time.time()
 
 
 class DemoThrottle:
@@ -84,8 +81,12 @@ class DemoThrottle:
         limits = (_ASKED_BY_AN_ADDRESS, _network(address), "from your network"), (_ASKED_BY_ALL, "", "to this demo")
         for limit, key, where in limits:
             if not self._limiter.hit(limit, key):
-                seconds = self._limiter.get_window_stats(limit, key).reset_time - time.time()
+                seconds = _seconds_until(self._limiter, limit, key)
                 raise ThrottledError(seconds, f"There were {limit.amount} questions {where} within an hour.")
+
+
+def _seconds_until(limiter: MovingWindowRateLimiter, limit: RateLimitItem, key: str) -> float:
+    return limiter.get_window_stats(limit, key).reset_time - time.time()
 
 
 def _key(name: str) -> str:

@@ -35,6 +35,10 @@ class _Plot(NamedTuple):
         points = " ".join(f"{self.x(step):.1f},{self.y(loss):.1f}" for step, loss in zip(steps, losses, strict=True))
         return f'<polyline class="{css}" points="{points}"/>'
 
+    def level(self, css: str, loss: float) -> str:
+        y = f"{self.y(loss):.1f}"
+        return f'<line class="{css}" x1="{_LEFT}" x2="{self.width - _RIGHT}" y1="{y}" y2="{y}"/>'
+
 
 def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
     """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step.
@@ -115,10 +119,8 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _level(plot: _Plot, loss: float) -> str:
-    y = plot.y(loss)
     return (
-        f'<line class="grid" x1="{_LEFT}" x2="{plot.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:g}</text>'
+        f'{plot.level("grid", loss)}<text x="{_LEFT - 8}" y="{plot.y(loss) + 4:.1f}" text-anchor="end">{loss:g}</text>'
     )
 
 
@@ -127,11 +129,8 @@ def _step(plot: _Plot, step: float) -> str:
 
 
 def _base(plot: _Plot, loss: float) -> str:
-    y = plot.y(loss)
-    return (
-        f'<line class="base" x1="{_LEFT}" x2="{plot.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{plot.width - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">base model {loss:.2f}</text>'
-    )
+    words = f'<text x="{plot.width - _RIGHT}" y="{plot.y(loss) - 6:.1f}" text-anchor="end">base model {loss:.2f}</text>'
+    return f"{plot.level('base', loss)}{words}"
 
 
 def _diamond(x: float, y: float) -> str:

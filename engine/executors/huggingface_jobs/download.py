@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ class JobDownload:
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._run.folder.path) as place:
             incoming = Path(place)
             has_gap = self._fetch_events(bucket, files, incoming)
-            there = set(_checkpoints_of(files))
+            there = {name for file in files if (name := layout.checkpoint_of(file)) is not None}
             for name in sorted(there):
                 self._fetch_checkpoint(bucket, name, files, incoming)
             for name in self._checkpoints_there - there:  # the worker keeps a few only
@@ -150,7 +150,3 @@ class JobDownload:
             model = self._run.folder.read_config().model.id
             published = None if Path(model).is_absolute() else read_provenance(self._run.folder).model_source
             write_atomically(path, json.dumps({**facts, "base_model_name_or_path": published or model}, indent=2))
-
-
-def _checkpoints_of(files: dict[str, BucketFile]) -> Iterator[str]:
-    yield from sorted({name for file in files if (name := layout.checkpoint_of(file)) is not None})
