@@ -117,7 +117,7 @@ def _without_docs(module: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _without_rebuild(_module: ModuleType) -> Iterator[None]:
-    """Let models of OpenAPI, which nothing here asks for, be built at their first use like others."""
+    """Let models of OpenAPI, which nothing here asks for, be built at their first use."""
     with _replaced(BaseModel, "model_rebuild", classmethod(lambda *_, **__: None)):
         yield
 

@@ -74,9 +74,7 @@ class ChatSession:
     choose: Callable[[RunSection], Device] = choose_device
     gives_way_after_seconds: float = 60.0  # how long it is idle before a waiting run gets the device
     expires_after_seconds: float | None = None  # how long it may be idle although no run waits; None: the lab's limit
-    waits_seconds: float | None = (
-        None  # for a device in use, asking who has it to make room; None: as the home is; 0: not at all
-    )
+    waits_seconds: float | None = None  # for a device in use, asking its holder to make room; None: as the home is
     on_unload: Callable[[str], None] = lambda _: None  # gets in words why it was unloaded, where that was not asked for
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ def make_executors(
     Args:
         context: Of this machine.
         command: Another way to start workers on this machine, for tests.
-        login_of: In whose name Hugging Face is asked.
+        login_of: Returns a person's login at Hugging Face.
     """
     here = (kind(context, command) for kind in (LocalExecutor, AccelerateExecutor))
     return {executor.name: executor for executor in (*here, JobsExecutor(context.book.home, login_of))}

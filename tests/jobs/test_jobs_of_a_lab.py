@@ -48,9 +48,9 @@ class Lab:
         self.hugging_face, self.home, self.now = hugging_face, home, 1000.0
         hugging_face.accounts = {TOKENS["ada"]: "ada-hub", TOKENS["bob"]: "bob-hub", SERVERS_OWN: "server"}
         hugging_face.starts_jobs = False
-        self.starts_anew()
+        self.restarts()
 
-    def starts_anew(self) -> None:
+    def restarts(self) -> None:
         """As a server that was restarted: no token is left."""
         self.logins = Logins(lambda: self.now)
 
@@ -163,7 +163,7 @@ def test_after_a_restart_the_job_is_followed_again_once_the_person_signs_in(lab,
     lab.signs_in("bob")
     lab.follow(run).step()
     hugging_face.only_job().stage = "RUNNING"
-    lab.starts_anew()
+    lab.restarts()
     follower = lab.follow(run)
     follower.step()
     request_stop(run)
@@ -336,7 +336,7 @@ def test_a_cancelled_job_that_nobody_follows_any_more_is_over_after_its_time(lab
     lab.signs_in("ada")
     follower = lab.follow(run)
     follower.step()
-    lab.starts_anew()
+    lab.restarts()
     follower = lab.follow(run)
     follower.wants_cancel = True
     follower.step()
@@ -344,7 +344,7 @@ def test_a_cancelled_job_that_nobody_follows_any_more_is_over_after_its_time(lab
     follower.record = follower.record.model_copy(update={"sent_at": time.time() - 27 * 3600})
     follower.step()
 
-    assert follower.view.end.cause == "The job is over, and nobody signed in to fetch what it left."
+    assert follower.view.end.cause == "The job is over. Its results were not downloaded: you had not signed in."
 
 
 def test_a_wrong_account_is_asked_for_its_name_once(lab, hugging_face):

@@ -53,7 +53,7 @@ class Pages(Protocol):
 
 
 class Welcome(NamedTuple):
-    """What people who have not signed in see at `/`, also in a frame of one other site, and nobody's account in it.
+    """What people who have not signed in see at `/`, and all people in a frame of one other site.
 
     Attributes:
         app: Answers `/` and its own paths.
@@ -166,7 +166,7 @@ class Gate:
             return self._welcome is not None
         if path != "/" or request.method not in _SAFE_METHODS:
             return False
-        # A frame of another site has no cookie of a session. Where one came with it, nobody's page is shown in it either.
+        # A frame of another site has no cookie of a session. Where one came with it, it still shows no person's page.
         if request.headers.get("sec-fetch-dest") in _FRAMES:
             return True
         token = request.cookies.get(COOKIE, "")
@@ -175,7 +175,7 @@ class Gate:
     def _refuse_foreign(self, request: Request) -> Response | None:
         headers, is_root = request.headers, request.scope["path"] == "/" and request.method in _SAFE_METHODS
         if headers.getlist("host") != [self._address.host]:
-            # Whoever runs the machine looks whether the server answers, under a name of its own.
+            # Hugging Face checks whether the server answers, under another host name.
             status = 200 if is_root and self._welcome is not None else 421
             return PlainTextResponse(f"This lab is reached as {self._address.origin}.", status)
         if any(origin != self._address.origin for origin in headers.getlist("origin")):

@@ -27,7 +27,7 @@ class JobsExecutor(Executor):
 
     Args:
         home: Where the runs are.
-        login_of: In whose name Hugging Face is asked; of a lab without it, in nobody's.
+        login_of: Returns a person's login at Hugging Face; a lab without it has none.
         look_seconds: Between two looks at a job.
     """
 
@@ -38,7 +38,7 @@ class JobsExecutor(Executor):
         self._look_seconds = look_seconds
         self._login_of = login_of or logins_of(home)
         self._changed = threading.Condition()  # guards `_due`
-        # When each follower is to be called again, by owner; whoever is in it has a thread.
+        # When each follower is to be called again, by owner; each owner in it has a thread.
         self._due: dict[str, dict[JobFollower, float]] = defaultdict(dict)
 
     def submit(self, spec: JobSpec) -> Job:
@@ -89,10 +89,10 @@ class JobsExecutor(Executor):
                 if (wait := when - time.monotonic()) > 0:
                     self._changed.wait(wait)
                     continue
-                due[follower] = float("inf")  # unless someone hurries it meanwhile
+                due[follower] = float("inf")  # unless it is hurried meanwhile
             try:
                 pause = follower.step()
-            except Exception as error:  # such as a disk that is full when the end is saved; the other jobs go on
+            except Exception as error:  # such as a disk that is full when the end is saved; the other jobs continue
                 _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
                 pause = _LONG_PAUSE_SECONDS
             with self._changed:

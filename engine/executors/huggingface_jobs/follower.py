@@ -67,7 +67,7 @@ class JobFollower:
         run: The run.
         record: Its job, as `job.json` has it.
         home: Of the run.
-        login_of: In whose name Hugging Face is asked; called at each step, for a login may come, change or expire.
+        login_of: Returns the owner's login at Hugging Face; called at each step, for it may come, change or expire.
         look_seconds: Between two looks at a job.
         clock: Seconds that never go back.
     """
@@ -98,10 +98,10 @@ class JobFollower:
         try:
             self._advance()
         except SignInNeededError as error:
-            self._note(error)  # nobody was asked: the next look costs nothing
+            self._note(error)  # Hugging Face was not asked: the next look costs nothing
             latest = self.record.sent_at + (self.record.limit_hours + _HOURS_IN_A_QUEUE) * 3600
             if self.wants_cancel and time.time() > latest:
-                self._close(JobEnd(cause="The job is over, and nobody signed in to fetch what it left."))
+                self._close(JobEnd(cause="The job is over. Its results were not downloaded: you had not signed in."))
         except EngineError as error:
             self._failures += 1
             self._note(error)
@@ -109,7 +109,7 @@ class JobFollower:
             self._failures += 1
             self._note(StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space."))
         except Exception as error:
-            # A bucket can hold anything. The jobs of others are followed all the same.
+            # A bucket can hold anything. Other jobs are still followed.
             _log.error("the job of %s cannot be followed (%s)", self.run.id, type(error).__name__)
             self._failures += 1
             self._note(HubUnreachableError("What Hugging Face has of this job cannot be used.", "Cancel it."))

@@ -130,7 +130,7 @@ class LabSupervision:
             if (attempt := live_attempt(run, state, now)) is not None
         }
         for run_id, attempt in live.items():
-            if attempt.devices:  # a job elsewhere takes none from anybody
+            if attempt.devices:  # a job elsewhere has no device of the lab
                 self._enforce_time(active[run_id][0], attempt, rules, ledger)
         owners = {run_id: run.owner for run_id, run in waiting.items()}
         standing = self._standing(rules, active, live.values(), set(owners.values()))
