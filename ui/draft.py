@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, RunSection
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
 from engine.memory.estimate import MemoryEstimate, estimate_memory
@@ -43,8 +43,8 @@ class Draft:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another machine would train it."""
-        return self.assumed is not None and self.assumed.run.is_elsewhere
+        """Whether another machine would train it, also while some setting is wrong: what is wrong may be about that machine."""
+        return RunSection.model_construct(**self.mapping.get("run", {})).is_elsewhere
 
 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:

@@ -187,6 +187,15 @@ def test_an_emptied_box_leaves_the_default_in_the_panel(form):
     assert "1,024 tokens" in panel
 
 
+@pytest.mark.parametrize("wrong", [{"jobs__limit_hours": "-3"}, {"training__learning_rate": "much"}])
+def test_the_choice_of_the_place_stays_while_something_is_wrong(form, wrong):
+    draft = draft_of(form, None, model__id="m", run__where="jobs", **wrong)
+
+    assert draft.problems
+    assert draft.is_elsewhere
+    assert not draft_of(form, None, model__id="m", **wrong).is_elsewhere
+
+
 def test_what_a_person_typed_cannot_become_markup(form):
     draft = draft_of(form, None, model__id="<img src=x onerror=alert(1)>", dataset__source="</dd><script>")
 
