@@ -30,7 +30,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {name: field.annotation for name, field 
 _MESSAGES = {
     "missing": "it is missing and has no default.",
     "literal_error": "{shown} is not one of {expected}.",
-    "greater_than": "{shown} is out of range; it must be above {gt:,}.",
+    "greater_than": "{shown} is out of range; it must be above {gt:,g}.",
     "greater_than_equal": "{shown} is out of range; it must be at least {ge:,}.",
     "less_than": "{shown} is out of range; it must be below {lt:,}.",
     "less_than_equal": "{shown} is out of range; it must be at most {le:,}.",
