@@ -210,7 +210,7 @@ def test_wrong_sampling_settings_are_listed_together(tab, run):
 
     assert [tuple(problem) for problem in caught.value.problems] == [
         ("temperature", "9.0 is out of range; it must be at most 5.0."),
-        ("top_p", "0.0 is out of range; it must be above 0.0."),
+        ("top_p", "0.0 is out of range; it must be above 0."),
         ("max_new_tokens", "'many' is not a whole number."),
     ]
     assert read_sampling((None,) * 7).temperature == 0.3
