@@ -1,10 +1,8 @@
 """Datasets that a person of a lab downloads with a token of their own: opened by them alone, and the token nowhere."""
 
 import sys
-import threading
 from pathlib import Path
 
-import psutil
 import pytest
 from pydantic import SecretStr
 
@@ -12,30 +10,16 @@ from engine.config.run import DatasetConfig
 from engine.data.own import OwnDatasetJob, list_own_datasets, remove_own_dataset
 from engine.data.source import SourceOptions, open_source
 from engine.errors import AccountError, DatasetAccessError, DatasetError, EngineError
-from engine.processes.messages import CancelledRequestError
 from engine.runs.disk import disk_use
 from engine.runs.store import RunStore
 from tests.invented_runs import a_config
-from tests.models.fake_hub import NEXT_COMMIT, FakeHub
-from tests.runs.supervision import wait_until
+from tests.models.fake_hub import NEXT_COMMIT
+from tests.models.own_downloads import PausingHub, require_hidden_token, stop_midway
 from ui.backend.own_models import OwnDatasets
 
 DATASET = "owner/gated-rows"
 TOKEN = "hf_CanaryOfAnnsDatasetsThatIsNowhere42"
 ROW = b'{"instruction": "Say it.", "output": "%d"}\n'
-
-
-class PausingHub(FakeHub):
-    """Holds files back until `go` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = threading.Event()
-        self.go.set()
-
-    def _answer_file(self, *args, **options):
-        self.go.wait(30)
-        super()._answer_file(*args, **options)
 
 
 @pytest.fixture
@@ -48,11 +32,7 @@ def hub(monkeypatch, tmp_path):
         }  # fmt: skip
         fake.gated.add(DATASET)
         fake.token = TOKEN
-        monkeypatch.setenv("HF_ENDPOINT", fake.address)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "shared-cache"))
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
-            monkeypatch.delenv(name, raising=False)
+        fake.replace_the_real_one(monkeypatch, tmp_path / "shared-cache")
         yield fake
         fake.go.set()
 
@@ -138,43 +118,9 @@ def test_what_is_not_a_revision_token_or_own_dataset_is_refused(home):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
 def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path):
-    hub.go.clear()
-    work, ended = job(home.of("ann")), []
-    assert TOKEN not in repr(work)
-    thread = threading.Thread(target=lambda: ended.append(work.run()))
-    thread.start()
-    wait_until(lambda: bool(hub.tokens))
-    for process in psutil.process_iter():
-        for name in ("environ", "cmdline"):
-            try:
-                assert TOKEN.encode() not in Path(f"/proc/{process.pid}/{name}").read_bytes(), name
-            except OSError:
-                continue
-    hub.go.set()
-    thread.join()
-
-    assert ended
-    assert hub.tokens == {f"Bearer {TOKEN}"}
-    for path in tmp_path.rglob("*"):
-        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
-    assert work.token.get_secret_value() == ""
+    require_hidden_token(hub, job(home.of("ann")), TOKEN, tmp_path)
 
 
 def test_a_download_can_be_stopped_and_continues_later(hub, home):
-    hub.go.clear()
-    work, ended = job(home.of("ann")), []
-
-    def run():
-        with pytest.raises(CancelledRequestError):
-            work.run()
-        ended.append(True)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: bool(hub.tokens))
-    work.stop()
-    thread.join(30)
-    hub.go.set()
-
-    assert ended
+    stop_midway(hub, job(home.of("ann")))
     assert job(home.of("ann")).run().bytes > 0

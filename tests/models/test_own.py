@@ -2,10 +2,8 @@
 
 import json
 import sys
-import threading
 from pathlib import Path
 
-import psutil
 import pytest
 from huggingface_hub import constants
 from pydantic import SecretStr
@@ -17,24 +15,19 @@ from engine.models.hub import fetch_from_hub
 from engine.models.inventory_cache import known_inventory, remember_inventory
 from engine.models.own import OwnModelJob, list_own_models, remove_own_model
 from engine.models.source import resolve_model
-from engine.processes.messages import CancelledRequestError
 from engine.runs.disk import disk_use
 from tests.fake_inspector import a_shape
-from tests.models.fake_hub import NEXT_COMMIT, FakeHub
-from tests.runs.supervision import wait_until
+from tests.models.fake_hub import NEXT_COMMIT
+from tests.models.own_downloads import PausingHub, require_hidden_token, stop_midway
 
 MODEL = ModelConfig(id="owner/gated")
 TOKEN = "hf_CanaryOfAnnThatIsNowhere42"
 
 
-class PausingHub(FakeHub):
-    """Holds files back until `go` is set, and may list what it does not give."""
+class ListingHub(PausingHub):
+    """May list what it does not give."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = threading.Event()
-        self.go.set()
-        self.lists_gated = False
+    lists_gated = False
 
     def _answer_api(self, *args):
         gated = self.gated
@@ -45,24 +38,16 @@ class PausingHub(FakeHub):
         finally:
             self.gated = gated
 
-    def _answer_file(self, *args, **options):
-        self.go.wait(30)
-        super()._answer_file(*args, **options)
-
 
 @pytest.fixture
 def hub(tiny_model_folder, tmp_path, monkeypatch):
-    fake = PausingHub()
+    fake = ListingHub()
     with fake:
         files = [path for path in tiny_model_folder.iterdir() if path.is_file()]
         fake.repositories[MODEL.id] = {path.name: path.read_bytes() for path in files}
         fake.gated.add(MODEL.id)
         fake.token = TOKEN
-        monkeypatch.setenv("HF_ENDPOINT", fake.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "shared-cache"))
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
-            monkeypatch.delenv(name, raising=False)
+        fake.replace_the_real_one(monkeypatch, tmp_path / "shared-cache")
         # Those of this process were read when the library was imported.
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", fake.address)
@@ -137,49 +122,11 @@ def test_a_home_without_accounts_has_no_own_models(home):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
 def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path):
-    ann, failures = home.of("ann"), []
-    hub.go.clear()
-    job = OwnModelJob(ann, MODEL, SecretStr(TOKEN))
-    assert TOKEN not in repr(job)
-    thread = threading.Thread(target=lambda: failures.append(job.run()))
-    thread.start()
-    wait_until(lambda: bool(hub.tokens))
-
-    for process in psutil.process_iter():
-        for name in ("environ", "cmdline"):
-            try:
-                assert TOKEN.encode() not in Path(f"/proc/{process.pid}/{name}").read_bytes(), name
-            except OSError:
-                continue
-    hub.go.set()
-    thread.join()
-
-    assert hub.tokens == {f"Bearer {TOKEN}"}
-    for folder in (home.root, tmp_path / "shared-cache"):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                assert TOKEN.encode() not in path.read_bytes(), path
-    assert job.token.get_secret_value() == ""
+    require_hidden_token(hub, OwnModelJob(home.of("ann"), MODEL, SecretStr(TOKEN)), TOKEN, tmp_path)
 
 
 def test_a_download_can_be_stopped_and_continues_later(hub, home):
-    hub.go.clear()
-    job = OwnModelJob(home.of("ann"), MODEL, SecretStr(TOKEN))
-    ended = []
-
-    def run():
-        with pytest.raises(CancelledRequestError):
-            job.run()
-        ended.append(True)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: bool(hub.tokens))
-    job.stop()
-    thread.join(30)
-    hub.go.set()
-
-    assert ended
+    stop_midway(hub, OwnModelJob(home.of("ann"), MODEL, SecretStr(TOKEN)))
     assert download(home.of("ann")).bytes > 0
 
 
