@@ -1,4 +1,4 @@
-"""What tests of jobs share: a stand-in for Hugging Face, and a home whose runs go there."""
+"""What tests of jobs share: a stand-in for Hugging Face, a home whose runs go there, and a lab."""
 
 import sys
 
@@ -6,7 +6,9 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _xet
 
+from engine.accounts.accounts import open_database
 from engine.paths import LoratoryHome
+from tests.jobs.lab import SERVERS_OWN, Lab
 from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN, JobsStandIn
 
 
@@ -35,3 +37,10 @@ def home(tmp_path):
     made = LoratoryHome(tmp_path / "home")
     made.make_writable()
     return made
+
+
+@pytest.fixture
+def lab(hugging_face, home, monkeypatch):
+    open_database(home).close()
+    monkeypatch.setenv("HF_TOKEN", SERVERS_OWN)
+    return Lab(hugging_face, home)

@@ -5,12 +5,12 @@ import random
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from engine.errors import ConfigError, HubUnreachableError, RunError
+from engine.errors import HubUnreachableError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.follower import JobFollower
 from engine.executors.huggingface_jobs.login import HubLogin
-from engine.executors.huggingface_jobs.record import JobRecord, JobWish, write_piece
+from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.control import request_stop
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
@@ -184,17 +184,6 @@ def test_events_arrive_whole_and_once_however_they_come(followed, hugging_face):
     assert followed.run.folder.events.read_bytes() == log
 
 
-def test_a_piece_of_the_log_is_written_once(tmp_path):
-    log = tmp_path / "events"
-    assert not write_piece(log, 5, b"late\n")
-    assert write_piece(log, 0, b"zero\n")
-    assert write_piece(log, 5, b"five\n")
-    assert write_piece(log, 0, b"zero\n")
-    log.write_bytes(b"zero\nfi")  # the power went in the middle
-    assert write_piece(log, 5, b"five\n")
-    assert log.read_bytes() == b"zero\nfive\n"
-
-
 def test_a_job_that_ends_is_brought_home_and_removed_there(followed, hugging_face):
     followed.begins()
     followed.writes("worker.log", b"hello\n")
@@ -349,44 +338,6 @@ def test_a_person_without_a_login_reads_what_to_do(followed, hugging_face, home,
 
     assert "needs a token" in follower.view.end.cause
     assert "hf auth login" in follower.view.end.advice
-
-
-def test_a_wish_is_for_the_next_attempt(followed):
-    folder = followed.run.folder
-    assert JobWish.read(folder) == JobWish()
-    JobWish.of(folder, "a100-large", None).save(folder)
-    JobWish.of(folder, "", 5).save(folder)
-    assert JobWish.read(folder) == JobWish(flavor="a100-large", limit_hours=5)
-
-
-@pytest.mark.parametrize(
-    ("flavor", "hours"), [("A100 large", None), ("l4x1; rm", None), ("", 0), ("", 900), ("", "soon")]
-)
-def test_a_wish_that_no_configuration_could_have_is_refused(followed, flavor, hours):
-    with pytest.raises(ConfigError):
-        JobWish.of(followed.run.folder, flavor, hours)
-
-
-def test_a_run_of_this_machine_has_no_wish(home):
-    run = write_run(RunStore(home, "local"), a_config(), InventedRun(state="stopped"))
-    with pytest.raises(RunError, match="no job at Hugging Face"):
-        JobWish.of(run.folder, "l4x1", None)
-
-
-def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_add():
-    first = JobRecord(
-        attempt=1, namespace="ada", flavor="l4x1", price_per_hour_usd=0.8, limit_hours=2, id="x", running_seconds=3600
-    )
-    refused = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
-    second = JobRecord(
-        attempt=3, namespace="ada", flavor="a100-large", price_per_hour_usd=2.5, limit_hours=2, id="y",
-        running_seconds=1800, earlier_usd=refused.cost_usd,
-    )  # fmt: skip
-
-    assert (first.cost_usd, first.most_usd) == pytest.approx((0.8, 1.6))
-    assert (second.cost_usd, second.most_usd) == pytest.approx((2.05, 5.8))
-    unknown = second.model_copy(update={"price_per_hour_usd": None})
-    assert unknown.cost_usd is None
 
 
 def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):

@@ -1,7 +1,5 @@
 """Jobs of people of a lab: each in their own name with their own token, which is in memory alone."""
 
-import hashlib
-import json
 import logging
 import os
 import sys
@@ -10,74 +8,28 @@ from functools import partial
 
 import pytest
 
-from engine.accounts.accounts import open_database
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.accounts.logins import Logins
-from engine.allowed_paths import REFUSAL
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.follower import JobFollower
-from engine.executors.huggingface_jobs.inputs import collect_inputs
 from engine.executors.huggingface_jobs.login import logins_of, sign_in
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.admission import resume_run
 from engine.runs.control import request_stop
 from engine.runs.lab_rules import lab_problems
-from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
-from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.usage import usage_by_week
 from tests.invented_runs import a_config
+from tests.jobs.lab import SERVERS_OWN, TOKENS
 from tests.jobs.stand_in import Fault
 from tests.runs.supervision import wait_until
-
-TOKENS = {"ada": "hf_CanaryOfAda43", "bob": "hf_CanaryOfBob44"}
-SERVERS_OWN = "hf_CanaryOfTheServer45"
-
-
-class Lab:
-    """A lab whose server has a login of its own, which is for nobody."""
-
-    def __init__(self, hugging_face, home) -> None:
-        self.hugging_face, self.home, self.now = hugging_face, home, 1000.0
-        hugging_face.accounts = {TOKENS["ada"]: "ada-hub", TOKENS["bob"]: "bob-hub", SERVERS_OWN: "server"}
-        hugging_face.starts_jobs = False
-        self.restarts()
-
-    def restarts(self) -> None:
-        """As a server that was restarted: no token is left."""
-        self.logins = Logins(lambda: self.now)
-
-    def signs_in(self, name, seconds=8 * 3600.0, token=None):
-        self.logins.put(name, token or TOKENS[name], self.now + seconds)
-
-    def run(self, owner, **changes):
-        config = a_config(run__where="jobs", jobs__flavor="l4x1", jobs__limit_hours=2, **changes)
-        return RunStore(self.home, owner).create(config, Provenance(person=owner))
-
-    def follow(self, run):
-        record = JobRecord.read(run.folder) or JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2)
-        return JobFollower(run, record.save(run.folder), self.home, logins_of(self.home, self.logins), 1.0)
-
-    def bucket_of(self, run, name):
-        account = self.hugging_face.accounts[TOKENS[run.owner]]
-        return f"{account}/loratory-runs", f"{layout.attempt_folder(run.id, 1)}/{name}"
-
-    def writes(self, run, name, data):
-        self.hugging_face.store(*self.bucket_of(run, name), data)
-
-
-@pytest.fixture
-def lab(hugging_face, home, monkeypatch):
-    open_database(home).close()
-    monkeypatch.setenv("HF_TOKEN", SERVERS_OWN)
-    return Lab(hugging_face, home)
 
 
 def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face, home, caplog):
@@ -191,6 +143,8 @@ def test_another_account_does_not_look_for_the_job(lab, hugging_face):
     assert follower.view.trouble.what == (
         "This job is of ada-hub at Hugging Face, and you are signed in there as bob-hub."
     )
+    asked = [step for step, token in hugging_face.asked_as if token == TOKENS["bob"]]
+    assert asked == ["whoami"], "once for all steps"
     lab.signs_in("ada")
     follower.step()
     assert follower.view.trouble is None
@@ -244,69 +198,6 @@ def test_a_token_that_a_person_gave_is_theirs_alone(lab):
     assert lab.logins.token_of("bob") is None
 
 
-HOSTILE = [
-    (layout.END, b"{"),
-    (layout.END, b'{"exit_code": "no"}'),
-    (layout.segment_name(0), b"\x00" * 17_000_000),
-    ("results/adapter/adapter_config.json", b"[1]"),
-    ("checkpoints/step-1/MANIFEST.json", b"{"),
-    ("worker.log", b"\x00" * 17_000_000),
-]
-
-
-@pytest.mark.parametrize(("name", "data"), HOSTILE)
-def test_what_a_person_puts_into_the_own_bucket_harms_nobody(lab, hugging_face, name, data):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
-    there = hugging_face.only_job()
-    there.stage = "RUNNING"
-    lab.writes(run, name, data)
-    if name.startswith("results"):
-        lab.writes(run, layout.END, b'{"exit_code": 0}')
-    follower.step()
-    hugging_face.end(there, "COMPLETED")
-    follower.wants_cancel = True
-    follower._clock = lambda: 1e9
-    for _ in range(4):
-        follower.step()
-
-    assert follower.view.stage == "ended"
-    sizes = [path.stat().st_size for path in run.folder.path.rglob("*") if path.is_file()]
-    assert max(sizes) < 16_000_000
-
-
-def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
-    run, other = lab.run("ada"), lab.run("bob")
-    lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
-    hugging_face.only_job().stage = "RUNNING"
-    secret = other.folder.config.read_bytes()
-    outside = f"../../../../../bob/{other.id}/config.yaml"
-    told = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
-    (run.folder.path / "checkpoints").mkdir(exist_ok=True)
-    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": told}).encode())
-    follower.step()
-
-    assert list((run.folder.path / "checkpoints").iterdir()) == []
-
-
-def test_files_of_others_are_not_sent(lab, home, tmp_path):
-    own = home.of("ada").uploads
-    own.mkdir(parents=True)
-    (tmp_path / "secret.jsonl").write_text("{}")
-    (own / "rows").mkdir()
-    (own / "rows" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    (own / "mine.jsonl").write_text("{}")
-
-    for source in (own / "rows", own / "rows" / "link.jsonl", tmp_path / "secret.jsonl"):
-        with pytest.raises(RunError, match=REFUSAL[0]):
-            collect_inputs(lab.run("ada", dataset__source=str(source)), home)
-    assert "data/mine.jsonl" in collect_inputs(lab.run("ada", dataset__source=str(own / "mine.jsonl")), home)
-
-
 def test_members_train_there_and_guests_do_not(lab, home):
     config = a_config(run__where="jobs")
     refused = [problem.field for problem in lab_problems(config, home.of("eve", "guest"))]
@@ -345,38 +236,6 @@ def test_a_cancelled_job_that_nobody_follows_any_more_is_over_after_its_time(lab
     follower.step()
 
     assert follower.view.end.cause == "The job is over. Its results were not downloaded: you had not signed in."
-
-
-def test_a_wrong_account_is_asked_for_its_name_once(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
-    lab.signs_in("ada", token=TOKENS["bob"])
-    for _ in range(5):
-        follower.step()
-
-    assert [step for step, token in hugging_face.asked_as if token == TOKENS["bob"]] == ["whoami"]
-
-
-def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_face, home):
-    save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=0.01, free_disk_gb=0)))
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
-    hugging_face.only_job().stage = "RUNNING"
-    offset = 0
-    for _ in range(40):
-        lab.writes(run, layout.segment_name(offset), b'"x"\n' * 100_000)
-        offset += 400_000
-        follower.step()
-
-    assert "of 0.01 GB" in follower.view.trouble.what
-    assert run.folder.events.stat().st_size < 12_000_000
-    save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=1, free_disk_gb=0)))
-    follower.step()
-    assert follower.view.trouble is None
 
 
 def test_a_job_waits_for_no_device_of_the_lab_and_counts_for_no_gpu_time(lab, hugging_face, home):

@@ -1,0 +1,95 @@
+"""What a person of a lab puts into their own bucket, or names in a run, harms no other person and not the lab."""
+
+import hashlib
+import json
+
+import pytest
+
+from engine.accounts.lab import LabSettings, save_settings
+from engine.accounts.limits import LabLimits
+from engine.allowed_paths import REFUSAL
+from engine.errors import RunError
+from engine.executors.huggingface_jobs import layout
+from engine.executors.huggingface_jobs.inputs import collect_inputs
+
+HOSTILE = [
+    (layout.END, b"{"),
+    (layout.END, b'{"exit_code": "no"}'),
+    (layout.segment_name(0), b"\x00" * 17_000_000),
+    ("results/adapter/adapter_config.json", b"[1]"),
+    ("checkpoints/step-1/MANIFEST.json", b"{"),
+    ("worker.log", b"\x00" * 17_000_000),
+]
+
+
+@pytest.mark.parametrize(("name", "data"), HOSTILE)
+def test_what_a_person_puts_into_the_own_bucket_harms_nobody(lab, hugging_face, name, data):
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    there = hugging_face.only_job()
+    there.stage = "RUNNING"
+    lab.writes(run, name, data)
+    if name.startswith("results"):
+        lab.writes(run, layout.END, b'{"exit_code": 0}')
+    follower.step()
+    hugging_face.end(there, "COMPLETED")
+    follower.wants_cancel = True
+    follower._clock = lambda: 1e9
+    for _ in range(4):
+        follower.step()
+
+    assert follower.view.stage == "ended"
+    sizes = [path.stat().st_size for path in run.folder.path.rglob("*") if path.is_file()]
+    assert max(sizes) < 16_000_000
+
+
+def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
+    run, other = lab.run("ada"), lab.run("bob")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    hugging_face.only_job().stage = "RUNNING"
+    secret = other.folder.config.read_bytes()
+    outside = f"../../../../../bob/{other.id}/config.yaml"
+    told = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
+    (run.folder.path / "checkpoints").mkdir(exist_ok=True)
+    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": told}).encode())
+    follower.step()
+
+    assert list((run.folder.path / "checkpoints").iterdir()) == []
+
+
+def test_files_of_others_are_not_sent(lab, home, tmp_path):
+    own = home.of("ada").uploads
+    own.mkdir(parents=True)
+    (tmp_path / "secret.jsonl").write_text("{}")
+    (own / "rows").mkdir()
+    (own / "rows" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (own / "mine.jsonl").write_text("{}")
+
+    for source in (own / "rows", own / "rows" / "link.jsonl", tmp_path / "secret.jsonl"):
+        with pytest.raises(RunError, match=REFUSAL[0]):
+            collect_inputs(lab.run("ada", dataset__source=str(source)), home)
+    assert "data/mine.jsonl" in collect_inputs(lab.run("ada", dataset__source=str(own / "mine.jsonl")), home)
+
+
+def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_face, home):
+    save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=0.01, free_disk_gb=0)))
+    run = lab.run("ada")
+    lab.signs_in("ada")
+    follower = lab.follow(run)
+    follower.step()
+    hugging_face.only_job().stage = "RUNNING"
+    offset = 0
+    for _ in range(40):
+        lab.writes(run, layout.segment_name(offset), b'"x"\n' * 100_000)
+        offset += 400_000
+        follower.step()
+
+    assert "of 0.01 GB" in follower.view.trouble.what
+    assert run.folder.events.stat().st_size < 12_000_000
+    save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=1, free_disk_gb=0)))
+    follower.step()
+    assert follower.view.trouble is None
