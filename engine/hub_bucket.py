@@ -1,16 +1,15 @@
-"""A private bucket of a person or a Space at Hugging Face, and the Hub's answers in words."""
+"""A private bucket of a person or a Space at Hugging Face."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, PushError
-from engine.hub_errors import JOBS, MIRROR, Fault, HubFault, Subject, find_fault
+from engine.errors import PushError
+from engine.hub_errors import JOBS, status_of
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile, HfApi
@@ -18,71 +17,9 @@ if TYPE_CHECKING:
 _MOST_FILES = 200_000  # of one list: a full bucket must not fill our memory
 
 
-@dataclass(frozen=True)
-class BucketWords:
-    """What people read where Hugging Face does not do what a bucket is used for.
-
-    Attributes:
-        subject: What it is used for.
-        refusals: By HTTP status; any other has the words that it has everywhere.
-        away: Where there is no answer at all.
-    """
-
-    subject: Subject
-    refusals: Mapping[int, HubFault]
-    away: HubFault = HubFault.UNREACHABLE
-
-    @contextmanager
-    def explained(self, name: str) -> Iterator[None]:
-        """Turn what goes wrong while Hugging Face is asked into errors that people understand.
-
-        Raises:
-            HubUnreachableError: If it gave no answer, or "not now": asking again may help.
-            PushError: If it refused.
-            StorageError: If what it sent could not be written.
-        """
-        try:
-            yield
-        except EngineError:
-            raise
-        except Exception as error:
-            raise self._explain(name, error) from None  # its text may quote what was sent, the token among it
-
-    def _explain(self, name: str, error: Exception) -> EngineError:
-        status = _status(error)
-        if status is not None and status in self.refusals:
-            return self.subject.explain(Fault(self.refusals[status], f"HTTP {status}"), name)
-        found = find_fault(error)
-        if found is None or found.fault is HubFault.UNREACHABLE:
-            found = Fault(self.away, found.detail if found else type(error).__name__)
-        return self.subject.explain(found, name)
-
-
-JOBS_WORDS = BucketWords(JOBS, {401: HubFault.JOBS_TOKEN, 402: HubFault.NO_CREDIT, 403: HubFault.NO_JOBS_RIGHT})
-MIRROR_WORDS = BucketWords(
-    MIRROR,
-    {
-        **dict.fromkeys((400, 405, 410, 413, 422), HubFault.MIRROR_REFUSED),
-        401: HubFault.MIRROR_TOKEN,
-        402: HubFault.MIRROR_FULL,
-        403: HubFault.MIRROR_RIGHT,
-        404: HubFault.MIRROR_GONE,
-        409: HubFault.MIRROR_AWAY,
-        507: HubFault.MIRROR_FULL,
-    },
-    HubFault.MIRROR_AWAY,
-)
-jobs_errors_explained = JOBS_WORDS.explained
-
-
-def _status(error: BaseException) -> int | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
 def is_missing(error: BaseException) -> bool:
     """Whether the Hub answered that it does not know what was asked for."""
-    return _status(error) == 404
+    return status_of(error) == 404
 
 
 class RunBucket:
@@ -91,15 +28,17 @@ class RunBucket:
     Args:
         api: Asks the Hub in the person's name.
         name: As owner/name.
-        words: For its errors.
+        explained: Turns what goes wrong with a bucket of a name into errors in words.
     """
 
-    def __init__(self, api: HfApi, name: str, words: BucketWords = JOBS_WORDS) -> None:
+    def __init__(
+        self, api: HfApi, name: str, explained: Callable[[str], AbstractContextManager[None]] = JOBS.explained
+    ) -> None:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
         self._api = api
-        self._explained = words.explained
+        self._explained = explained
         self.name = name
 
     def make(self) -> None:

@@ -1,9 +1,9 @@
 """The one table of what goes wrong when the Hugging Face Hub is asked for something, or takes a push or a Space."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -186,6 +186,11 @@ class Subject:
     unreachable: type[EngineError] = HubUnreachableError  # raised where asking later may help
     storage: type[EngineError] = StorageError  # raised where the disk is full or read-only
     in_lab: str = ""  # what helps where a login would, in a lab: its server has none
+    refusals: Mapping[int, HubFault] = field(
+        default_factory=dict
+    )  # by HTTP status, where they mean something here alone
+    refused: HubFault = HubFault.REFUSED  # any other refusal, where the server's words are quoted
+    away: HubFault = HubFault.UNREACHABLE  # no answer at all
 
     def explain(self, found: Fault, name: str, revision: str | None = None) -> EngineError:
         """Return the error that people see."""
@@ -196,7 +201,41 @@ class Subject:
             fix = self.in_lab
         return error(what.format(**words), fix.format(**words))
 
+    @contextmanager
+    def explained(self, name: str, revision: str | None = None) -> Iterator[None]:
+        """Turn what goes wrong while the Hub is asked into errors that people understand.
 
+        Args:
+            name: Of what it is asked for; it begins sentences.
+            revision: That is asked for.
+
+        Raises:
+            EngineError: As the attributes name them: `unreachable` without an answer, or with one outside the table;
+                `error` or `access` for a refusal; `storage` if what the Hub sent could not be written.
+        """
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            # Its text may quote what was sent, the token among it.
+            raise self.explain(self._fault_in(error), name, revision) from None
+
+    def _fault_in(self, error: Exception) -> Fault:
+        status = status_of(error)
+        if status is not None and status in self.refusals:
+            return Fault(self.refusals[status], f"HTTP {status}")
+        # What is not in the table comes from a network library, and means no answer at all.
+        found = find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__)
+        return found._replace(fault=self.away) if found.fault is HubFault.UNREACHABLE else found
+
+
+_REFUSALS = {
+    401: HubFault.WRONG_TOKEN,
+    403: HubFault.READ_ONLY,
+    412: HubFault.CHANGED,
+    413: HubFault.TOO_LARGE,
+}  # of what is written to the Hub
 MODEL = Subject(
     kind="model",
     local="a local folder or the demo model",
@@ -221,12 +260,15 @@ PUSH = Subject(
     doing="Pushing",
     local="an export into a folder",
     again="; push again then, and only what is missing is sent",
+    refusals={**_REFUSALS, 402: HubFault.NO_ROOM, 404: HubFault.NO_REPOSITORY, 409: HubFault.CHANGED},
+    refused=HubFault.PUSH_REFUSED,
 )
 JOBS = Subject(
     kind="bucket",
     folder="buckets/",
     local="this machine to train on",
     again="; the job continues meanwhile",
+    refusals={401: HubFault.JOBS_TOKEN, 402: HubFault.NO_CREDIT, 403: HubFault.NO_JOBS_RIGHT},
 )
 MIRROR = Subject(
     kind="bucket",
@@ -234,12 +276,24 @@ MIRROR = Subject(
     absent="cannot be reached",
     local="another bucket",
     again="; saving is tried again by itself",
+    refusals={
+        **dict.fromkeys((400, 405, 410, 413, 422), HubFault.MIRROR_REFUSED),
+        401: HubFault.MIRROR_TOKEN,
+        402: HubFault.MIRROR_FULL,
+        403: HubFault.MIRROR_RIGHT,
+        404: HubFault.MIRROR_GONE,
+        409: HubFault.MIRROR_AWAY,
+        507: HubFault.MIRROR_FULL,
+    },
+    away=HubFault.MIRROR_AWAY,
 )
 SPACE = Subject(
     kind="Space",
     folder="spaces/",
     doing="A Space",
     local="--dry-run",
+    refusals={**_REFUSALS, 402: HubFault.NO_PLAN, 404: HubFault.NO_SPACE},
+    refused=HubFault.SPACE_REFUSED,
 )
 
 # By name, for `datasets` and the Hub's library choose among HTTP libraries, and to import none of them here.
@@ -267,13 +321,19 @@ def find_fault(error: BaseException) -> Fault | None:
             return Fault(fault)
         if not _NO_CONNECTION.isdisjoint(kinds):
             return Fault(HubFault.UNREACHABLE, type(chain[-1]).__name__)
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int) and status >= 400:
+        status = status_of(link)
+        if status is not None and status >= 400:
             other = HubFault.DOWN if status >= 500 else HubFault.REFUSED
             return Fault(_BY_STATUS.get(status, other), f"HTTP {status}")
         if isinstance(link, OSError) and link.errno in _NOT_STORED:
             return Fault(HubFault.NOT_STORED, (link.strerror or "I/O error").lower())
     return None
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status of an answer that became an error."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
@@ -282,26 +342,3 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__
-
-
-@contextmanager
-def hub_errors_explained(name: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what goes wrong while the Hub is asked for a model into errors that people understand.
-
-    Args:
-        name: Of the model; it begins sentences.
-        revision: That was asked for.
-
-    Raises:
-        HubUnreachableError: If it gave no answer, or an answer outside this table.
-        ModelError: If it answered with a refusal.
-        StorageError: If what it sent could not be written.
-    """
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:
-        # What is not in the table comes from a network library, and means no answer at all.
-        found = find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__)
-        raise MODEL.explain(found, name, revision) from error

@@ -17,7 +17,7 @@ from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from engine.files import size_and_time, write_atomically
-from engine.hub_errors import hub_errors_explained
+from engine.hub_errors import MODEL
 from engine.models.architectures import is_causal_lm
 from engine.models.folder import (
     ADAPTER_CONFIG,
@@ -154,7 +154,7 @@ def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 
 def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token: str | None) -> _Listing:
-    with hub_errors_explained(hub_id, revision):
+    with MODEL.explained(hub_id, revision):
         info = _within_seconds(
             timeout_seconds, lambda: HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True)
         )
@@ -216,7 +216,7 @@ class _Fetching(NamedTuple):
         if not missing:
             return
         total = sum(sizes[name] for name in missing)
-        with hub_errors_explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total, self.on_progress):
+        with MODEL.explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total, self.on_progress):
             storage.mkdir(parents=True, exist_ok=True)
             self.require_room(storage, total, hub_id, "set HF_HOME")
             huggingface_hub.snapshot_download(
@@ -322,5 +322,5 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         hf_raise_for_status(response)
         return TypeAdapter(tuple[HubModel, ...]).validate_json(response.content)
 
-    with hub_errors_explained(f"The search for {query.strip()!r}"):
+    with MODEL.explained(f"The search for {query.strip()!r}"):
         return _within_seconds(timeout_seconds, ask)

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from huggingface_hub.hf_api import SpaceInfo
 from engine.errors import ConfigError, Problem, PushError
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.export.push.hub_answers import Patience, persist, push_errors_explained, quoted
-from engine.hub_bucket import BucketWords, RunBucket
+from engine.hub_bucket import RunBucket
 from engine.hub_errors import SPACE, Fault, HubFault
 from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, SpacePlan, address_of, hardware_problem, is_ours
@@ -29,7 +29,6 @@ _FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
 _LOOK_SECONDS = 5.0
 _UNTIL_IT_BUILDS_SECONDS = 60.0  # after a commit, the old state may still be reported
 _LOG_LINES = 20
-_BUCKET_WORDS = BucketWords(SPACE, {401: HubFault.WRONG_TOKEN, 402: HubFault.NO_PLAN, 403: HubFault.READ_ONLY})
 
 
 class Settings(NamedTuple):
@@ -185,7 +184,7 @@ class SpaceHub:
     def make_bucket(self, bucket: str) -> None:
         """Create the private bucket of a Space where it is missing; raises PushError where it is public."""
         self.report(f"Creating the bucket {bucket}.")
-        RunBucket(self.api, bucket, _BUCKET_WORDS).make()
+        self._ask(bucket, RunBucket(self.api, bucket, self._explained).make)
 
     def change(self, name: str, settings: Settings) -> list[str]:
         """Set what is given, and return in words what was set."""
@@ -318,10 +317,13 @@ class SpaceHub:
 
     def _ask(self, name: str, ask: Callable[[], Answer]) -> Answer:
         def explained() -> Answer:
-            with push_errors_explained(name, self._token, SPACE):
+            with self._explained(name):
                 return ask()
 
         return persist(explained, self.patience, self.report, self.sleep, SPACE)
+
+    def _explained(self, name: str) -> AbstractContextManager[None]:
+        return push_errors_explained(name, self._token, SPACE)
 
     @property
     def _token(self) -> str | None:

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.files import read_model, write_atomically
-from engine.hub_bucket import MIRROR_WORDS, RunBucket
+from engine.hub_bucket import RunBucket
+from engine.hub_errors import MIRROR
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog
@@ -57,7 +58,7 @@ def mirror_of(space: SpaceEnvironment, home: LoratoryHome) -> "Mirror | None":
         return None
     from huggingface_hub import HfApi
 
-    return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR_WORDS), space.space_id)
+    return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR.explained), space.space_id)
 
 
 class _Record(BaseModel, frozen=True):
@@ -76,7 +77,7 @@ class Mirror:
 
     Args:
         home: Of the Space.
-        bucket: Of its owner; a `RunBucket` with `MIRROR_WORDS`.
+        bucket: Of its owner; a `RunBucket` with the words of `MIRROR`.
         space: As owner/name: no other Space may have the bucket.
         settings: How often.
     """

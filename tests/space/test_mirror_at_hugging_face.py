@@ -10,7 +10,8 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
 from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.hub_bucket import MIRROR_WORDS, RunBucket
+from engine.hub_bucket import RunBucket
+from engine.hub_errors import MIRROR
 from engine.runs.store import RunStore
 from tests.accounts.conftest import PASSWORD
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
@@ -26,7 +27,7 @@ SESSION = "a browser that no other test has"
 def spaces(hugging_face, tmp_path, monkeypatch):  # noqa: F811 - the fixture
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     api = HfApi(endpoint=hugging_face.address, token=TOKEN)
-    return Spaces(RunBucket(api, BUCKET, MIRROR_WORDS), tmp_path)
+    return Spaces(RunBucket(api, BUCKET, MIRROR.explained), tmp_path)
 
 
 def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  # noqa: F811

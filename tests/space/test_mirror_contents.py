@@ -10,6 +10,7 @@ import pytest
 from engine.accounts.accounts import open_database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import PushError
+from engine.hub_errors import MIRROR
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
 from engine.space import mirror_index
@@ -246,7 +247,7 @@ def test_a_bucket_with_too_much_in_it_is_refused_in_words(monkeypatch, tmp_path)
         list_bucket_tree=lambda *_, prefix, **__: asked if prefix == "data/" else iter(()),
         batch_bucket_files=lambda *_, **__: None,
     )  # fmt: skip
-    bucket = hub_bucket.RunBucket(api, "ann/bucket", hub_bucket.MIRROR_WORDS)
+    bucket = hub_bucket.RunBucket(api, "ann/bucket", MIRROR.explained)
 
     with pytest.raises(PushError, match="holds more than 3 files below data"):
         bucket.list("data")

@@ -171,7 +171,7 @@ def test_each_refusal_ends_in_words_without_the_token(hub, loratory, step, statu
 
 
 @pytest.mark.parametrize("what", ["reset", "lost", 429, 500, 503])
-@pytest.mark.parametrize("step", ["whoami", "list_hardware", "create", "preupload", "commit", "runtime"])
+@pytest.mark.parametrize("step", ["whoami", "list_hardware", "bucket", "create", "preupload", "commit", "runtime"])
 def test_what_passes_is_waited_for_and_done_once(hub, loratory, step, what):
     hub.faults = [Fault(step, what)]
     code, _, err = loratory("create", NAME, "--secret", "HF_TOKEN")

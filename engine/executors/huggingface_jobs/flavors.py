@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine.errors import EngineError, HubUnreachableError
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.hardware.device import Capability, Device
-from engine.hub_bucket import jobs_errors_explained
+from engine.hub_errors import JOBS
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo
@@ -172,7 +172,7 @@ class HardwareList:
         try:
             api = self._login().api
             if found is None or time.monotonic() - found[0] > _LIST_SECONDS:
-                with jobs_errors_explained("your account"):
+                with JOBS.explained("your account"):
                     found = time.monotonic(), read_flavors(api.list_jobs_hardware())
         except EngineError as error:
             self.trouble, self._trouble_since = error, time.monotonic()

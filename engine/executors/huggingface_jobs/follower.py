@@ -21,7 +21,8 @@ from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.huggingface_jobs.login import LoginOf
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.files import write_atomically
-from engine.hub_bucket import RunBucket, is_missing, jobs_errors_explained
+from engine.hub_bucket import RunBucket, is_missing
+from engine.hub_errors import JOBS
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
 from engine.runs.run import Run
@@ -184,7 +185,7 @@ class JobFollower:
         self._api = login.api
         token = str(login.api.token)
         if token != self._known[0]:
-            with jobs_errors_explained("your account"):
+            with JOBS.explained("your account"):
                 self._known = token, str(login.api.whoami()["name"])
         self._require_account(self._known[1])
         return login.hours_left
@@ -212,7 +213,7 @@ class JobFollower:
         if not self.record.sent_at:
             self._require_time(hours_left)
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
-        with jobs_errors_explained(namespace):
+        with JOBS.explained(namespace):
             found = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
         if found is None:
             if self.wants_cancel:
@@ -252,7 +253,7 @@ class JobFollower:
             limit_seconds=record.limit_hours * 3600,
             look_seconds=min(self._look_seconds, 3.0),
         )  # fmt: skip
-        with jobs_errors_explained(record.namespace):
+        with JOBS.explained(record.namespace):
             hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
             if hardware is not None:
                 self._keep(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
@@ -271,7 +272,7 @@ class JobFollower:
 
     def _pass_on_requests(self) -> None:
         if self.wants_cancel and not self._cancel_was_sent:
-            with jobs_errors_explained(self.record.namespace):
+            with JOBS.explained(self.record.namespace):
                 self._api.cancel_job(job_id=self.record.id, namespace=self.record.namespace)
             self._cancel_was_sent = True
         if self.wants_stop and not self._stop_was_sent:
@@ -283,7 +284,7 @@ class JobFollower:
         try:
             job = self._api.inspect_job(job_id=self.record.id, namespace=self.record.namespace)
         except Exception as error:
-            with jobs_errors_explained(self.record.namespace):
+            with JOBS.explained(self.record.namespace):
                 if not is_missing(error):
                     raise
                 self._missing_looks += 1
@@ -295,7 +296,7 @@ class JobFollower:
 
     def _output(self) -> str:
         """Return the end of what the job itself printed, such as while Loratory is installed there."""
-        with jobs_errors_explained(self.record.namespace):
+        with JOBS.explained(self.record.namespace):
             found = self._api.fetch_job_logs(
                 job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine.accounts.limits import is_lab
 from engine.accounts.logins import Logins, require_token
 from engine.errors import PushError, SignInNeededError
-from engine.hub_bucket import jobs_errors_explained
+from engine.hub_errors import JOBS
 from engine.paths import LoratoryHome
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def sign_in(logins: Logins, person_name: str, token: str) -> str:
     token = require_token(token, "write access and the right to jobs")
     from huggingface_hub import HfApi
 
-    with jobs_errors_explained("your account"):
+    with JOBS.explained("your account"):
         name = str(HfApi(token=token).whoami()["name"])
     logins.put(person_name, token, time.time() + _KEPT_SECONDS)
     return name

@@ -23,19 +23,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from engine.errors import EngineError
-from engine.hub_errors import PUSH, SPACE, Fault, HubFault, Subject
+from engine.hub_errors import PUSH, Fault, HubFault, Subject
 
 Answer = TypeVar("Answer")
 
 _NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
 _RESET = re.compile(r";\s*t=(\d+)")  # of the `ratelimit` header: seconds until requests are allowed again
 _NATIVE_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
-_COMMON = {401: HubFault.WRONG_TOKEN, 403: HubFault.READ_ONLY, 412: HubFault.CHANGED, 413: HubFault.TOO_LARGE}
-_REFUSALS = {
-    PUSH: {**_COMMON, 402: HubFault.NO_ROOM, 404: HubFault.NO_REPOSITORY, 409: HubFault.CHANGED},
-    SPACE: {**_COMMON, 402: HubFault.NO_PLAN, 404: HubFault.NO_SPACE},
-}
-_REFUSED = {PUSH: HubFault.PUSH_REFUSED, SPACE: HubFault.SPACE_REFUSED}
 
 
 class NotNowError(Exception):
@@ -201,11 +195,11 @@ def _explain(subject: Subject, repository: str, error: BaseException, token: str
 
 def _refusal(subject: Subject, repository: str, error: HfHubHTTPError, token: str | None) -> EngineError:
     status = error.response.status_code
-    fault = _REFUSALS[subject].get(status, _REFUSED[subject])
+    fault = subject.refusals.get(status, subject.refused)
     if isinstance(error, RevisionNotFoundError):
         fault = HubFault.NO_REVISION
     elif isinstance(error, RepositoryNotFoundError) and status not in (402, 403):
-        fault = _REFUSALS[subject][404]
+        fault = subject.refusals[404]
     quote = quoted(error.server_message or error.response.headers.get("X-Error-Message") or "", token)
     return subject.explain(Fault(fault, f"HTTP {status}", quote), repository, revision="of that name")
 
