@@ -5,17 +5,14 @@ There they are folders of data files like any other: only their owner opens them
 
 import contextlib
 import shutil
-import threading
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import SecretStr
-
 from engine.data.files.access import shown_name
 from engine.errors import DatasetError, StorageError
-from engine.models.own import NO_ACCOUNTS, download_with_token
+from engine.models.own import TokenDownload
 from engine.models.prepared import OnModelProgress, ignore_progress
 from engine.models.source import is_hub_id, is_revision
 from engine.paths import LoratoryHome
@@ -36,44 +33,32 @@ class OwnDataset(NamedTuple):
 
 
 @dataclass(eq=False)
-class OwnDatasetJob:
-    """One download; can be stopped from another thread, and what has arrived serves the next one.
+class OwnDatasetJob(TokenDownload):
+    """Download a dataset.
 
     Args:
-        home: As the person has it.
-        hub_id: Of the dataset, as `owner/name`.
+        hub_id: As `owner/name`.
         revision: Branch, tag or commit; None for the default branch.
-        token: Of the person, for this one download.
     """
 
-    home: LoratoryHome
     hub_id: str
     revision: str | None
-    token: SecretStr = field(repr=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: OnModelProgress = ignore_progress) -> OwnDataset:
         """Download the data files.
 
         Raises:
             DatasetError: If it is not on the Hub, the token does not open it, or it has no data files.
-            AccountError: If that is not a token.
+            AccountError: If there are no accounts, or that is not a token.
             StorageError: If it exceeds the person's disk space.
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        if not self.home.owner:
-            raise DatasetError(*NO_ACCOUNTS)
         hub_id = require_dataset_id(self.hub_id, self.revision)
-        token, self.token = self.token, SecretStr("")
-        folder = _folder_of(self.home, hub_id)
+        folder = self.home.uploads / _FOLDER / hub_id.replace("/", _SEPARATOR)
         params = {"hub_id": hub_id, "revision": self.revision, "folder": str(folder)}
-        download_with_token(self.home, WORKER_MODULE, params, token, self._stopped, on_progress)
+        self._download(WORKER_MODULE, params, on_progress)
         return OwnDataset(hub_id, folder_size_bytes(folder), folder)
-
-    def stop(self) -> None:
-        """End it within seconds."""
-        self._stopped.set()
 
 
 def require_dataset_id(text: str, revision: str | None) -> str:
@@ -125,7 +110,3 @@ def remove_own_dataset(home: LoratoryHome, hub_id: str, sources: Collection[str]
         shutil.rmtree(found.folder)
     except OSError as error:
         raise StorageError(f"{hub_id} cannot be removed ({error.strerror}).", "Ask an admin of the lab.") from error
-
-
-def _folder_of(home: LoratoryHome, hub_id: str) -> Path:
-    return home.uploads / _FOLDER / hub_id.replace("/", _SEPARATOR)

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -279,7 +278,6 @@ class HubModel(BaseModel, frozen=True):
     gated: bool | None = None
     downloads: int | None = None  # of the last 30 days
     likes: int | None = None
-    last_modified: datetime | None = Field(None, validation_alias="lastModified")
     model_type: str | None = Field(None, validation_alias=AliasPath("config", "model_type"))
     tags: tuple[str, ...] = ()
 
@@ -311,7 +309,7 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         "pipeline_tag": "text-generation",
         "sort": "downloads",
         "limit": limit,
-        "expand": ["downloads", "likes", "gated", "lastModified", "safetensors", "tags", "config"],
+        "expand": ["downloads", "likes", "gated", "safetensors", "tags", "config"],
     }
 
     def ask() -> tuple[HubModel, ...]:

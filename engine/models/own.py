@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from engine.accounts.logins import require_token
 from engine.config.run import ModelConfig
-from engine.errors import ModelError, StorageError
+from engine.errors import AccountError, ModelError, StorageError
 from engine.models.cache_space import NEEDS
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
@@ -29,7 +29,6 @@ from engine.runs.store import folder_size_bytes
 
 WORKER_MODULE = "engine.models.own_download"
 
-NO_ACCOUNTS = ("There are no accounts here.", "Log in with `hf auth login` or HF_TOKEN.")
 _MODELS = "models--"
 
 
@@ -42,75 +41,76 @@ class OwnModel(NamedTuple):
 
 
 @dataclass(eq=False)
-class OwnModelJob:
+class TokenDownload:
     """One download; can be stopped from another thread, and what has arrived serves the next one.
 
     Args:
         home: As the person has it.
-        model: On the Hub, by id or as the catalogue names it.
         token: Of the person, for this one download.
     """
 
     home: LoratoryHome
-    model: ModelConfig
     token: SecretStr = field(repr=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def stop(self) -> None:
+        """End it within seconds."""
+        self._stopped.set()
+
+    def _download(self, module: str, params: JsonObject, on_progress: OnModelProgress) -> None:
+        """Let a process download something; it gets the token through stdin, and has no other login.
+
+        Raises:
+            AccountError: If there are no accounts, or that is not a token.
+            StorageError: If the person has no disk space left.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+            EngineError: As the process raises it.
+        """
+        home, secret, self.token = self.home, self.token.get_secret_value(), SecretStr("")
+        if not home.owner:
+            raise AccountError("There are no accounts here.", "Log in with `hf auth login` or HF_TOKEN.")
+        secret = require_token(secret, "read access")
+        require_disk_space(home, home.owner)
+        home.own_models.joinpath("hub").mkdir(mode=0o700, parents=True, exist_ok=True)
+        process = JsonLinesProcess(
+            module, log_file=home.server / "own-models.log", environment=_environment(home), restarts=False
+        )
+
+        def report(value: JsonObject) -> None:
+            on_progress(ModelProgress(**value))
+
+        try:
+            process.call("download", {**params, "token": secret}, on_progress=report, stopped=self._stopped)
+        finally:
+            process.close(timeout_seconds=0.5)
+
+
+@dataclass(eq=False)
+class OwnModelJob(TokenDownload):
+    """Download a model.
+
+    Args:
+        model: On the Hub, by id or as the catalogue names it.
+    """
+
+    model: ModelConfig
 
     def run(self, on_progress: OnModelProgress = ignore_progress) -> OwnModel:
         """Fetch configuration, tokenizer and weights.
 
         Raises:
             ModelError: If it is not on the Hub, the token does not open it, or it cannot be trained safely.
+            AccountError: If there are no accounts, or that is not a token.
             StorageError: If it exceeds the person's disk space.
             HubUnreachableError: If the Hub does not answer.
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        own = self.home.own_hub_cache
-        if own is None:
-            raise ModelError(*NO_ACCOUNTS)
         hub_id = hub_id_of(self.model)
-        token, self.token = self.token, SecretStr("")
-        params: JsonObject = {"hub_id": hub_id, "revision": self.model.revision}
-        download_with_token(self.home, WORKER_MODULE, params, token, self._stopped, on_progress)
-        return OwnModel(hub_id, folder_size_bytes(own / _folder_name(hub_id)), self.model.revision)
-
-    def stop(self) -> None:
-        """End it within seconds."""
-        self._stopped.set()
-
-
-def download_with_token(
-    home: LoratoryHome,
-    module: str,
-    params: JsonObject,
-    token: SecretStr,
-    stopped: threading.Event,
-    on_progress: OnModelProgress,
-) -> JsonObject:
-    """Let a process download something for a person with their token, which it gets through stdin; it has no other login.
-
-    Raises:
-        AccountError: If that is not a token.
-        StorageError: If the person has no disk space left.
-        CancelledRequestError: If it was stopped.
-        WorkerError: If the process ended.
-        EngineError: As the process raises it.
-    """
-    secret = require_token(token.get_secret_value(), "read access")
-    require_disk_space(home, home.owner)
-    home.own_models.joinpath("hub").mkdir(mode=0o700, parents=True, exist_ok=True)
-    process = JsonLinesProcess(
-        module, log_file=home.server / "own-models.log", environment=_environment(home), restarts=False
-    )
-
-    def report(value: JsonObject) -> None:
-        on_progress(ModelProgress(**value))
-
-    try:
-        return process.call("download", {**params, "token": secret}, on_progress=report, stopped=stopped)
-    finally:
-        process.close(timeout_seconds=0.5)
+        self._download(WORKER_MODULE, {"hub_id": hub_id, "revision": self.model.revision}, on_progress)
+        size = folder_size_bytes(self.home.own_models / "hub" / _folder_name(hub_id))
+        return OwnModel(hub_id, size, self.model.revision)
 
 
 def hub_id_of(model: ModelConfig) -> str:

@@ -38,7 +38,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def job(home, token: str = TOKEN, name: str = DATASET, revision: str | None = None):
-    return OwnDatasetJob(home, name, revision, SecretStr(token))
+    return OwnDatasetJob(home, SecretStr(token), name, revision)
 
 
 def rows_of(home, folder: Path, split: str):
@@ -109,7 +109,7 @@ def test_what_is_not_a_revision_token_or_own_dataset_is_refused(home):
         job(ann, revision="../x").run()
     with pytest.raises(AccountError, match="not a Hugging Face token"):
         job(ann, "hf_a\r\nHost: evil").run()
-    with pytest.raises(DatasetError, match="no accounts"):
+    with pytest.raises(AccountError, match="no accounts"):
         job(home).run()
     for hub_id in (DATASET, "../ann", "hub", ""):
         with pytest.raises(DatasetError, match="not among your own"):

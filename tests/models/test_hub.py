@@ -260,7 +260,6 @@ def test_a_search_tells_what_matters(hub):
         "downloads": 5,
         "tags": ["license:mit", "en"],
         "config": {"model_type": "llama"},
-        "lastModified": "2025-01-02T03:04:05.000Z",
     }
     hub.repositories = {"org/known": {"search.json": json.dumps(facts).encode()}, "org/bare": {"search.json": b"{}"}}
 

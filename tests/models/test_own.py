@@ -59,7 +59,7 @@ def hub(tiny_model_folder, tmp_path, monkeypatch):
 
 
 def download(home, token: str = TOKEN):
-    return OwnModelJob(home, MODEL, SecretStr(token)).run()
+    return OwnModelJob(home, SecretStr(token), MODEL).run()
 
 
 def test_its_owner_finds_it_without_the_token_and_nobody_else_does(hub, home, tmp_path):
@@ -110,23 +110,23 @@ def test_what_cannot_be_a_token_is_refused_without_being_shown(home, token):
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../bea/x", "~/model", "a/b/c", "owner/../x", "x.gguf", ""])
 def test_only_an_id_on_the_hub_is_fetched(home, name):
-    job = OwnModelJob(home.of("ann"), ModelConfig.model_construct(id=name, revision=None), SecretStr(TOKEN))
+    job = OwnModelJob(home.of("ann"), SecretStr(TOKEN), ModelConfig.model_construct(id=name, revision=None))
     with pytest.raises(ModelError, match="not an id on the Hub"):
         job.run()
 
 
 def test_a_home_without_accounts_has_no_own_models(home):
-    with pytest.raises(ModelError, match="no accounts"):
+    with pytest.raises(AccountError, match="no accounts"):
         download(home)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
 def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path):
-    require_hidden_token(hub, OwnModelJob(home.of("ann"), MODEL, SecretStr(TOKEN)), TOKEN, tmp_path)
+    require_hidden_token(hub, OwnModelJob(home.of("ann"), SecretStr(TOKEN), MODEL), TOKEN, tmp_path)
 
 
 def test_a_download_can_be_stopped_and_continues_later(hub, home):
-    stop_midway(hub, OwnModelJob(home.of("ann"), MODEL, SecretStr(TOKEN)))
+    stop_midway(hub, OwnModelJob(home.of("ann"), SecretStr(TOKEN), MODEL))
     assert download(home.of("ann")).bytes > 0
 
 

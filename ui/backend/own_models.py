@@ -95,7 +95,7 @@ class OwnModels(OwnDownloads[OwnModel]):
 
     kind = "model"
 
-    job: Callable[[LoratoryHome, ModelConfig, SecretStr], Job[OwnModel]] = OwnModelJob
+    job: Callable[[LoratoryHome, SecretStr, ModelConfig], Job[OwnModel]] = OwnModelJob
 
     def start(self, name: str, revision: str | None, token: SecretStr) -> Work[OwnModel]:
         """Download a model, with its id on the Hub or its name in the catalogue."""
@@ -103,7 +103,7 @@ class OwnModels(OwnDownloads[OwnModel]):
         if model is None:
             raise ModelError("No model.", "Type its id on the Hub, such as owner/name.")
         hub_id_of(model)
-        return self._begin(self.job(self.runs.home, model, token))
+        return self._begin(self.job(self.runs.home, token, model))
 
     def list(self) -> list[OwnModel]:
         """Return what the person has."""
@@ -120,11 +120,11 @@ class OwnDatasets(OwnDownloads[OwnDataset]):
 
     kind = "dataset"
 
-    job: Callable[[LoratoryHome, str, str | None, SecretStr], Job[OwnDataset]] = OwnDatasetJob
+    job: Callable[[LoratoryHome, SecretStr, str, str | None], Job[OwnDataset]] = OwnDatasetJob
 
     def start(self, name: str, revision: str | None, token: SecretStr) -> Work[OwnDataset]:
         """Download a dataset."""
-        return self._begin(self.job(self.runs.home, require_dataset_id(name, revision), revision, token))
+        return self._begin(self.job(self.runs.home, token, require_dataset_id(name, revision), revision))
 
     def list(self) -> list[OwnDataset]:
         """Return what the person has."""

@@ -15,7 +15,6 @@ LABEL = "loratory"  # of a job: the number of its JobRecord, by which it is foun
 
 # Below the folder of an attempt.
 INPUTS = "inputs"
-RUN_INPUTS = f"{INPUTS}/run"
 EVENTS = "events"
 CHECKPOINTS = "checkpoints"
 RESULTS = "results"

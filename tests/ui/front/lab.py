@@ -117,7 +117,7 @@ def running_lab(
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:
     """Services that need no model, in a person's own folders."""
     services = fake_services(own.root, home=own, owner=person.name)
-    own_models = None if own.is_guest else OwnModels(services.runs, lambda _home, model, _token: Arriving(model.id))
+    own_models = None if own.is_guest else OwnModels(services.runs, lambda _home, _token, model: Arriving(model.id))
     own_datasets = None if own.is_guest else OwnDatasets(services.runs)
     return replace(services, person=person, own_models=own_models, own_datasets=own_datasets)
 
