@@ -32,6 +32,10 @@ Updates = dict[Component, Any]  # what a handler changes; components that it doe
 QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 SLOW: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
+# Of an event without a handler: in the browser, for answers of the server may arrive in another order than tabs were opened.
+TIMER_ON = "() => ({__type__: 'update', active: true})"
+TIMER_OFF = "() => ({__type__: 'update', active: false})"
+
 HIDDEN: Any = gr.update(visible=False)
 UNCHANGED: dict[Any, Any] = gr.skip()  # of one component, or of all that a handler may change
 

@@ -14,7 +14,7 @@ from engine.runs.store import RUN_ID
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing
+from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing
 from ui.draft import Draft, read_draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, Form
 from ui.gradio_internals import changed_by_hand
@@ -76,10 +76,11 @@ class Page:
         """Like `on_draft`, for views that may take a tenth of a second."""
         self._later_views[component] = view
 
-    def rest_elsewhere(self, tab: gr.Tab, timer: gr.Timer) -> Dependency:
-        """Stop a timer when its tab is left."""
+    def rest_elsewhere(self, tab: gr.Tab, *timers: gr.Timer) -> None:
+        """Stop timers when their tab is left."""
         others = [other.select for other in self.tabs.children if isinstance(other, gr.Tab) and other is not tab]
-        return gr.on(others, lambda: gr.update(active=False), None, timer, **QUICK)
+        for timer in timers:
+            gr.on(others, None, None, timer, js=TIMER_OFF, **QUICK)
 
     def open_tab(self, event: Dependency, tab: str) -> None:
         """After an event, bring another tab to the front."""

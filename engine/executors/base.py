@@ -148,6 +148,9 @@ class Executor(ABC):
         Where nothing is found, as after a crash while submitting, the job's status is `never_started`.
         """
 
+    def close(self) -> None:  # noqa: B027
+        """Stop looking at jobs, which continue: another process may look at them from now on."""
+
     def held_for(self, run: Run) -> str:  # noqa: ARG002
         """Return the devices that are held for a run at present, as its state names them."""
         return ""

@@ -123,6 +123,7 @@ class JobsStandIn:
         self.jobs: dict[str, FakeJob] = {}
         self.faults: list[Fault] = []
         self.asked: Counter[str] = Counter()
+        self.on_store: Callable[[str], None] = lambda _: None  # gets each name before it is stored
         self.on_stored: Callable[[str], None] = lambda _: None  # gets each name that a job or we store
         self.others: list[str] = []  # what was asked for besides
         self.accounts = {TOKEN: ACCOUNT}  # by token
@@ -355,6 +356,7 @@ class JobsStandIn:
         for line in body.splitlines():
             asked = json.loads(line)
             if asked["type"] == "addFile":
+                self.on_store(asked["path"])
                 files[asked["path"]] = self._stored[asked["xetHash"]]
                 self.on_stored(asked["path"])
             elif asked["type"] == "deleteFile":

@@ -16,6 +16,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.jobs.stand_in import TOKEN, Fault
+from tests.runs.supervision import wait_until
 
 BUCKET = "ada/loratory-runs"
 
@@ -338,6 +339,32 @@ def test_a_person_without_a_login_reads_what_to_do(followed, hugging_face, home,
 
     assert "needs a token" in follower.view.end.cause
     assert "hf auth login" in follower.view.end.advice
+
+
+def test_no_job_is_looked_at_once_another_process_may(followed, hugging_face, home, api):
+    hugging_face.starts_jobs = False
+    executor = JobsExecutor(home, lambda _: HubLogin(api), 0.001)
+    executor._follow(followed.run, followed.record)
+    wait_until(lambda: hugging_face.asked["inspect"] > 2)
+
+    executor.close()
+
+    looks = hugging_face.asked["inspect"]
+    followed.step()
+    assert hugging_face.asked["inspect"] == looks + 1  # its own
+
+
+def test_no_job_is_looked_at_once_another_process_may(followed, hugging_face, home, api):
+    hugging_face.starts_jobs = False
+    executor = JobsExecutor(home, lambda _: HubLogin(api), 0.001)
+    executor._follow(followed.run, followed.record)
+    wait_until(lambda: hugging_face.asked["inspect"] > 2)
+
+    executor.close()
+
+    looks = hugging_face.asked["inspect"]
+    followed.step()
+    assert hugging_face.asked["inspect"] == looks + 1  # its own
 
 
 def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):

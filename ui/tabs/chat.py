@@ -63,7 +63,7 @@ class ChatTab:
         looking: dict[str, Any] = {
             "fn": self._look, "inputs": [self.seen, self.blind.judging], "outputs": self._looked, **QUICK,
         }  # fmt: skip
-        self.evaluate.rest_after(page.rest_elsewhere(self._tab, self.timer))
+        page.rest_elsewhere(self._tab, self.timer, self.evaluate.timer)
         offering = [page.chosen_run, choice.run, choice.model]
         listed = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
         awake = listed.then(

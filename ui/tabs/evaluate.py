@@ -60,10 +60,6 @@ class EvaluatePart:
             self.across, self.previous, self.next,
         ]  # fmt: skip
 
-    def rest_after(self, event: Dependency) -> None:
-        """Stop polling after an event."""
-        event.then(lambda: gr.update(active=False), None, self.timer, **QUICK)
-
     def wire(self, opened: Dependency, switched: Dependency, chosen: Dependency, mode: gr.Radio) -> None:
         """Connect the events: the tab was opened, the mode changed, another run was chosen."""
         page = [self.number, self.seen]

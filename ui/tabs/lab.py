@@ -17,6 +17,7 @@ from ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
+    TIMER_ON,
     Confirmation,
     Updates,
     pick_list,
@@ -134,7 +135,7 @@ class LabTab:
         opened.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
         self._usage.wire(opened)
         self._models.wire(opened, self._log_after)
-        self._tab.select(lambda: gr.update(active=True), None, self.timer, **QUICK)
+        self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
         self.timer.tick(shown_as_message(self._runs.show), None, self._runs.outputs, trigger_mode="once", **QUICK)
         self._runs.wire(self._log_after)
 

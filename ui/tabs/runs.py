@@ -13,6 +13,7 @@ from engine.runs.table import select_runs, summaries_csv
 from ui.components import (
     HIDDEN,
     QUICK,
+    TIMER_ON,
     UNCHANGED,
     Updates,
     chart,
@@ -100,7 +101,7 @@ class RunsTab:
         page = self._page
         page.rest_elsewhere(self._tab, self.timer)
         self._tab.select(self.list_runs, *self._listing, **QUICK)
-        arrived = self._tab.select(lambda: gr.update(active=True), None, self.timer, **QUICK)
+        arrived = self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
         self.one.show_after(arrived, again=True)
         self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
         changed = [changed_by_hand(part) for part in self._query]

@@ -53,6 +53,7 @@ class Companion:
         self._home = home
         self.folder = RunFolder(home.runs / "local" / order.run_id)
         self._began = time.monotonic()
+        self._sending_events = threading.Lock()  # guards what is sent of the event log, and the order of its segments
         self._sent_events = 0
         self._sent_log: tuple[int, int] | None = None
         self._sent_checkpoints: set[str] = set()
@@ -151,18 +152,19 @@ class Companion:
                 ended.wait(wait)
 
     def _next_events(self) -> bool:
-        """Upload what was added to the event log and the worker's output; returns whether there was anything."""
-        lines, log_now = self._new_lines(), self._log_state()
-        files: dict[str, bytes | Path] = {}
-        if lines:
-            files[layout.segment_name(self._sent_events)] = lines
-        if log_now != self._sent_log:
-            files[layout.LOG] = _tail(self.folder.log)
-        if not files:
-            return False
-        self._bucket.put(self._named(files))
-        self._sent_events += len(lines)
-        self._sent_log = log_now
+        """Upload what was added to the event log and the worker's output; returns whether more may follow."""
+        with self._sending_events:
+            lines, log_now = self._new_lines(), self._log_state()
+            files: dict[str, bytes | Path] = {}
+            if lines:
+                files[layout.segment_name(self._sent_events)] = lines
+            if log_now != self._sent_log:
+                files[layout.LOG] = _tail(self.folder.log)
+            if not files:
+                return False
+            self._bucket.put(self._named(files))
+            self._sent_events += len(lines)
+            self._sent_log = log_now
         return len(lines) * 2 > _LARGEST_SEGMENT_BYTES  # more may follow; else it is not worth a request at once
 
     def _new_lines(self) -> bytes:
@@ -196,6 +198,9 @@ class Companion:
         newest = here[missing[-1]]
         prefix = f"{layout.CHECKPOINTS}/{newest.folder.name}"
         self._bucket.put(self._named({f"{prefix}/{name}": newest.folder / name for name in newest.manifest.files}))
+        # A run that resumes from this checkpoint writes only what comes after it: its events are there first.
+        while self._next_events():
+            pass
         # Last, as the worker writes it: what has it is complete.
         self._bucket.put(self._named({f"{prefix}/{MANIFEST}": newest.folder / MANIFEST}))
         self._sent_checkpoints.add(newest.folder.name)

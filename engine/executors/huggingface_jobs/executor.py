@@ -18,6 +18,7 @@ from engine.runs.control import asks_to_end
 from engine.runs.run import Run, RunState, Why
 
 _LONG_PAUSE_SECONDS = 60.0
+_LONGEST_CLOSE_SECONDS = 10.0  # for a look that is under way
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class JobsExecutor(Executor):
         self._home = home
         self._look_seconds = look_seconds
         self._login_of = login_of or logins_of(home)
-        self._changed = threading.Condition()  # guards `_due`
+        self._changed = threading.Condition()  # guards `_due` and `_is_closed`
+        self._is_closed = False
         # When each follower is to be called again, by owner; each owner in it has a thread.
         self._due: dict[str, dict[JobFollower, float]] = defaultdict(dict)
 
@@ -58,6 +60,13 @@ class JobsExecutor(Executor):
         if record is None or record.attempt != state.attempt:
             return LostJob()
         return self._follow(run, record)
+
+    def close(self) -> None:
+        """Stop following jobs; two processes that follow one would each remove what the other has not fetched yet."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._due, _LONGEST_CLOSE_SECONDS)
 
     def _follow(self, run: Run, record: JobRecord) -> HubJob:
         follower = JobFollower(run, record, self._home, self._login_of, self._look_seconds)
@@ -82,8 +91,9 @@ class JobsExecutor(Executor):
         due = self._due[owner]
         while True:
             with self._changed:
-                if not due:
+                if not due or self._is_closed:
                     del self._due[owner]
+                    self._changed.notify_all()
                     return
                 follower, when = min(due.items(), key=lambda one: one[1])
                 if (wait := when - time.monotonic()) > 0:

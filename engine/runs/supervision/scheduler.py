@@ -76,6 +76,11 @@ class Scheduler:
         self._needs: dict[str, Waiting] = {}
         self.active: dict[str, WorkerMonitor] = {}
 
+    def close(self) -> None:
+        """Stop looking at jobs, which continue."""
+        for executor in self._executors.values():
+            executor.close()
+
     def look(self) -> None:
         """Find what is new, mend what is damaged, look at every run with a job, and obey requests."""
         self._find_new()

@@ -96,6 +96,7 @@ class Supervisor:
                 # A full disk, a folder taken away: in any case the runs still need a supervisor.
                 complaint = _complain("Runs cannot be supervised at present", error, complaint)
             self._ending.wait(self._settings.tick_seconds)
+        loop.close()
 
 
 def _complain(what: str, error: Exception, before: str) -> str:
@@ -116,6 +117,10 @@ class SupervisorLoop:
         self._order = QueueOrder(home)
         self._lab = LabSupervision(home, settings.programs)
         self._scheduler = Scheduler(home, settings, self._lab.note_end)
+
+    def close(self) -> None:
+        """Stop looking at jobs, which continue."""
+        self._scheduler.close()
 
     def tick(self, *, starts_runs: bool = True) -> None:
         """Find what is new, look at every run with a job, start what can start.
@@ -192,7 +197,9 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
     if not lock.acquire(timeout_seconds=0):
         return
     try:
-        SupervisorLoop(home, settings or SupervisorSettings()).tick(starts_runs=False)
+        loop = SupervisorLoop(home, settings or SupervisorSettings())
+        loop.tick(starts_runs=False)
+        loop.close()
     except EngineError as error:
         _log.error("Runs could not be brought up to date: %s", error)
     finally:
