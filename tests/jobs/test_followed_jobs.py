@@ -354,19 +354,6 @@ def test_no_job_is_looked_at_once_another_process_may(followed, hugging_face, ho
     assert hugging_face.asked["inspect"] == looks + 1  # its own
 
 
-def test_no_job_is_looked_at_once_another_process_may(followed, hugging_face, home, api):
-    hugging_face.starts_jobs = False
-    executor = JobsExecutor(home, lambda _: HubLogin(api), 0.001)
-    executor._follow(followed.run, followed.record)
-    wait_until(lambda: hugging_face.asked["inspect"] > 2)
-
-    executor.close()
-
-    looks = hugging_face.asked["inspect"]
-    followed.step()
-    assert hugging_face.asked["inspect"] == looks + 1  # its own
-
-
 def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):
     hugging_face.starts_jobs = False
     right = {"image": "i", "command": ["c"], "flavor": "l4x1", "timeout": 60, "namespace": "ada", "name": "n"}

@@ -98,7 +98,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
             saved.append(int(name.split("/")[-2].removeprefix("step-")))
             hugging_face.end(hugging_face.only_job(), "ERROR", "Job timeout")
 
-    hugging_face.on_store = lambda name: time.sleep(0.2 if "/events/" in name else 0)  # its events are there before it
+    hugging_face.on_store = lambda name: time.sleep(0.8 if "/events/" in name else 0)  # its events are there before it
     hugging_face.on_stored = end_at_the_first_checkpoint
     run, whole = start.run(max_steps=60), start.run(where="local", max_steps=60)
 

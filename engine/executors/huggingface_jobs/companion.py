@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -197,12 +198,17 @@ class Companion:
             return False
         newest = here[missing[-1]]
         prefix = f"{layout.CHECKPOINTS}/{newest.folder.name}"
-        self._bucket.put(self._named({f"{prefix}/{name}": newest.folder / name for name in newest.manifest.files}))
-        # A run that resumes from this checkpoint writes only what comes after it: its events are there first.
-        while self._next_events():
-            pass
-        # Last, as the worker writes it: what has it is complete.
-        self._bucket.put(self._named({f"{prefix}/{MANIFEST}": newest.folder / MANIFEST}))
+        with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.folder.path) as place:
+            held = Path(place)  # the worker keeps a few only, and may save faster than these are sent
+            for name in (*newest.manifest.files, MANIFEST):
+                (held / name).parent.mkdir(parents=True, exist_ok=True)
+                (held / name).hardlink_to(newest.folder / name)
+            self._bucket.put(self._named({f"{prefix}/{name}": held / name for name in newest.manifest.files}))
+            # A run that resumes from this checkpoint writes only what comes after it: its events are there first.
+            while self._next_events():
+                pass
+            # Last, as the worker writes it: what has it is complete.
+            self._bucket.put(self._named({f"{prefix}/{MANIFEST}": held / MANIFEST}))
         self._sent_checkpoints.add(newest.folder.name)
         return True
 
