@@ -77,8 +77,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def confirm(question: str, *, given: bool) -> None:
+def confirm(question: str, *, given: bool, name: str = "") -> None:
     """Ask before something is lost, unless the answer was given on the command line.
+
+    Args:
+        question: What will be lost.
+        given: Whether the command line has the answer.
+        name: To type instead of y, where much is lost.
 
     Raises:
         RunError: If the person declines, or cannot be asked.
@@ -87,10 +92,11 @@ def confirm(question: str, *, given: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise RunError("This needs a confirmation, and stdin is not a terminal.", "Add --yes.")
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{question} Type {name} to continue: " if name else f"{question} [y/N] ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise RunError("Nothing was changed.", "Answer y to continue.")
+    answer = sys.stdin.readline().strip()
+    if answer != name if name else answer.lower() not in ("y", "yes"):
+        raise RunError("Nothing was changed.", f"Answer {name or 'y'} to continue.")
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.commands.configs import named_path
-from engine.commands.output import AsJson, ProgressLine, one_of, print_json, print_result, words_of_bytes
+from engine.commands.output import AsJson, ProgressLine, confirm, one_of, print_result, words_of_bytes
 from engine.config.run import ModelConfig
 from engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
 from engine.models.source import resolve_model
@@ -89,7 +88,9 @@ def create(
     kind: Sdk = one_of(sdk, Sdk, "--sdk")
     shown: Visibility = one_of(visibility, Visibility, "--visibility")
     plan = SpacePlan(name, kind, hardware or "cpu-basic", tuple(warm or ()))
-    settings = _settings(secret, admit or (), "" if no_bucket else bucket or _default_bucket(name), sleep_hours)
+    settings = _settings(
+        secret, admit or (), "" if no_bucket else bucket or name.replace("/", "/loratory-"), sleep_hours
+    )
     files = space_files(plan, build_wheel())
     if dry_run is not None:
         _write(files, dry_run, as_json=as_json)
@@ -155,10 +156,7 @@ def status(name: SpaceName, as_json: AsJson = False) -> None:
     check_name(name, "space")
     with _hub() as hub:
         found = hub.status(name)
-    if as_json:
-        print_json(found._asdict())
-    else:
-        print("\n".join(_lines(found)))
+    print_result(found._asdict(), "\n".join(_lines(found)), as_json=as_json)
 
 
 @space.command()
@@ -176,8 +174,7 @@ def delete(
         hub.require(name)
         bucket = hub.bucket_of(name)
         goes = f" and the bucket {bucket} with all its runs" if with_bucket and bucket else ""
-        if not yes:
-            _ask_for_name(name, f"This permanently deletes the Space {name}{goes}.")
+        confirm(f"This permanently deletes the Space {name}{goes}.", given=yes, name=name)
         hub.delete(name, bucket if with_bucket else None)
     kept = None if with_bucket else bucket
     text = f"Deleted {name}{goes}." + (f" The bucket {kept} stays." if kept else "")
@@ -249,11 +246,6 @@ def _secret(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _default_bucket(name: str) -> str:
-    owner, _, rest = name.partition("/")
-    return f"{owner}/loratory-{rest}"
-
-
 def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
     path = named_path(folder)
     try:
@@ -264,11 +256,9 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
             (path / name).write_bytes(content)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}).", "Choose another folder.") from error
-    if as_json:
-        print_json({"folder": str(path), "files": {name: len(content) for name, content in files.items()}})
-        return
-    for name, content in files.items():
-        print(f"{words_of_bytes(len(content)):>10}  {path / name}")
+    sizes = {name: len(content) for name, content in files.items()}
+    text = "\n".join(f"{words_of_bytes(size):>10}  {path / name}" for name, size in sizes.items())
+    print_result({"folder": str(path), "files": sizes}, text, as_json=as_json)
 
 
 def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bool) -> None:
@@ -277,12 +267,11 @@ def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bo
         log = "".join(f"\n  {line}" for line in status.log)
         fix = f"Look at {status.page}; once it is fixed, run `loratory space update {status.name}`."
         raise PushError(f"The Space {status.words}{log}", fix)
-    if as_json:
-        print_json(status._asdict() if changed is None else {**status._asdict(), "changed": list(changed)})
-        return
-    print("\n".join(_lines(status)))
+    known, lines = status._asdict(), _lines(status)
     if changed is not None:
-        print(f"Changed: {'; '.join(changed)}." if changed else "Nothing to update.")
+        known["changed"] = list(changed)
+        lines.append(f"Changed: {'; '.join(changed)}." if changed else "Nothing to update.")
+    print_result(known, "\n".join(lines), as_json=as_json)
 
 
 def _lines(status: Status) -> list[str]:
@@ -312,15 +301,6 @@ def _where_runs_are_kept(status: Status) -> str:
             f"`loratory space update {status.name} --secret HF_TOKEN:VARIABLE` gives it one"
         )
     return f"kept in the bucket {status.bucket}"
-
-
-def _ask_for_name(name: str, warning: str) -> None:
-    if not sys.stdin.isatty():
-        raise RunError("This needs a confirmation, and stdin is not a terminal.", "Add --yes.")
-    sys.stderr.write(f"{warning}\nType its name to continue: ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip() != name:
-        raise RunError("The name does not match; nothing was changed.", f"Type {name}, or add --yes.")
 
 
 COMMANDS = (space,)

@@ -25,6 +25,11 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None
 
 
+def can_be_repository(text: str) -> bool:
+    """Return whether a new repository of the Hub can have this id."""
+    return is_hub_id(text) and not any(part.endswith(("-", ".")) for part in text.split("/"))
+
+
 def is_revision(text: str) -> bool:
     """Return whether this is formed like a branch, tag or commit."""
     return _REVISION.fullmatch(text) is not None and ".." not in text

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
-from engine.models.source import DEMO_HUB_ID, is_hub_id
+from engine.models.source import DEMO_HUB_ID, can_be_repository, is_hub_id
 from engine.space.environment import PORT
 from engine.wheel import Wheel
 
@@ -21,7 +21,6 @@ Sdk = Literal["docker", "gradio"]
 ZERO_GPU = "zero-a10g"
 _CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 _EXTRAS = ("gguf", "oidc")
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 
 # What a signed-in person lets the Space do: start jobs, keep runs in a bucket that the Space made for them, and read gated
 # models that they have access to. Nothing lets it read or change any other repository of theirs.
@@ -77,9 +76,7 @@ def check_name(name: str, field: str) -> None:
     Raises:
         ConfigError: If it is not.
     """
-    owner, slash, rest = name.partition("/")
-    is_plain = all(_NAME.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, rest))
-    if not slash or not is_plain or len(name) > 96 or rest.endswith(".git"):
+    if "/" not in name or not can_be_repository(name):
         raise _problem(field, f"{name[:100]!r} is not formed like owner/name, of letters, digits, - _ and dots.")
 
 
@@ -127,11 +124,8 @@ def space_files(plan: SpacePlan, wheel: Wheel) -> dict[str, bytes]:
 
 def is_ours(name: str) -> bool:
     """Whether a file of a Space's repository is written by us; those of an older version are removed."""
-    return name in ("README.md", "requirements.txt", "Dockerfile", "app.py") or _is_wheel(name)
-
-
-def _is_wheel(name: str) -> bool:
-    return re.fullmatch(r"loratory-[^/]+\.whl", name) is not None
+    is_wheel = re.fullmatch(r"loratory-[^/]+\.whl", name) is not None
+    return is_wheel or name in ("README.md", "requirements.txt", "Dockerfile", "app.py")
 
 
 def front_matter(plan: SpacePlan) -> dict[str, object]:

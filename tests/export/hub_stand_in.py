@@ -16,6 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_CanaryThatMustNeverBeSeenAnywhere42"
 ACCOUNT = "ada"
 
@@ -114,6 +117,13 @@ class HubStandIn:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def serve_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the Hub's library ask this stand-in, in one way."""
+        monkeypatch.setattr(constants, "ENDPOINT", self.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(request.path).path)

@@ -22,10 +22,7 @@ QUICK = Patience(attempts=3, first_wait_seconds=0.01)
 @pytest.fixture
 def hub(monkeypatch):
     with HubStandIn() as stand_in:
-        monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        stand_in.serve_all(monkeypatch)
         yield stand_in
 
 

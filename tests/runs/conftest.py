@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings
@@ -18,8 +19,8 @@ def start_supervisor(home):
     """Starts supervisors that end with the test."""
     started: list[Supervisor] = []
 
-    def start(**changes: object) -> Supervisor:
-        supervisor = Supervisor(home, fake_settings(**changes))
+    def start(of: LoratoryHome = home, **changes: object) -> Supervisor:
+        supervisor = Supervisor(of, fake_settings(**changes))
         supervisor.start()
         started.append(supervisor)
         return supervisor

@@ -3,7 +3,6 @@
 import functools
 
 import pytest
-from huggingface_hub import constants
 
 from engine.commands import space as space_command
 from engine.export.push.hub_answers import Patience
@@ -19,9 +18,7 @@ from tests.space.stand_in import SpacesStandIn
 def hub(monkeypatch):
     """The stand-in, asked by the login of this test, without waits."""
     with SpacesStandIn() as stand_in:
-        monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        stand_in.serve_all(monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         quick = functools.partial(
             space_hub.SpaceHub, patience=Patience(attempts=3, first_wait_seconds=0.01), sleep=lambda _: None

@@ -33,11 +33,9 @@ class Container:
 
     Attributes:
         context: Folder of the Dockerfile.
-        packages: Folders with what is installed on this machine.
     """
 
     context: Path
-    packages: list[Path]
     environment: dict[str, str] = field(default_factory=dict)
     folder: Path = Path("/")
     command: list[str] = field(default_factory=list)
@@ -145,7 +143,7 @@ def main() -> None:
     """Build, then start the image's command once for each set of variables, and print what was found as JSON."""
     order = json.loads(sys.stdin.read())
     _prepare(Path(order["work"]), Path(order["python"]), [Path(one) for one in order["packages"]])
-    container = Container(Path(order["context"]), [])
+    container = Container(Path(order["context"]))
     # Of the base image; and the index, which is not to be asked here.
     container.environment = {"PATH": f"{order['python']}/bin:/usr/bin:/bin", "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
     container.follow()

@@ -18,6 +18,7 @@ from engine.space.demo_chat import DemoBusyError, demo_session
 from engine.space.demo_sample import SampleFile
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.runs.supervision import wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
 
 LONG_AGO = 9_000.0
@@ -28,7 +29,14 @@ def demo(tmp_path):
     return a_demo(tmp_path)
 
 
-def queue_of_others(demo, *reasons, owner="bea"):
+@pytest.fixture
+def without_pauses(monkeypatch):
+    """Let a demo look, and try again, at once."""
+    for name in ("_LOOK_SECONDS", "_REPEAT_SECONDS"):
+        monkeypatch.setattr(f"engine.space.demo.{name}", 0.001)
+
+
+def queue_of_people(demo, *reasons, owner="bea"):
     """Let runs of a person wait."""
     waiting = tuple(WaitingPlace(owner=owner, run_id=f"run-{n}", reason=reason) for n, reason in enumerate(reasons))
     path = demo.home.server / SNAPSHOT_FILE
@@ -103,7 +111,7 @@ def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo,
 @pytest.mark.parametrize("reason", ["device_in_use", "memory", "other_persons_run"])
 def test_the_run_stops_while_a_person_waits_for_a_device(demo, reason):
     run = with_run(demo, InventedRun(state="running", steps=9))
-    queue_of_others(demo, reason)
+    queue_of_people(demo, reason)
 
     demo.look()
 
@@ -113,7 +121,7 @@ def test_the_run_stops_while_a_person_waits_for_a_device(demo, reason):
 def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
     run = with_run(demo, InventedRun(state="running", steps=9))
     for owner, reason in ((DEMO_OWNER, "device_in_use"), ("bea", "maintenance"), ("bea", "executor_queue")):
-        queue_of_others(demo, reason, owner=owner)
+        queue_of_people(demo, reason, owner=owner)
         demo.look()
 
     assert not run.folder.stop_request.exists()
@@ -122,11 +130,11 @@ def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
 @pytest.mark.parametrize("state", ["stopped", "interrupted"])
 def test_the_run_continues_once_no_run_waits(demo, state):
     run = with_run(demo, InventedRun(state=state, steps=9))
-    queue_of_others(demo, "device_in_use")
+    queue_of_people(demo, "device_in_use")
     demo.look()
     assert not resume_is_requested(demo.home, run)
 
-    queue_of_others(demo)
+    queue_of_people(demo)
     demo.look()
 
     assert resume_is_requested(demo.home, run)
@@ -174,9 +182,7 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
     assert a_demo(tmp_path).sample_of(run).page is None
 
 
-def test_a_failure_is_reported_without_a_path_and_tried_a_few_times(demo, monkeypatch):
-    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
-    monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
+def test_a_failure_is_reported_without_a_path_and_tried_a_few_times(demo, without_pauses, monkeypatch):
     tries: list[None] = []
 
     def refuse(*_args, **_more):
@@ -185,7 +191,7 @@ def test_a_failure_is_reported_without_a_path_and_tried_a_few_times(demo, monkey
 
     monkeypatch.setattr(demo.launcher, "start", refuse)
     demo.start()
-    wait_for(lambda: len(tries) == 5)
+    wait_until(lambda: len(tries) == 5)
     time.sleep(0.05)
     demo.close()
 
@@ -193,9 +199,7 @@ def test_a_failure_is_reported_without_a_path_and_tried_a_few_times(demo, monkey
     assert demo.problem == "the folder of this Space/uploads cannot be read."
 
 
-def test_the_run_gives_way_although_the_page_cannot_be_made(demo, monkeypatch):
-    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
-    monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
+def test_the_run_gives_way_although_the_page_cannot_be_made(demo, without_pauses, monkeypatch):
     run = with_run(demo, InventedRun(state="running", steps=9))
     tries: list[None] = []
 
@@ -205,15 +209,13 @@ def test_the_run_gives_way_although_the_page_cannot_be_made(demo, monkeypatch):
 
     monkeypatch.setattr(demo.inspector, "preview", refuse)
     demo.start()
-    wait_for(lambda: len(tries) == 5)
-    queue_of_others(demo, "device_in_use")
-    wait_for(run.folder.stop_request.exists)
+    wait_until(lambda: len(tries) == 5)
+    queue_of_people(demo, "device_in_use")
+    wait_until(run.folder.stop_request.exists)
     demo.close()
 
 
-def test_a_mistake_of_ours_does_not_end_the_thread(demo, monkeypatch):
-    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 0.001)
-    monkeypatch.setattr("engine.space.demo._REPEAT_SECONDS", 0.001)
+def test_a_mistake_of_ours_does_not_end_the_thread(demo, without_pauses, monkeypatch):
     start = demo.launcher.start
     tries: list[None] = []
 
@@ -225,15 +227,8 @@ def test_a_mistake_of_ours_does_not_end_the_thread(demo, monkeypatch):
 
     monkeypatch.setattr(demo.launcher, "start", fail_once)
     demo.start()
-    wait_for(lambda: demo.run is not None)
+    wait_until(lambda: demo.run is not None)
     demo.close()
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def member_holds_the_processor(home, owner="bea"):

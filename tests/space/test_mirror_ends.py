@@ -3,8 +3,6 @@
 import os
 import time
 
-import pytest
-
 from engine.config.load import config_from_mapping
 from engine.errors import PushError, StorageError
 from engine.runs.history.events import StatusData, StepData
@@ -12,29 +10,13 @@ from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Supervisor
 from engine.space import mirror_scan
 from tests.invented_runs import a_config
-from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state, wait_for_step, wait_until
+from tests.runs.conftest import start_supervisor  # noqa: F401 - a fixture
+from tests.runs.supervision import config_for, executions, wait_for_state, wait_for_step, wait_until
 from tests.space.mirrored import a_checkpoint, a_run, age
 
 RESUMES = {"resume_after_restart": True}
-
-
-@pytest.fixture
-def supervise():
-    """Starts supervisors of homes with fake workers; each ends with the test."""
-    started = []
-
-    def begin(home):
-        supervisor = Supervisor(home, fake_settings())
-        supervisor.start()
-        started.append(supervisor)
-        return supervisor
-
-    yield begin
-    for supervisor in started:
-        supervisor.stop()
 
 
 def test_there_is_no_notice_where_nothing_would_be_lost(home, spaces):
@@ -128,11 +110,11 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
     assert spaces.restored.left_out == ()
 
 
-def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, supervise):
+def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, start_supervisor):  # noqa: F811
     run = RunStore(home, "ann").create(config_for("steps=100000 checkpoint=5", run=RESUMES))
     mirror = spaces.begin(home, look=60)  # nothing but the end saves
     mirror.start()
-    supervisor = supervise(home)
+    supervisor = start_supervisor(home)
     wait_for_step(run, 7)
 
     assert mirror.stop(20)
@@ -144,13 +126,13 @@ def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself
     assert read_history(back.folder.events).last_step == last
     assert back.folder.newest_checkpoint_step() == run.folder.newest_checkpoint_step()
     assert len(executions(back)) == 1
-    supervise(again)
+    start_supervisor(again)
     wait_until(lambda: read_history(back.folder.events).last_step > last)
     assert len(executions(back)) == 2
     os.kill(back.folder.read_worker().pid, 9)
 
 
-def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, spaces, supervise):
+def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, spaces, start_supervisor):  # noqa: F811
     run = RunStore(home, "ann").create(config_for("steps=20"))
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="training", message="Training.", total_steps=20))
@@ -160,7 +142,7 @@ def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, 
     spaces.begin(home)._save()
 
     again = spaces.again()
-    supervise(again)
+    start_supervisor(again)
     state = wait_for_state(RunStore(again, "ann").get(run.id), "interrupted")
     assert state.reason == "machine_restarted"
     assert state.resumable_step == 1

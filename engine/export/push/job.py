@@ -20,7 +20,7 @@ from engine.export.contract import ExportRequest, ExportResult, PushRequest, Pus
 from engine.export.job import ExportJob, require_trained, run_in
 from engine.files import read_model, write_atomically
 from engine.models.folder import ModelPart
-from engine.models.source import is_hub_id, is_revision, resolve_model
+from engine.models.source import can_be_repository, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import FileLock
@@ -180,7 +180,7 @@ class PushJob:
 
 
 def _require_repository(repository: str, revision: str | None) -> None:
-    if not is_hub_id(repository) or any(part.endswith(("-", ".")) for part in repository.split("/")):
+    if not can_be_repository(repository):
         raise PushError(
             f"{repository[:100]!r} cannot be a repository.",
             "Name it owner/name, with letters, digits, -, _ and . and at most 96 characters.",
