@@ -10,6 +10,7 @@ from engine.commands.configs import load_config_argument
 from engine.commands.output import AsJson, ConfigName, Overrides, print_json, with_progress
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems, list_devices
+from engine.hardware.known_devices import THIS_MACHINE, known_device
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
@@ -27,6 +28,14 @@ def estimate(
         float | None,
         typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1, max=1e6),
     ] = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Judge for a GPU that is not here, such as RTX-4090; an unknown name lists all.",
+        ),
+    ] = None,
     devices: Annotated[
         int, typer.Option("--devices", help="Say also what each of so many equal devices needs.", min=1, max=100_000)
     ] = 1,
@@ -39,20 +48,21 @@ def estimate(
     """Say how much memory a run needs, in which phase, and what would make it fit."""
     home = LoratoryHome.from_environment()
     run_config = load_config_argument(config, overrides, home)
-    if measure and memory_gib is not None:
-        raise typer.BadParameter("a step can be measured on a device that is here only; leave out --memory-gib.")
-    if memory_gib is None:
-        options = device_options(list_devices(), run_config.run)
-    else:
-        name, free = f"a GPU with {memory_gib:g} GiB free", int(memory_gib * GIB)
-        options = ((Device("cuda", 0, name, total_bytes=free, free_bytes=free, has_fast_bfloat16=True),),)
+    if memory_gib is not None and device_name is not None:
+        raise typer.BadParameter("name a device, or give its free memory; leave out --device or --memory-gib.")
+    elsewhere = _device_elsewhere(device_name, memory_gib)
+    if measure and elsewhere is not None:
+        raise typer.BadParameter(
+            "a step can be measured on a device that is here only; leave out --device and --memory-gib."
+        )
+    options = device_options(list_devices(), run_config.run) if elsewhere is None else ((elsewhere,),)
     with contextlib.closing(Inspector(home)) as inspector:
         shape = inspector.module_inventory(run_config.model)
     device = most_likely(shape, run_config, options)[0]
     estimator = Estimator(shape, device)
     result = estimator.estimate(run_config)
     # A start refuses these, however much memory is free.
-    problems = device_problems(run_config, device) if memory_gib is None else ()
+    problems = device_problems(run_config, device)
     refusals = [f"This device cannot run it: {problem.message}" for problem in problems]
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
     measured = None
@@ -67,6 +77,16 @@ def estimate(
     else:
         lines = [*_text(result, advice, methods, refusals), *_shares_text(shares), *_measured_text(measured)]
         typer.echo("\n".join(lines))
+
+
+def _device_elsewhere(name: str | None, memory_gib: float | None) -> Device | None:
+    """Return the device to judge for where it is not one of this machine's."""
+    if name is not None and name.strip().lower() != THIS_MACHINE:
+        return known_device(name).device()
+    if memory_gib is None:
+        return None
+    free = int(memory_gib * GIB)
+    return Device("cuda", 0, f"a GPU with {memory_gib:g} GiB free", free, free, has_fast_bfloat16=True)
 
 
 def _as_json(

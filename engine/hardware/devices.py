@@ -104,7 +104,7 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     """Settings that the device cannot run, each with the nearest that it can."""
     training, model = config.training, config.model
     if device.kind == "cuda":
-        return []
+        return list(_cuda_problems(model, device))
     where = "Apple's GPU" if device.kind == "mps" else "the CPU"
     problems = []
     if training.optim in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
@@ -122,6 +122,17 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
         message = "PEFT cannot read back the lengths of int8 weights on a CPU, which DoRA needs; nf4 is the nearest."
         problems.append(Problem("adapter.use_dora", message))
     return problems
+
+
+_FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA CUDA Support"
+
+
+def _cuda_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
+    """What GPUs before Ampere cannot do."""
+    own = device.capability
+    if model.attn_implementation == "flash_attention_2" and own is not None and own < _FIRST_WITH_FLASH_ATTENTION_2:
+        message = f"flash_attention_2 needs compute capability 8.0, and {device.name} has {own[0]}.{own[1]}; sdpa is the nearest."
+        yield Problem("model.attn_implementation", message)
 
 
 def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:

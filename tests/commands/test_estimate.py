@@ -45,6 +45,19 @@ def test_several_devices_are_distinguished(home, tmp_path, tiny_model_folder, ca
     assert "On each of 4 such devices:" in words
 
 
+def test_another_device_is_judged_by_its_name(home, tmp_path, tiny_model_folder, capsys):
+    config = write_config(tmp_path, tiny_model_folder)
+    code, out, _ = run(["estimate", config, "--device", "rtx-4090", "--json"], capsys)
+
+    device = json.loads(out)["device"]
+    assert code == 0
+    assert device["name"] == "NVIDIA RTX 4090"
+    assert device["free_bytes"] == device["total_bytes"] > 23 * 2**30
+    assert run(["estimate", config, "--device", "RTX 9999"], capsys)[0] == 1
+    assert run(["estimate", config, "--device", "T4", "--memory-gib", "8"], capsys)[0] == 2
+    assert run(["estimate", config, "--device", "T4", "--measure"], capsys)[0] == 2
+
+
 def test_a_measured_step_stands_beside_its_prediction(home, tmp_path, tiny_model_folder, capsys, monkeypatch):
     def measured(job, on_progress):
         estimate = job._estimate

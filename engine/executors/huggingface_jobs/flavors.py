@@ -7,11 +7,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError
 from engine.executors.huggingface_jobs.login import HubLogin
-from engine.hardware.device import Capability, Device
+from engine.hardware.device import Device
+from engine.hardware.known_devices import KNOWN_DEVICES, KnownDevice
 from engine.hub_errors import JOBS
 
 if TYPE_CHECKING:
@@ -20,27 +21,6 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT_HOURS = 6.0  # where the length of a run cannot be estimated
 
 
-class GpuFacts(NamedTuple):
-    """What decides on memory and time, of one GPU.
-
-    Sources: NVIDIA's data sheets; memory as nvidia-smi shows it with ECC on.
-    """
-
-    capability: Capability
-    memory_mib: int
-    dense_tflops: float  # at 16 bits, without sparsity
-
-
-_GPUS = {
-    "T4": GpuFacts((7, 5), 15_360, 65),
-    "L4": GpuFacts((8, 9), 23_034, 121),
-    "A10G": GpuFacts((8, 6), 23_028, 70),
-    "L40S": GpuFacts((8, 9), 46_068, 362),
-    "A100": GpuFacts((8, 0), 81_920, 312),
-    "H200": GpuFacts((9, 0), 143_771, 989),
-    "RTX PRO 6000": GpuFacts((12, 0), 97_887, 504),
-}
-_SHARE_FOR_OTHERS = 0.02  # of a GPU's memory, that its driver and the container's processes take
 _PROCESSOR_TFLOPS_PER_CORE = 0.04
 
 
@@ -82,15 +62,16 @@ def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
         cores = int(_number(hardware.cpu))
         device = Device("cpu", 0, hardware.pretty_name, ram, ram, has_fast_bfloat16=False, cores=cores)
         return Flavor(hardware.name, hardware.pretty_name, device, price, cores * _PROCESSOR_TFLOPS_PER_CORE)
-    model = next((name for name in sorted(_GPUS, key=len, reverse=True) if name in accelerator.model.upper()), None)
-    if model is None or _number(accelerator.quantity) != 1:
+    known = _known(accelerator.model, _number(accelerator.vram)) if _number(accelerator.quantity) == 1 else None
+    if known is None or known.dense_tflops is None:
         return None
-    facts = _GPUS[model]
-    usable = round(facts.memory_mib * (1 << 20) * (1 - _SHARE_FOR_OTHERS))
-    device = Device(
-        "cuda", 0, f"NVIDIA {model}", usable, usable, has_fast_bfloat16=facts.capability >= (8, 0), capability=facts.capability,
-    )  # fmt: skip
-    return Flavor(hardware.name, hardware.pretty_name, device, price, facts.dense_tflops)
+    return Flavor(hardware.name, hardware.pretty_name, known.device(), price, known.dense_tflops)
+
+
+def _known(model: str, memory_gb: float) -> KnownDevice | None:
+    """Return the GPU with the longest name within `model`; of several sizes, the nearest."""
+    found = [known for known in KNOWN_DEVICES if known.model in model.upper()]
+    return max(found, key=lambda known: (len(known.model), -abs(known.sold_gb - memory_gb)), default=None)
 
 
 def _number(text: str) -> float:
