@@ -18,7 +18,7 @@ from engine.commands.output import (
 )
 from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
-from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult
+from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, forgot_words, gained_words
 
 
 def evaluate(
@@ -27,17 +27,25 @@ def evaluate(
     rows: Annotated[int | None, setting_option(EvaluationConfig, "max_rows", "--rows")] = None,
     answers: Annotated[int | None, setting_option(EvaluationConfig, "answered_rows", "--answers")] = None,
     max_tokens: Annotated[int | None, setting_option(EvaluationConfig, "max_new_tokens", "--max-tokens")] = None,
+    general_text: Annotated[
+        bool | None, setting_option(EvaluationConfig, "general_text", "--forgetting/--no-forgetting")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure base and tuned on the held-out rows, and let both answer some of them."""
-    given = {"max_rows": rows, "answered_rows": answers, "max_new_tokens": max_tokens}
+    given = {
+        "max_rows": rows,
+        "answered_rows": answers,
+        "max_new_tokens": max_tokens,
+        "general_text": general_text,
+    }
     settings = section_from_mapping(EvaluationConfig, given)
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint)
     result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run)
     if as_json:
         values = result.model_dump(mode="json")
-        print_json(values.pop("losses") | values)
+        print_json(values.pop("losses") | values | {"gained": result.gained, "forgot": result.forgot})
     else:
         _report(result)
 
@@ -54,6 +62,12 @@ def _report(result: EvaluationResult) -> None:
     print_table(header, table)
     tokens = next(iter(result.losses.values())).tokens
     typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered)} answered.")
+    if result.gained is not None and result.forgot is not None:
+        base, tuned = result.general_losses["base"], result.general_losses["tuned"]
+        typer.echo(
+            f"{gained_words(result.gained)}, {forgot_words(result.forgot)}: loss on general text {base.loss:.4f} before, "
+            f"{tuned.loss:.4f} after ({tuned.tokens:,} tokens)."
+        )
     for note in result.notes:
         typer.echo(note)
     for answered in result.answered[:3]:

@@ -46,6 +46,8 @@ class EvaluationConfig(Section):
     """Held-out rows that base and tuned answer, to compare with the reference. 0 skips it."""
     max_new_tokens: int = setting(128, "Max new tokens", ge=1, le=65_536)
     """Token limit of an answer."""
+    general_text: bool = setting(True, "Measure forgetting")
+    """Also measures base and tuned on some fifty short general texts, which shows what training unlearned."""
 
 
 class ExportConfig(Section):

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +110,45 @@ class EvaluationResult(Value):
     answered: tuple[AnsweredRow, ...] = ()  # those with the worst tuned answers first
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    general_losses: dict[Branch, BranchLoss] = {}  # on general text, without a chat template; empty where not asked for
+
+    @property
+    def gained(self) -> float | None:
+        """By what part of the base's loss the tuned loss on the held-out rows is lower; negative where it is higher."""
+        rise = _rise(self.losses)
+        return None if rise is None else -rise
+
+    @property
+    def forgot(self) -> float | None:
+        """By what part of the base's loss the tuned loss on general text is higher; negative where it is lower.
+
+        None where it was not measured.
+        """
+        return _rise(self.general_losses)
+
+
+def _rise(losses: Mapping[Branch, BranchLoss]) -> float | None:
+    base, tuned = losses.get("base"), losses.get("tuned")
+    if base is None or tuned is None or base.loss <= 0 or not math.isfinite(tuned.loss / base.loss):
+        return None
+    return tuned.loss / base.loss - 1
+
+
+_SHOWN = 0.0005  # smaller ones would be shown as 0.0%
+
+
+def forgot_words(forgot: float) -> str:
+    """Return "forgot 3%", or "no forgetting" where the loss on general text did not rise."""
+    return f"forgot {_percent(forgot)}" if forgot >= _SHOWN else "no forgetting"
+
+
+def gained_words(gained: float) -> str:
+    """Return "gained 21%", or "no gain" where the loss on the held-out rows did not fall."""
+    return f"gained {_percent(gained)}" if gained >= _SHOWN else "no gain"
+
+
+def _percent(part: float) -> str:
+    return f"{part:.0%}" if part >= 0.01 else f"{part:.1%}"
 
 
 def evaluation_file(run: Path, checkpoint: str | None) -> Path:

@@ -14,7 +14,7 @@ from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
 from engine.data.source import SAMPLE_PREFIX
-from engine.evaluation.job import EvaluationResult, perplexity_of, read_evaluation
+from engine.evaluation.job import EvaluationResult, forgot_words, perplexity_of, read_evaluation
 from engine.export.kinds import KINDS
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import license_in
@@ -208,6 +208,12 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
     answered = max((scores.rows for scores in result.scores.values()), default=0)
     on = f"Measured on {result.rows:,} held-out rows" + (f", answers on {answered:,} of them." if answered else ".")
     yield f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n"
+    if result.forgot is not None:
+        base, tuned = result.general_losses["base"], result.general_losses["tuned"]
+        yield (
+            f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
+            f"{_loss(base.loss)}: {forgot_words(result.forgot)}.\n"
+        )
 
 
 def _loss(value: float) -> str:

@@ -35,6 +35,7 @@ RESULT = EvaluationResult(
         ),
     ),
     notes=("The data has changed.",),
+    general_losses={"base": BranchLoss.of(3.0, 900), "tuned": BranchLoss.of(3.12, 900)},
 )
 
 
@@ -74,6 +75,8 @@ def test_losses_of_both_branches_are_keys_of_the_json(job, run_id, capsys):
     assert answer["base"] == {"loss": 2.0, "perplexity": pytest.approx(7.389056), "tokens": 100}
     assert answer["tuned"]["loss"] == 1.0
     assert answer["rows"] == 8
+    assert answer["general_losses"]["tuned"]["loss"] == 3.12
+    assert (answer["gained"], answer["forgot"]) == (0.5, pytest.approx(0.04))
     (request,) = job.requests
     assert (request.settings.max_rows, request.settings.answered_rows, request.settings.max_new_tokens) == (5, 2, 9)
     assert request.target.tuned.checkpoint == "step-4"
@@ -84,9 +87,17 @@ def test_people_read_a_table_the_notes_and_the_worst_answers(run_id, capsys):
 
     shown = capsys.readouterr().out
     assert "tuned  1.0000        2.72" in shown
+    assert "gained 50%, forgot 4%: loss on general text 3.0000 before, 3.1200 after (900 tokens)." in shown
     assert "The data has changed." in shown
     assert "row 3: " + "R" * 59 + "…" in shown
     assert "tuned (chrF 0.50): an answer" in shown
+
+
+def test_forgetting_can_be_left_out(job, run_id):
+    assert run_command(["evaluate", run_id, "--no-forgetting"], MODULES) == 0
+    assert run_command(["evaluate", run_id], MODULES) == 0
+
+    assert [request.settings.general_text for request in job.requests] == [False, True]
 
 
 def test_a_setting_out_of_bounds_is_named(run_id, capsys):

@@ -18,12 +18,15 @@ from engine.data.passes.prepare import prepare_dataset, spread_evenly
 from engine.data.render.template import freeze_template
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
+from engine.evaluation.general_text import general_text
 from engine.evaluation.job import (
+    BranchLoss,
     DataThen,
     EvaluationJob,
     EvaluationOrder,
     EvaluationRequest,
     EvaluationResult,
+    forgot_words,
     read_evaluation,
 )
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
@@ -74,7 +77,7 @@ def order_of(run: Path, **settings: Any) -> EvaluationOrder:
     plan = plan_load(ChatTarget.of_run(run))
     from engine.runs.run import RunFolder
 
-    values = {"answered_rows": 0, "max_new_tokens": 8, **settings}
+    values = {"answered_rows": 0, "max_new_tokens": 8, "general_text": False, **settings}
     return EvaluationOrder(
         plan=plan,
         run=RunFolder(run).read_config(),
@@ -134,6 +137,60 @@ def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
     for branch, measured in evaluate(home, order_of(run)).losses.items():
         assert measured.loss == pytest.approx(whole[branch].loss, rel=1e-5)
         assert measured.tokens == whole[branch].tokens
+
+
+def test_forgetting_is_measured_on_general_text_without_a_template(home, base, run, monkeypatch):
+    monkeypatch.setattr("engine.evaluation.worker.main.general_text", lambda: general_text()[:3])
+
+    result = evaluate(home, order_of(run, max_rows=1, general_text=True))
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = [tokenizer(passage.text)["input_ids"][:256] for passage in general_text()[:3]]
+    rows = [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    before = expected_loss(model, rows)
+    after = expected_loss(PeftModel.from_pretrained(model, run / "adapter").eval(), rows)
+    assert result.general_losses["base"].loss == pytest.approx(before, rel=1e-5)
+    assert result.general_losses["tuned"].tokens == sum(len(tokens) - 1 for tokens in ids)
+    assert abs(after / before - 1) > 1e-4
+    assert result.forgot == pytest.approx(after / before - 1, abs=1e-5)
+
+
+def test_forgetting_is_not_measured_unless_asked_for(home, run):
+    result = evaluate(home, order_of(run, max_rows=1))
+
+    assert result.general_losses == {}
+    assert result.forgot is None
+    assert EvaluationResult.model_validate(result.model_dump(exclude={"general_losses"})).forgot is None  # older files
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [(2.06, "forgot 3%"), (2.006, "forgot 0.3%"), (2.0, "no forgetting"), (2.0008, "no forgetting"), (1.5, "no forgetting")],
+)
+def test_forgetting_is_the_relative_rise_of_the_loss(loss, words):
+    losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss.of(loss, 10)}
+    result = EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses)
+
+    assert forgot_words(result.forgot) == words
+    assert result.gained == pytest.approx(-result.forgot)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_forgetting_of_a_model_that_diverged_is_not_given_a_figure(loss):
+    losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss(loss=loss, perplexity=1.0, tokens=10)}
+
+    assert EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses).forgot is None
+
+
+def test_general_text_is_short_varied_and_without_repeats():
+    passages = general_text()
+
+    assert 30 <= len(passages) <= 60
+    assert len({passage.text for passage in passages}) == len(passages)
+    assert len({passage.kind for passage in passages}) >= 10
+    assert sum(len(language) == 2 for language in {passage.language for passage in passages}) == 14  # as the page has it
+    assert max(len(passage.text) for passage in passages) < 600
 
 
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):

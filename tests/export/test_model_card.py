@@ -48,6 +48,7 @@ def evaluate(run, checkpoint=None) -> None:
             "base": MeanScores(exact=0.0, rouge_l=0.2, chrf=0.25, rows=20),
             "tuned": MeanScores(exact=0.5, rouge_l=0.75, chrf=0.8, rows=20),
         },
+        general_losses={"base": BranchLoss.of(3.0, 4000), "tuned": BranchLoss.of(3.12, 4000)},
     )
     file = evaluation_file(run.folder.path, checkpoint)
     file.parent.mkdir(exist_ok=True)
@@ -92,6 +93,7 @@ def test_an_evaluation_is_told_with_base_and_tuned_side_by_side(home):
     assert "Measured on 40 held-out rows, answers on 20 of them." in card
     assert "| Base | 2.0000 | 7.39 | 0% | 0.200 | 0.250 |" in card
     assert "| This | 1.0000 | 2.72 | 50% | 0.750 | 0.800 |" in card
+    assert "On 4,000 tokens of general text its loss is 3.1200, the base model's 3.0000: forgot 4%." in card
 
 
 def test_a_checkpoint_tells_of_itself_and_not_of_the_end(home):

@@ -40,7 +40,7 @@ def look(part, run_id, checkpoint=FINAL, number=0, seen="") -> Changes:
 
 
 def measured(part, services, run, checkpoint=FINAL, answered=20):
-    started(part)(run.id, checkpoint, None, answered, 64)
+    started(part)(run.id, checkpoint, None, answered, 64, True)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
 
 
@@ -58,7 +58,7 @@ def test_a_model_alone_cannot_be_measured(part):
 
     assert "Choose a run to measure" in shown.result
     assert not shown.start["interactive"]
-    assert "No run is chosen" in started(part)(A_MODEL, FINAL, None, 20, 64)
+    assert "No run is chosen" in started(part)(A_MODEL, FINAL, None, 20, 64, True)
 
 
 def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, run):
@@ -68,7 +68,7 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
     shown = look(part, run.id, FINAL, 0, "")
     assert shown.stop["visible"]
     assert not shown.start["interactive"]
-    assert "is under way" in started(part)(run.id, FINAL, None, 20, 64)
+    assert "is under way" in started(part)(run.id, FINAL, None, 20, 64, True)
 
     part._stop(run.id)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
@@ -123,7 +123,7 @@ def test_the_model_of_the_chat_is_let_go_of_first(tab, services, run):
 
 
 def test_settings_out_of_bounds_are_reported_in_place(part, services, run):
-    html = started(part)(run.id, FINAL, 0, -1, 64)
+    html = started(part)(run.id, FINAL, 0, -1, 64, True)
 
     assert "2 settings need your attention" in html
     assert services.results.measuring.find(run.id) is None
@@ -136,6 +136,18 @@ def test_everything_that_was_written_is_escaped():
 
     assert "<i>first" not in html
     assert "&lt;i&gt;first" in html
+
+
+def test_what_was_forgotten_stands_next_to_what_was_gained():
+    result = an_evaluation()
+
+    html = render_evaluation(result)
+
+    assert "<b>gained 60%</b>held-out rows</div><div><b>forgot 3%</b>general text" in html
+    assert "3.1000 → 3.1930" in html
+    older = render_evaluation(result.model_copy(update={"general_losses": {}}))
+    assert "forgot" not in older.lower()
+    assert "gained" not in older
 
 
 def test_a_run_that_made_it_worse_is_told_so():

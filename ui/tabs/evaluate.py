@@ -18,7 +18,7 @@ from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
 from ui.views import evaluation as view
 from ui.views.html import work_status
 
-_SETTINGS = ("max_rows", "answered_rows", "max_new_tokens")
+_SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 _STOPPED = "Stopped; nothing was saved."
 _WITHOUT_RUN = "no run"
 
@@ -31,7 +31,7 @@ class EvaluatePart:
         self._choice = choice
         self._evaluations = Evaluations(page.services.runs, page.reader)
         gr.HTML(
-            '<p class="lead">Loss and perplexity on the held-out set, then answers to some of its rows. A loaded model is unloaded '
+            '<p class="lead">Loss and perplexity on the held-out set, then on general text, then answers to some of its rows. A loaded model is unloaded '
             "first.</p>"
         )
         with gr.Row(equal_height=True, elem_id="measure-settings"):

@@ -5,7 +5,7 @@ from html import escape
 
 from engine.chat.contract import Branch
 from engine.evaluation.blind_test import CLEAR_CHANCE, BlindTally, Judgement, Pair
-from engine.evaluation.job import AnsweredRow, AnswerScores, EvaluationResult
+from engine.evaluation.job import AnsweredRow, AnswerScores, EvaluationResult, forgot_words, gained_words
 from ui.backend.results import MeasuredRun
 from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import Column, Row, duration, empty, facts, log, notices, pickable, plural, small, table, under
@@ -27,6 +27,7 @@ def render_evaluation(result: EvaluationResult) -> str:
         return ""
     base, tuned = result.losses["base"], result.losses["tuned"]
     figures = (
+        *_changes(result),
         (f"{tuned.loss:.4f}", "held-out loss, tuned"),
         (f"{base.loss:.4f}", "held-out loss, base"),
         (_perplexity(tuned.perplexity), "perplexity, tuned"),
@@ -38,7 +39,24 @@ def render_evaluation(result: EvaluationResult) -> str:
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
         f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
-        f"{notices(result.notes)}{_scores(result)}"
+        f"{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
+    )
+
+
+def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
+    """What training brought and what it cost, next to each other; nothing where forgetting was not measured."""
+    if result.gained is None or result.forgot is None:
+        return ()
+    return ((gained_words(result.gained), "held-out rows"), (forgot_words(result.forgot), "general text"))
+
+
+def _forgetting(result: EvaluationResult) -> str:
+    if result.forgot is None:
+        return ""
+    base, tuned = result.general_losses["base"], result.general_losses["tuned"]
+    return small(
+        f"Forgot: how far the tuned model's loss on {plural(tuned.tokens, 'token')} of general text (articles, dialogue, "
+        f"code, arithmetic; 14 languages) is above the base model's: {base.loss:.4f} → {tuned.loss:.4f}."
     )
 
 
@@ -105,7 +123,7 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     """Return the evaluations of all runs; a row can be picked."""
     if not rows:
         return ""
-    numbers = ("Rows", "Loss", "Perplexity", "Base perplexity", "Exact", "ROUGE-L", "chrF")
+    numbers = ("Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF")
     columns = [Column("Run"), *map(Column.of_numbers, numbers)]
     html = table(columns, (_across(row, chosen) for row in rows), css="across")
     return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
@@ -120,6 +138,7 @@ def _across(row: MeasuredRun, chosen: str) -> Row:
         f"{tuned.loss:.4f}" if tuned else "–",
         _perplexity(tuned.perplexity) if tuned else "–",
         _perplexity(base.perplexity) if base else "–",
+        f"{max(0.0, result.forgot):.1%}" if result.forgot is not None else "–",
     ]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
     key = f"{row.run_id}/{row.checkpoint}"

@@ -22,6 +22,7 @@ from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.errors import DatasetError, ModelError
+from engine.evaluation.general_text import MAX_TOKENS, general_text
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
@@ -147,9 +148,11 @@ class EvaluationWorker:
         give_up_access(Access.HUB)
         rows = spread_evenly(data.held_out, order.settings.max_rows)
         place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
+        asks_general = order.settings.general_text
         evaluation = _Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
-            losses = _measure_losses(evaluation, rows)
+            losses = _measure_losses(evaluation, rows, "the loss, row")
+            general = _measure_losses(evaluation, _general_rows(tokenizer), "forgetting, text") if asks_general else {}
             answered = _answer(evaluation, rows)
         result = EvaluationResult(
             losses=losses,
@@ -160,6 +163,7 @@ class EvaluationWorker:
             answered=tuple(sorted(answered, key=lambda row: row.answers["tuned"].scores.chrf)),
             seconds=time.perf_counter() - started,
             notes=(*order.plan.notes, *_changes(data, order.data_then)),
+            general_losses=general,
         )
         return result.model_dump(mode="json")
 
@@ -176,7 +180,13 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
     )
 
 
-def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> dict[Branch, BranchLoss]:
+def _general_rows(tokenizer: TalkingTokenizer) -> list[TokenizedRow]:
+    """Tokenize the general text as plain text: with the tokenizer's own bos, without a chat template."""
+    ids = [tokenizer(passage.text)["input_ids"][:MAX_TOKENS] for passage in general_text()]
+    return [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]
+
+
+def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, BranchLoss]:
     """Measure row by row and branch by branch: adapters are only switched and never moved."""
     branches = evaluation.weights.offered
     summed: dict[Branch, float] = dict.fromkeys(branches, 0.0)
@@ -186,7 +196,7 @@ def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> di
         for branch in branches:
             evaluation.end_if_stopped()
             summed[branch] += evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels)
-        evaluation.report(f"Measuring the loss, row {number:,} of {len(rows):,}.", number / len(rows))
+        evaluation.report(f"Measuring {what} {number:,} of {len(rows):,}.", number / len(rows))
     return {branch: BranchLoss.of(total / tokens, tokens) for branch, total in summed.items()}
 
 
