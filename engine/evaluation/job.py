@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import Field
+
 from engine.chat.contract import Branch, ChatTarget, OnProgress, Progress, Value
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.results import EvaluationConfig
@@ -110,7 +112,7 @@ class EvaluationResult(Value):
     answered: tuple[AnsweredRow, ...] = ()  # those with the worst tuned answers first
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    general_losses: dict[Branch, BranchLoss] = {}  # on general text, without a chat template; empty where not asked for
+    general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty where not asked for
 
     @property
     def gained(self) -> float | None:

@@ -166,7 +166,13 @@ def test_forgetting_is_not_measured_unless_asked_for(home, run):
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [(2.06, "forgot 3%"), (2.006, "forgot 0.3%"), (2.0, "no forgetting"), (2.0008, "no forgetting"), (1.5, "no forgetting")],
+    [
+        (2.06, "forgot 3%"),
+        (2.006, "forgot 0.3%"),
+        (2.0, "no forgetting"),
+        (2.0008, "no forgetting"),
+        (1.5, "no forgetting"),
+    ],
 )
 def test_forgetting_is_the_relative_rise_of_the_loss(loss, words):
     losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss.of(loss, 10)}
@@ -189,7 +195,9 @@ def test_general_text_is_short_varied_and_without_repeats():
     assert 30 <= len(passages) <= 60
     assert len({passage.text for passage in passages}) == len(passages)
     assert len({passage.kind for passage in passages}) >= 10
-    assert sum(len(language) == 2 for language in {passage.language for passage in passages}) == 14  # as the page has it
+    assert (
+        sum(len(language) == 2 for language in {passage.language for passage in passages}) == 14
+    )  # as the page has it
     assert max(len(passage.text) for passage in passages) < 600
 
 
