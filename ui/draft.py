@@ -9,6 +9,8 @@ from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig, RunSection
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
+from engine.hardware.devices import device_problems
+from engine.hardware.known_devices import KnownDevice
 from engine.memory.estimate import MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.lab_rules import lab_problems
@@ -26,6 +28,16 @@ _MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The memory of a draft on one device."""
+
+    device: Device | None
+    estimate: MemoryEstimate | None
+    error: EngineError | None = None
+    problems: tuple[Problem, ...] = ()  # settings that this device cannot run
+
+
+@dataclass(frozen=True)
 class Draft:
     """One reading of the form."""
 
@@ -40,6 +52,13 @@ class Draft:
     gpus: int  # of this machine
     estimate: MemoryEstimate | None
     estimate_error: EngineError | None = None
+    # On a device that is not here, where a person chose one. Whether the draft can start never depends on it.
+    judged_elsewhere: Judged | None = None
+
+    @property
+    def judged(self) -> Judged:
+        """What panel, method table, catalogue and advice are about: the chosen device, else the one that it would run on."""
+        return self.judged_elsewhere or Judged(self.device, self.estimate, self.estimate_error)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -96,7 +115,20 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         gpus=sum(device.kind == "cuda" for device in devices),
         estimate=estimate,
         estimate_error=trouble,
+        judged_elsewhere=_judged(form.judged_device(values), assumed, shape),
     )
+
+
+def _judged(known: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None) -> Judged | None:
+    if known is None:
+        return None
+    device = known.device()
+    if config is None or shape is None:
+        return Judged(device, None)
+    try:
+        return Judged(device, estimate_memory(shape, config, device), problems=tuple(device_problems(config, device)))
+    except Exception as error:
+        return Judged(device, None, explained(error))
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

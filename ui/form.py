@@ -11,11 +11,14 @@ from pydantic.fields import FieldInfo
 
 from engine.config.load import setting_names
 from engine.config.run import RunConfig
+from engine.hardware.known_devices import KnownDevice, find_known_device
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 
 # Every linear layer, under any name that the model gives it: ticked before a model's own layers are known.
 ALL_LINEAR = "all-linear"
 EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
+# What the browser remembers with the form and no run has: the name of the device that memory is judged for, or "".
+JUDGE_FOR = "page.judge_for"
 # Settings whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
 _LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
@@ -35,7 +38,7 @@ class Form:
 
     def register(self, name: str, component: Component) -> Component:
         """Let a component that the caller built carry a setting."""
-        assert name in setting_names(), name
+        assert name in (*setting_names(), JUDGE_FOR), name
         assert name not in self._components, f"{name} is on the page twice"
         self._components[name] = component
         return component
@@ -61,17 +64,27 @@ class Form:
         """Return nested plain values as `config_from_mapping` takes them; empty ones are left out."""
         nested: dict[str, dict[str, Any]] = {section: {} for section in RunConfig.model_fields}
         for name, value in zip(self._components, values, strict=True):
+            if name == JUDGE_FOR:
+                continue
             section, field = name.split(".")
             plain = _from_component(name, value)
             if plain is not None:
                 nested[section][field] = plain
         return nested
 
+    def judged_device(self, values: Sequence[Any]) -> KnownDevice | None:
+        """Return the device that memory is judged for; None for this machine, which an unknown name means as well."""
+        named = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
+        return find_known_device(named) if isinstance(named, str) else None
+
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
         """Return component values for a configuration; a setting that the mapping does not name gets its default."""
-        values = []
+        values: list[Any] = []
         for name in self._components:
             section, field = name.split(".")
+            if name == JUDGE_FOR:
+                values.append(mapping.get(section, {}).get(field, ""))
+                continue
             value = mapping.get(section, {}).get(field, _default_of(name))
             values.append(_to_component(name, _offered(name, value)))
         return values

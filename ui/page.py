@@ -16,7 +16,7 @@ from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing
 from ui.draft import Draft, read_draft
-from ui.form import ALL_LINEAR, EVERY_LAYER, Form
+from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, Form
 from ui.gradio_internals import changed_by_hand
 from ui.services import Services
 
@@ -52,6 +52,8 @@ class Page:
         # Runs of other people of a lab; None where there are no accounts.
         self.shared = SharedRuns(services.home, person) if person is not None else None
         self.saved_draft = browser_state({}, "draft")
+        # A client's value: read it by `form.judged_device`.
+        self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
         self.chosen_run = browser_state("", "run")
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
@@ -174,7 +176,9 @@ class Page:
         if not restored:
             return UNCHANGED
         draft = self.draft(values)
-        return {**_drawn(self._views, draft), self.saved_draft: draft.mapping}
+        known = self.form.judged_device(values)
+        kept = draft.mapping if known is None else {**draft.mapping, "page": {"judge_for": known.name}}
+        return {**_drawn(self._views, draft), self.saved_draft: kept}
 
     def _refresh_later(self, restored: bool, *values: Any) -> Updates:
         return _drawn(self._later_views, self.draft(values)) if restored else UNCHANGED
@@ -206,6 +210,8 @@ class Page:
 
     def _components(self, mapping: Mapping[str, Any]) -> Updates:
         filled = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
+        if "page" not in mapping:  # a preset or a run names no device to judge for, and the choice stays
+            del filled[self.judge_for]
         targets = mapping.get("adapter", {}).get("target_modules", ALL_LINEAR)
         filled[self.form["adapter.target_modules"]] = targets_update(self._shape(mapping), targets)
         return {component: _within_reach(component, value) for component, value in filled.items()}

@@ -1,17 +1,19 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from engine.config.load import with_overrides
 from engine.errors import ConfigError, EngineError, Problem
+from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
-from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
+from ui.gradio_internals import Dropdown
 from ui.page import DraftView, Page
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
 
@@ -22,6 +24,10 @@ class SidePanel:
     def __init__(self, page: Page) -> None:
         self._page = page
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
+        devices = [("This machine", ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
+        self.judge = Dropdown(
+            devices, value="", label="Judge memory for", info="A run still starts on this machine.", elem_id="judge-for"
+        )
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
@@ -33,6 +39,7 @@ class SidePanel:
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
         page.on_draft_later(self.advice, _render_advice)
+        page.on_fill(self.judge, _judged_in)
 
     def wire(self) -> None:
         """Connect the events."""
@@ -47,6 +54,8 @@ class SidePanel:
         def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:
             return with_advice(page.draft(values), picked(event))
 
+        chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
+        page.refresh_after(chosen)
         page.fill_after(self.advice.click(shown_as_message(apply), components, self._change, **SLOW), self._change)
 
     def _measured_view(self, component: Any) -> DraftView:
@@ -72,10 +81,22 @@ class SidePanel:
         under_way = work is not None and work.is_under_way
         return {
             self.measured: render_measured_step(work),
-            self.start: visible_if(draft.estimate is not None and not under_way and not draft.is_elsewhere),
+            self.start: visible_if(_is_here(draft) and draft.estimate is not None and not under_way),
             self.stop: visible_if(under_way),
             self.timer: gr.Timer(active=under_way),
         }
+
+
+def _is_here(draft: Draft) -> bool:
+    """Whether the figures in the panel are of a device of this machine."""
+    return draft.judged_elsewhere is None and not draft.is_elsewhere
+
+
+def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the device that the browser's draft is judged for; a preset or a run names none, and the choice stays."""
+    named = mapping.get("page", {}).get("judge_for")
+    known = find_known_device(named) if isinstance(named, str) else None
+    return UNCHANGED if known is None else known.name
 
 
 def _key(draft: Draft) -> str:
@@ -100,11 +121,12 @@ def with_advice(draft: Draft, kind: str) -> dict[str, Any]:
 
 
 def _advice(draft: Draft) -> Advice | None:
-    if draft.shape is None or draft.assumed is None or draft.device is None or draft.estimate is None:
+    device, estimate = draft.judged.device, draft.judged.estimate
+    if draft.shape is None or draft.assumed is None or device is None or estimate is None:
         return None
-    return advise(draft.shape, draft.assumed, draft.device)
+    return advise(draft.shape, draft.assumed, device)
 
 
 def _render_advice(draft: Draft) -> str:
-    advice = _advice(draft)
-    return render_advice(advice, draft.estimate) if advice is not None and draft.estimate is not None else ""
+    advice, estimate = _advice(draft), draft.judged.estimate
+    return render_advice(advice, estimate) if advice is not None and estimate is not None else ""

@@ -8,6 +8,7 @@ import pytest
 
 from engine.errors import MemoryUnknownError
 from engine.hardware.devices import list_devices
+from engine.memory.estimate import estimate_memory
 from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
 from engine.runs.places import places_of
@@ -15,7 +16,7 @@ from tests.fake_inspector import FakeInspector
 from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks
 from ui.draft import read_draft
-from ui.form import Form
+from ui.form import JUDGE_FOR, Form
 from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
 from ui.tabs.start import why_not
@@ -85,6 +86,7 @@ def form() -> Form:
     form = Form()
     with gr.Blocks():
         form.register("adapter.target_modules", gr.CheckboxGroup([]))
+        form.register(JUDGE_FOR, gr.Textbox())
         form.complete()
     return form
 
@@ -194,6 +196,60 @@ def test_the_choice_of_the_place_stays_while_something_is_wrong(form, wrong):
     assert draft.problems
     assert draft.is_elsewhere
     assert not draft_of(form, None, model__id="m", **wrong).is_elsewhere
+
+
+def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(form):
+    settings = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "adapter__target_modules": list(NAMES)}
+    here, there = (draft_of(form, small_shape(), **settings, page__judge_for=name) for name in ("", "RTX 4090"))
+    panel, table = render_side_panel(there), render_method_table(there)
+
+    assert there.judged.device.name == "NVIDIA RTX 4090"
+    assert there.judged.estimate.free_bytes == there.judged.device.total_bytes
+    assert there.estimate == here.estimate == here.judged.estimate
+    assert (there.config, there.mapping, there.problems) == (here.config, here.mapping, here.problems)
+    assert "Judged for NVIDIA RTX 4090. A run still starts on this machine." in panel
+    assert "Memory on NVIDIA RTX 4090" in panel
+    assert "Fits NVIDIA RTX 4090" in table
+    assert "Judged for" not in render_side_panel(here)
+
+
+@pytest.mark.parametrize(
+    ("optim", "judged", "starts", "refused_there"),
+    [("paged_adamw_8bit", "RTX 4090", False, False), ("paged_adamw_8bit", "Apple M-series 16 GB", False, True)],
+)
+def test_what_another_device_cannot_run_is_said_there_and_never_blocks_a_start(
+    form, optim, judged, starts, refused_there
+):
+    wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": optim}
+    draft = draft_of(form, small_shape(), **wanted, adapter__target_modules=list(NAMES), page__judge_for=judged)
+
+    assert (why_not(draft) is None) == starts
+    assert ("It cannot run this draft: paged_adamw_8bit" in render_side_panel(draft)) == refused_there
+
+
+def test_a_model_too_big_for_another_device_starts_here_and_one_too_big_here_does_not(form, monkeypatch):
+    wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "adapter__target_modules": list(NAMES)}
+    real = estimate_memory
+
+    def too_big_on(kind):
+        def estimate(shape, config, device):
+            found = real(shape, config, device)
+            return found.model_copy(update={"expected_bytes": 10**15}) if device.kind == kind else found
+
+        return estimate
+
+    monkeypatch.setattr("ui.draft.estimate_memory", too_big_on("cuda"))
+    assert why_not(draft_of(form, small_shape(), **wanted, page__judge_for="T4")) is None
+    monkeypatch.setattr("ui.draft.estimate_memory", too_big_on("cpu"))
+    assert "It needs about" in why_not(draft_of(form, small_shape(), **wanted, page__judge_for="B200"))
+
+
+@pytest.mark.parametrize("name", [None, 7, ["RTX 4090"], {"a": 1}, "RTX 9999", "<script>", "../../etc/passwd"])
+def test_a_device_that_is_not_in_the_table_means_this_machine(form, name):
+    draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES), page__judge_for=name)
+
+    assert draft.judged_elsewhere is None
+    assert draft.judged.device == draft.device
 
 
 def test_what_a_person_typed_cannot_become_markup(form):

@@ -8,6 +8,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
+from engine.hardware.known_devices import known_device
 from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
@@ -86,11 +87,26 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     assert html.count("…</span>") == 3 * (count - 1)
     assert question == gr.skip()
     goes_on.release(count - 1)
-    wait_for(lambda: fits.progress == (count, True))
+    wait_for(lambda: fits.on(None).progress == (count, True))
     html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
     assert html.count("–</span>") == 3
     assert question == ""
+
+
+def test_the_catalogue_is_judged_for_another_device_and_asks_until_it_is(services, laid_out):
+    fits = FitTable(services.shapes.learn, services.devices)
+    tab = laid_out(lambda page: ModelTab(page, fits))
+
+    html, question = tab._judge("", "", "RTX 4090").values()
+    assert "on NVIDIA RTX 4090" in html
+    assert question == "RTX 4090"
+    wait_for(lambda: fits.on(known_device("RTX 4090")).progress == (len(list_catalog()), True))
+    html, question = tab._fill_fits("", "", "RTX 4090").values()
+    assert "on NVIDIA RTX 4090" in html
+    assert "…</span>" not in html
+    assert question == ""
+    assert "NVIDIA" not in tab._filter("", "", "<b>no such device</b>")
 
 
 def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, monkeypatch):

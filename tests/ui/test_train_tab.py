@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from engine.config.presets import list_presets
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -317,3 +318,13 @@ def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     drafts = [start._page.draft(start._page.form.updates(a_config(dataset__source=name).model_dump(mode="json"))) for name in ("bad", "bad", "good")]  # fmt: skip
     keys = [dict(start._page._views)[start._draft](draft) for draft in drafts]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_presets_say_what_they_come_to_on_another_device_once_their_model_is_known(tab):
+    shapes = tab._page.services.shapes
+    for preset in list_presets():
+        shapes.learn(preset.load().model)
+
+    assert tab._presets("") == tab._presets("no such GPU")
+    assert " · " not in tab._presets("")
+    assert tab._presets("B200").count(" · fits") == len(list_presets())  # of the fake inspector's tiny model

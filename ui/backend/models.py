@@ -13,6 +13,7 @@ from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
+from engine.hardware.known_devices import KnownDevice
 from engine.inspector.session import Inspector
 from engine.memory.compare import compare_rows
 from engine.memory.estimate import Verdict
@@ -27,11 +28,10 @@ from ui.backend.dataset_checks import CheckQuestion
 from ui.views.html import size
 
 _log = logging.getLogger(__name__)
-_METHODS = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
-_KEY = "fits"
+METHODS_JUDGED = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
 
 Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
-_UNKNOWN: Verdicts = (None,) * len(_METHODS)
+_UNKNOWN: Verdicts = (None,) * len(METHODS_JUDGED)
 _GIB = 2**30
 _TRY_AGAIN_SECONDS = 600.0  # after a model could not be read
 
@@ -156,8 +156,6 @@ class FitTable:
         known: Verdicts of all pages of this process.
     """
 
-    methods = _METHODS
-
     def __init__(
         self,
         shape_of: Callable[[ModelConfig], ModelShape],
@@ -167,48 +165,56 @@ class FitTable:
         self._shape_of = shape_of
         self._devices = devices
         self._known = known or KnownFits()
-        self._verdicts: dict[str, Verdicts] = {}
+        self._fits: dict[str, Fits] = {}  # by the name of a device that is not here, or ""
         self._works: BackgroundWork[None] = BackgroundWork()
 
-    @property
-    def device_name(self) -> str:
-        device = self._device()
-        return device.name if device is not None else "this computer"
-
-    def verdicts(self, model_id: str) -> Verdicts:
-        """Return the verdicts on a model; the first call starts the work."""
-        self._works.start_once(_KEY, "The fit table", FunctionJob(lambda _: self._judge_all()))
-        return self._verdicts.get(model_id, _UNKNOWN)
-
-    def is_pending(self, model_id: str) -> bool:
-        """Return whether the verdicts of a model are still to come."""
-        _, is_done = self.progress
-        return not is_done and model_id not in self._verdicts
-
-    @property
-    def progress(self) -> tuple[int, bool]:
-        """How many models have verdicts, and whether these are all."""
-        work = self._works.find(_KEY)
-        is_done = work is not None and not work.is_under_way
-        return len(self._verdicts), is_done
+    def on(self, elsewhere: KnownDevice | None) -> "Fits":
+        """Return the verdicts on a device that is not here, or on this machine's; the first call starts the work."""
+        device = elsewhere.device() if elsewhere is not None else self._device()
+        key = elsewhere.name if elsewhere is not None else ""
+        fits = self._fits.setdefault(key, Fits(device.name if device is not None else "this computer"))
+        job = FunctionJob(lambda _: self._judge_all(fits, device))
+        fits.work = self._works.start_once(f"fits {key}", "The fit table", job)
+        return fits
 
     def _device(self) -> Device | None:
         devices = [device for device in self._devices() if device.obstacle is None]
         return max(devices, key=lambda device: (device.kind == "cuda", device.total_bytes), default=None)
 
-    def _judge_all(self) -> None:
-        device = self._device()
+    def _judge_all(self, fits: "Fits", device: Device | None) -> None:
         if device is not None:
             for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
                 model = ModelConfig(id=entry.id)
-                self._verdicts[entry.id] = self._known.find(entry.id, device, partial(self._judge, model, device))
+                fits.verdicts[entry.id] = self._known.find(entry.id, device, partial(self._judge, model, device))
 
     def _judge(self, model: ModelConfig, device: Device) -> Verdicts:
         try:
             config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
-            needs = compare_rows(self._shape_of(model), config, device, _METHODS)
+            needs = compare_rows(self._shape_of(model), config, device, METHODS_JUDGED)
         except EngineError as error:
             _log.warning("%s is left out of the fit table: %s", model.id, error.what)
             return _UNKNOWN
         known = {need.method: need.verdict for need in needs}
-        return tuple(known.get(method) for method in _METHODS)
+        return tuple(known.get(method) for method in METHODS_JUDGED)
+
+
+class Fits:
+    """The verdicts on one device, as far as they are known."""
+
+    def __init__(self, device_name: str) -> None:
+        self.device_name = device_name
+        self.verdicts: dict[str, Verdicts] = {}  # by the id of a model
+        self.work: Work[None] | None = None
+
+    @property
+    def progress(self) -> tuple[int, bool]:
+        """How many models have verdicts, and whether these are all."""
+        return len(self.verdicts), self.work is not None and not self.work.is_under_way
+
+    def is_pending(self, model_id: str) -> bool:
+        """Return whether the verdicts of a model are still to come."""
+        return not self.progress[1] and model_id not in self.verdicts
+
+    def of(self, model_id: str) -> Verdicts:
+        """Return the verdicts on a model."""
+        return self.verdicts.get(model_id, _UNKNOWN)

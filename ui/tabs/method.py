@@ -197,9 +197,10 @@ def render_begins_with(words: str) -> str:
 
 def render_trainable(draft: Draft) -> str:
     """Return the number of trainable parameters, as PEFT counts them."""
-    if draft.estimate is None:
+    estimate = draft.estimate or draft.judged.estimate
+    if estimate is None:
         return f'<div class="sentence">Trainable parameters: <span class="lead">{_next_step(draft)}</span></div>'
-    parameters = draft.estimate.parameters
+    parameters = estimate.parameters
     percent = parameters.trainable_percent
     share = f"{percent:.2f}" if percent >= 0.1 else f"{percent:.4f}"
     return (
@@ -209,26 +210,26 @@ def render_trainable(draft: Draft) -> str:
 
 
 def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
-    if draft.shape is None or draft.device is None:
+    device, config = draft.judged.device, draft.config or draft.assumed
+    if draft.shape is None or device is None or config is None:
         return ()
-    config = draft.config or draft.assumed
-    return compare_methods(draft.shape, config, draft.device) if config is not None else ()
+    return compare_methods(draft.shape, config, device)
 
 
 def render_method_table(draft: Draft) -> str:
     """Return what each method needs for this model; a row can be picked."""
     head = "<h2>Memory by method</h2>"
-    needs, config = _needs(draft), draft.config or draft.assumed
-    if not needs or draft.device is None or config is None:
+    needs, config, device = _needs(draft), draft.config or draft.assumed, draft.judged.device
+    if not needs or device is None or config is None:
         return f'{head}<div class="empty">{_next_step(draft)} Every method is then compared for your device.</div>'
     training = config.training
     shares: tuple[DeviceShare, ...] = ()
     # What each GPU of this machine needs where all train together.
-    if draft.gpus > 1 and draft.shape is not None and draft.assumed is not None:
-        shares = share_among(Estimator(draft.shape, draft.device), draft.assumed, draft.gpus)
+    if draft.gpus > 1 and draft.judged_elsewhere is None and draft.shape is not None and draft.assumed is not None:
+        shares = share_among(Estimator(draft.shape, device), draft.assumed, draft.gpus)
     checkpointing = "with" if training.gradient_checkpointing else "without"
     columns = [
-        Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(draft.device.name)}"),
+        Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(device.name)}"),
     ]  # fmt: skip
     return (
         f'{head}<p class="lead">At {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '

@@ -6,6 +6,7 @@ import gradio as gr
 
 from engine.config.run import ModelConfig
 from engine.errors import EngineError
+from engine.hardware.known_devices import THIS_MACHINE, find_known_device
 from engine.models.catalog import search_catalog
 from engine.models.hub import search_hub
 from ui.backend.background import Work, explained, stamp
@@ -42,7 +43,7 @@ class ModelTab:
             )  # fmt: skip
         self.hub = pick_list(elem_id="hub-results")
         self.catalog = pick_list(elem_id="catalog", elem_classes="scroll tall")
-        self._fits_poll = poll(self._fits_news, 1.0, question="fits", elem_id="fits-live")
+        self._fits_poll = poll(self._fits_news, 1.0, question=THIS_MACHINE, elem_id="fits-live")
         form.register("model.id", gr.Textbox(visible=False))
         self.details = gr.HTML(elem_id="model-details")
         own = page.services.own_models
@@ -59,14 +60,14 @@ class ModelTab:
     def wire(self) -> None:
         """Connect the events."""
         page, model_id, revision = self._page, self._page.form["model.id"], self._page.form["model.revision"]
+        listed = [self.search, model_id, page.judge_for]
         gr.on(
-            [changed_by_hand(self.search), self.search.submit], self._filter, [self.search, model_id], self.catalog,
+            [changed_by_hand(self.search), self.search.submit], self._filter, listed, self.catalog,
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
-        self._fits_poll.submit(
-            self._fill_fits, [self.search, model_id], [self.catalog, self._fits_poll], trigger_mode="always_last",
-            **QUICK,
-        )  # fmt: skip
+        judged: Any = page.judge_for.change
+        for trigger, handler in ((self._fits_poll.submit, self._fill_fits), (judged, self._judge)):
+            trigger(handler, listed, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK)
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
@@ -86,7 +87,7 @@ class ModelTab:
         # such as the revision, is filled.
         named = model_id.change(nothing, None, None, **QUICK)
         begun = named.then(
-            self._begin, [model_id, revision, self._described, self.search],
+            self._begin, [model_id, revision, self._described, self.search, page.judge_for],
             [self.catalog, self.details, self._described, self._sought], **QUICK,
         )  # fmt: skip
         found = begun.then(self._find, self._sought, self._found, **SLOW)
@@ -96,8 +97,8 @@ class ModelTab:
     def open_after(self, event: Any) -> None:
         """After the browser's draft was restored, show the catalogue, and the next step where no model is chosen."""
         event.then(
-            lambda search, chosen: (self._filter(search, chosen), gr.skip() if chosen else NOT_CHOSEN),
-            [self.search, self._page.form["model.id"]], [self.catalog, self.details], **QUICK,
+            lambda search, chosen, judged: (self._filter(search, chosen, judged), gr.skip() if chosen else NOT_CHOSEN),
+            [self.search, self._page.form["model.id"], self._page.judge_for], [self.catalog, self.details], **QUICK,
         )  # fmt: skip
         self._fetch_after(event)
 
@@ -118,9 +119,11 @@ class ModelTab:
         )  # fmt: skip
         self._fetch_after(page.change_after(looked_up, self._change))
 
-    def _begin(self, model_id: str | None, revision: str | None, described: str, search: str) -> Updates:
+    def _begin(
+        self, model_id: str | None, revision: str | None, described: str, search: str, judged: str = ""
+    ) -> Updates:
         """Mark the model in the catalogue, and show that it is looked up, unless its details are shown already."""
-        model, catalog = _model(model_id, revision), self._filter(search, model_id)
+        model, catalog = _model(model_id, revision), self._filter(search, model_id, judged)
         wanted = _name(model)
         if model is None or wanted == described:
             return {self.catalog: catalog, self._sought: None}
@@ -160,17 +163,21 @@ class ModelTab:
             return UNCHANGED
         return {self.details: self.describe(model), self._described: wanted}
 
-    def _filter(self, query: str, chosen: str | None) -> str:
-        return render_catalog(search_catalog(query or ""), chosen or "", self._fits)
+    def _filter(self, query: str, chosen: str | None, judged: str | None = "") -> str:
+        return render_catalog(search_catalog(query or ""), chosen or "", self._fits.on(find_known_device(judged or "")))
 
-    def _fits_news(self, _question: str, seen: str) -> str | None:
-        now = stamp(*self._fits.progress)
+    def _fits_news(self, judged: str, seen: str) -> str | None:
+        now = stamp(*self._fits.on(find_known_device(judged)).progress)
         return None if now == seen else poll_answer(now, {}, submit=True)
 
-    def _fill_fits(self, query: str, chosen: str | None) -> Updates:
+    def _fill_fits(self, query: str, chosen: str | None, judged: str | None = "") -> Updates:
         """Return the catalogue with the verdicts that are known now; once these are all, the poll ends."""
-        _, is_done = self._fits.progress
-        return {self.catalog: self._filter(query, chosen), self._fits_poll: "" if is_done else UNCHANGED}
+        _, is_done = self._fits.on(find_known_device(judged or "")).progress
+        return {self.catalog: self._filter(query, chosen, judged), self._fits_poll: "" if is_done else UNCHANGED}
+
+    def _judge(self, query: str, chosen: str | None, judged: str | None) -> Updates:
+        """Return the catalogue for another device; the poll asks until its verdicts are all known, and once more."""
+        return {self.catalog: self._filter(query, chosen, judged), self._fits_poll: judged or THIS_MACHINE}
 
     def _choose(self, wanted: str, current: str | None) -> Updates:
         if not wanted or len(wanted) > _LONGEST_NAME:

@@ -8,7 +8,9 @@ import gradio as gr
 
 from engine.config.presets import find_preset, list_presets
 from engine.errors import EngineError
+from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
+from engine.memory.estimate import estimate_memory
 from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message, shown_in_place
@@ -56,7 +58,7 @@ class TrainTab:
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
                 "method and these settings.</p>"
             )
-            self.presets = pick_list(shown_in_place(lambda: render_presets(list_presets()))(), elem_id="presets")
+            self.presets = pick_list(shown_in_place(self._presets)(""), elem_id="presets")
             self._settings()
             self.jobs = JobsPart(page)
             self.plan = gr.HTML(elem_id="plan")
@@ -86,6 +88,8 @@ class TrainTab:
         page, form = self._page, self._page.form
         self.jobs.wire()
         preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **SLOW)
+        judged: Any = page.judge_for.change
+        judged(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
         alone = preset.success(lambda: "", None, page.copied_from, **QUICK)
         self._count_after(page.fill_after(alone, self._change))
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
@@ -129,6 +133,19 @@ class TrainTab:
     def _switch(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
+
+    def _presets(self, judged: str | None) -> str:
+        """Return the presets; for a device that is not here, with what each comes to there, where its model is known."""
+        known, presets = find_known_device(judged or ""), list_presets()
+        if known is None:
+            return render_presets(presets)
+        shapes, device, verdicts = self._page.services.shapes, known.device(), {}
+        for preset in presets:
+            config = preset.load()
+            shape = shapes.get(config.model.id, config.model.revision)
+            if shape is not None:
+                verdicts[preset.name] = estimate_memory(shape, config, device).verdict
+        return render_presets(presets, verdicts)
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
         preset = find_preset(picked(event))

@@ -12,7 +12,20 @@ from engine.runs.memory_measurement import MeasuredStep
 from ui.backend.background import Work
 from ui.draft import Draft
 from ui.form import field_of
-from ui.views.html import Column, Row, definitions, error_box, gib, pickable, short_name, small, table, under, with_code
+from ui.views.html import (
+    Column,
+    Row,
+    definitions,
+    error_box,
+    gib,
+    notices,
+    pickable,
+    short_name,
+    small,
+    table,
+    under,
+    with_code,
+)
 
 # Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
@@ -65,12 +78,15 @@ def _to_do(draft: Draft) -> str:
 
 
 def _memory(draft: Draft) -> str:
-    if draft.estimate is not None:
-        return render_memory_bar(draft.estimate)
-    if draft.estimate_error is not None and draft.is_elsewhere:  # the box is with the choice of the place
+    judged = draft.judged
+    if judged.estimate is not None:
+        return _judged_for(draft) + render_memory_bar(judged.estimate)
+    if (
+        judged.error is not None and draft.is_elsewhere and draft.judged_elsewhere is None
+    ):  # the box is with the choice of the place
         return f'<div class="section"><h3>Memory</h3>{small("See the choice of hardware on the Train tab.")}</div>'
-    if draft.estimate_error is not None:
-        return f'<div class="section"><h3>Memory</h3>{error_box(draft.estimate_error)}</div>'
+    if judged.error is not None:
+        return f'<div class="section"><h3>Memory</h3>{error_box(judged.error)}</div>'
     if draft.shape is not None:
         reason = "Correct the settings above first."
     elif draft.mapping["model"].get("id"):
@@ -78,6 +94,15 @@ def _memory(draft: Draft) -> str:
     else:
         reason = "Choose a model, and its memory appears here."
     return f'<div class="section"><h3>Memory</h3>{small(reason)}</div>'
+
+
+def _judged_for(draft: Draft) -> str:
+    """Return whose memory is shown, and what cannot run there, where it is not that of this machine."""
+    elsewhere = draft.judged_elsewhere
+    if elsewhere is None or elsewhere.device is None:
+        return ""
+    refused = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
+    return notices([f"Judged for {elsewhere.device.name}. A run still starts on this machine.", *refused])
 
 
 def render_memory_bar(estimate: MemoryEstimate) -> str:

@@ -8,7 +8,7 @@ from engine.models.catalog import CatalogEntry
 from engine.models.hub import HubModel
 from engine.models.own import OwnModel
 from engine.models.shape import ModelDetails
-from ui.backend.models import FitTable
+from ui.backend.models import METHODS_JUDGED, Fits
 from ui.views.html import Column, Row, count, empty, facts, log, notices, pick_button, pickable, size, table, under
 
 _MARKS = {"fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big")}
@@ -19,7 +19,7 @@ NOT_CHOSEN = empty(
 )
 
 
-def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: FitTable) -> str:
+def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> str:
     """Return the catalogue; per method, whether it fits the device."""
     if not entries:
         return empty(
@@ -28,15 +28,18 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: FitTable)
         )
     columns = [
         Column("Model"), *map(Column.of_numbers, ("Parameters", "Context")), Column("Licence", "soft tag"),
-        *(Column(escape(name.removesuffix(" fine-tuning"))) for name in fits.methods),
+        *(Column(escape(name.removesuffix(" fine-tuning"))) for name in METHODS_JUDGED),
     ]  # fmt: skip
+    done, is_done = fits.progress
     caption = f"Fits: at 1,024 tokens and batch 2 on {fits.device_name}."
+    if not is_done:
+        caption += f" Reading architectures, {done} so far: the first time takes a minute."
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
 
 
-def _entry(entry: CatalogEntry, is_chosen: bool, fits: FitTable) -> Row:
+def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
     unknown = ("soft", "…" if fits.is_pending(entry.id) else "–")
-    verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.verdicts(entry.id))
+    verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.of(entry.id))
     about = f"{entry.about} The Hub asks for your consent first." if entry.gated else entry.about
     cells = [
         under(escape(entry.title), about),

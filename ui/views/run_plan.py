@@ -1,11 +1,12 @@
 """Steps, tokens and time of a draft, before it starts; and the presets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from engine.config.presets import Preset
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
+from engine.memory.estimate import Verdict
 from engine.runs.plan import plan_run
 from engine.runs.summary import RunSummary
 from ui.views.html import count, duration, facts, plural, small
@@ -52,13 +53,18 @@ def _data(report: DatasetReport | None) -> str:
     return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{lost}.")
 
 
-def render_presets(presets: Sequence[Preset]) -> str:
-    """Return one choice a preset: its title, its device, and what it is about."""
+_FITS: Mapping[Verdict, str] = {"fits": "fits", "tight": "tight", "does_not_fit": "too big"}
+
+
+def render_presets(presets: Sequence[Preset], verdicts: Mapping[str, Verdict] | None = None) -> str:
+    """Return one choice a preset: its title, its device, what it is about, and its verdict by name where there is one."""
     if not presets:
         return ""
+    known = verdicts or {}
+    notes = {preset.name: f" · {_FITS[known[preset.name]]}" if preset.name in known else "" for preset in presets}
     items = "".join(
         f'<button type="button" data-pick="{escape(preset.name, quote=True)}" title="{escape(preset.about, quote=True)}">'
-        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}</span></button>"
+        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}{notes[preset.name]}</span></button>"
         for preset in presets
     )
     return f'<div class="presets" role="group" aria-label="Presets">{items}</div>'
