@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig, RunSection
+from engine.data.contract import RowLengths
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems
@@ -35,6 +36,7 @@ class Judged:
     estimate: MemoryEstimate | None
     error: EngineError | None = None
     problems: tuple[Problem, ...] = ()  # settings that this device cannot run
+    ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,24 @@ class Draft:
 
     mapping: dict[str, dict[str, Any]]
     config: RunConfig | None  # None while something is missing or wrong
-    # The same with a stand-in where only the dataset is missing: memory does not depend on it.
+    # The same with a stand-in where only the dataset is missing: memory can be judged without it.
     assumed: RunConfig | None
     missing: tuple[str, ...]
     problems: tuple[Problem, ...]  # also what this machine cannot run, of a config that another one could
     shape: ModelShape | None  # None until the model's modules are known
     device: Device | None
     gpus: int  # of this machine
-    estimate: MemoryEstimate | None
+    estimate: MemoryEstimate | None  # of the chosen rows, where their lengths are known
     estimate_error: EngineError | None = None
+    rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
+    ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
     # On a device that is not here, where a person chose one. Whether the draft can start never depends on it.
     judged_elsewhere: Judged | None = None
 
     @property
     def judged(self) -> Judged:
         """What panel, method table, catalogue and advice are about: the chosen device, else the one that it would run on."""
-        return self.judged_elsewhere or Judged(self.device, self.estimate, self.estimate_error)
+        return self.judged_elsewhere or Judged(self.device, self.estimate, self.estimate_error, ceiling=self.ceiling)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -82,11 +86,13 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]
     devices = services.devices()
+    rows = services.checks.row_lengths(question) if question is not None else None
     device: Device | None = None
     estimate: MemoryEstimate | None = None
+    ceiling: MemoryEstimate | None = None
     trouble: EngineError | None = None
     assumed = config
-    # Memory does not depend on the data: there is an estimate before a dataset is chosen.
+    # There is an estimate before a dataset is chosen, of rows as long as they may be.
     if config is None and all(problem.field == "dataset.source" for problem in problems):
         assumed, _ = _checked({**mapping, "dataset": {**mapping["dataset"], "source": "-"}})
     if assumed is not None:
@@ -94,12 +100,13 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
             place = services.place(assumed.run.where)
             options = place.options(assumed)
             if shape is not None:
-                options = place.suitable(options, assumed, shape)
-            chosen = options[0] if shape is None else most_likely(shape, assumed, options)
+                options = place.suitable(options, assumed, shape, rows)
+            chosen = options[0] if shape is None else most_likely(shape, assumed, options, rows)
             device = chosen[0]
             problems = [*problems, *machine_problems(assumed, chosen)]
             if shape is not None:
-                estimate = estimate_memory(shape, assumed, device)
+                estimate = estimate_memory(shape, assumed, device, rows)
+                ceiling = estimate_memory(shape, assumed, device) if rows is not None else None
         except Exception as error:
             trouble = explained(error)
     return Draft(
@@ -115,18 +122,24 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         gpus=sum(device.kind == "cuda" for device in devices),
         estimate=estimate,
         estimate_error=trouble,
-        judged_elsewhere=_judged(form.judged_device(values), assumed, shape),
+        rows=rows,
+        ceiling=ceiling,
+        judged_elsewhere=_judged(form.judged_device(values), assumed, shape, rows),
     )
 
 
-def _judged(known: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None) -> Judged | None:
+def _judged(
+    known: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None, rows: RowLengths | None
+) -> Judged | None:
     if known is None:
         return None
     device = known.device()
     if config is None or shape is None:
         return Judged(device, None)
     try:
-        return Judged(device, estimate_memory(shape, config, device), problems=tuple(device_problems(config, device)))
+        estimate, problems = estimate_memory(shape, config, device, rows), tuple(device_problems(config, device))
+        ceiling = estimate_memory(shape, config, device) if rows is not None else None
+        return Judged(device, estimate, problems=problems, ceiling=ceiling)
     except Exception as error:
         return Judged(device, None, explained(error))
 

@@ -60,6 +60,8 @@ class Page:
         self.wants_run = gr.State(False)  # whether Train shows the chosen run when it comes to the front
         # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
         self.data_trouble = gr.Textbox("", visible=False)
+        # Changes with the lengths of its rows once they are known, for which memory is then judged.
+        self.data_lengths = gr.Textbox("", visible=False)
         # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
         self._restored = gr.Checkbox(False, visible=False)
         self._views: dict[Component, DraftView] = {}
@@ -113,8 +115,8 @@ class Page:
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         refreshed = gr.on(inputs, self._refresh, self._refreshing, self._refreshed, trigger_mode="always_last", **QUICK)
         self._follow(refreshed)
-        found: Any = self.data_trouble.change
-        self.refresh_after(found(nothing, None, None, **QUICK))
+        found: list[Any] = [self.data_trouble.change, self.data_lengths.change]
+        self.refresh_after(gr.on(found, nothing, None, None, **QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """When the page opens, restore the draft of this browser, and draw all views of it.

@@ -58,7 +58,8 @@ def inspect(
     config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
     counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
     report = _check(config, counting if tokens else None, max_length, home)
-    print_result(report, report_text(report), as_json=as_json)
+    # What the estimate needs of each row is too long to read.
+    print_result(report.model_copy(update={"row_lengths": None}), report_text(report), as_json=as_json)
 
 
 def render(

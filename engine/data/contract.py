@@ -43,6 +43,21 @@ class TokenLengths(_Part):
     histogram: Histogram
 
 
+class RowLengths(_Part):
+    """Tokens of the sequences to train on, before the cut: in their order, or an even draw from the shortest to the longest.
+
+    What a step holds follows from them; they belong to the data, the split and the tokenizer, whatever `max_length` is.
+    """
+
+    tokens: tuple[int, ...] = Field(min_length=1)
+    trained: tuple[int, ...]  # tokens of the same sequences
+    count: int  # sequences that there are
+
+    @property
+    def longest(self) -> int:
+        return max(self.tokens)
+
+
 class SourceReport(_Part):
     """One of the sources of a mixture; a dataset of one source has one."""
 
@@ -96,6 +111,7 @@ class DatasetReport(DatasetForm):
     trained_tokens: int | None = None
     masked_tokens: int | None = None
     lost_trained_tokens: int | None = None  # cut away at max_length
+    row_lengths: RowLengths | None = None
     longest_rows: tuple[int, ...] = ()
     shortest_rows: tuple[int, ...] = ()
 

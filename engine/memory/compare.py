@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig, RunConfig
+from engine.data.contract import RowLengths
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.memory.autograd.tape import Tape
@@ -20,7 +21,7 @@ from engine.memory.peak import workspace_bytes
 from engine.memory.persistent import weight_bytes
 from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.targets import AdapterTargets
-from engine.memory.workload import Precision, Workload, workload_of_run
+from engine.memory.workload import Precision, Workload
 from engine.models.shape import ModelShape
 
 PIECE_TOKENS = 512  # engine/chat/weights.py
@@ -59,20 +60,22 @@ class DeviceShare(BaseModel, frozen=True):
     verdict: Verdict
 
 
-def compare_methods(shape: ModelShape, config: RunConfig, device: Device) -> tuple[MethodNeed, ...]:
+def compare_methods(
+    shape: ModelShape, config: RunConfig, device: Device, lengths: RowLengths | None = None
+) -> tuple[MethodNeed, ...]:
     """Estimate every method with the other settings of `config`, and what using the model alone would need.
 
     Other settings stay as they are, except where they cannot be combined with the method.
     """
-    rows = compare_rows(shape, config, device, _compared(config.adapter))
-    return (*rows, _inference(Estimator(shape, device), config))
+    rows = compare_rows(shape, config, device, _compared(config.adapter), lengths)
+    return (*rows, _inference(Estimator(shape, device, lengths), config))
 
 
 def compare_rows(
-    shape: ModelShape, config: RunConfig, device: Device, names: Collection[str]
+    shape: ModelShape, config: RunConfig, device: Device, names: Collection[str], lengths: RowLengths | None = None
 ) -> tuple[MethodNeed, ...]:
     """Estimate some rows of the table of methods, in its order."""
-    estimator, rows = Estimator(shape, device), _compared(config.adapter)
+    estimator, rows = Estimator(shape, device, lengths), _compared(config.adapter)
     return tuple(_training(estimator, config, name, changes) for name, changes in rows.items() if name in names)
 
 
@@ -118,7 +121,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.
         ModelError: If the model's shape lacks what a decoder needs.
     """
-    alone = replace(workload_of_run(estimator.shape, config, estimator.device), data_parallel=1)
+    alone = replace(estimator.workload(config), data_parallel=1)
     needs: dict[Sharing, tuple[DeviceNeed, ...]] = {
         "DDP": (estimator.need_of_step(replace(alone, data_parallel=devices)),),
         "FSDP": (estimator.need_of_step(replace(alone, sharded=devices)),),
@@ -146,7 +149,7 @@ def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:
     """Answering with the weights in the precision of the draft, in a conversation as long as a row."""
     name, device = "Inference only", estimator.device
     try:
-        workload = inference_workload(workload_of_run(estimator.shape, config, device))
+        workload = inference_workload(estimator.workload(config))
         tensors = _inference_bytes(estimator.structure, workload, device.name)
     except EngineError as error:
         return MethodNeed(method=name, why_not=error.what)
@@ -162,6 +165,7 @@ def inference_workload(workload: Workload) -> Workload:
         adapter=AdapterConfig(),
         batch_size=1,
         joined=False,
+        joined_lengths=(),
         masked=False,
         fills_up_to=1,
         checkpointing=False,

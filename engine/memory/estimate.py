@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from engine.config.run import AdapterConfig, RunConfig
+from engine.data.contract import RowLengths
 from engine.hardware.device import Device
 from engine.memory.device_need import DeviceNeed, need_on_device
 from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
@@ -59,6 +60,8 @@ class MemoryEstimate(BaseModel, frozen=True):
     reserved_bytes: int  # what the allocator holds for them; on CUDA max_memory_reserved
     expected_bytes: int  # what the device's own tools show for the process
     needed_bytes: int  # nine runs in ten stay below
+    pass_rows: int  # that go through the model at once in the largest pass
+    pass_tokens: int  # of them together, padding included
     phase: Phase
     phases_bytes: dict[Phase, int]  # allocated at the peak of each phase
     verdict: Verdict
@@ -79,14 +82,18 @@ class MemoryEstimate(BaseModel, frozen=True):
         return {component.label: component.bytes for component in self.components}
 
 
-def estimate_memory(shape: ModelShape, config: RunConfig, device: Device) -> MemoryEstimate:
+def estimate_memory(
+    shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None
+) -> MemoryEstimate:
     """Predict the peak memory of a training run of `config` on `device`, over all its steps.
+
+    Without known `rows`, all of them are as long as `max_length` allows.
 
     Raises:
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.
         ModelError: If the model's shape lacks what a decoder needs; MemoryUnknownError if it has no layers of known size.
     """
-    return Estimator(shape, device).estimate(config)
+    return Estimator(shape, device, rows).estimate(config)
 
 
 class DeviceStep(NamedTuple):
@@ -99,11 +106,15 @@ class DeviceStep(NamedTuple):
 
 
 class Estimator:
-    """Estimates of many configurations for one model and device; what they share is worked out once."""
+    """Estimates of many configurations for one model, device and data; what they share is worked out once.
 
-    def __init__(self, shape: ModelShape, device: Device) -> None:
+    Without known `rows`, all of them are as long as `max_length` allows.
+    """
+
+    def __init__(self, shape: ModelShape, device: Device, rows: RowLengths | None = None) -> None:
         self.shape = shape
         self.device = device
+        self.rows = rows
         self.structure = read_structure(shape)
         self._known: dict[int, tuple[AdapterConfig, AdapterTargets, TrainableCount]] = {}  # by id, with its owner
 
@@ -112,14 +123,18 @@ class Estimator:
 
         Where layers are spread over several devices, the answer is about the one that needs most.
         """
-        return self._estimated(config, workload_of_run(self.shape, config, self.device))
+        return self._estimated(config, self.workload(config))
+
+    def workload(self, config: RunConfig) -> Workload:
+        """Describe the passes of a run; raises as `estimate_memory` does."""
+        return workload_of_run(self.shape, config, self.device, self.rows)
 
     def estimate_step(self, config: RunConfig) -> MemoryEstimate:
-        """The answer for one step of the longest rows alone, as a measurement takes it; raises as `estimate_memory` does.
+        """The answer for one step of the largest pass alone, as a measurement takes it; raises as `estimate_memory` does.
 
         A run may need more than that in a step of shorter rows, which counts in `estimate`.
         """
-        return self._estimated(config, workload_of_step(self.shape, config, self.device))
+        return self._estimated(config, workload_of_step(self.shape, config, self.device, self.rows))
 
     def _estimated(self, config: RunConfig, workload: Workload) -> MemoryEstimate:
         if config.run.spread_over == 1:
@@ -138,7 +153,7 @@ class Estimator:
 
     def need(self, config: RunConfig) -> DeviceNeed:
         """Only what decides whether it fits; raises as `estimate_memory` does."""
-        workload = workload_of_run(self.shape, config, self.device)
+        workload = self.workload(config)
         if config.run.spread_over == 1:
             return self.need_of_step(workload)
         return max(self.split_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
@@ -210,6 +225,8 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         reserved_bytes=need.reserved_bytes,
         expected_bytes=need.expected_bytes,
         needed_bytes=need.needed_bytes,
+        pass_rows=workload.batch_size,
+        pass_tokens=workload.tokens,
         phase=peak.phase,
         phases_bytes=peak.phase_bytes,
         verdict=judge(need, device),

@@ -13,6 +13,8 @@ from engine.config.rules import (
     optimizer_name,
 )
 from engine.config.run import AdapterConfig, RunConfig
+from engine.data.contract import RowLengths
+from engine.data.step_plan import LargestPass, PlanSettings, largest_pass
 from engine.hardware.device import Device
 from engine.hardware.devices import version_parts
 from engine.hardware.libraries import library_version
@@ -100,6 +102,9 @@ class Workload:
     accumulates: bool = False  # gradients of earlier passes wait while a pass is under way
     fused_norms: bool = False  # kernels that keep one tensor per norm, and rotate in place
     gptq_group_size: int = 128
+    # Of joined rows that differ, tokens of each; `length` is then that of the longest.
+    joined_lengths: tuple[int, ...] = ()
+    trained_tokens: int | None = None  # of the pass; None where every token is trained
     pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
     data_parallel: int = 1  # devices that each hold the whole model and average their gradients (DDP)
     sharded: int = 1  # devices that share weights, gradients and optimizer state among them (FSDP)
@@ -110,14 +115,15 @@ class Workload:
     @property
     def row_lengths(self) -> tuple[int, ...]:
         """Tokens of each row that goes through the model."""
-        rows = (self.length,) * self.batch_size
-        missing = -self.batch_size * self.length % self.fills_up_to
+        rows = self.joined_lengths or (self.length,) * self.batch_size
+        missing = -sum(rows) % self.fills_up_to
         return (*rows, missing) if missing else rows
 
     @property
     def tokens(self) -> int:
         """Tokens of one batch, padding included."""
-        return self.batch_size * self.length + -self.batch_size * self.length % self.fills_up_to
+        tokens = sum(self.joined_lengths) or self.batch_size * self.length
+        return tokens + -tokens % self.fills_up_to
 
     @property
     def key_length(self) -> int:
@@ -140,10 +146,45 @@ class Workload:
         return not self.adapter.traits.trains_all
 
 
-def workload_of_run(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
-    """Describe the passes of a run: the one of the longest rows, and whatever may take more in a shorter one."""
-    step = workload_of_step(shape, config, device)
-    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=_pass_sizes(config, device, step))
+def workload_of_run(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Workload:
+    """Describe the passes of a run: the largest one, and whatever may take more in a shorter one.
+
+    Without known `rows`, all of them are as long as `max_length` allows.
+    """
+    ceiling = workload_of_step(shape, config, device)
+    step, sizes = ceiling, _pass_sizes(config, device, ceiling)
+    largest = _largest_pass(ceiling, config, rows)
+    if largest is not None:
+        step, sizes = _holding(ceiling, largest, config), min(sizes, largest.sizes)
+    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes)
+
+
+def _largest_pass(ceiling: Workload, config: RunConfig, rows: RowLengths | None) -> LargestPass | None:
+    """Return the largest pass that the trainer makes of these rows, where `ceiling` is one of the longest rows allowed.
+
+    None where the rows are not known, and where they cannot be packed as they should be.
+    """
+    if rows is None or (config.training.packing and not ceiling.joined):
+        return None
+    settings = PlanSettings(
+        training=config.training,
+        batching="joined" if ceiling.joined else "padded",
+        world_size=ceiling.data_parallel,
+        sequences_per_row=objective_of(config).sequences_per_example,
+    )
+    return largest_pass(rows, settings, ceiling.fills_up_to)
+
+
+def _holding(ceiling: Workload, largest: LargestPass, config: RunConfig) -> Workload:
+    sequences = objective_of(config).sequences_per_example
+    lengths = largest.lengths * sequences
+    return replace(
+        ceiling,
+        batch_size=len(lengths),
+        length=max(lengths) + ceiling.virtual_inputs,
+        joined_lengths=lengths if ceiling.joined else (),
+        trained_tokens=largest.trained_tokens * sequences,
+    )
 
 
 def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
@@ -156,8 +197,14 @@ def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
     return min(largest, passes) if passes > 0 else largest
 
 
-def workload_of_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
-    """Describe one pass of the longest rows alone, as the worker will run it on this device."""
+def workload_of_step(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Workload:
+    """Describe the largest pass alone, as the worker will run it on this device; `rows` as in `workload_of_run`."""
+    ceiling = _longest_step(shape, config, device)
+    largest = _largest_pass(ceiling, config, rows)
+    return ceiling if largest is None else _holding(ceiling, largest, config)
+
+
+def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
     training, adapter, devices = config.training, config.adapter, config.run.devices
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engine.config.pairs import pair_problems
 from engine.config.run import AdapterConfig, DatasetConfig, ModelConfig, RunConfig
 from engine.config.section import Section
-from engine.data.contract import DatasetReport
+from engine.data.contract import DatasetReport, RowLengths
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
@@ -88,8 +88,6 @@ class Preflight:
             config = config.model_copy(update={"model": config.model.model_copy(update={"revision": source.revision})})
         on_progress("Measuring the model.")
         shape = self._inspector.module_inventory(config.model)
-        options = place.suitable(options, config, shape)
-        predicted = _predict(shape, config, options)
         on_progress("Checking the data.")
         report = self._inspector.check(
             config.dataset,
@@ -99,6 +97,8 @@ class Preflight:
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
         _require_trained_tokens(config, report)
+        options = place.suitable(options, config, shape, report.row_lengths)
+        predicted = _predict(shape, config, options, report.row_lengths)
         config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)
         facts = {
             **environment_facts(),
@@ -115,9 +115,9 @@ class Preflight:
         return CheckedRun(config, Provenance.model_validate(facts), report)
 
 
-def _predict(shape: ModelShape, config: RunConfig, options: Options) -> Prediction | None:
+def _predict(shape: ModelShape, config: RunConfig, options: Options, rows: RowLengths | None) -> Prediction | None:
     try:
-        return predict(shape, config, options)
+        return predict(shape, config, options, rows)
     except MemoryUnknownError as error:
         # It may train all the same; what is lost is only the word on how much memory it takes.
         _log.warning("%s: %s", config.model.id, error.what)

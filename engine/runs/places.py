@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
+from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import DeviceError, MemoryUnknownError
 from engine.executors.huggingface_jobs.flavors import (
     DEFAULT_LIMIT_HOURS,
@@ -36,8 +36,14 @@ class RunPlace(ABC):
             EngineError: If it can get none, or the place cannot be asked.
         """
 
-    def suitable(self, options: Options, config: RunConfig, shape: ModelShape) -> Options:  # noqa: ARG002
-        """Return those that the place would give a run of this model.
+    def suitable(
+        self,
+        options: Options,
+        config: RunConfig,  # noqa: ARG002
+        shape: ModelShape,  # noqa: ARG002
+        rows: RowLengths | None = None,  # noqa: ARG002
+    ) -> Options:
+        """Return those that the place would give a run of this model on these rows.
 
         Raises:
             DeviceError: If none is large enough.
@@ -83,12 +89,14 @@ class HuggingFaceJobs(RunPlace):
             )
         return ((found.device,),)
 
-    def suitable(self, options: Options, config: RunConfig, shape: ModelShape) -> Options:
+    def suitable(
+        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
+    ) -> Options:
         """Return the cheapest whose memory covers the 90% upper bound, where none is named."""
         if config.jobs.flavor:
             return options
         try:
-            needs = [(option, needs_of(shape, config, option)[0].needed_bytes) for option in options]
+            needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
         except MemoryUnknownError as error:
             raise DeviceError(
                 "The memory that this model needs is not known, so its hardware cannot be chosen.",

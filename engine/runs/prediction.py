@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
+from engine.data.contract import RowLengths
 from engine.errors import DeviceError, EngineError, MemoryUnknownError
 from engine.hardware.device import Device
 from engine.hardware.devices import first_that_fits, list_devices
@@ -13,7 +14,6 @@ from engine.hardware.lease import lease_name
 from engine.memory.advice import advise
 from engine.memory.device_need import DeviceNeed
 from engine.memory.estimate import GIB, Estimator
-from engine.memory.workload import workload_of_run
 from engine.models.inventory_cache import known_inventory
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
@@ -29,15 +29,19 @@ class Prediction(NamedTuple):
     by_name: dict[str, int]  # bytes on each kind of device that it may get
 
 
-def predict(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> Prediction:
+def predict(
+    shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]], rows: RowLengths | None = None
+) -> Prediction:
     """Return what a run needs on the first of its options that has room, by the rule of the queue.
+
+    Without known `rows`, all of them are as long as `max_length` allows.
 
     Raises:
         ConfigError: If there are more devices than layers to spread over them.
         DeviceError: If each option is smaller than what the run needs there.
         MemoryUnknownError: If the model's layer structure is not supported.
     """
-    by_option = {option: needs_of(shape, config, option) for option in options}
+    by_option = {option: needs_of(shape, config, option, rows) for option in options}
     by_name: dict[str, int] = {}
     too_small: dict[tuple[Device, ...], DeviceError] = {}
     for option, needs in by_option.items():
@@ -52,12 +56,14 @@ def predict(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device
     return Prediction(chosen, max(by_option[chosen], key=lambda need: need.expected_bytes), by_name)
 
 
-def most_likely(shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]]) -> tuple[Device, ...]:
+def most_likely(
+    shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]], rows: RowLengths | None = None
+) -> tuple[Device, ...]:
     """Return the devices that the queue would give a run; the best where it fits none, or its needs are unknown."""
     if len(options) == 1:
         return options[0]
     try:
-        return predict(shape, config, options).devices
+        return predict(shape, config, options, rows).devices
     except (DeviceError, MemoryUnknownError):
         return options[0]
 
@@ -71,7 +77,9 @@ def _too_small(config: RunConfig, device: Device, need: DeviceNeed) -> DeviceErr
     )
 
 
-def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) -> tuple[DeviceNeed, ...]:
+def needs_of(
+    shape: ModelShape, config: RunConfig, devices: Sequence[Device], rows: RowLengths | None = None
+) -> tuple[DeviceNeed, ...]:
     """What is expected on each of the run's devices, in order.
 
     Raises:
@@ -79,8 +87,9 @@ def needs_of(shape: ModelShape, config: RunConfig, devices: Sequence[Device]) ->
         MemoryUnknownError: If the model's layer structure is not supported.
     """
     if config.run.spread_over == 1:
-        return tuple(Estimator(shape, device).need(config) for device in devices)
-    return Estimator(shape, devices[0]).split_needs(workload_of_run(shape, config, devices[0]), len(devices))
+        return tuple(Estimator(shape, device, rows).need(config) for device in devices)
+    estimator = Estimator(shape, devices[0], rows)
+    return estimator.split_needs(estimator.workload(config), len(devices))
 
 
 # A run that was expected to fit and did not needs clearly less than before, however much the device seemed to have.

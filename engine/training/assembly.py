@@ -17,11 +17,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.render.tokenize import TokenizedRow
+from engine.data.step_plan import PlanSettings
 from engine.errors import ModelError
 from engine.inspector.worker.architecture import read_attention
 from engine.models.batching import choose_batching
 from engine.training.batching.batches import PassTensors, join
-from engine.training.batching.plan import PlanSettings
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory

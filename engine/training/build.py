@@ -135,7 +135,7 @@ def training_arguments(
     arguments = SFTConfig(
         output_dir=str(output_folder),
         **training.model_dump(include=set(_PASSED_ON.split())),
-        # One batch of the trainer's loop is one optimizer step of ours; `engine.training.batching.plan` divides it.
+        # One batch of the trainer's loop is one optimizer step of ours; `engine.data.step_plan` divides it.
         per_device_train_batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
         gradient_accumulation_steps=1,
         lr_scheduler_kwargs=schedule,

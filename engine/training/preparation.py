@@ -13,6 +13,7 @@ from engine.config.run import DatasetConfig, RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from engine.data.step_plan import row_plan, settled_order
 from engine.errors import DatasetError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.load_tokenizer import load_tokenizer
@@ -26,7 +27,6 @@ from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import RunFolder
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
-from engine.training.batching.plan import row_plan, settled_order
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import count_parameters

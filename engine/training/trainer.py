@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
+from engine.data.step_plan import EpochPlanner
 from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.batches import PassTensors
-from engine.training.batching.plan import EpochPlanner
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
 from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.data.step_plan import EpochPlanner
 from engine.runs.history.events import StepData
 from engine.training.assembly import Assembly, assemble
 from engine.training.batching.batches import join
-from engine.training.batching.plan import EpochPlanner
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from engine.config.training import TrainingConfig
-from engine.training.batching.plan import EpochPlanner, PlanSettings
+from engine.data.step_plan import EpochPlanner, PlanSettings
 from tests.benchmarks.training_trial import (
     ALPHA,
     LEARNING_RATE,

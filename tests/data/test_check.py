@@ -7,7 +7,7 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.passes import check as check_module
-from engine.data.passes.check import MAX_LISTED, check_steps
+from engine.data.passes.check import MAX_LENGTHS, MAX_LISTED, check_steps, finish, pass_steps
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.render.tokenize import render_many
 from engine.data.source import SourceOptions
@@ -283,3 +283,35 @@ def test_the_shared_files_are_kept_whole(shared_folder, name, rows, with_calls):
 
     assert (report.rows, report.kept, report.dropped) == (rows, rows, 0)
     assert report.trained_tokens + report.masked_tokens == report.total_tokens
+
+
+def test_lengths_are_those_of_the_rows_to_train_on_in_their_order_before_the_cut(tmp_path):
+    rows = [row(number, "one " * (2 * number + 1)) for number in range(40)]
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.25)
+    renderer = Renderer(tokenizer_of(family("qwen2.5")), 100, "tiny")
+    seen = []
+
+    steps = pass_steps(
+        DatasetReader(config, SourceOptions(), renderer), 42, lambda row: seen.append(row.rendering.rows)
+    )
+    report, split, _ = finish(steps)
+    uncut = check_dataset(config, SourceOptions(), renderer=Renderer(renderer.tokenizer, 1000, "tiny"))
+
+    kept = [one for number in split.train.tolist() for one in seen[number]]
+    assert report.row_lengths.tokens == tuple(one.uncut_tokens for one in kept)
+    assert max(report.row_lengths.tokens) > 100
+    assert report.row_lengths == uncut.row_lengths
+    assert report.row_lengths.count == report.train_rows == 30
+
+
+def test_of_many_rows_an_even_draw_of_lengths_holds_the_longest(tmp_path):
+    rows = [row(number, "one " * (1 + number % 7)) for number in range(MAX_LENGTHS + 500)]
+    rows[777]["output"] = "one " * 300
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
+
+    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), 1024, "tiny"))
+    lengths = report.row_lengths
+
+    assert (len(lengths.tokens), lengths.count) == (MAX_LENGTHS, len(rows))
+    assert lengths.longest == report.token_lengths.max
+    assert sorted(lengths.tokens)[MAX_LENGTHS // 2] == report.token_lengths.p50

@@ -85,8 +85,8 @@ def trainer_of(tmp_path_factory):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from engine.data.step_plan import PlanSettings
     from engine.models.source import ModelSource
-    from engine.training.batching.plan import PlanSettings
     from engine.training.batching.steps import TrainerRows, TrainerSetup
     from engine.training.build import add_adapter, training_arguments
     from engine.training.callbacks import TrainerHooks

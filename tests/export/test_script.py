@@ -21,6 +21,7 @@ from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
+from engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
 from engine.errors import StorageError
 from engine.export.script.write import gather_script_facts, write_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer
@@ -29,7 +30,6 @@ from engine.runs.checkpoints import Manifest
 from engine.runs.history.events import ParametersData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunFolder
-from engine.training.batching.plan import EpochPlanner, PlanSettings, row_plan
 from engine.training.checkpoints.folder import write_checkpoint
 
 CHAT = [

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from engine.config.training import TrainingConfig
+from engine.data.step_plan import PlanSettings, row_plan, settled_order
 from engine.errors import RunError, StorageError
 from engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
-from engine.training.batching.plan import PlanSettings, row_plan, settled_order
 from engine.training.checkpoints.folder import (
     find_checkpoint,
     forget_damaged,

@@ -13,8 +13,9 @@ from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
 from engine.runs.places import places_of
 from tests.fake_inspector import FakeInspector
+from tests.ui.data_tab_visitor import wait_for
 from ui.backend.background import UNEXPECTED
-from ui.backend.dataset_checks import DatasetChecks
+from ui.backend.dataset_checks import DatasetChecks, question_of
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR, Form
 from ui.page import targets_update
@@ -91,10 +92,10 @@ def form() -> Form:
     return form
 
 
-def draft_of(form: Form, shape: ModelShape | None, **given: object):
+def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, **given: object):
     services = SimpleNamespace(
         shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None),
-        checks=DatasetChecks(FakeInspector()),
+        checks=checks or DatasetChecks(FakeInspector()),
         devices=list_devices,
         home=LoratoryHome(Path("unused")),
         place=lambda name: places_of(list_devices, lambda: ())[name],
@@ -119,6 +120,26 @@ def test_memory_is_estimated_before_a_dataset_is_chosen(form):
     assert draft.missing == ("Choose a dataset.",)
     assert draft.estimate is not None
     assert "expected" in render_side_panel(draft)
+
+
+def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
+    checks = DatasetChecks(FakeInspector())
+    given = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
+    before = draft_of(form, small_shape(), checks=checks, **given)
+    check = checks.read(question_of(before.mapping))
+    wait_for(lambda: check.is_done)
+
+    draft = draft_of(form, small_shape(), checks=checks, **given)
+    longer = draft_of(form, small_shape(), checks=checks, training__max_length=4096, **given)
+
+    assert before.ceiling is None
+    assert "For rows of 1,024 tokens; for yours once all of them have been read." in render_side_panel(before)
+    assert draft.ceiling.expected_bytes == before.estimate.expected_bytes
+    assert draft.estimate.expected_bytes < before.estimate.expected_bytes
+    assert "For your rows, the longest of 240 tokens: 8 rows at once" in render_side_panel(draft)
+    assert "If rows of 1,024 tokens came: " in render_side_panel(draft)
+    assert longer.estimate.pass_tokens == draft.estimate.pass_tokens, "their lengths are known whatever max_length is"
+    assert draft_of(form, small_shape(), checks=checks, **{**given, "model__id": "other"}).rows is None
 
 
 def test_a_model_that_is_looked_up_is_not_said_to_be_missing(form):
@@ -232,8 +253,8 @@ def test_a_model_too_big_for_another_device_starts_here_and_one_too_big_here_doe
     real = estimate_memory
 
     def too_big_on(kind):
-        def estimate(shape, config, device):
-            found = real(shape, config, device)
+        def estimate(shape, config, device, rows=None):
+            found = real(shape, config, device, rows)
             return found.model_copy(update={"expected_bytes": 10**15}) if device.kind == kind else found
 
         return estimate

@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.config.training import TrainingConfig
-from engine.data.contract import CheckProgress, DatasetReport
+from engine.data.contract import CheckProgress, DatasetReport, RowLengths
 from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
-from ui.backend.background import explained
+from ui.backend.background import explained, stamp
 
 _REMEMBERED = 16
 _PAGES = 64  # whose questions are remembered
@@ -45,6 +45,13 @@ class CheckQuestion:
         """Return whether one form can ask both: without a model while its tokenizer is downloaded."""
         same = (self.dataset, self.max_length, self.seed) == (other.dataset, other.max_length, other.seed)
         return same and (self.model is None or other.model is None or self.model == other.model)
+
+    def has_lengths_of(self, other: Self) -> bool:
+        """Return whether both are about the same rows and the same tokenizer."""
+        if self.model is None or other.model is None:
+            return False
+        mine, theirs = ((one.model.id, one.model.revision, one.dataset, one.seed) for one in (self, other) if one.model)
+        return mine == theirs
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
@@ -97,6 +104,12 @@ class RunningCheck:
     @property
     def was_stopped(self) -> bool:
         return isinstance(self.error, CancelledRequestError)
+
+
+def lengths_stamp(check: RunningCheck) -> str:
+    """Return what changes when the lengths of a dataset's rows become known, or are others."""
+    lengths = check.report.row_lengths if check.report is not None else None
+    return stamp(lengths.count, lengths.longest, hash(lengths)) if lengths is not None else ""
 
 
 class DatasetChecks:
@@ -181,6 +194,16 @@ class DatasetChecks:
                 self._refused[question.key] = error
             while len(self._refused) > _REMEMBERED:
                 self._refused.popitem(last=False)
+
+    def row_lengths(self, question: CheckQuestion) -> RowLengths | None:
+        """Return the lengths of the rows, once they were read with this tokenizer; those of another max_length are the same."""
+        with self._lock:
+            exact = self._checks.get(question.key)
+            known = [check for check in reversed(self._checks.values()) if check.question.has_lengths_of(question)]
+        found = (
+            check.report.row_lengths for check in (exact, *known) if check is not None and check.report is not None
+        )
+        return next(found, None)
 
     def trouble(self, question: CheckQuestion) -> EngineError | None:
         """Return why a run cannot train on this, as far as its rows were read; a stop is not an error."""

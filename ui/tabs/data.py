@@ -9,7 +9,7 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from ui.backend.background import explained, stamp
-from ui.backend.dataset_checks import RunningCheck, question_of
+from ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message
 from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
@@ -66,7 +66,7 @@ class DataTab:
         self._asked = gr.Textbox("", visible=False)  # changes with each wish to open the dataset once more
         self._check_outputs = [
             self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._seen,
-            self._page.data_trouble,
+            self._page.data_trouble, self._page.data_lengths,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -167,6 +167,7 @@ class DataTab:
             self._shown_source: source,
             self.timer: gr.Timer(active=False),
             self._page.data_trouble: trouble,
+            self._page.data_lengths: "",
         }
 
     def _columns(self, dataset: DatasetConfig) -> DatasetColumns | None:
@@ -215,6 +216,7 @@ class DataTab:
             self.timer: gr.Timer(active=check.is_under_way),
             self._seen: _stamp_of(check),
             self._page.data_trouble: trouble.what if trouble is not None else "",
+            self._page.data_lengths: lengths_stamp(check),
         }
 
     def _stop(self, *values: Any) -> None:

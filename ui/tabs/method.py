@@ -213,7 +213,7 @@ def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
     device, config = draft.judged.device, draft.config or draft.assumed
     if draft.shape is None or device is None or config is None:
         return ()
-    return compare_methods(draft.shape, config, device)
+    return compare_methods(draft.shape, config, device, draft.rows)
 
 
 def render_method_table(draft: Draft) -> str:
@@ -226,7 +226,7 @@ def render_method_table(draft: Draft) -> str:
     shares: tuple[DeviceShare, ...] = ()
     # What each GPU of this machine needs where all train together.
     if draft.gpus > 1 and draft.judged_elsewhere is None and draft.shape is not None and draft.assumed is not None:
-        shares = share_among(Estimator(draft.shape, device), draft.assumed, draft.gpus)
+        shares = share_among(Estimator(draft.shape, device, draft.rows), draft.assumed, draft.gpus)
     checkpointing = "with" if training.gradient_checkpointing else "without"
     columns = [
         Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(device.name)}"),

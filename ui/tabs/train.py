@@ -12,7 +12,7 @@ from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
 from engine.memory.estimate import estimate_memory
 from engine.runs.summary import RunSummary
-from ui.backend.dataset_checks import CheckQuestion
+from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message, shown_in_place
 from ui.draft import Draft
 from ui.form import section_fields
@@ -68,7 +68,7 @@ class TrainTab:
         self._change = gr.State({})
         self.counting = gr.Timer(0.5, active=False)
         page.on_draft_later(self.plan, self._plan)
-        self._counted = [self.plan, self.counting, self._page.data_trouble]
+        self._counted = [self.plan, self.counting, self._page.data_trouble, self._page.data_lengths]
 
     def _settings(self) -> None:
         self._page.form.setting("run.name", placeholder="made from model, method and data", elem_id="run-name")
@@ -180,6 +180,7 @@ class TrainTab:
             note = small(f"Counting tokens: {rows:,} rows so far …", role="status")
         else:
             updates[trouble] = check.error.what if check.error is not None else ""
+            updates[self._page.data_lengths] = lengths_stamp(check)
         return updates | {self.plan: self._plan(draft) + note}
 
     def _similar(self, draft: Draft) -> RunSummary | None:

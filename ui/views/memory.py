@@ -80,7 +80,7 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     judged = draft.judged
     if judged.estimate is not None:
-        return _judged_for(draft) + render_memory_bar(judged.estimate)
+        return _judged_for(draft) + render_memory_bar(judged.estimate, _rows_words(draft))
     if (
         judged.error is not None and draft.is_elsewhere and draft.judged_elsewhere is None
     ):  # the box is with the choice of the place
@@ -105,8 +105,25 @@ def _judged_for(draft: Draft) -> str:
     return notices([f"Judged for {elsewhere.device.name}. A run still starts on this machine.", *refused])
 
 
-def render_memory_bar(estimate: MemoryEstimate) -> str:
-    """Return the stacked bar, its legend in GiB, the verdict, and the phase of the peak."""
+def _rows_words(draft: Draft) -> str:
+    """Return which rows the figures are about; where they are the chosen ones, also what the longest allowed would need."""
+    estimate, rows, most = draft.judged.estimate, draft.rows, _value(draft, "training.max_length")
+    if estimate is None:
+        return ""
+    if rows is None:
+        return small(f"For rows of {most:,} tokens; for yours once all of them have been read.")
+    several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
+    words = (
+        f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
+    )
+    ceiling = draft.judged.ceiling
+    if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
+        words += f" If rows of {most:,} tokens came: {gib(ceiling.expected_bytes)} GiB."
+    return small(words)
+
+
+def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
+    """Return the stacked bar, its legend in GiB, the verdict, what `rows` says of the rows, and the phase of the peak."""
     scale = max(estimate.total_bytes, estimate.needed_bytes)
     spans, legend = [], []
     certain = [component for component in estimate.components if component.key != "margin"]
@@ -134,7 +151,7 @@ def render_memory_bar(estimate: MemoryEstimate) -> str:
         f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>'
         f'<div class="legend">{"".join(legend)}</div>'
         f'<p class="verdict"><b class="{estimate.verdict}">{_VERDICTS[estimate.verdict]}</b> '
-        f"{expected} expected, {needed} at most, {free} free.</p>"
+        f"{expected} expected, {needed} at most, {free} free.</p>{rows}"
         f"{small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(small, estimate.notes))}</div>"
     )
 

@@ -14,10 +14,18 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from engine.config.run import DatasetConfig
-from engine.data.contract import CheckProgress, DatasetReport, Histogram, RowProblem, SourceReport, TokenLengths
+from engine.data.contract import (
+    CheckProgress,
+    DatasetReport,
+    Histogram,
+    RowLengths,
+    RowProblem,
+    SourceReport,
+    TokenLengths,
+)
 from engine.data.files.access import write_cached
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
-from engine.data.passes.split import Split, draw_split
+from engine.data.passes.split import Positions, Split, draw_split
 from engine.data.records import ProblemKind, Record, place
 from engine.data.render.template import tokenizer_fingerprint
 from engine.data.source import SourceOptions
@@ -25,6 +33,7 @@ from engine.errors import DatasetError
 from engine.files import read_model
 
 Result = TypeVar("Result")
+MAX_LENGTHS = 2048  # of sequences that a report holds
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
 
 
@@ -44,6 +53,8 @@ class Counts:
         self.digests = array("Q")
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
+        self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
+        self.first_sequences = array("Q")  # of each kept row, the number of its first one
         self.total_tokens = 0
         self.trained_tokens = 0
         self.lost_trained_tokens = 0
@@ -65,6 +76,7 @@ class Counts:
             _list(self.notices, record, kind, notice, dropped=False)
         if row.rendering is None:
             return
+        self.first_sequences.append(len(self.lengths))
         self.notes.update(row.rendering.notes)
         for sequence in row.rendering.rows:
             self.lengths.append(sequence.uncut_tokens)
@@ -72,6 +84,7 @@ class Counts:
             self.total_tokens += len(sequence.input_ids)
             self.trained_tokens += sequence.trained_tokens
             self.lost_trained_tokens += sequence.lost_trained_tokens
+            self.uncut_trained.append(sequence.trained_tokens + sequence.lost_trained_tokens)
 
     def duplicate_rows(self) -> list[int]:
         """Return rows that repeat an earlier one exactly, in order.
@@ -93,6 +106,23 @@ class Counts:
         """Return the rows with the longest and with the shortest sequences, `count` of each, the extreme first."""
         rows = np.asarray(self.length_rows)[np.argsort(np.asarray(self.lengths), kind="stable")]
         return tuple(dict.fromkeys(rows[::-1][:count].tolist())), tuple(dict.fromkeys(rows[:count].tolist()))
+
+    def row_lengths(self, train: Positions) -> RowLengths | None:
+        """Return the lengths of the sequences to train on, given the positions of their rows; None where there is none."""
+        ends = np.append(np.asarray(self.first_sequences)[1:], len(self.lengths)).astype(np.int64)
+        starts = np.asarray(self.first_sequences, dtype=np.int64)[train]
+        sizes = ends[train] - starts
+        count = int(sizes.sum())
+        if not count:
+            return None
+        within = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        chosen = np.repeat(starts, sizes) + within
+        lengths = np.asarray(self.lengths)
+        if count > MAX_LENGTHS:
+            ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
+            chosen = ordered[np.linspace(0, count - 1, MAX_LENGTHS).round().astype(np.int64)]
+        trained = np.asarray(self.uncut_trained)[chosen]
+        return RowLengths(tokens=tuple(lengths[chosen].tolist()), trained=tuple(trained.tolist()), count=count)
 
 
 def _list(listed: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
@@ -209,6 +239,7 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
             "lost_trained_tokens": counts.lost_trained_tokens,
             "longest_rows": longest,
             "shortest_rows": shortest,
+            "row_lengths": counts.row_lengths(split.train),
         }
     return DatasetReport(
         **form,

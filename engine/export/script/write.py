@@ -24,7 +24,7 @@ _MODULES = (
     "engine.data.passes.split",
     "engine.data.render.template",
     "engine.data.render.encoded",
-    "engine.training.batching.plan",
+    "engine.data.step_plan",
     "engine.training.batching.steps",
     *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "train")),
 )

@@ -115,10 +115,10 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     tape, workload = r.tape, r.workload
     if workload.expands_key_values:
         key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-    width, length = query.width, workload.length
+    width, tokens = query.width, workload.tokens
     if workload.attention == "efficient":
-        length = -(-length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
-    rows = workload.batch_size * r.structure.shape.num_attention_heads * length
+        tokens = workload.batch_size * -(-workload.length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
+    rows = tokens * r.structure.shape.num_attention_heads
     sizes = [part.elements * width for part in (query, key, value)]
     statistics = tape.value(rows, 4)
     mask = [_written_out_mask(r, width)] if workload.masked else []

@@ -42,7 +42,8 @@ def loss_of_trained_positions(r: StepContext, hidden: Value) -> Value:
 
 def trained_positions(workload: Workload) -> int:
     """Positions of one pass whose next token is trained; the first token of a row is predicted from nothing."""
-    return workload.batch_size * max(1, workload.length - workload.virtual_inputs - 1)
+    positions = workload.batch_size * max(1, workload.length - workload.virtual_inputs - 1)
+    return positions if workload.trained_tokens is None else max(1, min(workload.trained_tokens, positions))
 
 
 def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:

@@ -9,8 +9,8 @@ import torch
 
 from engine.data.passes.prepare import PreparedDataset
 from engine.data.render.tokenize import TokenizedRow
+from engine.data.step_plan import EpochPlanner, PlanSettings, Step, join_rows
 from engine.training.batching.batches import PassTensors, join, pad
-from engine.training.batching.plan import EpochPlanner, PlanSettings, Step, join_rows
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from engine.data.step_plan import pack_rows
 from engine.export.script.facts import facts
 from engine.export.script.worker.encoding import (
     MAX_LENGTH,
@@ -29,7 +30,6 @@ from engine.export.script.worker.encoding import (
     load_tokenizer,
 )
 from engine.export.script.worker.rows import DATA, SEED, held_out, load_rows, require_rows_of_run
-from engine.training.batching.plan import pack_rows
 from engine.training.batching.steps import choose_measured
 
 OUTPUT = facts.output

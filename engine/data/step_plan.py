@@ -5,14 +5,17 @@ counting, on any device. Gradients of a step are summed over all its trained tok
 changes the speed and not the result.
 """
 
+import itertools
 import math
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from engine.config.training import TrainingConfig
+from engine.data.contract import RowLengths
 from engine.errors import RunError
 from engine.models.batching import Batching
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
@@ -21,6 +24,8 @@ from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 # a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
 _MOST_STEPS_IN_A_BLOCK = 50
 _FEWEST_BLOCKS = 4
+_MOST_ROWS = 65_536  # of a step, where its largest pass is looked for
+_PLANNED_ROWS = 4096  # at least so many of a run are planned to find its largest pass, which takes some milliseconds
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,47 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
                 insort(spaces, left)
             by_space[left].append(number)
     return [tuple(rows) for rows in packed]
+
+
+class LargestPass(NamedTuple):
+    """The largest pass of a run."""
+
+    lengths: tuple[int, ...]  # tokens of each of its rows
+    trained_tokens: int  # the most of any pass
+    sizes: int  # different numbers of tokens that passes have, padding included
+
+
+@lru_cache(maxsize=128)
+def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1) -> LargestPass:
+    """Plan a run of these rows, or its first thousands of rows, and return the largest of its passes.
+
+    `fills_up_to` is what the tokens of joined rows are filled up to a multiple of.
+    """
+    training, order, cut = settings.training, settings.order, settings.training.max_length
+    # A step may have more rows than are known; the others are like these.
+    copies = math.ceil(min(rows.count, order.rows_per_step, _MOST_ROWS) / len(rows.tokens))
+    lengths = [min(length, cut) for length in rows.tokens] * copies
+    trained = [min(tokens, cut) for tokens in rows.trained] * copies
+    planner = EpochPlanner(lengths, settings)
+    left = training.max_steps
+    if left <= 0:
+        left = math.ceil(training.num_train_epochs * planner.steps_per_epoch)
+    largest: tuple[int, int, tuple[int, ...]] = (0, 0, ())
+    most_trained, sizes, planned = 0, set[int](), 0
+    for epoch in range(left):
+        for step in itertools.islice(planner.steps(epoch), left):
+            for one in step.passes:
+                tokens = tuple(lengths[row] for row in one.rows)
+                longest, total = max(tokens), sum(tokens)
+                size = -(-total // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
+                largest = max(largest, (size, longest, tokens))
+                most_trained = max(most_trained, sum(trained[row] for row in one.rows))
+                sizes.add(size)
+                planned += len(tokens)
+        left -= planner.steps_per_epoch
+        if left <= 0 or planned >= _PLANNED_ROWS:
+            break
+    return LargestPass(largest[-1], most_trained, len(sizes))
 
 
 def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from engine.config.training import TrainingConfig
-from engine.training.batching.plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
+from engine.data.contract import RowLengths
+from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, join_rows, largest_pass, pack_rows
 
 
 def make_settings(**values) -> PlanSettings:
@@ -282,3 +283,42 @@ def test_another_number_of_processes_shares_the_steps_that_were_pinned(processes
 
     for step, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert sorted(learned_rows_of(parts)) == sorted(rows_of([step]))
+
+
+def known(tokens, count=None) -> RowLengths:
+    return RowLengths(tokens=tuple(tokens), trained=tuple(length // 3 for length in tokens), count=count or len(tokens))
+
+
+@pytest.mark.parametrize("values", [{}, {"batching": "padded"}, {"packing": True}, {"num_train_epochs": 1}], ids=str)
+def test_the_largest_pass_of_known_rows_is_the_one_that_the_trainer_takes(values):
+    rows, settings = known(random_lengths(seed=3)), make_settings(**values)
+    planner = EpochPlanner(rows.tokens, settings)
+    epochs = range(round(settings.training.num_train_epochs))
+    passes = [
+        [rows.tokens[row] for row in one.rows]
+        for epoch in epochs
+        for step in planner.steps(epoch)
+        for one in step.passes
+    ]
+    padded = settings.batching == "padded"
+    sizes = [len(one) * max(one) if padded else sum(one) for one in passes]
+
+    largest = largest_pass(rows, settings)
+
+    assert (len(largest.lengths) * max(largest.lengths) if padded else sum(largest.lengths)) == max(sizes)
+    assert largest.sizes == len(set(sizes))
+    assert largest.trained_tokens == max(sum(length // 3 for length in one) for one in passes)
+
+
+def test_rows_are_cut_and_steps_that_a_run_never_takes_do_not_count():
+    rows = known([10] * 30 + [5000])
+
+    assert max(largest_pass(rows, make_settings()).lengths) == 100
+    assert sum(largest_pass(rows, make_settings(max_steps=1, seed=1)).lengths) == 60
+
+
+def test_a_step_of_more_rows_than_are_known_holds_more_of_the_like():
+    settings = make_settings(per_device_train_batch_size=64, gradient_accumulation_steps=1)
+
+    assert sum(largest_pass(known([10] * 8, count=1_000_000), settings).lengths) == 640
+    assert sum(largest_pass(known([10] * 8), settings).lengths) == 80
