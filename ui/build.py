@@ -13,8 +13,9 @@ from engine.hardware.device import Device
 from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
-from ui.components import QUICK, live_html, poll, poll_answer, visible_if
+from ui.components import QUICK, live_html, nothing, poll, poll_answer, visible_if
 from ui.gradio_internals import Blocks, calm_queue
+from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
 from ui.services import Services
 from ui.side_panel import SidePanel
@@ -30,7 +31,7 @@ from ui.views.html import gib, plural
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
 _OTHER_TABS: dict[str, Callable[[Page], Any]] = {
-    "Method": MethodTab, "Train": TrainTab, "Chat": ChatTab, "Export": ExportTab, "Runs": RunsTab,
+    "Chat": ChatTab, "Export": ExportTab, "Runs": RunsTab,
 }  # fmt: skip
 
 
@@ -39,30 +40,36 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(services), elem_id="header")
-        poll(_header_news(services, header), _HEADER_SECONDS, question="header", elem_id="header-live")
+        header = live_html(_header(services)[0], elem_id="header")
+        news = poll(_header_news(services, header), _HEADER_SECONDS, question="header", elem_id="header-live")
         with gr.Row(equal_height=False, elem_id="bench"):
-            with (
-                gr.Column(scale=7, min_width=560, elem_id="work"),
-                gr.Tabs(selected="model", elem_id="tabs") as page.tabs,
-            ):
-                with gr.Tab("Model", id="model"):
-                    model_tab = ModelTab(page, fits)
-                with gr.Tab("Data", id="data"):
-                    data_tab = DataTab(page)
-                others: list[Any] = []
-                for title, kind in _OTHER_TABS.items():
-                    with gr.Tab(title, id=title.lower()):
-                        others.append(kind(page))
-                if services.lab is not None:
-                    from ui.tabs.lab import LabTab
+            with gr.Column(scale=7, min_width=560, elem_id="work"):
+                start_here = StartHere(page)
+                with gr.Tabs(selected="model", elem_id="tabs") as page.tabs:
+                    with gr.Tab("Model", id="model"):
+                        model_tab = ModelTab(page, fits)
+                    with gr.Tab("Data", id="data"):
+                        data_tab = DataTab(page)
+                    with gr.Tab("Method", id="method"):
+                        others: list[Any] = [MethodTab(page)]
+                    with gr.Tab("Train", id="train"):
+                        train_tab = TrainTab(page)
+                    for title, kind in _OTHER_TABS.items():
+                        with gr.Tab(title, id=title.lower()):
+                            others.append(kind(page))
+                    if services.lab is not None:
+                        from ui.tabs.lab import LabTab
 
-                    with gr.Tab("Lab", id="lab"):
-                        others.append(LabTab(page, services.lab))
+                        with gr.Tab("Lab", id="lab"):
+                            others.append(LabTab(page, services.lab))
             with gr.Column(scale=3, min_width=320, elem_id="side") as side:
                 side_panel = SidePanel(page)
+        bar = NextStepBar(page, train_tab)
         page.form.complete()
-        for part in (model_tab, data_tab, *others, side_panel):
+        bar.redraw_after(train_tab.wire())
+        bar.redraw_after(news.submit(nothing, None, None, **QUICK))
+        start_here.wire(train_tab)
+        for part in (model_tab, data_tab, *others, side_panel, bar):
             part.wire()
         page.wire(exclude=("adapter.r", "model.revision"))  # alpha follows the rank; the revision is looked up first
 
@@ -84,16 +91,17 @@ def build_app(services: Services) -> gr.Blocks:
     return app
 
 
-def _header(services: Services) -> str:
+def _header(services: Services) -> tuple[str, str]:
+    """Return the line on top, and a stamp of the runs' states: the next step depends on them."""
     devices = services.devices()
     usable = (device for device in devices if device.obstacle is None)
     device = max(usable, key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
     unused = [f"{device.obstacle.what} {device.obstacle.fix}" for device in devices if device.obstacle is not None]
-    states = [run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]]
-    running = sum(state in LIVE_STATES for state in states)
-    waiting = sum(state == "queued" for state in states)
+    states = {run.id: run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]}
+    running = sum(state in LIVE_STATES for state in states.values())
+    waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *unused]))
-    return render_header(device, running, waiting, notice, services.person)
+    return render_header(device, running, waiting, notice, services.person), _digest(str(states))
 
 
 def render_header(
@@ -124,13 +132,19 @@ def _account(person: Person | None) -> str:
     )
 
 
+def _digest(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):x}"
+
+
 def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], str | None]:
-    cache: Cache[str] = Cache(capacity=1)
+    cache: Cache[tuple[str, str]] = Cache(capacity=1)
 
     def answer(_question: str, seen: str) -> str | None:
         # Every open page asks; one look at the runs and devices serves them all.
-        html = cache.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services))
-        digest = f"{zlib.crc32(html.encode()):x}"
-        return None if digest == seen else poll_answer(digest, {header.elem_id: html})
+        html, states = cache.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services))
+        now = f"{_digest(html)} {states}"
+        if now == seen:
+            return None
+        return poll_answer(now, {header.elem_id: html}, submit=bool(seen) and not seen.endswith(states))
 
     return answer

@@ -58,6 +58,7 @@ class Page:
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
         self.wants_run = gr.State(False)  # whether Train shows the chosen run when it comes to the front
+        self.wants_chat = gr.Checkbox(False, visible=False)  # whether Chat shall load the chosen run
         # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
         self.data_trouble = gr.Textbox("", visible=False)
         # Changes with the lengths of its rows once they are known, for which memory is then judged.
@@ -89,6 +90,11 @@ class Page:
     def open_tab(self, event: Dependency, tab: str) -> None:
         """After an event, bring another tab to the front."""
         event.then(lambda: gr.Tabs(selected=tab), None, self.tabs, **QUICK)
+
+    def open_in_chat(self, click: Any, run: Component) -> None:
+        """Let a click load a run in Chat, and bring it to the front."""
+        wanted = [self.chosen_run, self.wants_chat]
+        self.open_tab(click(lambda name: (name, True), run, wanted, **QUICK), "chat")
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
@@ -135,6 +141,15 @@ class Page:
         for _ in range(2):
             event = event.then(self._refresh, self._refreshing, self._refreshed, **QUICK)
         return self._follow(event)
+
+    def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
+        """After an event that changed what views of the draft show besides it, draw those."""
+
+        def redraw(restored: bool, *values: Any) -> Updates:
+            views = {component: self._views[component] for component in components}
+            return _drawn(views, self.draft(values)) if restored else UNCHANGED
+
+        return event.then(redraw, self._refreshing, list(components), trigger_mode="always_last", **QUICK)
 
     def fill_after(self, event: Dependency, mapping: Component) -> Dependency:
         """After an event that succeeded, put the nested values that `mapping` holds into the form, then redraw.

@@ -62,11 +62,8 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
     return taken
 
 
-def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path):
-    url, home, process = server
-    page = open_page(browser, url)
-    failures: list[str] = []
-    page.on("pageerror", lambda error: failures.append(str(error)))
+def test_a_person_chooses_model_data_and_method(server, browser):
+    page = open_page(browser, server.url)
     expect(page.locator("#catalog tr[data-pick]").first).to_be_visible(timeout=30_000)
 
     # Model: pick it, and its memory appears beside.
@@ -75,7 +72,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     expect(page.locator("#panel .bar")).to_be_visible(timeout=20_000)
 
     # Data: pick a sample, page through it, see what is learned.
-    open_tab(page, "Data")
+    page.locator("#next-step-line .go").click()
     page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
     expect(page.locator("#facts")).to_contain_text("354", timeout=60_000)
     expect(page.locator("#row-shown .trained").first).to_be_visible(timeout=20_000)
@@ -92,14 +89,26 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
     assert page.locator("#panel .legend").inner_text() != before
     page.locator("#method-table tr[data-pick='LoRA']").click()
     expect(page.locator("#panel dl")).not_to_contain_text("QLoRA", timeout=20_000)
+    page.context.close()
 
-    # Train: start, and see it move.
-    open_tab(page, "Train")
-    page.locator("#max-steps input").fill("60")
-    page.locator("#max-steps input").press("Tab")
-    expect(page.locator("#start")).to_be_enabled(timeout=20_000)
-    page.locator("#start").click()
-    wait_until(lambda: shown_step(page) >= 2, TRAIN_SECONDS, "no step was shown")
+
+def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(server, browser, tmp_path):
+    url, home, process = server
+    opened, clicks = time.monotonic(), 0
+    page = open_page(browser, url)
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+
+    page.locator("#start-here button").click()
+    clicks += 1
+    expect(page.locator("#next-step-start")).to_be_visible(timeout=60_000)
+    expect(page.locator("#start-here button")).to_have_count(0)
+    page.locator("#next-step-start").click()
+    clicks += 1
+    wait_until(lambda: shown_step(page) >= 1, TRAIN_SECONDS, "no step was shown")
+    print(f"the first training step after {clicks} clicks and {time.monotonic() - opened:.1f} s")
+    assert clicks <= 3
+    expect(page.locator("#next-step-line .go")).to_have_text("Follow", timeout=30_000)
 
     # A reload does not touch the run, and a second browser shows the same one.
     page.reload()
@@ -123,10 +132,7 @@ def test_a_person_walks_from_a_model_to_a_conversation(server, browser, tmp_path
 
     # Chat: base and tuned answer side by side.
     page.locator("#open-chat").click()
-    open_tab(page, "Chat")
-    expect(page.locator("#chat-load")).to_be_visible(timeout=20_000)
-    page.locator("#chat-load").click()
-    expect(page.locator("#chat-question textarea")).to_be_visible(timeout=120_000)
+    expect(page.locator("#chat-question textarea")).to_be_focused(timeout=120_000)
     page.locator("#chat-settings button").first.click()
     let_fold_settle(page)
     longest = page.locator("#chat-settings").get_by_label("Max new tokens")

@@ -17,11 +17,13 @@ def test_a_server_that_stands_by_says_so_until_it_takes_over(services, home):
     page = replace(services, standing_by=second.explain_standing_by)
     try:
         wait_until(lambda: supervisor_of(services.home) is not None)
-        assert f"Another Loratory process (pid {os.getpid()}) already supervises the runs of this home" in _header(page)
+        assert (
+            f"Another Loratory process (pid {os.getpid()}) already supervises the runs of this home" in _header(page)[0]
+        )
 
         first.stop()
         wait_until(lambda: second.role == "supervising")
-        assert "supervises" not in _header(page)
+        assert "supervises" not in _header(page)[0]
     finally:
         first.stop()
         second.stop()
@@ -31,7 +33,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_reason_and_not_as_the_d
     obstacle = Obstacle("PyTorch has no kernels for it.", "Install another.")
     gpu = Device("cuda", 0, "GTX 1080", 8 << 30, 8 << 30, has_fast_bfloat16=False, obstacle=obstacle)
 
-    html = _header(replace(services, devices=lambda: (gpu, describe_processor())))
+    html = _header(replace(services, devices=lambda: (gpu, describe_processor())))[0]
 
     assert "GTX 1080" not in html
     assert "PyTorch has no kernels for it. Install another." in html

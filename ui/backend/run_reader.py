@@ -1,5 +1,6 @@
 """What the page knows about runs: read from their directories, with one reader per run for all pages."""
 
+import contextlib
 import math
 import threading
 import time
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.chat.target import list_checkpoints
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, StorageError
+from engine.config.run import RunConfig, RunSection
+from engine.errors import ConfigError, RunError, StorageError
 from engine.files import size_and_time
 from engine.runs.control import RunNotes, read_notes, resume_is_requested
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
+from engine.runs.launch import with_absolute_paths
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
 from engine.runs.store import RunStore
@@ -26,6 +28,7 @@ FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is 
 _MOST_HISTORIES = 400
 _MOST_STEPS = 3_000_000  # of all histories together; a million steps take 80 MB
 _OFFERED_AT_ONCE = 200
+_NEWEST = 20  # runs that are compared with a draft at every change of it
 _LOG_TAIL_BYTES = 24_000
 _AT_ONCE_SECONDS = 0.1  # for runs that were never read
 
@@ -135,6 +138,16 @@ class RunReader:
         near = [self.summary(row.id) if row.id in chosen else row for row in near]
         return [row for row in near if wanted(self._runs.get(row.id))]
 
+    def newest_of(self, config: RunConfig) -> RunSummary | None:
+        """Return the newest run with these settings; its name and its devices may differ."""
+        wanted = _settings_of(with_absolute_paths(config))
+        for row in self.glance().rows[:_NEWEST]:
+            with contextlib.suppress(RunError):  # it may be deleted meanwhile
+                known, _ = self._config_of(self._runs.get(row.id))
+                if known is not None and _settings_of(known) == wanted:
+                    return row
+        return None
+
     def exists(self, run_id: str) -> bool:
         """Return whether a run that a browser remembers still exists."""
         return bool(run_id) and run_id in self._runs.ids()
@@ -215,6 +228,12 @@ class RunReader:
             with self._lock:
                 self._fixed[run.id] = (config, provenance)
         return config, provenance
+
+
+def _settings_of(config: RunConfig) -> RunConfig:
+    """Return what a check before the start leaves as it is: it pins the revision, and settles where a run runs."""
+    model = config.model.model_copy(update={"revision": None})
+    return config.model_copy(update={"model": model, "run": RunSection()})
 
 
 def log_tail(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Chat: choose a run or a model; chat with it, judge it blindly, or measure it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -9,7 +9,7 @@ from gradio.components.base import Component
 from engine.chat.contract import ChatState, Progress
 from engine.errors import EngineError
 from ui.backend.answers import HeldOutPrompts, run_streaming
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, shown_in_place, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, script, shown_in_place, visible_if
 from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
@@ -50,6 +50,7 @@ class ChatTab:
             self.blind = BlindTestPart(page, self.choice, prompts)
         with gr.Column(visible=False, elem_id="chat-measure") as self.measure_mode:
             self.evaluate = EvaluatePart(page, self.choice)
+        self._modes = [self.loading, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode]
         self.seen = gr.State("")  # what is loaded, then a line break, then the state line that the page shows
         self.timer = gr.Timer(3.0, active=False)
         self._looked: list[Component] = [
@@ -77,13 +78,31 @@ class ChatTab:
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
         looked = loaded.then(**looking)
+        self._open_after(page.wants_chat.change, looking)
         self.unload.click(shown_in_place(self._unload), None, self.state, **SLOW).then(**looking)
         self.talk.wire(looked)
         self.blind.wire(self.talk)
-        modes = [self.loading, choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode]
-        switched = self.mode.input(self._switch, self.mode, modes, **QUICK)
+        switched = self.mode.input(self._switch, self.mode, self._modes, **QUICK)
         self.evaluate.wire(awake, switched, chosen, self.mode)
         self.blind.show_count_after(switched)
+
+    def _open_after(self, wanted: Any, looking: Mapping[str, Any]) -> None:
+        """When a run is to be opened here, choose and load it, and put the cursor in the box."""
+        page, choice, modes = self._page, self.choice, [self.mode, *self._modes]
+        proposed = wanted(self._propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
+        opened = proposed.then(
+            self._load_wanted, [page.wants_chat, *choice.inputs], [self.state, self.load, self.unload], **SLOW
+        )
+        opened.then(**looking).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
+
+    def _propose(self, wanted: bool, run_id: str) -> Updates:
+        if not wanted:
+            return UNCHANGED
+        return {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self._switch(TALK)}
+
+    def _load_wanted(self, wanted: bool, *chosen: Any) -> Iterator[Updates]:
+        if wanted:
+            yield from self._load(*chosen)
 
     def _choose(self, run_id: str) -> Updates:
         known = {self._page.chosen_run: run_id} if self._page.reader.exists(run_id) else {}

@@ -135,7 +135,7 @@ class FollowPart:
         if self.choice is not None:
             picked = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
             self._look_again_after(picked, page.chosen_run)
-        page.open_tab(self.chat.click(lambda run_id: run_id, self.shown, page.chosen_run, **QUICK), "chat")
+        page.open_in_chat(self.chat.click, self.shown)
         self.confirm.wire(self.cancel.click, self.ask_cancel, self.shown)
         return [
             refreshed,

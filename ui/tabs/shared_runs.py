@@ -81,7 +81,7 @@ class SharedRunsPart:
         self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
         copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
         page.open_tab(page.fill_after(copied, self._change), "method")
-        page.open_tab(self.chat.click(lambda name: name, self.shown, page.chosen_run, **QUICK), "chat")
+        page.open_in_chat(self.chat.click, self.shown)
 
     def list_after(self, event: Dependency) -> None:
         """List the runs after an event."""

@@ -49,6 +49,7 @@ class StartPart:
                 True, label="Alpha follows the rank", info="Keeps lora_alpha / r of the form.", elem_id="sweep-ratio"
             )
             self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
+        self._buttons = [self.start]
         # Together with the draft it names a start: two clicks, or two tabs, start one run.
         self.token = browser_state("", "start")
         self.pending = gr.State("")  # key of the start that this page waits for
@@ -60,17 +61,21 @@ class StartPart:
         self._draft = gr.Textbox("", visible=False)  # key of the draft: the error of another one is no longer shown
         page.on_draft(self._draft, lambda draft: hashlib.sha256(repr(draft.mapping).encode()).hexdigest())
 
+    def offer(self, button: gr.Button) -> None:
+        """Let another button start the same; it must be laid out before `wire`."""
+        self._buttons.append(button)
+
     def wire(self) -> Dependency:
         """Connect the events; after the one that is returned, a run may have been queued and be the chosen one."""
         page, components = self._page, self._page.form.components
         enclosing_page().load(lambda token: token or uuid.uuid4().hex, self.token, self.token, **QUICK)
         outputs = [
-            self.problems, page.chosen_run, self.token, self.start, self.sweep, self.pending, self.timer, self.goes_to,
+            self.problems, page.chosen_run, self.token, self.sweep, self.pending, self.timer, self.goes_to, *self._buttons,
         ]  # fmt: skip
         self._draft.change(lambda: "", None, self.problems, **QUICK)
         named = [self.token, page.copied_from]
         once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
-        self.start.click(self.begin, [*named, *components], outputs, **once)
+        gr.on([button.click for button in self._buttons], self.begin, [*named, *components], outputs, **once)
         sweep = [self.rates, self.ranks, self.ratio]
         self.sweep.click(self.begin_sweep, [*named, *sweep, *components], outputs, **once)
         return self.timer.tick(self.look, self.pending, outputs, **once)
@@ -132,7 +137,7 @@ class StartPart:
             }
         return {
             self.problems: small(work.words, role="status"),
-            self.start: gr.update(value="Starting …", interactive=False),
+            **dict.fromkeys(self._buttons, gr.update(value="Starting …", interactive=False)),
             self.sweep: gr.update(interactive=False),
             self.pending: key,
             self.timer: gr.update(active=True),
@@ -141,7 +146,7 @@ class StartPart:
 
     def _idle(self) -> Updates:
         return {
-            self.start: gr.update(value="Start training", interactive=True),
+            **dict.fromkeys(self._buttons, gr.update(value="Start training", interactive=True)),
             self.sweep: gr.update(interactive=True),
             self.pending: "",
             self.timer: gr.update(active=False),

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from engine.config.presets import find_preset, list_presets
 from engine.errors import EngineError
@@ -83,15 +84,13 @@ class TrainTab:
                 for name in names[first : first + 2]:
                     self._page.form.setting(name, min_width=240, **_IN_SIGHT.get(name, {}))
 
-    def wire(self) -> None:
-        """Connect the events."""
+    def wire(self) -> Dependency:
+        """Connect the events; after the one that is returned, a run may have been queued."""
         page, form = self._page, self._page.form
         self.jobs.wire()
-        preset = self.presets.click(shown_as_message(self._use_preset), None, self._change, **SLOW)
+        self.use_preset_by(self.presets.click)
         judged: Any = page.judge_for.change
         judged(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
-        alone = preset.success(lambda: "", None, page.copied_from, **QUICK)
-        self._count_after(page.fill_after(alone, self._change))
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits until the box is left, or Enter is pressed.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
@@ -106,6 +105,13 @@ class TrainTab:
         going = self.start.goes_to
         started = self.start.wire().then(self._after_start, going, [self.view, page.tabs, going], **QUICK)
         self.follow.show_after(started, self.view)
+        return started
+
+    def use_preset_by(self, click: Any) -> None:
+        """Let a click on a list of presets fill the form with the picked one."""
+        preset = click(shown_as_message(self._use_preset), None, self._change, **SLOW)
+        alone = preset.success(lambda: "", None, self._page.copied_from, **QUICK)
+        self._count_after(self._page.fill_after(alone, self._change))
 
     def _count_after(self, event: Any) -> None:
         event.then(self.count, self._page.form.components, self._counted, trigger_mode="always_last", **QUICK)
@@ -127,8 +133,8 @@ class TrainTab:
         """Follow the run that was just queued, or list the runs of a sweep; nothing while the start is under way."""
         if not goes_to:
             return UNCHANGED
-        tabs = {self._page.tabs: gr.Tabs(selected="runs")} if goes_to == "runs" else {}
-        return {self.view: FOLLOW, self.start.goes_to: "", **tabs}
+        tab = "runs" if goes_to == "runs" else "train"
+        return {self.view: FOLLOW, self.start.goes_to: "", self._page.tabs: gr.Tabs(selected=tab)}
 
     def _switch(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)

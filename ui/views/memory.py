@@ -30,7 +30,7 @@ from ui.views.html import (
 # Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
-_VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
+VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 # Until the browser's own draft is there nothing is known about it.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("Restoring draft …")}</div>'
 
@@ -150,7 +150,7 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
         f'<div class="section"><h3>Memory on {escape(estimate.device_name)}, GiB</h3>'
         f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>'
         f'<div class="legend">{"".join(legend)}</div>'
-        f'<p class="verdict"><b class="{estimate.verdict}">{_VERDICTS[estimate.verdict]}</b> '
+        f'<p class="verdict"><b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
         f"{expected} expected, {needed} at most, {free} free.</p>{rows}"
         f"{small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(small, estimate.notes))}</div>"
     )

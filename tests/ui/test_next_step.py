@@ -1,0 +1,112 @@
+"""The bar at the bottom of every tab: one next step, for any draft."""
+
+import gradio as gr
+import pytest
+
+from tests.invented_runs import InventedRun, a_config, write_run
+from ui.next_step import NextStepBar, StartHere
+from ui.page import Page
+from ui.tabs.train import FOLLOW, SET_UP, TrainTab
+
+
+@pytest.fixture
+def bar(services) -> NextStepBar:
+    with gr.Blocks():
+        page = Page(services)
+        with gr.Tabs() as page.tabs, gr.Tab("Train", id="train"):
+            train = TrainTab(page)
+        bar, card = NextStepBar(page, train), StartHere(page)
+        page.form.complete()
+        bar.redraw_after(train.wire())
+        card.wire(train)
+        bar.wire()
+        page.wire()
+    services.shapes.learn(a_config().model)
+    return bar
+
+
+def draft_of(bar: NextStepBar, config: dict):
+    page = bar._page
+    return page.draft(page.form.updates(config))
+
+
+def complete(**settings) -> dict:
+    return a_config(**settings).model_dump(mode="json")
+
+
+def step_of(bar: NextStepBar, config: dict):
+    step = bar._step(draft_of(bar, config))
+    return step.words, step.place
+
+
+def test_what_is_missing_comes_first_in_the_order_of_the_work(bar):
+    whole = complete()
+
+    assert step_of(bar, {}) == ("Choose a model", "model")
+    assert step_of(bar, {"model": whole["model"]}) == ("Choose a dataset", "data")
+    assert step_of(bar, whole) == ("Start training", "")
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "tab"),
+    [
+        ("training", {"learning_rate": -1}, "train"),
+        ("adapter", {"r": 0}, "method"),
+        ("dataset", {"eval_fraction": 2}, "data"),
+        ("run", {"devices": "the big one"}, "train"),
+    ],
+)
+def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, wrong, tab):
+    whole = complete()
+
+    assert step_of(bar, {**whole, section: {**whole[section], **wrong}}) == ("Correct 1 setting", tab)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [("running", "Follow"), ("queued", "Follow"), ("completed", "Open in Chat")]
+)
+def test_a_run_with_these_settings_is_the_next_step_instead_of_a_second_one(bar, services, state, words):
+    run = write_run(services.runs, a_config(run__name="named by hand"), InventedRun(state=state))
+
+    assert step_of(bar, complete()) == (words, f"{words.split()[-1].lower()}:{run.id}")
+    assert step_of(bar, complete(adapter__r=4)) == ("Start training", "")
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped", "interrupted"])
+def test_what_did_not_end_well_can_be_started_again(bar, services, state):
+    write_run(services.runs, a_config(), InventedRun(state=state))
+
+    assert step_of(bar, complete()) == ("Start training", "")
+
+
+def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):
+    run = write_run(services.runs, a_config(), InventedRun(state="running"))
+    page, train = bar._page, bar._train
+
+    def opened(pick: str) -> dict:
+        return bar._open(gr.EventData(None, {"pick": pick}))
+
+    assert opened("data")[page.tabs].selected == "data"
+    assert opened("train")[train.view] == SET_UP
+    assert opened(f"follow:{run.id}")[train.view] == FOLLOW
+    assert opened(f"chat:{run.id}")[page.chosen_run] == run.id
+    for forged in ("chat:../../etc", "follow:", "nowhere", "", "model/../lab"):
+        assert opened(forged) == gr.skip()
+
+
+def test_both_buttons_start_the_same_and_wait_together(bar):
+    start = bar._train.start
+
+    assert start._buttons == [start.start, bar.start]
+    shown = start.begin("token", "", *bar._page.form.updates(complete(training__max_steps=2)))
+    assert shown[bar.start] == shown[start.start] == gr.update(value="Starting …", interactive=False)
+
+
+def test_the_card_of_a_first_visit_loads_a_preset_and_goes_with_the_first_choice(bar, services):
+    card = StartHere.__new__(StartHere)
+    card._page = bar._page
+
+    assert "quickstart-cpu" in card._render(draft_of(bar, {}))
+    assert card._render(draft_of(bar, {"model": complete()["model"]})) == ""
+    write_run(services.runs, a_config(), InventedRun())
+    assert card._render(draft_of(bar, {})) == ""

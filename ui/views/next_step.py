@@ -1,0 +1,100 @@
+"""The bar at the bottom of every tab: what is chosen, what is missing, whether it fits, and the next step."""
+
+from dataclasses import dataclass
+from html import escape
+
+from engine.config.methods.registry import METHODS
+from engine.config.presets import find_preset
+from engine.errors import Problem
+from engine.runs.run import FINAL_STATES
+from engine.runs.summary import RunSummary
+from ui.draft import Draft
+from ui.views.html import gib, pick_button, plural, short_name, small
+from ui.views.memory import VERDICTS
+
+OPENING_BAR = small("Restoring draft …", role="status")
+# Where a setting of each section is; those of all other sections are on the Train tab.
+_TAB_OF_SECTION = {"model": "model", "dataset": "data", "adapter": "method"}
+_METHOD_SETTINGS = ("model.quantization", "model.double_quant")
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """The one action that is next, and where a click on it leads."""
+
+    words: str
+    place: str  # a tab, or `follow:` or `chat:` and the id of a run; empty where the action is the start
+
+    @property
+    def starts(self) -> bool:
+        """Whether the action is the start itself."""
+        return not self.place
+
+
+def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool) -> NextStep:
+    """Return the next step of a draft; `run` is the newest run with the same settings."""
+    if not draft.mapping["model"].get("id"):
+        return NextStep("Choose a model", "model")
+    if not draft.mapping["dataset"].get("source"):
+        return NextStep("Choose a dataset", "data")
+    if draft.problems:
+        return NextStep(f"Correct {plural(len(draft.problems), 'setting')}", _tab_of(draft.problems[0]))
+    if run is not None and run.state not in FINAL_STATES:
+        return NextStep("Follow", f"follow:{run.id}")
+    if run is not None and run.state == "completed":
+        return NextStep("Open in Chat", f"chat:{run.id}")
+    if can_start:
+        return NextStep("Start training", "")
+    if draft.estimate is not None:
+        return NextStep("Make it fit", "method")
+    return NextStep("See what is missing", "train")
+
+
+def _tab_of(problem: Problem) -> str:
+    if problem.field in _METHOD_SETTINGS:
+        return "method"
+    return _TAB_OF_SECTION.get(problem.field.partition(".")[0], "train")
+
+
+def render_bar(draft: Draft, step: NextStep) -> str:
+    """Return what is chosen as links to the tabs, the verdict, and the step where it leads to another place."""
+    model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
+    traits = METHODS.get(str(adapter.get("method")))
+    chosen = (
+        ("model", "Model", short_name(str(model.get("id") or ""))),
+        ("data", "Data", short_name(str(data.get("source") or ""))),
+        ("method", "Method", traits.display_name(model.get("quantization", "none")) if traits is not None else ""),
+    )
+    links = "".join(_link(*link) for link in chosen)
+    action = "" if step.starts else pick_button(step.place, step.words, css="go")
+    return f'<div class="chosen">{links}</div><p class="verdict" role="status">{_verdict(draft)}</p>{action}'
+
+
+def _link(tab: str, name: str, value: str) -> str:
+    shown = escape(value) if value else "not chosen"
+    css = "" if value else ' class="missing"'
+    return f'<button type="button" data-pick="{tab}"{css}><span>{name}</span> {shown}</button>'
+
+
+def _verdict(draft: Draft) -> str:
+    estimate = draft.estimate
+    if estimate is not None:
+        return (
+            f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
+            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free"
+        )
+    if draft.estimate_error is not None:
+        return "Memory unknown"
+    if draft.mapping["model"].get("id") and draft.shape is None:
+        return "Looking up the model …"
+    return ""
+
+
+def render_start_here(preset_name: str) -> str:
+    """Return the card of a first visit: one click fills the form with a preset that trains on any machine."""
+    preset = find_preset(preset_name)
+    return (
+        '<section class="start-here" aria-label="Start here"><div><h2>Start here</h2>'
+        f"<p>{escape(preset.about)}</p></div>"
+        f"{pick_button(preset.name, 'Load quick start', css='go')}</section>"
+    )
