@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from engine.chat.contract import ChatTarget
+from engine.chat.target import plan_load
 from engine.commands.chat import choose_target
 from engine.commands.configs import load_config_argument, named_path
 from engine.commands.output import (
@@ -26,10 +27,14 @@ from engine.config.load import config_to_yaml, section_from_mapping
 from engine.config.results import ExportConfig, ExportDtype, ExportKind, GgufType, PushConfig
 from engine.config.run import ModelConfig
 from engine.errors import EngineError, RunError, StorageError
-from engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest, Verification
+from engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
+from engine.export.gguf.precisions import instead_words, predict_sizes
 from engine.export.job import ExportJob
+from engine.export.kinds import KINDS
 from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector
+from engine.models.source import find_model
+from engine.paths import LoratoryHome
 
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
@@ -63,6 +68,9 @@ def export(
     store = own_runs()
     folder = named_path(run)
     target = ChatTarget.of_run(folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint)
+    if KINDS[kind].takes_converter:
+        base = plan_load(target if model is None else target.model_copy(update={"model": ModelConfig(id=model)})).model
+        _announce_sizes(base, store.home)
     request = ExportRequest(
         target=target.model_copy(update={"model": ModelConfig(id=model)}) if model is not None else target,
         folder=named_path(out),
@@ -76,35 +84,34 @@ def export(
         _report(result)
     if result.verified is not None and not result.verified.passed:
         fix = "Do not use it; export the adapter instead, and please report this."
-        raise RunError(_difference(result.verified), fix)
+        raise RunError(f"What was written {result.verified.difference}.", fix)
 
 
-def _difference(verified: Verification) -> str:
-    if verified.equal_prompts is not None and verified.equal_prompts < verified.prompts:
-        return (
-            f"What was written reads only {verified.equal_prompts} of {verified.prompts} prompts as the same tokens as "
-            "the run."
-        )
-    if verified.needed_answers is not None and verified.equal_answers < verified.needed_answers:
-        return (
-            f"What was written gives {verified.equal_answers} of {verified.prompts} answers as the run does; "
-            f"{verified.needed_answers} were expected."
-        )
-    return (
-        f"What was written differs from the run by {verified.largest_logit_difference:.3g} in a logit; "
-        f"rounding explains {verified.allowed_logit_difference:.3g}."
-    )
+def _announce_sizes(model: ModelConfig, home: LoratoryHome) -> None:
+    """Print how large each precision will be, where the base is here; to stderr, before anything is written."""
+    with contextlib.suppress(EngineError):
+        folder = find_model(model, home)
+        if folder is None:
+            return
+        sizes = predict_sizes(folder, model.id)
+        listed = ", ".join(f"{name} {words_of_bytes(size.size_bytes)}" for name, size in sizes.items())
+        typer.echo(f"Predicted sizes: {listed}.", err=True)
+        for words in filter(None, (instead_words(name, size) for name, size in sizes.items())):
+            typer.echo(words, err=True)
 
 
 def _report(result: ExportResult) -> None:
     _print_files(result.files, result.notes)
     verified = result.verified
     if verified is not None:
+        allowed = verified.allowed_logit_difference
+        explained = f", rounding explains {allowed:.3g}" if allowed is not None else ""
         typer.echo(
             f"Verified against the run: {verified.equal_answers} of {verified.prompts} greedy answers are the same; "
-            f"logits differ by at most {verified.largest_logit_difference:.3g}, rounding explains "
-            f"{verified.allowed_logit_difference:.3g}."
+            f"logits differ by at most {verified.largest_logit_difference:.3g}{explained}."
         )
+        if verified.perplexity is not None:
+            typer.echo(f"Perplexity of run and file: {verified.perplexity.words}.")
     typer.echo(str(result.path))
 
 

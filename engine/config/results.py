@@ -6,7 +6,7 @@ from engine.config.section import Section, setting
 
 ExportKind = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]
-GgufType = Literal["auto", "f16", "bf16", "q8_0"]
+GgufType = Literal["auto", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16", "f16"]
 PushKind = Literal["adapter", "merged"]
 
 MERGED_DTYPE_HELP = (
@@ -57,7 +57,7 @@ class ExportConfig(Section):
     """adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio."""
     dtype: ExportDtype = setting("auto", "Merged precision", description=MERGED_DTYPE_HELP)
     gguf_type: GgufType = setting("auto", "GGUF precision")
-    """auto keeps 16 bits: bf16 for a bfloat16 model, else f16. q8_0 takes half the disk space and answers almost the same."""
+    """auto keeps 16 bits. q8_0 halves the file and answers almost the same; q4_k_m is the usual choice where memory is short."""
     keep_merged: bool = setting(False, "Keep merged model")
     """Also keep the merged model that the GGUF file is made from, in a folder named merged."""
     max_shard_gb: float = setting(5.0, "Max file size, GB", gt=0, le=1000)

@@ -60,6 +60,20 @@ class ExportedFile(Value):
     size_bytes: int
 
 
+class PerplexityCheck(Value):
+    """Perplexity of what was written, next to that of the run's unquantized result, on the same tokens."""
+
+    run: float
+    written: float
+    tokens: int
+    on: str  # what was read, in words
+
+    @property
+    def words(self) -> str:
+        """Both, and how much the written one is higher."""
+        return f"{self.run:.2f} → {self.written:.2f} ({self.written / self.run - 1:+.1%}) on {self.on}, {self.tokens:,} tokens"
+
+
 class Verification(Value):
     """What was written, loaded again and compared with the run itself."""
 
@@ -68,11 +82,27 @@ class Verification(Value):
     prompts: int
     equal_answers: int  # greedy answers that are the same, token by token
     largest_logit_difference: float
-    allowed_logit_difference: float  # what rounding to the written precision explains
+    # What rounding to the written precision explains; None where perplexity makes the verdict.
+    allowed_logit_difference: float | None
     dtype: str  # of the comparison's computations
     seconds: float
     equal_prompts: int | None = None  # prompts that became the same ids; None where both share one tokenizer
-    needed_answers: int | None = None  # so many must be equal as well; None where the logits alone make the verdict
+    needed_answers: int | None = None  # so many must be equal as well; None where that is not asked for
+    perplexity: PerplexityCheck | None = None  # of a GGUF file
+
+    @property
+    def difference(self) -> str:
+        """What it failed by, in words; the start of a sentence."""
+        if self.equal_prompts is not None and self.equal_prompts < self.prompts:
+            return f"reads only {self.equal_prompts} of {self.prompts} prompts as the same tokens as the run"
+        if self.needed_answers is not None and self.equal_answers < self.needed_answers:
+            return f"gives {self.equal_answers} of {self.prompts} answers as the run does; {self.needed_answers} were expected"
+        if self.allowed_logit_difference is None:
+            return f"has another perplexity than the run: {self.perplexity.words if self.perplexity is not None else 'unknown'}"
+        return (
+            f"differs from the run by {self.largest_logit_difference:.3g} in a logit; "
+            f"rounding explains {self.allowed_logit_difference:.3g}"
+        )
 
 
 class Written(Value):

@@ -13,6 +13,7 @@ from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
+from engine.export.gguf.quantizer import require_quantizer
 from engine.export.kinds import KINDS
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
@@ -48,6 +49,8 @@ class ExportJob:
         plan = plan_load(target, self.home)
         trained = require_trained(plan)
         KINDS[settings.kind].require(trained.traits, self.request.llama_cpp)
+        if KINDS[settings.kind].takes_converter:
+            require_quantizer(settings.gguf_type)
         assert target.tuned is not None  # else nothing is planned that was trained
         device, run = self.choose(RunSection()), run_in(target.tuned.folder)
         job = DeviceJob(

@@ -83,6 +83,26 @@ def resolve_model(
     return _resolve_on_hub(entry.hub_id if entry else text, config.revision, home, on_progress, part)
 
 
+def find_model(config: ModelConfig, home: LoratoryHome, part: ModelPart = ModelPart.WEIGHTS) -> Path | None:
+    """Return the folder of a model that is on this machine; no request is made and nothing is converted.
+
+    Raises:
+        ModelError: If a person of a lab may not name that path.
+    """
+    text = config.id.strip()
+    entry = find_in_catalog(text)
+    if entry is not None and entry.id == DEMO_MODEL_ID and config.revision is None and is_demo_prepared(home):
+        return demo_folder(home)
+    path = _local_path(text, home) if entry is None else None
+    if path is not None:
+        return path if path.is_dir() else None
+    from engine.models.hub import find_snapshot
+
+    hub_id = entry.hub_id if entry is not None else text
+    snapshot = find_snapshot(hub_id, config.revision, part, home) if is_hub_id(hub_id) else None
+    return snapshot.folder if snapshot is not None else None
+
+
 def may_need_hub(config: ModelConfig) -> bool:
     """Return whether a model's name means one on the Hub that may ask for a login; the demo model never does."""
     text = config.id.strip()

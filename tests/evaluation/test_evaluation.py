@@ -140,12 +140,13 @@ def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
 
 
 def test_forgetting_is_measured_on_general_text_without_a_template(home, base, run, monkeypatch):
-    monkeypatch.setattr("engine.evaluation.worker.main.general_text", lambda: general_text()[:3])
+    passages = general_text()[:3]
+    monkeypatch.setattr("engine.evaluation.general_text.general_text", lambda: passages)
 
     result = evaluate(home, order_of(run, max_rows=1, general_text=True))
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    ids = [tokenizer(passage.text)["input_ids"][:256] for passage in general_text()[:3]]
+    ids = [tokenizer(passage.text)["input_ids"][:256] for passage in passages]
     rows = [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = expected_loss(model, rows)

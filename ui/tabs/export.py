@@ -13,7 +13,9 @@ from engine.config.load import section_from_mapping
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.contract import ExportRecord, read_records
+from engine.export.gguf.precisions import predict_sizes
 from engine.export.kinds import loads_in_transformers
+from engine.models.source import find_model
 from engine.runs.sharing import access_of
 from ui.backend.background import stamp
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun
@@ -34,7 +36,18 @@ from ui.components import (
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
-from ui.tabs.export_formats import ADAPTER, FOLDERS, FORMS, HUB, TEXTS, ArchivePart, ExportForms, TextPart, why_not
+from ui.tabs.export_formats import (
+    ADAPTER,
+    FOLDERS,
+    FORMS,
+    GGUF,
+    HUB,
+    TEXTS,
+    ArchivePart,
+    ExportForms,
+    TextPart,
+    why_not,
+)
 from ui.views import export as view
 from ui.views.html import empty, error_box, work_status
 
@@ -167,12 +180,22 @@ class ExportTab:
         reason, is_text = why_not(form, observed.config), form in TEXTS
         text = self.text.updates(form, observed) if is_text else {self.text.text: "", self.text.download: HIDDEN}
         return {
-            **self.forms.updates(form, reason),
+            **self.forms.updates(form, reason, self._sizes(observed) if form == GGUF else ""),
             **text,
             self.text.panel: visible_if(is_text),
             self.buttons: visible_if(not is_text and not reason),
             self.start: gr.update(value="Push" if form == HUB else "Export"),
         }
+
+    def _sizes(self, observed: ObservedRun) -> str:
+        """Return how large each precision will be; nothing where the base is not here."""
+        if observed.config is None:
+            return ""
+        try:
+            folder = find_model(observed.config.model, self._page.services.home)
+            return view.render_sizes(predict_sizes(folder, observed.config.model.id)) if folder is not None else ""
+        except EngineError:
+            return ""
 
     def look(
         self, run_id: str | None, form: str, number: int, seen: str, checkpoint: str | None = None,

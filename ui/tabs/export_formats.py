@@ -11,12 +11,18 @@ import gradio as gr
 from engine.config.load import config_to_yaml
 from engine.config.results import ExportConfig, PushConfig
 from engine.config.run import RunConfig
-from engine.errors import EngineError, RunError, StorageError
+from engine.errors import EngineError, ModelError, RunError, StorageError
+from engine.export.gguf.converter import find_converter
+from engine.export.gguf.precisions import predict_sizes
+from engine.export.gguf.quantizer import require_quantizer
 from engine.export.kinds import KINDS
+from engine.models.source import find_model
+from engine.paths import LoratoryHome
 from ui.backend.run_reader import ObservedRun
 from ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
 from ui.form import component_of_field
 from ui.page import Page
+from ui.views.export import render_sizes
 from ui.views.html import copyable, error_box, notices, size
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
@@ -57,6 +63,7 @@ class ExportForms:
         with gr.Row(visible=False, elem_id="export-gguf") as self.gguf:
             gguf_type = component_of_field(fields["gguf_type"], min_width=300, elem_id="export-gguf-type")
             keep_merged = component_of_field(fields["keep_merged"], min_width=160)
+        self.sizes = gr.HTML(visible=False, elem_id="export-sizes")
         with gr.Column(visible=False, elem_id="export-hub") as self.hub:
             with gr.Row():
                 self.repository = gr.Textbox(
@@ -76,10 +83,10 @@ class ExportForms:
             "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
             "private": private, "verify": self.verify,
         }  # fmt: skip
-        self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify]
+        self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.sizes, self.hub, self.verify]
 
-    def updates(self, form: str, reason: str) -> Updates:
-        """Show the settings of a format; where it is not available, the reason alone."""
+    def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
+        """Show the settings of a format, and how large files will be; where it is not available, the reason alone."""
         about = f'<p class="lead">{escape(_ABOUT.get(form, ""))}</p>{notices([reason] if reason else [])}'
         kind = FOLDERS.get(form)
         settings = kind.settings if kind is not None else ()
@@ -90,7 +97,11 @@ class ExportForms:
             self.hub: form == HUB,
             self.verify: kind is not None or form == HUB,
         }
-        return {self.about: about, **{panel: visible_if(one and not reason) for panel, one in visible.items()}}
+        return {
+            self.about: about,
+            self.sizes: gr.update(value=sizes, visible="gguf_type" in settings and bool(sizes) and not reason),
+            **{panel: visible_if(one and not reason) for panel, one in visible.items()},
+        }
 
     def settings_of(self, form: str, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that belong to the format; still a browser's values."""
@@ -109,6 +120,22 @@ def why_not(form: str, config: RunConfig | None) -> str:
     kind = FOLDERS.get(form)
     reason = kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""
     return f"{reason} {kind.instead}" if kind is not None and reason else ""
+
+
+def gguf_outlook(config: RunConfig, home: LoratoryHome) -> str:
+    """Return which program is missing, and how large the file will be in each precision where the base is here."""
+    missing = []
+    for check in (find_converter, lambda: require_quantizer("q4_k_m")):
+        try:
+            check()
+        except ModelError as error:
+            missing.append(f"{error.what} {error.fix}")
+    try:
+        folder = find_model(config.model, home)
+        sizes = render_sizes(predict_sizes(folder, config.model.id)) if folder is not None else ""
+    except EngineError:
+        sizes = ""
+    return notices(missing) + sizes
 
 
 class ArchivePart:

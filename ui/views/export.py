@@ -2,12 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from engine.chat.target import ADAPTER_CONFIG
+from engine.config.results import GgufType
 from engine.export.contract import ExportedFile, ExportRecord, Verification
+from engine.export.gguf.precisions import PredictedSize, instead_words
 from engine.export.kinds import KINDS
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
 
@@ -37,7 +39,13 @@ def render_verification(verified: Verification | None) -> str:
     if verified is None:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
     answers = f"{verified.equal_answers} of {verified.prompts}"
-    if verified.passed and verified.equal_answers < verified.prompts:
+    allowed, perplexity = verified.allowed_logit_difference, verified.perplexity
+    if verified.passed and allowed is None:
+        head = (
+            f'<span class="yes">Verified within quantization.</span> Its perplexity is close to the run\'s; {answers} greedy '
+            "answers are identical."
+        )
+    elif verified.passed and verified.equal_answers < verified.prompts:
         head = (
             f'<span class="yes">Verified within rounding.</span> {answers} greedy answers are identical; the rest differ '
             "where two tokens were about equally likely."
@@ -46,19 +54,36 @@ def render_verification(verified: Verification | None) -> str:
         head = f'<span class="yes">Verified.</span> It was loaded again: {answers} greedy answers are identical to the run.'
     else:
         head = (
-            f'<span class="no">It differs from the run.</span> Only {answers} greedy answers are identical. Do not use it; '
+            f'<span class="no">It differs from the run.</span> It {escape(verified.difference)}. Do not use it; '
             "export the adapter instead."
         )
     figures = [
         (f"{verified.largest_logit_difference:.3g}", "largest logit difference"),
-        (f"{verified.allowed_logit_difference:.3g}", "allowed for rounding"),
+        *([(f"{allowed:.3g}", "allowed for rounding")] if allowed is not None else []),
         (answers, "identical greedy answers"),
     ]
+    if perplexity is not None:
+        figures[:0] = [(f"{perplexity.written:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
     if verified.equal_prompts is not None:
         figures.append((f"{verified.equal_prompts} of {verified.prompts}", "equal prompt ids"))
     needed = f" At least {verified.needed_answers} identical answers were needed." if verified.needed_answers else ""
-    compared = f"Compared: {verified.compared}, computed in {verified.dtype}, in {verified.seconds:.0f} s.{needed}"
+    read = f" Perplexity on {perplexity.on}, {plural(perplexity.tokens, 'token')}." if perplexity is not None else ""
+    compared = (
+        f"Compared: {verified.compared}, computed in {verified.dtype}, in {verified.seconds:.0f} s.{needed}{read}"
+    )
     return f'<p class="sentence">{head}</p>{facts(figures)}{small(compared)}'
+
+
+def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:
+    """Return how large a GGUF file will be in each precision, and what llama.cpp cannot store in it."""
+    if not sizes:
+        return small("The base's weights are quantized already, so file sizes cannot be predicted.")
+    rows = ((escape(name), size(one.size_bytes)) for name, one in sizes.items())
+    told = [words for words in (instead_words(name, one) for name, one in sizes.items()) if words]
+    caption = (
+        "Computed from the tensors of the base by llama.cpp's rules for each precision; within 1% of what it writes."
+    )
+    return table(["Precision", Column.of_numbers("Predicted size")], rows, caption=caption) + notices(told)
 
 
 def _files(files: Sequence[ExportedFile]) -> str:

@@ -22,7 +22,7 @@ from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.errors import DatasetError, ModelError
-from engine.evaluation.general_text import MAX_TOKENS, general_text
+from engine.evaluation.general_text import general_rows
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
@@ -152,7 +152,7 @@ class EvaluationWorker:
         evaluation = _Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
             losses = _measure_losses(evaluation, rows, "the loss, row")
-            general = _measure_losses(evaluation, _general_rows(tokenizer), "forgetting, text") if asks_general else {}
+            general = _measure_losses(evaluation, general_rows(tokenizer), "forgetting, text") if asks_general else {}
             answered = _answer(evaluation, rows)
         result = EvaluationResult(
             losses=losses,
@@ -178,12 +178,6 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
         "The data has changed since this run was trained: some of the rows measured here may have been trained on, so "
         "the tuned model may look better than it is.",
     )
-
-
-def _general_rows(tokenizer: TalkingTokenizer) -> list[TokenizedRow]:
-    """Tokenize the general text as plain text: with the tokenizer's own bos, without a chat template."""
-    ids = [tokenizer(passage.text)["input_ids"][:MAX_TOKENS] for passage in general_text()]
-    return [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]
 
 
 def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, BranchLoss]:

@@ -19,7 +19,7 @@ from engine.processes.spawn import spawn
 
 CHECKOUT_VARIABLE = "LORATORY_LLAMA_CPP"
 
-WrittenType = Literal["f16", "bf16", "q8_0"]
+WrittenType = Literal["f16", "bf16", "q8_0"]  # what the converter writes by itself
 
 _MODULE = "convert_hf_to_gguf"
 _SCRIPT = f"{_MODULE}.py"

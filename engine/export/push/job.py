@@ -153,8 +153,7 @@ class PushJob:
         if result.verified is not None and not result.verified.passed:
             shutil.rmtree(place, ignore_errors=True)
             raise RunError(
-                f"What was written differs from the run by {result.verified.largest_logit_difference:.3g} in a logit; "
-                f"rounding explains {result.verified.allowed_logit_difference:.3g}, so nothing was sent.",
+                f"What was written {result.verified.difference}, so nothing was sent.",
                 "Push the adapter instead, and please report this.",
             )
         write_atomically(place / "export.json", result.model_dump_json())

@@ -4,13 +4,12 @@ It is compared by llama.cpp's own answers, or, where that is not installed, by w
 """
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,14 +18,17 @@ from gguf.constants import MODEL_ARCH_NAMES
 from gguf.quants import dequantize
 
 from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
-from engine.config.results import ExportDtype
+from engine.config.results import ExportDtype, GgufType
 from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import EngineError
-from engine.export.gguf.converter import WrittenType, convert, find_converter, require_known_architecture
+from engine.export.gguf.converter import Converter, WrittenType, convert, find_converter, require_known_architecture
 from engine.export.gguf.go_template import NotTranslatableError, translate
+from engine.export.gguf.precisions import PRECISIONS, instead_words, predict_sizes
+from engine.export.gguf.quantizer import quantize
+from engine.export.worker.perplexity import PerplexityRows
 from engine.export.worker.shards import BaseFiles
 from engine.export.worker.verify import ANSWER_TOKENS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, write_merged
@@ -37,23 +39,13 @@ _LOOKED_AT_ROWS = 200
 # Merged straight into the precision of the file, so weights are rounded once.
 _MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
 
-# So many greedy answers must be the same. llama.cpp rounds what flows between layers as it does the weights, which turns
-# near ties: a few of them at the eleven bits of f16, more at the eight bits of the others.
-_NEEDED_SHARE = {"f16": 0.9, "bf16": 0.5, "q8_0": 0.5}
-
-# How many times the effect of rounding weights alone explains. q8_0 shares its scale among 32 weights or activations.
-ROUNDINGS = {"f16": 1.0, "bf16": 1.0, "q8_0": 2.0}
-
-# What rounding does to a mean of squares, relative.
-_TOLERANCE = {"f16": 1e-3, "bf16": 1e-2, "q8_0": 1e-2}
-
 
 class WrittenGguf(NamedTuple):
     """What was made, while the merged model is still there."""
 
     file: Path
     merged: Path
-    gguf_type: WrittenType
+    gguf_type: GgufType
     tokenizer: TalkingTokenizer
     implied_bos: str  # what llama.cpp puts in front of a prompt by itself
 
@@ -77,18 +69,42 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     tokenizer = load_chat_tokenizer([merged], merged, export.trained.name)
     stem = re.sub(r"[^\w.-]+", "-", order.name).strip("-.")[:80] or "model"
     file = order.folder / f"{stem}-{gguf_type}.gguf"
-    expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
-
-    def report(done_bytes: int) -> None:
-        message = f"Writing {gguf_type} GGUF, {done_bytes / 1e9:.1f} GB so far."
-        export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
-
-    with _prepared_for_llama_cpp(merged, tokenizer):
-        convert(converter, merged, file, gguf_type, report)
+    _write_file(export, converter, WrittenGguf(file, merged, gguf_type, tokenizer, ""), dtype)
+    predicted = predict_sizes(merged, "the merged model").get(gguf_type)
+    if predicted is not None and predicted.row:
+        export.notes.append(instead_words(gguf_type, predicted))
     implied_bos = (tokenizer.bos_token or "") if _adds_bos(file) else ""
     system = _common_system_prompt(RunFolder(order.run).read_config().dataset) if order.run is not None else None
     export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos, system))
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
+
+
+def _write_file(export: ExportUnderWay, converter: Converter, wanted: WrittenGguf, dtype: torch.dtype) -> None:
+    """Convert; what the converter cannot write by itself, llama.cpp's library makes from a file in 16 bits."""
+    file, merged = wanted.file, wanted.merged
+    file_type = PRECISIONS[wanted.gguf_type].file_type
+    sixteen: WrittenType = "bf16" if dtype is torch.bfloat16 else "f16"
+    converted: WrittenType = cast(WrittenType, wanted.gguf_type) if file_type is None else sixteen
+    target = file if file_type is None else merged / f"{converted}.gguf"
+    expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
+
+    def report(done_bytes: int) -> None:
+        message = f"Writing {converted} GGUF, {done_bytes / 1e9:.1f} GB so far."
+        export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
+
+    with _prepared_for_llama_cpp(merged, wanted.tokenizer):
+        convert(converter, merged, target, converted, report)
+    if file_type is None:
+        return
+
+    def report_quantized(done_bytes: int) -> None:
+        message = f"Quantizing to {wanted.gguf_type}, {done_bytes / 1e9:.1f} GB so far."
+        export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
+
+    try:
+        quantize(target, file, file_type, export.logs / "llama_cpp.log", report_quantized)
+    finally:
+        target.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -171,11 +187,6 @@ def _common_system_prompt(dataset: DatasetConfig) -> str | None:
     return found.pop() or None if found else None
 
 
-def has_llama_cpp() -> bool:
-    """Return whether llama-cpp-python is installed."""
-    return importlib.util.find_spec("llama_cpp") is not None
-
-
 def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:
     """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
 
@@ -204,14 +215,39 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report
     finally:
         process.close(timeout_seconds=0.5)
         logits_file.unlink(missing_ok=True)
+    share = PRECISIONS[written.gguf_type].needed_share
     expected = torch.cat([one.logits for one in recorded])
     width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
     return Measured(
         largest_logit_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
         equal_answers=sum(list(one.answer) == said for one, said in zip(recorded, answer["answers"], strict=True)),
         equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(recorded, answer["prompt_ids"], strict=True)),
-        needed_answers=round(len(recorded) * _NEEDED_SHARE[written.gguf_type]),
+        needed_answers=round(len(recorded) * share) if share is not None else None,
     )
+
+
+def ask_perplexity(
+    written: WrittenGguf, chosen: PerplexityRows, log_file: Path, report: Callable[[float], None]
+) -> float:
+    """Let llama.cpp read rows, in a process of its own; returns the mean loss over their trained tokens, in nats.
+
+    `report` gets the share of rows that were read, and may raise to end it.
+
+    Raises:
+        ModelError: If llama.cpp cannot load the file.
+        WorkerError: If its process died.
+    """
+    params = {
+        "gguf": str(written.file),
+        "context": max(len(row.input_ids) for row in chosen.rows),
+        "rows": [{"ids": row.input_ids, "labels": row.labels} for row in chosen.rows],
+    }
+    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
+    try:
+        answer = process.call("loss", params, on_progress=lambda told: report(told["fraction"]))
+    finally:
+        process.close(timeout_seconds=0.5)
+    return float(answer["summed_loss"]) / chosen.tokens
 
 
 def look_into(written: WrittenGguf) -> str:
@@ -262,7 +298,7 @@ def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, lis
         expected = float(merged.read(name).float().pow(2).mean())
         found = float(np.square(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).mean(dtype=np.float64))
         compared += 1
-        if not abs(found - expected) <= _TOLERANCE[written.gguf_type] * expected:
+        if not abs(found - expected) <= PRECISIONS[written.gguf_type].tolerance * expected:
             different.append(name)
     return compared, different
 

@@ -3,6 +3,9 @@
 llama.cpp can end its process when a file is damaged; only this one.
 """
 
+import ctypes
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import numpy as np
 
 from engine.errors import ModelError
 from engine.processes.messages import JsonObject, Request, serve
+
+_LOOK_SECONDS = 0.2
 
 
 def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
@@ -41,11 +46,67 @@ def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
     return {"prompt_ids": all_ids, "answers": answers}
 
 
-def _load(gguf: str, context: int) -> Any:
+def sum_loss(params: JsonObject, request: Request) -> JsonObject:
+    """Read rows of tokens, and sum -log p of those that have labels.
+
+    Args:
+        params: `gguf`, a file; `context`; `rows`, each with `ids` and `labels`, -100 where a token does not count.
+        request: Gets the progress.
+
+    Returns:
+        `summed_loss`, in nats.
+    """
+    from llama_cpp import llama_get_logits_ith
+
+    llama = _load(params["gguf"], params["context"], every_logit=True)
+    rows: list[dict[str, list[int]]] = params["rows"]
+    total = 0.0
+    for number, row in enumerate(rows, start=1):
+        llama.reset()
+        llama.eval(row["ids"])
+        for place, label in enumerate(row["labels"][1:]):
+            if label >= 0:
+                pointer = llama_get_logits_ith(llama.ctx, place)
+                logits = np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).astype(np.float64)
+                highest = logits.max()
+                total += float(highest + np.log(np.exp(logits - highest).sum()) - logits[label])
+        request.progress({"fraction": number / len(rows)})
+    return {"summed_loss": total}
+
+
+def quantize_file(params: JsonObject, request: Request) -> JsonObject:
+    """Quantize a file with llama.cpp's library.
+
+    Args:
+        params: `source`, a file in 16 bits; `target`; `file_type`, as llama.cpp numbers it.
+        request: Is asked several times a second whether to end; gets the bytes written.
+    """
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = params["file_type"]
+    source, target = Path(params["source"]), Path(params["target"])
+    codes: list[int] = []
+
+    def run() -> None:  # ctypes lets other threads go on meanwhile
+        codes.append(llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(settings)))
+
+    thread = threading.Thread(target=run, name="quantize", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK_SECONDS)
+        request.progress({"bytes": target.stat().st_size if target.exists() else 0})
+    if codes != [0] or not target.is_file():
+        raise ModelError("llama.cpp cannot quantize this model.", "Choose f16 or q8_0; llama_cpp.log has its reason.")
+    return {}
+
+
+def _load(gguf: str, context: int, *, every_logit: bool = False) -> Any:
     from llama_cpp import Llama
 
+    size = {"n_ctx": context + 8, "n_batch": max(512, context) if every_logit else 512}
     try:
-        return Llama(gguf, n_ctx=context + 8, n_batch=512, seed=0, n_gpu_layers=0, verbose=False)
+        return Llama(gguf, **size, logits_all=every_logit, seed=0, n_gpu_layers=0, verbose=False)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise ModelError(
             f"llama.cpp cannot load {Path(gguf).name} ({str(error)[:200]}).",
@@ -75,4 +136,4 @@ def _answer(
 
 
 if __name__ == "__main__":
-    serve({"answer": answer_prompts})
+    serve({"answer": answer_prompts, "loss": sum_loss, "quantize": quantize_file})

@@ -22,11 +22,15 @@ from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
 from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
+from engine.evaluation.job import perplexity_of
 from engine.export.card import write_card
-from engine.export.contract import ExportOrder, ExportResult, Verification
+from engine.export.contract import ExportOrder, ExportResult, PerplexityCheck, Verification
 from engine.export.folder import list_files
+from engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
+from engine.export.gguf.quantizer import has_llama_cpp
 from engine.export.kinds import ADAPTER, GGUF, MERGED
-from engine.export.worker.gguf import ROUNDINGS, WrittenGguf, ask_llama, has_llama_cpp, look_into, write_gguf
+from engine.export.worker.gguf import WrittenGguf, ask_llama, ask_perplexity, look_into, write_gguf
+from engine.export.worker.perplexity import choose_rows, mean_loss
 from engine.export.worker.verify import QUESTIONS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
 from engine.files import fsync_tree
@@ -60,7 +64,7 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
     )
     give_up_access(Access.HUB)
-    under_way = ExportUnderWay(order, source, request, home.server)
+    under_way = ExportUnderWay(order, source, request, home)
     try:
         writer = WRITERS[order.settings.kind]
         require_space(order.folder, writer.needed_bytes(under_way), "The export", "export")
@@ -136,11 +140,28 @@ def _write_gguf(export: ExportUnderWay) -> Verification | None:
 
 def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
     started, place = time.perf_counter(), _comparison_place(export)
-    precision = torch.float16 if written.gguf_type == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
-    reference, allowed = _record_run(export, place, precision)
-    measured = ask_llama(written, reference, export.logs / "llama_cpp.log", _reporting(export, 0.0, 1.0))
+    precision, log = PRECISIONS[written.gguf_type], export.logs / "llama_cpp.log"
+    rows = choose_rows(export, written.tokenizer)
+    plan = LoadPlan(model=_unquantized(export), tuned=export.trained)
+    reference, live = _record(export, plan, place)
+    with torch.inference_mode():
+        expected = mean_loss(live.branch("tuned"), rows, export)
+    allowed = None  # quantization may change answers: perplexity makes the verdict
+    if precision.needed_share is not None:
+        rounded_to = torch.float16 if precision.weights == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
+        allowed = precision.roundings * reference.rounding_effect(live.branch("tuned"), rounded_to)
+    del live
+    gc.collect()  # modules and their hooks refer to each other
+    measured = ask_llama(written, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
+    loss = ask_perplexity(written, rows, log, _reporting(export, _RECORDING_SHARE, 1.0))
     compared = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
-    return _verification(compared, measured, ROUNDINGS[written.gguf_type] * allowed[precision], place, started)
+    perplexity = PerplexityCheck(
+        run=perplexity_of(expected), written=perplexity_of(loss), tokens=rows.tokens, on=rows.on
+    )
+    verified = _verification(compared, measured, allowed, place, started)
+    # Where answers may differ, a file is sound as long as it predicts the rows about as well as the run does.
+    is_close = allowed is not None or perplexity.written <= PERPLEXITY_LIMIT * perplexity.run
+    return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": perplexity})
 
 
 @contextmanager
@@ -202,10 +223,12 @@ def _unquantized(export: ExportUnderWay) -> ModelConfig:
     return export.order.plan.model.model_copy(update={"quantization": "none"})
 
 
-def _verification(compared: str, measured: Measured, allowed: float, place: ModelPlace, started: float) -> Verification:
+def _verification(
+    compared: str, measured: Measured, allowed: float | None, place: ModelPlace, started: float
+) -> Verification:
     prompts = len(QUESTIONS)
     return Verification(
-        passed=measured.largest_logit_difference <= allowed
+        passed=(allowed is None or measured.largest_logit_difference <= allowed)
         and measured.equal_prompts in (None, prompts)
         and measured.equal_answers >= (measured.needed_answers or 0),
         compared=compared,
@@ -220,8 +243,8 @@ def _verification(compared: str, measured: Measured, allowed: float, place: Mode
 WRITERS: Mapping[str, Writer] = {
     ADAPTER.name: Writer(trained_bytes, _write_adapter),
     MERGED.name: Writer(merged_bytes, _write_merged),
-    # The merged model and the file are both there for a while.
-    GGUF.name: Writer(lambda export: 2 * merged_bytes(export), _write_gguf),
+    # The merged model, the file in 16 bits and the quantized one are there together for a while.
+    GGUF.name: Writer(lambda export: 3 * merged_bytes(export), _write_gguf),
 }
 
 

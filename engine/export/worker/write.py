@@ -21,6 +21,7 @@ from engine.export.folder import copy_tokenizer, rewrite_json
 from engine.export.worker.merge import Merge, NotByTensorError, plan_merge, untie, untie_changed, write_untied_config
 from engine.export.worker.shards import BaseFiles, write_shards
 from engine.models.source import ModelSource
+from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, Request
 
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -33,8 +34,13 @@ class ExportUnderWay:
     order: ExportOrder
     source: ModelSource
     request: Request
-    logs: Path  # folder for the logs of programs that are run
+    home: LoratoryHome
     notes: list[str] = field(default_factory=list)  # what the person should know
+
+    @property
+    def logs(self) -> Path:
+        """Folder for the logs of programs that are run."""
+        return self.home.server
 
     @property
     def trained(self) -> PlannedWeights:

@@ -1,0 +1,197 @@
+"""The precisions of a GGUF file: how each is written and judged, and how large the file will be, from the base's headers.
+
+Sizes follow the mixtures of llama.cpp's `llama_tensor_get_type_impl` (src/llama-quant.cpp): which type a tensor gets depends on
+its role, its layer and the length of its rows.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.config.results import GgufType
+from engine.models.folder import TensorRecord, read_config, read_safetensors_header, weight_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """One precision of the weights."""
+
+    weights: str  # type of most matrices
+    more: str  # where a mixture spends more bits: attention values and down projections of some layers
+    head: str  # of the output head, and of an embedding that is the head too
+    file_type: int | None = None  # as llama.cpp's library numbers it; None where the converter writes it by itself
+    # So many greedy answers must be the same; None where quantization may change them and perplexity makes the verdict.
+    needed_share: float | None
+    roundings: float = 1.0  # how many times the effect of rounding weights explains; q8_0 shares a scale among 32
+    tolerance: float = 1e-2  # what rounding does to a mean of squares, relative
+
+
+# llama.cpp rounds what flows between layers as it does the weights, which turns near ties: a few of them at the eleven bits
+# of f16, more at the eight bits of bf16 and q8_0.
+PRECISIONS: Mapping[GgufType, Precision] = {
+    "q4_k_m": Precision(weights="q4_k", more="q6_k", head="q6_k", file_type=15, needed_share=None),
+    "q5_k_m": Precision(weights="q5_k", more="q6_k", head="q6_k", file_type=17, needed_share=None),
+    "q6_k": Precision(weights="q6_k", more="q6_k", head="q6_k", file_type=18, needed_share=None),
+    "q8_0": Precision(weights="q8_0", more="q8_0", head="q8_0", needed_share=0.5, roundings=2.0),
+    "bf16": Precision(weights="bf16", more="bf16", head="bf16", needed_share=0.5),
+    "f16": Precision(weights="f16", more="f16", head="f16", needed_share=0.9, tolerance=1e-3),
+}
+
+# Relative to the unquantized result; beyond it a file is called different from the run.
+PERPLEXITY_LIMIT = 1.1
+
+
+class Block(NamedTuple):
+    """So many weights of a row are stored together, in so many bytes."""
+
+    weights: int
+    size_bytes: int
+
+
+# Source: ggml-common.h; a test compares them with the gguf package.
+BLOCKS: Mapping[str, Block] = {
+    "q4_k": Block(256, 144),
+    "q5_k": Block(256, 176),
+    "q6_k": Block(256, 210),
+    "q5_0": Block(32, 22),
+    "q5_1": Block(32, 24),
+    "q8_0": Block(32, 34),
+    "f16": Block(1, 2),
+    "bf16": Block(1, 2),
+    "f32": Block(1, 4),
+}
+_INSTEAD = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # for rows that are not whole blocks
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+_VALUES = re.compile(r"\.(v_proj|qkv_proj|in_proj_qkv|query_key_value|c_attn|Wqkv|kv_b_proj)\.weight$")
+_DOWN = re.compile(r"(\.(down_proj|fc2|w2|dense_4h_to_h)|mlp\.c_proj)(\.weight)?$")
+_KEPT = re.compile(r"norm|\.gate\.weight$|router|conv1d|\.(A_log|dt_bias|bias)$")
+_LEFT_OUT = re.compile(r"(^|\.)(visual|vision_\w+|multi_modal_projector|audio_\w+|mtp)\.|rotary_emb|\.inv_freq$")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+# Tokens, merges and kinds of tokens, as measured on vocabularies of 49,152 to 151,936 tokens; names and offsets of a tensor.
+_TOKEN_BYTES, _TENSOR_BYTES = 36, 80
+
+
+class PredictedSize(NamedTuple):
+    """How large a file will be, and what part of its weights llama.cpp cannot store in the precision's own types."""
+
+    size_bytes: int
+    instead: float = 0.0  # from 0 to 1
+    row: int = 0  # length of rows of which it is true; 0 where there are none
+
+
+def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, PredictedSize]:
+    """Return the size of a merged model in each precision; empty where the base's files are quantized themselves.
+
+    Only headers are read. The files that llama.cpp wrote were within 1% of it.
+
+    Raises:
+        ModelError: If the base cannot be read.
+    """
+    config = read_config(folder / "config.json", name)
+    records = [
+        record
+        for file in weight_files(folder, name)
+        for record in read_safetensors_header(file, name)
+        if not _LEFT_OUT.search(record.name)
+    ]
+    if any(record.dtype not in _FLOATS for record in records):
+        return {}
+    text = config.get("text_config")
+    shape = _Shape.of({**config, **text} if isinstance(text, dict) else config, records)
+    return {precision: _predict(records, shape, PRECISIONS[precision]) for precision in PRECISIONS}
+
+
+class _Shape(NamedTuple):
+    layers: int
+    experts: int
+    tied: bool
+    values: tuple[str, ...]  # names of the attention values, by layer
+
+    @classmethod
+    def of(cls, config: Mapping[str, object], records: Sequence[TensorRecord]) -> "_Shape":
+        def number(*names: str) -> int:
+            return next((value for name in names if isinstance(value := config.get(name), int)), 0)
+
+        heads = any(_HEAD.search(record.name) for record in records)
+        values = sorted((record.name for record in records if _VALUES.search(record.name)), key=_layer_of)
+        return cls(
+            layers=number("num_hidden_layers", "n_layer")
+            or 1 + max(map(_layer_of, (r.name for r in records)), default=0),
+            experts=number("num_local_experts", "num_experts", "n_routed_experts"),
+            tied=bool(config.get("tie_word_embeddings", not heads)) or not heads,
+            values=tuple(values),
+        )
+
+
+def _layer_of(name: str) -> int:
+    found = _LAYER.search(name)
+    return int(found[1]) if found is not None else 0
+
+
+def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precision) -> PredictedSize:
+    size, weights, instead, row = 0, 0, 0, 0
+    for record in records:
+        if shape.tied and _HEAD.search(record.name):
+            continue  # the embedding is stored once
+        count = 1
+        for length in record.shape:
+            count *= length
+        wanted = _wanted(record, shape, precision)
+        stored = _stored(wanted, record.shape[-1] if record.shape else 1)
+        block = BLOCKS[stored]
+        size += count // block.weights * block.size_bytes + _TENSOR_BYTES
+        weights += count
+        if stored != wanted:
+            instead, row = instead + count, row or record.shape[-1]
+        if _EMBEDDING.search(record.name):
+            size += record.shape[0] * _TOKEN_BYTES
+    return PredictedSize(size, instead / max(1, weights), row)
+
+
+def _wanted(record: TensorRecord, shape: _Shape, precision: Precision) -> str:
+    """Return the type that the mixture has for a tensor."""
+    name = record.name
+    if len(record.shape) < 2 or _KEPT.search(name):
+        return "f32"
+    if _HEAD.search(name) or (shape.tied and _EMBEDDING.search(name)):
+        return precision.head
+    mixed = precision.file_type is not None
+    if mixed and shape.experts == 8 and re.search(r"\.[kv]_proj\.weight$", name):
+        return "q8_0"
+    if mixed and shape.experts == 8 and name.endswith(".o_proj.weight") and precision.weights == "q4_k":
+        return "q5_k"
+    if _VALUES.search(name):
+        return precision.more if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
+    if _DOWN.search(name) and _gets_more(_layer_of(name), shape.layers):
+        return precision.more
+    return precision.weights
+
+
+def _gets_more(layer: int, layers: int) -> bool:
+    """Return whether a layer is among the first or last eighth, or every third between."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def _stored(wanted: str, row: int) -> str:
+    """Return the type that llama.cpp takes where rows are not whole blocks of the wanted one."""
+    if row % BLOCKS[wanted].weights == 0:
+        return wanted
+    instead = _INSTEAD.get(wanted, "f16")
+    return instead if row % BLOCKS[instead].weights == 0 else "f16"
+
+
+def instead_words(precision: GgufType, predicted: PredictedSize) -> str:
+    """Return what llama.cpp cannot store in a precision, in a sentence; empty where it can."""
+    if not predicted.row:
+        return ""
+    wanted = PRECISIONS[precision].weights
+    others = sorted({_stored(kind, predicted.row) for kind in (wanted, PRECISIONS[precision].more)} - {wanted})
+    return (
+        f"{precision}: rows of {predicted.row:,} weights do not fill blocks of {BLOCKS[wanted].weights}, so llama.cpp stores "
+        f"{predicted.instead:.0%} of the weights as {' or '.join(others)}."
+    )
