@@ -68,11 +68,12 @@ def export(
     store = own_runs()
     folder = named_path(run)
     target = ChatTarget.of_run(folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint)
+    if model is not None:
+        target = target.model_copy(update={"model": ModelConfig(id=model)})
     if KINDS[kind].takes_converter:
-        base = plan_load(target if model is None else target.model_copy(update={"model": ModelConfig(id=model)})).model
-        _announce_sizes(base, store.home)
+        _announce_sizes(target, store.home)
     request = ExportRequest(
-        target=target.model_copy(update={"model": ModelConfig(id=model)}) if model is not None else target,
+        target=target,
         folder=named_path(out),
         settings=section_from_mapping(ExportConfig, values),
         llama_cpp=named_path(llama_cpp) if llama_cpp is not None else None,
@@ -87,13 +88,14 @@ def export(
         raise RunError(f"What was written {result.verified.difference}.", fix)
 
 
-def _announce_sizes(model: ModelConfig, home: LoratoryHome) -> None:
+def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
     """Print how large each precision will be, where the base is here; to stderr, before anything is written."""
     with contextlib.suppress(EngineError):
+        model = plan_load(target, home).model
         folder = find_model(model, home)
-        if folder is None:
+        sizes = predict_sizes(folder, model.id) if folder is not None else {}
+        if not sizes:
             return
-        sizes = predict_sizes(folder, model.id)
         listed = ", ".join(f"{name} {words_of_bytes(size.size_bytes)}" for name, size in sizes.items())
         typer.echo(f"Predicted sizes: {listed}.", err=True)
         for words in filter(None, (instead_words(name, size) for name, size in sizes.items())):

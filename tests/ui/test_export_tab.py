@@ -11,6 +11,7 @@ from engine.errors import StorageError
 from engine.export.contract import ExportRecord
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.tiny_model import make_tiny_model
 from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
 from ui.backend.transfers import Transfers, list_files
@@ -196,7 +197,7 @@ def test_a_whole_model_has_no_adapter_to_take(tab, services):
 
 def test_every_form_shows_its_own_settings(tab, run):
     shown = {
-        form: [switched[panel]["visible"] for panel in tab.forms.panels[1:]]
+        form: [switched[panel]["visible"] for panel in tab.forms.panels[1:6]]
         for form in FORMS
         if (switched := tab._switch(run.id, form))
     }
@@ -205,6 +206,21 @@ def test_every_form_shows_its_own_settings(tab, run):
     assert shown[GGUF] == [True, False, True, False, True]
     assert shown[HUB] == [False, False, False, True, True]
     assert shown[SCRIPT] == shown[YAML] == [False] * 5
+
+
+def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, services, tmp_path, monkeypatch):
+    base = make_tiny_model(tmp_path / "base")
+    run = write_run(services.runs, a_config(model__id=str(base)), InventedRun())
+    monkeypatch.setattr("engine.export.gguf.converter.importlib.util.find_spec", lambda name: None)
+
+    sizes = tab._switch(run.id, GGUF)[tab.forms.sizes]
+
+    assert sizes["visible"]
+    assert "<td>q4_k_m</td>" in sizes["value"]
+    assert "rows of 64 weights do not fill blocks of 256" in sizes["value"]
+    assert "pip install &#x27;loratory[gguf]&#x27;" in sizes["value"]
+    assert "pip install &#x27;loratory[llama-cpp]&#x27;" in sizes["value"]
+    assert not tab._switch(run.id, MERGED)[tab.forms.sizes]["visible"]
 
 
 def test_yaml_is_the_whole_configuration(tab, run):

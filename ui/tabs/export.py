@@ -13,9 +13,7 @@ from engine.config.load import section_from_mapping
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.contract import ExportRecord, read_records
-from engine.export.gguf.precisions import predict_sizes
 from engine.export.kinds import loads_in_transformers
-from engine.models.source import find_model
 from engine.runs.sharing import access_of
 from ui.backend.background import stamp
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun
@@ -46,6 +44,7 @@ from ui.tabs.export_formats import (
     ArchivePart,
     ExportForms,
     TextPart,
+    gguf_outlook,
     why_not,
 )
 from ui.views import export as view
@@ -178,24 +177,17 @@ class ExportTab:
         except EngineError:
             return UNCHANGED
         reason, is_text = why_not(form, observed.config), form in TEXTS
+        outlook = ""
+        if form == GGUF and observed.config is not None:
+            outlook = gguf_outlook(observed.config, self._page.services.home)
         text = self.text.updates(form, observed) if is_text else {self.text.text: "", self.text.download: HIDDEN}
         return {
-            **self.forms.updates(form, reason, self._sizes(observed) if form == GGUF else ""),
+            **self.forms.updates(form, reason, outlook),
             **text,
             self.text.panel: visible_if(is_text),
             self.buttons: visible_if(not is_text and not reason),
             self.start: gr.update(value="Push" if form == HUB else "Export"),
         }
-
-    def _sizes(self, observed: ObservedRun) -> str:
-        """Return how large each precision will be; nothing where the base is not here."""
-        if observed.config is None:
-            return ""
-        try:
-            folder = find_model(observed.config.model, self._page.services.home)
-            return view.render_sizes(predict_sizes(folder, observed.config.model.id)) if folder is not None else ""
-        except EngineError:
-            return ""
 
     def look(
         self, run_id: str | None, form: str, number: int, seen: str, checkpoint: str | None = None,

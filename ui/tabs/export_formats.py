@@ -83,7 +83,7 @@ class ExportForms:
             "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
             "private": private, "verify": self.verify,
         }  # fmt: skip
-        self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.sizes, self.hub, self.verify]
+        self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify, self.sizes]
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
         """Show the settings of a format, and how large files will be; where it is not available, the reason alone."""
