@@ -1,5 +1,6 @@
 """The model card of an export: what it is, how it was trained, how good it is, and how to load it."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from engine.chat.target import LoadPlan
+from engine.chat.target import ADAPTER_CONFIG, LoadPlan
 from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
 from engine.data.source import SAMPLE_PREFIX
+from engine.errors import ModelError
 from engine.evaluation.job import EvaluationResult, forgot_words, perplexity_of, read_evaluation
-from engine.export.kinds import KINDS
+from engine.export.kinds import ADAPTER, KINDS
+from engine.export.vllm import look_at_adapter
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import license_in
 from engine.models.source import ModelSource
@@ -110,10 +113,18 @@ def write_card(
         f"This is {KINDS[kind].card_noun} `{base}`, trained with {plan.method_name or 'PEFT'} in Loratory.\n",
         f"## Use\n\n```python\n{code}```\n",
         "The chat template that it was trained with is part of the tokenizer.\n",
+        *_vllm(plan.tuned.folder, kind, folder, source),
         *(_sections(plan.method_name, facts) if facts is not None else ()),
         f"## Licence\n\nThe base model {link} {known}; its terms hold for what is made from it.\n",
     ]
     return "\n".join(parts)
+
+
+def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> Iterator[str]:
+    if kind == ADAPTER.name and (adapter / ADAPTER_CONFIG).is_file():
+        with contextlib.suppress(ModelError):  # the base is not here
+            seen = look_at_adapter(adapter, Path(source.location), source.name)
+            yield seen.section(folder, source.hub_id or source.name)
 
 
 def _training_facts(run: RunFolder, checkpoint: str | None) -> TrainingFacts:

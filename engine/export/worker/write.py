@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from engine.chat.contract import Phase, Progress
@@ -18,6 +19,7 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder
 from engine.export.folder import copy_tokenizer, rewrite_json
+from engine.export.vllm import VLLM_FOLDER, look_at_adapter
 from engine.export.worker.merge import Merge, NotByTensorError, plan_merge, untie, untie_changed, write_untied_config
 from engine.export.worker.shards import BaseFiles, write_shards
 from engine.models.source import ModelSource
@@ -86,6 +88,20 @@ def write_adapter(export: ExportUnderWay, aside: Path) -> None:
     base = {"base_model_name_or_path": export.source.hub_id or export.source.name, "revision": export.source.revision}
     rewrite_json(aside / ADAPTER_CONFIG, **base)
     _write_tokenizer(export, aside)
+    _write_for_vllm(export, aside)
+
+
+def _write_for_vllm(export: ExportUnderWay, aside: Path) -> None:
+    """Add a copy with the names that vLLM reads, where those of PEFT are others."""
+    seen = look_at_adapter(aside, Path(export.source.location), export.source.name)
+    if seen.note:
+        export.notes.append(seen.note)
+    if not seen.names:
+        return
+    (aside / VLLM_FOLDER).mkdir()
+    shutil.copyfile(aside / ADAPTER_CONFIG, aside / VLLM_FOLDER / ADAPTER_CONFIG)
+    renamed = {seen.names[name]: tensor for name, tensor in load_file(aside / ADAPTER_WEIGHTS).items()}
+    save_file(renamed, aside / VLLM_FOLDER / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _write_tokenizer(export: ExportUnderWay, aside: Path) -> None:

@@ -1,0 +1,126 @@
+"""What vLLM makes of an adapter: which names it reads, and what it refuses.
+
+vLLM maps the names of an adapter as it maps those of the base's files, and skips without a word what leads to no module.
+transformers loads the text part alone of some multimodal models (Qwen3.5, Llama 4): PEFT then calls `model.layers.0` what the
+files call `model.language_model.layers.0`. Sources: vLLM's lora/utils.py (parse_fine_tuned_lora_name), lora/peft_helper.py
+and config/lora.py; github.com/vllm-project/vllm/issues/48019.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.models.folder import read_config, read_safetensors_header, weight_files
+
+VLLM_FOLDER = "vllm"  # of an export, with a copy of the adapter under other names
+
+_PEFT_PREFIX = "base_model.model."
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
+_LORA_PART = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)(\.weight)?$")
+
+
+class VllmAdapter(NamedTuple):
+    """What vLLM makes of one adapter.
+
+    Attributes:
+        refusal: Why it does not load it; empty where it does.
+        names: How each tensor must be called for vLLM, where some are called otherwise; None where no name is known.
+        rank: What `--max-lora-rank` must be.
+    """
+
+    refusal: str = ""
+    names: Mapping[str, str] | None = {}
+    rank: int = 0
+
+    @property
+    def note(self) -> str:
+        """Return what a person should know about the export, in a sentence or two; empty where vLLM reads it as it is."""
+        if self.names is None:
+            return _UNKNOWN
+        return _RENAMED if self.names else ""
+
+    def section(self, folder: str, base: str) -> str:
+        """Return what a model card says; `folder` is the export's name."""
+        if self.refusal:
+            return f"## vLLM\n\nvLLM does not load this adapter: {self.refusal}. Merge it into its base first.\n"
+        where = f"{folder}/{VLLM_FOLDER}" if self.names else folder
+        command = f"vllm serve {base} --enable-lora --max-lora-rank {self.rank} --lora-modules tuned={where}"
+        return f"## vLLM\n\n```sh\n{command}\n```\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+_RENAMED = (
+    f"The folder {VLLM_FOLDER} has the adapter under the names of the complete model, which vLLM reads; under those of its text "
+    "part, which PEFT reads, vLLM would ignore it without a word."
+)
+_UNKNOWN = (
+    "vLLM may ignore this adapter without a word: its names are not those of the base's files. Compare answers with and "
+    "without it, or merge it into its base."
+)
+
+
+def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
+    """Return what vLLM makes of an adapter; only headers of weights are read.
+
+    Args:
+        adapter: A folder with an adapter of PEFT.
+        base: Folder of the base model.
+        base_name: What people call it.
+
+    Raises:
+        ModelError: If either cannot be read.
+    """
+    config = read_config(adapter / ADAPTER_CONFIG, "the adapter")
+    if reason := _refusal(config):
+        return VllmAdapter(refusal=reason)
+    ranks = [rank for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()) if isinstance(rank, int)]
+    rank = next((known for known in _RANKS if known >= max(ranks, default=0)), None)
+    if rank is None:
+        return VllmAdapter(refusal=f"its rank {max(ranks)} is above {_RANKS[-1]}")
+    names: Mapping[str, str] | None = {}
+    if "text_config" in read_config(base / "config.json", base_name):  # else there is only one way to call them
+        tensors = (
+            record.name for path in weight_files(base, base_name) for record in read_safetensors_header(path, base_name)
+        )
+        written = [record.name for record in read_safetensors_header(adapter / ADAPTER_WEIGHTS, "the adapter")]
+        names = names_for_vllm(written, tensors)
+    return VllmAdapter(names=names, rank=rank)
+
+
+def _refusal(config: Mapping[str, Any]) -> str:
+    if config.get("peft_type") != "LORA":
+        return f"it is {str(config.get('peft_type')).replace('_', ' ')}, and vLLM loads LoRA alone"
+    if config.get("use_dora"):
+        return "it uses DoRA"
+    if config.get("modules_to_save"):
+        return "it has whole modules (modules_to_save)"
+    return "it has biases" if config.get("bias", "none") != "none" else ""
+
+
+def names_for_vllm(names: Iterable[str], base_tensors: Iterable[str]) -> dict[str, str] | None:
+    """Return the name in vLLM of each tensor of an adapter; empty where all are right, None where none is known.
+
+    Args:
+        names: As PEFT writes them.
+        base_tensors: Names in the base's files.
+    """
+    known: set[str] = set()
+    for name in base_tensors:
+        parts = name.split(".")
+        known.update(".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    modules = {name: _LORA_PART.sub("", name.removeprefix(_PEFT_PREFIX)) for name in names}
+    lost = {module.removeprefix("model.") for module in modules.values() if module not in known}
+    if not lost:
+        return {}
+    tail = min(lost)
+    prefixes = {name.removesuffix(tail) for name in known if name.endswith(f".{tail}")}
+    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in known for module in lost)]
+    if len(fitting) > 1:  # a vision tower may have layers of the same names
+        fitting = [prefix for prefix in fitting if "language" in prefix or "text" in prefix]
+    if len(fitting) != 1:
+        return None
+    return {
+        name: name if module in known else name.replace(module, f"{fitting[0]}{module.removeprefix('model.')}", 1)
+        for name, module in modules.items()
+    }
