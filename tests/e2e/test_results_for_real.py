@@ -18,6 +18,8 @@ from engine.config.results import ExportConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.export.contract import ExportRequest, ExportResult
+from engine.export.gguf.precisions import PRECISIONS, predict_sizes
+from engine.export.gguf.quantizer import quantize
 from engine.export.job import ExportJob
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
 from engine.hardware.processor import describe_processor
@@ -170,6 +172,9 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_p
     assert result.verified.passed, result.verified
     assert result.verified.equal_prompts == result.verified.prompts == len(QUESTIONS)
     assert result.verified.equal_answers >= 18
+    perplexity = result.verified.perplexity
+    assert perplexity.on.endswith("held-out rows")
+    assert perplexity.written == pytest.approx(perplexity.run, rel=0.01)
     # The same once more without any of our code: transformers here, llama-cpp-python there.
     from llama_cpp import Llama
 
@@ -189,3 +194,11 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_p
             said.append(token)
         equal += said == expected
     assert equal >= 18, f"{equal} of {len(QUESTIONS)} answers are the same"
+
+    quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"
+    quantize(tmp_path / "out" / "out-f16.gguf", quantized, PRECISIONS["q4_k_m"].file_type, log, lambda _: None)
+    predicted = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"].size_bytes
+    assert quantized.stat().st_size == pytest.approx(predicted, rel=0.01)
+    assert Llama(str(quantized), n_ctx=64, verbose=False)("The capital of France is", max_tokens=4)["choices"][0][
+        "text"
+    ]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from engine.export.folder import made_aside
 from engine.export.gguf.converter import CHECKOUT_VARIABLE, find_converter
 from engine.export.job import ExportJob
 from engine.export.worker.main import run_export
+from engine.export.worker.verify import Measured
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
-from tests.export.exporting import write_run
+from tests.export.exporting import ASKED, write_run
 from tests.export.stand_in_converter import make_checkout
 from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
@@ -137,6 +139,41 @@ def test_what_the_converter_could_not_do_is_reported_in_words(home, run, tmp_pat
         export(home, run, tmp_path / "exports" / "out", checkout)
     assert "secret" not in str(raised.value)
     assert list((tmp_path / "exports").iterdir()) == []
+
+
+@pytest.mark.parametrize(("times", "passed"), [(1.05, True), (1.2, False)])
+@pytest.mark.usefixtures("few_questions")
+def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, monkeypatch, times, passed):
+    quantized: list[tuple[str, int]] = []
+    asked: list[Any] = []
+
+    def quantize(source, target, file_type, log_file, on_wait):
+        on_wait(5)
+        quantized.append((source.name, file_type))
+        shutil.copyfile(source, target)
+
+    def loss(written, rows, log_file, report):
+        asked.append(rows)
+        return math.log(times)  # the run's own is 0
+
+    monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: True)
+    monkeypatch.setattr("engine.export.worker.gguf.quantize", quantize)
+    monkeypatch.setattr("engine.export.worker.main.mean_loss", lambda branch, rows, export: 0.0)
+    monkeypatch.setattr("engine.export.worker.main.ask_llama", lambda *_: Measured(7.2, 0, ASKED, None))
+    monkeypatch.setattr("engine.export.worker.main.ask_perplexity", loss)
+
+    result = export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), gguf_type="q4_k_m")
+
+    assert quantized == [("f16.gguf", 15)]
+    assert {file.name for file in result.files} == {"out-q4_k_m.gguf", "Modelfile", "README.md"}
+    assert result.verified.passed is passed
+    assert result.verified.allowed_logit_difference is None
+    assert asked[0].on == "general text"  # the data of this run is not here
+    assert any("rows of 64 weights do not fill blocks of 256" in note for note in result.notes)
+    if passed:
+        assert result.verified.perplexity.words.startswith("1.00 → 1.05 (+5.0%) on general text")
+    else:
+        assert "another perplexity" in result.verified.difference
 
 
 def test_an_unknown_architecture_is_refused_before_anything_is_merged(home, base, tmp_path):

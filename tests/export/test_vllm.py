@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from engine.export.vllm import look_at_adapter, names_for_vllm
+from tests.chat.tiny_adapters import lora
+from tests.export.exporting import export, write_run
+from tests.tiny_model import make_tiny_model
 
 MODULES = ("self_attn.q_proj", "linear_attn.out_proj", "mlp.down_proj")
 # As Qwen3.5's files name them.
@@ -75,7 +80,9 @@ def test_an_export_has_the_copy_that_vllm_reads(home, tmp_path):
     assert any("which vLLM reads" in note for note in result.notes)
     ours, copy = (load_file(tmp_path / "out" / place / "adapter_model.safetensors") for place in (".", "vllm"))
     for name, tensor in ours.items():
-        assert torch.equal(copy[name.replace("model.model.", "model.model.language_model.")], tensor)
+        assert torch.equal(
+            copy[name.replace("base_model.model.model.", "base_model.model.model.language_model.")], tensor
+        )
     assert "--lora-modules tuned=out/vllm" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -4,6 +4,7 @@ Each kind of export is written, loaded again and compared with the live run.
 """
 
 import gc
+import math
 import shutil
 import sys
 import time
@@ -161,7 +162,9 @@ def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
     verified = _verification(compared, measured, allowed, place, started)
     # Where answers may differ, a file is sound as long as it predicts the rows about as well as the run does.
     is_close = allowed is not None or perplexity.written <= PERPLEXITY_LIMIT * perplexity.run
-    return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": perplexity})
+    # NaN is no JSON.
+    known = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.written) else None
+    return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": known})
 
 
 @contextmanager
