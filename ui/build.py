@@ -71,7 +71,8 @@ def build_app(services: Services) -> gr.Blocks:
         start_here.wire(train_tab)
         for part in (model_tab, data_tab, *others, side_panel, bar):
             part.wire()
-        page.wire(exclude=("adapter.r", "model.revision"))  # alpha follows the rank; the revision is looked up first
+        # Alpha follows the rank; the revision is looked up first.
+        undone = page.wire(exclude=("adapter.r", "model.revision"))
 
         def show_panel(event: gr.SelectData) -> Any:
             return visible_if(str(event.value).lower() in ("model", "data", "method", "train"))
@@ -82,6 +83,7 @@ def build_app(services: Services) -> gr.Blocks:
         restored = page.restore(app)
         model_tab.open_after(restored)
         data_tab.open_after(restored)
+        data_tab.open_after(undone)
 
         def leave(request: gr.Request) -> None:
             services.checks.leave(request.session_hash or "")

@@ -70,12 +70,18 @@ class Draft:
         return RunSection.model_construct(**self.mapping.get("run", {})).is_elsewhere
 
 
+def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Return what the form holds, as a draft has it, without judging it."""
+    mapping = form.mapping(values)
+    _widen_targets(mapping, _shape_of(services, mapping))
+    return mapping
+
+
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
     """Read the form; never raises for what a person typed, and never waits for another process."""
     mapping = form.mapping(values)
     missing = tuple(text for name, text in _MISSING.items() if not _given(mapping, name))
-    model = mapping["model"]
-    shape = services.shapes.get(str(model.get("id", "")), model.get("revision"))
+    shape = _shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
     config, problems = _checked(mapping)
     if target_problems:
@@ -147,6 +153,11 @@ def _judged(
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     section, field = name.split(".")
     return bool(mapping.get(section, {}).get(field))
+
+
+def _shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> ModelShape | None:
+    model = mapping["model"]
+    return services.shapes.get(str(model.get("id", "")), model.get("revision"))
 
 
 def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None) -> list[Problem]:

@@ -1,5 +1,6 @@
 """What the tabs share: the form, the panel next to it, the chosen run, and one way to refresh."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ from gradio.events import Dependency
 
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
+from ui.applied import Applied
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
-from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing
-from ui.draft import Draft, read_draft
+from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
+from ui.draft import Draft, read_draft, read_settings
 from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, Form
 from ui.gradio_internals import changed_by_hand
 from ui.services import Services
@@ -65,6 +67,9 @@ class Page:
         self.data_lengths = gr.Textbox("", visible=False)
         # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
         self._restored = gr.Checkbox(False, visible=False)
+        # What was put into the form at once, and its undo; the side panel has its place.
+        self.applied = pick_list(elem_id="applied", render=False)
+        self._applied = gr.State(None)
         self._views: dict[Component, DraftView] = {}
         self._later_views: dict[Component, DraftView] = {}
         self._fill_views: dict[Component, FillView] = {}
@@ -99,6 +104,10 @@ class Page:
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
 
+    def settings(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """Return what the form holds, as the draft has it; unlike `draft` it estimates nothing."""
+        return read_settings(self.services, self.form, values)
+
     def begins_with(self, draft: Draft) -> str:
         """Return the adapter that a draft continues from, in words; empty where it starts a new one."""
         start = str(draft.mapping["adapter"].get("warm_start") or "")
@@ -108,8 +117,12 @@ class Page:
             return f"the adapter of {start}, a deleted run"
         return f"the adapter in {Path(start).name}" if start else ""
 
-    def wire(self, *, exclude: tuple[str, ...] = ()) -> None:
-        """Redraw on every change that a person makes in the form, except where a setting's own event ends in a redraw already."""
+    def wire(self, *, exclude: tuple[str, ...] = ()) -> Dependency:
+        """Redraw on every change that a person makes in the form, except where a setting's own event ends in a redraw already.
+
+        Returns:
+            The event after which what was applied to the form is taken back.
+        """
         components = [self.form[name] for name in self.form.names if name not in exclude]
         inputs = [
             # What cannot be seen is not changed by hand; the event that sets it redraws by `refresh_after`.
@@ -123,13 +136,15 @@ class Page:
         self._follow(refreshed)
         found: list[Any] = [self.data_trouble.change, self.data_lengths.change]
         self.refresh_after(gr.on(found, nothing, None, None, **QUICK))
+        outputs = [*self._filled, self._applied, self.copied_from]
+        return self.refresh_after(self.applied.click(self._undo, self._refreshing, outputs, **QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """When the page opens, restore the draft of this browser, and draw all views of it.
 
         This asks no other process: it is over before a hand is at the form. Until then the browser's draft is not written.
         """
-        drawn = [*self._filled, *self._views, self._restored]
+        drawn = [*self._filled, *self._views, self._applied, self.applied, self._restored]
         return self._follow(app.load(self._restore, self.saved_draft, drawn, **QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
@@ -145,18 +160,21 @@ class Page:
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """After an event that changed what views of the draft show besides it, draw those."""
 
-        def redraw(restored: bool, *values: Any) -> Updates:
+        def redraw(restored: bool, _applied: Applied | None, *values: Any) -> Updates:
             views = {component: self._views[component] for component in components}
             return _drawn(views, self.draft(values)) if restored else UNCHANGED
 
         return event.then(redraw, self._refreshing, list(components), trigger_mode="always_last", **QUICK)
 
-    def fill_after(self, event: Dependency, mapping: Component) -> Dependency:
+    def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
         """After an event that succeeded, put the nested values that `mapping` holds into the form, then redraw.
 
-        Where the model's modules are known already, they are the choice of targets.
+        The page names them by `title` and offers to undo it. Where the model's modules are known already, they are the choice
+        of targets.
         """
-        return self.refresh_after(event.success(self._fill, mapping, self._filled, **SLOW))
+        fill = functools.partial(self._fill_undoably, title)
+        outputs = [*self._filled, self._applied]
+        return self.refresh_after(event.success(fill, [mapping, *self.form.components], outputs, **SLOW))
 
     def settle_targets_after(self, event: Dependency) -> Dependency:
         """After an event that made a model's modules known, let them be the choice of targets."""
@@ -171,6 +189,13 @@ class Page:
         components = self.form.components
         return self.refresh_after(event.success(self._change, [change, *components], components, **SLOW))
 
+    def change_undoably_after(self, event: Dependency, change: Component) -> Dependency:
+        """Like `change_after`; the page then says what changed, and offers to undo it."""
+        outputs = [*self._filled, self._applied]
+        return self.refresh_after(
+            event.success(self._change_undoably, [change, *self.form.components], outputs, **SLOW)
+        )
+
     def _follow(self, event: Dependency) -> Dependency:
         if not self._later_views:
             return event
@@ -179,25 +204,26 @@ class Page:
 
     @property
     def _refreshing(self) -> list[Component]:
-        return [self._restored, *self.form.components]
+        return [self._restored, self._applied, *self.form.components]
 
     @property
     def _refreshed(self) -> list[Component]:
-        return [*self._views, self.saved_draft]
+        return [*self._views, self.applied, self.saved_draft]
 
     @property
     def _filled(self) -> list[Component]:
         return [*self.form.components, *self._fill_views]
 
-    def _refresh(self, restored: bool, *values: Any) -> Updates:
+    def _refresh(self, restored: bool, applied: Applied | None, *values: Any) -> Updates:
         if not restored:
             return UNCHANGED
         draft = self.draft(values)
         known = self.form.judged_device(values)
         kept = draft.mapping if known is None else {**draft.mapping, "page": {"judge_for": known.name}}
-        return {**_drawn(self._views, draft), self.saved_draft: kept}
+        told = applied.render(draft.mapping) if applied is not None else ""
+        return {**_drawn(self._views, draft), self.applied: told, self.saved_draft: kept}
 
-    def _refresh_later(self, restored: bool, *values: Any) -> Updates:
+    def _refresh_later(self, restored: bool, _applied: Applied | None, *values: Any) -> Updates:
         return _drawn(self._later_views, self.draft(values)) if restored else UNCHANGED
 
     def _restore(self, saved: Any) -> Updates:
@@ -210,16 +236,46 @@ class Page:
 
     def _opened_with(self, mapping: Mapping[str, Any]) -> Updates:
         draft = self.draft(self.form.updates(mapping))
-        filled = self._fill(mapping) if mapping else {}
-        return {**filled, **_drawn(self._views, draft), self._restored: True}
+        drawn = {**_drawn(self._views, draft), self._restored: True}
+        if not mapping:
+            return drawn
+        applied = Applied.between("Draft restored", self.form.mapping(self.form.updates({})), draft.mapping)
+        applied = applied.until_changed(draft.mapping)
+        told = {self._applied: applied, self.applied: applied.render(draft.mapping)}
+        return {**self._fill(mapping), **drawn, **told}
+
+    def _fill_undoably(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
+        if not mapping:
+            return UNCHANGED
+        after = self.settings(self.form.updates(mapping))
+        applied = Applied.between(title, self.settings(values), after)
+        return {**self._fill(mapping), self._applied: applied}
+
+    def _change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
+        if not change:
+            return UNCHANGED
+        before = self.settings(values)
+        after = self.settings(self.form.updates(_merged(before, change)))
+        drawn = _drawn(self._fill_views, after) if "adapter" in change else {}
+        return {**self._change(change, *values), **drawn, self._applied: Applied.between("", before, after)}
+
+    def _undo(self, _restored: bool, applied: Applied | None, *values: Any) -> Updates:
+        """Give the settings of the last change their former values, as far as nothing has changed them since."""
+        if applied is None:
+            return UNCHANGED
+        now = self.settings(values)
+        mapping = applied.taken_back(now)
+        undone = Applied.between(applied.title, now, mapping, undoes=not applied.undoes)
+        filled = self._components(mapping)
+        changed = {self.form[name]: filled[self.form[name]] for name in undone.after}
+        drawn = _drawn(self._fill_views, mapping)
+        return {**changed, **drawn, self._applied: undone, self.copied_from: "" if applied.title else gr.skip()}
 
     def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
-        mapping = self.form.mapping(values)
         changed = {f"{section}.{name}" for section, settings in change.items() for name in settings}
-        sections = {section: {**mapping.get(section, {}), **settings} for section, settings in change.items()}
-        filled = self._components({**mapping, **sections})
+        filled = self._components(_merged(self.form.mapping(values), change))
         return {self.form[name]: filled[self.form[name]] for name in changed}
 
     def _fill(self, mapping: Mapping[str, Any] | None) -> Updates:
@@ -241,6 +297,10 @@ class Page:
     def _shape(self, mapping: Mapping[str, Any]) -> ModelShape | None:
         model = model_of({"model": mapping.get("model", {})})
         return self.services.shapes.get(model.id, model.revision) if model is not None else None
+
+
+def _merged(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {**mapping, **{section: {**mapping.get(section, {}), **settings} for section, settings in change.items()}}
 
 
 def _drawn(views: Mapping[Component, Callable[[Any], Any]], value: Draft | Mapping[str, Any]) -> Updates:

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.load import with_overrides
-from engine.errors import ConfigError, EngineError, Problem
+from engine.config.load import change_of
+from engine.errors import ConfigError, Problem
 from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
@@ -23,6 +23,7 @@ class SidePanel:
 
     def __init__(self, page: Page) -> None:
         self._page = page
+        page.applied.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
         devices = [("This machine", ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
         self.judge = Dropdown(
@@ -51,12 +52,13 @@ class SidePanel:
         ):
             trigger(self._on_draft(handler), components, self._measuring, **QUICK)
 
-        def apply(event: gr.EventData, *values: Any) -> dict[str, Any]:
-            return with_advice(page.draft(values), picked(event))
+        def apply(event: gr.EventData) -> dict[str, dict[str, Any]]:
+            return advised(picked(event))
 
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
-        page.fill_after(self.advice.click(shown_as_message(apply), components, self._change, **SLOW), self._change)
+        clicked = self.advice.click(shown_as_message(apply), None, self._change, **SLOW)
+        page.change_undoably_after(clicked, self._change)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self._measurement(draft)[component]
@@ -107,17 +109,15 @@ def _key(draft: Draft) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def with_advice(draft: Draft, kind: str) -> dict[str, Any]:
-    """Return the settings of a draft with the change of one kind; its words have figures that follow the free memory.
+def advised(pick: str) -> dict[str, dict[str, Any]]:
+    """Return the settings that a picked row of the advice changes, which is what it says, whatever has happened since.
+
+    A client sends it, so it is read as what a person could type into the form.
 
     Raises:
-        EngineError: If that is not advised now.
+        ConfigError: If it is not a change of known settings to values that they can take.
     """
-    known = _advice(draft)
-    for candidate in (*known.changes, *known.limits) if known is not None else ():
-        if candidate.kind == kind:
-            return with_overrides(draft.mapping, candidate.overrides)
-    raise EngineError("This change no longer helps: settings or free memory have changed.", "Choose another.")
+    return change_of(pick.split())
 
 
 def _advice(draft: Draft) -> Advice | None:

@@ -162,6 +162,22 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
     return merged
 
 
+def change_of(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what `section.field=value` overrides change, by section.
+
+    Raises:
+        ConfigError: Lists every override that is not of that form, names no setting, or has a value that it cannot take.
+    """
+    change = with_overrides({}, overrides)
+    stand_ins = {"model": {"id": "-"}, "dataset": {"source": "-"}}
+    whole = {name: {**stand_ins.get(name, {}), **change.get(name, {})} for name in {**stand_ins, **change}}
+    try:
+        RunConfig.model_validate(whole)
+    except ValidationError as error:
+        raise ConfigError(_field_problems(error)) from error
+    return change
+
+
 def _value_given(parts: Sequence[str], text: str) -> Any:
     kind, plain = _kind_of(parts), text.strip()
     if kind is str and not plain:

@@ -32,7 +32,7 @@ AdviceKind = Literal[_SameResult, _LessExact, _OtherResult, _UseOfRoom, _Limit, 
 class AdvisedChange(BaseModel, frozen=True):
     """One change, or several together, and what the run needs afterwards."""
 
-    kind: AdviceKind  # unique within one `Advice`; the words below have figures that change with the free memory
+    kind: AdviceKind  # unique within one `Advice`
     change: str  # plain words, for a button
     cost: str  # what it costs the person, or gains where it fits already, in a few words
     needed_bytes: int

@@ -103,7 +103,7 @@ def test_a_slider_may_be_emptied_and_typed_again(page):
     expect(page.locator("#side .error, [data-testid=toast-body]")).to_have_count(0)
 
 
-def test_boxes_that_may_stay_empty_stay_empty_however_they_come_into_sight(page):
+def test_boxes_stay_empty_however_they_come_into_sight_and_advice_does_what_it_says_and_is_undone(page):
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     set_up(page)
@@ -115,6 +115,18 @@ def test_boxes_that_may_stay_empty_stay_empty_however_they_come_into_sight(page)
     page.locator("#train-view label", has_text="Follow").click()
     expect(page.locator("#train-setup")).to_be_hidden()
     page.locator("#train-view label", has_text="Set up").click()
+    for box in boxes:
+        expect(box).to_have_value("")
+
+    length = page.locator("#max-length input")
+    row = page.locator("#advice [data-pick^='training.max_length=']")
+    advised, former = row.get_attribute("data-pick").removeprefix("training.max_length="), length.input_value()
+    row.click()
+    expect(page.locator("#applied")).to_contain_text(f"max_length {former} → {advised} · undo")
+    expect(length).to_have_value(advised)
+    page.locator("#applied button").click()
+    expect(page.locator("#applied")).to_contain_text(f"Undone: max_length {advised} → {former}")
+    expect(length).to_have_value(former)
     for box in boxes:
         expect(box).to_have_value("")
 

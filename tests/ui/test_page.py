@@ -66,8 +66,8 @@ def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved
 def test_a_draft_is_kept_only_once_the_browsers_own_was_brought_back(page):
     values = page.form.updates(a_config().model_dump(mode="json"))
 
-    assert page._refresh(False, *values) == gr.skip()
-    assert page._refresh(True, *values)[page.saved_draft]["model"]["id"] == "smollm2-135m-instruct"
+    assert page._refresh(False, None, *values) == gr.skip()
+    assert page._refresh(True, None, *values)[page.saved_draft]["model"]["id"] == "smollm2-135m-instruct"
 
 
 def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine.config.load import with_overrides
+from engine.config.load import change_of
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.config.run import AdapterConfig
@@ -133,12 +133,12 @@ class MethodTab:
             [alpha.input, alpha.release], None, [rank, alpha], self.linked, js="(r, alpha) => alpha === 2 * r", **QUICK
         )
         applied = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
-        page.fill_after(applied, self._change)
+        page.change_undoably_after(applied, self._change)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         draft = self._page.draft(values)
         overrides = next((need.overrides for need in _needs(draft) if need.method == picked(event)), None)
-        return with_overrides(draft.mapping, overrides) if overrides else {}
+        return change_of(overrides) if overrides else {}
 
 
 def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -72,7 +72,7 @@ class OneRunPart:
                 shown_as_message(lambda run_id, configuration=configuration: (configuration(run_id), run_id)),
                 run_shown, [self._change, page.copied_from], **SLOW,
             )  # fmt: skip
-            page.open_tab(page.fill_after(copied, self._change), "method")
+            page.open_tab(page.fill_after(copied, self._change, "Settings copied"), "method")
         self.confirm.wire(self.delete.click, self.ask_delete, run_shown)
         deleted = self.confirm.really.click(
             shown_as_message(self.delete_run), [run_shown, page.chosen_run, compared],

@@ -80,7 +80,7 @@ class SharedRunsPart:
         self.list_after(self.live.submit(self.show, self.shown, self._outputs, trigger_mode="always_last", **QUICK))
         self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
         copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
-        page.open_tab(page.fill_after(copied, self._change), "method")
+        page.open_tab(page.fill_after(copied, self._change, "Settings copied"), "method")
         page.open_in_chat(self.chat.click, self.shown)
 
     def list_after(self, event: Dependency) -> None:

@@ -111,7 +111,7 @@ class TrainTab:
         """Let a click on a list of presets fill the form with the picked one."""
         preset = click(shown_as_message(self._use_preset), None, self._change, **SLOW)
         alone = preset.success(lambda: "", None, self._page.copied_from, **QUICK)
-        self._count_after(self._page.fill_after(alone, self._change))
+        self._count_after(self._page.fill_after(alone, self._change, "Preset"))
 
     def _count_after(self, event: Any) -> None:
         event.then(self.count, self._page.form.components, self._counted, trigger_mode="always_last", **QUICK)
