@@ -117,12 +117,12 @@ def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, set
 def test_the_device_that_is_judged_for_stays_in_the_browser_and_through_a_preset(page):
     mapping = a_config().model_dump(mode="json")
     values = page.form.updates({**mapping, "page": {"judge_for": "rtx-4090"}})
-    kept = page._refresh(True, *values)[page.saved_draft]
+    kept = page._refresh(True, None, *values)[page.saved_draft]
 
     assert kept["page"] == {"judge_for": "RTX 4090"}
     assert page._restore(kept)[page.judge_for] == "RTX 4090"
     assert page.judge_for not in page._fill(mapping)  # the choice stays
-    assert "page" not in page._refresh(True, *page.form.updates(mapping))[page.saved_draft]
+    assert "page" not in page._refresh(True, None, *page.form.updates(mapping))[page.saved_draft]
 
 
 @pytest.mark.parametrize("page_choices", ["RTX 4090", 7, {"judge_for": ["T4"]}, {"judge_for": "no such GPU"}])
