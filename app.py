@@ -74,6 +74,8 @@ def _serve_space(options: argparse.Namespace) -> int:
             forget_secrets()
             _restart()
         environment = SpaceEnvironment.take_over(handed_over or "")
+        if environment.zero_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # runs use the processor: a GPU is lent to answers alone
         forget_secrets()
         home = LoratoryHome.from_environment()
         _prepare_imports()

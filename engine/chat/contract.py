@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.chat.zero_gpu import LONGEST_TOKEN
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization
 from engine.data.conversation import Message
@@ -94,6 +95,9 @@ class ChatRequest(Value):
     branches: tuple[Branch, ...] = Field(default=("tuned",), min_length=1)
     sampling: SamplingConfig = SamplingConfig()
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # what `ChatSession.stop` takes
+    gpu_token: str = Field(
+        default="", max_length=LONGEST_TOKEN, repr=False
+    )  # for whom ZeroGPU counts it; expires in minutes
 
 
 class ChatChunk(Value):
@@ -107,6 +111,7 @@ class ChatChunk(Value):
     first_token_seconds: float | None = None  # from the request's start in the process to this branch's first token
     done: bool = False
     finish_reason: FinishReason | None = None  # with `done`
+    note: str = ""  # what it waits for, where that takes long
 
 
 class PromptView(Value):

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from engine.accounts.limits import idle_limit
+from engine.chat import zero_gpu
 from engine.chat.contract import (
     ChatChunk,
     ChatRequest,
@@ -21,6 +22,7 @@ from engine.chat.contract import (
     PromptView,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
+from engine.chat.zero_gpu import ZeroGpu
 from engine.config.run import RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
@@ -75,6 +77,7 @@ class ChatSession:
     gives_way_after_seconds: float = 60.0  # how long it is idle before a waiting run gets the device
     expires_after_seconds: float | None = None  # how long it may be idle although no run waits; None: the lab's limit
     waits_seconds: float | None = None  # for a device in use, asking its holder to make room; None: as the home is
+    zero_gpu: ZeroGpu | None = None  # lends a GPU for each answer, in place of a device that is chosen
     on_unload: Callable[[str], None] = lambda _: None  # gets in words why it was unloaded, where that was not asked for
 
     def __post_init__(self) -> None:
@@ -138,10 +141,13 @@ class ChatSession:
         try:
             if former is not None and kept is None:
                 former.process.close()
-            device = kept.device if kept is not None else self.choose(RunSection())
+            zero = self.zero_gpu
+            device = zero.device if zero is not None else kept.device if kept is not None else self.choose(RunSection())
             title, access = Path(plan.model.id).name, hub_access(plan.model)
             job = DeviceJob(
-                self.home, WORKER_MODULE, "chat", title, device, access=access, preemptible=True, model=plan.model.id
+                self.home, WORKER_MODULE if zero is None else zero_gpu.WORKER_MODULE, "chat", title, device,
+                access=access, preemptible=True, environment=zero.variables if zero is not None else {},
+                model=plan.model.id,
             )  # fmt: skip
             process = kept.process if kept is not None else job.new_process()
             model = self._load_in(process, job, loading, on_progress)

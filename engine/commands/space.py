@@ -29,7 +29,10 @@ _ADMITTED = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _WAIT_SECONDS = 60 * 60.0
 
 SpaceName = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space.")]
-Hardware = Annotated[str | None, typer.Option("--hardware", help="Such as cpu-basic (default), cpu-upgrade, t4-small.")]
+Hardware = Annotated[
+    str | None,
+    typer.Option("--hardware", help="Such as cpu-basic (default), t4-small, or zero-a10g with --sdk gradio."),
+]
 Admit = Annotated[
     list[str] | None,
     typer.Option("--admit", metavar="NAME", help="A person or organization that may sign in besides you; repeatable."),

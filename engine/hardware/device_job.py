@@ -4,8 +4,8 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -42,6 +42,7 @@ class DeviceJob:
     holds_device: bool = True  # off where the work needs none
     access: frozenset[Access] = frozenset()  # what the worker may log in to
     preemptible: bool = False  # ends where a run waits for the device
+    environment: Mapping[str, str] = field(default_factory=dict)  # in addition to what such workers get
     model: str = ""  # that the worker reads: its id on the Hub or in the catalogue, or its folder
 
     def new_process(self) -> JsonLinesProcess:
@@ -55,7 +56,7 @@ class DeviceJob:
             self.module,
             log_file=self.home.server / f"{self.purpose}.log",
             arguments=(str(self.home.root),),
-            environment={**quiet, **visible_only((self.device,))},
+            environment={**quiet, **visible_only((self.device,)), **self.environment},
             access=self.access,
             restarts=False,
         )

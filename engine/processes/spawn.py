@@ -208,14 +208,38 @@ def end_with_asker() -> None:
     name = os.environ.pop(LIFE_LINE, None)
     if name is None or sys.platform == "win32":
         return
-    import fcntl
-
     end = int(name)
     with contextlib.suppress(OSError):
         os.set_inheritable(end, False)
-        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, which ends a process
+        _signal_when_closed(end, os.getpid())
         closed = select.poll()
         closed.register(end, select.POLLIN)
         if closed.poll(0):  # it was gone before
             os._exit(0)
+
+
+def end_children_with_us() -> None:
+    """Arrange in a process with a session of its own that children which it forks end with it, in whichever way it ends.
+
+    They have the far end of a pipe that only this process holds open; the kernel signals its group, of which they alone
+    are left. They also get no stdin: multiprocessing closes it in a child, which hangs where a thread here reads it.
+    """
+    if sys.platform == "win32" or os.getpgrp() != os.getpid():
+        return
+    given, held = os.pipe()
+    _signal_when_closed(given, -os.getpgrp())
+    stdin = sys.stdin  # referred to, or the child would close it as well
+
+    def in_child() -> None:
+        os.close(held)
+        sys.stdin = None if stdin is not None else stdin
+
+    os.register_at_fork(after_in_child=in_child)
+
+
+def _signal_when_closed(end: int, process: int) -> None:
+    """Let the kernel send SIGIO, which ends a process, once the other end of a pipe is closed; a group where negative."""
+    import fcntl
+
+    fcntl.fcntl(end, fcntl.F_SETOWN, process)
+    fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)

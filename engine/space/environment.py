@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 
 from engine.accounts.lab import PublicAddress
 from engine.accounts.oidc_settings import OidcSettings
+from engine.chat.zero_gpu import ZeroGpu
 from engine.errors import AccountError, EngineError
 from engine.paths import HANDED_OVER, IN_A_SPACE
 
@@ -43,6 +44,7 @@ class SpaceEnvironment:
         token: Of the owner, for the mirror of runs; None where there is none.
         admitted: Names or ids of people and organizations that the owner lets in; lower case.
         bucket: For the mirror of runs, as `owner/name`; None where there is none.
+        zero_gpu: Variables of ZeroGPU; empty on other hardware.
     """
 
     space_id: str
@@ -56,6 +58,7 @@ class SpaceEnvironment:
     token: str | None = field(default=None, repr=False)
     admitted: frozenset[str] = frozenset()
     bucket: str | None = None
+    zero_gpu: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "SpaceEnvironment":
@@ -90,6 +93,7 @@ class SpaceEnvironment:
             given.get("HF_TOKEN") or None,
             _admitted(given.get(ADMITTED, "")),
             _bucket(given.get(BUCKET, "")),
+            zero.variables if (zero := ZeroGpu.read(given)) is not None else {},
         )
         _ = space.address, space.oidc  # both can be used
         return space

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Jo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import SpaceInfo
 
+from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, Problem, PushError
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.export.push.hub_answers import Patience, persist, push_errors_explained, quoted
@@ -150,6 +151,8 @@ class SpaceHub:
             ConfigError: If there is no such hardware.
         """
         known = self.hardware()
+        if hardware == ZERO_GPU and hardware not in known:
+            return 0.0  # it has no price by the hour: people have a quota of seconds a day
         if hardware not in known:
             raise ConfigError([hardware_problem(hardware, list(known))])
         return price_per_hour_usd(known[hardware])

@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 from packaging.requirements import Requirement
 
+from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
@@ -18,7 +19,6 @@ from engine.space.environment import PORT
 from engine.wheel import Wheel
 
 Sdk = Literal["docker", "gradio"]
-ZERO_GPU = "zero-a10g"
 _CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 _EXTRAS = ("gguf", "oidc")
 
@@ -53,12 +53,8 @@ class SpacePlan:
         check_name(self.name, "space")
         if not re.fullmatch(r"[a-z0-9-]{1,40}", self.hardware):
             raise ConfigError([hardware_problem(self.hardware, ("cpu-basic", "cpu-upgrade", "t4-small", "l4x1"))])
-        if self.hardware == ZERO_GPU:
-            raise _problem(
-                "hardware",
-                "Loratory cannot use ZeroGPU: Gradio passes a person's quota on only in the frame of huggingface.co, where "
-                "Loratory shows no account. Choose cpu-basic or a GPU such as t4-small; both need a PRO or Team plan.",
-            )
+        if self.hardware == ZERO_GPU and self.sdk != "gradio":
+            raise _problem("sdk", "ZeroGPU is for Gradio Spaces alone. Add --sdk gradio, or choose other hardware.")
 
     @property
     def has_gpu(self) -> bool:
@@ -178,6 +174,8 @@ def _requirements(plan: SpacePlan) -> Iterator[str]:
         if any(requirement.marker is None or requirement.marker.evaluate({"extra": one}) for one in _EXTRAS):
             requirement.marker = None
             yield str(requirement)
+    if plan.hardware == ZERO_GPU:
+        yield "spaces>=0.51.3"  # lends the GPU
 
 
 def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:

@@ -67,8 +67,13 @@ def test_secrets_are_in_no_text():
     assert CANARY not in f"{space} {space!r} {space.oidc!r}"
 
 
-def test_a_space_is_handed_over_once():
-    space = SpaceEnvironment.read(GIVEN)
+ZERO = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": "http://device-api.zero"}
+
+
+@pytest.mark.parametrize("zero", [{}, ZERO])
+def test_a_space_is_handed_over_once(zero):
+    space = SpaceEnvironment.read({**GIVEN, **zero})
+    assert space.zero_gpu == zero
     number = space.hand_over()
     assert os.get_inheritable(number)
     assert SpaceEnvironment.take_over(str(number)) == space

@@ -128,10 +128,17 @@ def test_hardware_is_a_plain_name(hardware):
         SpacePlan("ada/x", hardware=hardware)
 
 
-@pytest.mark.parametrize("sdk", ["docker", "gradio"])
-def test_zero_gpu_is_refused_with_the_reason_and_what_to_choose(sdk):
-    with pytest.raises(ConfigError, match=r"ZeroGPU.*frame of huggingface.co.*t4-small; both need a PRO or Team plan"):
-        SpacePlan("ada/x", sdk, "zero-a10g")
+def test_zero_gpu_takes_its_client_and_pytorch_for_cuda():
+    files = files_of(sdk="gradio", hardware="zero-a10g")
+    lines = files["requirements.txt"].splitlines()
+    assert "spaces" in {Requirement(line).name for line in lines}  # and no --extra-index-url
+    assert yaml.safe_load(files["README.md"].split("---\n")[1])["suggested_hardware"] == "zero-a10g"
+    assert "spaces" not in files_of(sdk="gradio")["requirements.txt"]
+
+
+def test_zero_gpu_in_a_container_is_refused_with_what_to_add():
+    with pytest.raises(ConfigError, match=r"Gradio Spaces alone\. Add --sdk gradio"):
+        SpacePlan("ada/x", "docker", "zero-a10g")
 
 
 def test_the_direct_address_is_a_host_name():

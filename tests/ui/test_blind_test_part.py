@@ -14,7 +14,7 @@ from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import AS_TRAINED, NOTHING, Chosen
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
-PAGE = SimpleNamespace(session_hash="page-1")
+PAGE = SimpleNamespace(session_hash="page-1", headers={})
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 from gradio import EventData
 
-from engine.chat.contract import ChatState, LoadedModel
+from engine.chat.contract import ChatChunk, ChatState, LoadedModel
 from engine.errors import ConfigError, StorageError
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -17,10 +17,10 @@ from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
 from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
-from ui.views.chat import render_chat_state
+from ui.views.chat import Answer, SavedConversation, Turn, render_chat_state, render_transcript
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
-PAGE = SimpleNamespace(session_hash="page-1")
+PAGE = SimpleNamespace(session_hash="page-1", headers={"x-ip-token": "of the visitor"})
 
 
 def pick(what: str) -> EventData:
@@ -107,6 +107,17 @@ def test_both_branches_stream_into_one_transcript(tab, services, run):
     assert "<b>lora_alpha" not in html
     assert len(services.chat.asked) == 1  # one prompt for both
     assert steps[0].question == ""  # the question is taken from where it was typed
+
+
+def test_a_lent_gpu_is_counted_for_the_visitor_and_its_wait_is_shown(tab, services, run):
+    load(tab, run.id)
+    ask(tab, "Why?")
+    assert services.chat.asked[-1].gpu_token == "of the visitor"
+
+    chunk = ChatChunk(branch="tuned", text="", tokens=0, tokens_per_second=0, prompt_tokens=0, note="waiting for <b>")
+    waiting = Turn("Why?", (Answer("tuned"),)).with_chunk(chunk)
+    assert "waiting for &lt;b&gt;" in render_transcript([waiting])
+    assert "waiting" not in SavedConversation(turns=(waiting,)).model_dump_json()
 
 
 def test_afterwards_each_branch_is_asked_with_its_own_memory(tab, services, run):

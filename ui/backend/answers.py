@@ -1,7 +1,7 @@
 """What a chat shows: answers as they come, and prompts from the held-out rows of a run, with the answers of the data."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from engine.chat.contract import ChatChunk, ChatRequest
 from engine.chat.session import ChatSession
+from engine.chat.zero_gpu import LONGEST_TOKEN, TOKEN_HEADER
 from engine.config.run import RunConfig
 from engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
 from engine.inspector.session import Inspector
@@ -46,8 +47,16 @@ class AnswerStream:
         self._lock = threading.Lock()  # guards _requests: stop comes from another thread than the answer
         self._requests: dict[str, list[str]] = {}  # ids under way, by page
 
-    def chunks(self, requests: Sequence[ChatRequest], page_id: str) -> Iterator[ChatChunk]:
-        """Yield the chunks of all requests as they come; leaving early stops the answers."""
+    def chunks(self, requests: Sequence[ChatRequest], page_id: str, headers: Mapping[str, str]) -> Iterator[ChatChunk]:
+        """Yield the chunks of all requests as they come; leaving early stops the answers.
+
+        Args:
+            requests: One or more, answered side by side.
+            page_id: Of the page that asks.
+            headers: Of its request; in a Space on ZeroGPU, one says for whom the GPU is counted.
+        """
+        token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]
+        requests = [request.model_copy(update={"gpu_token": token}) for request in requests]
         with self._lock:
             self._requests[page_id] = [request.id for request in requests]
         try:

@@ -21,6 +21,7 @@ from engine.accounts.people import Action, Person, may
 from engine.accounts.proxy import TrustedProxy
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
+from engine.chat.session import ChatSession
 from engine.errors import EngineError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs.login import logins_of
@@ -195,6 +196,8 @@ def serve_lab(
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         roots = (own.uploads, home.shared_data)
         own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, places, logins)
+        if space is not None and space.zero_gpu is not None:
+            own_services = replace(own_services, chat=ChatSession(own, zero_gpu=space.zero_gpu))
         return replace(own_services, fits=fits)
 
     sweep_measurements(home)

@@ -19,7 +19,8 @@ from engine.accounts.logins import Logins
 from engine.accounts.oidc import Arrival, Provider, Round
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
-from engine.errors import AccountError
+from engine.chat.zero_gpu import ZeroGpu
+from engine.errors import AccountError, EngineError
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.space.admission import Admission, Visitor
@@ -55,6 +56,12 @@ class Space:
     places: InspectorPlaces = field(default_factory=InspectorPlaces)
 
     @property
+    def zero_gpu(self) -> ZeroGpu | None:
+        """What lends a GPU to chats; None on other hardware."""
+        variables = self.environment.zero_gpu
+        return ZeroGpu(variables) if variables else None
+
+    @property
     def welcome(self) -> Welcome:
         """What strangers see, also in the frame of the Space's page."""
         routes = self.demo.routes()
@@ -86,6 +93,11 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
 
     provider = Provider(environment.oidc, environment.address.origin, reauthenticates=False)
     places = InspectorPlaces()
+    if environment.zero_gpu:
+        try:
+            ZeroGpu(environment.zero_gpu).report(home.server / "zero-gpu.log")
+        except EngineError as error:  # all but chat does without
+            print(error, flush=True)
     try:
         with open_demo(home, environment, places) as demo:
             yield Space(environment, provider, demo, unsaved, places)

@@ -157,7 +157,7 @@ class BlindTestPart:
                 **dict.fromkeys((self.trouble, self.tally), ""),
             }
             texts, counts, stopped, redrawn = dict.fromkeys(sides, ""), dict.fromkeys(sides, 0), False, 0
-            for chunk in self._stream.chunks([asked], request.session_hash or ""):
+            for chunk in self._stream.chunks([asked], request.session_hash or "", request.headers):
                 texts[chunk.branch] += chunk.text
                 counts[chunk.branch] = chunk.tokens
                 stopped = stopped or chunk.finish_reason == "stopped"

@@ -152,7 +152,7 @@ class TalkPart:
                 self.stop: gr.update(visible=True),
                 self.row: None,
             }
-            for chunk in self._stream.chunks(requests, request.session_hash or ""):
+            for chunk in self._stream.chunks(requests, request.session_hash or "", request.headers):
                 turns = [*before, turns[-1].with_chunk(chunk)]
                 if chunk.done or time.monotonic() - redrawn > _REDRAW_SECONDS:
                     redrawn = time.monotonic()

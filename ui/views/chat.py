@@ -47,6 +47,7 @@ class Answer:
     prompt_tokens: int = Field(default=0, ge=0)
     done: bool = False
     finish_reason: FinishReason | None = None
+    note: str = Field(default="", exclude=True)
 
     def with_chunk(self, chunk: ChatChunk) -> "Answer":
         """Return the answer with a chunk appended."""
@@ -133,7 +134,8 @@ def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bo
 
 def _figures(answer: Answer, context_tokens: int | None) -> str:
     if not answer.tokens:
-        return "reading the question …" if not answer.done else _FINISH_WORDS[answer.finish_reason or "stopped"]
+        reading = escape(answer.note) or "reading the question …"
+        return reading if not answer.done else _FINISH_WORDS[answer.finish_reason or "stopped"]
     parts = [plural(answer.tokens, "token")]
     if answer.tokens_per_second:
         parts.append(f"{answer.tokens_per_second:,.1f} tokens/s")

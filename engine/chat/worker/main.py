@@ -1,13 +1,14 @@
 """The process that holds a model and answers: `python -P -m engine.chat.worker.main HOME`, JSON lines on stdio."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine.chat.contract import Branch, ChatRequest, LoadedModel, Phase, Progress
-from engine.chat.target import LoadRequest
+from engine.chat.target import LoadPlan, LoadRequest
 from engine.chat.worker.answer import TalkingTokenizer, begin_answer, context_length, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import Announce, BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
@@ -43,19 +44,9 @@ class ChatWorker:
         def announce(phase: Phase) -> Announce:
             return lambda message: report(Progress(phase=phase, message=message))
 
-        if self._loaded is not None and self._loaded.weights.plan.model == plan.model:
-            weights = self._loaded.weights
-            weights.exchange(plan, announce("loading_adapter"))
-        else:
-            source = resolve_model(
-                plan.model, plan.home(self._home), lambda fetched: report(Progress.fetching(fetched))
-            )
-            give_up_access(Access.HUB)
-            place = ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(plan.model, asked.device))
-            weights = Weights(plan, place, announce("loading_model"))
-        folders = [trained.folder for trained in plan.trained.values()]
-        tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
-        self._loaded = _Loaded(weights, tokenizer)
+        has_base = self._loaded is not None and self._loaded.weights.plan.model == plan.model
+        place = self._loaded.weights.place if self._loaded is not None and has_base else self.find(asked, report)
+        weights = self.hold(plan, place, announce)
         branches: tuple[Branch, ...] = (*plan.trained,) or ("base",)
         for branch in branches:
             _warm_up(weights.branch(branch), weights.place)
@@ -72,6 +63,29 @@ class ChatWorker:
             context_length=context_length(next(weights.holders()).model),
             notes=plan.notes,
         ).model_dump(mode="json")
+
+    def find(self, asked: LoadRequest, report: Callable[[Progress], None]) -> ModelPlace:
+        """Download the base of a plan where it is not here yet, and give up the login with which that is done."""
+        model = asked.plan.model
+        source = resolve_model(model, asked.plan.home(self._home), lambda fetched: report(Progress.fetching(fetched)))
+        give_up_access(Access.HUB)
+        return ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(model, asked.device))
+
+    def hold(self, plan: LoadPlan, place: ModelPlace, announce: Callable[[Phase], Announce]) -> Weights:
+        """Have the weights of a plan in memory: only its adapters are loaded where the base is there already."""
+        loaded = self._loaded
+        if loaded is not None and loaded.weights.plan == plan:
+            return loaded.weights
+        if loaded is not None and loaded.weights.plan.model == plan.model:
+            weights = loaded.weights
+            weights.exchange(plan, announce("loading_adapter"))
+        else:
+            self._loaded = loaded = None  # its memory is needed
+            weights = Weights(plan, place, announce("loading_model"))
+        folders = [trained.folder for trained in plan.trained.values()]
+        tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
+        self._loaded = _Loaded(weights, tokenizer)
+        return weights
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
         """Write an answer on each branch, one token a turn."""

@@ -1,6 +1,7 @@
 """In a Space, people sign in with Hugging Face, strangers see the demo, and tokens stay in memory."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from starlette.responses import JSONResponse
@@ -9,7 +10,8 @@ from engine.accounts.accounts import FILE_NAME, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.sessions import Sessions
-from engine.errors import PushError
+from engine.chat.zero_gpu import ZeroGpu
+from engine.errors import DeviceError, PushError
 from engine.space.unsaved import Unsaved
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refused, start, visit
@@ -351,6 +353,25 @@ def test_a_space_whose_runs_cannot_be_brought_back_does_not_start_on_an_empty_di
 def test_without_a_bucket_people_are_told_that_nothing_is_kept(monkeypatch, home):
     with opened(monkeypatch, home, None) as space:
         assert "are lost when this Space sleeps or restarts" in space.unsaved("ann")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_space_on_zero_gpu_reports_before_it_is_served_and_chats_there(monkeypatch, home, fails):
+    reported = []
+
+    def report(self, _):
+        reported.append(dict(self.variables))
+        if fails:
+            raise DeviceError("Not told.", "Restart.")
+
+    monkeypatch.setattr(ZeroGpu, "report", report)
+    monkeypatch.setattr("ui.front.space.mirror_of", lambda *_: None)
+    plain = environment_at("https://ann-loratory.hf.space", "https://huggingface.co")
+    with open_space(replace(plain, zero_gpu={"SPACES_ZERO_GPU": "true"}), home) as space:
+        assert reported == [{"SPACES_ZERO_GPU": "true"}]
+        assert space.zero_gpu.variables == reported[0]
+    with open_space(plain, home) as space:
+        assert (space.zero_gpu, len(reported)) == (None, 1)
 
 
 def test_a_cross_site_link_opens_the_sign_in_page(lab):

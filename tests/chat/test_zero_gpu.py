@@ -1,0 +1,151 @@
+"""Chat with a GPU that is lent for each answer: the real client and a real model, against a stand-in for the device API."""
+
+import os
+import threading
+
+import psutil
+import pytest
+
+from engine.chat.contract import ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.chat.zero_gpu import ZeroGpu
+from engine.config.results import SamplingConfig
+from engine.data.conversation import Message
+from engine.errors import DeviceError
+from engine.hardware.processor import describe_processor
+from engine.paths import LoratoryHome
+from tests.chat.device_api import BUSY, NO_QUOTA, DeviceApi, Refusal
+from tests.chat.tiny_adapters import lora, make_adapter
+from tests.runs.supervision import wait_until
+
+TOKEN = "head.eyJ1c2VyIjoiYWRhIn0.canary"
+
+
+class Here(ZeroGpu):
+    """Lends the processor."""
+
+    device = property(lambda _: describe_processor())
+
+
+def question(text="What is a rank?", tokens=6, **more):
+    sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)
+    return ChatRequest(messages=(Message("user", text),), branches=("tuned",), sampling=sampling, **more)
+
+
+def ask(session, **more):
+    return list(session.stream(question(**more)))
+
+
+@pytest.fixture(scope="module")
+def api():
+    with DeviceApi() as stand_in:
+        yield stand_in
+    assert stand_in.mistakes == []
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    made = LoratoryHome(tmp_path_factory.mktemp("home"))
+    made.make_writable()
+    return made
+
+
+@pytest.fixture(scope="module")
+def session(api, home, tiny_model_folder, tmp_path_factory):
+    pytest.importorskip("spaces")
+    chat = ChatSession(home, zero_gpu=Here(api.variables))
+    chat.load(ChatTarget.of_run(make_adapter(tiny_model_folder, tmp_path_factory.mktemp("run") / "lora", lora())))
+    assert api.asked == []  # a GPU is lent to answers alone
+    yield chat
+    chat.unload()
+
+
+@pytest.fixture(autouse=True)
+def lends(api):
+    api.refusal, api.queues = None, False
+    api.free.clear()
+    api.asked.clear()
+
+
+def test_other_hardware_has_none():
+    assert ZeroGpu.read({"SPACES_ZERO_DEVICE_API_URL": "http://x"}) is None
+
+
+def test_only_what_the_client_needs_is_passed_on(api):
+    given = {**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}
+    assert ZeroGpu.read(given).variables == api.variables
+
+
+@pytest.mark.e2e
+def test_the_space_reports_its_function_before_the_page(api, home):
+    pytest.importorskip("spaces")
+    ZeroGpu(api.variables).report(home.server / "report.log")
+    assert api.asked == [("/startup-report", {})]
+
+
+def test_a_report_that_fails_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.chat.zero_gpu.WORKER_MODULE", "engine.chat.worker.no_such_module")
+    with pytest.raises(DeviceError, match=r"not told.*See report.log"):
+        ZeroGpu({"SPACES_ZERO_GPU": "true"}).report(tmp_path / "report.log")
+
+
+@pytest.mark.e2e
+def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api, home):
+    first, again = ask(session, gpu_token=TOKEN), ask(session)
+
+    assert "".join(chunk.text for chunk in first) == "".join(chunk.text for chunk in again)
+    assert (again[-1].tokens, again[-1].finish_reason) == (6, "length")
+    assert [given.get("token") for given in api.of("/schedule")] == [TOKEN, None]
+    assert [given["fail"] for given in api.of("/release")] == ["false", "false"]
+    assert len(api.of("/allow")) <= 1  # the child that holds the weights answers again
+    assert "canary" not in "".join(file.read_text() for file in home.server.glob("*.log"))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("refusal", "token", "words"),
+    [
+        (NO_QUOTA, TOKEN, "Your ZeroGPU quota.*30s requested vs. 12s left, try again in 3:05:00"),
+        (NO_QUOTA, "", "This Space has used up its ZeroGPU quota. Try again later"),
+        (BUSY, TOKEN, "no free GPU now. Try again in a minute"),
+        (Refusal(401), TOKEN, "no free GPU now"),
+        (Refusal(500), TOKEN, "ZeroGPU cannot be used"),
+    ],
+)
+def test_a_refusal_is_said_in_words(session, api, refusal, token, words):
+    api.refusal = refusal
+    with pytest.raises(DeviceError, match=words):
+        ask(session, gpu_token=token)
+
+
+@pytest.mark.e2e
+def test_a_wait_is_shown_and_can_be_stopped(session, api):
+    api.queues = True
+    asked, waits = question(), threading.Event()
+    seen = []
+
+    def follow() -> None:
+        for chunk in session.stream(asked):
+            seen.append(chunk)
+            waits.set()
+
+    following = threading.Thread(target=follow)
+    following.start()
+    assert waits.wait(60)
+    session.stop(asked.id)
+    following.join(60)
+
+    assert seen[0].note == "waiting for a GPU …"
+    assert (seen[-1].finish_reason, seen[-1].note) == ("stopped", "")
+    api.free.set()
+    wait_until(lambda: api.of("/release"), 60)  # what is lent too late is given back
+    api.queues = False
+    assert ask(session)[-1].finish_reason == "length"
+
+
+@pytest.mark.e2e
+def test_a_killed_process_leaves_no_child_with_the_gpu(session, api):
+    ask(session)
+    child = psutil.Process(api.children[-1])
+    os.kill(session._loaded.process.pid, 9)
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
