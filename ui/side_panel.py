@@ -27,7 +27,7 @@ class SidePanel:
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
         devices = [("This machine", ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
         self.judge = Dropdown(
-            devices, value="", label="Judge memory for", info="A run still starts on this machine.", elem_id="judge-for"
+            devices, value="", label="Judge memory for", elem_id="judge-for"
         )
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")

@@ -24,7 +24,7 @@ _APPLE_MARGIN = 0.25
 
 # Python with PyTorch, transformers and PEFT imported, a tokenizer, and rows of a few thousand tokens: measured as the
 # peak of runs, less what the other lines here account for.
-_PROCESS_ITSELF = 590 * MIB
+PROCESS_ITSELF = 590 * MIB
 # Tensors come from the C library, which cuts their holes up for small objects that stay, so a hole does not serve the
 # next tensor of its size. What is lost grows with what passes through a layer, more than with what is kept. Where
 # casts and integer products bring tensors of many sizes, nearly twice as much is lost.
@@ -53,8 +53,7 @@ class TensorsAtPeak(NamedTuple):
     passing_bytes: int = 0  # of these, activations and what the loss needs: what comes and goes within a step
     layer_bytes: int = 0  # how high one layer reaches, forward and backward together, above what is alive around it
     paged_bytes: int = 0  # optimizer state in memory that the driver moves
-    # Weights in mapped files that quantized ones were made from, and that stay mapped because other weights are in them.
-    mapped_bytes: int = 0
+    loading_bytes: int = 0  # on a CPU, pages of weight files that are quantized, and what is made of them
     uncertain_bytes: int = 0  # of the passing ones, how many more there may be where layers are not simulated in detail
 
 
@@ -95,7 +94,7 @@ def _process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, in
     holes = _HOLES_OF_KEPT * tensors.passing_bytes + _HOLES_OF_LAYER * tensors.layer_bytes
     if workload.precision.autocast is not None or workload.base == "int8":
         holes *= _HOLES_OF_MANY_SIZES
-    expected = _PROCESS_ITSELF + tensors.mapped_bytes + tensors.allocated_bytes + round(holes)
+    expected = PROCESS_ITSELF + max(tensors.allocated_bytes + round(holes), tensors.loading_bytes)
     expected += compiled_products_bytes(workload.pass_sizes)
     return expected, round(expected * (1 + _MARGIN))
 

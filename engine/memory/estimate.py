@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device
-from engine.memory.device_need import DeviceNeed, need_on_device
+from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, compiled_products_bytes, need_on_device
 from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from engine.memory.peak import Peak, find_peak, refuse_nonsense
 from engine.memory.persistent import weight_bytes
@@ -234,7 +234,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         device_kind=device.kind,
         free_bytes=device.free_bytes,
         total_bytes=device.total_bytes,
-        notes=_notes(workload, peak, device),
+        notes=(*_notes(workload, peak, device), *_process_notes(peak, need, workload, device)),
     )
 
 
@@ -286,6 +286,24 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
     if workload.base == "int8" and workload.checkpointing:
         notes.append("int8 layers keep their inputs, so gradient checkpointing saves less than elsewhere.")
     return tuple(notes)
+
+
+def _process_notes(peak: Peak, need: DeviceNeed, workload: Workload, device: Device) -> tuple[str, ...]:
+    """Say what a process on a CPU holds besides tensors."""
+    if device.kind != "cpu":
+        return ()
+    loading, without_tensors = peak.persistent.loading, PROCESS_ITSELF + compiled_products_bytes(workload.pass_sizes)
+    if without_tensors + loading == need.expected_bytes:
+        pages = loading - peak.persistent.weights - peak.persistent.unquantized
+        return (
+            f"Most is held before the first step, while weights are quantized: {pages / GIB:.1f} GiB of it are pages of the "
+            "weight files, which the system takes back where memory is short.",
+        )
+    gaps = need.expected_bytes - need.allocated_bytes - PROCESS_ITSELF
+    return (
+        f"Python and libraries: {PROCESS_ITSELF / GIB:.1f} GiB with PyTorch and transformers; the other {gaps / GIB:.1f} GiB are "
+        "gaps between tensors, which grow with batch × length.",
+    )
 
 
 _DEPENDS_ON: dict[ComponentKey, str] = {

@@ -45,7 +45,7 @@ class Peak:
             passing_bytes=self.held.total - self.held.gradients,
             layer_bytes=self.layer_bytes,
             paged_bytes=self.persistent.paged,
-            mapped_bytes=self.persistent.mapped,
+            loading_bytes=self.persistent.loading,
             uncertain_bytes=(self.held.total - self.held.gradients) // 2 if self.is_approximate else 0,
         )
 

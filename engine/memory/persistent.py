@@ -26,13 +26,13 @@ class Persistent:
     adapter: int
     optimizer: int
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
-    mapped: int  # on a CPU, pages of weight files that stay although what was made of them is counted above
+    loading: int  # before the first step, on a CPU: pages of weight files that are quantized, and what is made of them
     buckets: int  # in which devices that train together exchange gradients
     dense_experts: int  # of `unquantized`: experts held as bare parameters, which no quantization reaches
 
     @property
     def total(self) -> int:
-        """Without what is paged or mapped."""
+        """Without what is paged, or there before the first step only."""
         return self.weights + self.unquantized + self.adapter + self.optimizer + self.buckets
 
 
@@ -91,7 +91,7 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "Tra
         adapter=counts.added * workload.precision.adapter + counts.resident * 4,
         optimizer=on_device,
         paged=paged,
-        mapped=_mapped_bytes(structure, workload),
+        loading=_loading_bytes(structure, workload, weights + unquantized),
         # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
         buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
         dense_experts=_dense_expert_bytes(structure, workload),
@@ -106,13 +106,13 @@ def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:
     return sum(module.parameters * unquantized_width(module, workload) for module in experts)
 
 
-def _mapped_bytes(structure: ModelStructure, workload: Workload) -> int:
-    """Files of 16-bit weights are mapped; embeddings and norms stay in them, and with these all that was read."""
-    # Source: `safe_open` in safetensors, which maps the file; `load_state_dict` in transformers/modeling_utils.py.
+def _loading_bytes(structure: ModelStructure, workload: Workload, loaded: int) -> int:
+    """Files of 16-bit weights are mapped, and what was read of them stays until the last weight is made."""
+    # Source: `safe_open` in safetensors, which maps the file; `leave_weight_files`, engine/training/build.py.
     if workload.device != "cpu" or workload.base == "dense" or workload.precision.embeddings != 2:
         return 0
     quantized = (module for module in structure.shape.modules if workload.quantizes(module))
-    return sum(module.in_features * module.out_features * 2 for module in quantized)
+    return loaded + sum(module.in_features * module.out_features * 2 for module in quantized)
 
 
 def gradient_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:

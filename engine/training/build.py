@@ -60,6 +60,8 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
             f"{source.name} cannot be loaded for training ({type(error).__name__}: {reason[0][:200] if reason else ''}).",
             "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
         ) from error
+    if quantization is not None and placement.torch_device.type == "cpu":
+        leave_weight_files(model)
     copy_shared_heads(precision.compute, placement.torch_indexes)
     model.config.use_cache = False
     if placement.spread:
@@ -70,6 +72,13 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def leave_weight_files(model: Any) -> None:
+    """Copy what was not quantized out of the mapped weight files: one view keeps all pages that were read of its file."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def choose_attention(config: RunConfig, placement: Placement) -> str | None:

@@ -12,7 +12,7 @@ from tests.memory.measured_on_gpu import assert_predicted
 MIB = 2**20
 GPU = Device("cuda", 0, "NVIDIA A10", 22 * 2**30, 22 * 2**30, has_fast_bfloat16=True)
 TENSORS = TensorsAtPeak(
-    allocated_bytes=1000 * MIB, passing_bytes=0, layer_bytes=0, paged_bytes=0, mapped_bytes=0, uncertain_bytes=0
+    allocated_bytes=1000 * MIB, passing_bytes=0, layer_bytes=0, paged_bytes=0, loading_bytes=0, uncertain_bytes=0
 )
 NEED = need_on_device(TENSORS, Workload(AdapterConfig(), 1, 8), GPU)
 
