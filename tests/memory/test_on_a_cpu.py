@@ -1,0 +1,34 @@
+"""On a CPU the process counts: what it holds besides tensors is explained, and quantized weights save memory there too."""
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.hardware.device import Device
+from engine.inspector.worker.inventory import inventory_of
+from engine.memory.estimate import GIB, estimate_memory
+from engine.models.catalog import find_in_catalog
+
+CPU = Device("cpu", 0, "a CPU", 64 * GIB, 64 * GIB, has_fast_bfloat16=True, cores=2)
+LLAMA = inventory_of(find_in_catalog("meta-llama/Llama-2-7b-hf").config)
+
+
+def estimated(quantization, max_length):
+    values = {"model": {"id": "m", "quantization": quantization}, "training": {"max_length": max_length}}
+    return estimate_memory(LLAMA, config_from_mapping({**values, "dataset": {"source": "-"}}), CPU)
+
+
+def test_qlora_needs_less_than_lora_because_the_weight_files_are_left():
+    lora, qlora = estimated("none", 1024), estimated("nf4", 1024)
+
+    assert qlora.expected_bytes < lora.expected_bytes - 8 * GIB
+    assert qlora.components_bytes["Python and libraries"] < 3 * GIB
+
+
+@pytest.mark.parametrize(
+    ("quantization", "length", "words"),
+    [("none", 1024, "are gaps between tensors"), ("nf4", 128, "12.1 GiB of it are pages of the weight files")],
+)
+def test_one_line_says_what_the_process_holds_besides_tensors(quantization, length, words):
+    (note,) = estimated(quantization, length).notes
+
+    assert words in note
