@@ -26,9 +26,7 @@ class SidePanel:
         page.applied.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
         devices = [("This machine", ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
-        self.judge = Dropdown(
-            devices, value="", label="Judge memory for", elem_id="judge-for"
-        )
+        self.judge = Dropdown(devices, value="", label="Judge memory for", elem_id="judge-for")
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
