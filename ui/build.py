@@ -40,7 +40,7 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(services)[0], elem_id="header")
+        header = live_html(_header(services)[0], elem_id="header", more="access")
         news = poll(_header_news(services, header), _HEADER_SECONDS, question="header", elem_id="header-live")
         with gr.Row(equal_height=False, elem_id="bench"):
             with gr.Column(scale=7, min_width=560, elem_id="work"):
@@ -118,7 +118,7 @@ def render_header(
     if waiting:
         parts.append(f"{waiting} waiting")
     return (
-        '<div class="mast" role="banner"><span class="name">Lora<i>tory</i></span>'
+        '<div class="mast" role="banner"><h1 class="name">Lora<i>tory</i></h1>'
         '<span class="sub">fine-tuning with PEFT</span>'
         f'<span class="chip">{" · ".join(parts)}</span>{_account(person)}</div>'
         + (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")

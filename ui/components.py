@@ -108,12 +108,14 @@ def picked(event: gr.EventData) -> str:
     return str(event._data.get("pick", "")) if isinstance(event._data, dict) else ""
 
 
-def live_html(value: str = "", *, elem_id: str, follows_end: bool = False, **presentation: Any) -> gr.HTML:
+def live_html(
+    value: str = "", *, elem_id: str, follows_end: bool = False, more: str = "", **presentation: Any
+) -> gr.HTML:
     """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`.
 
-    With `follows_end`, what is higher than its place scrolls, and its end is kept in sight.
+    With `follows_end`, what is higher than its place scrolls, and its end is kept in sight; `more` names another script.
     """
-    scripts = script("place") + (script("follow_end") if follows_end else "")
+    scripts = script("place") + (script("follow_end") if follows_end else "") + (script(more) if more else "")
     return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
 
 

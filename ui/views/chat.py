@@ -15,7 +15,19 @@ from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, Loa
 from engine.data.conversation import Message
 from engine.errors import DatasetError
 from ui.backend.answers import RowPrompt
-from ui.views.html import empty, log, notices, pick_button, plural, progress_bar, short_name, size, small, status
+from ui.views.html import (
+    empty,
+    log,
+    notices,
+    pick_button,
+    plural,
+    progress_bar,
+    short_name,
+    size,
+    small,
+    status,
+    toolbar,
+)
 
 BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
 _LARGEST_FILE_BYTES = 4_000_000
@@ -113,9 +125,7 @@ def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, n
     edit = ""
     if number is not None:
         edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
-    return (
-        f'<div class="question"><span>You{edit}</span>{escape(turn.question)}</div><div class="answers">{answers}</div>'
-    )
+    return f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div><div class="answers">{answers}</div>'
 
 
 def _answer(answer: Answer, name: str, context_tokens: int | None) -> str:
@@ -232,7 +242,7 @@ def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
     return (
         f'<p class="small">{where}; the reference is shown with the answers. '
         f"{pick_button('others', 'Show others', css='inline')}</p>"
-        f'<div class="suggested" role="group" aria-label="Suggested questions">{items}</div>'
+        f"{toolbar('Suggested questions', items, 'suggested')}"
     )
 
 

@@ -105,7 +105,7 @@ def _answered(row: AnsweredRow) -> str:
     if len(summary) > _LONGEST_SUMMARY:  # the end has the question; the beginning is mostly the template
         summary = f"… {summary[-_LONGEST_SUMMARY:]}"
     return (
-        f'<section><h4 class="num">Row {row.row:,}</h4><details><summary>{escape(summary)}</summary>'
+        f'<section><h3 class="num">Row {row.row:,}</h3><details><summary>{escape(summary)}</summary>'
         f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
 
@@ -234,7 +234,7 @@ def _blind_pair(prompt: str, answers: str, words: str = "") -> str:
 
 
 def _blind_question(prompt: str) -> str:
-    return f'<div class="question"><span>Question</span>{escape(prompt)}</div>'
+    return f'<div class="question"><h3>Question</h3><div>{escape(prompt)}</div></div>'
 
 
 def _blind_answer(name: str, text: str, *, chosen: bool = False) -> str:

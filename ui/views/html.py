@@ -46,7 +46,8 @@ def table(
     """Return a table; one whose titles are all empty has no head.
 
     Args:
-        columns: Plain text is the title of a column of text.
+        columns: Plain text is the title of a column of text. Where rows or what is in them can be picked, the table is one
+            tab stop: the arrow keys move in it.
         rows: HTML of the cells of each.
         css: More classes of the table.
         caption: Text above it.
@@ -54,7 +55,11 @@ def table(
         scrolls: Class of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
     """
     kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
-    head = "".join(f"<th{_attribute('class', kind.css)}>{kind.title}</th>" for kind in kinds)
+    # A column without a title has no head that could be read out.
+    head = "".join(
+        "<{0}{1}>{2}</{0}>".format("th" if kind.title else "td", _attribute("class", kind.css), kind.title)
+        for kind in kinds
+    )
     head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
     body = []
     for row in rows:
@@ -63,8 +68,9 @@ def table(
         inner = "".join(f"<td{_attribute('class', kind.css)}>{cell}</td>" for kind, cell in filled)
         body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    classes = f"plain {css}".strip()
-    html = f'<table class="{classes}"{attributes}>{title}{head}<tbody>{"".join(body)}</tbody></table>'
+    lines = "".join(body)
+    role = ' role="grid"' if "data-pick" in lines else ""
+    html = f'<table class="{f"plain {css}".strip()}"{role}{attributes}>{title}{head}<tbody>{lines}</tbody></table>'
     return f'<div class="{scrolls}">{html}</div>' if scrolls else html
 
 
@@ -72,10 +78,18 @@ def _attribute(name: str, value: str) -> str:
     return f' {name}="{value}"' if value else ""
 
 
-def pickable(identifier: str, *, chosen: bool = False) -> str:
-    """Return the attributes of a table row that can be picked; see `ui.components.pick_list`."""
-    state = 'class="chosen" aria-selected="true"' if chosen else 'aria-selected="false"'
-    return f'data-pick="{escape(identifier, quote=True)}" tabindex="0" role="row" {state}'
+def pickable(identifier: str, *, chosen: bool | None = False) -> str:
+    """Return the attributes of a table row that can be picked; see `ui.components.pick_list`.
+
+    A row that acts instead of being chosen has None for `chosen`.
+    """
+    state = {None: "", False: ' aria-selected="false"', True: ' class="chosen" aria-selected="true"'}[chosen]
+    return f'data-pick="{escape(identifier, quote=True)}" tabindex="0"{state}'
+
+
+def toolbar(label: str, buttons: str, css: str) -> str:
+    """Return buttons, as HTML, that are one tab stop; the arrow keys move among them."""
+    return f'<div class="{css}" role="toolbar" aria-label="{escape(label, quote=True)}">{buttons}</div>'
 
 
 def pick_button(identifier: str, text: str, *, css: str = "link", label: str = "") -> str:

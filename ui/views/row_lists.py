@@ -101,14 +101,14 @@ def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
     for row in rows:
         tokens = f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"
         cells = (f"{row.row:,}", _line(row.line), tokens, escape(row.raw[:160]))
-        lines.append(Row(cells, pickable(str(row.row))))
+        lines.append(Row(cells, pickable(str(row.row), chosen=None)))
     return _listed([Column.of_numbers("Tokens")], lines, page)
 
 
 def problem_row(problem: RowProblem, *, picks: bool) -> Row:
     """Return one row of a table of problems."""
     cells = (f"{problem.row:,}", _line(problem.line), escape(problem.problem), escape(problem.sample[:160]))
-    return Row(cells, pickable(str(problem.row)) if picks else "")
+    return Row(cells, pickable(str(problem.row), chosen=None) if picks else "")
 
 
 def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:

@@ -9,7 +9,7 @@ from engine.data.contract import DatasetReport
 from engine.memory.estimate import Verdict
 from engine.runs.plan import plan_run
 from engine.runs.summary import RunSummary
-from ui.views.html import count, duration, facts, plural, small
+from ui.views.html import count, duration, facts, plural, small, toolbar
 
 
 def render_plan(config: RunConfig | None, report: DatasetReport | None, similar: RunSummary | None) -> str:
@@ -67,4 +67,4 @@ def render_presets(presets: Sequence[Preset], verdicts: Mapping[str, Verdict] | 
         f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}{notes[preset.name]}</span></button>"
         for preset in presets
     )
-    return f'<div class="presets" role="group" aria-label="Presets">{items}</div>'
+    return toolbar("Presets", items, "presets")

@@ -41,7 +41,7 @@ COMPARE_PREFIX = "compare:"
 MORE = "more:"
 
 _COLUMNS = (
-    Column('<span aria-hidden="true">⇄</span>', "mark"),
+    Column('<span aria-hidden="true">⇄</span><span class="unseen">Compare</span>', "mark"),
     Column("Run", "name"),
     Column("State"),
     Column("Method", "method"),
