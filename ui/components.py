@@ -162,7 +162,7 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     assert spec.submodule_search_locations is not None
     library = Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
     gr.set_static_paths([library])
-    waits = f'<div class="chart" role="img" data-waiting="{escape(waiting, quote=True)}">'
+    waits = f'<div class="chart" data-waiting="{escape(waiting, quote=True)}">'
     template = f'{waits}<p class="small">Loading the chart …</p></div>'
     head = f'<script src="gradio_api/file={library.as_posix()}"></script>'
     draw = script("chart")

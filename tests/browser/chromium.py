@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -52,6 +53,19 @@ def open_tab(page: Page, name: str) -> None:
     """Click a tab and wait until its content is there."""
     page.get_by_role("tab", name=name, exact=True).click()
     page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()
+
+
+def barriers(page: Page) -> list[str]:
+    """What axe-core finds on a page as it is, its dark colours as well: rule, element, and why."""
+    page.emulate_media(reduced_motion="reduce")  # a colour on its way is not the one that stays
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    was_dark = page.evaluate("document.body.classList.contains('dark')")
+    page.emulate_media(color_scheme="dark")
+    page.evaluate("document.body.classList.add('dark')")
+    found += Axe().run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
+    page.emulate_media(color_scheme="light")
+    page.evaluate("dark => document.body.classList.toggle('dark', dark)", was_dark)
+    return [f"{rule['id']} {node['target']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
 
 def let_fold_settle(page: Page) -> None:

@@ -17,7 +17,7 @@ const draw = () => {
     if (window.Plotly && place.data) window.Plotly.purge(place);
     place.replaceChildren();
     if (place.dataset.waiting) place.insertAdjacentElement('afterbegin', waiting).textContent = place.dataset.waiting;
-    place.removeAttribute('aria-label');
+    place.role = place.ariaLabel = null;
     place.style.height = '';
     place.style.minHeight = '0';
     return;
@@ -27,7 +27,8 @@ const draw = () => {
     return;
   }
   const chart = JSON.parse(withColours(value));
-  place.setAttribute('aria-label', chart.label);
+  place.role = 'img';
+  place.ariaLabel = chart.label;
   waiting.remove();
   place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
