@@ -1,6 +1,6 @@
 // What Gradio 6.31 leaves out for people who use a keyboard or a screen reader: landmarks, names that are labels and not
 // labels with all their help, a name of each group of choices, and arrow keys in tabs.
-const LANDMARKS = {side: ['region', 'Your draft']};
+const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
 let named = 0;
 
 const arrange = () => {
