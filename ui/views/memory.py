@@ -171,7 +171,9 @@ def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
     rows = []
     for change in changes:
         needs = f'<span class="{css.get(change.verdict, "no")}">{gib(change.needed_bytes)}</span>'
-        rows.append(Row((under(escape(change.change), change.cost), needs), pickable(" ".join(change.overrides), chosen=None)))
+        rows.append(
+            Row((under(escape(change.change), change.cost), needs), pickable(" ".join(change.overrides), chosen=None))
+        )
     return f'<div class="section"><h3>{title}</h3>{table(["Change", Column.of_numbers("Needs, GiB")], rows, scrolls="")}</div>'
 
 
