@@ -1,6 +1,9 @@
 """What tests of jobs share: a stand-in for Hugging Face, a home whose runs go there, and a lab."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -12,19 +15,26 @@ from tests.jobs.lab import SERVERS_OWN, Lab
 from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN, JobsStandIn
 
 
-@pytest.fixture
-def hugging_face(tmp_path, monkeypatch):
-    """The stand-in; in this process huggingface_hub stores files with it as well."""
+@contextmanager
+def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsStandIn]:
+    """Let huggingface_hub ask the stand-in, and store files with it as well, in this process."""
     monkeypatch.syspath_prepend(str(STORAGE_CLIENT))
     for name in [name for name in sys.modules if name.partition(".")[0] == "hf_xet"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    with JobsStandIn(tmp_path / "jobs") as stand_in:
+    with JobsStandIn(folder) as stand_in:
         monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
         yield stand_in
     sys.modules.pop("hf_xet", None)
+
+
+@pytest.fixture
+def hugging_face(tmp_path, monkeypatch):
+    """The stand-in."""
+    with as_hugging_face(tmp_path / "jobs", monkeypatch) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture
