@@ -1,5 +1,6 @@
 """Reading the form: what is missing, what is wrong, and what it would need, without ever raising."""
 
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,13 +93,19 @@ def form() -> Form:
     return form
 
 
+@cache
+def known_devices():
+    """The devices of this machine, whose free memory changes from moment to moment, as they were at the first look."""
+    return list_devices()
+
+
 def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, **given: object):
     services = SimpleNamespace(
         shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None),
         checks=checks or DatasetChecks(FakeInspector()),
-        devices=list_devices,
+        devices=known_devices,
         home=LoratoryHome(Path("unused")),
-        place=lambda name: places_of(list_devices, lambda: ())[name],
+        place=lambda name: places_of(known_devices, lambda: ())[name],
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}
