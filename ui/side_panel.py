@@ -122,7 +122,7 @@ def _advice(draft: Draft) -> Advice | None:
     device, estimate = draft.judged.device, draft.judged.estimate
     if draft.shape is None or draft.assumed is None or device is None or estimate is None:
         return None
-    return advise(draft.shape, draft.assumed, device)
+    return advise(draft.shape, draft.assumed, device, draft.rows)
 
 
 def _render_advice(draft: Draft) -> str:

@@ -57,6 +57,11 @@ class RowLengths(_Part):
     def longest(self) -> int:
         return max(self.tokens)
 
+    @property
+    def needed_max_length(self) -> int:
+        """The smallest `max_length`, in steps of 16 tokens, that cuts nothing."""
+        return -(-self.longest // 16) * 16
+
 
 class SourceReport(_Part):
     """One of the sources of a mixture; a dataset of one source has one."""

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
+from engine.data.contract import RowLengths
 from engine.hardware.device import Device
 from engine.memory.config_changes import Changes, as_overrides, largest_that_fits, new_problems, with_changes
 from engine.memory.estimate import Estimator, Verdict, judge
@@ -21,7 +22,7 @@ _SHORTEST = 8  # the bound of TrainingConfig.max_length
 _SHORTEST_ADVISED = 128  # tokens; shorter rows teach another task
 _WORTH_MENTIONING = 0.02  # of the need; what saves less is noise
 
-_SameResult = Literal["fused_attention", "smaller_batch", "checkpointing_on"]
+_SameResult = Literal["fused_attention", "data_length", "smaller_batch", "checkpointing_on"]
 _LessExact = Literal["optimizer_8bit", "bfloat16", "double_quant", "int8", "nf4"]
 _OtherResult = Literal["without_dora", "lora", "qlora", "shorter_rows"]
 _UseOfRoom = Literal["checkpointing_off", "unquantized", "larger_batch"]
@@ -46,7 +47,8 @@ class Advice(BaseModel, frozen=True):
     # Where the run does not fit: changes that lessen its need, those that cost least first, among them the combination
     # that fits at the least cost. Where it fits: changes that make it faster or more exact and fit as well.
     changes: tuple[AdvisedChange, ...]
-    longest_max_length: int | None  # that fits with everything else as it is; None where nothing fits
+    # That fits with everything else as it is, and where the rows are known no more than they need; None where nothing fits.
+    longest_max_length: int | None
     largest_batch_size: int | None
     limits: tuple[AdvisedChange, ...] = ()  # these two as changes, where they are not the draft's and none of `changes`
 
@@ -58,14 +60,16 @@ class _Candidate(NamedTuple):
     changes: Changes
 
 
-def advise(shape: ModelShape, config: RunConfig, device: Device) -> Advice:
+def advise(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Advice:
     """Find what makes `config` fit on `device`, or what else would fit.
+
+    Without known `rows`, all of them are as long as `max_length` allows.
 
     Raises:
         ConfigError: If the adapter matches no module of the model.
         ModelError: If the model's shape lacks what a decoder needs.
     """
-    return _Adviser(Estimator(shape, device), config).advise()
+    return _Adviser(Estimator(shape, device, rows), config).advise()
 
 
 class _Adviser:
@@ -76,14 +80,26 @@ class _Adviser:
         self._config = config
         self._device = estimator.device
         self._now = estimator.need(config)
+        self._rows = estimator.rows
+
+    @property
+    def _needed_length(self) -> int | None:
+        """The `max_length` that the rows need; None where they are not known, or packed into sequences of that length."""
+        if self._rows is None or self._config.training.packing:
+            return None
+        return max(_SHORTEST, min(self._rows.needed_max_length, _LONGEST_ALLOWED))
 
     def advise(self) -> Advice:
         training = self._config.training
         longest_sensible = min(self._estimator.shape.max_position_embeddings or _LONGEST, _LONGEST_ALLOWED)
+        most_rows = _LARGEST_BATCH
+        if self._rows is not None:
+            longest_sensible = min(longest_sensible, self._needed_length or _LONGEST_ALLOWED)
+            most_rows = min(most_rows, self._rows.count)
         longest = self._largest("max_length", training.max_length, longest_sensible)
         if longest is not None and (longest < _SHORTEST or self._is_refused({"training.max_length": longest})):
             longest = None
-        batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, _LARGEST_BATCH)
+        batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, most_rows)
         if judge(self._now, self._device) == "fits":
             judged = [self._judged(candidate) for candidate in self._allowed(self._uses_of_room(batch or 1))]
             changes = [change for change in judged if change.verdict == "fits"]
@@ -101,10 +117,17 @@ class _Adviser:
             more = "more" if batch > training.per_device_train_batch_size else "fewer"
             changes = {"training.per_device_train_batch_size": batch}
             yield _Candidate("largest_batch", f"The largest batch: {batch:,}", f"{more} rows to a step", changes)
-        if longest is not None and longest != training.max_length:
+        if longest is not None and longest == self._needed_length and longest != training.max_length:
+            yield self._length_of_data(longest)
+        elif longest is not None and longest != training.max_length:
             cost = "less is cut off" if longest > training.max_length else "longer rows lose their end"
             changes = {"training.max_length": longest}
             yield _Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, changes)
+
+    def _length_of_data(self, length: int) -> _Candidate:
+        longest = self._rows.longest if self._rows is not None else length
+        cost = f"nothing is cut: the longest row has {longest:,}"
+        return _Candidate("data_length", f"Max length {length:,}", cost, {"training.max_length": length})
 
     # Where it does not fit
 
@@ -129,6 +152,9 @@ class _Adviser:
         if config.model.attn_implementation == "eager":
             changes = {"model.attn_implementation": "auto"}
             yield _Candidate("fused_attention", "Use a fused attention kernel", "faster, same result", changes)
+        length = self._needed_length
+        if length is not None and length < config.training.max_length:
+            yield self._length_of_data(length)
         yield from self._smaller_batch(batch or 1)
         if not config.training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
             words, cost = "Switch gradient checkpointing on", "about a third slower, same result"
@@ -180,6 +206,8 @@ class _Adviser:
     def _another_result(self, longest: int | None) -> Iterator[_Candidate]:
         """Yield changes that alter what is trained."""
         adapter, max_length = self._config.adapter, self._config.training.max_length
+        if self._rows is not None:
+            max_length = min(max_length, self._needed_length or max_length)
         if "use_dora" in adapter.traits.fields and adapter.use_dora:
             cost = "faster; at low ranks often a little worse"
             yield _Candidate("without_dora", "LoRA without DoRA", cost, {"adapter.use_dora": False})

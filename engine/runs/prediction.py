@@ -96,19 +96,21 @@ def needs_of(
 _ROOM_SHARE = 0.9
 
 
-def advice_on_memory(config: RunConfig, home: LoratoryHome, device: Device | None = None) -> str | None:
+def advice_on_memory(
+    config: RunConfig, home: LoratoryHome, device: Device | None = None, rows: RowLengths | None = None
+) -> str | None:
     """The estimate's first advice that makes this run fit, as a sentence; None where it knows of none.
 
-    `device` is where it ran; unless given, the first GPU, or the processor.
+    Without known `rows`, all of them are as long as `max_length` allows. `device` is where it ran; unless given, the first GPU, or the processor.
     """
     try:
         shape = known_inventory(config.model, home)
         if shape is None:
             return None
         device = device or _device_of(config)
-        need = Estimator(shape, device).need(config).needed_bytes
+        need = Estimator(shape, device, rows).need(config).needed_bytes
         room = min(device.total_bytes, round(need * _ROOM_SHARE))
-        changes = advise(shape, config, dataclasses.replace(device, free_bytes=room)).changes
+        changes = advise(shape, config, dataclasses.replace(device, free_bytes=room), rows).changes
     except (EngineError, OSError, MemoryError):
         return None
     except Exception:  # why a run ended is said without advice as well

@@ -3,7 +3,8 @@
 Each cell is a real run of the demo model by the real worker, two optimizer steps on rows of full length: method × batch ×
 length × gradient checkpointing. By default some cells, in which every method meets every batch and every length, with and without
 checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
-steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. Prints each cell as soon as it is
+steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. `--data` runs steps on
+whole datasets, each predicted for its rows as the page does once their lengths are known. Prints each cell as soon as it is
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
 fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
 
@@ -12,6 +13,7 @@ with these libraries, not how well they would foretell other models.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,6 +31,7 @@ from engine.config.methods.registry import METHODS as PEFT_METHODS
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
 from engine.hardware.processor import describe_processor
+from engine.inspector.session import Inspector
 from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import Estimator, MemoryEstimate, describe_peak
 from engine.memory.workload import workload_of_run
@@ -71,21 +74,28 @@ class Cell(NamedTuple):
     length: int
     checkpointing: bool
     steps: int = 2
-    rows: Literal["longest", "alpaca"] = "longest"
+    rows: Literal["longest", "alpaca", "data"] = "longest"
     overrides: tuple[str, ...] = ()
+    source: str = ""  # of "data"
+    accumulation: int = 2
 
     def config(self, dataset: Path, model: str) -> RunConfig:
         """What is run."""
         varied = self.rows == "alpaca"
+        if self.rows == "data":
+            # Held-out rows as well, but few: measuring them often takes longer than the steps.
+            data: dict[str, object] = {"source": self.source, "eval_fraction": 0.01}
+        elif varied:
+            data = {"source": str(ALPACA), "max_samples": self.steps * self.batch_size, "eval_fraction": 0}
+        else:
+            data = {"source": str(dataset), "format": "text", "train_on": "all", "eval_fraction": 0}
         sections: dict[str, dict[str, object]] = {
             "model": {"id": model},
             "adapter": {},
-            "dataset": {"source": str(ALPACA), "max_samples": self.steps * self.batch_size, "eval_fraction": 0}
-            if varied
-            else {"source": str(dataset), "format": "text", "train_on": "all", "eval_fraction": 0},
+            "dataset": data,
             "training": {
                 "per_device_train_batch_size": self.batch_size,
-                "gradient_accumulation_steps": 1 if varied else 2,
+                "gradient_accumulation_steps": 1 if varied else self.accumulation,
                 "max_length": self.length,
                 "gradient_checkpointing": self.checkpointing,
                 "max_steps": self.steps,
@@ -107,6 +117,29 @@ VARIED_CELLS = (
     Cell("IA3", 2, 512, False, 16, "alpaca"),
     Cell("QLoRA", 2, 512, False, 16, "alpaca"),
 )
+
+_GLAIVE = ALPACA.parent / "sharegpt_glaive_toolcall_300.json"
+_FAQ, _CHATS = "sample:loratory-faq", "sample:lab-chats"
+
+
+def _on(source: str | Path, method: str, batch: int, accumulation: int, *overrides: str, length: int = 1024) -> Cell:
+    checkpointing = "training.gradient_checkpointing=true" in overrides
+    return Cell(method, batch, length, checkpointing, 4, "data", overrides, str(source), accumulation)
+
+
+_CHECKPOINTED, _PACKED = "training.gradient_checkpointing=true", "training.packing=true"
+# Real data at the default max_length, unless said otherwise: short rows, rows of all lengths, long rows that are cut.
+DATA_CELLS = (
+    _on(_FAQ, "LoRA", 2, 4), _on(ALPACA, "LoRA", 1, 2), _on(_GLAIVE, "LoRA", 1, 1),
+    _on(_FAQ, "QLoRA", 2, 2), _on(_FAQ, "Prefix tuning", 4, 1), _on(ALPACA, "Full", 2, 1),
+    _on(_FAQ, "LoRA", 4, 2, _CHECKPOINTED), _on(ALPACA, "IA3", 2, 1), _on(_FAQ, "LoRA on int8", 2, 2),
+    _on(_GLAIVE, "LoRA", 1, 1, _CHECKPOINTED), _on(ALPACA, "LoRA", 1, 1, _PACKED, length=512),
+    _on(_CHATS, "LoRA", 1, 2), _on(_FAQ, "Full", 4, 1), _on(ALPACA, "Prefix tuning", 1, 2),
+    _on(ALPACA, "QLoRA", 1, 2), _on(_FAQ, "IA3", 4, 1), _on(_FAQ, "AdaLoRA", 2, 2), _on(_FAQ, "LoRA", 2, 2, "adapter.use_dora=true"),
+    _on(_CHATS, "Full", 1, 1, _CHECKPOINTED), _on(_FAQ, "LoHa", 2, 2), _on(_FAQ, "LoKr", 2, 2),
+    _on(_FAQ, "OFT", 2, 2), _on(_FAQ, "VeRA", 2, 2), _on(_FAQ, "MiSS", 2, 2), _on(_FAQ, "Prompt tuning", 4, 1),
+    _on(_FAQ, "P-tuning", 4, 1), _on(ALPACA, "LoRA", 4, 1, length=256), _on(_CHATS, "IA3", 2, 1),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +181,7 @@ def main() -> int:
     parser.add_argument("--cells", default="", help="such as 0-5 or 3,7")
     parser.add_argument("--all", action="store_true", help="every cell of the grid, which takes much longer")
     parser.add_argument("--varied", action="store_true", help="the cells on rows of many lengths instead")
+    parser.add_argument("--data", action="store_true", help="the cells on whole datasets instead")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -182,9 +216,9 @@ def main() -> int:
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
-    grid: Sequence[Cell] = VARIED_CELLS if options.varied else cells()
+    grid: Sequence[Cell] = VARIED_CELLS if options.varied else DATA_CELLS if options.data else cells()
     if not options.cells:
-        whole = options.all or options.varied
+        whole = options.all or options.varied or options.data
         yield from ((number, grid[number]) for number in (range(len(grid)) if whole else default_cells()))
         return
     for part in options.cells.split(","):
@@ -202,7 +236,12 @@ def write_rows(path: Path) -> Path:
 
 def predict(cell: Cell, config: RunConfig, shape: ModelShape, device: Device) -> MemoryEstimate:
     """Predict the run; of rows that are cut to one length it is known that all passes have one size."""
-    workload = workload_of_run(shape, config, device)
+    rows = None
+    if cell.rows == "data":
+        with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
+            report = inspector.check(config.dataset, config.model, cell.length, seed=config.training.seed)
+        rows = report.row_lengths
+    workload = workload_of_run(shape, config, device, rows)
     if cell.rows == "longest":
         workload = dataclasses.replace(workload, pass_sizes=1)
     return describe_peak(Estimator(shape, device).peak(workload), workload, device)

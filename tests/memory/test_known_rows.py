@@ -1,10 +1,13 @@
 """An estimate for rows whose lengths are known is about the largest pass that the trainer makes of them."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config.load import config_from_mapping
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device
+from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.estimate import Estimator
 from engine.memory.workload import workload_of_run
@@ -82,3 +85,38 @@ def test_another_device_of_a_step_takes_its_own_rows():
     two = config_of(run={"launcher": "accelerate", "devices": [0, 1]})
 
     assert [workload_of_run(SHAPE, config, CPU, SHORT).batch_size for config in (config_of(), two)] == [8, 8]
+
+
+def offered(config, device, rows=SHORT):
+    advice = advise(SHAPE, config, device, rows)
+    return {change.kind: change for change in (*advice.changes, *advice.limits)}
+
+
+@pytest.mark.parametrize("free_gib", [16, 1.2], ids=["it fits", "it does not"])
+@pytest.mark.parametrize("max_length", [1024, 64], ids=["longer than any row", "rows are cut"])
+def test_one_click_sets_the_length_that_the_rows_need(free_gib, max_length):
+    device = replace(CPU, free_bytes=round(free_gib * GIB))
+    config = config_of(training={"max_length": max_length})
+
+    changes = offered(config, device)
+
+    if max_length == 64 and free_gib < 2:  # longer rows do not fit; it may stay as it is
+        assert "data_length" not in changes
+        return
+    change = changes["data_length"]
+    assert (change.change, change.overrides) == ("Max length 128", ("training.max_length=128",))
+    assert change.cost == "nothing is cut: the longest row has 119"
+    again = Estimator(SHAPE, device, SHORT).estimate(config_of(training={"max_length": 128}))
+    assert (change.needed_bytes, change.verdict) == (again.needed_bytes, again.verdict)
+    assert "longest_rows" not in changes
+    assert not any(kind == "shorter_rows" and "512" in change.change for kind, change in changes.items())
+
+
+def test_no_length_is_offered_where_it_is_right_or_rows_are_packed():
+    assert "data_length" not in offered(config_of(training={"max_length": 128}), CPU)
+    assert "data_length" not in offered(config_of(training={"packing": True}), CPU)
+    assert "data_length" not in offered(config_of(), CPU, None)
+
+
+def test_a_batch_is_at_most_all_rows():
+    assert advise(SHAPE, config_of(), replace(GPU, free_bytes=10**15), known(*[20] * 50)).largest_batch_size == 50

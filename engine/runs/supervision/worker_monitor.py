@@ -206,7 +206,9 @@ def with_advice(monitor: WorkerMonitor, state: RunState, home: LoratoryHome) -> 
     if state.reason != "out_of_memory" or state.device != "cpu":
         return state
     try:
-        advice = advice_on_memory(monitor.run.folder.read_config(), home, describe_processor())
+        report = monitor.run.folder.read_dataset_report()
+        rows = report.row_lengths if report is not None else None
+        advice = advice_on_memory(monitor.run.folder.read_config(), home, describe_processor(), rows)
     except EngineError:
         advice = None
     return state if advice is None else state.model_copy(update={"advice": advice})
