@@ -1,16 +1,18 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 from engine.config.load import change_of
+from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
 from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
+from engine.runs.memory_measurement import config_of_rows
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.gradio_internals import Dropdown
@@ -29,11 +31,12 @@ class SidePanel:
         self.judge = Dropdown(devices, value="", label="Judge memory for", elem_id="judge-for")
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
+        self.longest = gr.Button("Measure longest rows", size="sm", visible=False, elem_id="measure-longest")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
         self.timer = gr.Timer(1.5, active=False)
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
-        self._measuring = [self.measured, self.start, self.stop, self.timer]
+        self._measuring = [self.measured, self.start, self.longest, self.stop, self.timer]
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
@@ -45,6 +48,7 @@ class SidePanel:
         page, components = self._page, self._page.form.components
         for trigger, handler in (
             (self.start.click, self._start),
+            (self.longest.click, self._start_longest),
             (self.stop.click, self._stop),
             (self.timer.tick, self._measurement),
         ):
@@ -65,26 +69,48 @@ class SidePanel:
         return shown_as_message(lambda *values: handler(self._page.draft(values)))
 
     def _start(self, draft: Draft) -> Updates:
-        if draft.assumed is None or draft.estimate is None or draft.shape is None or draft.device is None:
+        return self._begin(draft, _measured_configs(draft)[:1])
+
+    def _start_longest(self, draft: Draft) -> Updates:
+        return self._begin(draft, _measured_configs(draft)[1:])
+
+    def _begin(self, draft: Draft, configs: Sequence[RunConfig]) -> Updates:
+        if not configs or draft.shape is None or draft.device is None:
             raise ConfigError([Problem("", "choose a model and correct the settings first.")])
         services = self._page.services
-        expected = Estimator(draft.shape, draft.device).estimate_step(draft.assumed)  # the panel's is of a whole run
-        services.measurements.start(_key(draft), "A measurement", services.measure(draft.assumed, expected))
+        for config in configs:
+            expected = Estimator(draft.shape, draft.device).estimate_step(config)  # the panel's is of a whole run
+            services.measurements.start(_key(config), "A measurement", services.measure(config, expected))
         return self._measurement(draft)
 
     def _stop(self, draft: Draft) -> Updates:
-        self._page.services.measurements.stop(_key(draft))
+        for config in _measured_configs(draft):
+            self._page.services.measurements.stop(_key(config))
         return self._measurement(draft)
 
     def _measurement(self, draft: Draft) -> Updates:
-        work = self._page.services.measurements.find(_key(draft)) if draft.assumed is not None else None
-        under_way = work is not None and work.is_under_way
+        configs = _measured_configs(draft)
+        works = [self._page.services.measurements.find(_key(config)) for config in configs]
+        under_way = any(work is not None and work.is_under_way for work in works)
+        can_start = _is_here(draft) and bool(configs) and not under_way
+        most = configs[-1].training.max_length if configs else 0
         return {
-            self.measured: render_measured_step(work),
-            self.start: visible_if(_is_here(draft) and draft.estimate is not None and not under_way),
+            self.measured: "".join(map(render_measured_step, works)),
+            self.start: visible_if(can_start),
+            self.longest: gr.update(value=f"Measure {most:,}-token rows", visible=can_start and len(configs) > 1),
             self.stop: visible_if(under_way),
             self.timer: gr.Timer(active=under_way),
         }
+
+
+def _measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
+    """Return what can be measured: a step of the chosen rows, then one of the longest rows allowed where those need more."""
+    if draft.assumed is None or draft.estimate is None or draft.shape is None or draft.device is None:
+        return ()
+    of_rows = config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.assumed)
+    ceiling = draft.ceiling
+    has_ceiling = ceiling is not None and ceiling.pass_tokens > draft.estimate.pass_tokens
+    return (of_rows, draft.assumed) if has_ceiling else (of_rows,)
 
 
 def _is_here(draft: Draft) -> bool:
@@ -99,10 +125,8 @@ def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
     return UNCHANGED if known is None else known.name
 
 
-def _key(draft: Draft) -> str:
-    """Return what memory depends on; the same for every page with this draft."""
-    assert draft.assumed is not None
-    config = draft.assumed
+def _key(config: RunConfig) -> str:
+    """Return what memory depends on; the same for every page that measures it."""
     parts = (config.model, config.adapter, config.training, config.run.devices)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

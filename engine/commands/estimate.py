@@ -2,12 +2,17 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from pydantic import BaseModel
 
 from engine.commands.configs import load_config_argument
 from engine.commands.output import AsJson, ConfigName, Overrides, print_json, with_progress
+from engine.config.run import RunConfig
+from engine.data.contract import RowLengths
+from engine.data.hub import reads_from_hub
+from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems, list_devices
 from engine.hardware.known_devices import THIS_MACHINE, known_device
@@ -16,7 +21,7 @@ from engine.memory.advice import Advice, advise
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.runs.memory_measurement import MeasuredStep, MeasurementJob
+from engine.runs.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 from engine.runs.prediction import most_likely
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
@@ -42,6 +47,15 @@ def estimate(
     measure: Annotated[
         bool, typer.Option("--measure", help="Take one worst step on the device, and say what it really took.")
     ] = False,
+    data: Annotated[
+        bool | None,
+        typer.Option(
+            "--data/--no-data",
+            help="Judge for the rows of the dataset, or for rows as long as max_length. A dataset on the Hub is read with "
+            "--data alone.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,25 +72,83 @@ def estimate(
     options = device_options(list_devices(), run_config.run) if elsewhere is None else ((elsewhere,),)
     with contextlib.closing(Inspector(home)) as inspector:
         shape = inspector.module_inventory(run_config.model)
-    device = most_likely(shape, run_config, options)[0]
-    estimator = Estimator(shape, device)
+        lengths, unread = _lengths(inspector, run_config, data)
+    device = most_likely(shape, run_config, options, lengths)[0]
+    estimator = Estimator(shape, device, lengths)
     result = estimator.estimate(run_config)
     # A start refuses these, however much memory is free.
     problems = device_problems(run_config, device)
-    refusals = [f"This device cannot run it: {problem.message}" for problem in problems]
+    refusals = [*unread, *(f"This device cannot run it: {problem.message}" for problem in problems)]
     shares = share_among(estimator, run_config, devices) if devices > 1 else ()
     measured = None
     if measure:
-        measured = with_progress(MeasurementJob(home, run_config, estimator.estimate_step(run_config)).run)
-    advice = advise(shape, run_config, device)
-    methods = compare_methods(shape, run_config, device)
+        of_rows = config_of_rows(estimator, run_config)
+        measured = with_progress(MeasurementJob(home, of_rows, Estimator(shape, device).estimate_step(of_rows)).run)
+    advice = advise(shape, run_config, device, lengths)
+    methods = compare_methods(shape, run_config, device, lengths)
+    rows = _rows(lengths, result, Estimator(shape, device).estimate(run_config), run_config)
     if as_json:
         shared = {"several_devices": shares} if shares else {}
         more = {"measured": measured} if measured is not None else {}
-        print_json(_as_json(result, advice, methods, refusals) | shared | more)
+        print_json(_as_json(result, advice, methods, refusals) | {"rows": rows} | shared | more)
     else:
-        lines = [*_text(result, advice, methods, refusals), *_shares_text(shares), *_measured_text(measured)]
+        lines = [*refusals, *_text(result, advice, methods, rows), *_shares_text(shares), *_measured_text(measured)]
         typer.echo("\n".join(lines))
+
+
+class RowsJudged(BaseModel, frozen=True):
+    """The rows that the figures are about."""
+
+    count: int
+    longest: int  # tokens, after the cut
+    at_once: int  # that pass through the model together
+    tokens_at_once: int  # of them, padding included
+    ceiling_bytes: int  # expected where rows as long as max_length came
+
+
+def _lengths(inspector: Inspector, config: RunConfig, wanted: bool | None) -> tuple[RowLengths | None, Sequence[str]]:
+    """Return the lengths of the dataset's rows, or a note why the longest rows allowed are judged instead."""
+    if wanted is False:
+        return None, ()
+    if wanted is None and reads_from_hub(config.dataset):
+        return None, ["The dataset is on the Hub: figures are for rows as long as max_length; --data reads all rows."]
+    training = config.training
+    try:
+        report = with_progress(
+            lambda on_progress: inspector.check(
+                config.dataset,
+                config.model,
+                training.max_length,
+                seed=training.seed,
+                on_progress=lambda step: on_progress(CheckedRows(f"{step.rows:,} rows", step.fraction)),
+            )
+        )
+    except EngineError as error:
+        if wanted:
+            raise
+        return None, [f"Figures are for rows as long as max_length, because the data cannot be read: {error.what}"]
+    return report.row_lengths, ()
+
+
+class CheckedRows(NamedTuple):
+    """How far the data has been read."""
+
+    message: str
+    fraction: float | None
+
+
+def _rows(
+    lengths: RowLengths | None, result: MemoryEstimate, ceiling: MemoryEstimate, config: RunConfig
+) -> RowsJudged | None:
+    if lengths is None:
+        return None
+    return RowsJudged(
+        count=lengths.count,
+        longest=min(lengths.longest, config.training.max_length),
+        at_once=result.pass_rows,
+        tokens_at_once=result.pass_tokens,
+        ceiling_bytes=ceiling.expected_bytes,
+    )
 
 
 def _device_elsewhere(name: str | None, memory_gib: float | None) -> Device | None:
@@ -105,13 +177,15 @@ def _as_json(
     }
 
 
-def _text(result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], refusals: Sequence[str]) -> list[str]:
+def _text(
+    result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], judged: RowsJudged | None
+) -> list[str]:
     lines = [
-        *refusals,
         f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
         f"{_gib(result.free_bytes)} free on {result.device_name}.",
         f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
         f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}.",
+        *_rows_text(judged),
         "",
     ]
     lines += [f"  {component.label:<32}{_gib(component.bytes):>8} GiB" for component in result.components]
@@ -128,6 +202,15 @@ def _text(result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed],
         lines.append(f"  {need}  {method.method}: {verdict}")
     lines += [f"Note: {note}" for note in result.notes]
     return lines
+
+
+def _rows_text(judged: RowsJudged | None) -> list[str]:
+    if judged is None:
+        return []
+    return [
+        f"For the {judged.count:,} rows to train on, the longest of {judged.longest:,} tokens: {judged.at_once:,} at once, "
+        f"{judged.tokens_at_once:,} tokens. With all as long as max_length: {_gib(judged.ceiling_bytes)} GiB."
+    ]
 
 
 def _shares_text(shares: Sequence[DeviceShare]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from engine.config.load import config_to_yaml
+from engine.config.objectives import objective_of
 from engine.config.run import DatasetConfig, RunConfig, RunSection
 from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
 from engine.executors.base import JobSpec
@@ -23,7 +24,7 @@ from engine.hardware.device import Device
 from engine.hardware.device_job import note_model
 from engine.hardware.devices import choose_devices
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
-from engine.memory.estimate import MemoryEstimate
+from engine.memory.estimate import Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity, end_group
 from engine.processes.messages import CancelledRequestError
@@ -35,6 +36,7 @@ from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 
 _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25
+_LARGEST_BATCH, _SHORTEST = 4096, 8  # the bounds of TrainingConfig
 # Whatever the tokenizer, each of these words is at least one token.
 _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".split()
 
@@ -186,6 +188,26 @@ class MeasurementJob:
             rows=training.per_device_train_batch_size,
             tokens=training.max_length,
         )
+
+
+def config_of_rows(estimator: Estimator, config: RunConfig) -> RunConfig:
+    """Return the configuration whose longest rows are together as large as the largest pass of the estimator's rows.
+
+    A measurement of it takes a step of these rows; without known rows it is `config`.
+
+    Raises:
+        EngineError: As the estimate does.
+    """
+    if estimator.rows is None:
+        return config
+    workload = estimator.workload(config)
+    sequences = objective_of(config).sequences_per_example
+    tokens = sum(workload.joined_lengths) or workload.batch_size * (workload.length - workload.virtual_inputs)
+    changes = {
+        "per_device_train_batch_size": min(_LARGEST_BATCH, max(1, workload.batch_size // sequences)),
+        "max_length": max(_SHORTEST, -(-tokens // workload.batch_size)),
+    }
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
 def worst_case(config: RunConfig, rows: Path) -> RunConfig:

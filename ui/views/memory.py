@@ -20,6 +20,7 @@ from ui.views.html import (
     gib,
     notices,
     pickable,
+    plural,
     short_name,
     small,
     table,
@@ -197,6 +198,6 @@ def _figures(step: MeasuredStep) -> str:
         ("Measured", f'<span title="{title}"><b>{gib(step.measured_bytes)} GiB</b></span>'),
         ("Predicted", f"{predicted}, {within} the bound of {gib(step.bound_bytes)} GiB"),
         ("Tensors alone", f"{gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
-        ("Duration", f"{step.step_seconds:,.2f} s a step, rows of {step.tokens:,} tokens"),
+        ("Duration", f"{step.step_seconds:,.2f} s a step of {plural(step.rows, 'row')} of {step.tokens:,} tokens"),
     ]
     return f'<div class="section"><h3>One step, measured on {escape(step.device_name)}</h3>{definitions(entries)}</div>'
