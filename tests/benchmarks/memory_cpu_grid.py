@@ -83,7 +83,7 @@ class Cell(NamedTuple):
         """What is run."""
         varied = self.rows == "alpaca"
         if self.rows == "data":
-            # Held-out rows as well, but few: measuring them often takes longer than the steps.
+            # Held-out rows as well, but few: measuring them takes longer than the steps.
             data: dict[str, object] = {"source": self.source, "eval_fraction": 0.01}
         elif varied:
             data = {"source": str(ALPACA), "max_samples": self.steps * self.batch_size, "eval_fraction": 0}
@@ -122,9 +122,12 @@ _GLAIVE = ALPACA.parent / "sharegpt_glaive_toolcall_300.json"
 _FAQ, _CHATS = "sample:loratory-faq", "sample:lab-chats"
 
 
+_AT_THE_ENDS = ("training.eval_steps=1000", "training.save_steps=1000")  # held-out rows are measured before and after
+
+
 def _on(source: str | Path, method: str, batch: int, accumulation: int, *overrides: str, length: int = 1024) -> Cell:
     checkpointing = "training.gradient_checkpointing=true" in overrides
-    return Cell(method, batch, length, checkpointing, 4, "data", overrides, str(source), accumulation)
+    return Cell(method, batch, length, checkpointing, 3, "data", (*overrides, *_AT_THE_ENDS), str(source), accumulation)
 
 
 _CHECKPOINTED, _PACKED = "training.gradient_checkpointing=true", "training.packing=true"

@@ -11,6 +11,7 @@ from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.estimate import Estimator
 from engine.memory.workload import workload_of_run
+from engine.runs.memory_measurement import config_of_rows
 from tests.fake_inspector import a_shape
 
 GIB = 2**30
@@ -120,3 +121,16 @@ def test_no_length_is_offered_where_it_is_right_or_rows_are_packed():
 
 def test_a_batch_is_at_most_all_rows():
     assert advise(SHAPE, config_of(), replace(GPU, free_bytes=10**15), known(*[20] * 50)).largest_batch_size == 50
+
+
+@pytest.mark.parametrize(("device", "sections"), CASES.values(), ids=CASES)
+def test_a_measurement_takes_a_step_as_large_as_the_largest_of_the_rows(device, sections):
+    config, estimator = config_of(**sections), Estimator(SHAPE, device, SHORT)
+
+    measured = config_of_rows(estimator, config)
+
+    wanted, taken = estimator.estimate(config), Estimator(SHAPE, device).estimate_step(measured)
+    assert config_from_mapping(measured.model_dump(mode="json")) == measured
+    assert taken.pass_rows == wanted.pass_rows
+    assert wanted.pass_tokens <= taken.pass_tokens <= wanted.pass_tokens + wanted.pass_rows + 16
+    assert config_of_rows(Estimator(SHAPE, device), config) == config
