@@ -110,7 +110,10 @@ def models(
             for model in search_hub(query)
         ]
     else:
-        rows = [entry.model_dump(mode="json", exclude={"config"}) for entry in search_catalog(query)]
+        rows = [
+            entry.model_dump(mode="json", exclude={"config"}) | {"about": " ".join((entry.about, *entry.notes))}
+            for entry in search_catalog(query)
+        ]
     if as_json:
         print_json(rows)
         return

@@ -19,14 +19,27 @@ class CatalogEntry(BaseModel, frozen=True, extra="forbid"):
     license: str  # identifier as the Hub shows it
     gated: bool | None = None  # whether the Hub asks for accepting terms first; None where that changes
     is_instruct: bool  # tuned for conversation, with a chat template of its own
+    stacked_experts: bool = False  # in single parameters, which get no adapter and are not quantized
+    untrainable: str = ""  # why it cannot be trained as it is published, and what to take instead
     config: Mapping[str, JsonValue]  # the part of config.json that decides sizes
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens that the model was made for, by its configuration."""
-        value = self.config.get("max_position_embeddings")
+        text = self.config.get("text_config")
+        value = (text if isinstance(text, dict) else self.config).get("max_position_embeddings")
         return value if isinstance(value, int) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before anything is fetched, a sentence each: consent, and what cannot be trained."""
+        consent = ("The Hub asks for your consent first.",) if self.gated else ()
+        experts = (
+            ("Experts get no adapter and stay in 16 bits.",) if self.stacked_experts and not self.untrainable else ()
+        )
+        refused = (f"Cannot be trained as published. {self.untrainable}",) if self.untrainable else ()
+        return (*consent, *experts, *refused)
 
 
 @functools.cache

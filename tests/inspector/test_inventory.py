@@ -17,7 +17,7 @@ from engine.errors import HubUnreachableError, ModelError
 from engine.inspector.worker import inventory
 from engine.inspector.worker.details import complete_details
 from engine.inspector.worker.inventory import inventory_of, module_inventory
-from engine.models.catalog import find_in_catalog
+from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, known_inventory
 from engine.models.shape import ModelDetails
 
@@ -64,22 +64,16 @@ def test_published_parameter_counts_come_out_exact(shared_folder):
         assert inventory_of(facts["config"]).num_parameters == facts["num_parameters"], hub_id
 
 
-@pytest.mark.parametrize(
-    "model_id",
-    [
-        "smollm2-135m-instruct",
-        "meta-llama/Llama-2-70b-hf",
-        "microsoft/Phi-3-mini-4k-instruct",
-        "google/gemma-2-2b-it",
-        "google/gemma-3-1b-it",
-        "Qwen/Qwen2.5-7B-Instruct",
-        "Qwen/Qwen3-30B-A3B",
-    ],
-)
+# One of each architecture, the smallest: larger ones differ by their sizes alone.
+BY_ARCHITECTURE = {str(entry.config["model_type"]): entry.id for entry in reversed(list_catalog())}
+
+
+@pytest.mark.parametrize("model_id", [*BY_ARCHITECTURE.values(), "meta-llama/Llama-2-70b-hf"])
 def test_the_catalogue_is_of_one_mind_with_the_architecture(home, model_id):
     shape = module_inventory(ModelConfig(id=model_id), home)
 
-    assert shape.num_parameters == find_in_catalog(model_id).parameters
+    entry = find_in_catalog(model_id)
+    assert (shape.num_parameters, shape.has_stacked_experts) == (entry.parameters, entry.stacked_experts)
 
 
 @pytest.mark.parametrize("values", SMALL_CONFIGS.values(), ids=SMALL_CONFIGS.keys())

@@ -13,7 +13,7 @@ def test_the_demo_model_comes_first_and_ids_are_unique():
     ids = [entry.id for entry in list_catalog()]
 
     assert ids[0] == "smollm2-135m-instruct"
-    assert len(set(ids)) == len(ids) == 29
+    assert len(set(ids)) == len(ids) == 54
 
 
 def test_every_entry_can_be_built_and_fetched():
@@ -43,10 +43,10 @@ def test_names_are_found_whatever_their_case():
 @pytest.mark.parametrize(
     ("query", "first", "count"),
     [
-        ("", "smollm2-135m-instruct", 29),
+        ("", "smollm2-135m-instruct", 54),
         ("Qwen3 0.6B", "Qwen/Qwen3-0.6B", 1),
         ("llama2", "meta-llama/Llama-2-7b-hf", 3),  # by licence
-        ("experts mixture", "Qwen/Qwen3-30B-A3B", 1),  # by description
+        ("128 mixture", "google/gemma-4-26B-A4B-it", 3),  # by description
         ("no such words", None, 0),
     ],
 )
@@ -75,3 +75,15 @@ def test_architectures_are_those_that_transformers_has():
     assert is_known_model_type("vit")
     assert not is_causal_lm("vit")
     assert not is_known_model_type("own_thing")
+
+
+def test_what_cannot_be_trained_and_where_the_twin_of_the_demo_is_from_is_said_before_anything_is_fetched():
+    assert find_in_catalog("Qwen/Qwen3-30B-A3B").notes == ("Experts get no adapter and stay in 16 bits.",)
+    (note,) = find_in_catalog("openai/gpt-oss-20b").notes
+    assert note.startswith("Cannot be trained as published. Its experts are published in MXFP4")
+    assert find_in_catalog("unsloth/gpt-oss-20b-BF16").untrainable == ""
+    assert find_in_catalog("Qwen/Qwen3-4B").notes == ()
+    titles = [entry.title for entry in list_catalog()]
+    assert len(set(titles)) == len(titles)
+    assert titles[0].startswith("Demo: ")
+    assert "from the Hub" in titles[1]

@@ -66,16 +66,18 @@ def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
 
 def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(services, laid_out):
     goes_on = threading.Semaphore(0)
+    trainable = [entry for entry in list_catalog() if not entry.untrainable]
+    others = len(list_catalog()) - len(trainable)
 
     def learn(model):
         assert goes_on.acquire(timeout=PATIENCE_SECONDS)
-        if model.id == list_catalog()[-1].id:
+        if model.id == trainable[-1].id:
             raise ModelError("It cannot be reached.", "Check the connection.")
         return services.shapes.learn(model)
 
     fits = FitTable(learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
-    count = len(list_catalog())
+    count = len(trainable)
     assert tab._filter("", "").count("…</span>") == 3 * count
     first = json.loads(tab._fits_news("fits", ""))
     assert first["submit"]
@@ -87,11 +89,19 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     assert html.count("…</span>") == 3 * (count - 1)
     assert question == gr.skip()
     goes_on.release(count - 1)
-    wait_for(lambda: fits.on(None).progress == (count, True))
+    wait_for(lambda: fits.on(None).progress == (count + others, True))
     html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
-    assert html.count("–</span>") == 3
+    assert html.count("–</span>") == 3 * (1 + others)
     assert question == ""
+
+
+def test_a_model_that_cannot_be_trained_says_why_and_cannot_be_picked(tab):
+    rows = tab._filter("gpt-oss-20b", "")
+
+    assert 'data-pick="unsloth/gpt-oss-20b-BF16"' in rows
+    assert 'data-pick="openai/gpt-oss-20b"' not in rows
+    assert "Cannot be trained as published." in rows
 
 
 def test_the_catalogue_is_judged_for_another_device_and_asks_until_it_is(services, laid_out):

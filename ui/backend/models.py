@@ -184,6 +184,9 @@ class FitTable:
     def _judge_all(self, fits: "Fits", device: Device | None) -> None:
         if device is not None:
             for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
+                if entry.untrainable:
+                    fits.verdicts[entry.id] = _UNKNOWN
+                    continue
                 model = ModelConfig(id=entry.id)
                 fits.verdicts[entry.id] = self._known.find(entry.id, device, partial(self._judge, model, device))
 

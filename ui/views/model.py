@@ -38,9 +38,9 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
 
 
 def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
-    unknown = ("soft", "…" if fits.is_pending(entry.id) else "–")
+    unknown = ("soft", "…" if fits.is_pending(entry.id) and not entry.untrainable else "–")
     verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.of(entry.id))
-    about = f"{entry.about} The Hub asks for your consent first." if entry.gated else entry.about
+    about = " ".join((entry.about, *entry.notes))
     cells = [
         under(escape(entry.title), about),
         count(entry.parameters),
@@ -48,7 +48,7 @@ def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
         escape(entry.license or "–"),
         *(f'<span class="{css}">{words}</span>' for css, words in verdicts),
     ]
-    return Row(cells, pickable(entry.id, chosen=is_chosen))
+    return Row(cells, 'class="soft"' if entry.untrainable else pickable(entry.id, chosen=is_chosen))
 
 
 def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
