@@ -118,7 +118,8 @@ class HubFault(Enum):
     NO_PLAN = (
         "access",
         "The account has no plan or credit for this Space ({detail}{quote}).",
-        "cpu-basic needs a PRO or Team plan, other hardware needs credit: https://huggingface.co/settings/billing.",
+        "cpu-basic needs a PRO or Team plan and other hardware credit (https://huggingface.co/settings/billing); "
+        "--sdk gradio --hardware zero-a10g needs neither.",
     )
     NO_SPACE = (
         "access",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, JobHardwareInfo, SpaceRuntime
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceRuntime
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import SpaceInfo
 
@@ -99,9 +99,11 @@ class SpaceHub:
     patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
     sleep: Callable[[float], None] = time.sleep
 
-    def hardware(self) -> dict[str, JobHardwareInfo]:
-        """Return what Spaces can run on, by name."""
-        return {one.name: one for one in self._ask("hardware", self.api.list_spaces_hardware)}
+    def prices(self) -> dict[str, float]:
+        """Return what Spaces can run on by name, with the price of an hour in USD."""
+        listed = self._ask("hardware", self.api.list_spaces_hardware)
+        # ZeroGPU has no price by the hour: people have a quota of seconds a day.
+        return {ZERO_GPU: 0.0} | {one.name: price_per_hour_usd(one) for one in listed}
 
     def look(self, name: str) -> SpaceInfo | None:
         """Return a Space; None where there is none that this login can see."""
@@ -150,12 +152,10 @@ class SpaceHub:
         Raises:
             ConfigError: If there is no such hardware.
         """
-        known = self.hardware()
-        if hardware == ZERO_GPU and hardware not in known:
-            return 0.0  # it has no price by the hour: people have a quota of seconds a day
+        known = self.prices()
         if hardware not in known:
             raise ConfigError([hardware_problem(hardware, list(known))])
-        return price_per_hour_usd(known[hardware])
+        return known[hardware]
 
     def make(self, plan: SpacePlan, visibility: Visibility, settings: Settings) -> None:
         """Create the Space with secrets, variables and hardware, in one request; it has no files yet.
@@ -281,7 +281,6 @@ class SpaceHub:
         runtime = runtime or self.runtime(name)
         stage = stage_of(runtime.stage)
         hardware = runtime.hardware or runtime.requested_hardware
-        listed = self.hardware().get(str(hardware))
         secrets = self._ask(name, lambda: self.api.get_space_secrets(name))
         return Status(
             name=name,
@@ -289,7 +288,7 @@ class SpaceHub:
             words=stage.words + quoted(str(runtime.raw.get("errorMessage") or ""), self._token).replace(":", "", 1),
             hardware=runtime.hardware,
             requested_hardware=runtime.requested_hardware,
-            price_per_hour_usd=price_per_hour_usd(listed) if listed else None,
+            price_per_hour_usd=self.prices().get(str(hardware)),
             sleep_seconds=runtime.sleep_time or (_FREE_SLEEP_SECONDS if hardware == "cpu-basic" else None),
             address=info.host or address_of(name),
             page=f"{self.api.endpoint}/spaces/{name}",

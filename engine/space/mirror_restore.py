@@ -186,7 +186,7 @@ class Restorer:
         return True
 
     def _place(self, path: str, file: MirroredFile, *, is_log: bool = False) -> bool:
-        """Write a file of the home beside its place, then let it appear at once; returns whether it is whole."""
+        """Write a file of the home next to its place, then let it appear at once; returns whether it is whole."""
         target, staged = self._home.root / path, self._incoming / "staged"
         staged.unlink(missing_ok=True)
         is_whole = self._write(staged, file, is_log=is_log)

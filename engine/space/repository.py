@@ -54,7 +54,9 @@ class SpacePlan:
         if not re.fullmatch(r"[a-z0-9-]{1,40}", self.hardware):
             raise ConfigError([hardware_problem(self.hardware, ("cpu-basic", "cpu-upgrade", "t4-small", "l4x1"))])
         if self.hardware == ZERO_GPU and self.sdk != "gradio":
-            raise _problem("sdk", "ZeroGPU is for Gradio Spaces alone. Add --sdk gradio, or choose other hardware.")
+            raise _problem(
+                "sdk", "ZeroGPU is for Gradio Spaces alone. Create one with --sdk gradio, or choose other hardware."
+            )
 
     @property
     def has_gpu(self) -> bool:

@@ -137,7 +137,7 @@ def test_zero_gpu_takes_its_client_and_pytorch_for_cuda():
 
 
 def test_zero_gpu_in_a_container_is_refused_with_what_to_add():
-    with pytest.raises(ConfigError, match=r"Gradio Spaces alone\. Add --sdk gradio"):
+    with pytest.raises(ConfigError, match=r"Gradio Spaces alone\. Create one with --sdk gradio"):
         SpacePlan("ada/x", "docker", "zero-a10g")
 
 

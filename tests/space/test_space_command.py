@@ -148,6 +148,11 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
     assert "PRO or Team" in err
     assert hub.spaces == {}
 
+    code, out, err = loratory("create", NAME, "--no-bucket", "--sdk", "gradio", "--hardware", "zero-a10g")
+    assert code == 0, err
+    assert "zero-a10g, $0.00 an hour" in out
+    assert {"app.py", "requirements.txt"} < set(hub.repositories[NAME].files())
+
 
 @pytest.mark.parametrize(
     ("status", "words"),

@@ -158,7 +158,7 @@ def return_memory() -> None:
 def prepare_memory() -> None:
     """Settle how the server of a lab uses memory, before it starts threads and accepts connections.
 
-    All threads allocate from two pools: in one of their own each holds what others could use. A connection over TLS has a
+    All threads allocate from two pools: in one of their own each holds what another could use. A connection over TLS has a
     buffer of 32 KiB, where that of asyncio has 256 KiB; each open page has two to six.
     """
     asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES

@@ -157,10 +157,11 @@ class ZeroGpuWorker:
         place = _chat().find(asked, lambda progress: request.progress(progress.model_dump(mode="json")))
         check_model_folder(place.folder, place.name)
         folders = [trained.folder for trained in plan.trained.values()]
-        self._planned = _Planned(plan, place, load_chat_tokenizer(folders, place.folder, place.name))
+        planned = _Planned(plan, place, load_chat_tokenizer(folders, place.folder, place.name))
         adapters = sum(file.stat().st_size for folder in folders if (file := folder / ADAPTER_WEIGHTS).is_file())
         config = read_config(place.folder / "config.json", place.name)
         positions = config.get("max_position_embeddings")
+        self._planned = planned
         ready = Progress(phase="ready", message=f"{place.name} is ready.", fraction=1.0)
         request.progress(ready.model_dump(mode="json"))
         return LoadedModel(

@@ -40,7 +40,7 @@ Upload = Mapping[str, bytes | Path]
 
 
 class Companion:
-    """Works beside one worker.
+    """Works next to one worker.
 
     Args:
         bucket: Where the run comes from and goes to.

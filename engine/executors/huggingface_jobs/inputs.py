@@ -17,7 +17,7 @@ from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.runs.store import RUN_ID, RunStore
 
-# Weights as pickles are refused everywhere; a model's folder may still have them beside its safetensors.
+# Weights as pickles are refused everywhere; a model's folder may still have them next to its safetensors.
 _NOT_SENT = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pyc", ".h5", ".msgpack", ".onnx"})
 
 
