@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -90,7 +91,7 @@ def test_a_report_that_fails_is_said_in_words(tmp_path, monkeypatch):
 
 
 @pytest.mark.e2e
-def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api, home):
+def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api):
     first, again = ask(session, gpu_token=TOKEN), ask(session)
 
     assert "".join(chunk.text for chunk in first) == "".join(chunk.text for chunk in again)
@@ -98,7 +99,14 @@ def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api, h
     assert [given.get("token") for given in api.of("/schedule")] == [TOKEN, None]
     assert [given["fail"] for given in api.of("/release")] == ["false", "false"]
     assert len(api.of("/allow")) <= 1  # the child that holds the weights answers again
-    assert "canary" not in "".join(file.read_text() for file in home.server.glob("*.log"))
+
+
+@pytest.mark.e2e
+def test_two_answers_at_once_get_a_gpu_each(session, api):
+    with ThreadPoolExecutor(2) as pool:
+        texts = list(pool.map(lambda _: "".join(chunk.text for chunk in ask(session, tokens=40)), range(2)))
+    assert texts[0] == texts[1]
+    assert len(api.of("/release")) == 2
 
 
 @pytest.mark.e2e
@@ -112,10 +120,11 @@ def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api, h
         (Refusal(500), TOKEN, "ZeroGPU cannot be used"),
     ],
 )
-def test_a_refusal_is_said_in_words(session, api, refusal, token, words):
+def test_a_refusal_is_said_in_words(session, api, home, refusal, token, words):
     api.refusal = refusal
     with pytest.raises(DeviceError, match=words):
         ask(session, gpu_token=token)
+    assert "canary" not in "".join(file.read_text() for file in home.server.glob("*.log"))
 
 
 @pytest.mark.e2e
@@ -144,8 +153,16 @@ def test_a_wait_is_shown_and_can_be_stopped(session, api):
 
 
 @pytest.mark.e2e
-def test_a_killed_process_leaves_no_child_with_the_gpu(session, api):
+def test_a_killed_process_leaves_no_child_with_a_gpu(session, api):
     ask(session)
-    child = psutil.Process(api.children[-1])
+    children = [psutil.Process(pid) for pid in set(api.children) if psutil.pid_exists(pid)]
+    assert children
     os.kill(session._loaded.process.pid, 9)
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
+    wait_until(lambda: not any(map(is_at_work, children)), 60)
+
+
+def is_at_work(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
