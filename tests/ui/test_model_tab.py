@@ -12,7 +12,8 @@ from engine.hardware.known_devices import known_device
 from engine.models.catalog import list_catalog
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
-from tests.ui.data_tab_visitor import PATIENCE_SECONDS, wait_for
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from ui.backend.dataset_checks import lengths_stamp
 from ui.backend.models import FitTable
 from ui.tabs.model import ModelTab
 
@@ -117,6 +118,24 @@ def test_the_catalogue_is_judged_for_another_device_and_asks_until_it_is(service
     assert "…</span>" not in html
     assert question == ""
     assert "NVIDIA" not in tab._filter("", "", "<b>no such device</b>")
+
+
+def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_known(services, laid_out):
+    fits = FitTable(services.shapes.learn, services.devices)
+    tab = laid_out(lambda page: ModelTab(page, fits))
+    check = services.checks.read(question_on("rows.jsonl"))
+    wait_for(lambda: check.is_done)
+
+    html, question = tab._judge("", "", "RTX 4090", lengths_stamp(check)).values()
+    answer = tab._fits_news(question, "")
+    wait_for(lambda: tab._fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
+
+    assert "Fits: your rows at batch 2 on NVIDIA RTX 4090." in html
+    assert answer is not None
+    assert tab._fits_for("RTX 4090", lengths_stamp(check)) is fits.on(
+        known_device("RTX 4090"), check.report.row_lengths
+    )
+    assert "rows of 1,024 tokens" in tab._filter("", "", "RTX 4090", "1-2-forged")
 
 
 def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, monkeypatch):

@@ -14,7 +14,7 @@ from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
-from ui.backend.background import explained, stamp
+from ui.backend.background import explained
 
 _REMEMBERED = 16
 _PAGES = 64  # whose questions are remembered
@@ -109,7 +109,7 @@ class RunningCheck:
 def lengths_stamp(check: RunningCheck) -> str:
     """Return what changes when the lengths of a dataset's rows become known, or are others."""
     lengths = check.report.row_lengths if check.report is not None else None
-    return stamp(lengths.count, lengths.longest, hash(lengths)) if lengths is not None else ""
+    return f"{lengths.count}-{lengths.longest}-{abs(hash(lengths)):x}" if lengths is not None else ""
 
 
 class DatasetChecks:
@@ -204,6 +204,12 @@ class DatasetChecks:
             check.report.row_lengths for check in (exact, *known) if check is not None and check.report is not None
         )
         return next(found, None)
+
+    def lengths_of(self, stamp: str) -> RowLengths | None:
+        """Return lengths that are known, by their `lengths_stamp`; None where there are none."""
+        with self._lock:
+            found = (check.report for check in self._checks.values() if stamp and lengths_stamp(check) == stamp)
+            return next((report.row_lengths for report in found if report is not None), None)
 
     def trouble(self, question: CheckQuestion) -> EngineError | None:
         """Return why a run cannot train on this, as far as its rows were read; a stop is not an error."""

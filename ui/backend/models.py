@@ -4,12 +4,14 @@ import logging
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
+from engine.data.contract import RowLengths
 from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
@@ -33,6 +35,8 @@ METHODS_JUDGED = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE
 Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
 _UNKNOWN: Verdicts = (None,) * len(METHODS_JUDGED)
 _GIB = 2**30
+_MOST_KNOWN = 4096  # verdicts of all pages
+_MOST_TABLES = 16  # of a page
 _TRY_AGAIN_SECONDS = 600.0  # after a model could not be read
 
 Shapes = dict[tuple[str, str | None], ModelShape]  # by id and revision
@@ -134,16 +138,21 @@ class KnownFits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, str, int], tuple[Verdicts, float]] = {}  # when the model was looked at
+        # With when the model was looked at. The key ends with a hash of the rows.
+        self._known: OrderedDict[tuple[str, str, int, int], tuple[Verdicts, float]] = OrderedDict()
 
-    def find(self, model_id: str, device: Device, judge: Callable[[], Verdicts]) -> Verdicts:
-        """Return the verdicts on a model, judged where they are not known for this device and about what is free on it."""
-        key = (model_id, device.name, device.free_bytes // _GIB)
+    def find(
+        self, model_id: str, device: Device, judge: Callable[[], Verdicts], rows: RowLengths | None = None
+    ) -> Verdicts:
+        """Return the verdicts on a model, judged where they are not known for these rows, this device and about what is free on it."""
+        key = (model_id, device.name, device.free_bytes // _GIB, hash(rows))
         with self._lock:
             verdicts, looked = self._known.get(key, (_UNKNOWN, -math.inf))
             if verdicts == _UNKNOWN and self._clock() - looked > _TRY_AGAIN_SECONDS:
                 verdicts = judge()
                 self._known[key] = (verdicts, self._clock())
+                if len(self._known) > _MOST_KNOWN:
+                    self._known.popitem(last=False)
             return verdicts
 
 
@@ -165,14 +174,19 @@ class FitTable:
         self._shape_of = shape_of
         self._devices = devices
         self._known = known or KnownFits()
-        self._fits: dict[str, Fits] = {}  # by the name of a device that is not here, or ""
+        self._fits: OrderedDict[str, Fits] = OrderedDict()  # by device and rows, the latest ones
         self._works: BackgroundWork[None] = BackgroundWork()
 
-    def on(self, elsewhere: KnownDevice | None) -> "Fits":
-        """Return the verdicts on a device that is not here, or on this machine's; the first call starts the work."""
+    def on(self, elsewhere: KnownDevice | None, rows: RowLengths | None = None) -> "Fits":
+        """Return the verdicts on a device that is not here, or on this machine's; the first call starts the work.
+
+        Without known `rows`, all of them are as long as `max_length` allows.
+        """
         device = elsewhere.device() if elsewhere is not None else self._device()
-        key = elsewhere.name if elsewhere is not None else ""
-        fits = self._fits.setdefault(key, Fits(device.name if device is not None else "this computer"))
+        key = f"{elsewhere.name if elsewhere is not None else ''} {hash(rows)}"
+        fits = self._fits.setdefault(key, Fits(device.name if device is not None else "this computer", rows))
+        if len(self._fits) > _MOST_TABLES:
+            self._fits.popitem(last=False)
         job = FunctionJob(lambda _: self._judge_all(fits, device))
         fits.work = self._works.start_once(f"fits {key}", "The fit table", job)
         return fits
@@ -188,12 +202,14 @@ class FitTable:
                     fits.verdicts[entry.id] = _UNKNOWN
                     continue
                 model = ModelConfig(id=entry.id)
-                fits.verdicts[entry.id] = self._known.find(entry.id, device, partial(self._judge, model, device))
+                fits.verdicts[entry.id] = self._known.find(
+                    entry.id, device, partial(self._judge, model, device, fits.rows), fits.rows
+                )
 
-    def _judge(self, model: ModelConfig, device: Device) -> Verdicts:
+    def _judge(self, model: ModelConfig, device: Device, rows: RowLengths | None) -> Verdicts:
         try:
             config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
-            needs = compare_rows(self._shape_of(model), config, device, METHODS_JUDGED)
+            needs = compare_rows(self._shape_of(model), config, device, METHODS_JUDGED, rows)
         except EngineError as error:
             _log.warning("%s is left out of the fit table: %s", model.id, error.what)
             return _UNKNOWN
@@ -202,10 +218,11 @@ class FitTable:
 
 
 class Fits:
-    """The verdicts on one device, as far as they are known."""
+    """The verdicts on one device for some rows, as far as they are known."""
 
-    def __init__(self, device_name: str) -> None:
+    def __init__(self, device_name: str, rows: RowLengths | None = None) -> None:
         self.device_name = device_name
+        self.rows = rows
         self.verdicts: dict[str, Verdicts] = {}  # by the id of a model
         self.work: Work[None] | None = None
 

@@ -11,7 +11,7 @@ from engine.models.catalog import search_catalog
 from engine.models.hub import search_hub
 from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
-from ui.backend.models import FitTable, key_of
+from ui.backend.models import Fits, FitTable, key_of
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, nothing, pick_list, picked, poll, poll_answer
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
@@ -22,6 +22,7 @@ from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hu
 _BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
+_AND = "|"  # between the device and the rows that the poll asks about
 
 
 class ModelTab:
@@ -60,14 +61,14 @@ class ModelTab:
     def wire(self) -> None:
         """Connect the events."""
         page, model_id, revision = self._page, self._page.form["model.id"], self._page.form["model.revision"]
-        listed = [self.search, model_id, page.judge_for]
+        listed = [self.search, model_id, page.judge_for, page.data_lengths]
         gr.on(
             [changed_by_hand(self.search), self.search.submit], self._filter, listed, self.catalog,
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
-        judged: Any = page.judge_for.change
-        for trigger, handler in ((self._fits_poll.submit, self._fill_fits), (judged, self._judge)):
-            trigger(handler, listed, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK)
+        judged: list[Any] = [page.judge_for.change, page.data_lengths.change]
+        for triggers, handler in (([self._fits_poll.submit], self._fill_fits), (judged, self._judge)):
+            gr.on(triggers, handler, listed, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK)
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
@@ -87,7 +88,7 @@ class ModelTab:
         # such as the revision, is filled.
         named = model_id.change(nothing, None, None, **QUICK)
         begun = named.then(
-            self._begin, [model_id, revision, self._described, self.search, page.judge_for],
+            self._begin, [model_id, revision, self._described, self.search, page.judge_for, page.data_lengths],
             [self.catalog, self.details, self._described, self._sought], **QUICK,
         )  # fmt: skip
         found = begun.then(self._find, self._sought, self._found, **SLOW)
@@ -97,8 +98,8 @@ class ModelTab:
     def open_after(self, event: Any) -> None:
         """After the browser's draft was restored, show the catalogue, and the next step where no model is chosen."""
         event.then(
-            lambda search, chosen, judged: (self._filter(search, chosen, judged), gr.skip() if chosen else NOT_CHOSEN),
-            [self.search, self._page.form["model.id"], self._page.judge_for], [self.catalog, self.details], **QUICK,
+            lambda search, chosen, *judged: (self._filter(search, chosen, *judged), gr.skip() if chosen else NOT_CHOSEN),
+            [self.search, self._page.form["model.id"], self._page.judge_for, self._page.data_lengths], [self.catalog, self.details], **QUICK,
         )  # fmt: skip
         self._fetch_after(event)
 
@@ -120,10 +121,10 @@ class ModelTab:
         self._fetch_after(page.change_after(looked_up, self._change))
 
     def _begin(
-        self, model_id: str | None, revision: str | None, described: str, search: str, judged: str = ""
+        self, model_id: str | None, revision: str | None, described: str, search: str, *judged: str | None
     ) -> Updates:
         """Mark the model in the catalogue, and show that it is looked up, unless its details are shown already."""
-        model, catalog = _model(model_id, revision), self._filter(search, model_id, judged)
+        model, catalog = _model(model_id, revision), self._filter(search, model_id, *judged)
         wanted = _name(model)
         if model is None or wanted == described:
             return {self.catalog: catalog, self._sought: None}
@@ -163,21 +164,29 @@ class ModelTab:
             return UNCHANGED
         return {self.details: self.describe(model), self._described: wanted}
 
-    def _filter(self, query: str, chosen: str | None, judged: str | None = "") -> str:
-        return render_catalog(search_catalog(query or ""), chosen or "", self._fits.on(find_known_device(judged or "")))
+    def _fits_for(self, judged: str | None, lengths: str | None) -> Fits:
+        """Return the verdicts for a device and for known rows, both by names that a client sends."""
+        rows = self._page.services.checks.lengths_of(lengths or "")
+        return self._fits.on(find_known_device(judged or ""), rows)
 
-    def _fits_news(self, judged: str, seen: str) -> str | None:
-        now = stamp(*self._fits.on(find_known_device(judged)).progress)
+    def _filter(self, query: str, chosen: str | None, judged: str | None = "", lengths: str | None = "") -> str:
+        return render_catalog(search_catalog(query or ""), chosen or "", self._fits_for(judged, lengths))
+
+    def _fits_news(self, asked: str, seen: str) -> str | None:
+        judged, _, lengths = asked.partition(_AND)
+        now = stamp(*self._fits_for(judged, lengths).progress)
         return None if now == seen else poll_answer(now, {}, submit=True)
 
-    def _fill_fits(self, query: str, chosen: str | None, judged: str | None = "") -> Updates:
+    def _fill_fits(self, query: str, chosen: str | None, judged: str | None = "", lengths: str | None = "") -> Updates:
         """Return the catalogue with the verdicts that are known now; once these are all, the poll ends."""
-        _, is_done = self._fits.on(find_known_device(judged or "")).progress
-        return {self.catalog: self._filter(query, chosen, judged), self._fits_poll: "" if is_done else UNCHANGED}
+        _, is_done = self._fits_for(judged, lengths).progress
+        catalog = self._filter(query, chosen, judged, lengths)
+        return {self.catalog: catalog, self._fits_poll: "" if is_done else UNCHANGED}
 
-    def _judge(self, query: str, chosen: str | None, judged: str | None) -> Updates:
-        """Return the catalogue for another device; the poll asks until its verdicts are all known, and once more."""
-        return {self.catalog: self._filter(query, chosen, judged), self._fits_poll: judged or THIS_MACHINE}
+    def _judge(self, query: str, chosen: str | None, judged: str | None, lengths: str | None = "") -> Updates:
+        """Return the catalogue for another device or other rows; the poll asks until its verdicts are all known, and once more."""
+        asked = f"{judged or THIS_MACHINE}{_AND}{lengths}" if lengths else judged or THIS_MACHINE
+        return {self.catalog: self._filter(query, chosen, judged, lengths), self._fits_poll: asked}
 
     def _choose(self, wanted: str, current: str | None) -> Updates:
         if not wanted or len(wanted) > _LONGEST_NAME:

@@ -31,7 +31,9 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
         *(Column(escape(name.removesuffix(" fine-tuning"))) for name in METHODS_JUDGED),
     ]  # fmt: skip
     done, is_done = fits.progress
-    caption = f"Fits: at 1,024 tokens and batch 2 on {fits.device_name}."
+    # Their tokens are counted by the chosen model's tokenizer; those of others differ by a few.
+    rows = "your rows" if fits.rows is not None else "rows of 1,024 tokens"
+    caption = f"Fits: {rows} at batch 2 on {fits.device_name}."
     if not is_done:
         caption += f" Reading architectures, {done} so far: the first time takes a minute."
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
