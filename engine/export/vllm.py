@@ -74,7 +74,9 @@ def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
     config = read_config(adapter / ADAPTER_CONFIG, "the adapter")
     if reason := _refusal(config):
         return VllmAdapter(refusal=reason)
-    ranks = [rank for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()) if isinstance(rank, int)]
+    pattern = config.get("rank_pattern")
+    given = (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ()))
+    ranks = [rank for rank in given if isinstance(rank, int)]
     rank = next((known for known in _RANKS if known >= max(ranks, default=0)), None)
     if rank is None:
         return VllmAdapter(refusal=f"its rank {max(ranks)} is above {_RANKS[-1]}")

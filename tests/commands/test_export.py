@@ -12,7 +12,9 @@ from engine.errors import DeviceError
 from engine.export.contract import ExportedFile, ExportResult
 from engine.paths import local_owner
 from engine.runs.store import RunStore
+from tests.chat.tiny_adapters import lora, make_adapter
 from tests.export.quick_export import verification
+from tests.tiny_model import make_tiny_model
 
 MODULES = ("engine.commands.export", "engine.commands.configs")
 
@@ -93,6 +95,17 @@ def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, tmp_path, cap
 
 def test_an_unknown_form_is_wrong_usage(run_id, tmp_path):
     assert run_command(["export", run_id, "--to", "onnx", "--out", str(tmp_path / "out")], MODULES) == 2
+
+
+def test_sizes_are_printed_before_a_gguf_is_written(run_id, home, tmp_path, capsys):
+    base = make_tiny_model(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter", lora())
+
+    assert run_command(["export", str(adapter), "--to", "gguf", "--out", str(tmp_path / "out")], MODULES) == 0
+
+    told = capsys.readouterr().err
+    assert told.index("Predicted sizes: q4_k_m ") < told.index("Writing.")
+    assert "q4_k_m: rows of 64 weights do not fill blocks of 256" in told
 
 
 def test_gguf_takes_its_own_settings(job, run_id, tmp_path):

@@ -11,7 +11,7 @@ from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError, StorageError
 from engine.models.demo import demo_folder, prepare_demo
 from engine.models.prepared import Recipe, prepare_once
-from engine.models.source import resolve_model
+from engine.models.source import find_model, resolve_model
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,18 @@ def test_a_prepared_demo_model_is_used_at_once(home, prepared_demo, name):
     assert source.hub_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert source.revision is None
     assert told == []
+    assert find_model(ModelConfig(id=name), home) == prepared_demo
+
+
+def test_a_model_is_looked_for_without_fetching_or_converting(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.models.hub.fetch_from_hub", lambda *_: pytest.fail("asked the Hub"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+
+    assert find_model(ModelConfig(id=str(tmp_path / "model")), home) == tmp_path / "model"
+    assert find_model(ModelConfig(id=str(tmp_path / "model.gguf")), home) is None
+    assert find_model(ModelConfig(id="nobody/nothing-here"), home) is None
+    assert find_model(ModelConfig(id="no such place/../x"), home) is None
 
 
 def test_a_revision_of_the_demo_model_is_the_hubs_alone(home, prepared_demo):

@@ -8,7 +8,7 @@ from gradio import EventData
 
 from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import StorageError
-from engine.export.contract import ExportRecord
+from engine.export.contract import ExportRecord, PerplexityCheck
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.tiny_model import make_tiny_model
@@ -271,6 +271,19 @@ def test_answers_that_turned_within_rounding_are_not_called_the_same():
     assert "Verified within rounding." in html
     assert "13 of 20 greedy answers are identical" in html
     assert "identical to the run" not in html
+
+
+def test_a_quantized_file_is_judged_by_its_perplexity():
+    perplexity = PerplexityCheck(run=20.5, written=21.11, tokens=1399, on="32 held-out rows")
+    quantized = {"allowed_logit_difference": None, "equal_answers": 3, "perplexity": perplexity}
+    good = render_verification(a_verification().model_copy(update=quantized))
+    bad = render_verification(a_verification(passed=False).model_copy(update=quantized))
+
+    assert "Verified within quantization" in good
+    assert "<b>21.11</b>perplexity, file</div><div><b>20.50</b>perplexity, run" in good
+    assert "Perplexity on 32 held-out rows, 1,399 tokens." in good
+    assert "allowed for rounding" not in good
+    assert "It has another perplexity than the run: 20.50 → 21.11 (+3.0%)" in bad
 
 
 def test_the_code_is_valid_python_and_names_the_base_that_the_adapter_names(run):

@@ -148,7 +148,7 @@ def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precisio
         weights += count
         if stored != wanted:
             instead, row = instead + count, row or record.shape[-1]
-        if _EMBEDDING.search(record.name):
+        if _EMBEDDING.search(record.name) and record.shape:
             size += record.shape[0] * _TOKEN_BYTES
     return PredictedSize(size, instead / max(1, weights), row)
 
