@@ -63,7 +63,9 @@ def build_app(services: Services) -> gr.Blocks:
                         with gr.Tab("Lab", id="lab"):
                             others.append(LabTab(page, services.lab))
             with gr.Column(scale=3, min_width=320, elem_id="side") as side:
-                side_panel = SidePanel(page)
+                train_tab.follow.lay_out_side()
+                with gr.Column(elem_id="draft-side"):
+                    side_panel = SidePanel(page)
         bar = NextStepBar(page, train_tab)
         page.form.complete()
         bar.redraw_after(train_tab.wire())

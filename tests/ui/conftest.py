@@ -33,6 +33,8 @@ def laid_out(services):
                     gr.HTML("")
                 with gr.Tab("Under test", id="under-test"):
                     tab = kind(page)
+            if isinstance(tab, TrainTab):
+                tab.follow.lay_out_side()
             page.form.complete()
             tab.wire()
             page.wire()

@@ -15,6 +15,7 @@ def bar(services) -> NextStepBar:
         page = Page(services)
         with gr.Tabs() as page.tabs, gr.Tab("Train", id="train"):
             train = TrainTab(page)
+        train.follow.lay_out_side()
         bar, card = NextStepBar(page, train), StartHere(page)
         page.form.complete()
         bar.redraw_after(train.wire())

@@ -101,7 +101,9 @@ class FollowPart:
                 )
             self.warnings = live_html(elem_id=f"{prefix}run-warnings")
             self.small = chart(elem_id=f"{prefix}small-charts", elem_classes="small-charts")
-            self.memory = live_html(elem_id=f"{prefix}run-memory")
+            # In the side panel where there is one.
+            self.made_of = live_html(elem_id=f"{prefix}run-made-of", render=choice is None)
+            self.memory = live_html(elem_id=f"{prefix}run-memory", render=choice is None)
             with gr.Accordion("Timeline", open=False):
                 self.timeline = live_html(elem_id=f"{prefix}run-timeline")
             with gr.Accordion("Log of the worker", open=False) as self.log_fold:
@@ -111,7 +113,7 @@ class FollowPart:
         self.shown = gr.Textbox("", visible=False)
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # What a step changes, then all that a look changes.
-        self._polled = [self.heading, self.loss, self.small, self.memory, self.warnings, self.timeline, self.log]
+        self._polled = [self.heading, self.loss, self.small, self.made_of, self.memory, self.warnings, self.timeline, self.log]
         self._texts = [self.trouble, *self._polled]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [
@@ -120,6 +122,12 @@ class FollowPart:
         ]  # fmt: skip
         # What `look` needs besides the run.
         self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.shown]
+
+    def lay_out_side(self) -> None:
+        """Lay out what the side panel shows instead of the draft while a run is followed."""
+        with gr.Column(elem_id="run-side"):
+            self.made_of.render()
+            self.memory.render()
 
     def wire(self) -> list[Dependency]:
         """Connect the events; after those that are returned, the actions on the shown run have changed."""
@@ -273,6 +281,7 @@ class FollowPart:
             self.trouble: run_view.render_trouble(observed),
             self.loss: self._loss(observed, view),
             self.small: self._small(observed),
+            self.made_of: run_view.render_made_of(observed) if self.choice is not None else "",
             self.memory: run_view.render_memory(observed),
             self.warnings: run_view.render_warnings(observed)
             + run_view.render_left_out(observed.run.folder.read_dataset_report()),

@@ -19,6 +19,7 @@ from ui.views.html import (
     Column,
     alert,
     count,
+    definitions,
     dollars,
     duration,
     empty,
@@ -121,6 +122,23 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
         parts.append(f"{speed:,.0f} tokens/s")
     parts.append(_held_out(observed))
     return _joined(parts)
+
+
+def render_made_of(observed: ObservedRun) -> str:
+    """Return what the run is made of, as the side panel shows a draft; empty where its configuration cannot be read."""
+    config = observed.config
+    if config is None:
+        return ""
+    training = config.training
+    batch = f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"
+    entries = [
+        ("Model", escape(short_name(config.model.id))),
+        ("Data", escape(short_name(config.dataset.source))),
+        ("Method", escape(method_words(config))),
+        ("Length", f"{training.max_length:,} tokens, batch {batch}"),
+        ("Rate", f"{training.learning_rate:g}"),
+    ]
+    return f'<div class="section"><h3>This run</h3>{definitions(entries)}</div>'
 
 
 def _ingredients(observed: ObservedRun) -> str:
