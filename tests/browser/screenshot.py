@@ -72,7 +72,7 @@ def _runs(page: Page) -> None:
 def _compared(page: Page) -> None:
     _runs(page)
     for number in (1, 3, 4):
-        page.locator("#runs-table .tick").nth(number).click()
+        page.locator("#runs-table tbody .tick").nth(number).click()
         page.wait_for_timeout(400)
     page.locator("#overlay-chart .main-svg").first.wait_for()
 

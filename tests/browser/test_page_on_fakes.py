@@ -137,7 +137,7 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, servic
     open_tab(page, "Runs")
     rows = page.locator("#runs-table tr[data-pick]")
     expect(rows.first).to_be_visible()
-    ticks = page.locator("#runs-table .tick")
+    ticks = page.locator("#runs-table tbody .tick")
     ticks.last.focus()
     ticks.last.press("Space")
     expect(ticks.last).to_have_attribute("aria-checked", "true")

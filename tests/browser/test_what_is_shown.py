@@ -85,8 +85,8 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(page):
     let_fold_settle(page)
     note.fill("What I found out so far")
 
-    page.locator("#runs-table .tick").first.click()
-    expect(page.locator("#runs-table .tick").first).to_have_attribute("aria-checked", "true")
+    page.locator("#runs-table tbody .tick").first.click()
+    expect(page.locator("#runs-table tbody .tick").first).to_have_attribute("aria-checked", "true")
     expect(note).to_have_value("What I found out so far")
     open_tab(page, "Model")
     open_tab(page, "Runs")

@@ -113,7 +113,16 @@ class FollowPart:
         self.shown = gr.Textbox("", visible=False)
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # What a step changes, then all that a look changes.
-        self._polled = [self.heading, self.loss, self.small, self.made_of, self.memory, self.warnings, self.timeline, self.log]
+        self._polled = [
+            self.heading,
+            self.loss,
+            self.small,
+            self.made_of,
+            self.memory,
+            self.warnings,
+            self.timeline,
+            self.log,
+        ]
         self._texts = [self.trouble, *self._polled]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [

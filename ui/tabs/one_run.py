@@ -14,7 +14,7 @@ from engine.runs.run import Run
 from engine.runs.sharing import access_of, is_shared, set_shared
 from engine.runs.store import folder_size_bytes
 from ui.backend.run_reader import has_adapter
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Confirmation, Updates, shown_as_message, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Confirmation, Updates, script, shown_as_message, visible_if
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.views.html import error_box, size
@@ -22,24 +22,14 @@ from ui.views.run_details import render_record, render_run_details
 
 
 class OneRunPart:
-    """Lays out the picked run below the table; hidden while none is picked."""
+    """Lays out the picked run over a part of the table; hidden while none is picked."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
         with gr.Column(visible=False, elem_id="run-details") as self.panel:
+            self.close = gr.Button("Close", size="sm", scale=0, min_width=80, elem_id="run-close")
+            gr.HTML(js_on_load=script("escape"), elem_classes="live")
             self.follow = FollowPart(page, prefix="one-")
-            with gr.Row(elem_id="run-actions"):
-                self.to_train = gr.Button("Open in Train", scale=0, min_width=140, elem_id="run-to-train")
-                self.duplicate = gr.Button("Copy settings", scale=0, min_width=150, elem_id="run-duplicate")
-                self.continuing = gr.Button(
-                    "Continue from this adapter", scale=0, min_width=230, elem_id="run-train-on"
-                )
-                if page.shared is not None:
-                    self.share = gr.Button("Share with the lab", scale=0, min_width=180, elem_id="run-share")
-                self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
-            self.confirm = Confirmation(
-                "Delete run", "Keep run", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
-            )
             self.details = gr.HTML(elem_id="run-facts")
             with gr.Accordion("Name, note and tags", open=False, elem_id="run-notes"):
                 with gr.Row():
@@ -52,6 +42,20 @@ class OneRunPart:
                 self.note = gr.Textbox(label="Note", lines=2, max_lines=12, max_length=10_000, elem_id="note-text")
                 self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
             self.record = gr.HTML(elem_id="run-record")
+            # Last, and in sight wherever the panel is scrolled to.
+            with gr.Column(elem_id="run-foot"):
+                with gr.Row(elem_id="run-actions"):
+                    self.to_train = gr.Button("Open in Train", scale=0, min_width=140, elem_id="run-to-train")
+                    self.duplicate = gr.Button("Copy settings", scale=0, min_width=150, elem_id="run-duplicate")
+                    self.continuing = gr.Button(
+                        "Continue from this adapter", scale=0, min_width=230, elem_id="run-train-on"
+                    )
+                    if page.shared is not None:
+                        self.share = gr.Button("Share with the lab", scale=0, min_width=180, elem_id="run-share")
+                    self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
+                self.confirm = Confirmation(
+                    "Delete run", "Keep run", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
+                )
         self._change = gr.State({})
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
         if page.shared is not None:
@@ -64,6 +68,7 @@ class OneRunPart:
         self._compared = compared
         for changed in self.follow.wire():
             changed.then(self.changed, run_shown, self._changing, **QUICK)
+        self.close.click(lambda: (HIDDEN, "", ""), None, [self.panel, run_shown, self.follow.live], **QUICK)
         train = [page.chosen_run, page.wants_run]
         page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
         for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
@@ -86,11 +91,20 @@ class OneRunPart:
         saved.then(self.describe, run_shown, self._described, **QUICK)
         return saved, deleted
 
-    def show_after(self, event: Dependency, *, again: bool) -> Dependency:
-        """After an event that may have chosen a run, show it; `again` where it may have changed. What is typed stays."""
+    def show_after(self, event: Dependency) -> Dependency:
+        """After an event that may have chosen a run, show it. What is typed stays."""
         inputs = [self._page.chosen_run, *self.follow.look_inputs]
         outputs = [*self._described, *self.follow.outputs]
-        return event.then(self._show_again if again else self.show, inputs, outputs, **QUICK)
+        return event.then(self.show, inputs, outputs, **QUICK)
+
+    def refresh_after(self, event: Dependency) -> Dependency:
+        """After an event that may have changed the run that is shown, show it again; nothing where none is open."""
+        outputs = [*self._described, *self.follow.outputs]
+
+        def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
+            return self._show_again(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
+
+        return event.then(refresh, self.follow.look_inputs, outputs, **QUICK)
 
     def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         """Return all of a run, unless it is shown already."""

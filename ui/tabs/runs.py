@@ -8,13 +8,16 @@ from gradio.events import Dependency
 from engine.errors import EngineError
 from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.electricity import Electricity, read_electricity, save_electricity
+from engine.runs.store import folder_size_bytes
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
 from ui.components import (
     HIDDEN,
     QUICK,
+    SLOW,
     TIMER_ON,
     UNCHANGED,
+    Confirmation,
     Updates,
     chart,
     pick_list,
@@ -30,7 +33,7 @@ from ui.tabs.lab_queue import LabQueuePart
 from ui.tabs.one_run import OneRunPart
 from ui.tabs.shared_runs import SharedRunsPart
 from ui.views import run_table
-from ui.views.html import small
+from ui.views.html import plural, size, small, with_code
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
 
@@ -48,7 +51,7 @@ class RunsTab:
         if (board := page.services.board) is not None:
             LabQueuePart(page.services, board)
         gr.HTML(
-            '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick two or more to compare their curves and settings.</p>'
+            '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick rows to compare their curves and settings, or to delete them.</p>'
         )
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.words = gr.Textbox(
@@ -67,6 +70,10 @@ class RunsTab:
         self.table = pick_list(run_table.NO_RUNS, elem_id="runs-table")
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
             self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
+            self.delete = gr.Button("Delete ticked …", scale=0, min_width=150, visible=False, elem_id="runs-delete")
+        self.confirm = Confirmation(
+            "Delete runs", "Keep runs", elem_id="confirm-delete-runs", yes_id="really-delete-runs", no_id="keep-runs"
+        )
         self._csv_text = gr.Textbox(visible=False)
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
             gr.HTML("<h2>Comparison</h2>")
@@ -89,7 +96,7 @@ class RunsTab:
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.compared, self.shown_rows, self.last],
-            [self.table, self.queue, self.method, self.model, self.last, self.below],
+            [self.table, self.queue, self.method, self.model, self.last, self.below, self.delete],
         )
         self._comparing = (
             [self.compared, self.against, self.log_axis],
@@ -102,22 +109,29 @@ class RunsTab:
         page.rest_elsewhere(self._tab, self.timer)
         self._tab.select(self.list_runs, *self._listing, **QUICK)
         arrived = self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
-        self.one.show_after(arrived, again=True)
+        self.one.refresh_after(arrived)
         self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
         changed = [changed_by_hand(part) for part in self._query]
         gr.on(changed, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
         taken = self.table.click(
-            self._take, [self.compared, self.shown_rows], [page.chosen_run, self.compared, self.shown_rows], **QUICK
-        )
-        self.one.show_after(taken, again=False)
+            self._take, [self.compared, self.shown_rows, *self._query],
+            [page.chosen_run, self.compared, self.shown_rows, self.order], **QUICK,
+        )  # fmt: skip
+        self.one.show_after(taken)
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
+        self.confirm.wire(self.delete.click, self.ask_delete, self.compared)
+        deleted = self.confirm.really.click(
+            shown_as_message(self.delete_ticked), [self.compared, page.chosen_run],
+            [page.chosen_run, self.compared, self.confirm.panel], trigger_mode="once", **SLOW,
+        )  # fmt: skip
+        taken.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
         made = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
         made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self._order_queue), None, None, **QUICK))
         self.electricity.wire(self._tab)
         if self.shared is not None:
             self.shared.wire(self._tab)
-        for event in (taken, *self.one.wire(self.compared)):
+        for event in (taken, deleted, *self.one.wire(self.compared)):
             self._list_after(event)
             event.then(self.compare, *self._comparing, **QUICK)
 
@@ -132,7 +146,7 @@ class RunsTab:
         rows, unread = self._page.reader.glance()
         found = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
-        table = run_table.render_run_table(found, chosen, compared, shown) if found else nothing
+        table = run_table.render_run_table(found, chosen, compared, shown, str(order)) if found else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
@@ -141,6 +155,7 @@ class RunsTab:
             self.method: gr.update(choices=[run_table.ANY_METHOD, *sorted(methods)]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *sorted(models)]),
             self.below: visible_if(bool(rows)),
+            self.delete: gr.update(value=f"Delete {plural(len(compared), 'run')} …", visible=bool(compared)),
         }
         fresh = list(listing.values())
         if fresh == last:
@@ -156,7 +171,7 @@ class RunsTab:
     def compare(self, compared: list[str], against: Any, log_axis: bool) -> Updates:
         """Return the curves in one chart and the settings that differ; hidden below two runs."""
         runs, histories = [], []
-        for run_id in compared:
+        for run_id in compared[:COMPARED_AT_MOST]:
             try:
                 observed = self._page.reader.observe(run_id)
                 row = self._page.reader.summary(run_id)
@@ -170,13 +185,20 @@ class RunsTab:
         return {
             self.comparison: gr.update(visible=True),
             self.overlay: overlay_figure(histories, view),
-            self.differences: render_differences(runs, read_electricity(self._page.services.home)),
+            self.differences: render_differences(runs, read_electricity(self._page.services.home))
+            + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(compared) > COMPARED_AT_MOST else ""),
         }
 
-    def _take(self, event: gr.EventData, compared: list[str], shown: int) -> Updates:
+    def _take(self, event: gr.EventData, compared: list[str], shown: int, *query: Any) -> Updates:
         wanted = picked(event)
         if wanted == run_table.MORE:
             return {self.shown_rows: shown + _PAGE_ROWS}
+        if wanted == run_table.ALL:
+            found = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))[:shown]
+            return {self.compared: [] if compared else [row.id for row in found]}
+        if wanted.startswith(run_table.SORT_PREFIX):
+            order = run_table.order_of(wanted.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
+            return {self.order: order} if order else UNCHANGED
         run_id = wanted.removeprefix(run_table.COMPARE_PREFIX)
         if not self._page.reader.exists(run_id):
             return UNCHANGED
@@ -184,10 +206,33 @@ class RunsTab:
             return {self._page.chosen_run: run_id}
         if run_id in compared:
             return {self.compared: [other for other in compared if other != run_id]}
-        if len(compared) >= COMPARED_AT_MOST:
-            gr.Info(f"{COMPARED_AT_MOST} runs are the limit of a comparison; remove one first.")
-            return UNCHANGED
         return {self.compared: [*compared, run_id]}
+
+    def ask_delete(self, ticked: list[str]) -> tuple[str, str]:
+        """Return the ticked runs, and what would be lost if they are deleted, with their size."""
+        runs = [self._page.services.runs.get(run_id) for run_id in ticked if self._page.reader.exists(run_id)]
+        freed = size(sum(folder_size_bytes(run.folder.path) for run in runs))
+        words = f"will be deleted: adapters, checkpoints, curves and logs, {freed} in all. This cannot be undone."
+        return plural(len(runs), "run"), words
+
+    def delete_ticked(self, ticked: list[str], chosen: str) -> Updates:
+        """Delete the ticked runs; those that wait or run stay, and stay ticked."""
+        runs, reader, freed, kept = self._page.services.runs, self._page.reader, 0, []
+        trouble: EngineError | None = None
+        for run_id in filter(reader.exists, ticked):
+            try:
+                freed += runs.delete(run_id)
+            except EngineError as error:
+                trouble, kept = error, [*kept, run_id]
+            else:
+                self._page.services.log("run deleted", run_id)
+                reader.forget(run_id)
+        if trouble is not None:
+            gr.Warning(with_code(str(trouble)), title=f"{plural(len(kept), 'run')} not deleted", duration=12)
+        if freed:
+            gr.Info(f"Deleted; {size(freed)} freed.", duration=5)
+        gone = chosen in ticked and chosen not in kept
+        return {self._page.chosen_run: "" if gone else UNCHANGED, self.compared: kept, self.confirm.panel: HIDDEN}
 
     def _order_queue(self, event: gr.EventData) -> None:
         action, _, run_id = picked(event).partition(":")

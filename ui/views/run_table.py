@@ -22,11 +22,20 @@ FILTERS: dict[str, frozenset[State]] = {
 ORDERS: dict[str, tuple[SortKey, bool]] = {
     "Newest first": ("created", True),
     "Lowest held-out loss first": ("eval_loss", False),
+    "Highest held-out loss first": ("eval_loss", True),
     "Longest first": ("seconds", True),
+    "Shortest first": ("seconds", False),
+    "Most steps first": ("steps", True),
+    "Fewest steps first": ("steps", False),
     "Fastest first": ("tokens_per_second", True),
     "Most memory first": ("peak_memory_bytes", True),
     "Largest on disk first": ("size_bytes", True),
     "By name": ("name", False),
+    "By name, Z first": ("name", True),
+    "By state": ("state", False),
+    "By state, Z first": ("state", True),
+    "By method": ("method", False),
+    "By method, Z first": ("method", True),
     "Oldest first": ("created", False),
 }
 
@@ -38,15 +47,17 @@ NOTHING_FOUND = empty("No matching runs", "Use fewer words, or show all states."
 
 ANY_METHOD, ANY_MODEL = "All methods", "All models"
 COMPARE_PREFIX = "compare:"
-MORE = "more:"
+MORE, ALL, SORT_PREFIX = "more:", "all:", "sort:"
 
+# Title and class of a column, and its orders: the one that a first click gives, then the other way round.
 _COLUMNS = (
-    Column('<span aria-hidden="true">⇄</span><span class="unseen">Compare</span>', "mark"),
-    Column("Run", "name"),
-    Column("State"),
-    Column("Method", "method"),
-    *map(Column.of_numbers, ("Steps", "Held-out loss", "Duration")),
-    Column("Started", "r soft"),
+    ("Run", "name", "By name", "By name, Z first"),
+    ("State", "", "By state", "By state, Z first"),
+    ("Method", "method", "By method", "By method, Z first"),
+    ("Steps", "r", "Most steps first", "Fewest steps first"),
+    ("Held-out loss", "r", "Lowest held-out loss first", "Highest held-out loss first"),
+    ("Duration", "r", "Longest first", "Shortest first"),
+    ("Started", "r soft", "Newest first", "Oldest first"),
 )
 _QUEUE_ROWS = 12
 _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "↓", "Move down"))
@@ -65,9 +76,38 @@ def query_of(words: object, state: object, method: object, model: object, order:
     )
 
 
-def render_run_table(rows: Sequence[RunSummary], chosen: str, compared: Collection[str], shown: int) -> str:
-    """Return the first `shown` rows; each can be picked, and its box adds the run to the comparison."""
-    html = table(_COLUMNS, (_row(row, row.id == chosen, row.id in compared) for row in rows[:shown]), css="runs")
+def order_of(column: str, current: str) -> str | None:
+    """Return the order that a click on a column's title gives; None where there is no such column."""
+    for title, _, first, other in _COLUMNS:
+        if title == column:
+            return other if current == first else first
+    return None
+
+
+def _heads(order: str, is_any_ticked: bool) -> list[Column]:
+    words = "Remove all ticks" if is_any_ticked else "Tick all rows"
+    heads = [Column(_tick_box(ALL, words, "mixed" if is_any_ticked else "false"), "mark")]
+    for title, css, first, other in _COLUMNS:
+        # Down where the largest, the newest or Z comes first.
+        arrow = {True: " ▼", False: " ▲"}[ORDERS[order][1]] if order in (first, other) else ""
+        heads.append(Column(pick_button(SORT_PREFIX + title, title + arrow, css="sort"), css))
+    return heads
+
+
+def _tick_box(pick: str, words: str, checked: str) -> str:
+    label = escape(words, quote=True)
+    return (
+        f'<button type="button" class="tick" role="checkbox" aria-checked="{checked}" aria-label="{label}" '
+        f'title="{label}" data-pick="{escape(pick, quote=True)}">{"–" if checked == "mixed" else "✓"}</button>'
+    )
+
+
+def render_run_table(
+    rows: Sequence[RunSummary], chosen: str, compared: Collection[str], shown: int, order: str = "Newest first"
+) -> str:
+    """Return the first `shown` rows; each can be picked and ticked, and a click on a column's title sorts by it."""
+    heads = _heads(order, bool(compared))
+    html = table(heads, (_row(row, row.id == chosen, row.id in compared) for row in rows[:shown]), css="runs")
     left = len(rows) - shown
     return html + pick_button(MORE, f"Show {min(left, 100):,} more of {left:,}", css="quiet") if left > 0 else html
 
@@ -95,11 +135,7 @@ def render_unread(unread: int) -> str:
 
 
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
-    label, checked = escape(f"Compare {row.name}", quote=True), "true" if is_compared else "false"
-    tick = (
-        f'<button type="button" class="tick" role="checkbox" aria-checked="{checked}" aria-label="{label}" '
-        f'title="Compare" data-pick="{COMPARE_PREFIX}{escape(row.id, quote=True)}">✓</button>'
-    )
+    tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.name}", "true" if is_compared else "false")
     ingredients = " · ".join(escape(short_name(part)) for part in (row.model, row.dataset) if part)
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""

@@ -136,7 +136,7 @@ def render_made_of(observed: ObservedRun) -> str:
         ("Data", escape(short_name(config.dataset.source))),
         ("Method", escape(method_words(config))),
         ("Length", f"{training.max_length:,} tokens, batch {batch}"),
-        ("Rate", f"{training.learning_rate:g}"),
+        ("Learning rate", f"{training.learning_rate:g}"),
     ]
     return f'<div class="section"><h3>This run</h3>{definitions(entries)}</div>'
 
