@@ -182,14 +182,14 @@ class Confirmation:
                 self.really = gr.Button(yes, variant="stop", scale=0, min_width=150, elem_id=yes_id)
                 self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
-    def wire(self, opened: Any, ask: Callable[[str], tuple[str, str]], run_shown: Component) -> None:
+    def wire(self, opened: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
         """Connect what opens and what closes it; `ask` returns the title of the shown run, and as HTML what is lost."""
 
-        def question(run_id: str) -> str:
+        def question(run_id: Any) -> str:
             title, html = ask(run_id)
             return f'<div class="notice"><b>{escape(title)}</b> {html}</div>'
 
-        def open_for(run_id: str) -> Updates:
+        def open_for(run_id: Any) -> Updates:
             return {self.panel: gr.update(visible=True), self.question: shown_in_place(question)(run_id)}
 
         opened(open_for, run_shown, [self.panel, self.question], **QUICK)

@@ -56,7 +56,6 @@ def listed(tab: RunsTab, last=None, **asked: str) -> Changes:
 
 
 def table_of(tab: RunsTab, **asked: str) -> str:
-    tab._page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
     return listed(tab, **asked).table
 
 
@@ -77,6 +76,7 @@ def test_an_empty_home_says_what_to_do(tab):
 
 
 def test_every_state_is_told_in_words_and_shape(tab, history):
+    tab._page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
     html = table_of(tab)
 
     for words in ("✓</i> completed", "✗</i> failed", "○</i> waiting", "■</i> stopped", "◐</i> interrupted"):

@@ -217,7 +217,8 @@ class RunsTab:
 
     def delete_ticked(self, ticked: list[str], chosen: str) -> Updates:
         """Delete the ticked runs; those that wait or run stay, and stay ticked."""
-        runs, reader, freed, kept = self._page.services.runs, self._page.reader, 0, []
+        runs, reader, freed = self._page.services.runs, self._page.reader, 0
+        kept: list[str] = []
         trouble: EngineError | None = None
         for run_id in filter(reader.exists, ticked):
             try:
