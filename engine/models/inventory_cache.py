@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from engine.models.source import model_path, resolve_model
 from engine.paths import LoratoryHome
 
 _INVENTORY_VERSION = 4  # raise it when engine.inspector.worker.inventory reads the same architecture differently
+
+SHIPPED = Path(__file__).with_name("inventories.zip")
 
 # Say nothing about sizes, and differ between copies of one model.
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"})
@@ -62,9 +65,18 @@ def cached_inventory(
 ) -> ModelShape | None:
     """Return the cached inventory of an architecture, made with this transformers; in about a millisecond.
 
-    That of a public one, of the catalogue, is one copy for all people of a lab.
+    That of a public one, of the catalogue, is one copy for all people of a lab, and comes with Loratory where this
+    transformers is the one that it was made with.
     """
-    return read_model(_cache_file(values, home, is_public), ModelShape)
+    file = _cache_file(values, home, is_public)
+    return read_model(file, ModelShape) or (_shipped(file.name) if is_public else None)
+
+
+def _shipped(name: str) -> ModelShape | None:
+    """Return an inventory that `tests.models.make_inventories` has put into the package."""
+    with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile, ValueError), zipfile.ZipFile(SHIPPED) as archive:
+        return ModelShape.model_validate_json(archive.read(name))
+    return None
 
 
 def remember_inventory(
@@ -78,8 +90,13 @@ def remember_inventory(
 
 
 def _cache_file(values: Mapping[str, JsonValue], home: LoratoryHome, is_public: bool) -> Path:
+    cache = home.shared_cache if is_public else home.cache
+    return cache / "inventory" / inventory_name(values)
+
+
+def inventory_name(values: Mapping[str, JsonValue]) -> str:
+    """Return the name of the file with the inventory of an architecture; another one for another transformers."""
     lasting = {key: value for key, value in values.items() if key not in _VOLATILE}
     version = importlib.metadata.version("transformers")
     identity = json.dumps([_INVENTORY_VERSION, version, lasting], sort_keys=True)
-    cache = home.shared_cache if is_public else home.cache
-    return cache / "inventory" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    return f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
