@@ -92,6 +92,32 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
     expect(page.locator("#model-details .facts")).to_be_visible()
 
 
+def judge_for(page: Page, title: str) -> None:
+    page.locator("#judge-for input").click()
+    page.get_by_role("option", name=title, exact=True).click()
+
+
+def test_panel_and_catalogue_follow_the_device_that_is_judged_for_and_the_choice_outlives_a_reload(page):
+    page.locator("#catalog [data-pick]").first.click()
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+    expect(page.locator("#measure")).to_be_visible()
+
+    judge_for(page, "RTX 4090 24 GB")
+
+    expect(page.locator("#panel")).to_contain_text("Judged for NVIDIA RTX 4090. A run still starts on this machine.")
+    expect(page.locator("#catalog caption")).to_contain_text("on NVIDIA RTX 4090")
+    expect(page.locator("#measure")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#judge-for input")).to_have_value("RTX 4090 24 GB")
+    expect(page.locator("#panel")).to_contain_text("Judged for NVIDIA RTX 4090")
+    expect(page.locator("#catalog caption")).to_contain_text("on NVIDIA RTX 4090")
+    judge_for(page, "This machine")
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+    expect(page.locator("#catalog caption")).to_contain_text("on CPU")
+    page.reload()
+    expect(page.locator("#panel")).to_contain_text("Memory on CPU")
+
+
 def test_a_slider_may_be_emptied_and_typed_again(page):
     open_tab(page, "Method")
     rank = page.locator("#rank input[type=number]")

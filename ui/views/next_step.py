@@ -79,9 +79,10 @@ def _link(tab: str, name: str, value: str) -> str:
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
     if estimate is not None:
+        here = " here" if draft.judged_elsewhere is not None else ""  # where the panel is about another device
         return (
             f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free"
+            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}"
         )
     if draft.estimate_error is not None:
         return "Memory unknown"
