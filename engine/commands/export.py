@@ -98,7 +98,7 @@ def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
             return
         listed = ", ".join(f"{name} {words_of_bytes(size.size_bytes)}" for name, size in sizes.items())
         typer.echo(f"Predicted sizes: {listed}.", err=True)
-        for words in filter(None, (instead_words(name, size) for name, size in sizes.items())):
+        if words := instead_words(sizes):
             typer.echo(words, err=True)
 
 

@@ -77,12 +77,12 @@ def test_rows_that_are_not_whole_blocks_are_stored_otherwise_and_that_is_told(tm
     sizes = predict_sizes(write_base(tmp_path / "base", hidden=576), "base")
 
     assert sizes["q8_0"].row == 0
-    assert instead_words("q8_0", sizes["q8_0"]) == ""
-    words = instead_words("q4_k_m", sizes["q4_k_m"])
-    assert words.startswith("q4_k_m: rows of 576 weights do not fill blocks of 256, so llama.cpp stores ")
-    assert words.endswith("of the weights as q5_0 or q8_0.")
+    assert instead_words({"q8_0": sizes["q8_0"]}) == ""
+    words = instead_words(sizes)
+    assert words.startswith("Rows of 576 weights do not fill blocks of 256, so llama.cpp stores ")
+    assert words.endswith("otherwise: q5_0 or q8_0 in q4_k_m, q5_1 or q8_0 in q5_k_m, q8_0 in q6_k.")
     odd = predict_sizes(write_base(tmp_path / "odd", hidden=40), "odd")
-    assert "as f16" in instead_words("q8_0", odd["q8_0"])
+    assert instead_words({"q8_0": odd["q8_0"]}).endswith("f16 in q8_0.")
 
 
 def test_nothing_is_predicted_for_a_base_that_is_quantized(tmp_path):

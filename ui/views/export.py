@@ -78,12 +78,8 @@ def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:
     """Return how large a GGUF file will be in each precision, and what llama.cpp cannot store in it."""
     if not sizes:
         return small("The base's weights are quantized already, so file sizes cannot be predicted.")
-    rows = ((escape(name), size(one.size_bytes)) for name, one in sizes.items())
-    told = [words for words in (instead_words(name, one) for name, one in sizes.items()) if words]
-    caption = (
-        "Computed from the tensors of the base by llama.cpp's rules for each precision; within 1% of what it writes."
-    )
-    return table(["Precision", Column.of_numbers("Predicted size")], rows, caption=caption) + notices(told)
+    words = f"Predicted from the base's tensors by llama.cpp's rules, within 1%. {instead_words(sizes)}"
+    return facts((size(one.size_bytes), escape(name)) for name, one in sizes.items()) + small(words.strip())
 
 
 def _files(files: Sequence[ExportedFile]) -> str:

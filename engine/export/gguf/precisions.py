@@ -185,13 +185,19 @@ def _stored(wanted: str, row: int) -> str:
     return instead if row % BLOCKS[instead].weights == 0 else "f16"
 
 
-def instead_words(precision: GgufType, predicted: PredictedSize) -> str:
-    """Return what llama.cpp cannot store in a precision, in a sentence; empty where it can."""
-    if not predicted.row:
+def instead_words(sizes: Mapping[GgufType, PredictedSize]) -> str:
+    """Return what llama.cpp cannot store in these precisions, in a sentence; empty where it can."""
+    found = [(precision, size) for precision, size in sizes.items() if size.row]
+    if not found:
         return ""
-    wanted = PRECISIONS[precision].weights
-    others = sorted({_stored(kind, predicted.row) for kind in (wanted, PRECISIONS[precision].more)} - {wanted})
+    precision, first = found[0]
+    listed = ", ".join(f"{' or '.join(_stored_instead(name, size.row))} in {name}" for name, size in found)
     return (
-        f"{precision}: rows of {predicted.row:,} weights do not fill blocks of {BLOCKS[wanted].weights}, so llama.cpp stores "
-        f"{predicted.instead:.0%} of the weights as {' or '.join(others)}."
+        f"Rows of {first.row:,} weights do not fill blocks of {BLOCKS[PRECISIONS[precision].weights].weights}, so llama.cpp "
+        f"stores {first.instead:.0%} of the weights otherwise: {listed}."
     )
+
+
+def _stored_instead(precision: GgufType, row: int) -> list[str]:
+    wanted = PRECISIONS[precision]
+    return sorted({_stored(kind, row) for kind in (wanted.weights, wanted.more)} - {wanted.weights})

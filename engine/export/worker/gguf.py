@@ -71,8 +71,8 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     file = order.folder / f"{stem}-{gguf_type}.gguf"
     _write_file(export, converter, WrittenGguf(file, merged, gguf_type, tokenizer, ""), dtype)
     predicted = predict_sizes(merged, "the merged model").get(gguf_type)
-    if predicted is not None and predicted.row:
-        export.notes.append(instead_words(gguf_type, predicted))
+    if predicted is not None and (words := instead_words({gguf_type: predicted})):
+        export.notes.append(words)
     implied_bos = (tokenizer.bos_token or "") if _adds_bos(file) else ""
     system = _common_system_prompt(RunFolder(order.run).read_config().dataset) if order.run is not None else None
     export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos, system))

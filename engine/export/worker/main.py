@@ -71,6 +71,8 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         require_space(order.folder, writer.needed_bytes(under_way), "The export", "export")
         verified = writer.write(under_way)
         card = write_card(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
+        if verified is not None and verified.perplexity is not None:
+            card += f"\n## Perplexity\n\nOf the unquantized result and of this file: {verified.perplexity.words}.\n"
         (order.folder / "README.md").write_text(card, encoding="utf-8")
         under_way.report("ready", "Putting the folder in its place.", 1.0)
         fsync_tree(order.folder)
