@@ -13,7 +13,7 @@ import trustme
 import uvicorn
 from starlette.types import ASGIApp
 
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 300
 
 
 class Certificate(NamedTuple):

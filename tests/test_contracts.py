@@ -15,7 +15,7 @@ def loaded_by(statement: str) -> set[str]:
     """Heavy packages that a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
     )
     return set(result.stdout.split())
 
@@ -23,7 +23,7 @@ def loaded_by(statement: str) -> set[str]:
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run import-linter on a checkout."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run(['--no-cache'])"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("statement", ["import ui.build", "import ui.serve", "import engine.cli", "import app"])

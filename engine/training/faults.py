@@ -1,8 +1,8 @@
 """The one place where tests can make training break; inactive unless a test sets the environment variable.
 
 `LORATORY_TEST_FAULT` holds `place=action`, several separated by semicolons. A place is reached by name, and an action
-happens on its n-th time with `place#n=action`. Actions: `kill`, `disk_full`, `out_of_memory`, `sleep:SECONDS`,
-`nan`, `raise`.
+happens on its n-th time with `place#n=action`. Actions: `kill`, `disk_full`, `out_of_memory`, `wait:FILE` (until
+it exists), `nan`, `raise`.
 """
 
 import errno
@@ -39,8 +39,9 @@ def reached(place: str, path: Path | None = None) -> None:
         import torch
 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB (injected by a test).")
-    if action.startswith("sleep:"):
-        time.sleep(float(action.partition(":")[2]))
+    if action.startswith("wait:"):
+        while not Path(action.removeprefix("wait:")).exists():
+            time.sleep(0.01)
     if action == "raise":
         raise InjectedError(f"injected at {place}")
 

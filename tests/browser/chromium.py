@@ -9,6 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE_MS = 300_000  # ends a test that hangs; a busy machine takes many times as long as a quiet one
 _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -42,7 +43,7 @@ def chromium() -> Iterator[Browser]:
 def open_page(browser: Browser, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
     """A page of its own, without anybody's memory, once its tabs can be clicked."""
     context = browser.new_context(viewport={"width": width, "height": height})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(f"{address.rstrip('/')}/?__theme={'dark' if dark else 'light'}")
     page.locator("#tabs button[role=tab]").first.wait_for()

@@ -4,11 +4,13 @@ and in CI they fail."""
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.chromium import chromium, open_page, why_no_browser
+from tests.browser.chromium import PATIENCE_MS, chromium, open_page, why_no_browser
 from tests.browser.show_fake import shown
 from ui.services import Services
+
+expect.set_options(timeout=PATIENCE_MS)  # of all browser tests: it is global
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,6 @@ from tests.runs.supervision import wait_until
 
 pytestmark = pytest.mark.browser
 
-expect.set_options(timeout=30_000)
-
 
 class Api:
     has_login = True
@@ -94,6 +92,7 @@ def test_hardware_price_and_the_most_it_costs_are_shown_before_the_start(page, s
 def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload(page, services, monkeypatch):
     monkeypatch.setattr(Api, "has_login", False)
     monkeypatch.setattr(services.hardware, "_found", None)
+    monkeypatch.setattr("engine.executors.huggingface_jobs.flavors._TROUBLE_SECONDS", 1e6)
     choose_model_and_data(page)
     page.get_by_role("radio", name="Hugging Face Jobs").check()
     expect(page.locator("#jobs-offer")).to_contain_text("needs a token")
@@ -103,7 +102,7 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     asked = Api.times_asked
     page.locator("#max-length input[type=number], #max-length textarea").fill("333")
     expect(page.locator("#panel")).to_contain_text("333 tokens")
-    monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # half a minute later, a change asks once more
+    monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # long afterwards, a change asks once more
     page.locator("#max-length input[type=number], #max-length textarea").fill("444")
     wait_until(lambda: Api.times_asked == asked + 1)
     expect(page.locator("#jobs-offer .trouble")).to_be_visible()

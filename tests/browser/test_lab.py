@@ -14,7 +14,7 @@ from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
-from tests.browser.chromium import let_fold_settle, open_tab
+from tests.browser.chromium import PATIENCE_MS, let_fold_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
@@ -23,15 +23,12 @@ from ui.services import Services
 
 pytestmark = pytest.mark.browser
 
-_PATIENCE_MS = 120_000  # generous: a timed test would only measure the machine
-expect.set_options(timeout=_PATIENCE_MS)
-
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[Lab]:
     def slowly(own: LoratoryHome, person: Person) -> Services:
-        """Services whose runs are at work for two minutes: other people still find them so."""
-        return replace(fake_services(own.root, seconds_per_step=2.0, home=own, owner=person.name), person=person)
+        """Services whose runs are at work for twenty minutes: other people still find them so."""
+        return replace(fake_services(own.root, seconds_per_step=20.0, home=own, owner=person.name), person=person)
 
     with running_lab(tmp_path_factory.mktemp("lab"), slowly) as running:
         running.add("root", "admin")
@@ -42,7 +39,7 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
 def visitor(browser: Browser) -> Iterator[Page]:
     """A browser that has not been here, and whose console must stay free of errors; it knows no test's certificate."""
     context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(_PATIENCE_MS)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

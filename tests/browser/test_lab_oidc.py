@@ -10,13 +10,12 @@ from engine.accounts.accounts import open_database
 from engine.accounts.identities import Identities, Identity
 from engine.accounts.oidc import Provider
 from engine.accounts.oidc_settings import OidcSettings
+from tests.browser.chromium import PATIENCE_MS
 from tests.ui.front.institute import CLIENT, SECRET, Institute, running_institute
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
 from ui.front.gate import COOKIE
 
 pytestmark = pytest.mark.browser
-
-expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
 @pytest.fixture(params=[True, False], ids=["JavaScript", "no JavaScript"])
 def context(browser: Browser, request) -> Iterator[BrowserContext]:
     one = browser.new_context(ignore_https_errors=True, java_script_enabled=request.param)
-    one.set_default_timeout(30_000)
+    one.set_default_timeout(PATIENCE_MS)
     yield one
     one.close()
 

@@ -11,7 +11,7 @@ from engine.accounts.people import Person
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
 from engine.space.demo import Demo
-from tests.browser.chromium import open_tab
+from tests.browser.chromium import PATIENCE_MS, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.institute import Institute, running_institute
@@ -22,8 +22,6 @@ from ui.services import Services
 
 pytestmark = pytest.mark.browser
 
-_PATIENCE_MS = 30_000
-expect.set_options(timeout=_PATIENCE_MS)
 SPACE_PAGE = "https://huggingface.co/spaces/Ann/loratory"
 EVIL_PAGE = "https://evil.example/"
 DEMO_TITLE = "A finished run"
@@ -43,7 +41,7 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
     write_run(demo.runs, a_config(), story)
 
     def slowly(own: LoratoryHome, person: Person) -> Services:
-        return replace(fake_services(own.root, seconds_per_step=2.0, home=own, owner=person.name), person=person)
+        return replace(fake_services(own.root, seconds_per_step=20.0, home=own, owner=person.name), person=person)
 
     def make(origin: str):
         pages = DemoPages(demo, f"{SPACE_PAGE}?duplicate=true", f"{origin}/sign-in")
@@ -58,7 +56,7 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
 def visitor(browser: Browser, lab: Lab, **options) -> Iterator[BrowserContext]:
     """A browser without third-party cookies, to which two other sites have a page with the Space in a frame."""
     context = browser.new_context(ignore_https_errors=True, **options)
-    context.set_default_timeout(_PATIENCE_MS)
+    context.set_default_timeout(PATIENCE_MS)
     # A public site may show a server of this machine only with a permission; the Space itself is public.
     context.grant_permissions(["local-network-access"])
     frame = f'<!doctype html><iframe src="{lab.url}/?__theme=light" allow="local-network-access" width="900" height="800"></iframe>'

@@ -11,7 +11,6 @@ from tests.runs.supervision import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-TRAIN_SECONDS = 400
 # The training loss, which the held-out loss of the model before its first step precedes.
 _CURVE = """(place) => {
     const line = document.querySelector(place + ' .chart')?.data?.find((one) => one.name === 'train, each step');
@@ -28,19 +27,19 @@ def server(tmp_path_factory):
 def fill_the_form(page: Page, model: str) -> None:
     page.locator("#model-own textarea, #model-own input").first.fill(model)
     page.locator("#model-own textarea, #model-own input").first.press("Enter")
-    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM", timeout=90_000)
+    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
     open_tab(page, "Data")
     page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
-    expect(page.locator("#facts")).to_contain_text("rows kept", timeout=90_000)
+    expect(page.locator("#facts")).to_contain_text("rows kept")
     open_tab(page, "Train")
     page.locator("#max-steps input").fill("6")
     page.locator("#max-steps input").press("Tab")
     page.locator("#sweep-fold button").first.click()
-    expect(page.locator("#sweep-start")).to_be_enabled(timeout=30_000)
+    expect(page.locator("#sweep-start")).to_be_enabled()
 
 
 def curve_of(page: Page, place: str) -> list[list[float]]:
-    return page.wait_for_function(_CURVE, arg=place, timeout=60_000).json_value()
+    return page.wait_for_function(_CURVE, arg=place).json_value()
 
 
 def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_browser(
@@ -54,14 +53,14 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     page.locator("#sweep-start").dblclick()
 
     # The page turns to the runs, of which each stands in the queue once.
-    expect(page.locator("#runs-table tr[data-pick]")).to_have_count(4, timeout=120_000)
-    wait_until(lambda: store.list()[-1].folder.read_state().state == "running", TRAIN_SECONDS)
+    expect(page.locator("#runs-table tr[data-pick]")).to_have_count(4)
+    wait_until(lambda: store.list()[-1].folder.read_state().state == "running")
     page.locator("#runs-table tr[data-pick]").last.locator("td.name").click()
-    expect(page.locator("#run-details h2")).to_contain_text("learning_rate 1e-3, r 4", timeout=30_000)
+    expect(page.locator("#run-details h2")).to_contain_text("learning_rate 1e-3, r 4")
     before = curve_of(page, "#one-loss-chart")
     page.context.close()
 
-    wait_until(lambda: all(run.folder.read_state().is_final for run in store.list()), TRAIN_SECONDS)
+    wait_until(lambda: all(run.folder.read_state().is_final for run in store.list()))
     runs = store.list()
     assert [run.folder.read_state().state for run in runs] == ["completed"] * 4
     assert sorted((run.folder.read_config().adapter.r, run.folder.read_config().adapter.lora_alpha) for run in runs) == [
@@ -74,7 +73,7 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     other = open_page(browser, server.url)
     open_tab(other, "Runs")
     rows = other.locator("#runs-table tr[data-pick]")
-    expect(rows).to_have_count(4, timeout=30_000)
+    expect(rows).to_have_count(4)
     rows.last.locator("td.name").click()
     after = curve_of(other, "#one-loss-chart")
     assert [step for step, _ in after] == [1, 2, 3, 4, 5, 6]
@@ -83,9 +82,9 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     # Three of them over each other, with only what differs.
     for number in (0, 1, 2):
         rows.nth(number).locator(".tick").click()
-        expect(rows.nth(number).locator(".tick")).to_have_attribute("aria-checked", "true", timeout=20_000)
-    expect(other.locator("#differences th")).to_have_count(4, timeout=30_000)
-    other.locator("#overlay-chart .main-svg").first.wait_for(timeout=30_000)
+        expect(rows.nth(number).locator(".tick")).to_have_attribute("aria-checked", "true")
+    expect(other.locator("#differences th")).to_have_count(4)
+    other.locator("#overlay-chart .main-svg").first.wait_for()
     lines = other.evaluate(
         "document.querySelector('#overlay-chart .chart').data.filter((one) => one.mode === 'lines').length"
     )

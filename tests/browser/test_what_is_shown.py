@@ -13,9 +13,6 @@ from ui.services import Services
 
 pytestmark = pytest.mark.browser
 
-# Machines that run tests are busy; what does not come at all fails all the same.
-expect.set_options(timeout=30_000)
-
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory) -> Services:

@@ -15,7 +15,7 @@ from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 from engine.runs.supervision.supervisor import Supervisor, reconcile
-from tests.runs.supervision import REPOSITORY, config_for, fake_settings, wait_for_state, wait_until
+from tests.runs.supervision import REPOSITORY, config_for, fake_settings, let_go, wait_for_state, wait_until
 
 PROMISED_KEYS = {
     "run_id", "directory", "status", "steps", "final_loss", "eval_loss", "base_eval_loss", "tokens_per_second",
@@ -70,7 +70,7 @@ def test_with_a_server_it_files_the_run_and_follows_it(store, home, capsys):
 
 
 def test_a_run_continues_when_its_command_is_killed(store, home):
-    run = store.create(config_for("steps=40"))
+    run = store.create(config_for("steps=40 hold=3"))
     follower = start_follower(run)
     wait_until(lambda: last_step(run) >= 3)
     follower.kill()
@@ -79,6 +79,7 @@ def test_a_run_continues_when_its_command_is_killed(store, home):
     worker = run.folder.read_worker()
     assert worker is not None
     assert worker.is_alive()
+    let_go(run)
     wait_until(lambda: not worker.is_alive())
     reconcile(home, fake_settings())
     assert run.folder.read_state().state == "completed"
@@ -86,11 +87,11 @@ def test_a_run_continues_when_its_command_is_killed(store, home):
 
 
 def test_interrupting_the_command_saves_and_stops_the_run(store):
-    run = store.create(config_for("steps=2000"))
+    run = store.create(config_for("steps=20000"))
     follower = start_follower(run)
     wait_until(lambda: last_step(run) >= 3)
     follower.send_signal(signal.SIGINT)
-    output, errors = follower.communicate(timeout=30)
+    output, errors = follower.communicate(timeout=600)
 
     result = json.loads(output)
     assert (follower.returncode, result["status"]) == (0, "stopped")
@@ -99,24 +100,25 @@ def test_interrupting_the_command_saves_and_stops_the_run(store):
 
 
 def test_a_second_interrupt_leaves_the_run_alone(store, home):
-    run = store.create(config_for("steps=60 deaf@9999"))
+    run = store.create(config_for("steps=5 hold=2 deaf@9999"))
     follower = start_follower(run)
     wait_until(lambda: last_step(run) >= 2)
     follower.send_signal(signal.SIGINT)
     wait_until(lambda: run.folder.stop_request.exists())
     follower.send_signal(signal.SIGINT)
-    follower.communicate(timeout=30)
+    follower.communicate(timeout=600)
 
     worker = run.folder.read_worker()
     assert worker is not None
     assert worker.is_alive()
+    let_go(run)
     wait_until(lambda: not worker.is_alive())
 
 
 def test_a_second_command_waits_its_turn_and_takes_over_when_the_first_is_gone(store):
     first, second = store.create(config_for("steps=30")), store.create(config_for("steps=5"))
     followers = [start_follower(first), start_follower(second)]
-    results = [json.loads(follower.communicate(timeout=60)[0]) for follower in followers]
+    results = [json.loads(follower.communicate(timeout=600)[0]) for follower in followers]
 
     assert [result["status"] for result in results] == ["completed", "completed"]
     # By its worker's last word: that the first has ended is noted a moment after its device is free.

@@ -62,7 +62,7 @@ class LabServer:
         headers = {"Origin": self.url, "Sec-Fetch-Site": "same-origin"}
         cookies = {COOKIE: token} if token else {}
         return httpx.Client(
-            base_url=self.url, verify=self._certificate.trust, headers=headers, cookies=cookies, timeout=60
+            base_url=self.url, verify=self._certificate.trust, headers=headers, cookies=cookies, timeout=300
         )
 
     @contextlib.contextmanager
@@ -89,7 +89,7 @@ class LabServer:
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(300)
 
     def sign_in(self, name: str) -> str:
         """Sign in as a person does; returns the cookie."""
@@ -164,7 +164,7 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
             worker = ann.folder.read_worker()
             assert worker is not None
             first.send_signal(signal.SIGKILL)
-            first.wait(30)
+            first.wait(300)
 
         seen = last_step(ann)
         wait_until(lambda: last_step(ann) > seen, PATIENCE_SECONDS)  # it trains without a server

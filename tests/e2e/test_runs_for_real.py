@@ -17,7 +17,7 @@ from tests.runs.supervision import config_for, wait_until
 
 pytestmark = pytest.mark.e2e
 
-WAIT_SECONDS = 240
+WAIT_SECONDS = 1500
 
 
 @pytest.fixture

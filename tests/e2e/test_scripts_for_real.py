@@ -19,7 +19,7 @@ from engine.runs.store import RunStore
 
 pytestmark = pytest.mark.e2e
 
-WAIT_SECONDS = 500
+WAIT_SECONDS = 1500
 SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 128, "max_steps": 20}
 
 # What is tried on a model of two layers, in float32, where nothing but the order of sums may differ.

@@ -52,7 +52,7 @@ def test_a_short_script_trains(tiny_model_folder, home, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,
     )
 
     assert done.returncode == 0, done.stderr[-3000:]

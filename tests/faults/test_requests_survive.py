@@ -13,20 +13,14 @@ from engine.runs.control import request_cancel, request_stop
 from engine.training.signals import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.checkpoints import newest_intact
-from tests.training.worker_runs import losses_of, said
+from tests.runs.supervision import wait_for_step, wait_until
+from tests.training.worker_runs import is_pending, losses_of, said
 
 pytestmark = pytest.mark.e2e
 
 STEPS = 12
 SECTIONS = {"training": {"max_steps": STEPS, "save_steps": 4}, "adapter": {"lora_dropout": 0.1}}
-SOON_SECONDS = 5.0
-
-
-def wait_for_step(run, step):
-    deadline = time.monotonic() + 60
-    while not (run.folder.events.exists() and any(data.step >= step for data in said(run, "step"))):
-        assert time.monotonic() < deadline, f"no step {step}"
-        time.sleep(0.02)
+SOON_SECONDS = 60.0
 
 
 def processes_of_session(leader):
@@ -55,16 +49,16 @@ def uninterrupted(whole, workers, runs):
     return list(whole.items())
 
 
-@pytest.mark.parametrize(
-    "place", ["training:step-6=sleep:1", "checkpoint:filled#1=sleep:1"], ids=["between steps", "while saving"]
-)
-def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, whole):
+@pytest.mark.parametrize("place", ["training:step-6", "checkpoint:filled#1"], ids=["between steps", "while saving"])
+def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, whole, tmp_path):
     expected = uninterrupted(whole, workers, runs)
     run = runs.create(**SECTIONS)
-    pid = workers.start(run.folder.path, place)
+    pid = workers.start(run.folder.path, f"{place}=wait:{tmp_path / 'go'}")
     wait_for_step(run, 6 if "step-6" in place else 4)
 
     os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_pending(pid, signal.SIGTERM))
+    (tmp_path / "go").touch()
 
     assert workers.wait(pid) == EXIT_FINISHED
     assert processes_of_session(pid) == []
@@ -78,12 +72,13 @@ def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, ru
     assert losses_of(run) == expected
 
 
-def test_a_second_sigterm_ends_at_once_and_leaves_what_was_saved(workers, runs):
+def test_a_second_sigterm_ends_at_once_and_leaves_what_was_saved(workers, runs, tmp_path):
     run = runs.create(**SECTIONS)
-    pid = workers.start(run.folder.path, "training:step-6=sleep:30")
+    pid = workers.start(run.folder.path, f"training:step-6=wait:{tmp_path / 'never'}")
     wait_for_step(run, 6)
 
     os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_pending(pid, signal.SIGTERM))
     time.sleep(REPEAT_SECONDS + 0.5)  # earlier, it is the same request
     began = time.monotonic()
     os.kill(pid, signal.SIGTERM)

@@ -69,7 +69,7 @@ def waiting(folder, monkeypatch) -> Iterator[threading.Thread]:
     thread.start()
     yield thread
     disk.has_room = True
-    thread.join(timeout=10)
+    thread.join(timeout=300)
     assert not thread.is_alive()
 
 

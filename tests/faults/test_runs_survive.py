@@ -19,11 +19,11 @@ from engine.runs.history.log import read_events
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, wait_for_state, wait_until
+from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, let_go, wait_for_state, wait_until
 
 pytestmark = pytest.mark.e2e
 
-KNOWN_WITHIN_SECONDS = 10
+KNOWN_WITHIN_SECONDS = 60  # the test's hang limit is 3 seconds, a lab's 300
 
 
 @pytest.fixture
@@ -68,12 +68,13 @@ def executions(run) -> list[str]:
 
 
 def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(store):
-    run = store.create(config_for("steps=60 pace=0.05"))
+    run = store.create(config_for("steps=60 hold=5"))
     with server() as first:
         wait_until(lambda: last_step(run) >= 5)
         first.kill()
     worker = worker_identity(run)
-    assert worker.is_alive(), "the training goes on without a server"
+    let_go(run)
+    wait_until(lambda: last_step(run) > 5)  # the training goes on without a server
     with server():
         state = wait_for_state(run, "completed", "failed", "interrupted")
 
@@ -105,12 +106,12 @@ def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, 
     with server():
         wait_until(lambda: last_step(run) >= 4)
         began = time.monotonic()
-        ended = wait_for_state(run, "failed", "interrupted", "completed", "stopped", seconds=60)
+        ended = wait_for_state(run, "failed", "interrupted", "completed", "stopped")
         took = time.monotonic() - began
 
         assert (ended.state, words in ended.cause) == (state, True), ended
         assert ended.resumable_step == 4
-        assert took < KNOWN_WITHIN_SECONDS, f"known after {took:.1f} seconds"  # the test's hang limit is 3 seconds
+        assert took < KNOWN_WITHIN_SECONDS, f"known after {took:.1f} seconds"
         assert not worker_identity(run).is_alive()
 
 
@@ -119,14 +120,14 @@ def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, 
     [(signal.SIGKILL, "interrupted", "while no supervisor watched"), (signal.SIGSTOP, "failed", "was suspended")],
 )
 def test_the_same_is_known_after_the_server_was_replaced(store, number, state, words):
-    run = store.create(config_for("steps=400 checkpoint=2"))
+    run = store.create(config_for("steps=20000 checkpoint=2"))
     with server():
         wait_until(lambda: last_step(run) >= 4)
     with server():
         seen = last_step(run)
         wait_until(lambda: last_step(run) > seen + 10)
         os.kill(worker_identity(run).pid, number)
-        ended = wait_for_state(run, "failed", "interrupted", "completed", seconds=KNOWN_WITHIN_SECONDS)
+        ended = wait_for_state(run, "failed", "interrupted", "completed")
 
     assert (ended.state, words in ended.cause) == (state, True), ended
     assert not worker_identity(run).is_alive()
@@ -134,14 +135,14 @@ def test_the_same_is_known_after_the_server_was_replaced(store, number, state, w
 
 def test_a_dead_worker_that_nobody_has_collected_is_seen_as_dead(store, monkeypatch):
     """Its parent lives and does not wait for it: the pid is there, as a zombie."""
-    run = store.create(config_for("steps=500"))
+    run = store.create(config_for("steps=20000"))
     run.folder.write_state(RunState(state="running", attempt=1, started=time.time(), device="cpu"))
     monkeypatch.setenv("LORATORY_ATTEMPT", "1")
     zombie = subprocess.Popen(fake_worker_command(JobSpec(run, run.folder.read_config(), (), 1)))
     with server():
         wait_until(lambda: last_step(run) >= 3)
         zombie.send_signal(signal.SIGKILL)
-        ended = wait_for_state(run, "failed", "interrupted", seconds=KNOWN_WITHIN_SECONDS)
+        ended = wait_for_state(run, "failed", "interrupted")
 
     assert ended.state == "interrupted"
     assert zombie.wait() == -signal.SIGKILL
@@ -170,7 +171,7 @@ def test_forty_queued_runs_are_each_executed_once_though_the_server_is_killed_tw
         kills += 1
     with server():
         for run in runs:
-            wait_for_state(run, "completed", "failed", "interrupted", "stopped", seconds=180)
+            wait_for_state(run, "completed", "failed", "interrupted", "stopped")
 
     states = {run.id: (run.folder.read_state().state, len(executions(run))) for run in runs}
     assert set(states.values()) == {("completed", 1)}, f"seed {seed}: {states}"
@@ -179,13 +180,14 @@ def test_forty_queued_runs_are_each_executed_once_though_the_server_is_killed_tw
 
 
 def test_a_power_cut_costs_the_torn_line_and_nothing_else(store):
-    run = store.create(config_for("steps=300 pace=0.01 checkpoint=50"))
+    run = store.create(config_for("steps=120 pace=0.01 checkpoint=50 hold=60"))
     with server() as running:
         wait_until(lambda: last_step(run) >= 60)
         running.kill()
         worker = worker_identity(run)
         worker.kill()
-        wait_until(lambda: not worker.is_alive(), 5)
+        wait_until(lambda: not worker.is_alive())
+    let_go(run)
     before = read_events(run.folder.events).events
     with run.folder.events.open("ab") as log:
         log.write(b'{"v":1,"seq":99999,"attempt":1,"time":17')
@@ -195,9 +197,9 @@ def test_a_power_cut_costs_the_torn_line_and_nothing_else(store):
         state = wait_for_state(run, "interrupted", "failed")
         assert state.resumable_step == run.folder.newest_checkpoint_step()
         request_resume(store.home, run)
-        wait_for_state(run, "completed", seconds=60)
+        wait_for_state(run, "completed")
 
     events = read_events(run.folder.events).events
     assert events[: len(before)] == before
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
-    assert read_history(run.folder.events).steps.steps.tolist() == list(range(1, 301))
+    assert read_history(run.folder.events).steps.steps.tolist() == list(range(1, 121))

@@ -1,11 +1,8 @@
 """What breaks inside a run, with real workers: killed, out of memory, out of disk, out of numbers. Nothing is lost."""
 
 import os
-import re
 import resource
 import signal
-import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -14,8 +11,8 @@ from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.checkpoints import newest_intact
-from tests.runs.supervision import wait_until
-from tests.training.worker_runs import events_of, losses_of, said
+from tests.runs.supervision import wait_for_step, wait_until
+from tests.training.worker_runs import events_of, is_pending, losses_of, said
 
 pytestmark = pytest.mark.e2e
 
@@ -196,16 +193,14 @@ def test_a_gpu_out_of_memory_has_advice(workers, runs):
     assert newest_intact(run.folder.checkpoints) is not None
 
 
-def test_a_machine_out_of_memory_has_advice(workers, runs):
+def test_a_machine_out_of_memory_has_advice(workers, runs, tmp_path):
     # A kernel for bfloat16 is compiled for each new size and takes new memory; what float32 takes may all be there already.
     run = runs.create(training={"max_steps": 2000}, model={"compute_dtype": "bfloat16"})
-    pid = workers.start(run.folder.path, "training:step-3=sleep:1")
-    deadline = time.monotonic() + 60
-    while not (run.folder.events.exists() and any(data.step == 3 for data in said(run, "step"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    pid = workers.start(run.folder.path, f"training:step-3=wait:{tmp_path / 'go'}")
+    wait_for_step(run, 3)
     used = int(open(f"/proc/{pid}/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
     resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+    (tmp_path / "go").touch()
 
     assert workers.wait(pid) == EXIT_FAILED
 
@@ -254,10 +249,7 @@ def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_sav
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in range(3, 2000))
     pid = workers.start(run.folder.path, full)
-    deadline = time.monotonic() + 60
-    while not (run.folder.events.exists() and any(data.code == "disk_full" for data in said(run, "warning"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: any(data.code == "disk_full" for data in said(run, "warning")))
 
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGTERM)  # launchers and schedulers say it twice
@@ -268,23 +260,16 @@ def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_sav
     assert newest_intact(run.folder.checkpoints).step == 4
 
 
-def is_pending(pid, number):
-    """Whether a signal was sent to a process and has not reached it."""
-    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return bool(int(pending, 16) >> (number - 1) & 1)
-
-
-def test_a_sigterm_that_is_delivered_twice_saves_and_ends(workers, runs):
+def test_a_sigterm_that_is_delivered_twice_saves_and_ends(workers, runs, tmp_path):
     run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
-    pid = workers.start(run.folder.path, "training:step-3=sleep:1")
-    deadline = time.monotonic() + 60
-    while not (run.folder.events.exists() and any(data.step == 3 for data in said(run, "step"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    pid = workers.start(run.folder.path, f"training:step-3=wait:{tmp_path / 'go'}")
+    wait_for_step(run, 3)
 
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not is_pending(pid, signal.SIGTERM))  # signals that wait together are one
     os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_pending(pid, signal.SIGTERM))
+    (tmp_path / "go").touch()
 
     assert workers.wait(pid) == EXIT_FINISHED
     assert "SIGTERM" in said(run, "status")[-1].message
@@ -294,10 +279,7 @@ def test_a_sigterm_that_is_delivered_twice_saves_and_ends(workers, runs):
 def test_a_run_that_waits_for_the_disk_can_be_cancelled(workers, runs):
     run = runs.create(**SAVES_OFTEN)
     pid = workers.start(run.folder.path, "checkpoint:filled=disk_full;disk_full:hurry=yes")
-    deadline = time.monotonic() + 60
-    while not (run.folder.events.exists() and any(data.code == "disk_full" for data in said(run, "warning"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: any(data.code == "disk_full" for data in said(run, "warning")))
 
     request_cancel(run)
 

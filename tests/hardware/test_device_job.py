@@ -82,5 +82,5 @@ def test_an_orphan_stuck_in_a_library_does_not_keep_its_device(job, home):
     asker.kill()
     asker.communicate()
 
-    wait_until(lambda: not holder.process.is_alive(), 5)
+    wait_until(lambda: not holder.process.is_alive())
     assert LeaseBook(home).holder("cpu") is None

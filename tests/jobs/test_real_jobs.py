@@ -85,8 +85,8 @@ def adapter_of(run):
     return files, config | {"target_modules": sorted(config["target_modules"])}  # PEFT writes a set
 
 
-def ended(run, seconds=120):
-    wait_until(lambda: state_of(run).is_final, seconds)
+def ended(run):
+    wait_until(lambda: state_of(run).is_final)
     return state_of(run)
 
 
@@ -121,7 +121,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
 def test_a_job_trains_exactly_what_this_machine_would(start, hugging_face):
     there, here = start.run(), start.run(where="local")
 
-    assert ended(there, 60).state == "completed", (state_of(there), hugging_face.only_job().log.read_text())
+    assert ended(there).state == "completed", (state_of(there), hugging_face.only_job().log.read_text())
     assert ended(here).state == "completed"
     assert losses(there) == losses(here)
     assert len(losses(there)) == 12
@@ -137,7 +137,7 @@ def test_a_job_trains_exactly_what_this_machine_would(start, hugging_face):
 
 def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugging_face, home):
     run = start.run(max_steps=100_000)
-    wait_until(lambda: len(losses(run)) > 3, 120)
+    wait_until(lambda: len(losses(run)) > 3)
     before = hugging_face.asked["submit"]
     start.unsupervise()
     seen = len(losses(run))

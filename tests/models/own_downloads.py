@@ -20,7 +20,7 @@ class PausingHub(FakeHub):
         self.go.set()
 
     def _answer_file(self, *args, **options):
-        self.go.wait(30)
+        self.go.wait(300)
         super()._answer_file(*args, **options)
 
     def replace_the_real_one(self, monkeypatch, cache: Path) -> None:
@@ -70,6 +70,6 @@ def stop_midway(hub: PausingHub, job) -> None:
     thread.start()
     wait_until(lambda: bool(hub.tokens))
     job.stop()
-    thread.join(30)
+    thread.join(300)
     hub.go.set()
     assert ended

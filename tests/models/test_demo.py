@@ -65,10 +65,10 @@ def interrupted_home(tmp_path_factory):
     for step in ("downloading", "unpacking", "converting Reading", "converting Writing"):
         children = kill_at(home, step)
         assert not demo_folder(home).exists(), step
-        _, alive = psutil.wait_procs(children, timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=300)
         assert not alive, f"killed while {step}, it left {alive} behind"
     makers = [start_maker(home), start_maker(home)]
-    outputs = [maker.communicate(timeout=300)[0] for maker in makers]
+    outputs = [maker.communicate(timeout=600)[0] for maker in makers]
     return home, outputs
 
 
@@ -87,7 +87,7 @@ def test_interruptions_leave_nothing_and_two_at_once_make_it_once(interrupted_ho
 def test_the_second_use_fetches_and_converts_nothing(interrupted_home):
     home, _ = interrupted_home
     maker = start_maker(home, PIP_NO_INDEX="1", PIP_FIND_LINKS="/nonexistent", http_proxy="http://127.0.0.1:9")
-    output, _ = maker.communicate(timeout=60)
+    output, _ = maker.communicate(timeout=600)
 
     assert output == f"ready {demo_folder(home)}\n"  # nothing was looked up, fetched or converted
 

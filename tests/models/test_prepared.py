@@ -151,7 +151,7 @@ def test_a_maker_killed_at_any_step_leaves_nothing_that_counts(folder, step):
 def test_two_makers_at_once_make_it_once(folder):
     makers = [start_maker(folder), start_maker(folder)]
 
-    told = [maker.communicate(timeout=30)[0].split() for maker in makers]
+    told = [maker.communicate(timeout=600)[0].split() for maker in makers]
 
     assert all(lines[-1] == "done" for lines in told)
     assert sum("begun" in lines for lines in told) == 1

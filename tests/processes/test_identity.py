@@ -64,7 +64,7 @@ def test_kill_ends_the_process(sleeper):
 
     assert identity.is_alive()
     assert identity.kill()
-    wait_until(lambda: not identity.is_alive(), 10)
+    wait_until(lambda: not identity.is_alive())
     assert sleeper.wait() == -signal.SIGKILL
 
 
@@ -101,7 +101,7 @@ def test_what_a_dead_leader_left_behind_is_ended_and_strangers_are_not():
 
     try:
         assert end_group(leader.pid, ("MARK", "ours")) == 1
-        wait_until(lambda: not child.is_alive(), 10)
+        wait_until(lambda: not child.is_alive())
         assert stranger.is_alive()
     finally:
         stranger.kill()

@@ -82,7 +82,7 @@ def test_the_end_of_an_old_process_does_not_disturb_questions_to_its_successor(p
     identity = ProcessIdentity.of(process.call("leave_child", {})["pid"])
     assert identity is not None
     identity.kill()
-    wait_until(lambda: not identity.is_alive(), 5)
+    wait_until(lambda: not identity.is_alive())
 
     stream = process.stream("wait", {})
     for _ in range(60):  # at 50 a second: until after the child has ended

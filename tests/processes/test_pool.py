@@ -139,7 +139,7 @@ def test_a_worker_stuck_in_c_ends_with_its_asker_however_that_ends(tmp_path, num
     asker.send_signal(number)
     asker.communicate()
 
-    wait_until(lambda: not worker.is_alive(), 5)
+    wait_until(lambda: not worker.is_alive())
 
 
 def test_many_questions_at_once_are_all_answered(pool):
@@ -147,7 +147,7 @@ def test_many_questions_at_once_are_all_answered(pool):
     threads = [threading.Thread(target=lambda: pids.append(pool.call("echo", {})["pid"])) for _ in range(20)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
 

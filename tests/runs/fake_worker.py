@@ -1,6 +1,7 @@
 """A worker that keeps the contract without training: what it does stands in the name of its run.
 
-The name is a list of words: `steps=20 pace=0.02 checkpoint=5 seconds=…`, and at most one mishap `MISHAP@STEP`, where
+The name is a list of words: `steps=20 pace=0.02 checkpoint=5 hold=8` (after step 8, until the run's folder has a file
+`go`), and at most one mishap `MISHAP@STEP`, where
 MISHAP is kill, segv, term, exit0, exit3, fail, hang, stop-self, deaf (ignores every request), orphan (leaves a child).
 Started as `python -m tests.runs.fake_worker RUN_DIR`.
 """
@@ -32,7 +33,7 @@ class Plan:
     """What a run's name asks for."""
 
     def __init__(self, name: str) -> None:
-        self.steps, self.pace, self.checkpoint, self.before = 5, 0.02, 0, 0.0
+        self.steps, self.pace, self.checkpoint, self.before, self.hold = 5, 0.02, 0, 0.0, -1
         self.mishap, self.mishap_step = "", -1
         self.mishap_attempts = 1
         for word in name.split():
@@ -47,6 +48,8 @@ class Plan:
                     self.checkpoint = int(number)
                 elif key == "before":
                     self.before = number
+                elif key == "hold":
+                    self.hold = int(number)
                 elif key == "attempts":
                     self.mishap_attempts = int(number)
             elif "@" in word:
@@ -106,6 +109,8 @@ def main(path: Path) -> int:
         )  # fmt: skip
         if plan.checkpoint and step % plan.checkpoint == 0:
             save(folder, events, step)
+        while step == plan.hold and not (path / "go").exists():
+            time.sleep(0.01)
         if step == plan.mishap_step and claim.attempt <= plan.mishap_attempts:
             code = happen(plan.mishap, events)
             if code is not None:

@@ -75,7 +75,10 @@ def move_to_an_earlier_boot(run: Run, attempt: int = 1) -> None:
     run.folder.process.write_text(record.model_dump_json())
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+PATIENCE_SECONDS = 300.0  # ends a test that hangs: no limit of what is tested, nor of a busy machine
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait for something that happens in another process or thread."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -83,9 +86,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def wait_for_state(run: Run, *states: str, seconds: float = 30) -> RunState:
+def wait_for_state(run: Run, *states: str) -> RunState:
     """Wait until a run is in one of these states, and return what it says then."""
-    wait_until(lambda: run.folder.read_state().state in states, seconds)
+    wait_until(lambda: run.folder.read_state().state in states)
     return run.folder.read_state()
 
 
@@ -103,6 +106,11 @@ def worker_of(run: Run) -> WorkerRecord:
     worker = run.folder.read_worker()
     assert worker is not None
     return worker
+
+
+def let_go(run: Run) -> None:
+    """Let a fake worker continue that was told to `hold`."""
+    (run.folder.path / "go").touch()
 
 
 def wait_for_step(run: Run, step: int) -> None:

@@ -17,7 +17,7 @@ from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 from engine.runs.supervision.states import DAMAGED_STATE_FILE
 from engine.runs.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
+from tests.runs.supervision import config_for, executions, fake_settings, let_go, wait_for_step, wait_until
 from ui.backend.run_reader import RunReader
 from ui.views.run_view import render_warnings
 
@@ -155,12 +155,13 @@ def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, 
 
 
 def test_a_log_that_was_lost_comes_back_and_shows_how_the_run_ended(store, home, loop):
-    run = store.create(config_for("steps=60"))
+    run = store.create(config_for("steps=60 hold=3"))
     until(loop, lambda: run.folder.read_state().state == "running")
     reader = HistoryReader.of_run(run)
     wait_for_step(run, 3)
     reader.update()
     run.folder.events.unlink()
+    let_go(run)
 
     until(loop, lambda: run.folder.read_state().is_final)
 

@@ -41,9 +41,6 @@ def bobs(home):
     return RunStore(home, "bob")
 
 
-PATIENCE = 120  # several processes start one after the other
-
-
 def began(run: Run) -> float:
     started = run.folder.read_state().started
     assert started is not None
@@ -56,9 +53,9 @@ def test_twenty_runs_of_one_against_one_of_another_the_one_starts_next(lab, home
     start_supervisor()
     wait_for_step(first, 1)
     one = bobs.create(config_for("steps=2 pace=0.01"))
-    wait_until(lambda: one.folder.read_state().reason == "device_in_use", seconds=PATIENCE)
+    wait_until(lambda: one.folder.read_state().reason == "device_in_use")
     request_cancel(first)
-    wait_until(lambda: many[0].folder.read_state().started is not None, seconds=PATIENCE)
+    wait_until(lambda: many[0].folder.read_state().started is not None)
 
     assert began(first) < began(one) < began(many[0])
     for run in many[2:]:
@@ -73,7 +70,7 @@ def test_without_accounts_runs_start_by_age_whosever_they_are(home, store, bobs,
     ]
     start_supervisor()
     for run in runs:
-        wait_for_state(run, "completed", seconds=PATIENCE)
+        wait_for_state(run, "completed")
 
     assert began(runs[0]) < began(runs[1]) < began(runs[2])
     assert not (home.server / "usage.jsonl").exists()
@@ -86,7 +83,7 @@ def test_a_person_moves_only_their_own_runs(lab, home, store, bobs, start_superv
     QueueOrder(home.of("ann")).move(anns[1].id, [run.id for run in anns], place=0)
     start_supervisor()
     for run in (*anns, bob):
-        wait_for_state(run, "completed", seconds=PATIENCE)
+        wait_for_state(run, "completed")
 
     assert began(anns[1]) < began(bob) < began(anns[0])
 
@@ -156,7 +153,7 @@ def test_the_urgent_run_starts_before_all_others_and_the_slot_is_for_one(lab, ho
         slot.put(ADMIN, runs[0])
     start_supervisor()
     for run in runs:
-        wait_for_state(run, "completed", seconds=PATIENCE)
+        wait_for_state(run, "completed")
 
     assert began(runs[2]) == min(map(began, runs))
     assert slot.run_id() is None

@@ -6,7 +6,7 @@ from engine.hardware.lease import LeaseBook
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
-from tests.runs.supervision import GIB, config_for, cpu, fake_settings, gpu, wait_for_state, wait_until
+from tests.runs.supervision import GIB, config_for, cpu, fake_settings, gpu, let_go, wait_for_state, wait_until
 
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
 
@@ -27,13 +27,14 @@ def supervise(home):
 
 def test_all_of_its_gpus_are_leased_while_it_trains_and_free_afterwards(home, supervise):
     book, store = LeaseBook(home), RunStore(home, "ann")
-    run = store.create(config_for("steps=40 pace=0.05", run=SPREAD))
+    run = store.create(config_for("steps=2 hold=1", run=SPREAD))
     supervise(gpu(0), gpu(1), gpu(2))
 
     wait_for_state(run, "running")
     assert [book.holder(name).run_id for name in ("cuda:0", "cuda:1")] == [run.id, run.id]
     assert book.holder("cuda:2") is None
     assert run.folder.read_state().device == "cuda:0, cuda:1"
+    let_go(run)
     wait_for_state(run, "completed")
     assert [book.holder(name) for name in ("cuda:0", "cuda:1")] == [None, None]
 

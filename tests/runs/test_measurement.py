@@ -173,13 +173,13 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
     thread = threading.Thread(target=measure)
     thread.start()
     try:
-        assert begun.wait(60)
+        assert begun.wait(300)
         holder = LeaseBook(home).holder("cpu")
         assert (holder.purpose, holder.process != ProcessIdentity.current()) == ("measurement", True)
         assert list_owners(home) == []
     finally:
         job.stop()
-        thread.join(60)
+        thread.join(300)
         supervisor.stop()
     assert len(caught) == 1
     assert orders == []

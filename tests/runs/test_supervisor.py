@@ -15,11 +15,13 @@ from engine.runs.history.reader import read_history
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunFolder
 from engine.runs.supervision.queue import QueueOrder
+from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import (
     GIB,
     config_for,
     cpu,
     executions,
+    let_go,
     wait_for_state,
     wait_for_step,
     wait_until,
@@ -59,7 +61,7 @@ def test_its_states_come_in_order(store, start_supervisor, monkeypatch):
 
 def test_while_it_runs_it_holds_its_device_under_the_workers_name(store, start_supervisor, home):
     start_supervisor()
-    run = store.create(config_for("steps=200"))
+    run = store.create(config_for("steps=5000"))
     wait_for_step(run, 1)
 
     holder = LeaseBook(home).holder("cpu")
@@ -71,7 +73,7 @@ def test_while_it_runs_it_holds_its_device_under_the_workers_name(store, start_s
 
 def test_stop_saves_ends_and_leaves_no_process(store, start_supervisor):
     start_supervisor()
-    run = store.create(config_for("steps=500"))
+    run = store.create(config_for("steps=5000"))
     wait_for_step(run, 3)
     request_stop(run)
     state = wait_for_state(run, "stopped", "failed")
@@ -138,9 +140,10 @@ def test_a_run_waits_for_a_device_that_the_chat_holds_and_the_chat_is_asked_to_g
 
 def test_a_stopped_run_resumes_from_its_checkpoint_and_a_complete_one_does_not(store, start_supervisor, home):
     start_supervisor()
-    run = store.create(config_for("steps=40"))
+    run = store.create(config_for("steps=40 hold=5"))
     wait_for_step(run, 5)
     request_stop(run)
+    let_go(run)
     stopped = wait_for_state(run, "stopped")
 
     request_resume(home, run)
@@ -204,8 +207,8 @@ def test_a_worker_that_cannot_be_started_fails_its_run(store, start_supervisor):
 
 
 def test_a_suspended_worker_is_reported_at_once_and_continues_unharmed(store, start_supervisor):
-    start_supervisor()
-    run = store.create(config_for("steps=60"))
+    start_supervisor(patience=Patience())
+    run = store.create(config_for("steps=5 hold=2"))
     wait_for_step(run, 2)
     worker = worker_of(run)
     os.kill(worker.pid, signal.SIGSTOP)
@@ -213,5 +216,6 @@ def test_a_suspended_worker_is_reported_at_once_and_continues_unharmed(store, st
     assert run.folder.read_state().state == "running"
 
     os.kill(worker.pid, signal.SIGCONT)
+    let_go(run)
     assert wait_for_state(run, "completed", "failed").state == "completed"
     assert run.folder.read_state().cause == ""

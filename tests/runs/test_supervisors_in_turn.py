@@ -11,6 +11,7 @@ from tests.runs.supervision import (
     config_for,
     executions,
     fake_settings,
+    let_go,
     wait_for_state,
     wait_for_step,
     wait_until,
@@ -32,11 +33,12 @@ def test_the_second_supervisor_of_a_home_refuses_says_so_and_takes_over(store, s
 
 def test_a_supervisor_that_stops_leaves_its_workers_alone_and_the_next_one_finds_them(store, start_supervisor):
     first = start_supervisor()
-    run = store.create(config_for("steps=60"))
+    run = store.create(config_for("steps=10 hold=3"))
     wait_for_step(run, 3)
     worker = worker_of(run)
     first.stop()
     assert worker.is_alive()
+    let_go(run)
 
     start_supervisor()
     state = wait_for_state(run, "completed", "failed", "interrupted")
@@ -48,9 +50,10 @@ def test_a_supervisor_that_stops_leaves_its_workers_alone_and_the_next_one_finds
 
 def test_a_run_whose_worker_ended_while_nobody_watched_is_judged_by_its_own_words(store, start_supervisor):
     first = start_supervisor()
-    run, lost = store.create(config_for("steps=20")), store.create(config_for("steps=20 kill@8"))
+    run, lost = store.create(config_for("steps=5 hold=2")), store.create(config_for("steps=20 kill@8"))
     wait_for_step(run, 2)
     first.stop()
+    let_go(run)
     wait_until(lambda: not worker_of(run).is_alive())
     start_supervisor()
     assert wait_for_state(run, "completed", "interrupted").state == "completed"
@@ -70,13 +73,14 @@ def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_su
 
 def test_state_files_that_a_power_cut_tore_are_told_again_by_log_and_lock(store, start_supervisor):
     first = start_supervisor()
-    complete, living = store.create(config_for("steps=3")), store.create(config_for("steps=60"))
+    complete, living = store.create(config_for("steps=3")), store.create(config_for("steps=5 hold=2"))
     wait_for_state(complete, "completed")
     wait_for_step(living, 2)
     first.stop()
     never_begun = store.create(config_for("steps=4"))
     for run, torn in ((complete, b""), (living, b'{"state": "run'), (never_begun, b"\0\0\0\0")):
         run.folder.state.write_bytes(torn)
+    let_go(living)
     start_supervisor()
 
     assert wait_for_state(complete, "completed", "interrupted").state == "completed"
@@ -96,9 +100,10 @@ def test_a_worker_that_a_dead_supervisor_had_only_meant_to_start_is_started_once
 
 def test_a_command_that_looks_once_brings_states_up_to_date_and_starts_nothing(store, home, start_supervisor):
     first = start_supervisor()
-    run = store.create(config_for("steps=10"))
+    run = store.create(config_for("steps=3 hold=1"))
     wait_for_step(run, 1)
     first.stop()
+    let_go(run)
     wait_until(lambda: not worker_of(run).is_alive())
     waiting = store.create(config_for("steps=2"))
     assert run.folder.read_state().state in ("starting", "running")

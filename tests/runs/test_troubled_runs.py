@@ -18,7 +18,7 @@ from engine.runs.run import RunFolder, RunState
 from engine.runs.supervision.progress_watch import SilenceLimits
 from engine.runs.supervision.supervisor import SupervisorLoop
 from engine.runs.supervision.worker_monitor import Patience
-from tests.runs.supervision import config_for, cpu, fake_settings, gpu, wait_for_state, wait_until, worker_of
+from tests.runs.supervision import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, wait_until, worker_of
 
 
 def refuse(*_args: object, **_values: object) -> None:
@@ -264,10 +264,11 @@ def test_a_silence_is_written_down_while_it_lasts(store, start_supervisor):
 
 
 def test_what_another_process_of_a_run_said_is_its_cause_where_the_first_could_not_speak(store, start_supervisor):
-    run = store.create(config_for("steps=50 pace=0.05 kill@20"))
+    run = store.create(config_for("steps=5 hold=3 kill@3"))
     start_supervisor()
     wait_until(lambda: _last_step(run) > 2)
     note_failure(run.folder.path, 1, FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it."))
+    let_go(run)
 
     state = wait_for_state(run, "failed")
 

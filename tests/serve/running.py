@@ -126,11 +126,11 @@ def listening(served: ServedModel) -> Iterator[str]:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(300)
         bound.close()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():

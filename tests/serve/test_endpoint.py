@@ -28,7 +28,7 @@ def url(session):
 
 @pytest.fixture
 def client(url) -> OpenAI:
-    return OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=20)
+    return OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=300)
 
 
 def ask(client, **values):
@@ -232,7 +232,7 @@ def test_who_leaves_stops_the_model(url, session, stream):
     from urllib.parse import urlsplit
 
     session.hold = threading.Event()
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     body = json.dumps({"model": "my-run", "messages": HI, "stream": stream})
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     wait_for(lambda: len(session.asked) == 1)
@@ -256,7 +256,7 @@ def test_many_clients_are_answered_and_few_at_a_time(url, session):
     wait_for(lambda: session.at_once == 16)
     session.hold.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
 
     assert session.ended == 20
     assert session.most_at_once == 16

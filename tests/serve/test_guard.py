@@ -23,7 +23,7 @@ def place():
 
 
 def ask(place: str, method: str = "POST", path: str = "/v1/chat/completions", body=BODY, **headers: str):
-    connection = http.client.HTTPConnection(place, timeout=10)
+    connection = http.client.HTTPConnection(place, timeout=300)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     return response.status, response.read(), dict(response.getheaders())

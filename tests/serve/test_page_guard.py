@@ -20,7 +20,7 @@ def place(tmp_path_factory):
 
 
 def ask(place: str, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(place, timeout=30)
+    connection = http.client.HTTPConnection(place, timeout=300)
     body = json.dumps({"fn_index": 0, "data": [], "session_hash": "x"}) if method == "POST" else None
     connection.request(method, path, body, {"Content-Type": "application/json", **headers})
     response = connection.getresponse()

@@ -31,7 +31,7 @@ def place(services):
 
 
 def ask(place: str, method: str, path: str, body: bytes | None = None, **headers: str):
-    connection = http.client.HTTPConnection(place, timeout=30)
+    connection = http.client.HTTPConnection(place, timeout=300)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     return response.status, response.read().decode(), {name.lower(): value for name, value in response.getheaders()}
@@ -100,7 +100,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(place):
 
 
 def test_a_request_of_unknown_length_is_refused(place):
-    connection = http.client.HTTPConnection(place, timeout=30)
+    connection = http.client.HTTPConnection(place, timeout=300)
     connection.request("POST", "/gradio_api/upload", iter([b"--x--"]), MULTIPART, encode_chunked=True)
 
     assert connection.getresponse().status == 411

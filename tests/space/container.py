@@ -123,7 +123,7 @@ def _first_answer(
     while time.monotonic() - began < seconds and process.poll() is None:
         try:
             request = urllib.request.Request(f"http://127.0.0.1:{_PORT}{path}", headers=headers)
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return _shown(answer, began)
         except urllib.error.HTTPError as error:
             return _shown(error, began)
@@ -166,7 +166,7 @@ def main() -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            answer["exit"] = process.wait(30)
+            answer["exit"] = process.wait(300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             answer["exit"] = None

@@ -99,7 +99,7 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
     mirror = spaces.begin(home)
     mirror.start()
     bucket.lost = AWAY
-    wait_until(lambda: f"runs/ann/{run.id}.json" in bucket.files, 10)
+    wait_until(lambda: f"runs/ann/{run.id}.json" in bucket.files)
     refused = []
 
     def refuse(kind):
@@ -108,11 +108,11 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
 
     bucket.refuse = refuse
     other = a_run(home, seed=2)
-    wait_until(lambda: len(refused) > 1, 10)
+    wait_until(lambda: len(refused) > 1)
     assert "no room" in mirror.unsaved("ann").words
     assert mirror.unsaved("ann").runs
     bucket.refuse = lambda _: None
-    wait_until(lambda: mirror.unsaved("ann").words == "", 10)
+    wait_until(lambda: mirror.unsaved("ann").words == "")
     assert mirror.stop(5)
 
     again = spaces.again()

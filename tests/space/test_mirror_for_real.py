@@ -71,8 +71,8 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
         whole = launcher.start(config)
         run = launcher.start(config)
     with supervised(home):
-        wait_for_state(whole, "completed", seconds=120)
-        wait_until(lambda: run.folder.newest_checkpoint_step() is not None, 120)
+        wait_for_state(whole, "completed")
+        wait_until(lambda: run.folder.newest_checkpoint_step() is not None)
         worker = run.folder.read_worker()
         os.kill(worker.pid, signal.SIGSTOP)
         mirror._save()
@@ -87,7 +87,7 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
     assert (spaces.restored.runs, spaces.restored.left_out) == (2, ())
     assert run.folder.newest_checkpoint_step() == saved_step
     with supervised(home):
-        state = wait_for_state(run, "completed", "failed", seconds=120)
+        state = wait_for_state(run, "completed", "failed")
 
     assert (state.state, state.attempt) == ("completed", 2), state
     assert losses(run) == expected

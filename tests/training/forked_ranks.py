@@ -19,7 +19,7 @@ from engine.processes.spawn import spawn, worker_argv
 from tests.fork_server import REPOSITORY
 
 RANKS = 2
-SECONDS = 240  # without an answer they would wait for days
+SECONDS = 1500  # without an answer they would wait for days
 _GRACE_SECONDS = 30  # what the launcher gives those that it ends
 
 

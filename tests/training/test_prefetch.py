@@ -40,8 +40,8 @@ def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
 
     ahead = PrefetchedSteps(steps(), pins=False)
     first = next(ahead)
-    assert wanted.acquire(timeout=10)
-    assert wanted.acquire(timeout=10)  # the second one, which nobody has asked for
+    assert wanted.acquire(timeout=300)
+    assert wanted.acquire(timeout=300)  # the second one, which nobody has asked for
     assert made == [0, 1]
 
     assert [step.tokens for step in (first, *ahead)] == [len(row.input_ids) for row in ROWS[:3]]

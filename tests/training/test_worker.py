@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,18 +15,10 @@ from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
 from tests.fork_server import REPOSITORY
+from tests.runs.supervision import wait_for_step
 from tests.training.worker_runs import events_of, history_of, losses_of, said
 
 pytestmark = pytest.mark.e2e
-
-
-def wait_for_step(run, step, timeout_seconds=60):
-    deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if run.folder.events.exists() and any(data.step >= step for data in said(run, "step")):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no step {step}; the log says: {run.folder.log.read_text()[-2000:]}")
 
 
 def test_a_run_from_beginning_to_end(workers, runs):
@@ -169,13 +160,14 @@ def test_a_request_before_the_first_step_is_obeyed(workers, runs):
     assert said(run, "step") == []
 
 
-def test_a_stopped_run_continues_where_it_stopped(workers, runs):
+def test_a_stopped_run_continues_where_it_stopped(workers, runs, tmp_path):
     whole = runs.create(training={"max_steps": 12})
     workers.run(whole.folder.path)
     run = runs.create(training={"max_steps": 12})
-    pid = workers.start(run.folder.path, "training:step-4=sleep:0.5")
+    pid = workers.start(run.folder.path, f"training:step-4=wait:{tmp_path / 'go'}")
     wait_for_step(run, 4)
     request_stop(run)
+    (tmp_path / "go").touch()
     workers.wait(pid)
     run.folder.stop_request.unlink()
 

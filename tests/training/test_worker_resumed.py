@@ -1,7 +1,6 @@
 """A real worker that goes on with a run: at its end, after it had stopped by itself, with other processes than before."""
 
 import json
-import time
 
 import pytest
 
@@ -9,6 +8,7 @@ from engine.runs.checkpoints import MANIFEST, read_manifest
 from engine.runs.control import request_stop
 from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
+from tests.runs.supervision import wait_until
 from tests.training.forked_ranks import launch_ranks
 from tests.training.worker_runs import history_of, losses_of, said, write_questions
 
@@ -54,15 +54,13 @@ def test_a_run_that_had_stopped_early_learns_nothing_more_when_it_is_resumed(wor
     assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
 
 
-def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers, runs):
+def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers, runs, tmp_path):
     run = runs.create(training={"max_steps": 12, "save_steps": 5})
     workers.run(run.folder.path, "training:step-8=kill")
-    pid = workers.start(run.folder.path, "session:load_model=sleep:2")
-    deadline = time.monotonic() + 60
-    while not said(run, "resumed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    pid = workers.start(run.folder.path, f"session:load_model=wait:{tmp_path / 'go'}")
+    wait_until(lambda: bool(said(run, "resumed")))
     request_stop(run)
+    (tmp_path / "go").touch()
     workers.wait(pid)
 
     message = said(run, "status")[-1].message

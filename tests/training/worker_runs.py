@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,9 @@ def losses_of(run: Run) -> list[tuple[int, float]]:
     """Step and loss, without what was superseded."""
     steps = history_of(run).steps
     return list(zip(steps.steps.tolist(), steps.losses.tolist(), strict=True))
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal was sent to a process and has not reached it."""
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending, 16) >> (number - 1) & 1)

@@ -1,5 +1,7 @@
 """A page on fakes, laid out and wired, without a server."""
 
+import math
+
 import gradio as gr
 import pytest
 
@@ -19,6 +21,12 @@ from ui.tabs.train import TrainTab
 def services(home) -> Services:
     """Services that need no model; runs begin with nobody's."""
     return fake_services(home.root, seconds_per_step=0.001)
+
+
+@pytest.fixture(autouse=True)
+def reads_all_runs_at_once(monkeypatch):
+    """On a busy machine too, where reading a run takes longer than a page waits."""
+    monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
 
 
 @pytest.fixture

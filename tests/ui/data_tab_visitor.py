@@ -14,7 +14,7 @@ from ui.tabs.data import DataTab
 
 PAGE = SimpleNamespace(session_hash="page-1")
 MODEL = ModelConfig(id="some/model")
-PATIENCE_SECONDS = 20  # generous: a timed test would only measure the machine
+PATIENCE_SECONDS = 300  # generous: a timed test would only measure the machine
 
 
 class Shown:

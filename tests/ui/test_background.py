@@ -9,7 +9,7 @@ from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import UNEXPECTED, BackgroundWork
 
-WAIT_SECONDS = 10
+WAIT_SECONDS = 300
 
 
 class AJob:

@@ -13,7 +13,7 @@ from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
 from ui.views.evaluation import pages_of, render_answered, render_evaluation
 
-WAIT_SECONDS = 10
+WAIT_SECONDS = 300
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ui.tabs.export import ExportTab
 from ui.tabs.export_formats import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.views.export import loading_script, render_record, render_verification
 
-WAIT_SECONDS = 10
+WAIT_SECONDS = 300
 
 
 @pytest.fixture

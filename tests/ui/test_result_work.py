@@ -9,7 +9,7 @@ from engine.errors import StorageError
 from engine.export.contract import keep_record, read_records, records_file
 from tests.invented_runs import InventedRun, a_config, write_run
 
-WAIT_SECONDS = 10
+WAIT_SECONDS = 300
 
 
 @pytest.fixture

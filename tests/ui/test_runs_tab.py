@@ -111,6 +111,7 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
         time.sleep(0.12)
         return draw_up(index, run)
 
+    monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", 0.1)
     monkeypatch.setattr(RunIndex, "_draw_up", draw_up_slowly)
     first = table_of(tab)
     shown = first.count("<tr data-pick")

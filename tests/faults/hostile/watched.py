@@ -45,7 +45,7 @@ class Target:
 
     def wait_until_calm(self) -> None:
         """Wait until all data processes answer: what an earlier attack ended has then started again."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             self.good_page()
             living = (process for process in self.inspector._data.processes if process.pid is not None)

@@ -31,7 +31,7 @@ from ui.front.space import Space
 from ui.services import Services
 
 PASSWORD = "correct horse battery"
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 300
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Lab:
         """Return a client that behaves as the lab's own page does."""
         own = {"Origin": self.url, "Sec-Fetch-Site": "same-origin", **headers}
         cookies = {} if token is None else {COOKIE: token}
-        return httpx.Client(base_url=self.url, verify=self.trust, headers=own, cookies=cookies, timeout=60)
+        return httpx.Client(base_url=self.url, verify=self.trust, headers=own, cookies=cookies, timeout=300)
 
     def signed_in(self, name: str) -> httpx.Client:
         """Return a client with a session of that person."""

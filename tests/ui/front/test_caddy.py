@@ -88,10 +88,10 @@ def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address
     for local, password in (("127.0.0.2", "wrong " + PASSWORD), ("127.0.0.1", PASSWORD)):
         transport = httpx.HTTPTransport(verify=caddy, local_address=local)
         with httpx.Client(
-            base_url=address.origin, transport=transport, headers={**own, **forged}, timeout=60
+            base_url=address.origin, transport=transport, headers={**own, **forged}, timeout=300
         ) as client:
             answer = client.post("/sign-in", data={"name": "ann", "password": password})
-    with httpx.Client(base_url=address.origin, verify=caddy, headers={**own, **forged}, timeout=60) as client:
+    with httpx.Client(base_url=address.origin, verify=caddy, headers={**own, **forged}, timeout=300) as client:
         client.cookies.update(answer.cookies)
         assert client.get("/config").json()["root"] == address.origin
 

@@ -122,7 +122,7 @@ def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
     assert "The demo is being prepared" in page
     assert f'href="{SIGN_IN}"' in page
     assert f'href="{environment.duplicate_url}"' in page
-    thread.join(20)
+    thread.join(300)
     assert not thread.is_alive()
 
 
@@ -184,7 +184,7 @@ def test_nobody_waits_for_the_page_to_be_made_again(finished, monkeypatch):
 
     def slowly(run):
         looking.set()
-        assert let.wait(20)
+        assert let.wait(300)
         return read(run)
 
     app = app_of(finished)

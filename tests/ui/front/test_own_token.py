@@ -148,7 +148,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         page.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
         work = lab.pages._pages["ann"].services.own_models.work
         assert work is not None, page.answers[-1]
-        assert work.ended.wait(60)
+        assert work.ended.wait(300)
         assert work.error is None
         found = resolve_model(ModelConfig(id=MODEL), own, part=ModelPart.WEIGHTS)
         assert Path(found.location).is_relative_to(own.own_models)
@@ -156,7 +156,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         page.press("own-dataset-download", own_dataset=DATASET, own_dataset_revision="", own_dataset_token=TOKEN)
         fetched = lab.pages._pages["ann"].services.own_datasets.work
         assert fetched is not None, page.answers[-1]
-        assert fetched.ended.wait(60)
+        assert fetched.ended.wait(300)
         assert fetched.error is None
         assert [one.hub_id for one in list_own_datasets(own)] == [DATASET]
         assert list_own_datasets(lab.home.of("bea")) == []
@@ -170,13 +170,13 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         results = lab.pages._pages["ann"].services.results
         pushing = results.exporting.find(run.id)
         assert pushing is not None, page.answers[-2:]
-        assert pushing.ended.wait(60)
+        assert pushing.ended.wait(300)
         assert pushing.error is None
         assert "ada/mine" in pushed.repositories
 
         page.press("export-start", export_run=run.id, export_checkpoint="final", export_form=ADAPTER, export_folder="")
         exporting = results.exporting.find(run.id)
-        assert exporting.ended.wait(60)
+        assert exporting.ended.wait(300)
         page.answers += [client.get(path).text for path in ("/", "/config", "/account")]
 
     assert watch.workers == set(WORKERS), "all were seen while they were at work"

@@ -55,7 +55,7 @@ def ask(path, method, url, names=(), token=None, **form):
     if token is not None:
         headers.append(("Cookie", f"{COOKIE}={token}"))
     with httpx.Client(
-        base_url=f"http://{ADDRESS.host}", transport=httpx.HTTPTransport(uds=str(path)), timeout=60
+        base_url=f"http://{ADDRESS.host}", transport=httpx.HTTPTransport(uds=str(path)), timeout=300
     ) as client:
         return client.request(method, url, headers=headers, data=form or None)
 

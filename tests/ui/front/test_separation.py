@@ -235,7 +235,7 @@ def test_a_training_worker_of_a_person_gets_no_login_whoever_starts_it(lab, monk
     run = RunStore(lab.home, "ann").create(config, Provenance(person="ann"))
     code = "import os; print(dict(os.environ))"
     process = start_worker(JobSpec(run, config, (a_device(),), 1), lambda _: [sys.executable, "-c", code])
-    process.wait(60)
+    process.wait(300)
 
     log = run.folder.log.read_text()
     assert "LORATORY_RUN" in log

@@ -19,7 +19,7 @@ class XetFileInfo:
 class _Group:
     def __init__(self, token_refresh_url: str, token_refresh_headers: dict[str, str], **_: Any) -> None:
         request = urllib.request.Request(token_refresh_url, headers=token_refresh_headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             self._storage = json.load(answer)["casUrl"]
         self._work: list[Any] = []
 
@@ -39,7 +39,7 @@ class _Group:
             data = read()
             digest = hashlib.sha256(data).hexdigest()
             request = urllib.request.Request(f"{self._storage}/{digest}", data=data, method="PUT")
-            urllib.request.urlopen(request, timeout=30).close()
+            urllib.request.urlopen(request, timeout=300).close()
             info = XetFileInfo(digest, len(data))
             handle.result = lambda: SimpleNamespace(xet_info=info)
 
@@ -54,7 +54,7 @@ class _Group:
 
     def start_download_file(self, info: XetFileInfo, path: str) -> None:
         def download() -> None:
-            with urllib.request.urlopen(f"{self._storage}/{info.hash}", timeout=30) as answer:
+            with urllib.request.urlopen(f"{self._storage}/{info.hash}", timeout=300) as answer:
                 Path(path).write_bytes(answer.read())
 
         self._work.append(download)

@@ -39,7 +39,7 @@ def start(browser, purpose="sign in", **form):
 
 def visit(institute, address):
     """Go to the provider, which sends the browser back; returns what it comes back with."""
-    with httpx.Client(verify=institute.trust) as outside:
+    with httpx.Client(verify=institute.trust, timeout=300) as outside:
         answer = outside.get(address)
     return {name: values[0] for name, values in parse_qs(urlsplit(answer.headers["location"]).query).items()}
 

@@ -38,7 +38,7 @@ def started(folder, **changes):
     environment = {name: value for name, value in {**given, **changes}.items() if value}
     command, log = [sys.executable, "app.py", "--port", str(port)], folder / "log"
     with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as server:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
         try:
             while not _answers(url):
                 assert server.poll() is None, log.read_text()
@@ -71,12 +71,15 @@ def seen_of(server):
 def signed_in(url, institute):
     """The cookies of a person who signs in as behind the proxy of Hugging Face: over plain HTTP, with its headers."""
     own = {**HOST, "Origin": f"https://{HOST['Host']}", "X-Forwarded-For": "10.9.8.7"}
-    begun = httpx.post(f"{url}/sign-in/with", data={"for": "sign in"}, headers=own)
+    begun = httpx.post(f"{url}/sign-in/with", data={"for": "sign in"}, headers=own, timeout=300)
     (target,) = re.findall(r'content="0;url=([^"]+)"', begun.text)
     back = visit(institute, unescape(target))
     own_navigation = {**HOST, **NAVIGATION, "X-Forwarded-For": "1.2.3.4, 10.9.8.7"}
     arrived = httpx.get(
-        f"{url}/oidc/callback", params=back, headers={**own_navigation, "Cookie": cookie_of(begun, ROUND_COOKIE)}
+        f"{url}/oidc/callback",
+        params=back,
+        timeout=300,
+        headers={**own_navigation, "Cookie": cookie_of(begun, ROUND_COOKIE)},
     )
     assert (arrived.status_code, arrived.headers["location"]) == (303, "/")
     return {**HOST, "Cookie": cookie_of(arrived, COOKIE)}
@@ -101,9 +104,12 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
             "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
         }  # fmt: skip
         with started(tmp_path, **changes) as (server, url, log):
-            pages = [httpx.get(url + path, headers=HOST).content for path in ("/", "/sign-in", "/demo", "/config")]
+            pages = [
+                httpx.get(url + path, headers=HOST, timeout=300).content
+                for path in ("/", "/sign-in", "/demo", "/config")
+            ]
             own = signed_in(url, institute)
-            pages += [httpx.get(url + path, headers=own, timeout=120).content for path in ("/", "/config", "/account")]
+            pages += [httpx.get(url + path, headers=own, timeout=300).content for path in ("/", "/config", "/account")]
             seen = seen_of(server)
     assert server.returncode == 0
     assert b"Signed in as <b>ann</b>, admin" in pages[-1]
@@ -122,7 +128,9 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
 def test_a_space_without_sign_in_says_so_on_its_page_and_in_its_log(tmp_path):
     with started(tmp_path, OAUTH_CLIENT_ID="") as (_, url, log):
         answers = [
-            httpx.get(url + path, headers={"Host": name}) for path in ("/", "/x") for name in ("x", "y.hf.space")
+            httpx.get(url + path, headers={"Host": name}, timeout=300)
+            for path in ("/", "/x")
+            for name in ("x", "y.hf.space")
         ]
         for answer in answers:
             assert "hf_oauth: true" in answer.text
