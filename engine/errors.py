@@ -87,6 +87,10 @@ class DeviceError(EngineError):
     """A device is missing, busy, or cannot do what was asked."""
 
 
+class GpuQuotaError(DeviceError):
+    """No GPU is lent, because a quota is used up."""
+
+
 class StorageError(EngineError):
     """A folder cannot be written, or the disk is full."""
 

@@ -26,7 +26,7 @@ from engine.chat.zero_gpu import ZeroGpu
 from engine.config.run import RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
-from engine.errors import RunError, WorkerError
+from engine.errors import GpuQuotaError, RunError, WorkerError
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
@@ -40,6 +40,7 @@ WORKER_MODULE = "engine.chat.worker.main"
 
 _LEAVING_SECONDS = 3.0  # a run that has just ended still holds its device until its process is gone
 _LOOK_SECONDS = 1.0
+_WITHOUT_QUOTA_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class ChatSession:
         self._loading: _Loading | None = None
         self._under_way: dict[str, int] = {}  # request id → number in the process
         self._idle_since = time.monotonic()
+        self._lends_again = 0.0  # until then, ZeroGPU is not asked again
         self._note = ""
 
     @property
@@ -141,8 +143,9 @@ class ChatSession:
         try:
             if former is not None and kept is None:
                 former.process.close()
-            zero = self.zero_gpu
-            device = zero.device if zero is not None else kept.device if kept is not None else self.choose(RunSection())
+            zero = self.zero_gpu if time.monotonic() >= self._lends_again else None
+            lent = zero.device if zero is not None else None
+            device = kept.device if kept is not None else lent or self.choose(RunSection())
             title, access = Path(plan.model.id).name, hub_access(plan.model)
             job = DeviceJob(
                 self.home, WORKER_MODULE if zero is None else zero_gpu.WORKER_MODULE, "chat", title, device,
@@ -203,6 +206,9 @@ class ChatSession:
             for answer in loaded.process.stream("generate", request.model_dump(mode="json"), request_id=number):
                 if "progress" in answer:
                     yield ChatChunk.model_validate(answer["progress"])
+        except GpuQuotaError:
+            self._use_processor(loaded)
+            raise
         except WorkerError as error:
             if self._loaded is not loaded:
                 raise RunError("The model was unloaded while it answered.", "Load it again and repeat.") from error
@@ -243,6 +249,17 @@ class ChatSession:
             loading.stopped.set()
             if loading.process is not None:
                 loading.process.close(timeout_seconds=1.0)
+
+    def _use_processor(self, loaded: _Loaded) -> None:
+        """Unload a model that no GPU is lent to, so it is loaded on the processor next."""
+        with self._lock:
+            if self._loaded is not loaded:
+                return
+            self._loaded, self._lends_again = None, time.monotonic() + _WITHOUT_QUOTA_SECONDS
+            self._note = (
+                f"{loaded.model.name} was unloaded, because no GPU is lent to it. Load it again to chat on the CPU."
+            )
+        loaded.process.close(timeout_seconds=1.0)
 
     def _ready(self) -> _Loaded:
         with self._lock:

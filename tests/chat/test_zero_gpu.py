@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -52,10 +53,15 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def session(api, home, tiny_model_folder, tmp_path_factory):
+def target(tiny_model_folder, tmp_path_factory):
+    return ChatTarget.of_run(make_adapter(tiny_model_folder, tmp_path_factory.mktemp("run") / "lora", lora()))
+
+
+@pytest.fixture(scope="module")
+def session(api, home, target):
     pytest.importorskip("spaces")
-    chat = ChatSession(home, zero_gpu=Here(api.variables))
-    chat.load(ChatTarget.of_run(make_adapter(tiny_model_folder, tmp_path_factory.mktemp("run") / "lora", lora())))
+    chat = ChatSession(home, choose=lambda _: describe_processor(), zero_gpu=Here(api.variables))
+    chat.load(target)
     assert api.of("/schedule") == []  # a GPU is lent to answers alone
     yield chat
     chat.unload()
@@ -66,6 +72,27 @@ def lends(api):
     api.refusal, api.queues = None, False
     api.free.clear()
     api.asked.clear()
+
+
+@pytest.mark.parametrize(
+    ("title", "message", "words"),
+    [
+        (
+            "ZeroGPU quota exceeded",
+            "Space app has reached its GPU limit. Try",
+            "This Space has used up its ZeroGPU quota.",
+        ),
+        ("ZeroGPU quota exceeded", "No GPU was available after 60s. Try", "Hugging Face has no free GPU now."),
+        ("ZeroGPU queue timeout", "No GPU was available after 60s <a>", "Hugging Face has no free GPU now."),
+        ("ZeroGPU worker error", "GPU task aborted", "The GPU was taken back before the answer was complete."),
+        ("ZeroGPU of tomorrow", "<script>", "Hugging Face has no free GPU now."),
+    ],
+)
+def test_refusals_are_explained_in_our_words(title, message, words):
+    pytest.importorskip("spaces")
+    from engine.chat.worker.zero_gpu import _explained
+
+    assert _explained(SimpleNamespace(title=title, message=message)).what == words
 
 
 def test_other_hardware_has_none():
@@ -113,8 +140,6 @@ def test_two_answers_at_once_get_a_gpu_each(session, api):
 @pytest.mark.parametrize(
     ("refusal", "token", "words"),
     [
-        (NO_QUOTA, TOKEN, "Your ZeroGPU quota.*30s requested vs. 12s left, try again in 3:05:00"),
-        (NO_QUOTA, "", "This Space has used up its ZeroGPU quota. Try again later"),
         (BUSY, TOKEN, "no free GPU now. Try again in a minute"),
         (Refusal(401), TOKEN, "no free GPU now"),
         (Refusal(500), TOKEN, "ZeroGPU cannot be used"),
@@ -159,6 +184,21 @@ def test_a_killed_process_leaves_no_child_with_a_gpu(session, api):
     assert children
     os.kill(session._loaded.process.pid, 9)
     wait_until(lambda: not any(map(is_at_work, children)), 60)
+
+
+@pytest.mark.e2e
+def test_without_a_quota_the_same_is_answered_on_the_processor(session, api, target):
+    words = r"Your ZeroGPU quota.*\(30s requested vs. 12s left, try again in 3:05:00\). Load the model again"
+    session.load(target)
+    lent = ask(session)
+    api.refusal = NO_QUOTA
+    with pytest.raises(DeviceError, match=words):
+        ask(session, gpu_token=TOKEN)
+    assert "Load it again to chat on the CPU" in session.state.note
+
+    session.load(target)
+    assert "".join(chunk.text for chunk in ask(session)) == "".join(chunk.text for chunk in lent)
+    assert len(api.of("/schedule")) == 2
 
 
 def is_at_work(process):

@@ -21,7 +21,7 @@ import torch
 from engine.chat.contract import ChatChunk, ChatRequest, LoadedModel, Progress
 from engine.chat.target import ADAPTER_WEIGHTS, LoadPlan, LoadRequest
 from engine.chat.zero_gpu import REPORT, TOKEN_HEADER
-from engine.errors import DeviceError, EngineError, RunError
+from engine.errors import DeviceError, EngineError, GpuQuotaError, RunError
 from engine.models.folder import check_model_folder, read_config
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, Steps, error_from_json, error_to_json, serve
@@ -224,10 +224,11 @@ class ZeroGpuWorker:
 
 
 # What `spaces` raises is Gradio's error, with these titles (zero/client.py and zero/wrappers.py).
+_ON_CPU = "Load the model again to chat on the CPU; a GPU is asked for again after half an hour."
 _REFUSALS = {
     "ZeroGPU quota exceeded": (
         "Your ZeroGPU quota at Hugging Face does not cover this answer",
-        "Ask for fewer tokens, or try again later.",
+        _ON_CPU,
     ),
     "ZeroGPU illegal duration": (
         "Hugging Face lends no GPU for so long",
@@ -244,7 +245,7 @@ _REFUSALS = {
 }
 _NO_GPU = ("Hugging Face has no free GPU now", "Try again in a minute.")
 # A request without a token of its visitor counts against the Space.
-_OF_THE_SPACE = ("This Space has used up its ZeroGPU quota", "Try again later.")
+_OF_THE_SPACE = ("This Space has used up its ZeroGPU quota", _ON_CPU)
 _AMOUNTS = re.compile(r"\d+s requested vs\. \d+s left|Try again in [\w ,:]{1,40}")
 
 
@@ -263,7 +264,7 @@ def _explained(error: Exception) -> EngineError:
         what, fix = _NO_GPU
     amounts = [found[0].lower() + found[1:] for found in _AMOUNTS.findall(message)]
     shown = f" ({', '.join(amounts)})" if amounts else ""
-    return DeviceError(f"{what}{shown}.", fix)
+    return (GpuQuotaError if fix is _ON_CPU else DeviceError)(f"{what}{shown}.", fix)
 
 
 if __name__ == "__main__":
