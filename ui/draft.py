@@ -86,6 +86,9 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     config, problems = _checked(mapping)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
+    model = mapping["model"]
+    if services.shapes.trouble(str(model.get("id", "")), model.get("revision")) is not None:
+        problems = [*problems, Problem("model.id", "cannot be read. The Model tab shows the reason.")]
     question = question_of(mapping)
     if question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
         problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]

@@ -73,6 +73,8 @@ def energy_words(summary: RunSummary, electricity: Electricity) -> str:
         return ""
     words = f"{energy.kwh:.3g} kWh"
     if energy.cost is not None:
-        words += f", {electricity.currency} {energy.cost:.2f}".replace(",  ", ", ")
+        cost = f"{energy.cost:.2f}" if energy.cost >= 0.005 or energy.cost == 0 else "0.01"
+        under = "under " if cost == "0.01" and energy.cost < 0.005 else ""
+        words += f", {under}{electricity.currency} {cost}".replace("  ", " ")
     source = "measured by the GPU" if energy.is_measured else f"at the stated {electricity.watts:g} W"
     return f"{words} ({source})"

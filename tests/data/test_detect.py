@@ -243,4 +243,5 @@ def test_unknown_columns_are_named_with_a_way_out():
         detect({"x": "a", "y": "b"})
 
     assert "'x', 'y'" in refusal.value.what
-    assert "--map" in refusal.value.fix
+    assert "instruction=question" in refusal.value.fix
+    assert "--" not in refusal.value.fix  # the page shows it as well

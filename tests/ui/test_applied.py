@@ -59,7 +59,7 @@ def a_draft(draw: random.Random) -> dict[str, Any]:
 def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_clicked(laid_out, services):
     draw, free = random.Random(18), [1.0]
     pressed: Counter[str] = Counter()
-    known = SimpleNamespace(get=lambda model_id, revision: small_shape() if model_id else None)
+    known = SimpleNamespace(get=lambda model_id, revision: small_shape() if model_id else None, trouble=lambda *_: None)
     page = laid_out(MethodTab)._page
     page.services = replace(services, shapes=known, devices=lambda: (gpu(free[0]),))
     visitor = FormVisitor(page)

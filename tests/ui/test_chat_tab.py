@@ -103,7 +103,7 @@ def test_both_branches_stream_into_one_transcript(tab, services, run):
 
     html = steps[-1].transcript
     assert "first letter of the Greek alphabet" in html
-    assert "It scales the adapter&#x27;s update" in html
+    assert "It scales the adapter's update" in html
     assert "<b>lora_alpha" not in html
     assert len(services.chat.asked) == 1  # one prompt for both
     assert steps[0].question == ""  # the question is taken from where it was typed
@@ -150,10 +150,24 @@ def test_a_question_can_be_asked_again_or_edited(tab, run):
     turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
 
     assert _take_back(turns) == (turns[:1], "two?", None)
-    edited = Changes(tab.talk, tab.talk._edit(pick("edit:1"), turns))
+    edited = Changes(tab.talk, tab.talk._edit(pick("edit:1"), turns, []))
     assert (edited.turns, edited.question) == (turns[:1], "two?")
     assert "two?" not in edited.transcript
-    assert tab.talk._edit(pick("edit:7"), turns) == gr.skip()
+    assert tab.talk._edit(pick("edit:7"), turns, []) == gr.skip()
+
+
+def test_an_edit_can_be_cancelled_and_loses_nothing(tab, run):
+    load(tab, run.id)
+    turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
+    edited = tab.talk._edit(pick("edit:1"), turns, [])
+    twice = tab.talk._edit(pick("edit:0"), edited[tab.talk.turns], edited[tab.talk.before_edit])
+
+    back = tab.talk._cancel_edit(twice[tab.talk.before_edit])
+
+    assert twice[tab.talk.turns] == []
+    assert back[tab.talk.turns] == turns
+    assert back[tab.talk.question] == ""
+    assert back[tab.talk.keep_all]["visible"] is False
 
 
 def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.errors import MemoryUnknownError
+from engine.config.run import ModelConfig
+from engine.errors import MemoryUnknownError, ModelError
 from engine.hardware.devices import list_devices
 from engine.memory.estimate import estimate_memory
 from engine.models.shape import ModelShape, ModuleShape
@@ -17,6 +18,7 @@ from tests.fake_inspector import FakeInspector
 from tests.ui.data_tab_visitor import wait_for
 from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks, question_of
+from ui.backend.models import KnownShapes
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR, Form
 from ui.page import targets_update
@@ -99,9 +101,11 @@ def known_devices():
     return list_devices()
 
 
-def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, **given: object):
+def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, trouble: EngineError | None = None, **given: object):  # fmt: skip
     services = SimpleNamespace(
-        shapes=SimpleNamespace(get=lambda model_id, revision: shape if model_id else None),
+        shapes=SimpleNamespace(
+            get=lambda model_id, revision: shape if model_id else None, trouble=lambda model_id, revision: trouble
+        ),
         checks=checks or DatasetChecks(FakeInspector()),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
@@ -357,3 +361,27 @@ def test_a_run_whose_memory_cannot_be_estimated_can_start(form, monkeypatch, err
     assert draft.estimate_error.what == words
     assert "a mistake of ours" not in render_side_panel(draft)
     assert why_not(draft) is None
+
+
+def test_a_model_that_cannot_be_read_is_not_ready_until_it_was_read(services):
+    inspector, model = services.inspector, ModelConfig(id="somebody/gone")
+    known = KnownShapes(inspector)
+    read, inspector.module_inventory = inspector.module_inventory, _not_found
+
+    with pytest.raises(ModelError):
+        known.learn(model)
+    assert known.trouble(model.id, None) is not None
+    inspector.module_inventory = read
+    known.learn(model)
+    assert known.trouble(model.id, None) is None
+
+
+def _not_found(_model):
+    raise ModelError("There is no such model.", "Check its name.")
+
+
+def test_a_failed_model_is_a_problem_of_the_draft(form):
+    draft = draft_of(form, None, trouble=ModelError("Gone.", "Check."), model__id="m", dataset__source="d")
+
+    assert ("model.id", "cannot be read. The Model tab shows the reason.") in draft.problems
+    assert why_not(draft) == "One setting needs your attention."

@@ -11,7 +11,7 @@ from ui.backend.run_reader import FINAL
 from ui.components import shown_in_place
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.views.evaluation import pages_of, render_answered, render_evaluation
+from ui.views.evaluation import pages_of, question_of, render_answered, render_evaluation
 
 WAIT_SECONDS = 300
 
@@ -155,3 +155,17 @@ def test_a_run_that_made_it_worse_is_told_so():
     losses = {"base": result.losses["tuned"], "tuned": result.losses["base"]}
 
     assert "Training made it worse" in render_evaluation(result.model_copy(update={"losses": losses}))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is r?<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] What is r? [/INST]",
+        "<bos><start_of_turn>user\nWhat is r?<end_of_turn>\n<start_of_turn>model\n",
+        "<|start_header_id|>user<|end_header_id|>\n\nWhat is r?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "What is r?",
+    ],
+)
+def test_an_answered_row_shows_its_question_without_the_template(prompt):
+    assert question_of(prompt) == "What is r?"

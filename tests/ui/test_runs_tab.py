@@ -26,10 +26,12 @@ from ui.views.run_table import (
     COMPARE_PREFIX,
     MORE,
     ORDERS,
+    best_of,
     query_of,
     render_run_table,
     when,
 )  # fmt: skip
+from ui.views.run_view import state_mark
 
 
 @pytest.fixture
@@ -136,6 +138,22 @@ def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab,
         assert clicked(title, other) == first
     assert "Steps ▲" in table_of(tab, order="Fewest steps first")
     assert tab._take(pick("sort:<b>"), [], 100, *query, "Newest first") == gr.skip()
+
+
+def test_a_tie_has_no_winner(tab, history):
+    row = tab._page.reader.summary(history[1])
+    better = row.model_copy(update={"id": "other", "best_eval_loss": row.best_eval_loss - 0.1})
+
+    assert best_of([row, better]) == "other"
+    assert best_of([row, row.model_copy(update={"id": "same", "best_eval_loss": row.best_eval_loss + 1e-5})]) is None
+
+
+def test_what_never_started_was_removed_from_the_queue(tab, services):
+    write_run(services.runs, a_config(), InventedRun(state="stopped"))
+
+    assert "removed from the queue" not in table_of(tab)
+    assert "removed from the queue" in state_mark("stopped", never_started=True)
+    assert "removed" not in state_mark("failed", never_started=True)
 
 
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):

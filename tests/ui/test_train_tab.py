@@ -306,6 +306,10 @@ def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
     similar = tab._similar(draft)
     assert similar is not None
     assert similar.name == "faq before"
+    around = tab._around_seconds(similar)  # loading, evaluation and saving took a part of it
+    assert around is not None
+    assert 0 <= around < similar.seconds
+    assert tab._around_seconds(similar.model_copy(update={"state": "running"})) is None
 
 
 def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):

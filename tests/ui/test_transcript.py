@@ -1,11 +1,17 @@
 """A conversation: who remembers what, and how it is shown."""
 
+import re
+from html.parser import HTMLParser
+
+import pytest
+
 from engine.chat.contract import ChatChunk
 from engine.data.conversation import Conversation, Message
 from tests.fake_inspector import FakeInspector
 from tests.invented_runs import a_config
 from ui.backend.answers import HeldOutPrompts, RowPrompt, row_prompt
 from ui.views.chat import Answer, Turn, messages_of, render_suggestions, render_transcript, some_prompts
+from ui.views.html import markdown
 
 
 def said(branch: str, text: str) -> Answer:
@@ -44,7 +50,50 @@ def test_everything_that_was_said_is_escaped_and_line_breaks_stay():
 
     assert "<script" not in html
     assert "&lt;b&gt;me&lt;/b&gt;" in html
-    assert "1 &lt; 2\n&lt;script&gt;" in html
+    assert "1 &lt; 2<br />\n&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "![x](https://evil.example/a.png)",
+        "![x][1]\n\n[1]: https://evil.example/a.png",
+        "<img src=https://evil.example/a.png onerror=alert(1)>",
+        "[x](javascript:alert(1))",
+        "[x](data:text/html;base64,AAAA)",
+        "<iframe src=//evil.example></iframe>",
+        '<https://evil.example/"onmouseover=alert(1)>',
+        "| a |\n|---|\n| <style>@import '//evil.example'</style> |",
+        "```html\n<script src=//evil.example></script>\n```",
+    ],
+)
+def test_an_answer_in_markdown_fetches_nothing_and_runs_nothing(hostile):
+    html = markdown(hostile)
+    tags = {name for name, _ in tags_of(html)}
+    attributes = {attribute for _, names in tags_of(html) for attribute in names}
+
+    assert tags <= {"div", "p", "a", "table", "thead", "tbody", "tr", "th", "td", "pre", "code", "br"}
+    assert attributes <= {"class", "href", "target", "rel", "title"}
+    assert not re.search(r'href="(?!https://|http://)', html)
+
+
+def tags_of(html: str) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.append((tag, [name for name, _ in attrs]))
+
+    Tags().feed(html)
+    return found
+
+
+def test_markdown_keeps_lists_code_and_tables_and_its_headings_are_not_the_pages():
+    html = markdown("# Title\n\n- **one**\n- two\n\n```\na < b\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |")
+
+    assert '<p class="heading">Title</p>' in html
+    for piece in ("<li><strong>one</strong></li>", "a &lt; b", "<td>2</td>"):
+        assert piece in html
 
 
 def test_speed_and_reason_of_the_end_stand_under_each_answer():

@@ -27,3 +27,4 @@ const look = async () => {
 
 const clock = setInterval(() => element.isConnected ? look() : clearInterval(clock), seconds * 1000);
 document.addEventListener('visibilitychange', look);
+look();  // the layout may be as old as the server

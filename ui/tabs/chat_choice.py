@@ -255,10 +255,12 @@ def _local_folder(typed: str) -> Path:
     if not text or len(text) > _LONGEST_NAME or "\0" in text:
         raise ModelError("No folder.", "Type the folder that holds adapter_config.json.")
     folder = typed_path(text).resolve()
-    if not any(folder.is_relative_to(root) for root in data_folders()):
+    roots = data_folders()
+    if not any(folder.is_relative_to(root) for root in roots):
+        listed = ", ".join(map(str, roots))
         raise ModelError(
-            f"The page does not read {folder.name or text[:60]} there.",
-            "Copy it below your home folder, or add its place to LORATORY_DATA.",
+            f"{folder.name or text[:60]} is outside the folders that the page reads: {listed}.",
+            "Copy it below one of them, or add its place to LORATORY_DATA.",
         )
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")
@@ -272,7 +274,10 @@ class SamplingPart:
         fields = SamplingConfig.model_fields
         with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
             self.system = gr.Textbox(
-                label="System prompt", lines=2, info="Empty sends no system prompt.", elem_id="chat-system"
+                label="System prompt",
+                lines=2,
+                info="Empty sends none of yours; the chat template may add its own, see Exact prompt.",
+                elem_id="chat-system",
             )
             self.greedy = gr.Checkbox(
                 label="Greedy", info="Always the most likely token; not random.", elem_id="chat-greedy"

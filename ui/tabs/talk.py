@@ -56,6 +56,9 @@ class TalkPart:
                 self.send = gr.Button("Send", variant="primary", scale=0, min_width=120, elem_id="chat-send")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="chat-stop")
                 self.again = gr.Button("Regenerate", scale=0, min_width=130, visible=False, elem_id="chat-again")
+                self.keep_all = gr.Button(
+                    "Cancel edit", scale=0, min_width=130, visible=False, elem_id="chat-cancel-edit"
+                )
                 self.clear = gr.Button("Clear", scale=0, min_width=100, visible=False, elem_id="chat-clear")
             self.sampling = SamplingPart()
             with gr.Accordion("Exact prompt", open=False, elem_id="chat-prompt") as self.prompt_fold:
@@ -67,6 +70,7 @@ class TalkPart:
                 "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=200, elem_id="chat-open"
             )
         self.turns = gr.State([])
+        self.before_edit = gr.State([])  # the whole conversation, while one of its questions is edited
         self.offered = gr.State([])  # row prompts that are suggested
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
         # A reload restores the conversation; it never leaves this browser.
@@ -75,7 +79,7 @@ class TalkPart:
         # What `ask` changes.
         self._answered = [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
-            self.suggestions, self.row, self.kept, self.links,
+            self.suggestions, self.row, self.kept, self.links, self.keep_all, self.before_edit,
         ]  # fmt: skip
 
     def wire(self, loaded: Dependency) -> None:
@@ -93,11 +97,15 @@ class TalkPart:
         self.again.click(_take_back, self.turns, asked, **QUICK).then(**asking)
         self.stop.click(self._stop, None, None, **QUICK)
         cleared = self.clear.click(
-            lambda: {**self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), "")}, None,
-            [self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
+            lambda: {
+                **self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), ""), **self._edited(),
+            }, None,
+            [self.keep_all, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
         )  # fmt: skip
         cleared.then(view.render_suggestions, self.offered, self.suggestions, **QUICK)
-        self.transcript.click(self._edit, self.turns, [*asked, self.transcript], **QUICK)
+        editing = [*asked, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
+        self.transcript.click(self._edit, [self.turns, self.before_edit], editing, **QUICK)
+        self.keep_all.click(self._cancel_edit, self.before_edit, editing, **QUICK)
         loaded.then(self._suggest, None, [self.suggestions, self.offered], **SLOW)
         self.suggestions.click(
             self._take, self.offered, [self.question, self.row, system, self.suggestions, self.offered], **QUICK
@@ -151,6 +159,7 @@ class TalkPart:
                 self.send: gr.update(interactive=False),
                 self.stop: gr.update(visible=True),
                 self.row: None,
+                **self._edited(),
             }
             for chunk in self._stream.chunks(requests, request.session_hash or "", request.headers):
                 turns = [*before, turns[-1].with_chunk(chunk)]
@@ -191,13 +200,23 @@ class TalkPart:
     def _stop(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
-    def _edit(self, event: gr.EventData, turns: list[Turn]) -> Updates:
+    def _edited(self) -> Updates:
+        return {self.keep_all: HIDDEN, self.before_edit: []}
+
+    def _cancel_edit(self, before_edit: list[Turn]) -> Updates:
+        """Bring back the conversation as it was before a question was edited."""
+        if not before_edit:
+            return self._edited()
+        return {**self._shown(before_edit), self.question: "", self.row: None, **self._edited()}
+
+    def _edit(self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn]) -> Updates:
         kind, _, number = picked(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
             return UNCHANGED
         turn, before = turns[int(number)], turns[: int(number)]
         asked = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
-        return {**asked, self.transcript: self._render(before)}
+        kept = {self.keep_all: gr.update(visible=True), self.before_edit: before_edit or turns}
+        return {**asked, **self._shown(before), **kept}
 
     def _suggest(self, draw: random.Random | None = None) -> Updates:
         config = self._choice.config_of(self._page.services.chat.state.target)

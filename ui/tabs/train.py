@@ -166,7 +166,15 @@ class TrainTab:
         config = draft.config
         check = self._page.services.checks.find(CheckQuestion.of(config)) if config is not None else None
         report = check.report if check is not None else None
-        return render_plan(config or draft.assumed, report, self._similar(draft))
+        similar = self._similar(draft)
+        return render_plan(config or draft.assumed, report, similar, self._around_seconds(similar))
+
+    def _around_seconds(self, row: RunSummary | None) -> float | None:
+        """Return what a run took to load, evaluate and save; None where it has not ended well."""
+        if row is None or row.state != "completed" or row.seconds is None or not row.tokens_per_second:
+            return None
+        tokens = self._page.reader.observe(row.id).history.steps.last("tokens")
+        return max(0.0, row.seconds - tokens / row.tokens_per_second) if tokens else None
 
     def count(self, request: gr.Request, *values: Any) -> Updates:
         """Have the tokens counted in the background where they are not yet; the timer looks at the progress."""

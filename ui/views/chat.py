@@ -18,6 +18,7 @@ from ui.backend.answers import RowPrompt
 from ui.views.html import (
     empty,
     log,
+    markdown,
     notices,
     pick_button,
     plural,
@@ -121,7 +122,7 @@ def render_transcript(
 def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, number: int | None) -> str:
     answers = "".join(_answer(answer, words[answer.branch], context_tokens) for answer in turn.answers)
     if turn.reference:
-        answers += answer_box("reference", "Reference", escape(turn.reference), "the answer of the data")
+        answers += answer_box("reference", "Reference", markdown(turn.reference), "the answer of the data")
     edit = ""
     if number is not None:
         edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
@@ -129,7 +130,7 @@ def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, n
 
 
 def _answer(answer: Answer, name: str, context_tokens: int | None) -> str:
-    text = escape(answer.text) if answer.text or not answer.done else NO_ANSWER
+    text = markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
     return answer_box(answer.branch, name, text, _figures(answer, context_tokens), writing=not answer.done)
 
 

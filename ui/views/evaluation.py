@@ -1,5 +1,6 @@
 """Base against tuned: an evaluation in figures, then row by row, the worst first; and the blind test with its tally."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -11,6 +12,9 @@ from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import Column, Row, duration, empty, facts, log, notices, pickable, plural, small, table, under
 
 ROWS_PER_PAGE = 5
+# What templates put between turns, and the role that a turn begins with; a prompt in any other style is shown whole.
+_CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|\[/?INST\]|<(?:start|end)_of_turn>")
+_ROLE = re.compile(r"^(?:system|user|assistant|model)(?:\n+|$)")
 _LONGEST_SUMMARY = 220  # characters of a prompt
 _CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
 
@@ -96,13 +100,20 @@ def page_words(result: EvaluationResult, page: int) -> str:
     return f'<p class="small num">{where} of {plural(len(result.answered), "answered row")}, the worst first</p>'
 
 
+def question_of(prompt: str) -> str:
+    """Return the last thing that was said in a rendered prompt, without the control tokens and roles of its template."""
+    parts = (part.strip() for part in _CONTROL.split(prompt))
+    said = [words for part in parts if (words := _ROLE.sub("", part).strip())]
+    return said[-1] if said else prompt
+
+
 def _answered(row: AnsweredRow) -> str:
     answers = answer_box("reference", "Reference", _text(row.reference)) + "".join(
         answer_box(branch, BRANCH_WORDS[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
-    summary = " ".join(row.prompt.split())
-    if len(summary) > _LONGEST_SUMMARY:  # the end has the question; the beginning is mostly the template
+    summary = " ".join(question_of(row.prompt).split())
+    if len(summary) > _LONGEST_SUMMARY:
         summary = f"… {summary[-_LONGEST_SUMMARY:]}"
     return (
         f'<section><h3 class="num">Row {row.row:,}</h3><details><summary>{escape(summary)}</summary>'

@@ -3,14 +3,18 @@
 Everything here takes text and escapes it, unless an argument is named as HTML.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.errors import ConfigError, EngineError
 from ui.backend.background import Work
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 GIB = 2**30
 
@@ -153,6 +157,29 @@ def notices(sentences: Iterable[str]) -> str:
 def with_code(text: str) -> str:
     """Return the HTML of a text whose commands and names of settings are between backticks, as in Markdown."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+@functools.cache
+def _markdown() -> "MarkdownIt":
+    from markdown_it import MarkdownIt  # not before there is an answer
+
+    # HTML is text, and an image is a link: nothing is fetched that an answer names.
+    return MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table").disable("image")
+
+
+def markdown(text: str) -> str:
+    """Return Markdown that a model wrote as HTML without images, headings of the page, or HTML of its own."""
+    tokens = _markdown().parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = "p"
+        if token.type == "heading_open":
+            token.attrSet("class", "heading")
+        for part in token.children or ():
+            if part.type == "link_open":
+                part.attrSet("target", "_blank")
+                part.attrSet("rel", "noopener noreferrer nofollow")
+    return f'<div class="markdown">{_markdown().renderer.render(tokens, _markdown().options, {})}</div>'
 
 
 def alert(title: str, html: str) -> str:

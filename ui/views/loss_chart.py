@@ -219,7 +219,8 @@ def chart_layout(height: int, revision: str) -> dict[str, Any]:
 
 def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]:
     x_axis = AXIS | {"title": {"text": x_title}, "rangemode": "tozero"}
-    y_axis = AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear"}
+    # Short figures where Plotly would print as many digits as a narrow range takes.
+    y_axis = AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear", "tickformat": ".3~g"}
     return chart_layout(350, revision) | {"xaxis": x_axis, "yaxis": y_axis}
 
 

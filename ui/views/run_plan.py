@@ -12,8 +12,20 @@ from engine.runs.summary import RunSummary
 from ui.views.html import count, duration, facts, plural, small, toolbar
 
 
-def render_plan(config: RunConfig | None, report: DatasetReport | None, similar: RunSummary | None) -> str:
-    """Return steps, tokens and time in figures, as fast as an earlier, `similar` run; unknown ones are marked as unknown."""
+def render_plan(
+    config: RunConfig | None,
+    report: DatasetReport | None,
+    similar: RunSummary | None,
+    around_seconds: float | None = None,
+) -> str:
+    """Return steps, tokens and time in figures; unknown ones are marked as unknown.
+
+    Args:
+        config: Of the draft.
+        report: On its rows.
+        similar: An earlier run, whose speed is taken.
+        around_seconds: What that run took in addition to its steps; None where it is not known.
+    """
     if config is None:
         return ""
     training = config.training
@@ -35,10 +47,16 @@ def render_plan(config: RunConfig | None, report: DatasetReport | None, similar:
     if similar is None or not similar.tokens_per_second:
         figures.append(("?", "time, unknown until the first steps"))
     else:
-        figures.append((f"≈ {duration(plan.seen_tokens / similar.tokens_per_second)}", "of training"))
+        training = plan.seen_tokens / similar.tokens_per_second
+        figures.append(
+            (f"≈ {duration(training + (around_seconds or 0))}", "in all" if around_seconds else "of training")
+        )
+        without = "without loading and evaluation"
+        if around_seconds:
+            without = f"with {duration(around_seconds)} for loading, evaluation and saving as there"
         note = small(
             f"Estimated from {similar.tokens_per_second:,.0f} tokens/s in “{similar.name}”, a run with the same model, method "
-            "and device, without loading and evaluation."
+            f"and device, {without}."
         )
     packed = small("≈: packing sets the number of rows at the start.") if about else ""
     return facts(figures) + _data(report) + note + packed

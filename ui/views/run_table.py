@@ -142,7 +142,7 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
     cells = (
         tick,
         f'{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}{tags}</span>',
-        state_mark(row.state),
+        state_mark(row.state, never_started=row.started is None),
         escape(row.method),
         f"{row.steps:,}{total}",
         held_out_cell(row),
@@ -153,10 +153,15 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
-    """Return the id of the run with the lowest held-out loss, where several were measured."""
+    """Return the id of the run with the lowest held-out loss, where several were measured; None where the figures shown are the same."""
     measured = [row for row in rows if row.best_eval_loss is not None]
     best = best_by_held_out_loss(measured) if len(measured) > 1 else None
-    return best.id if best is not None else None
+    is_tied = best is not None and sum(_shown_loss(row) == _shown_loss(best) for row in measured) > 1
+    return best.id if best is not None and not is_tied else None
+
+
+def _shown_loss(row: RunSummary) -> str:
+    return f"{row.best_eval_loss:.3f}"
 
 
 def held_out_cell(row: RunSummary, best: str | None = None) -> str:
@@ -164,7 +169,7 @@ def held_out_cell(row: RunSummary, best: str | None = None) -> str:
     if row.best_eval_loss is None:
         return "–"
     mark = '<span class="best" title="the lowest of these runs">★ </span>' if row.id == best else ""
-    cell = f"{mark}{row.best_eval_loss:.3f}"
+    cell = f"{mark}{_shown_loss(row)}"
     if not row.base_eval_loss:
         return cell
     change = 1 - row.best_eval_loss / row.base_eval_loss

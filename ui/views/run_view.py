@@ -74,9 +74,10 @@ def _joined(parts: Iterable[str]) -> str:
     return " · ".join(filter(None, parts))
 
 
-def state_mark(state: State) -> str:
-    """Return shape and word of a state."""
-    return f'<span class="state {state}"><i aria-hidden="true">{STATE_MARKS[state]}</i> {STATE_WORDS[state]}</span>'
+def state_mark(state: State, *, never_started: bool = False) -> str:
+    """Return shape and word of a state; one that ended before it started was removed from the queue."""
+    words = "removed from the queue" if state == "stopped" and never_started else STATE_WORDS[state]
+    return f'<span class="state {state}"><i aria-hidden="true">{STATE_MARKS[state]}</i> {words}</span>'
 
 
 def render_heading(observed: ObservedRun, now: float | None = None) -> str:
@@ -84,9 +85,10 @@ def render_heading(observed: ObservedRun, now: float | None = None) -> str:
     state, total = observed.state.state, observed.history.total_steps
     done = min(1.0, observed.history.last_step / total) if total else 0.0
     working = state in ("running", "stopping", "starting")
+    mark = state_mark(state, never_started=observed.state.started is None)
     return (
         f"<h2>{escape(observed.title)}</h2>"
-        f'<p class="status" role="status" aria-live="polite">{state_mark(state)} · {status_line(observed, now)}</p>'
+        f'<p class="status" role="status" aria-live="polite">{_joined([mark, status_line(observed, now)])}</p>'
         f"{progress_bar('Progress of the run', done) if working else ''}"
         f'<p class="small">{_ingredients(observed)}</p>'
     )

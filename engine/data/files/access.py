@@ -76,9 +76,10 @@ class DataAccess:
         except (OSError, RuntimeError):  # a name too long, or links in a circle: nothing inside either
             resolved = None
         if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in self.roots or ()):
+            listed = ", ".join(str(root) for root in self.roots or ())
             raise DatasetError(
-                "That dataset lies outside the folders that this page may read.",
-                "Upload the file instead, or name its folder in LORATORY_DATA and start Loratory again.",
+                f"There is no such dataset in the folders that this page may read: {listed}.",
+                "Check the path or upload the file; or name its folder in LORATORY_DATA and start Loratory again.",
             )
 
 

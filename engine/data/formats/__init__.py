@@ -97,7 +97,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         )
     raise DatasetError(
         f"No format fits the columns {_listed(names)}.",
-        "Say which column is which; in a terminal, for example, --map instruction=question --map output=answer.",
+        "Say which column is which, for example instruction=question and output=answer.",
     )
 
 
@@ -184,7 +184,7 @@ def _chosen(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str]
     if missing:
         raise DatasetError(
             f"{_words(format_).capitalize()} needs the column {_listed(missing)}; this dataset has {_listed(names)}.",
-            f"Say which column it is; in a terminal, for example, --map {missing[0]}={names[0] if names else 'name'}.",
+            f"Say which column it is, for example {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_.name, reason, columns)
 

