@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 
 from engine.config.run import ModelConfig
-from engine.errors import MemoryUnknownError, ModelError
+from engine.errors import EngineError, MemoryUnknownError, ModelError
 from engine.hardware.devices import list_devices
 from engine.memory.estimate import estimate_memory
 from engine.models.shape import ModelShape, ModuleShape
