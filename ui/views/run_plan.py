@@ -47,9 +47,9 @@ def render_plan(
     if similar is None or not similar.tokens_per_second:
         figures.append(("?", "time, unknown until the first steps"))
     else:
-        training = plan.seen_tokens / similar.tokens_per_second
+        stepping = plan.seen_tokens / similar.tokens_per_second
         figures.append(
-            (f"≈ {duration(training + (around_seconds or 0))}", "in all" if around_seconds else "of training")
+            (f"≈ {duration(stepping + (around_seconds or 0))}", "in all" if around_seconds else "of training")
         )
         without = "without loading and evaluation"
         if around_seconds:
