@@ -88,11 +88,13 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     wait_for(lambda: tab._fits_news("fits", first["stamp"]) is not None)
     html, question = tab._fill_fits("", "").values()
     assert html.count("…</span>") == 3 * (count - 1)
+    assert f" of {count + others} models judged" in html
     assert question == gr.skip()
     goes_on.release(count - 1)
     wait_for(lambda: fits.on(None).progress == (count + others, True))
     html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
+    assert "models judged" not in html
     assert html.count("–</span>") == 3 * (1 + others)
     assert question == ""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from engine.data.own import OwnDataset
-from engine.models.catalog import CatalogEntry
+from engine.models.catalog import CatalogEntry, list_catalog
 from engine.models.hub import HubModel
 from engine.models.own import OwnModel
 from engine.models.shape import ModelDetails
@@ -35,7 +35,7 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
     rows = "your rows" if fits.rows is not None else "rows of 1,024 tokens"
     caption = f"Fits: {rows} at batch 2 on {fits.device_name}."
     if not is_done:
-        caption += f" Reading architectures, {done} so far: the first time takes a minute."
+        caption += f" {done} of {len(list_catalog())} models judged; an architecture takes seconds the first time."
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
 
 
