@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
+from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options, device_problems
@@ -15,7 +15,7 @@ from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.prediction import most_likely
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import predicted_figures, read_provenance
 from engine.runs.store import RunStore
 from engine.runs.supervision.queue import Waiting, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
@@ -92,6 +92,20 @@ def test_a_run_keeps_which_rows_were_left_out_of_its_data(home, store):
     assert report is not None
     assert [(kept.row, kept.line, kept.problem) for kept in report.problems] == [(7, 8, "no answer")]
     assert store.create(config()).folder.read_dataset_report() is None
+
+
+def test_a_run_is_predicted_for_the_rows_that_it_trains_on(home, store):
+    lengths = RowLengths(tokens=(20, 30, 40) * 40, trained=(10,) * 120, count=120)
+    preflight = Preflight(home, FakeInspector(row_lengths=lengths), devices=lambda: (cpu(),), resolve=resolve)
+
+    run = Launcher(store, preflight).start(config())
+    provenance, report = read_provenance(run.folder), run.folder.read_dataset_report()
+
+    of_rows = Estimator(SHAPE, cpu(), lengths).need(config())
+    assert report is not None
+    assert report.row_lengths == lengths
+    assert provenance.predicted_bytes == of_rows.expected_bytes < Estimator(SHAPE, cpu()).need(config()).expected_bytes
+    assert provenance.predicted_memory == predicted_figures(of_rows, "cpu")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
