@@ -17,8 +17,9 @@ MIB = 2**20
 # With expandable segments, which the worker asks for: half of a few hundred simulated steps of all methods and
 # sizes stay below the first share of the tensors, nine in ten below the second.
 _EXPANDABLE_RESERVE = (0.02, 0.065)
-# Beyond the allocator: libraries that take memory of their own, and the driver's accounting.
-PROCESS_MARGIN = 200 * MIB
+# Beyond the allocator: libraries that take memory of their own, and the driver's accounting. As many of the published figures of
+# whole processes stay below the bound with it as with 200 MiB: 100% on a T4, 94% on an A100.
+PROCESS_MARGIN = 120 * MIB
 # Runs on Apple's GPU were never measured.
 _APPLE_MARGIN = 0.25
 

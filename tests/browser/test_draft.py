@@ -244,6 +244,10 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     open_tab(page, "Data")
     page.locator("#samples [data-pick]").last.click()
     expect(page.locator("#facts .facts")).to_be_visible()
+    # Once all rows are read, memory, advice and catalogue are about them.
+    expect(page.locator("#panel")).to_contain_text("For your rows, the longest of 240 tokens")
+    expect(page.locator("#advice")).to_contain_text("nothing is cut: the longest row has 240")
+    expect(page.locator("#catalog")).to_contain_text("Fits: your rows")
     set_up(page)
     expect(page.locator("#plan")).to_contain_text("trained tokens")
     lengths.clear()
