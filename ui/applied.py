@@ -47,14 +47,11 @@ class Applied:
         return names if untouched else []
 
     def taken_back(self, now: Sections) -> dict[str, dict[str, Any]]:
-        """Return the form's values without it; what a person changed since stays."""
+        """Return the form's values without it, None for empty ones; what a person changed since stays."""
         mapping = {section: dict(settings) for section, settings in now.items()}
         for name in self.standing(now):
             section, _, field = name.partition(".")
-            if self.before[name] is None:
-                mapping.get(section, {}).pop(field, None)
-            else:
-                mapping.setdefault(section, {})[field] = self.before[name]
+            mapping.setdefault(section, {})[field] = self.before[name]
         return mapping
 
     def render(self, now: Sections) -> str:

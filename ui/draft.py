@@ -1,12 +1,13 @@
 """One reading of the form: a configuration or what is missing, its problems and its memory."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.config.load import config_from_mapping
+from engine.config.load import config_from_mapping, config_in_the_making
 from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig, RunSection
+from engine.config.suited import KnownRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
@@ -56,6 +57,9 @@ class Draft:
     estimate_error: EngineError | None = None
     rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
+    suited: Mapping[str, Suited] = field(
+        default_factory=dict
+    )  # settings that a person did not give, and their defaults
     # On a device that is not here, where a person chose one. Whether the draft can start never depends on it.
     judged_elsewhere: Judged | None = None
 
@@ -74,7 +78,38 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return what the form holds, as a draft has it, without judging it."""
     mapping = form.mapping(values)
     _widen_targets(mapping, _shape_of(services, mapping))
+    suit(mapping, form.suited(values), _rows_of(services, mapping))
     return mapping
+
+
+def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: RowLengths | None) -> dict[str, Suited]:
+    """Give those of the settings that a person did not give the defaults that suit the rest.
+
+    Returns:
+        Those defaults; none where a setting has a value that it cannot take.
+    """
+    open_ones = set(names)
+    given = {
+        section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
+        for section, settings in mapping.items()
+    }
+    try:
+        config = config_in_the_making(given)
+    except ValueError:
+        return {}
+    known = KnownRows(rows.count, rows.longest) if rows is not None else None
+    chosen = {name: suited for name, suited in suited_settings(config, known).items() if name in open_ones}
+    for name, suited in chosen.items():
+        section, _, field = name.partition(".")
+        mapping.setdefault(section, {})[field] = suited.value
+        if suited.value is None:
+            del mapping[section][field]
+    return chosen
+
+
+def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowLengths | None:
+    question = question_of(mapping)
+    return services.checks.row_lengths(question) if question is not None else None
 
 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
@@ -83,6 +118,8 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     missing = tuple(text for name, text in _MISSING.items() if not _given(mapping, name))
     shape = _shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
+    rows = _rows_of(services, mapping)
+    suited = suit(mapping, form.suited(values), rows)
     config, problems = _checked(mapping)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
@@ -95,7 +132,6 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]
     devices = services.devices()
-    rows = services.checks.row_lengths(question) if question is not None else None
     device: Device | None = None
     estimate: MemoryEstimate | None = None
     ceiling: MemoryEstimate | None = None
@@ -132,6 +168,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         estimate=estimate,
         estimate_error=trouble,
         rows=rows,
+        suited=suited,
         ceiling=ceiling,
         judged_elsewhere=_judged(form.judged_device(values), assumed, shape, rows),
     )

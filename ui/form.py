@@ -1,6 +1,7 @@
 """All settings on the page as one value: pydantic Fields into components, components into nested plain values, and back."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -9,6 +10,7 @@ from gradio.components.base import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from engine.config import suited
 from engine.config.load import setting_names
 from engine.config.run import RunConfig
 from engine.hardware.known_devices import KnownDevice, find_known_device
@@ -19,11 +21,13 @@ ALL_LINEAR = "all-linear"
 EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
 # What the browser remembers with the form and no run has: the name of the device that memory is judged for, or "".
 JUDGE_FOR = "page.judge_for"
+# Also remembered: as JSON, the values that suited defaults have on the page; one that differs was set by a person.
+SUITED = "page.suited"
 # Settings whose text box holds several names.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
 _LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
 # A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
-_LARGEST_SLIDER = 1024
+_LARGEST_SLIDER = 100
 
 
 class Form:
@@ -38,7 +42,7 @@ class Form:
 
     def register(self, name: str, component: Component) -> Component:
         """Let a component that the caller built carry a setting."""
-        assert name in (*setting_names(), JUDGE_FOR), name
+        assert name in (*setting_names(), JUDGE_FOR, SUITED), name
         assert name not in self._components, f"{name} is on the page twice"
         self._components[name] = component
         return component
@@ -64,7 +68,7 @@ class Form:
         """Return nested plain values as `config_from_mapping` takes them; empty ones are left out."""
         nested: dict[str, dict[str, Any]] = {section: {} for section in RunConfig.model_fields}
         for name, value in zip(self._components, values, strict=True):
-            if name == JUDGE_FOR:
+            if name in (JUDGE_FOR, SUITED):
                 continue
             section, field = name.split(".")
             plain = _from_component(name, value)
@@ -77,17 +81,36 @@ class Form:
         named = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
         return find_known_device(named) if isinstance(named, str) else None
 
+    def suited(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the settings that still have the value of a suited default, with that value."""
+        try:
+            noted = json.loads(dict(zip(self._components, values, strict=True)).get(SUITED) or "{}")
+        except (TypeError, ValueError, RecursionError):  # of a client
+            return {}
+        mapping = self.mapping(values)
+        return {
+            name: noted[name]
+            for name in suited.SETTINGS
+            if isinstance(noted, dict) and name in noted and noted[name] == setting_in(mapping, name)
+        }
+
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
         """Return component values for a configuration; a setting that the mapping does not name gets its default."""
         values: list[Any] = []
         for name in self._components:
             section, field = name.split(".")
-            if name == JUDGE_FOR:
+            if name in (JUDGE_FOR, SUITED):
                 values.append(mapping.get(section, {}).get(field, ""))
                 continue
             value = mapping.get(section, {}).get(field, _default_of(name))
             values.append(_to_component(name, _offered(name, value)))
         return values
+
+
+def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:
+    """Return the value of a setting in nested plain values; None where there is none."""
+    section, _, field = name.partition(".")
+    return mapping.get(section, {}).get(field)
 
 
 def field_of(name: str) -> FieldInfo:

@@ -1,6 +1,7 @@
 """What the tabs share: the form, the panel next to it, the chosen run, and one way to refresh."""
 
 import functools
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
+from engine.config.suited import SETTINGS
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
 from ui.applied import Applied
@@ -17,10 +19,11 @@ from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
-from ui.draft import Draft, read_draft, read_settings
-from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, Form
+from ui.draft import Draft, read_draft, read_settings, suit
+from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, SUITED, Form
 from ui.gradio_internals import changed_by_hand
 from ui.services import Services
+from ui.views.html import small
 
 # What the browser keeps is not a secret; with a fixed key it can be read after the server was restarted.
 STORAGE_KEY = "loratory"
@@ -56,6 +59,7 @@ class Page:
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
+        self._suited = self.form.register(SUITED, gr.Textbox("", visible=False))
         self.chosen_run = browser_state("", "run")
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
@@ -77,6 +81,16 @@ class Page:
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""
         self._views[component] = view
+
+    def note_suited(self, name: str) -> None:
+        """Place a line here that says what the default of a setting is suited to; none where a person set it."""
+
+        def view(draft: Draft) -> Any:
+            suited = draft.suited.get(name)
+            words = f"suited to {suited.to}" if suited is not None and suited.to else ""
+            return gr.update(value=small(words) if words else "", visible=bool(words))
+
+        self.on_draft(gr.HTML(visible=False, elem_classes="suited"), view)
 
     def on_fill(self, component: Component, view: FillView) -> None:
         """Redraw `component` when the whole form was filled with other values, and not when a person changes it."""
@@ -208,7 +222,8 @@ class Page:
 
     @property
     def _refreshed(self) -> list[Component]:
-        return [*self._views, self.applied, self.saved_draft]
+        suited = [self.form[name] for name in SETTINGS]
+        return [*self._views, *suited, self._suited, self.applied, self.saved_draft]
 
     @property
     def _filled(self) -> list[Component]:
@@ -218,10 +233,19 @@ class Page:
         if not restored:
             return UNCHANGED
         draft = self.draft(values)
-        known = self.form.judged_device(values)
-        kept = draft.mapping if known is None else {**draft.mapping, "page": {"judge_for": known.name}}
+        known, suited = self.form.judged_device(values), self._follow_suited(draft, values)
+        page = {"suited": suited.get(self._suited, "")} | ({"judge_for": known.name} if known is not None else {})
         told = applied.render(draft.mapping) if applied is not None else ""
-        return {**_drawn(self._views, draft), self.applied: told, self.saved_draft: kept}
+        kept = {**draft.mapping, "page": page}
+        return {**_drawn(self._views, draft), **suited, self.applied: told, self.saved_draft: kept}
+
+    def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
+        """Return the suited defaults that changed with the rest of the form, and a note of all that nobody has set."""
+        now = self.form.suited(values)
+        noted = {name: draft.suited[name].value if name in draft.suited else value for name, value in now.items()}
+        moved = [name for name, value in noted.items() if value != now[name]]
+        filled = self._components(draft.mapping) if moved else {}
+        return {self._suited: json.dumps(noted), **{self.form[name]: filled[self.form[name]] for name in moved}}
 
     def _refresh_later(self, restored: bool, _applied: Applied | None, *values: Any) -> Updates:
         return _drawn(self._later_views, self.draft(values)) if restored else UNCHANGED
@@ -234,40 +258,64 @@ class Page:
             _log.exception("the browser's draft cannot be restored")
             return self._opened_with({})
 
-    def _opened_with(self, mapping: Mapping[str, Any]) -> Updates:
+    def _opened_with(self, saved: Mapping[str, Any]) -> Updates:
+        mapping = self._suit(saved)
         draft = self.draft(self.form.updates(mapping))
-        drawn = {**_drawn(self._views, draft), self._restored: True}
-        if not mapping:
+        drawn = {**self._fill(mapping), **_drawn(self._views, draft), self._restored: True}
+        if not saved:
             return drawn
-        applied = Applied.between("Draft restored", self.form.mapping(self.form.updates({})), draft.mapping)
+        applied = Applied.between("Draft restored", self.settings(self.form.updates(self._suit({}))), draft.mapping)
         applied = applied.until_changed(draft.mapping)
-        told = {self._applied: applied, self.applied: applied.render(draft.mapping)}
-        return {**self._fill(mapping), **drawn, **told}
+        return {**drawn, self._applied: applied, self.applied: applied.render(draft.mapping)}
+
+    def _suit(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill in suited defaults, and note them with those that have the same value already: nobody has set those.
+
+        What the browser noted itself stays as it is.
+        """
+        sections = {name: dict(settings) for name, settings in mapping.items()}
+        if "suited" in sections.get("page", {}):
+            return sections
+        page = sections.pop("page", {})
+        as_chosen: dict[str, dict[str, Any]] = {name: dict(settings) for name, settings in sections.items()}
+        chosen = suit(as_chosen, SETTINGS, None)
+        noted = {}
+        for name, suited in chosen.items():
+            section, _, field = name.partition(".")
+            if sections.setdefault(section, {}).setdefault(field, suited.value) == suited.value:
+                noted[name] = suited.value
+        return {**sections, "page": {**page, "suited": json.dumps(noted)}}
 
     def _fill_undoably(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
         if not mapping:
             return UNCHANGED
-        after = self.settings(self.form.updates(mapping))
-        applied = Applied.between(title, self.settings(values), after)
-        return {**self._fill(mapping), self._applied: applied}
+        suited = self._suit(mapping)
+        applied = Applied.between(title, self.settings(values), self.settings(self.form.updates(suited)))
+        return {**self._fill(suited), self._applied: applied}
 
     def _change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
-        before = self.settings(values)
-        after = self.settings(self.form.updates(_merged(before, change)))
+        before, named = self.settings(values), {f"{section}.{name}" for section in change for name in change[section]}
+        suited = json.dumps({name: value for name, value in self.form.suited(values).items() if name not in named})
+        after = self.settings(self.form.updates({**_merged(before, change), "page": {"suited": suited}}))
         drawn = _drawn(self._fill_views, after) if "adapter" in change else {}
-        return {**self._change(change, *values), **drawn, self._applied: Applied.between("", before, after)}
+        applied = Applied.between("", before, after)
+        return {**self._change(change, *values), **drawn, self._suited: suited, self._applied: applied}
 
     def _undo(self, _restored: bool, applied: Applied | None, *values: Any) -> Updates:
         """Give the settings of the last change their former values, as far as nothing has changed them since."""
         if applied is None:
             return UNCHANGED
         now = self.settings(values)
-        mapping = applied.taken_back(now)
+        before = applied.taken_back(now)
+        for name in SETTINGS:  # one that is empty is so because a person emptied it
+            section, _, field = name.partition(".")
+            before[section].setdefault(field, None)
+        mapping = self._suit(before)
         undone = Applied.between(applied.title, now, mapping, undoes=not applied.undoes)
         filled = self._components(mapping)
-        changed = {self.form[name]: filled[self.form[name]] for name in undone.after}
+        changed = {self.form[name]: filled[self.form[name]] for name in [*undone.after, SUITED]}
         drawn = _drawn(self._fill_views, mapping)
         return {**changed, **drawn, self._applied: undone, self.copied_from: "" if applied.title else gr.skip()}
 
@@ -283,8 +331,12 @@ class Page:
 
     def _components(self, mapping: Mapping[str, Any]) -> Updates:
         filled = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
-        if "page" not in mapping:  # a preset or a run names no device to judge for, and the choice stays
+        if "judge_for" not in mapping.get(
+            "page", {}
+        ):  # a preset or a run names no device to judge for, and the choice stays
             del filled[self.judge_for]
+        if "suited" not in mapping.get("page", {}):
+            del filled[self._suited]
         targets = mapping.get("adapter", {}).get("target_modules", ALL_LINEAR)
         filled[self.form["adapter.target_modules"]] = targets_update(self._shape(mapping), targets)
         return {component: _within_reach(component, value) for component, value in filled.items()}

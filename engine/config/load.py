@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
+from engine.config.suited import with_suited_defaults
 from engine.errors import ConfigError, Problem, StorageError
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -67,13 +68,13 @@ _StrictLoader.add_implicit_resolver(
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> RunConfig:
-    """Build a RunConfig from nested plain values.
+    """Build a RunConfig from nested plain values; what they leave out gets the default that suits the rest.
 
     Raises:
         ConfigError: Lists every problem: of single fields, and of pairs whose fields are fine by themselves.
     """
     try:
-        config = RunConfig.model_validate(dict(values))
+        config = with_suited_defaults(RunConfig.model_validate(dict(values)))
     except ValidationError as error:
         problems = _field_problems(error)
         broken = frozenset(problem.field for problem in problems)
@@ -169,13 +170,23 @@ def change_of(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
         ConfigError: Lists every override that is not of that form, names no setting, or has a value that it cannot take.
     """
     change = with_overrides({}, overrides)
-    stand_ins = {"model": {"id": "-"}, "dataset": {"source": "-"}}
-    whole = {name: {**stand_ins.get(name, {}), **change.get(name, {})} for name in {**stand_ins, **change}}
     try:
-        RunConfig.model_validate(whole)
+        config_in_the_making(change)
     except ValidationError as error:
         raise ConfigError(_field_problems(error)) from error
     return change
+
+
+def config_in_the_making(values: Mapping[str, Any]) -> RunConfig:
+    """Read nested plain values as far as they are given: model and data have stand-ins, and no pair of settings is checked.
+
+    Raises:
+        ValidationError: If a setting has a value that it cannot take.
+    """
+    stand_ins = {"model": {"id": "-"}, "dataset": {"source": "-"}}
+    return RunConfig.model_validate(
+        {name: {**stand_ins.get(name, {}), **values.get(name, {})} for name in {**stand_ins, **values}}
+    )
 
 
 def _value_given(parts: Sequence[str], text: str) -> Any:

@@ -66,10 +66,15 @@ class Cadence:
 
     @classmethod
     def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
-        """Fill in the intervals that the settings leave empty; `measures` where there are held-out rows."""
+        """Fill in the intervals that the settings leave empty; `measures` where there are held-out rows.
+
+        A checkpoint then comes with a measurement, whose loss says what it is worth.
+        """
         eval_steps = training.eval_steps or max(1, math.ceil(total_steps / MEASUREMENTS))
-        save_steps = training.save_steps or max(1, math.ceil(total_steps / CHECKPOINTS))
-        return cls(total_steps, eval_steps if measures else None, save_steps)
+        save_steps = max(1, math.ceil(total_steps / CHECKPOINTS))
+        if measures:  # what is saved has been measured
+            save_steps = eval_steps * math.ceil(save_steps / eval_steps)
+        return cls(total_steps, eval_steps if measures else None, training.save_steps or save_steps)
 
     def measures_at(self, step: int) -> bool:
         """Return whether the held-out loss is measured after this step; always after the last."""

@@ -1,5 +1,6 @@
 """The trainer of the worker, and a bare PyTorch loop over the same operations, as measured trials."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ from tests.benchmarks.training_trial import (
 )
 
 
-class _Built(NamedTuple):
+class Built(NamedTuple):
+    """Model, rows and settings, ready to train."""
+
     config: Any
     prepared: Prepared
     model: Any
@@ -36,9 +39,8 @@ class _Built(NamedTuple):
     precision: Precision
 
 
-def _build(recipe: Recipe) -> _Built:
-    """As `engine.training.session` builds it."""
-    config = config_for(recipe)
+def build(config: Any) -> Built:
+    """Build what trains as `engine.training.session` does."""
     prepared = prepare(config)
     placement = choose_placement(config)
     precision = choose_precision(config, placement.device)
@@ -46,13 +48,26 @@ def _build(recipe: Recipe) -> _Built:
     model = add_adapter(load_model(prepared.source, config, precision, placement), config, prepared.source)
     pad = prepared.tokenizer.pad_token_id
     assembly = assemble(model, config, precision, placement, prepared.data.train, pad)
-    return _Built(config, prepared, model, assembly, placement, precision)
+    return Built(config, prepared, model, assembly, placement, precision)
+
+
+def trainer_of(built: Built, logged: Callable[[StepData], None]) -> LoratoryTrainer:
+    """Return the worker's trainer; it saves nothing."""
+    config, prepared, model, assembly, placement, precision = built
+    data = prepared.data
+    return LoratoryTrainer(
+        model=model,
+        args=training_arguments(config.training, Path("/dev/shm/train-speed"), precision, placement),
+        tokenizer=prepared.tokenizer,
+        rows=TrainerRows(data.train, data.train.lengths(), data.held_out),
+        setup=assembly.setup,
+        hooks=TrainerHooks(logged=logged),
+    )
 
 
 def train_ours(recipe: Recipe) -> Trial:
     """Train with the worker's trainer."""
-    config, prepared, model, assembly, placement, precision = _build(recipe)
-    data, clock = prepared.data, Clock()
+    built, clock = build(config_for(recipe)), Clock()
     logged: list[StepData] = []
     held_out: dict[str, float] = {}
 
@@ -63,14 +78,7 @@ def train_ours(recipe: Recipe) -> Trial:
         if step.step in recipe.measured_at:
             held_out[str(step.step)] = clock.without(lambda: trainer.measure_held_out().eval_loss)
 
-    trainer = LoratoryTrainer(
-        model=model,
-        args=training_arguments(config.training, Path("/dev/shm/train-speed"), precision, placement),
-        tokenizer=prepared.tokenizer,
-        rows=TrainerRows(data.train, data.train.lengths(), data.held_out),
-        setup=assembly.setup,
-        hooks=TrainerHooks(logged=remember),
-    )
+    trainer = trainer_of(built, remember)
     trainer.train()
     seconds, cpu_seconds = clock.read()
     warm = logged[WARM_UP_STEPS - 1]
@@ -86,7 +94,7 @@ def train_ours(recipe: Recipe) -> Trial:
 
 def train_bare(recipe: Recipe) -> Trial:
     """The same model, passes, loss and optimizer in a bare loop, and nothing around them."""
-    _, prepared, model, assembly, _, _ = _build(recipe)
+    _, prepared, model, assembly, _, _ = build(config_for(recipe))
     train = prepared.data.train
     planner = EpochPlanner(train.lengths(), assembly.setup.settings)
     parameters = [p for p in model.parameters() if p.requires_grad]

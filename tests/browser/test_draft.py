@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 
 _OWN_MODEL = "somebody/own-model"
-_MAY_STAY_EMPTY = ("(eval_steps)", "(save_steps)", "Early stopping patience")
+_MAY_STAY_EMPTY = ("(eval_steps)", "(save_steps)")
 
 
 @pytest.fixture(scope="module")

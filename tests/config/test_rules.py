@@ -27,6 +27,15 @@ def test_the_last_step_is_always_measured_and_saved(total):
     assert len(at(cadence.saves_at, total)) <= 6
 
 
+@pytest.mark.parametrize("total", [39, 95, 101, 312, 1003])
+@pytest.mark.parametrize("eval_steps", [None, 30])
+def test_a_checkpoint_comes_with_a_measurement_where_nothing_else_was_set(total, eval_steps):
+    cadence = Cadence.of(TrainingConfig(eval_steps=eval_steps), total, measures=True)
+
+    assert set(at(cadence.saves_at, total)) <= set(at(cadence.measures_at, total))
+    assert len(at(cadence.saves_at, total)) >= min(2, total // 30)
+
+
 def test_settings_come_first():
     cadence = Cadence.of(TrainingConfig(eval_steps=7, save_steps=4), 10, measures=True)
 

@@ -50,7 +50,7 @@ def make_config(model: Path, source: str, training: dict | None = None, adapter:
             "model": {"id": str(model), "compute_dtype": "float32"},
             "adapter": {"r": 4, **(adapter or {})},
             "dataset": {"source": source, "eval_fraction": 0.25, **dataset},
-            "training": {"max_length": 64, **(training or {})},
+            "training": {"max_length": 64, "early_stopping_patience": None, **(training or {})},
         }
     )
 

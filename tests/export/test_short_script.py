@@ -102,7 +102,8 @@ def other_value(name: str) -> dict[str, object]:
 @pytest.mark.parametrize("name", TrainingConfig.model_fields)
 def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(name, write):
     def script(values: dict) -> str:
-        given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": values}
+        training = {"early_stopping_patience": None, **values}  # with it, others have no effect
+        given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
         model = example.model.__class__("a/b", "bfloat16", on_cpu=False, tokenizer=example.model.tokenizer)
         return write(example.__class__(config_from_mapping(given), example.data, model))
 

@@ -68,6 +68,9 @@ class WorkerRuns:
                 "gradient_accumulation_steps": 2,
                 "learning_rate": 1e-3,
                 "max_length": 96,
+                # Only what a test is about may end a run or save a checkpoint.
+                "early_stopping_patience": None,
+                "warmup_steps": 0.03,
             },
             "run": {"devices": "cpu"},
         }

@@ -13,6 +13,7 @@ import pytest
 
 from engine.config.load import config_from_mapping, with_overrides
 from engine.config.methods.registry import METHODS
+from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
 from engine.hardware.device import Device
 from engine.memory.advice import advise
@@ -76,7 +77,13 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
 
             visitor.change(advised(pick))
 
-            assert visitor.mapping == with_overrides(before, offered[pick].overrides)
+            said, now = with_overrides(before, offered[pick].overrides), visitor.mapping
+            for section, _, name in (setting.partition(".") for setting in SETTINGS if f"{setting}=" not in pick):
+                assert now[section].get(name) == said[section].get(name) or name in str(visitor.values[page._applied])
+                said[section][name] = now[section][name] = (
+                    None  # a default that nobody set follows, and the page says so
+                )
+            assert now == said
             if "16 bits" not in offered[pick].change:
                 figures = [word.strip(",;") for word in offered[pick].change.split() if word[0].isdigit()]
                 assert all(f"={figure.replace(',', '')}" in pick for figure in figures)

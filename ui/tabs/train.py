@@ -8,6 +8,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.config.presets import find_preset, list_presets
+from engine.config.suited import SETTINGS
 from engine.errors import EngineError
 from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
@@ -82,7 +83,12 @@ class TrainTab:
         for first in range(0, len(names), 2):
             with gr.Row():
                 for name in names[first : first + 2]:
-                    self._page.form.setting(name, min_width=240, **_IN_SIGHT.get(name, {}))
+                    if name not in SETTINGS:
+                        self._page.form.setting(name, min_width=240, **_IN_SIGHT.get(name, {}))
+                        continue
+                    with gr.Column(min_width=240):
+                        self._page.form.setting(name, **_IN_SIGHT.get(name, {}))
+                        self._page.note_suited(name)
 
     def wire(self) -> Dependency:
         """Connect the events; after the one that is returned, a run may have been queued."""

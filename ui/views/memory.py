@@ -28,6 +28,7 @@ from ui.views.html import (
     with_code,
 )
 
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
@@ -47,13 +48,17 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     if traits is not None:
         words = traits.summary(AdapterConfig.model_construct(**adapter))
         method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
-    batch = f"{_value(draft, 'training.per_device_train_batch_size')} × {_value(draft, 'training.gradient_accumulation_steps')}"
+    rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
+    batch = f"{rows_a_pass} × {passes}"
+    if isinstance(rows_a_pass, int) and isinstance(passes, int):
+        batch += f" = {plural(rows_a_pass * passes, 'row')} a step"
     rows = [
         ("Model", short_name(str(model.get("id") or ""))),
         ("Data", short_name(str(data.get("source") or ""))),
         ("Method", method),
         *([("Continues from", begins_with)] if begins_with else []),
-        ("Length", f"{_value(draft, 'training.max_length'):,} tokens, batch {batch}"),
+        ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
+        ("Batch", batch),
     ]
     missing = '<dd class="missing">not chosen yet</dd>'
     entries = "".join(f"<dt>{name}</dt>{f'<dd>{escape(value)}</dd>' if value else missing}" for name, value in rows)

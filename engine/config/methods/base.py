@@ -56,6 +56,8 @@ class PeftMethod:
     fields: ClassVar[tuple[str, ...]] = ()  # settings of the adapter section that it reads, in the order of the form
     advanced: ClassVar[tuple[str, ...]] = ()  # those of `fields` that few people change
     defaults: ClassVar[Mapping[str, Any]] = {}  # of shared settings, where its own differ from those of the fields
+    # Where a person gives none. LoRA's is that of QLoRA's authors for models of up to 13B (arXiv:2305.14314, table 9).
+    learning_rate: ClassVar[float] = 2e-4
     same_on_warm_start: ClassVar[tuple[str, ...]] = ()  # fields that must be equal for weights to mean the same
     trains_all: ClassVar[bool] = False  # the whole model, without an adapter
     virtual_tokens: ClassVar[VirtualTokens] = "none"  # learned positions before every sequence: as what they come
@@ -166,6 +168,7 @@ class FullFineTuning(PeftMethod):
     label = "Full fine-tuning"
     help = "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate."
     trains_all = True
+    learning_rate = 2e-5  # Stanford Alpaca and Tülu (arXiv:2306.04751) fine-tune all of a Llama with it
     quantization = frozenset()
 
 

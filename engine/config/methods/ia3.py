@@ -41,6 +41,7 @@ class Ia3(PeftMethod):
     peft_class = "IA3Config"
     fields = ("target_modules", "modules_to_save", "feedforward_modules")
     advanced = ("modules_to_save", "feedforward_modules")
+    learning_rate = 5e-3
     tensor_marks = ("ia3_",)
     rules = (_feedforward_outside_targets,)
 

@@ -31,6 +31,7 @@ class Vera(PeftMethod):
     advanced = ("modules_to_save", "d_initial", "projection_prng_key", "save_projection")
     fields = ("r", "vera_dropout", "target_modules", *advanced)
     defaults: ClassVar[Mapping[str, Any]] = {"r": 256}
+    learning_rate = 4e-3
     same_on_warm_start = ("r", "projection_prng_key")
     card: ClassVar[Mapping[str, str]] = {"Rank": "{r}", "Projection seed": "{projection_prng_key}"}
     tensor_marks = ("vera_",)

@@ -20,6 +20,7 @@ class _VirtualTokens(PeftMethod):
     """Embeddings, unless a subclass has something else."""
 
     virtual_tokens: ClassVar[VirtualTokens] = "inputs"
+    learning_rate = 5e-3  # PEFT's comparison on MetaMathQA: prefix tuning reaches 0.36 with it, and 0.19 with 1e-3
     starts_as_identity = False
     card: ClassVar[Mapping[str, str]] = {"Virtual tokens": "{num_virtual_tokens}"}
     why_not_mergeable = (

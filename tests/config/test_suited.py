@@ -1,0 +1,85 @@
+"""Defaults that follow the rest: only for what was not given, the same from form, command and preset."""
+
+import pytest
+
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
+from engine.config.methods.registry import METHODS
+from engine.config.presets import list_presets
+from engine.config.suited import RULES, SETTINGS, KnownRows, suited_settings, with_suited_defaults
+
+ROWS = KnownRows(count=120, longest=138)
+
+
+def config_of(*overrides):
+    return config_from_mapping(with_overrides({"model": {"id": "m"}, "dataset": {"source": "d"}}, overrides))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_learning_rate_follows_the_method_and_never_replaces_a_given_one(method):
+    suited = config_of(f"adapter.method={method}")
+    given = config_of(f"adapter.method={method}", "training.learning_rate=0.0003")
+
+    assert suited.training.learning_rate == METHODS[method].learning_rate
+    assert given.training.learning_rate == 0.0003
+
+
+def test_a_default_that_suits_all_stays_the_default_of_the_field():
+    training = config_of("dataset.eval_fraction=0").training
+
+    assert (training.learning_rate, training.gradient_accumulation_steps, training.warmup_steps) == (2e-4, 4, 0.03)
+    assert training.early_stopping_patience is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps"), [(1, 4), (2, 4), (7, 4), (8, 2), (15, 2), (16, 1), (31, 1), (32, 1), (64, 1)]
+)
+def test_accumulation_keeps_a_step_below_32_rows_where_the_batch_does(batch, steps):
+    training = config_of(f"training.per_device_train_batch_size={batch}").training
+
+    assert training.gradient_accumulation_steps == steps
+    assert batch * steps < 32 or batch >= 32
+    assert config_of("training.gradient_accumulation_steps=32", f"training.per_device_train_batch_size={batch}").training.gradient_accumulation_steps == 32  # fmt: skip
+
+
+def test_a_short_run_warms_up_over_a_tenth_of_it():
+    assert config_of("training.max_steps=40").training.warmup_steps == 0.1
+    assert config_of("training.max_steps=4000").training.warmup_steps == 0.03
+    assert suited_settings(config_of(), ROWS)["training.warmup_steps"].to == "45 steps"
+    assert suited_settings(config_of(), KnownRows(100_000, 138))["training.warmup_steps"].to == ""
+
+
+def test_early_stopping_needs_held_out_rows_and_an_adapter():
+    assert config_of().training.early_stopping_patience == 3
+    assert config_of("training.early_stopping_patience=null").training.early_stopping_patience is None
+    assert config_of("adapter.method=none").training.early_stopping_patience is None
+
+
+def test_what_is_saved_has_the_values_and_no_later_rule_changes_it():
+    config = config_of("adapter.method=ia3", "training.max_steps=40")
+    saved = mapping_from_yaml(config_to_yaml(config))
+
+    assert saved["training"]["learning_rate"] == METHODS["ia3"].learning_rate
+    assert config_from_mapping(saved) == config
+    other = {**saved, "adapter": {**saved["adapter"], "method": "lora"}}
+    assert config_from_mapping(other).training == config.training
+
+
+def test_rules_leave_what_a_preset_gives():
+    for preset in list_presets():
+        given, config = preset.mapping(), preset.load()
+        for setting in SETTINGS:
+            section, _, name = setting.partition(".")
+            if name in given.get(section, {}):
+                assert getattr(getattr(config, section), name) == given[section][name], (preset.name, setting)
+
+
+def test_rows_that_become_known_change_only_what_was_not_given():
+    config = with_suited_defaults(config_of(), ROWS)
+
+    assert config.training.warmup_steps == 0.1
+    assert config.training.learning_rate == 2e-4
+    assert with_suited_defaults(config_of("training.warmup_steps=5"), ROWS).training.warmup_steps == 5
+
+
+def test_every_rule_names_its_source():
+    assert all(rule.choose.__doc__ for rule in RULES)

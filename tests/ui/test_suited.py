@@ -1,0 +1,137 @@
+"""Defaults on the page follow the rest of the form until a person sets them."""
+
+import json
+
+import pytest
+
+from engine.config.methods.registry import METHODS
+from tests.invented_runs import a_config
+from tests.ui.form_visitor import FormVisitor
+from ui.page import Page
+from ui.tabs.train import TrainTab
+from ui.views.memory import render_side_panel
+
+
+@pytest.fixture
+def page(laid_out) -> Page:
+    return laid_out(TrainTab)._page
+
+
+@pytest.fixture
+def visitor(page) -> FormVisitor:
+    return FormVisitor(page)
+
+
+def shown(visitor: FormVisitor, name: str) -> object:
+    """What the component holds, which the browser shows."""
+    return visitor.values[visitor.page.form[name]]
+
+
+def choose(visitor: FormVisitor, method: str) -> None:
+    visitor.set_by_hand(adapter__method=method)
+    visitor.refresh()
+
+
+def test_an_untouched_learning_rate_follows_the_method_on_the_page_and_in_the_draft(visitor):
+    for method in ("ia3", "none", "lora"):
+        visitor.set_by_hand(adapter__method=method)
+
+        # At once in what would be started, whatever the box still shows.
+        assert visitor.mapping["training"]["learning_rate"] == METHODS[method].learning_rate
+        visitor.refresh()
+        assert shown(visitor, "training.learning_rate") == METHODS[method].learning_rate
+
+
+def test_a_value_that_a_person_set_stays_also_after_a_reload(visitor, page):
+    visitor.set_by_hand(training__learning_rate=3e-4)
+    visitor.refresh()
+    choose(visitor, "ia3")
+    assert shown(visitor, "training.learning_rate") == 3e-4
+
+    saved = visitor.values[page.saved_draft]
+    other = FormVisitor(page)
+    other.take(page._restore(json.loads(json.dumps(saved))))
+    choose(other, "none")
+    assert shown(other, "training.learning_rate") == 3e-4
+    assert other.mapping["training"].get("early_stopping_patience") is None  # of full fine-tuning, as nobody set it
+
+
+def test_a_default_typed_by_hand_after_another_value_is_the_persons(visitor):
+    for typed in (3e-4, 2e-4):
+        visitor.set_by_hand(training__learning_rate=typed)
+        visitor.refresh()
+    choose(visitor, "ia3")
+
+    assert shown(visitor, "training.learning_rate") == 2e-4
+
+
+def test_an_emptied_box_stays_empty(visitor):
+    assert shown(visitor, "training.early_stopping_patience") == "3"
+    visitor.set_by_hand(training__early_stopping_patience="")
+    visitor.refresh()
+    choose(visitor, "ia3")
+
+    assert shown(visitor, "training.early_stopping_patience") == ""
+    assert "early_stopping_patience" not in visitor.mapping["training"]
+    visitor.change({"training": {"max_length": 144}})
+    visitor.undo()
+    assert shown(visitor, "training.early_stopping_patience") == ""
+
+
+def test_a_wrong_setting_elsewhere_makes_nothing_a_persons(visitor):
+    visitor.set_by_hand(adapter__r=0)
+    visitor.refresh()
+    choose(visitor, "ia3")
+    visitor.set_by_hand(adapter__r=16)
+    visitor.refresh()
+
+    assert shown(visitor, "training.learning_rate") == METHODS["ia3"].learning_rate
+
+
+def test_what_a_preset_or_a_run_has_stays_until_what_it_follows_changes(visitor):
+    visitor.fill(a_config(training__learning_rate=1e-3).model_dump(mode="json"))
+    choose(visitor, "ia3")
+    assert shown(visitor, "training.learning_rate") == 1e-3
+
+    visitor.fill({"model": {"id": "some/model"}, "adapter": {"method": "none"}})
+    visitor.refresh()
+    assert shown(visitor, "training.learning_rate") == 2e-5
+
+
+def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it(visitor):
+    choose(visitor, "none")
+    visitor.change({"adapter": {"method": "lora"}})
+    visitor.refresh()
+
+    assert shown(visitor, "training.learning_rate") == 2e-4
+    visitor.undo()
+    visitor.refresh()
+    assert shown(visitor, "training.learning_rate") == 2e-5
+    assert shown(visitor, "adapter.method") == "none"
+
+
+@pytest.mark.parametrize(
+    "forged", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
+)
+def test_a_forged_note_makes_every_value_the_persons(visitor, page, forged):
+    visitor.values[page._suited] = forged
+    choose(visitor, "ia3")
+
+    assert shown(visitor, "training.learning_rate") == 2e-4
+
+
+def test_the_page_says_what_a_default_is_suited_to(visitor, page):
+    visitor.set_by_hand(adapter__method="ia3")
+    notes = [value for value in visitor.values.values() if isinstance(value, str) and "suited to" in value]
+    assert any("suited to LoRA" in note for note in notes)
+
+    visitor.refresh()
+    notes = [value for value in visitor.values.values() if isinstance(value, str) and "suited to" in value]
+    assert any("suited to IA3" in note for note in notes)
+    assert not any("suited to LoRA" in note for note in notes)
+
+
+def test_the_panel_says_how_many_rows_a_step_has(visitor, page):
+    panel = render_side_panel(page.draft([visitor.values[part] for part in page.form.components]))
+
+    assert "2 × 4 = 8 rows a step" in panel
