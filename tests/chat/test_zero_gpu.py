@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from engine.chat.contract import ChatRequest, ChatTarget
+from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.chat.zero_gpu import ZeroGpu
 from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.errors import DeviceError
 from engine.hardware.processor import describe_processor
@@ -54,7 +55,10 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def target(tiny_model_folder, tmp_path_factory):
-    return ChatTarget.of_run(make_adapter(tiny_model_folder, tmp_path_factory.mktemp("run") / "lora", lora()))
+    folder = make_adapter(tiny_model_folder, tmp_path_factory.mktemp("run") / "lora", lora())
+    # In a given precision: measuring the quicker one computes in the parent, whose threads a forked child lacks.
+    model = ModelConfig(id=str(tiny_model_folder), compute_dtype="float32")
+    return ChatTarget(model=model, tuned=AdapterChoice(folder=folder))
 
 
 @pytest.fixture(scope="module")
