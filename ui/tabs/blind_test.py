@@ -145,11 +145,11 @@ class BlindTestPart:
             prompt, judging = self._question(source, typed, judging.of(target))
             words = prompt.system or (system or "").strip()
             messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
-            asked = ChatRequest(
-                messages=messages, branches=sides, sampling=read_sampling(sampling), id=uuid.uuid4().hex
-            )
+            settings = read_sampling(sampling)
+            most = settings.max_new_tokens * len(sides)
+            asked = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
             yield {
-                self.pair: view.render_writing(prompt.question, 0),
+                self.pair: view.render_writing(prompt.question, 0, most),
                 self.judging: judging,
                 self.next: gr.update(interactive=False),
                 self.stop: gr.update(visible=True),
@@ -163,7 +163,7 @@ class BlindTestPart:
                 stopped = stopped or chunk.finish_reason == "stopped"
                 if sum(counts.values()) >= redrawn + 12:
                     redrawn = sum(counts.values())
-                    yield {self.pair: view.render_writing(prompt.question, redrawn)}
+                    yield {self.pair: view.render_writing(prompt.question, redrawn, most)}
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if stopped:

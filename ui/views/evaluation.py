@@ -9,7 +9,21 @@ from engine.evaluation.blind_test import CLEAR_CHANCE, BlindTally, Judgement, Pa
 from engine.evaluation.job import AnsweredRow, AnswerScores, EvaluationResult, forgot_words, gained_words
 from ui.backend.results import MeasuredRun
 from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
-from ui.views.html import Column, Row, duration, empty, facts, log, notices, pickable, plural, small, table, under
+from ui.views.html import (
+    Column,
+    Row,
+    duration,
+    empty,
+    facts,
+    log,
+    notices,
+    pickable,
+    plural,
+    progress_bar,
+    small,
+    table,
+    under,
+)
 
 ROWS_PER_PAGE = 5
 # What templates put between turns, and the role that a turn begins with; a prompt in any other style is shown whole.
@@ -162,10 +176,11 @@ def render_pair(pair: Pair) -> str:
     return _blind_pair(pair.prompt, answers)
 
 
-def render_writing(prompt: str, tokens: int) -> str:
-    """Return the progress of the answers; they appear together, since the quicker one would give itself away."""
+def render_writing(prompt: str, tokens: int, most: int) -> str:
+    """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
     waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
+    waiting += progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
     return f'<div class="talk blind">{_blind_question(prompt)}{waiting}</div>'
 
 
