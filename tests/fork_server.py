@@ -51,8 +51,11 @@ _MOST_DESCRIPTORS = 16
 _MOST_SERVERS = 5
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl
+# Imports read them; most workers have them, those of a training give them to themselves.
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # Variables that no import reads, so a worker's may differ from its server's.
 _READ_LATE = (
+    *_QUIET,
     "LORATORY_", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTHONUNBUFFERED", "HOME", "TMPDIR",
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_",
 )  # fmt: skip
@@ -72,7 +75,7 @@ class ForkServer:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
             [PYTHON, "-P", __file__, str(theirs.fileno()), kind],
-            env={**environment, "PYTHONPATH": str(REPOSITORY)},
+            env={**environment, **_QUIET, "PYTHONPATH": str(REPOSITORY)},
             cwd=REPOSITORY,
             pass_fds=(theirs.fileno(),),
         )

@@ -18,8 +18,6 @@ from ui.backend.models import Tokenizers
 
 pytestmark = pytest.mark.browser
 
-# Machines that run tests are busy; what does not come at all fails all the same.
-expect.set_options(timeout=60_000)
 
 LONG_ROWS = 60_000
 

@@ -20,8 +20,6 @@ from tests.export.stand_in_converter import make_checkout
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-WORK_MILLISECONDS = 180_000  # a worker starts, loads and works; busy machines take their time
-SHOWN_MILLISECONDS = 30_000
 LONGEST_ANSWER_TOKENS = 24
 
 
@@ -53,11 +51,6 @@ def server(tiny_model_folder, tmp_path_factory, hub):
         yield server
 
 
-@pytest.fixture(autouse=True)
-def patience():
-    expect.set_options(timeout=SHOWN_MILLISECONDS)
-
-
 @pytest.fixture
 def address(server: RealServer) -> str:
     """Where the page of `conftest.page` is."""
@@ -86,9 +79,9 @@ def load(page: Page) -> None:
     expect(page.locator("#chat-run input")).to_have_value(re.compile("tiny faq"))
     expect(page.locator("#chat-load")).to_be_enabled()
     page.locator("#chat-load").click()
-    expect(page.locator("#chat-state")).to_contain_text("is loaded", timeout=WORK_MILLISECONDS)
+    expect(page.locator("#chat-state")).to_contain_text("is loaded")
     expect(page.locator("#chat-unload")).to_have_text("Unload")
-    expect(page.locator("#suggestions button").first).to_be_visible(timeout=WORK_MILLISECONDS)
+    expect(page.locator("#suggestions button").first).to_be_visible()
 
 
 def shorten_answers(page: Page) -> None:
@@ -106,7 +99,7 @@ def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
     page.locator("#suggestions [data-pick='0']").click()
     expect(page.locator("#chat-question textarea")).not_to_have_value("")
     page.locator("#chat-send").click()
-    expect(page.locator("#chat-again")).to_be_visible(timeout=WORK_MILLISECONDS)
+    expect(page.locator("#chat-again")).to_be_visible()
 
     answers = page.locator("#transcript .answer")
     expect(answers).to_have_count(3)  # base, tuned and the reference
@@ -119,7 +112,7 @@ def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
     page.locator("#transcript .question").evaluate("element => { element.dataset.old = 'yes'; }")
     page.locator("#chat-again").click()
     expect(page.locator("#transcript .question[data-old]")).to_have_count(0)
-    expect(page.locator("#chat-again")).to_be_visible(timeout=WORK_MILLISECONDS)
+    expect(page.locator("#chat-again")).to_be_visible()
     expect(page.locator("#transcript .question")).to_have_count(1)
     picture(page, "result-talk")
 
@@ -144,7 +137,7 @@ def test_the_blind_test_tells_nothing_before_the_choice_and_keeps_the_tally(page
     shorten_answers(page)
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
-    expect(page.locator("#blind-left")).to_be_visible(timeout=WORK_MILLISECONDS)
+    expect(page.locator("#blind-left")).to_be_visible()
     # All but what the models said themselves: names of classes and places, titles, headings.
     markup = page.locator("#blind-pair").evaluate(
         "element => { const copy = element.cloneNode(true); "
@@ -181,7 +174,7 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     page.locator("#tabs button[role=tab]").first.wait_for()
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Measure").click()
-    expect(page.locator("#measure-result .facts")).to_be_visible(timeout=WORK_MILLISECONDS)
+    expect(page.locator("#measure-result .facts")).to_be_visible()
 
     expect(page.locator("#measure-result")).to_contain_text("perplexity, tuned")
     expect(page.locator("#measure-answered-rows section")).to_have_count(5)
@@ -207,7 +200,7 @@ def test_a_form_is_written_and_verified(page, server, form, file):
     page.locator("#export-start").click()
     # What an earlier export wrote is shown until this one begins: the folder tells them apart.
     written = page.locator("#export-result .copyable pre").first
-    expect(written).to_have_text(str(folder), timeout=WORK_MILLISECONDS)
+    expect(written).to_have_text(str(folder))
 
     expect(page.locator("#export-result")).to_contain_text(file)
     verdict = "Not verified." if form == "GGUF" else "20 of 20 greedy answers are identical"
@@ -228,7 +221,7 @@ def test_a_push_ends_in_one_commit_of_a_private_repository(page, server, hub):
     repository.fill("lab/tiny-faq")
     repository.press("Tab")
     page.locator("#export-start").click()
-    expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq", timeout=WORK_MILLISECONDS)
+    expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq")
 
     assert "lab/tiny-faq" in hub.repositories
     expect(page.locator("#export-before tr[data-pick]").first).to_contain_text("On the Hub")

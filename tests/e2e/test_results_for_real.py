@@ -129,7 +129,7 @@ def test_training_chat_merged_and_served_read_the_same_ids(name, trained, merged
     session = ChatSession(run.home, choose=lambda _: describe_processor())
     try:
         with listening(ServedModel(session, ChatTarget.of_run(run.folder), "tuned")) as url:
-            answer = OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120).chat.completions.create(
+            answer = OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=300).chat.completions.create(
                 model="tuned", messages=asked, max_tokens=1, extra_body={"return_token_ids": True}
             )
         in_chat = list(session.prompt(turns).ids)
