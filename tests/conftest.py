@@ -19,13 +19,13 @@ import ui  # noqa: F401 - before gradio
 from engine.paths import LoratoryHome
 from tests.fork_server import forking_workers
 
-TESTS_AT_ONCE = 2  # more would run real workers into each other's memory and patience
+TESTS_AT_ONCE = 3  # on two cores: a third of the time, tests wait for processes and browsers
 LONGEST = ("test_results_for_real.py", "test_main_road.py", "test_training_grid.py", "test_sweep_for_real.py")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two files at a time for the whole suite; none beside another where a device is measured or one file is asked for."""
+    """Three files at a time for the whole suite; none beside another where a device is measured or one file is asked for."""
     one_file = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
     wants_gpu = "gpu" in config.option.markexpr and "not gpu" not in config.option.markexpr
     return 0 if one_file or wants_gpu else TESTS_AT_ONCE
