@@ -232,7 +232,7 @@ def render_method_table(draft: Draft) -> str:
         Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(device.name)}"),
     ]  # fmt: skip
     return (
-        f'{head}<p class="lead">At {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '
+        f'{head}<p class="lead">{"For your rows, at most" if draft.rows is not None else "At"} {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '
         f"{checkpointing} gradient checkpointing unless noted. Pick a row to use it.</p>"
         f"{table(columns, map(_need, needs))}{render_shares(shares)}"
     )
