@@ -130,7 +130,12 @@ def started_by(home: LoratoryHome, name: str, max_steps: int) -> Run:
             "model": {"id": str(home.shared_models / "tiny")},
             "dataset": {"source": str(home.shared_data / "rows.jsonl")},
             "adapter": {"r": 4, "lora_alpha": 8},
-            "training": {"max_steps": max_steps, "max_length": 128, "save_steps": 50},
+            "training": {
+                "max_steps": max_steps,
+                "max_length": 128,
+                "save_steps": 50,
+                "early_stopping_patience": None,
+            },
             "run": {"name": f"Of {name}", "devices": "cpu"},
         }
     )

@@ -20,7 +20,13 @@ from engine.runs.store import RunStore
 pytestmark = pytest.mark.e2e
 
 WAIT_SECONDS = 1500
-SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 128, "max_steps": 20}
+SETTINGS = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "max_length": 128,
+    "max_steps": 20,
+    "early_stopping_patience": None,
+}
 
 # What is tried on a model of two layers, in float32, where nothing but the order of sums may differ.
 TINY = {

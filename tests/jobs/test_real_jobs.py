@@ -61,7 +61,10 @@ def start(home, api, model, tmp_path):
             return launcher.start(config_from_mapping({
                 "model": {"id": str(model)},
                 "dataset": {"source": str(tmp_path / "rows.jsonl"), "eval_fraction": 0.2},
-                "training": {"max_steps": 12, "max_length": 64, "save_steps": 4, "eval_steps": 6, **training},
+                "training": {
+                    "max_steps": 12, "max_length": 64, "save_steps": 4, "eval_steps": 6, "early_stopping_patience": None,
+                    **training,
+                },
                 "run": {"where": where, "devices": "cpu"},
                 "jobs": {"flavor": "cpu-basic", "limit_hours": 0.5},
             }))  # fmt: skip

@@ -61,7 +61,9 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
     model = make_tiny_model(tmp_path / "tiny")
     config = config_from_mapping({
         "model": {"id": str(model)}, "dataset": {"source": str(rows), "eval_fraction": 0.2},
-        "training": {"max_steps": STEPS, "max_length": 64, "save_steps": 4, "eval_steps": 10},
+        "training": {
+            "max_steps": STEPS, "max_length": 64, "save_steps": 4, "eval_steps": 10, "early_stopping_patience": None,
+        },
         "run": {"devices": "cpu", "resume_after_restart": True},
     })  # fmt: skip
     store = RunStore(home, "ann")
