@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from engine.accounts.people import Person
+from engine.errors import EngineError
 from engine.hardware.device import Device
 from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
@@ -27,6 +28,7 @@ from ui.tabs.model import ModelTab
 from ui.tabs.runs import RunsTab
 from ui.tabs.train import TrainTab
 from ui.views.html import gib, plural
+from ui.views.run_view import tab_title
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
@@ -40,8 +42,10 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(services)[0], elem_id="header", more="access")
-        news = poll(_header_news(services, header), _HEADER_SECONDS, question="header", elem_id="header-live")
+        header = live_html(_header(page)[0], elem_id="header", more="access")
+        news = poll(
+            _header_news(page, header), _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True
+        )
         with gr.Row(equal_height=False, elem_id="bench"):
             with gr.Column(scale=7, min_width=560, elem_id="work"):
                 start_here = StartHere(page)
@@ -95,17 +99,31 @@ def build_app(services: Services) -> gr.Blocks:
     return app
 
 
-def _header(services: Services) -> tuple[str, str]:
+def _header(page: Page) -> tuple[str, str]:
     """Return the line on top, and a stamp of the runs' states: the next step depends on them."""
+    services = page.services
     devices = services.devices()
     usable = (device for device in devices if device.obstacle is None)
     device = max(usable, key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
     unused = [f"{device.obstacle.what} {device.obstacle.fix}" for device in devices if device.obstacle is not None]
-    states = {run.id: run.folder.read_state().state for run in services.runs.list()[:_COUNTED_RUNS]}
+    known = {run.id: run.folder.read_state() for run in services.runs.list()[:_COUNTED_RUNS]}
+    states = {run_id: state.state for run_id, state in known.items()}
+    active = next((run_id for run_id, state in states.items() if state in LIVE_STATES), "")
+    ended = max(
+        (run_id for run_id in known if known[run_id].is_final), key=lambda one: known[one].ended or 0.0, default=""
+    )
+    titles = "".join(_tab_title(page, run_id) for run_id in (active, ended) if run_id)
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *unused]))
-    return render_header(device, running, waiting, notice, services.person), _digest(str(states))
+    return titles + render_header(device, running, waiting, notice, services.person), _digest(str(states))
+
+
+def _tab_title(page: Page, run_id: str) -> str:
+    try:
+        return tab_title(page.reader.observe(run_id))
+    except EngineError:  # deleted meanwhile
+        return ""
 
 
 def render_header(
@@ -140,12 +158,12 @@ def _digest(text: str) -> str:
     return f"{zlib.crc32(text.encode()):x}"
 
 
-def _header_news(services: Services, header: gr.HTML) -> Callable[[str, str], str | None]:
+def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None]:
     cache: Cache[tuple[str, str]] = Cache(capacity=1)
 
     def answer(_question: str, seen: str) -> str | None:
         # Every open page asks; one look at the runs and devices serves them all.
-        html, states = cache.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services))
+        html, states = cache.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(page))
         now = f"{_digest(html)} {states}"
         if now == seen:
             return None

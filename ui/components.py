@@ -119,7 +119,14 @@ def live_html(
     return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
 
 
-def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: str = "", elem_id: str) -> gr.HTML:
+def poll(
+    answer: Callable[[str, str], str | None],
+    seconds: float,
+    *,
+    question: str = "",
+    elem_id: str,
+    while_hidden: bool = False,
+) -> gr.HTML:
     """Return an invisible part of the page that asks `answer` again and again, while what lies around it is in sight.
 
     Its value is the question; while it is empty nothing is asked. Its `submit` event fires where an answer says so.
@@ -130,6 +137,7 @@ def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: 
         seconds: Between two questions.
         question: What it asks from the start.
         elem_id: Its id on the page.
+        while_hidden: Whether it also asks, less often, while another tab of the browser is in front.
     """
 
     def ask(asked: list[Any]) -> str | None:
@@ -138,7 +146,7 @@ def poll(answer: Callable[[str, str], str | None], seconds: float, *, question: 
 
     return gr.HTML(
         question, elem_id=elem_id, elem_classes="live", html_template="<i></i>",
-        js_on_load=f"const seconds = {seconds};\n{script('live')}", server_functions=[ask],
+        js_on_load=f"const seconds = {seconds};\nconst whileHidden = {json.dumps(while_hidden)};\n{script('live')}", server_functions=[ask],
     )  # fmt: skip
 
 

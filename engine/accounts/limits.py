@@ -76,6 +76,11 @@ class LabLimits(BaseModel):
         description="A GPU with processes from outside Loratory starts no run. Off: a run starts where its memory is free.",
     )  # fmt: skip
 
+    private_webhooks: bool = Field(
+        default=False, title="Webhooks to private addresses",
+        description="Lets runs report their end to hosts of this network. Off: only to public addresses.",
+    )  # fmt: skip
+
     def weight(self, device: str) -> float:
         """Return how much a second of a device counts, by its lease name."""
         return self.device_weights.get(device, 0.1 if device == "cpu" else 1.0)

@@ -30,6 +30,7 @@ from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
 from ui.tabs.lab_queue import LabQueuePart
+from ui.tabs.notifications import NotificationsPart
 from ui.tabs.one_run import OneRunPart
 from ui.tabs.shared_runs import SharedRunsPart
 from ui.views import run_table
@@ -88,6 +89,7 @@ class RunsTab:
         self.one = OneRunPart(page)
         self.shared = SharedRunsPart(page, page.shared) if page.shared is not None else None
         self.electricity = ElectricityPart(page)
+        NotificationsPart(page)
         self.compared = gr.State([])
         self.shown_rows = gr.State(_PAGE_ROWS)
         self.last = gr.State(None)  # the listing that the page shows

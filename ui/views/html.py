@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.errors import ConfigError, EngineError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 GIB = 2**30
+_WIDE = 4  # columns; where the page is narrow, rows of such a table are cards with the titles before the values
 
 
 class Column(NamedTuple):
@@ -65,17 +66,25 @@ def table(
         for kind in kinds
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
+    is_wide = len(kinds) >= _WIDE and bool(head)
+    names = [_attribute("data-label", _plain(kind.title)) if is_wide else "" for kind in kinds]
     body = []
     for row in rows:
         cells, extra = row if isinstance(row, Row) else (row, "")
-        filled = zip(kinds, cells, strict=True)
-        inner = "".join(f"<td{_attribute('class', kind.css)}>{cell}</td>" for kind, cell in filled)
+        filled = zip(kinds, names, cells, strict=True)
+        inner = "".join(f"<td{_attribute('class', kind.css)}{name}>{cell}</td>" for kind, name, cell in filled)
         body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     lines = "".join(body)
     role = ' role="grid"' if "data-pick" in lines else ""
-    html = f'<table class="{f"plain {css}".strip()}"{role}{attributes}>{title}{head}<tbody>{lines}</tbody></table>'
+    classes = f"plain {'cards ' if is_wide else ''}{css}".strip()
+    html = f'<table class="{classes}"{role}{attributes}>{title}{head}<tbody>{lines}</tbody></table>'
     return f'<div class="{scrolls}">{html}</div>' if scrolls else html
+
+
+def _plain(html: str) -> str:
+    """Return the text of a title as the value of an attribute, without what only eyes or only screen readers get."""
+    return escape(unescape(re.sub(r"<span[^>]*>.*?</span>|<[^>]*>", "", html)).strip(), quote=True)
 
 
 def _attribute(name: str, value: str) -> str:

@@ -87,11 +87,23 @@ def render_heading(observed: ObservedRun, now: float | None = None) -> str:
     working = state in ("running", "stopping", "starting")
     mark = state_mark(state, never_started=observed.state.started is None)
     return (
-        f"<h2>{escape(observed.title)}</h2>"
+        f"{tab_title(observed)}<h2>{escape(observed.title)}</h2>"
         f'<p class="status" role="status" aria-live="polite">{_joined([mark, status_line(observed, now)])}</p>'
         f"{progress_bar('Progress of the run', done) if working else ''}"
         f'<p class="small">{_ingredients(observed)}</p>'
     )
+
+
+def tab_title(observed: ObservedRun) -> str:
+    """Return, unseen, what the browser's tab shows of a run; the script `access` puts it there, and tells its end."""
+    state, total = observed.state.state, observed.history.total_steps
+    words = STATE_WORDS[state].capitalize()
+    if state == "running" and total:
+        words = f"{min(1.0, observed.history.last_step / total):.0%}"
+    kind = "ended" if observed.state.is_final else "active"
+    values = {"title": words, "run": observed.run.id, "at": f"{observed.state.ended or 0:.3f}", "name": observed.title}
+    data = "".join(f' data-{name}="{escape(value, quote=True)}"' for name, value in values.items())
+    return f'<i hidden class="tab-title {kind}"{data}></i>'
 
 
 def status_line(observed: ObservedRun, now: float | None = None) -> str:

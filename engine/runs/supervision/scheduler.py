@@ -42,6 +42,7 @@ _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 
 OnEnd = Callable[[Run, RunState, RunState], None]  # told each attempt that has ended: the states before and after
+OnFinal = Callable[[Run, RunState], None]  # told each run that has ended and does not continue by itself
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class SupervisorSettings:
 class Scheduler:
     """The runs of a home that have not ended: those that wait and those with a job."""
 
-    def __init__(self, home: LoratoryHome, settings: SupervisorSettings, on_end: OnEnd = lambda *_: None) -> None:
+    def __init__(self, home: LoratoryHome, settings: SupervisorSettings, on_end: OnEnd, on_final: OnFinal) -> None:
         self._home = home
         self._on_end = on_end
+        self._on_final = on_final
         self._meter = settings.meter
         self._patience = settings.patience
         self._problems = ProblemLog()
@@ -159,6 +161,8 @@ class Scheduler:
             del self.active[monitor.run.id]
         if state.state == "queued":
             self.waiting[monitor.run.id] = monitor.run
+        elif state.is_final:
+            self._on_final(monitor.run, state)
 
     def _obey_requests(self) -> None:
         """Put resumed runs into the queue, and take stopped ones out of it."""
@@ -357,5 +361,8 @@ class Scheduler:
         self._release(run)
         now = time.time()
         changes = {"state": state, **why._asdict(), "changed": now, "ended": now}
-        self._states.save(run, run.folder.read_state().model_copy(update=changes))
+        ended = run.folder.read_state().model_copy(update=changes)
+        self._states.save(run, ended)
         self._unqueue(run.id)
+        if state == "failed":
+            self._on_final(run, ended)

@@ -17,6 +17,7 @@ from engine.runs.run import Run, RunState, Why
 from engine.runs.store import KEYS_FOLDER, RUN_ID
 from engine.runs.supervision.fairness import first_of_each, lab_reasons
 from engine.runs.supervision.lab import LabSupervision, LabTurn
+from engine.runs.supervision.notifier import Notifier
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 
@@ -116,7 +117,7 @@ class SupervisorLoop:
         self._book = LeaseBook(home)
         self._order = QueueOrder(home)
         self._lab = LabSupervision(home, settings.programs)
-        self._scheduler = Scheduler(home, settings, self._lab.note_end)
+        self._scheduler = Scheduler(home, settings, self._lab.note_end, Notifier(home).note_end)
 
     def close(self) -> None:
         """Stop looking at jobs, which continue."""

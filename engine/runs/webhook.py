@@ -1,0 +1,240 @@
+"""A person's webhook: the address to which the end of their runs is sent. The address is a secret; no message names it."""
+
+import http.client
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, SecretStr, field_serializer
+
+from engine.errors import EngineError, StorageError
+from engine.files import read_model, write_atomically
+from engine.paths import LoratoryHome
+
+WebhookKind = Literal["json", "slack", "discord"]
+KINDS: tuple[WebhookKind, ...] = get_args(WebhookKind)
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # holds an IPv4 address, maybe a private one
+_LONGEST = 2000  # characters of an address
+_PATIENCE_SECONDS = 5.0  # for each wait
+_DEADLINE_SECONDS = 10.0  # for all of them together
+_HOSTS: dict[str, WebhookKind] = {"hooks.slack.com": "slack", "discord.com": "discord", "discordapp.com": "discord"}
+
+
+class WebhookError(EngineError):
+    """A message could not be sent, or an address cannot be used; the text never holds the address."""
+
+
+class Webhook(BaseModel, frozen=True, hide_input_in_errors=True):
+    """Where the end of runs is sent, as a file that only its user may read keeps it."""
+
+    url: SecretStr
+    kind: WebhookKind
+
+    @field_serializer("url", when_used="json")
+    def _reveal(self, url: SecretStr) -> str:
+        return url.get_secret_value()
+
+    @property
+    def host(self) -> str:
+        """The part that may be shown."""
+        return urlsplit(self.url.get_secret_value()).hostname or ""
+
+
+class WebhookOutcome(BaseModel, frozen=True):
+    """How the newest message went."""
+
+    at: float
+    problem: str = ""  # empty: it was accepted
+
+
+@dataclass(frozen=True)
+class WebhookStore:
+    """The webhook of one person, and what became of the newest message.
+
+    Args:
+        home: Of all runs.
+        owner: Whose runs.
+    """
+
+    home: LoratoryHome
+    owner: str
+
+    def read(self) -> Webhook | None:
+        """Return the webhook; None where there is none."""
+        return read_model(self._file("address"), Webhook)
+
+    def save(self, webhook: Webhook) -> None:
+        """Replace the webhook.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        self._write("address", webhook)
+        self._file("outcome").unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove the webhook."""
+        for name in ("address", "outcome"):
+            self._file(name).unlink(missing_ok=True)
+
+    def outcome(self) -> WebhookOutcome | None:
+        """Return how the newest message went; None where none was sent."""
+        return read_model(self._file("outcome"), WebhookOutcome)
+
+    def note(self, outcome: WebhookOutcome) -> None:
+        """Keep how the newest message went.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        self._write("outcome", outcome)
+
+    def _write(self, name: str, value: BaseModel) -> None:
+        path = self._file(name)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{path.parent.name} cannot be made ({error.strerror}).", "Check the home folder."
+            ) from error
+        write_atomically(path, value.model_dump_json())
+
+    def _file(self, name: str) -> Path:
+        return self.home.server / "webhooks" / f"{self.owner}.{name}.json"
+
+
+def parse_webhook(text: str, kind: str = "") -> Webhook:
+    """Read an address as a person types it.
+
+    Args:
+        text: https; http for this machine alone.
+        kind: One of `KINDS`; any other is found out from the address.
+
+    Raises:
+        WebhookError: If it is not such an address. The message does not hold it.
+    """
+    url = text.strip()
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise _unusable("it is not an address") from None
+    if not url or len(url) > _LONGEST or re.search(r"[^\x21-\x7e]", url) or not host:
+        raise _unusable("it is not an address")
+    if parts.username is not None or parts.fragment:
+        raise _unusable("it has a user name or a fragment")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_this_machine(host)):
+        raise _unusable("it does not begin with https://")
+    found = next((known for known in KINDS if known == kind), _HOSTS.get(host, "json"))
+    return Webhook(url=SecretStr(url), kind=found)
+
+
+def _unusable(why: str) -> WebhookError:
+    return WebhookError(f"The webhook cannot be used: {why}.", "Copy the whole address from the service that gave it.")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def payload_of(kind: WebhookKind, text: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of a message; names of runs mention no one and are no markup.
+
+    Slack: https://docs.slack.dev/messaging/formatting-message-text; Discord: https://discord.com/developers/docs/resources/webhook.
+    """
+    if kind == "slack":
+        return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+    if kind == "discord":
+        return {"content": text[:2000], "allowed_mentions": {"parse": []}}
+    return {"text": text, **facts}
+
+
+def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: bool) -> None:
+    """Send one message. Redirects are not followed; the address that was checked is the one that is connected to.
+
+    Args:
+        webhook: Where to.
+        text: For people.
+        facts: For programs; generic JSON holds them.
+        allows_private: Whether addresses of this machine and of private networks may be asked.
+
+    Raises:
+        WebhookError: If it is not accepted within ten seconds.
+    """
+    body = json.dumps(payload_of(webhook.kind, text, facts)).encode()
+    parts = urlsplit(webhook.url.get_secret_value())
+    target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    connection = _connect(parts.hostname or "", parts.port, parts.scheme == "https", allows_private)
+    # Each wait is bounded by the socket; a server that sends a byte now and then would bind the thread for hours.
+    guard = threading.Timer(_DEADLINE_SECONDS, _shut, [connection.sock])
+    guard.daemon = True
+    guard.start()
+    try:
+        connection.request("POST", target, body, {"Content-Type": "application/json", "User-Agent": "Loratory"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        raise WebhookError(f"{webhook.host} did not answer ({_reason(error)}).", "Send a test from the page.") from None
+    finally:
+        guard.cancel()
+        connection.close()
+    if not 200 <= status < 300:
+        redirects = ", a redirect, which is not followed" if 300 <= status < 400 else ""
+        raise WebhookError(
+            f"{webhook.host} answered {status}{redirects}.", "Check the webhook there, and set it again."
+        )
+
+
+def _shut(sock: socket.socket | None) -> None:
+    if sock is not None:
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+
+def _connect(host: str, port: int | None, is_tls: bool, allows_private: bool) -> http.client.HTTPConnection:
+    number = port or (443 if is_tls else 80)
+    try:
+        found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+    except OSError:
+        raise WebhookError(f"The host {host} is not known.", "Check the address, and the network.") from None
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not allows_private and not all(map(_is_public, addresses)):
+        raise WebhookError(
+            f"{host} is an address of a private network, which this lab does not send to.", "Ask an admin to allow it."
+        )
+    try:
+        plain = socket.create_connection((addresses[0], number), _PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection(host, number, timeout=_PATIENCE_SECONDS)
+        connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_tls else plain
+    except OSError as error:
+        raise WebhookError(
+            f"{host} cannot be reached ({_reason(error)}).", "Check the address, and the network."
+        ) from None
+    return connection
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        wraps_another = address.ipv4_mapped or address.sixtofour or address.teredo or address in _TRANSLATED
+        return address.is_global and not address.is_multicast and not wraps_another
+    return address.is_global and not address.is_multicast
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "its certificate is not valid" if isinstance(error, ssl.SSLCertVerificationError) else "TLS failed"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_PATIENCE_SECONDS:.0f} s"
+    return getattr(error, "strerror", None) or "the connection was closed"

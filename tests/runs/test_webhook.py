@@ -1,0 +1,153 @@
+"""The end of a run, sent to a person's webhook: what is sent, where it may go, and that the address stays a secret."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from pydantic import SecretStr
+
+from engine.paths import LoratoryHome
+from engine.runs.summary import RunSummary
+from engine.runs.supervision.notifier import deliver, words_of
+from engine.runs.webhook import Webhook, WebhookError, WebhookStore, parse_webhook, payload_of, send
+
+SECRET = "T0pS3cret"
+RUN = RunSummary(
+    id="20260101-000000-abcd", owner="ann", name="<b>@everyone</b>", state="completed", best_eval_loss=1.92,
+    base_eval_loss=2.31, started=0.0, ended=720.0,
+)  # fmt: skip
+
+
+class Receiver(ThreadingHTTPServer):
+    """A service on loopback that keeps what it gets and answers with `status`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 204
+        self.got: list[tuple[str, dict]] = []
+        self.has_got = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/hook/{SECRET}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, json.loads(body)))
+        self.send_response(self.server.status)
+        if self.server.status == 302:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+        self.server.has_got.set()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver():
+    server = Receiver()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def store(home) -> WebhookStore:
+    return WebhookStore(home, "ann")
+
+
+@pytest.fixture
+def home(tmp_path) -> LoratoryHome:
+    return LoratoryHome(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (f"https://hooks.slack.com/services/{SECRET}", "slack"),
+        (f"https://discord.com/api/webhooks/1/{SECRET}", "discord"),
+        (f"https://ci.example/{SECRET}", "json"),
+        (f"http://localhost:8080/{SECRET}", "json"),
+    ],
+)
+def test_the_service_is_known_by_its_address(url, kind):
+    assert parse_webhook(url).kind == kind
+    assert parse_webhook(url, "discord").kind == "discord"
+    assert SECRET not in repr(parse_webhook(url))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", SECRET, f"http://example.com/{SECRET}", f"ftp://example.com/{SECRET}", f"https://me:{SECRET}@example.com/",
+        f"https://example.com/{SECRET}#x", f"https://example.com/{SECRET}\r\nHost: evil", f"https://[{SECRET}/",
+        f"https://example.com:port/{SECRET}", "https://example.com/" + SECRET * 400, f"http://127.0.0.1.evil.example/{SECRET}",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_safe_address_is_refused_without_being_repeated(text):
+    with pytest.raises(WebhookError) as refused:
+        parse_webhook(text)
+
+    assert SECRET not in str(refused.value)
+
+
+def test_names_of_runs_mention_no_one():
+    words = words_of(RUN, "https://lab.example")
+
+    assert words == "“<b>@everyone</b>” completed. Held-out loss 1.920 (base model 2.310). 12 min. https://lab.example"
+    assert payload_of("slack", words, {})["text"].startswith("“&lt;b&gt;")
+    assert payload_of("discord", words, {})["allowed_mentions"] == {"parse": []}
+
+
+def test_a_message_arrives_and_the_address_is_only_in_a_file_of_its_user(receiver, home, store):
+    store.save(parse_webhook(receiver.url))
+
+    assert deliver(home, "ann", "Hello", {"event": "test"}) == ""
+
+    assert receiver.got == [(f"/hook/{SECRET}", {"text": "Hello", "event": "test"})]
+    holders = [path for path in home.root.rglob("*") if path.is_file() and SECRET in path.read_text()]
+    assert [path.stat().st_mode & 0o077 for path in holders] == [0]
+    store.forget()
+    assert store.read() is None
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_a_refusal_is_kept_without_the_address_and_no_redirect_is_followed(receiver, home, store, status):
+    receiver.status = status
+    store.save(parse_webhook(receiver.url))
+
+    problem = deliver(home, "ann", "Hello", {})
+
+    assert str(status) in problem
+    assert store.outcome().problem == problem
+    assert SECRET not in problem
+    assert len(receiver.got) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]"]
+)
+def test_a_lab_sends_to_no_private_address_unless_its_admin_allows_it(host):
+    webhook = Webhook(url=SecretStr(f"https://{host}/{SECRET}"), kind="json")
+
+    with pytest.raises(WebhookError, match="private network") as refused:
+        send(webhook, "Hello", {}, allows_private=False)
+
+    assert SECRET not in str(refused.value)
+
+
+def test_a_server_that_never_finishes_is_left(monkeypatch, home, store):
+    monkeypatch.setattr("engine.runs.webhook._DEADLINE_SECONDS", 0.3)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as silent:  # listens and does not answer
+        store.save(parse_webhook(f"http://127.0.0.1:{silent.server_port}/{SECRET}"))
+
+        assert "did not answer" in deliver(home, "ann", "Hello", {})

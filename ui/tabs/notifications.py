@@ -1,0 +1,89 @@
+"""How a person hears that a run has ended: by their browser, and by a webhook."""
+
+import time
+from html import escape
+
+import gradio as gr
+
+from engine.errors import EngineError
+from engine.runs.supervision.notifier import deliver
+from engine.runs.webhook import KINDS, WebhookOutcome, WebhookStore, parse_webhook
+from ui.components import QUICK, SLOW, Updates, script, visible_if
+from ui.gradio_internals import Dropdown
+from ui.page import Page
+from ui.views.html import error_box, notice, small
+from ui.views.run_table import when
+
+_KIND_NAMES = {"json": "Generic JSON", "slack": "Slack", "discord": "Discord"}
+_BY_ADDRESS = "auto"
+
+
+class NotificationsPart:
+    """Lays out the fold and connects it. The address of a webhook is never sent to a page."""
+
+    def __init__(self, page: Page) -> None:
+        services = page.services
+        self._store = WebhookStore(services.home, services.runs.owner)
+        with gr.Accordion("Notifications", open=False, elem_id="notifications") as fold:
+            gr.HTML(
+                html_template='<button type="button"></button><p class="small" role="status"></p>',
+                js_on_load=script("notify"), elem_id="notify-here",
+            )  # fmt: skip
+            if services.home.is_guest:
+                return
+            self.state = gr.HTML(elem_id="webhook-state")
+            with gr.Row(elem_id="webhook-row"):
+                self.url = gr.Textbox(
+                    label="Webhook URL", info="Gets a message when a run of yours ends. Saved here, and not shown again.",
+                    type="password", scale=3, min_width=240, elem_id="webhook-url",
+                )  # fmt: skip
+                names = [("Found from the URL", _BY_ADDRESS), *((_KIND_NAMES[kind], kind) for kind in KINDS)]
+                self.kind = Dropdown(names, value=_BY_ADDRESS, label="Service", scale=1, min_width=160)
+            with gr.Row(elem_id="webhook-actions"):
+                save = gr.Button("Save webhook", scale=0, min_width=140, elem_id="webhook-save")
+                self.test = gr.Button("Send a test", visible=False, scale=0, min_width=140, elem_id="webhook-test")
+                self.remove = gr.Button(
+                    "Remove webhook", visible=False, scale=0, min_width=140, elem_id="webhook-remove"
+                )
+        shown = [self.state, self.test, self.remove]
+        fold.expand(self._shown, None, shown, **QUICK)
+        save.click(self._save, [self.url, self.kind], [*shown, self.url], **QUICK)
+        self.test.click(self._send_test, None, shown, trigger_mode="once", **SLOW)
+        self.remove.click(self._remove, None, shown, **QUICK)
+
+    def _shown(self, problem: str = "") -> Updates:
+        webhook = self._store.read()
+        words = "" if webhook is None else notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.")
+        return {
+            self.state: words + (problem or render_outcome(self._store.outcome())),
+            self.test: visible_if(webhook is not None),
+            self.remove: visible_if(webhook is not None),
+        }
+
+    def _save(self, url: str, kind: str) -> Updates:
+        try:
+            self._store.save(parse_webhook(str(url or ""), str(kind)))
+        except EngineError as error:
+            return {**self._shown(error_box(error)), self.url: gr.skip()}
+        return {**self._shown(), self.url: ""}
+
+    def _send_test(self) -> Updates:
+        try:
+            deliver(self._store.home, self._store.owner, "This is a test from Loratory.", {"event": "test"})
+        except EngineError as error:
+            return self._shown(error_box(error))
+        return self._shown()
+
+    def _remove(self) -> Updates:
+        self._store.forget()
+        return self._shown()
+
+
+def render_outcome(outcome: WebhookOutcome | None) -> str:
+    """Return how the newest message went."""
+    if outcome is None:
+        return ""
+    moment = when(outcome.at, time.time())
+    if outcome.problem:
+        return f'<div class="trouble" role="alert"><b>Not sent, {moment}</b>{escape(outcome.problem)}</div>'
+    return small(f"Newest message: sent, {moment}.", role="status")
