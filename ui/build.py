@@ -4,7 +4,7 @@ import time
 import zlib
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -14,6 +14,7 @@ from engine.hardware.device import Device
 from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
+from ui.backend.run_reader import RunReader
 from ui.components import QUICK, live_html, nothing, poll, poll_answer, visible_if
 from ui.gradio_internals import Blocks, calm_queue
 from ui.next_step import NextStepBar, StartHere
@@ -42,7 +43,7 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(page)[0], elem_id="header", more="access")
+        header = live_html(_header(services, page.reader).html, elem_id="header", more="access")
         news = poll(
             _header_news(page, header), _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True
         )
@@ -99,9 +100,13 @@ def build_app(services: Services) -> gr.Blocks:
     return app
 
 
-def _header(page: Page) -> tuple[str, str]:
-    """Return the line on top, and a stamp of the runs' states: the next step depends on them."""
-    services = page.services
+class _Header(NamedTuple):
+    html: str  # the line on top
+    titles: str  # what the browser's tab shows
+    states: str  # a stamp of the runs' states, on which the next step depends
+
+
+def _header(services: Services, reader: RunReader) -> _Header:
     devices = services.devices()
     usable = (device for device in devices if device.obstacle is None)
     device = max(usable, key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
@@ -112,16 +117,17 @@ def _header(page: Page) -> tuple[str, str]:
     ended = max(
         (run_id for run_id in known if known[run_id].is_final), key=lambda one: known[one].ended or 0.0, default=""
     )
-    titles = "".join(_tab_title(page, run_id) for run_id in (active, ended) if run_id)
+    # The first answer of a poll, not the page as it was laid out long ago, is what a browser compares later ends with.
+    titles = f'<div hidden id="tab-titles">{"".join(_tab_title(reader, run_id) for run_id in (active, ended) if run_id)}</div>'
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *unused]))
-    return titles + render_header(device, running, waiting, notice, services.person), _digest(str(states))
+    return _Header(render_header(device, running, waiting, notice, services.person), titles, _digest(str(states)))
 
 
-def _tab_title(page: Page, run_id: str) -> str:
+def _tab_title(reader: RunReader, run_id: str) -> str:
     try:
-        return tab_title(page.reader.observe(run_id))
+        return tab_title(reader.observe(run_id))
     except EngineError:  # deleted meanwhile
         return ""
 
@@ -159,14 +165,16 @@ def _digest(text: str) -> str:
 
 
 def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None]:
-    cache: Cache[tuple[str, str]] = Cache(capacity=1)
+    cache: Cache[_Header] = Cache(capacity=1)
 
     def answer(_question: str, seen: str) -> str | None:
         # Every open page asks; one look at the runs and devices serves them all.
-        html, states = cache.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(page))
-        now = f"{_digest(html)} {states}"
+        html, titles, states = cache.get(
+            time.monotonic() // _HEADER_SECONDS, lambda: _header(page.services, page.reader)
+        )
+        now = f"{_digest(html + titles)} {states}"
         if now == seen:
             return None
-        return poll_answer(now, {header.elem_id: html}, submit=bool(seen) and not seen.endswith(states))
+        return poll_answer(now, {header.elem_id: html + titles}, submit=bool(seen) and not seen.endswith(states))
 
     return answer

@@ -14,6 +14,21 @@ pytestmark = pytest.mark.browser
 
 
 _RANGE = "document.querySelector('#loss-chart .chart').layout.xaxis.range"
+# What is wider than the window without scrolling by itself, and cells that are cut.
+_BEYOND_THE_WINDOW = """() => {
+  const width = document.documentElement.clientWidth;
+  const scrolls = (place) => place && (place.matches('.scroll, pre, .tokens') || scrolls(place.parentElement));
+  const beyond = (place) => place.offsetParent && place.innerText?.trim() && place.getBoundingClientRect().right > width + 1;
+  const found = [...document.querySelectorAll('#header, #work *, #side *')].filter((place) => beyond(place) && !scrolls(place));
+  const cards = [...document.querySelectorAll('table.cards td')].filter(beyond);
+  return [...found, ...cards].map((place) => place.outerHTML.slice(0, 200));
+}"""
+# Stands in for what the browser shows outside of the page, as a person who allowed it would have it.
+_NOTES_NOTIFICATIONS = """() => {
+  window.told = [];
+  window.Notification = class { static permission = 'granted'; constructor(title, more) { window.told.push([title, more.body]); } };
+  localStorage.setItem('loratory-notify', 'on');
+}"""
 _POINTS = "document.querySelector('#loss-chart .chart').data[0].x.length"
 
 
@@ -46,6 +61,7 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     expect(page.locator("#run-heading")).to_contain_text("running")
     expect(page.locator("#loss-chart .main-svg").first).to_be_visible()
     assert len(services.runs.ids()) == before + 1
+    expect(page).to_have_title(re.compile(r"^\d+% · Loratory$"))
 
     points = page.evaluate(_POINTS)
     page.wait_for_function(f"{_POINTS} > {points}")
@@ -65,9 +81,14 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     open_tab(page, "Train")
     expect(page.locator("#run-heading h2")).to_have_text(title)
 
+    page.evaluate(_NOTES_NOTIFICATIONS)
+    page.locator("#tab-titles").wait_for(state="attached")  # what ended before the page was opened is not told
     page.locator("#stop").click()
     expect(page.locator("#run-heading")).to_contain_text("stopped")
     expect(page.locator("#stop")).to_be_hidden()
+    expect(page).to_have_title("Stopped · Loratory")
+    page.wait_for_function("window.told.length > 0")
+    assert page.evaluate("window.told") == [[title, "Stopped"]]
     page.locator("#open-chat").click()
     expect(page.locator("#chat-run input")).to_have_value(re.compile("stopped"))
     expect(page.locator("#side")).to_be_hidden()
@@ -214,6 +235,10 @@ def test_every_tab_is_open_to_everyone(page, services):
     page.locator("#train-view label", has_text="Follow").click()
     expect(page.locator("#run-heading h2")).to_be_visible()
     assert barriers(page) == []
+    for width in (683, 390):  # 1366 pixels at 200%, and a telephone
+        page.set_viewport_size({"width": width, "height": 800})
+        expect(page.get_by_role("tab")).to_have_count(7)  # none in a menu
+        assert page.evaluate(_BEYOND_THE_WINDOW) == []
 
     open_tab(page, "Chat")
     expect(page.locator("#chat-load")).to_be_enabled()
@@ -231,6 +256,7 @@ def test_every_tab_is_open_to_everyone(page, services):
     expect(page.locator("#runs-table .tick").nth(1)).to_be_focused()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#runs-table tr[data-pick]").nth(1)).to_be_focused()
+    assert page.evaluate(_BEYOND_THE_WINDOW) == []  # rows are cards
     assert barriers(page) == []
     assert page.locator("h1").count() == page.locator("main").count() == page.get_by_role("banner").count() == 1
 

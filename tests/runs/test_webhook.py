@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pydantic import SecretStr
 
-from engine.paths import LoratoryHome
 from engine.runs.summary import RunSummary
 from engine.runs.supervision.notifier import deliver, words_of
 from engine.runs.webhook import Webhook, WebhookError, WebhookStore, parse_webhook, payload_of, send
+from tests.runs.supervision import config_for
 
 SECRET = "T0pS3cret"
 RUN = RunSummary(
@@ -61,13 +61,8 @@ def receiver():
 
 
 @pytest.fixture
-def store(home) -> WebhookStore:
+def webhooks(home) -> WebhookStore:
     return WebhookStore(home, "ann")
-
-
-@pytest.fixture
-def home(tmp_path) -> LoratoryHome:
-    return LoratoryHome(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -108,27 +103,27 @@ def test_names_of_runs_mention_no_one():
     assert payload_of("discord", words, {})["allowed_mentions"] == {"parse": []}
 
 
-def test_a_message_arrives_and_the_address_is_only_in_a_file_of_its_user(receiver, home, store):
-    store.save(parse_webhook(receiver.url))
+def test_a_message_arrives_and_the_address_is_only_in_a_file_of_its_user(receiver, home, webhooks):
+    webhooks.save(parse_webhook(receiver.url))
 
     assert deliver(home, "ann", "Hello", {"event": "test"}) == ""
 
     assert receiver.got == [(f"/hook/{SECRET}", {"text": "Hello", "event": "test"})]
     holders = [path for path in home.root.rglob("*") if path.is_file() and SECRET in path.read_text()]
     assert [path.stat().st_mode & 0o077 for path in holders] == [0]
-    store.forget()
-    assert store.read() is None
+    webhooks.forget()
+    assert webhooks.read() is None
 
 
 @pytest.mark.parametrize("status", [302, 404, 500])
-def test_a_refusal_is_kept_without_the_address_and_no_redirect_is_followed(receiver, home, store, status):
+def test_a_refusal_is_kept_without_the_address_and_no_redirect_is_followed(receiver, home, webhooks, status):
     receiver.status = status
-    store.save(parse_webhook(receiver.url))
+    webhooks.save(parse_webhook(receiver.url))
 
     problem = deliver(home, "ann", "Hello", {})
 
     assert str(status) in problem
-    assert store.outcome().problem == problem
+    assert webhooks.outcome().problem == problem
     assert SECRET not in problem
     assert len(receiver.got) == 1
 
@@ -145,9 +140,23 @@ def test_a_lab_sends_to_no_private_address_unless_its_admin_allows_it(host):
     assert SECRET not in str(refused.value)
 
 
-def test_a_server_that_never_finishes_is_left(monkeypatch, home, store):
+def test_a_server_that_never_finishes_is_left(monkeypatch, home, webhooks):
     monkeypatch.setattr("engine.runs.webhook._DEADLINE_SECONDS", 0.3)
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as silent:  # listens and does not answer
-        store.save(parse_webhook(f"http://127.0.0.1:{silent.server_port}/{SECRET}"))
+        webhooks.save(parse_webhook(f"http://127.0.0.1:{silent.server_port}/{SECRET}"))
 
         assert "did not answer" in deliver(home, "ann", "Hello", {})
+
+
+@pytest.mark.parametrize(("name", "state"), [("steps=3 pace=0.01", "completed"), ("steps=9 fail@2", "failed")])
+def test_the_end_of_a_run_is_sent_by_its_supervisor(receiver, store, webhooks, start_supervisor, name, state):
+    webhooks.save(parse_webhook(receiver.url))
+    start_supervisor()
+    run = store.create(config_for(name))
+
+    assert receiver.has_got.wait(120)
+
+    message = receiver.got[0][1]
+    assert (message["run"], message["state"]) == (run.id, state)
+    assert state in message["text"]
+    assert SECRET not in "".join(path.read_text() for path in run.folder.path.rglob("*.json*"))

@@ -326,7 +326,7 @@ def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
     table = render_method_table(draft)
 
     for method in ("Full fine-tuning", "LoRA", "QLoRA", "IA3", "Prefix tuning"):
-        assert f"<td>{method}</td>" in table
+        assert f">{method}</td>" in table
     assert table.count('class="chosen"') == 1
 
 

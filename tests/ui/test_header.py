@@ -7,6 +7,7 @@ from engine.hardware.device import Device, Obstacle
 from engine.hardware.processor import describe_processor
 from engine.runs.supervision.supervisor import Supervisor, supervisor_of
 from tests.runs.supervision import fake_settings, wait_until
+from ui.backend.run_reader import RunReader
 from ui.build import _header, render_header
 
 
@@ -15,15 +16,17 @@ def test_a_server_that_stands_by_says_so_until_it_takes_over(services, home):
     first.start()
     second.start()
     page = replace(services, standing_by=second.explain_standing_by)
+    reader = RunReader(services.runs)
     try:
         wait_until(lambda: supervisor_of(services.home) is not None)
         assert (
-            f"Another Loratory process (pid {os.getpid()}) already supervises the runs of this home" in _header(page)[0]
+            f"Another Loratory process (pid {os.getpid()}) already supervises the runs of this home"
+            in _header(page, reader).html
         )
 
         first.stop()
         wait_until(lambda: second.role == "supervising")
-        assert "supervises" not in _header(page)[0]
+        assert "supervises" not in _header(page, reader).html
     finally:
         first.stop()
         second.stop()
@@ -33,7 +36,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_reason_and_not_as_the_d
     obstacle = Obstacle("PyTorch has no kernels for it.", "Install another.")
     gpu = Device("cuda", 0, "GTX 1080", 8 << 30, 8 << 30, has_fast_bfloat16=False, obstacle=obstacle)
 
-    html = _header(replace(services, devices=lambda: (gpu, describe_processor())))[0]
+    html = _header(replace(services, devices=lambda: (gpu, describe_processor())), RunReader(services.runs)).html
 
     assert "GTX 1080" not in html
     assert "PyTorch has no kernels for it. Install another." in html

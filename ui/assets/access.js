@@ -52,7 +52,7 @@ const entitle = () => {
       note.onclick = () => { window.focus(); note.close(); };
     }
   }
-  if (document.getElementById('header')) endedAt = Math.max(at, endedAt ?? 0);
+  if (document.getElementById('tab-titles')) endedAt = Math.max(at, endedAt ?? 0);
   const words = missed || shown?.dataset.title;
   const title = words ? `${words} · Loratory` : 'Loratory';
   if (document.title !== title) document.title = title;

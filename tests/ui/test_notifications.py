@@ -1,0 +1,42 @@
+"""The fold in which a person sets a webhook: its address never comes back to a page, and problems are shown once."""
+
+import gradio as gr
+import pytest
+
+from engine.runs.webhook import WebhookOutcome, WebhookStore
+from ui.page import Page
+from ui.tabs.notifications import NotificationsPart, render_outcome
+
+SECRET = "T0pS3cret"
+
+
+@pytest.fixture
+def part(services) -> NotificationsPart:
+    with gr.Blocks():
+        return NotificationsPart(Page(services))
+
+
+def test_a_saved_webhook_shows_its_host_alone(part, services):
+    shown = part._save(f"https://hooks.slack.com/services/{SECRET}", "auto")
+
+    assert shown[part.url] == ""
+    assert "Slack at hooks.slack.com." in shown[part.state]
+    assert SECRET not in str(shown)
+    assert SECRET not in str(part._shown())
+    assert WebhookStore(services.home, services.runs.owner).read() is not None
+    assert part._remove()[part.test]["visible"] is False
+
+
+def test_what_is_no_address_is_refused_and_the_former_one_stays(part):
+    part._save(f"https://discord.com/api/webhooks/1/{SECRET}", "auto")
+
+    shown = part._save("http://example.com/other", "slack")
+
+    assert "does not begin with https://" in shown[part.state]
+    assert "Discord at discord.com." in shown[part.state]
+
+
+def test_a_problem_of_the_newest_message_is_shown_escaped():
+    assert "&lt;b&gt;" in render_outcome(WebhookOutcome(at=1.0, problem="<b>"))
+    assert "sent" in render_outcome(WebhookOutcome(at=1.0))
+    assert render_outcome(None) == ""
