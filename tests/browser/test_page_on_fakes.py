@@ -252,9 +252,9 @@ def test_every_tab_is_open_to_everyone(page, services):
     open_tab(page, "Runs")
     page.locator("#runs-table td.name").first.click()
     expect(page.locator("#run-details h2")).to_be_visible()
-    page.locator("#runs-table .tick").first.focus()
+    page.locator("#runs-table tbody .tick").first.focus()
     page.keyboard.press("ArrowDown")
-    expect(page.locator("#runs-table .tick").nth(1)).to_be_focused()
+    expect(page.locator("#runs-table tbody .tick").nth(1)).to_be_focused()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#runs-table tr[data-pick]").nth(1)).to_be_focused()
     assert page.evaluate(_BEYOND_THE_WINDOW) == []  # rows are cards
