@@ -108,6 +108,9 @@ def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(page
     expect(page.locator("#run-train-on")).to_be_visible()
     expect(page.locator("#run-facts")).to_contain_text("Duration")
 
+    page.keyboard.press("Escape")  # the run lies over the table
+    expect(page.locator("#run-details")).to_be_hidden()
+
 
 def test_open_in_train_shows_the_run_that_it_names(page):
     open_tab(page, "Train")

@@ -28,7 +28,7 @@ class OneRunPart:
         self._page = page
         with gr.Column(visible=False, elem_id="run-details") as self.panel:
             self.close = gr.Button("Close", size="sm", scale=0, min_width=80, elem_id="run-close")
-            gr.HTML(js_on_load=script("escape"), elem_classes="live")
+            gr.HTML("<i></i>", js_on_load=script("escape"), elem_classes="live")
             self.follow = FollowPart(page, prefix="one-")
             self.details = gr.HTML(elem_id="run-facts")
             with gr.Accordion("Name, note and tags", open=False, elem_id="run-notes"):
