@@ -14,7 +14,7 @@ from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
-from tests.browser.chromium import PATIENCE_MS, let_fold_settle, open_tab
+from tests.browser.chromium import PATIENCE_MS, barriers, let_fold_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
@@ -122,10 +122,13 @@ def test_signing_in_works_without_javascript(lab, browser):
 
 def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page):
     page.goto(f"{lab.url}/sign-in")
+    assert barriers(page) == []
     page.get_by_label("Name").fill("root")
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     open_tab(page, "Lab")
+    expect(page.locator("#lab-people [data-pick=root]")).to_be_visible()
+    assert barriers(page) == []
     page.locator("#lab-invite").click()
     link = page.locator("#lab-result pre").inner_text()
     assert lab.accounts.find_invitation(link.partition("#")[2]).role == "member"

@@ -205,7 +205,6 @@ def test_an_incomplete_draft_cannot_be_started(page):
 
 def test_every_tab_is_open_to_everyone(page, services):
     """No barrier that axe-core knows, in light and dark; one heading on top, names that are labels, keys that work."""
-    page.set_default_timeout(60_000)  # a busy machine takes long over axe, and meanwhile the page answers nothing
     pick = page.locator("#catalog tr[data-pick]")
     pick.nth(1).focus()
     page.keyboard.press("ArrowUp")
