@@ -85,12 +85,11 @@ class Page:
     def note_suited(self, name: str) -> None:
         """Place a line here that says what the default of a setting is suited to; none where a person set it."""
 
-        def view(draft: Draft) -> Any:
+        def view(draft: Draft) -> str:
             suited = draft.suited.get(name)
-            words = f"suited to {suited.to}" if suited is not None and suited.to else ""
-            return gr.update(value=small(words) if words else "", visible=bool(words))
+            return small(f"suited to {suited.to}") if suited is not None and suited.to else ""
 
-        self.on_draft(gr.HTML(visible=False, elem_classes="suited"), view)
+        self.on_draft(gr.HTML(elem_classes="suited"), view)
 
     def on_fill(self, component: Component, view: FillView) -> None:
         """Redraw `component` when the whole form was filled with other values, and not when a person changes it."""

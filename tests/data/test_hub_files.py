@@ -89,7 +89,7 @@ def test_a_folder_of_that_name_outside_the_allowed_ones_is_refused(tmp_path, mon
     (tmp_path / "some" / "one" / "rows.jsonl").write_bytes(LINES)
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(DatasetError, match="outside the folders"):
+    with pytest.raises(DatasetError, match="in the folders that this page may read"):
         open_source(DatasetConfig(source="some/one"), SourceOptions(access=DataAccess((tmp_path / "uploads",))))
 
 

@@ -135,7 +135,7 @@ def test_a_hub_dataset_is_fetched_beside_the_previews_and_the_fetch_can_be_ended
 
 
 def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
-    with pytest.raises(DatasetError, match="outside"):
+    with pytest.raises(DatasetError, match="in the folders that this page may read"):
         inspector.preview(DatasetConfig(source="/etc/hosts"))
     with pytest.raises(DatasetError, match="was not found"):
         inspector.check(dataset.model_copy(update={"source": str(place.uploads / "none.jsonl")}))

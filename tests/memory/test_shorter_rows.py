@@ -41,11 +41,11 @@ def estimators():
 
 
 def config_of(sections, *, length, batch):
-    training = {"per_device_train_batch_size": batch, "max_length": length}
+    training = {"per_device_train_batch_size": batch, "max_length": length, "gradient_accumulation_steps": 4}
     return config_from_mapping(
         {"model": {"id": "m"} | sections.get("model", {}), "dataset": {"source": "-"}}
         | {name: values for name, values in sections.items() if name != "model"}
-        | {"training": sections.get("training", {}) | training}
+        | {"training": training | sections.get("training", {})}
     )
 
 

@@ -42,7 +42,7 @@ OLD = replace(GPU, has_fast_bfloat16=False)
 def loaded(monkeypatch):
     """Stands in for from_pretrained and writes down what it was asked for."""
     asked = []
-    model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list)
+    model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list, parameters=list, buffers=list)
 
     def from_pretrained(location, **arguments):
         asked.append(arguments)
