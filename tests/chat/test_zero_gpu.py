@@ -186,7 +186,9 @@ def test_a_killed_process_leaves_no_child_with_a_gpu(session, api):
     ask(session)
     children = [psutil.Process(pid) for pid in set(api.children) if psutil.pid_exists(pid)]
     assert children
-    os.kill(session._loaded.process.pid, 9)
+    loaded = session._loaded
+    os.kill(loaded.process.pid, 9)
+    wait_until(lambda: not loaded.is_alive)  # or the next test would find its model loaded
     wait_until(lambda: not any(map(is_at_work, children)), 60)
 
 

@@ -153,8 +153,10 @@ class ModelTab:
             shown = explained(error)
             return error_box(shown), shown
 
-    def _describe_form(self, *values: Any) -> str:
-        return self.describe(model_of(self._page.form.mapping(values)))
+    def _describe_form(self, *values: Any) -> Any:
+        """Return the details of the form's model; a form without one may be from before a model was chosen."""
+        model = model_of(self._page.form.mapping(values))
+        return UNCHANGED if model is None else self.describe(model)
 
     def _revise(self, model_id: str | None, revision: str | None, described: str) -> Updates:
         """Look the model up at another revision; a box that was only passed through changes nothing."""

@@ -135,10 +135,10 @@ class RunsTab:
             self.shared.wire(self._tab)
         for event in (taken, deleted, *self.one.wire(self.compared)):
             self._list_after(event)
-            event.then(self.compare, *self._comparing, **QUICK)
+            event.then(self.compare, *self._comparing, trigger_mode="always_last", **QUICK)
 
     def _list_after(self, event: Dependency) -> None:
-        event.then(self.list_runs, *self._listing, **QUICK)
+        event.then(self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
 
     def list_runs(
         self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, compared: list[str], shown: int,
