@@ -35,6 +35,10 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
         yield running
 
 
+# What Gradio says of its open requests when a page is left; an answer with an error is noted by its status.
+_OF_LEAVING = ("AbortError: signal is aborted", "Connection errored out")
+
+
 @contextmanager
 def visitor(browser: Browser) -> Iterator[Page]:
     """A browser that has not been here, and whose console must stay free of errors; it knows no test's certificate."""
@@ -47,7 +51,7 @@ def visitor(browser: Browser) -> Iterator[Page]:
     page.on("response", lambda answer: errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
     yield page
     context.close()
-    assert errors == []
+    assert [error for error in errors if not any(words in error for words in _OF_LEAVING)] == []
 
 
 @pytest.fixture
