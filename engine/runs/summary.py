@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 from engine.errors import EngineError, StorageError
 from engine.files import read_model, size_and_time, write_atomically
 from engine.runs.control import RunNotes, read_notes
-from engine.runs.history.events import MemoryData
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import MemoryFigures, PeakKind, Provenance, describe_config, read_provenance
@@ -107,7 +106,7 @@ def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, A
 def _of_history(history: RunHistory) -> dict[str, Any]:
     base, best = history.base_eval, history.best_eval
     tuned = history.tuned_evals
-    memory = history.memory
+    measured = measured_figures(history)
     return {
         "phase": history.status.phase if history.status is not None else "",
         "steps": history.last_step,
@@ -120,15 +119,23 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
         "trained_tokens": int(history.steps.last("trained_tokens") or 0),
         "tokens_per_second": history.mean_tokens_per_second(),
         "trainable_parameters": history.parameters.trainable if history.parameters is not None else None,
-        "peak_memory_bytes": None if memory is None else memory.peak_reserved_bytes or memory.peak_process_bytes,
-        "measured_memory": None if memory is None else measured_figures(memory),
+        "peak_memory_bytes": measured.of_run,
+        "measured_memory": None if history.memory is None else measured,
     }
 
 
-def measured_figures(memory: MemoryData) -> MemoryFigures:
-    """Return what a worker measured, by the figures that it could tell."""
+def measured_figures(history: RunHistory) -> MemoryFigures:
+    """Return what a worker has measured, by the figures that it could report.
+
+    It reports peaks after the first step and at its end; a process that grows between shows in the steps.
+    """
+    memory = history.memory
+    if memory is None:
+        return MemoryFigures()
     if memory.peak_reserved_bytes is None:
-        return MemoryFigures(process_bytes=memory.peak_process_bytes)
+        return MemoryFigures(
+            process_bytes=max(memory.peak_process_bytes or 0, history.steps.highest("memory_bytes") or 0)
+        )
     return MemoryFigures(
         allocated_bytes=memory.peak_allocated_bytes,
         reserved_bytes=memory.peak_reserved_bytes,
@@ -151,9 +158,9 @@ class Peak(NamedTuple):
         return self.measured_bytes / self.predicted_bytes - 1
 
 
-def compare_peaks(predicted: MemoryFigures, memory: MemoryData | None) -> tuple[Peak, ...]:
-    """Return every figure of which something is known; `memory` is None before anything was measured."""
-    measured = measured_figures(memory) if memory is not None else MemoryFigures()
+def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
+    """Return every figure of which something is known."""
+    measured = measured_figures(history)
     peaks = (Peak(kind, predicted.of(kind), measured.of(kind)) for kind in get_args(PeakKind))
     return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 

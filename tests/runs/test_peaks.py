@@ -7,7 +7,7 @@ from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
-from engine.runs.history.events import MemoryData, StatusData
+from engine.runs.history.events import MemoryData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.prediction import needs_of
@@ -56,6 +56,22 @@ def test_a_runs_row_has_both_sets_of_figures(home):
     assert row.predicted_memory == FORETOLD
     assert row.measured_memory == MemoryFigures(allocated_bytes=9, reserved_bytes=13, process_bytes=16)
     assert (row.predicted_bytes, row.peak_memory_bytes) == (12, 13)
+
+
+def test_a_process_that_grew_since_its_peaks_were_reported_is_shown_as_large_as_it_is(home):
+    run = RunStore(home, "ann").create(CONFIG, Provenance())
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        writer.append(MemoryData(peak_process_bytes=40))
+        for step, resident in enumerate((39, 52, None, 50), start=1):
+            writer.append(
+                StepData(
+                    step=step, epoch=1, loss=1, learning_rate=1, tokens=1, tokens_per_second=1, memory_bytes=resident
+                )
+            )
+
+    row = summarize(run)
+
+    assert (row.peak_memory_bytes, row.measured_memory) == (52, MemoryFigures(process_bytes=52))
 
 
 def test_peaks_of_earlier_attempts_count(tmp_path):

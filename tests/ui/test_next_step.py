@@ -73,6 +73,14 @@ def test_a_run_with_these_settings_is_the_next_step_instead_of_a_second_one(bar,
     assert step_of(bar, complete(adapter__r=4)) == ("Start training", "")
 
 
+def test_a_run_that_began_before_its_rows_were_counted_is_followed(bar, services):
+    run = write_run(services.runs, a_config(training__warmup_steps=0.5), InventedRun(state="running"))
+    reader = bar._page.reader
+
+    assert reader.newest_of(a_config(), ["training.warmup_steps"]).id == run.id
+    assert reader.newest_of(a_config()) is None
+
+
 @pytest.mark.parametrize("state", ["failed", "stopped", "interrupted"])
 def test_what_did_not_end_well_can_be_started_again(bar, services, state):
     write_run(services.runs, a_config(), InventedRun(state=state))

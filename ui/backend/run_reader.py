@@ -4,8 +4,8 @@ import contextlib
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,13 +138,14 @@ class RunReader:
         near = [self.summary(row.id) if row.id in chosen else row for row in near]
         return [row for row in near if wanted(self._runs.get(row.id))]
 
-    def newest_of(self, config: RunConfig) -> RunSummary | None:
-        """Return the newest run with these settings; its name and its devices may differ."""
-        wanted = _settings_of(with_absolute_paths(config))
+    def newest_of(self, config: RunConfig, apart_from: Iterable[str] = ()) -> RunSummary | None:
+        """Return the newest run with these settings; its name, its devices and what is `apart_from` them may differ."""
+        cleared = tuple(apart_from)
+        wanted = _settings_of(with_absolute_paths(config), cleared)
         for row in self.glance().rows[:_NEWEST]:
             with contextlib.suppress(RunError):  # it may be deleted meanwhile
                 known, _ = self._config_of(self._runs.get(row.id))
-                if known is not None and _settings_of(known) == wanted:
+                if known is not None and _settings_of(known, cleared) == wanted:
                     return row
         return None
 
@@ -230,10 +231,14 @@ class RunReader:
         return config, provenance
 
 
-def _settings_of(config: RunConfig) -> RunConfig:
+def _settings_of(config: RunConfig, cleared: Iterable[str]) -> RunConfig:
     """Return what a check before the start leaves as it is: it pins the revision, and settles where a run runs."""
-    model = config.model.model_copy(update={"revision": None})
-    return config.model_copy(update={"model": model, "run": RunSection()})
+    changes: dict[str, dict[str, None]] = defaultdict(dict)
+    for name in ("model.revision", *cleared):
+        section, field = name.split(".")
+        changes[section][field] = None
+    sections = {name: getattr(config, name).model_copy(update=fields) for name, fields in changes.items()}
+    return config.model_copy(update={**sections, "run": RunSection()})
 
 
 def log_tail(path: Path) -> str:

@@ -139,7 +139,7 @@ def _figures(observed: ObservedRun) -> str:
 
 def _memory(observed: ObservedRun) -> str:
     """Return how good the estimate was."""
-    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history.memory)
+    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history)
     peak = next((one for one in reversed(peaks) if one.difference is not None), None)
     if peak is None or peak.predicted_bytes is None or peak.measured_bytes is None or peak.difference is None:
         return ""

@@ -225,7 +225,7 @@ def render_left_out(report: DatasetReport | None) -> str:
 
 def render_memory(observed: ObservedRun) -> str:
     """Return peak memory, predicted and measured: every figure that the device has."""
-    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history.memory)
+    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history)
     if not peaks:
         return ""
     words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS

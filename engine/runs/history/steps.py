@@ -102,6 +102,11 @@ class StepSeries:
         value = float(self.column(name)[-1])
         return value if math.isfinite(value) else None
 
+    def highest(self, name: StepColumn) -> int | None:
+        """The highest value; None where there is none."""
+        values = self.column(name)
+        return int(values[known].max()) if (known := np.isfinite(values)).any() else None
+
     @property
     def steps(self) -> Array:
         return self.column("step")
