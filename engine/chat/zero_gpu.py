@@ -24,7 +24,7 @@ _MEMORY_BYTES = 48 * 1024**3
 
 @dataclass(frozen=True)
 class ZeroGpu:
-    """What a Space on such hardware is told.
+    """The variables of a Space on such hardware.
 
     Attributes:
         variables: For the process that borrows the GPU. The page does without: Gradio would load torch there.

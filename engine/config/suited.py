@@ -1,4 +1,4 @@
-"""Defaults that depend on other settings or on the rows: each a rule with its source, for settings that nobody gave.
+"""Defaults that depend on other settings or on the rows: each a rule with its source, for settings that were not given.
 
 A saved configuration has the values, so a later rule never changes an old run.
 """

@@ -13,7 +13,7 @@ from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
-from engine.export.gguf.quantizer import require_quantizer
+from engine.export.gguf.llama_cpp import require_quantizer
 from engine.export.kinds import KINDS
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob

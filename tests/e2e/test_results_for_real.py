@@ -18,8 +18,8 @@ from engine.config.results import ExportConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.export.contract import ExportRequest, ExportResult
+from engine.export.gguf.llama_cpp import quantize
 from engine.export.gguf.precisions import PRECISIONS, predict_sizes
-from engine.export.gguf.quantizer import quantize
 from engine.export.job import ExportJob
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
 from engine.hardware.processor import describe_processor

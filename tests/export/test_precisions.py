@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from engine.config.results import ExportConfig
 from engine.errors import ModelError
+from engine.export.gguf.llama_cpp import require_quantizer
 from engine.export.gguf.precisions import BLOCKS, PRECISIONS, _gets_more, instead_words, predict_sizes
-from engine.export.gguf.quantizer import require_quantizer
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 512, 1024, 1000, 8
 
@@ -107,7 +107,7 @@ def test_a_base_that_cannot_be_read_is_refused(tmp_path, name):
 
 
 def test_quantizing_without_llama_cpp_is_refused_before_anything_starts(monkeypatch):
-    monkeypatch.setattr("engine.export.gguf.quantizer.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("engine.export.gguf.llama_cpp.has_llama_cpp", lambda: False)
 
     for name in ("auto", "f16", "bf16", "q8_0"):
         require_quantizer(name)

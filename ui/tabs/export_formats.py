@@ -13,8 +13,8 @@ from engine.config.results import ExportConfig, PushConfig
 from engine.config.run import RunConfig
 from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.export.gguf.converter import find_converter
+from engine.export.gguf.llama_cpp import require_quantizer
 from engine.export.gguf.precisions import predict_sizes
-from engine.export.gguf.quantizer import require_quantizer
 from engine.export.kinds import KINDS
 from engine.models.source import find_model
 from engine.paths import LoratoryHome

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from engine.config.run import ModelConfig
 from engine.errors import EngineError
@@ -22,6 +23,7 @@ from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hu
 _BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
+_SCROLL_TO_DETAILS = "() => document.getElementById('model-details').scrollIntoView({block: 'nearest'})"
 _AND = "|"  # between the device and the rows that the poll asks about
 
 
@@ -72,7 +74,8 @@ class ModelTab:
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
-        self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))
+        named = self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))
+        named.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
         if self.own_models is not None:
             arrived = self.own_models.wire()
             self._look_up_after(arrived.then(lambda wanted: wanted, self.own_models.wanted, self._wanted, **QUICK))
@@ -86,8 +89,8 @@ class ModelTab:
         self._fetch_after(ended, again=False)
         # A preset, a run or the browser's draft may put a model into the form. The change fires before the rest of the form,
         # such as the revision, is filled.
-        named = model_id.change(nothing, None, None, **QUICK)
-        begun = named.then(
+        changed = model_id.change(nothing, None, None, **QUICK)
+        begun = changed.then(
             self._begin, [model_id, revision, self._described, self.search, page.judge_for, page.data_lengths],
             [self.catalog, self.details, self._described, self._sought], **QUICK,
         )  # fmt: skip
@@ -111,7 +114,7 @@ class ModelTab:
 
         event.then(fetch, self._page.form.components, self.tokenizer.outputs, **SLOW)
 
-    def _look_up_after(self, event: Any) -> None:
+    def _look_up_after(self, event: Any) -> Dependency:
         page = self._page
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
         looked_up = event.then(
@@ -119,6 +122,7 @@ class ModelTab:
             [self.details, self._change, self._described, *own], api_visibility="private",
         )  # fmt: skip
         self._fetch_after(page.change_after(looked_up, self._change))
+        return looked_up
 
     def _begin(
         self, model_id: str | None, revision: str | None, described: str, search: str, *judged: str | None

@@ -1,4 +1,4 @@
-"""What the companion in a job and the follower on this machine agree on: names in the bucket, and what a job is told."""
+"""What the companion in a job and the follower on this machine agree on: names in the bucket, and the order of a job."""
 
 import re
 from collections.abc import Callable

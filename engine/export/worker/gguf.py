@@ -26,13 +26,12 @@ from engine.data.source import SourceOptions
 from engine.errors import EngineError
 from engine.export.gguf.converter import Converter, WrittenType, convert, find_converter, require_known_architecture
 from engine.export.gguf.go_template import NotTranslatableError, translate
+from engine.export.gguf.llama_cpp import ask_llama_cpp, quantize
 from engine.export.gguf.precisions import PRECISIONS, instead_words, predict_sizes
-from engine.export.gguf.quantizer import quantize
 from engine.export.worker.perplexity import PerplexityRows
 from engine.export.worker.shards import BaseFiles
 from engine.export.worker.verify import ANSWER_TOKENS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, write_merged
-from engine.processes.json_lines import JsonLinesProcess
 from engine.runs.run import RunFolder
 
 _LOOKED_AT_ROWS = 200
@@ -208,12 +207,10 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report
         "answer_tokens": ANSWER_TOKENS,
         "logits": str(logits_file),
     }
-    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
     try:
-        answer = process.call("answer", params, on_progress=lambda told: report(told["fraction"]))
+        answer = ask_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
         logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
     finally:
-        process.close(timeout_seconds=0.5)
         logits_file.unlink(missing_ok=True)
     share = PRECISIONS[written.gguf_type].needed_share
     expected = torch.cat([one.logits for one in recorded])
@@ -242,11 +239,7 @@ def ask_perplexity(
         "context": max(len(row.input_ids) for row in chosen.rows),
         "rows": [{"ids": row.input_ids, "labels": row.labels} for row in chosen.rows],
     }
-    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
-    try:
-        answer = process.call("loss", params, on_progress=lambda told: report(told["fraction"]))
-    finally:
-        process.close(timeout_seconds=0.5)
+    answer = ask_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
     return float(answer["summed_loss"]) / chosen.tokens
 
 

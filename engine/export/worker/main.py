@@ -27,8 +27,8 @@ from engine.evaluation.job import perplexity_of
 from engine.export.card import write_card
 from engine.export.contract import ExportOrder, ExportResult, PerplexityCheck, Verification
 from engine.export.folder import list_files
+from engine.export.gguf.llama_cpp import has_llama_cpp
 from engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
-from engine.export.gguf.quantizer import has_llama_cpp
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import WrittenGguf, ask_llama, ask_perplexity, look_into, write_gguf
 from engine.export.worker.perplexity import choose_rows, mean_loss

@@ -8,6 +8,7 @@ from engine.config.results import GgufType
 from engine.errors import ModelError
 from engine.export.gguf.precisions import PRECISIONS
 from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.messages import JsonObject
 
 
 def has_llama_cpp() -> bool:
@@ -43,9 +44,27 @@ def quantize(source: Path, target: Path, file_type: int, log_file: Path, on_wait
         ModelError: If llama.cpp cannot quantize it.
         WorkerError: If its process died.
     """
-    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
     params = {"source": str(source), "target": str(target), "file_type": file_type}
+    ask_llama_cpp("quantize", params, log_file, lambda progress: on_wait(progress["bytes"]))
+
+
+def ask_llama_cpp(
+    question: str, params: JsonObject, log_file: Path, on_progress: Callable[[JsonObject], None]
+) -> JsonObject:
+    """Ask llama.cpp one question, in a process of its own that ends with the answer.
+
+    Args:
+        question: A handler of `engine.export.worker.llama`.
+        params: Its parameters.
+        log_file: Takes what llama.cpp prints.
+        on_progress: May raise to end it.
+
+    Raises:
+        ModelError: If llama.cpp cannot load or quantize the file.
+        WorkerError: If its process died.
+    """
+    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
     try:
-        process.call("quantize", params, on_progress=lambda told: on_wait(told["bytes"]))
+        return process.call(question, params, on_progress=on_progress)
     finally:
         process.close(timeout_seconds=0.5)
