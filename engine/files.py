@@ -88,7 +88,6 @@ def append_model(path: Path, value: BaseModel, what: str, fix: str) -> None:
 
     Args:
         path: The file; it is created with its folder.
-        value: What is added.
         what: The fact of the error, to which the reason is added.
         fix: What people can do about it.
 

@@ -26,7 +26,6 @@ class RunBucket:
     """The bucket, as one side uses it.
 
     Args:
-        api: Asks the Hub in the person's name.
         name: As owner/name.
         explained: Turns what goes wrong with a bucket of a name into errors in words.
     """

@@ -208,7 +208,6 @@ class Subject:
 
         Args:
             name: Of what it is asked for; it begins sentences.
-            revision: That is asked for.
 
         Raises:
             EngineError: As the attributes name them: `unreachable` without an answer, or with one outside the table;

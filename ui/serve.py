@@ -81,14 +81,10 @@ def build_services(
     """Return what the page of one person may call.
 
     Args:
-        home: The home as this person has it.
-        owner: Whose runs.
         data_roots: Folders whose files may be opened as datasets.
-        supervisor: Of this process.
         person: Who is signed in; None where there are no accounts.
         of_catalog: Shapes of models that pages share.
         places: For the inspectors' processes of all pages of a lab.
-        logins: At Hugging Face, of the people of a lab.
     """
     inspector = Inspector(home, data_roots, places)
     runs, login_of = RunStore(home, owner), logins_of(home, logins)

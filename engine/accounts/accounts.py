@@ -56,13 +56,7 @@ class InvitationState:
 
 
 class Accounts:
-    """Accounts and invitations. Sessions are in `engine.accounts.sessions`.
-
-    Args:
-        database: Keeps them.
-        passwords: Hashes and checks.
-        clock: Seconds since the epoch.
-    """
+    """Accounts and invitations. Sessions are in `engine.accounts.sessions`."""
 
     def __init__(
         self, database: Database, passwords: Passwords | None = None, clock: Callable[[], float] = time.time
@@ -90,7 +84,6 @@ class Accounts:
         """Make a link for a new account; it is used once, within 72 hours.
 
         Args:
-            role: What the account will be.
             by: The admin's name; empty on the command line.
         """
         return self._new_invitation(role, by, person=None)
@@ -136,9 +129,7 @@ class Accounts:
         """Use an invitation: make the account, or set the password of the account that it is for.
 
         Args:
-            token: Of the link.
             name: For the account; ignored where the invitation is for an account that exists.
-            password: Its new password.
 
         Raises:
             AccountError: If the invitation cannot be used, the name is taken or not allowed, or the password is weak. The
@@ -274,11 +265,7 @@ def use_invitation(
 
     Args:
         connection: In a transaction.
-        token: Of the link.
-        invitation: What it is for.
-        name: Of the account.
         password: As it is kept; None for an account that is opened in another way.
-        now: Seconds since the epoch.
 
     Raises:
         AccountError: If the invitation was used meanwhile, or the name is taken.

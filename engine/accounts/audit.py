@@ -48,7 +48,6 @@ class AuditLog:
 
     Args:
         path: The file; created with mode 0600.
-        clock: Seconds since the epoch.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:

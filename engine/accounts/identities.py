@@ -34,11 +34,6 @@ class Identities:
 
     A link that was ended keeps its row, so a person who was removed, or whose links an admin ended, does not come back as a
     new member by an admin's rule. An invitation lets them in again.
-
-    Args:
-        database: Keeps the links.
-        accounts: Of the same database.
-        clock: Seconds since the epoch.
     """
 
     def __init__(self, database: Database, accounts: Accounts, clock: Callable[[], float] = time.time) -> None:
@@ -105,9 +100,7 @@ class Identities:
         """Use an invitation with an account of another service instead of a password.
 
         Args:
-            token: Of the link.
             name: For the account; ignored where the invitation is for an account that exists.
-            identity: Opens the account from now on.
 
         Raises:
             AccountError: If the invitation cannot be used, the name is taken or not allowed, or the identity opens another
@@ -124,9 +117,6 @@ class Identities:
         """Make an account for a person whom an admin's rule lets in, under the first free name like the suggested one.
 
         Args:
-            suggestion: For the name.
-            role: Of the account.
-            identity: Opens it from now on.
             again: Also where it opened another account before.
 
         Raises:

@@ -137,12 +137,7 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
 
 
 class RulesReader:
-    """Follows the rules of a lab; a damaged file leaves the last ones in force.
-
-    Args:
-        home: Of the lab.
-        clock: Monotonic seconds.
-    """
+    """Follows the rules of a lab; a damaged file leaves the last ones in force."""
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home

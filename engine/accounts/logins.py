@@ -8,11 +8,7 @@ from engine.errors import AccountError
 
 
 class Logins:
-    """What opens Hugging Face in the name of each person; asked at each action, never kept elsewhere.
-
-    Args:
-        clock: Seconds since the epoch.
-    """
+    """What opens Hugging Face in the name of each person; asked at each action, never kept elsewhere."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -27,8 +23,6 @@ class Logins:
         """Keep the token of a person who has just signed in, in place of an earlier one.
 
         Args:
-            person_name: Of the account here.
-            token: For Hugging Face.
             expires: When it does, in seconds since the epoch.
         """
         with self._lock:
@@ -64,7 +58,6 @@ def require_token(text: str, right: str) -> str:
     """Return a token for Hugging Face that a person typed.
 
     Args:
-        text: As it was typed.
         right: What the token must allow, for the words of the error.
 
     Raises:

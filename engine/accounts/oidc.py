@@ -149,10 +149,8 @@ class Provider:
     """One OpenID Connect provider.
 
     Args:
-        settings: Of an admin.
         origin: Of the lab, to which it sends people back.
         verify: Knows whose certificates to trust.
-        clock: Seconds since the epoch.
         reauthenticates: Whether a person confirms something only by signing in at the provider once more.
     """
 
@@ -212,7 +210,6 @@ class Provider:
         """Return who came back with a code.
 
         Args:
-            one: The round, which was taken.
             code: As the browser brought it.
             issuer: As the browser brought it, where it did (RFC 9207).
 

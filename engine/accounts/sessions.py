@@ -51,12 +51,7 @@ class SessionState:
 
 
 class Sessions:
-    """The sessions of all people.
-
-    Args:
-        database: Keeps them.
-        clock: Seconds since the epoch.
-    """
+    """The sessions of all people."""
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database = database
@@ -66,9 +61,6 @@ class Sessions:
         """Return the token of a new session, for the cookie. The oldest of a person ends when there are too many.
 
         Args:
-            person: Who signed in.
-            address: From where.
-            browser: What the browser called itself.
             is_confirmed: Whether the person has just proved who they are, as by a password; another service may have let
                 its own session do.
         """

@@ -41,7 +41,6 @@ class SignInThrottle:
 
         Args:
             address: Of the client, as a proxy that is trusted gives it.
-            name: The name that was typed.
 
         Raises:
             ThrottledError: If there were too many from this address, for this name, or in all.

@@ -93,8 +93,6 @@ def remove_own_dataset(home: LoratoryHome, hub_id: str, sources: Collection[str]
     """Remove a dataset that a home's person downloaded.
 
     Args:
-        home: As the person has it.
-        hub_id: As `list_own_datasets` has it.
         sources: Of the datasets that their runs need.
 
     Raises:

@@ -16,7 +16,6 @@ def make_executors(
     """Return every executor of a home, by name.
 
     Args:
-        context: Of this machine.
         command: Another way to start workers on this machine, for tests.
         login_of: Returns a person's login at Hugging Face.
     """

@@ -91,12 +91,8 @@ def write_card(
     """Return the README of a result, with the front matter that the Hub reads. Names no path of this machine.
 
     Args:
-        plan: What was loaded.
-        kind: The kind of export.
         folder: What loads it: the repository, or the name of the exported folder.
-        source: The base model.
         run: The run's folder, which knows everything; None for a bare adapter, of which little is known.
-        checkpoint: Which of its checkpoints.
     """
     assert plan.tuned is not None
     base = source.hub_id or source.name

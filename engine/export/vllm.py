@@ -63,11 +63,6 @@ _UNKNOWN = (
 def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
     """Return what vLLM makes of an adapter; only headers of weights are read.
 
-    Args:
-        adapter: A folder with an adapter of PEFT.
-        base: Folder of the base model.
-        base_name: What people call it.
-
     Raises:
         ModelError: If either cannot be read.
     """

@@ -95,7 +95,6 @@ class DeviceJob:
         """Start the process, hold the device, ask once, and end the process.
 
         Args:
-            method: Handler of the worker, which gets `params`.
             stopped: Set by another thread that wants no more of it; the process is gone some seconds later.
             on_wait: Told who has the device while it is waited for.
 

@@ -84,7 +84,6 @@ class Inspector:
     1.3 s of processor time.
 
     Args:
-        home: Holds models, caches and the processes' logs.
         data_roots: Folders that datasets may be read from, besides the samples and the Hub; None reads any regular file.
         places: Of a lab, shared by the inspectors of all people.
     """

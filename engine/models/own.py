@@ -146,8 +146,6 @@ def remove_own_model(home: LoratoryHome, hub_id: str, in_use: Collection[str]) -
     """Remove a model from the own cache of a home's person.
 
     Args:
-        home: As the person has it.
-        hub_id: As `list_own_models` has it.
         in_use: Ids of the models that their runs, chats, evaluations and exports need.
 
     Raises:

@@ -204,8 +204,6 @@ class JsonLinesProcess:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the request.
 
         Args:
-            method: Name of the handler.
-            params: What it gets.
             request_id: From `reserve_id`, for callers that may want to `cancel`.
             begins_within: Seconds after which a request that a ready worker has not begun is taken back.
 

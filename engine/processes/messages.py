@@ -44,8 +44,6 @@ class ProcessEndedError(WorkerError):
     """The process ended before it answered.
 
     Args:
-        what: The fact, for people.
-        fix: What they can do.
         exit_code: Of the process, negative for a signal; None while it is not known.
         at_fault: Whether it was working on this very request; others can be asked again.
         subject: What the request worked with, as its handler named it.

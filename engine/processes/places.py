@@ -39,7 +39,6 @@ class ProcessPlaces:
 
     Args:
         most: Processes at once.
-        clock: Monotonic seconds.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -86,8 +86,6 @@ class ProcessPool:
         waits for a place, `{"waiting": words}` comes once a second.
 
         Args:
-            method: Name of the handler.
-            params: What it gets.
             waits_seconds: How long it may wait for a place.
 
         Raises:

@@ -19,11 +19,6 @@ def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
 
     Costs nothing where there are no accounts.
 
-    Args:
-        home: Of the lab.
-        owner: Whose runs.
-        count: How many.
-
     Raises:
         RunError: If the person would have more waiting runs than the lab allows.
         StorageError: If there is no disk space for them.

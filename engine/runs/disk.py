@@ -51,8 +51,6 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
     """Refuse what a person of a lab has no disk space for; does nothing where there are no accounts.
 
     Args:
-        home: Of the lab.
-        owner: Who wants to write.
         more_bytes: How much; 0 where that is not known.
 
     Raises:

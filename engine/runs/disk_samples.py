@@ -49,9 +49,7 @@ class DiskSamples:
     """Measures people's folders; one for a server.
 
     Args:
-        home: Of the lab.
         owners: Lists whose folders.
-        clock: Seconds since the epoch.
     """
 
     def __init__(

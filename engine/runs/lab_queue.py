@@ -96,14 +96,7 @@ class DeviceUse:
 
 
 class QueueBoard:
-    """Shows the queue of a lab; one for a server, which all its pages ask.
-
-    Args:
-        home: Of the lab.
-        devices: Lists the devices of this machine.
-        programs: Lists what computes on a GPU.
-        clock: Seconds since the epoch.
-    """
+    """Shows the queue of a lab; one for a server, which all its pages ask."""
 
     def __init__(
         self,

@@ -222,7 +222,6 @@ class Launcher:
         """Check a configuration and put it into the queue; its supervisor starts it when its device is free.
 
         Args:
-            config: What to train.
             key: Names this request. A request that comes twice, by a double click, from two tabs or after a lost
                 connection, starts one run; the later calls return it.
             copied_from: Id of the run whose configuration this one began as.

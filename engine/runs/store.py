@@ -59,8 +59,6 @@ class RunStore:
         """Make the run directory; the run then waits in the queue until a supervisor starts it.
 
         Args:
-            config: The complete configuration; it is saved as it is.
-            provenance: Facts of the start.
             key: Names the request: a second call with the same key returns the run of the first.
             report: What the check of its dataset found; saved with the run, to show what was left out.
 

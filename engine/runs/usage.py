@@ -270,7 +270,6 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
     """Return what each person used in each week, the newest week first.
 
     Args:
-        home: Of the lab.
         running: Attempts at present; see `engine.runs.lab_queue.QueueBoard.attempts`.
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}

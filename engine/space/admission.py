@@ -72,9 +72,7 @@ class Admission:
     with the accounts, so a Space that lost its disk and has no mirror believes the name once more.
 
     Args:
-        space: Who created it, and who is listed.
         database: Keeps what names stand for.
-        accounts: Of the same database.
     """
 
     def __init__(self, space: SpaceEnvironment, database: Database, accounts: Accounts) -> None:

@@ -82,8 +82,6 @@ class DemoChat:
         """Answer one question, loading the model where it is not loaded.
 
         Args:
-            run: Whose models answer.
-            prompt: The question.
             answer_seconds: How long they may take; None takes what visitors get.
 
         Raises:

@@ -39,12 +39,7 @@ class DemoSample(BaseModel, frozen=True):
 
 
 class SampleFile:
-    """Keeps the sample of a run in the home, where a restart finds it.
-
-    Args:
-        home: Of the Space.
-        run: The demo run.
-    """
+    """Keeps the sample of a run in the home, where a restart finds it."""
 
     def __init__(self, home: LoratoryHome, run: Run) -> None:
         self.path: Path = home.of(DEMO_OWNER).cache / f"{run.id}.json"

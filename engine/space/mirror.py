@@ -76,10 +76,8 @@ class Mirror:
     end of the process.
 
     Args:
-        home: Of the Space.
         bucket: Of its owner; a `RunBucket` with the words of `MIRROR`.
         space: As owner/name: no other Space may have the bucket.
-        settings: How often.
     """
 
     def __init__(self, home: LoratoryHome, bucket: Bucket, space: str, settings: MirrorSettings | None = None) -> None:

@@ -38,8 +38,6 @@ class MirrorBucket:
     """Writes to the bucket of a Space.
 
     Args:
-        bucket: The bucket.
-        home: Of the Space.
         space: As owner/name.
         on_new: Gets the names of indexes that are about to be put.
 

@@ -95,7 +95,6 @@ class Files:
 
         Args:
             name: Below the home.
-            sha256: Of its content, where that is known.
         """
         path = self._root / name
         with contextlib.suppress(OSError):  # deleted meanwhile: the next look shows it

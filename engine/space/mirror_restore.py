@@ -63,9 +63,7 @@ class Restorer:
     """Puts what indexes name into a home.
 
     Args:
-        bucket: Where contents come from.
         contents: What is there.
-        home: Where they go.
         on_placed: Gets the name of the index, the path and the description of each file that is in its place.
 
     Attributes:

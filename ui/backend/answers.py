@@ -52,7 +52,6 @@ class AnswerStream:
 
         Args:
             requests: One or more, answered side by side.
-            page_id: Of the page that asks.
             headers: Of its request; in a Space on ZeroGPU, one says for whom the GPU is counted.
         """
         token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]

@@ -46,7 +46,6 @@ class KnownShapes:
     """Model shapes that the inspector has read already: an estimate never waits for a process.
 
     Args:
-        inspector: Reads them.
         of_catalog: Those of the catalogue, which are public; the pages of a lab share them, of 7 MB.
     """
 
@@ -170,8 +169,6 @@ class FitTable:
     """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind.
 
     Args:
-        shape_of: Returns the shape of a model.
-        devices: Of this machine.
         known: Verdicts of all pages of this process.
     """
 

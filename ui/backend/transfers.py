@@ -75,7 +75,6 @@ class Transfers:
         """Reserve space for a file while it is written.
 
         Args:
-            bytes_: Of the file.
             instead: How to move one that is too large.
 
         Raises:

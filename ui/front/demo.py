@@ -41,13 +41,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 @contextmanager
 def open_demo(home: LoratoryHome, environment: SpaceEnvironment, places: InspectorPlaces) -> Iterator["DemoPages"]:
-    """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back.
-
-    Args:
-        home: Of the Space.
-        environment: Of the Space.
-        places: For the inspectors' processes of all people.
-    """
+    """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back."""
     demo = Demo.on_this_machine(home, places)
     demo.start()
     try:
@@ -63,7 +57,6 @@ class DemoPages:
         demo: The run, and what may be asked of it.
         duplicate_url: Where a person makes a Space of their own from this one.
         sign_in: Address of the sign-in page, on the Space's own host.
-        throttle: Counts questions.
         waits_seconds: How long a question waits for its turn.
     """
 

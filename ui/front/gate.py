@@ -90,7 +90,6 @@ class Gate:
             continues.
         front: Answers `front_paths`, for people who have not signed in.
         front_paths: Of the sign-in page and what belongs to it.
-        pages: Answers the rest.
         behind_proxy: Whether all requests come through a proxy of ours, which reports where from.
         names: How that proxy names people; None where it does not.
         welcome: What strangers see; None where they are asked to sign in.
@@ -260,7 +259,6 @@ def _hardened(send: Send, framed_by: str = _NOBODY) -> Send:
     """Add the headers that limit what browsers do with an answer; a content security policy that it has stays.
 
     Args:
-        send: Sends an answer.
         framed_by: Origin of the site whose pages may show it in a frame.
     """
 

@@ -114,9 +114,6 @@ class IdentityPages(ABC):
         """Do what a person wanted, now that it is known who they are.
 
         Args:
-            request: With the browser's cookies.
-            wish: What they wanted.
-            identity: Who they are.
             suggest: Returns a name for a new member whom an admin's rule lets in; None where no rule does.
 
         Raises:

@@ -55,7 +55,6 @@ def lighten(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> N
     the gate does not offer, each prepared twice (0.8 MiB).
 
     Args:
-        blocks: Of the page.
         app: That they are mounted as, before its first request.
         is_offered: Returns whether the gate lets requests for a path through.
     """

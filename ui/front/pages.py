@@ -47,10 +47,7 @@ class PersonPages:
     """Builds a person's page at their first request, and closes it when it has not been used for two hours.
 
     Args:
-        services_of: Makes what a person's page may call.
-        address: Of the lab.
         close_services: Ends what a page started for itself, such as a loaded model.
-        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -214,7 +211,6 @@ async def housekeeping(
     """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
 
     Args:
-        pages: Of a lab.
         enabled: Returns the names of the people who may sign in.
         seconds: Between two looks for what is unused or old.
         look_seconds: Between two looks at who may sign in.

@@ -68,14 +68,8 @@ def build_gate(
     """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served.
 
     Args:
-        home: Of the lab.
-        address: At which browsers reach it.
-        services_of: Makes what a person's page may call.
         behind_proxy: Whether all requests come through a proxy of ours.
-        provider: Whose accounts open those of the lab.
-        proxy: Which names people.
         space: In a Space: who gets in there, with its own provider.
-        logins: Of the people, at Hugging Face.
     """
     database = open_database(home)
     sessions = Sessions(database)
@@ -169,10 +163,6 @@ def serve_lab(
     """Serve a lab until Ctrl+C or SIGTERM.
 
     Args:
-        home: Of the lab.
-        address: At which browsers reach it.
-        listener: Where it listens.
-        provider: Whose accounts open those of the lab.
         proxy: Which names people; with a listener on a socket, and without a provider.
         space: In a Space: what was restored there, and who gets in.
 

@@ -29,7 +29,6 @@ def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = 
 
     Args:
         entries: As the viewer may see them.
-        viewer: Name of the person.
         manages: Add what an admin does to runs of all.
     """
     if not entries:

@@ -44,9 +44,7 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
     """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step.
 
     Args:
-        history: Of the run.
         width: In pixels, at which the words in it have their size.
-        height: In pixels.
     """
     steps, losses = finite(history, "step", "loss")
     if len(steps) < 2:

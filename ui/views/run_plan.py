@@ -21,8 +21,6 @@ def render_plan(
     """Return steps, tokens and time in figures; unknown ones are marked as unknown.
 
     Args:
-        config: Of the draft.
-        report: On its rows.
         similar: An earlier run, whose speed is taken.
         around_seconds: What that run took in addition to its steps; None where it is not known.
     """

@@ -34,8 +34,6 @@ class JobDownload:
     """Downloads the files of one attempt as they come.
 
     Args:
-        run: The run.
-        home: Of it.
         folder: Of the attempt, in the bucket.
     """
 

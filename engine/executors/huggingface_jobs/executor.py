@@ -27,7 +27,6 @@ class JobsExecutor(Executor):
     """Submits jobs to Hugging Face, and follows those of a person from one thread: no person waits for another's answers.
 
     Args:
-        home: Where the runs are.
         login_of: Returns a person's login at Hugging Face; a lab without it has none.
         look_seconds: Between two looks at a job.
     """

@@ -95,8 +95,6 @@ def estimate_limit_hours(flavor: Flavor, parameters: int, tokens: float) -> floa
     """Return a time limit that a run is unlikely to reach: twice what it takes at a cautious pace, in half hours.
 
     Args:
-        flavor: Where it runs.
-        parameters: Of the model.
         tokens: That pass through it, over all epochs.
 
     Source: 6 operations per weight and token, Kaplan et al. 2020, section 2.1; 8 with activation checkpointing.

@@ -65,9 +65,7 @@ class JobFollower:
     """Works through `step`, which is called again and again by one thread, and survives any interruption between two.
 
     Args:
-        run: The run.
         record: Its job, as `job.json` has it.
-        home: Of the run.
         login_of: Returns the owner's login at Hugging Face; called at each step, for it may come, change or expire.
         look_seconds: Between two looks at a job.
         clock: Seconds that never go back.

@@ -50,10 +50,6 @@ def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
 
     In a lab it is each person's own, whatever login its machine has; commands there have none, for tokens are in the memory
     of the server.
-
-    Args:
-        home: Of the runs.
-        logins: Of the people of a lab.
     """
 
     def find(owner: str) -> HubLogin:

@@ -84,10 +84,8 @@ def convert(
     """Write `model` as one GGUF file; the converter reads and writes tensor by tensor.
 
     Args:
-        converter: From `find_converter`.
         model: Folder of a complete model.
         target: The file; its folder also takes the converter's log for as long as it runs.
-        gguf_type: Precision of the weights.
         on_wait: Gets the bytes written so far, several times a second; may raise to end the conversion.
 
     Raises:

@@ -34,8 +34,6 @@ def quantize(source: Path, target: Path, file_type: int, log_file: Path, on_wait
     """Quantize a GGUF file of 16 bits.
 
     Args:
-        source: The file.
-        target: What is written.
         file_type: As llama.cpp numbers it.
         log_file: Takes what llama.cpp prints.
         on_wait: Gets the bytes written so far, several times a second; may raise to end it.
@@ -55,7 +53,6 @@ def ask_llama_cpp(
 
     Args:
         question: A handler of `engine.export.worker.llama`.
-        params: Its parameters.
         log_file: Takes what llama.cpp prints.
         on_progress: May raise to end it.
 

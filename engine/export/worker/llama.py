@@ -23,7 +23,6 @@ def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
     Args:
         params: `gguf`, a file; `context`; `prompts`, each with `text` and `answer`, the ids of another model's answer;
             `end_ids`; `answer_tokens`; `logits`, a file for what this model thought of those answers.
-        request: Gets the progress.
 
     Returns:
         `prompt_ids` and `answers`, each in the order of the prompts.
@@ -51,7 +50,6 @@ def sum_loss(params: JsonObject, request: Request) -> JsonObject:
 
     Args:
         params: `gguf`, a file; `context`; `rows`, each with `ids` and `labels`, -100 where a token does not count.
-        request: Gets the progress.
 
     Returns:
         `summed_loss`, in nats.

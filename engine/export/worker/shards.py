@@ -89,7 +89,6 @@ def write_shards(
     """Write tensors into one file or several, as `save_pretrained` lays them out; never holds more than one of them.
 
     Args:
-        folder: Where to; exists.
         tensors: In the order in which they are cheap to read.
         read: Gives the tensor of a name, in the planned dtype and shape.
         max_shard_bytes: Files are no larger than this, unless a single tensor is.

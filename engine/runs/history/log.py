@@ -31,7 +31,6 @@ class EventWriter:
     Every line is handed to the kernel in one write, so the death of the process never tears one.
 
     Args:
-        path: The log; created when missing.
         attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
 
     Raises:

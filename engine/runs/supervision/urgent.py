@@ -54,8 +54,6 @@ class UrgentSlot:
         """Put a waiting run before all others.
 
         Args:
-            person: Who does so.
-            run: Of anyone.
             why: Shown to all people of the lab; cut after 120 characters.
 
         Raises:
