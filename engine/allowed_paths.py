@@ -22,13 +22,9 @@ Refused = Callable[[str, str], EngineError]  # makes the error of a refusal
 
 @dataclass(frozen=True)
 class AllowedPaths:
-    """The folders of one person of a lab, as a path that was typed or sent is confined to them.
+    """The folders of one person of a lab, as a path that was typed or sent is confined to them."""
 
-    Attributes:
-        home: The home as this person has it.
-    """
-
-    home: LoratoryHome
+    home: LoratoryHome  # the home as this person has it
 
     @classmethod
     def of(cls, home: LoratoryHome) -> "AllowedPaths | None":

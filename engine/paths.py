@@ -52,17 +52,12 @@ def data_folders() -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class LoratoryHome:
-    """The folder that holds runs, models, uploads and caches; `$LORATORY_HOME` or the platform's user data folder.
+    """The folder that holds runs, models, uploads and caches; `$LORATORY_HOME` or the platform's user data folder."""
 
-    Attributes:
-        root: The folder.
-        owner: In a lab, the person whose uploads, exports and transfers these are; empty where there are no accounts.
-        role: Of that person; a guest names no paths.
-    """
-
-    root: Path
+    root: Path  # the folder
+    # In a lab, the person whose uploads, exports and transfers these are; empty where there are no accounts.
     owner: str = ""
-    role: str = ""
+    role: str = ""  # of that person; a guest names no paths
 
     def of(self, owner: str, role: str = "member") -> "LoratoryHome":
         """Return the home as one person of a lab has it, with folders of their own."""

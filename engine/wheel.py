@@ -15,16 +15,10 @@ _ZIP_TIME = (2020, 1, 1, 0, 0, 0)  # the same content gives the same wheel
 
 
 class Wheel(NamedTuple):
-    """A wheel of this Loratory.
+    """A wheel of this Loratory."""
 
-    Attributes:
-        file_name: As pip wants it.
-        number: A hash of the content, so the same version is sent once.
-        content: Of the file.
-    """
-
-    file_name: str
-    number: str
+    file_name: str  # as pip wants it
+    number: str  # a hash of the content, so the same version is sent once
     content: bytes
 
 

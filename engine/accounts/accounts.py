@@ -23,36 +23,22 @@ _ACTIVE_ADMINS = "SELECT count(*) FROM people WHERE role = 'admin' AND disabled 
 
 @dataclass(frozen=True)
 class Invitation:
-    """A link that makes one account, or sets another password for one.
+    """A link that makes one account, or sets another password for one."""
 
-    Attributes:
-        token: Shown once; only its SHA-256 is kept.
-        role: Of the account that it makes.
-        person: Whose password it sets; None for a new account.
-        expires: When it ends unused.
-    """
-
-    token: str
-    role: Role
-    person: str | None
-    expires: float
+    token: str  # shown once; only its SHA-256 is kept
+    role: Role  # of the account that it makes
+    person: str | None  # whose password it sets; None for a new account
+    expires: float  # when it ends unused
 
 
 @dataclass(frozen=True)
 class InvitationState:
-    """An invitation as admins see it: without what opens it.
+    """An invitation as admins see it: without what opens it."""
 
-    Attributes:
-        role: Of the account that it makes.
-        person: Whose password it sets; None for a new account.
-        invited_by: Who made it.
-        expires: When it ends unused.
-    """
-
-    role: Role
-    person: str | None
+    role: Role  # of the account that it makes
+    person: str | None  # whose password it sets; None for a new account
     invited_by: str
-    expires: float
+    expires: float  # when it ends unused
 
 
 class Accounts:

@@ -22,24 +22,15 @@ _SEARCHED_BYTES = 4_000_000  # of the end of the log: some 30,000 entries
 
 
 class AuditEntry(BaseModel):
-    """One line of the log. It never holds a prompt, an answer, a token or a password.
-
-    Attributes:
-        time: Seconds since the epoch.
-        person: Who did it; empty for the command line of the machine.
-        kind: What.
-        subject: To whom or what: a name, a run as owner/id.
-        detail: One more fact, such as the new role.
-        address: From where.
-    """
+    """One line of the log. It never holds a prompt, an answer, a token or a password."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    time: float
-    person: str
+    time: float  # seconds since the epoch
+    person: str  # who did it; empty for the command line of the machine
     kind: AuditKind
-    subject: str = ""
-    detail: str = ""
+    subject: str = ""  # to whom or what: a name, a run as owner/id
+    detail: str = ""  # one more fact, such as the new role
     address: str = ""
 
 

@@ -18,29 +18,19 @@ _SOCKET = "/run/loratory/page.sock"
 class Deployment:
     """How a lab is to run.
 
-    Attributes:
-        address: At which browsers reach it.
-        user: Account of the machine that runs it and owns its files; no person signs in as it.
-        home: Folder of the lab, which is also the user's home folder.
-        certificate: PEM file of the chain, for a lab without a proxy; None behind Caddy.
-        key: PEM file of its key.
-        oidc: YAML file of an OpenID Connect provider; None without one.
-        identity_header: Header in which the proxy names people; None where they sign in to the lab.
-        proxy_user: System user of that proxy; only with `identity_header`.
-
     Raises:
         AccountError: If a value cannot be written into a unit as it is, or two of them exclude each other.
         DeviceError: If the header cannot name people.
     """
 
     address: PublicAddress
-    user: str = "loratory"
-    home: Path = Path("/var/lib/loratory")
-    certificate: Path | None = None
-    key: Path | None = None
-    oidc: Path | None = None
-    identity_header: str | None = None
-    proxy_user: str | None = None
+    user: str = "loratory"  # account of the machine that runs it and owns its files; no person signs in as it
+    home: Path = Path("/var/lib/loratory")  # folder of the lab, which is also the user's home folder
+    certificate: Path | None = None  # PEM file of the chain, for a lab without a proxy; None behind Caddy
+    key: Path | None = None  # PEM file of its key
+    oidc: Path | None = None  # YAML file of an OpenID Connect provider; None without one
+    identity_header: str | None = None  # header in which the proxy names people; None where they sign in to the lab
+    proxy_user: str | None = None  # system user of that proxy; only with `identity_header`
 
     def __post_init__(self) -> None:
         for user in (self.user, *([] if self.proxy_user is None else [self.proxy_user])):

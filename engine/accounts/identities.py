@@ -18,15 +18,10 @@ _MOST_NAMES = 100
 
 @dataclass(frozen=True)
 class Identity:
-    """A person as another service knows them. Names and e-mail addresses change hands; these two do not.
+    """A person as another service knows them. Names and e-mail addresses change hands; these two do not."""
 
-    Attributes:
-        issuer: The service, such as `https://gitlab.example.edu`.
-        subject: What the service calls the person for good.
-    """
-
-    issuer: str
-    subject: str
+    issuer: str  # the service, such as `https://gitlab.example.edu`
+    subject: str  # what the service calls the person for good
 
 
 class Identities:

@@ -27,15 +27,10 @@ _LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
 
 @dataclass(frozen=True)
 class PublicAddress:
-    """The address at which browsers reach a lab; every other name or port is refused.
+    """The address at which browsers reach a lab; every other name or port is refused."""
 
-    Attributes:
-        origin: As browsers send it, such as `https://gpu.lab.example`.
-        host: As browsers send it, with the port where it is not 443.
-    """
-
-    origin: str
-    host: str
+    origin: str  # as browsers send it, such as `https://gpu.lab.example`
+    host: str  # as browsers send it, with the port where it is not 443
 
     @classmethod
     def parse(cls, url: str) -> "PublicAddress":
@@ -150,22 +145,14 @@ def _settings_path(home: LoratoryHome) -> Path:
 
 @dataclass(frozen=True)
 class Listener:
-    """Where a lab listens: a socket file for a proxy on this machine, or a port with TLS; in a Space, a port without.
+    """Where a lab listens: a socket file for a proxy on this machine, or a port with TLS; in a Space, a port without."""
 
-    Attributes:
-        socket_path: Of the file; None with TLS.
-        host: Address of the port.
-        port: Number of the port.
-        certificate: PEM file with the chain; None on a socket.
-        key: PEM file with its key.
-        is_in_a_space: Whether the port is that of a Space, which only the proxy of Hugging Face reaches; it ends TLS.
-    """
-
-    socket_path: Path | None = None
-    host: str = ""
-    port: int = 0
-    certificate: Path | None = None
-    key: Path | None = None
+    socket_path: Path | None = None  # of the file; None with TLS
+    host: str = ""  # address of the port
+    port: int = 0  # number of the port
+    certificate: Path | None = None  # PEM file with the chain; None on a socket
+    key: Path | None = None  # PEM file with its key
+    # Whether the port is that of a Space, which only the proxy of Hugging Face reaches; it ends TLS.
     is_in_a_space: bool = False
 
     @classmethod

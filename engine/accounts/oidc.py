@@ -71,31 +71,18 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class Round:
-    """One way to the provider and back, in one browser.
-
-    Attributes:
-        purpose: What for.
-        endpoints: As the provider described them when it began.
-        began: Seconds since the epoch.
-        state: Names it to the provider.
-        browser: SHA-256 of what the browser's cookie holds.
-        nonce: Comes back in the ID token.
-        verifier: Of PKCE.
-        session: Names the session that it belongs to; empty before one signed in.
-        invitation: Token of the invitation that it accepts.
-        name: For the account that it makes.
-    """
+    """One way to the provider and back, in one browser."""
 
     purpose: Purpose
-    endpoints: Endpoints
-    began: float
-    browser: bytes
-    session: str = ""
-    invitation: str = field(default="", repr=False)
+    endpoints: Endpoints  # as the provider described them when it began
+    began: float  # seconds since the epoch
+    browser: bytes  # SHA-256 of what the browser's cookie holds
+    session: str = ""  # names the session that it belongs to; empty before one signed in
+    invitation: str = field(default="", repr=False)  # token of the invitation that it accepts
     name: str = ""
-    state: str = field(default_factory=new_token, repr=False)
-    nonce: str = field(default_factory=new_token, repr=False)
-    verifier: str = field(default_factory=new_token, repr=False)
+    state: str = field(default_factory=new_token, repr=False)  # names it to the provider
+    nonce: str = field(default_factory=new_token, repr=False)  # comes back in the ID token
+    verifier: str = field(default_factory=new_token, repr=False)  # of PKCE
 
 
 class Rounds:
@@ -128,21 +115,13 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A person who came back from the provider.
-
-    Attributes:
-        identity: Who it is.
-        claims: Of the ID token.
-        access_token: Opens what the provider says about the person.
-        expires: When the token does, in seconds since the epoch; 0 where the provider does not say.
-        scopes: What the token may be used for, as far as the provider says so.
-    """
+    """A person who came back from the provider."""
 
     identity: Identity
     claims: Claims = field(repr=False)
-    access_token: str = field(repr=False)
-    expires: float = 0.0
-    scopes: frozenset[str] = frozenset()
+    access_token: str = field(repr=False)  # opens what the provider says about the person
+    expires: float = 0.0  # when the token does, in seconds since the epoch; 0 where the provider does not say
+    scopes: frozenset[str] = frozenset()  # what the token may be used for, as far as the provider says so
 
 
 class Provider:

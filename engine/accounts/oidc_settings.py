@@ -34,18 +34,13 @@ Word = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$", max_length=50
 
 
 class MemberRule(BaseModel):
-    """Who becomes a member without an invitation: people to whom all that is set here applies.
-
-    Attributes:
-        email_domains: The address has one of these domains, and the provider has verified it.
-        groups: The person is in one of these groups.
-        group_claim: The claim that lists groups: names, or objects whose `sub` is an id, as Hugging Face has for `orgs`.
-    """
+    """Who becomes a member without an invitation: people to whom all that is set here applies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    email_domains: tuple[Word, ...] = ()
-    groups: tuple[str, ...] = ()
+    email_domains: tuple[Word, ...] = ()  # the address has one of these domains, and the provider has verified it
+    groups: tuple[str, ...] = ()  # the person is in one of these groups
+    # The claim that lists groups: names, or objects whose `sub` is an id, as Hugging Face has for `orgs`.
     group_claim: str = "groups"
 
     @property
@@ -73,25 +68,18 @@ class MemberRule(BaseModel):
 
 
 class OidcSettings(BaseModel):
-    """A provider, as an admin describes it in a file.
-
-    Attributes:
-        issuer: Its address, exactly as its tokens name it.
-        client_id: Of this lab, given by the provider.
-        client_secret: Given with it.
-        name: For the buttons; the host of the issuer where it is empty.
-        scopes: What to ask for; `openid` is always asked for, `email` where a rule needs it.
-        members: Who becomes a member without an invitation; without it, no one.
-    """
+    """A provider, as an admin describes it in a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    issuer: HttpsUrl
-    client_id: Word
-    client_secret: SecretStr = Field(min_length=1, max_length=2_000)
+    issuer: HttpsUrl  # its address, exactly as its tokens name it
+    client_id: Word  # of this lab, given by the provider
+    client_secret: SecretStr = Field(min_length=1, max_length=2_000)  # given with it
+    # For the buttons; the host of the issuer where it is empty.
     name: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=40)] = ""
+    # What to ask for; `openid` is always asked for, `email` where a rule needs it.
     scopes: tuple[Word, ...] = ("profile",)
-    members: MemberRule = MemberRule()
+    members: MemberRule = MemberRule()  # who becomes a member without an invitation; without it, no one
 
     @property
     def host(self) -> str:

@@ -49,21 +49,13 @@ _NOTHING: frozenset[Action] = frozenset()
 
 @dataclass(frozen=True)
 class Person:
-    """An account.
+    """An account."""
 
-    Attributes:
-        name: Lower case; also the name of the person's folders. Never given to another person again.
-        role: What the person may do; see `may`.
-        created: Seconds since the epoch, as all times here.
-        last_sign_in: None before the first.
-        disabled: When an admin disabled the account; None while it may be used.
-    """
-
-    name: str
-    role: Role
-    created: float
-    last_sign_in: float | None = None
-    disabled: float | None = None
+    name: str  # lower case; also the name of the person's folders. Never given to another person again
+    role: Role  # what the person may do; see `may`
+    created: float  # seconds since the epoch, as all times here
+    last_sign_in: float | None = None  # None before the first
+    disabled: float | None = None  # when an admin disabled the account; None while it may be used
 
 
 @dataclass(frozen=True)

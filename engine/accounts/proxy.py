@@ -20,15 +20,10 @@ _CREDENTIALS = struct.Struct("3i")  # process, user and group of who connected
 
 @dataclass(frozen=True)
 class TrustedProxy:
-    """The proxy that names people.
+    """The proxy that names people."""
 
-    Attributes:
-        header: In which it does; lower case.
-        user_id: The system user that it runs as.
-    """
-
-    header: str
-    user_id: int
+    header: str  # in which it does; lower case
+    user_id: int  # the system user that it runs as
 
     @classmethod
     def chosen(cls, header: str | None, user: str | None, listener: Listener) -> "TrustedProxy | None":

@@ -18,36 +18,22 @@ _WRITE_USE_SECONDS = 60  # not at each request: a page asks several times a seco
 
 @dataclass(frozen=True)
 class SignedIn:
-    """Who a request comes from.
+    """Who a request comes from."""
 
-    Attributes:
-        person: The account as it is now: role and state are read at each request.
-        session: Names the session; not what opens it.
-        confirmed: When the person last gave the password in it.
-    """
-
-    person: Person
-    session: str
-    confirmed: float
+    person: Person  # the account as it is now: role and state are read at each request
+    session: str  # names the session; not what opens it
+    confirmed: float  # when the person last gave the password in it
 
 
 @dataclass(frozen=True)
 class SessionState:
-    """A session as its owner and admins see it.
+    """A session as its owner and admins see it."""
 
-    Attributes:
-        session: Names it.
-        created: When the person signed in.
-        used: When it was last used, to the minute.
-        address: From where.
-        browser: What the browser called itself.
-    """
-
-    session: str
+    session: str  # names it
     created: float
-    used: float
+    used: float  # when it was last used, to the minute
     address: str
-    browser: str
+    browser: str  # what the browser called itself
 
 
 class Sessions:

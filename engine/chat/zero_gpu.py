@@ -24,12 +24,9 @@ _MEMORY_BYTES = 48 * 1024**3
 
 @dataclass(frozen=True)
 class ZeroGpu:
-    """The variables of a Space on such hardware.
+    """The variables of a Space on such hardware."""
 
-    Attributes:
-        variables: For the process that borrows the GPU. The page does without: Gradio would load torch there.
-    """
-
+    # For the process that borrows the GPU. The page does without: Gradio would load torch there.
     variables: Mapping[str, str]
 
     @classmethod

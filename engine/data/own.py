@@ -34,15 +34,10 @@ class OwnDataset(NamedTuple):
 
 @dataclass(eq=False)
 class OwnDatasetJob(TokenDownload):
-    """Download a dataset.
+    """Download a dataset."""
 
-    Args:
-        hub_id: As `owner/name`.
-        revision: Branch, tag or commit; None for the default branch.
-    """
-
-    hub_id: str
-    revision: str | None
+    hub_id: str  # as `owner/name`
+    revision: str | None  # branch, tag or commit; None for the default branch
 
     def run(self, on_progress: OnModelProgress = ignore_progress) -> OwnDataset:
         """Download the data files.

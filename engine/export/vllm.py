@@ -22,17 +22,12 @@ _LORA_PART = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)(\.weight)?$")
 
 
 class VllmAdapter(NamedTuple):
-    """What vLLM makes of one adapter.
+    """What vLLM makes of one adapter."""
 
-    Attributes:
-        refusal: Why it does not load it; empty where it does.
-        names: How each tensor must be called for vLLM, where some are called otherwise; None where no name is known.
-        rank: What `--max-lora-rank` must be.
-    """
-
-    refusal: str = ""
+    refusal: str = ""  # why it does not load it; empty where it does
+    # How each tensor must be called for vLLM, where some are called otherwise; None where no name is known.
     names: Mapping[str, str] | None = {}
-    rank: int = 0
+    rank: int = 0  # what `--max-lora-rank` must be
 
     @property
     def note(self) -> str:

@@ -24,21 +24,13 @@ _FIRST_WITH_BFLOAT16 = (8, 0)
 
 @dataclass(frozen=True)
 class KnownDevice:
-    """One kind of GPU.
+    """One kind of GPU."""
 
-    Attributes:
-        name: As people choose it; with its size where it was sold with several.
-        memory_gib: What a program can have of its memory.
-        capability: CUDA's; None for Apple's.
-        dense_tflops: At 16 bits, without sparsity; None where it was not needed yet.
-        sold_gb: The size on its box.
-    """
-
-    name: str
-    sold_gb: int
-    memory_gib: float
-    capability: Capability | None
-    dense_tflops: float | None = None
+    name: str  # as people choose it; with its size where it was sold with several
+    sold_gb: int  # the size on its box
+    memory_gib: float  # what a program can have of its memory
+    capability: Capability | None  # CUDA's; None for Apple's
+    dense_tflops: float | None = None  # at 16 bits, without sparsity; None where it was not needed yet
 
     @property
     def title(self) -> str:

@@ -58,16 +58,12 @@ class RenderedSequence(BaseModel):
 
 @dataclass(frozen=True)
 class InspectorPlaces:
-    """How many processes the inspectors of all people of a lab have at once; each kind has places of its own.
+    """How many processes the inspectors of all people of a lab have at once; each kind has places of its own."""
 
-    Attributes:
-        data: Of 90 MB each, for previews and checks.
-        models: Of 350 MB each, with torch; only architectures that were never seen need one.
-        hub: While they fetch datasets, which may take an hour.
-    """
-
-    data: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(8))
+    data: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(8))  # of 90 MB each, for previews and checks
+    # Of 350 MB each, with torch; only architectures that were never seen need one.
     models: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(2))
+    # While they fetch datasets, which may take an hour.
     hub: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(4))
 
 

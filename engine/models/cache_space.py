@@ -12,32 +12,20 @@ _GB = 10**9
 
 
 class ModelUse(NamedTuple):
-    """What all people make of a model.
+    """What all people make of a model."""
 
-    Attributes:
-        last: When the newest of them was made, in seconds since the epoch.
-        runs: How many there are.
-        needed_by: Runs that wait or are at work as `owner/run-id`, and what else reads it now as `owner/purpose`.
-    """
-
-    last: float = 0.0
-    runs: int = 0
+    last: float = 0.0  # when the newest of them was made, in seconds since the epoch
+    runs: int = 0  # how many there are
+    # Runs that wait or are at work as `owner/run-id`, and what else reads it now as `owner/purpose`.
     needed_by: tuple[str, ...] = ()
 
 
 class CachedModel(NamedTuple):
-    """A model in the Hub's cache.
+    """A model in the Hub's cache."""
 
-    Attributes:
-        id: On the Hub.
-        bytes: Of all its revisions.
-        last_used: When its files were read or a run was made with it, in seconds since the epoch.
-        use: By runs.
-    """
-
-    id: str
-    bytes: int
-    last_used: float
+    id: str  # on the Hub
+    bytes: int  # of all its revisions
+    last_used: float  # when its files were read or a run was made with it, in seconds since the epoch
     use: ModelUse
 
 

@@ -42,15 +42,10 @@ class OwnModel(NamedTuple):
 
 @dataclass(eq=False)
 class TokenDownload:
-    """One download; can be stopped from another thread, and what has arrived serves the next one.
+    """One download; can be stopped from another thread, and what has arrived serves the next one."""
 
-    Args:
-        home: As the person has it.
-        token: Of the person, for this one download.
-    """
-
-    home: LoratoryHome
-    token: SecretStr = field(repr=False)
+    home: LoratoryHome  # as the person has it
+    token: SecretStr = field(repr=False)  # of the person, for this one download
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
     def stop(self) -> None:
@@ -88,13 +83,9 @@ class TokenDownload:
 
 @dataclass(eq=False)
 class OwnModelJob(TokenDownload):
-    """Download a model.
+    """Download a model."""
 
-    Args:
-        model: On the Hub, by id or as the catalogue names it.
-    """
-
-    model: ModelConfig
+    model: ModelConfig  # on the Hub, by id or as the catalogue names it
 
     def run(self, on_progress: OnModelProgress = ignore_progress) -> OwnModel:
         """Fetch configuration, tokenizer and weights.

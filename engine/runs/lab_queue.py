@@ -47,52 +47,30 @@ _PUBLIC_WORDS: dict[Reason, str] = {
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A run that waits or is at work.
-
-    Attributes:
-        owner: Whose it is.
-        state: As the supervisor saw it last.
-        device: That it has; empty while it waits.
-        place: In the queue, from 1; None at work.
-        since: When it got its device.
-        expected_end: In seconds since the epoch; None while it is unknown.
-        reason: Why it waits, or stops.
-        words: The same for the viewer.
-        run_id: Empty where the viewer may do nothing with it.
-        urgent: Why it goes before all others; empty where it does not.
-    """
+    """A run that waits or is at work."""
 
     owner: str
-    state: State
-    device: str
-    place: int | None
-    since: float | None
-    expected_end: float | None
-    reason: Reason | None
-    words: str
-    run_id: str
-    urgent: str = ""
+    state: State  # as the supervisor saw it last
+    device: str  # that it has; empty while it waits
+    place: int | None  # in the queue, from 1; None at work
+    since: float | None  # when it got its device
+    expected_end: float | None  # in seconds since the epoch; None while it is unknown
+    reason: Reason | None  # why it waits, or stops
+    words: str  # the same for the viewer
+    run_id: str  # empty where the viewer may do nothing with it
+    urgent: str = ""  # why it goes before all others; empty where it does not
 
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """What a device does at present.
-
-    Attributes:
-        device: Its lease name.
-        title: Of the hardware.
-        owner: Who has it; empty where it is free, or where a command of the machine has it.
-        purpose: What for; None where it is free.
-        since: When they got it.
-        programs: Processes outside Loratory that compute on it.
-    """
+    """What a device does at present."""
 
     device: str
-    title: str
-    owner: str
-    purpose: Purpose | None
-    since: float | None
-    programs: tuple[GpuProgram, ...]
+    title: str  # of the hardware
+    owner: str  # who has it; empty where it is free, or where a command of the machine has it
+    purpose: Purpose | None  # what for; None where it is free
+    since: float | None  # when they got it
+    programs: tuple[GpuProgram, ...]  # processes outside Loratory that compute on it
 
 
 class QueueBoard:

@@ -247,23 +247,14 @@ def _all_runs(home: LoratoryHome) -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class WeekOfPerson:
-    """What one person used in one week.
-
-    Attributes:
-        owner: The person.
-        week: Of ISO 8601.
-        gpu_hours: Hours times GPUs.
-        cpu_hours: Hours of runs on the processor.
-        kwh: As the GPUs measured it; None where none did.
-        runs: That had a device in this week.
-    """
+    """What one person used in one week."""
 
     owner: str
-    week: Week
-    gpu_hours: float
-    cpu_hours: float
-    kwh: float | None
-    runs: int
+    week: Week  # of ISO 8601
+    gpu_hours: float  # hours times GPUs
+    cpu_hours: float  # hours of runs on the processor
+    kwh: float | None  # as the GPUs measured it; None where none did
+    runs: int  # that had a device in this week
 
 
 def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[WeekOfPerson, ...]:

@@ -56,12 +56,7 @@ class WebhookOutcome(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class WebhookStore:
-    """The webhook of one person, and what became of the newest message.
-
-    Args:
-        home: Of all runs.
-        owner: Whose runs.
-    """
+    """The webhook of one person, and what became of the newest message."""
 
     home: LoratoryHome
     owner: str

@@ -19,28 +19,18 @@ _UNMET = ("securityRestrictions", "pendingSSO", "missingMFA")
 
 
 class HubName(NamedTuple):
-    """A person or an organization of the Hub.
+    """A person or an organization of the Hub."""
 
-    Attributes:
-        subject: Its id, which stays.
-        name: As it is called now; names change hands.
-    """
-
-    subject: str
-    name: str
+    subject: str  # its id, which stays
+    name: str  # as it is called now; names change hands
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """A person who signed in with Hugging Face.
-
-    Attributes:
-        account: Theirs.
-        organizations: That they are in, and whose conditions they meet.
-    """
+    """A person who signed in with Hugging Face."""
 
     account: HubName
-    organizations: tuple[HubName, ...] = ()
+    organizations: tuple[HubName, ...] = ()  # that they are in, and whose conditions they meet
 
     @classmethod
     def of(cls, subject: str, sources: tuple[Claims, ...]) -> "Visitor":
@@ -53,15 +43,10 @@ class Visitor:
 
 
 class Admitted(NamedTuple):
-    """A person who was let in.
-
-    Attributes:
-        person: The account.
-        is_new: Whether it was made just now.
-    """
+    """A person who was let in."""
 
     person: Person
-    is_new: bool
+    is_new: bool  # whether it was made just now
 
 
 class Admission:

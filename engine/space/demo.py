@@ -38,17 +38,11 @@ class Demo:
     """Has the demo run trained, and makes what its page shows.
 
     The run gives way: it saves and stops while a person's run waits for a device, and continues afterwards.
-
-    Attributes:
-        home: Of the Space.
-        launcher: Files runs of `DEMO_OWNER`.
-        inspector: Of `DEMO_OWNER`.
-        chat: Asks the run.
     """
 
     home: LoratoryHome
-    launcher: Launcher
-    inspector: Inspector
+    launcher: Launcher  # files runs of `DEMO_OWNER`
+    inspector: Inspector  # of `DEMO_OWNER`
     chat: DemoChat
     problem: str = field(default="", init=False)  # why there is no run, in words for everyone
 

@@ -63,19 +63,12 @@ def demo_session(home: LoratoryHome) -> ChatSession:
 
 @dataclass(eq=False)
 class DemoChat:
-    """Asks base and tuned model of a run the same question.
-
-    Attributes:
-        home: Of the Space.
-        session: Holds the model; its own process.
-        load_seconds: How long loading may take.
-        answer_seconds: How long both answers to a visitor together may take.
-    """
+    """Asks base and tuned model of a run the same question."""
 
     home: LoratoryHome
-    session: ChatSession
-    load_seconds: float = _LOAD_SECONDS
-    answer_seconds: float = _ANSWER_SECONDS
+    session: ChatSession  # holds the model; its own process
+    load_seconds: float = _LOAD_SECONDS  # how long loading may take
+    answer_seconds: float = _ANSWER_SECONDS  # how long both answers to a visitor together may take
     _asking: threading.Lock = field(default_factory=threading.Lock)  # held while a question is answered
 
     def ask(self, run: Run, prompt: str, answer_seconds: float | None = None) -> DemoAnswers:

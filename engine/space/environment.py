@@ -30,35 +30,22 @@ _LARGEST_HANDOVER_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class SpaceEnvironment:
-    """A Space, as its environment describes it.
+    """A Space, as its environment describes it."""
 
-    Attributes:
-        space_id: Such as `ann/loratory`.
-        host: At which browsers reach it, such as `ann-loratory.hf.space`.
-        creator: User id of the person who created it.
-        author: Name of the person or organization that owns it.
-        client_id: Of the OAuth app that Hugging Face made for it.
-        client_secret: Given with it.
-        scopes: What the app may ask people for.
-        provider: Address of the OpenID provider.
-        token: Of the owner, for the mirror of runs; None where there is none.
-        admitted: Names or ids of people and organizations that the owner lets in; lower case.
-        bucket: For the mirror of runs, as `owner/name`; None where there is none.
-        zero_gpu: Variables of ZeroGPU; empty on other hardware.
-    """
-
-    space_id: str
-    host: str
-    creator: str
-    author: str
-    client_id: str
-    client_secret: str = field(repr=False)
-    scopes: tuple[str, ...] = ()
-    provider: str = HUB
+    space_id: str  # such as `ann/loratory`
+    host: str  # at which browsers reach it, such as `ann-loratory.hf.space`
+    creator: str  # user id of the person who created it
+    author: str  # name of the person or organization that owns it
+    client_id: str  # of the OAuth app that Hugging Face made for it
+    client_secret: str = field(repr=False)  # given with it
+    scopes: tuple[str, ...] = ()  # what the app may ask people for
+    provider: str = HUB  # address of the OpenID provider
+    # Of the owner, for the mirror of runs; None where there is none.
     token: str | None = field(default=None, repr=False)
+    # Names or ids of people and organizations that the owner lets in; lower case.
     admitted: frozenset[str] = frozenset()
-    bucket: str | None = None
-    zero_gpu: Mapping[str, str] = field(default_factory=dict)
+    bucket: str | None = None  # for the mirror of runs, as `owner/name`; None where there is none
+    zero_gpu: Mapping[str, str] = field(default_factory=dict)  # variables of ZeroGPU; empty on other hardware
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "SpaceEnvironment":

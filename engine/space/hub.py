@@ -33,21 +33,13 @@ _LOG_LINES = 20
 
 
 class Settings(NamedTuple):
-    """What a Space gets besides files; what is None stays as it is.
+    """What a Space gets besides files; what is None stays as it is."""
 
-    Attributes:
-        secrets: Values by name; in no message, file or command line.
-        admitted: People and organizations that may sign in.
-        bucket: To which runs are mirrored; empty for none.
-        hardware: As Hugging Face names it.
-        sleep_seconds: Without a visit, until it sleeps.
-    """
-
-    secrets: Mapping[str, str]
-    admitted: Sequence[str] | None = None
-    bucket: str | None = None
-    hardware: str | None = None
-    sleep_seconds: int | None = None
+    secrets: Mapping[str, str]  # values by name; in no message, file or command line
+    admitted: Sequence[str] | None = None  # people and organizations that may sign in
+    bucket: str | None = None  # to which runs are mirrored; empty for none
+    hardware: str | None = None  # as Hugging Face names it
+    sleep_seconds: int | None = None  # without a visit, until it sleeps
 
     @property
     def listed(self) -> str:
@@ -70,17 +62,11 @@ class Settings(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What an upload changed.
+    """What an upload changed."""
 
-    Attributes:
-        changed: Files that are new or differ.
-        removed: Files of an older version.
-        commit: On the Hub after it.
-    """
-
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
-    commit: str
+    changed: tuple[str, ...]  # files that are new or differ
+    removed: tuple[str, ...]  # files of an older version
+    commit: str  # on the Hub after it
 
 
 @dataclass

@@ -39,17 +39,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MirrorSettings:
-    """How often and how long, in seconds.
+    """How often and how long, in seconds."""
 
-    Attributes:
-        look: Between two looks at what changed.
-        longest_pause: Between two tries while saving fails.
-        patience: For the bucket to answer before a restore is given up.
-    """
-
-    look: float = 15.0
-    longest_pause: float = 300.0
-    patience: float = 120.0
+    look: float = 15.0  # between two looks at what changed
+    longest_pause: float = 300.0  # between two tries while saving fails
+    patience: float = 120.0  # for the bucket to answer before a restore is given up
 
 
 def mirror_of(space: SpaceEnvironment, home: LoratoryHome) -> "Mirror | None":

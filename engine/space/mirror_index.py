@@ -154,17 +154,11 @@ def named_by(indexes: Iterable[Index]) -> set[str]:
 
 
 class Contents(NamedTuple):
-    """What is in the bucket.
+    """What is in the bucket."""
 
-    Attributes:
-        data: Contents by hash.
-        indexes: By name, those that can be read.
-        unreadable: Names of indexes that cannot.
-    """
-
-    data: "dict[str, BucketFile]"
-    indexes: dict[str, Index]
-    unreadable: tuple[str, ...]
+    data: "dict[str, BucketFile]"  # contents by hash
+    indexes: dict[str, Index]  # by name, those that can be read
+    unreadable: tuple[str, ...]  # names of indexes that cannot
 
 
 def read_contents(bucket: Bucket, home: LoratoryHome) -> Contents:

@@ -36,19 +36,12 @@ _MOST_WORDS = 20  # about what is left out
 
 
 class Restored(NamedTuple):
-    """What came back.
-
-    Attributes:
-        runs: How many.
-        people: Accounts.
-        bytes: Of all files.
-        left_out: What is damaged, foreign or too large, in sentences.
-    """
+    """What came back."""
 
     runs: int = 0
     people: int = 0
     bytes: int = 0
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # what is damaged, foreign or too large, in sentences
 
     @property
     def words(self) -> str:

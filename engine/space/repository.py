@@ -34,20 +34,14 @@ _TOKEN_MINUTES = 7 * 24 * 60
 class SpacePlan:
     """What a Space is to be.
 
-    Attributes:
-        name: As owner/name.
-        sdk: A container of ours, or Hugging Face's own for Gradio.
-        hardware: As Hugging Face names it; decides which build of PyTorch is installed.
-        models: On the Hub, downloaded while the image is built; the demo model is always among them.
-
     Raises:
         ConfigError: If the name or the combination cannot be.
     """
 
-    name: str
-    sdk: Sdk = "docker"
-    hardware: str = "cpu-basic"
-    models: tuple[str, ...] = ()
+    name: str  # as owner/name
+    sdk: Sdk = "docker"  # a container of ours, or Hugging Face's own for Gradio
+    hardware: str = "cpu-basic"  # as Hugging Face names it; decides which build of PyTorch is installed
+    models: tuple[str, ...] = ()  # on the Hub, downloaded while the image is built; the demo model is always among them
 
     def __post_init__(self) -> None:
         check_name(self.name, "space")

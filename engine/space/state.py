@@ -6,19 +6,12 @@ from typing import Literal, NamedTuple
 
 
 class Stage(NamedTuple):
-    """What a state of a Space means.
+    """What a state of a Space means."""
 
-    Attributes:
-        words: For people, after "The Space".
-        is_end: Whether it stays like that until something is done.
-        has_failed: Whether it does not run, and should.
-        log: That explains it.
-    """
-
-    words: str
-    is_end: bool = True
-    has_failed: bool = False
-    log: Literal["build", "run"] | None = None
+    words: str  # for people, after "The Space"
+    is_end: bool = True  # whether it stays like that until something is done
+    has_failed: bool = False  # whether it does not run, and should
+    log: Literal["build", "run"] | None = None  # that explains it
 
 
 # Source: huggingface_hub.SpaceStage; SLEEPING is not in it, but is what the Hub reports.
@@ -47,34 +40,18 @@ def stage_of(name: str | Enum) -> Stage:
 
 
 class Status(NamedTuple):
-    """A Space as the Hub reports it.
+    """A Space as the Hub reports it."""
 
-    Attributes:
-        name: As owner/name.
-        stage: As the Hub names it.
-        words: The same for people.
-        hardware: That it has; None before the first build.
-        requested_hardware: That it is to have.
-        price_per_hour_usd: While it runs; None where the Hub lists none.
-        sleep_seconds: Without a visit, until it sleeps; None if it never does.
-        address: Of the app itself, where people sign in.
-        page: Of the Space on the Hub.
-        bucket: To which runs are mirrored.
-        has_token: Whether it may write there.
-        admitted: As they were listed.
-        log: Its last lines, where they explain the stage.
-    """
-
-    name: str
-    stage: str
-    words: str
-    hardware: str | None
-    requested_hardware: str | None
-    price_per_hour_usd: float | None
-    sleep_seconds: int | None
-    address: str
-    page: str
-    bucket: str | None = None
-    has_token: bool = False
-    admitted: str | None = None
-    log: tuple[str, ...] = ()
+    name: str  # as owner/name
+    stage: str  # as the Hub names it
+    words: str  # the same for people
+    hardware: str | None  # that it has; None before the first build
+    requested_hardware: str | None  # that it is to have
+    price_per_hour_usd: float | None  # while it runs; None where the Hub lists none
+    sleep_seconds: int | None  # without a visit, until it sleeps; None if it never does
+    address: str  # of the app itself, where people sign in
+    page: str  # of the Space on the Hub
+    bucket: str | None = None  # to which runs are mirrored
+    has_token: bool = False  # whether it may write there
+    admitted: str | None = None  # as they were listed
+    log: tuple[str, ...] = ()  # its last lines, where they explain the stage

@@ -12,21 +12,14 @@ from engine.space.mirror_index import RunKey
 
 
 class Unsaved(NamedTuple):
-    """What a restart at this moment would lose of a person.
+    """What a restart at this moment would lose of a person."""
 
-    Attributes:
-        runs: Titles of runs of which nothing is saved yet.
-        training: Titles of runs at work, each with the step from which it would continue; None where it would start over.
-        uploads: How many uploaded files no run uses.
-        exports: How many exports.
-        trouble: Why saving does not work at present; empty where it does.
-    """
-
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()  # titles of runs of which nothing is saved yet
+    # Titles of runs at work, each with the step from which it would continue; None where it would start over.
     training: tuple[tuple[str, int | None], ...] = ()
-    uploads: int = 0
-    exports: int = 0
-    trouble: str = ""
+    uploads: int = 0  # how many uploaded files no run uses
+    exports: int = 0  # how many exports
+    trouble: str = ""  # why saving does not work at present; empty where it does
 
     @property
     def words(self) -> str:

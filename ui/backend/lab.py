@@ -34,14 +34,9 @@ _SHARED_AT_MOST = 500
 
 
 class Caller(NamedTuple):
-    """Who sent a request.
+    """Who sent a request."""
 
-    Attributes:
-        token: Of the session, as the cookie has it.
-        address: From where.
-    """
-
-    token: str
+    token: str  # of the session, as the cookie has it
     address: str
 
     @classmethod
@@ -66,18 +61,11 @@ class SharedItem(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What people used.
+    """What people used."""
 
-    Attributes:
-        weeks: By person and week, the newest in front.
-        disk: Bytes of each person at the end of each week; of this week, now.
-        disks: By person, now.
-        free_bytes: Of the disk.
-    """
-
-    weeks: tuple[WeekOfPerson, ...]
-    disk: Mapping[tuple[str, Week], int]
-    disks: tuple[DiskUse, ...]
+    weeks: tuple[WeekOfPerson, ...]  # by person and week, the newest in front
+    disk: Mapping[tuple[str, Week], int]  # bytes of each person at the end of each week; of this week, now
+    disks: tuple[DiskUse, ...]  # by person, now
     free_bytes: int
 
 
@@ -91,33 +79,20 @@ class RunsOfPerson(NamedTuple):
 
 @dataclass(frozen=True)
 class LabAdmin:
-    """The lab, as one admin manages it.
+    """The lab, as one admin manages it."""
 
-    Attributes:
-        home: Of the lab.
-        address: At which browsers reach it.
-        accounts: Its people.
-        sessions: Their sessions.
-        throttle: Counts wrong passwords.
-        audit: Logs what is done.
-        board: Shows the queue.
-        disk: Measures people's folders.
-        name: The admin's.
-        confirms_with: Names the service with which admins without a password confirm who they are; empty where none can.
-        who_gets_in: Where there are no invitations and no passwords: who gets an account instead, in words.
-    """
-
-    home: LoratoryHome
-    address: PublicAddress
-    accounts: Accounts
-    sessions: Sessions
-    throttle: SignInThrottle
-    audit: AuditLog
-    board: QueueBoard
-    disk: DiskSamples
-    name: str
+    home: LoratoryHome  # of the lab
+    address: PublicAddress  # at which browsers reach it
+    accounts: Accounts  # its people
+    sessions: Sessions  # their sessions
+    throttle: SignInThrottle  # counts wrong passwords
+    audit: AuditLog  # logs what is done
+    board: QueueBoard  # shows the queue
+    disk: DiskSamples  # measures people's folders
+    name: str  # the admin's
+    # Names the service with which admins without a password confirm who they are; empty where none can.
     confirms_with: str = ""
-    who_gets_in: str = ""
+    who_gets_in: str = ""  # where there are no invitations and no passwords: who gets an account instead, in words
 
     def people(self) -> tuple[list[Person], list[InvitationState]]:
         """Return all accounts, and the invitations that can still be used."""

@@ -36,17 +36,12 @@ class _InWords(Generic[Arrived]):
 
 @dataclass(frozen=True)
 class OwnDownloads(ABC, Generic[Arrived]):
-    """What a person downloads from the Hub with tokens of their own.
-
-    Attributes:
-        runs: Of the person; downloads go to its home.
-        downloading: The newest download.
-    """
+    """What a person downloads from the Hub with tokens of their own."""
 
     kind: ClassVar[str]
 
-    runs: RunStore
-    downloading: BackgroundWork[Arrived] = field(default_factory=BackgroundWork, kw_only=True)
+    runs: RunStore  # of the person; downloads go to its home
+    downloading: BackgroundWork[Arrived] = field(default_factory=BackgroundWork, kw_only=True)  # the newest download
 
     @abstractmethod
     def start(self, name: str, revision: str | None, token: SecretStr) -> Work[Arrived]:

@@ -49,25 +49,15 @@ _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; script-src {hash_of
 
 @dataclass(frozen=True)
 class Front:
-    """What signing in needs.
-
-    Args:
-        accounts: Checks passwords and invitations.
-        sessions: Begins and ends.
-        throttle: Counts attempts.
-        audit: Is told of each.
-        notice: Returns a line for the sign-in page, such as an announcement of maintenance.
-        other_way: Names the service whose accounts open those of the lab; empty where there is none.
-        logins: At Hugging Face; forgotten with the last session.
-    """
+    """What signing in needs."""
 
     accounts: Accounts
     sessions: Sessions
     throttle: SignInThrottle
     audit: AuditLog
-    notice: Callable[[], str] = str
-    other_way: str = ""
-    logins: Logins = dataclasses.field(default_factory=Logins)
+    notice: Callable[[], str] = str  # returns a line for the sign-in page, such as an announcement of maintenance
+    other_way: str = ""  # names the service whose accounts open those of the lab; empty where there is none
+    logins: Logins = dataclasses.field(default_factory=Logins)  # at Hugging Face; forgotten with the last session
 
     def routes(self) -> list[Route]:
         """Return the pages."""

@@ -53,28 +53,18 @@ class Pages(Protocol):
 
 
 class Welcome(NamedTuple):
-    """What people who have not signed in see at `/`, and all people in a frame of one other site.
+    """What people who have not signed in see at `/`, and all people in a frame of one other site."""
 
-    Attributes:
-        app: Answers `/` and its own paths.
-        paths: The latter.
-        framed_by: Origin of the site whose pages may show it in a frame.
-    """
-
-    app: ASGIApp
+    app: ASGIApp  # answers `/` and its own paths
     paths: frozenset[str]
-    framed_by: str
+    framed_by: str  # origin of the site whose pages may show it in a frame
 
 
 class NamedByProxy(NamedTuple):
-    """How a proxy names people, where it is trusted to.
+    """How a proxy names people, where it is trusted to."""
 
-    Attributes:
-        header: In which it does; lower case.
-        may_continue: Returns whether a person's session may be used under a name that the proxy gives.
-    """
-
-    header: str
+    header: str  # in which it does; lower case
+    # Returns whether a person's session may be used under a name that the proxy gives.
     may_continue: Callable[[Person, str], bool]
 
 

@@ -41,38 +41,23 @@ Suggest = Callable[[], Awaitable[str | None]]
 
 
 class Wish(NamedTuple):
-    """What a person wants from another service's account.
-
-    Attributes:
-        purpose: What for.
-        session: Names the session that it belongs to; empty before one signed in.
-        invitation: Token of the invitation to accept.
-        name: For the account that it makes.
-    """
+    """What a person wants from another service's account."""
 
     purpose: Purpose
-    session: str = ""
-    invitation: str = ""
+    session: str = ""  # names the session that it belongs to; empty before one signed in
+    invitation: str = ""  # token of the invitation to accept
     name: str = ""
 
 
 @dataclass(frozen=True)
 class IdentityPages(ABC):
-    """The part that does not depend on how the other service proves who a person is.
-
-    Args:
-        accounts: Checks passwords and invitations.
-        sessions: Begins and confirms; the same as for passwords.
-        throttle: Counts attempts.
-        audit: Logs each.
-        identities: Which account of the service opens whose.
-    """
+    """The part that does not depend on how the other service proves who a person is."""
 
     accounts: Accounts
-    sessions: Sessions
+    sessions: Sessions  # begins and confirms; the same as for passwords
     throttle: SignInThrottle
     audit: AuditLog
-    identities: Identities
+    identities: Identities  # which account of the service opens whose
 
     @property
     @abstractmethod

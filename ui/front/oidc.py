@@ -19,13 +19,9 @@ ROUND_COOKIE = "__Host-loratory-oidc"
 
 @dataclass(frozen=True)
 class OidcPages(IdentityPages):
-    """What sends a browser to the provider and takes it back.
+    """What sends a browser to the provider and takes it back."""
 
-    Args:
-        provider: Whose accounts open those of the lab.
-    """
-
-    provider: Provider
+    provider: Provider  # whose accounts open those of the lab
     _rounds: Rounds = field(default_factory=Rounds)
 
     @property

@@ -16,13 +16,9 @@ _LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class ProxyPages(IdentityPages):
-    """What takes the proxy's word for who a person is.
+    """What takes the proxy's word for who a person is."""
 
-    Args:
-        header: In which the proxy names people.
-    """
-
-    header: str
+    header: str  # in which the proxy names people
 
     @property
     def title(self) -> str:

@@ -39,21 +39,14 @@ _LOST = "Not mirrored: runs and settings are lost when this Space sleeps or rest
 
 @dataclass(frozen=True)
 class Space:
-    """What a lab has in a Space.
+    """What a lab has in a Space."""
 
-    Attributes:
-        environment: As Hugging Face and the owner describe it.
-        provider: Hugging Face, to sign in with.
-        demo: For strangers.
-        unsaved: Returns what a person would lose at a restart, in words; empty where that is nothing.
-        places: For the inspectors' processes of all people.
-    """
-
-    environment: SpaceEnvironment
-    provider: Provider
-    demo: DemoPages
+    environment: SpaceEnvironment  # as Hugging Face and the owner describe it
+    provider: Provider  # Hugging Face, to sign in with
+    demo: DemoPages  # for strangers
+    # Returns what a person would lose at a restart, in words; empty where that is nothing.
     unsaved: Callable[[str], str]
-    places: InspectorPlaces = field(default_factory=InspectorPlaces)
+    places: InspectorPlaces = field(default_factory=InspectorPlaces)  # for the inspectors' processes of all people
 
     @property
     def zero_gpu(self) -> ZeroGpu | None:
@@ -127,17 +120,11 @@ def build_doors(
 
 @dataclass(frozen=True, kw_only=True)
 class SpacePages(OidcPages):
-    """Lets in whom the owner admits, and no one else.
-
-    Args:
-        admission: Decides that.
-        space: Its demo.
-        logins: Of the people who are signed in.
-    """
+    """Lets in whom the owner admits, and no one else."""
 
     admission: Admission
     space: Space
-    logins: Logins
+    logins: Logins  # of the people who are signed in
 
     @property
     def purposes(self) -> tuple[Purpose, ...]:
@@ -179,11 +166,7 @@ class SpacePages(OidcPages):
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFront(Front):
-    """The sign-in page of a Space: one button.
-
-    Args:
-        environment: Of the Space.
-    """
+    """The sign-in page of a Space: one button."""
 
     environment: SpaceEnvironment
 

@@ -26,21 +26,13 @@ _PROCESSOR_TFLOPS_PER_CORE = 0.04
 
 @dataclass(frozen=True)
 class Flavor:
-    """One kind of machine.
+    """One kind of machine."""
 
-    Attributes:
-        name: As a job names it.
-        title: As people read it.
-        device: Its GPU, or its processor.
-        price_per_hour_usd: What it costs.
-        tflops: Dense, at 16 bits.
-    """
-
-    name: str
+    name: str  # as a job names it
     title: str
     device: Device
     price_per_hour_usd: float
-    tflops: float
+    tflops: float  # dense, at 16 bits
 
 
 def price_per_hour_usd(hardware: JobHardwareInfo) -> float:

@@ -30,37 +30,22 @@ _STEP = re.compile(r"step-\d{1,12}")
 
 
 class JobOrder(BaseModel, frozen=True):
-    """What a companion is told; it holds no secret.
+    """What a companion is told; it holds no secret."""
 
-    Attributes:
-        bucket: As owner/name.
-        folder: Of the attempt, in the bucket.
-        wheel: Of Loratory, in the bucket.
-        run_id: The run.
-        attempt: Its number.
-        limit_seconds: After which Hugging Face ends the job.
-        look_seconds: Between two looks at what the worker wrote.
-    """
-
-    bucket: str
-    folder: str
-    wheel: str
+    bucket: str  # as owner/name
+    folder: str  # of the attempt, in the bucket
+    wheel: str  # of Loratory, in the bucket
     run_id: str
     attempt: int
-    limit_seconds: float
-    look_seconds: float = 3.0
+    limit_seconds: float  # after which Hugging Face ends the job
+    look_seconds: float = 3.0  # between two looks at what the worker wrote
 
 
 class JobResult(BaseModel, frozen=True):
-    """`end.json`: how the worker ended.
+    """`end.json`: how the worker ended."""
 
-    Attributes:
-        exit_code: Negative for a signal.
-        reached_limit: Whether the companion asked it to stop, because the job's time was nearly over.
-    """
-
-    exit_code: int
-    reached_limit: bool = False
+    exit_code: int  # negative for a signal
+    reached_limit: bool = False  # whether the companion asked it to stop, because the job's time was nearly over
 
 
 def attempt_folder(run_id: str, attempt: int) -> str:

@@ -14,41 +14,24 @@ from engine.runs.run import RunFolder
 
 
 class JobRecord(BaseModel, frozen=True):
-    """The job of one attempt.
+    """The job of one attempt."""
 
-    Attributes:
-        attempt: The attempt that it is for.
-        number: A label of the job, by which it is found again where its id was not saved.
-        account: In whose name it was submitted; another one may not see it.
-        namespace: The account that pays.
-        flavor: Hugging Face's name of the hardware.
-        hardware: What people call it.
-        price_per_hour_usd: At the time of the start; None where it was not known.
-        limit_hours: After which Hugging Face ends the job.
-        sent_at: When it may have been submitted, although its id is not known; 0 before.
-        id: Hugging Face's; empty until it is submitted.
-        url: Its page.
-        running_seconds: That were paid for so far.
-        earlier_usd: What the jobs of earlier attempts cost; None where a price was not known.
-        is_downloaded: Whether everything was downloaded, or is lost.
-        is_closed: Whether nothing of it is left at Hugging Face either.
-    """
-
-    attempt: int
+    attempt: int  # the attempt that it is for
+    # A label of the job, by which it is found again where its id was not saved.
     number: str = Field(default_factory=lambda: secrets.token_hex(12))
-    account: str = ""
-    namespace: str
-    flavor: str
-    hardware: str = ""
-    price_per_hour_usd: float | None = None
-    limit_hours: float
-    sent_at: float = 0.0
-    id: str = ""
-    url: str = ""
-    running_seconds: float = 0.0
-    earlier_usd: float | None = 0.0
-    is_downloaded: bool = False
-    is_closed: bool = False
+    account: str = ""  # in whose name it was submitted; another one may not see it
+    namespace: str  # the account that pays
+    flavor: str  # Hugging Face's name of the hardware
+    hardware: str = ""  # what people call it
+    price_per_hour_usd: float | None = None  # at the time of the start; None where it was not known
+    limit_hours: float  # after which Hugging Face ends the job
+    sent_at: float = 0.0  # when it may have been submitted, although its id is not known; 0 before
+    id: str = ""  # Hugging Face's; empty until it is submitted
+    url: str = ""  # its page
+    running_seconds: float = 0.0  # that were paid for so far
+    earlier_usd: float | None = 0.0  # what the jobs of earlier attempts cost; None where a price was not known
+    is_downloaded: bool = False  # whether everything was downloaded, or is lost
+    is_closed: bool = False  # whether nothing of it is left at Hugging Face either
 
     @property
     def bucket(self) -> str:

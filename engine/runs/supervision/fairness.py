@@ -14,19 +14,13 @@ COUNTED_AHEAD_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class LabStanding:
-    """What the order of a lab's queue depends on.
+    """What the order of a lab's queue depends on."""
 
-    Attributes:
-        used_seconds: Of each person: GPU time of running and ended attempts, weighted and decayed.
-        running: Runs of each person that have a device.
-        week_hours: GPU-hours of each person in this week.
-        urgent: The run in the urgent slot.
-    """
-
+    # Of each person: GPU time of running and ended attempts, weighted and decayed.
     used_seconds: Mapping[str, float] = field(default_factory=dict)
-    running: Mapping[str, int] = field(default_factory=dict)
-    week_hours: Mapping[str, float] = field(default_factory=dict)
-    urgent: str | None = None
+    running: Mapping[str, int] = field(default_factory=dict)  # runs of each person that have a device
+    week_hours: Mapping[str, float] = field(default_factory=dict)  # GPU-hours of each person in this week
+    urgent: str | None = None  # the run in the urgent slot
 
 
 def order_fairly(
@@ -61,18 +55,12 @@ def people_over_quota(rules: LabRules, standing: LabStanding) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class LabHold:
-    """Decides what keeps a waiting run from starting even on a free device; see `StartRules.hold`.
+    """Decides what keeps a waiting run from starting even on a free device; see `StartRules.hold`."""
 
-    Attributes:
-        rules: Of the lab.
-        standing: What each person has used.
-        owners: Of the waiting runs, by id.
-        free_disk_gb: Free on the disk of the home, where that is less than the lab keeps free; else None.
-    """
-
-    rules: LabRules
-    standing: LabStanding
-    owners: Mapping[str, str]
+    rules: LabRules  # of the lab
+    standing: LabStanding  # what each person has used
+    owners: Mapping[str, str]  # of the waiting runs, by id
+    # Free on the disk of the home, where that is less than the lab keeps free; else None.
     free_disk_gb: float | None = None
 
     def __call__(self, waiting: Waiting, starting: Collection[str]) -> Why | None:

@@ -68,18 +68,11 @@ class QueueSnapshot(BaseModel):
 
 @dataclass(frozen=True)
 class LabTurn:
-    """One look at the queue of a lab.
-
-    Attributes:
-        rules: Of the lab.
-        standing: What each person has used.
-        order: All waiting runs, the next to start first.
-        owners: Of the waiting runs.
-    """
+    """One look at the queue of a lab."""
 
     rules: LabRules
     standing: LabStanding
-    order: Sequence[str]
+    order: Sequence[str]  # all waiting runs, the next to start first
     owners: Mapping[str, str]
 
     def known(self, waiting: Waiting) -> Waiting:
@@ -90,17 +83,11 @@ class LabTurn:
 
 @dataclass
 class LabSupervision:
-    """Follows a lab from look to look; does nothing in a home without accounts.
-
-    Attributes:
-        home: Of the lab.
-        programs: Lists what computes on a GPU.
-        clock: Seconds since the epoch.
-    """
+    """Follows a lab from look to look; does nothing in a home without accounts."""
 
     home: LoratoryHome
     programs: ListPrograms = list_gpu_programs
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.time  # seconds since the epoch
     _ledger: UsageLedger | None = field(default=None, init=False)
     _published: QueueSnapshot | None = field(default=None, init=False)
     _published_at: float = field(default=0.0, init=False)
