@@ -1,5 +1,6 @@
 """Work that holds a device can be stopped whatever it is silent over: waiting for the device, and working."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.hardware import device_job
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.liveness import ProcessIdentity
+from engine.processes import json_lines
 from engine.processes.messages import CancelledRequestError
 from tests.runs.supervision import wait_until
 
@@ -24,32 +26,29 @@ def job(home, monkeypatch):
     return DeviceJob(home, "tests.processes.answering_worker", "evaluation", "a run", cpu)
 
 
-def test_what_waits_for_its_device_is_stopped(job, home):
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def test_what_waits_for_its_device_is_stopped(job, home, another_process, monkeypatch):
+    monkeypatch.setattr(device_job, "UNTIL_A_CHAT_LEAVES_SECONDS", math.inf)
     book, stopped = LeaseBook(home), threading.Event()
-    identity = ProcessIdentity.of(other.pid)
-    assert identity is not None
-    book.take(["cpu"], LeaseHolder(purpose="training", title="another run", process=identity))
-    try:
-        with pytest.raises(CancelledRequestError):
-            job.run("echo", {}, stopped, lambda _: None, lambda _: stopped.set())
-        assert book.holder("cpu").title == "another run"
-    finally:
-        other.kill()
-        other.wait()
+    book.take(["cpu"], LeaseHolder(purpose="training", title="another run", process=another_process))
+
+    with pytest.raises(CancelledRequestError):
+        job.run("echo", {}, stopped, lambda _: None, lambda _: stopped.set())
+
+    assert book.holder("cpu").title == "another run"
 
 
-@pytest.mark.timeout(60)
-def test_what_works_in_silence_is_stopped_and_lets_go_of_its_device(job, home):
+def test_what_works_in_silence_is_stopped_and_lets_go_of_its_device(job, home, monkeypatch):
+    monkeypatch.setattr(json_lines, "_OBEYS_WITHIN_SECONDS", 0.0)
     stopped = threading.Event()
 
     with pytest.raises(CancelledRequestError):
-        job.run("be_silent", {"seconds": 600}, stopped, lambda _: stopped.set(), lambda _: None)
+        job.run("be_silent", {"seconds": 3600}, stopped, lambda _: stopped.set(), lambda _: None)
 
     assert LeaseBook(home).holder("cpu") is None
 
 
-def test_what_looks_for_a_stop_ends_by_itself(job):
+def test_what_looks_for_a_stop_ends_by_itself(job, monkeypatch):
+    monkeypatch.setattr(json_lines, "_OBEYS_WITHIN_SECONDS", threading.TIMEOUT_MAX)
     stopped = threading.Event()
 
     answer = job.run("wait", {}, stopped, lambda _: stopped.set(), lambda _: None)
@@ -71,7 +70,6 @@ job.run("stick", {"seconds": 3600}, threading.Event(), lambda told: print(told, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process whose interpreter is stuck")
-@pytest.mark.timeout(60)
 def test_an_orphan_stuck_in_a_library_does_not_keep_its_device(job, home):
     asker = subprocess.Popen([sys.executable, "-c", ASKER, str(home.root)], stdout=subprocess.PIPE)
     assert asker.stdout is not None

@@ -1,7 +1,6 @@
 """Taking devices: all or none, with a word to whoever may give way."""
 
-import subprocess
-import sys
+import math
 import threading
 
 import pytest
@@ -13,13 +12,13 @@ from engine.processes.messages import CancelledRequestError
 
 
 @pytest.fixture
-def chat():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    identity = ProcessIdentity.of(process.pid)
-    assert identity is not None
-    yield LeaseHolder(purpose="chat", title="a model", process=identity, preemptible=True)
-    process.kill()
-    process.wait()
+def book(home):
+    return LeaseBook(home, clock=lambda: 1000.0)  # where no request expires
+
+
+@pytest.fixture
+def chat(another_process):
+    return LeaseHolder(purpose="chat", title="a model", process=another_process, preemptible=True)
 
 
 @pytest.fixture
@@ -27,16 +26,13 @@ def run():
     return LeaseHolder(purpose="training", title="a run", process=ProcessIdentity.current())
 
 
-def test_several_devices_are_taken_together(home, run):
-    book = LeaseBook(home)
-
+def test_several_devices_are_taken_together(book, run):
     hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
 
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
 
 
-def test_none_is_taken_while_somebody_holds_one_of_them(home, run, chat):
-    book = LeaseBook(home)
+def test_none_is_taken_while_somebody_holds_one_of_them(book, run, chat):
     book.take(["cuda:1"], chat)
 
     with pytest.raises(DeviceError, match="GPU 1 is in use for chat"):
@@ -45,8 +41,7 @@ def test_none_is_taken_while_somebody_holds_one_of_them(home, run, chat):
     assert book.holder("cuda:0") is None
 
 
-def test_who_may_give_way_is_asked_and_then_all_are_taken(home, run, chat):
-    book = LeaseBook(home)
+def test_who_may_give_way_is_asked_and_then_all_are_taken(book, run, chat):
     book.take(["cuda:1"], chat)
     waited = []
 
@@ -55,17 +50,17 @@ def test_who_may_give_way_is_asked_and_then_all_are_taken(home, run, chat):
         assert book.is_asked_to_give_way(chat.process)
         book.release(chat.process)
 
-    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(10.0, leave))
+    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(math.inf, leave))
 
     assert waited == ["a model"]
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
 
 
-def test_who_waits_can_be_stopped(home, run, chat):
-    book, stopped = LeaseBook(home), threading.Event()
+def test_who_waits_can_be_stopped(book, run, chat):
+    stopped = threading.Event()
     book.take(["cpu"], chat)
 
     with pytest.raises(CancelledRequestError):
-        hold_devices(book, ("cpu",), run, Wait(600.0, lambda _: stopped.set(), stopped))
+        hold_devices(book, ("cpu",), run, Wait(math.inf, lambda _: stopped.set(), stopped))
 
     assert book.holder("cpu").title == "a model"

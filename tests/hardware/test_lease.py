@@ -16,17 +16,7 @@ from engine.processes.liveness import ProcessIdentity
 
 @pytest.fixture
 def book(home):
-    return LeaseBook(home)
-
-
-@pytest.fixture
-def another_process():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    identity = ProcessIdentity.of(process.pid)
-    assert identity is not None
-    yield identity
-    process.kill()
-    process.wait()
+    return LeaseBook(home, clock=lambda: 1000.0)  # where no request expires
 
 
 def holder(process: ProcessIdentity | None = None, **values: Any) -> LeaseHolder:

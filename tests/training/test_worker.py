@@ -1,5 +1,6 @@
 """A real worker on the tiny model: what it says, what it leaves, how it ends."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,17 @@ from tests.runs.supervision import wait_for_step
 from tests.training.worker_runs import events_of, history_of, losses_of, said
 
 pytestmark = pytest.mark.e2e
+
+
+@contextlib.contextmanager
+def held_at_step(step, workers, run, folder):
+    """Start a worker that waits once it has logged a step, and let it continue at the end."""
+    pid = workers.start(run.folder.path, f"training:step-{step}=wait:{folder / 'go'}")
+    try:
+        wait_for_step(run, step)
+        yield pid
+    finally:
+        (folder / "go").touch()
 
 
 def test_a_run_from_beginning_to_end(workers, runs):
@@ -108,46 +120,41 @@ def test_the_adapter_names_no_folder_of_this_machine_when_the_model_is_known_els
     assert config["base_model_name_or_path"] == str(runs.model)  # a local model has no other name
 
 
-def test_stop_saves_and_ends(workers, runs):
-    run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
-    pid = workers.start(run.folder.path)
-    wait_for_step(run, 3)
-
-    request_stop(run)
+def test_stop_saves_and_ends(workers, runs, tmp_path):
+    run = runs.create()
+    with held_at_step(3, workers, run, tmp_path) as pid:
+        request_stop(run)
 
     assert workers.wait(pid) == EXIT_FINISHED
     last = said(run, "status")[-1]
     assert last.phase == "stopped"
     assert "Stopped on request" in last.message
-    step = said(run, "step")[-1].step
-    assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [step]
+    assert said(run, "step")[-1].step == 4
+    assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [4]
     assert load_file(run.folder.adapter / "adapter_model.safetensors")
     assert not run.folder.has_living_worker()
 
 
-def test_sigterm_saves_and_ends(workers, runs):
-    run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
-    pid = workers.start(run.folder.path)
-    wait_for_step(run, 2)
-
-    os.kill(pid, signal.SIGTERM)
+def test_sigterm_saves_and_ends(workers, runs, tmp_path):
+    run = runs.create()
+    with held_at_step(2, workers, run, tmp_path) as pid:
+        os.kill(pid, signal.SIGTERM)
 
     assert workers.wait(pid) == EXIT_FINISHED
     assert "SIGTERM" in said(run, "status")[-1].message
     assert (run.folder.adapter / "adapter_model.safetensors").is_file()
 
 
-def test_cancel_ends_at_once(workers, runs):
-    run = runs.create(training={"max_steps": 3000, "save_steps": 2})
-    pid = workers.start(run.folder.path)
-    wait_for_step(run, 3)
-
-    request_cancel(run)
+def test_cancel_ends_at_once(workers, runs, tmp_path):
+    run = runs.create(training={"save_steps": 2})
+    with held_at_step(3, workers, run, tmp_path) as pid:
+        request_cancel(run)
 
     assert workers.wait(pid) == EXIT_CANCELLED
     assert said(run, "status")[-1].phase == "stopped"
+    assert said(run, "step")[-1].step == 3
     assert not run.folder.adapter.exists()
-    assert list_checkpoints(run.folder.checkpoints)  # earlier ones stay
+    assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [2]  # earlier ones stay
 
 
 def test_a_request_before_the_first_step_is_obeyed(workers, runs):
@@ -164,10 +171,8 @@ def test_a_stopped_run_continues_where_it_stopped(workers, runs, tmp_path):
     whole = runs.create(training={"max_steps": 12})
     workers.run(whole.folder.path)
     run = runs.create(training={"max_steps": 12})
-    pid = workers.start(run.folder.path, f"training:step-4=wait:{tmp_path / 'go'}")
-    wait_for_step(run, 4)
-    request_stop(run)
-    (tmp_path / "go").touch()
+    with held_at_step(4, workers, run, tmp_path) as pid:
+        request_stop(run)
     workers.wait(pid)
     run.folder.stop_request.unlink()
 
@@ -245,15 +250,13 @@ def test_what_cannot_work_is_said_with_its_cause(workers, runs, sections, cause,
     assert history_of(run).last_step == 0
 
 
-def test_a_run_has_one_worker(workers, runs):
-    run = runs.create(training={"max_steps": 3000})
-    pid = workers.start(run.folder.path)
-    wait_for_step(run, 1)
+def test_a_run_has_one_worker(workers, runs, tmp_path):
+    run = runs.create()
+    with held_at_step(1, workers, run, tmp_path) as pid:
+        assert workers.run(run.folder.path) == EXIT_HELD_BY_ANOTHER
+        request_cancel(run)
 
-    assert workers.run(run.folder.path) == EXIT_HELD_BY_ANOTHER
-
-    request_cancel(run)
-    workers.wait(pid)
+    assert workers.wait(pid) == EXIT_CANCELLED
 
 
 def test_wrong_usage_is_told():

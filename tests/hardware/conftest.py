@@ -1,0 +1,19 @@
+"""Another process that holds a device for as long as a test asks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from engine.processes.liveness import ProcessIdentity
+
+
+@pytest.fixture(scope="session")
+def another_process():
+    """A process that does nothing, and lives longer than the test."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    yield identity
+    process.kill()
+    process.communicate()
