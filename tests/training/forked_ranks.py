@@ -3,7 +3,6 @@
 The launcher itself starts those of `test_worker`, of `test_local_executor` and one of `test_two_ranks`.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from tests.fork_server import REPOSITORY
 
 RANKS = 2
 SECONDS = 1500  # without an answer they would wait for days
-_GRACE_SECONDS = 30  # what the launcher gives those that it ends
 
 
 class Ended(NamedTuple):
@@ -76,17 +74,14 @@ def launch_with_torchrun(module: str, *arguments: object, environment: Mapping[s
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     deadline = time.monotonic() + SECONDS
     try:
-        while None in (codes := [rank.poll() for rank in ranks]):
-            if any(codes):
-                break
+        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
             assert time.monotonic() < deadline, "two processes wait for each other"
             time.sleep(0.02)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM)
         for rank in ranks:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                rank.wait(_GRACE_SECONDS)
+            rank.wait(SECONDS)
     finally:
         for rank in ranks:
             if rank.poll() is None:

@@ -2,11 +2,11 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,13 @@ class Requests:
 
     def __init__(self, stop_after=None, cancel_after=None):
         self.looks = 0
+        self.at_look = {}  # what happens meanwhile
         self.stop_after = stop_after
         self.cancel_after = cancel_after
 
     def check_cancel(self):
         self.looks += 1
+        self.at_look.get(self.looks, lambda: None)()
         if self.cancel_after is not None and self.looks > self.cancel_after:
             raise CancelledError
 
@@ -120,15 +122,15 @@ def test_that_there_is_room_again_may_be_told_to_a_full_disk(writer, log, tmp_pa
 
 @needs_dev_full
 def test_an_event_that_the_kernel_has_no_room_for_comes_later_and_once(writer, log, tmp_path):
-    events = RunEvents(writer, tmp_path, Requests())
+    requests = Requests()
+    events = RunEvents(writer, tmp_path, requests)
     events.status("preparing", "Before.")
     disk = KernelsFullDisk(writer)
-    timer = threading.Timer(0.3, disk.end)
-    timer.start()
+    requests.at_look = {3: disk.end}
 
     events.status("training", "Meanwhile.")
 
-    timer.join()
+    assert requests.looks >= 3
     assert [data.message for data in said(log) if isinstance(data, StatusData)] == ["Before.", "Meanwhile."]
     assert [event.seq for event in read_events(log).events] == list(range(1, len(said(log)) + 1))
 
@@ -150,7 +152,7 @@ def test_a_run_that_shall_stop_does_not_wait_for_ever(writer, log, tmp_path):
 
 
 def test_a_run_that_shall_stop_still_saves_where_there_is_room_soon(writer, log, tmp_path):
-    events = RunEvents(writer, tmp_path, Requests(stop_after=1), stop_patience_seconds=60)
+    events = RunEvents(writer, tmp_path, Requests(stop_after=1), stop_patience_seconds=math.inf)
 
     events.when_there_is_room(full_for(8))
 

