@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
@@ -14,21 +12,18 @@ HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 def loaded_by(statement: str) -> set[str]:
     """Heavy packages that a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(result.stdout.split())
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run import-linter on a checkout."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run(['--no-cache'])"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("statement", ["import ui.build", "import ui.serve", "import engine.cli", "import app"])
-def test_the_page_and_the_command_start_without_the_heavy_libraries(statement):
-    assert loaded_by(statement) == set()
+def test_the_page_and_the_command_start_without_the_heavy_libraries():
+    assert loaded_by("import ui.build, ui.serve, engine.cli, app") == set()
 
 
 def test_the_contracts_hold():
@@ -38,23 +33,28 @@ def test_the_contracts_hold():
     assert "4 kept, 0 broken" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("engine/memory/estimate.py", "import torch"),
-        ("engine/config/run.py", "import engine.runs.store"),
-        ("engine/runs/store.py", "import gradio"),
-        ("ui/page.py", "import engine.training.trainer"),
-    ],
-)
-def test_a_broken_contract_breaks_the_build(tmp_path, file, line):
+# At least one for each contract.
+BROKEN = {
+    "engine/memory/estimate.py": "import torch",
+    "engine/config/run.py": "import engine.runs.store",
+    "engine/runs/store.py": "import gradio",
+    "ui/backend/models.py": "import gradio",
+    "ui/page.py": "import engine.training.trainer",
+}
+
+
+def test_a_broken_contract_breaks_the_build(tmp_path):
     for name in ("engine", "ui"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with (tmp_path / file).open("a") as source:
-        source.write(f"\n{line}\n")
+    for file, line in BROKEN.items():
+        with (tmp_path / file).open("a") as source:
+            source.write(f"\n{line}\n")
 
     result = lint_imports(tmp_path)
 
     assert result.returncode != 0, result.stdout
-    assert "1 broken" in result.stdout
+    assert "0 kept, 4 broken" in result.stdout, result.stdout
+    for file, line in BROKEN.items():
+        importer, imported = file.removesuffix(".py").replace("/", "."), line.removeprefix("import ")
+        assert f"{importer} -> {imported}" in result.stdout, result.stdout

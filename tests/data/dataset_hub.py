@@ -84,9 +84,7 @@ class DatasetHub:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         asked = json.dumps({"config": config, "streaming": streaming})
-        done = subprocess.run(
-            [sys.executable, "-c", _READ, asked], cwd=cache, env=environment, capture_output=True, timeout=300
-        )
+        done = subprocess.run([sys.executable, "-c", _READ, asked], cwd=cache, env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         answer: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
         return answer

@@ -38,7 +38,7 @@ def read_measured(paths: Mapping[str, Path]) -> dict[str, Reading]:
     named = json.dumps({name: str(path) for name, path in paths.items()})
     done = subprocess.run(
         [sys.executable, "-m", "tests.data.measured_reading"],
-        input=named.encode(), env=environment, capture_output=True, timeout=600,
+        input=named.encode(), env=environment, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     answers = json.loads(done.stdout)
