@@ -18,6 +18,8 @@ from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.processes.liveness import ProcessIdentity
+from tests.chat.held_worker import MODULE as HELD_WORKER
+from tests.chat.held_worker import held
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
@@ -38,6 +40,21 @@ def session(tmp_path_factory):
     session = ChatSession(home, choose=lambda _: describe_processor())
     yield session
     session.unload()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def answers_can_be_held():
+    """A tiny model writes 200 tokens within the moment in which a test looks away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.chat.session.WORKER_MODULE", HELD_WORKER)
+        yield
+
+
+@pytest.fixture
+def hold(session):
+    """Long answers stop after their first token; `hold.unlink()` lets them continue."""
+    with held(session.home) as file:
+        yield file
 
 
 def pid_of(session: ChatSession) -> int:
@@ -125,19 +142,20 @@ def test_several_callers_are_answered_at_the_same_time(session, target):
     assert session.state.phase == "ready"
 
 
-def test_a_short_answer_does_not_wait_for_a_long_one(session, target):
+def test_a_short_answer_does_not_wait_for_a_long_one(session, target, hold):
     session.load(target)
     long = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
     next(long)
 
     assert ask(session, "tuned")[-1].tokens == 6
     assert session.state.generating == 1
-    assert next(long).tokens < 200
+    hold.unlink()
+    assert next(long).tokens == 2
     long.close()
     assert session.state.generating == 0
 
 
-def test_stop_ends_one_answer_and_no_other(session, target):
+def test_stop_ends_one_answer_and_no_other(session, target, hold):
     session.load(target)
     one = ChatRequest(messages=QUESTION, sampling=LONG)
     other = ChatRequest(messages=QUESTION, sampling=LONG)
@@ -147,10 +165,11 @@ def test_stop_ends_one_answer_and_no_other(session, target):
     session.stop(one.id)
 
     assert list(first)[-1].finish_reason == "stopped"
+    hold.unlink()
     assert list(second)[-1].finish_reason == "length"
 
 
-def test_one_id_serves_one_request_at_a_time(session, target):
+def test_one_id_serves_one_request_at_a_time(session, target, hold):
     session.load(target)
     request = ChatRequest(messages=QUESTION, sampling=LONG)
     stream = session.stream(request)
@@ -241,7 +260,7 @@ def test_another_base_ends_the_process_of_the_former(session, target, tmp_path):
     assert session.state.model.branches == ("base",)
 
 
-def test_unloading_ends_the_process_and_the_answers(session, target):
+def test_unloading_ends_the_process_and_the_answers(session, target, hold):
     session.load(target)
     pid = pid_of(session)
     stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
@@ -258,15 +277,21 @@ def test_unloading_ends_the_process_and_the_answers(session, target):
 
 
 def test_unloading_ends_a_loading(session, target):
-    begun = threading.Event()
+    begun, go = threading.Event(), threading.Event()
     caught = []
+
+    def wait_in_the_midst(progress):
+        if progress.phase == "loading_model":
+            begun.set()
+            go.wait(300)
 
     def load():
         try:
-            session.load(target, lambda _: begun.set())
+            session.load(target, wait_in_the_midst)
         except WorkerError as error:
             caught.append(error)
 
+    session.unload()
     loading = threading.Thread(target=load)
     loading.start()
     assert begun.wait(300)
@@ -275,6 +300,7 @@ def test_unloading_ends_a_loading(session, target):
 
     session.unload()
 
+    go.set()
     loading.join(300)
     assert "Loading was ended" in str(caught[0])
     assert session.state.phase == "empty"
@@ -294,7 +320,7 @@ def test_a_device_that_somebody_else_holds_is_not_taken(session, target, monkeyp
         book.release(other)
 
 
-def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatch):
+def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatch, hold):
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
     monkeypatch.setattr(session, "gives_way_after_seconds", 0.0)
     session.load(target)
@@ -304,7 +330,11 @@ def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatc
     stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
     next(stream)
 
+    looks, limit = [], session._idle_limit
+    monkeypatch.setattr(session, "_idle_limit", lambda: looks.append(True) or limit())  # asked at every look
     assert book.ask_to_give_way("cpu")
+    wait_until(lambda: len(looks) >= 3)
+    hold.unlink()
 
     assert list(stream)[-1].finish_reason == "length"  # not in the middle of an answer
     wait_until_given_up(book, pid)
@@ -339,7 +369,7 @@ def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(ses
     assert told == [session.state.note]
 
 
-def test_a_process_that_dies_is_noticed_and_replaced(session, target):
+def test_a_process_that_dies_is_noticed_and_replaced(session, target, hold):
     session.load(target)
     stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
     next(stream)
