@@ -45,7 +45,11 @@ WORKERS = (
 RANKS = ("tests.training.blind_rank", "tests.training.faulty_rank", "tests.training.two_ranks")
 HELD_CHAT = "tests.chat.held_worker"
 # What each fork server imports, and may fork: data workers never see torch, servers without a page even less.
-KINDS = {"heavy": (*WORKERS, *RANKS, HELD_CHAT), "data": (inspector.DATA_WORKER_MODULE,), "supervisor": ("tests.faults.server",)}
+KINDS = {
+    "heavy": (*WORKERS, *RANKS, HELD_CHAT),
+    "data": (inspector.DATA_WORKER_MODULE,),
+    "supervisor": ("tests.faults.server",),
+}
 
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16

@@ -8,6 +8,7 @@ from types import FrameType
 
 from engine.runs.history.events import StoppedBy
 from engine.runs.run import RunFolder
+from engine.training import faults
 from engine.training.failure import CancelledError
 
 # Launchers and schedulers deliver one request more than once: to a process, to its group, to the job.
@@ -65,7 +66,7 @@ class StopRequests:
         if self._signalled is None:
             self._signalled, self._first = signal.Signals(number), self._clock()
             return
-        is_repeated = self._clock() - self._first < REPEAT_SECONDS
+        is_repeated = self._clock() - self._first < REPEAT_SECONDS or faults.is_armed("signal:repeated")
         is_the_launchers = self._has_launcher and number == signal.SIGTERM
         if not (is_repeated or is_the_launchers or self._cancelled):
             self._cancelled = True

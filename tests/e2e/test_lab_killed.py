@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.urgent import UrgentSlot
+from engine.serve.guard import bound_socket
 from tests.real_tls import certificate_for
 from tests.runs.supervision import REPOSITORY, wait_until
 from tests.tiny_model import make_tiny_model
@@ -50,12 +50,15 @@ class LabServer:
     """`app.py --lab` behind real TLS on one port, started as often as a test asks."""
 
     def __init__(self, home: LoratoryHome, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._reserved = bound_socket("127.0.0.1", 0)  # kept: a port that is free again goes to whoever asks
+        self._port = self._reserved.getsockname()[1]
         self._certificate, self._log = certificate_for("localhost", folder), folder / "server.log"
         self._home = home
         self.url = f"https://localhost:{self._port}"
+
+    def close(self) -> None:
+        """Give its port back."""
+        self._reserved.close()
 
     def browser(self, token: str = "") -> httpx.Client:
         """Return a client that behaves as the lab's own page does."""
@@ -120,7 +123,9 @@ def lab(home, tmp_path):
     home.shared_data.mkdir(parents=True)
     rows = [{"instruction": f"the number {n}", "output": f"a rank of {n} is a number"} for n in range(60)]
     (home.shared_data / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    yield LabServer(home, tmp_path), accounts
+    server = LabServer(home, tmp_path)
+    yield server, accounts
+    server.close()
     database.close()
 
 
@@ -159,8 +164,9 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
         with server.running() as first:
             cookies = {name: server.sign_in(name) for name in PEOPLE}
             wait_until(lambda: last_step(ann) >= 3 or ann.folder.read_state().is_final, PATIENCE_SECONDS)
+            wait_until(lambda: state_of(ann) == "running" or ann.folder.read_state().is_final, PATIENCE_SECONDS)
             assert state_of(ann) == "running", ann.folder.read_state()
-            bea, cid = (started_by(home, name, max_steps=2) for name in ("bea", "cid"))
+            bea, cid = (started_by(home, name, max_steps=100_000) for name in ("bea", "cid"))
             runs += [bea, cid]
             UrgentSlot(home).put(ADMIN, cid, "deadline")
             in_turn = [("ann", ""), ("cid", "Goes first: root made it urgent (deadline)."), ("bea", "")]

@@ -78,7 +78,7 @@ def test_a_run_is_trained_shown_and_listed(home, config_file):
 
 def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_file):
     command = start(
-        "train", config_file, "--set", "training.max_steps=3000", "--set", "training.save_steps=20", "--json"
+        "train", config_file, "--set", "training.max_steps=100000", "--set", "training.save_steps=20", "--json"
     )
     store = RunStore(home, local_owner())
     wait_until(lambda: bool(store.list()) or command.poll() is not None, WAIT_SECONDS)

@@ -16,7 +16,7 @@ Path("{seen}").write_text(json.dumps({{
 }}))
 if MODE == "slow":
     out.write_bytes(b"GGUF")
-    time.sleep(60)
+    time.sleep(3600)
 if MODE.startswith("say:"):
     print(MODE[4:], file=sys.stderr)
     sys.exit(1)

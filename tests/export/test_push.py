@@ -59,6 +59,14 @@ def job(home, run: Path, export=None, repository: str = NAME, **settings) -> Pus
     return PushJob(home, request) if export is None else PushJob(home, request, export)
 
 
+def push_processes() -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["ppid", "cmdline"])  # one that ends meanwhile is left out
+        if process.info["ppid"] == os.getpid() and "engine.export.push" in " ".join(process.info["cmdline"] or ())
+    ]
+
+
 @pytest.mark.e2e
 def test_an_adapter_is_pushed_and_loads_from_what_arrived(hub, home, run, tiny_model_folder, tmp_path):
     told: list[Any] = []
@@ -217,6 +225,7 @@ def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     thread = threading.Thread(target=run_it)
     thread.start()
     assert reached.wait(300)
+    assert len(push_processes()) == 1
 
     push.stop()
     thread.join(300)
@@ -224,8 +233,7 @@ def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     assert ended == ["stopped"]
     assert hub.repositories[NAME].files() == {}
     release.set()
-    children = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-    assert not [child for child in children if "engine.export.push" in " ".join(child.cmdline())]
+    assert push_processes() == []
 
 
 @pytest.mark.e2e

@@ -1,14 +1,21 @@
-"""A Loratory server without a page, for tests that kill it: supervises the home of $LORATORY_HOME with fake workers."""
+"""A Loratory server without a page, for tests that kill it: supervises the home of $LORATORY_HOME with fake workers.
+
+It waits for silent workers as long as a real one, until it reads a line; from then on, seconds.
+"""
 
 import sys
-import time
 
 from engine.paths import LoratoryHome
+from engine.runs.supervision.progress_watch import SilenceLimits
 from engine.runs.supervision.supervisor import Supervisor
+from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import fake_settings
 
 if __name__ == "__main__":
-    supervisor = Supervisor(LoratoryHome.from_environment(), fake_settings())
+    silence = SilenceLimits()
+    patience = Patience(silence=silence, claim_seconds=6.0)
+    supervisor = Supervisor(LoratoryHome.from_environment(), fake_settings(patience=patience))
     print(supervisor.start(), flush=True)
-    while sys.stdin.readable():
-        time.sleep(3600)
+    for _line in sys.stdin:
+        object.__setattr__(silence, "idle_seconds", 3.0)
+        object.__setattr__(silence, "suspended_seconds", 3.0)

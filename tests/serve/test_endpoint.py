@@ -246,7 +246,7 @@ def test_who_leaves_stops_the_model(url, session, stream):
 
 def test_many_clients_are_answered_and_few_at_a_time(url, session):
     def one() -> None:
-        answer = ask(OpenAI(base_url=url, api_key="x", max_retries=0))
+        answer = ask(OpenAI(base_url=url, api_key="x", max_retries=0, timeout=300))
         assert answer.choices[0].message.content == "Hello."
 
     session.hold = threading.Event()
@@ -258,7 +258,7 @@ def test_many_clients_are_answered_and_few_at_a_time(url, session):
     for thread in threads:
         thread.join(300)
 
-    assert session.ended == 20
+    wait_for(lambda: session.ended == 20)  # a client has its answer a moment before its iterator is closed
     assert session.most_at_once == 16
 
 

@@ -18,9 +18,9 @@ from tests.tiny_model import make_tiny_model
 
 ROWS = 100
 PEAK_BYTES = 2_000_000_000
-# Tell an answer from a hang on a busy machine. `tests.benchmarks.hostile_inputs` measures against the limits that a person
-# would notice, 10 s for the answer and 2 s for others.
-_HANGS_AFTER_SECONDS = 90.0
+# Tells an answer from a hang on a machine however busy. `tests.benchmarks.hostile_inputs` measures against the limits that a
+# person would notice, 10 s for the answer and 2 s for others.
+_HANGS_AFTER_SECONDS = 600.0
 
 HostileFile = str | bytes | Callable[[Path], None]  # text, bytes, or what writes the file
 
@@ -48,8 +48,8 @@ class Target:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             self.good_page()
-            living = (process for process in self.inspector._data.processes if process.pid is not None)
-            if all(process._running.last_answer is not None for process in living):
+            started = [process._running for process in self.inspector._data.processes]
+            if all(one is None or not one.is_alive or one.last_answer is not None for one in started):
                 return
             time.sleep(0.05)
 
