@@ -36,11 +36,11 @@ def main(home: LoratoryHome) -> None:
     """Answer as the chat's process does."""
     advance, hold = Answer.advance, home.root / "hold"
 
-    def advance_unless_held(answer: Answer) -> ChatChunk | None:
-        if answer.tokens and answer._rules.sampling.max_new_tokens >= LONG_TOKENS and hold.exists():
+    def advance_unless_held(self: Answer) -> ChatChunk | None:
+        if self.tokens and self._rules.sampling.max_new_tokens >= LONG_TOKENS and hold.exists():
             time.sleep(_LOOK_SECONDS)
             return None  # its turn passes
-        return advance(answer)
+        return advance(self)
 
     Answer.advance = advance_unless_held  # type: ignore[method-assign]
     worker = ChatWorker(home)
