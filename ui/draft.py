@@ -68,6 +68,10 @@ class Draft:
         """What panel, method table, catalogue and advice are about: the chosen device, else the one that it would run on."""
         return self.judged_elsewhere or Judged(self.device, self.estimate, self.estimate_error, ceiling=self.ceiling)
 
+    def is_unusable(self, setting: str) -> bool:
+        """Whether what was chosen for a setting, such as `model.id`, cannot be trained with."""
+        return any(problem.field == setting for problem in self.problems)
+
     @property
     def is_elsewhere(self) -> bool:
         """Whether another machine would train it, also while some setting is wrong: what is wrong may be about that machine."""
@@ -124,10 +128,15 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     if target_problems:
         config, problems = None, [*problems, *target_problems]
     model = mapping["model"]
-    if services.shapes.trouble(str(model.get("id", "")), model.get("revision")) is not None:
-        problems = [*problems, Problem("model.id", "cannot be read. The Model tab shows the reason.")]
     question = question_of(mapping)
-    if question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
+    unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
+    if unread is not None:
+        problems = [*problems, Problem("model.id", "cannot be read. The Model tab shows the reason.")]
+    elif (
+        question is not None and question.model is not None and services.tokenizers.trouble(question.model) is not None
+    ):
+        problems = [*problems, Problem("model.id", "has no tokenizer here. The Model tab shows the reason.")]
+    elif question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
         problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]

@@ -89,6 +89,8 @@ def choose_model_and_data(page: Page) -> None:
 
 
 def test_an_invited_person_joins_trains_leaves_and_comes_back(lab, page):
+    page.goto(f"{lab.url}/join")
+    assert barriers(page) == []
     join(lab, page, f"{lab.url}/join#{lab.accounts.invite('member', by='root').token}", "ann")
     choose_model_and_data(page)
     open_tab(page, "Train")
@@ -184,6 +186,8 @@ def test_a_member_has_no_lab_tab(lab, page):
     sign_in(lab, page, "dan")
     expect(page.get_by_role("tab", name="Runs", exact=True)).to_be_visible()
     expect(page.get_by_role("tab", name="Lab", exact=True)).to_have_count(0)
+    page.goto(f"{lab.url}/account")
+    assert barriers(page) == []
 
 
 SECRET = "Only for the eyes of eva"

@@ -141,6 +141,8 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
     expect(answers.nth(1)).to_contain_text("It scales the adapter's update")
     expect(answers.nth(0)).to_contain_text("stop token")
     assert page.locator("#transcript i").count() == 0  # markup in an answer is text
+    expect(page.locator("#chat-stop")).to_be_hidden()
+    assert barriers(page) == []
 
     services.chat._pace = 2.0  # it still answers when the stop is clicked
     question.fill("And again?")

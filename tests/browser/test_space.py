@@ -11,7 +11,7 @@ from engine.accounts.people import Person
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
 from engine.space.demo import Demo
-from tests.browser.chromium import PATIENCE_MS, open_tab
+from tests.browser.chromium import PATIENCE_MS, barriers, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.institute import Institute, running_institute
@@ -138,6 +138,8 @@ def test_a_stranger_reads_why_and_how_to_get_a_space_of_ones_own(lab, institute,
         page = context.new_page()
         page.goto(lab.url)
         expect(page.locator("body")).to_contain_text(DEMO_TITLE)
+        if javascript:
+            assert barriers(page) == []
         page.goto(f"{lab.url}/sign-in")
         sign_in(page, institute, "sub-eve", "eve")
         expect(page.get_by_role("alert")).to_contain_text(

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.runs.control import request_stop
-from tests.browser.chromium import let_fold_settle, open_page, open_tab
+from tests.browser.chromium import barriers, let_fold_settle, open_page, open_tab
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
 from ui.services import Services
@@ -43,6 +43,7 @@ def test_a_pair_of_answers_goes_when_somebody_loads_another_run(page, browser, a
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
     expect(page.locator("#blind-left")).to_be_visible()
+    assert barriers(page) == []
 
     other = open_page(browser, address)
     load_run(other, "Qwen3-0.6B")

@@ -25,6 +25,7 @@ from ui.page import targets_update
 from ui.tabs.method import method_choice, render_method_table, render_trainable
 from ui.tabs.start import why_not
 from ui.views.memory import render_side_panel
+from ui.views.next_step import next_step, render_bar
 
 SIZES = {  # of a Llama with hidden size 64 and four heads
     "q_proj": (64, 64),
@@ -101,12 +102,13 @@ def known_devices():
     return list_devices()
 
 
-def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, trouble: EngineError | None = None, **given: object):  # fmt: skip
+def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, trouble: EngineError | None = None, untokenized: EngineError | None = None, **given: object):  # fmt: skip
     services = SimpleNamespace(
         shapes=SimpleNamespace(
             get=lambda model_id, revision: shape if model_id else None, trouble=lambda model_id, revision: trouble
         ),
         checks=checks or DatasetChecks(FakeInspector()),
+        tokenizers=SimpleNamespace(trouble=lambda model: untokenized),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
         place=lambda name: places_of(known_devices, lambda: ())[name],
@@ -387,3 +389,19 @@ def test_a_failed_model_is_a_problem_of_the_draft(form):
 
     assert ("model.id", "cannot be read. The Model tab shows the reason.") in draft.problems
     assert why_not(draft) == "One setting needs your attention."
+
+
+def test_what_failed_is_not_shown_as_chosen(form):
+    given = {"model__id": "m", "dataset__source": "gone.jsonl", "adapter__target_modules": list(NAMES)}
+    checks = DatasetChecks(FakeInspector())
+    failed = ModelError("It cannot be downloaded.", "Check.")
+    checks.note_opening(question_of(draft_of(form, small_shape(), **given).mapping), failed)
+    of_data = draft_of(form, small_shape(), checks=checks, **given)
+    of_model = draft_of(form, small_shape(), checks=checks, untokenized=failed, **given)
+
+    assert [field for field, _ in of_data.problems] == ["dataset.source"]
+    assert [field for field, _ in of_model.problems] == ["model.id"], "the rows are not read without it"
+    for draft, shown in ((of_data, "gone.jsonl (cannot be used)"), (of_model, "m (cannot be used)")):
+        assert shown in render_side_panel(draft)
+        assert shown in render_bar(draft, next_step(draft, None, can_start=False))
+        assert render_side_panel(draft).count("(cannot be used)") == 1

@@ -2,17 +2,19 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
-from engine.config.presets import list_presets
+from engine.config.presets import find_preset, list_presets
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
+from ui.backend.models import Tokenizers
 from ui.build import build_app
 from ui.draft import read_draft
 from ui.form import label_of
@@ -231,6 +233,41 @@ def test_a_preset_fills_the_form(tab):
     mapping = tab._use_preset(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
 
     assert mapping["dataset"]["source"] == "sample:loratory-faq"
+
+
+def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_says_why(services):
+    app = build_app(services)
+    services.inspector.unreachable.add(find_preset("quickstart-cpu").load().model.id)
+    (chosen,) = [one for one in app.fns.values() if getattr(one.fn, "__name__", "") == "_use_preset" and one.targets[0][1] == "click" and app.blocks[one.targets[0][0]].elem_id == "presets"]  # fmt: skip
+
+    with pytest.raises(gr.Error, match="cannot be reached"):
+        chosen.fn(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
+    assert [one.trigger_only_on_success for one in app.fns.values() if one.trigger_after == chosen._id] == [True]
+
+
+def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_models(tab, services):
+    config = a_config(model__id="some/model")
+    goes_on, fails = threading.Event(), [True]
+
+    def resolve(model, on_progress):
+        assert goes_on.wait(300)
+        if fails:
+            fails.pop()
+            raise DatasetError("No connection.", "Try again.")
+
+    tab._page.services = replace(services, tokenizers=Tokenizers(resolve))
+    services.shapes.learn(config.model)
+    values = values_of(tab, config)
+    plan, clock, _ = count(tab, values)
+    assert "counted once the tokenizer is here" in plan
+    assert clock["active"]
+
+    goes_on.set()
+    wait_for(lambda: count(tab, values)[2] == "No connection.")
+    assert [field for field, _ in tab._page.draft(values).problems] == ["model.id"]
+    tab._page.services.tokenizers.ask(config.model, again=True)
+    wait_for(lambda: count(tab, values)[2] == "")
+    assert tab._page.draft(values).problems == ()
 
 
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):

@@ -116,6 +116,11 @@ class Tokenizers:
         work = self.find(key_of(model))
         return work is not None and not work.is_under_way and work.error is None
 
+    def trouble(self, model: ModelConfig) -> EngineError | None:
+        """Return why a model's tokenizer could not be had the last time; None where it was, or never asked for."""
+        work = self.find(key_of(model))
+        return work.error if work is not None and not work.was_stopped else None
+
     def answerable(self, question: CheckQuestion) -> CheckQuestion:
         """Return the question as far as it can be answered now: without tokens while the tokenizer is downloaded."""
         if question.model is None:

@@ -94,7 +94,7 @@ class DataTab:
         self.stop.click(self._stop, values, None, **SLOW)
         self.open_after(self.read.click(self._read, values, None, **SLOW))
         self.open_after(self.tokenizer.again.click(self._fetch_again, values, self.tokenizer.outputs, **SLOW))
-        self.open_after(self.tokenizer.ended(nothing, None, None, **SLOW))
+        self.open_after(page.refresh_after(self.tokenizer.ended(nothing, None, None, **SLOW)))
         self.open_after(page.tabs.select(nothing, None, None, **SLOW))
         # A model that is looked up slowly may arrive while a person reads rows here already.
         self.open_after(page.form["model.id"].change(nothing, None, None, **SLOW))

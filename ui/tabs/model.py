@@ -86,7 +86,7 @@ class ModelTab:
         self._fetch_after(page.refresh_after(revised))
         self._fetch_after(self.tokenizer.again.click(nothing, None, None, **QUICK))
         ended = self.tokenizer.ended(self._describe_form, page.form.components, self.details, **SLOW)
-        self._fetch_after(ended, again=False)
+        self._fetch_after(page.refresh_after(ended), again=False)
         # A preset, a run or the browser's draft may put a model into the form. The change fires before the rest of the form,
         # such as the revision, is filled.
         changed = model_id.change(nothing, None, None, **QUICK)

@@ -1,7 +1,6 @@
 """Train: the settings of the training, steps and time, the start; then the run, live."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -9,7 +8,6 @@ from gradio.events import Dependency
 
 from engine.config.presets import find_preset, list_presets
 from engine.config.suited import SETTINGS
-from engine.errors import EngineError
 from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
 from engine.memory.estimate import estimate_memory
@@ -160,12 +158,9 @@ class TrainTab:
         return render_presets(presets, verdicts)
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
+        """Return what a preset sets; one whose model cannot be read leaves the form as it is, and says why."""
         preset = find_preset(picked(event))
-        try:
-            self._page.services.shapes.learn(preset.load().model)
-        except EngineError as error:
-            # The form is filled all the same; the Model tab shows the reason.
-            gr.Warning(escape(str(error)), title="The preset's model cannot be read now", duration=12)
+        self._page.services.shapes.learn(preset.load().model)
         return preset.mapping()
 
     def _plan(self, draft: Draft) -> str:
@@ -188,8 +183,13 @@ class TrainTab:
         if draft.config is None:
             return {self.counting: gr.update(active=False)}
         question, trouble = CheckQuestion.of(draft.config), self._page.data_trouble
-        if error := checks.trouble(question):  # shown next to the start button and in the panel
+        tokenizer = self._page.services.tokenizers.ask(draft.config.model)
+        error = self._page.services.tokenizers.trouble(draft.config.model) or checks.trouble(question)
+        if error is not None:  # shown next to the start button and in the panel
             return {self.plan: self._plan(draft), self.counting: gr.update(active=False), trouble: error.what}
+        if tokenizer.is_under_way:
+            note = small(f"Its tokens are counted once the tokenizer is here. {tokenizer.words}", role="status")
+            return {self.plan: self._plan(draft) + note, self.counting: gr.update(active=True)}
         check = checks.ask(question, request.session_hash or "")
         updates: Updates = {self.counting: gr.update(active=check.is_under_way)}
         note = ""

@@ -25,6 +25,7 @@ class Column(NamedTuple):
 
     title: str  # HTML
     css: str = ""  # class of the head and of every cell
+    attributes: str = ""  # more attributes of the head
 
     @classmethod
     def of_numbers(cls, title: str) -> "Column":
@@ -62,7 +63,9 @@ def table(
     kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
     # A column without a title has no head that could be read out.
     head = "".join(
-        "<{0}{1}>{2}</{0}>".format("th" if kind.title else "td", _attribute("class", kind.css), kind.title)
+        "<{0}{1}{2}>{3}</{0}>".format(
+            "th" if kind.title else "td", _attribute("class", kind.css), kind.attributes, kind.title
+        )
         for kind in kinds
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""

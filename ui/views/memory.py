@@ -43,7 +43,7 @@ def render_side_panel(draft: Draft, begins_with: str = "") -> str:
 
 
 def _chosen(draft: Draft, begins_with: str) -> str:
-    model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
+    model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits, method = METHODS.get(str(adapter.get("method"))), "not chosen"
     if traits is not None:
         words = traits.summary(AdapterConfig.model_construct(**adapter))
@@ -53,8 +53,8 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {plural(rows_a_pass * passes, 'row')} a step"
     rows = [
-        ("Model", short_name(str(model.get("id") or ""))),
-        ("Data", short_name(str(data.get("source") or ""))),
+        ("Model", chosen_name(draft, "model.id")),
+        ("Data", chosen_name(draft, "dataset.source")),
         ("Method", method),
         *([("Continues from", begins_with)] if begins_with else []),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
@@ -63,6 +63,13 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     missing = '<dd class="missing">not chosen yet</dd>'
     entries = "".join(f"<dt>{name}</dt>{f'<dd>{escape(value)}</dd>' if value else missing}" for name, value in rows)
     return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
+
+
+def chosen_name(draft: Draft, setting: str) -> str:
+    """Return the short name of the model or dataset, and whether it cannot be used; empty where none was chosen."""
+    section, _, field = setting.partition(".")
+    name = short_name(str(draft.mapping[section].get(field) or ""))
+    return f"{name} (cannot be used)" if name and draft.is_unusable(setting) else name
 
 
 def _value(draft: Draft, name: str) -> Any:

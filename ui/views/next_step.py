@@ -9,8 +9,8 @@ from engine.errors import Problem
 from engine.runs.run import FINAL_STATES
 from engine.runs.summary import RunSummary
 from ui.draft import Draft
-from ui.views.html import gib, pick_button, plural, short_name, small
-from ui.views.memory import VERDICTS
+from ui.views.html import gib, pick_button, plural, small
+from ui.views.memory import VERDICTS, chosen_name
 
 OPENING_BAR = small("Restoring draft …", role="status")
 # Where a setting of each section is; those of all other sections are on the Train tab.
@@ -58,11 +58,11 @@ def _tab_of(problem: Problem) -> str:
 
 def render_bar(draft: Draft, step: NextStep) -> str:
     """Return what is chosen as links to the tabs, the verdict, and the step where it leads to another place."""
-    model, adapter, data = (draft.mapping[name] for name in ("model", "adapter", "dataset"))
+    model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits = METHODS.get(str(adapter.get("method")))
     chosen = (
-        ("model", "Model", short_name(str(model.get("id") or ""))),
-        ("data", "Data", short_name(str(data.get("source") or ""))),
+        ("model", "Model", chosen_name(draft, "model.id")),
+        ("data", "Data", chosen_name(draft, "dataset.source")),
         ("method", "Method", traits.display_name(model.get("quantization", "none")) if traits is not None else ""),
     )
     links = "".join(_link(*link) for link in chosen)

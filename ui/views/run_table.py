@@ -89,8 +89,10 @@ def _heads(order: str, is_any_ticked: bool) -> list[Column]:
     heads = [Column(_tick_box(ALL, words, "mixed" if is_any_ticked else "false"), "mark")]
     for title, css, first, other in _COLUMNS:
         # Down where the largest, the newest or Z comes first.
-        arrow = {True: " ▼", False: " ▲"}[ORDERS[order][1]] if order in (first, other) else ""
-        heads.append(Column(pick_button(SORT_PREFIX + title, title + arrow, css="sort"), css))
+        arrow, sorts = {True: (" ▼", "descending"), False: (" ▲", "ascending")}[ORDERS[order][1]]
+        is_sorted = order in (first, other)
+        button = pick_button(SORT_PREFIX + title, title + (arrow if is_sorted else ""), css="sort", label=title)
+        heads.append(Column(button, css, f' aria-sort="{sorts}"' if is_sorted else ""))
     return heads
 
 
