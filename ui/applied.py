@@ -1,7 +1,7 @@
 """What was put into the form at once, such as a preset or an advised change: in words, and what takes it back."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -16,6 +16,14 @@ _TERMS = {"model.id": "model", "dataset.source": "dataset"}  # what is named fir
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the form holds, and which of it nobody has set: defaults that follow the rest."""
+
+    sections: Sections
+    open_ones: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class Applied:
     """Settings before and after; what was changed again since is no longer part of it."""
 
@@ -23,43 +31,55 @@ class Applied:
     before: Settings
     after: Settings
     undoes: bool = False  # it took back an earlier one
-    others: Settings | None = None  # all other settings, where it lasts only until one of them changes
+    others: Settings | None = (
+        None  # all other settings that a person set, where it lasts only until one of them changes
+    )
+    open_before: frozenset[str] = frozenset()  # settings that nobody had set: their defaults followed the rest
+    open_after: frozenset[str] = frozenset()
 
     @classmethod
-    def between(cls, title: str, before: Sections, after: Sections, *, undoes: bool = False) -> "Applied":
-        """Return the settings that differ between two readings of the form."""
-        old, new = _flat(before), _flat(after)
-        changed = [name for name in {**dict.fromkeys(_TERMS), **old, **new} if old.get(name) != new.get(name)]
-        return cls(title, {name: old.get(name) for name in changed}, {name: new.get(name) for name in changed}, undoes)
+    def between(cls, title: str, before: "Reading", after: "Reading", *, undoes: bool = False) -> "Applied":
+        """Return the settings that differ between two readings of the form, in value or in whether a person set them."""
+        old, new = _flat(before.sections), _flat(after.sections)
+        changed = [
+            name
+            for name in {**dict.fromkeys(_TERMS), **old, **new}
+            if old.get(name) != new.get(name) or (name in before.open_ones) != (name in after.open_ones)
+        ]
+        values = ({name: flat.get(name) for name in changed} for flat in (old, new))
+        return cls(title, *values, undoes, None, frozenset(before.open_ones), frozenset(after.open_ones))
 
-    def until_changed(self, after: Sections) -> "Applied":
-        """Return the same, to be dropped as soon as anything in the form changes."""
-        others = {name: value for name, value in _flat(after).items() if name not in self.after}
-        return Applied(self.title, self.before, self.after, self.undoes, others)
+    def until_changed(self, after: "Reading") -> "Applied":
+        """Return the same, to be dropped as soon as a person changes anything in the form."""
+        left = {*self.after, *after.open_ones}
+        return replace(self, others={name: value for name, value in _flat(after.sections).items() if name not in left})
 
-    def standing(self, now: Sections) -> list[str]:
-        """Return the names of its settings that still have the value that it gave them."""
-        values = _flat(now)
-        names = [name for name, value in self.after.items() if values.get(name) == value]
+    def standing(self, now: "Reading") -> list[str]:
+        """Return the names of its settings that no person has changed since."""
+        values = _flat(now.sections)
+        names = [name for name, value in self.after.items() if values.get(name) == value or name in now.open_ones]
         if self.others is None:
             return names
         untouched = len(names) == len(self.after) and self.others.items() <= values.items()
+        untouched = untouched and self.open_after <= set(now.open_ones)
         return names if untouched else []
 
-    def taken_back(self, now: Sections) -> dict[str, dict[str, Any]]:
-        """Return the form's values without it, None for empty ones; what a person changed since stays."""
-        mapping = {section: dict(settings) for section, settings in now.items()}
-        for name in self.standing(now):
+    def taken_back(self, now: "Reading") -> "Reading":
+        """Return the form without it, with None for empty ones; what a person changed since stays."""
+        mapping = {section: dict(settings) for section, settings in now.sections.items()}
+        names = self.standing(now)
+        for name in names:
             section, _, field = name.partition(".")
             mapping.setdefault(section, {})[field] = self.before[name]
-        return mapping
+        return Reading(mapping, {*self.open_before.intersection(names), *set(now.open_ones).difference(names)})
 
-    def render(self, now: Sections) -> str:
+    def render(self, now: "Reading") -> str:
         """Return what changed, from which value to which, with a button that takes it back; nothing where none still stands."""
-        names = self.standing(now)
+        values = _flat(now.sections)
+        names = [name for name in self.standing(now) if self.before[name] != values.get(name)]
         if not names:
             return ""
-        words = [f"{_term(name)} {_shown(self.before[name])} → {_shown(self.after[name])}" for name in names[:_NAMED]]
+        words = [f"{_term(name)} {_shown(self.before[name])} → {_shown(values.get(name))}" for name in names[:_NAMED]]
         if len(names) > _NAMED:
             words.append(f"{len(names) - _NAMED} more")
         title = f"Undone: {self.title}" if self.undoes and self.title else "Undone" if self.undoes else self.title

@@ -1,13 +1,13 @@
 """One reading of the form: a configuration or what is missing, its problems and its memory."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.config.load import config_from_mapping, config_in_the_making
 from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig, RunSection
-from engine.config.suited import KnownRows, Suited, suited_settings
+from engine.config.suited import SETTINGS, KnownRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
@@ -20,7 +20,7 @@ from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
 from ui.backend.background import explained
 from ui.backend.dataset_checks import question_of
-from ui.form import Form
+from ui.form import Form, field_of
 
 if TYPE_CHECKING:
     from ui.services import Services
@@ -82,33 +82,48 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return what the form holds, as a draft has it, without judging it."""
     mapping = form.mapping(values)
     _widen_targets(mapping, _shape_of(services, mapping))
-    suit(mapping, form.suited(values), _rows_of(services, mapping))
+    suit(mapping, form.suited(values), known_rows(services, mapping))
     return mapping
 
 
-def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: RowLengths | None) -> dict[str, Suited]:
+def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: KnownRows | None) -> dict[str, Suited]:
     """Give those of the settings that a person did not give the defaults that suit the rest.
 
     Returns:
         Those defaults; none where a setting has a value that it cannot take.
     """
     open_ones = set(names)
-    given = {
-        section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
-        for section, settings in mapping.items()
-    }
     try:
-        config = config_in_the_making(given)
+        config = config_in_the_making(_given_by_a_person(mapping, open_ones))
     except ValueError:
         return {}
-    known = KnownRows(rows.count, rows.longest) if rows is not None else None
-    chosen = {name: suited for name, suited in suited_settings(config, known).items() if name in open_ones}
+    chosen = {name: suited for name, suited in suited_settings(config, rows).items() if name in open_ones}
     for name, suited in chosen.items():
         section, _, field = name.partition(".")
         mapping.setdefault(section, {})[field] = suited.value
         if suited.value is None:
             del mapping[section][field]
     return chosen
+
+
+def _given_by_a_person(
+    mapping: Mapping[str, Mapping[str, Any]], open_ones: Container[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the settings without those that follow the rest; one of these that a person emptied has the Field's default."""
+    given = {
+        section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
+        for section, settings in mapping.items()
+    }
+    for name in (name for name in SETTINGS if name not in open_ones):
+        section, _, setting = name.partition(".")
+        given.setdefault(section, {}).setdefault(setting, field_of(name).default)
+    return given
+
+
+def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> KnownRows | None:
+    """Return what is known of the rows of a draft; None until they were counted."""
+    rows = _rows_of(services, mapping)
+    return rows.known if rows is not None else None
 
 
 def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowLengths | None:
@@ -123,8 +138,12 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     shape = _shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
     rows = _rows_of(services, mapping)
-    suited = suit(mapping, form.suited(values), rows)
-    config, problems = _checked(mapping)
+    known = rows.known if rows is not None else None
+    suited = suit(mapping, form.suited(values), known)
+    given = _given_by_a_person(
+        mapping, suited
+    )  # the engine chooses the rest, and once more where rows are counted later
+    config, problems = _checked(given, known)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
     model = mapping["model"]
@@ -148,7 +167,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     assumed = config
     # There is an estimate before a dataset is chosen, of rows as long as they may be.
     if config is None and all(problem.field == "dataset.source" for problem in problems):
-        assumed, _ = _checked({**mapping, "dataset": {**mapping["dataset"], "source": "-"}})
+        assumed, _ = _checked({**given, "dataset": {**given["dataset"], "source": "-"}}, known)
     if assumed is not None:
         try:
             place = services.place(assumed.run.where)
@@ -229,8 +248,8 @@ def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None)
     return []
 
 
-def _checked(mapping: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+def _checked(mapping: Mapping[str, Any], rows: KnownRows | None) -> tuple[RunConfig | None, list[Problem]]:
     try:
-        return config_from_mapping(mapping), []
+        return config_from_mapping(mapping, rows), []
     except ConfigError as error:
         return None, list(error.problems)

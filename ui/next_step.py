@@ -44,8 +44,9 @@ class NextStepBar:
         self._page.redraw_after(event, self.line, self.start)
 
     def _step(self, draft: Draft) -> NextStep:
-        # What follows the rows is settled anew once they are known, which may be after the start.
-        run = self._page.reader.newest_of(draft.config, draft.suited) if draft.config is not None else None
+        # What follows the rows is settled once they are counted, which may be after the start.
+        open_ones = [name for name, suited in draft.suited.items() if suited.awaits_rows]
+        run = self._page.reader.newest_of(draft.config, open_ones) if draft.config is not None else None
         return next_step(draft, run, can_start=why_not(draft) is None)
 
     def _open(self, event: gr.EventData) -> Updates:

@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from gradio.events import Dependency
 from engine.config.suited import SETTINGS
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
-from ui.applied import Applied
+from ui.applied import Applied, Reading
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
-from ui.draft import Draft, read_draft, read_settings, suit
-from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, SUITED, Form
+from ui.draft import Draft, known_rows, read_draft, read_settings, suit
+from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, SUITED, Form, setting_in
 from ui.gradio_internals import changed_by_hand
 from ui.services import Services
 from ui.views.html import small
@@ -87,6 +87,8 @@ class Page:
 
         def view(draft: Draft) -> str:
             suited = draft.suited.get(name)
+            if suited is not None and suited.awaits_rows and not draft.missing:
+                return small("settled once your rows are counted")
             return small(f"suited to {suited.to}") if suited is not None and suited.to else ""
 
         self.on_draft(gr.HTML(elem_classes="suited"), view)
@@ -120,6 +122,9 @@ class Page:
     def settings(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
         """Return what the form holds, as the draft has it; unlike `draft` it estimates nothing."""
         return read_settings(self.services, self.form, values)
+
+    def _read(self, values: Sequence[Any]) -> Reading:
+        return Reading(self.settings(values), self.form.suited(values))
 
     def begins_with(self, draft: Draft) -> str:
         """Return the adapter that a draft continues from, in words; empty where it starts a new one."""
@@ -234,7 +239,7 @@ class Page:
         draft = self.draft(values)
         known, suited = self.form.judged_device(values), self._follow_suited(draft, values)
         page = {"suited": suited.get(self._suited, "")} | ({"judge_for": known.name} if known is not None else {})
-        told = applied.render(draft.mapping) if applied is not None else ""
+        told = applied.render(Reading(draft.mapping, self.form.suited(values))) if applied is not None else ""
         kept = {**draft.mapping, "page": page}
         return {**_drawn(self._views, draft), **suited, self.applied: told, self.saved_draft: kept}
 
@@ -259,46 +264,54 @@ class Page:
 
     def _opened_with(self, saved: Mapping[str, Any]) -> Updates:
         mapping = self._suit(saved)
-        draft = self.draft(self.form.updates(mapping))
+        values = self.form.updates(mapping)
+        draft, now = self.draft(values), self._read(values)
         drawn = {**self._fill(mapping), **_drawn(self._views, draft), self._restored: True}
         if not saved:
             return drawn
-        applied = Applied.between("Draft restored", self.settings(self.form.updates(self._suit({}))), draft.mapping)
-        applied = applied.until_changed(draft.mapping)
-        return {**drawn, self._applied: applied, self.applied: applied.render(draft.mapping)}
+        applied = Applied.between("Draft restored", self._read(self.form.updates(self._suit({}))), now).until_changed(
+            now
+        )
+        return {**drawn, self._applied: applied, self.applied: applied.render(now)}
 
-    def _suit(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill in suited defaults, and note them with those that have the same value already: nobody has set those.
+    def _suit(self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None) -> dict[str, Any]:
+        """Fill in suited defaults, and note those that nobody has set: `open_ones`.
 
-        What the browser noted itself stays as it is.
+        A configuration does not say which these are: then they are what it leaves out, and what has the same value as they
+        would, unless another one may suit the rows. What the browser noted itself stays as it is.
         """
         sections = {name: dict(settings) for name, settings in mapping.items()}
         if "suited" in sections.get("page", {}):
             return sections
         page = sections.pop("page", {})
-        as_chosen: dict[str, dict[str, Any]] = {name: dict(settings) for name, settings in sections.items()}
-        chosen = suit(as_chosen, SETTINGS, None)
+        as_chosen: dict[str, dict[str, Any]] = {"model": {}, "dataset": {}}
+        as_chosen |= {name: dict(settings) for name, settings in sections.items()}
+        rows = known_rows(self.services, as_chosen)
         noted = {}
-        for name, suited in chosen.items():
+        for name, suited in suit(as_chosen, SETTINGS if open_ones is None else open_ones, rows).items():
             section, _, field = name.partition(".")
-            if sections.setdefault(section, {}).setdefault(field, suited.value) == suited.value:
-                noted[name] = suited.value
+            settings = sections.setdefault(section, {})
+            is_same = field in settings and settings[field] == suited.value and not suited.awaits_rows
+            if open_ones is not None or field not in settings or is_same:
+                noted[name] = settings[field] = suited.value
+        for name in set(open_ones or ()) - noted.keys():  # a wrong setting keeps the rules from choosing
+            noted[name] = setting_in(sections, name)
         return {**sections, "page": {**page, "suited": json.dumps(noted)}}
 
     def _fill_undoably(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
         if not mapping:
             return UNCHANGED
         suited = self._suit(mapping)
-        applied = Applied.between(title, self.settings(values), self.settings(self.form.updates(suited)))
+        applied = Applied.between(title, self._read(values), self._read(self.form.updates(suited)))
         return {**self._fill(suited), self._applied: applied}
 
     def _change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
-        before, named = self.settings(values), {f"{section}.{name}" for section in change for name in change[section]}
+        before, named = self._read(values), {f"{section}.{name}" for section in change for name in change[section]}
         suited = json.dumps({name: value for name, value in self.form.suited(values).items() if name not in named})
-        after = self.settings(self.form.updates({**_merged(before, change), "page": {"suited": suited}}))
-        drawn = _drawn(self._fill_views, after) if "adapter" in change else {}
+        after = self._read(self.form.updates({**_merged(before.sections, change), "page": {"suited": suited}}))
+        drawn = _drawn(self._fill_views, after.sections) if "adapter" in change else {}
         applied = Applied.between("", before, after)
         return {**self._change(change, *values), **drawn, self._suited: suited, self._applied: applied}
 
@@ -306,13 +319,10 @@ class Page:
         """Give the settings of the last change their former values, as far as nothing has changed them since."""
         if applied is None:
             return UNCHANGED
-        now = self.settings(values)
+        now = self._read(values)
         before = applied.taken_back(now)
-        for name in SETTINGS:  # one that is empty is so because a person emptied it
-            section, _, field = name.partition(".")
-            before[section].setdefault(field, None)
-        mapping = self._suit(before)
-        undone = Applied.between(applied.title, now, mapping, undoes=not applied.undoes)
+        mapping = self._suit(before.sections, before.open_ones)
+        undone = Applied.between(applied.title, now, self._read(self.form.updates(mapping)), undoes=not applied.undoes)
         filled = self._components(mapping)
         changed = {self.form[name]: filled[self.form[name]] for name in [*undone.after, SUITED]}
         drawn = _drawn(self._fill_views, mapping)

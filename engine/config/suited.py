@@ -12,15 +12,21 @@ from engine.config.run import RunConfig
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
 _PATIENCE = 3  # of about ten evaluations
-_LENGTH_MULTIPLE = 8  # tokens
+_LENGTH_MULTIPLE = 16  # tokens
+_SHORTEST = 128  # tokens
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """What is known of the sequences to train on."""
+    """What is known of the sequences of a dataset."""
 
-    count: int
-    longest: int  # tokens
+    count: int  # to train on
+    longest: int  # tokens, of those held out as well
+
+    @property
+    def needed_max_length(self) -> int:
+        """The smallest `max_length`, in steps of 16 tokens, that cuts nothing."""
+        return -(-self.longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Suited:
 
     value: Any
     to: str  # what it is suited to, in words; empty for the default of all others
+    awaits_rows: bool = False  # another one may suit once the rows are counted
 
 
 class Rule(NamedTuple):
@@ -49,7 +56,7 @@ def _accumulation(config: RunConfig, _: KnownRows | None) -> Suited | None:
     Source: Schulman et al. 2025, "LoRA Without Regret", batch size effects (doi:10.64434/tml.20250929).
     """
     rows = config.training.per_device_train_batch_size
-    default = type(config.training).model_fields["gradient_accumulation_steps"].default
+    default = _default("training.gradient_accumulation_steps")
     if rows * default < _LARGE_BATCH:
         return None
     return Suited(next((steps for steps in (2, 1) if rows * steps < _LARGE_BATCH), 1), f"batches of {rows}")
@@ -61,9 +68,25 @@ def _warmup(config: RunConfig, rows: KnownRows | None) -> Suited | None:
     Source: transformers' alignment handbook warms up over 10%, QLoRA (arXiv:2305.14314) over 3% of 10,000 steps.
     """
     steps = planned_steps(config, rows)
-    return (
-        Suited(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps is not None and steps < _SHORT_RUN else None
-    )
+    if steps is None:
+        return Suited(_default("training.warmup_steps"), "", awaits_rows=rows is None)
+    return Suited(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps < _SHORT_RUN else None
+
+
+def _max_length(config: RunConfig, rows: KnownRows | None) -> Suited | None:
+    """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is judged for what can come.
+
+    Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page says how many are
+    cut. Packed rows fill it, however short they are.
+    """
+    default = _default("training.max_length")
+    if config.training.packing:
+        return None
+    if rows is None:
+        return Suited(default, "", awaits_rows=True)
+    virtual = config.adapter.traits.count_virtual_tokens(config.adapter)  # as many would leave no room
+    needed = max(rows.needed_max_length, _SHORTEST, virtual + _LENGTH_MULTIPLE)
+    return Suited(needed, f"the longest row, {rows.longest:,} tokens") if needed <= default else None
 
 
 def _patience(config: RunConfig, _: KnownRows | None) -> Suited | None:
@@ -81,6 +104,7 @@ RULES = (
     Rule("training.learning_rate", _learning_rate),
     Rule("training.gradient_accumulation_steps", _accumulation),
     Rule("training.warmup_steps", _warmup),
+    Rule("training.max_length", _max_length),
     Rule("training.early_stopping_patience", _patience),
 )
 SETTINGS = tuple(rule.setting for rule in RULES)
@@ -101,10 +125,7 @@ def suited_settings(config: RunConfig, rows: KnownRows | None = None) -> dict[st
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
     chosen: dict[str, Suited] = {}
     for rule in RULES:
-        section, _, name = rule.setting.partition(".")
-        found = rule.choose(config, rows)
-        default = type(getattr(config, section)).model_fields[name].default
-        chosen[rule.setting] = found or Suited(default, "")
+        chosen[rule.setting] = rule.choose(config, rows) or Suited(_default(rule.setting), "")
         if not is_given(config, rule.setting):
             config = _with(config, {rule.setting: chosen[rule.setting].value})
     return chosen
@@ -116,10 +137,25 @@ def with_suited_defaults(config: RunConfig, rows: KnownRows | None = None) -> Ru
     return _with(config, {name: suited.value for name, suited in chosen.items() if not is_given(config, name)})
 
 
+def given_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return a configuration as plain values, without the defaults that the rules chose for it."""
+    values = config.model_dump(mode="json")
+    for section, _, name in (setting.partition(".") for setting in SETTINGS if not is_given(config, setting)):
+        del values[section][name]
+    return values
+
+
 def is_given(config: RunConfig, setting: str) -> bool:
     """Return whether a configuration was read with this setting in it."""
     section, _, name = setting.partition(".")
     return section in config.model_fields_set and name in getattr(config, section).model_fields_set
+
+
+def _default(setting: str) -> Any:
+    section, _, name = setting.partition(".")
+    kind = RunConfig.model_fields[section].annotation
+    assert kind is not None
+    return kind.model_fields[name].default
 
 
 def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

@@ -1,8 +1,11 @@
 """The values of previews and checks: pages of rows, and the report that `loratory inspect` prints as JSON."""
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.config.run import DataFormatName, TrainOn
+from engine.config.suited import KnownRows
 from engine.data.conversation import Conversation
 from engine.data.records import ProblemKind
 from engine.errors import DatasetError
@@ -52,15 +55,16 @@ class RowLengths(_Part):
     tokens: tuple[int, ...] = Field(min_length=1)
     trained: tuple[int, ...]  # tokens of the same sequences
     count: int  # sequences that there are
+    longest_held_out: int = 0
 
     @property
     def longest(self) -> int:
         return max(self.tokens)
 
     @property
-    def needed_max_length(self) -> int:
-        """The smallest `max_length`, in steps of 16 tokens, that cuts nothing."""
-        return -(-self.longest // 16) * 16
+    def known(self) -> KnownRows:
+        """What defaults that suit the rows depend on."""
+        return KnownRows(self.count, max(self.longest, self.longest_held_out))
 
 
 class SourceReport(_Part):
@@ -122,6 +126,13 @@ class DatasetReport(DatasetForm):
 
     size_bytes: int | None = None
     seconds: float = 0.0
+
+    def at_max_length(self, max_length: int) -> Self | None:
+        """Return the report for another `max_length`; None where a row is cut at one of the two, or no tokens were counted."""
+        if self.max_length is None or self.token_lengths is None:
+            return None
+        is_whole = self.token_lengths.max <= min(self.max_length, max_length)
+        return self.model_copy(update={"max_length": max_length}) if is_whole else None
 
 
 class CheckProgress(_Part):

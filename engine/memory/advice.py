@@ -87,7 +87,7 @@ class _Adviser:
         """The `max_length` that the rows need; None where they are not known, or packed into sequences of that length."""
         if self._rows is None or self._config.training.packing:
             return None
-        return max(_SHORTEST, min(self._rows.needed_max_length, _LONGEST_ALLOWED))
+        return max(_SHORTEST, min(self._rows.known.needed_max_length, _LONGEST_ALLOWED))
 
     def advise(self) -> Advice:
         training = self._config.training
@@ -125,7 +125,7 @@ class _Adviser:
             yield _Candidate("longest_rows", f"The longest rows: {longest:,} tokens", cost, changes)
 
     def _length_of_data(self, length: int) -> _Candidate:
-        longest = self._rows.longest if self._rows is not None else length
+        longest = self._rows.known.longest if self._rows is not None else length
         cost = f"nothing is cut: the longest row has {longest:,}"
         return _Candidate("data_length", f"Max length {length:,}", cost, {"training.max_length": length})
 

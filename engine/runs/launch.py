@@ -8,6 +8,8 @@ from typing import NamedTuple
 from engine.config.pairs import pair_problems
 from engine.config.run import AdapterConfig, DatasetConfig, ModelConfig, RunConfig
 from engine.config.section import Section
+from engine.config.suited import is_given, with_suited_defaults
+from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
@@ -92,11 +94,14 @@ class Preflight:
         report = self._inspector.check(
             config.dataset,
             config.model,
-            config.training.max_length,
+            counted_length(config),
             seed=config.training.seed,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
         _require_trained_tokens(config, report)
+        if report.row_lengths is not None:  # a start may come before a page has counted them
+            config = with_suited_defaults(config, report.row_lengths.known)
+            report = report.at_max_length(config.training.max_length) or report
         options = place.suitable(options, config, shape, report.row_lengths)
         predicted = _predict(shape, config, options, report.row_lengths)
         config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)
@@ -113,6 +118,12 @@ class Preflight:
                 "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
             }
         return CheckedRun(config, Provenance.model_validate(facts), report)
+
+
+def counted_length(config: RunConfig) -> int:
+    """Return the `max_length` at which rows are counted: the default where what suits the rows was not known yet, or is unset."""
+    is_set = is_given(config, "training.max_length")
+    return config.training.max_length if is_set else TrainingConfig().max_length
 
 
 def _predict(shape: ModelShape, config: RunConfig, options: Options, rows: RowLengths | None) -> Prediction | None:

@@ -5,7 +5,7 @@ import pytest
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
 from engine.config.methods.registry import METHODS
 from engine.config.presets import list_presets
-from engine.config.suited import RULES, SETTINGS, KnownRows, suited_settings, with_suited_defaults
+from engine.config.suited import RULES, SETTINGS, KnownRows, given_settings, suited_settings, with_suited_defaults
 
 ROWS = KnownRows(count=120, longest=138)
 
@@ -46,6 +46,43 @@ def test_a_short_run_warms_up_over_a_tenth_of_it():
     assert config_of("training.max_steps=4000").training.warmup_steps == 0.03
     assert suited_settings(config_of(), ROWS)["training.warmup_steps"].to == "45 steps"
     assert suited_settings(config_of(), KnownRows(100_000, 138))["training.warmup_steps"].to == ""
+
+
+@pytest.mark.parametrize(
+    ("longest", "length"), [(5, 128), (138, 144), (144, 144), (1000, 1008), (1024, 1024), (1025, 1024), (9000, 1024)]
+)
+def test_max_length_is_what_the_longest_row_needs_and_cuts_nothing_that_the_default_would_keep(longest, length):
+    rows = KnownRows(120, longest)
+
+    assert with_suited_defaults(config_of(), rows).training.max_length == length
+    assert with_suited_defaults(config_of("training.packing=true"), rows).training.max_length == 1024
+    assert with_suited_defaults(config_of("training.max_length=64"), rows).training.max_length == 64
+
+
+def test_max_length_leaves_room_for_virtual_tokens():
+    virtual = ["adapter.method=prefix_tuning", "adapter.num_virtual_tokens=200"]
+
+    assert with_suited_defaults(config_of(*virtual), ROWS).training.max_length == 216
+
+
+def test_what_follows_the_rows_waits_for_them_and_nothing_else_does():
+    def waits(*overrides, rows=None):
+        found = suited_settings(config_of(*overrides), rows).items()
+        return [name.partition(".")[2] for name, suited in found if suited.awaits_rows]
+
+    assert waits() == ["warmup_steps", "max_length"]
+    assert waits("training.max_steps=40") == ["max_length"]
+    assert waits("training.packing=true") == ["warmup_steps"]
+    assert waits(rows=ROWS) == []
+
+
+def test_settings_without_suited_defaults_are_those_that_were_given():
+    config = config_of("training.warmup_steps=5")
+    given = given_settings(config)
+
+    assert given["training"]["warmup_steps"] == 5
+    assert not {"learning_rate", "max_length"} & given["training"].keys()
+    assert config_from_mapping(given) == config
 
 
 def test_early_stopping_needs_held_out_rows_and_an_adapter():

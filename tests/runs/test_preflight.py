@@ -6,6 +6,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
+from engine.config.suited import given_settings
 from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
@@ -13,7 +14,7 @@ from engine.hardware.devices import device_options, device_problems
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
-from engine.runs.launch import Launcher, Preflight
+from engine.runs.launch import Launcher, Preflight, counted_length
 from engine.runs.prediction import most_likely
 from engine.runs.provenance import predicted_figures, read_provenance
 from engine.runs.store import RunStore
@@ -101,11 +102,29 @@ def test_a_run_is_predicted_for_the_rows_that_it_trains_on(home, store):
     run = Launcher(store, preflight).start(config())
     provenance, report = read_provenance(run.folder), run.folder.read_dataset_report()
 
-    of_rows = Estimator(SHAPE, cpu(), lengths).need(config())
+    of_rows = Estimator(SHAPE, cpu(), lengths).need(run.folder.read_config())
     assert report is not None
     assert report.row_lengths == lengths
     assert provenance.predicted_bytes == of_rows.expected_bytes < Estimator(SHAPE, cpu()).need(config()).expected_bytes
     assert provenance.predicted_memory == predicted_figures(of_rows, "cpu")
+
+
+def test_a_start_before_the_rows_are_counted_gets_the_defaults_that_suit_them(home, store):
+    lengths = RowLengths(tokens=(20, 138), trained=(10, 10), count=120, longest_held_out=170)
+    inspector = FakeInspector(row_lengths=lengths)
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+    def started(**training) -> tuple[int, float]:
+        chosen = Launcher(store, preflight).start(config(training=training)).folder.read_config().training
+        return chosen.max_length, chosen.warmup_steps
+
+    assert started() == (176, 0.1)
+    assert started(max_length=1024, warmup_steps=0.03) == (1024, 0.03)
+    # As one whose rows a page has counted, which were read at the default: its report is on disk.
+    known = config_from_mapping(given_settings(config()), lengths.known)
+    assert known.training.max_length == 176
+    assert counted_length(known) == 1024
+    assert preflight.check(known).config.training == preflight.check(config()).config.training == known.training
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])

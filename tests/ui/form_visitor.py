@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui.applied import Reading
 from ui.page import Page
 
 
@@ -30,6 +31,11 @@ class FormVisitor:
     def mapping(self) -> dict[str, dict[str, Any]]:
         """The form as the server reads it."""
         return self.page.settings(self._form())
+
+    @property
+    def reading(self) -> Reading:
+        """The form, and which of it nobody has set."""
+        return self.page._read(self._form())
 
     @property
     def applied(self) -> str:

@@ -87,7 +87,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
             if "16 bits" not in offered[pick].change:
                 figures = [word.strip(",;") for word in offered[pick].change.split() if word[0].isdigit()]
                 assert all(f"={figure.replace(',', '')}" in pick for figure in figures)
-            assert visitor.values[page._applied].render(visitor.mapping)
+            assert visitor.values[page._applied].render(visitor.reading)
             visitor.undo()
             assert visitor.mapping == before
             pressed[offered[pick].kind] += 1

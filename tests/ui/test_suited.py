@@ -6,8 +6,12 @@ import pytest
 
 from engine.config.methods.registry import METHODS
 from tests.invented_runs import a_config
+from tests.ui.data_tab_visitor import wait_for
 from tests.ui.form_visitor import FormVisitor
+from ui.backend.dataset_checks import CheckQuestion, question_of
+from ui.draft import Draft
 from ui.page import Page
+from ui.tabs.start import start_key
 from ui.tabs.train import TrainTab
 from ui.views.memory import render_side_panel
 
@@ -135,3 +139,89 @@ def test_the_panel_says_how_many_rows_a_step_has(visitor, page):
     panel = render_side_panel(page.draft([visitor.values[part] for part in page.form.components]))
 
     assert "2 × 4 = 8 rows a step" in panel
+
+
+def count_rows(visitor: FormVisitor, page: Page) -> None:
+    """Have the rows of the draft read, and redraw."""
+    question = question_of(visitor.mapping)
+    assert question is not None
+    check = page.services.checks.read(question)
+    wait_for(lambda: check.is_done)
+    visitor.refresh()
+
+
+def notes(visitor: FormVisitor) -> str:
+    return " ".join(value for value in visitor.values.values() if isinstance(value, str) and "<p class=" in value)
+
+
+def draft_of(visitor: FormVisitor, page: Page) -> Draft:
+    return page.draft([visitor.values[part] for part in page.form.components])
+
+
+def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(visitor, page):
+    visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}})
+    visitor.refresh()
+    before = draft_of(visitor, page)
+    assert shown(visitor, "training.max_length") == 1024
+    assert notes(visitor).count("settled once your rows are counted") == 2  # warm-up as well
+
+    count_rows(visitor, page)
+
+    after = draft_of(visitor, page)
+    assert shown(visitor, "training.max_length") == after.config.training.max_length == 240
+    assert shown(visitor, "training.warmup_steps") == after.config.training.warmup_steps == 0.1
+    assert "suited to the longest row, 240 tokens" in notes(visitor)
+    assert "settled once" not in notes(visitor)
+    assert start_key("token", [before.config]) == start_key("token", [after.config]), (
+        "a second click starts no second run"
+    )
+    found = page.services.checks.find(CheckQuestion.of(after.config))  # without reading all rows again
+    assert found is not None
+    assert found.report.max_length == 240
+
+    visitor.set_by_hand(dataset__source="others.jsonl")
+    visitor.refresh()
+    assert shown(visitor, "training.max_length") == 1024
+
+
+def test_max_length_that_a_person_a_preset_or_a_run_gives_stays(visitor, page):
+    given = {"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
+    visitor.fill(given)
+    count_rows(visitor, page)
+    assert shown(visitor, "training.max_length") == 1024
+    assert shown(visitor, "training.warmup_steps") == 0.1  # left out
+
+    visitor.fill({**given, "training": {}})
+    visitor.refresh()
+    assert shown(visitor, "training.max_length") == 240
+    visitor.set_by_hand(training__max_length=512)
+    visitor.refresh()
+    assert draft_of(visitor, page).config.training.max_length == 512
+
+
+def test_undo_gives_back_what_was_set_and_what_followed(visitor, page):
+    visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"warmup_steps": 7}})
+    count_rows(visitor, page)
+    visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "others.jsonl"}})
+    visitor.refresh()
+    assert (shown(visitor, "training.max_length"), shown(visitor, "training.warmup_steps")) == (1024, 0.03)
+    count_rows(visitor, page)
+    assert (shown(visitor, "training.max_length"), shown(visitor, "training.warmup_steps")) == (240, 0.1)
+    assert "warmup_steps 7 → 0.1" in visitor.applied
+
+    visitor.undo()
+    visitor.refresh()
+    assert (shown(visitor, "training.max_length"), shown(visitor, "training.warmup_steps")) == (240, 7)
+    assert draft_of(visitor, page).suited.keys() >= {"training.max_length"}
+    assert "training.warmup_steps" not in draft_of(visitor, page).suited
+
+
+def test_an_emptied_box_is_what_is_started(visitor, page):
+    visitor.fill(a_config().model_dump(mode="json"))
+    visitor.set_by_hand(training__early_stopping_patience="", training__max_length=None)
+    count_rows(visitor, page)
+
+    training = draft_of(visitor, page).config.training
+    assert training.early_stopping_patience is None
+    assert training.max_length == 1024
+    assert "1,024 tokens" in render_side_panel(draft_of(visitor, page))

@@ -137,7 +137,7 @@ class DatasetChecks:
         if is_unused:
             self._inspector.stop_fetching()
         with self._lock:
-            check = self._checks.get(question.key)
+            check = self._known(question)
             waits = reads_from_hub(question.dataset) and _identity(question.dataset) not in self._allowed
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
@@ -182,7 +182,7 @@ class DatasetChecks:
     def find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of this question; None where it was never asked."""
         with self._lock:
-            if check := self._checks.get(question.key):
+            if check := self._known(question):
                 _look_at(check)
             return check
 
@@ -220,6 +220,18 @@ class DatasetChecks:
                 if error is not None and not isinstance(error, CancelledRequestError):
                     return error
         return None
+
+    def _known(self, question: CheckQuestion) -> RunningCheck | None:
+        """Return the check of a question, or a finished one that answers it: of another max_length, where neither cuts a row."""
+        if question.key not in self._checks:
+            same = [
+                one for one in reversed(self._checks.values()) if one.report and one.question.has_lengths_of(question)
+            ]
+            reports = (one.report.at_max_length(question.max_length) for one in same if one.report is not None)
+            report = next(filter(None, reports), None)
+            if report is not None:
+                self._checks[question.key] = RunningCheck(question, report=report)
+        return self._checks.get(question.key)
 
     def _end_outdated(self, question: CheckQuestion, page: str) -> bool:
         """End the checks that no page waits for now; return whether a download from the Hub is no longer needed."""

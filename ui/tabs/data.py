@@ -128,7 +128,7 @@ class DataTab:
         self, row: float, row_view: str, shown_source: str, listing: str, list_page: int, request: gr.Request,
         *values: Any,
     ) -> Updates:  # fmt: skip
-        wanted = question_of(self._page.form.mapping(values))
+        wanted = question_of(self._page.settings(values))
         if wanted is None:
             around = {self.samples: render_samples(""), **self.tokenizer.updates(None), self.format.column: HIDDEN}
             return {**around, self.summary: view.NO_DATASET, **self._without_rows("", "")}
@@ -230,7 +230,7 @@ class DataTab:
             self._page.services.checks.read(question)
 
     def _fetch_again(self, *values: Any) -> Updates:
-        question = question_of(self._page.form.mapping(values))
+        question = question_of(self._page.settings(values))
         return self.tokenizer.updates(question.model if question is not None else None, again=True)
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:

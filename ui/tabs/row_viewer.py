@@ -110,7 +110,7 @@ class RowViewer:
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         """Return what the form asks, as far as it can be answered now; None where it has no dataset."""
-        question = question_of(self._page.form.mapping(values))
+        question = question_of(self._page.settings(values))
         return self._page.services.tokenizers.answerable(question) if question is not None else None
 
     def _report(self, question: CheckQuestion | None) -> DatasetReport | None:
@@ -194,7 +194,7 @@ class RowSearch:
 
     def _find(self, text: str, row: float, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Find the next row that holds a text: after the shown one, else from the top."""
-        question = question_of(self._page.form.mapping(values))
+        question = question_of(self._page.settings(values))
         if question is None or not text.strip():
             yield {self.found: "", self.stop: HIDDEN}
             return

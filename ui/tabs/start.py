@@ -1,6 +1,7 @@
 """The start on the Train tab: one run, or a sweep over learning rates and ranks, queued once however often it is sent."""
 
 import hashlib
+import json
 import uuid
 from collections.abc import Callable, Sequence
 from html import escape
@@ -10,6 +11,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.config.run import RunConfig
+from engine.config.suited import given_settings
 from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
@@ -170,13 +172,15 @@ def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) 
     ]
     if not axes:
         raise ConfigError([Problem("", "the sweep has no values; type several learning rates, or ranks.")])
-    configs = sweep_configs(config.model_dump(mode="json"), axes)
+    configs = sweep_configs(given_settings(config), axes)
     return keep_alpha_ratio(configs, config) if alpha_follows else configs
 
 
 def start_key(token: str, configs: Sequence[RunConfig]) -> str:
     """Return the name of one start: the same draft from the same browser, however often it is sent."""
-    drafts = "\0".join(config.model_dump_json() for config in configs)
+    drafts = "\0".join(
+        json.dumps(given_settings(config)) for config in configs
+    )  # the rest may follow rows counted later
     return hashlib.sha256(f"{token}\0{drafts}".encode()).hexdigest()
 
 

@@ -107,22 +107,31 @@ class Counts:
         rows = np.asarray(self.length_rows)[np.argsort(np.asarray(self.lengths), kind="stable")]
         return tuple(dict.fromkeys(rows[::-1][:count].tolist())), tuple(dict.fromkeys(rows[:count].tolist()))
 
-    def row_lengths(self, train: Positions) -> RowLengths | None:
-        """Return the lengths of the sequences to train on, given the positions of their rows; None where there is none."""
-        ends = np.append(np.asarray(self.first_sequences)[1:], len(self.lengths)).astype(np.int64)
-        starts = np.asarray(self.first_sequences, dtype=np.int64)[train]
-        sizes = ends[train] - starts
-        count = int(sizes.sum())
-        if not count:
+    def row_lengths(self, split: Split) -> RowLengths | None:
+        """Return the lengths of the sequences to train on; None where there is none."""
+        chosen = self._sequences_of(split.train)
+        if not chosen.size:
             return None
-        within = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        chosen = np.repeat(starts, sizes) + within
-        lengths = np.asarray(self.lengths)
+        count, lengths = int(chosen.size), np.asarray(self.lengths)
+        held_out = lengths[self._sequences_of(split.held_out)]
         if count > MAX_LENGTHS:
             ordered = chosen[np.argsort(lengths[chosen], kind="stable")]
             chosen = ordered[np.linspace(0, count - 1, MAX_LENGTHS).round().astype(np.int64)]
-        trained = np.asarray(self.uncut_trained)[chosen]
-        return RowLengths(tokens=tuple(lengths[chosen].tolist()), trained=tuple(trained.tolist()), count=count)
+        return RowLengths(
+            tokens=tuple(lengths[chosen].tolist()),
+            trained=tuple(np.asarray(self.uncut_trained)[chosen].tolist()),
+            count=count,
+            longest_held_out=int(held_out.max(initial=0)),
+        )
+
+    def _sequences_of(self, rows: Positions) -> np.ndarray:
+        """Return the numbers of the sequences of rows, given the positions of these."""
+        ends = np.append(np.asarray(self.first_sequences)[1:], len(self.lengths)).astype(np.int64)
+        starts = np.asarray(self.first_sequences, dtype=np.int64)[rows]
+        sizes = ends[rows] - starts
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        sequences: np.ndarray = np.repeat(starts, sizes) + within
+        return sequences
 
 
 def _list(listed: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
@@ -239,7 +248,7 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
             "lost_trained_tokens": counts.lost_trained_tokens,
             "longest_rows": longest,
             "shortest_rows": shortest,
-            "row_lengths": counts.row_lengths(split.train),
+            "row_lengths": counts.row_lengths(split),
         }
     return DatasetReport(
         **form,
