@@ -34,7 +34,7 @@ _LARGEST_FORM_BYTES = 8_000
 _MOST_FIELDS = 10
 _STYLE = (Path(__file__).parent / "front.css").read_text(encoding="utf-8")
 # The code of an invitation is behind the #, which browsers keep to themselves; without JavaScript it is pasted.
-_TAKE_CODE = "const c=location.hash.slice(1);if(c){document.getElementById('code').value=c;history.replaceState(null,'',location.pathname)}"
+_TAKE_CODE = "const take=()=>{const c=location.hash.slice(1);if(c){document.getElementById('code').value=c;history.replaceState(null,'',location.pathname)}};take();addEventListener('hashchange',take)"
 
 Form = dict[str, str]
 
