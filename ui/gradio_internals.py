@@ -93,6 +93,7 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         _remember_signatures()
         super().__init__(**options)
+        _leave_no_event_out(self.default_config)
 
     def get_config_file(self) -> Any:
         """Return the description for browsers: none before all is laid out, where Gradio 6.31 makes one that it replaces.
@@ -116,6 +117,23 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
         if "_frontend" in inspect.signature(gr.Blocks.launch).parameters:
             options["_frontend"] = False
         return super().launch(**options)
+
+
+def _leave_no_event_out(layout: Any) -> None:
+    """Let what follows a value or another event run once more where it was wanted while it ran.
+
+    Gradio 6.31 leaves it out (`trigger_mode` "once"), and the page would show the state of before. Not for clicks and
+    selections: the second run would get the event data of the first.
+    """
+    add = layout.set_event_trigger
+
+    def add_event(targets: Any, *arguments: Any, **options: Any) -> Any:
+        follows = options.get("trigger_after") is not None or (targets and targets[0].event_name == "input")
+        if follows and options.get("trigger_mode") is None:
+            options["trigger_mode"] = "always_last"
+        return add(targets, *arguments, **options)
+
+    layout.set_event_trigger = add_event
 
 
 def _remember_signatures() -> None:

@@ -401,7 +401,9 @@ def test_what_failed_is_not_shown_as_chosen(form):
 
     assert [field for field, _ in of_data.problems] == ["dataset.source"]
     assert [field for field, _ in of_model.problems] == ["model.id"], "the rows are not read without it"
-    for draft, shown in ((of_data, "gone.jsonl (cannot be used)"), (of_model, "m (cannot be used)")):
-        assert shown in render_side_panel(draft)
-        assert shown in render_bar(draft, next_step(draft, None, can_start=False))
+    for draft, name, kind in ((of_data, "gone.jsonl", "Data"), (of_model, "m", "Model")):
+        assert f"{name} (cannot be used)" in render_side_panel(draft)
+        assert f"<span>{kind}, cannot be used</span> {name}" in render_bar(
+            draft, next_step(draft, None, can_start=False)
+        )
         assert render_side_panel(draft).count("(cannot be used)") == 1

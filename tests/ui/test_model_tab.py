@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import gradio as gr
 import pytest
@@ -14,7 +15,7 @@ from tests.invented_runs import a_config
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
 from ui.backend.dataset_checks import lengths_stamp
-from ui.backend.models import FitTable
+from ui.backend.models import FitTable, Tokenizers
 from ui.tabs.model import ModelTab
 
 MODEL = "some/model"
@@ -165,6 +166,21 @@ def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
 
     assert services.tokenizers.is_ready(ModelConfig(id=MODEL))
     assert (shown, again["visible"], key) == ("", False, "")
+
+
+def test_why_there_is_no_tokenizer_is_told_once(tab, services):
+    def resolve(model, on_progress):
+        raise ModelError("No connection to the Hub.", "Try again.")
+
+    missing = services.inspector.model_details(ModelConfig(id=MODEL)).model_copy(update={"tokenizer_missing": "No connection to the Hub. Try again."})  # fmt: skip
+    services.inspector.model_details = lambda model: missing
+    tab._page.services = replace(services, tokenizers=Tokenizers(resolve))
+
+    details = tab.describe(ModelConfig(id=MODEL))
+    shown, again, _ = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
+    assert "hidden size" in details
+    assert (details + shown).count("No connection to the Hub.") == 1
+    assert again["visible"]
 
 
 def test_a_model_that_a_draft_brings_is_said_to_be_looked_up_until_it_is(tab):

@@ -361,6 +361,17 @@ def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(services):
+    events = [
+        one for one in build_app(services).fns.values() if one.trigger_after is not None or one.targets[0][1] == "input"
+    ]
+    left_out = [one.fn for one in events if one.trigger_mode == "once"]
+
+    assert len(events) > 100
+    # A second answer, or a second archive, is not wanted.
+    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "ask"]
+
+
 def test_presets_say_what_they_come_to_on_another_device_once_their_model_is_known(tab):
     shapes = tab._page.services.shapes
     for preset in list_presets():

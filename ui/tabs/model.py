@@ -96,7 +96,7 @@ class ModelTab:
         )  # fmt: skip
         found = begun.then(self._find, self._sought, self._found, **SLOW)
         shown = found.then(self._show, [self._found, model_id, revision], self.details, **QUICK)
-        page.settle_targets_after(shown)
+        self._fetch_after(page.settle_targets_after(shown), again=False)
 
     def open_after(self, event: Any) -> None:
         """After the browser's draft was restored, show the catalogue, and the next step where no model is chosen."""
@@ -151,8 +151,14 @@ class ModelTab:
         if model is None:
             return NOT_CHOSEN, None
         try:
-            self._page.services.shapes.learn(model)
-            return render_details(self._page.services.inspector.model_details(model)), None
+            services = self._page.services
+            services.shapes.learn(model)
+            tokenizer = services.tokenizers.ask(model)
+            tokenizer.ended.wait(_BLINK_SECONDS)
+            details = services.inspector.model_details(model)
+            # Below the details is the line of a tokenizer that is on its way, or failed.
+            is_told = details.tokenizer_missing is not None and (tokenizer.is_under_way or tokenizer.error is not None)
+            return render_details(details, has_tokenizer=not is_told), None
         except Exception as error:
             shown = explained(error)
             return error_box(shown), shown

@@ -94,7 +94,7 @@ class TalkPart:
         }
         gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking)
         asked = [self.turns, self.question, self.row]
-        self.again.click(_take_back, self.turns, asked, **QUICK).then(**asking)
+        self.again.click(_take_back, self.turns, asked, **QUICK).then(trigger_mode="once", **asking)
         self.stop.click(self._stop, None, None, **QUICK)
         cleared = self.clear.click(
             lambda: {

@@ -52,9 +52,12 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     batch = f"{rows_a_pass} × {passes}"
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {plural(rows_a_pass * passes, 'row')} a step"
+    named = [
+        (title, chosen_name(draft, name) + (" (cannot be used)" if draft.is_unusable(name) else ""))
+        for title, name in (("Model", "model.id"), ("Data", "dataset.source"))
+    ]
     rows = [
-        ("Model", chosen_name(draft, "model.id")),
-        ("Data", chosen_name(draft, "dataset.source")),
+        *named,
         ("Method", method),
         *([("Continues from", begins_with)] if begins_with else []),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
@@ -66,10 +69,9 @@ def _chosen(draft: Draft, begins_with: str) -> str:
 
 
 def chosen_name(draft: Draft, setting: str) -> str:
-    """Return the short name of the model or dataset, and whether it cannot be used; empty where none was chosen."""
+    """Return the short name of the model or dataset; empty where none was chosen."""
     section, _, field = setting.partition(".")
-    name = short_name(str(draft.mapping[section].get(field) or ""))
-    return f"{name} (cannot be used)" if name and draft.is_unusable(setting) else name
+    return short_name(str(draft.mapping[section].get(field) or ""))
 
 
 def _value(draft: Draft, name: str) -> Any:

@@ -98,8 +98,8 @@ def render_looking_up(model_id: str) -> str:
     return empty(f"Looking up {model_id} …", "Reading its configuration and its tokenizer.", role="status")
 
 
-def render_details(details: ModelDetails) -> str:
-    """Return the size of a model, its special tokens and its chat template."""
+def render_details(details: ModelDetails, *, has_tokenizer: bool = True) -> str:
+    """Return the size of a model, and its special tokens and chat template where it `has_tokenizer`."""
     figures = [
         (count(details.parameters), "parameters"),
         (f"{details.num_hidden_layers}", "layers"),
@@ -111,7 +111,7 @@ def render_details(details: ModelDetails) -> str:
     if details.size_bytes:
         figures.append((size(details.size_bytes), "on disk"))
     lead = ", ".join(filter(None, (details.architecture, details.dtype, details.license)))
-    return f'<h3>{escape(details.name)}</h3><p class="lead">{escape(lead)}</p>{facts(figures)}{_tokenizer(details)}'
+    return f'<h3>{escape(details.name)}</h3><p class="lead">{escape(lead)}</p>{facts(figures)}{_tokenizer(details) if has_tokenizer else ""}'
 
 
 def _tokenizer(details: ModelDetails) -> str:

@@ -61,13 +61,17 @@ def render_bar(draft: Draft, step: NextStep) -> str:
     model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits = METHODS.get(str(adapter.get("method")))
     chosen = (
-        ("model", "Model", chosen_name(draft, "model.id")),
-        ("data", "Data", chosen_name(draft, "dataset.source")),
+        ("model", f"Model{_unusable(draft, 'model.id')}", chosen_name(draft, "model.id")),
+        ("data", f"Data{_unusable(draft, 'dataset.source')}", chosen_name(draft, "dataset.source")),
         ("method", "Method", traits.display_name(model.get("quantization", "none")) if traits is not None else ""),
     )
     links = "".join(_link(*link) for link in chosen)
     action = "" if step.starts else pick_button(step.place, step.words, css="go")
     return f'<div class="chosen">{links}</div><p class="verdict" role="status">{_verdict(draft)}</p>{action}'
+
+
+def _unusable(draft: Draft, setting: str) -> str:
+    return ", cannot be used" if draft.is_unusable(setting) else ""
 
 
 def _link(tab: str, name: str, value: str) -> str:
