@@ -246,18 +246,19 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     expect(page.locator("#facts .facts")).to_be_visible()
     # Once all rows are read, memory, advice and catalogue are about them.
     expect(page.locator("#panel")).to_contain_text("For your rows, the longest of 240 tokens")
-    expect(page.locator("#advice")).to_contain_text("nothing is cut: the longest row has 240")
     expect(page.locator("#catalog")).to_contain_text("Fits: your rows")
     set_up(page)
     expect(page.locator("#plan")).to_contain_text("trained tokens")
+    box = page.locator("#max-length input")
+    expect(box).to_have_value("240")
+    expect(page.locator("#train-setup")).to_contain_text("suited to the longest row, 240 tokens")
     lengths.clear()
 
-    box = page.locator("#max-length input")
     box.fill("")
-    box.press_sequentially("768", delay=400)
-    expect(page.locator("#panel")).to_contain_text("768 tokens")
+    box.press_sequentially("128", delay=400)
+    expect(page.locator("#panel")).to_contain_text("128 tokens")
     assert lengths == []
     box.press("Tab")
 
-    wait_until(lambda: lengths == [768])
+    wait_until(lambda: lengths == [128])
     expect(page.locator("#plan")).to_contain_text("trained tokens")
