@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -78,6 +78,14 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return guarded
+
+
+def clear_error_after(place: Component, components: Iterable[Component]) -> None:
+    """Let the box of an error in `place` go once a person changes one of `components`: what it was about may be mended."""
+    changed: list[Any] = [component.input for component in components if hasattr(component, "input")]
+    gr.on(
+        changed, None, place, place, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK
+    )
 
 
 def script(name: str) -> str:

@@ -28,3 +28,19 @@ def test_every_choice_of_the_page_is_of_these(services):
     choices = [block for block in app.blocks.values() if isinstance(block, gr.Dropdown | gr.Radio)]
     assert len(choices) > 20
     assert [block.elem_id for block in choices if not isinstance(block, Dropdown | Radio)] == []
+
+
+def test_errors_go_once_what_they_may_be_about_is_changed(services):
+    """Each place of an error, and what a person changes to mend it; what the draft holds is compared in the Train tab."""
+    app = build_app(services)
+    clearing = [one for one in app.fns.values() if one.js and 'role="alert"' in str(one.js)]
+    places = {app.blocks[one.outputs[0]._id].elem_id: {app.blocks[number].elem_id or app.blocks[number].label for number, _ in one.targets} for one in clearing}  # fmt: skip
+
+    assert places.keys() >= {
+        "hub-results", "start-problems", "chat-state", "chat-trouble", "blind-trouble", "measure-status", "export-status",
+    }  # fmt: skip
+    assert "model-search" in places["hub-results"]
+    assert places["start-problems"] >= {"sweep-rates", "sweep-ranks"}
+    assert places["measure-status"] >= {"measure-max_rows", "measure-max_new_tokens"}
+    assert places["export-status"] >= {"export-folder", "export-repository", "export-run"}
+    assert "chat-question" in places["chat-trouble"]

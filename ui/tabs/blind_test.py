@@ -18,7 +18,7 @@ from engine.evaluation import blind_test
 from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, visible_if
 from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, read_sampling
@@ -105,6 +105,7 @@ class BlindTestPart:
             trigger_mode="once", concurrency_limit=None, **SLOW,
         )  # fmt: skip
         self.show_count_after(asked)
+        clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
         self.stop.click(self._stop, None, None, **QUICK)
         judged = [self.pair, self.judging, self.choosing, self.trouble]
         for verdict, button in self.verdicts:

@@ -9,7 +9,7 @@ from gradio.components.base import Component
 from engine.chat.contract import ChatState, Progress
 from engine.errors import EngineError
 from ui.backend.answers import HeldOutPrompts, run_streaming
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, script, shown_in_place, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, shown_in_place, visible_if
 from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
@@ -55,7 +55,7 @@ class ChatTab:
         self.timer = gr.Timer(3.0, active=False)
         self._looked: list[Component] = [
             self.state, self.seen, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
-            self.blind.absent, *self.blind.outputs_of_keep,
+            self.blind.absent, self.talk.trouble, *self.blind.outputs_of_keep,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -73,6 +73,7 @@ class ChatTab:
         self.talk.restore_after(awake.then(**looking))
         self.timer.tick(**looking, trigger_mode="once")
         chosen = choice.run.input(self._choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
+        clear_error_after(self.state, choice.inputs)
         loaded = gr.on(
             [self.load.click, choice.model.submit, choice.folder.submit], self._load, choice.inputs,
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
@@ -158,6 +159,7 @@ class ChatTab:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.
         if not loaded or loaded != _loaded(seen):
+            updates[self.talk.trouble] = ""
             updates[self.talk.branches] = self.talk.branch_choices(branches, state.target)
         return updates
 

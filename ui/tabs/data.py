@@ -117,7 +117,7 @@ class DataTab:
             [rows.number, rows.view, self._shown_source, *rows.inputs, *self._page.form.components],
             [
                 self.samples, self.summary, *self.tokenizer.outputs, *self.format.outputs, self.opened, rows.number,
-                rows.shown, self._shown_source, *self._check_outputs,
+                rows.shown, rows.search.found, self._shown_source, *self._check_outputs,
             ],
             trigger_mode="always_last",
             concurrency_limit=None,
@@ -155,6 +155,7 @@ class DataTab:
             **self.format.of_page(wanted.dataset, page),
             self.opened: gr.update(visible=True),
             self.rows.number: number if source != shown_source else UNCHANGED,
+            self.rows.search.found: "" if source != shown_source else UNCHANGED,
             self.rows.shown: view.render_row(page, row_view == "tokens"),
             self._shown_source: source,
             **self._render_check(check, listing, list_page, page),
@@ -163,7 +164,9 @@ class DataTab:
     def _without_rows(self, source: str, trouble: str) -> Updates:
         return {
             **dict.fromkeys((self.opened, self.stop, self.read), HIDDEN),
-            **dict.fromkeys((self.rows.shown, self.facts, self.lengths, self.rows.list, self._seen), ""),
+            **dict.fromkeys(
+                (self.rows.shown, self.rows.search.found, self.facts, self.lengths, self.rows.list, self._seen), ""
+            ),
             self._shown_source: source,
             self.timer: gr.Timer(active=False),
             self._page.data_trouble: trouble,

@@ -11,7 +11,18 @@ from engine.errors import EngineError, RunError
 from ui.backend.background import stamp
 from ui.backend.results import Evaluations
 from ui.backend.run_reader import FINAL
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, shown_in_place
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    pick_list,
+    picked,
+    shown_as_message,
+    shown_in_place,
+)
 from ui.form import component_of_field, number_of
 from ui.page import Page
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
@@ -75,6 +86,7 @@ class EvaluatePart:
         starting = [*self._target, *self._settings]
         started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
         started.success(self.look, looking, self._looked, **QUICK)
+        clear_error_after(self.status, self._settings)
         self.stop.click(shown_as_message(self._stop), self._choice.run, None, **QUICK)
         for button, step in ((self.previous, -1), (self.next, 1)):
             turned = button.click(lambda number, step=step: (max(0, number + step), ""), self.number, page, **QUICK)

@@ -23,6 +23,7 @@ from ui.components import (
     SLOW,
     UNCHANGED,
     Updates,
+    clear_error_after,
     nothing,
     pick_list,
     picked,
@@ -121,6 +122,7 @@ class ExportTab:
             start, starting = self._start_with_token, [self.forms.token, *starting]
         started = self.start.click(shown_in_place(start), starting, self.status, trigger_mode="once", **SLOW)
         self._look_after(started)
+        clear_error_after(self.status, starting)
         if page.shared is not None:
             started.then(lambda: "", None, self.forms.token, **QUICK)
         self.stop.click(shown_as_message(self._stop), self.run, None, **QUICK)

@@ -12,7 +12,7 @@ from engine.errors import EngineError, SignInNeededError
 from engine.executors.huggingface_jobs.flavors import Flavor, named
 from engine.executors.huggingface_jobs.login import sign_in
 from ui.backend.dataset_checks import CheckQuestion
-from ui.components import QUICK, SLOW, Updates, visible_if
+from ui.components import QUICK, SLOW, Updates, clear_error_after, visible_if
 from ui.draft import Draft
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
@@ -57,6 +57,7 @@ class JobsLogin:
             [self.use.click, self.token.submit], self._use, self.token, self.status, trigger_mode="once", **SLOW
         )
         self._page.refresh_after(used.then(lambda: "", None, self.token, **QUICK))
+        clear_error_after(self.status, [self.token])
         self._page.refresh_after(self.forget.click(self._forget, None, self.status, **QUICK))
 
     def _use(self, token: str | None) -> str:

@@ -13,7 +13,19 @@ from engine.models.hub import search_hub
 from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
 from ui.backend.models import Fits, FitTable, key_of
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, nothing, pick_list, picked, poll, poll_answer
+from ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    live_html,
+    nothing,
+    pick_list,
+    picked,
+    poll,
+    poll_answer,
+)
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
 from ui.tabs.own_models import OwnModelsPart
@@ -72,6 +84,7 @@ class ModelTab:
         for triggers, handler in (([self._fits_poll.submit], self._fill_fits), (judged, self._judge)):
             gr.on(triggers, handler, listed, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK)
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
+        clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
         named = self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))

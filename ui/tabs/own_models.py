@@ -12,7 +12,18 @@ from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from ui.backend.own_models import OwnDownloads
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, live_html, pick_list, picked, poll, poll_answer
+from ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    live_html,
+    pick_list,
+    picked,
+    poll,
+    poll_answer,
+)
 from ui.page import Page
 from ui.views.html import error_box, small, work_status
 from ui.views.model import render_own
@@ -67,6 +78,7 @@ class _OwnPart(ABC):
             self._download, [self.model, self.revision, self.token], self._shown, trigger_mode="once", **SLOW
         )
         started.then(lambda: "", None, self.token, **QUICK)
+        clear_error_after(self.status, [self.model, self.revision, self.token])
         self.stop.click(self._stop, None, self.status, **QUICK)
         self.list.click(self._remove, None, [self.list, self.status], **QUICK)
         return self.poll.submit(self._ended, None, [self.wanted, *self._shown], **QUICK)

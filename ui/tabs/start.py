@@ -16,7 +16,7 @@ from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Message, Work
-from ui.components import QUICK, Updates
+from ui.components import QUICK, Updates, clear_error_after
 from ui.draft import Draft
 from ui.gradio_internals import enclosing_page
 from ui.page import Page, browser_state
@@ -80,6 +80,7 @@ class StartPart:
         gr.on([button.click for button in self._buttons], self.begin, [*named, *components], outputs, **once)
         sweep = [self.rates, self.ranks, self.ratio]
         self.sweep.click(self.begin_sweep, [*named, *sweep, *components], outputs, **once)
+        clear_error_after(self.problems, sweep)  # these are no part of the draft
         return self.timer.tick(self.look, self.pending, outputs, **once)
 
     def begin(self, token: str, copied_from: str, *values: Any) -> Updates:

@@ -16,7 +16,18 @@ from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import explained
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, shown_in_place
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    pick_list,
+    picked,
+    shown_as_message,
+    shown_in_place,
+)
 from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
@@ -120,6 +131,7 @@ class TalkPart:
         opened = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
         opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
         self.sampling.wire()
+        clear_error_after(self.trouble, [self.question, system, *self.sampling.inputs])
 
     def restore_after(self, event: Dependency) -> None:
         """After an event, restore the conversation of this browser."""
