@@ -46,8 +46,8 @@ class Applied:
             for name in {**dict.fromkeys(_TERMS), **old, **new}
             if old.get(name) != new.get(name) or (name in before.open_ones) != (name in after.open_ones)
         ]
-        values = ({name: flat.get(name) for name in changed} for flat in (old, new))
-        return cls(title, *values, undoes, None, frozenset(before.open_ones), frozenset(after.open_ones))
+        was, now = ({name: flat.get(name) for name in changed} for flat in (old, new))
+        return cls(title, was, now, undoes, None, frozenset(before.open_ones), frozenset(after.open_ones))
 
     def until_changed(self, after: "Reading") -> "Applied":
         """Return the same, to be dropped as soon as a person changes anything in the form."""

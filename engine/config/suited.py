@@ -3,7 +3,7 @@
 A saved configuration has the values, so a later rule never changes an old run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -137,11 +137,22 @@ def with_suited_defaults(config: RunConfig, rows: KnownRows | None = None) -> Ru
     return _with(config, {name: suited.value for name, suited in chosen.items() if not is_given(config, name)})
 
 
-def given_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return a configuration as plain values, without the defaults that the rules chose for it."""
-    values = config.model_dump(mode="json")
-    for section, _, name in (setting.partition(".") for setting in SETTINGS if not is_given(config, setting)):
-        del values[section][name]
+def open_settings(config: RunConfig) -> tuple[str, ...]:
+    """Return the settings that were not given, and have the defaults that the rules chose."""
+    return tuple(setting for setting in SETTINGS if not is_given(config, setting))
+
+
+def given_settings(config: RunConfig, open_ones: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return a configuration as plain values, without the defaults that the rules chose for it.
+
+    Args:
+        config: The configuration.
+        open_ones: Those of a saved one, which has all values.
+    """
+    values: dict[str, dict[str, Any]] = config.model_dump(mode="json")
+    for setting in open_settings(config) if open_ones is None else open_ones:
+        section, _, name = setting.partition(".")
+        values.get(section, {}).pop(name, None)
     return values
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engine.config.pairs import pair_problems
 from engine.config.run import AdapterConfig, DatasetConfig, ModelConfig, RunConfig
 from engine.config.section import Section
-from engine.config.suited import is_given, with_suited_defaults
+from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.data.source import SAMPLE_PREFIX
@@ -109,6 +109,7 @@ class Preflight:
             **environment_facts(),
             "model_source": source.hub_id or source.name,
             "dataset_fingerprint": report.fingerprint or None,
+            "open_settings": open_settings(config),
             "person": self._home.owner,
         }
         if predicted is not None:

@@ -120,6 +120,10 @@ def test_a_start_before_the_rows_are_counted_gets_the_defaults_that_suit_them(ho
 
     assert started() == (176, 0.1)
     assert started(max_length=1024, warmup_steps=0.03) == (1024, 0.03)
+    run = Launcher(store, preflight).start(config(training={"learning_rate": 1e-3}))
+    copied = given_settings(run.folder.read_config(), read_provenance(run.folder).open_settings)
+    assert copied["training"]["learning_rate"] == 1e-3
+    assert not {"max_length", "warmup_steps"} & copied["training"].keys(), "other rows may be longer"
     # As one whose rows a page has counted, which were read at the default: its report is on disk.
     known = config_from_mapping(given_settings(config()), lengths.known)
     assert known.training.max_length == 176

@@ -7,6 +7,7 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.people import Action, Person
 from engine.config.run import RunConfig
+from engine.config.suited import given_settings
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
 from engine.runs.lab_rules import lab_problems
@@ -71,8 +72,9 @@ class SharedRuns:
         Raises:
             EngineError: If the person may not copy it, or it cannot be read.
         """
-        config = self.open(name, Action.COPY).folder.read_config()
-        mapping = config.model_dump(mode="json")
+        folder = self.open(name, Action.COPY).folder
+        config = folder.read_config()
+        mapping = given_settings(config, read_provenance(folder).open_settings)
         left_out = sorted({problem.field for problem in lab_problems(config, self._home)} & set(_EMPTY))
         for field in left_out:
             section, setting = field.split(".")

@@ -7,9 +7,11 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.accounts.people import Action, may
+from engine.config.suited import given_settings
 from engine.errors import EngineError
 from engine.runs.control import change_notes
 from engine.runs.electricity import read_electricity
+from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.runs.sharing import access_of, is_shared, set_shared
 from engine.runs.store import folder_size_bytes
@@ -178,11 +180,12 @@ class OneRunPart:
 
     def configuration(self, run_id: str) -> dict[str, Any]:
         """Return the run's saved settings for the form, without its name."""
-        config = self._page.services.runs.get(run_id).folder.read_config()
+        folder = self._page.services.runs.get(run_id).folder
+        config = folder.read_config()
         # Where the model cannot be read the Model tab shows why; the settings are copied all the same.
         with contextlib.suppress(EngineError):
             self._page.services.shapes.learn(config.model)
-        mapping = config.model_dump(mode="json")
+        mapping = given_settings(config, read_provenance(folder).open_settings)
         return {**mapping, "run": {**mapping["run"], "name": ""}}
 
     def continuation(self, run_id: str) -> dict[str, Any]:
