@@ -71,12 +71,12 @@ def follow_to_the_end(
         KeyboardInterrupt: At the second Ctrl+C; the run continues, and a server or the next command finds it.
     """
     supervisor = Supervisor(home, settings)
-    if supervisor.start() == "standing_by":
-        line.say("A running Loratory server executes it; it continues without this command.")
     reader = HistoryReader(run.folder.events)
     said = time.time()
     try:
-        with _interrupt_asks_to_stop(run, line):
+        with _interrupt_asks_to_stop(run, line):  # before the run may begin
+            if supervisor.start() == "standing_by":
+                line.say("A running Loratory server executes it; it continues without this command.")
             while True:
                 state = run.folder.read_state()
                 history = reader.update()

@@ -188,13 +188,15 @@ class RunFolder:
         has_left_results = any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
         if not self.attempts_seen() and not has_left_results:
             return RunState()  # a worker that has the lock alone has not yet said which attempt it is
+        # Asked before the log is read: of a worker that has ended, the log is complete.
+        is_at_work = not is_claimed_by_us and self.has_living_worker()
         last = last_event(self.events)
         known: dict[str, object] = {
             "attempt": max(self.attempts_seen(), 1),  # a worker of which there are only results had one at least
             "resumable_step": self.newest_checkpoint_step(),
             "started": last.time if last is not None else None,
         }
-        if not is_claimed_by_us and self.has_living_worker():
+        if is_at_work:
             return RunState.model_validate({"state": "running", **known})
         known["ended"] = known["started"]
         match last.data if last is not None else None:

@@ -69,6 +69,15 @@ def test_looking_does_not_take_a_free_lock_away_from_others(tmp_path):
         assert FileLock(path).is_held_by_another()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no way to look that could be tested here")
+def test_who_looks_never_has_the_lock_and_keeps_it_from_nobody(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.touch()
+    monkeypatch.setattr("fcntl.lockf", lambda *_: pytest.fail("it was taken"))
+
+    assert not FileLock(path).is_held_by_another()
+
+
 def test_threads_of_one_process_exclude_each_other(tmp_path):
     inside: list[int] = []
     most: list[int] = []

@@ -121,6 +121,24 @@ def test_following_reads_only_what_is_new_and_nothing_new_is_the_same_object(log
     assert first.last_step == 1, "what was handed out does not change"
 
 
+@pytest.mark.parametrize("shared", [0, 1], ids=["nothing is as before", "its first event is as before"])
+def test_a_log_that_was_replaced_by_a_longer_one_is_read_from_its_beginning(log, shared):
+    with EventWriter(log, 1) as events:
+        for number in range(1, 4):
+            events.append(step(number, loss=1.0))
+    reader = HistoryReader(log)
+    reader.update()
+    kept = log.read_bytes().splitlines(keepends=True)[:shared]
+    log.write_bytes(b"".join(kept))
+    with EventWriter(log, 1) as events:
+        for number in range(shared + 1, 9):
+            events.append(step(number, loss=7.25))
+
+    losses = reader.update().steps.losses.tolist()
+
+    assert losses == [1.0] * shared + [7.25] * (8 - shared)
+
+
 def test_series_that_were_handed_out_never_change(log):
     reader = HistoryReader(log)
     events = EventWriter(log, 1)

@@ -33,6 +33,19 @@ def test_a_torn_state_reads_as_what_the_log_tells(folder, torn):
     assert folder.read_state().attempt == 2
 
 
+def test_a_run_that_ends_while_its_state_is_derived_is_seen_as_it_ended(folder, monkeypatch):
+    with EventWriter(folder.events, attempt=1) as events:
+        events.append(StatusData(phase="training"))
+
+        def ends_now(_: RunFolder) -> bool:
+            events.append(StatusData(phase="finished"))
+            return False
+
+        monkeypatch.setattr(RunFolder, "has_living_worker", ends_now)
+
+        assert folder.read_state().state == "completed"
+
+
 def test_claiming_writes_who_works_and_keeps_others_out(folder):
     folder.write_state(RunState(state="starting", attempt=4))
     claim = folder.claim()

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from engine.files import size_and_time
 from engine.runs.history.events import Event, StepData, parse_event
 from engine.runs.history.log import read_lines
 from engine.runs.history.run_history import HistoryFacts, RunHistory
@@ -107,10 +106,11 @@ def _fingerprint(log: Path, offset: int) -> str:
 
 
 _CHUNK_BYTES = 1_000_000
+_ENDS_BYTES = 300  # longer than what distinguishes two events: their numbers, and when they were written
 
 
 class HistoryReader:
-    """Follows the log of one run; each `update` reads only what is new.
+    """Follows the log of one run; each `update` reads only what is new, and all of it where another log took its place.
 
     `resumed` supersedes the later steps, evaluations and checkpoints of earlier attempts, and so does an attempt that
     restarts without one.
@@ -125,6 +125,7 @@ class HistoryReader:
         self._has_begun = False
         self._facts = HistoryFacts()
         self._columns = GrowingColumns()
+        self._ends = (b"", b"")  # the first line and the last one of what was read
         self._history = self._snapshot()
 
     @classmethod
@@ -141,17 +142,21 @@ class HistoryReader:
         """Read on; returns the very same object where nothing is new."""
         with self._reading:
             start = self._facts.next_offset
-            if size_and_time(self._path)[0] < start:  # deleted or cut: what is left is read from its beginning
-                self._facts, self._columns = HistoryFacts(), GrowingColumns()
+            if start and self._ends_at(start, *map(len, self._ends)) != self._ends:
+                # Deleted, cut or replaced: what is there now is read from its beginning.
+                self._facts, self._columns, self._ends = HistoryFacts(), GrowingColumns(), (b"", b"")
                 start = -1
             cached = self._cache.load() if self._cache is not None and not self._has_begun else None
             self._has_begun = True
             if cached is not None:
                 self._facts, columns = cached
                 self._columns.extend(columns)
+                self._ends = self._ends_at(self._facts.next_offset, _ENDS_BYTES, _ENDS_BYTES)
             offset = self._facts.next_offset
             while (batch := read_lines(self._path, offset, _CHUNK_BYTES)).next_offset != offset:
                 offset = batch.next_offset
+                # Of the lines that were taken, not of the file, which may be another one by now.
+                self._ends = self._ends[0] or batch.lines[0] + b"\n", batch.lines[-1] + b"\n"
                 for are_steps, lines in itertools.groupby(batch.lines, looks_like_step):
                     self._take_lines(list(lines), are_steps)
             if offset != start:
@@ -160,6 +165,16 @@ class HistoryReader:
                 if self._cache is not None:
                     self._cache.save(self._facts, self._columns.array())
             return self._history
+
+    def _ends_at(self, offset: int, first_bytes: int, last_bytes: int) -> tuple[bytes, bytes]:
+        """Return the first bytes of the log and the last ones before `offset`; nothing where it cannot be read."""
+        try:
+            with self._path.open("rb") as file:
+                first = file.read(min(first_bytes, offset))
+                file.seek(max(0, offset - last_bytes))
+                return first, file.read(min(last_bytes, offset))
+        except OSError:
+            return b"", b""
 
     def _snapshot(self) -> RunHistory:
         return RunHistory.model_construct(steps=StepSeries(self._columns.array()), **dict(self._facts))
