@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import random
+import re
 import runpy
 import socket
 import subprocess
@@ -44,13 +45,22 @@ WORKERS = (
 # Workers of tests that share their steps, see `tests.training.forked_ranks`.
 RANKS = ("tests.training.blind_rank", "tests.training.faulty_rank", "tests.training.two_ranks")
 HELD_CHAT = "tests.chat.held_worker"
+# Workers of tests that import little, whatever their environment; there are hundreds.
+LIGHT = (
+    "tests.processes.answering_worker",
+    "tests.processes.confined_worker",
+    "tests.processes.interleaving_worker",
+    "tests.runs.fake_worker",
+)
 # What each fork server imports, and may fork: data workers never see torch, servers without a page even less.
 KINDS = {
     "heavy": (*WORKERS, *RANKS, HELD_CHAT),
     "data": (inspector.DATA_WORKER_MODULE,),
+    "light": LIGHT,
     "supervisor": ("tests.faults.server",),
 }
 
+_RUNS_MODULE = re.compile(r"runpy\.run_module\('([\w.]+)', run_name='__main__'\)$")
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
 _MOST_SERVERS = 5
@@ -98,7 +108,7 @@ class ForkServer:
             Its process id.
         """
         order = {
-            "module": argv[3],
+            "module": _module_of(argv),
             "arguments": argv[4:],
             "environment": environment,
             "folder": str(Path.cwd()),
@@ -126,15 +136,16 @@ class ForkServers:
 
     def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
         """Start a worker and return its process id; None where only a new process will do."""
-        kind = next((kind for kind, modules in KINDS.items() if argv[3:4] and argv[3] in modules), None)
-        if argv[:3] != [PYTHON, "-P", "-m"] or kind is None:
-            return None
-        if environment.get("CUDA_VISIBLE_DEVICES"):
+        module = _module_of(argv)
+        kind = next((kind for kind, modules in KINDS.items() if module in modules), None)
+        if kind is None or (environment.get("CUDA_VISIBLE_DEVICES") and kind != "light"):
             return None
         early = frozenset(
             (name, value)
             for name, value in environment.items()
-            if not name.startswith(_READ_LATE) and (name, value) != ("PYTHONPATH", str(REPOSITORY))  # a server's own
+            if kind != "light"
+            and not name.startswith(_READ_LATE)
+            and (name, value) != ("PYTHONPATH", str(REPOSITORY))  # a server's own
         )
         with self._lock:
             server = self._servers.get((kind, early))
@@ -148,6 +159,16 @@ class ForkServers:
         """End all servers."""
         for server in self._servers.values():
             server.close()
+
+
+def _module_of(argv: list[str]) -> str:
+    """Return the module that a command line of this Python runs, by its name or in a script; empty where it is another."""
+    if argv[:2] != [PYTHON, "-P"] or len(argv) < 4:
+        return ""
+    if argv[2] == "-m":
+        return argv[3]
+    found = _RUNS_MODULE.search(argv[3]) if argv[2] == "-c" else None
+    return found[1] if found else ""
 
 
 @contextmanager

@@ -12,7 +12,14 @@ from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
-from tests.runs.supervision import config_for, fake_settings, wait_for_state, wait_until
+from tests.runs.supervision import (
+    PATIENCE_SECONDS,
+    config_for,
+    fake_settings,
+    let_go,
+    wait_for_state,
+    wait_for_step,
+)
 
 MODULES = ("engine.commands.runs", "engine.commands.configs", "engine.commands.train")
 
@@ -31,7 +38,9 @@ def server(home):
 
 
 @pytest.fixture
-def loratory(capsys):
+def loratory(capsys, monkeypatch):
+    monkeypatch.setattr("engine.commands.runs._SETTLE_SECONDS", PATIENCE_SECONDS)
+
     def call(*arguments: str) -> tuple[int, str, str]:
         code = run_command(arguments, MODULES)
         captured = capsys.readouterr()
@@ -115,7 +124,7 @@ def test_the_steps_and_the_list_come_as_csv(store, loratory):
 
 
 def test_stop_cancel_and_delete_work_while_a_server_runs(store, loratory, server):
-    stopped, cancelled = store.create(config_for("steps=3000")), store.create(config_for("steps=3000"))
+    stopped, cancelled = store.create(config_for("steps=30000")), store.create(config_for("steps=30000"))
     wait_for_state(stopped, "running")
     assert loratory("stop", stopped.id)[0] == 0
     wait_for_state(stopped, "stopped")
@@ -130,7 +139,7 @@ def test_stop_cancel_and_delete_work_while_a_server_runs(store, loratory, server
 
 
 def test_a_running_run_is_not_deleted(store, loratory, server):
-    run = store.create(config_for("steps=3000"))
+    run = store.create(config_for("steps=30000"))
     wait_for_state(run, "running")
     code, out, err = loratory("delete", run.id, "--yes")
 
@@ -151,14 +160,14 @@ def test_deleting_asks_first_and_does_nothing_where_nobody_answers(store, lorato
 
 
 def test_a_stopped_run_is_resumed_and_followed_while_a_server_runs(store, loratory, server):
-    run = store.create(config_for("steps=60"))
-    wait_for_state(run, "running")
-    wait_until(lambda: run.folder.events.exists())
+    run = store.create(config_for("steps=20 hold=2"))
+    wait_for_step(run, 2)
     request_stop(run)
+    let_go(run)
     wait_for_state(run, "stopped")
 
     code, out, _ = loratory("resume", run.id, "--json")
-    assert (code, json.loads(out)["status"], json.loads(out)["steps"]) == (0, "completed", 60)
+    assert (code, json.loads(out)["status"], json.loads(out)["steps"]) == (0, "completed", 20)
     code, _, err = loratory("resume", run.id)
     assert code == 1
     assert "is complete" in err

@@ -50,6 +50,7 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
         lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
         hugging_face.end(there, "COMPLETED")
         wait_until(lambda run=run: JobRecord.read(run.folder).is_closed)
+    executor.close()  # nothing is written while it is read
 
     assert {token for step, token in hugging_face.asked_as if step != "other"} == set(TOKENS.values())
     assert {token for step, token in hugging_face.asked_as if step == "other"} <= {

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from pathlib import Path
 
 from engine.processes.limits import confined
 from engine.processes.messages import JsonObject, Request, Steps, serve
@@ -23,8 +24,9 @@ def allocate(params: JsonObject, request: Request) -> JsonObject:
 
 
 def count(params: JsonObject, request: Request) -> Steps:
+    """Count to a number, or until there is a file."""
     for number in range(params["to"]):
-        if request.is_cancelled():
+        if request.is_cancelled() or ("until" in params and Path(params["until"]).exists()):
             break
         request.progress({"number": number})
         time.sleep(0.005)

@@ -1,5 +1,6 @@
 """Places for the helper processes of several people: never more than there are, and nobody takes them all."""
 
+import itertools
 import sys
 import threading
 import time
@@ -9,13 +10,24 @@ import psutil
 import pytest
 
 from engine.errors import WorkerError
-from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.places import ProcessPlaces
 from engine.processes.pool import ProcessPool
-from tests.runs.supervision import wait_until
+from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.processes.confined_worker"
+
+
+def places_for(most: int) -> ProcessPlaces:
+    """Places whose clock runs so fast that a process is free as soon as it has answered."""
+    return ProcessPlaces(most, clock=itertools.count(step=2.0).__next__)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Who waits looks again soon."""
+    monkeypatch.setattr("engine.processes.places._LOOK_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -44,12 +56,12 @@ def living(*pools: ProcessPool) -> int:
 
 
 def test_twenty_people_have_no_more_processes_than_there_are_places(pool_of):
-    places = ProcessPlaces(3)
+    places = places_for(3)
     pools = [pool_of(f"person-{number}", places) for number in range(20)]
     most, answers = [], []
 
     def ask(pool):
-        answers.append(pool.call("echo", {})["pid"])
+        answers.append(result_of(pool.stream("echo", {}, waits_seconds=PATIENCE_SECONDS))["pid"])
 
     threads = [threading.Thread(target=ask, args=(pool,)) for pool in pools]
     for thread in threads:
@@ -64,7 +76,7 @@ def test_twenty_people_have_no_more_processes_than_there_are_places(pool_of):
 
 
 def test_an_idle_process_makes_room_for_another_person(pool_of):
-    places = ProcessPlaces(1)
+    places = places_for(1)
     ann, bea = pool_of("ann", places), pool_of("bea", places)
     first = ann.call("echo", {})["pid"]
 
@@ -75,12 +87,12 @@ def test_an_idle_process_makes_room_for_another_person(pool_of):
 
 
 def test_a_person_whose_place_is_taken_sees_that_and_is_next(pool_of):
-    places = ProcessPlaces(1)
+    places = places_for(1)
     ann, bea = pool_of("ann", places), pool_of("bea", places)
     counting = ann.stream("count", {"to": 1_000_000})
     next(counting)
 
-    asking = bea.stream("echo", {})
+    asking = bea.stream("echo", {}, waits_seconds=PATIENCE_SECONDS)
     assert "at work for other people" in next(asking)["waiting"]
     counting.close()
 
@@ -88,7 +100,7 @@ def test_a_person_whose_place_is_taken_sees_that_and_is_next(pool_of):
 
 
 def test_a_question_gives_up_its_wait_after_a_while(pool_of):
-    places = ProcessPlaces(1)
+    places = places_for(1)
     ann, bea = pool_of("ann", places), pool_of("bea", places)
     counting = ann.stream("count", {"to": 1_000_000})
     next(counting)
@@ -101,7 +113,7 @@ def test_a_question_gives_up_its_wait_after_a_while(pool_of):
 
 
 def test_one_person_cannot_take_all_places(pool_of):
-    places = ProcessPlaces(4)
+    places = places_for(4)
     greedy = [pool_of("ann", places, size=1) for _ in range(6)]
     counts = [pool.stream("count", {"to": 1_000_000}) for pool in greedy]
     begun = [answers for answers in counts if "progress" in next(answers)]
@@ -113,7 +125,7 @@ def test_one_person_cannot_take_all_places(pool_of):
 
 
 def test_next_is_who_has_fewest_at_work():
-    places = ProcessPlaces(2, clock=lambda: time.monotonic() * 100)
+    places = places_for(2)
     processes = [JsonLinesProcess(WORKER, log_file=Path("unused")) for _ in range(4)]
     list(places.take(processes[0], "ann"))
     list(places.take(processes[1], "cal"))
@@ -158,7 +170,7 @@ def test_a_process_keeps_its_place_between_the_questions_of_one_page_for_a_while
 
 
 def test_all_processes_of_a_lab_end_when_idle_and_start_again(pool_of):
-    pool = pool_of("ann", ProcessPlaces(2), idle_seconds=0.2)
+    pool = pool_of("ann", places_for(2), idle_seconds=0.2)
     first = pool.call("echo", {})["pid"]
 
     wait_until(lambda: not psutil.pid_exists(first))
@@ -167,7 +179,7 @@ def test_all_processes_of_a_lab_end_when_idle_and_start_again(pool_of):
 
 
 def test_a_closed_pool_starts_no_process_any_more(pool_of):
-    places = ProcessPlaces(1)
+    places = places_for(1)
     pool, other = pool_of("ann", places), pool_of("bea", places)
     pool.call("echo", {})
     pool.close(timeout_seconds=0.5)

@@ -14,7 +14,7 @@ from engine.errors import ModelLimitError, WorkerError
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.pool import ProcessPool
-from tests.runs.supervision import wait_until
+from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.processes.confined_worker"
@@ -27,6 +27,12 @@ def a_process(tmp_path: Path) -> JsonLinesProcess:
 
 
 @pytest.fixture
+def keeps_up(monkeypatch):
+    """The first process of a pool counts as one that keeps up, however long it stands still."""
+    monkeypatch.setattr("engine.processes.pool._BEGINS_WITHIN_SECONDS", PATIENCE_SECONDS)
+
+
+@pytest.fixture
 def pool(tmp_path):
     made = ProcessPool(
         (a_process(tmp_path), a_process(tmp_path)),
@@ -36,6 +42,7 @@ def pool(tmp_path):
     made.close(timeout_seconds=0.5)
 
 
+@pytest.mark.usefixtures("keeps_up")
 def test_code_stuck_in_c_is_ended_explained_and_not_tried_again(pool):
     first = pool.call("echo", {})["pid"]
 
@@ -49,13 +56,16 @@ def test_code_stuck_in_c_is_ended_explained_and_not_tried_again(pool):
     assert pool.call("echo", {})["pid"] == second, "a known overrun ended another process"
 
 
-def test_what_was_under_way_in_that_process_is_asked_again(pool):
-    counting = pool.stream("count", {"to": 400})
+@pytest.mark.usefixtures("keeps_up")
+def test_what_was_under_way_in_that_process_is_asked_again(pool, tmp_path):
+    is_over = tmp_path / "over"
+    counting = pool.stream("count", {"to": 1_000_000, "until": str(is_over)})
     next(counting)
     first = pool.pids[0]
 
     with pytest.raises(ModelLimitError):
         pool.call("stick", {"name": "It", "seconds": 0.3})
+    is_over.touch()
 
     assert list(counting)[-1]["result"]["pid"] != first
 
@@ -70,6 +80,7 @@ def test_a_question_is_answered_while_another_is_stuck(pool):
     assert identity.is_alive(), "it was answered only because the stuck process was gone"
 
 
+@pytest.mark.usefixtures("keeps_up")
 def test_one_process_is_enough_while_it_keeps_up(pool):
     counting = pool.stream("count", {"to": 1_000_000})
     next(counting)
@@ -80,6 +91,7 @@ def test_one_process_is_enough_while_it_keeps_up(pool):
     assert len(pool.pids) == 1
 
 
+@pytest.mark.usefixtures("keeps_up")
 def test_a_spare_process_is_ready_before_it_is_needed(tmp_path):
     pool = ProcessPool((a_process(tmp_path), a_process(tmp_path)), lambda params: ModelLimitError("", ""), spare=True)
     first = pool.call("echo", {})["pid"]

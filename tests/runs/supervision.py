@@ -34,14 +34,14 @@ def gpu(index: int, free_gib: float = 24) -> Device:
 
 
 def fake_worker_command(order: JobSpec) -> list[str]:
-    """Starts tests/runs/fake_worker.py from the repository, wherever the test process stands."""
-    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv[1:] = [{str(order.run.folder.path)!r}]; "
-    return [
-        sys.executable,
-        "-P",
-        "-c",
-        start + "import runpy; runpy.run_module('tests.runs.fake_worker', run_name='__main__')",
-    ]
+    """Starts tests/runs/fake_worker.py from the repository, wherever the test process stands; see `tests.fork_server`."""
+    start = f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
+    start += "runpy.run_module('tests.runs.fake_worker', run_name='__main__')"
+    return [sys.executable, "-P", "-c", start, str(order.run.folder.path)]
+
+
+# Of a supervisor whose worker may stand still, or be kept waiting by a test, for as long as the machine likes.
+ENDLESS = SilenceLimits(idle_seconds=3600, suspended_seconds=3600, preparing_idle_seconds=3600, busy_seconds=3600)
 
 
 def fake_settings(command: WorkerCommand = fake_worker_command, **changes: Any) -> SupervisorSettings:
@@ -49,11 +49,7 @@ def fake_settings(command: WorkerCommand = fake_worker_command, **changes: Any) 
     values: dict[str, Any] = {
         "executors": functools.partial(make_executors, command=command),
         "devices": lambda: (cpu(),),
-        "patience": Patience(
-            silence=SilenceLimits(idle_seconds=3, suspended_seconds=3, preparing_idle_seconds=5, busy_seconds=30),
-            cancel_seconds=1.0,
-            claim_seconds=6.0,
-        ),
+        "patience": Patience(silence=ENDLESS, cancel_seconds=1.0, claim_seconds=600.0),
         "tick_seconds": 0.05,
         "take_over_seconds": 0.1,
     }
@@ -88,8 +84,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS)
 
 def wait_for_state(run: Run, *states: str) -> RunState:
     """Wait until a run is in one of these states, and return what it says then."""
-    wait_until(lambda: run.folder.read_state().state in states)
-    return run.folder.read_state()
+    seen: list[RunState] = []
+    wait_until(lambda: seen.append(run.folder.read_state()) or seen[-1].state in states)
+    return seen[-1]
 
 
 def executions(run: Run) -> list[str]:

@@ -63,7 +63,7 @@ def test_an_attempt_after_some_by_hand_has_a_number_of_its_own(store, home, last
 
 
 def test_a_waiting_run_that_somebody_executes_is_followed_and_not_started(store, home, by_hand):
-    run = store.create(config_for("steps=5000"))
+    run = store.create(config_for("steps=50000"))
     reconcile(home, fake_settings())
     worker = by_hand(run)
     wait_for_step(run, 2)

@@ -128,7 +128,7 @@ def test_what_cannot_train_is_told_in_the_workers_words(home, tiny_model_folder)
 
 
 def measuring(home, folder, command):
-    config = config_for(folder, run={"name": "steps=5000"})
+    config = config_for(folder, run={"name": "steps=50000"})
     estimate = estimate_memory(module_inventory(config.model, home), config, describe_processor())
     return MeasurementJob(home, config, estimate, command=command)
 

@@ -17,7 +17,7 @@ from engine.runs.store import RunStore
 from engine.runs.supervision import states, worker_monitor
 from engine.runs.supervision.supervisor import Supervisor
 from engine.training.failure import explain
-from tests.runs.supervision import fake_settings, wait_for_state, wait_until
+from tests.runs.supervision import fake_settings, wait_for_state
 
 GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, has_fast_bfloat16=True)
 
@@ -80,12 +80,12 @@ def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words
     monkeypatch.setattr(states, "out_of_memory_kills", lambda: 0)
     monkeypatch.setattr(worker_monitor, "out_of_memory_kills", lambda: next(kills) + 1)
     run = RunStore(home, "ann").create(
-        config_for(known, run={"name": "steps=100"}, training={"per_device_train_batch_size": 64})
+        config_for(known, run={"name": "steps=2 hold=1"}, training={"per_device_train_batch_size": 64})
     )
     supervisor = Supervisor(home, fake_settings())
     supervisor.start()
     try:
-        wait_until(lambda: run.folder.read_state().state == "running")
+        wait_for_state(run, "running")
         os.kill(run.folder.read_worker().pid, signal.SIGKILL)
         state = wait_for_state(run, "failed")
     finally:

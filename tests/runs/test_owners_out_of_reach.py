@@ -10,13 +10,13 @@ from engine.runs.control import request_cancel, request_resume, resume_is_reques
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_until
+from tests.runs.supervision import config_for, cpu, executions, fake_settings, let_go, wait_for_step, wait_until
 
 
 @pytest.fixture
 def theirs(home) -> Run:
     """A run of somebody whose folder is within reach."""
-    return RunStore(home, "bob").create(config_for("steps=5000"))
+    return RunStore(home, "bob").create(config_for("steps=50000"))
 
 
 def take_away(store: RunStore) -> Path:
@@ -67,15 +67,19 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
 @pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
 def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
     monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
-    run, away = store.create(config_for("steps=60")), home.root / "away"
+    # It holds while the folder is away, so that it writes nothing then.
+    run, away = store.create(config_for("steps=6 hold=2")), home.root / "away"
     devices = [cpu()] if has_begun else []
     loop = SupervisorLoop(home, fake_settings(devices=lambda: devices))
     wait_until(lambda: loop.tick() or run.folder.read_state().state == ("running" if has_begun else "queued"))
+    if has_begun:
+        wait_for_step(run, 2)
     shutil.move(store.folder, away)
     devices[:] = [cpu()]
     loop.tick()
     loop.tick()
     shutil.move(away, store.folder)
+    let_go(run)
 
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 

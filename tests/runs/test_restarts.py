@@ -83,7 +83,7 @@ def test_a_restart_that_let_the_worker_save_is_one_as_well(restarted, home):
 @pytest.mark.parametrize("mishap", ["", "term@6"], ids=["it saved", "it could not save"])
 def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, home, start_supervisor, mishap):
     first = start_supervisor()
-    run = store.create(config_for(f"steps=400 checkpoint=2 {mishap}", run=RESUMES))
+    run = store.create(config_for(f"steps=40000 checkpoint=2 {mishap}", run=RESUMES))
     wait_for_step(run, 5)
     if not mishap:
         os.kill(worker_of(run).pid, signal.SIGTERM)
@@ -94,11 +94,11 @@ def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, h
 
     move_to_an_earlier_boot(run)
     start_supervisor()
-    wait_for_state(run, "running")
-    assert run.folder.read_state().attempt == 2
+    assert wait_for_state(run, "running").attempt == 2
+    words = f"Continued from step {ended.resumable_step}."
+    wait_until(lambda: words in [message.text for message in read_history(run.folder.events).messages])
     request_cancel(run)
     wait_for_state(run, "stopped")
-    assert f"Continued from step {ended.resumable_step}." in [m.text for m in read_history(run.folder.events).messages]
 
 
 @pytest.mark.parametrize("ask", [request_stop, request_cancel])

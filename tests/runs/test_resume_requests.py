@@ -13,13 +13,13 @@ from engine.runs.control import (
 )
 from engine.runs.run import Run, RunState
 from engine.runs.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
+from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until, worker_of
 
 
 @pytest.fixture
 def stopped(store) -> Run:
     """A run that was stopped in its first attempt."""
-    run = store.create(config_for("steps=5000"))
+    run = store.create(config_for("steps=50000"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
     return run
 
@@ -66,7 +66,8 @@ def test_a_run_cancelled_between_two_looks_does_not_train_again_by_an_older_clic
     wait_until(lambda: loop.tick() or stopped.folder.read_state().state == "running")
     resume_late(home, stopped)
     request_cancel(stopped)
-    wait_until(lambda: not stopped.folder.has_living_worker())
+    worker = worker_of(stopped)
+    wait_until(lambda: not worker.is_alive())  # its lock is free a moment before it has ended
 
     for _ in range(5):
         loop.tick()

@@ -117,9 +117,9 @@ def test_the_device_of_a_worker_on_another_host_is_not_one_of_ours(home, store):
 
 @pytest.mark.parametrize("skew_seconds", [-3600, 3600], ids=["behind", "ahead"])
 def test_a_worker_has_its_time_to_obey_a_cancel_whatever_a_file_servers_clock_shows(home, store, skew_seconds):
-    patience = Patience(silence=fake_settings().patience.silence, cancel_seconds=30.0)
+    patience = Patience(silence=fake_settings().patience.silence, cancel_seconds=600.0)
     loop = SupervisorLoop(home, fake_settings(patience=patience, devices=lambda: (cpu(),)))
-    run = store.create(config_for("steps=500 pace=0.5"))
+    run = store.create(config_for("steps=50000 pace=0.5"))
     wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
     wait_for_step(run, 1)
     request_cancel(run)

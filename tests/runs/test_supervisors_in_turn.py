@@ -118,7 +118,7 @@ def test_a_command_that_looks_once_brings_states_up_to_date_and_starts_nothing(s
 def test_a_run_cancelled_by_commands_that_look_once_each_is_cancelled(store, home, start_supervisor):
     """The one that kills the worker is not the one that finds it dead."""
     first = start_supervisor()
-    run = store.create(config_for("steps=5000 deaf@9999"))
+    run = store.create(config_for("steps=50000 deaf@99999"))
     wait_for_step(run, 2)
     first.stop()
     request_cancel(run)

@@ -27,7 +27,7 @@ def refuse(*_args: object, **_values: object) -> None:
 
 def test_a_device_that_could_not_be_handed_over_is_handed_over_at_the_next_look(store, home, monkeypatch):
     loop, book = SupervisorLoop(home, fake_settings()), LeaseBook(home)
-    run = store.create(config_for("steps=5000"))
+    run = store.create(config_for("steps=50000"))
     with monkeypatch.context() as patch:
         patch.setattr(LeaseBook, "hand_over", refuse)
         loop.tick()
@@ -54,7 +54,7 @@ def test_a_run_that_ends_gives_back_a_device_that_was_never_handed_over(store, h
 
 
 def test_a_device_is_not_given_on_before_the_end_of_its_run_was_seen(store, home):
-    first, second = store.create(config_for("steps=5000")), store.create(config_for("steps=2"))
+    first, second = store.create(config_for("steps=50000")), store.create(config_for("steps=2"))
     is_time = False
 
     def devices() -> tuple[Device, ...]:
@@ -256,9 +256,12 @@ def test_a_silence_is_written_down_while_it_lasts(store, start_supervisor):
 
     wait_until(lambda: _last_step(run) == 3)
     said = read_history(run.folder.events).last_time - 0.2  # a silence before it is another one
-    wait_until(lambda: (run.folder.read_state().silent_since or 0.0) > said)
-    state = run.folder.read_state()
-    assert (state.state, state.silence_limit_seconds) == ("running", 600)
+
+    def is_silent_since_then() -> bool:
+        state = run.folder.read_state()
+        return (state.silent_since or 0.0) > said and (state.state, state.silence_limit_seconds) == ("running", 600)
+
+    wait_until(is_silent_since_then)
     request_cancel(run)
     assert wait_for_state(run, "stopped", "failed").silent_since is None
 

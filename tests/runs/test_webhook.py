@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from engine.runs.summary import RunSummary
 from engine.runs.supervision.notifier import deliver, words_of
 from engine.runs.webhook import Webhook, WebhookError, WebhookStore, parse_webhook, payload_of, send
-from tests.runs.supervision import config_for
+from tests.runs.supervision import PATIENCE_SECONDS, config_for
 
 SECRET = "T0pS3cret"
 RUN = RunSummary(
@@ -52,7 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver():
+def receiver(monkeypatch):
+    for limit in ("_PATIENCE_SECONDS", "_DEADLINE_SECONDS"):
+        monkeypatch.setattr(f"engine.runs.webhook.{limit}", PATIENCE_SECONDS)
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -156,7 +158,7 @@ def test_the_end_of_a_run_is_sent_by_its_supervisor(receiver, store, webhooks, s
     start_supervisor()
     run = store.create(config_for(name))
 
-    assert receiver.has_got.wait(120)
+    assert receiver.has_got.wait(PATIENCE_SECONDS)
 
     message = receiver.got[0][1]
     assert (message["run"], message["state"]) == (run.id, state)

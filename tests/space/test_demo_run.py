@@ -1,5 +1,6 @@
 """The demo run of a Space: filed once, out of people's way, shared, and shown with what was computed for it."""
 
+import itertools
 import threading
 import time
 
@@ -18,7 +19,7 @@ from engine.space.demo_chat import DemoBusyError, demo_session
 from engine.space.demo_sample import SampleFile
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
+from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
 
 LONG_AGO = 9_000.0
@@ -315,9 +316,27 @@ def test_one_question_at_a_time(tmp_path):
 
 
 def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
-    demo = a_demo(tmp_path, FakeChatSession(0.3))
+    class Endless(FakeChatSession):
+        """Has one word for each model, and is at the next one until it is stopped."""
+
+        def __init__(self):
+            super().__init__(0.0)
+            self.is_stopped = threading.Event()
+
+        def stream(self, request):
+            self._stopped.clear()
+            words = super().stream(request)
+            yield from itertools.islice(words, len(request.branches))
+            assert self.is_stopped.wait(PATIENCE_SECONDS)
+            self._stopped.add(request.id)
+            yield from words
+
+        def stop(self, request_id=None):
+            self.is_stopped.set()
+
+    demo = a_demo(tmp_path, Endless())
     run = with_run(demo)
-    demo.chat.answer_seconds = 1.5
+    demo.chat.answer_seconds = 0.05
 
     answers = demo.chat.ask(run, "What is r?")
 

@@ -16,7 +16,7 @@ from engine.runs.store import RunStore
 from tests.accounts.conftest import PASSWORD
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
 from tests.jobs.stand_in import TOKEN, Fault
-from tests.runs.supervision import wait_until
+from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
 
 BUCKET = "ada/mirror"
@@ -118,7 +118,7 @@ def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face): 
     a_checkpoint(run, 400)
     wait_until(lambda: not any(fault.times for fault in hugging_face.faults) and not mirror.unsaved("ann").words)
     RunStore(home, "ann").delete(a_run(home, seed=9).id)
-    assert mirror.stop(20)
+    assert mirror.stop(PATIENCE_SECONDS)
 
     back = RunStore(spaces.again(), "ann").list()
     assert [files_of(one)["events.jsonl"] for one in back] == [files_of(run)["events.jsonl"]]

@@ -6,7 +6,7 @@ from engine.errors import HubUnreachableError, PushError
 from engine.runs.store import RunStore
 from engine.space import mirror_bucket
 from engine.space.mirror import Mirror, MirrorSettings
-from tests.runs.supervision import wait_until
+from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.mirrored import SPACE, a_run
 
 AWAY = HubUnreachableError("The bucket cannot be reached.", "Wait.")
@@ -31,7 +31,7 @@ def test_a_process_that_was_replaced_stops_writing(home, spaces, bucket, monkeyp
     spaces.again()
     before = dict(bucket.files)
     a_run(home, seed=3)
-    first._written._checked = 0.0
+    first._written._checked = float("-inf")
 
     with pytest.raises(PushError, match="Another process has begun to save"):
         first._save()
@@ -113,7 +113,7 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
     assert mirror.unsaved("ann").runs
     bucket.refuse = lambda _: None
     wait_until(lambda: mirror.unsaved("ann").words == "")
-    assert mirror.stop(5)
+    assert mirror.stop(PATIENCE_SECONDS)
 
     again = spaces.again()
     assert set(RunStore(again, "ann").ids()) == {run.id, other.id}

@@ -117,7 +117,7 @@ def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself
     supervisor = start_supervisor(home)
     wait_for_step(run, 7)
 
-    assert mirror.stop(20)
+    assert mirror.stop(PATIENCE_SECONDS)
     supervisor.stop()
     last = read_history(run.folder.events).last_step
 

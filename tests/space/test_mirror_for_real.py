@@ -16,9 +16,10 @@ from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
+from engine.training import faults
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
 from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN
-from tests.runs.supervision import cpu, wait_for_state, wait_until
+from tests.runs.supervision import cpu, wait_for_state, wait_for_step, wait_until
 from tests.space.fake_bucket import FakeBucket
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
 from tests.tiny_model import make_tiny_model
@@ -51,7 +52,7 @@ def supervised(home):
         supervisor.stop()
 
 
-def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp_path):
+def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp_path, monkeypatch):
     bucket = FakeBucket()
     spaces = Spaces(bucket, tmp_path)
     home = spaces.disk()
@@ -68,17 +69,17 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
     })  # fmt: skip
     store = RunStore(home, "ann")
     mirror = spaces.begin(home)
-    with contextlib.closing(Inspector(home)) as inspector:
+    with contextlib.closing(Inspector(home)) as inspector, supervised(home):
         launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),)))
         whole = launcher.start(config)
-        run = launcher.start(config)
-    with supervised(home):
         wait_for_state(whole, "completed")
+        monkeypatch.setenv(faults.VARIABLE, f"training:step-6=wait:{tmp_path / 'nothing'}")
+        run = launcher.start(config)
+        wait_for_step(run, 5)
         wait_until(lambda: run.folder.newest_checkpoint_step() is not None)
-        worker = run.folder.read_worker()
-        os.kill(worker.pid, signal.SIGSTOP)
         mirror._save()
-        os.kill(worker.pid, signal.SIGKILL)
+        os.kill(run.folder.read_worker().pid, signal.SIGKILL)
+        monkeypatch.delenv(faults.VARIABLE)
     expected, adapter = losses(whole), weights(whole)
     saved_step = run.folder.newest_checkpoint_step()
     assert saved_step < STEPS
