@@ -63,7 +63,7 @@ KINDS = {
 _RUNS_MODULE = re.compile(r"runpy\.run_module\('([\w.]+)', run_name='__main__'\)$")
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
-_MOST_SERVERS = 5
+_MOST_SERVERS = 6
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl
 # Imports read them; most workers have them, those of a training give them to themselves.

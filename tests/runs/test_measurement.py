@@ -88,9 +88,8 @@ def test_a_step_is_measured_and_nothing_of_it_stays(home, tiny_model_folder):
     assert LeaseBook(home).holder("cpu") is None
 
 
-@pytest.mark.e2e
 def test_a_measurement_can_be_stopped(home, tiny_model_folder):
-    job = job_for(home, config_for(tiny_model_folder))
+    job = measuring(home, tiny_model_folder, fake_worker_command)
 
     with pytest.raises(CancelledRequestError):
         job.run(lambda progress: job.stop())
@@ -106,7 +105,7 @@ def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, mo
     )
 
     with pytest.raises(DeviceError) as caught:
-        job_for(home, config_for(tiny_model_folder)).run()
+        measuring(home, tiny_model_folder, fake_worker_command).run()
 
     assert caught.value.fix == "Halve max_length."
     assert leftovers(home) == []
