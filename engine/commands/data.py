@@ -1,4 +1,4 @@
-"""`loratory inspect` and `loratory render`: what a dataset holds, and the very tokens that a model would learn from it."""
+"""`loratory inspect` and `loratory render`: what a dataset holds, and which of its tokens are trained."""
 
 import contextlib
 import itertools
@@ -149,18 +149,18 @@ def report_text(report: DatasetReport) -> str:
         lengths = report.token_lengths
         cut = (
             f"{lengths.over_max_length:,} longer than {report.max_length:,} are cut, "
-            f"which loses {report.lost_trained_tokens:,} tokens to learn."
+            f"which loses {report.lost_trained_tokens:,} trained tokens."
             if report.max_length is not None
             else "None is cut."
         )
         lines += [
-            f"Tokens of {report.model}: {report.trained_tokens:,} learned, {report.masked_tokens:,} only read.",
+            f"Tokens of {report.model}: {report.trained_tokens:,} trained, {report.masked_tokens:,} masked.",
             f"Length of {report.sequences:,} sequences: shortest {lengths.min:,}, median {lengths.p50:,}, "
             f"95th percentile {lengths.p95:,}, longest {lengths.max:,}. {cut}",
         ]
     lines += [f"Note: {note}" for note in report.notes]
     lines += _problem_lines("Left out", report.problems, report.dropped)
-    lines += _problem_lines("Kept, but odd", report.notices, sum(report.notice_counts.values()))
+    lines += _problem_lines("Kept with warnings", report.notices, sum(report.notice_counts.values()))
     lines.append(f"Took {words_of_seconds(report.seconds)}.")
     return "\n".join(lines)
 
@@ -181,9 +181,9 @@ def sequence_text(sequence: RenderedSequence) -> str:
     """Return a sequence for people, with trained text between ⟦ and ⟧."""
     text = ""
     labelled = zip(sequence.pieces, sequence.labels, strict=True)
-    for is_learned, group in itertools.groupby(labelled, lambda pair: pair[1] != IGNORED_LABEL):
+    for is_trained, group in itertools.groupby(labelled, lambda pair: pair[1] != IGNORED_LABEL):
         pieces = "".join(piece for piece, _ in group)
-        text += f"⟦{pieces}⟧" if is_learned else pieces
+        text += f"⟦{pieces}⟧" if is_trained else pieces
     trained_count = sum(label != IGNORED_LABEL for label in sequence.labels)
     cut = f", cut from {sequence.uncut_tokens:,}" if sequence.uncut_tokens > len(sequence.input_ids) else ""
     return (

@@ -10,7 +10,7 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.backup import BackupSize, restore_backup, write_backup
 from engine.accounts.deployment import Deployment
 from engine.accounts.lab import audit_log_path, public_address
-from engine.commands.output import AsJson, one_of, print_result, words_of_bytes
+from engine.commands.output import AsJson, print_result, words_of_bytes
 from engine.paths import LoratoryHome, typed_path
 
 lab = typer.Typer(name="lab", help="A lab as a service: files, backup, restore.", no_args_is_help=True)
@@ -21,7 +21,7 @@ BackupFile = Annotated[Path, typer.Argument(metavar="FILE.tar", help="The backup
 
 @lab.command()
 def files(
-    part: Annotated[str | None, typer.Argument(metavar="[service|caddy]", help="One file alone, to redirect.")] = None,
+    part: Annotated[Part | None, typer.Argument(metavar="[service|caddy]", help="One file alone, to redirect.")] = None,
     public_url: Annotated[str | None, typer.Option("--public-url", help="Address at which browsers reach it.")] = None,
     user: Annotated[str, typer.Option("--user", help="Dedicated user of the machine.")] = Deployment.user,
     home: Annotated[Path, typer.Option("--home", help="Folder of the lab.")] = Deployment.home,
@@ -41,13 +41,12 @@ def files(
             f"Note: {sys.prefix} is in a home folder, which the service cannot read. Install it in /opt.",
             file=sys.stderr,
         )
-    wanted = None if part is None else one_of(part, Part, "[service|caddy]")
-    if wanted is None:
+    if part is None:
         print(deployment.steps())
-    if wanted != "caddy":
-        _print_file("/etc/systemd/system/loratory.service", deployment.unit(), is_alone=wanted is not None)
-    if wanted != "service" and tls_cert is None:
-        _print_file("/etc/caddy/Caddyfile", deployment.caddyfile(), is_alone=wanted is not None)
+    if part != "caddy":
+        _print_file("/etc/systemd/system/loratory.service", deployment.unit(), is_alone=part is not None)
+    if part != "service" and tls_cert is None:
+        _print_file("/etc/caddy/Caddyfile", deployment.caddyfile(), is_alone=part is not None)
 
 
 @lab.command()

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TextIO, TypeVar, get_args
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -34,17 +34,6 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def setting_option(section: type[BaseModel], field: str, *names: str) -> Any:
     """Return an option with the help text of a setting, whose own default and bounds hold."""
     return typer.Option(*names, help=section.model_fields[field].description)
-
-
-def one_of(given: str, choices: Any, name: str) -> Any:
-    """Return what was given for an argument or option, if it is one of the values of a Literal.
-
-    Raises:
-        BadParameter: If it is not.
-    """
-    if given not in get_args(choices):
-        raise typer.BadParameter(f"{given!r} is not one of {', '.join(get_args(choices))}.", param_hint=name)
-    return given
 
 
 def own_runs() -> RunStore:

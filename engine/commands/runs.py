@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -11,7 +11,6 @@ from engine.commands.output import (
     ProgressLine,
     RunId,
     confirm,
-    one_of,
     own_runs,
     print_json,
     print_result,
@@ -46,20 +45,22 @@ def runs(
     method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Only runs on this model.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag; several: with all.")] = None,
-    sort: Annotated[str, typer.Option("--sort", help="A column: eval_loss, seconds, size_bytes, name, …")] = "created",
+    sort: Annotated[SortKey, typer.Option("--sort", help="A column.")] = "created",
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest, or oldest, first.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the runs, newest first."""
+    if unknown := set(state or ()) - set(get_args(State)):
+        raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(get_args(State))}.", param_hint="--state")
     store = _store()
     query = RunQuery(
         words=" ".join(words or ()),
-        states=tuple(one_of(name, State, "--state") for name in state or ()),
+        states=cast(list[State], state or []),
         methods=tuple(method or ()),
         models=tuple(model or ()),
         tags=tuple(tag or ()),
-        sort=one_of(sort, SortKey, "--sort"),
+        sort=sort,
         descending=not ascending,
     )
     found = select_runs(RunIndex(store).summaries(), query)
@@ -181,16 +182,15 @@ def tag(
 
 
 def move(
-    run_id: RunId, where: Annotated[str, typer.Argument(help="first, up, down or last.")], as_json: AsJson = False
+    run_id: RunId, where: Annotated[QueueMove, typer.Argument(metavar="first|up|down|last")], as_json: AsJson = False
 ) -> None:
     """Move a waiting run within the queue."""
-    direction: QueueMove = one_of(where, QueueMove, "WHERE")
     store = own_runs()
     run = store.get(run_id)
     waiting = [known.id for known in store.list() if known.folder.read_state().state == "queued"]
     if run.id not in waiting:
         raise RunError(f"{run.id} is {run.folder.read_state().state} and does not wait.", "Only waiting runs move.")
-    order = QueueOrder(store.home).shift(run.id, waiting, direction)
+    order = QueueOrder(store.home).shift(run.id, waiting, where)
     text = "\n".join(f"{place}. {known}" for place, known in enumerate(order, start=1))
     print_result({"queue": order}, text, as_json=as_json)
 
@@ -272,7 +272,7 @@ def _steps(summary: RunSummary) -> str:
 def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
-    base_loss, foretold = words_of_loss(summary.base_eval_loss), words_of_bytes(summary.predicted_bytes)
+    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_bytes(summary.predicted_bytes)
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
         ("method", summary.method),
@@ -285,7 +285,7 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
         ("loss", words_of_loss(summary.final_loss)),
         ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         ("speed", speed),
-        ("peak memory", f"{words_of_bytes(summary.peak_memory_bytes)} (foretold {foretold})"),
+        ("peak memory", f"{words_of_bytes(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", words_of_bytes(summary.size_bytes)),
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("tags", ", ".join(summary.tags) or "–"),

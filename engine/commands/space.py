@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.commands.configs import named_path
-from engine.commands.output import AsJson, ProgressLine, confirm, one_of, print_result, words_of_bytes
+from engine.commands.output import AsJson, ProgressLine, confirm, print_result, words_of_bytes
 from engine.config.run import ModelConfig
 from engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.space.repository import Sdk, SpacePlan, check_name, space_files
+from engine.space.repository import Sdk, SpacePlan, Visibility, check_name, space_files
 from engine.space.state import Status, stage_of
 from engine.wheel import build_wheel
 
@@ -66,15 +66,14 @@ def create(
     name: SpaceName,
     hardware: Hardware = None,
     visibility: Annotated[
-        str,
-        typer.Option("--visibility", help="private, protected (everyone reaches the app, no one its files), public."),
+        Visibility, typer.Option("--visibility", help="protected: everyone reaches the app, no one its files.")
     ] = "private",
     admit: Admit = None,
     bucket: Bucket = None,
     no_bucket: NoBucket = False,
     secret: Secret = None,
     warm: Warm = None,
-    sdk: Annotated[str, typer.Option("--sdk", help="docker or gradio.")] = "docker",
+    sdk: Annotated[Sdk, typer.Option("--sdk")] = "docker",
     sleep_hours: SleepHours = None,
     dry_run: Annotated[
         Path | None, typer.Option("--dry-run", metavar="DIR", help="Write the files there instead, without a network.")
@@ -86,11 +85,7 @@ def create(
 
     With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
-    from engine.space.hub import Visibility
-
-    kind: Sdk = one_of(sdk, Sdk, "--sdk")
-    shown: Visibility = one_of(visibility, Visibility, "--visibility")
-    plan = SpacePlan(name, kind, hardware or "cpu-basic", tuple(warm or ()))
+    plan = SpacePlan(name, sdk, hardware or "cpu-basic", tuple(warm or ()))
     settings = _settings(
         secret, admit or (), "" if no_bucket else bucket or name.replace("/", "/loratory-"), sleep_hours
     )
@@ -98,11 +93,11 @@ def create(
     if dry_run is not None:
         _write(files, dry_run, as_json=as_json)
         return
-    settings.refuse_impossible(name, plan.hardware, is_private=shown == "private")
+    settings.refuse_impossible(name, plan.hardware, is_private=visibility == "private")
     with _hub() as hub:
         price = hub.refuse_unless_possible(plan)
         hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
-        hub.make(plan, shown, settings)
+        hub.make(plan, visibility, settings)
         try:
             sent = hub.upload(name, files, "Create Loratory's Space")
         except EngineError as error:

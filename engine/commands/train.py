@@ -72,7 +72,7 @@ def follow_to_the_end(
     """
     supervisor = Supervisor(home, settings)
     reader = HistoryReader(run.folder.events)
-    said = time.time()
+    shown_until = time.time()
     try:
         with _interrupt_asks_to_stop(run, line):  # before the run may begin
             if supervisor.start() == "standing_by":
@@ -81,9 +81,9 @@ def follow_to_the_end(
                 state = run.folder.read_state()
                 history = reader.update()
                 for message in history.messages:
-                    if message.time > said and message.kind == "warning":
+                    if message.time > shown_until and message.kind == "warning":
                         line.say(f"Warning: {message.text}")
-                    said = max(said, message.time)
+                    shown_until = max(shown_until, message.time)
                 if state.is_final:
                     break
                 _show(line, state.state, state.cause, history)
@@ -185,9 +185,9 @@ def sweep(
     configs = sweep_configs(load_config_mapping(config, overrides, store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         preflight = Preflight(store.home, inspector)
-        checked = [preflight.check(one, line.show) for one in configs]  # all of them before the first is filed
+        checked = [preflight.check(one, line.show) for one in configs]  # all of them before the first is queued
     runs = [store.create(one.config, one.provenance, report=one.report) for one in checked]
-    line.say(f"Filed {len(runs)} runs.")
+    line.say(f"Queued {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
         line.say(f"Run {number} of {len(runs)}: {run.id}")

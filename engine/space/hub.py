@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceRuntime
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -20,11 +20,10 @@ from engine.export.push.hub_answers import Patience, persist, push_errors_explai
 from engine.hub_bucket import RunBucket
 from engine.hub_errors import SPACE, Fault, HubFault
 from engine.space.environment import ADMITTED, BUCKET
-from engine.space.repository import Sdk, SpacePlan, address_of, hardware_problem, is_ours
+from engine.space.repository import Sdk, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 from engine.space.state import Status, stage_of
 
 Answer = TypeVar("Answer")
-Visibility = Literal["private", "protected", "public"]  # protected: everyone reaches the app, no one its files
 
 _FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
 _LOOK_SECONDS = 5.0

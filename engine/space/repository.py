@@ -19,6 +19,7 @@ from engine.space.environment import PORT
 from engine.wheel import Wheel
 
 Sdk = Literal["docker", "gradio"]
+Visibility = Literal["private", "protected", "public"]  # protected: everyone reaches the app, no one its files
 _CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 _EXTRAS = ("gguf", "oidc")
 
