@@ -11,24 +11,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.accounts import Accounts
-from engine.accounts.audit import AuditLog
 from engine.accounts.passwords import LONGEST, SHORTEST
 from engine.accounts.people import Person
-from engine.accounts.sessions import Sessions, SessionState, SignedIn
-from engine.accounts.throttle import SignInThrottle
+from engine.accounts.sessions import SessionState, SignedIn
 from engine.errors import AccountError, EngineError
-from ui.front.forms import (
-    SIGN_OUT,
-    address_of,
-    begin_session,
-    field,
-    find_session,
-    page,
-    problem_box,
-    read_form,
-    require_password,
-)
+from ui.front.forms import SIGN_OUT, PlainPages, field, page, problem_box, read_form
 from ui.front.gate import SIGN_IN
 from ui.views.html import duration
 
@@ -48,25 +35,12 @@ _LONG_NAMES = {"Edg": "Edge", "OPR": "Opera", "Mac OS X": "macOS", "CrOS": "Chro
 
 
 @dataclass(frozen=True)
-class AccountPages:
-    """What a signed-in person sees and changes of the own account.
+class AccountPages(PlainPages):
+    """What a signed-in person sees and changes of the own account."""
 
-    Args:
-        accounts: Changes passwords.
-        sessions: Lists and ends.
-        throttle: Counts wrong passwords.
-        audit: Logs each change.
-        links_of: Returns HTML about the accounts of other services that open a person's; the second argument is whether the
-            person has a password.
-        has_passwords: Whether people may have any.
-    """
-
-    accounts: Accounts
-    sessions: Sessions
-    throttle: SignInThrottle
-    audit: AuditLog
+    # Returns HTML about the accounts of other services that open a person's, who has a password or not.
     links_of: Callable[[Person, bool], str] = lambda _person, _has_password: ""
-    has_passwords: bool = True
+    has_passwords: bool = True  # whether people may have any
 
     def routes(self) -> list[Route]:
         """Return the pages."""
@@ -78,11 +52,11 @@ class AccountPages:
         ]
 
     async def _show(self, request: Request) -> Response:
-        signed_in = await find_session(self.sessions, request)
+        signed_in = await self._find_session(request)
         return _ask() if signed_in is None else await self._page(signed_in, request)
 
     async def _change_password(self, request: Request) -> Response:
-        signed_in = await find_session(self.sessions, request)
+        signed_in = await self._find_session(request)
         if signed_in is None:
             return _ask()
         form = await read_form(request)
@@ -92,23 +66,23 @@ class AccountPages:
         try:
             if new != form.get("again", ""):
                 raise AccountError("The two new passwords differ.", "Type them again.")
-            await require_password(self.accounts, self.throttle, self.audit, signed_in, old, request, "password change")
+            await self._require_password(request, signed_in, old, "password change")
             await asyncio.to_thread(self.accounts.change_password, name, old, new)
         except EngineError as error:
             return await self._page(signed_in, request, str(error), 400)
-        await asyncio.to_thread(self.audit.write, name, "password set", name, "", address_of(request))
+        await self._log(request, name, "password set", name)
         # The old password opened all sessions, so they ended; this browser gets another.
-        return await begin_session(self.sessions, request, signed_in.person, f"{ACCOUNT}?changed=1")
+        return await self._begin_session(request, signed_in.person, f"{ACCOUNT}?changed=1")
 
     async def _end_session(self, request: Request) -> Response:
-        signed_in = await find_session(self.sessions, request)
+        signed_in = await self._find_session(request)
         if signed_in is None:
             return _ask()
         form = await read_form(request)
         if form is not None:
             await asyncio.to_thread(self.sessions.end_named, signed_in.person, form.get("session", ""))
             name = signed_in.person.name
-            await asyncio.to_thread(self.audit.write, name, "signed out", name, "one session", address_of(request))
+            await self._log(request, name, "signed out", name, "one session")
         return RedirectResponse(ACCOUNT, 303)
 
     async def _page(self, signed_in: SignedIn, request: Request, problem: str = "", status: int = 200) -> Response:

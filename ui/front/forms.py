@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from engine.accounts.accounts import Accounts
-from engine.accounts.audit import AuditLog
+from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.logins import Logins
 from engine.accounts.passwords import LONGEST, SHORTEST
 from engine.accounts.people import Person
@@ -48,13 +48,52 @@ _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; script-src {hash_of
 
 
 @dataclass(frozen=True)
-class Front:
-    """What signing in needs."""
+class PlainPages:
+    """What the pages about accounts share."""
 
     accounts: Accounts
     sessions: Sessions
     throttle: SignInThrottle
     audit: AuditLog
+
+    async def _find_session(self, request: Request) -> SignedIn | None:
+        token = request.cookies.get(COOKIE, "")
+        return await asyncio.to_thread(self.sessions.find, token) if token else None
+
+    async def _begin_session(
+        self, request: Request, person: Person, target: str, *, is_confirmed: bool = True
+    ) -> Response:
+        """Return the answer that gives the browser a new session and leads it to a page of ours."""
+        address, browser = address_of(request), request.headers.get("user-agent", "")
+        token = await asyncio.to_thread(self.sessions.begin, person, address, browser, is_confirmed=is_confirmed)
+        answer = RedirectResponse(target, 303)
+        # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
+        answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
+        return answer
+
+    async def _require_password(self, request: Request, signed_in: SignedIn, password: str, what: str) -> None:
+        """Check the password of who is signed in once more, before a change of the account.
+
+        Raises:
+            AccountError: If it is wrong, or was tried too often.
+            BusyError: If too many passwords are being checked.
+        """
+        name = signed_in.person.name
+        attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
+        self.throttle.begin(address_of(request), attempts)
+        if await asyncio.to_thread(self.accounts.check_password, name, password) is None:
+            self.throttle.failed(attempts)
+            await self._log(request, name, "sign-in failed", name, what)
+            raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
+
+    async def _log(self, request: Request, person: str, kind: AuditKind, subject: str = "", detail: str = "") -> None:
+        await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))
+
+
+@dataclass(frozen=True)
+class Front(PlainPages):
+    """Sign-in, invitation and sign-out."""
+
     notice: Callable[[], str] = str  # returns a line for the sign-in page, such as an announcement of maintenance
     other_way: str = ""  # names the service whose accounts open those of the lab; empty where there is none
     logins: Logins = dataclasses.field(default_factory=Logins)  # at Hugging Face; forgotten with the last session
@@ -77,13 +116,13 @@ class Front:
         if form is None:
             return self._sign_in_page("", "The form is too large.", 413)
         name, password = form.get("name", ""), form.get("password", "")
-        address = address_of(request)
         try:
-            self.throttle.begin(address, name)
+            self.throttle.begin(address_of(request), name)
             person = await asyncio.to_thread(self.accounts.check_password, name, password)
         except ThrottledError as error:
             if self.throttle.may_note():
-                await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address, "throttled")
+                known = await asyncio.to_thread(self._known, name)
+                await self._log(request, "", "sign-in failed", known, "throttled")
             answer = self._sign_in_page(name, str(error), 429)
             answer.headers["Retry-After"] = str(error.seconds)
             return answer
@@ -91,7 +130,7 @@ class Front:
             return self._sign_in_page(name, str(error), 503)
         if person is None:
             self.throttle.failed(name)
-            await self._log("", "sign-in failed", await asyncio.to_thread(self._known, name), address)
+            await self._log(request, "", "sign-in failed", await asyncio.to_thread(self._known, name))
             # The same words for every reason: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
         self.throttle.succeeded(name)
@@ -105,9 +144,8 @@ class Front:
         if form is None:
             return self._join_page("", "", "The form is too large.", 413)
         code, name, password = form.get("code", ""), form.get("name", ""), form.get("password", "")
-        address = address_of(request)
         try:
-            self.throttle.begin(address, f"invitation {code[:16]}")
+            self.throttle.begin(address_of(request), f"invitation {code[:16]}")
             if password != form.get("again", ""):
                 return self._join_page(code, name, "The two passwords differ. Type them again.", 400)
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
@@ -116,20 +154,19 @@ class Front:
             return self._join_page(code, name, str(error), 429)
         except EngineError as error:
             return self._join_page(code, name, str(error), 400)
-        kind = "joined" if invitation.person is None else "password set"
-        await asyncio.to_thread(self.audit.write, person.name, kind, person.name, person.role, address)  # type: ignore[arg-type]
+        kind: AuditKind = "joined" if invitation.person is None else "password set"
+        await self._log(request, person.name, kind, person.name, person.role)
         return await self._signed_in(request, person)
 
     async def _sign_out(self, request: Request) -> Response:
-        token = request.cookies.get(COOKIE, "")
-        signed_in = await asyncio.to_thread(self.sessions.find, token) if token else None
+        signed_in = await self._find_session(request)
         if signed_in is not None:
             form = await read_form(request)
             if form is not None and form.get("everywhere", ""):
                 await asyncio.to_thread(self.sessions.end_all, signed_in.person)
             else:
-                await asyncio.to_thread(self.sessions.end, token)
-            await self._log(signed_in.person.name, "signed out", "", address_of(request))
+                await asyncio.to_thread(self.sessions.end, request.cookies[COOKIE])
+            await self._log(request, signed_in.person.name, "signed out")
             if not await asyncio.to_thread(self.sessions.of, signed_in.person):
                 self.logins.forget(signed_in.person.name)  # another browser of the person may still need it
         answer = RedirectResponse(SIGN_IN, 303)
@@ -138,8 +175,8 @@ class Front:
         return answer
 
     async def _signed_in(self, request: Request, person: Person) -> Response:
-        await self._log(person.name, "signed in", "", address_of(request))
-        return await begin_session(self.sessions, request, person, "/")
+        await self._log(request, person.name, "signed in")
+        return await self._begin_session(request, person, "/")
 
     def _sign_in_page(self, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
         return page("Sign in", _sign_in_form(name, self.notice(), self.other_way, problem), status)
@@ -153,21 +190,6 @@ class Front:
             return self.accounts.person(name).name
         except EngineError:
             return "unknown name"
-
-    async def _log(self, person: str, kind: str, subject: str, address: str, detail: str = "") -> None:
-        await asyncio.to_thread(self.audit.write, person, kind, subject[:64], detail, address)  # type: ignore[arg-type]
-
-
-async def begin_session(
-    sessions: Sessions, request: Request, person: Person, target: str, *, is_confirmed: bool = True
-) -> Response:
-    """Return the answer that gives the browser a new session and leads it to a page of ours."""
-    browser = request.headers.get("user-agent", "")
-    token = await asyncio.to_thread(sessions.begin, person, address_of(request), browser, is_confirmed=is_confirmed)
-    answer = RedirectResponse(target, 303)
-    # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
-    answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
-    return answer
 
 
 async def read_form(request: Request) -> Form | None:
@@ -184,36 +206,6 @@ async def read_form(request: Request) -> Form | None:
         return dict(parse_qsl(body.decode(), max_num_fields=_MOST_FIELDS, keep_blank_values=True))
     except ValueError:  # not UTF-8, or more fields than any form has
         return {}
-
-
-async def find_session(sessions: Sessions, request: Request) -> SignedIn | None:
-    """Return whose session a request has."""
-    token = request.cookies.get(COOKIE, "")
-    return await asyncio.to_thread(sessions.find, token) if token else None
-
-
-async def require_password(
-    accounts: Accounts,
-    throttle: SignInThrottle,
-    audit: AuditLog,
-    signed_in: SignedIn,
-    password: str,
-    request: Request,
-    what: str,
-) -> None:
-    """Check the password of who is signed in once more, before a change of the account.
-
-    Raises:
-        AccountError: If it is wrong, or was tried too often.
-        BusyError: If too many passwords are being checked.
-    """
-    name, address = signed_in.person.name, address_of(request)
-    attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
-    throttle.begin(address, attempts)
-    if await asyncio.to_thread(accounts.check_password, name, password) is None:
-        throttle.failed(attempts)
-        await asyncio.to_thread(audit.write, name, "sign-in failed", name, what, address)
-        raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
 
 
 def address_of(request: Request) -> str:

@@ -11,26 +11,23 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.accounts import Accounts, new_token
-from engine.accounts.audit import AuditKind, AuditLog
+from engine.accounts.accounts import new_token
+from engine.accounts.audit import AuditKind
 from engine.accounts.identities import Identities, Identity, Purpose
 from engine.accounts.people import Person, require_name
-from engine.accounts.sessions import Sessions, SignedIn
-from engine.accounts.throttle import SignInThrottle, ThrottledError
+from engine.accounts.throttle import ThrottledError
 from engine.errors import AccountError, EngineError
 from ui.front.account import ACCOUNT
 from ui.front.forms import (
     JOIN,
     SIGN_IN_WITH,
     Form,
+    PlainPages,
     address_of,
-    begin_session,
     field,
-    find_session,
     page,
     problem_box,
     read_form,
-    require_password,
 )
 from ui.front.gate import COOKIE, SIGN_IN
 
@@ -49,35 +46,25 @@ class Wish(NamedTuple):
     name: str = ""
 
 
+class Service(NamedTuple):
+    """Another service whose accounts open those of the lab."""
+
+    title: str  # on buttons
+    issuer: str  # in links
+    log_name: str  # in the audit log
+    can_confirm: bool  # whether it can ask a person to sign in there once more
+
+
 @dataclass(frozen=True)
-class IdentityPages(ABC):
+class IdentityPages(PlainPages, ABC):
     """The part that does not depend on how the other service proves who a person is."""
 
-    accounts: Accounts
-    sessions: Sessions  # begins and confirms; the same as for passwords
-    throttle: SignInThrottle
-    audit: AuditLog
     identities: Identities  # which account of the service opens whose
 
     @property
     @abstractmethod
-    def title(self) -> str:
-        """The service, on buttons."""
-
-    @property
-    @abstractmethod
-    def issuer(self) -> str:
-        """The service, in links."""
-
-    @property
-    @abstractmethod
-    def logged_as(self) -> str:
-        """The service, in the audit log."""
-
-    @property
-    @abstractmethod
-    def can_confirm(self) -> bool:
-        """Whether the service can ask a person to sign in there once more."""
+    def service(self) -> Service:
+        """The other service."""
 
     @abstractmethod
     async def go(self, request: Request, wish: Wish) -> Response:
@@ -110,38 +97,39 @@ class IdentityPages(ABC):
             invitation = await asyncio.to_thread(self.accounts.find_invitation, wish.invitation)
             person = await asyncio.to_thread(self.identities.accept, wish.invitation, wish.name, identity)
             kind: AuditKind = "joined" if invitation.person is None else "linked"
-            await self._log(person.name, kind, request, person.name, f"{person.role}, {self.logged_as}")
+            await self._log(request, person.name, kind, person.name, f"{person.role}, {self.service.log_name}")
             return await self._begin(request, person)
-        signed_in = await find_session(self.sessions, request)
+        signed_in = await self._find_session(request)
         if signed_in is None or signed_in.session != wish.session:
             raise AccountError("This session has ended.", "Sign in again.")
         if wish.purpose == "link":
             await asyncio.to_thread(self.identities.link, signed_in.person, identity)
-            await self._log(signed_in.person.name, "linked", request, signed_in.person.name, self.logged_as)
+            await self._log(request, signed_in.person.name, "linked", signed_in.person.name, self.service.log_name)
             return RedirectResponse(f"{ACCOUNT}?linked=1", 303)
         opened = await asyncio.to_thread(self.identities.person_of, identity)
         if opened is None or opened.name != signed_in.person.name:
             raise AccountError(
-                f"This {self.title} account is not linked to yours.", f"Use the one that opens {signed_in.person.name}."
+                f"This {self.service.title} account is not linked to yours.",
+                f"Use the one that opens {signed_in.person.name}.",
             )
         await asyncio.to_thread(self.sessions.confirm, request.cookies[COOKIE])
         return RedirectResponse(f"{ACCOUNT}?confirmed=1", 303)
 
     async def failed(self, request: Request, wish: Wish, error: EngineError, reason: str = "") -> HTMLResponse:
         """Log that a person did not get what they wanted, and return the page that says so."""
-        detail = f"{self.logged_as}: {reason or wish.purpose}"
-        await self._log("", "sign-in failed", request, "", detail)
+        detail = f"{self.service.log_name}: {reason or wish.purpose}"
+        await self._log(request, "", "sign-in failed", "", detail)
         return self.problem(str(error), wish.purpose, 403)
 
     def problem(self, text: str, purpose: Purpose, status: int) -> HTMLResponse:
         """Return a page about what went wrong."""
         body = f'{problem_box(text)}<p><a href="{_BACK[purpose]}">Back</a></p>'
-        return page(f"Sign in with {escape(self.title)}", body, status)
+        return page(f"Sign in with {escape(self.service.title)}", body, status)
 
     def links_of(self, person: Person, has_password: bool) -> str:
         """Return the part of the account page about this service."""
-        name = escape(self.title)
-        if not self.identities.is_linked(person, self.issuer):
+        name = escape(self.service.title)
+        if not self.identities.is_linked(person, self.service.issuer):
             link = (
                 f'<h2>{name}</h2><p class="small">Sign in with your {name} account as well.</p>'
                 f'<form method="post" action="{SIGN_IN_WITH}">'
@@ -156,7 +144,7 @@ class IdentityPages(ABC):
         unlink = f'<form method="post" action="{UNLINK}"><button class="other">Unlink {name}</button></form>'
         return (
             f'<h2>{name}</h2><p class="small">Linked: your {name} account opens this one.</p>'
-            + (confirm if self.can_confirm and person.role == "admin" else "")
+            + (confirm if self.service.can_confirm and person.role == "admin" else "")
             + (unlink if has_password else "")
         )
 
@@ -183,30 +171,27 @@ class IdentityPages(ABC):
             self.throttle.begin(address_of(request), f"invitation {code[:16]}")
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
             return Wish(purpose, invitation=code, name=invitation.person or require_name(name))
-        signed_in = await find_session(self.sessions, request)
+        signed_in = await self._find_session(request)
         if signed_in is None:
             raise AccountError("This session has ended.", "Sign in again.")
         if purpose == "link":
             # A session that was left open must not get a second way in.
-            await self._require_password(request, signed_in, form.get("password", ""))
-        elif not self.can_confirm:
-            raise AccountError(f"{self.title} cannot confirm who you are.", "Use your password.")
+            await self._require_password(request, signed_in, form.get("password", ""), "link")
+        elif not self.service.can_confirm:
+            raise AccountError(f"{self.service.title} cannot confirm who you are.", "Use your password.")
         else:
             self.throttle.begin(address_of(request), f"round {new_token()}")
         return Wish(purpose, signed_in.session)
 
-    async def _require_password(self, request: Request, signed_in: SignedIn, password: str) -> None:
-        await require_password(self.accounts, self.throttle, self.audit, signed_in, password, request, "link")
-
     async def _unlink(self, request: Request) -> Response:
-        signed_in = await find_session(self.sessions, request)
+        signed_in = await self._find_session(request)
         if signed_in is None:
             return RedirectResponse(SIGN_IN, 303)
         try:
-            await asyncio.to_thread(self.identities.unlink, signed_in.person, self.issuer)
+            await asyncio.to_thread(self.identities.unlink, signed_in.person, self.service.issuer)
         except EngineError as error:
             return self.problem(str(error), "link", 400)
-        await self._log(signed_in.person.name, "unlinked", request, signed_in.person.name, self.logged_as)
+        await self._log(request, signed_in.person.name, "unlinked", signed_in.person.name, self.service.log_name)
         return RedirectResponse(f"{ACCOUNT}?unlinked=1", 303)
 
     async def _sign_in(self, request: Request, identity: Identity, suggest: Suggest) -> Response:
@@ -215,18 +200,15 @@ class IdentityPages(ABC):
             suggestion = await suggest()
             if suggestion is not None:
                 person = await asyncio.to_thread(self.identities.join, suggestion, "member", identity)
-                await self._log(person.name, "joined", request, person.name, f"{person.role}, {self.logged_as}")
+                await self._log(request, person.name, "joined", person.name, f"{person.role}, {self.service.log_name}")
         if person is None:
             # The same words whether it is unknown, or the account is disabled or was removed.
             raise AccountError(
-                f"This {self.title} account opens no account of the lab.", "Ask an admin for an invitation."
+                f"This {self.service.title} account opens no account of the lab.", "Ask an admin for an invitation."
             )
         return await self._begin(request, person)
 
     async def _begin(self, request: Request, person: Person, *, is_confirmed: bool = False) -> Response:
-        await self._log(person.name, "signed in", request, "", self.logged_as)
+        await self._log(request, person.name, "signed in", "", self.service.log_name)
         # Not confirmed: the service may have let its own session do, so nothing was typed just now.
-        return await begin_session(self.sessions, request, person, "/", is_confirmed=is_confirmed)
-
-    async def _log(self, person: str, kind: AuditKind, request: Request, subject: str, detail: str) -> None:
-        await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))
+        return await self._begin_session(request, person, "/", is_confirmed=is_confirmed)

@@ -12,7 +12,7 @@ from engine.accounts.accounts import digest_of, new_token
 from engine.accounts.oidc import CALLBACK, ROUND_SECONDS, Arrival, Provider, ProviderError, Round, Rounds
 from engine.errors import EngineError
 from ui.front.forms import page
-from ui.front.identities import IdentityPages, Wish
+from ui.front.identities import IdentityPages, Service, Wish
 
 ROUND_COOKIE = "__Host-loratory-oidc"
 
@@ -25,24 +25,10 @@ class OidcPages(IdentityPages):
     _rounds: Rounds = field(default_factory=Rounds)
 
     @property
-    def title(self) -> str:
-        """The provider, on buttons."""
-        return self.provider.settings.title
-
-    @property
-    def issuer(self) -> str:
-        """The provider, as its tokens name it."""
-        return self.provider.settings.issuer
-
-    @property
-    def logged_as(self) -> str:
-        """The provider's host."""
-        return self.provider.settings.host
-
-    @property
-    def can_confirm(self) -> bool:
-        """A provider is asked for a fresh sign-in, and must confirm its time."""
-        return True
+    def service(self) -> Service:
+        """The provider; it is asked for a fresh sign-in, and must confirm its time."""
+        settings = self.provider.settings
+        return Service(settings.title, settings.issuer, settings.host, can_confirm=True)
 
     def routes(self) -> list[Route]:
         """Return the pages."""
@@ -83,7 +69,8 @@ class OidcPages(IdentityPages):
         answer: Response
         try:
             if "error" in given:
-                raise ProviderError(self.title, "refused by the provider", f"{self.title} did not sign you in.")
+                title = self.service.title
+                raise ProviderError(title, "refused by the provider", f"{title} did not sign you in.")
             arrival = await self.provider.finish(one, given.get("code", ""), given.get("iss"))
             answer = await self.arrived(request, wish, one, arrival)
         except ProviderError as error:

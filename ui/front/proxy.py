@@ -9,7 +9,7 @@ from engine.accounts.identities import Identity
 from engine.accounts.people import Person
 from engine.errors import AccountError, EngineError
 from ui.front.gate import PROXY_USER
-from ui.front.identities import IdentityPages, Wish
+from ui.front.identities import IdentityPages, Service, Wish
 
 _LONGEST_NAME = 255
 
@@ -21,24 +21,9 @@ class ProxyPages(IdentityPages):
     header: str  # in which the proxy names people
 
     @property
-    def title(self) -> str:
-        """The proxy, on buttons."""
-        return "single sign-on"
-
-    @property
-    def issuer(self) -> str:
-        """The proxy, in links."""
-        return f"proxy:{self.header}"
-
-    @property
-    def logged_as(self) -> str:
-        """The proxy, in the audit log."""
-        return "proxy"
-
-    @property
-    def can_confirm(self) -> bool:
-        """A proxy names people for as long as its own session lasts."""
-        return False
+    def service(self) -> Service:
+        """The proxy, which names people for as long as its own session lasts, so it confirms nothing."""
+        return Service("single sign-on", f"proxy:{self.header}", "proxy", can_confirm=False)
 
     async def go(self, request: Request, wish: Wish) -> Response:
         """Do at once what a person wants."""
@@ -46,7 +31,7 @@ class ProxyPages(IdentityPages):
         try:
             if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
                 raise AccountError("The proxy does not name you.", "Sign in there first.")
-            return await self.arrive(request, wish, Identity(self.issuer, name), _no_rule)
+            return await self.arrive(request, wish, Identity(self.service.issuer, name), _no_rule)
         except EngineError as error:
             return await self.failed(request, wish, error)
 
@@ -55,10 +40,10 @@ class ProxyPages(IdentityPages):
 
         Where people share a browser, the session of one must not serve the next one.
         """
-        linked = self.identities.subject_of(person, self.issuer)
+        linked = self.identities.subject_of(person, self.service.issuer)
         if linked is not None:
             return name == linked
-        return self.identities.person_of(Identity(self.issuer, name)) is None
+        return self.identities.person_of(Identity(self.service.issuer, name)) is None
 
 
 async def _no_rule() -> None:

@@ -90,13 +90,13 @@ def build_gate(
         other = by_proxy = ProxyPages(*shared, Identities(database, accounts), proxy.header)
         names = NamedByProxy(proxy.header, by_proxy.may_continue)
     if space is None:
-        front = Front(*shared, lambda: read_notice(home), other.title if other else "", logins)
+        front = Front(*shared, lambda: read_notice(home), other.service.title if other else "", logins)
     account = AccountPages(*shared, has_passwords=space is None)
     if other is not None:
         account = replace(account, links_of=other.links_of)
     board = QueueBoard(home)
     disk = DiskSamples(home, lambda: {*(one.name for one in accounts.people()), *list_owners(home)})
-    confirms_with = other.title if other is not None and other.can_confirm else ""
+    confirms_with = other.service.title if other is not None and other.service.can_confirm else ""
 
     def complete(person: Person) -> Services:
         is_admin = may(person, Action.MANAGE)

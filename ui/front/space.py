@@ -27,7 +27,7 @@ from engine.space.admission import Admission, Visitor
 from engine.space.environment import ADMITTED, HUB, SpaceEnvironment
 from engine.space.mirror import mirror_of
 from ui.front.demo import DemoPages, open_demo
-from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, find_session, page
+from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, page
 from ui.front.gate import SIGN_IN, Welcome
 from ui.front.identities import IdentityPages, Wish
 from ui.front.oidc import OidcPages
@@ -115,7 +115,7 @@ def build_doors(
     admission = Admission(space.environment, database, accounts)
     identities = Identities(database, accounts)
     other = SpacePages(*shared, identities, space.provider, admission=admission, space=space, logins=logins)
-    return SpaceFront(*shared, notice, other.title, logins, environment=space.environment), other
+    return SpaceFront(*shared, notice, other.service.title, logins, environment=space.environment), other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class SpacePages(OidcPages):
             return await self._turn_away(request, visitor, words)
         person = admitted.person
         if admitted.is_new:
-            await self._log(person.name, "joined", request, person.name, f"{person.role}, {self.logged_as}")
+            await self._log(request, person.name, "joined", person.name, f"{person.role}, {self.service.log_name}")
         if arrival.access_token and _USABLE_SCOPE in (arrival.scopes or set(self.space.environment.scopes)):
             self.logins.put(person.name, arrival.access_token, arrival.expires)
         # Confirmed: a browser that is signed in to Hugging Face can change all of the Space there as well.
@@ -160,7 +160,8 @@ class SpacePages(OidcPages):
         if known is not None:
             await asyncio.to_thread(self.sessions.end_all, known)
             self.logins.forget(known.name)
-        await self._log("", "sign-in failed", request, visitor.account.subject[:64], f"{self.logged_as}: not admitted")
+        subject, detail = visitor.account.subject[:64], f"{self.service.log_name}: not admitted"
+        await self._log(request, "", "sign-in failed", subject, detail)
         return await self.space.demo.welcome(request, words)
 
 
@@ -178,7 +179,7 @@ class SpaceFront(Front):
         ]
 
     async def _offer(self, request: Request) -> Response:
-        if await find_session(self.sessions, request) is not None:
+        if await self._find_session(request) is not None:
             return RedirectResponse("/", 303)
         notice, environment = self.notice(), self.environment
         return page(
