@@ -51,8 +51,11 @@ def fsync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, *, makes_folder: bool = False) -> None:
     """Replace `path` atomically: a reader sees the old or the new content, even after a power cut.
+
+    Args:
+        makes_folder: Create its folder where it is missing; off where that may have been deleted and must not come back.
 
     Raises:
         StorageError: If the disk is full or the folder cannot be written; the old content is then still there.
@@ -60,6 +63,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
+        if makes_folder:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

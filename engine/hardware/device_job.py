@@ -123,9 +123,7 @@ def note_model(home: LoratoryHome, model: str, purpose: Purpose, process: Proces
     models_in_use(home)  # removes the notes of processes that have ended
     with contextlib.suppress(StorageError, OSError):
         use = ModelInUse(model=model, owner=home.owner, purpose=purpose, process=process)
-        folder = home.server / _NOTES
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(folder / f"{uuid.uuid4().hex}.json", use.model_dump_json())
+        write_atomically(home.server / _NOTES / f"{uuid.uuid4().hex}.json", use.model_dump_json(), makes_folder=True)
 
 
 def models_in_use(home: LoratoryHome) -> list[ModelInUse]:

@@ -81,8 +81,7 @@ def note_architectures(home: LoratoryHome, version: str, architectures: list[str
     with contextlib.suppress(OSError, StorageError):  # a full disk: the worker that trains refuses such a GPU by itself
         if not architectures or read_model(_file(home), _Noted) == noted:
             return
-        _file(home).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_file(home), noted.model_dump_json())
+        write_atomically(_file(home), noted.model_dump_json(), makes_folder=True)
 
 
 class _Noted(BaseModel):

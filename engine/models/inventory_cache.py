@@ -84,9 +84,8 @@ def remember_inventory(
 ) -> None:
     """Keep an inventory for `cached_inventory`; a cache that cannot be written costs time, not the answer."""
     path = _cache_file(values, home, is_public)
-    with contextlib.suppress(OSError, StorageError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, shape.model_dump_json(exclude_defaults=True))
+    with contextlib.suppress(StorageError):
+        write_atomically(path, shape.model_dump_json(exclude_defaults=True), makes_folder=True)
 
 
 def _cache_file(values: Mapping[str, JsonValue], home: LoratoryHome, is_public: bool) -> Path:

@@ -135,15 +135,8 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
         raise RunError(f"{run.id} is complete.", "Start another run from its configuration to train on.")
     if not state.is_final:
         raise RunError(f"{run.id} is {state.state}.", "Wait until it has ended.")
-    path = _resume_path(home, run)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The request to resume cannot be written ({error.strerror}).", "Free some space, or check LORATORY_HOME."
-        ) from error
     # With the attempt that was seen to have ended, so a request that comes late never outlives the next one.
-    write_atomically(path, str(state.attempt))
+    write_atomically(_resume_path(home, run), str(state.attempt), makes_folder=True)
 
 
 def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:

@@ -87,9 +87,7 @@ class RunStore:
                 if key is not None:
                     # First the key: one whose run is missing counts as unused, while a run whose key is missing would
                     # be made a second time.
-                    path = self._key_file(key)
-                    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    write_atomically(path, run_id)
+                    write_atomically(self._key_file(key), run_id, makes_folder=True)
                 unborn.rename(self.folder / run_id)
                 fsync_folder(self.folder)
         except OSError as error:

@@ -1,5 +1,6 @@
 """A run in one row: what lists show and what `loratory show` prints; and the rows of all runs, quickly."""
 
+import contextlib
 import math
 import os
 import threading
@@ -278,11 +279,9 @@ class RunIndex:
 
     def _write_cache(self, existing: set[str]) -> None:
         self._remembered = {run_id: known for run_id, known in self._remember().items() if run_id in existing}
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._path, _IndexFile(version=_INDEX_VERSION, runs=self._remembered).model_dump_json())
-        except (OSError, StorageError):
-            return  # a cache that cannot be written costs time, not truth
+        index = _IndexFile(version=_INDEX_VERSION, runs=self._remembered)
+        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, not truth
+            write_atomically(self._path, index.model_dump_json(), makes_folder=True)
 
 
 def _stamp_of(run: Run) -> Stamp:

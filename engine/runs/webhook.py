@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
-from engine.errors import EngineError, StorageError
+from engine.errors import EngineError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 
@@ -92,14 +92,7 @@ class WebhookStore:
         self._write("outcome", outcome)
 
     def _write(self, name: str, value: BaseModel) -> None:
-        path = self._file(name)
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"{path.parent.name} cannot be made ({error.strerror}).", "Check the home folder."
-            ) from error
-        write_atomically(path, value.model_dump_json())
+        write_atomically(self._file(name), value.model_dump_json(), makes_folder=True)
 
     def _file(self, name: str) -> Path:
         return self.home.server / "webhooks" / f"{self.owner}.{name}.json"

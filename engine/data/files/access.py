@@ -133,9 +133,8 @@ def fingerprint_of(path: Path) -> str:
 def write_cached(cache_file: Path | None, value: BaseModel) -> None:
     """Keep a value for other processes; None keeps it nowhere."""
     if cache_file is not None:
-        with contextlib.suppress(OSError, StorageError):  # a cache that cannot be written costs time, nothing else
-            cache_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(cache_file, value.model_dump_json())
+        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
+            write_atomically(cache_file, value.model_dump_json(), makes_folder=True)
 
 
 GZIP_MAGIC = b"\x1f\x8b"
