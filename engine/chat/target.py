@@ -209,7 +209,7 @@ def _intact_folder(run: RunFolder, name: str) -> Path | None:
     below = f"{ADAPTER_SUBFOLDER}/"
     for checkpoint in complete_checkpoints(run.checkpoints):
         if checkpoint.folder.name == name:
-            files = {path: told for path, told in checkpoint.manifest.files.items() if path.startswith(below)}
+            files = {path: expected for path, expected in checkpoint.manifest.files.items() if path.startswith(below)}
             weights = checkpoint._replace(manifest=checkpoint.manifest.model_copy(update={"files": files}))
             return checkpoint.folder / below if not damage(weights) else None
     return None

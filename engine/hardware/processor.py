@@ -67,9 +67,9 @@ def has_fast_bfloat16(cpuinfo: str) -> bool:
     AMX does, and so do AMD's vector units. Intel's have an instruction for it that is slower than theirs for float32, which
     matters where AMX is hidden from a virtual machine: on two cores of a fifth generation Xeon, 0.16 against 0.26 TFLOP/s.
     """
-    said = _facts(cpuinfo)
-    flags = said.get("flags", "").split()
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and said.get("vendor_id") != "GenuineIntel")
+    facts = _facts(cpuinfo)
+    flags = facts.get("flags", "").split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") != "GenuineIntel")
 
 
 def has_bfloat16(cpuinfo: str) -> bool:

@@ -74,7 +74,11 @@ class Checkpoint(NamedTuple):
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Checkpoints in a run's `checkpoints` folder, by step; what is in them is not looked at."""
     manifests = ((step_of(path.name), path, read_manifest(path)) for path in folder.glob("step-*"))
-    found = [Checkpoint(step, path, told) for step, path, told in manifests if step is not None and told is not None]
+    found = [
+        Checkpoint(step, path, manifest)
+        for step, path, manifest in manifests
+        if step is not None and manifest is not None
+    ]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
@@ -95,7 +99,9 @@ def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
     """
     for checkpoint in reversed(list_checkpoints(folder)):
         files = checkpoint.manifest.files.items()
-        if all(_is_as_written(checkpoint.folder / name, told) for name, told in files if name.startswith(below)):
+        if all(
+            _is_as_written(checkpoint.folder / name, expected) for name, expected in files if name.startswith(below)
+        ):
             yield checkpoint
 
 
@@ -106,13 +112,13 @@ def damage(checkpoint: Checkpoint) -> list[str]:
         StorageError: If a file is there and cannot be read, which proves nothing about its content.
     """
     wrong = []
-    for name, told in checkpoint.manifest.files.items():
+    for name, expected in checkpoint.manifest.files.items():
         path = checkpoint.folder / name
         try:
             size = path.stat().st_size
-            if size != told.size_bytes:
-                wrong.append(f"{name} has {size:,} bytes instead of {told.size_bytes:,}")
-            elif sha256_of(path) != told.sha256:
+            if size != expected.size_bytes:
+                wrong.append(f"{name} has {size:,} bytes instead of {expected.size_bytes:,}")
+            elif sha256_of(path) != expected.sha256:
                 wrong.append(f"{name} has another content")
         except (FileNotFoundError, NotADirectoryError):
             wrong.append(f"{name} is missing")
@@ -129,14 +135,14 @@ def cannot_read(name: str, error: OSError) -> StorageError:
     )
 
 
-def _is_as_written(path: Path, told: ManifestFile) -> bool:
+def _is_as_written(path: Path, expected: ManifestFile) -> bool:
     try:
         now = path.stat()
-        if now.st_size != told.size_bytes:
+        if now.st_size != expected.size_bytes:
             return False
-        if now.st_size > _READ_FOR_A_LIST_BYTES and now.st_mtime_ns == told.mtime_ns:
+        if now.st_size > _READ_FOR_A_LIST_BYTES and now.st_mtime_ns == expected.mtime_ns:
             return True
-        return _known_sha256(os.fspath(path), now.st_size, now.st_mtime_ns) == told.sha256
+        return _known_sha256(os.fspath(path), now.st_size, now.st_mtime_ns) == expected.sha256
     except OSError:
         return False  # what cannot be read cannot be used either
 

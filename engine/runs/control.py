@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, StringConstraints
 
-from engine.errors import ConfigError, Problem, RunError, StorageError
+from engine.config.load import section_from_mapping
+from engine.errors import RunError, StorageError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.run import Run, RunFolder
@@ -184,15 +185,11 @@ def change_notes(
         StorageError: If the disk is full or the folder cannot be written.
     """
     before = read_notes(folder)
-    try:
-        notes = RunNotes(
-            name=before.name if name is None else name.strip(),
-            note=before.note if note is None else note,
-            tags=before.tags if tags is None else tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip())),
-        )
-    except ValidationError as error:
-        raise ConfigError(
-            [Problem(str(item["loc"][0]), item["msg"].lower() + ".") for item in error.errors()]
-        ) from None
+    changes = {
+        "name": before.name if name is None else name.strip(),
+        "note": before.note if note is None else note,
+        "tags": before.tags if tags is None else tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip())),
+    }
+    notes = section_from_mapping(RunNotes, changes)
     write_atomically(folder.notes, notes.model_dump_json())
     return notes
