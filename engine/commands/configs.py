@@ -13,6 +13,7 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, RunError, StorageError
 from engine.models.catalog import search_catalog
 from engine.paths import LoratoryHome, local_owner
+from engine.quantities import count
 from engine.runs.store import RunStore
 
 
@@ -127,16 +128,8 @@ def _line(row: dict[str, Any]) -> str:
     context = f"{row['context_length']:>9,}" if row.get("context_length") else f"{'':>9}"
     license_name = row.get("license") or ""
     gate = "gated" if row.get("gated") else ""
-    return f"{row['id']:<42}{_short_count(row.get('parameters')):>7}{context}  {license_name:<14}{gate:<6} {row.get('about', '')}".rstrip()
-
-
-def _short_count(parameters: int | None) -> str:
-    """As model names say it: 135M, 1.7B, 70.6B."""
-    if parameters is None:
-        return ""
-    if parameters < 999_500_000:
-        return f"{parameters / 1e6:.0f}M"
-    return f"{parameters / 1e9:.1f}B"
+    parameters = count(row["parameters"]) if row.get("parameters") else ""
+    return f"{row['id']:<42}{parameters:>7}{context}  {license_name:<14}{gate:<6} {row.get('about', '')}".rstrip()
 
 
 COMMANDS = (presets, models)

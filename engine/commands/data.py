@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from engine.commands.output import AsJson, ProgressLine, print_json, print_result, words_of_seconds
+from engine.commands.output import AsJson, ProgressLine, print_json, print_result
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport, RowProblem
@@ -16,6 +16,7 @@ from engine.errors import ConfigError, Problem
 from engine.inspector.session import Inspector, RenderedSequence
 from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
 from engine.paths import LoratoryHome
+from engine.quantities import duration
 
 _SHOWN_PROBLEMS = 20
 
@@ -161,7 +162,7 @@ def report_text(report: DatasetReport) -> str:
     lines += [f"Note: {note}" for note in report.notes]
     lines += _problem_lines("Left out", report.problems, report.dropped)
     lines += _problem_lines("Kept with warnings", report.notices, sum(report.notice_counts.values()))
-    lines.append(f"Took {words_of_seconds(report.seconds)}.")
+    lines.append(f"Took {duration(report.seconds)}.")
     return "\n".join(lines)
 
 

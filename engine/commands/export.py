@@ -21,7 +21,6 @@ from engine.commands.output import (
     print_json,
     setting_option,
     with_progress,
-    words_of_bytes,
 )
 from engine.config.load import config_to_yaml, section_from_mapping
 from engine.config.results import ExportConfig, ExportDtype, ExportKind, GgufType, PushConfig
@@ -35,6 +34,7 @@ from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector
 from engine.models.source import find_model
 from engine.paths import LoratoryHome
+from engine.quantities import size
 
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
@@ -96,7 +96,7 @@ def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
         sizes = predict_sizes(folder, model.id) if folder is not None else {}
         if not sizes:
             return
-        listed = ", ".join(f"{name} {words_of_bytes(size.size_bytes)}" for name, size in sizes.items())
+        listed = ", ".join(f"{name} {size(one.size_bytes)}" for name, one in sizes.items())
         typer.echo(f"Predicted sizes: {listed}.", err=True)
         if words := instead_words(sizes):
             typer.echo(words, err=True)
@@ -119,7 +119,7 @@ def _report(result: ExportResult) -> None:
 
 def _print_files(files: Sequence[ExportedFile], notes: Sequence[str]) -> None:
     for file in files:
-        typer.echo(f"{words_of_bytes(file.size_bytes):>10}  {file.name}")
+        typer.echo(f"{size(file.size_bytes):>10}  {file.name}")
     for note in notes:
         typer.echo(note)
 
@@ -162,7 +162,7 @@ def push(
     else:
         _print_files(result.files, result.notes)
         who = "private" if result.private else "public"
-        typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}, {words_of_bytes(result.sent_bytes)} sent")
+        typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}, {size(result.sent_bytes)} sent")
 
 
 def script(

@@ -10,8 +10,9 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.backup import BackupSize, restore_backup, write_backup
 from engine.accounts.deployment import Deployment
 from engine.accounts.lab import audit_log_path, public_address
-from engine.commands.output import AsJson, print_result, words_of_bytes
+from engine.commands.output import AsJson, print_result
 from engine.paths import LoratoryHome, typed_path
+from engine.quantities import size
 
 lab = typer.Typer(name="lab", help="A lab as a service: files, backup, restore.", no_args_is_help=True)
 
@@ -61,9 +62,9 @@ def backup(
     """
     home = LoratoryHome.from_environment()
     path = typed_path(file).absolute()
-    size = write_backup(home, path, with_checkpoints=checkpoints)
+    written = write_backup(home, path, with_checkpoints=checkpoints)
     AuditLog(audit_log_path(home)).write("", "backed up", path.name, "with checkpoints" if checkpoints else "")
-    _print_size(path, size, as_json)
+    _print_size(path, written, as_json)
 
 
 @lab.command()
@@ -71,18 +72,18 @@ def restore(file: BackupFile, as_json: AsJson = False) -> None:
     """Fill an empty LORATORY_HOME from a backup; people then sign in again with their passwords."""
     home = LoratoryHome.located()
     path = typed_path(file).absolute()
-    size = restore_backup(home, path)
+    restored = restore_backup(home, path)
     AuditLog(audit_log_path(home)).write("", "restored", path.name)
-    _print_size(path, size, as_json)
+    _print_size(path, restored, as_json)
 
 
 def _print_file(place: str, content: str, *, is_alone: bool) -> None:
     print(content if is_alone else f"# {place}\n{content}")
 
 
-def _print_size(path: Path, size: BackupSize, as_json: bool) -> None:
-    text = f"{path}: {size.people:,} people, {size.runs:,} runs, {size.files:,} files, {words_of_bytes(size.bytes)}."
-    print_result({"file": str(path), **size._asdict()}, text, as_json=as_json)
+def _print_size(path: Path, backup: BackupSize, as_json: bool) -> None:
+    text = f"{path}: {backup.people:,} people, {backup.runs:,} runs, {backup.files:,} files, {size(backup.bytes)}."
+    print_result({"file": str(path), **backup._asdict()}, text, as_json=as_json)
 
 
 COMMANDS = (lab,)

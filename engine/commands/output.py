@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
+from engine.quantities import gib
 from engine.runs.store import RunStore
 
 Result = TypeVar("Result")
@@ -28,7 +29,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, 
 
 _BAR_CELLS = 24
 _PLAIN_SECONDS = 10.0
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def setting_option(section: type[BaseModel], field: str, *names: str) -> Any:
@@ -93,29 +93,19 @@ def shortened(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def or_dash(value: float | None, words: Callable[[float], str]) -> str:
+    """Return a figure in words, and a dash where it is not known."""
+    return "–" if value is None else words(value)
+
+
 def words_of_loss(loss: float | None) -> str:
     """A loss as people read it."""
-    return "–" if loss is None else f"{loss:.4f}"
+    return or_dash(loss, lambda known: f"{known:.4f}")
 
 
-def words_of_bytes(count: int | None) -> str:
-    """A size as people read it."""
-    if count is None:
-        return "–"
-    power = min(int(math.log(count, 1024)) if count > 0 else 0, len(_UNITS) - 1)
-    return f"{count / 1024**power:.{0 if power == 0 else 1}f} {_UNITS[power]}"
-
-
-def words_of_seconds(seconds: float | None) -> str:
-    """A duration as people read it."""
-    if seconds is None:
-        return "–"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def words_of_memory(bytes_: int | None) -> str:
+    """Memory as people read it."""
+    return or_dash(bytes_, lambda known: f"{gib(known)} GiB")
 
 
 def words_of_time(moment: float | None) -> str:

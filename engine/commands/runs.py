@@ -11,20 +11,21 @@ from engine.commands.output import (
     ProgressLine,
     RunId,
     confirm,
+    or_dash,
     own_runs,
     print_json,
     print_result,
     print_table,
     shortened,
-    words_of_bytes,
     words_of_loss,
-    words_of_seconds,
+    words_of_memory,
     words_of_time,
 )
 from engine.commands.train import follow_to_the_end, report
 from engine.errors import RunError
 from engine.executors.huggingface_jobs.record import JobWish
 from engine.paths import LoratoryHome
+from engine.quantities import duration, size
 from engine.runs.admission import resume_run
 from engine.runs.control import change_notes, read_notes, request_cancel, request_start_anyway, request_stop
 from engine.runs.electricity import energy_words, read_electricity, save_electricity
@@ -142,11 +143,11 @@ def delete(
     """Delete a run that has ended, with its adapter, checkpoints and log."""
     store = _store()
     run = store.get(run_id)
-    size = words_of_bytes(folder_size_bytes(run.folder.path))
     if run.folder.read_state().is_final:
-        confirm(f"Delete {run.id} ({summarize(run).name}, {size})?", given=yes)
+        bytes_ = folder_size_bytes(run.folder.path)
+        confirm(f"Delete {run.id} ({summarize(run).name}, {size(bytes_)})?", given=yes)
     freed = store.delete(run.id)
-    text = f"Deleted {run.id}; {words_of_bytes(freed)} are free again."
+    text = f"Deleted {run.id}; {size(freed)} are free again."
     print_result({"run_id": run.id, "status": "deleted", "freed_bytes": freed}, text, as_json=as_json)
 
 
@@ -260,8 +261,8 @@ def _row(summary: RunSummary) -> tuple[str, ...]:
         _steps(summary),
         words_of_loss(summary.final_loss),
         words_of_loss(summary.eval_loss),
-        words_of_seconds(summary.seconds),
-        words_of_bytes(summary.size_bytes),
+        or_dash(summary.seconds, duration),
+        size(summary.size_bytes),
     )
 
 
@@ -272,7 +273,7 @@ def _steps(summary: RunSummary) -> str:
 def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
-    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_bytes(summary.predicted_bytes)
+    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
         ("method", summary.method),
@@ -280,13 +281,13 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
         ("dataset", summary.dataset),
         ("device", summary.device or "–"),
         ("created", words_of_time(summary.created)),
-        ("duration", words_of_seconds(summary.seconds)),
+        ("duration", or_dash(summary.seconds, duration)),
         ("steps", _steps(summary)),
         ("loss", words_of_loss(summary.final_loss)),
         ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         ("speed", speed),
-        ("peak memory", f"{words_of_bytes(summary.peak_memory_bytes)} (predicted {predicted})"),
-        ("size", words_of_bytes(summary.size_bytes)),
+        ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
+        ("size", size(summary.size_bytes)),
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("tags", ", ".join(summary.tags) or "–"),
         ("folder", str(run.folder.path)),

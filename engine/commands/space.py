@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.commands.configs import named_path
-from engine.commands.output import AsJson, ProgressLine, confirm, print_result, words_of_bytes
+from engine.commands.output import AsJson, ProgressLine, confirm, print_result
 from engine.config.run import ModelConfig
 from engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
+from engine.quantities import size
 from engine.space.repository import Sdk, SpacePlan, Visibility, check_name, space_files
 from engine.space.state import Status, stage_of
 from engine.wheel import build_wheel
@@ -255,7 +256,7 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}).", "Choose another folder.") from error
     sizes = {name: len(content) for name, content in files.items()}
-    text = "\n".join(f"{words_of_bytes(size):>10}  {path / name}" for name, size in sizes.items())
+    text = "\n".join(f"{size(bytes_):>10}  {path / name}" for name, bytes_ in sizes.items())
     print_result({"folder": str(path), "files": sizes}, text, as_json=as_json)
 
 

@@ -14,16 +14,17 @@ from engine.commands.output import (
     ConfigName,
     Overrides,
     ProgressLine,
+    or_dash,
     own_runs,
     print_json,
     print_table,
-    words_of_bytes,
     words_of_loss,
-    words_of_seconds,
+    words_of_memory,
 )
 from engine.errors import RunError
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
+from engine.quantities import duration
 from engine.runs.control import request_stop
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory, seconds_left
@@ -121,11 +122,11 @@ def _result_text(run: Run, summary: RunSummary) -> str:
         losses += f" ({change:+.0%} against {words_of_loss(summary.base_eval_loss)} of the base)"
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     lines = [
-        f"{summary.state.capitalize()} after {summary.steps:,} steps in {words_of_seconds(summary.seconds)}.",
+        f"{summary.state.capitalize()} after {summary.steps:,} steps in {or_dash(summary.seconds, duration)}.",
         f"  loss            {words_of_loss(summary.final_loss)}",
         f"  held-out loss   {losses}",
         f"  speed           {speed}",
-        f"  peak memory     {words_of_bytes(summary.peak_memory_bytes)}",
+        f"  peak memory     {words_of_memory(summary.peak_memory_bytes)}",
         f"  saved in        {run.folder.path}",
     ]
     if summary.cause:
@@ -152,7 +153,7 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
         if step >= total and history.status is not None and history.status.message:
             parts.append(history.status.message)
         elif left is not None:
-            parts.append(f"{words_of_seconds(left)} left")
+            parts.append(f"{duration(left)} left")
         line.show(" · ".join(parts), step / total)
 
 
@@ -205,8 +206,8 @@ def _print_results(summaries: list[RunSummary]) -> None:
     best = best_by_held_out_loss(summaries)
     rows = []
     for one in summaries:
-        loss, duration = words_of_loss(one.best_eval_loss), words_of_seconds(one.seconds)
-        rows.append((one.id, one.name, one.state, loss, duration, "best" if one is best else ""))
+        loss, took = words_of_loss(one.best_eval_loss), or_dash(one.seconds, duration)
+        rows.append((one.id, one.name, one.state, loss, took, "best" if one is best else ""))
     print_table(("run", "name", "state", "held out", "duration", ""), rows)
 
 

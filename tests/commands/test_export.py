@@ -74,7 +74,7 @@ def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):
     assert run_command(["export", run_id, "--to", "adapter", "--out", str(tmp_path / "out")], MODULES) == 0
 
     shown = capsys.readouterr().out
-    assert "2.0 KiB  model.safetensors" in shown
+    assert "2.0 kB  model.safetensors" in shown
     assert "Be careful." in shown
     assert "20 of 20 greedy answers are the same" in shown
 

@@ -81,9 +81,9 @@ def test_people_read_files_notes_and_where_it_is(run_id, capsys):
     assert run_command(["push", run_id, "ada/x"], MODULES) == 0
 
     shown = capsys.readouterr().out
-    assert "2.0 KiB  adapter_model.safetensors" in shown
+    assert "2.0 kB  adapter_model.safetensors" in shown
     assert "Be careful." in shown
-    assert "https://hub.example/ada/x (private), commit cccccccccccc, 1.0 KiB sent" in shown
+    assert "https://hub.example/ada/x (private), commit cccccccccccc, 1.0 kB sent" in shown
 
 
 def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, capsys):

@@ -4,19 +4,22 @@ Everything here takes text and escapes it, unless an argument is named as HTML.
 """
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.errors import ConfigError, EngineError
+from engine.quantities import GIB as GIB
+from engine.quantities import count as count
+from engine.quantities import duration as duration
+from engine.quantities import gib as gib
+from engine.quantities import size as size
 from ui.backend.background import Work
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-GIB = 2**30
 _WIDE = 4  # columns; where the page is narrow, rows of such a table are cards with the titles before the values
 
 
@@ -244,50 +247,9 @@ def short_name(identifier: str) -> str:
     return identifier.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def gib(size_bytes: float) -> str:
-    """Return memory in GiB: `10.6`, or `0.47` where one decimal would hide the figure."""
-    value = size_bytes / GIB
-    return f"{value:,.1f}" if value >= 9.95 else f"{value:.2f}"
-
-
 def dollars(amount: float) -> str:
     """Return a price: `$0.80`, or `under $0.01`."""
     return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
-
-
-def size(size_bytes: float) -> str:
-    """Return the size of a file: `1.2 GB`, in the decimal units in which disks and downloads are sold."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            value = size_bytes / factor
-            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
-    return f"{size_bytes:.0f} bytes"
-
-
-def count(number: float) -> str:
-    """Return `4,812` in full up to a million, then `1.62 M`."""
-    for suffix, factor, from_there in (("T", 1e12, 999.5e9), ("B", 1e9, 999.5e6), ("M", 1e6, 1e6)):
-        if number >= from_there:  # three figures of what lies just below would round to a thousand
-            return f"{number / factor:.3g} {suffix}"
-    return f"{number:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Return `45 s`, `12 min`, `1 h 12 min` or `2 d 3 h`."""
-    if not math.isfinite(seconds):
-        return "?"
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes = seconds // 60
-    if minutes < 10:
-        return f"{minutes} min {seconds % 60:02d} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def plural(number: int, word: str, words: str | None = None) -> str:
