@@ -1,8 +1,10 @@
 """Figures as people read them, in commands and on the page: memory in GiB, files in GB, durations, counts."""
 
 import math
+import time
 
 GIB = 2**30
+_DAYS_FROM_SECONDS = 2 * 86400
 
 
 def gib(size_bytes: float) -> str:
@@ -44,3 +46,13 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def ago(moment: float | None) -> str:
+    """Return how long a moment is past, in seconds since the epoch: `never`, `just now`, `12 min ago`, `3 days ago`."""
+    if moment is None:
+        return "never"
+    seconds = time.time() - moment
+    if seconds >= _DAYS_FROM_SECONDS:
+        return f"{seconds / 86400:,.0f} days ago"
+    return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"

@@ -203,6 +203,12 @@ class GpuProgram(NamedTuple):
     user: str  # empty where the system does not show it, as in a container
     bytes: int | None  # of the GPU's memory
 
+    @property
+    def words(self) -> str:
+        """Such as `process 4711 of ada, 3.2 GiB`."""
+        user = f" of {self.user}" if self.user else ""
+        return f"process {self.pid}{user}" + (f", {self.bytes / 2**30:.1f} GiB" if self.bytes else "")
+
 
 def list_gpu_programs(index: int, nvml: Nvml | None = None) -> tuple[GpuProgram, ...]:
     """Return the processes that compute on a GPU, those of other people and other programs included.

@@ -70,17 +70,10 @@ class Sent(NamedTuple):
 
 @dataclass
 class SpaceHub:
-    """Spaces, as one login sees them.
+    """Spaces, as one login sees them."""
 
-    Attributes:
-        api: With the token in it.
-        report: Gets a line of progress.
-        patience: With a Hub that does not answer.
-        sleep: Waits; tests do not.
-    """
-
-    api: HfApi
-    report: Callable[[str], None]
+    api: HfApi  # with the token in it
+    report: Callable[[str], None]  # gets a line of progress
     patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
     sleep: Callable[[float], None] = time.sleep
 

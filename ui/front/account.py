@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -15,9 +14,9 @@ from engine.accounts.passwords import LONGEST, SHORTEST
 from engine.accounts.people import Person
 from engine.accounts.sessions import SessionState, SignedIn
 from engine.errors import AccountError, EngineError
+from engine.quantities import ago
 from ui.front.forms import SIGN_OUT, PlainPages, field, page, problem_box, read_form
 from ui.front.gate import SIGN_IN
-from ui.views.html import duration
 
 ACCOUNT = "/account"
 _PASSWORD = f"{ACCOUNT}/password"
@@ -132,17 +131,12 @@ def _session(session: SessionState, signed_in: SignedIn) -> str:
         f'<form method="post" action="{_SESSION}"><input type="hidden" name="session" value="{session.session}">'
         f'<button class="plain" aria-label="Sign out {escape(browser_name(session.browser), quote=True)}">Sign out</button></form>'
     )
-    used = "this session" if is_this else f"last used {_ago(session.used)}"
+    used = "this session" if is_this else f"last used {ago(session.used)}"
     return (
         f"<li><div><b>{escape(browser_name(session.browser))}</b>"
-        f'<p class="small">{escape(session.address or "unknown address")} · {used} · signed in {_ago(session.created)}</p>'
+        f'<p class="small">{escape(session.address or "unknown address")} · {used} · signed in {ago(session.created)}</p>'
         f"</div>{'' if is_this else end}</li>"
     )
-
-
-def _ago(moment: float) -> str:
-    seconds = time.time() - moment
-    return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"
 
 
 def browser_name(description: str) -> str:

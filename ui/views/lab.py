@@ -13,6 +13,7 @@ from engine.accounts.accounts import InvitationState
 from engine.accounts.audit import AuditEntry
 from engine.accounts.people import Person
 from engine.models.cache_space import CachedModel, ModelCache
+from engine.quantities import ago
 from engine.runs.usage import Week, WeekOfPerson
 from ui.backend.lab import RunsOfPerson, SharedItem, Usage
 from ui.views.html import (
@@ -33,7 +34,6 @@ from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
 
 MODEL_PREFIX, OFFERED = "model:", "offered"
 UsageKind = Literal["Hours", "Energy", "Disk"]
-_DAYS_FROM_SECONDS = 2 * 86400
 _CHART_WEEKS = 12
 _TABLE_WEEKS = 8
 _OTHERS = "all other people"
@@ -46,10 +46,10 @@ def render_people(people: Sequence[Person], invitations: Sequence[InvitationStat
             (
                 f"<b>{escape(person.name)}</b>",
                 person.role,
-                escape(_ago(person.last_sign_in)),
+                escape(ago(person.last_sign_in)),
                 "active"
                 if person.disabled is None
-                else f'<span class="off">disabled {escape(_ago(person.disabled))}</span>',
+                else f'<span class="off">disabled {escape(ago(person.disabled))}</span>',
             ),
             pickable(person.name, chosen=person.name == chosen),
         )
@@ -103,7 +103,7 @@ def _cached(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
     needed = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
     remove = pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
     return (
-        under(escape(one.id), "offered for removal" if is_offered else ""), size(one.bytes), escape(_ago(one.last_used)),
+        under(escape(one.id), "offered for removal" if is_offered else ""), size(one.bytes), escape(ago(one.last_used)),
         under(f"{one.use.runs:,}", needed), "" if one.use.needed_by else remove,
     )  # fmt: skip
 
@@ -226,12 +226,3 @@ def render_log(entries: Sequence[AuditEntry]) -> str:
 
 def _week_name(week: Week) -> str:
     return f"{week.year}-W{week.number:02d}"
-
-
-def _ago(moment: float | None) -> str:
-    if moment is None:
-        return "never"
-    seconds = time.time() - moment
-    if seconds >= _DAYS_FROM_SECONDS:
-        return f"{seconds / 86400:,.0f} days ago"
-    return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"

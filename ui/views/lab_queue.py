@@ -77,11 +77,7 @@ def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
 def _programs(device: DeviceUse) -> str:
     if not device.programs:
         return ""
-    words = ", ".join(
-        f"process {one.pid}{f' of {one.user}' if one.user else ''}"
-        + (f", {one.bytes / 2**30:.1f} GiB" if one.bytes else "")
-        for one in device.programs
-    )
+    words = ", ".join(one.words for one in device.programs)
     return f'<span class="under">Outside Loratory: {escape(words)}</span>'
 
 

@@ -206,11 +206,6 @@ class LabSupervision:
 
 
 def _occupied(name: str, programs: Sequence[GpuProgram]) -> Why:
-    words = ", ".join(
-        f"process {one.pid}"
-        + (f" of {one.user}" if one.user else "")
-        + (f", {one.bytes / 2**30:.1f} GiB" if one.bytes else "")
-        for one in programs[:3]
-    )
+    words = ", ".join(one.words for one in programs[:3])
     what = f"{device_words(name)} is in use outside Loratory ({words})."
     return Why("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")
