@@ -128,7 +128,7 @@ def _line(row: dict[str, Any]) -> str:
     context = f"{row['context_length']:>9,}" if row.get("context_length") else f"{'':>9}"
     license_name = row.get("license") or ""
     gate = "gated" if row.get("gated") else ""
-    parameters = count(row["parameters"]) if row.get("parameters") else ""
+    parameters = count(row["parameters"]).replace(" ", "") if row.get("parameters") else ""  # as model names have it
     return f"{row['id']:<42}{parameters:>7}{context}  {license_name:<14}{gate:<6} {row.get('about', '')}".rstrip()
 
 
