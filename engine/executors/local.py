@@ -16,7 +16,7 @@ from engine.executors.base import Executor, Job, JobEnd, JobSpec, JobStatus
 from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
-from engine.processes.spawn import Access, cap_log, spawn, worker_argv
+from engine.processes.spawn import Access, allocator_environment, cap_log, spawn, worker_argv
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState
 
@@ -250,6 +250,7 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
         WorkerError: If it cannot be started.
     """
     environment = {
+        **allocator_environment(),
         **visible_only(spec.devices),
         ATTEMPT_VARIABLE: str(spec.attempt),
         RUN_VARIABLE: spec.run.id,

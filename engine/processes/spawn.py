@@ -82,6 +82,17 @@ def environment_for(access: Collection[Access], inherited: Mapping[str, str] | N
     return chosen if Access.HUB in access else chosen | _NO_HUB_LOGIN
 
 
+def allocator_environment() -> dict[str, str]:
+    """Return how glibc allocates in a process that trains, unless the person set it; read as the process starts.
+
+    An aligned tensor leaves scraps of its block. A thread's cache keeps freed scraps apart instead of joining them with their
+    neighbours, so holes serve no tensor of their size, and the heap grows with each new length of rows. Other processes keep
+    the cache, as it makes tokenizing 7% faster.
+    """
+    name = "GLIBC_TUNABLES"
+    return {name: os.environ.get(name, "glibc.malloc.tcache_count=0")}
+
+
 def has_hub_login() -> bool:
     """Whether there is a token for the Hub here, in the environment or where `hf auth login` puts it."""
     if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):

@@ -37,7 +37,7 @@ from engine.memory.estimate import Estimator, MemoryEstimate, describe_peak
 from engine.memory.workload import workload_of_run
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
-from engine.processes.spawn import spawn, worker_argv
+from engine.processes.spawn import allocator_environment, spawn, worker_argv
 from engine.runs.history.events import FailedData, MemoryData
 from engine.runs.history.log import read_events
 from engine.runs.store import RunStore
@@ -262,7 +262,9 @@ def measure(cell: Cell, config: RunConfig, shape: ModelShape, device: Device, ho
     began = time.monotonic()
     try:
         process = spawn(
-            worker_argv("engine.training.worker", [str(run.folder.path)]), log_file=run.folder.path / "worker.log"
+            worker_argv("engine.training.worker", [str(run.folder.path)]),
+            log_file=run.folder.path / "worker.log",
+            environment=allocator_environment(),
         )
         process.wait(timeout=_LONGEST_SECONDS)
         events = read_events(run.folder.events, 0).events

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from engine.processes.spawn import LIBRARY_ENVIRONMENT
+from engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_en_999.json"
@@ -174,10 +174,10 @@ def measure(kind: Kind, recipe: Recipe) -> Trial:
 
 
 def _environment(kind: Kind) -> dict[str, str]:
-    """Our worker's threads wait as `engine.processes.spawn` has them; a script's as PyTorch does by itself."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LIBRARY_ENVIRONMENT}
-    ours = LIBRARY_ENVIRONMENT if kind != "plain" else {}
-    return {**inherited, **ours, "PYTHONWARNINGS": "ignore"}
+    """Our worker's threads and allocator are as `engine.processes.spawn` has them; a script's as they are by themselves."""
+    worker = LIBRARY_ENVIRONMENT | allocator_environment()
+    inherited = {name: value for name, value in os.environ.items() if name not in worker}
+    return {**inherited, **(worker if kind != "plain" else {}), "PYTHONWARNINGS": "ignore"}
 
 
 class TrialBook:

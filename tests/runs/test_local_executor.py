@@ -110,3 +110,14 @@ def test_a_log_that_grew_too_long_keeps_its_end_and_its_writer(tmp_path):
     assert lines[0] == b"(earlier output was removed)"
     assert lines[1].startswith(b"line ")
     assert lines[-3:] == [b"line 1999999", b"the newest", b""]
+
+
+def test_a_worker_keeps_no_freed_scraps_of_tensors_unless_the_person_set_how_memory_is_allocated(run, monkeypatch):
+    order = JobSpec(run, config_for(), (cpu(),), 1)
+    show = "import os; print(os.environ['GLIBC_TUNABLES'])"
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=3")
+    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+    assert run.folder.log.read_text().split() == ["glibc.malloc.tcache_count=0", "glibc.malloc.tcache_count=3"]

@@ -23,7 +23,7 @@ from engine.executors.local import training_command
 from engine.files import write_atomically
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
-from engine.processes.spawn import Access, environment_for
+from engine.processes.spawn import Access, allocator_environment, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.runs.control import request_stop_for_time
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder, RunState
@@ -90,7 +90,7 @@ class Companion:
     def run(self) -> int:
         """Start the worker, follow it to its end, and upload everything; returns its exit code."""
         environment = {
-            **environment_for((Access.HUB,)), **self._home.environment,
+            **environment_for((Access.HUB,)), **allocator_environment(), **self._home.environment,
             ATTEMPT_VARIABLE: str(self._order.attempt), RUN_VARIABLE: self._order.run_id, "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         with self.folder.log.open("ab") as log:
