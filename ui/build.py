@@ -15,7 +15,7 @@ from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
 from ui.backend.run_reader import RunReader
-from ui.components import QUICK, live_html, nothing, poll, poll_answer, visible_if
+from ui.components import NOT_SHOWN, QUICK, SHOWN, live_html, nothing, poll, poll_answer
 from ui.gradio_internals import Blocks, calm_queue
 from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
@@ -81,15 +81,13 @@ def build_app(services: Services) -> gr.Blocks:
         # Alpha follows the rank; the revision is looked up first.
         undone = page.wire(exclude=("adapter.r", "model.revision"))
 
-        def show_panel(event: gr.SelectData) -> Any:
-            return visible_if(str(event.value).lower() in ("model", "data", "method", "train"))
-
         for tab in page.tabs.children:
-            tab.select(show_panel, None, side, **QUICK)
+            is_beside = tab.id in ("model", "data", "method", "train")
+            tab.select(None, None, side, js=SHOWN if is_beside else NOT_SHOWN, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
         restored = page.restore(app)
-        model_tab.open_after(restored)
-        data_tab.open_after(restored)
+        model_tab.open_restored(restored)
+        data_tab.open_restored(restored)
         data_tab.open_after(undone)
 
         def leave(request: gr.Request) -> None:

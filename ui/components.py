@@ -33,6 +33,8 @@ QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibil
 SLOW: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 # Of an event without a handler: in the browser, for answers of the server may arrive in another order than tabs were opened.
+SHOWN = "() => ({__type__: 'update', visible: true})"
+NOT_SHOWN = "() => ({__type__: 'update', visible: false})"
 TIMER_ON = "() => ({__type__: 'update', active: true})"
 TIMER_OFF = "() => ({__type__: 'update', active: false})"
 

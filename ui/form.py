@@ -1,6 +1,7 @@
 """All settings on the page as one value: pydantic Fields into components, components into nested plain values, and back."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from engine.config import suited
-from engine.config.load import setting_names
+from engine.config.load import config_in_the_making, setting_names
 from engine.config.run import RunConfig
 from engine.hardware.known_devices import KnownDevice, find_known_device
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
@@ -102,8 +103,9 @@ class Form:
             if name in (JUDGE_FOR, SUITED):
                 values.append(mapping.get(section, {}).get(field, ""))
                 continue
-            value = mapping.get(section, {}).get(field, _default_of(name))
-            values.append(_to_component(name, _offered(name, value)))
+            value = _to_component(name, _offered(name, mapping.get(section, {}).get(field, _default_of(name))))
+            # For a browser, None in a box that was empty is a change, which every text box sends an event for.
+            values.append("" if value is None and isinstance(self._components[name], gr.Textbox) else value)
         return values
 
 
@@ -147,7 +149,18 @@ def component_for(name: str, **presentation: Any) -> Any:
 
     Only the page decides on `presentation`: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
     """
-    return component_of_field(field_of(name), **{"label": label_of(name), **presentation})
+    laid_out = {"label": label_of(name)} | ({"value": _opening_value(name)} if name in suited.SETTINGS else {})
+    return component_of_field(field_of(name), **{**laid_out, **presentation})
+
+
+def _opening_value(name: str) -> Any:
+    """Return what a suited default is in an empty form: a page that opens without a draft then changes nothing."""
+    return _to_component(name, _suited_to_nothing()[name].value)
+
+
+@functools.cache
+def _suited_to_nothing() -> dict[str, suited.Suited]:
+    return suited.suited_settings(config_in_the_making({}))
 
 
 def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
@@ -175,7 +188,7 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
         return gr.Number(**{"value": default, "precision": 0 if kind is int else None, **shared})
     if isinstance(default, tuple):
         default = ", ".join(default)
-    return gr.Textbox(**{"value": default, "lines": 1, "max_lines": 1, **shared})
+    return gr.Textbox(**{"value": default or "", "lines": 1, "max_lines": 1, **shared})
 
 
 def number_of(typed: Any) -> Any:

@@ -1,6 +1,7 @@
-"""What a browser may do on the page, how large a request may be, and which of Gradio's routes are not offered."""
+"""What a browser may do on the page, how large requests and answers are, and which of Gradio's routes are not offered."""
 
 import asyncio
+import gzip
 import hashlib
 import re
 from base64 import b64encode
@@ -15,6 +16,8 @@ from ui.backend.transfers import Transfers
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
 # They copy a page's values into a file, fetch any address, or list what other people ran.
 _NOT_OFFERED = ("/gradio_api/deep_link", "/gradio_api/proxy=", "/gradio_api/file=http", "/gradio_api/runs")
+_COMPRESSED_FROM_BYTES = 1_000  # below that the answer fits a packet or two anyway
+_GZIP_LEVEL = 4  # 84 kB instead of 77 kB of the page's 905 kB, in two thirds of the time
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 _TOO_LARGE = f"A request may be at most {_LARGEST_BODY_BYTES // 1_000_000} MB. Shorten what was typed or opened."
 
@@ -47,7 +50,8 @@ class PagePolicy:
         elif (length or 0) > _LARGEST_BODY_BYTES:
             await PlainTextResponse(_TOO_LARGE, 413)(scope, receive, send)
         else:
-            await self._app(scope, receive, _DocumentPolicy(send))
+            accepted = Headers(scope=scope).get("accept-encoding", "")
+            await self._app(scope, receive, _Answer(send, compress="gzip" in accepted))
 
     async def _receive_upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         instead = "Copy it to this computer and give its path."
@@ -61,25 +65,40 @@ class PagePolicy:
             await PlainTextResponse(str(error), 413)(scope, receive, send)
 
 
-class _DocumentPolicy:
-    """Holds an HTML document until its inline scripts are known."""
+class _Answer:
+    """Holds an HTML document until its inline scripts are known, and compresses it; and answers of events, in JSON.
 
-    def __init__(self, send: Send) -> None:
+    Gradio 6.31 compresses only what has the name of a file, and the document has most of a first visit's bytes.
+    """
+
+    def __init__(self, send: Send, *, compress: bool) -> None:
         self._send = send
+        self._compress = compress
+        self._kind = ""  # of the answer, if it is one that is held
         self._start: Message | None = None
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if Headers(scope=message).get("content-type", "").startswith("text/html"):
-                self._start = message
+            headers = Headers(scope=message)
+            kind = headers.get("content-type", "").partition(";")[0]
+            if kind in ("text/html", "application/json") and "content-encoding" not in headers:
+                self._kind, self._start = kind, message
                 return
         elif self._start is not None:
             self._body += message.get("body", b"")
-            if message.get("more_body"):
+            is_document, is_whole = self._kind == "text/html", not message.get("more_body")
+            if is_document and not is_whole:
                 return
-            MutableHeaders(scope=self._start)["Content-Security-Policy"] = policy_for(self._body)
-            await self._send(self._start)
+            start, self._start = self._start, None
+            headers = MutableHeaders(scope=start)
+            if is_document:
+                headers["Content-Security-Policy"] = policy_for(self._body)
+            if self._compress and is_whole and len(self._body) >= _COMPRESSED_FROM_BYTES:
+                self._body = gzip.compress(self._body, _GZIP_LEVEL)
+                headers["Content-Encoding"], headers["Content-Length"] = "gzip", str(len(self._body))
+                headers.add_vary_header("Accept-Encoding")
+            await self._send(start)
             message = {**message, "body": self._body}
         await self._send(message)
 

@@ -24,12 +24,16 @@ class RealServer(NamedTuple):
 
 
 @contextmanager
-def real_server(home: Path, *, forks: bool = False, **environment: str) -> Iterator[RealServer]:
+def real_server(
+    home: Path, *, forks: bool = False, root: Path = ROOT, python: str = sys.executable, **environment: str
+) -> Iterator[RealServer]:
     """Start `app.py` on a home, wait until it answers, and end it.
 
     Args:
         home: Where it keeps everything; its log, too.
         forks: Whether its workers are forked, which spares each of them seconds of imports; see `tests.fork_server`.
+        root: The checkout that is served.
+        python: Of that checkout.
         environment: Variables in addition to ours.
     """
     program = ["-m", "tests.browser.forking_app"] if forks else ["app.py"]
@@ -38,8 +42,8 @@ def real_server(home: Path, *, forks: bool = False, **environment: str) -> Itera
         port = probe.getsockname()[1]
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *program, "--port", str(port)],
-            cwd=ROOT,
+            [python, *program, "--port", str(port)],
+            cwd=root,
             env={**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
             stdout=log,
             stderr=log,

@@ -1,5 +1,6 @@
 """What every answer of the page carries, what a request may hold, and what of a request is not believed."""
 
+import gzip
 import http.client
 import json
 import re
@@ -85,6 +86,22 @@ def test_what_a_request_says_of_a_proxy_is_not_believed(place, path, header):
 
     assert "evil.example" not in told
     assert re.findall(r'"root":"[^"]*"', told) == re.findall(r'"root":"[^"]*"', plain)
+
+
+def test_the_document_and_the_answers_of_events_are_compressed_for_whoever_takes_that(place):
+    plain = ask(place, "GET", "/")[1]
+    connection = http.client.HTTPConnection(place, timeout=300)
+    for path in ("/", "/config"):
+        connection.request("GET", path, headers={"Accept-Encoding": "gzip, deflate"})
+        response = connection.getresponse()
+        packed = response.read()
+
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert "Accept-Encoding" in response.headers["Vary"]
+        assert len(packed) == int(response.headers["Content-Length"]) < 150_000
+        assert "frame-ancestors" in response.headers["Content-Security-Policy"]
+        if path == "/":
+            assert len(gzip.decompress(packed).decode()) == len(plain) > 500_000
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(place):

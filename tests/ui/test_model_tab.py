@@ -16,7 +16,7 @@ from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
 from ui.backend.dataset_checks import lengths_stamp
 from ui.backend.models import FitTable, Tokenizers
-from ui.tabs.model import ModelTab
+from ui.tabs.model import _JUDGED_TOGETHER, ModelTab
 
 MODEL = "some/model"
 
@@ -81,17 +81,19 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     tab = laid_out(lambda page: ModelTab(page, fits))
     count = len(trainable)
     assert tab._filter("", "").count("…</span>") == 3 * count
+    assert tab.catalog.value.count("…</span>") == 3 * count
+    assert tab._fits_news("fits", "") is None
+
+    goes_on.release(_JUDGED_TOGETHER)
+    wait_for(lambda: tab._fits_news("fits", "") is not None)
     first = json.loads(tab._fits_news("fits", ""))
     assert first["submit"]
     assert tab._fits_news("fits", first["stamp"]) is None
-
-    goes_on.release()
-    wait_for(lambda: tab._fits_news("fits", first["stamp"]) is not None)
+    wait_for(lambda: tab._filter("", "").count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
     html, question = tab._fill_fits("", "").values()
-    assert html.count("…</span>") == 3 * (count - 1)
     assert f" of {count + others} models judged" in html
     assert question == gr.skip()
-    goes_on.release(count - 1)
+    goes_on.release(count - _JUDGED_TOGETHER)
     wait_for(lambda: fits.on(None).progress == (count + others, True))
     html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
@@ -130,8 +132,8 @@ def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_know
     wait_for(lambda: check.is_done)
 
     html, question = tab._judge("", "", "RTX 4090", lengths_stamp(check)).values()
-    answer = tab._fits_news(question, "")
     wait_for(lambda: tab._fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
+    answer = tab._fits_news(question, "")
 
     assert "Fits: your rows at batch 2 on NVIDIA RTX 4090." in html
     assert answer is not None

@@ -48,8 +48,8 @@ class DataTab:
                 )
         own = page.services.own_datasets
         self.own_datasets = OwnDatasetsPart(page, own) if own is not None else None
-        page.form.register("dataset.source", gr.Textbox(visible=False))
-        self.summary = gr.HTML(elem_id="dataset-summary")
+        page.form.register("dataset.source", gr.Textbox("", visible=False))
+        self.summary = gr.HTML(view.NO_DATASET, elem_id="dataset-summary")
         self.tokenizer = TokenizerStatus(page, "data")
         self.format = DatasetFormat(page)
         with gr.Column(visible=False) as self.opened:
@@ -102,6 +102,11 @@ class DataTab:
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset after an event: its first row, its format, and a check in the background."""
         event.then(None, None, self._asked, js="() => String(Math.random())", **SLOW)
+
+    def open_restored(self, event: Any) -> None:
+        """After the browser's draft was restored, open the dataset that it names; without one all is as it was laid out."""
+        asked = "(source, asked) => source ? String(Math.random()) : asked"
+        event.then(None, [self._page.form["dataset.source"], self._asked], self._asked, js=asked, **SLOW)
 
     def _wire_opening(self) -> None:
         # One event for all that ask: Gradio then sends the next question after the answer to the last one. Answers of

@@ -36,6 +36,8 @@ _BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time,
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
 _SCROLL_TO_DETAILS = "() => document.getElementById('model-details').scrollIntoView({block: 'nearest'})"
+_JUDGED_TOGETHER = 8  # models whose verdicts are drawn at once: each time the whole catalogue is sent
+_NONE_JUDGED = stamp(0, False)  # the catalogue as it is laid out
 _AND = "|"  # between the device and the rows that the poll asks about
 
 
@@ -57,15 +59,17 @@ class ModelTab:
                 info="A Hub id or a path on this computer. Press Enter.", scale=3, elem_id="model-own",
             )  # fmt: skip
         self.hub = pick_list(elem_id="hub-results")
-        self.catalog = pick_list(elem_id="catalog", elem_classes="scroll tall")
+        laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
+        self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
         self._fits_poll = poll(self._fits_news, 1.0, question=THIS_MACHINE, elem_id="fits-live")
-        form.register("model.id", gr.Textbox(visible=False))
-        self.details = gr.HTML(elem_id="model-details")
+        form.register("model.id", gr.Textbox("", visible=False))
+        self.details = gr.HTML(NOT_CHOSEN, elem_id="model-details")
         own = page.services.own_models
         self.own_models = OwnModelsPart(page, own) if own is not None else None
         self.tokenizer = TokenizerStatus(page, "model")
         with gr.Accordion("Advanced", open=False, elem_id="model-advanced"):
             form.setting("model.revision", elem_id="model-revision")
+        self._restored = gr.Textbox("", visible=False)  # the model of the browser's draft
         self._change = gr.State({})
         self._wanted = gr.State("")
         self._described = gr.State("")  # the model and revision whose details are shown, or are looked up
@@ -111,13 +115,13 @@ class ModelTab:
         shown = found.then(self._show, [self._found, model_id, revision], self.details, **QUICK)
         self._fetch_after(page.settle_targets_after(shown), again=False)
 
-    def open_after(self, event: Any) -> None:
-        """After the browser's draft was restored, show the catalogue, and the next step where no model is chosen."""
-        event.then(
-            lambda search, chosen, *judged: (self._filter(search, chosen, *judged), gr.skip() if chosen else NOT_CHOSEN),
-            [self.search, self._page.form["model.id"], self._page.judge_for, self._page.data_lengths], [self.catalog, self.details], **QUICK,
-        )  # fmt: skip
-        self._fetch_after(event)
+    def open_restored(self, event: Any) -> None:
+        """After the browser's draft was restored, download the tokenizer of its model; without one nothing is asked.
+
+        The catalogue follows the poll of what fits.
+        """
+        event.then(None, self._page.form["model.id"], self._restored, js="(chosen) => chosen", **QUICK)
+        self._fetch_after(self._restored.change(nothing, None, None, **QUICK))
 
     def _fetch_after(self, event: Any, *, again: bool = True) -> None:
         """After an event that settled the model, download its tokenizer where it is not here yet, also `again` after a failure."""
@@ -199,8 +203,9 @@ class ModelTab:
 
     def _fits_news(self, asked: str, seen: str) -> str | None:
         judged, _, lengths = asked.partition(_AND)
-        now = stamp(*self._fits_for(judged, lengths).progress)
-        return None if now == seen else poll_answer(now, {}, submit=True)
+        known, is_done = self._fits_for(judged, lengths).progress
+        now = stamp(known // _JUDGED_TOGETHER, is_done)
+        return None if now in (seen, _NONE_JUDGED) else poll_answer(now, {}, submit=True)
 
     def _fill_fits(self, query: str, chosen: str | None, judged: str | None = "", lengths: str | None = "") -> Updates:
         """Return the catalogue with the verdicts that are known now; once these are all, the poll ends."""

@@ -22,6 +22,8 @@ from ui.gradio_internals import enclosing_page
 from ui.page import Page, browser_state
 from ui.views.html import attention, error_box, gib, small, with_code
 
+_NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"
+
 
 class StartPart:
     """Lays out the start; it runs in the background, and a timer looks at its progress."""
@@ -70,11 +72,11 @@ class StartPart:
     def wire(self) -> Dependency:
         """Connect the events; after the one that is returned, a run may have been queued and be the chosen one."""
         page, components = self._page, self._page.form.components
-        enclosing_page().load(lambda token: token or uuid.uuid4().hex, self.token, self.token, **QUICK)
+        enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
             self.problems, page.chosen_run, self.token, self.sweep, self.pending, self.timer, self.goes_to, *self._buttons,
         ]  # fmt: skip
-        self._draft.change(lambda: "", None, self.problems, **QUICK)
+        self._draft.change(None, None, self.problems, js="() => ''", **QUICK)
         named = [self.token, page.copied_from]
         once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
         gr.on([button.click for button in self._buttons], self.begin, [*named, *components], outputs, **once)
