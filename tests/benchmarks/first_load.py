@@ -27,7 +27,7 @@ from tests.browser.real_server import ROOT, real_server
 
 _LOAD_SECONDS = 10  # from when the tabs can be clicked, so that a busy machine counts no fewer
 _SETTLE_SECONDS = 10
-_PAINTED = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
 @dataclass
@@ -85,7 +85,7 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
         load.usable = time.perf_counter() - began
         page.wait_for_timeout(1000 * _LOAD_SECONDS)
         asked, received = dict(load.urls), dict(load.bytes_of)
-        load.painted = page.evaluate(_PAINTED)
+        load.painted = page.evaluate(FIRST_PAINT)
         page.wait_for_timeout(1000 * _SETTLE_SECONDS)
         if idle_seconds:
             load.idle = share_of_a_core(process, idle_seconds)
@@ -96,9 +96,14 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
 
 @contextmanager
 def _server(checkout: Path, home: Path) -> Iterator[tuple[str, psutil.Process]]:
-    own = checkout / ".venv/bin/python"
-    with real_server(home, root=checkout, python=str(own) if own.exists() else sys.executable) as server:
+    with real_server(home, root=checkout, python=other_python(checkout)) as server:
         yield server.url, psutil.Process(server.process.pid)
+
+
+def other_python(checkout: Path) -> str:
+    """Return the Python of a checkout's own environment, where it has one."""
+    own = checkout / ".venv/bin/python"
+    return str(own) if own.exists() else sys.executable
 
 
 @contextmanager
