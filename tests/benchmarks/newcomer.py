@@ -91,8 +91,8 @@ def main() -> None:
                     took[checkout][what].append(seconds)
     for checkout, moments in took.items():
         print(f"{checkout.name}, seconds since the first paint, median of {options.visits} (range):")
-        for what, seconds in moments.items():
-            print(f"  {what:<60.60}{statistics.median(seconds):6.1f} ({min(seconds):.1f} to {max(seconds):.1f})")
+        for what, times in moments.items():
+            print(f"  {what:<60.60}{statistics.median(times):6.1f} ({min(times):.1f} to {max(times):.1f})")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
