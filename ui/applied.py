@@ -31,9 +31,7 @@ class Applied:
     before: Settings
     after: Settings
     undoes: bool = False  # it took back an earlier one
-    others: Settings | None = (
-        None  # all other settings that a person set, where it lasts only until one of them changes
-    )
+    others: Settings | None = None  # all others that a person set, where it lasts only until one of them changes
     open_before: frozenset[str] = frozenset()  # settings that nobody had set: their defaults followed the rest
     open_after: frozenset[str] = frozenset()
 

@@ -150,7 +150,7 @@ def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
     assert draft.ceiling.expected_bytes == before.estimate.expected_bytes
     assert draft.estimate.expected_bytes < before.estimate.expected_bytes
     assert "For your rows, the longest of 240 tokens: 8 rows at once" in render_side_panel(draft)
-    assert "If rows of 1,024 tokens came: " in render_side_panel(draft)
+    assert "If all rows had 1,024 tokens: " in render_side_panel(draft)
     assert "At 1,024 tokens, batch 2" in render_method_table(before)
     assert "For your rows, at most 1,024 tokens, batch 2" in render_method_table(draft)
     assert longer.estimate.pass_tokens == draft.estimate.pass_tokens, "their lengths are known whatever max_length is"

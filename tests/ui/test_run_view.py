@@ -18,6 +18,7 @@ from ui.views.run_view import (
     render_heading,
     render_left_out,
     render_log,
+    render_made_of,
     render_memory,
     render_trouble,
     render_warnings,
@@ -53,6 +54,7 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "tokens/s" in line
     assert "held-out loss 1.36" in line
     assert "base 2.71" in line
+    assert "2 × 4 = 8 rows a step" in render_made_of(observed)
 
 
 def test_a_silent_worker_is_reported_with_its_limit(observe):

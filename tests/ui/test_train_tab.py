@@ -339,6 +339,7 @@ def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
 
     write_run(services.runs, config, InventedRun())
     write_run(services.runs, a_config(model__quantization="nf4"), InventedRun())
+    write_run(services.runs, a_config(run__name="under way"), InventedRun(state="running", steps=20))
 
     similar = tab._similar(draft)
     assert similar is not None

@@ -204,10 +204,14 @@ class TrainTab:
         return updates | {self.plan: self._plan(draft) + note}
 
     def _similar(self, draft: Draft) -> RunSummary | None:
-        """Return the newest run with the same model, method and device whose speed is known; a guess would mislead."""
+        """Return the newest run with the same model, method and device whose speed is known; a guess would mislead.
+
+        One that completed is preferred: it also shows what loading, evaluation and saving take.
+        """
         config = draft.config or draft.assumed
         if config is None or draft.device is None:
             return None
         wanted = (config.model.id, config.method_name, lease_name(draft.device))
         measured = (row for row in self._page.reader.summaries() if row.tokens_per_second)
-        return next((row for row in measured if (row.model, row.method, row.device) == wanted), None)
+        same = [row for row in measured if (row.model, row.method, row.device) == wanted]
+        return next((row for row in same if row.state == "completed"), same[0] if same else None)

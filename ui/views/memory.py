@@ -133,7 +133,7 @@ def _rows_words(draft: Draft) -> str:
     )
     ceiling = draft.judged.ceiling
     if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
-        words += f" If rows of {most:,} tokens came: {gib(ceiling.expected_bytes)} GiB."
+        words += f" If all rows had {most:,} tokens: {gib(ceiling.expected_bytes)} GiB."
     return small(words)
 
 

@@ -144,12 +144,13 @@ def render_made_of(observed: ObservedRun) -> str:
     if config is None:
         return ""
     training = config.training
-    batch = f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"
+    rows, passes = training.per_device_train_batch_size, training.gradient_accumulation_steps
     entries = [
         ("Model", escape(short_name(config.model.id))),
         ("Data", escape(short_name(config.dataset.source))),
         ("Method", escape(method_words(config))),
-        ("Length", f"{training.max_length:,} tokens, batch {batch}"),
+        ("Length", f"{training.max_length:,} tokens"),
+        ("Batch", f"{rows} × {passes} = {plural(rows * passes, 'row')} a step"),
         ("Learning rate", f"{training.learning_rate:g}"),
     ]
     return f'<div class="section"><h3>This run</h3>{definitions(entries)}</div>'
