@@ -1,7 +1,8 @@
 """The one immutable value that describes a fine-tune; form, command line, preset and run directory are views of it."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -160,3 +161,26 @@ class RunConfig(Section):
     def method_name(self) -> str:
         """Name of the method on this base, such as QLoRA for LoRA on four bits."""
         return self.adapter.traits.display_name(self.model.quantization)
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Field and text of each setting that may name a file or folder."""
+        dataset, start = self.dataset, self.adapter.warm_start
+        sources = (("dataset.source", dataset.source), *(("dataset.mix", source) for source in dataset.mix))
+        return (*sources, ("model.id", self.model.id), *((("adapter.warm_start", start),) if start else ()))
+
+    def with_names(self, replace: Callable[[str, str], str]) -> Self:
+        """Return the same with other `names`; `replace` gets field and text, and returns the new text."""
+        mix: dict[str, float] = {}
+        for source, weight in self.dataset.mix.items():
+            name = replace("dataset.mix", source)
+            mix[source if name in mix else name] = weight  # two names of one file keep apart, for each has its weight
+        source = replace("dataset.source", self.dataset.source)
+        sections: dict[str, Section] = {
+            "model": self.model.model_copy(update={"id": replace("model.id", self.model.id)}),
+            "dataset": self.dataset.model_copy(update={"source": source, "mix": mix}),
+        }
+        if self.adapter.warm_start:
+            start = replace("adapter.warm_start", self.adapter.warm_start)
+            sections["adapter"] = self.adapter.model_copy(update={"warm_start": start})
+        return self.model_copy(update=sections)

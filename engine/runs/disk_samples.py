@@ -95,8 +95,8 @@ class DiskSamples:
         more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in known]
         if more:
             kept = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_atomically(self._path, "".join(f"{one.model_dump_json()}\n" for one in (*kept, *more)))
+            lines = "".join(f"{one.model_dump_json()}\n" for one in (*kept, *more))
+            write_atomically(self._path, lines, makes_folder=True)
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock()).date()

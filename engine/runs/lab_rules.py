@@ -1,6 +1,5 @@
 """What a person of a lab may train on and with: their own files and the lab's, and what a guest may start."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from engine.accounts.lab import read_settings
@@ -27,7 +26,11 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
     allowed = AllowedPaths.of(home)
     if allowed is None:
         return []
-    paths = [Problem(field, _OUTSIDE) for field, text in _named_paths(config) if not _is_allowed(allowed, text)]
+    paths = [
+        Problem(field, _OUTSIDE)
+        for field, text in config.names
+        if _is_path(field, text) and not _is_allowed(allowed, text)
+    ]
     if (start := config.adapter.warm_start) is not None and RUN_ID.fullmatch(start):
         paths += (
             [] if start in RunStore(home, home.owner).ids() else [Problem("adapter.warm_start", "no run of yours.")]
@@ -51,16 +54,7 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
 def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:
     """Return the configuration with every path whole and its links followed; call it after `lab_problems` found none."""
     allowed = AllowedPaths(home)
-    whole: Callable[[str], str] = lambda text: str(allowed.read(text))  # noqa: E731
-    dataset, model, adapter = config.dataset, config.model, config.adapter
-    mix = {whole(source) if _is_data_path(source) else source: weight for source, weight in dataset.mix.items()}
-    source = whole(dataset.source) if _is_data_path(dataset.source) else dataset.source
-    sections: dict[str, object] = {"dataset": dataset.model_copy(update={"source": source, "mix": mix})}
-    if _is_model_path(model.id):
-        sections["model"] = model.model_copy(update={"id": whole(model.id)})
-    if adapter.warm_start and not RUN_ID.fullmatch(adapter.warm_start):
-        sections["adapter"] = adapter.model_copy(update={"warm_start": whole(adapter.warm_start)})
-    return config.model_copy(update=sections)
+    return config.with_names(lambda field, text: str(allowed.read(text)) if _is_path(field, text) else text)
 
 
 def within_guest_limit(config: RunConfig, report: DatasetReport, home: LoratoryHome) -> RunConfig:
@@ -87,24 +81,18 @@ def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
     return found
 
 
-def _named_paths(config: RunConfig) -> list[tuple[str, str]]:
-    """Return the setting and the text of everything that means a file or folder."""
-    found = [("dataset.source", config.dataset.source)] if _is_data_path(config.dataset.source) else []
-    found += [("dataset.mix", source) for source in config.dataset.mix if _is_data_path(source)]
-    if _is_model_path(config.model.id):
-        found.append(("model.id", config.model.id))
-    start = config.adapter.warm_start
-    if start and not RUN_ID.fullmatch(start):
-        found.append(("adapter.warm_start", start))
-    return found
+def may_be_path(field: str, text: str) -> bool:
+    """Return whether one of a configuration's names may mean a file or folder: no sample, catalogue entry or run."""
+    if field == "model.id":
+        return find_in_catalog(text.strip()) is None
+    if field == "adapter.warm_start":
+        return RUN_ID.fullmatch(text) is None
+    return not text.strip().startswith(SAMPLE_PREFIX)
 
 
-def _is_data_path(source: str) -> bool:
-    return not source.strip().startswith(SAMPLE_PREFIX) and not is_on_hub(source)
-
-
-def _is_model_path(name: str) -> bool:
-    return find_in_catalog(name.strip()) is None and not is_hub_id(name.strip())
+def _is_path(field: str, text: str) -> bool:
+    is_on_the_hub = is_hub_id(text.strip()) if field == "model.id" else field.startswith("dataset.") and is_on_hub(text)
+    return may_be_path(field, text) and not is_on_the_hub
 
 
 def _is_allowed(allowed: AllowedPaths, text: str | Path) -> bool:

@@ -6,31 +6,28 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.config.pairs import pair_problems
-from engine.config.run import AdapterConfig, DatasetConfig, ModelConfig, RunConfig
-from engine.config.section import Section
+from engine.config.run import ModelConfig, RunConfig
 from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
-from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
 from engine.executors.huggingface_jobs.login import logins_of
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
-from engine.models.catalog import find_in_catalog
 from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.admission import admitted, require_admission
-from engine.runs.lab_rules import lab_problems, with_allowed_paths, within_guest_limit
+from engine.runs.lab_rules import lab_problems, may_be_path, with_allowed_paths, within_guest_limit
 from engine.runs.places import Options, places_of
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
-from engine.runs.store import RUN_ID, RunStore
+from engine.runs.store import RunStore
 
 _log = logging.getLogger(__name__)
 
@@ -179,24 +176,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     Names of samples, of the catalogue and on the Hub stay as they are, and so does what is not there: its refusal shall
     repeat what was typed.
     """
-    model, dataset, adapter = config.model, config.dataset, config.adapter
-    longest = _longest(DatasetConfig, "source")
-    mix: dict[str, float] = {}
-    for source, weight in dataset.mix.items():
-        path = _absolute_source(source, longest)
-        mix[source if path in mix else path] = weight  # two names of one file keep apart, for each has its weight
-    source = _absolute_source(dataset.source, longest)
-    sections: dict[str, Section] = {"dataset": dataset.model_copy(update={"source": source, "mix": mix})}
-    if find_in_catalog(model.id.strip()) is None:
-        sections["model"] = model.model_copy(update={"id": _absolute(model.id, _longest(ModelConfig, "id"))})
-    if adapter.warm_start is not None and not RUN_ID.match(adapter.warm_start):
-        start = _absolute(adapter.warm_start, _longest(AdapterConfig, "warm_start"))
-        sections["adapter"] = adapter.model_copy(update={"warm_start": start})
-    return config.model_copy(update=sections)
-
-
-def _absolute_source(source: str, longest: int) -> str:
-    return source if source.strip().startswith(SAMPLE_PREFIX) else _absolute(source, longest)
+    return config.with_names(lambda field, text: _absolute(text, _longest(field)) if may_be_path(field, text) else text)
 
 
 def _absolute(text: str, longest: int) -> str:
@@ -211,8 +191,11 @@ def _absolute(text: str, longest: int) -> str:
     return whole if len(whole) <= longest else text
 
 
-def _longest(section: type[Section], field: str) -> int:
-    bounds = (getattr(bound, "max_length", None) for bound in section.model_fields[field].metadata)
+def _longest(field: str) -> int:
+    section, _, name = field.replace("mix", "source").partition(".")
+    kind = RunConfig.model_fields[section].annotation
+    assert kind is not None
+    bounds = (getattr(bound, "max_length", None) for bound in kind.model_fields[name].metadata)
     return next((bound for bound in bounds if bound is not None), 1000)
 
 

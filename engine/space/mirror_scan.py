@@ -13,7 +13,6 @@ from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
 from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import EngineError, StorageError
-from engine.executors.huggingface_jobs.layout import with_paths
 from engine.files import sha256_of, size_and_time
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints
@@ -109,14 +108,9 @@ class RunScan:
         """Return the uploads without which the run could not be resumed."""
         if self._inputs is None:
             named: list[str] = []
-
-            def note(text: str, _: str) -> str:
-                named.append(text)
-                return text
-
             with contextlib.suppress(EngineError, OSError):
                 if UPLOADS.encode() in folder.config.read_bytes():  # most name none, and reading YAML takes a while
-                    with_paths(folder.read_config(), note)
+                    named = [text for _, text in folder.read_config().names]
             self._inputs = tuple(dict.fromkeys(path for text in named for path in self._uploads_of(text)))
         return self._inputs
 

@@ -20,7 +20,7 @@ from engine.errors import EngineError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.local import training_command
-from engine.files import write_atomically
+from engine.files import size_and_time, write_atomically
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, allocator_environment, environment_for
@@ -56,7 +56,7 @@ class Companion:
         self._began = time.monotonic()
         self._sending_events = threading.Lock()  # guards what is sent of the event log, and the order of its segments
         self._sent_events = 0
-        self._sent_log: tuple[int, int] | None = None
+        self._sent_log = 0, 0  # size and time
         self._sent_checkpoints: set[str] = set()
         self._reached_limit = False
 
@@ -71,7 +71,7 @@ class Companion:
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._bucket.get(places)
         config = config_from_mapping(mapping_from_file(self.folder.config))
-        config = layout.with_paths(config, lambda text, _: self._local(text))
+        config = config.with_names(lambda _, text: self._local(text))
         write_atomically(self.folder.config, config_to_yaml(config))
         self.folder.write_state(RunState(state="starting", attempt=self._order.attempt))
         self._sent_events = self.folder.events.stat().st_size if self.folder.events.exists() else 0
@@ -155,7 +155,7 @@ class Companion:
     def _next_events(self) -> bool:
         """Upload what was added to the event log and the worker's output; returns whether more may follow."""
         with self._sending_events:
-            lines, log_now = self._new_lines(), self._log_state()
+            lines, log_now = self._new_lines(), size_and_time(self.folder.log)
             files: dict[str, bytes | Path] = {}
             if lines:
                 files[layout.segment_name(self._sent_events)] = lines
@@ -176,13 +176,6 @@ class Companion:
         except FileNotFoundError:
             return b""
         return data[: data.rfind(b"\n") + 1]
-
-    def _log_state(self) -> tuple[int, int] | None:
-        try:
-            seen = self.folder.log.stat()
-        except OSError:
-            return None
-        return seen.st_size, seen.st_mtime_ns
 
     def _next_checkpoint(self) -> bool:
         """Upload the newest complete checkpoint that is not there yet, and remove those that the worker has removed."""

@@ -1,5 +1,6 @@
 """What a job needs, collected on this machine: the run's files, and the files that its settings name."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engine.runs.store import RUN_ID, RunStore
 
 # Weights as pickles are refused everywhere; a model's folder may still have them next to its safetensors.
 _NOT_SENT = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pyc", ".h5", ".msgpack", ".onnx"})
+_CALLED = {"model.id": "model", "dataset.source": "data", "adapter.warm_start": "adapter"}  # among the inputs
 
 
 def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
@@ -31,7 +33,10 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
     folder, files = run.folder, dict[str, bytes | Path]()
     allowed = AllowedPaths(home.of(run.owner)) if is_lab(home) else None
 
-    def send(text: str, called: str) -> str:
+    numbers = itertools.count()
+
+    def send(field: str, text: str) -> str:
+        called = _CALLED.get(field) or f"mix-{next(numbers)}"
         path = _path_of(text, run, home)
         if path is None:
             return text
@@ -45,7 +50,7 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         files.update(sent)
         return f"{layout.SENT_PREFIX}{called}/{path.name}" if path.is_file() else f"{layout.SENT_PREFIX}{called}"
 
-    config = _with_demo_folder(layout.with_paths(folder.read_config(), send), home, files)
+    config = _with_demo_folder(folder.read_config().with_names(send), home, files)
     files["run/config.yaml"] = config_to_yaml(config).encode()
     # In a lab, paths of its person are confined there; the job's home has no people.
     provenance = read_provenance(folder).model_copy(update={"person": ""})

@@ -1,13 +1,9 @@
 """What the companion in a job and the follower on this machine agree on: names in the bucket, and the order of a job."""
 
 import re
-from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel
-
-from engine.config.run import RunConfig
-from engine.models.catalog import find_in_catalog
 
 BUCKET_NAME = "loratory-runs"
 ORDER_VARIABLE = "LORATORY_JOB"  # of the companion: a JobOrder as JSON
@@ -78,18 +74,3 @@ def is_plain(name: str) -> bool:
     """Whether a name from the bucket stays below the folder that it is joined to."""
     parts = name.split("/")
     return all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in parts)
-
-
-def with_paths(config: RunConfig, replace: Callable[[str, str], str]) -> RunConfig:
-    """Return a configuration with each name that may be a path replaced.
-
-    `replace` gets the name and what it is called among the inputs, and returns the new name.
-    """
-    model, dataset, adapter = config.model, config.dataset, config.adapter
-    if find_in_catalog(model.id) is None:
-        model = model.model_copy(update={"id": replace(model.id, "model")})
-    mix = {replace(source, f"mix-{number}"): weight for number, (source, weight) in enumerate(dataset.mix.items())}
-    dataset = dataset.model_copy(update={"source": replace(dataset.source, "data"), "mix": mix})
-    if adapter.warm_start is not None:
-        adapter = adapter.model_copy(update={"warm_start": replace(adapter.warm_start, "adapter")})
-    return config.model_copy(update={"model": model, "dataset": dataset, "adapter": adapter})
