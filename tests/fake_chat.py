@@ -1,5 +1,6 @@
 """A conversation partner that needs no model and answers at a human pace."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -34,6 +35,8 @@ class FakeChatSession:
         self._pace = seconds_per_token
         self._state = ChatState(phase="empty")
         self._stopped: set[str] = set()
+        self.may_answer = threading.Event()  # while it is not set, an answer goes on only once it is stopped
+        self.may_answer.set()
         self.asked: list[ChatRequest] = []
 
     @property
@@ -78,6 +81,8 @@ class FakeChatSession:
         words = {branch: _ANSWERS[branch].split(" ") for branch in request.branches}
         for place in range(max(len(words[branch]) for branch in request.branches) + 1):
             time.sleep(self._pace)
+            while request.id not in self._stopped and not self.may_answer.wait(0.02):
+                pass
             stopped = request.id in self._stopped
             for branch in request.branches:
                 said = words[branch]

@@ -15,6 +15,7 @@ from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, Scribe, write_adapter, write_checkpoint
 
 GIB = 2**30
+ENDLESS = 100_000  # steps of a run that is still at work however long a test takes
 
 
 def a_device(free_gib: float = 9.2) -> Device:

@@ -56,6 +56,11 @@ def open_tab(page: Page, name: str) -> None:
     page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()
 
 
+def fits_its_window(page: Page) -> None:
+    """Wait until nothing makes the page wider than its window; what was just laid out may still be finding its width."""
+    page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
+
+
 def barriers(page: Page) -> list[str]:
     """What axe-core finds on a page as it is, its dark colours as well: rule, element, and why."""
     page.emulate_media(reduced_motion="reduce")  # a colour on its way is not the one that stays

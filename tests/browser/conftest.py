@@ -1,13 +1,18 @@
 """One browser for all browser tests, and a page of its own for each; where there is none they are skipped with the reason,
 and in CI they fail."""
 
+import contextlib
+import math
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from engine.errors import RunError
+from engine.runs.control import request_stop
 from tests.browser.chromium import PATIENCE_MS, chromium, open_page, why_no_browser
 from tests.browser.show_fake import shown
+from tests.runs.supervision import wait_until
 from ui.services import Services
 
 expect.set_options(timeout=PATIENCE_MS)  # of all browser tests: it is global
@@ -20,6 +25,24 @@ def browser() -> Iterator[Browser]:
         pytest.skip(reason)
     with chromium() as running:
         yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reads_all_runs_at_once() -> Iterator[None]:
+    """On a busy machine too, where reading runs takes longer than a page waits: a table of some rows has another last one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
+        yield
+
+
+@pytest.fixture
+def no_run_is_left(services: Services) -> Iterator[None]:
+    """The runs that a test starts end with it: a page that opens while a run is active shows that run instead of the form."""
+    yield
+    for run in services.launcher.started:
+        with contextlib.suppress(RunError):  # it has ended
+            request_stop(run)
+        wait_until(lambda run=run: run.folder.read_state().is_final)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from engine.models.prepared import ModelProgress
-from tests.browser.chromium import open_page, open_tab
+from tests.browser.chromium import fits_its_window, open_page, open_tab
 from tests.browser.data_scenes import make_files
 from tests.browser.real_server import real_server
 from tests.browser.show_fake import shown
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.browser
 
 
 LONG_ROWS = 60_000
+LONGER_THAN_A_TEST = 3600  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser
 
     def resolve(model, told):
         told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
-        assert arrived.wait(120)
+        assert arrived.wait(LONGER_THAN_A_TEST)
 
     with shown(replace(fake_services(tmp_path), tokenizers=Tokenizers(resolve))) as address:
         page = open_page(browser, address)
@@ -172,7 +173,7 @@ def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser
     describe = services.inspector.model_details
 
     def describe_slowly(model):
-        assert found.wait(120)
+        assert found.wait(LONGER_THAN_A_TEST)
         return describe(model)
 
     monkeypatch.setattr(services.inspector, "model_details", describe_slowly)
@@ -203,5 +204,5 @@ def test_nothing_is_wider_than_a_narrow_window(browser, server, files):
         open_source(page, files / name)
         expect(page.locator(place).first).to_contain_text(words)
         expect(page.locator("#reading")).to_be_visible()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 800, name
+        fits_its_window(page)
     page.context.close()

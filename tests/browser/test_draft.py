@@ -14,7 +14,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
 from ui.services import Services
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 
 
 _OWN_MODEL = "somebody/own-model"
@@ -60,7 +60,7 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
     goes_on, look_up = threading.Event(), services.inspector.module_inventory
 
     def slowly(model):
-        assert model.id != _OWN_MODEL or goes_on.wait(300)
+        assert model.id != _OWN_MODEL or goes_on.wait(3600)
         return look_up(model)
 
     page.locator("#model-own input, #model-own textarea").fill(_OWN_MODEL)

@@ -1,6 +1,5 @@
 """The choice of Hugging Face Jobs on the page: hardware and price before the start, cost and another machine afterwards."""
 
-import contextlib
 import json
 from dataclasses import replace
 
@@ -8,18 +7,17 @@ import pytest
 from huggingface_hub import JobHardwareInfo
 from playwright.sync_api import expect
 
-from engine.errors import PushError, RunError
+from engine.errors import PushError
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish
-from engine.runs.control import request_stop
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.jobs.stand_in import HARDWARE
 from tests.runs.supervision import wait_until
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 
 
 class Api:
@@ -46,16 +44,6 @@ def services(tmp_path_factory):
         url="https://huggingface.co/jobs/ada/x", running_seconds=1800, is_closed=True,
     ).save(run.folder)  # fmt: skip
     return made
-
-
-@pytest.fixture(autouse=True)
-def _no_run_is_left(services):
-    """A page that opens while a run is active shows that run instead of the form."""
-    yield
-    for run in services.launcher.started:
-        with contextlib.suppress(RunError):  # it has ended
-            request_stop(run)
-        wait_until(lambda run=run: run.folder.read_state().is_final)
 
 
 def choose_model_and_data(page):
@@ -104,7 +92,9 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     expect(page.locator("#panel")).to_contain_text("333 tokens")
     monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # long afterwards, a change asks once more
     page.locator("#max-length input[type=number], #max-length textarea").fill("444")
-    wait_until(lambda: Api.times_asked == asked + 1)
+    # Not when it is asked, but once it is noted that it was refused, so that this is not noted after what follows.
+    wait_until(lambda: services.hardware._trouble_since > 0)
+    assert Api.times_asked == asked + 1
     expect(page.locator("#jobs-offer .trouble")).to_be_visible()
 
     monkeypatch.setattr(Api, "has_login", True)

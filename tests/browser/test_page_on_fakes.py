@@ -4,13 +4,15 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-from tests.browser.chromium import barriers, let_fold_settle, open_page, open_tab
+from tests.browser.chromium import barriers, fits_its_window, let_fold_settle, open_page, open_tab
+from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
 from ui.services import Services
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 
 
 _RANGE = "document.querySelector('#loss-chart .chart').layout.xaxis.range"
@@ -29,7 +31,7 @@ _NOTES_NOTIFICATIONS = """() => {
   window.Notification = class { static permission = 'granted'; constructor(title, more) { window.told.push([title, more.body]); } };
   localStorage.setItem('loratory-notify', 'on');
 }"""
-_POINTS = "document.querySelector('#loss-chart .chart').data[0].x.length"
+_LAST_STEP = "document.querySelector('#loss-chart .chart').data[0].x.at(-1)"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,14 @@ def services(tmp_path_factory) -> Services:
     services = fake_services(tmp_path_factory.mktemp("home"), seconds_per_step=0.1)
     invent_runs(services.runs)
     return services
+
+
+def nothing_is_beyond_the_window(page: Page) -> None:
+    """Charts find their new width a moment after the window has."""
+    try:
+        page.wait_for_function(f"() => !({_BEYOND_THE_WINDOW})().length")
+    except PlaywrightTimeoutError:
+        assert page.evaluate(_BEYOND_THE_WINDOW) == []
 
 
 def choose_model_and_data(page: Page) -> None:
@@ -50,10 +60,11 @@ def choose_model_and_data(page: Page) -> None:
 def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, address):
     choose_model_and_data(page)
     open_tab(page, "Train")
+    expect(page.get_by_label("Follow", exact=True)).to_be_checked()  # a run waits, which comes first
     page.locator("#train-view label", has_text="Set up").click()
-    page.locator("#max-steps input").fill("2000")
+    page.locator("#max-steps input").fill(str(ENDLESS))
     page.locator("#max-steps input").blur()
-    expect(page.locator("#plan")).to_contain_text("2,000")
+    expect(page.locator("#plan")).to_contain_text(f"{ENDLESS:,}")
     before = len(services.runs.ids())
 
     page.locator("#start").dblclick()
@@ -63,11 +74,11 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     assert len(services.runs.ids()) == before + 1
     expect(page).to_have_title(re.compile(r"^\d+% · Loratory$"))
 
-    points = page.evaluate(_POINTS)
-    page.wait_for_function(f"{_POINTS} > {points}")
+    step = page.evaluate(_LAST_STEP)
+    page.wait_for_function(f"{_LAST_STEP} > {step}")
     page.evaluate("Plotly.relayout(document.querySelector('#loss-chart .chart'), {'xaxis.range': [1, 5]})")
-    points = page.evaluate(_POINTS)
-    page.wait_for_function(f"{_POINTS} > {points}")
+    step = page.evaluate(_LAST_STEP)
+    page.wait_for_function(f"{_LAST_STEP} > {step}")
     assert page.evaluate(_RANGE) == [1, 5]  # zoom survives updates
 
     other = open_page(browser, address)
@@ -95,7 +106,7 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
 
 
 def test_cancel_asks_first(page, services):
-    run = services.launcher.start(a_config(run__name="to be cancelled", training__max_steps=3000))
+    run = services.launcher.start(a_config(run__name="to be cancelled", training__max_steps=ENDLESS))
     open_tab(page, "Train")
     expect(page.locator("#run-heading")).to_contain_text("to be cancelled")
 
@@ -115,7 +126,6 @@ def test_curves_follow_the_theme_without_asking_the_server(page):
     open_tab(page, "Runs")
     page.locator("#runs-table tr", has_text="faq, rank 16").last.locator("td.name").click()
     page.locator("#run-to-train").click()
-    page.locator("#train-view label", has_text="Follow").click()
     expect(page.locator("#loss-chart .main-svg").first).to_be_visible()
     colour = "document.querySelector('#loss-chart .chart').data[1].line.color"
     light = page.evaluate(colour)
@@ -144,12 +154,12 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
     expect(page.locator("#chat-stop")).to_be_hidden()
     assert barriers(page) == []
 
-    services.chat._pace = 2.0  # it still answers when the stop is clicked
+    services.chat.may_answer.clear()  # it still answers when the stop is clicked
     question.fill("And again?")
     page.locator("#chat-send").click()
     page.locator("#chat-stop").click()
     expect(page.locator("#transcript .answers").last).to_contain_text("stopped")
-    services.chat._pace = 0.02
+    services.chat.may_answer.set()
     page.locator("#chat-unload").click()
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")
 
@@ -229,6 +239,7 @@ def test_every_tab_is_open_to_everyone(page, services):
     assert barriers(page) == []
 
     open_tab(page, "Train")
+    expect(page.get_by_label("Follow", exact=True)).to_be_checked()
     page.locator("#train-view label", has_text="Set up").click()
     expect(page.locator("#plan .facts")).to_be_visible()
     expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("look for"))
@@ -240,7 +251,7 @@ def test_every_tab_is_open_to_everyone(page, services):
     for width in (683, 390):  # 1366 pixels at 200%, and a telephone
         page.set_viewport_size({"width": width, "height": 800})
         expect(page.get_by_role("tab")).to_have_count(7)  # none in a menu
-        assert page.evaluate(_BEYOND_THE_WINDOW) == []
+        nothing_is_beyond_the_window(page)
 
     open_tab(page, "Chat")
     expect(page.locator("#chat-load")).to_be_enabled()
@@ -258,7 +269,7 @@ def test_every_tab_is_open_to_everyone(page, services):
     expect(page.locator("#runs-table tbody .tick").nth(1)).to_be_focused()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#runs-table tr[data-pick]").nth(1)).to_be_focused()
-    assert page.evaluate(_BEYOND_THE_WINDOW) == []  # rows are cards
+    nothing_is_beyond_the_window(page)  # rows are cards
     assert barriers(page) == []
     assert page.locator("h1").count() == page.locator("main").count() == page.get_by_role("banner").count() == 1
 
@@ -268,5 +279,5 @@ def test_nothing_is_wider_than_a_narrow_window(browser, address):
     for tab in ("Train", "Chat", "Export", "Runs"):
         open_tab(page, tab)
         let_fold_settle(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 800, tab
+        fits_its_window(page)
     page.context.close()

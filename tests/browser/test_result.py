@@ -21,6 +21,13 @@ from tests.export.stand_in_converter import make_checkout
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 LONGEST_ANSWER_TOKENS = 24
+_NOTES_MEASURING = """() => {
+  const look = () => {
+    const [stop, status] = ['measure-stop', 'measure-status'].map((id) => document.getElementById(id));
+    if (stop?.offsetParent && status?.textContent.trim()) window.sawMeasuring = true;
+  };
+  new MutationObserver(look).observe(document.body, {childList: true, subtree: true, attributes: true, characterData: true});
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,12 @@ def load(page: Page) -> None:
     expect(page.locator("#suggestions button").first).to_be_visible()
 
 
+def open_export(page: Page) -> None:
+    """Open the tab and wait until it is laid out for the first format: an answer on that would undo another choice."""
+    open_tab(page, "Export")
+    expect(page.locator("#export-use")).to_contain_text("loratory export")
+
+
 def shorten_answers(page: Page) -> None:
     page.locator("#chat-settings button").first.click()
     longest = page.locator("#chat-settings").get_by_label(re.compile("Max new tokens"))
@@ -112,6 +125,7 @@ def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
     page.locator("#transcript .question").evaluate("element => { element.dataset.old = 'yes'; }")
     page.locator("#chat-again").click()
     expect(page.locator("#transcript .question[data-old]")).to_have_count(0)
+    expect(page.locator("#transcript .edit")).to_be_visible()  # no answer is written any more
     expect(page.locator("#chat-again")).to_be_visible()
     expect(page.locator("#transcript .question")).to_have_count(1)
     picture(page, "result-talk")
@@ -166,9 +180,10 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
         field = page.locator(f"#measure-{name} input")
         field.fill(value)
         field.press("Tab")
+    # It may be over before this process looks: the page itself notes that it could be stopped, and said how far it was.
+    page.evaluate(_NOTES_MEASURING)
     page.locator("#measure-start").click()
-    expect(page.locator("#measure-stop")).to_be_visible()
-    expect(page.locator("#measure-status")).not_to_be_empty()
+    page.wait_for_function("window.sawMeasuring")
 
     page.reload()
     page.locator("#tabs button[role=tab]").first.wait_for()
@@ -189,7 +204,7 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     [("Adapter", "adapter_model.safetensors"), ("Merged model", "model.safetensors"), ("GGUF", ".gguf")],
 )
 def test_a_form_is_written_and_verified(page, server, form, file):
-    open_tab(page, "Export")
+    open_export(page)
     page.locator("#export-form label", has_text=form).click()
     proposed = page.locator("#export-folder input, #export-folder textarea").first
     expect(proposed).to_have_value(re.compile(rf"tiny-faq-{form.split()[0].lower()}"))
@@ -215,7 +230,7 @@ def test_a_form_is_written_and_verified(page, server, form, file):
 
 
 def test_a_push_ends_in_one_commit_of_a_private_repository(page, server, hub):
-    open_tab(page, "Export")
+    open_export(page)
     page.locator("#export-form label", has_text="Hub").click()
     repository = page.locator("#export-repository input, #export-repository textarea").first
     repository.fill("lab/tiny-faq")
@@ -231,7 +246,7 @@ def test_a_push_ends_in_one_commit_of_a_private_repository(page, server, hub):
 def test_the_token_is_nowhere_after_a_push_from_the_page(page, server, hub):
     """Runs after the push: neither the home, nor the server's log, nor what a page shows of it holds the token."""
     assert "lab/tiny-faq" in hub.repositories, "the push comes first"
-    open_tab(page, "Export")
+    open_export(page)
     page.locator("#export-form label", has_text="Hub").click()
     expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq")
 
@@ -243,7 +258,7 @@ def test_the_token_is_nowhere_after_a_push_from_the_page(page, server, hub):
 
 @pytest.mark.parametrize(("form", "name", "words"), [("Script", "train.py", "SFTTrainer"), ("YAML", "config.yaml", "max_steps: 4")])  # fmt: skip
 def test_script_and_yaml_are_shown_and_downloaded(page, form, name, words):
-    open_tab(page, "Export")
+    open_export(page)
     page.locator("#export-form").get_by_text(form, exact=True).click()
     expect(page.locator("#export-text-shown")).to_contain_text(words)
 

@@ -5,7 +5,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
-from tests.browser.chromium import open_page, open_tab
+from tests.browser.chromium import let_fold_settle, open_page, open_tab
 from tests.browser.real_server import RealServer, real_server
 from tests.runs.supervision import wait_until
 
@@ -35,6 +35,7 @@ def fill_the_form(page: Page, model: str) -> None:
     page.locator("#max-steps input").fill("6")
     page.locator("#max-steps input").press("Tab")
     page.locator("#sweep-fold button").first.click()
+    let_fold_settle(page)
     expect(page.locator("#sweep-start")).to_be_enabled()
 
 
@@ -54,7 +55,6 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
 
     # The page turns to the runs, of which each stands in the queue once.
     expect(page.locator("#runs-table tr[data-pick]")).to_have_count(4)
-    wait_until(lambda: store.list()[-1].folder.read_state().state == "running")
     page.locator("#runs-table tr[data-pick]").last.locator("td.name").click()
     expect(page.locator("#run-details h2")).to_contain_text("learning_rate 1e-3, r 4")
     before = curve_of(page, "#one-loss-chart")
@@ -85,10 +85,8 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
         expect(rows.nth(number).locator(".tick")).to_have_attribute("aria-checked", "true")
     expect(other.locator("#differences th")).to_have_count(3)
     other.locator("#overlay-chart .main-svg").first.wait_for()
-    lines = other.evaluate(
-        "document.querySelector('#overlay-chart .chart').data.filter((one) => one.mode === 'lines').length"
-    )
-    assert lines == 3
+    lines = "document.querySelector('#overlay-chart .chart').data.filter((one) => one.mode === 'lines').length"
+    other.wait_for_function(f"{lines} === 3")
     expect(other.locator("#differences")).to_contain_text("training.learning_rate")
     expect(other.locator("#differences")).not_to_contain_text("training.max_steps")
     for against in ("by tokens", "by time"):

@@ -95,7 +95,9 @@ class DataTab:
         self.open_after(self.read.click(self._read, values, None, **SLOW))
         self.open_after(self.tokenizer.again.click(self._fetch_again, values, self.tokenizer.outputs, **SLOW))
         self.open_after(page.refresh_after(self.tokenizer.ended(nothing, None, None, **SLOW)))
-        self.open_after(page.tabs.select(nothing, None, None, **SLOW))
+        # Train has the rows counted itself, and only once their longest is typed.
+        others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
+        self.open_after(gr.on(others, nothing, None, None, **SLOW))
         # A model that is looked up slowly may arrive while a person reads rows here already.
         self.open_after(page.form["model.id"].change(nothing, None, None, **SLOW))
 

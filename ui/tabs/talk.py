@@ -103,9 +103,14 @@ class TalkPart:
             "concurrency_limit": None,
             **SLOW,
         }
-        gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking)
         asked = [self.turns, self.question, self.row]
-        self.again.click(_take_back, self.turns, asked, **QUICK).then(trigger_mode="once", **asking)
+        again = self.again.click(_take_back, self.turns, asked, **QUICK)
+        for answered in (
+            gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking),
+            again.then(trigger_mode="once", **asking),
+        ):
+            # Not with the last answer: until the event is over, Gradio ignores a click.
+            answered.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
         self.stop.click(self._stop, None, None, **QUICK)
         cleared = self.clear.click(
             lambda: {
@@ -189,7 +194,6 @@ class TalkPart:
             **self._keep(turns, system),
             **({} if answered else {self.question: question, self.row: row}),
             self.trouble: problem,
-            self.send: gr.update(interactive=True),
             self.stop: HIDDEN,
         }
 

@@ -229,7 +229,7 @@ def test_a_question_does_not_wait_for_ever(tmp_path):
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
             first = asyncio.create_task(client.post(ASK, data={"prompt": "first"}))
-            await asyncio.to_thread(slow.reached.wait, 20)
+            assert await asyncio.to_thread(slow.reached.wait, 300)
             second = await client.post(ASK, data={"prompt": "second"})
             slow.let.set()
             return (await first).status_code, second

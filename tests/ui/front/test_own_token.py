@@ -5,6 +5,7 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,8 @@ class Watch:
         self._secret = secret.encode()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
+        self._looked = threading.Condition()  # guards _begun and _ended
+        self._begun = self._ended = 0  # looks around
         self.found: list[str] = []
         self.workers: set[str] = set()
 
@@ -120,17 +123,38 @@ class Watch:
         self._done.set()
         self._thread.join()
 
+    def after_a_look(self, answer: Callable[..., None]) -> Callable[..., None]:
+        """Let a Hub answer once all processes were looked at while it was asked: a worker is seen however quick it is."""
+
+        def later(*asked: Any, **how: Any) -> None:
+            with self._looked:
+                next_look = self._begun + 1
+                self._looked.wait_for(lambda: self._ended >= next_look or self._done.is_set())
+            answer(*asked, **how)
+
+        return later
+
     def _look(self) -> None:
         while not self._done.wait(0.02):
-            for pid in psutil.pids():
-                try:
-                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    environment = Path(f"/proc/{pid}/environ").read_bytes()
-                except OSError:
-                    continue
-                if self._secret in command or self._secret in environment:
-                    self.found.append(f"{pid}: {command!r}")
-                self.workers.update(name for name in WORKERS if name.encode() in command)
+            with self._looked:
+                self._begun += 1
+            self._look_around()
+            with self._looked:
+                self._ended += 1
+                self._looked.notify_all()
+        with self._looked:
+            self._looked.notify_all()
+
+    def _look_around(self) -> None:
+        for pid in psutil.pids():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+            except OSError:
+                continue
+            if self._secret in command or self._secret in environment:
+                self.found.append(f"{pid}: {command!r}")
+            self.workers.update(name for name in WORKERS if name.encode() in command)
 
 
 def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, monkeypatch):
@@ -140,6 +164,8 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     run = write_run(RunStore(lab.home, "ann"), a_config(model__id=MODEL), InventedRun())
     own = lab.home.of("ann")
     with lab.signed_in("ann") as client, Watch(TOKEN) as watch:
+        monkeypatch.setattr(gated, "_answer", watch.after_a_look(gated._answer))
+        monkeypatch.setattr(pushed, "_serve", watch.after_a_look(pushed._serve))
         page = Visitor(client)
         assert len(page.readers_of("own-model-token")) == len(page.readers_of("export-token")) == 1
         assert len(page.readers_of("own-dataset-token")) == 1

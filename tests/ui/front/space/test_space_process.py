@@ -61,10 +61,11 @@ def seen_of(server):
     parts = []
     for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)):
         folder = Path(f"/proc/{process.pid}")
-        parts += [(folder / name).read_bytes() for name in ("environ", "cmdline")]
-        for one in (folder / "fd").iterdir():
-            with suppress(OSError):  # it was closed meanwhile
-                parts.append(os.fsencode(one.readlink()))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a worker that has ended meanwhile
+            parts += [(folder / name).read_bytes() for name in ("environ", "cmdline")]
+            for one in (folder / "fd").iterdir():
+                with suppress(OSError):  # it was closed meanwhile
+                    parts.append(os.fsencode(one.readlink()))
     return b"\n".join(parts)
 
 
