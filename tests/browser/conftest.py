@@ -4,6 +4,7 @@ and in CI they fail."""
 import contextlib
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -55,6 +56,20 @@ def address(services: Services) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     """A page without a memory, whose console must stay free of errors."""
+    with watched_page(browser, address) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def kept_page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page of the whole module, for tests that do not care what is on it: opening one takes seconds."""
+    with watched_page(browser, address) as page:
+        yield page
+
+
+@contextmanager
+def watched_page(browser: Browser, address: str) -> Iterator[Page]:
+    """Open a page whose console must stay free of errors."""
     page = open_page(browser, address)
     errors: list[str] = []
 

@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from engine.models.prepared import ModelProgress
 from tests.browser.chromium import fits_its_window, open_page, open_tab
@@ -39,15 +39,17 @@ def server(files, tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="module")
+def address(server):
+    """Where `kept_page` is."""
+    return server.url
+
+
 @pytest.fixture
-def page(browser: Browser, server):
-    page = open_page(browser, server.url)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
-    yield page
-    page.context.close()
-    assert errors == []
+def page(kept_page: Page) -> Page:
+    """One page for tests that each open another file; a model is chosen by the last but one."""
+    expect(kept_page.locator("#catalog tr[data-pick]").first).to_be_attached()
+    return kept_page
 
 
 def open_source(page: Page, source: object) -> None:
@@ -84,24 +86,9 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
 def test_a_dataset_that_is_not_there_leaves_split_and_subset_in_sight(page):
     open_source(page, "nobody/such-data")
 
-    expect(page.locator("#dataset-summary .trouble")).to_be_visible()
+    expect(page.locator("#dataset-summary .trouble")).to_contain_text("nobody/such-data")
     expect(page.locator("#dataset-split")).to_be_visible()
     expect(page.locator("#dataset-subset")).to_be_visible()
-
-
-def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
-    box = page.locator("#model-own textarea, #model-own input")
-    box.fill(str(tiny_model_folder))
-    box.press("Enter")
-    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
-    open_source(page, files / "problems.jsonl")
-
-    tokens = page.locator("#row-shown .tokens i")
-    expect(tokens.nth(3)).to_be_visible()
-    tokens.nth(3).hover()
-
-    expect(tokens.nth(3)).to_have_attribute("title", re.compile(r"masked, token \d+"))
-    assert "inset" in tokens.nth(3).evaluate("token => getComputedStyle(token).boxShadow")
 
 
 def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
@@ -138,6 +125,37 @@ def test_a_search_shows_its_way_and_stops(page, files):
     page.evaluate("document.querySelector('#row-find-stop')?.click()")  # a search may end at any moment
     expect(page.locator("#row-found")).to_contain_text(re.compile("stopped|No matching rows"))
     expect(page.locator("#row-find-stop")).to_be_hidden()
+
+
+def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
+    open_tab(page, "Model")
+    box = page.locator("#model-own textarea, #model-own input")
+    box.fill(str(tiny_model_folder))
+    box.press("Enter")
+    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
+    open_source(page, files / "alpaca.json")
+    expect(page.locator("#facts")).to_contain_text("999")  # rows; those of another file were shown until now
+
+    tokens = page.locator("#row-shown .tokens i")
+    expect(tokens.nth(3)).to_be_visible()
+    tokens.nth(3).hover()
+
+    expect(tokens.nth(3)).to_have_attribute("title", re.compile(r"masked, token \d+"))
+    assert "inset" in tokens.nth(3).evaluate("token => getComputedStyle(token).boxShadow")
+
+
+def test_nothing_is_wider_than_a_narrow_window(page, files):
+    page.set_viewport_size({"width": 800, "height": 900})
+    seen = {
+        "problems.jsonl": ("#problems .kinds", "rows skipped"),
+        "odd-columns.csv": ("#dataset-summary .trouble", "No format fits"),
+        "sharegpt-tools.json": ("#facts", "rows kept"),
+    }
+    for name, (place, words) in seen.items():
+        open_source(page, files / name)
+        expect(page.locator(place).first).to_contain_text(words)
+        expect(page.locator("#reading")).to_be_visible()
+        fits_its_window(page)
 
 
 def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser, tmp_path):
@@ -191,18 +209,3 @@ def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser
         finally:
             found.set()
             page.context.close()
-
-
-def test_nothing_is_wider_than_a_narrow_window(browser, server, files):
-    page = open_page(browser, server.url, width=800)
-    seen = {
-        "problems.jsonl": ("#problems .kinds", "rows skipped"),
-        "sharegpt-tools.json": ("#facts", "rows kept"),
-        "odd-columns.csv": ("#dataset-summary .trouble", "No format fits"),
-    }
-    for name, (place, words) in seen.items():
-        open_source(page, files / name)
-        expect(page.locator(place).first).to_contain_text(words)
-        expect(page.locator("#reading")).to_be_visible()
-        fits_its_window(page)
-    page.context.close()

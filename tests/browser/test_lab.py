@@ -18,6 +18,7 @@ from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPla
 from tests.browser.chromium import PATIENCE_MS, barriers, let_fold_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.runs.supervision import wait_until
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
 from ui.front.gate import COOKIE
 from ui.services import Services
@@ -154,9 +155,17 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     assert lab.accounts.find_invitation(link.partition("#")[2]).role == "member"
     lab.accounts.accept(link.partition("#")[2], "cid", PASSWORD)
 
+    run = write_run(RunStore(lab.home, "cid"), a_config(), InventedRun(state="queued"))
+    snapshot = QueueSnapshot(waiting=(WaitingPlace(owner="cid", run_id=run.id),))
+    (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
+    actions = page.locator("#lab-active")
+    actions.get_by_role("button", name=f"Look into the run cid/{run.id}").click()  # it opens on the Runs tab
+    expect(page.locator("#shared-heading")).to_contain_text("Of cid, read only.")
+    looks = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.kind == "looked into"]
+    assert {(one.person, one.subject) for one in looks} == {("root", f"cid/{run.id}")}
+
     with lab.sessions._database.transaction() as connection:  # an hour later
         connection.execute("UPDATE sessions SET confirmed = confirmed - 3600 WHERE person = 'root'")
-    open_tab(page, "Runs")
     open_tab(page, "Lab")
     expect(page.locator("#lab-result")).not_to_contain_text("/join")
     page.locator("#lab-people [data-pick=cid]").click()
@@ -180,12 +189,13 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     expect(page.locator("#lab-log")).to_contain_text("weekly_gpu_hours: None to 40.5")
     limits = read_settings(lab.home).limits
     assert (limits.running_per_person, limits.weekly_gpu_hours, limits.device_weights) == (None, 40.5, {"cuda:0": 2})
-    run = write_run(RunStore(lab.home, "cid"), a_config(), InventedRun(state="queued"))
-    snapshot = QueueSnapshot(waiting=(WaitingPlace(owner="cid", run_id=run.id),))
-    (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
-    page.locator("#lab-active").get_by_role("button", name="Stop the run cid").click()
-    expect(page.locator("#lab-log")).to_contain_text(f"cid/{run.id}")
-    assert run.folder.stop_request.exists()
+    actions.get_by_role("button", name=f"Make the run cid/{run.id} urgent").click()
+    page.locator("#lab-urgent-why input, #lab-urgent-why textarea").fill("paper deadline")
+    page.locator("#lab-urgent-yes").click()
+    expect(actions).to_contain_text("root made it urgent (paper deadline)")
+    actions.get_by_role("button", name="Stop the run cid").click()
+    wait_until(run.folder.stop_request.exists)
+    expect(page.locator("#lab-log")).to_contain_text("run stopped")
 
     page.locator("#lab-news button").first.click()
     let_fold_settle(page)
@@ -218,14 +228,11 @@ def publish_queue(lab: Lab, active: Run, waiting: Run) -> None:
     (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
 
 
-def test_an_invited_person_shares_a_run_and_another_reads_and_copies_it(lab, browser):
+def test_a_person_shares_a_run_and_another_reads_and_copies_it(lab, browser):
+    lab.add("eva")
     lab.add("finn")
-    with visitor(browser) as admin, visitor(browser) as eva, visitor(browser) as finn:
-        sign_in(lab, admin, "root")
-        open_tab(admin, "Lab")
-        expect(admin.locator("#lab-people [data-pick=root]")).to_be_visible()  # it clears an earlier link
-        admin.locator("#lab-invite").click()
-        join(lab, eva, admin.locator("#lab-result pre").inner_text().strip(), "eva")
+    with visitor(browser) as eva, visitor(browser) as finn:
+        sign_in(lab, eva, "eva")
         choose_model_and_data(eva)
         open_tab(eva, "Train")
         eva.locator("#start").click()
@@ -268,23 +275,6 @@ def test_an_invited_person_shares_a_run_and_another_reads_and_copies_it(lab, bro
         (copied,) = runs_of(lab, "finn")
         assert copied.folder.read_config() == trained.folder.read_config()
         assert not trained.folder.stop_request.exists()
-
-        # An admin looks into a run that is not shared: it opens on the Runs tab, and that is logged.
-        open_tab(admin, "Runs")
-        open_tab(admin, "Lab")
-        admin.locator("#lab-active").get_by_role("button", name=f"Look into the run eva/{waiting.id}").click()
-        expect(admin.locator("#shared-heading")).to_contain_text(SECRET)
-        looks = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.kind == "looked into"]
-        assert {(one.person, one.subject) for one in looks} == {("root", f"eva/{waiting.id}")}
-
-        # Urgent, with a reason that all read.
-        open_tab(admin, "Lab")
-        admin.locator("#lab-active").get_by_role("button", name=f"Make the run eva/{waiting.id} urgent").click()
-        admin.locator("#lab-urgent-why input, #lab-urgent-why textarea").fill("paper deadline")
-        admin.locator("#lab-urgent-yes").click()
-        expect(admin.locator("#lab-active")).to_contain_text("root made it urgent (paper deadline)")
-        open_tab(finn, "Runs")
-        expect(turns).to_contain_text("Goes first: root made it urgent (paper deadline).")
 
 
 def test_an_admin_removes_an_account_after_reading_what_becomes_of_its_runs(lab, page):

@@ -120,7 +120,7 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
     page.locator("#chat-settings button").first.click()
     let_fold_settle(page)
     longest = page.locator("#chat-settings").get_by_label("Max new tokens")
-    longest.fill("48")  # a model that was hardly trained finds no end
+    longest.fill("12")  # a model that was hardly trained finds no end
     longest.press("Tab")
     page.locator("#chat-question textarea").fill("What does lora_alpha do?")
     page.locator("#chat-send").click()

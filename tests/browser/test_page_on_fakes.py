@@ -122,7 +122,8 @@ def test_cancel_asks_first(page, services):
     assert run.folder.cancel_request.exists()
 
 
-def test_curves_follow_the_theme_without_asking_the_server(page):
+def test_curves_follow_the_theme_without_asking_the_server(kept_page):
+    page = kept_page
     open_tab(page, "Runs")
     page.locator("#runs-table tr", has_text="faq, rank 16").last.locator("td.name").click()
     page.locator("#run-to-train").click()
@@ -134,9 +135,11 @@ def test_curves_follow_the_theme_without_asking_the_server(page):
 
     page.wait_for_function(f"{colour} !== '{light}'")
     assert page.evaluate(colour).lower() == "#56b4e9"
+    page.evaluate("document.body.classList.remove('dark')")
 
 
-def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
+def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, services):
+    page = kept_page
     open_tab(page, "Chat")
     expect(page.locator("#chat-load")).to_be_enabled()
     page.locator("#chat-load").click()
@@ -164,8 +167,11 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(page, services):
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")
 
 
-def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, services):
+def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, services):
+    page = kept_page
     open_tab(page, "Runs")
+    page.keyboard.press("Escape")  # a run that lies over the table
+    expect(page.locator("#run-details")).to_be_hidden()
     rows = page.locator("#runs-table tr[data-pick]")
     expect(rows.first).to_be_visible()
     ticks = page.locator("#runs-table tbody .tick")
@@ -191,7 +197,8 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(page, servic
     expect(page.locator("#panel")).to_contain_text("r 8")
 
 
-def test_the_result_can_be_downloaded(page):
+def test_the_result_can_be_downloaded(kept_page):
+    page = kept_page
     open_tab(page, "Export")
     page.locator("#export-start").click()
     expect(page.locator("#export-result")).to_contain_text("adapter_model.safetensors")

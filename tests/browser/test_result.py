@@ -58,9 +58,9 @@ def server(tiny_model_folder, tmp_path_factory, hub):
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(server: RealServer) -> str:
-    """Where the page of `conftest.page` is."""
+    """Where the pages of `conftest` are."""
     return server.url
 
 
@@ -91,10 +91,12 @@ def load(page: Page) -> None:
     expect(page.locator("#suggestions button").first).to_be_visible()
 
 
-def open_export(page: Page) -> None:
-    """Open the tab and wait until it is laid out for the first format: an answer on that would undo another choice."""
-    open_tab(page, "Export")
-    expect(page.locator("#export-use")).to_contain_text("loratory export")
+@pytest.fixture(scope="module")
+def export_page(kept_page: Page) -> Page:
+    """A page on the Export tab, once it is laid out for the first format: an answer on that would undo another choice."""
+    open_tab(kept_page, "Export")
+    expect(kept_page.locator("#export-use")).to_contain_text("loratory export")
+    return kept_page
 
 
 def shorten_answers(page: Page) -> None:
@@ -199,12 +201,10 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     picture(page, "result-measured")
 
 
-@pytest.mark.parametrize(
-    ("form", "file"),
-    [("Adapter", "adapter_model.safetensors"), ("Merged model", "model.safetensors"), ("GGUF", ".gguf")],
-)
-def test_a_form_is_written_and_verified(page, server, form, file):
-    open_export(page)
+# An adapter alone is written on fakes, and for real by the push below.
+@pytest.mark.parametrize(("form", "file"), [("Merged model", "model.safetensors"), ("GGUF", ".gguf")])
+def test_a_form_is_written_and_verified(export_page, server, form, file):
+    page = export_page
     page.locator("#export-form label", has_text=form).click()
     proposed = page.locator("#export-folder input, #export-folder textarea").first
     expect(proposed).to_have_value(re.compile(rf"tiny-faq-{form.split()[0].lower()}"))
@@ -229,8 +229,8 @@ def test_a_form_is_written_and_verified(page, server, form, file):
     picture(page, f"result-export-{form.split()[0].lower()}")
 
 
-def test_a_push_ends_in_one_commit_of_a_private_repository(page, server, hub):
-    open_export(page)
+def test_a_push_ends_in_one_commit_of_a_private_repository(export_page, server, hub):
+    page = export_page
     page.locator("#export-form label", has_text="Hub").click()
     repository = page.locator("#export-repository input, #export-repository textarea").first
     repository.fill("lab/tiny-faq")
@@ -243,10 +243,10 @@ def test_a_push_ends_in_one_commit_of_a_private_repository(page, server, hub):
     picture(page, "result-export-hub")
 
 
-def test_the_token_is_nowhere_after_a_push_from_the_page(page, server, hub):
+def test_the_token_is_nowhere_after_a_push_from_the_page(export_page, server, hub):
     """Runs after the push: neither the home, nor the server's log, nor what a page shows of it holds the token."""
     assert "lab/tiny-faq" in hub.repositories, "the push comes first"
-    open_export(page)
+    page = export_page
     page.locator("#export-form label", has_text="Hub").click()
     expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq")
 
@@ -257,8 +257,8 @@ def test_the_token_is_nowhere_after_a_push_from_the_page(page, server, hub):
 
 
 @pytest.mark.parametrize(("form", "name", "words"), [("Script", "train.py", "SFTTrainer"), ("YAML", "config.yaml", "max_steps: 4")])  # fmt: skip
-def test_script_and_yaml_are_shown_and_downloaded(page, form, name, words):
-    open_export(page)
+def test_script_and_yaml_are_shown_and_downloaded(export_page, form, name, words):
+    page = export_page
     page.locator("#export-form").get_by_text(form, exact=True).click()
     expect(page.locator("#export-text-shown")).to_contain_text(words)
 

@@ -53,7 +53,8 @@ def test_a_pair_of_answers_goes_when_somebody_loads_another_run(page, browser, a
     other.context.close()  # not before: a page that goes takes along what it has not sent yet
 
 
-def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(page, services):
+def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_page, services):
+    page = kept_page
     run = services.launcher.start(a_config(run__name="goes on for long", training__max_steps=ENDLESS))
     open_tab(page, "Runs")
     pick_run(page, "goes on for long")
@@ -75,7 +76,8 @@ def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(page, s
     assert run.folder.cancel_request.exists()
 
 
-def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(page, services):
+def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(kept_page, services):
+    page = kept_page
     run = services.runs.list()[-1]
     open_tab(page, "Runs")
     pick_run(page, "first try")
@@ -99,7 +101,8 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(page, serv
     expect(note).to_have_value("")
 
 
-def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(page, services):
+def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(kept_page, services):
+    page = kept_page
     run = services.launcher.start(a_config(run__name="soon over", training__max_steps=ENDLESS))
     open_tab(page, "Runs")
     pick_run(page, "soon over")
@@ -131,7 +134,8 @@ def test_open_in_train_shows_the_run_that_it_names(page):
     expect(page.locator("#follow-run input")).to_have_value(re.compile("first try"))
 
 
-def test_the_log_shows_its_end_and_holds_still_while_somebody_reads_above(page, services):
+def test_the_log_shows_its_end_and_holds_still_while_somebody_reads_above(kept_page, services):
+    page = kept_page
     run = services.launcher.start(a_config(run__name="says much", training__max_steps=ENDLESS))
     lines = [f"line {number} of the log" for number in range(200)]
     run.folder.log.write_text("\n".join(lines), encoding="utf-8")

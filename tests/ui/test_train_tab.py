@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from html import escape
 from types import SimpleNamespace
 
 import gradio as gr
@@ -10,10 +11,13 @@ import pytest
 
 from engine.config.presets import find_preset, list_presets
 from engine.errors import DatasetError, Problem
+from engine.hardware.devices import device_problems
+from engine.hardware.processor import describe_processor
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
+from tests.ui.form_visitor import FormVisitor
 from ui.backend.models import Tokenizers
 from ui.build import build_app
 from ui.draft import read_draft
@@ -229,10 +233,23 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     assert tab.view not in tab._arrive(ended.id, True, False)
 
 
-def test_a_preset_fills_the_form(tab):
-    mapping = tab._use_preset(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
+@pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
+def test_every_preset_fills_a_form_that_can_start_or_says_what_keeps_it(tab, preset):
+    config, page = preset.load(), tab._page
+    visitor = FormVisitor(page)
+    visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name})))
 
-    assert mapping["dataset"]["source"] == "sample:loratory-faq"
+    draft = page.draft(visitor._form())
+    panel, problems = render_side_panel(draft), device_problems(config, describe_processor())
+    assert draft.mapping["dataset"]["source"] == config.dataset.source
+    assert config.model.id.rsplit("/", 1)[-1] in panel
+    assert ("QLoRA" in panel) == (config.model.quantization != "none")
+    assert "Memory on CPU" in panel
+    assert "per step" in tab._plan(draft)
+    assert (why_not(draft) is None) == (not problems)
+    for problem in problems:  # an optimizer of GPUs alone, in the presets for them
+        assert escape(problem.message) in panel
+        assert escape(problem.message) in render_reason(draft)
 
 
 def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_says_why(services):

@@ -1,12 +1,11 @@
 // Puts the cursor in the question of the chat, which is laid out once its model is loaded; tells that it was done.
 (wanted) => {
-  const enter = () => {
+  // The tab may still have to come to the front, and Gradio to fetch the part that draws the box: a minute at most.
+  const enter = (tries) => {
     const box = document.querySelector('#chat-question textarea');
-    // Gradio may still have to fetch the part that draws it: wait as long as the tab is in front and nothing is typed elsewhere.
-    if (!document.getElementById('chat-state')?.offsetParent || document.activeElement?.matches('input, textarea')) return;
     if (box?.offsetParent) box.focus();
-    else setTimeout(enter, 50);
+    else if (tries && !document.activeElement?.matches('input, textarea')) setTimeout(enter, 50, tries - 1);
   };
-  if (wanted) enter();
+  if (wanted) enter(1200);
   return false;
 }
