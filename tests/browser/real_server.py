@@ -1,7 +1,6 @@
 """The page as a person starts it: a server of its own on a home of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from engine.serve.guard import bound_socket
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 300  # generous: a timed test would only measure the machine
@@ -37,10 +38,9 @@ def real_server(
         environment: Variables in addition to ours.
     """
     program = ["-m", "tests.browser.forking_app"] if forks else ["app.py"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (home / "server.log").open("wb") as log:
+    # The port stays reserved: one that is free again goes to whoever asks, before the server has started.
+    with bound_socket("127.0.0.1", 0) as reserved, (home / "server.log").open("wb") as log:
+        port = reserved.getsockname()[1]
         process = subprocess.Popen(
             [python, *program, "--port", str(port)],
             cwd=root,

@@ -27,8 +27,8 @@ _OPTIONS = "{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust
 
 @pytest.fixture
 def address():
-    with bound_socket("127.0.0.1", 0) as probe:
-        return PublicAddress.parse(f"https://localhost:{probe.getsockname()[1]}")
+    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: one that is free again goes to whoever asks
+        yield PublicAddress.parse(f"https://localhost:{reserved.getsockname()[1]}")
 
 
 @pytest.fixture

@@ -32,12 +32,16 @@ HOST = {"Host": GIVEN["SPACE_HOST"]}
 @contextmanager
 def started(folder, **changes):
     """A server as Hugging Face starts it, once it answers, with its address and its log."""
-    with bound_socket("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
+    reserved = bound_socket("127.0.0.1", 0)  # until the end: one that is free again goes to whoever asks
+    port = reserved.getsockname()[1]
     given = {**os.environ, **GIVEN, "LORATORY_BUCKET": "", "MY_PASSWORD": CANARY, "LORATORY_HOME": str(folder / "home")}
     environment = {name: value for name, value in {**given, **changes}.items() if value}
     command, log = [sys.executable, "app.py", "--port", str(port)], folder / "log"
-    with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as server:
+    with (
+        reserved,
+        log.open("wb") as out,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as server,
+    ):
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
         try:
             while not _answers(url):
