@@ -170,8 +170,6 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
 def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, services):
     page = kept_page
     open_tab(page, "Runs")
-    page.keyboard.press("Escape")  # a run that lies over the table
-    expect(page.locator("#run-details")).to_be_hidden()
     rows = page.locator("#runs-table tr[data-pick]")
     expect(rows.first).to_be_visible()
     ticks = page.locator("#runs-table tbody .tick")
