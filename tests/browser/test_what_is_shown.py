@@ -28,6 +28,12 @@ def pick_run(page: Page, words: str) -> None:
     expect(page.locator("#one-run-heading h2")).to_contain_text(words)
 
 
+def close_run(page: Page) -> None:
+    """Close what lies over the table and the tabs, for the next test on the same page."""
+    page.locator("#run-close").click()
+    expect(page.locator("#run-details")).to_be_hidden()
+
+
 def load_run(page: Page, words: str) -> None:
     """Load the newest run of these words for talking."""
     open_tab(page, "Chat")
@@ -74,6 +80,7 @@ def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_pa
     expect(page.locator("#one-run-heading")).to_contain_text("stopped")
     expect(page.locator("#one-confirm-cancel")).to_be_hidden()
     assert run.folder.cancel_request.exists()
+    close_run(page)
 
 
 def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(kept_page, services):
@@ -90,7 +97,7 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(kept_page,
     expect(page.locator("#runs-table tbody .tick").first).to_have_attribute("aria-checked", "true")
     expect(note).to_have_value("What I found out so far")
     open_tab(page, "Model")
-    change_notes(run.folder, name="", note="", tags=("looked at again",))  # what the page shows once it has asked again
+    change_notes(run.folder, tags=("looked at again",))  # what the page shows once it has asked again
     open_tab(page, "Runs")
     expect(page.locator("#run-facts")).to_contain_text("looked at again")
     expect(note).to_have_value("What I found out so far")
@@ -99,6 +106,7 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(kept_page,
     expect(page.locator("#run-facts")).to_contain_text("What I found out so far")
     pick_run(page, "Qwen3-0.6B")
     expect(note).to_have_value("")
+    close_run(page)
 
 
 def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(kept_page, services):
