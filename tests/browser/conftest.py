@@ -13,6 +13,7 @@ from engine.errors import RunError
 from engine.runs.control import request_stop
 from tests.browser.chromium import PATIENCE_MS, chromium, open_page, why_no_browser
 from tests.browser.show_fake import shown
+from tests.fake_launcher import FakeLauncher
 from tests.runs.supervision import wait_until
 from ui.services import Services
 
@@ -40,6 +41,7 @@ def reads_all_runs_at_once() -> Iterator[None]:
 def no_run_is_left(services: Services) -> Iterator[None]:
     """The runs that a test starts end with it: a page that opens while a run is active shows that run instead of the form."""
     yield
+    assert isinstance(services.launcher, FakeLauncher)
     for run in services.launcher.started:
         with contextlib.suppress(RunError):  # it has ended
             request_stop(run)
