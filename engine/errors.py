@@ -1,6 +1,6 @@
 """What can go wrong, said in two sentences: what happened, then what to do.
 
-Raised in `engine`, shown once: on the page by `ui.errors`, in the terminal by `engine.cli`. No message holds a
+Raised in `engine`, shown once: on the page by `ui.components`, in the terminal by `engine.cli`. No message holds a
 secret or the path of another person's files.
 """
 
@@ -20,6 +20,11 @@ class EngineError(Exception):
         super().__init__(f"{what} {fix}")
         self.what = what
         self.fix = fix
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """Return a text of at most so many characters, with … for what is cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class Problem(NamedTuple):

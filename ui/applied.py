@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+from engine.errors import shorten
 from ui.views.html import pick_button, short_name
 
 Settings = dict[str, Any]  # values by section.field; None for an empty one
@@ -112,4 +113,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))[:_LONGEST]
     text = short_name(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return shorten(text, _LONGEST)

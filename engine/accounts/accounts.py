@@ -11,7 +11,7 @@ from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role, require_name
-from engine.errors import AccountError
+from engine.errors import AccountError, shorten
 from engine.paths import LoratoryHome
 
 FILE_NAME = DATABASE_FILE
@@ -313,8 +313,7 @@ def _require_an_admin_instead_of(changed: Person, connection: sqlite3.Connection
 
 
 def _unknown(name: str) -> AccountError:
-    shown = name if len(name) <= 40 else f"{name[:39]}…"
-    return AccountError(f"There is no account {shown!r}.", "List them with `loratory people list`.")
+    return AccountError(f"There is no account {shorten(name, 40)!r}.", "List them with `loratory people list`.")
 
 
 def _spent() -> AccountError:

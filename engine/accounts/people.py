@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, get_args
 
-from engine.errors import AccountError
+from engine.errors import AccountError, shorten
 
 Role = Literal["admin", "member", "guest"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -137,9 +137,8 @@ def require_name(name: str) -> str:
     """
     kept = name.strip().lower()
     if not _NAME.fullmatch(kept) or kept in _RESERVED_NAMES:
-        shown = name if len(name) <= 40 else f"{name[:39]}…"
         raise AccountError(
-            f"{shown!r} cannot be the name of an account.",
+            f"{shorten(name, 40)!r} cannot be the name of an account.",
             "Use 2 to 32 letters, digits, - and _, beginning with a letter.",
         )
     return kept

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.commands.output import AsJson, print_json, print_table, shortened
+from engine.commands.output import AsJson, print_json, print_table
 from engine.config.load import config_from_mapping, mapping_from_file, with_overrides
 from engine.config.presets import find_preset, list_presets
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem, RunError, StorageError
+from engine.errors import ConfigError, Problem, RunError, StorageError, shorten
 from engine.models.catalog import search_catalog
 from engine.paths import LoratoryHome, local_owner
 from engine.quantities import count
@@ -69,7 +69,7 @@ def named_path(text: str | Path) -> Path:
         return path
     except RuntimeError as error:  # of expanduser
         person = Path(text).parts[0]
-        raise _refusal(text, f"{shortened(person)} is not the home of a user here") from error
+        raise _refusal(text, f"{shorten(person)} is not the home of a user here") from error
     except OSError as error:
         raise _refusal(text, error.strerror or type(error).__name__) from error
     except ValueError as error:  # a NUL byte, or half of a character
@@ -78,7 +78,7 @@ def named_path(text: str | Path) -> Path:
 
 
 def _refusal(text: str | Path, reason: str) -> StorageError:
-    what = f"The path {shortened(str(text))} cannot be used ({reason})."
+    what = f"The path {shorten(str(text))} cannot be used ({reason})."
     return StorageError(what, "Check its name and permissions.")
 
 

@@ -13,11 +13,11 @@ from engine.commands.output import (
     print_json,
     print_table,
     setting_option,
-    shortened,
     with_progress,
 )
 from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
+from engine.errors import shorten
 from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, forgot_words, gained_words
 
 
@@ -77,7 +77,7 @@ def _report(result: EvaluationResult) -> None:
 
 
 def _in_a_line(text: str) -> str:
-    return shortened(" ".join(text.split()))
+    return shorten(" ".join(text.split()))
 
 
 COMMANDS = (evaluate,)

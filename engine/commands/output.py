@@ -88,11 +88,6 @@ def confirm(question: str, *, given: bool, name: str = "") -> None:
         raise RunError("Nothing was changed.", f"Answer {name or 'y'} to continue.")
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """Return a text of at most so many characters, with … for what is cut."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def or_dash(value: float | None, words: Callable[[float], str]) -> str:
     """Return a figure in words, and a dash where it is not known."""
     return "–" if value is None else words(value)

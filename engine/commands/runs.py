@@ -16,13 +16,12 @@ from engine.commands.output import (
     print_json,
     print_result,
     print_table,
-    shortened,
     words_of_loss,
     words_of_memory,
     words_of_time,
 )
 from engine.commands.train import follow_to_the_end, report
-from engine.errors import RunError
+from engine.errors import RunError, shorten
 from engine.executors.huggingface_jobs.record import JobWish
 from engine.paths import LoratoryHome
 from engine.quantities import duration, size
@@ -256,7 +255,7 @@ def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
 def _row(summary: RunSummary) -> tuple[str, ...]:
     return (
         summary.id,
-        shortened(summary.name, 40),
+        shorten(summary.name, 40),
         summary.state,
         _steps(summary),
         words_of_loss(summary.final_loss),

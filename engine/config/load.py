@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.config.suited import KnownRows, with_suited_defaults
-from engine.errors import ConfigError, Problem, StorageError
+from engine.errors import ConfigError, Problem, StorageError, shorten
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -241,7 +241,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return shorten(text)
 
 
 def _closest_field(field: str) -> str | None:

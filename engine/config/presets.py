@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem
+from engine.errors import ConfigError, Problem, shorten
 from engine.paths import PRESETS_FOLDER
 
 _HEADER = re.compile(r"^# (Title|Device|About): (.+)$")
@@ -48,8 +48,7 @@ def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
     """
     presets = {preset.name: preset for preset in list_presets(folder)}
     if name not in presets:
-        shown = name if len(name) <= 60 else f"{name[:57]}…"
-        message = f"there is no file or preset {shown!r}; the presets are {', '.join(presets)}."
+        message = f"there is no file or preset {shorten(name)!r}; the presets are {', '.join(presets)}."
         raise ConfigError([Problem("", message)])
     return presets[name]
 

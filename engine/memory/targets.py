@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.config.run import AdapterConfig
-from engine.errors import ConfigError, Problem
-from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher, shortened
+from engine.errors import ConfigError, Problem, shorten
+from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher
 
 ALL_LINEAR = "all-linear"
 _ADAPTABLE = ("linear", "conv1d", "embedding")
@@ -106,7 +106,7 @@ def match_pattern(pattern: str, names: Sequence[str]) -> list[str]:
     try:
         return PatternMatcher().matching(pattern, names)
     except PatternError as error:
-        message = f"the regular expression {shortened(pattern)} {error}; list module names instead."
+        message = f"the regular expression {shorten(pattern, 100)!r} {error}; list module names instead."
         raise ConfigError([Problem("adapter.target_modules", message)]) from error
 
 

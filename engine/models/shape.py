@@ -172,8 +172,3 @@ class PatternMatcher:
             raise PatternError("takes too long to match") from error
         except (RecursionError, MemoryError, OverflowError) as error:
             raise PatternError("is too deeply nested") from error
-
-
-def shortened(pattern: str) -> str:
-    """Return a pattern for a message."""
-    return repr(pattern if len(pattern) <= 100 else f"{pattern[:99]}…")

@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
-from engine.errors import RunError, StorageError
+from engine.errors import RunError, StorageError, shorten
 from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
@@ -107,10 +107,9 @@ class RunStore:
         matches = [known for known in self.ids() if len(run_id) >= 4 and known.endswith(run_id)]
         if len(matches) == 1:
             return self._run(matches[0])
-        shown = run_id if len(run_id) <= 60 else f"{run_id[:59]}…"
         if matches:
-            raise RunError(f"{shown!r} means {len(matches)} runs.", "Give more of the id.")
-        raise RunError(f"There is no run {shown!r}.", "List the runs with `loratory runs`.")
+            raise RunError(f"{shorten(run_id)!r} means {len(matches)} runs.", "Give more of the id.")
+        raise RunError(f"There is no run {shorten(run_id)!r}.", "List the runs with `loratory runs`.")
 
     def find_by_key(self, key: str) -> Run | None:
         """The run that an earlier `create` with this key made; None where there was none, or it was deleted."""

@@ -9,7 +9,7 @@ import yaml
 
 from engine.config.load import UNREADABLE_YAML, config_from_mapping, with_overrides
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem
+from engine.errors import ConfigError, Problem, shorten
 
 MAX_RUNS = 200
 
@@ -99,8 +99,7 @@ def _repetitions(names: Sequence[str], earlier: Sequence[_Choice], later: Sequen
 def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
     name, equals, text = axis.partition("=")
     name = name.strip()
-    shown = axis if len(axis) <= 60 else f"{axis[:59]}…"
-    wrong = Problem(name, f"{shown!r} is not of the form section.field=value,value.")
+    wrong = Problem(name, f"{shorten(axis)!r} is not of the form section.field=value,value.")
     if not equals or "." not in name:
         return name, [], wrong
     listed = f"[{text}]"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError
+from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, shorten
 from engine.paths import LoratoryHome
 from engine.runs.history.events import FailedData
 from engine.runs.prediction import advice_on_memory
@@ -126,7 +126,7 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
         cause = next(cause for kind, cause in _CAUSES.items() if isinstance(error, kind))
         return FailedData(cause=cause, what=error.what, fix=error.fix)
     line = next(iter(str(error).strip().splitlines()), "")
-    line = line if len(line) <= 200 else f"{line[:199]}…"
+    line = shorten(line, 200)
     what = f"Something unexpected happened ({type(error).__name__}: {line})."
     fix = "The end of worker.log shows where; if the settings look right, please report it."
     return FailedData(cause="unexpected", what=what, fix=fix)
