@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from engine.errors import StorageError
 
 Model = TypeVar("Model", bound=BaseModel)
+FileStamp = tuple[int, int, int]  # inode, bytes, and when it was changed in nanoseconds
 
 
 def size_and_time(path: Path | str) -> tuple[int, int]:
@@ -21,6 +23,15 @@ def size_and_time(path: Path | str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return seen.st_size, seen.st_mtime_ns
+
+
+def stamp_of(path: Path) -> FileStamp | None:
+    """Return inode, size and time of a plain file; None for links, folders and what is not there."""
+    try:
+        seen = path.lstat()
+    except OSError:
+        return None
+    return (seen.st_ino, seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
 
 
 def sha256_of(path: Path) -> str:

@@ -4,14 +4,13 @@ import contextlib
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.accounts.backup import HOME_FILES
-from engine.files import sha256_of
+from engine.files import FileStamp, sha256_of, stamp_of
 from engine.runs.run import EVENTS_FILE
 from engine.space.mirror_index import Index, MirroredFile, Part
 
@@ -22,8 +21,6 @@ _TAIL_BYTES = 65_536  # of a worker's output
 _OUTPUT_FILE = "worker.log"
 _RUN_FILE = re.compile(r"runs/[^/]+/[^/]+/([^/]+)")
 
-_Stamp = tuple[int, int, int]  # inode, size and time
-
 
 class Source(NamedTuple):
     """Where contents are: a part of a file, or all of it."""
@@ -31,7 +28,7 @@ class Source(NamedTuple):
     path: Path
     offset: int = 0
     size: int | None = None  # None for all
-    stamp: _Stamp | None = None  # of a whole file when it was hashed
+    stamp: FileStamp | None = None  # of a whole file when it was hashed
 
     def read(self) -> bytes | Path:
         """Return what to send.
@@ -66,7 +63,7 @@ class Files:
     def __init__(self, root: Path, before: Mapping[str, MirroredFile] | None = None) -> None:
         self._root = root
         self._before = before or {}  # what the mirror has, where this process did not put it there
-        self._known: dict[str, tuple[_Stamp, MirroredFile]] = {}
+        self._known: dict[str, tuple[FileStamp, MirroredFile]] = {}
         self.found: dict[str, MirroredFile] = {}
         self.sources: dict[str, Source] = {}
 
@@ -116,7 +113,7 @@ class Files:
                 self.sources.setdefault(part.sha256, source)
                 offset += part.size
 
-    def _describe(self, name: str, path: Path, stamp: _Stamp, sha256: str | None) -> MirroredFile:
+    def _describe(self, name: str, path: Path, stamp: FileStamp, sha256: str | None) -> MirroredFile:
         size = stamp[1]
         if size > _TEXT_BYTES and _is_log(name):
             return self._growing(name, path, stamp)
@@ -131,7 +128,7 @@ class Files:
                 return MirroredFile(text=data.decode())
         return MirroredFile(parts=(_part_of(data),))
 
-    def _growing(self, name: str, path: Path, stamp: _Stamp) -> MirroredFile:
+    def _growing(self, name: str, path: Path, stamp: FileStamp) -> MirroredFile:
         """Describe a log by the pieces that were described before, and what was added since."""
         known, pieces = self._known.get(name), list[Part]()
         if known is not None and known[0][0] == stamp[0] and known[1].size <= stamp[1]:
@@ -182,12 +179,3 @@ def _confirmed(path: Path, parts: tuple[Part, ...], *, only_last: bool = False) 
                 return [] if only_last else found
             found.append(part)
     return found
-
-
-def stamp_of(path: Path) -> _Stamp | None:
-    """Return inode, size and time of a plain file; None for links, folders and what is not there."""
-    try:
-        seen = path.lstat()
-    except OSError:
-        return None
-    return (seen.st_ino, seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None

@@ -13,12 +13,12 @@ from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
 from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import EngineError, StorageError
-from engine.files import sha256_of, size_and_time
+from engine.files import sha256_of, size_and_time, stamp_of
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints
 from engine.runs.provenance import read_provenance
 from engine.runs.run import LIVE_STATES, Run, RunFolder
-from engine.space.mirror_files import Files, Found, Source, stamp_of
+from engine.space.mirror_files import Files, Found, Source
 from engine.space.mirror_index import MOST_FILES, UPLOADS, Index, MirroredFile, Part, RunKey
 
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time

@@ -4,13 +4,13 @@ import contextlib
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.errors import EngineError, StorageError
 from engine.executors.base import Executor
+from engine.files import FileStamp, stamp_of
 from engine.runs.control import asks_to_end
 from engine.runs.run import ENDED_BY_THE_SYSTEM, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
@@ -19,8 +19,6 @@ from engine.runs.supervision.diagnosis import out_of_memory_kills
 _log = logging.getLogger(__name__)
 
 DAMAGED_STATE_FILE = "state.json.damaged"  # the newest alone
-
-_Stamp = tuple[int, int, int]
 
 
 def begun(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
@@ -84,7 +82,7 @@ class StateFiles:
     """
 
     def __init__(self) -> None:
-        self._stamps: dict[str, _Stamp | None] = {}  # of files that were written or read here, by run
+        self._stamps: dict[str, FileStamp | None] = {}  # of files that were written or read here, by run
 
     def save(self, run: Run, state: RunState) -> None:
         """Replace a state; does nothing where the run was deleted.
@@ -96,7 +94,7 @@ class StateFiles:
             if run.folder.state.is_dir():
                 _keep_aside(run.folder.state)
             run.folder.write_state(state)
-            self._stamps[run.id] = _stamp_of(run.folder.state)
+            self._stamps[run.id] = stamp_of(run.folder.state)
 
     def load(self, run: Run) -> RunState | None:
         """Return the state as it was saved; None where the file is missing, damaged, or closed to us.
@@ -111,7 +109,7 @@ class StateFiles:
                 raise
             return None
         if state is not None:
-            self._stamps[run.id] = _stamp_of(run.folder.state)
+            self._stamps[run.id] = stamp_of(run.folder.state)
         return state
 
     def is_intact(self, run: Run) -> bool:
@@ -121,7 +119,7 @@ class StateFiles:
             StorageError: If the disk or a file server fails at present.
         """
         known = self._stamps.get(run.id)
-        if known is not None and _stamp_of(run.folder.state) == known:
+        if known is not None and stamp_of(run.folder.state) == known:
             return True
         return self.load(run) is not None or not run.folder.path.is_dir()
 
@@ -146,14 +144,6 @@ class StateFiles:
     def forget(self, run_id: str) -> None:
         """It was deleted."""
         self._stamps.pop(run_id, None)
-
-
-def _stamp_of(path: Path) -> _Stamp | None:
-    try:
-        seen = path.stat()
-    except OSError:
-        return None
-    return (seen.st_ino, seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
 
 
 def _keep_aside(path: Path) -> None:
