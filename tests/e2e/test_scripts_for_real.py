@@ -65,22 +65,32 @@ def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
     return out
 
 
-def executed(script: Path) -> list[dict]:
-    """Run a script as somebody would who has only the file, and return what it logged."""
-    out = script.with_suffix("")
+def run_alone(*arguments: object, folder: Path) -> None:
+    """Run Python as somebody would who has nothing of ours."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LORATORY_HOME")}
     done = subprocess.run(
-        [sys.executable, "-I", str(script), "--output", str(out)],
+        [sys.executable, "-I", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=WAIT_SECONDS,
-        cwd=script.parent,
+        cwd=folder,
         env=environment,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def logged_by(script: Path) -> list[dict]:
+    """Return what a script logged that was run with its own name as the folder of its output."""
+    out = script.with_suffix("")
     assert (out / "tokenizer_config.json").is_file()
     return json.loads((out / "log_history.json").read_text())
+
+
+def executed(script: Path) -> list[dict]:
+    """Run a script as somebody would who has only the file, and return what it logged."""
+    run_alone(script, "--output", script.with_suffix(""), folder=script.parent)
+    return logged_by(script)
 
 
 def assert_same_losses(history: RunHistory, log: list[dict], within: float) -> None:
@@ -99,17 +109,46 @@ def script_of(home, run_id: str, folder: Path) -> tuple[RunHistory, Path]:
     return read_history(RunStore(home, local_owner()).get(run_id).folder.events), folder / "script.py"
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_every_method_of_a_tiny_model_is_reproduced(name, home, tiny_model_folder, tmp_path):
-    training, adapter = TINY[name]
-    config = config_from_mapping(
-        {
-            "model": {"id": str(tiny_model_folder), "compute_dtype": "float32"},
-            "adapter": adapter,
-            "dataset": {"source": "sample:loratory-faq"},
-            "training": {**SETTINGS, **training},
-        }
-    )
-    history, script = script_of(home, trained(config, tmp_path), tmp_path)
+# Runs scripts one after the other, each in a process of its own; what they all import takes most of their time.
+ONE_BY_ONE = """
+import os, runpy, sys
+import datasets, peft, torch, transformers, trl
+for script in sys.argv[1:]:
+    if os.fork() == 0:
+        sys.argv = [script, "--output", script.removesuffix(".py")]
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
+    if os.wait()[1] != 0:
+        sys.exit(f"{script} failed")
+"""
 
-    assert_same_losses(history, executed(script), within=1e-3)
+
+@pytest.fixture(scope="module")
+def reproduced(tiny_model_folder, tmp_path_factory):
+    """The history of a run with each of TINY, and what its script logged."""
+    root = tmp_path_factory.mktemp("scripts")
+    home = LoratoryHome(root / "home")
+    histories = {}
+    for name, (training, adapter) in TINY.items():
+        (root / name).mkdir()
+        config = config_from_mapping(
+            {
+                "model": {"id": str(tiny_model_folder), "compute_dtype": "float32"},
+                "adapter": adapter,
+                "dataset": {"source": "sample:loratory-faq"},
+                "training": {**SETTINGS, **training},
+            }
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LORATORY_HOME", str(home.root))
+            histories[name], _ = script_of(home, trained(config, root / name), root / name)
+    scripts = [root / name / "script.py" for name in TINY]
+    run_alone("-c", ONE_BY_ONE, *scripts, folder=root)
+    return {name: (histories[name], logged_by(script)) for name, script in zip(TINY, scripts, strict=True)}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_method_of_a_tiny_model_is_reproduced(name, reproduced):
+    history, log = reproduced[name]
+
+    assert_same_losses(history, log, within=1e-3)

@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
+from engine.serve.guard import bound_socket
+
 TOKEN = "hf_CanaryThatMustNeverBeSeenAnywhere42"
 ACCOUNT = "ada"
 
@@ -106,7 +108,8 @@ class HubStandIn:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._place = bound_socket("127.0.0.1", 0)  # kept: where it has ended, no other server comes to answer
+        self._server = ThreadingHTTPServer(self._place.getsockname(), Handler)
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 

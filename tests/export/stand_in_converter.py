@@ -24,7 +24,7 @@ import numpy as np
 from gguf import GGUFWriter
 from gguf.constants import MODEL_ARCH
 from gguf.tensor_mapping import get_tensor_name_map
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 config = json.loads((model / "config.json").read_text())
 tokenizer = json.loads((model / "tokenizer.json").read_text())
 said = json.loads((model / "tokenizer_config.json").read_text())
@@ -39,7 +39,7 @@ table = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
 for name, tensor in load_file(model / "model.safetensors").items():
     if MODE == "forgetful" and name == "model.layers.1.mlp.down_proj.weight":
         tensor = tensor * 0.9
-    values = tensor.float().numpy().astype(np.float16 if tensor.ndim > 1 else np.float32)
+    values = tensor.astype(np.float16 if tensor.ndim > 1 else np.float32)
     writer.add_tensor(table.get_name(name, try_suffixes=(".weight",)), values)
 writer.write_header_to_file()
 writer.write_kv_data_to_file()

@@ -110,13 +110,12 @@ def test_a_merged_model_is_pushed_and_loads_from_what_arrived(hub, home, run, tm
     assert not hub.repositories[NAME].private
 
 
-@pytest.mark.parametrize("secret", ["secret-data", "/home/somebody", TOKEN])
-def test_nothing_that_arrives_tells_of_this_machine(hub, home, run, tmp_path, secret):
+def test_nothing_that_arrives_tells_of_this_machine(hub, home, run, tmp_path):
     job(home, run, QuickExport()).run()
 
     for content in hub.repositories[NAME].files().values():
-        assert secret.encode() not in content
-        assert str(tmp_path).encode() not in content
+        for secret in ("secret-data", "/home/somebody", TOKEN, str(tmp_path)):
+            assert secret.encode() not in content
 
 
 def test_a_name_that_cannot_be_is_refused_before_anything_is_done(hub, home, run):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from engine.serve.guard import bound_socket
+
 COMMIT = "a" * 40
 NEXT_COMMIT = "b" * 40
 
@@ -51,7 +53,8 @@ class FakeHub:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._place = bound_socket("127.0.0.1", 0)  # kept: where it has ended, no other server comes to answer
+        self._server = ThreadingHTTPServer(self._place.getsockname(), Handler)
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
