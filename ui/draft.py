@@ -19,7 +19,7 @@ from engine.runs.lab_rules import lab_problems
 from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
 from ui.backend.background import explained
-from ui.backend.dataset_checks import question_of
+from ui.backend.dataset_checks import model_of, question_of
 from ui.form import Form, field_of
 
 if TYPE_CHECKING:
@@ -146,14 +146,16 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     config, problems = _checked(given, known)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
-    model = mapping["model"]
+    assumed = config
+    # There is an estimate before a dataset is chosen, of rows as long as they may be.
+    if config is None and all(problem.field == "dataset.source" for problem in problems):
+        assumed, _ = _checked({**given, "dataset": {**given["dataset"], "source": "-"}}, known)
+    model, named = mapping["model"], model_of(mapping)
     question = question_of(mapping)
     unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
     if unread is not None:
         problems = [*problems, Problem("model.id", "cannot be read. The Model tab shows the reason.")]
-    elif (
-        question is not None and question.model is not None and services.tokenizers.trouble(question.model) is not None
-    ):
+    elif named is not None and services.tokenizers.trouble(named) is not None:
         problems = [*problems, Problem("model.id", "has no tokenizer here. The Model tab shows the reason.")]
     elif question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
         problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
@@ -164,10 +166,6 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     estimate: MemoryEstimate | None = None
     ceiling: MemoryEstimate | None = None
     trouble: EngineError | None = None
-    assumed = config
-    # There is an estimate before a dataset is chosen, of rows as long as they may be.
-    if config is None and all(problem.field == "dataset.source" for problem in problems):
-        assumed, _ = _checked({**given, "dataset": {**given["dataset"], "source": "-"}}, known)
     if assumed is not None:
         try:
             place = services.place(assumed.run.where)

@@ -8,6 +8,7 @@ import pytest
 from engine.data.contract import CheckProgress
 from engine.errors import ModelError
 from engine.models.prepared import ModelProgress
+from tests.invented_runs import a_config
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
 from ui.backend.models import Tokenizers, key_of
 from ui.build import build_app
@@ -213,3 +214,13 @@ def test_a_check_that_waits_for_the_processes_of_a_lab_shows_that():
 
     assert "Waiting: all &lt;8&gt; processes are at work." in render_progress(waiting)
     assert "Reading all rows" in render_progress(waiting.model_copy(update={"waiting": ""}))
+
+
+def test_the_box_for_files_shows_what_filled_the_form_and_nothing_of_before(visitor):
+    tab = visitor.tab
+    page = tab._page
+
+    assert (
+        page._fill(a_config(dataset__source="/data/rows.jsonl").model_dump(mode="json"))[tab.own] == "/data/rows.jsonl"
+    )
+    assert page._fill(a_config(dataset__source="sample:lab-chats").model_dump(mode="json"))[tab.own] == ""

@@ -407,3 +407,6 @@ def test_what_failed_is_not_shown_as_chosen(form):
             draft, next_step(draft, None, can_start=False)
         )
         assert render_side_panel(draft).count("(cannot be used)") == 1
+    alone = draft_of(form, small_shape(), untokenized=failed, **{**given, "dataset__source": ""})
+    assert alone.is_unusable("model.id")
+    assert alone.estimate is not None, "memory needs no tokenizer"

@@ -170,6 +170,13 @@ def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
     assert (shown, again["visible"], key) == ("", False, "")
 
 
+def test_the_box_for_other_models_shows_what_filled_the_form_and_nothing_of_before(tab):
+    page = tab._page
+
+    assert page._fill(a_config(model__id=MODEL).model_dump(mode="json"))[tab.own] == MODEL
+    assert page._fill(a_config().model_dump(mode="json"))[tab.own] == ""
+
+
 def test_why_there_is_no_tokenizer_is_told_once(tab, services):
     def resolve(model, on_progress):
         raise ModelError("No connection to the Hub.", "Try again.")

@@ -1,5 +1,6 @@
 """Data: choose a dataset, and see row by row which tokens are trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import gradio as gr
 from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
+from engine.data.source import SAMPLE_PREFIX
 from ui.backend.background import explained, stamp
 from ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message
@@ -60,6 +62,7 @@ class DataTab:
             self.rows = RowViewer(page)
             self.lengths = gr.HTML(elem_id="lengths")
         self.timer = gr.Timer(0.5, active=False)
+        page.on_fill(self.own, _typed_in)
         self._change = gr.State({})
         self._shown_source = gr.State("")
         self._seen = gr.State("")  # stamp of the check that the page shows
@@ -264,6 +267,12 @@ def _with_source(source: str) -> dict[str, Any]:
 
 def _pick_sample(event: gr.EventData) -> dict[str, Any]:
     return _with_source(picked(event)) if picked(event) in {source for source, _, _ in _SAMPLES} else {}
+
+
+def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the box for files shows of a form that was filled."""
+    source = str(mapping.get("dataset", {}).get("source") or "")
+    return "" if source.startswith(SAMPLE_PREFIX) else source
 
 
 def _take_path(text: str) -> dict[str, Any]:

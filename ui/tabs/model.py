@@ -1,5 +1,6 @@
 """Model: pick one from the catalogue, the Hub or a folder, and see its details."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -8,7 +9,7 @@ from gradio.events import Dependency
 from engine.config.run import ModelConfig
 from engine.errors import EngineError
 from engine.hardware.known_devices import THIS_MACHINE, find_known_device
-from engine.models.catalog import search_catalog
+from engine.models.catalog import find_in_catalog, search_catalog
 from engine.models.hub import search_hub
 from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
@@ -70,6 +71,7 @@ class ModelTab:
         with gr.Accordion("Advanced", open=False, elem_id="model-advanced"):
             form.setting("model.revision", elem_id="model-revision")
         self._restored = gr.Textbox("", visible=False)  # the model of the browser's draft
+        page.on_fill(self.own, _typed_in)
         self._change = gr.State({})
         self._wanted = gr.State("")
         self._described = gr.State("")  # the model and revision whose details are shown, or are looked up
@@ -91,6 +93,7 @@ class ModelTab:
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
+            trigger(None, None, self.own, js="() => ''", **QUICK)  # what was typed there is no longer the model
         named = self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))
         named.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
         if self.own_models is not None:
@@ -236,6 +239,12 @@ class ModelTab:
 
 def _model(model_id: str | None, revision: str | None) -> ModelConfig | None:
     return model_of({"model": {"id": model_id or "", "revision": (revision or "").strip() or None}})
+
+
+def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the box for other models shows of a form that was filled."""
+    model_id = str(mapping.get("model", {}).get("id") or "")
+    return "" if find_in_catalog(model_id) is not None else model_id
 
 
 def _name(model: ModelConfig | None) -> str:
