@@ -62,7 +62,7 @@ def start(home, api, model, tmp_path):
                 "model": {"id": str(model)},
                 "dataset": {"source": str(tmp_path / "rows.jsonl"), "eval_fraction": 0.2},
                 "training": {
-                    "max_length": 64, "save_steps": 4, "eval_steps": 6, "early_stopping_patience": None, **training,
+                    "max_length": 64, "save_steps": 4, "eval_steps": 20, "early_stopping_patience": None, **training,
                 },
                 "run": {"where": where, "devices": "cpu"},
                 "jobs": {"flavor": "cpu-basic", "limit_hours": 0.5},
@@ -106,7 +106,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
 
     hugging_face.on_store = lambda name: time.sleep(0.8 if "/events/" in name else 0)  # its events are there before it
     hugging_face.on_stored = end_at_the_first_checkpoint
-    run, whole = start.run(max_steps=60), start.run(where="local", max_steps=60)
+    run, whole = start.run(max_steps=40), start.run(where="local", max_steps=40)
 
     state = ended(run)
     assert (state.state, state.reason, state.resumable_step) == ("interrupted", "ended_by_executor", saved[0])
@@ -120,7 +120,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
     assert ended(run).state == "completed", (state_of(run), second.log.read_text())
     assert ended(whole).state == "completed"
     assert losses(run) == losses(whole)
-    assert len(losses(run)) == 60
+    assert len(losses(run)) == 40
     assert adapter_of(run) == adapter_of(whole)
     assert (second.spec["flavor"], second.spec["timeoutSeconds"]) == ("cpu-upgrade", 7200)
     record = JobRecord.read(run.folder)

@@ -66,11 +66,10 @@ def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeyp
         launches.append(start_worker(order, command_of))
 
     for launch, folder in zip(launches, folders, strict=True):
-        assert launch.wait(timeout=240) == 0, (folder / "worker.log").read_text()[-2000:]
-    met = [[(folder / f"sum-{rank}").read_text().split() for rank in range(2)] for folder in folders]
-    assert all(total == "3" for both in met for total, _ in both)
-    assert all(both[0] == both[1] for both in met)
-    assert met[0][0][1] != met[1][0][1], "two launches at one port"
+        assert launch.wait(timeout=900) == 0, (folder / "worker.log").read_text()[-2000:]
+    met = [[(folder / f"met-{rank}").read_text() for rank in range(2)] for folder in folders]
+    assert all(first == second for first, second in met)
+    assert met[0] != met[1], "two launches at one port"
 
 
 def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):

@@ -1,16 +1,14 @@
-"""One of the processes of a launch: adds its number to those of the others while another launch is under way.
+"""One of the processes of a launch: notes where it meets the others, while another launch is under way.
 
 Started by a launcher as `-m tests.training.meeting_ranks FOLDER`: both launches write into one parent folder, and each
-meets only when both have begun.
+ends only when both have begun. That processes which meet add up their gradients is shown by those that really train.
 """
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
-
-import torch
-from torch import distributed
 
 LAUNCHES = 2
 SECONDS = 1500.0  # ends launches that wait for each other
@@ -22,11 +20,9 @@ def main(folder: Path) -> None:
     while len(list(folder.parent.glob("*/began-0"))) < LAUNCHES:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    distributed.init_process_group("gloo")
-    numbers = torch.tensor(1 + distributed.get_rank())
-    distributed.all_reduce(numbers)
-    (folder / f"sum-{distributed.get_rank()}").write_text(f"{int(numbers)} {os.environ['MASTER_PORT']}")
-    distributed.destroy_process_group()
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket.create_connection(place, SECONDS).close()  # their launcher listens there
+    (folder / f"met-{os.environ['RANK']}").write_text(str(place))
 
 
 if __name__ == "__main__":
