@@ -151,11 +151,24 @@ def cells(html):
 
 
 def test_on_a_processor_the_process_alone_is_predicted_against_measured(observe):
-    assert cells(render_memory(observe())) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
+    done = observe(state="completed", steps=120)
+    assert cells(render_memory(done)) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
+
+
+def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(observe):
+    running = observe(state="running", steps=37)
+    grown = replace(running, provenance=Provenance(predicted_memory=MemoryFigures(process_bytes=GIB)))
+
+    assert "Measured so far" in render_memory(running)
+    assert cells(render_memory(running)) == [["Whole process, in RAM", "1.32", "1.19", "–"]]
+    assert cells(render_memory(grown)) == [["Whole process, in RAM", "1.00", "1.19", "19% more"]]
+    stopped = render_memory(observe(state="stopped", steps=44))
+    assert "so far" not in stopped
+    assert "less" not in stopped
 
 
 def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
-    observed = observe()
+    observed = observe(state="completed", steps=120)
     predicted = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
     measured = MemoryData(
         peak_allocated_bytes=10 * GIB,

@@ -225,16 +225,26 @@ def render_left_out(report: DatasetReport | None) -> str:
 
 
 def render_memory(observed: ObservedRun) -> str:
-    """Return peak memory, predicted and measured: every figure that the device has."""
+    """Return peak memory, predicted and measured: every figure that the device has.
+
+    The prediction is for all steps, so a lower peak is compared with it only once all are done.
+    """
     peaks = compare_peaks(observed.provenance.predicted_memory, observed.history)
     if not peaks:
         return ""
+    is_complete = observed.state.state == "completed"
+    measured = "Measured" if observed.state.is_final else "Measured so far"
     words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS
     rows = [
-        (words[peak.kind], _peak(peak.predicted_bytes), _peak(peak.measured_bytes), _difference(peak.difference))
+        (
+            words[peak.kind],
+            _peak(peak.predicted_bytes),
+            _peak(peak.measured_bytes),
+            _difference(peak.difference if is_complete or (peak.difference or 0) > 0 else None),
+        )
         for peak in peaks
     ]
-    columns = [Column("Peak memory, GiB"), *map(Column.of_numbers, ("Predicted", "Measured", "Difference"))]
+    columns = [Column("Peak memory, GiB"), *map(Column.of_numbers, ("Predicted", measured, "Difference"))]
     return f'<div class="section peaks">{table(columns, rows, scrolls="")}</div>'
 
 
