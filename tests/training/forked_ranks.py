@@ -1,6 +1,6 @@
 """Two processes that share their steps, forked with what torch's launcher gives them: `tests.fork_server` spares their imports.
 
-The launcher itself starts those of `test_worker`, of `test_local_executor` and one of `test_two_ranks`.
+The launcher itself starts those of `test_local_executor`, and one of `test_two_ranks`.
 """
 
 import os

@@ -1,14 +1,11 @@
-"""A run's voice and its files on a real disk of four megabytes that is full: run as a script, in a namespace of its own.
+"""A run's voice and its files on a real disk of four megabytes that is full, in a process and a namespace of their own."""
 
-`unshare -rm python -m tests.training.small_disk FOLDER` mounts the disk on FOLDER, fills it, makes room after a while, and
-prints what the log and the folder then hold, as JSON.
-"""
-
-import json
+import ctypes
+import os
 import subprocess
-import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from engine.runs.checkpoints import Manifest
@@ -18,6 +15,7 @@ from engine.training import reporting
 from engine.training.checkpoints.folder import replace_folder, write_checkpoint
 
 DISK_BYTES = 4 << 20
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000  # of sched.h
 WEIGHTS = b"\1" * (1 << 20)
 
 
@@ -42,7 +40,18 @@ def fill(path: Path) -> None:
                 block //= 2
 
 
-def main(disk: Path) -> None:
+def enter_namespace() -> None:
+    """Let this process, which has one thread, mount as `unshare --map-root-user --mount` lets a command."""
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    for name, content in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(content)
+
+
+def main(disk: Path, answer: Connection) -> None:
+    """Mount the disk, fill it, make room after a while, and answer with what the log and the folder then hold."""
+    enter_namespace()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
     reporting._LOOK_AGAIN_SECONDS = 0.05
     log, ballast, adapter = disk / "events.jsonl", disk / "ballast", disk / "adapter"
@@ -97,13 +106,9 @@ def main(disk: Path) -> None:
         "adapter_bytes": (adapter / "weights").stat().st_size,
         "left": sorted(path.name for path in disk.iterdir()),
     }
-    print(json.dumps(result))
+    answer.send(result)
 
 
 def codes(log: Path) -> list[str]:
     """Codes of the warnings so far."""
     return [event.data.code for event in read_events(log).events if isinstance(event.data, WarningData)]
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,12 +1,11 @@
 """A full disk pauses the run's voice and what it saves; nothing is lost, and who wants the run to end is heard."""
 
 import errno
-import json
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
 from engine.training.failure import CancelledError, explain
 from engine.training.reporting import RunEvents
-from tests.fork_server import REPOSITORY
 from tests.training import small_disk
 
 
@@ -175,16 +173,14 @@ def test_a_real_disk_that_is_full_loses_nothing(tmp_path):
     if shutil.which("unshare") is None or subprocess.run(mounts, capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here without rights")
 
-    process = subprocess.run(
-        ["unshare", "-rm", sys.executable, "-m", "tests.training.small_disk", str(disk)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    fork = multiprocessing.get_context("fork")  # whose imports are over
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=small_disk.main, args=(disk, theirs))
+    process.start()
+    theirs.close()
+    result = ours.recv()
+    process.join()
 
-    assert process.returncode == 0, process.stderr[-2000:]
-    result = json.loads(process.stdout)
     assert result["recorded"] == [True, True, True]
     assert result["codes"] == ["disk_full", "disk_has_room"] * 3
     assert result["steps"] == list(range(1, 41))

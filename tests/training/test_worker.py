@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
-from tests.fork_server import REPOSITORY
 from tests.runs.supervision import wait_for_step
+from tests.training.forked_ranks import launch_ranks
 from tests.training.worker_runs import events_of, history_of, losses_of, said
 
 pytestmark = pytest.mark.e2e
@@ -270,20 +270,14 @@ def test_wrong_usage_is_told():
 
 
 def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, runs):
-    """Under torchrun, as under Accelerate and Slurm; without a GPU they speak through gloo."""
+    """As under torchrun, Accelerate and Slurm; without a GPU they speak through gloo."""
     alone = runs.create(model={"compute_dtype": "float32"})
     workers.run(alone.folder.path)
     together = runs.create(model={"compute_dtype": "float32"}, training={"gradient_accumulation_steps": 1})
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "engine.training.worker"]
 
-    subprocess.run(
-        [sys.executable, *launch, str(together.folder.path)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=REPOSITORY,
-    )
+    ended = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
 
+    assert ended.returncode == EXIT_FINISHED, ended.stderr[-2000:]
     assert [step for step, _ in losses_of(together)] == list(range(1, 11))
     for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
         assert got == pytest.approx(wanted, rel=1e-3)
