@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from engine.accounts.limits import is_lab, read_rules
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
+from engine.quantities import duration
 from engine.runs.run import Run, RunState, State
 from engine.runs.summary import RunSummary, summarize
 from engine.runs.webhook import WebhookError, WebhookOutcome, WebhookStore, send
@@ -110,9 +111,7 @@ def words_of(run: RunSummary, link: str) -> str:
     elif run.final_loss is not None:
         loss = f"Loss {run.final_loss:.3f}."
     cause = run.cause[:300] if run.state in ("failed", "interrupted") else ""
-    lasted = f"{max(0, round(run.seconds / 60)):,} min." if run.seconds and run.seconds >= 90 else ""
-    if run.seconds is not None and not lasted:
-        lasted = f"{run.seconds:.0f} s."
+    lasted = "" if run.seconds is None else f"{duration(run.seconds)}."
     return " ".join(filter(None, (f"“{run.name[:200]}” {ENDED.get(run.state, run.state)}.", cause, loss, lasted, link)))
 
 
