@@ -10,6 +10,8 @@ from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.data.checks import check_dataset
 from tests.training.worker_runs import events_of, write_questions
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 def filed(runs, home):
