@@ -41,12 +41,13 @@ def chromium() -> Iterator[Browser]:
 
 
 def open_page(browser: Browser, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-    """A page of its own, without anybody's memory, once its tabs can be clicked."""
+    """A page of its own, without anybody's memory, once its tabs can be clicked and its form be filled."""
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(f"{address.rstrip('/')}/?__theme={'dark' if dark else 'light'}")
     page.locator("#tabs button[role=tab]").first.wait_for()
+    page.locator("#next-step-line .chosen").wait_for()  # the browser's draft would be put in over what was typed before
     return page
 
 

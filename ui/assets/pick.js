@@ -1,7 +1,10 @@
 // Rows and buttons carry data-pick; Enter and Space work like a click. Event data arrives as `event.pick`.
+// What is picked before the browser's draft is in the form waits for it: the draft would be put in over it.
+const isOpening = () => document.getElementById('next-step-line')?.querySelector('.chosen') === null;
+const pick = (id) => isOpening() ? setTimeout(pick, 50, id) : trigger('click', {pick: id});
 const send = (target) => {
   const row = target.closest('[data-pick]');
-  if (row && element.contains(row)) trigger('click', {pick: row.dataset.pick});
+  if (row && element.contains(row)) pick(row.dataset.pick);
 };
 element.addEventListener('click', (event) => { if (!event.target.closest('a')) send(event.target); });
 
