@@ -112,6 +112,7 @@ def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
 
 def test_a_search_shows_its_way_and_stops(page, files):
     open_source(page, files / "long.jsonl")
+    expect(page.locator("#dataset-summary")).to_contain_text("long.jsonl")  # no longer the one before
     expect(page.locator("#row-shown .turn").first).to_be_visible()
     find = page.locator("#row-find textarea, #row-find input")
 
@@ -134,7 +135,7 @@ def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
     box.press("Enter")
     expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
     open_source(page, files / "alpaca.json")
-    expect(page.locator("#facts")).to_contain_text("999")  # rows; those of another file were shown until now
+    expect(page.locator("#dataset-summary")).to_contain_text("alpaca.json")  # no longer the one before
 
     tokens = page.locator("#row-shown .tokens i")
     expect(tokens.nth(3)).to_be_visible()
