@@ -47,7 +47,7 @@ def address(server):
 
 @pytest.fixture
 def page(kept_page: Page) -> Page:
-    """One page for tests that each open another file; a model is chosen by the last but one."""
+    """One page for tests that each open another file; a model is chosen by the last of them."""
     expect(kept_page.locator("#catalog tr[data-pick]").first).to_be_attached()
     return kept_page
 
@@ -145,8 +145,8 @@ def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
     assert "inset" in tokens.nth(3).evaluate("token => getComputedStyle(token).boxShadow")
 
 
-def test_nothing_is_wider_than_a_narrow_window(page, files):
-    page.set_viewport_size({"width": 800, "height": 900})
+def test_nothing_is_wider_than_a_narrow_window(browser, server, files):
+    page = open_page(browser, server.url, width=800)
     seen = {
         "problems.jsonl": ("#problems .kinds", "rows skipped"),
         "odd-columns.csv": ("#dataset-summary .trouble", "No format fits"),
@@ -157,6 +157,7 @@ def test_nothing_is_wider_than_a_narrow_window(page, files):
         expect(page.locator(place).first).to_contain_text(words)
         expect(page.locator("#reading")).to_be_visible()
         fits_its_window(page)
+    page.context.close()
 
 
 def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser, tmp_path):
