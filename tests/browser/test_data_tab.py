@@ -129,13 +129,14 @@ def test_a_search_shows_its_way_and_stops(page, files):
 
 
 def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
+    open_source(page, files / "alpaca.json")
+    expect(page.locator("#dataset-summary")).to_contain_text("alpaca.json")  # no longer the one before
     open_tab(page, "Model")
     box = page.locator("#model-own textarea, #model-own input")
     box.fill(str(tiny_model_folder))
     box.press("Enter")
     expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
-    open_source(page, files / "alpaca.json")
-    expect(page.locator("#dataset-summary")).to_contain_text("alpaca.json")  # no longer the one before
+    open_tab(page, "Data")
 
     tokens = page.locator("#row-shown .tokens i")
     expect(tokens.nth(3)).to_be_visible()
