@@ -62,7 +62,7 @@ class ModelTab:
         self.hub = pick_list(elem_id="hub-results")
         laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
         self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
-        self._fits_poll = poll(self._fits_news, 1.0, question=THIS_MACHINE, elem_id="fits-live")
+        self._fits_poll = poll(self._fits_news, 1.5, question=THIS_MACHINE, elem_id="fits-live")
         form.register("model.id", gr.Textbox("", visible=False))
         self.details = gr.HTML(NOT_CHOSEN, elem_id="model-details")
         own = page.services.own_models
