@@ -36,11 +36,14 @@ from tests.serve.running import listening
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 6  # of seconds each
+STEPS = 3  # of seconds each
 SETTINGS = {
-    "lora": ("quickstart-cpu", f"training.max_steps={STEPS}", "dataset.max_samples=60"),
-    "qlora": ("quickstart-cpu-qlora", f"training.max_steps={STEPS}", "dataset.max_samples=60"),
+    "lora": ("quickstart-cpu", f"training.max_steps={STEPS}", "dataset.max_samples=24"),
+    "qlora": ("quickstart-cpu-qlora", f"training.max_steps={STEPS}", "dataset.max_samples=24"),
 }
+# What the page proposes, and for the other run what needs neither to be measured nor to be written twice.
+MERGED_DTYPE = {"lora": "auto", "qlora": "float32"}
+ASKED_ONCE_MORE = 5  # questions, without our code
 
 
 class Trained(NamedTuple):
@@ -75,7 +78,7 @@ def trained(demo_home, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(trained, tmp_path_factory):
-    """Merges each run when it is asked for first, with the settings that the page proposes."""
+    """Merges each run when it is asked for first."""
     known: dict[str, ExportResult] = {}
 
     def merge(name: str) -> ExportResult:
@@ -84,7 +87,7 @@ def merged(trained, tmp_path_factory):
             request = ExportRequest(
                 target=ChatTarget.of_run(run.folder),
                 folder=tmp_path_factory.mktemp("merged") / name,
-                settings=ExportConfig(kind="merged"),
+                settings=ExportConfig(kind="merged", dtype=MERGED_DTYPE[name]),
             )
             known[name] = ExportJob(run.home, request, choose=lambda _: describe_processor()).run()
         return known[name]
@@ -182,7 +185,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_p
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "merged")
     llama = Llama(str(tmp_path / "out" / "out-f16.gguf"), n_ctx=512, verbose=False)
     equal = 0
-    for question in QUESTIONS:
+    for question in QUESTIONS[:ASKED_ONCE_MORE]:
         ids = prompt_ids(tokenizer, question)
         with torch.inference_mode():
             whole = merged.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=ANSWER_TOKENS)
@@ -193,7 +196,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_p
                 break
             said.append(token)
         equal += said == expected
-    assert equal >= 18, f"{equal} of {len(QUESTIONS)} answers are the same"
+    assert equal >= ASKED_ONCE_MORE - 1, f"{equal} of {ASKED_ONCE_MORE} answers are the same"
 
     quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"
     quantize(tmp_path / "out" / "out-f16.gguf", quantized, PRECISIONS["q4_k_m"].file_type, log, lambda _: None)
