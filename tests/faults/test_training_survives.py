@@ -18,9 +18,18 @@ pytestmark = pytest.mark.e2e
 
 KILLED = -signal.SIGKILL
 
-# Five checkpoints are written; each place is passed once for each of them (rotation begins with the third).
+# A save passes these; a kill at the last one leaves a checkpoint that counts.
 PLACES = ("begun", "filled", "on_disk", "described", "renamed")
-KILLS = [f"checkpoint:{place}#{time}" for time in (1, 3, 5) for place in PLACES]
+# Each attempt resumes what the one before it left, and is killed in turn: at every place of the first save of the run, of
+# the third, with which rotation begins, and of the last. `begun#2` saves once before.
+KILLS = [
+    *(f"checkpoint:{place}#1" for place in PLACES),
+    *("checkpoint:begun#2", *(f"checkpoint:{place}#1" for place in PLACES[1:])),
+    "checkpoint:rotated#1",
+    *("checkpoint:begun#1", *(f"checkpoint:{place}#1" for place in PLACES[1:])),
+    "session:adapter_saved",
+]
+STEPS_LEFT = [None, None, None, None, 2, 4, 4, 4, 4, 6, 8, 8, 8, 8, 8, 10, 10]  # newest checkpoint after each
 
 SAVES_OFTEN = {"training": {"save_steps": 2}, "adapter": {"lora_dropout": 0.1}}
 
@@ -40,20 +49,20 @@ def losses_without_faults(uninterrupted, workers, runs, sections):
     return uninterrupted[key]
 
 
-@pytest.mark.parametrize("place", [*KILLS, "checkpoint:rotated#1", "session:adapter_saved"])
-def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(place, workers, runs, uninterrupted):
+def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs, uninterrupted):
     expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
 
-    assert workers.run(run.folder.path, f"{place}=kill") == KILLED
+    for place, step in zip(KILLS, STEPS_LEFT, strict=True):
+        assert workers.run(run.folder.path, f"{place}=kill") == KILLED, place
 
-    newest = newest_intact(run.folder.checkpoints)
-    offered = list_checkpoints(run.folder.checkpoints)
-    assert (newest is None) == (not offered)
-    assert newest is not None or place.endswith("#1")  # only the first save can leave nothing
-    if newest is not None:
-        assert newest == offered[-1]  # none that is damaged stands before it
-        assert load_file(newest.folder / "adapter" / "adapter_model.safetensors")
+        newest = newest_intact(run.folder.checkpoints)
+        offered = list_checkpoints(run.folder.checkpoints)
+        assert (newest is None) == (not offered), place
+        assert (newest and newest.step) == step, place
+        if newest is not None:
+            assert newest == offered[-1], place  # none that is damaged stands before it
+            assert load_file(newest.folder / "adapter" / "adapter_model.safetensors")
     assert workers.run(run.folder.path) == EXIT_FINISHED
     assert losses_of(run) == expected
     assert (run.folder.adapter / "adapter_model.safetensors").is_file()
