@@ -2,8 +2,7 @@
 
     python -m tests.benchmarks.method_defaults alpaca_en_999.json --methods lora,ia3 --seeds 1,2,3 --steps 40
 
-Each part is a process of its own, whose loss is kept in `--folder`: a command that was interrupted continues there, and
-its table has all that was measured for the same steps.
+Each method is a process of its own. Losses are kept in `--folder`: a command that was interrupted continues there.
 """
 
 import argparse
@@ -12,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,12 @@ def config_of(part: Part, data: str) -> Any:
     """Return the configuration of a part: what is not given are its defaults."""
     from engine.config.load import config_from_mapping, with_overrides
 
-    training: dict[str, Any] = {"max_steps": part.steps, "seed": part.seed, "max_length": 256}
+    training: dict[str, Any] = {
+        "max_steps": part.steps,
+        "seed": part.seed,
+        "max_length": 64,
+        "per_device_train_batch_size": 1,
+    }
     mapping: dict[str, Any] = {
         "model": {"id": "smollm2-135m-instruct"},
         "adapter": {"method": part.method},
@@ -56,9 +61,6 @@ def config_of(part: Part, data: str) -> Any:
 
 def train(part: Part, data: str) -> float:
     """Train one part in this process, and return its held-out loss."""
-    from engine.training.worker import keep_freed_memory
-
-    keep_freed_memory()  # before torch, as the worker does
     from tests.benchmarks.our_training import build, trainer_of
 
     trainer = trainer_of(build(config_of(part, data)), lambda _: None)
@@ -66,31 +68,32 @@ def train(part: Part, data: str) -> float:
     return float(trainer.measure_held_out().eval_loss)
 
 
-def measured(part: Part, data: str, folder: Path) -> float:
-    """Return the loss of a part, trained in a process of its own unless the folder has them."""
-    kept = folder / part.file_name
-    if not kept.exists():
-        argv = [sys.executable, "-m", "tests.benchmarks.method_defaults", data, "--part", json.dumps(part)]
-        process = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if process.returncode:
-            raise SystemExit(process.stderr[-3000:])
-        kept.write_text(process.stdout.splitlines()[-1])
-        print(f"{kept.stem}: {kept.read_text()}", file=sys.stderr, flush=True)
-    return float(kept.read_text())
+def measure(parts: Sequence[Part], data: str, folder: Path) -> None:
+    """Train the parts that the folder has no loss of, all in one process of their own."""
+    missing = [part for part in parts if not (folder / part.file_name).exists()]
+    if not missing:
+        return
+    argv = [sys.executable, "-m", "tests.benchmarks.method_defaults", data, "--parts", json.dumps(missing)]
+    with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        for part in missing:
+            loss = process.stdout.readline() if process.stdout is not None else ""
+            if not loss:
+                raise SystemExit(f"{part.file_name}: the training ended without a loss.")
+            (folder / part.file_name).write_text(loss)
+            print(f"{Path(part.file_name).stem}: {loss}", end="", file=sys.stderr, flush=True)
 
 
 def table(asked: argparse.Namespace) -> bool:
     """Measure and print a line for each method; returns whether no new default is worse."""
-    names = asked.defaults.split(",")
+    names, seeds = asked.defaults.split(","), [int(seed) for seed in asked.seeds.split(",")]
     print(f"{'method':15}" + "".join(f"{name:>9}" for name in names) + f"{'new - old':>11}")
     never_worse = True
     for method in asked.methods.split(","):
+        parts = {name: [Part(method, name, seed, asked.steps) for seed in seeds] for name in names}
+        measure([part for of_name in parts.values() for part in of_name], asked.data, asked.folder)
         losses = {
-            name: statistics.mean(
-                measured(Part(method, name, int(seed), asked.steps), asked.data, asked.folder)
-                for seed in asked.seeds.split(",")
-            )
-            for name in names
+            name: statistics.mean(float((asked.folder / part.file_name).read_text()) for part in of_name)
+            for name, of_name in parts.items()
         }
         both = {"old", "new"} <= losses.keys()
         difference = losses["new"] - losses["old"] if both else 0.0
@@ -107,13 +110,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each training")
     parser.add_argument("--defaults", default="old,new", help="also overrides, such as training.learning_rate=1e-3")
     parser.add_argument("--folder", type=Path, default=Path(".method-defaults"), help="keeps what was measured")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     asked.data = str(Path(asked.data).resolve())
-    if asked.part:
-        print(json.dumps(train(Part(*json.loads(asked.part)), asked.data)))
+    if asked.parts:
+        from engine.training.worker import keep_freed_memory
+
+        keep_freed_memory()  # before torch, as the worker does
+        for part in json.loads(asked.parts):
+            print(json.dumps(train(Part(*part), asked.data)), flush=True)
         return
     asked.folder.mkdir(parents=True, exist_ok=True)
     if not table(asked):

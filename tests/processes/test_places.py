@@ -13,7 +13,7 @@ from engine.errors import WorkerError
 from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.places import ProcessPlaces
 from engine.processes.pool import ProcessPool
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
+from tests.runs.supervision import PATIENCE_SECONDS, count_living, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.processes.confined_worker"
@@ -52,7 +52,7 @@ def pool_of(tmp_path):
 
 
 def living(*pools: ProcessPool) -> int:
-    return sum(len(pool.pids) for pool in pools)
+    return count_living(pid for pool in pools for pid in pool.pids)
 
 
 def test_twenty_people_have_no_more_processes_than_there_are_places(pool_of):

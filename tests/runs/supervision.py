@@ -4,9 +4,11 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
@@ -113,3 +115,15 @@ def let_go(run: Run) -> None:
 def wait_for_step(run: Run, step: int) -> None:
     """Wait until a run has logged a step."""
     wait_until(lambda: read_history(run.folder.events).last_step >= step)
+
+
+def count_living(pids: Iterable[int]) -> int:
+    """Return how many of these processes live on: as they were all seen before, they lived at the same time."""
+    return sum(1 for pid in tuple(pids) if _lives(pid))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

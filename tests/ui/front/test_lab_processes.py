@@ -14,7 +14,7 @@ import pytest
 from engine.config.run import DatasetConfig
 from engine.inspector.session import Inspector, InspectorPlaces
 from engine.processes.places import ProcessPlaces
-from tests.runs.supervision import wait_until
+from tests.runs.supervision import count_living, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = DatasetConfig(source="sample:lab-chats")
@@ -44,7 +44,7 @@ def test_previews_of_many_people_take_turns_in_the_processes_that_a_lab_has(home
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        most.append(sum(len(one.pids) for one in inspectors))
+        most.append(count_living(pid for one in inspectors for pid in one.pids))
         time.sleep(0.02)
     for one in inspectors:
         one.close()
