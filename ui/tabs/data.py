@@ -100,7 +100,7 @@ class DataTab:
         self.open_after(page.refresh_after(self.tokenizer.ended(nothing, None, None, **SLOW)))
         # Train has the rows counted itself, and only once their longest is typed.
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
-        self.open_after(gr.on(others, nothing, None, None, **SLOW))
+        gr.on(others, None, **self._asking_if_chosen)
         # A model that is looked up slowly may arrive while a person reads rows here already.
         self.open_after(page.form["model.id"].change(nothing, None, None, **SLOW))
 
@@ -110,8 +110,12 @@ class DataTab:
 
     def open_restored(self, event: Any) -> None:
         """After the browser's draft was restored, open the dataset that it names; without one all is as it was laid out."""
-        asked = "(source, asked) => source ? String(Math.random()) : asked"
-        event.then(None, [self._page.form["dataset.source"], self._asked], self._asked, js=asked, **SLOW)
+        event.then(None, **self._asking_if_chosen)
+
+    @property
+    def _asking_if_chosen(self) -> dict[str, Any]:
+        js = "(source, asked) => source ? String(Math.random()) : asked"
+        return {"inputs": [self._page.form["dataset.source"], self._asked], "outputs": self._asked, "js": js, **SLOW}
 
     def _wire_opening(self) -> None:
         # One event for all that ask: Gradio then sends the next question after the answer to the last one. Answers of
