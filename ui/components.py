@@ -19,6 +19,7 @@ from gradio.components.base import Component
 
 from engine.errors import EngineError
 from ui.backend.background import UNEXPECTED
+from ui.gradio_internals import changed_by_hand
 from ui.views.html import error_box, with_code
 
 _log = logging.getLogger(__name__)
@@ -82,9 +83,13 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-def clear_error_after(place: Component, components: Iterable[Component]) -> None:
-    """Let the box of an error in `place` go once a person changes one of `components`: what it was about may be mended."""
-    changed: list[Any] = [component.input for component in components if hasattr(component, "input")]
+def clear_error_after(place: Component, components: Iterable[Component], restored: gr.Textbox | None = None) -> None:
+    """Let the box of an error in `place` go once a person changes one of `components`: what it was about may be mended.
+
+    With the error, `restored` gets back what was typed into it: that is no reason, so what is typed there counts alone.
+    """
+    changed: list[Any] = [changed_by_hand(component) for component in components if hasattr(component, "input")]
+    changed += [restored.input] if restored is not None else []
     gr.on(
         changed, None, place, place, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK
     )

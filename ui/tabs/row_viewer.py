@@ -188,7 +188,7 @@ class RowSearch:
         """Connect the events; returns the one after which `number` may name another row."""
         self._number = number
         self.stop.click(self._stop, None, None, **QUICK)
-        self.text.input(None, None, self.found, js="() => ''", **QUICK)  # it was about the text of before
+        self.text.change(None, None, self.found, js="() => ''", **QUICK)  # it was about the text of before
         inputs = [self.text, number, *self._page.form.components]
         outputs = [number, self.found, self.stop]
         return self.text.submit(self._find, inputs, outputs, concurrency_limit=None, **SLOW)

@@ -136,7 +136,7 @@ class TalkPart:
         opened = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
         opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
         self.sampling.wire()
-        clear_error_after(self.trouble, [self.question, system, *self.sampling.inputs])
+        clear_error_after(self.trouble, [system, *self.sampling.inputs], restored=self.question)
 
     def restore_after(self, event: Dependency) -> None:
         """After an event, restore the conversation of this browser."""
