@@ -66,17 +66,20 @@ class DeviceNeed(NamedTuple):
     reserved_bound_bytes: int  # nine runs in ten stay below
     expected_bytes: int  # of the process
     needed_bytes: int  # nine runs in ten stay below
+    is_loading: bool = False  # most is held before the first step
 
 
 def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -> DeviceNeed:
     """Add to the tensors what surrounds them on this device; on CUDA in expandable segments."""
     allocated_bytes, paged_bytes = tensors.allocated_bytes, tensors.paged_bytes
     if workload.device == "cpu":
-        expected, needed = _process_on_cpu(tensors, workload)
-        needed += tensors.uncertain_bytes
+        in_a_step = _step_on_cpu(tensors, workload)
+        expected = PROCESS_ITSELF + max(in_a_step, tensors.loading_bytes) + compiled_products_bytes(workload.pass_sizes)
+        needed = round(expected * (1 + _MARGIN)) + tensors.uncertain_bytes
         if device.kind == "mps":
             needed = round(needed * (1 + _APPLE_MARGIN))
-        return DeviceNeed(allocated_bytes, allocated_bytes, allocated_bytes, expected, needed)
+        is_loading = tensors.loading_bytes > in_a_step
+        return DeviceNeed(allocated_bytes, allocated_bytes, allocated_bytes, expected, needed, is_loading)
     context = cuda_context_bytes(device.name)
     expected_share, most = _EXPANDABLE_RESERVE
     reserved = round(allocated_bytes * (1 + expected_share))
@@ -87,17 +90,15 @@ def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -
     return DeviceNeed(allocated_bytes, reserved, bound, expected, needed)
 
 
-def _process_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> tuple[int, int]:
-    """Expected bytes of the process, as the system counts its resident set, and a bound that nine in ten stay below.
+def _step_on_cpu(tensors: TensorsAtPeak, workload: Workload) -> int:
+    """Return the bytes of tensors in a step, and of the holes between them, in the resident set of the process.
 
     The constants are those of glibc, and were measured by `python -m tests.benchmarks.memory_cpu_grid`.
     """
     holes = _HOLES_OF_KEPT * tensors.passing_bytes + _HOLES_OF_LAYER * tensors.layer_bytes
     if workload.precision.autocast is not None or workload.base == "int8":
         holes *= _HOLES_OF_MANY_SIZES
-    expected = PROCESS_ITSELF + max(tensors.allocated_bytes + round(holes), tensors.loading_bytes)
-    expected += compiled_products_bytes(workload.pass_sizes)
-    return expected, round(expected * (1 + _MARGIN))
+    return tensors.allocated_bytes + round(holes)
 
 
 def compiled_products_bytes(pass_sizes: int) -> int:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device
-from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, compiled_products_bytes, need_on_device
+from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
 from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from engine.memory.peak import Peak, find_peak, refuse_nonsense
 from engine.memory.persistent import weight_bytes
@@ -20,9 +20,11 @@ from engine.memory.workload import Workload, workload_of_run, workload_of_step
 from engine.models.shape import ModelShape
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
-ComponentKey = Literal["weights", "unquantized", "trained", "activations", "loss", "runtime", "margin"]
+ComponentKey = Literal["weights", "unquantized", "files", "trained", "activations", "loss", "runtime", "margin"]
+PeakPhase = Phase | Literal["loading"]
 
-PHASE_WORDS: dict[Phase, str] = {
+PHASE_WORDS: dict[PeakPhase, str] = {
+    "loading": "loading of the weights, before the first step",
     "forward": "forward pass",
     "loss_backward": "backward pass of the loss",
     "layer_backward": "backward pass of a layer",
@@ -62,7 +64,7 @@ class MemoryEstimate(BaseModel, frozen=True):
     needed_bytes: int  # nine runs in ten stay below
     pass_rows: int  # that go through the model at once in the largest pass
     pass_tokens: int  # of them together, padding included
-    phase: Phase
+    phase: PeakPhase
     phases_bytes: dict[Phase, int]  # allocated at the peak of each phase
     verdict: Verdict
     device_name: str
@@ -227,14 +229,14 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         needed_bytes=need.needed_bytes,
         pass_rows=workload.batch_size,
         pass_tokens=workload.tokens,
-        phase=peak.phase,
+        phase="loading" if need.is_loading else peak.phase,
         phases_bytes=peak.phase_bytes,
         verdict=judge(need, device),
         device_name=device.name,
         device_kind=device.kind,
         free_bytes=device.free_bytes,
         total_bytes=device.total_bytes,
-        notes=(*_notes(workload, peak, device), *_process_notes(peak, need, workload, device)),
+        notes=(*_notes(workload, peak, device), *_process_notes(peak, need, device)),
     )
 
 
@@ -288,16 +290,18 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _process_notes(peak: Peak, need: DeviceNeed, workload: Workload, device: Device) -> tuple[str, ...]:
+def _pages_of_files(peak: Peak) -> int:
+    return peak.persistent.loading - peak.persistent.weights - peak.persistent.unquantized
+
+
+def _process_notes(peak: Peak, need: DeviceNeed, device: Device) -> tuple[str, ...]:
     """Say what a process on a CPU holds besides tensors."""
     if device.kind != "cpu":
         return ()
-    loading, without_tensors = peak.persistent.loading, PROCESS_ITSELF + compiled_products_bytes(workload.pass_sizes)
-    if without_tensors + loading == need.expected_bytes:
-        pages = loading - peak.persistent.weights - peak.persistent.unquantized
+    if need.is_loading:
         return (
-            f"Most is held before the first step, while weights are quantized: {pages / GIB:.1f} GiB of it are pages of the "
-            "weight files, which the system takes back where memory is short.",
+            f"Most is held while weights are quantized: {_pages_of_files(peak) / GIB:.1f} GiB of it are pages of the weight "
+            "files, which the system takes back where memory is short.",
         )
     gaps = need.expected_bytes - need.allocated_bytes - PROCESS_ITSELF
     return (
@@ -309,6 +313,7 @@ def _process_notes(peak: Peak, need: DeviceNeed, workload: Workload, device: Dev
 _DEPENDS_ON: dict[ComponentKey, str] = {
     "weights": "The linear layers of the base model; their number and their precision decide.",
     "unquantized": "What quantization leaves alone; it grows with the vocabulary and the hidden size.",
+    "files": "Pages of the weight files while they are quantized; the system takes them back where memory is short.",
     "trained": "Everything that is trained, its gradients, and the optimizer state; it grows with rank and targets, and the "
     "optimizer decides.",
     "activations": "What the layers keep for the backward pass, and weights written out while they are in use; it grows with "
@@ -331,13 +336,21 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
         rest, words["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY
     if workload.device == "cuda":
         runtime, words["runtime"] = "CUDA and allocator", _CUDA_TAKES
-    sizes: tuple[tuple[ComponentKey, str, int], ...] = (
-        ("weights", f"Weights ({precision})", persistent.weights),
-        ("unquantized", rest, persistent.unquantized),
+    at_the_peak: tuple[tuple[ComponentKey, str, int], ...] = (
         ("trained", f"{'Adapter, gradients' if workload.trains_adapter else 'Gradients'}, optimizer", trained),
         ("activations", "Activations", held.activations + held.weight_copies),
         ("loss", "Logits and loss", held.loss),
         ("runtime", runtime, need.expected_bytes - persistent.total - held.total),
+    )
+    if need.is_loading:
+        at_the_peak = (
+            ("files", "Weight files", _pages_of_files(peak)),
+            ("runtime", runtime, need.expected_bytes - persistent.loading),
+        )
+    sizes: tuple[tuple[ComponentKey, str, int], ...] = (
+        ("weights", f"Weights ({precision})", persistent.weights),
+        ("unquantized", rest, persistent.unquantized),
+        *at_the_peak,
         ("margin", "Margin of error", need.needed_bytes - need.expected_bytes),
     )
     return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=words[key]) for key, label, size in sizes)

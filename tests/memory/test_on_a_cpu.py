@@ -32,3 +32,14 @@ def test_one_line_says_what_the_process_holds_besides_tensors(quantization, leng
     (note,) = estimated(quantization, length).notes
 
     assert words in note
+
+
+def test_a_peak_before_the_first_step_is_called_by_its_parts():
+    loading, in_a_step = estimated("nf4", 128), estimated("nf4", 1024)
+
+    assert loading.phase_words == "loading of the weights, before the first step"
+    assert [part.key for part in loading.components] == ["weights", "unquantized", "files", "runtime", "margin"]
+    assert loading.components_bytes["Weight files"] > 12 * GIB
+    assert loading.components_bytes["Python and libraries"] < 1 * GIB
+    assert sum(part.bytes for part in loading.components) == loading.needed_bytes
+    assert "files" not in [part.key for part in in_a_step.components]
