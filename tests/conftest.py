@@ -20,7 +20,13 @@ from engine.paths import LoratoryHome
 from tests.fork_server import forking_workers
 
 TESTS_AT_ONCE = 3  # on two cores: a third of the time, tests wait for processes and browsers
-LONGEST = ("test_results_for_real.py", "test_main_road.py", "test_training_grid.py", "test_sweep_for_real.py")
+LONGEST = (
+    "test_results_for_real.py",
+    "test_main_road.py",
+    "test_training_grid.py",
+    "test_training_survives.py",
+    "test_sweep_for_real.py",
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
