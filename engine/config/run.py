@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
 from engine.config.methods.base import PeftMethod
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
@@ -184,3 +185,12 @@ class RunConfig(Section):
             start = replace("adapter.warm_start", self.adapter.warm_start)
             sections["adapter"] = self.adapter.model_copy(update={"warm_start": start})
         return self.model_copy(update=sections)
+
+
+def field_of(setting: str) -> FieldInfo:
+    """Return the field of a setting such as `training.max_length`: its default and its bounds."""
+    section, _, name = setting.partition(".")
+    kind = RunConfig.model_fields[section].annotation
+    assert kind is not None
+    field: FieldInfo = kind.model_fields[name]
+    return field

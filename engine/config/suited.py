@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, field_of
 
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
@@ -56,7 +56,7 @@ def _accumulation(config: RunConfig, _: KnownRows | None) -> Suited | None:
     Source: Schulman et al. 2025, "LoRA Without Regret", batch size effects (doi:10.64434/tml.20250929).
     """
     rows = config.training.per_device_train_batch_size
-    default = _default("training.gradient_accumulation_steps")
+    default = field_of("training.gradient_accumulation_steps").default
     if rows * default < _LARGE_BATCH:
         return None
     return Suited(next((steps for steps in (2, 1) if rows * steps < _LARGE_BATCH), 1), f"batches of {rows}")
@@ -69,7 +69,7 @@ def _warmup(config: RunConfig, rows: KnownRows | None) -> Suited | None:
     """
     steps = planned_steps(config, rows)
     if steps is None:
-        return Suited(_default("training.warmup_steps"), "", awaits_rows=rows is None)
+        return Suited(field_of("training.warmup_steps").default, "", awaits_rows=rows is None)
     return Suited(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps < _SHORT_RUN else None
 
 
@@ -79,7 +79,7 @@ def _max_length(config: RunConfig, rows: KnownRows | None) -> Suited | None:
     Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page says how many are
     cut. Packed rows fill it, however short they are.
     """
-    default = _default("training.max_length")
+    default = field_of("training.max_length").default
     if config.training.packing:
         return None
     if rows is None:
@@ -125,7 +125,7 @@ def suited_settings(config: RunConfig, rows: KnownRows | None = None) -> dict[st
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
     chosen: dict[str, Suited] = {}
     for rule in RULES:
-        chosen[rule.setting] = rule.choose(config, rows) or Suited(_default(rule.setting), "")
+        chosen[rule.setting] = rule.choose(config, rows) or Suited(field_of(rule.setting).default, "")
         if not is_given(config, rule.setting):
             config = _with(config, {rule.setting: chosen[rule.setting].value})
     return chosen
@@ -160,13 +160,6 @@ def is_given(config: RunConfig, setting: str) -> bool:
     """Return whether a configuration was read with this setting in it."""
     section, _, name = setting.partition(".")
     return section in config.model_fields_set and name in getattr(config, section).model_fields_set
-
-
-def _default(setting: str) -> Any:
-    section, _, name = setting.partition(".")
-    kind = RunConfig.model_fields[section].annotation
-    assert kind is not None
-    return kind.model_fields[name].default
 
 
 def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.config.pairs import pair_problems
-from engine.config.run import ModelConfig, RunConfig
+from engine.config.run import ModelConfig, RunConfig, field_of
 from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
@@ -192,10 +192,8 @@ def _absolute(text: str, longest: int) -> str:
 
 
 def _longest(field: str) -> int:
-    section, _, name = field.replace("mix", "source").partition(".")
-    kind = RunConfig.model_fields[section].annotation
-    assert kind is not None
-    bounds = (getattr(bound, "max_length", None) for bound in kind.model_fields[name].metadata)
+    named = "dataset.source" if field == "dataset.mix" else field  # the sources of a mixture are as long
+    bounds = (getattr(bound, "max_length", None) for bound in field_of(named).metadata)
     return next((bound for bound in bounds if bound is not None), 1000)
 
 

@@ -73,7 +73,7 @@ class Provenance(BaseModel, frozen=True):
     predicted_bytes: int | None = None  # memory that the estimate foretold for the process; what the queue waits for
     predicted_on: dict[str, int] = {}  # the same by name of a device, where `auto` may choose among GPUs that differ
     predicted_memory: MemoryFigures = MemoryFigures()  # all that it foretold and that will be measured
-    open_settings: tuple[str, ...] = ()  # that nobody gave: defaults that followed the rest, also in a copy
+    open_settings: tuple[str, ...] = ()  # that were not given: defaults that followed the rest, also in a copy
     copied_from: str | None = None  # run whose configuration this one started from
     person: str = ""  # in a lab, who started it: the worker reads this person's files and the lab's alone
 

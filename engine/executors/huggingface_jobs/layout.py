@@ -26,7 +26,7 @@ _STEP = re.compile(r"step-\d{1,12}")
 
 
 class JobOrder(BaseModel, frozen=True):
-    """What a companion is told; it holds no secret."""
+    """The order that a companion gets, without any secret."""
 
     bucket: str  # as owner/name
     folder: str  # of the attempt, in the bucket
