@@ -59,6 +59,9 @@ class UnmeteredActivity:
         return None
 
 
+EndWord = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
+
+
 @dataclass(frozen=True)
 class JobEnd:
     """What an executor knows of how a job ended; the worker's own events say more."""
@@ -67,7 +70,8 @@ class JobEnd:
     on_this_boot: bool = False  # it ran on this machine since it was started last
     rebooted: bool = False  # this machine was restarted meanwhile
     lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
-    cause: str = ""  # the executor's own reason, such as a time limit
+    word: EndWord | None = None  # the executor's own verdict, which comes before what this machine sees
+    cause: str = ""  # the executor's own reason, a sentence that names job and host
     advice: str = ""
 
 

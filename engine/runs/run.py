@@ -30,6 +30,7 @@ EVENTS_FILE = "events.jsonl"
 
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
+_JOB_VARIABLES = ("LORATORY_JOB", "SLURM_JOB_ID")  # by which an executor tells a worker its job; Slurm does so anyway
 
 # A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
 LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
@@ -46,13 +47,17 @@ _ReportedEnd = Literal[
 ]
 _ObservedEnd = Literal["hung", "killed", "crashed", "signal", "exit_code", "out_of_memory"]
 _LostEnd = Literal["machine_restarted", "host_lost", "ended_by_executor", "unknown"]
-EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd, _LostEnd]
+_ExecutorEnd = Literal["preempted", "node_failed", "job_time_limit", "job_cancelled"]  # in the executor's word
+EndReason = Literal[_QueueEnd, _ReportedEnd, _ObservedEnd, _LostEnd, _ExecutorEnd]
 Reason = Literal[WaitReason, LiveReason, EndReason]
 
 STARTS_ANYWAY: frozenset[Reason | None] = frozenset({"memory", "other_program"})  # where a person may let a run start
 
 # The SIGTERM of a shutdown or a scheduler, whether the worker could save or not, or a restart.
 ENDED_BY_THE_SYSTEM: frozenset[Reason] = frozenset({"sigterm", "machine_restarted"})
+
+# An executor took the machine away from a run that should go on: another attempt continues it.
+ENDED_BY_THE_EXECUTOR: frozenset[Reason] = frozenset({"preempted", "node_failed", "job_time_limit"})
 
 STOP_REASONS: dict[StoppedBy, EndReason] = {
     "request": "stopped_on_request",
@@ -78,6 +83,7 @@ class RunState(BaseModel, frozen=True):
     cause: str = ""  # the same for people
     advice: str = ""  # what to do about it
     attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
+    fruitless_attempts: int = 0  # the newest ones in a row that ended without a newer checkpoint
     resumable_step: int | None = (
         None  # step of the newest checkpoint that is whole, where another attempt could continue
     )
@@ -108,6 +114,7 @@ class WorkerRecord(ProcessIdentity):
 
     process_group: int
     attempt: int
+    job_id: str = ""  # where an executor named one; else the identity is all there is
 
     @property
     def identity(self) -> ProcessIdentity:
@@ -281,29 +288,52 @@ class RunFolder:
         The supervisor names the attempt in `ATTEMPT_VARIABLE`. A worker that comes so late that its attempt was given
         up meanwhile, or begun by another worker, is refused, so no run is ever executed twice.
 
+        A scheduler that runs a job again, as Slurm does after a preemption, does not know what became of the run: a
+        finished run is never claimed, and of one that was submitted as a job, only that job is let in.
+
         Raises:
-            RunError: If another worker has it or had it, or this attempt was given up.
+            RunError: If another worker has it or had it, it has finished, this attempt was given up, or this is not its job.
             StorageError: If the folder cannot be written.
         """
         lock = self.worker_lock()
         if not lock.acquire(timeout_seconds=1.0):
             raise RunError(f"Another process already works on {self.path.name}.", "Wait for it, or stop it first.")
         expected = os.environ.get(ATTEMPT_VARIABLE, "")
-        if expected.isdecimal():
-            attempt = int(expected)
-            state = self.read_state()
-            if state.attempt != attempt or state.state not in LIVE_STATES or self.attempts_seen() >= attempt:
-                lock.release()
-                raise RunError(
-                    f"Attempt {attempt} at {self.path.name} was given up, or taken by another worker, before it began.",
-                    "Start or resume it again.",
-                )
-        else:
-            attempt = self.next_attempt()
+        job_id = next(filter(None, map(os.environ.get, _JOB_VARIABLES)), "")
+        try:
+            self._require_open(job_id)
+            attempt = self._expected_attempt(int(expected)) if expected.isdecimal() else self.next_attempt()
+        except (RunError, StorageError):
+            lock.release()
+            raise
         group = os.getpgid(0) if hasattr(os, "getpgid") else os.getpid()
-        record = WorkerRecord(**ProcessIdentity.current().model_dump(), process_group=group, attempt=attempt)
+        identity = ProcessIdentity.current().model_dump()
+        record = WorkerRecord(**identity, process_group=group, attempt=attempt, job_id=job_id)
         write_atomically(self.process, record.model_dump_json())
         return WorkerClaim(lock, attempt)
+
+    def _require_open(self, job_id: str) -> None:
+        """Raise RunError where the run has finished, or was submitted as another job than this one."""
+        state, last = self.read_state(is_claimed_by_us=True), last_event(self.events)
+        has_finished = last is not None and isinstance(last.data, StatusData) and last.data.phase == "finished"
+        if state.state == "completed" or has_finished:
+            raise RunError(f"{self.path.name} has finished.", "Copy its settings to train again.")
+        if state.state in LIVE_STATES and state.job_id not in ("", job_id):
+            ours = f"job {job_id}" if job_id else "no job of its own"
+            raise RunError(
+                f"{self.path.name} was submitted as job {state.job_id}, and this worker has {ours}.",
+                f"Cancel job {state.job_id} first.",
+            )
+
+    def _expected_attempt(self, attempt: int) -> int:
+        """Return the attempt that the supervisor named; raise RunError where it is over, or another worker had it."""
+        state = self.read_state(is_claimed_by_us=True)
+        if state.attempt == attempt and state.state in LIVE_STATES and self.attempts_seen() < attempt:
+            return attempt
+        raise RunError(
+            f"Attempt {attempt} at {self.path.name} was given up, or taken by another worker, before it began.",
+            "Start or resume it again.",
+        )
 
 
 @dataclass(frozen=True)

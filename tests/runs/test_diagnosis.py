@@ -9,11 +9,15 @@ from engine.runs.supervision.progress_watch import Silence
 
 
 def evidence(
-    finished_phase=None, last_words="", exit_code=None, rebooted=False, silent_seconds=0.0, limit_seconds=0.0, **known
-) -> Evidence:
-    status = StatusData(phase=finished_phase, message=last_words) if finished_phase is not None else None
+    finished_phase=None, last_words="", exit_code=None, rebooted=False, silent_seconds=0.0, limit_seconds=0.0, word=None,
+    executors="", stopped_by=None, **known,
+) -> Evidence:  # fmt: skip
+    status = None
+    if finished_phase is not None:
+        status = StatusData(phase=finished_phase, message=last_words, stopped_by=stopped_by)
     silence = Silence(silent_seconds, limit_seconds, is_suspended=False)
-    return Evidence(end=JobEnd(exit_code, rebooted=rebooted), status=status, silence=silence, **known)
+    end = JobEnd(exit_code, rebooted=rebooted, word=word, cause=executors)
+    return Evidence(end=end, status=status, silence=silence, **known)
 
 
 FAILED = FailedData(cause="diverged", what="The loss is not a number.", fix="Lower the learning rate.")
@@ -101,3 +105,46 @@ def test_the_next_step_names_the_checkpoint_to_resume_from():
 def test_the_kernels_count_of_memory_kills_is_a_number_where_it_tells():
     count = out_of_memory_kills()
     assert count is None or count >= 0
+
+
+@pytest.mark.parametrize(
+    ("word", "exit_code", "state", "reason"),
+    [
+        ("out_of_memory", -9, "failed", "out_of_memory"),
+        ("time_limit", -15, "interrupted", "job_time_limit"),
+        ("node_failed", None, "interrupted", "node_failed"),
+        ("preempted", -15, "interrupted", "preempted"),
+        ("cancelled", -15, "stopped", "job_cancelled"),
+        (None, -9, "failed", "killed"),
+    ],
+)
+def test_an_executors_word_comes_before_what_this_machine_sees(word, exit_code, state, reason):
+    ending = diagnose(
+        evidence(word=word, exit_code=exit_code, executors="Job 7 on node2 is gone.", last_step=4, resumable_step=2)
+        if word
+        else evidence(exit_code=exit_code)
+    )
+
+    assert (ending.state, ending.reason) == (state, reason)
+    if word is not None:
+        assert ending.cause == "Job 7 on node2 is gone. It had reached step 4."
+        assert "resumed from step 2" in ending.advice
+
+
+def test_a_worker_that_saved_as_its_executor_asked_ends_for_the_executors_reason():
+    saved = {"finished_phase": "stopped", "stopped_by": "sigterm", "last_step": 8, "resumable_step": 8}
+
+    preempted = diagnose(evidence(word="preempted", exit_code=0, **saved))
+    cancelled = diagnose(evidence(word="cancelled", exit_code=0, **saved))
+
+    assert (preempted.state, preempted.reason) == ("stopped", "preempted")
+    assert (cancelled.state, cancelled.reason) == ("stopped", "job_cancelled")
+    assert cancelled.cause == "The job was cancelled there. It saved after step 8."
+    assert diagnose(evidence(word="cancelled", cancel_requested=True, exit_code=-15)).reason == "cancelled"
+
+
+def test_what_a_worker_knows_of_its_failure_is_better_than_its_executors_word():
+    unexpected = FailedData(cause="unexpected", what="Connection reset.", fix="Try again.")
+
+    assert diagnose(evidence(word="node_failed", failed=FAILED, exit_code=1)).reason == "worker_failed"
+    assert diagnose(evidence(word="node_failed", failed=unexpected, exit_code=1)).reason == "node_failed"

@@ -2,10 +2,11 @@
 
 import pytest
 
+from engine.runs.control import request_stop
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
-from engine.runs.supervision.states import resumes_automatically
+from engine.runs.supervision.states import resumes_automatically, with_progress
 from tests.runs.supervision import config_for, move_to_an_earlier_boot
 from ui.backend.run_reader import RunReader
 from ui.views.run_table import render_queue
@@ -33,6 +34,39 @@ def test_what_resumes_after_a_restart_depends_on_the_reason_and_not_on_its_words
     words = "The machine was restarted (SIGTERM)." if not resumes else "Other words."
 
     assert resumes_by_itself(run, RunState(state=state, attempt=1, reason=reason, cause=words)) == resumes
+
+
+@pytest.mark.parametrize("reason", ["preempted", "node_failed", "job_time_limit", "job_cancelled"])
+def test_what_an_executor_took_the_machine_from_resumes_and_what_a_person_cancelled_there_does_not(store, reason):
+    run = store.create(config_for())
+
+    assert resumes_automatically(run.folder, RunState(state="interrupted", attempt=1, reason=reason)) == (
+        reason != "job_cancelled"
+    )
+    request_stop(run)
+    assert not resumes_automatically(run.folder, RunState(state="interrupted", attempt=1, reason=reason))
+
+
+def test_an_attempt_with_a_newer_checkpoint_counts_as_progress_and_three_without_one_are_enough(store):
+    folder, preempted = store.create(config_for()).folder, {"state": "interrupted", "reason": "preempted"}
+    before, resumed = RunState(attempt=0), []
+    for step in (None, 5, 5, 5, 5):
+        ended = RunState.model_validate({**preempted, "attempt": before.attempt + 1, "resumable_step": step})
+        before = with_progress(before, ended)
+        resumed.append(resumes_automatically(folder, before))
+
+    assert resumed == [True, True, True, True, False]
+    assert "3 attempts in a row saved no newer checkpoint" in before.advice
+
+
+@pytest.mark.parametrize("host", ["", "another-host"], ids=["this machine", "another one"])
+def test_a_sigterm_on_another_host_is_a_cancel_there_and_no_restart_of_this_machine(store, host):
+    run = store.create(config_for(run=RESUMES))
+    move_to_an_earlier_boot(run)
+    worker = run.folder.read_worker()
+    run.folder.process.write_text(worker.model_copy(update={"host": host or worker.host}).model_dump_json())
+
+    assert resumes_automatically(run.folder, RunState(state="stopped", attempt=1, reason="sigterm")) == (not host)
 
 
 @pytest.mark.parametrize("stopped_by", ["sigterm", "request"])

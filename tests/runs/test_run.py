@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 
@@ -83,12 +84,41 @@ def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
         events.append(StatusData(phase="training"))
     assert folder.next_attempt() == 2
 
-    folder.write_state(RunState(state="completed", attempt=1))
+    folder.write_state(RunState(state="stopped", attempt=1))
     assert folder.next_attempt() == 2
     folder.claim().lock.release()
     assert folder.next_attempt() == 3, "that one ended before it said a word"
     folder.write_state(RunState(state="starting", attempt=5))
     assert folder.next_attempt() == 5
+
+
+@pytest.mark.parametrize("known_by", ["the state", "the log alone"])
+def test_a_job_that_a_scheduler_runs_again_does_not_claim_a_finished_run(folder, known_by):
+    with EventWriter(folder.events, attempt=1) as events:
+        events.append(StatusData(phase="finished"))
+    folder.write_state(RunState(state="completed" if known_by == "the state" else "running", attempt=1))
+
+    with pytest.raises(RunError, match="has finished"):
+        folder.claim()
+
+    assert not folder.has_living_worker()
+    assert folder.read_worker() is None
+
+
+@pytest.mark.parametrize("variable", ["LORATORY_JOB", "SLURM_JOB_ID"])
+def test_a_run_that_was_submitted_is_claimed_by_that_job_alone(folder, monkeypatch, variable):
+    folder.write_state(RunState(state="submitted", attempt=1, job_id="1234"))
+    for other in ("1235", ""):
+        monkeypatch.setenv(variable, other)
+        with pytest.raises(RunError, match="submitted as job 1234"):
+            folder.claim()
+    assert folder.read_worker() is None
+
+    monkeypatch.setenv(variable, "1234")
+    folder.claim().lock.release()
+
+    worker = folder.read_worker()
+    assert (worker.job_id, worker.host) == ("1234", platform.node())
 
 
 def test_a_living_worker_is_known_by_its_lock_even_without_a_record(folder):

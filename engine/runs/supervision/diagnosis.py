@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engine.executors.base import JobEnd
+from engine.executors.base import EndWord, JobEnd
 from engine.processes.limits import DEADLINE_SIGNAL
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.run import STOP_REASONS, EndReason, State
@@ -53,13 +53,16 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.status is not None and evidence.status.phase == "stopped":
         if evidence.cancel_requested:
             return _cancelled(evidence)
+        if end.word is not None and evidence.status.stopped_by == "sigterm":  # which the executor sent
+            return _by_word(end.word, evidence, saved=True)
         if evidence.time_limit_hours is not None and evidence.status.stopped_by in (None, "request"):
             what = f"{time_limit_words(evidence.time_limit_hours)} Stopped after step {step}."
             return Diagnosis("stopped", "time_limit", what, f"{_what_can_be_used(evidence)} {_RESUME_IN_TURN}")
         what = evidence.status.message or f"Stopped on request after step {step}."
         reason = STOP_REASONS[evidence.status.stopped_by or "request"]
         return Diagnosis("stopped", reason, what, _what_can_be_used(evidence))
-    if evidence.failed is not None:
+    # Of a process that was killed beside it, or of its machine's end, a worker sees an unexpected error at most.
+    if evidence.failed is not None and (end.word is None or evidence.failed.cause != "unexpected"):
         return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
     if _was_cancelled(evidence):
         return _cancelled(evidence)
@@ -70,6 +73,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             f"(the limit is {silence.limit_seconds:.0f}), and was ended."
         )
         return Diagnosis("failed", "hung", what, f"{resume} If it happens again, the log shows where it hangs.")
+    if end.word is not None:
+        return _by_word(end.word, evidence)
     if end.cause:
         return Diagnosis("interrupted", "ended_by_executor", end.cause, f"{end.advice} {resume}".lstrip())
     if end.rebooted:
@@ -104,7 +109,32 @@ def _was_cancelled(evidence: Evidence) -> bool:
     if evidence.ended_by_us is not None:
         return evidence.ended_by_us == "cancel"
     code = evidence.end.exit_code
-    return evidence.cancel_requested and (code is None or _signal_name(-code) == "SIGKILL")
+    ended_so = evidence.end.word == "cancelled" or code is None or _signal_name(-code) == "SIGKILL"
+    return evidence.cancel_requested and ended_so
+
+
+# By the executor's word; its own sentence, which names job and host, comes before ours.
+_ENDS_BY_WORD: dict[EndWord, Diagnosis] = {
+    "out_of_memory": Diagnosis(
+        "failed",
+        "out_of_memory",
+        "The job used more memory than it had asked for.",
+        "Choose a smaller batch, shorter rows or gradient checkpointing, or ask for more memory. {resume}",
+    ),
+    "time_limit": Diagnosis("interrupted", "job_time_limit", "The job reached its time limit.", "{resume}"),
+    "node_failed": Diagnosis("interrupted", "node_failed", "The machine of the job failed.", "{resume}"),
+    "preempted": Diagnosis("interrupted", "preempted", "The job was preempted by another one.", "{resume}"),
+    "cancelled": Diagnosis("stopped", "job_cancelled", "The job was cancelled there.", "{resume}"),
+}
+
+
+def _by_word(word: EndWord, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
+    state, reason, cause, advice = _ENDS_BY_WORD[word]
+    step = evidence.last_step
+    when = f"It saved after step {step}." if saved else f"It had reached step {step}."
+    resume = _what_can_be_used(evidence) if saved else _resume(evidence)
+    advice = " ".join(filter(None, (evidence.end.advice, advice.format(resume=resume))))
+    return Diagnosis("stopped" if saved else state, reason, f"{evidence.end.cause or cause} {when}", advice)
 
 
 def _signal_name(number: int) -> str:

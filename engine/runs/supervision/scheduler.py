@@ -33,6 +33,7 @@ from engine.runs.supervision.states import (
     put_back,
     resumes_automatically,
     start_failure,
+    with_progress,
 )
 from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
 
@@ -152,6 +153,7 @@ class Scheduler:
             state = with_advice(monitor, with_energy(monitor, state, self._meter), self._home)
             self._release(monitor.run)
         if state.is_final:
+            state = with_progress(monitor.state, state)
             self._on_end(monitor.run, monitor.state, state)
         if resumes_automatically(monitor.run.folder, state):
             state = put_back(state)  # at once, so it never shows as ended
@@ -341,7 +343,7 @@ class Scheduler:
             is_over = is_ours and state.is_final and state.state != "completed"
             if is_over and attempt in (None, state.attempt):
                 clear_requests(run.folder)
-                self._put_back(run, state)
+                self._put_back(run, state.model_copy(update={"fruitless_attempts": 0}))
 
     def _resume_automatically(self, run: Run) -> None:
         with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:

@@ -12,7 +12,7 @@ from engine.errors import EngineError, StorageError
 from engine.executors.base import Executor
 from engine.files import FileStamp, stamp_of
 from engine.runs.control import asks_to_end
-from engine.runs.run import ENDED_BY_THE_SYSTEM, Run, RunFolder, RunState, Why
+from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.diagnosis import out_of_memory_kills
 
@@ -33,6 +33,7 @@ def begun(before: RunState, executor: Executor, attempt: int, device: str) -> Ru
         started=before.started or now,
         attempt_started=now,
         resumable_step=before.resumable_step,
+        fruitless_attempts=before.fruitless_attempts,
         oom_kills=out_of_memory_kills(),
         energy_joules=before.energy_joules,
     )
@@ -42,6 +43,8 @@ def put_back(ended: RunState) -> RunState:
     """Return the state of a run that has ended and waits for another attempt."""
     step = ended.resumable_step
     cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
+    if ended.reason in ENDED_BY_THE_EXECUTOR:
+        cause = f"{ended.cause} {cause}"
     why = Why("resumes", cause)._asdict()
     return ended.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
 
@@ -54,8 +57,24 @@ def start_failure(run: Run, error: EngineError | OSError) -> Why:
     return Why("not_started", what, "Check the permissions of its folder.")
 
 
+_FRUITLESS_AT_MOST = 3
+
+
+def with_progress(before: RunState, ended: RunState) -> RunState:
+    """Count an attempt that ended without a newer checkpoint: after three in a row, no executor's end is resumed."""
+    if (ended.resumable_step or 0) > (before.resumable_step or 0):
+        return ended.model_copy(update={"fruitless_attempts": 0})
+    fruitless, advice = before.fruitless_attempts + 1, ended.advice
+    if ended.reason in ENDED_BY_THE_EXECUTOR and fruitless >= _FRUITLESS_AT_MOST:
+        advice += f" It is not resumed again by itself: {fruitless} attempts in a row saved no newer checkpoint."
+    return ended.model_copy(update={"fruitless_attempts": fruitless, "advice": advice})
+
+
 def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
-    """Whether a run that has ended is resumed without a request, as `resume_after_restart` promises.
+    """Whether a run that has ended is resumed without a request.
+
+    One from which an executor took the machine is, until three attempts in a row saved nothing new. One that ended with
+    its machine is where `resume_after_restart` promises it.
 
     All of it is on the disk, so the next supervisor comes to the same answer: a server that was killed or
     found no room before it had put the run back, as well as one that comes after a server that had seen the end. Within
@@ -63,8 +82,12 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
     """
     if state.state not in ("stopped", "interrupted"):
         return False
+    if state.reason in ENDED_BY_THE_EXECUTOR:
+        return state.fruitless_attempts < _FRUITLESS_AT_MOST and not asks_to_end(folder)
     worker = folder.read_worker()
-    if worker is None or worker.attempt != state.attempt or worker.is_of_this_boot():
+    if worker is None or worker.attempt != state.attempt:
+        return False
+    if worker.is_of_this_boot() or worker.is_of_another_host():  # whether that was restarted is not known
         return False
     # What a person asked for holds, also where the restart was quicker than the worker.
     if asks_to_end(folder):
