@@ -17,7 +17,7 @@ JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
     "alive",  # started, or about to
     "gone",
-    "unknown",  # out of sight: what it writes shows whether it lives
+    "unknown",  # out of sight, from which nothing follows: the run stays as it is
     "never_started",  # no worker ever had this attempt: the run can be queued again
     "superseded",  # a worker of another attempt has the run
 ]

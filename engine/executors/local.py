@@ -12,13 +12,16 @@ from typing import NamedTuple
 from engine.config.run import RunConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.base import Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
 from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
 from engine.processes.spawn import Access, allocator_environment, cap_log, spawn, worker_argv
+from engine.runs.activity import ReportedActivity
+from engine.runs.history.events import is_last_word
+from engine.runs.history.log import last_event
 from engine.runs.provenance import read_provenance, run_title
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
 
 WORKER_MODULE = "engine.training.worker"
 
@@ -33,6 +36,7 @@ class LocalContext(NamedTuple):
     book: LeaseBook
     report: Callable[[str, str], None]  # logs a problem of a run, by its id
     claim_seconds: float  # for a worker that a former supervisor may have started to show itself
+    unseen_seconds: float = 150.0  # for a worker on another host to obey; file servers show a request after up to 60 s
 
 
 class LocalExecutor(Executor):
@@ -48,6 +52,7 @@ class LocalExecutor(Executor):
         self._book = context.book
         self.report = context.report
         self.claim_seconds = context.claim_seconds
+        self.unseen_seconds = context.unseen_seconds
         self._command = command or self.command
         self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices not yet passed on to a worker, by run
 
@@ -127,6 +132,7 @@ class LocalJob(Job):
     spawned: ProcessIdentity | None = None  # the worker where it is known from its start
     exit_code: int | None = field(default=None, init=False)
     since: float = field(default_factory=time.monotonic, init=False)
+    cancelled_elsewhere: float | None = field(default=None, init=False)  # since when another host's worker shall end
 
     def worker(self) -> ProcessIdentity | None:
         """Return the worker of this attempt, alive or not, where it is known."""
@@ -139,18 +145,32 @@ class LocalJob(Job):
         self.keep_devices()
         if self.process is not None:
             return self._poll_child(self.process)
-        if self.run.folder.has_living_worker():
-            return JobStatus("alive")
+        is_locked = self.run.folder.has_living_worker()
         worker = self.worker()  # after the lock was looked at, so a worker that came and ended meanwhile is not missed
+        if worker is not None and worker.is_of_another_host():
+            return self._poll_elsewhere(worker.host, is_locked)
+        if is_locked:
+            return JobStatus("alive")
         if worker is not None:
-            if worker.is_of_another_host():  # a file server may not show the lock of its workers
-                return JobStatus("unknown")
             return JobStatus("alive" if worker.is_alive() else "gone")
         if has_reported:
             return JobStatus("gone")
         # A former supervisor may have started a worker without having saved its identity: it would show itself soon.
         may_come = time.monotonic() - self.since < self.executor.claim_seconds
         return JobStatus("alive" if may_come else "never_started")
+
+    def _poll_elsewhere(self, host: str, is_locked: bool) -> JobStatus:
+        """Conclude nothing from pids and boots of another host, nor from its lock, which a file server may not show.
+
+        Its worker is gone where it said so, or where a person who cancelled it got no answer.
+        """
+        cancelled, last = self.cancelled_elsewhere, last_event(self.run.folder.events)
+        is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.unseen_seconds
+        has_ended = last is not None and last.attempt == self.attempt and is_last_word(last.data)
+        if not is_locked and (has_ended or is_given_up):
+            return JobStatus("gone")
+        cause = f"Whether the worker on {host} still runs cannot be seen from here."
+        return JobStatus("unknown", Why("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it."))
 
     def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
         self.exit_code = process.poll()
@@ -175,8 +195,8 @@ class LocalJob(Job):
 
     def cancel(self) -> None:
         worker = self.worker()
-        if worker is not None:
-            worker.kill()
+        if worker is not None and not worker.kill() and worker.is_of_another_host():
+            self.cancelled_elsewhere = self.cancelled_elsewhere or time.monotonic()
         self._end_group()
 
     def _end_group(self) -> None:
@@ -201,10 +221,15 @@ class LocalJob(Job):
         return ", ".join(self.devices)
 
     def fetch_logs(self) -> None:
-        cap_log(self.run.folder.log)
+        writer = self.run.folder.read_worker()
+        if writer is None or not writer.is_of_another_host():  # which would write behind the old end
+            cap_log(self.run.folder.log)
 
-    def activity(self) -> ProcessIdentity | None:
-        return self.worker()
+    def activity(self) -> Activity | None:
+        worker = self.worker()
+        if worker is not None and worker.is_of_another_host():
+            return ReportedActivity(self.run.folder, self.attempt)
+        return worker
 
     def holder(self) -> LeaseHolder | None:
         """Return the run as holder of its devices, also where its worker has just ended; None for another host's."""

@@ -144,6 +144,7 @@ class RunFolder:
     notes = _File(NOTES_FILE)  # name, note and tags that a person gave it afterwards
     state = _File(STATE_FILE)  # RunState; written by the supervisor. A run without one is queued
     process = _File("process.json")  # WorkerRecord; written by the worker
+    activity = _File("activity.json")  # processor time; written by the worker twice a minute
     lock = _File("lock")  # held by the worker for life
     events = _File(EVENTS_FILE)  # the event log; written by the worker
     log = _File("worker.log")  # stdout and stderr of the worker
@@ -316,7 +317,7 @@ class RunFolder:
         """Raise RunError where the run has finished, or was submitted as another job than this one."""
         state, last = self.read_state(is_claimed_by_us=True), last_event(self.events)
         has_finished = last is not None and isinstance(last.data, StatusData) and last.data.phase == "finished"
-        if state.state == "completed" or has_finished:
+        if state.state == "completed" or (has_finished and self.adapter.is_dir()):  # its result may have been lost
             raise RunError(f"{self.path.name} has finished.", "Copy its settings to train again.")
         if state.state in LIVE_STATES and state.job_id not in ("", job_id):
             ours = f"job {job_id}" if job_id else "no job of its own"

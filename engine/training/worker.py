@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.errors import EngineError, StorageError
 from engine.paths import LAB, LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
+from engine.runs.activity import reported_activity
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
 from engine.runs.provenance import read_provenance
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_HELD_BY_ANOTHER
     _prepare_environment()
     forget_failures(folder.path)
-    with EventWriter(folder.events, claim.attempt) as writer:
+    with EventWriter(folder.events, claim.attempt) as writer, reported_activity(folder, claim.attempt):
         return _attempt(folder, claim.attempt, writer)
 
 

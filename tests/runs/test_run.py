@@ -96,6 +96,7 @@ def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
 def test_a_job_that_a_scheduler_runs_again_does_not_claim_a_finished_run(folder, known_by):
     with EventWriter(folder.events, attempt=1) as events:
         events.append(StatusData(phase="finished"))
+    folder.adapter.mkdir()
     folder.write_state(RunState(state="completed" if known_by == "the state" else "running", attempt=1))
 
     with pytest.raises(RunError, match="has finished"):

@@ -8,7 +8,10 @@ import pytest
 from engine.executors.local import LocalContext, LocalExecutor
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
+from engine.runs.activity import ReportedActivity, reported_activity
 from engine.runs.control import request_cancel
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.supervision.progress_watch import SilenceLimits
 from engine.runs.supervision.supervisor import SupervisorLoop
@@ -17,21 +20,24 @@ from tests.runs.supervision import config_for, cpu, executions, fake_settings, w
 
 ELSEWHERE = {"host": "another-host", "boot_id": "of another host"}
 IN_A_CONTAINER = {"host": "a-container", "pid_namespace": "pid:[1]"}
-PATIENT = Patience(silence=SilenceLimits(idle_seconds=60.0))
 
 
 def us(**changes: object) -> ProcessIdentity:
     return ProcessIdentity.current().model_copy(update=changes)
 
 
-def watched_elsewhere(store, idle_seconds: float, **where: object):
+def job_of(store, run):
+    context = LocalContext(LeaseBook(store.home), lambda *_: None, 0.0, unseen_seconds=0.05)
+    return LocalExecutor(context).attach(run, run.folder.read_state())
+
+
+def watched_elsewhere(store, cancel_seconds: float = 5.0, **where: object):
     run = store.create(config_for("steps=5"))
     record = WorkerRecord(**us(**where).model_dump(), process_group=os.getpgid(0), attempt=1)
     run.folder.process.write_text(record.model_dump_json())
     run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    patience, state = Patience(silence=SilenceLimits(idle_seconds=idle_seconds)), run.folder.read_state()
-    context = LocalContext(LeaseBook(store.home), lambda *_: None, patience.claim_seconds)
-    return run, WorkerMonitor(run, state, LocalExecutor(context).attach(run, state), patience)
+    patience = Patience(silence=SilenceLimits(*[0.0] * 5), cancel_seconds=cancel_seconds)  # any silence is too long
+    return run, WorkerMonitor(run, run.folder.read_state(), job_of(store, run), patience)
 
 
 @pytest.mark.parametrize(
@@ -83,31 +89,81 @@ def test_a_device_that_a_run_in_another_container_holds_is_free_when_its_worker_
 
 
 def test_a_worker_of_another_host_whose_lock_is_not_seen_is_not_taken_for_dead(store):
-    run, monitor = watched_elsewhere(store, 60.0, **ELSEWHERE)
+    run, monitor = watched_elsewhere(store, **ELSEWHERE)
 
     assert monitor.look().state in ("starting", "running")
     assert executions(run) == []
 
 
-def test_a_worker_of_another_host_that_gives_no_sign_is_given_up_and_the_machine_named(store):
-    _, monitor = watched_elsewhere(store, 0.05, **ELSEWHERE)
+def test_nothing_follows_from_the_silence_of_another_host_but_words_for_people(store):
+    _, monitor = watched_elsewhere(store, **ELSEWHERE)
+
+    states = [monitor.look() for _ in range(3)]
+
+    assert {state.state for state in states} <= {"starting", "running"}
+    assert states[-1].reason == "executor_unreachable"
+    assert "another-host" in states[-1].cause
+    assert states[-1].silence_limit_seconds is None, "no end is announced that nothing here can bring about"
+
+
+def test_a_worker_of_another_host_that_ended_is_known_by_its_last_word(store):
+    run, monitor = watched_elsewhere(store, **ELSEWHERE)
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="finished"))
+
+    assert monitor.look().state == "completed"
+
+
+def test_a_cancel_that_another_host_does_not_answer_ends_the_run_and_names_the_host(store):
+    run, monitor = watched_elsewhere(store, cancel_seconds=0.0, **ELSEWHERE)
+    assert not monitor.look().is_final
+    request_cancel(run)
 
     wait_until(lambda: monitor.look().is_final)
 
     state = monitor.look()
-    assert (state.state, state.reason) == ("interrupted", "host_lost")
-    assert "another-host" in state.cause
+    assert (state.state, state.reason) == ("stopped", "cancelled")
+    assert "another-host did not answer" in state.advice
+
+
+def test_a_worker_that_hangs_on_another_host_does_not_compute_because_of_processor_time_here(store):
+    run, _ = watched_elsewhere(store, **ELSEWHERE)
+    here, there = ProcessIdentity.current(), run.folder.read_worker()
+    assert there.pid == here.pid
+    with reported_activity(run.folder, 1, every_seconds=0.01):
+        wait_until(run.folder.activity.exists)
+    activity = job_of(store, run).activity()
+    reported = activity.cpu_seconds()
+    used = here.cpu_seconds() + 0.05
+
+    wait_until(lambda: here.cpu_seconds() > used)
+
+    assert activity.cpu_seconds() == reported
+    assert ReportedActivity(run.folder, 2).cpu_seconds() is None, "of another attempt"
+
+
+def test_a_log_that_another_host_has_open_is_not_cut(store):
+    run, _ = watched_elsewhere(store, **ELSEWHERE)
+    run.folder.log.touch()
+    os.truncate(run.folder.log, 30_000_000)
+
+    job_of(store, run).fetch_logs()
+    assert run.folder.log.stat().st_size == 30_000_000
+
+    run.folder.process.unlink()
+    job_of(store, run).fetch_logs()
+    assert run.folder.log.stat().st_size < 30_000_000
 
 
 def test_a_worker_whose_container_is_gone_is_known_by_its_free_lock(store):
-    _, monitor = watched_elsewhere(store, 60.0, **IN_A_CONTAINER)
+    _, monitor = watched_elsewhere(store, **IN_A_CONTAINER)
 
     assert (monitor.look().state, monitor.look().reason) == ("interrupted", "unknown")
 
 
 def test_the_device_of_a_worker_on_another_host_is_not_one_of_ours(home, store):
-    watched_elsewhere(store, 60.0, **ELSEWHERE)
-    loop = SupervisorLoop(home, fake_settings(patience=PATIENT))
+    watched_elsewhere(store, **ELSEWHERE)
+    loop = SupervisorLoop(home, fake_settings())
     ours = store.create(config_for("steps=2"))
 
     wait_until(lambda: loop.tick() or ours.folder.read_state().is_final)

@@ -194,3 +194,8 @@ class ResumedData(EventData):
 
     step: int
     checkpoint: str | None = None
+
+
+def is_last_word(data: EventData) -> bool:
+    """Whether a worker says nothing more after this event."""
+    return isinstance(data, FailedData) or (isinstance(data, StatusData) and data.phase in ("finished", "stopped"))

@@ -187,7 +187,10 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
 
 
 def _cancelled(evidence: Evidence) -> Diagnosis:
-    return Diagnosis("stopped", "cancelled", f"Cancelled after step {evidence.last_step}.", _what_can_be_used(evidence))
+    advice, host = _what_can_be_used(evidence), evidence.end.lost_host
+    if host is not None and (evidence.status is None or evidence.status.phase != "stopped"):
+        advice = f"The worker on {host} did not answer: make sure that it no longer runs there. {advice}"
+    return Diagnosis("stopped", "cancelled", f"Cancelled after step {evidence.last_step}.", advice)
 
 
 def _resume(evidence: Evidence) -> str:

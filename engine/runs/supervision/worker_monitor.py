@@ -67,17 +67,11 @@ class WorkerMonitor:
                 return self._look_at_waiting(status)
             case "alive":
                 return self._look_at_living(status.why)
-            case "unknown" if self._gives_signs():
-                return self._look_at_living(status.why)
+            case "unknown":
+                return self._look_at_living(status.why, is_seen=False)
         # What the worker reported last decides, so it must be here.
         self.job.fetch_logs()
         return self._ending()
-
-    def _gives_signs(self) -> bool:
-        activity = self.job.activity()
-        if activity is not None:
-            self._last_silence = self._watch.look(activity, is_training=self.state.state == "running")
-        return self._last_silence.seconds < self._patience.silence.idle_seconds
 
     def _give_up(self) -> RunState:
         folder = self.run.folder
@@ -98,7 +92,7 @@ class WorkerMonitor:
             return self._changed("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
         return self._changed("submitted", status.why or _NO_REASON)
 
-    def _look_at_living(self, out_of_sight: Why | None) -> RunState:
+    def _look_at_living(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
         folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
@@ -108,7 +102,10 @@ class WorkerMonitor:
         activity, silence = self.job.activity(), None
         if activity is not None:
             silence = self._watch.look(activity, is_training=reported and history.last_step > 0)
-            self._enforce(silence)
+            self._last_silence = silence
+        self._enforce(silence if is_seen else None)
+        if not is_seen and (silence is None or not silence.is_unusual):
+            out_of_sight = None  # what it writes shows that it lives
         if folder.stop_request.exists() and not self._stop_was_passed_on:
             self.job.request_stop()
             self._stop_was_passed_on = True
@@ -129,7 +126,8 @@ class WorkerMonitor:
             state, why = "stopping", Why("stop_requested", "Saves and stops, as asked.")
             if hours is not None:
                 why = Why("time_limit", f"{time_limit_words(hours)} Saves and stops.")
-        return self._changed(state, why, cancel_seen=self._cancel_seen, **self._silent(silence))
+        silent = self._silent(silence) if is_seen else _NOT_SILENT  # of the other, no end is announced
+        return self._changed(state, why, cancel_seen=self._cancel_seen, **silent)
 
     def _note_cancel(self) -> None:
         # By our clock: that of a file server, which dates the request, may be another.
@@ -145,12 +143,11 @@ class WorkerMonitor:
         since = self.state.silent_since if self.state.silent_since is not None else time.time() - silence.seconds
         return {"silent_since": since, "silence_limit_seconds": silence.limit_seconds}
 
-    def _enforce(self, silence: Silence) -> None:
-        """End a worker that does not obey a cancel, or hangs."""
+    def _enforce(self, silence: Silence | None) -> None:
+        """End a worker that does not obey a cancel, or hangs; None where its silence means nothing."""
         seen = self._cancel_seen
-        if silence.is_too_long:
+        if silence is not None and silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
-            self._last_silence = silence
         elif seen is not None and abs(time.monotonic() - seen) > self._patience.cancel_seconds:
             self._ended_by_us = "cancel"
         else:
