@@ -170,7 +170,9 @@ class LocalJob(Job):
         if not is_locked and (has_ended or is_given_up):
             return JobStatus("gone")
         cause = f"Whether the worker on {host} still runs cannot be seen from here."
-        return JobStatus("unknown", Why("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it."))
+        return JobStatus(
+            "unknown", Why("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it.")
+        )
 
     def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
         self.exit_code = process.poll()

@@ -315,7 +315,7 @@ class RunFolder:
 
     def _require_open(self, job_id: str) -> None:
         """Raise RunError where the run has finished, or was submitted as another job than this one."""
-        state, last = self.read_state(is_claimed_by_us=True), last_event(self.events)
+        state, last = self.read_saved_state() or RunState(), last_event(self.events)
         has_finished = last is not None and isinstance(last.data, StatusData) and last.data.phase == "finished"
         if state.state == "completed" or (has_finished and self.adapter.is_dir()):  # its result may have been lost
             raise RunError(f"{self.path.name} has finished.", "Copy its settings to train again.")
