@@ -51,7 +51,9 @@ class Device:
 def visible_only(devices: tuple[Device, ...]) -> Mapping[str, str]:
     """Return the environment in which a worker sees these devices and no other GPU.
 
-    CUDA numbers devices by speed unless PCI_BUS_ID is set, and `1` could mean another card than NVML's.
+    Without any, nothing is changed: an executor such as Slurm has given the worker its GPUs. CUDA numbers devices by speed unless PCI_BUS_ID is set, and `1` could mean another card than NVML's.
     """
+    if not devices:
+        return {}
     names = ",".join(device.uuid if device.is_mig else str(device.index) for device in devices if device.kind == "cuda")
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": names}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.executors.base import JobSpec
+from engine.executors.local import LocalContext
 from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
@@ -22,6 +23,7 @@ from tests.runs.supervision import (
     executions,
     fake_settings,
     fake_worker_command,
+    let_go,
     wait_for_step,
     wait_until,
 )
@@ -129,3 +131,44 @@ def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, h
     lock.release()
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
     assert run.folder.read_state().state == "completed"
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["seen to end", "ended before this server"])
+@pytest.mark.parametrize("ends_unseen", [True, False], ids=["and ended unseen", "and works"])
+def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
+    store, home, by_hand, monkeypatch, is_known, ends_unseen
+):
+    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    run = store.create(config_for("steps=5" if ends_unseen else "steps=5 hold=2"))
+    run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, started=1.0))
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="stopped", stopped_by="sigterm"))
+    loop = SupervisorLoop(home, fake_settings())
+    if is_known:
+        loop.tick()
+    worker = by_hand(run)
+    if ends_unseen:
+        worker.wait()
+    else:
+        wait_for_step(run, 2)
+        wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
+        let_go(run)
+
+    wait_until(lambda: loop.tick() or (run.folder.read_state().is_final and run.folder.read_state().attempt == 2))
+
+    assert (run.folder.read_state().state, executions(run)) == ("completed", ["2"])
+
+
+def test_a_run_without_the_executor_it_was_filed_for_is_started_by_no_other(home, store):
+    filed, ours = store.create(config_for("steps=1", run={"where": "jobs"})), store.create(config_for("steps=2"))
+    settings = fake_settings()
+    here = {
+        name: kind
+        for name, kind in settings.executors(LocalContext(LeaseBook(home), lambda *_: None, 600.0)).items()
+        if name != "jobs"
+    }
+    loop = SupervisorLoop(home, fake_settings(executors=lambda _: here))
+
+    wait_until(lambda: loop.tick() or ours.folder.read_state().is_final)
+
+    assert (filed.folder.read_state().state, executions(filed)) == ("queued", [])

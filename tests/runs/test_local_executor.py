@@ -92,6 +92,15 @@ def test_a_worker_sees_its_own_devices_and_knows_its_attempt(run):
     assert run.folder.log.read_text().splitlines()[1] == "['', '3', 'run-1']"
 
 
+def test_a_worker_keeps_the_gpus_that_a_cluster_gave_it(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+
+    start_worker(JobSpec(run, config_for(), (), 1), lambda _: [sys.executable, "-c", show]).wait()
+
+    assert run.folder.log.read_text() == "2,3\n"
+
+
 def test_a_log_that_grew_too_long_keeps_its_end_and_its_writer(tmp_path):
     log = tmp_path / "worker.log"
     log.write_bytes(b"short\n")

@@ -107,7 +107,7 @@ class Scheduler:
     def _look_into(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known and not self._lost_its_state(run):
+            if run_id in folder.known and not self._lost_its_state(run) and not self._went_on(run):
                 continue
             with self._problems.guard(run_id, "cannot be supervised"):
                 self._take_in(run)
@@ -125,6 +125,14 @@ class Scheduler:
             return False  # `_mend_states` sees to those
         with self._problems.guard(run.id, "has a state that cannot be read"):
             return not self._states.is_intact(run)
+        return False
+
+    def _went_on(self, run: Run) -> bool:
+        """Whether a worker that a person or a cluster started continues a run that had ended."""
+        if run.id in self.active or run.id in self.waiting:
+            return False
+        with self._problems.guard(run.id, "has a worker that cannot be looked at"):
+            return self._states.has_later_worker(run)
         return False
 
     def _mend_states(self) -> None:
@@ -194,6 +202,7 @@ class Scheduler:
                 config = self._config_of(run)
                 if config is None:
                     return None
+                self._executor(config.run.executor)  # without it, no other one may start the run
                 predicted = read_provenance(run.folder)
                 self._needs[run_id] = Waiting(run_id, config.run, predicted.predicted_bytes, predicted.predicted_on)
             needs = self._needs[run_id]
@@ -317,6 +326,8 @@ class Scheduler:
             self.waiting[run.id] = run
         elif not state.is_final:
             self._attach(run, state)
+        elif self._states.has_later_worker(run):
+            self._attach_found(run, "")
         elif resumes_automatically(run.folder, state):
             self._resume_automatically(run)
 

@@ -12,6 +12,7 @@ from engine.errors import EngineError, StorageError
 from engine.executors.base import Executor
 from engine.files import FileStamp, stamp_of
 from engine.runs.control import asks_to_end
+from engine.runs.history.log import last_event
 from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.diagnosis import out_of_memory_kills
@@ -106,6 +107,7 @@ class StateFiles:
 
     def __init__(self) -> None:
         self._stamps: dict[str, FileStamp | None] = {}  # of files that were written or read here, by run
+        self._workers: dict[str, FileStamp | None] = {}  # of process.json of runs that have ended, by run
 
     def save(self, run: Run, state: RunState) -> None:
         """Replace a state; does nothing where the run was deleted.
@@ -146,6 +148,26 @@ class StateFiles:
             return True
         return self.load(run) is not None or not run.folder.path.is_dir()
 
+    def has_later_worker(self, run: Run) -> bool:
+        """Whether a run that had ended has or had a worker since, which no supervisor started.
+
+        Slurm starts a job again that it preempted. An unchanged file costs one `stat`.
+
+        Raises:
+            StorageError: If the disk or a file server fails at present.
+        """
+        stamp = stamp_of(run.folder.process)
+        if stamp is None or stamp == self._workers.get(run.id):
+            return False
+        worker, state = run.folder.read_worker(), run.folder.read_saved_state()
+        if worker is not None and state is not None and worker.attempt > state.attempt:
+            last = last_event(run.folder.events)
+            has_reported = last is not None and last.attempt == worker.attempt
+            if has_reported or run.folder.has_living_worker() or worker.liveness() == "unknown":
+                return True
+        self._workers[run.id] = stamp
+        return False
+
     def rebuild(self, run: Run, state: RunState) -> RunState:
         """Keep a damaged file aside, and save what its run's other files and its worker show.
 
@@ -167,6 +189,7 @@ class StateFiles:
     def forget(self, run_id: str) -> None:
         """It was deleted."""
         self._stamps.pop(run_id, None)
+        self._workers.pop(run_id, None)
 
 
 def _keep_aside(path: Path) -> None:
