@@ -43,11 +43,13 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     attention = choose_attention(config, placement)
     if attention is not None:
         arguments["attn_implementation"] = attention
-    quantization = quantization_of(config.model, precision.compute)
+    quantization = quantization_of(config.model, precision.compute, sharded=placement.sharded)
     if quantization is not None:
         arguments["quantization_config"] = quantization
     if placement.spread:
         arguments["device_map"] = plan_spread(source, config, placement.spread)
+    elif placement.sharded:  # no device holds the whole model
+        arguments["device_map"] = {"": "cpu"}
     elif quantization is not None or placement.torch_device.type != "cpu":
         arguments["device_map"] = {"": placement.torch_device}
     try:
@@ -60,7 +62,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
             f"{source.name} cannot be loaded for training ({type(error).__name__}: {reason[0][:200] if reason else ''}).",
             "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
         ) from error
-    if quantization is not None and placement.torch_device.type == "cpu":
+    if quantization is not None and (placement.torch_device.type == "cpu" or placement.sharded):
         leave_weight_files(model)
     copy_shared_heads(precision.compute, placement.torch_indexes)
     model.config.use_cache = False

@@ -90,11 +90,15 @@ class ProcessGroup:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so for any of them; asked by all at the same point."""
+        return bool(self.largest(int(flag)))
+
+    def largest(self, count: int) -> int:
+        """The largest of their numbers; asked by all at the same point."""
         if self.world_size == 1:
-            return flag
-        votes = torch.tensor(int(flag), device=self._device)
+            return count
+        votes = torch.tensor(count, device=self._device)
         distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
-        return bool(votes)
+        return int(votes)
 
     def gather(self, value: bytes) -> list[bytes]:
         """Everybody's value by rank. As bytes: torch's way to gather objects would unpickle them."""
@@ -125,6 +129,7 @@ class Placement:
     torch_device: torch.device
     group: ProcessGroup = SINGLE_PROCESS
     spread: tuple[Device, ...] = ()  # devices that one model's layers are divided among, as torch numbers them
+    sharded: bool = False  # the processes of the group have a share of each weight
 
     @property
     def torch_indexes(self) -> tuple[int, ...]:
@@ -147,6 +152,7 @@ def choose_placement(config: RunConfig) -> Placement:
             sees, or by several processes.
     """
     group = ProcessGroup.from_environment()
+    sharded = config.run.fsdp != "none" and group.world_size > 1
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     devices = list_devices()
     processor = next(device for device in devices if device.kind == "cpu")
@@ -158,7 +164,7 @@ def choose_placement(config: RunConfig) -> Placement:
             return _spread(gpus, config.run.spread_over, group)
         # The supervisor hides every GPU but ours, so torch's first is the first that is listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
-        return Placement(device, torch.device("cuda", local_rank), group)
+        return Placement(device, torch.device("cuda", local_rank), group, sharded=sharded)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
         # How much Metal advises one program to take; not every torch asks it.
         recommended = getattr(torch.mps, "recommended_max_memory", None)
@@ -166,7 +172,7 @@ def choose_placement(config: RunConfig) -> Placement:
         (apple,) = list_apple_gpus(this_system(), memory_now(), most) or (processor,)
         return Placement(apple, torch.device("mps"), group)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // group.world_size)))
-    return Placement(processor, torch.device("cpu"), group)
+    return Placement(processor, torch.device("cpu"), group, sharded=sharded)
 
 
 def passed_over(config: RunConfig, placement: Placement, home: LoratoryHome) -> tuple[str, ...]:

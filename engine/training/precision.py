@@ -82,10 +82,11 @@ def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def quantization_of(model: ModelConfig, compute: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_of(model: ModelConfig, compute: torch.dtype, *, sharded: bool = False) -> BitsAndBytesConfig | None:
     """Return what `from_pretrained` takes as `quantization_config`; None for weights that are not quantized.
 
-    4-bit weights are unpacked into the dtype `compute` of matrix products.
+    4-bit weights are unpacked into the dtype `compute` of matrix products. To be sharded, they are packed into numbers of
+    that dtype, for FSDP2 divides floating-point numbers alone.
     """
     if model.quantization == "none":
         return None
@@ -98,4 +99,5 @@ def quantization_of(model: ModelConfig, compute: torch.dtype) -> BitsAndBytesCon
         bnb_4bit_quant_type=model.quantization,
         bnb_4bit_use_double_quant=model.double_quant,
         bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute if sharded else None,
     )

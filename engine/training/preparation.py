@@ -35,6 +35,7 @@ from engine.training.device_memory import DeviceMemory
 from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
+from engine.training.sharding import shard, sharded_like
 from engine.training.signals import StopRequests
 from engine.training.trackers import start_trackers
 
@@ -116,11 +117,15 @@ class Preparation:
             events.warn(warning, "template")
         self.check_requests()
         model, replaced = self._load_model(source, precision, placement)
+        parameters = count_parameters(model)
+        if placement.sharded:
+            shard(model, placement)
+            replaced = sharded_like(replaced, dict(model.named_parameters()))
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:
             events.warn(note, "batching")
         assembly, plan = self._with_common_order(assembly, data.train.sha256())
-        self._report_parameters(model, precision, placement, assembly)
+        self._report_parameters(parameters, precision, placement, assembly)
         self.check_requests()
         return Prepared(placement, precision, tokenizer, data, model, assembly, plan, replaced)
 
@@ -224,8 +229,10 @@ class Preparation:
         setup = replace(assembly.setup, settings=settings)
         return replace(assembly, setup=setup), row_plan(settings, rows_sha256)
 
-    def _report_parameters(self, model: Any, precision: Precision, placement: Placement, assembly: Assembly) -> None:
-        trainable, total = count_parameters(model)
+    def _report_parameters(
+        self, parameters: tuple[int, int], precision: Precision, placement: Placement, assembly: Assembly
+    ) -> None:
+        trainable, total = parameters
         share = f"{100 * trainable / total:.4f}"  # in the words that PEFT prints
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}", flush=True)
         self.events.emit(

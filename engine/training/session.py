@@ -11,11 +11,12 @@ from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
 from engine.training.callbacks import RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import load_trained, random_state, save_adapter
+from engine.training.checkpoints.state_files import load_trained, save_adapter
 from engine.training.checkpoints.warm_start import untrained_base
 from engine.training.failure import check_held_out, check_loss
 from engine.training.preparation import Attempt, Preparation, Prepared, StoppedBeforeTrainingError
 from engine.training.reporting import RunEvents
+from engine.training.sharding import trained_weights
 from engine.training.signals import StopRequests
 from engine.training.trainer import LoratoryTrainer
 
@@ -116,8 +117,10 @@ class TrainingSession:
 
     def _save_result(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
         self._events.status("saving", "Saving what was trained.")
+        weights = trained_weights(trainer.model) if prepared.placement.sharded else None
         if self._preparation.group.is_main:
-            save = functools.partial(save_adapter, trainer.model, prepared.tokenizer, dtype=prepared.precision.compute)
+            dtype = prepared.precision.compute
+            save = functools.partial(save_adapter, trainer.model, prepared.tokenizer, dtype=dtype, weights=weights)
             self._events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
         self._preparation.group.wait()
         faults.reached("session:adapter_saved")
@@ -148,9 +151,9 @@ class TrainingSession:
             compute_dtype=prepared.precision.compute_name,
             row_plan=prepared.row_plan,
         )
-        random_states = group.gather(random_state())
+        gathered = trainer.gather_state()
         if group.is_main:
-            fill = functools.partial(trainer.write_state, random_states=random_states)
+            fill = functools.partial(trainer.write_state, gathered=gathered)
             write = functools.partial(checkpoints.write_checkpoint, folder, manifest, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
             checkpoints.rotate(folder, self._config.training.save_total_limit, best_step)

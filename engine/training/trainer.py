@@ -8,10 +8,10 @@ them, and checkpoints that are pickled in place.
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -29,6 +29,10 @@ from engine.training.checkpoints import state_files
 from engine.training.failure import check_held_out
 from engine.training.methods.base import MethodTrainer
 from engine.training.ops.loss import causal_lm_of
+from engine.training.placement import ProcessGroup
+from engine.training.sharding import is_sharded, reshard, trained_weights, whole
+
+_Pass = TypeVar("_Pass")
 
 
 @dataclass
@@ -38,6 +42,15 @@ class _Interval:
     began: float = field(default_factory=time.perf_counter)
     tokens: int = 0
     paused_seconds: float = 0.0  # spent on measuring and saving
+
+
+@dataclass(frozen=True)
+class GatheredState:
+    """What a checkpoint needs of all processes."""
+
+    random: list[bytes]  # states of random numbers, by rank
+    weights: dict[str, torch.Tensor] | None = None  # what is trained, whole; None where the model has it so
+    optimizer: Any = None  # its state, whole; None where the optimizer has it so
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
@@ -62,6 +75,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.progress = Progress()
         self._interval = _Interval()
         self._prefetched: PrefetchedSteps | None = None
+        self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
+        self._sharded = is_sharded(model)
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         forward = causal_lm_of(model).forward
@@ -129,12 +144,14 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         model.train()
         total = self._over_all_processes(sum(map(self._setup.objective.count, inputs.passes)))
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        for number, cpu_pass in enumerate(inputs.passes):
+        passes = self._with_company(inputs.passes, min(inputs.passes, key=lambda one: one.tokens).untrained)
+        for number, cpu_pass in enumerate(passes):
             self.hooks.between_passes()
             faults.reached("training:pass")
             one = cpu_pass.to(self.args.device)
-            is_last = number == len(inputs.passes) - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+            is_last = number == len(passes) - 1
+            # Sharded gradients are divided after each pass: whole ones of all layers would take the memory that is saved.
+            with contextlib.nullcontext() if is_last or self._sharded else self.accelerator.no_sync(model):
                 summed = self._summed_loss(model, one)
                 # Averaged by tokens over the whole step, as TRL does; DDP divides by the processes once more.
                 part = summed * (self.accelerator.num_processes / max(1, total))
@@ -149,10 +166,18 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval.tokens += inputs.tokens
         return loss
 
+    def _with_company(self, passes: Sequence[_Pass], spare: Callable[[], _Pass]) -> list[_Pass]:
+        """Return passes, and as many that do not count as another process of a sharded model has more.
+
+        Each pass gathers every layer from all processes, which wait for one another.
+        """
+        missing = self._group.largest(len(passes)) - len(passes) if self._sharded else 0
+        return [*passes, *(spare() for _ in range(missing))]
+
     def _summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
         objective = self._setup.objective
         if objective.count(one) == 0:  # a row whose only trained token is its first
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled() and not self._sharded:
                 return torch.zeros((), device=self.args.device)
             if self.accelerator.num_processes == 1:
                 # A gradient of zero for each, or a step of such rows alone would move one of them alone.
@@ -191,11 +216,15 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         summed = torch.zeros((), dtype=torch.float64)
         tokens = 0
         with torch.no_grad():
-            for one in StepBatches(rows, self._setup).measured():
+            batches = StepBatches(rows, self._setup)
+            for planned in self._with_company(batches.measured(), batches.shortest):
                 self.hooks.between_passes()
+                one = batches.tensors(planned)
                 summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64
                 tokens += self._setup.objective.count(one)
         self.model.train(was_training)
+        if self._sharded:
+            reshard(self.model)
         if self.accelerator.num_processes > 1:
             both = torch.tensor([float(summed), float(tokens)], dtype=torch.float64, device=self.args.device)
             both = self.accelerator.reduce(both, reduction="sum")
@@ -249,12 +278,21 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks.save()
         self._interval.paused_seconds += time.perf_counter() - began
 
-    def write_state(self, folder: Path, random_states: Sequence[bytes]) -> None:
-        """Write everything that the next step depends on into a folder, with the random states of all processes by rank."""
-        state_files.save_trained(self.model, self.processing_class, folder)
-        state_files.save_nested(self.optimizer.state_dict(), folder / state_files.OPTIMIZER_FILE)
+    def gather_state(self) -> GatheredState:
+        """Return what `write_state` cannot get in the first process alone; all processes must ask."""
+        return GatheredState(
+            random=self._group.gather(state_files.random_state()),
+            weights=trained_weights(self.model) if self._sharded else None,
+            optimizer=whole(self.optimizer.state_dict()) if self._sharded else None,
+        )
+
+    def write_state(self, folder: Path, gathered: GatheredState) -> None:
+        """Write everything that the next step depends on into a folder, in the first process."""
+        state_files.save_trained(self.model, self.processing_class, folder, gathered.weights)
+        optimizer = self.optimizer.state_dict() if gathered.optimizer is None else gathered.optimizer
+        state_files.save_nested(optimizer, folder / state_files.OPTIMIZER_FILE)
         state_files.save_plain(self.lr_scheduler.state_dict(), folder / state_files.SCHEDULER_FILE)
-        for rank, state in enumerate(random_states):
+        for rank, state in enumerate(gathered.random):
             (folder / state_files.RANDOM_FILE.format(rank=rank)).write_bytes(state)
         if self._scaler is not None:
             state_files.save_plain(self._scaler.state_dict(), folder / state_files.SCALER_FILE)

@@ -20,7 +20,7 @@ from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 from engine.runs import prediction
 from engine.training import build, placement, worker
 from engine.training.build import load_model, training_arguments
-from engine.training.checkpoints.state_files import load_plain, random_state
+from engine.training.checkpoints.state_files import load_plain
 from engine.training.failure import explain
 from engine.training.ops import attention
 from engine.training.ops.attention import JoinedRows, joined_attention
@@ -151,7 +151,7 @@ def test_the_scale_of_the_loss_survives_a_checkpoint(tiny_model_folder, tmp_path
 
     saved, folder = train(128.0), tmp_path / "checkpoint"
     folder.mkdir()
-    saved.write_state(folder, [random_state()])
+    saved.write_state(folder, saved.gather_state())
     again = train(512.0)
 
     again._load_scaler(str(folder))

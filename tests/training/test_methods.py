@@ -17,7 +17,7 @@ from engine.memory.targets import find_targets
 from engine.memory.trainable import count_trainable
 from engine.runs.history.events import StepData
 from engine.training.callbacks import RunCallback, TrainerHooks
-from engine.training.checkpoints.state_files import random_state, save_adapter
+from engine.training.checkpoints.state_files import save_adapter
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 pytestmark = [
@@ -80,7 +80,7 @@ def train(folder, method, output, *, save_at=SAVED_AT, resume_from=None):
         trainer = trained[0].trainer
         if trainer.state.global_step == save_at:
             output.mkdir(parents=True, exist_ok=True)
-            trainer.write_state(output, [random_state()])
+            trainer.write_state(output, trainer.gather_state())
 
     callback = RunCallback(config.training, False, lambda: False, lambda: None)
     trained.append(make_training(config, ROWS, output, hooks=TrainerHooks(save=save), callbacks=(callback,)))

@@ -127,7 +127,6 @@ class StopAfter(TrainerCallback):
 
 
 def test_a_resumed_run_continues_bit_by_bit(tiny_model_folder, tmp_path):
-    from engine.training.checkpoints.state_files import random_state
 
     whole = make(tiny_model_folder, tmp_path, ahead=False)
     whole.trainer.train()
@@ -136,7 +135,7 @@ def test_a_resumed_run_continues_bit_by_bit(tiny_model_folder, tmp_path):
     def save():
         saved["folder"] = Path(tmp_path / "checkpoint")
         saved["folder"].mkdir()
-        stopped.trainer.write_state(saved["folder"], [random_state()])
+        stopped.trainer.write_state(saved["folder"], stopped.trainer.gather_state())
 
     stopped = make(tiny_model_folder, tmp_path, ahead=True, hooks=TrainerHooks(save=save), callbacks=(StopAfter(3),))
     stopped.trainer.train()

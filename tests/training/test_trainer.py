@@ -8,7 +8,6 @@ from trl import SFTConfig, SFTTrainer
 
 from engine.training.build import add_adapter
 from engine.training.callbacks import TrainerHooks
-from engine.training.checkpoints.state_files import random_state
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 ROWS = make_rows(13)
@@ -159,7 +158,7 @@ class StopAfter:
     def __call__(self, step):
         if step.step == self.save_at:
             self.folder.mkdir()
-            self.trainer_of().write_state(self.folder, [random_state()])
+            self.trainer_of().write_state(self.folder, self.trainer_of().gather_state())
         if step.step == self.die_at:
             raise KeyboardInterrupt
 

@@ -22,6 +22,7 @@ from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
+from engine.training.sharding import forget_pass
 
 _SHORT = 64  # tokens of each row whose loss is compared
 _PAST = 32  # tokens beyond the longest tile or window; attention to them is compared by itself too
@@ -113,6 +114,7 @@ class Probe:
         found: list[torch.Tensor] = []
         with _listening(causal_lm_of(self.model), found), contextlib.suppress(_EnoughError):
             self.loss(one)
+        forget_pass(self.model)
         return found
 
 

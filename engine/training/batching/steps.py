@@ -9,7 +9,7 @@ import torch
 
 from engine.data.passes.prepare import PreparedDataset
 from engine.data.render.tokenize import TokenizedRow
-from engine.data.step_plan import EpochPlanner, PlanSettings, Step, join_rows
+from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, join_rows
 from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
@@ -74,15 +74,24 @@ class StepBatches:
         passes = [(self._tensors(one.rows), one.is_trained) for one in step.passes]
         return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes))
 
-    def measured(self) -> Iterator[PassTensors]:
-        """Passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
+    def measured(self) -> list[Pass]:
+        """Plan passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
         settings = self._setup.settings
         lengths = [len(row.input_ids) for row in self._rows]
         rows = sorted(range(settings.rank, len(lengths), settings.world_size), key=lambda row: -lengths[row])
         if settings.batching == "joined":
-            return (self._tensors(one.rows) for one in join_rows(rows, lengths, settings.tokens_per_pass))
+            return list(join_rows(rows, lengths, settings.tokens_per_pass))
         size = settings.training.per_device_train_batch_size
-        return (self._tensors(rows[start : start + size]) for start in range(0, len(rows), size))
+        return [Pass(tuple(rows[start : start + size])) for start in range(0, len(rows), size)]
+
+    def shortest(self) -> Pass:
+        """Plan a pass of one row that does not count, for a process that only keeps others company."""
+        return Pass((min(range(len(self._rows)), key=lambda row: len(self._rows[row].input_ids)),), is_trained=False)
+
+    def tensors(self, one: Pass) -> PassTensors:
+        """Look up the rows of one planned pass."""
+        (tensors,) = self.__getitems__(Step((one,))).passes
+        return tensors
 
     def _tensors(self, numbers: Sequence[int]) -> PassTensors:
         rows = [one for number in numbers for one in self._setup.objective.sequences(self._rows[number])]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save, save_file
 
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
 from engine.training.methods.registry import trainer_of_model
+from engine.training.sharding import sharded_optimizer_state, sharded_weights
 
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 _PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py
@@ -42,7 +43,7 @@ def load_optimizer(optimizer: Any, path: Path) -> None:
     if getattr(inner, "is_paged", False):
         _load_paged(inner, state)
     else:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(sharded_optimizer_state(inner, state))
 
 
 def save_nested(values: Any, path: Path) -> None:
@@ -153,30 +154,41 @@ def load_random_state(path: Path) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
-def save_trained(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_trained(model: Any, tokenizer: Any, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write `adapter/` below a checkpoint: the adapter (or, for full fine-tuning, the model) and its tokenizer."""
-    save_adapter(model, tokenizer, folder / ADAPTER_SUBFOLDER)
+    save_adapter(model, tokenizer, folder / ADAPTER_SUBFOLDER, weights=weights)
     state = trainer_of_model(model).state(model)
     if state:
         save_nested(state, folder / _METHOD_STATE)
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_adapter(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write what was trained into one folder, as PEFT's and transformers' `from_pretrained` take it.
 
-    `dtype` rounds a fully trained model; without it, the float32 that training continues from stays.
+    Args:
+        model: With its adapter, if it has one.
+        tokenizer: Saved next to it.
+        folder: Made where it is missing.
+        dtype: Rounds a fully trained model; without it, the float32 that training continues from stays.
+        weights: What is trained, by its full name; without them, those that the model holds.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         # PEFT would ask the Hub whether the vocabulary grew. It cannot have: embeddings that are trained are either
         # adapted or among modules_to_save, and both are saved.
         with trainer_of_model(model).saving(model):
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     elif dtype is None:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=weights)
     else:
-        rounded = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        rounded = {name: tensor.to(dtype) for name, tensor in (weights or model.state_dict()).items()}
         config_dtype = model.config.dtype
         model.config.dtype = dtype
         try:
@@ -195,14 +207,14 @@ def load_trained(model: Any, checkpoint: Path) -> None:
     folder = checkpoint / ADAPTER_SUBFOLDER
     if hasattr(model, "peft_config"):
         trainer, config = trainer_of_model(model), load_plain(folder / ADAPTER_CONFIG)
-        trainer.load_weights(model, load_file(folder / ADAPTER_WEIGHTS), config)
+        trainer.load_weights(model, sharded_weights(model, load_file(folder / ADAPTER_WEIGHTS)), config)
         if (checkpoint / _METHOD_STATE).is_file():
             trainer.load_state(model, load_nested(checkpoint / _METHOD_STATE))
         return
     weights: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         weights |= load_file(path)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing, unexpected = model.load_state_dict(sharded_weights(model, weights), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     lost = [name for name in missing if name not in tied]
     if lost or unexpected:

@@ -95,18 +95,23 @@ def untrained_base(model: Any, replaced: Mapping[str, torch.Tensor]) -> Iterator
     What `load_warm_start` replaced is put back: trained biases are not the adapter's, and stay when it is off.
     """
     parameters = dict(model.named_parameters())
-    loaded = {name: parameters[name].data for name in replaced}
+    loaded = {name: parameters[name].detach().clone() for name in replaced}
     try:
-        for name, value in replaced.items():
-            parameters[name].data = value
+        _copy_into(parameters, replaced)
         with contextlib.ExitStack() as stack:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT warns of the biases
                 stack.enter_context(model.disable_adapter())
             yield
     finally:
-        for name, value in loaded.items():
-            parameters[name].data = value
+        _copy_into(parameters, loaded)
+
+
+def _copy_into(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Copy in place: a shard cannot be put in another's place."""
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
 
 
 def _module(name: str) -> str:
