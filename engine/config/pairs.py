@@ -1,5 +1,6 @@
 """Settings that are fine alone and cannot work together."""
 
+from engine.config.distribution import sharding_problem
 from engine.config.methods.base import pair_rule
 from engine.config.methods.registry import METHODS
 from engine.config.run import RunConfig
@@ -92,6 +93,25 @@ def _spread_by_several_processes(config: RunConfig) -> str | None:
     return None
 
 
+@pair_rule("run.fsdp", "run.launcher", "run.device_map", "run.devices", "run.where")
+def _sharded_over_one_process(config: RunConfig) -> str | None:
+    run = config.run
+    if run.fsdp == "none":
+        return None
+    if run.device_map != "none":
+        return "it divides each weight, and run.device_map divides the layers; set one of the two to none."
+    if not run.is_elsewhere and run.launcher == "local":
+        return "one process has nobody to share the weights with; set run.launcher to accelerate, or none here."
+    if not run.is_elsewhere and run.processes == 1 and run.devices != "cpu":
+        return "it shares the weights among the GPUs that run.devices names; name two or more there, such as [0, 1], or set none."
+    return None
+
+
+@pair_rule("run.fsdp", "adapter.method", "model.quantization", "training.optim")
+def _what_cannot_be_sharded(config: RunConfig) -> str | None:
+    return sharding_problem(config) if config.run.fsdp != "none" else None
+
+
 @pair_rule("training.optim", "run.device_map")
 def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.training.optim.startswith("paged_"):
@@ -127,6 +147,8 @@ PAIR_RULES = (
     _spread_over_one_device,
     _spread_by_several_processes,
     _spread_with_paged_optimizer,
+    _sharded_over_one_process,
+    _what_cannot_be_sharded,
     _completion_of_conversations,
     _device_of_this_machine,
     _tracker_elsewhere,

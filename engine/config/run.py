@@ -134,6 +134,11 @@ class RunSection(Section):
         return self.where if self.is_elsewhere else self.launcher
 
     @property
+    def processes(self) -> int:
+        """Processes that train together on this machine: one for each device that is named, where a launcher starts them."""
+        return 1 if self.launcher == "local" or isinstance(self.devices, str) else len(self.devices)
+
+    @property
     def spread_over(self) -> int:
         """GPUs that one model's layers are divided among; 1 where each device holds the whole model."""
         named = len(self.devices) if not isinstance(self.devices, str) else 1

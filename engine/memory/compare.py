@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Literal
 
 from pydantic import BaseModel
 
+from engine.config.distribution import DISTRIBUTIONS, DistributionName
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
@@ -28,12 +28,6 @@ PIECE_TOKENS = 512  # engine/chat/weights.py
 
 # What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
 _REPAIRS: Changes = {"adapter.bias": "none", "training.packing": False}
-Sharing = Literal["DDP", "FSDP", "device_map"]
-_MEANINGS: dict[Sharing, str] = {
-    "DDP": "Each device holds the whole model and trains on its own rows.",
-    "FSDP": "Weights, gradients and optimizer state are divided; each layer is put together while it runs.",
-    "device_map": "Each device holds some of the layers, and they work in turn: for models that one cannot hold.",
-}
 
 
 class MethodNeed(BaseModel, frozen=True):
@@ -51,7 +45,7 @@ class MethodNeed(BaseModel, frozen=True):
 class DeviceShare(BaseModel, frozen=True):
     """One way of training on several devices, and what each of them needs for it."""
 
-    sharing: Sharing
+    sharing: DistributionName
     meaning: str  # one sentence
     devices: int
     expected_bytes: int  # on each device, or on the fullest where they differ
@@ -121,8 +115,8 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.
         ModelError: If the model's shape lacks what a decoder needs.
     """
-    alone = replace(estimator.workload(config), data_parallel=1)
-    needs: dict[Sharing, tuple[DeviceNeed, ...]] = {
+    alone = replace(estimator.workload(config), data_parallel=1, sharded=1)
+    needs: dict[DistributionName, tuple[DeviceNeed, ...]] = {
         "DDP": (estimator.need_of_step(replace(alone, data_parallel=devices)),),
         "FSDP": (estimator.need_of_step(replace(alone, sharded=devices)),),
     }
@@ -134,7 +128,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         shares.append(
             DeviceShare(
                 sharing=sharing,
-                meaning=_MEANINGS[sharing],
+                meaning=DISTRIBUTIONS[sharing].meaning,
                 devices=devices,
                 expected_bytes=fullest.expected_bytes,
                 needed_bytes=fullest.needed_bytes,

@@ -169,7 +169,7 @@ def _largest_pass(ceiling: Workload, config: RunConfig, rows: RowLengths | None)
     settings = PlanSettings(
         training=config.training,
         batching="joined" if ceiling.joined else "padded",
-        world_size=ceiling.data_parallel,
+        world_size=ceiling.data_parallel * ceiling.sharded,
         sequences_per_row=objective_of(config).sequences_per_example,
     )
     return largest_pass(rows, settings, ceiling.fills_up_to)
@@ -205,7 +205,7 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device, rows:
 
 
 def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
-    training, adapter, devices = config.training, config.adapter, config.run.devices
+    training, adapter, sharded = config.training, config.adapter, config.run.fsdp != "none"
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
@@ -234,8 +234,8 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         loss=Loss(chunk_bytes),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
-        # Accelerate starts a process for each device that is named; each holds the whole model.
-        data_parallel=1 if config.run.launcher == "local" or isinstance(devices, str) else len(devices),
+        data_parallel=1 if sharded else config.run.processes,
+        sharded=config.run.processes if sharded else 1,
     )
 
 

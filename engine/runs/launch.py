@@ -145,8 +145,8 @@ def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Probl
     if len(devices) > 1 and config.run.launcher == "local" and config.run.spread_over == 1:
         message = (
             f"it names {len(devices)} GPUs, and one process trains a whole model on one. Set run.launcher to accelerate "
-            "for a model on each and rows divided among them, set run.device_map to balanced for one model divided among "
-            "them, or name one."
+            "for a model on each and rows divided among them, and run.fsdp to full_shard as well for one model shared among "
+            "them; set run.device_map to balanced to split its layers; or name one."
         )
         problems.append(Problem("run.devices", message))
     for name in config.training.report_to:

@@ -153,6 +153,8 @@ def why_not_compiled(placement: Placement) -> str | None:
         return "torch.compile helps on CUDA only: on a processor it costs more than it gains; running without it."
     if placement.spread:
         return "torch.compile cannot follow layers from one GPU to the next; running without it."
+    if placement.sharded:
+        return "torch.compile cannot follow sharded layers; running without it."
     if importlib.util.find_spec("triton") is None:
         return "torch.compile needs triton, which is not installed; running without it."
     return None

@@ -69,6 +69,7 @@ class PeftMethod:
     card: ClassVar[Mapping[str, str]] = {}  # rows of the model card; values name settings in braces
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
     script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.train`, where training with PEFT needs one
+    shardable: ClassVar[bool] = False  # FSDP2 can divide what it trains among processes
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss
     rules: ClassVar[tuple[PairRule, ...]] = ()  # settings that cannot work together where it is chosen
 
@@ -168,6 +169,7 @@ class FullFineTuning(PeftMethod):
     label = "Full fine-tuning"
     help = "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate."
     trains_all = True
+    shardable = True
     learning_rate = 2e-5  # Stanford Alpaca and Tülu (arXiv:2306.04751) fine-tune all of a Llama with it
     quantization = frozenset()
 

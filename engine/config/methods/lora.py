@@ -53,6 +53,7 @@ class Lora(PeftMethod):
     same_on_warm_start = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
     card: ClassVar[Mapping[str, str]] = {"Rank, alpha, dropout": "{r}, {lora_alpha}, {lora_dropout:g}"}
     tensor_marks = ("lora_",)
+    shardable = True
     rules = (_biases_of_quantized_layers,)
 
     @property

@@ -173,6 +173,7 @@ def _differences(config: RunConfig, model: ModelFacts) -> Iterator[str]:
     if training.early_stopping_patience is not None or training.load_best_model_at_end:
         yield "Checkpoints are saved at every evaluation, because transformers can only restore saved ones."
     if config.run.launcher == "accelerate":
-        yield "It trains in one process; the run was started by Accelerate, whose processes shared each step."
+        sharded = " and the weights (FSDP2)" if config.run.fsdp != "none" else ""
+        yield f"It trains in one process; the run was started by Accelerate, whose processes shared each step{sharded}."
     if not training.packing and not model.on_cpu and not model.grouped:
         yield "Rows are padded to the longest of their batch; the run may have joined them, with the same losses."

@@ -1,0 +1,127 @@
+"""Two processes with a share of each weight: FSDP2 trains, measures, saves and resumes as whole models do."""
+
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from engine.paths import LoratoryHome
+from engine.runs.run import Run
+from engine.training.checkpoints.state_files import ADAPTER_WEIGHTS, OPTIMIZER_FILE, load_nested
+from engine.training.faults import VARIABLE
+from engine.training.worker import EXIT_FINISHED
+from tests.training.forked_ranks import launch_ranks
+from tests.training.worker_runs import WorkerRuns, losses_of, said, write_questions
+
+pytestmark = pytest.mark.e2e
+
+SHARDED = {"devices": "cpu", "launcher": "accelerate", "fsdp": "full_shard"}
+# Rows of one pass each, and three held-out rows: the first process measures two, the second one.
+STEPS = {
+    "max_steps": 20, "save_steps": 10, "eval_steps": 10, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+    "max_length": 40, "save_total_limit": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model_folder, tmp_path_factory) -> WorkerRuns:
+    folder = tmp_path_factory.mktemp("sharded")
+    return WorkerRuns(LoratoryHome(folder / "home"), tiny_model_folder, write_questions(folder / "questions.jsonl"))
+
+
+def train(made: WorkerRuns, **where: str) -> Run:
+    """A run of two processes from its beginning to its end."""
+    run = made.create(model={"compute_dtype": "float32"}, training=STEPS, run=where)
+    launched = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+    assert launched.returncode == EXIT_FINISHED, launched.stderr[-3000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def copies(made) -> Run:
+    """A model in each process."""
+    return train(made, devices="cpu", launcher="accelerate")
+
+
+@pytest.fixture(scope="module")
+def sharded(made) -> Run:
+    return train(made, **SHARDED)
+
+
+def test_losses_are_those_of_a_model_in_each_process(copies, sharded):
+    assert len(losses_of(sharded)) == 20
+    assert [loss for _, loss in losses_of(sharded)] == pytest.approx([loss for _, loss in losses_of(copies)], rel=1e-5)
+
+
+def test_held_out_rows_are_measured_although_processes_have_unequal_passes(copies, sharded):
+    measured, expected = said(sharded, "eval"), said(copies, "eval")
+    assert [one.rows for one in measured] == [3, 3, 3]
+    assert [one.eval_tokens for one in measured] == [one.eval_tokens for one in expected]
+    assert [one.eval_loss for one in measured] == pytest.approx([one.eval_loss for one in expected], rel=1e-5)
+
+
+def test_a_checkpoint_holds_whole_tensors(copies, sharded):
+    ours, theirs = sharded.folder.checkpoint(20), copies.folder.checkpoint(20)
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    weights, expected = (load_file(folder / "adapter" / ADAPTER_WEIGHTS) for folder in (ours, theirs))
+    assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in expected.items()}
+    state, expected_state = (load_nested(folder / OPTIMIZER_FILE)["state"] for folder in (ours, theirs))
+    for number, values in expected_state.items():
+        torch.testing.assert_close(state[number], values, rtol=1e-3, atol=1e-7)
+
+
+def test_the_adapter_loads_with_plain_peft(copies, sharded, tiny_model_folder):
+    ids = torch.arange(20, 60).unsqueeze(0)
+
+    def logits(run: Run) -> torch.Tensor:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+        with torch.no_grad():
+            return PeftModel.from_pretrained(base, run.folder.adapter)(ids).logits
+
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)(ids).logits
+    torch.testing.assert_close(logits(sharded), logits(copies), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(sharded), base, atol=1e-3)
+
+
+@pytest.mark.parametrize(("before", "after"), [("sharded", 1), ("copies", 2)], ids=["by one process", "from whole models"])
+def test_it_resumes_with_another_number_of_processes(before, after, made, workers, request):
+    first = request.getfixturevalue(before)
+    run = made.create(model={"compute_dtype": "float32"}, training=STEPS, run=SHARDED if after > 1 else {})
+    shutil.copytree(first.folder.checkpoint(10), run.folder.checkpoint(10))
+
+    if after == 1:
+        assert workers.run(run.folder.path) == EXIT_FINISHED
+    else:
+        ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+        assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
+
+    assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(first) if step > 10]
+    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(first, "eval")[-1].eval_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"adapter": {"method": "none"}}, {"model": {"quantization": "nf4", "compute_dtype": "float32"}}],
+    ids=["full fine-tuning", "QLoRA"],
+)
+def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, workers):
+    short = {"training": {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 6, "gradient_checkpointing": True}}
+    values = {"model": {"compute_dtype": "float32"}, **short, **sections}
+    # One process takes twice as many rows at once for the same step.
+    alone = made.create(**{**values, "training": {**short["training"], "gradient_accumulation_steps": 4}})
+    assert workers.run(alone.folder.path) == EXIT_FINISHED
+
+    run = made.create(**values, run=SHARDED)
+    first = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment={VARIABLE: "training:step-5=kill"})
+    again = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+
+    assert first.returncode != EXIT_FINISHED == again.returncode, again.stderr[-3000:]
+    assert [one.step for one in said(run, "resumed")] == [3]
+    assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
+    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-3)
+    trained = [path for path in run.folder.adapter.glob("*.safetensors")]
+    assert trained and all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
