@@ -87,7 +87,9 @@ def test_the_adapter_loads_with_plain_peft(copies, sharded, tiny_model_folder):
     assert not torch.allclose(logits(sharded), base, atol=1e-3)
 
 
-@pytest.mark.parametrize(("before", "after"), [("sharded", 1), ("copies", 2)], ids=["by one process", "from whole models"])
+@pytest.mark.parametrize(
+    ("before", "after"), [("sharded", 1), ("copies", 2)], ids=["by one process", "from whole models"]
+)
 def test_it_resumes_with_another_number_of_processes(before, after, made, workers, request):
     first = request.getfixturevalue(before)
     run = made.create(model={"compute_dtype": "float32"}, training=STEPS, run=SHARDED if after > 1 else {})
@@ -116,7 +118,12 @@ def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, worke
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
     run = made.create(**values, run=SHARDED)
-    first = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment={VARIABLE: "training:step-5=kill"})
+    first = launch_ranks(
+        "engine.training.worker",
+        run.folder.path,
+        folder=run.folder.path,
+        environment={VARIABLE: "training:step-5=kill"},
+    )
     again = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
     assert first.returncode != EXIT_FINISHED == again.returncode, again.stderr[-3000:]
