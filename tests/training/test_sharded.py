@@ -130,5 +130,6 @@ def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, worke
     assert [one.step for one in said(run, "resumed")] == [3]
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
     assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-3)
-    trained = [path for path in run.folder.adapter.glob("*.safetensors")]
-    assert trained and all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
+    trained = list(run.folder.adapter.glob("*.safetensors"))
+    assert trained
+    assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
