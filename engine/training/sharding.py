@@ -58,7 +58,8 @@ def forget_pass(model: Any) -> None:
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return whole copies of what is trained, by its full name, in the first process; all processes must ask."""
     reshard(model)
-    return whole({name: weight for name, weight in model.named_parameters() if weight.requires_grad})
+    weights: dict[str, torch.Tensor] = whole({n: weight for n, weight in model.named_parameters() if weight.requires_grad})
+    return weights
 
 
 def whole(values: Any) -> Any:
@@ -86,7 +87,7 @@ def _sharded_as(weight: torch.Tensor, owner: torch.Tensor | None) -> torch.Tenso
     return distribute_tensor(weight.to(owner.device), owner.device_mesh, owner.placements, src_data_rank=None)
 
 
-def sharded_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def sharded_weights(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return weights, by the names that they have in a file, as `load_state_dict` of this model takes them."""
     if not is_sharded(model):
         return weights
