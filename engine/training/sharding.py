@@ -58,7 +58,9 @@ def forget_pass(model: Any) -> None:
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return whole copies of what is trained, by its full name, in the first process; all processes must ask."""
     reshard(model)
-    weights: dict[str, torch.Tensor] = whole({n: weight for n, weight in model.named_parameters() if weight.requires_grad})
+    weights: dict[str, torch.Tensor] = whole(
+        {n: weight for n, weight in model.named_parameters() if weight.requires_grad}
+    )
     return weights
 
 
