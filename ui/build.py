@@ -15,10 +15,11 @@ from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
 from ui.backend.run_reader import RunReader
-from ui.components import NOT_SHOWN, QUICK, SHOWN, live_html, nothing, poll, poll_answer
-from ui.gradio_internals import Blocks, calm_queue
+from ui.components import NOT_SHOWN, QUICK, SHOWN, live_html, nothing
+from ui.gradio_internals import Blocks
 from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
+from ui.polls import poll, poll_answer
 from ui.services import Services
 from ui.side_panel import SidePanel
 from ui.tabs.chat import ChatTab
@@ -94,7 +95,6 @@ def build_app(services: Services) -> gr.Blocks:
             services.checks.leave(request.session_hash or "")
 
         app.unload(leave)
-    calm_queue(app)
     return app
 
 

@@ -1,15 +1,9 @@
-"""Our few components, the kinds of events, and how an error of a handler is shown.
-
-A page asks for news by `poll`, without an event of Gradio's: an event costs the server milliseconds however little it
-sends, and ten pages that follow a run send many of them; a question to a component costs a fraction. What only an event
-can change is polled by a `gr.Timer` whose handler returns nothing while its stamp is the same.
-"""
+"""Our few components, the kinds of events, and how an error of a handler is shown."""
 
 import functools
 import importlib.util
-import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -132,46 +126,6 @@ def live_html(
     """
     scripts = script("place") + (script("follow_end") if follows_end else "") + (script(more) if more else "")
     return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
-
-
-def poll(
-    answer: Callable[[str, str], str | None],
-    seconds: float,
-    *,
-    question: str = "",
-    elem_id: str,
-    while_hidden: bool = False,
-) -> gr.HTML:
-    """Return an invisible part of the page that asks `answer` again and again, while what lies around it is in sight.
-
-    Its value is the question; while it is empty nothing is asked. Its `submit` event fires where an answer says so.
-
-    Args:
-        answer: Called in a thread with the question and the stamp of the newest answer, "" at first, both of which a
-            client can forge; returns what `poll_answer` makes, or None while nothing is new.
-        seconds: Between two questions.
-        question: What it asks from the start.
-        elem_id: Its id on the page.
-        while_hidden: Whether it also asks, less often, while another tab of the browser is in front.
-    """
-
-    def ask(asked: list[Any]) -> str | None:
-        question, seen = asked
-        return answer(str(question), str(seen))
-
-    return gr.HTML(
-        question, elem_id=elem_id, elem_classes="live", html_template="<i></i>",
-        js_on_load=f"const seconds = {seconds};\nconst whileHidden = {json.dumps(while_hidden)};\n{script('live')}", server_functions=[ask],
-    )  # fmt: skip
-
-
-def poll_answer(stamp: str, places: Mapping[str, str], *, submit: bool = False) -> str:
-    """Return the answer to a poll: new values by `elem_id`, of components made by `live_html` or `chart`.
-
-    The stamp, which comes back with the next question, names what the page has seen. `submit` also fires that event, for
-    what only an event can change.
-    """
-    return json.dumps({"stamp": stamp, "places": places, "submit": submit}, separators=(",", ":"))
 
 
 def chart(waiting: str = "", **presentation: Any) -> gr.HTML:

@@ -1,11 +1,14 @@
 """Every workaround of Gradio's internals, each with the version that it was written for."""
 
+import asyncio
 import datetime
 import inspect
 import sys
+import time
 from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import fastapi.utils
@@ -14,7 +17,9 @@ import gradio.blocks
 from gradio.blocks import Block
 from gradio.component_meta import ComponentMeta
 from gradio.context import Context
+from gradio.queueing import Queue
 from gradio.state_holder import SessionState, StateHolder
+from gradio.utils import set_task_name
 
 _KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends the session that it had
 
@@ -117,6 +122,63 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
         if "_frontend" in inspect.signature(gr.Blocks.launch).parameters:
             options["_frontend"] = False
         return super().launch(**options)
+
+
+class _PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
+    """Begins a waiting event when it comes, or when one before it ends.
+
+    That of Gradio 6.31 looks for one a thousand times a second, and a hundred times a second for progress, which nothing
+    here reports; and it counts its last 10,000 events again, with pandas, after each one, and nothing here reads the counts.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.ANALYTICS_MAX_EVENTS = 1
+        self.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
+        self._has_news = asyncio.Event()  # an event came, or ended
+
+    async def push(self, *arguments: Any, **options: Any) -> Any:
+        answer = await super().push(*arguments, **options)
+        self._has_news.set()
+        return answer
+
+    async def process_events(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super().process_events(*arguments, **options)
+        finally:
+            self._has_news.set()
+
+    async def start_processing(self) -> None:
+        """Begin events until the queue is closed, which is seen after a second at most."""
+        try:
+            while not self.stopped:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_news.wait(), 1.0)
+                self._has_news.clear()
+                while None in self.active_jobs and (next_events := self.get_events()) is not None:
+                    self._begin(*next_events)
+        finally:
+            self.stopped = True
+            self._cancel_asyncio_tasks()
+
+    async def start_progress_updates(self) -> None:
+        """Look for no progress."""
+
+    def _begin(self, events: list[Any], batch: bool, concurrency_id: str) -> None:
+        now, handler, kind = time.time(), events[0].fn, self.event_queue_per_concurrency_id[concurrency_id]
+        self.active_jobs[self.active_jobs.index(None)] = events
+        kind.current_concurrency += 1
+        kind.start_times_per_fn[handler].add(now)
+        work = asyncio.create_task(self.process_events(events, batch, now, handler))
+        # The name by which a closed page or a cancelled event finds its work.
+        set_task_name(work, events[0].session_hash, handler._id, events[0]._id, batch)
+        self._asyncio_tasks.add(work)
+        work.add_done_callback(self._asyncio_tasks.discard)
+        if self.live_updates:
+            self.broadcast_estimations(concurrency_id)
+
+
+gradio.blocks.queueing.Queue = _PageQueue
 
 
 def _leave_no_event_out(layout: Any) -> None:
@@ -251,18 +313,6 @@ def enclosing_page() -> gr.Blocks:
     """Return the page that is being laid out."""
     assert Context.root_block is not None
     return Context.root_block
-
-
-def calm_queue(app: gr.Blocks) -> None:
-    """Let the queue of Gradio 6.31 rest while nothing happens.
-
-    It counts its last 10,000 events again, with pandas, after each one, and nothing here reads the counts; and it looks for
-    work a thousand times a second, which costs an idle server 6% of a core.
-    """
-    app._queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
-    app._queue.ANALYTICS_MAX_EVENTS = 1
-    app._queue.sleep_when_free = 0.05  # seconds between two looks for a waiting event
-    app._queue.progress_update_sleep_when_free = 0.2
 
 
 def changed_by_hand(component: Any) -> Any:

@@ -35,6 +35,7 @@ from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
 from ui.gradio_internals import keep_little
 from ui.policy import PagePolicy
+from ui.polls import PollAnswers
 from ui.services import Services
 from ui.theme import STYLESHEETS, build_theme
 
@@ -162,7 +163,10 @@ def launch(services: Services, host: str, port: int | None, *, open_browser: boo
         enable_monitoring=False,
         run_history=False,
         max_file_size=LARGEST_FILE_BYTES,
-        app_kwargs={"lifespan": housekeeping, "middleware": [Middleware(PagePolicy, transfers=transfers)]},
+        app_kwargs={
+            "lifespan": housekeeping,
+            "middleware": [Middleware(PagePolicy, transfers=transfers), Middleware(PollAnswers, blocks=app)],
+        },
     )
     return app
 

@@ -25,6 +25,7 @@ from ui.front.gate import is_offered
 from ui.front.light import end, lighten, reclaim, return_memory, settle
 from ui.gradio_internals import use_mounted
 from ui.policy import PagePolicy
+from ui.polls import PollAnswers
 from ui.services import Services
 from ui.theme import STYLESHEETS, build_theme
 
@@ -173,6 +174,7 @@ class PersonPages:
             (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
             use_mounted(blocks, mounted)
             lighten(blocks, mounted, is_offered)
+        app.add_middleware(PollAnswers, blocks=blocks)
         app.add_middleware(PagePolicy, transfers=services.transfers)
         settle()
         return services, app, blocks

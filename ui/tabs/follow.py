@@ -27,14 +27,13 @@ from ui.components import (
     Updates,
     chart,
     live_html,
-    poll,
-    poll_answer,
     shown_as_message,
     visible_if,
 )
 from ui.form import number_of
 from ui.gradio_internals import Slider
 from ui.page import Page
+from ui.polls import poll, poll_answer
 from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures

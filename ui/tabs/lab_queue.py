@@ -10,7 +10,8 @@ from engine.errors import EngineError
 from engine.runs.disk import disk_use, free_bytes
 from engine.runs.lab_queue import QueueBoard
 from ui.backend.background import Cache
-from ui.components import live_html, poll, poll_answer
+from ui.components import live_html
+from ui.polls import poll, poll_answer
 from ui.services import Services
 from ui.views.html import error_box
 from ui.views.lab_queue import render_devices, render_own_disk, render_queue

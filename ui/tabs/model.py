@@ -14,21 +14,10 @@ from engine.models.hub import search_hub
 from ui.backend.background import Work, explained, stamp
 from ui.backend.dataset_checks import model_of
 from ui.backend.models import Fits, FitTable, key_of
-from ui.components import (
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    clear_error_after,
-    live_html,
-    nothing,
-    pick_list,
-    picked,
-    poll,
-    poll_answer,
-)
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, nothing, pick_list, picked
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
+from ui.polls import poll, poll_answer
 from ui.tabs.own_models import OwnModelsPart
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up

@@ -12,19 +12,9 @@ from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from ui.backend.own_models import OwnDownloads
-from ui.components import (
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    clear_error_after,
-    live_html,
-    pick_list,
-    picked,
-    poll,
-    poll_answer,
-)
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, pick_list, picked
 from ui.page import Page
+from ui.polls import poll, poll_answer
 from ui.views.html import error_box, small, work_status
 from ui.views.model import render_own
 

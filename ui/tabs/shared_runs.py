@@ -23,13 +23,12 @@ from ui.components import (
     live_html,
     pick_list,
     picked,
-    poll,
-    poll_answer,
     shown_as_message,
     shown_in_place,
     visible_if,
 )
 from ui.page import Page
+from ui.polls import poll, poll_answer
 from ui.views.html import empty, log
 from ui.views.loss_chart import ChartView, loss_figure
 from ui.views.run_details import render_run_details
