@@ -131,6 +131,8 @@ class _PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
     here reports; and it counts its last 10,000 events again, with pandas, after each one, and nothing here reads the counts.
     """
 
+    stopped: bool
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.ANALYTICS_MAX_EVENTS = 1

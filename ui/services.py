@@ -24,6 +24,7 @@ from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownFits, KnownShapes, Tokenizers
 from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.backend.results import ResultWork
+from ui.backend.shared_runs import SharedReaders
 from ui.backend.transfers import Transfers
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Services:
     hardware: HardwareList  # of Hugging Face, in the person's name
     person: Person | None = None  # who is signed in; None where there are no accounts
     fits: KnownFits = field(default_factory=KnownFits)
+    shared: SharedReaders = field(default_factory=SharedReaders)
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
     devices: Callable[[], tuple[Device, ...]] = list_devices
     # Which process supervises the runs instead of this one; empty where this one does.

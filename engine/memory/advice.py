@@ -100,7 +100,7 @@ class _Adviser:
         if longest is not None and (longest < _SHORTEST or self._is_refused({"training.max_length": longest})):
             longest = None
         batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, most_rows)
-        if judge(self._now, self._device) == "fits":
+        if judge(self._now.needed_bytes, self._now.expected_bytes, self._device) == "fits":
             judged = [self._judged(candidate) for candidate in self._allowed(self._uses_of_room(batch or 1))]
             changes = [change for change in judged if change.verdict == "fits"]
         else:
@@ -280,7 +280,7 @@ class _Adviser:
             change=candidate.change,
             cost=candidate.cost,
             needed_bytes=need.needed_bytes,
-            verdict=judge(need, self._device),
+            verdict=judge(need.needed_bytes, need.expected_bytes, self._device),
             overrides=as_overrides(candidate.changes),
         )
 

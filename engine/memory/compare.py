@@ -35,11 +35,18 @@ class MethodNeed(BaseModel, frozen=True):
 
     method: str  # as people call it
     needed_bytes: int | None = None  # None where it cannot be used with this model or these settings
+    expected_bytes: int | None = None
     verdict: Verdict | None = None
     trainable: int | None = None
     why_not: str = ""
     overrides: tuple[str, ...] = ()  # section.field=value: what choosing this row changes; none where it trains nothing
     is_current: bool = False
+
+    def verdict_on(self, device: Device) -> Verdict | None:
+        """Return the verdict for what is free on the device now."""
+        if self.needed_bytes is None or self.expected_bytes is None:
+            return None
+        return judge(self.needed_bytes, self.expected_bytes, device)
 
 
 class DeviceShare(BaseModel, frozen=True):
@@ -101,6 +108,7 @@ def _training(estimator: Estimator, config: RunConfig, name: str, changes: Chang
     return MethodNeed(
         method=name,
         needed_bytes=estimate.needed_bytes,
+        expected_bytes=estimate.expected_bytes,
         verdict=estimate.verdict,
         trainable=estimate.parameters.trainable,
         overrides=overrides,
@@ -133,7 +141,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
                 expected_bytes=fullest.expected_bytes,
                 needed_bytes=fullest.needed_bytes,
                 each_needed_bytes=tuple(need.needed_bytes for need in each) if sharing == "device_map" else (),
-                verdict=judge(fullest, estimator.device),
+                verdict=judge(fullest.needed_bytes, fullest.expected_bytes, estimator.device),
             )
         )
     return tuple(shares)
@@ -148,7 +156,9 @@ def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:
     except EngineError as error:
         return MethodNeed(method=name, why_not=error.what)
     need = need_on_device(TensorsAtPeak(tensors), workload, device)
-    return MethodNeed(method=name, needed_bytes=need.needed_bytes, verdict=judge(need, device), trainable=0)
+    return MethodNeed(method=name, needed_bytes=need.needed_bytes, expected_bytes=need.expected_bytes,
+        verdict=judge(need.needed_bytes, need.expected_bytes, device), trainable=0,
+    )  # fmt: skip
 
 
 def inference_workload(workload: Workload) -> Workload:

@@ -231,7 +231,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
         pass_tokens=workload.tokens,
         phase="loading" if need.is_loading else peak.phase,
         phases_bytes=peak.phase_bytes,
-        verdict=judge(need, device),
+        verdict=judge(need.needed_bytes, need.expected_bytes, device),
         device_name=device.name,
         device_kind=device.kind,
         free_bytes=device.free_bytes,
@@ -249,11 +249,11 @@ def _part_words(part: DevicePart) -> str:
     return " and ".join([f"{len(part.layers)} layers", *(word for word, is_there in extras.items() if is_there)])
 
 
-def judge(need: DeviceNeed, device: Device) -> Verdict:
+def judge(needed_bytes: int, expected_bytes: int, device: Device) -> Verdict:
     """Compare with the free memory: the bound must fit; where only the expectation does, it is tight."""
-    if need.needed_bytes <= device.free_bytes:
+    if needed_bytes <= device.free_bytes:
         return "fits"
-    return "tight" if need.expected_bytes <= device.free_bytes else "does_not_fit"
+    return "tight" if expected_bytes <= device.free_bytes else "does_not_fit"
 
 
 def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:

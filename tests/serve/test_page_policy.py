@@ -148,3 +148,33 @@ def test_an_upload_arrives_below_the_home_and_no_further_one_where_there_is_no_r
 )
 def test_routes_that_the_page_does_not_use_are_not_offered(place, path):
     assert ask(place, "GET", f"/gradio_api/{path}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422),
+        (b"[]", 422),
+        (b'{"data": ["q", ""], "fn_name": "__init__", "component_id": 1, "session_hash": "x"}', 422),
+        (b'{"data": [{"path": "/etc/passwd"}, ""], "fn_name": "ask", "component_id": 1, "session_hash": "x"}', 422),
+        (b'{"data": ["q", "", ""], "fn_name": "ask", "component_id": 1, "session_hash": "x"}', 422),
+        (b'{"data": ["q", ""], "fn_name": "ask", "component_id": 1e9, "session_hash": "x"}', 404),
+        (b'{"data": ["q", ""], "fn_name": "ask", "component_id": -1, "session_hash": "x"}', 404),
+    ],
+)
+def test_a_question_that_is_no_poll_of_the_page_is_refused(place, body, status):
+    answered, text, _ = ask(place, "POST", "/gradio_api/component_server", body, **JSON)
+
+    assert answered == status, text
+
+
+def test_a_component_that_is_no_poll_answers_nothing(place):
+    components = json.loads(ask(place, "GET", "/config")[1])["components"]
+    kinds = {part["type"]: part["id"] for part in components}
+    for number in kinds.values():
+        question = {"data": ["", "seen"], "fn_name": "ask", "component_id": number, "session_hash": "x"}
+        status, text, _ = ask(place, "POST", "/gradio_api/component_server", json.dumps(question).encode(), **JSON)
+        is_poll = any(
+            part["id"] == number and "live" in (part["props"].get("elem_classes") or []) for part in components
+        )
+        assert status == (200 if is_poll else 404), (number, text)

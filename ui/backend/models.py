@@ -17,7 +17,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.known_devices import KnownDevice
 from engine.inspector.session import Inspector
-from engine.memory.compare import compare_rows
+from engine.memory.compare import MethodNeed, compare_rows
 from engine.memory.estimate import Verdict
 from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.folder import ModelPart
@@ -32,10 +32,10 @@ from ui.views.html import size
 _log = logging.getLogger(__name__)
 METHODS_JUDGED = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
 
+Needs = tuple[MethodNeed, ...]  # of the judged methods; none where the model could not be read
 Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
 _UNKNOWN: Verdicts = (None,) * len(METHODS_JUDGED)
-_GIB = 2**30
-_MOST_KNOWN = 4096  # verdicts of all pages
+_MOST_KNOWN = 4096  # needs, of all pages
 _MOST_TABLES = 16  # of a page
 _TRY_AGAIN_SECONDS = 600.0  # after a model could not be read
 
@@ -147,27 +147,28 @@ def in_words(progress: ModelProgress) -> Message:
 
 
 class KnownFits:
-    """Verdicts that hold for everybody, each found once, by one thread at a time; the pages of a lab share them."""
+    """What the models of the catalogue need, each found once, by one thread at a time; the pages of a lab share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards what follows
         # With when the model was looked at. The key ends with a hash of the rows.
-        self._known: OrderedDict[tuple[str, str, int, int], tuple[Verdicts, float]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, int, int], tuple[Needs, float]] = OrderedDict()
 
     def find(
-        self, model_id: str, device: Device, judge: Callable[[], Verdicts], rows: RowLengths | None = None
+        self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
     ) -> Verdicts:
-        """Return the verdicts on a model, judged where they are not known for these rows, this device and about what is free on it."""
-        key = (model_id, device.name, device.free_bytes // _GIB, hash(rows))
+        """Return the verdicts on a model for what is free now, estimated where its needs are not known for these rows."""
+        key = (model_id, device.name, device.total_bytes, hash(rows))
         with self._lock:
-            verdicts, looked = self._known.get(key, (_UNKNOWN, -math.inf))
-            if verdicts == _UNKNOWN and self._clock() - looked > _TRY_AGAIN_SECONDS:
-                verdicts = judge()
-                self._known[key] = (verdicts, self._clock())
+            needs, looked = self._known.get(key, ((), -math.inf))
+            if not needs and self._clock() - looked > _TRY_AGAIN_SECONDS:
+                needs = estimate()
+                self._known[key] = (needs, self._clock())
                 if len(self._known) > _MOST_KNOWN:
                     self._known.popitem(last=False)
-            return verdicts
+        known = {need.method: need.verdict_on(device) for need in needs}
+        return tuple(known.get(method) for method in METHODS_JUDGED)
 
 
 class FitTable:
@@ -215,18 +216,16 @@ class FitTable:
                     continue
                 model = ModelConfig(id=entry.id)
                 fits.verdicts[entry.id] = self._known.find(
-                    entry.id, device, partial(self._judge, model, device, fits.rows), fits.rows
+                    entry.id, device, partial(self._estimate, model, device, fits.rows), fits.rows
                 )
 
-    def _judge(self, model: ModelConfig, device: Device, rows: RowLengths | None) -> Verdicts:
+    def _estimate(self, model: ModelConfig, device: Device, rows: RowLengths | None) -> Needs:
         try:
             config = RunConfig(model=model, dataset=DatasetConfig(source="-"))
-            needs = compare_rows(self._shape_of(model), config, device, METHODS_JUDGED, rows)
+            return compare_rows(self._shape_of(model), config, device, METHODS_JUDGED, rows)
         except EngineError as error:
             _log.warning("%s is left out of the fit table: %s", model.id, error.what)
-            return _UNKNOWN
-        known = {need.method: need.verdict for need in needs}
-        return tuple(known.get(method) for method in METHODS_JUDGED)
+            return ()
 
 
 class Fits:

@@ -1,5 +1,6 @@
 """Runs that other people of a lab share: listed, and read for what a person may do with each."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,34 @@ from engine.runs.run import Run
 from engine.runs.sharing import LabRuns, is_shared
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
+from ui.backend.background import Cache
 from ui.backend.run_reader import ObservedRun, RunReader
 
 _SHOWN = 200
 
 
+class SharedReaders:
+    """What the pages of a lab have in common of runs that several people read: each is read once, and drawn once."""
+
+    def __init__(self) -> None:
+        self.drawn: Cache[str] = Cache()
+        self._lock = threading.Lock()  # guards _readers
+        self._readers: dict[Path, RunReader] = {}  # by an owner's folder of runs
+
+    def of(self, runs: RunStore) -> RunReader:
+        """Return the reader of an owner's runs."""
+        with self._lock:
+            return self._readers.setdefault(runs.folder, RunReader(runs))
+
+
 class SharedRuns:
     """Reads runs of other people, each named `owner/run-id`; what a person may do is decided at every look."""
 
-    def __init__(self, home: LoratoryHome, person: Person) -> None:
+    def __init__(self, home: LoratoryHome, person: Person, readers: SharedReaders) -> None:
+        self.readers = readers
         self.audit = AuditLog(audit_log_path(home))
         self._home = home
         self._lab = LabRuns(home, person, self.audit)
-        self._readers: dict[str, RunReader] = {}
 
     def open(self, name: str, action: Action) -> Run:
         """Look up a run for an action.
@@ -82,9 +98,7 @@ class SharedRuns:
         return {**mapping, "run": {**mapping["run"], "name": ""}}, left_out
 
     def _reader(self, owner: str) -> RunReader:
-        if owner not in self._readers:
-            self._readers[owner] = RunReader(RunStore(self._home, owner))
-        return self._readers[owner]
+        return self.readers.of(RunStore(self._home, owner))
 
 
 def _unopened(run: Run) -> RunSummary:

@@ -37,7 +37,8 @@ _MOST_UPLOAD_IDS = 1_000
 class _PersonPage:
     role: str
     services: Services
-    app: ASGIApp
+    app: FastAPI
+    answers: ASGIApp  # to requests: the app behind what comes before it
     stack: AsyncExitStack
     used: float
     requests: int = 0
@@ -141,7 +142,8 @@ class PersonPages:
         stack = AsyncExitStack()
         stack.callback(end, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
-        page = _PersonPage(person.role, services, app, stack, self._clock())
+        answers = PagePolicy(PollAnswers(app, blocks), services.transfers)
+        page = _PersonPage(person.role, services, app, answers, stack, self._clock())
         self._pages[person.name] = page
         return page
 
@@ -174,8 +176,6 @@ class PersonPages:
             (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
             use_mounted(blocks, mounted)
             lighten(blocks, mounted, is_offered)
-        app.add_middleware(PollAnswers, blocks=blocks)
-        app.add_middleware(PagePolicy, transfers=services.transfers)
         settle()
         return services, app, blocks
 
@@ -196,7 +196,7 @@ class _Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._page.requests += 1
         try:
-            await self._page.app(scope, receive, send)
+            await self._page.answers(scope, receive, send)
         finally:
             self._page.requests -= 1
             self._page.used = self._clock()

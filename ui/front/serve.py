@@ -36,6 +36,7 @@ from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
+from ui.backend.shared_runs import SharedReaders
 from ui.front.account import AccountPages
 from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
@@ -178,7 +179,7 @@ def serve_lab(
     executors = partial(make_executors, login_of=logins_of(home, logins))
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}
-    fits = KnownFits()
+    fits, shared = KnownFits(), SharedReaders()
     places = InspectorPlaces() if space is None else space.places
 
     def services_of(person: Person) -> Services:
@@ -188,7 +189,7 @@ def serve_lab(
         own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, places, logins)
         if space is not None and space.zero_gpu is not None:
             own_services = replace(own_services, chat=ChatSession(own, zero_gpu=space.zero_gpu))
-        return replace(own_services, fits=fits)
+        return replace(own_services, fits=fits, shared=shared)
 
     sweep_measurements(home)
     behind_proxy = listener.behind_proxy

@@ -92,7 +92,7 @@ class SharedRunsPart:
         return render_shared_runs(rows, shown) if rows else _NOTHING_SHARED
 
     def answer(self, question: str, seen: str) -> str | None:
-        """Return the curve and the heading as far as they are new, as `ui.components.poll` sends them.
+        """Return the curve and the heading as far as they are new, as `ui.polls.poll` sends them.
 
         Where more has changed, or the run is no longer shared, the page asks for all of it by an event.
         """
@@ -107,8 +107,7 @@ class SharedRunsPart:
             return None
         if new.rpartition(" ")[2] != seen.rpartition(" ")[2]:
             return poll_answer(new, {}, submit=True)
-        loss = loss_figure(observed.history, ChartView(), observed.run.id)
-        return poll_answer(new, {"shared-heading": _heading(observed), "shared-loss": loss})
+        return self._shared.readers.drawn.get((name, new), lambda: _drawn(observed, new))
 
     def show(self, name: str) -> Updates:
         """Return the picked run, as far as this person may read it now."""
@@ -145,6 +144,11 @@ class SharedRunsPart:
         if left_out:
             gr.Info(f"Choose your own {', '.join(left_out)}: those of this run are files of its owner.", duration=10)
         return mapping, ""
+
+
+def _drawn(observed: ObservedRun, stamp: str) -> str:
+    loss = loss_figure(observed.history, ChartView(), observed.run.id)
+    return poll_answer(stamp, {"shared-heading": _heading(observed), "shared-loss": loss})
 
 
 def _heading(observed: ObservedRun) -> str:

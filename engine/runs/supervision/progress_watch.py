@@ -84,6 +84,8 @@ class ProgressWatch:
         return self._limits.idle_seconds if is_training else self._limits.preparing_idle_seconds
 
     def _look_at_processor(self, worker: Activity, now: float) -> None:
+        if now - self._last_sign < _CPU_LOOK_SECONDS:
+            return  # it works; a look at its processes costs a millisecond
         if self._cpu is None:
             used = worker.cpu_seconds()
             self._cpu = None if used is None else (now, used)

@@ -13,12 +13,13 @@ from gradio.routes import ORJSONResponse
 from starlette.routing import Mount
 
 from engine.config.run import ModelConfig
+from engine.memory.compare import MethodNeed
 from tests.fake_inspector import FakeInspector
 from tests.fake_launcher import a_device
 from tests.page_client import PageClient, read_config
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import fake_services_of, running_lab
-from ui.backend.models import KnownFits, KnownShapes, Shapes, Verdicts
+from ui.backend.models import METHODS_JUDGED, KnownFits, KnownShapes, Shapes
 from ui.front.light import lighten, reclaim
 
 
@@ -141,27 +142,30 @@ def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
 def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
     now, known = [0.0], KnownFits(lambda: now[0])
     asked = []
-
-    def judge(*verdicts):
-        asked.append(verdicts)
-        return verdicts
-
     device = a_device()
-    fits = ("fits", "fits", None)
+    free = device.free_bytes
+    lora, four_bit, full = METHODS_JUDGED
+
+    def estimate():
+        asked.append(free)
+        return (
+            MethodNeed(method=lora, needed_bytes=free, expected_bytes=free - 2**30),
+            MethodNeed(method=four_bit, needed_bytes=free // 2, expected_bytes=free // 3),
+            MethodNeed(method=full, why_not="It cannot."),
+        )
+
     for _ in range(2):
-        assert known.find("a/model", device, lambda: judge(*fits)) == fits
+        assert known.find("a/model", device, estimate) == ("fits", "fits", None)
+    assert known.find("a/model", replace(device, free_bytes=free - 1), estimate) == ("tight", "fits", None)
+    assert known.find("a/model", replace(device, free_bytes=1), estimate) == ("does_not_fit", "does_not_fit", None)
     assert len(asked) == 1
-    fuller = replace(device, free_bytes=device.free_bytes - 2 * 2**30)
-    assert known.find("a/model", fuller, lambda: judge("tight", "fits", None))[0] == "tight"
-    assert known.find("a/model", device, lambda: judge()) == fits
 
 
 def test_a_model_that_could_not_be_read_is_read_again_after_a_while():
     now, known = [0.0], KnownFits(lambda: now[0])
-    unknown: Verdicts = (None, None, None)
-    fits: Verdicts = ("fits", "fits", "fits")
     device = a_device()
-    assert known.find("a/model", device, lambda: unknown) == unknown
-    assert known.find("a/model", device, lambda: fits) == unknown
+    needs = tuple(MethodNeed(method=name, needed_bytes=1, expected_bytes=1) for name in METHODS_JUDGED)
+    assert known.find("a/model", device, tuple) == (None, None, None)
+    assert known.find("a/model", device, lambda: needs) == (None, None, None)
     now[0] = 601
-    assert known.find("a/model", device, lambda: fits) == fits
+    assert known.find("a/model", device, lambda: needs) == ("fits", "fits", "fits")
