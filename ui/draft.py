@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config.load import config_from_mapping, config_in_the_making
 from engine.config.methods.registry import METHODS
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig, RunSection
 from engine.config.suited import SETTINGS, KnownRows, Suited, suited_settings
 from engine.data.contract import RowLengths
@@ -248,6 +249,11 @@ def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None)
 
 def _checked(mapping: Mapping[str, Any], rows: KnownRows | None) -> tuple[RunConfig | None, list[Problem]]:
     try:
-        return config_from_mapping(mapping, rows), []
+        config = config_from_mapping(mapping, rows)
     except ConfigError as error:
         return None, list(error.problems)
+    if objective_of(config).learns_preferences:
+        name = config.training.objective
+        message = f"{name} runs start with `loratory train`: the page does not show preferences yet; set it to sft."
+        return None, [Problem("training.objective", message)]
+    return config, []

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig, RunSection
 
 DistributionName = Literal["DDP", "FSDP", "device_map"]  # as PyTorch, transformers and people call them
@@ -70,6 +71,8 @@ def sharding_problem(config: RunConfig) -> str | None:
         return f"{method.label} cannot be sharded; use LoRA or full fine-tuning, or one copy per GPU (fsdp none)."
     if model.quantization == "int8":
         return "FSDP2 divides floating-point numbers alone, and int8 weights are none; set quantization to nf4 or none."
+    if objective_of(config).has_reference:
+        return f"{training.objective} compares with a reference, which sharded runs do not compute yet; use one copy per GPU (fsdp none)."
     if training.optim not in SHARDED_OPTIMIZERS:
         return f"{training.optim} keeps state that cannot be divided as the weights are; set optim to adamw_torch."
     return None

@@ -5,28 +5,73 @@ How rows become a loss is the other half, in `engine.training.objectives`, under
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from engine.config.preference import ObjectiveName, PreferenceLoss
 from engine.config.run import RunConfig
+
+RowKind = Literal["answers", "pairs", "ratings"]
+ROWS_IN_WORDS: Mapping[RowKind, str] = {
+    "answers": "conversations or text",
+    "pairs": "pairs of a chosen and a rejected answer",
+    "ratings": "answers with a label, good or bad",
+}
+_REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The traits of an objective.
+    """The traits of an objective."""
 
-    Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) would state the metrics `loss`,
-    `rewards_margin` and `rewards_accuracy`, and two sequences per example.
-    """
-
-    name: str  # value of the setting
-    # Fields of `StepData` that are logged next to learning rate, gradient norm and speed, the loss first.
-    metrics: tuple[str, ...] = ("loss",)
+    name: ObjectiveName
+    rows: frozenset[RowKind]  # what it learns from; the first format of a dataset decides
+    metrics: tuple[str, ...] = ()  # measured next to the loss, by TRL's names
     sequences_per_example: int = 1  # that pass through the model at once, each up to `max_length`
+    losses: tuple[PreferenceLoss, ...] = ()  # those to choose from, the default first
+    adds_losses: bool = False  # several may be chosen
+    has_reference: bool = False  # compares with the model that training starts from
+    trains_prompts: bool = False  # the loss is over the prompt as well
+
+    @property
+    def learns_preferences(self) -> bool:
+        """Whether rows say which answer is better, and not only what the answer is."""
+        return "answers" not in self.rows
+
+    def losses_of(self, config: RunConfig) -> tuple[PreferenceLoss, ...]:
+        """Return the chosen losses; the default where none is chosen."""
+        return config.training.loss_type or self.losses[:1]
 
 
-SUPERVISED = Objective("sft")  # next-token loss over the answers of a conversation
-OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED,)}
+SUPERVISED = Objective("sft", frozenset({"answers"}))  # next-token loss over the answers of a conversation
+DPO = Objective(
+    "dpo",
+    frozenset({"pairs"}),
+    metrics=_REWARDS,
+    sequences_per_example=2,
+    losses=(
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
+        "sigmoid_norm", "sft",
+    ),  # fmt: skip
+    adds_losses=True,
+    has_reference=True,
+)  # Rafailov et al. 2023, arXiv:2305.18290
+ORPO = Objective(
+    "orpo",
+    frozenset({"pairs"}),
+    metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen"),
+    sequences_per_example=2,
+    trains_prompts=True,
+)  # Hong et al. 2024, arXiv:2403.07691
+KTO = Objective(
+    "kto",
+    frozenset({"ratings"}),
+    metrics=("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
+    losses=("kto", "apo_zero_unpaired"),
+    has_reference=True,
+)  # Ethayarajh et al. 2024, arXiv:2402.01306
+OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED, DPO, KTO, ORPO)}
 
 
-def objective_of(config: RunConfig) -> Objective:  # noqa: ARG001
-    """Return the objective of a run; a second one brings the setting that chooses between them."""
-    return SUPERVISED
+def objective_of(config: RunConfig) -> Objective:
+    """Return the objective of a run."""
+    return OBJECTIVES[config.training.objective]

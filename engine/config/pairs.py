@@ -3,6 +3,7 @@
 from engine.config.distribution import sharding_problem
 from engine.config.methods.base import pair_rule
 from engine.config.methods.registry import METHODS
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import Problem
 
@@ -68,6 +69,58 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
     dataset = config.dataset
     if dataset.format == "text" and dataset.train_on in ("assistant", "last_assistant", "completion"):
         return f"plain text has no {dataset.train_on.replace('_', ' ')} part; set train_on to all."
+    return None
+
+
+@pair_rule("training.packing", "training.objective")
+def _packed_preferences(config: RunConfig) -> str | None:
+    if config.training.packing and objective_of(config).learns_preferences:
+        return f"packing is for sft, and {config.training.objective} trains answers apart; switch packing off."
+    return None
+
+
+@pair_rule("training.objective", "adapter.method")
+def _reference_without_adapter(config: RunConfig) -> str | None:
+    objective = objective_of(config)
+    if objective.has_reference and config.adapter.traits.trains_all:
+        return f"{objective.name} compares with the model without its adapter, and full fine-tuning has none; choose lora, or orpo."
+    return None
+
+
+@pair_rule("training.loss_type", "training.objective")
+def _losses_of_another_objective(config: RunConfig) -> str | None:
+    objective, chosen = objective_of(config), config.training.loss_type
+    unknown = [name for name in chosen if name not in objective.losses]
+    if not objective.learns_preferences or not chosen:
+        return None
+    if not objective.losses:
+        return f"{objective.name} has one loss of its own; leave this empty."
+    if unknown:
+        return f"{objective.name} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
+    if len(set(chosen)) < len(chosen) or (len(chosen) > 1 and not objective.adds_losses):
+        return f"{objective.name} takes {'each loss once' if objective.adds_losses else 'one loss'}."
+    return None
+
+
+@pair_rule("training.loss_weights", "training.loss_type")
+def _weights_without_losses(config: RunConfig) -> str | None:
+    weights, losses = config.training.loss_weights, config.training.loss_type
+    if weights and len(weights) != len(losses):
+        return f"there are {len(weights)} weights for {len(losses)} losses; give one for each name in loss_type."
+    return None
+
+
+@pair_rule("training.label_smoothing", "training.loss_type")
+def _exo_without_smoothing(config: RunConfig) -> str | None:
+    if "exo_pair" in config.training.loss_type and config.training.label_smoothing == 0:
+        return "exo_pair divides by it; set it to 0.001, as its authors do."
+    return None
+
+
+@pair_rule("training.precompute_ref_log_probs", "training.objective")
+def _precomputed_for_others(config: RunConfig) -> str | None:
+    if config.training.precompute_ref_log_probs and config.training.objective == "kto":
+        return "kto pairs answers anew at every step, which cannot be computed before; switch it off."
     return None
 
 
@@ -137,6 +190,12 @@ def _tracker_elsewhere(config: RunConfig) -> str | None:
 
 
 PAIR_RULES = (
+    _packed_preferences,
+    _reference_without_adapter,
+    _losses_of_another_objective,
+    _weights_without_losses,
+    _exo_without_smoothing,
+    _precomputed_for_others,
     _method_with_checkpointing,
     _virtual_tokens_fill_the_context,
     _virtual_tokens_with_packing,

@@ -14,7 +14,9 @@ from engine.config.training import TrainingConfig
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
-DataFormatName = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+DataFormatName = Literal[
+    "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "hh", "ranking", "kto"
+]
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]

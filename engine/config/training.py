@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from engine.config.section import Section, setting
+from engine.config.preference import ObjectiveSettings
+from engine.config.section import setting
 
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"
@@ -18,7 +19,7 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 MAX_STEPS_BOUND = 10_000_000
 
 
-class TrainingConfig(Section):
+class TrainingConfig(ObjectiveSettings):
     """The training loop; names are those of transformers and TRL."""
 
     num_train_epochs: float = setting(3.0, "Epochs", gt=0, le=10_000)

@@ -54,8 +54,9 @@ class RowLengths(_Part):
 
     tokens: tuple[int, ...] = Field(min_length=1)
     trained: tuple[int, ...]  # tokens of the same sequences
-    count: int  # sequences that there are
+    count: int  # of rows to train on: sequences, or pairs of two
     longest_held_out: int = 0
+    per_row: int = 1  # sequences of each row, next to one another; 2 for the chosen and the rejected answer
 
     @property
     def longest(self) -> int:

@@ -51,6 +51,47 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison(Conversation):
+    """Two answers to one prompt. `messages` end with the chosen one, which begins at `completion_start`."""
+
+    rejected: tuple[Message, ...] = ()  # in place of the chosen answer
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns that both answers follow."""
+        return self.messages[: self.completion_start]
+
+    @property
+    def chosen(self) -> tuple[Message, ...]:
+        """The turns of the better answer."""
+        return self.messages[self.completion_start :]
+
+    def sides(self) -> tuple[Conversation, Conversation]:
+        """Return the conversations with the chosen and with the rejected answer."""
+        start = self.completion_start
+        return (
+            Conversation(self.messages, self.tools, start),
+            Conversation((*self.prompt, *self.rejected), self.tools, start),
+        )
+
+    def text(self) -> str:
+        """Return all text, for search and samples."""
+        return "\n".join(message.content for message in (*self.messages, *self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class Rated(Conversation):
+    """A conversation whose answer, from `completion_start` on, was rated."""
+
+    desirable: bool = True
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns that the answer follows."""
+        return self.messages[: self.completion_start]
+
+
+@dataclass(frozen=True, slots=True)
 class PlainText:
     """A row without roles: all of it counts."""
 
@@ -69,6 +110,8 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     """Return warnings about the turns of a conversation: their order, empty ones, calls without results."""
     if isinstance(example, PlainText):
         return ()
+    if isinstance(example, Comparison):
+        return _warnings_of_pair(example)
     messages = example.messages
     found: list[RowWarning] = []
     if next((message.role for message in messages if message.role != "system"), "") == "assistant":
@@ -87,4 +130,12 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
             found.append(("tools", f"turn {number} is the result of no call"))
     if messages[-1].role in ("user", "tool"):
         found.append(("unanswered", f"the last turn is the {messages[-1].role}'s; nothing answers it"))
+    return tuple(found)
+
+
+def _warnings_of_pair(pair: Comparison) -> tuple[RowWarning, ...]:
+    chosen, rejected = (" ".join(turn.content for turn in side) for side in (pair.chosen, pair.rejected))
+    found = dict.fromkeys(warning for side in pair.sides() for warning in warnings_of(side))
+    if "".join(chosen.split()) == "".join(rejected.split()) and not any(turn.tool_calls for turn in pair.chosen):
+        found["pair", "the chosen and the rejected answer differ in white space only"] = None
     return tuple(found)

@@ -31,6 +31,8 @@ ProblemKind = Literal[
     "cut_away",
     "unanswered",
     "order",
+    "pair",
+    "label",
 ]
 
 

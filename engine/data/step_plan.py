@@ -195,7 +195,7 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
 class LargestPass(NamedTuple):
     """The largest pass of a run."""
 
-    lengths: tuple[int, ...]  # tokens of each of its rows
+    lengths: tuple[int, ...]  # tokens of each of its sequences
     trained_tokens: int  # the most of any pass
     sizes: int  # different numbers of tokens that passes have, padding included
 
@@ -208,9 +208,12 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
     """
     training, order, cut = settings.training, settings.order, settings.training.max_length
     # A step may have more rows than are known; the others are like these.
-    copies = math.ceil(min(rows.count, order.rows_per_step, _MOST_ROWS) / len(rows.tokens))
-    lengths = [min(length, cut) for length in rows.tokens] * copies
-    trained = [min(tokens, cut) for tokens in rows.trained] * copies
+    known = len(rows.tokens) // rows.per_row
+    copies = math.ceil(min(rows.count, order.rows_per_step, _MOST_ROWS) / known)
+    sequences = _in_groups([min(length, cut) for length in rows.tokens], rows.per_row) * copies
+    trained = [sum(row) for row in _in_groups([min(tokens, cut) for tokens in rows.trained], rows.per_row)] * copies
+    repeats = settings.sequences_per_row // rows.per_row  # where only one sequence of each row is known
+    lengths = [sum(row) for row in sequences]
     planner = EpochPlanner(lengths, settings)
     left = training.max_steps
     if left <= 0:
@@ -220,17 +223,21 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
     for epoch in range(left):
         for step in itertools.islice(planner.steps(epoch), left):
             for one in step.passes:
-                tokens = tuple(lengths[row] for row in one.rows)
+                tokens = tuple(length for row in one.rows for length in sequences[row]) * repeats
                 longest, total = max(tokens), sum(tokens)
                 size = -(-total // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
                 largest = max(largest, (size, longest, tokens))
-                most_trained = max(most_trained, sum(trained[row] for row in one.rows))
+                most_trained = max(most_trained, sum(trained[row] for row in one.rows) * repeats)
                 sizes.add(size)
-                planned += len(tokens)
+                planned += len(one.rows)
         left -= planner.steps_per_epoch
         if left <= 0 or planned >= _PLANNED_ROWS:
             break
     return LargestPass(largest[-1], most_trained, len(sizes))
+
+
+def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:

@@ -176,14 +176,13 @@ def _largest_pass(ceiling: Workload, config: RunConfig, rows: RowLengths | None)
 
 
 def _holding(ceiling: Workload, largest: LargestPass, config: RunConfig) -> Workload:
-    sequences = objective_of(config).sequences_per_example
-    lengths = largest.lengths * sequences
+    lengths = largest.lengths
     return replace(
         ceiling,
         batch_size=len(lengths),
         length=max(lengths) + ceiling.virtual_inputs,
         joined_lengths=lengths if ceiling.joined else (),
-        trained_tokens=largest.trained_tokens * sequences,
+        trained_tokens=None if objective_of(config).trains_prompts else largest.trained_tokens,
     )
 
 

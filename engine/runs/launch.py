@@ -5,11 +5,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from engine.config.objectives import objective_of
 from engine.config.pairs import pair_problems
 from engine.config.run import ModelConfig, RunConfig, field_of
 from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
+from engine.data.formats import require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
 from engine.executors.huggingface_jobs.login import logins_of
@@ -95,6 +97,7 @@ class Preflight:
             seed=config.training.seed,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
+        require_rows_of(objective_of(config), [part.format for part in report.parts], config.dataset)
         _require_trained_tokens(config, report)
         if report.row_lengths is not None:  # a start may come before a page has counted them
             config = with_suited_defaults(config, report.row_lengths.known)

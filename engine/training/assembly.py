@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
+from trl.trainer.utils import disable_dropout_in_model
 
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
@@ -27,6 +28,7 @@ from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
+from engine.training.objectives.reference import Reference
 from engine.training.ops.attention import JOINED_ATTENTION, joined_attention, register_joined_attention
 from engine.training.ops.loss import attach_loss, causal_lm_of
 from engine.training.placement import Placement
@@ -58,7 +60,10 @@ def assemble(
         ModelError: If the loss is not finite, if packing is wanted and the model cannot keep joined rows apart, or if Liger's
             kernels change its loss.
     """
-    training, method = config.training, method_trainer(config.adapter.method)
+    training, method, traits = config.training, method_trainer(config.adapter.method), objective_of(config)
+    if traits.learns_preferences and training.disable_dropout:
+        disable_dropout_in_model(model)
+    reference = Reference.of(model, warm_started=config.adapter.warm_start is not None) if traits.has_reference else None
     causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()
@@ -93,10 +98,9 @@ def assemble(
         what = f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention."
         raise ModelError(what, "Switch packing off, or set attn_implementation to auto.")
     notes.extend(_compiled(probe, config, placement, join(probe.rows, flash=flash) if joined else probe.padded()))
-    objective = objective_of(config)
     group = placement.group
-    settings = PlanSettings(training, batching, group.world_size, group.rank, objective.sequences_per_example)
-    loss = TRAINING_OBJECTIVES[objective.name]
+    settings = PlanSettings(training, batching, group.world_size, group.rank, traits.sequences_per_example)
+    loss = TRAINING_OBJECTIVES[traits.name](training, reference)
     setup = TrainerSetup(settings, pad_token_id, flash, autocast, kind != "cpu", loss, method)
     return Assembly(setup, f"{own_attention}, row by row" if joined and not flash else own_attention, tuple(notes))
 

@@ -135,7 +135,6 @@ class Preparation:
         note_architectures(self.attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
         events.device_memory = DeviceMemory.of(placement)
-        events.objective = objective_of(config)
         self.group = placement.group
         if self.group.world_size > 1:
             from accelerate import PartialState
@@ -186,6 +185,7 @@ class Preparation:
             max_length=config.training.max_length,
             tokenizer=tokenizer,
             home=self.attempt.home,
+            objective=objective_of(config),
             on_progress=lambda _: self.check_requests(),
         )
         report = data.report
@@ -215,7 +215,9 @@ class Preparation:
         model = load_model(source, config, precision, placement)
         events.status("preparing", f"Preparing {config.method_name}.")
         model = add_adapter(model, config, source)
-        if config.adapter.warm_start is None or self.resumed_from is not None:
+        # A resumed run has weights of its own; those that it started from may be its reference.
+        needs_start = self.resumed_from is None or objective_of(config).has_reference
+        if config.adapter.warm_start is None or not needs_start:
             return model, {}
         earlier = find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent, self.attempt.home)
         return model, load_warm_start(model, earlier)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config.objectives import SUPERVISED, Objective
 from engine.errors import StorageError
 from engine.processes.limits import peak_process_bytes
 from engine.runs.checkpoints import Checkpoint
@@ -30,7 +29,7 @@ from engine.training.signals import StopRequests
 from engine.training.trackers import Trackers
 
 RESERVE_FILE = ".reserve"
-_LOOP_METRICS = ("learning_rate", "grad_norm", "epoch", "tokens_per_second")  # of every objective, for trackers
+_LOOP_METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second")  # of every objective, for trackers
 
 _RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so the log can report it
 _LOOK_AGAIN_SECONDS = 5.0
@@ -55,7 +54,6 @@ class RunEvents:
         self._stop_patience_seconds = stop_patience_seconds
         self.last_seq = 0
         self.predicted_bytes: int | None = None
-        self.objective: Objective = SUPERVISED
         self.device_memory = DeviceMemory()
         self.trackers = Trackers({}, self.warn)
         self._fill_reserve()
@@ -79,13 +77,14 @@ class RunEvents:
     def step(self, step: StepData) -> None:
         """A logged optimizer step; the memory that it took is added here."""
         self.emit(step.model_copy(update={"memory_bytes": self.device_memory.step_bytes()}))
-        names = (*self.objective.metrics, *_LOOP_METRICS)
-        self.trackers.log(step.step, {f"train/{name}": getattr(step, name) for name in names})
+        values = {name: getattr(step, name) for name in _LOOP_METRICS} | step.metrics
+        self.trackers.log(step.step, {f"train/{name}": value for name, value in values.items()})
 
     def held_out(self, measured: EvalData) -> None:
         """A measurement of the held-out loss."""
         self.emit(measured)
-        self.trackers.log(measured.step, {"eval/loss": measured.eval_loss})
+        values = {"loss": measured.eval_loss} | measured.metrics
+        self.trackers.log(measured.step, {f"eval/{name}": value for name, value in values.items()})
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is complete."""

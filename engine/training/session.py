@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+from engine.config.objectives import objective_of
 from engine.config.rules import keeps_best
 from engine.runs.checkpoints import Manifest
 from engine.runs.history.events import EvalData, StepData
@@ -107,7 +108,9 @@ class TrainingSession:
         """Measure the held-out loss before the first step, without an adapter that changes the model from the start."""
         self._events.status("evaluating", "Measuring the base model on held-out rows.", trainer.total_steps)
         adapter = self._config.adapter
-        off = not adapter.traits.starts_as_identity or adapter.warm_start is not None
+        # What a preference run starts from is its reference, and shall be measured.
+        is_other = adapter.warm_start is not None and not objective_of(self._config).has_reference
+        off = not adapter.traits.starts_as_identity or is_other
         with untrained_base(trainer.model, prepared.replaced) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()
         prepared.replaced.clear()  # frees its memory

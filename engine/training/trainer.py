@@ -8,7 +8,7 @@ them, and checkpoints that are pickled in place.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +28,13 @@ from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.failure import check_held_out
 from engine.training.methods.base import MethodTrainer
-from engine.training.ops.loss import causal_lm_of
+from engine.training.objectives.base import PassLosses
+from engine.training.ops.loss import TrainedTokens, causal_lm_of
 from engine.training.placement import ProcessGroup
 from engine.training.sharding import is_sharded, reshard, trained_weights, whole
 
 _Pass = TypeVar("_Pass")
+_NOTHING = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
 
 
 @dataclass
@@ -42,6 +44,7 @@ class _Interval:
     began: float = field(default_factory=time.perf_counter)
     tokens: int = 0
     paused_seconds: float = 0.0  # spent on measuring and saving
+    measured: torch.Tensor | None = None  # sums and counts of the objective's metrics
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,14 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return 0
 
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
-        """All passes of one optimizer step, forward and backward; returns the mean loss over its trained tokens."""
+        """All passes of one optimizer step, forward and backward; returns the mean loss over its terms."""
         model.train()
-        total = self._over_all_processes(sum(map(self._setup.objective.count, inputs.passes)))
+        objective = self._setup.objective
+        totals = self._totals(inputs.passes)
+        trained = self._over_all_processes(inputs.trained_tokens)
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         passes = self._with_company(inputs.passes, min(inputs.passes, key=lambda one: one.tokens).untrained)
+        estimate = self._estimate(model, passes)
         for number, cpu_pass in enumerate(passes):
             self.hooks.between_passes()
             faults.reached("training:pass")
@@ -152,17 +158,20 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             is_last = number == len(passes) - 1
             # Sharded gradients are divided after each pass: whole ones of all layers would take the memory that is saved.
             with contextlib.nullcontext() if is_last or self._sharded else self.accelerator.no_sync(model):
-                summed = self._summed_loss(model, one)
-                # Averaged by tokens over the whole step, as TRL does; DDP divides by the processes once more.
-                part = summed * (self.accelerator.num_processes / max(1, total))
+                # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
+                found = self._losses(model, one, estimate)
+                scales = [self.accelerator.num_processes / max(1, total) for total in totals]
+                parts = [summed * scale for summed, scale in zip(found.sums, scales, strict=True)]
+                part = sum(parts[1:], start=parts[0])
                 if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
                     part = part + penalty
                 if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
                     part = part * float("nan")
                 self.accelerator.backward(part)
             loss += part.detach().to(loss.device)  # the head may be on another one
+            self._interval.measured = _added(self._interval.measured, found.measured)
         self.progress.tokens += self._over_all_processes(inputs.tokens)
-        self.progress.trained_tokens += total
+        self.progress.trained_tokens += trained
         self._interval.tokens += inputs.tokens
         return loss
 
@@ -174,20 +183,47 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         missing = self._group.largest(len(passes)) - len(passes) if self._sharded else 0
         return [*passes, *(spare() for _ in range(missing))]
 
-    def _summed_loss(self, model: Any, one: PassTensors) -> torch.Tensor:
+    def _totals(self, passes: Sequence[PassTensors]) -> list[int]:
+        """Terms of each part of the loss, in these passes of all processes."""
+        terms = [self._setup.objective.terms(one) for one in passes]
+        return [self._over_all_processes(sum(part)) for part in zip(*terms, strict=True)]
+
+    def _estimate(self, model: Any, passes: Iterable[PassTensors]) -> torch.Tensor | None:
+        """What the objective needs of all passes before their losses, summed over all processes."""
+        objective, device = self._setup.objective, self.args.device
+        if not objective.needs_estimate:
+            return None
+        found = torch.zeros(2, device=device)
+        for one in passes:
+            if one.also is not None:
+                with self._casting():
+                    found += objective.estimate(model, one.also.to(device)).to(device)
+        return found if self.accelerator.num_processes == 1 else self.accelerator.reduce(found, reduction="sum")
+
+    def _losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
         objective = self._setup.objective
-        if objective.count(one) == 0:  # a row whose only trained token is its first
-            if not torch.is_grad_enabled() and not self._sharded:
-                return torch.zeros((), device=self.args.device)
-            if self.accelerator.num_processes == 1:
-                # A gradient of zero for each, or a step of such rows alone would move one of them alone.
-                trained = (p.sum().float().to(self.args.device) for p in model.parameters() if p.requires_grad)
-                return torch.stack(list(trained)).sum() * 0.0
-            # Other processes wait for this one's gradients, which only a pass through the model sends.
-            return self._summed_loss(model, one.with_any_token()) * 0.0
-        casts = self._setup.autocast is not None
-        with torch.autocast(self.args.device.type, dtype=self._setup.autocast) if casts else contextlib.nullcontext():
-            return objective.summed_loss(model, one)
+        if max(terms := objective.terms(one)) == 0:  # a row whose only trained token is its first
+            nothing = torch.zeros((), device=self.args.device)
+            if torch.is_grad_enabled() or self._sharded:
+                nothing = self._no_gradient(model, one)
+            return PassLosses((nothing, *(torch.zeros_like(nothing) for _ in terms[1:])))
+        with self._casting():
+            return objective.losses(model, one, estimate)
+
+    def _no_gradient(self, model: Any, one: PassTensors) -> torch.Tensor:
+        """A loss of zero, which gives every trained weight a gradient of zero."""
+        if self.accelerator.num_processes == 1:
+            # A gradient of zero for each, or a step of such rows alone would move one of them alone.
+            trained = (p.sum().float().to(self.args.device) for p in model.parameters() if p.requires_grad)
+            return torch.stack(list(trained)).sum() * 0.0
+        # Other processes wait for this one's gradients, which only a pass through the model sends.
+        one = one.with_any_token()
+        with self._casting():
+            return model(**one.inputs, trained_tokens=one.trained) * 0.0
+
+    def _casting(self) -> Any:
+        dtype = self._setup.autocast
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype=dtype)
 
     @property
     def _scaler(self) -> Any:
@@ -204,7 +240,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     # -- measurements -------------------------------------------------------------------------------------------------
 
     def measure_held_out(self) -> EvalData:
-        """Return the mean loss over the trained tokens of the held-out rows, in nats."""
+        """Return the mean loss over the terms of the held-out rows: in nats over trained tokens, or over pairs."""
         began = time.perf_counter()
         rows = self._rows.held_out
         was_training = self.model.training
@@ -213,26 +249,50 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             # Outside training, bitsandbytes rounds the inputs of 8-bit layers as well, which nothing was trained with.
             if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
                 module.train()
-        summed = torch.zeros((), dtype=torch.float64)
-        tokens = 0
+        batches = StepBatches(rows, self._setup)
+        objective, totals, metrics = self._setup.objective, None, None
         with torch.no_grad():
-            batches = StepBatches(rows, self._setup)
-            for planned in self._with_company(batches.measured(), batches.shortest):
+            planned = self._with_company(batches.measured(), batches.shortest)
+            estimate = self._estimate(self.model, batches.tensors(planned))
+            for one in batches.tensors(planned):
                 self.hooks.between_passes()
-                one = batches.tensors(planned)
-                summed += self._summed_loss(self.model, one.to(self.args.device)).cpu().double()  # MPS has no float64
-                tokens += self._setup.objective.count(one)
+                found = self._losses(self.model, one.to(self.args.device), estimate)
+                sums = torch.stack([part.cpu().double() for part in found.sums])  # MPS has no float64
+                counted = torch.stack([sums, torch.tensor(objective.terms(one), dtype=torch.float64)])
+                totals = _added(totals, counted)
+                metrics = _added(metrics, found.measured)
         self.model.train(was_training)
         if self._sharded:
             reshard(self.model)
+        if totals is None:  # more processes than rows
+            totals = torch.zeros(2, len(objective.terms(_NOTHING)), dtype=torch.float64)
         if self.accelerator.num_processes > 1:
-            both = torch.tensor([float(summed), float(tokens)], dtype=torch.float64, device=self.args.device)
-            both = self.accelerator.reduce(both, reduction="sum")
-            summed, tokens = both[0].cpu(), int(both[1])
+            totals = self.accelerator.reduce(totals.to(self.args.device), reduction="sum").cpu()
         seconds = time.perf_counter() - began
         self._interval.paused_seconds += seconds
-        loss, step = float(summed) / max(1, tokens), int(self.state.global_step)
-        return EvalData(step=step, eval_loss=loss, eval_tokens=tokens, rows=len(rows), seconds=seconds)
+        return EvalData(
+            step=int(self.state.global_step),
+            eval_loss=float((totals[0] / totals[1].clamp_min(1)).sum()),
+            eval_tokens=int(totals[1, 0]),
+            rows=len(rows),
+            seconds=seconds,
+            metrics=self._means(metrics),
+        )
+
+    def _means(self, measured: torch.Tensor | None) -> dict[str, float]:
+        """The objective's metrics over all processes, by name; those of which nothing was seen are left out."""
+        names = self._setup.objective.traits.metrics
+        if not names:
+            return {}
+        if measured is None:
+            measured = torch.zeros(len(names), 2, device=self.args.device)
+        if self.accelerator.num_processes > 1:
+            measured = self.accelerator.reduce(measured, reduction="sum")
+        pairs = zip(names, measured.double().cpu().tolist(), strict=True)
+        means = {name: total / count for name, (total, count) in pairs if count}
+        if "rewards/margins" not in names and {"rewards/chosen", "rewards/rejected"} <= means.keys():
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the held-out loss at this step, and remember whether it is the best so far.
@@ -266,6 +326,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
             tokens_per_second=self._over_all_processes(self._interval.tokens) / max(seconds, 1e-9),
+            metrics=self._means(self._interval.measured),
         )
         self._interval = _Interval(now)
         self.hooks.logged(step)
@@ -325,6 +386,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             path = Path(checkpoint) / state_files.SCALER_FILE
             if path.is_file():
                 self._scaler.load_state_dict(state_files.load_plain(path))
+
+
+def _added(total: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
+    return more if total is None else total if more is None else total + more.to(total.device)
 
 
 @dataclass(eq=False)

@@ -87,6 +87,10 @@ OTHERS: dict[str, dict[str, object]] = {
     "eval_steps": {"eval_steps": 7},
     "save_steps": {"save_steps": 7},
     "max_steps": {"max_steps": 7},
+    "objective": {"objective": "orpo"},
+    "loss_type": {"loss_type": ["hinge"]},
+    "loss_weights": {"loss_type": ["hinge"], "loss_weights": [2.0]},
+    "label_smoothing": {"label_smoothing": 0.1},
 }
 
 

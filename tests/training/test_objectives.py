@@ -1,62 +1,23 @@
 """An objective decides which sequences a row gives and what its loss is; the trainer does the rest for any of them."""
 
-import dataclasses
-
 import pytest
 import torch
-from torch.nn import functional
 
 from engine.config.objectives import OBJECTIVES, objective_of
-from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
-from tests.training.tiny_training import Row, make_config, make_rows, make_training
+from engine.training.objectives import TRAINING_OBJECTIVES
+from engine.training.objectives.reference import Reference
+from tests.training.preference_rows import make_pairs, make_ratings
+from tests.training.tiny_training import make_config, make_training
+
+PLAIN = {"compute_dtype": "float32", "attn_implementation": "eager"}  # any input may pass through it
+ROWS = {"dpo": make_pairs, "orpo": make_pairs, "kto": make_ratings}
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A preferred answer and another one to the same prompt."""
-
-    chosen: Row
-    rejected: Row
-
-    @property
-    def input_ids(self):
-        return self.chosen.input_ids
-
-    @property
-    def labels(self):
-        return self.chosen.labels
-
-
-class PreferChosen(TrainingObjective):
-    """-log sigmoid of the margin between two answers, without a reference: the kind of loss that preferences have."""
-
-    def sequences(self, row):
-        return (row.chosen, row.rejected)
-
-    def count(self, one):
-        return one.sequences // 2
-
-    def summed_loss(self, model, one):
-        return -functional.logsigmoid(self.margins(model, one)).sum()
-
-    def margins(self, model, one):
-        logits = model(**one.inputs).logits
-        log_probabilities = logits.flatten(0, 1)[one.trained.positions].log_softmax(-1)
-        chosen = log_probabilities.gather(1, one.trained.targets.unsqueeze(1)).squeeze(1)
-        sequence = one.trained.positions // one.inputs["input_ids"].shape[1]
-        sums = torch.zeros(one.sequences).index_add(0, sequence, chosen)
-        return sums[0::2] - sums[1::2]
-
-
-def make_pairs(count):
-    return [Pair(*rows) for rows in zip(make_rows(count), make_rows(count, seed=1), strict=True)]
-
-
-def trained_on_pairs(folder, home, **training):
-    every_step_has_all_pairs = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4}
-    config = make_config(folder, model={"attn_implementation": "eager"}, training=every_step_has_all_pairs | training)
-    built = make_training(config, make_pairs(8), home)
-    built.trainer._setup = dataclasses.replace(built.trainer._setup, objective=PreferChosen())
+def trained(objective, folder, home, *, held_out=0, adapter=None, **training):
+    whole_steps = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4}
+    config = make_config(folder, adapter=adapter or {}, training={**whole_steps, "objective": objective, **training})
+    rows = ROWS[objective](8 + held_out)
+    built = make_training(config, rows[:8], home, held_out=rows[8:])
     built.trainer.train()
     return built
 
@@ -66,21 +27,80 @@ def test_each_objective_has_both_halves(tiny_model_folder):
     assert objective_of(make_config(tiny_model_folder)).name == "sft"
 
 
-def test_a_loss_over_pairs_trains_and_is_averaged_over_pairs(tiny_model_folder, tmp_path):
-    two_passes = trained_on_pairs(tiny_model_folder, tmp_path / "two")
-    one_pass = trained_on_pairs(
-        tiny_model_folder, tmp_path / "one", per_device_train_batch_size=8, gradient_accumulation_steps=1
+@pytest.mark.parametrize("objective", ROWS)
+def test_a_preference_loss_does_not_depend_on_how_a_step_is_divided(objective, tiny_model_folder, tmp_path):
+    two_passes = trained(objective, tiny_model_folder, tmp_path / "two")
+    one_pass = trained(
+        objective, tiny_model_folder, tmp_path / "one", per_device_train_batch_size=8, gradient_accumulation_steps=1
     )
 
     assert one_pass.losses == pytest.approx(two_passes.losses, rel=1e-4)
-    assert two_passes.losses[-1] < two_passes.losses[0]
+    for one, two in zip(one_pass.steps, two_passes.steps, strict=True):
+        assert one.metrics == pytest.approx(two.metrics, rel=1e-3, abs=1e-4)
+        assert one.metrics.keys() >= set(OBJECTIVES[objective].metrics)
 
 
-def test_held_out_pairs_are_measured_by_the_same_loss(tiny_model_folder, tmp_path):
-    built = trained_on_pairs(tiny_model_folder, tmp_path)
-    built.trainer._rows = dataclasses.replace(built.trainer._rows, held_out=make_pairs(3))
+@pytest.mark.parametrize("attention", ["eager", "auto"])
+def test_padded_and_joined_pairs_have_the_same_losses(attention, tiny_model_folder, tmp_path):
+    settings = {"model": {"compute_dtype": "float32", "attn_implementation": attention}}
+    config = make_config(tiny_model_folder, **settings, training={"objective": "dpo", "max_steps": 2})
+    built = make_training(config, make_pairs(8), tmp_path)
+    built.trainer.train()
 
-    measured = built.trainer.measure_held_out()
+    assert built.assembly.setup.settings.batching == ("padded" if attention == "eager" else "joined")
+    assert built.losses == pytest.approx([0.693147, 0.69], rel=0.02)
 
-    assert measured.eval_tokens == 3
+
+@pytest.mark.parametrize("objective", ROWS)
+def test_held_out_preferences_are_measured_by_the_same_loss(objective, tiny_model_folder, tmp_path):
+    measured = trained(objective, tiny_model_folder, tmp_path, held_out=3).trainer.measure_held_out()
+
+    assert measured.eval_tokens == measured.rows == 3
     assert measured.eval_loss > 0
+    assert measured.metrics.keys() >= {"rewards/margins"}
+
+
+def test_pairs_are_told_apart_after_some_steps(tiny_model_folder, tmp_path):
+    last = trained("dpo", tiny_model_folder, tmp_path, max_steps=20, learning_rate=2e-2).steps[-1]
+
+    assert last.metrics["rewards/accuracies"] == 1.0
+    assert last.metrics["rewards/margins"] > 0.05
+    assert last.loss < 0.68
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_the_reference_stays_what_training_started_from(bias, tiny_model_folder, tmp_path):
+    training = {"objective": "dpo", "max_steps": 6}
+    config = make_config(tiny_model_folder, model=PLAIN, adapter={"bias": bias}, training=training)
+    built = make_training(config, make_pairs(8), tmp_path)
+    ids = {"input_ids": torch.tensor([[11, 12, 13, 14]])}
+    model, reference = built.trainer.model, built.assembly.setup.objective.reference
+    with torch.no_grad():
+        before = model(**ids).logits
+
+    built.trainer.train()
+
+    with torch.no_grad():
+        assert not torch.equal(model(**ids).logits, before)
+    with reference.replacing(model) as base:
+        assert torch.equal(base(**ids).logits, before)
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+
+
+def test_a_warm_start_is_the_reference(tiny_model_folder, tmp_path):
+    built = make_training(make_config(tiny_model_folder, model=PLAIN), make_ratings(2), tmp_path)
+    model, ids = built.trainer.model, {"input_ids": torch.tensor([[11, 12, 13, 14]])}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.fill_(0.02 if "lora_B" in name else 0.1)
+        started = model(**ids).logits
+        reference = Reference.of(model, warm_started=True)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.3)
+        moved = model(**ids).logits
+
+    with reference.replacing(model) as first:
+        assert torch.equal(first(**ids).logits, started)
+    with torch.no_grad():
+        assert torch.equal(model(**ids).logits, moved)

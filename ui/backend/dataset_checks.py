@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from engine.config.objectives import ROWS_IN_WORDS
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.config.training import TrainingConfig
-from engine.data.contract import CheckProgress, DatasetReport, RowLengths
+from engine.data.contract import CheckProgress, DatasetForm, DatasetReport, RowLengths
+from engine.data.formats import FORMATS
 from engine.data.hub import reads_from_hub
-from engine.errors import EngineError
+from engine.errors import DatasetError, EngineError
 from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import explained
@@ -279,11 +281,27 @@ class DatasetChecks:
 
         question = check.question
         try:
-            check.report = self._inspector.check(
+            report = self._inspector.check(
                 question.dataset, question.model, question.max_length, seed=question.seed, on_progress=note
             )
+            require_shown(report, question.dataset.source)
+            check.report = report
         except Exception as error:
             check.error = CancelledRequestError() if check.stop.is_set() else explained(error)
+
+
+def require_shown(form: DatasetForm, source: str) -> None:
+    """Refuse rows that the page would show by halves.
+
+    Raises:
+        DatasetError: If the rows are preferences.
+    """
+    kind = FORMATS[form.format].rows
+    if kind != "answers":
+        raise DatasetError(
+            f"{source} holds {ROWS_IN_WORDS[kind]}, which the page does not show yet.",
+            "Check them with `loratory inspect`, and train on them with `loratory train` and training.objective.",
+        )
 
 
 def _look_at(check: RunningCheck) -> None:

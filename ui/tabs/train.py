@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.preference import ObjectiveSettings
 from engine.config.presets import find_preset, list_presets
 from engine.config.suited import SETTINGS
 from engine.hardware.known_devices import find_known_device
@@ -36,6 +37,9 @@ _IN_SIGHT: dict[str, dict[str, Any]] = {
     "training.packing": {"elem_id": "packing"},
     "training.gradient_checkpointing": {"elem_id": "checkpointing"},
 }
+
+# The page does not show preferences yet; a file or a run that sets them is refused with the reason.
+_NOT_SHOWN = frozenset(f"training.{name}" for name in ObjectiveSettings.model_fields)
 
 
 class TrainTab:
@@ -75,7 +79,7 @@ class TrainTab:
         self._lay_out(list(_IN_SIGHT))
         names = (f"{section}.{name}" for section in ("training", "run") for name in section_fields(section))
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
-            self._lay_out([name for name in names if name not in (*_IN_SIGHT, "run.name", "run.where")])
+            self._lay_out([name for name in names if name not in (*_IN_SIGHT, *_NOT_SHOWN, "run.name", "run.where")])
 
     def _lay_out(self, names: Sequence[str]) -> None:
         for first in range(0, len(names), 2):

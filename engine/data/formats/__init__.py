@@ -4,23 +4,26 @@ To add a format, write its module and name it here.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, Objective
 from engine.config.run import DataFormatName, DatasetConfig
 from engine.data.conversation import Conversation, Example
 from engine.data.files.access import shown_name
 from engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
 from engine.data.formats.conversations import MESSAGES, SHAREGPT
 from engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
+from engine.data.formats.preferences import FORMATS_OF_PREFERENCES
 from engine.data.formats.text import TEXT
 from engine.data.formats.turns import are_single_turns, is_turn, turn_list
 from engine.data.records import RowProblemError
 from engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
-    format_.name: format_ for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT)
+    format_.name: format_
+    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES)
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
@@ -99,6 +102,22 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         f"No format fits the columns {_listed(names)}.",
         "Say which column is which, for example instruction=question and output=answer.",
     )
+
+
+def require_rows_of(objective: Objective, formats: Iterable[DataFormatName], config: DatasetConfig) -> None:
+    """Refuse rows that an objective does not learn from.
+
+    Raises:
+        DatasetError: If a format holds other rows; names the objectives that learn from them.
+    """
+    for kind in (FORMATS[name].rows for name in formats):
+        if kind not in objective.rows:
+            fitting = " or ".join(other.name for other in OBJECTIVES.values() if kind in other.rows)
+            raise DatasetError(
+                f"{config.source} holds {ROWS_IN_WORDS[kind]}; training.objective {objective.name} learns from "
+                f"{' or '.join(ROWS_IN_WORDS[wanted] for wanted in sorted(objective.rows))}.",
+                f"Set training.objective to {fitting}, or choose other rows." if fitting else "Choose other rows.",
+            )
 
 
 def likeliest_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> DataFormatName:

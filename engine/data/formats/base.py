@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from engine.config.objectives import RowKind
 from engine.config.run import DataFormatName
 from engine.data.conversation import Conversation, Example, Message
 from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
@@ -55,11 +56,12 @@ class Table(NamedTuple):
 class Evidence(IntEnum):
     """What speaks for a format; of formats that fit as many rows, the least is chosen; beyond COLUMNS, it is a guess."""
 
-    TURNS = 0  # a list of turns under one of its usual names
-    COLUMNS = 1  # the columns of the format by their own names
-    SIMILAR_COLUMNS = 2  # columns that look like a question and its answer
-    OTHER_TURNS = 3  # a list of turns under any other name
-    TEXT = 4
+    PREFERENCES = 0  # a column of rejected answers, or of labels that are true or false
+    TURNS = 1  # a list of turns under one of its usual names
+    COLUMNS = 2  # the columns of the format by their own names
+    SIMILAR_COLUMNS = 3  # columns that look like a question and its answer
+    OTHER_TURNS = 4  # a list of turns under any other name
+    TEXT = 5
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class DataFormat(ABC):
     turn_column: str = ""  # role of the column that is the whole conversation; empty where a format has none
     turn_fields: tuple[str, str] = ("role", "content")  # where a turn of it has its role and its words
     has_turns: bool = True  # off where rows are plain text, in which no part is the assistant's
+    rows: RowKind = "answers"  # what an objective learns from them
     may_hold_turns: tuple[str, ...] = ()  # roles whose columns hold text, or a list of turns instead
 
     @abstractmethod

@@ -2,19 +2,22 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar, overload
 
+from engine.config.objectives import Objective
 from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
+from engine.data.conversation import Comparison, Rated
+from engine.data.formats import require_rows_of
 from engine.data.passes.check import finish, pass_steps
 from engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
 from engine.data.passes.split import Positions
 from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair, TokenizedRow
 from engine.data.source import SourceOptions
 from engine.paths import LoratoryHome
 
@@ -46,6 +49,10 @@ class TokenizedRows(Sequence[TokenizedRow]):
         selected = copy(self)
         selected._chosen = array("q", numbers)
         return selected
+
+    def numbers(self, places: Iterable[int]) -> Iterator[int]:
+        """Return the numbers under which the sequences at these places were appended."""
+        return (self._chosen[place] for place in places)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -84,12 +91,87 @@ class TokenizedRows(Sequence[TokenizedRow]):
         return sum(self._trained.count(1, self._ends[number], self._ends[number + 1]) for number in self._chosen)
 
 
+class TokenizedPairs(Sequence[TokenizedPair]):
+    """Pairs in order; `sequences` has the chosen and the rejected answer of each, one after the other."""
+
+    def __init__(self, sequences: TokenizedRows) -> None:
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedPair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "TokenizedPairs": ...
+
+    def __getitem__(self, index: int | slice) -> "TokenizedPair | TokenizedPairs":
+        if isinstance(index, slice):
+            places = range(len(self))[index]
+            return TokenizedPairs(self.sequences.select(self.sequences.numbers(2 * at + side for at in places for side in (0, 1))))
+        place = range(len(self))[index]
+        chosen, rejected = self.sequences[2 * place], self.sequences[2 * place + 1]
+        return TokenizedPair(chosen.row, chosen.part, chosen.input_ids, chosen.labels, rejected)
+
+    def lengths(self) -> list[int]:
+        """Return tokens of both sequences of each pair."""
+        lengths = self.sequences.lengths()
+        return [chosen + rejected for chosen, rejected in zip(lengths[::2], lengths[1::2], strict=True)]
+
+    def sha256(self) -> str:
+        """Return a hash of every sequence's tokens and labels, in order, in hexadecimal digits."""
+        return self.sequences.sha256()
+
+    @property
+    def trained_tokens(self) -> int:
+        """Trained tokens of all of them."""
+        return self.sequences.trained_tokens
+
+
+class RatedRows(Sequence[RatedRow]):
+    """Rated answers in order."""
+
+    def __init__(self, sequences: TokenizedRows, desirable: Sequence[bool]) -> None:
+        self.sequences = sequences
+        self.desirable = desirable  # of each row of the dataset
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @overload
+    def __getitem__(self, index: int) -> RatedRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "RatedRows": ...
+
+    def __getitem__(self, index: int | slice) -> "RatedRow | RatedRows":
+        if isinstance(index, slice):
+            return RatedRows(self.sequences[index], self.desirable)
+        one = self.sequences[index]
+        return RatedRow(one.row, one.part, one.input_ids, one.labels, bool(self.desirable[one.row]))
+
+    def lengths(self) -> list[int]:
+        """Return tokens of each sequence."""
+        return self.sequences.lengths()
+
+    def sha256(self) -> str:
+        """Return a hash of tokens, labels and ratings, in order, in hexadecimal digits."""
+        ratings = bytes(one.desirable for one in self)
+        return hashlib.sha256(self.sequences.sha256().encode() + ratings).hexdigest()
+
+    @property
+    def trained_tokens(self) -> int:
+        """Trained tokens of all of them."""
+        return self.sequences.trained_tokens
+
+
 @dataclass(frozen=True)
 class PreparedDataset:
     """What the trainer trains on and measures on. No row of one part repeats a row of the other."""
 
-    train: TokenizedRows
-    held_out: TokenizedRows
+    train: TokenizedRows | TokenizedPairs | RatedRows
+    held_out: TokenizedRows | TokenizedPairs | RatedRows
     report: DatasetReport
 
 
@@ -100,30 +182,44 @@ def prepare_dataset(
     max_length: int,
     tokenizer: ChatTokenizer,
     home: LoratoryHome,
+    objective: Objective | None = None,
     on_progress: Callable[[CheckProgress], None] | None = None,
 ) -> PreparedDataset:
     """Read, render and split a dataset; `on_progress` is called a few times a second, and may raise to stop.
 
+    Without an objective, rows are to be measured, and a pair is its chosen answer alone.
+
     Raises:
         DatasetError: If the source cannot be read, or nothing in it can be trained on.
     """
+    kinds = objective.rows if objective is not None else frozenset()
     rows = TokenizedRows()
     first_sequences = array("q", [0])
+    desirable = bytearray()  # of each row of the dataset
 
     def keep(row: DatasetRow) -> None:
         assert row.rendering is not None
-        for sequence in row.rendering.rows:
+        is_pair = isinstance(row.example, Comparison)
+        for sequence in row.rendering.rows[:1] if is_pair and "pairs" not in kinds else row.rendering.rows:
             rows.append(sequence)
         first_sequences.append(len(rows))
+        if isinstance(row.example, Rated):
+            desirable.extend(bytes(row.record.row + 1 - len(desirable)))
+            desirable[row.record.row] = row.example.desirable
 
-    def sequences(positions: Positions) -> TokenizedRows:
-        return rows.select(
+    def sequences(positions: Positions) -> TokenizedRows | TokenizedPairs | RatedRows:
+        chosen = rows.select(
             chain.from_iterable(
                 range(first_sequences[position], first_sequences[position + 1]) for position in positions.tolist()
             )
         )
+        if "pairs" in kinds:
+            return TokenizedPairs(chosen)
+        return RatedRows(chosen, desirable) if "ratings" in kinds else chosen
 
     reader = DatasetReader(config, SourceOptions(home=home), Renderer(tokenizer, max_length))
+    if objective is not None:
+        require_rows_of(objective, [part.detection.format for part in reader.parts], config)
     report, split, _ = finish(pass_steps(reader, seed, keep), on_progress)
     return PreparedDataset(train=sequences(split.train), held_out=sequences(split.held_out), report=report)
 

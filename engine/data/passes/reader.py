@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from engine.config.run import DatasetConfig
-from engine.data.conversation import Example, PlainText, RowWarning, warnings_of
+from engine.data.conversation import Comparison, Conversation, Example, PlainText, Rated, RowWarning, warnings_of
 from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
 from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
@@ -71,6 +71,7 @@ class DatasetRow:
     rendering: Rendering | None = None
     notices: tuple[RowWarning, ...] = ()  # what is odd about a row that is kept
     digest: int = 0  # 64 bits of the row's content: equal for exact duplicates
+    group: int = 0  # the same of what must stay on one side of the split: a preference's prompt, else the row
     kind: ProblemKind | None = None
     problem: str = ""
 
@@ -170,7 +171,9 @@ class DatasetReader(SeveralSources):
             return DatasetRow(record, part, kind=record.kind, problem=record.problem)
         try:
             example = self.parts[part].converter.convert(record.value)
-            return DatasetRow(record, part, example, notices=warnings_of(example), digest=digest_of(example))
+            digest = digest_of(example)
+            group = digest_of(prompt) if (prompt := _shared_prompt(example)) is not None else digest
+            return DatasetRow(record, part, example, notices=warnings_of(example), digest=digest, group=group)
         except RowProblemError as problem:
             return DatasetRow(record, part, kind=problem.kind, problem=problem.problem)
 
@@ -251,6 +254,11 @@ def printable_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 
+def _shared_prompt(example: Example) -> Example | None:
+    """Return the prompt that several preferences may share; a model would be measured on what it was trained on."""
+    return Conversation(example.prompt) if isinstance(example, Comparison | Rated) else None
+
+
 def digest_of(example: Example) -> int:
     """Return 64 bits that are equal for exact duplicates.
 
@@ -267,14 +275,14 @@ def digest_of(example: Example) -> int:
 def _canonical(example: Example) -> str:
     if isinstance(example, PlainText):
         return example.content
-    if not example.tools and not any(
+    if not example.tools and not isinstance(example, Comparison | Rated) and not any(
         message.tool_calls or message.role == "tool" or message.reasoning or not message.is_learned
         for message in example.messages
     ):
         # The common case, without building a dictionary for every turn.
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
     values = asdict(example)
-    for message in values["messages"]:
+    for message in (*values["messages"], *values.get("rejected", ())):
         if message["is_learned"]:  # what goes without saying is left out
             del message["is_learned"]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)

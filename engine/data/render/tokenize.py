@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.config.run import TrainOn
-from engine.data.conversation import Conversation, Example, Message, PlainText, RowWarning
+from engine.data.conversation import Comparison, Conversation, Example, Message, PlainText, Rated, RowWarning
 from engine.data.records import RowProblemError
 from engine.data.render.encoded import Encoded, earlier_answer, encode, last_answer
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
@@ -35,6 +35,31 @@ class TokenizedRow:
     @property
     def trained_tokens(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED_LABEL)
+
+    @property
+    def length(self) -> int:
+        """Tokens that pass through the model for it."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class TokenizedPair(TokenizedRow):
+    """The sequence of the chosen answer, with that of the rejected one."""
+
+    rejected: TokenizedRow
+    reference: tuple[float, float] | None = None  # log-probabilities of both answers by the reference, where precomputed
+
+    @property
+    def length(self) -> int:
+        """Tokens of both sequences."""
+        return len(self.input_ids) + len(self.rejected.input_ids)
+
+
+@dataclass(frozen=True)
+class RatedRow(TokenizedRow):
+    """A sequence whose answer was rated."""
+
+    desirable: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +104,7 @@ class RenderedRow(TokenizedRow):
 
 @dataclass(frozen=True)
 class Rendering:
-    """All sequences of one row."""
+    """All sequences of one row; of a pair the chosen answer and then the rejected one."""
 
     rows: tuple[RenderedRow, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
@@ -92,8 +117,10 @@ def render_many(
     """Render rows, each with its number, in order; quicker than one by one, because they are tokenized together.
 
     A row becomes one sequence, or several where the template rewrites earlier turns. It is a problem where the template
-    refuses it, where nothing in it can be trained, or where the cut leaves nothing.
+    refuses it, where nothing in it can be trained, or where the cut leaves nothing. A pair becomes two.
     """
+    if any(isinstance(example, Comparison) for _, example in examples):
+        return _render_pairs(examples, tokenizer, options)
     plans: list[RowPlan | RowProblemError] = []
     sizes = [len(example.text()) for _, example in examples]
     with rendering_confined(sum(sizes)):
@@ -103,7 +130,9 @@ def render_many(
                 if isinstance(example, PlainText):
                     plans.append(plan_text(example, tokenizer))
                 else:
-                    plans.append(plan_conversation(example, tokenizer, options.train_on, options.max_length))
+                    # What was rated is the answer, whichever turns are trained otherwise.
+                    train_on = "completion" if isinstance(example, Rated) else options.train_on
+                    plans.append(plan_conversation(example, tokenizer, train_on, options.max_length))
             except RowProblemError as problem:
                 plans.append(problem)
     good = [plan for plan in plans if isinstance(plan, RowPlan)]
@@ -116,6 +145,33 @@ def render_many(
             else _finish(row, plan, [next(encoded) for _ in _measured(plan)], tokenizer, options)
             for (row, _), plan in zip(examples, plans, strict=True)
         ]
+
+
+def _render_pairs(
+    examples: Sequence[tuple[int, Example]], tokenizer: ChatTokenizer, options: RenderOptions
+) -> list[Rendering | RowProblemError]:
+    sides: list[tuple[int, Example]] = []
+    for row, example in examples:
+        sides += [(row, side) for side in (example.sides() if isinstance(example, Comparison) else (example,))]
+    rendered = iter(render_many(sides, tokenizer, replace(options, train_on="completion")))
+    return [
+        _joined_sides(next(rendered), next(rendered)) if isinstance(example, Comparison) else next(rendered)
+        for _, example in examples
+    ]
+
+
+def _joined_sides(chosen: Rendering | RowProblemError, rejected: Rendering | RowProblemError) -> Rendering | RowProblemError:
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(side, RowProblemError):
+            return RowProblemError(side.kind, f"the {name} answer: {side.problem}")
+        if len(side.rows) > 1:
+            return RowProblemError("template", f"the template rewrites turns of the {name} answer, which must be one sequence")
+    assert isinstance(chosen, Rendering)
+    assert isinstance(rejected, Rendering)
+    notes, notices = (tuple(dict.fromkeys((*one, *other))) for one, other in (
+        (chosen.notes, rejected.notes), (chosen.notices, rejected.notices)
+    ))
+    return Rendering((*chosen.rows, replace(rejected.rows[0], part=1)), notes, notices)
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Sequence[object] = ()) -> list[int]:

@@ -16,7 +16,9 @@ from sacrebleu.metrics import CHRF
 from engine.chat.contract import Branch, Progress
 from engine.chat.worker.answer import TalkingTokenizer, begin_answer, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
+from engine.config.objectives import objective_of
 from engine.config.results import SamplingConfig
+from engine.config.run import RunConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
 from engine.data.render.template import ChatTokenizer
@@ -162,10 +164,16 @@ class EvaluationWorker:
             },
             answered=tuple(sorted(answered, key=lambda row: row.answers["tuned"].scores.chrf)),
             seconds=time.perf_counter() - started,
-            notes=(*order.plan.notes, *_changes(data, order.data_then)),
+            notes=(*order.plan.notes, *_about_rows(order.run), *_changes(data, order.data_then)),
             general_losses=general,
         )
         return result.model_dump(mode="json")
+
+
+def _about_rows(run: RunConfig) -> tuple[str, ...]:
+    if not objective_of(run).learns_preferences:
+        return ()
+    return ("The rows say which answer is better. Losses are those of the chosen or rated answers, as if they were learned.",)
 
 
 def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from engine.config.methods.base import Source
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
+from engine.config.preference import ObjectiveSettings
 from engine.config.rules import CHECKPOINTS, MEASUREMENTS, MIN_LEARNING_RATE_SHARE, keeps_best, optimizer_name
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.formats import FORMATS
@@ -20,7 +21,9 @@ from engine.export.script.model_facts import ModelFacts, TokenizerFacts
 
 FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]
 
+_OF_PREFERENCES = "scripts are of supervised runs; one of a preference run is refused"
 NOT_EXPORTED: Mapping[str, str] = {
+    **dict.fromkeys(ObjectiveSettings.model_fields, _OF_PREFERENCES),
     "report_to": "a script logs into log_history.json; trackers need accounts and packages of their own",
     "train_sampling_strategy": "the order of rows follows from whether rows were padded, which the facts hold",
 }

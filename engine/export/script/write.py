@@ -8,8 +8,9 @@ The short form has the shape of the usual tutorials, and names what it leaves ou
 import re
 from collections.abc import Iterator, Sequence
 
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
-from engine.errors import DatasetError
+from engine.errors import ConfigError, DatasetError, Problem
 from engine.export.script.data_facts import look_at_data
 from engine.export.script.facts import DataFacts, RunRows, ScriptFacts
 from engine.export.script.model_facts import ModelFacts, look_at_model
@@ -38,7 +39,11 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
     Raises:
         DatasetError: If the data cannot be read, is not what the run was trained on, or is read otherwise by a script.
         ModelError: If a model that is named by a path is not there.
+        ConfigError: If the run learns preferences.
     """
+    if objective_of(config).learns_preferences:
+        message = f"scripts of {config.training.objective} runs are not written yet."
+        raise ConfigError([Problem("training.objective", message)])
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
     model = look_at_model(config, home, run)

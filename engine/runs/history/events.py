@@ -102,6 +102,7 @@ class StepData(EventData):
     trained_tokens: int = 0  # tokens in the loss so far
     tokens_per_second: float  # since the previous logged step
     memory_bytes: int | None = None  # allocated on CUDA at most since the previous logged step; resident on CPU now
+    metrics: dict[str, float] = {}  # of the objective, by TRL's names, such as rewards/margins
 
 
 class EvalData(EventData):
@@ -114,6 +115,7 @@ class EvalData(EventData):
     eval_tokens: int  # trained tokens that the mean is over
     rows: int
     seconds: float
+    metrics: dict[str, float] = {}  # of the objective; rewards/accuracies is the preference accuracy on held-out pairs
     adapter_disabled: bool = False  # true where the base was measured by switching the adapter off
 
 

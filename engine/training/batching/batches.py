@@ -1,8 +1,8 @@
 """Rows as the tensors that a model takes: joined without padding, or padded side by side."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ class PassTensors:
     trained: TrainedTokens
     tokens: int  # padding not counted
     sequences: int  # that count, next to one another or joined
+    sequence_of: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of each trained token
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what an objective needs besides
+    also: "PassTensors | None" = None  # sequences that pass without gradient, before the step
 
     @property
     def trained_tokens(self) -> int:
@@ -30,7 +33,7 @@ class PassTensors:
     def untrained(self) -> "PassTensors":
         """The same with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
-        return replace(self, trained=TrainedTokens(none, none), tokens=0, sequences=0)
+        return replace(self, trained=TrainedTokens(none, none), tokens=0, sequences=0, sequence_of=none, extras={}, also=None)
 
     def with_any_token(self) -> "PassTensors":
         """The same with any one token to train on, where there is none: for a loss that counts nothing."""
@@ -51,7 +54,14 @@ class PassTensors:
         inputs = {
             name: change(value) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
         }
-        return replace(self, inputs=inputs, trained=TrainedTokens(*map(change, self.trained)))
+        return replace(
+            self,
+            inputs=inputs,
+            trained=TrainedTokens(*map(change, self.trained)),
+            sequence_of=change(self.sequence_of),
+            extras={name: change(value) for name, value in self.extras.items()},
+            also=None if self.also is None else self.also._each(change),
+        )
 
 
 def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
@@ -76,7 +86,7 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
     else:
         inputs["joined_rows"] = JoinedRows(lengths)
     starts = [0, *itertools.accumulate(lengths)][: len(rows)]
-    return PassTensors(inputs, _trained(rows, starts), tokens, len(rows))
+    return PassTensors(inputs, *_trained(rows, starts, tokens))
 
 
 def pad(rows: Sequence[TokenizedRow], pad_token_id: int) -> PassTensors:
@@ -89,16 +99,24 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int) -> PassTensors:
         attention_mask[number, : len(row.input_ids)] = 1
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     starts = [number * longest for number in range(len(rows))]
-    return PassTensors(inputs, _trained(rows, starts), int(attention_mask.sum()), len(rows))
+    return PassTensors(inputs, *_trained(rows, starts, int(attention_mask.sum())))
 
 
-def _trained(rows: Sequence[TokenizedRow], starts: Sequence[int]) -> TrainedTokens:
-    """The position before each trained token, and that token. A row's first token has nothing before it."""
+def _trained(
+    rows: Sequence[TokenizedRow], starts: Sequence[int], tokens: int
+) -> tuple[TrainedTokens, int, int, torch.Tensor]:
+    """The position before each trained token and that token, tokens, rows, and the row of each trained token.
+
+    A row's first token has nothing before it.
+    """
     positions: list[int] = []
     targets: list[int] = []
-    for row, start in zip(rows, starts, strict=True):
+    numbers: list[int] = []
+    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
         for position, label in enumerate(row.labels[1:], start):
             if label != IGNORED_LABEL:
                 positions.append(position)
                 targets.append(label)
-    return TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))
+                numbers.append(number)
+    trained = TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))
+    return trained, tokens, len(rows), torch.tensor(numbers, dtype=torch.long)

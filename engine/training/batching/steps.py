@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,7 +12,7 @@ from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, join_rows
 from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.methods.base import MethodTrainer
-from engine.training.objectives import TRAINING_OBJECTIVES, TrainingObjective
+from engine.training.objectives.base import TrainingObjective
 
 # Measuring must not cost more than training: a measurement during the run takes at most so many tokens.
 _MEASURED_TOKENS_ALWAYS = 16_384
@@ -37,7 +37,7 @@ class TrainerSetup:
     flash: bool = False  # joined rows are described as flash attention takes them
     autocast: torch.dtype | None = None  # None where every weight is already held in the dtype of its products
     prefetches: bool = False  # the next step's batch is made during this one; a processor has no time to spare for it
-    objective: TrainingObjective = TRAINING_OBJECTIVES["sft"]
+    objective: TrainingObjective = field(default_factory=TrainingObjective)
     method: MethodTrainer = field(default_factory=MethodTrainer)
 
 
@@ -50,6 +50,10 @@ class StepBatch:
     @property
     def tokens(self) -> int:
         return sum(one.tokens for one in self.passes)
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(one.trained_tokens for one in self.passes)
 
     def pinned(self) -> "StepBatch":
         """The same in memory that CUDA copies from without waiting."""
@@ -71,13 +75,14 @@ class StepBatches:
         return len(self._rows)
 
     def __getitems__(self, step: Step) -> StepBatch:
-        passes = [(self._tensors(one.rows), one.is_trained) for one in step.passes]
+        order = [row for one in step.passes for row in one.rows]
+        passes = [(self._tensors(one.rows, order), one.is_trained) for one in step.passes]
         return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes))
 
     def measured(self) -> list[Pass]:
         """Plan passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
         settings = self._setup.settings
-        lengths = [len(row.input_ids) for row in self._rows]
+        lengths = [row.length for row in self._rows]
         rows = sorted(range(settings.rank, len(lengths), settings.world_size), key=lambda row: -lengths[row])
         if settings.batching == "joined":
             return list(join_rows(rows, lengths, settings.tokens_per_pass))
@@ -86,18 +91,28 @@ class StepBatches:
 
     def shortest(self) -> Pass:
         """Plan a pass of one row that does not count, for a process that only keeps others company."""
-        return Pass((min(range(len(self._rows)), key=lambda row: len(self._rows[row].input_ids)),), is_trained=False)
+        return Pass((min(range(len(self._rows)), key=lambda row: self._rows[row].length),), is_trained=False)
 
-    def tensors(self, one: Pass) -> PassTensors:
-        """Look up the rows of one planned pass."""
-        (tensors,) = self.__getitems__(Step((one,))).passes
-        return tensors
+    def tensors(self, passes: Sequence[Pass]) -> Iterator[PassTensors]:
+        """Look up the rows of planned passes, one pass after the other."""
+        order = [row for one in passes for row in one.rows]
+        for one in passes:
+            tensors = self._tensors(one.rows, order)
+            yield tensors if one.is_trained else tensors.untrained()
 
-    def _tensors(self, numbers: Sequence[int]) -> PassTensors:
-        rows = [one for number in numbers for one in self._setup.objective.sequences(self._rows[number])]
+    def _tensors(self, numbers: Sequence[int], order: Sequence[int]) -> PassTensors:
+        """Return the pass of some rows; `order` are all rows of the step, in which each has one before it."""
+        objective, rows = self._setup.objective, [self._rows[number] for number in numbers]
+        one = self._batched([sequence for row in rows for sequence in objective.sequences(row)])
+        before = dict(zip(order, (*order[-1:], *order[:-1]), strict=True)) if objective.needs_estimate else {}
+        pairs = ((row, self._rows[before[number]]) for row, number in zip(rows, numbers, strict=True) if before)
+        others = [found for row, other in pairs if (found := objective.mismatched(row, other)) is not None]
+        return replace(one, extras=objective.extras(rows), also=self._batched(others) if others else None)
+
+    def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:
         if self._setup.settings.batching == "joined":
-            return join(rows, flash=self._setup.flash)
-        return pad(rows, self._setup.pad_token_id)
+            return join(sequences, flash=self._setup.flash)
+        return pad(sequences, self._setup.pad_token_id)
 
 
 class StepOrder:

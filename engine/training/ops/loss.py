@@ -75,6 +75,8 @@ def causal_lm_of(model: Any) -> Any:
 def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs: int = 0) -> None:
     """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
 
+    With `token_losses=True` it returns the loss of each, (n,), for objectives that do not add them all.
+
     Args:
         causal_lm: A causal language model of transformers, below any PEFT wrapper. Without `trained_tokens` its forward
             pass is unchanged.
@@ -86,7 +88,9 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
     transform = logit_transform(causal_lm.config.get_text_config())
 
     @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
-    def forward(self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, token_losses: bool = False, **kwargs: Any
+    ) -> Any:
         if trained_tokens is None:
             return original(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None}
@@ -99,8 +103,9 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
             positions = positions + (positions // (states.shape[1] - virtual_inputs) + 1) * virtual_inputs
         chosen = states.reshape(-1, states.shape[-1])[positions]
         if through_logits:
-            return functional.cross_entropy(chosen.float(), targets, reduction="sum")
-        return summed_loss(chosen, targets, self.get_output_embeddings(), transform)
+            return functional.cross_entropy(chosen.float(), targets, reduction="none" if token_losses else "sum")
+        loss = loss_of_each if token_losses else summed_loss
+        return loss(chosen, targets, self.get_output_embeddings(), transform)
 
     causal_lm.forward = types.MethodType(forward, causal_lm)
 
@@ -114,9 +119,9 @@ def summed_loss(
         hidden: Last hidden states, (n, hidden_size); `targets` are token ids, (n,).
         head: The output layer; a frozen linear one takes the quick path, any other is computed again for its gradient.
     """
-    if type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters()):
+    if _is_frozen_linear(head):
         with torch.autocast(hidden.device.type, enabled=False):  # it would take the float32 sums for products
-            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform)
+            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform, True)
     total = hidden.new_zeros((), dtype=torch.float32)
     width = getattr(head, "out_features", None) or head.weight.shape[0]
     for start, end in _chunks(hidden, width):
@@ -128,10 +133,34 @@ def summed_loss(
     return total
 
 
-def _chunk_loss(
-    hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform
+def loss_of_each(
+    hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform = LogitTransform()
 ) -> torch.Tensor:
-    return functional.cross_entropy(transform.apply(head(hidden).float()), targets, reduction="sum")
+    """Return -log p(target) for each position of `hidden`, (n,), in nats, float32; arguments as of `summed_loss`."""
+    if _is_frozen_linear(head):
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform, False)
+    width = getattr(head, "out_features", None) or head.weight.shape[0]
+    pieces = []
+    for start, end in _chunks(hidden, width):
+        piece = (hidden[start:end], targets[start:end], head, transform, "none")
+        is_trained = torch.is_grad_enabled()
+        pieces.append(checkpoint(_chunk_loss, *piece, use_reentrant=False) if is_trained else _chunk_loss(*piece))
+    return torch.cat(pieces)
+
+
+def _is_frozen_linear(head: torch.nn.Module) -> bool:
+    return type(head) is torch.nn.Linear and not any(p.requires_grad for p in head.parameters())
+
+
+def _chunk_loss(
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    head: torch.nn.Module,
+    transform: LogitTransform,
+    reduction: str = "sum",
+) -> torch.Tensor:
+    return functional.cross_entropy(transform.apply(head(hidden).float()), targets, reduction=reduction)
 
 
 def _chunks(hidden: torch.Tensor, vocabulary: int) -> list[tuple[int, int]]:
@@ -152,8 +181,9 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         transform: LogitTransform,
+        sums: bool,  # else the loss of each position
     ) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros(() if sums else hidden.shape[:1], dtype=torch.float32, device=hidden.device)
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
         # In float16 the loss scale comes with the backward pass, when a gradient that is too small would be gone.
@@ -164,7 +194,11 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
             logits = transform.apply(output.float())
             wanted = targets[start:end].unsqueeze(1)
             normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (normalizer - logits.gather(1, wanted)).sum()
+            losses = normalizer - logits.gather(1, wanted)
+            if sums:
+                total += losses.sum()
+            else:
+                total[start:end] = losses.squeeze(1)
             if gradient is None:
                 continue
             slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()
@@ -181,10 +215,11 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient, scales = ctx.saved_tensors
         if gradient is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         # In float32: 1 / tokens, rounded to the gradient's dtype, would scale every step a little wrong.
+        grad = grad.unsqueeze(1) if grad.dim() else grad
         factor = grad if scales is None else grad / scales
-        return (gradient.float() * factor).to(gradient.dtype), None, None, None, None
+        return (gradient.float() * factor).to(gradient.dtype), None, None, None, None, None
 
 
 def _float16_scales(slope: torch.Tensor) -> torch.Tensor:

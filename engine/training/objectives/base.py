@@ -1,0 +1,85 @@
+"""What the trainer asks of an objective, and supervised fine-tuning, which is the plainest one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.config.objectives import SUPERVISED, Objective
+from engine.config.training import TrainingConfig
+from engine.data.render.tokenize import TokenizedRow
+from engine.training.batching.batches import PassTensors
+from engine.training.objectives.reference import Reference
+
+
+@dataclass(frozen=True)
+class PassLosses:
+    """What a pass gave: the sum of each part of the loss, float32 scalars, and sums and counts of what is measured."""
+
+    sums: tuple[torch.Tensor, ...]
+    measured: torch.Tensor | None = None  # (metrics of the objective, 2), detached
+
+
+class TrainingObjective:
+    """How rows become a loss: supervised fine-tuning, the mean of -log p(token) over trained tokens.
+
+    The trainer owns passes, accumulation, averaging and the backward pass; a subclass is another objective. A loss has
+    one or more parts, each a mean over its own terms (tokens, pairs) of all passes of a step on all processes.
+    """
+
+    traits: Objective = SUPERVISED
+
+    def __init__(self, training: TrainingConfig | None = None, reference: Reference | None = None) -> None:
+        self.training = training or TrainingConfig()
+        self.reference = reference or Reference()
+
+    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
+        """Return the token sequences of one row, in the order in which `losses` expects them."""
+        return (row,)
+
+    def mismatched(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:  # noqa: ARG002
+        """Return a sequence of one row's prompt with another one's answer, where `estimate` needs it."""
+        return None
+
+    def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Return what else `losses` needs to know about the rows of a pass."""
+        return {}
+
+    def terms(self, one: PassTensors) -> tuple[int, ...]:
+        """Return how many terms each part of a pass's loss has."""
+        return (one.trained_tokens,)
+
+    @property
+    def needs_estimate(self) -> bool:
+        """Whether `losses` needs something of all passes of a step first: the sum of what `estimate` returns."""
+        return False
+
+    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:
+        """Return a sum and a count over mismatched sequences, (2,), without gradient."""
+        raise NotImplementedError
+
+    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
+        """Return the losses of a pass, which is on the device and has a term; `estimate` is the sum over the whole step.
+
+        The model has its adapter, and `engine.training.ops.loss` attached.
+        """
+        return PassLosses((model(**one.inputs, trained_tokens=one.trained),))
+
+
+def sequence_log_probabilities(model: Any, one: PassTensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed log-probability of the trained tokens of each sequence, (sequences,), and that of each token."""
+    tokens = -model(**one.inputs, trained_tokens=one.trained, token_losses=True)
+    sums = tokens.new_zeros(one.sequences).index_add(0, one.sequence_of.to(tokens.device), tokens)
+    return sums, tokens
+
+
+def sequence_lengths(one: PassTensors, device: torch.device) -> torch.Tensor:
+    """Return the trained tokens of each sequence, at least 1, (sequences,)."""
+    counts = torch.bincount(one.sequence_of, minlength=one.sequences).clamp_min(1)
+    return counts.to(device=device, dtype=torch.float32)
+
+
+def sums_and_counts(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum and the number of elements of each tensor, (tensors, 2), detached."""
+    return torch.stack([torch.stack([one.detach().sum().float(), one.new_tensor(float(one.numel()))]) for one in values])

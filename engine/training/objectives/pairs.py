@@ -1,0 +1,121 @@
+"""Objectives that learn from pairs: DPO, which compares with a reference, and ORPO, which needs none."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from engine.config.objectives import DPO, ORPO
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
+from engine.training.batching.batches import PassTensors
+from engine.training.objectives.base import (
+    PassLosses,
+    TrainingObjective,
+    sequence_lengths,
+    sequence_log_probabilities,
+    sums_and_counts,
+)
+from engine.training.objectives.preference_losses import PAIR_LOSSES, PairScores
+
+_LOG_HALF = -0.6931471805599453
+
+
+class DirectPreference(TrainingObjective):
+    """Direct preference optimization: the chosen answer shall gain on the rejected one, seen from the reference.
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290.
+    """
+
+    traits = DPO
+
+    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
+        return (row, row.rejected) if isinstance(row, TokenizedPair) else (row,)
+
+    def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
+        known = [row.reference for row in rows if isinstance(row, TokenizedPair) and row.reference is not None]
+        return {"reference": torch.tensor(known).flatten()} if known else {}
+
+    def terms(self, one: PassTensors) -> tuple[int, ...]:
+        pairs = one.sequences // 2
+        return (pairs, int((one.sequence_of % 2 == 0).sum())) if "sft" in self._weights else (pairs,)
+
+    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
+        expected = self.reference_log_probabilities(model, one)
+        own, tokens = sequence_log_probabilities(model, one)
+        ratios, lengths = own - expected.to(own.device), sequence_lengths(one, own.device)
+        pairs = PairScores(
+            ratios[0::2], ratios[1::2], lengths[0::2], lengths[1::2], self.training.beta, self.training.label_smoothing
+        )
+        compared = [weight * PAIR_LOSSES[name](pairs) for name, weight in self._weights.items() if name in PAIR_LOSSES]
+        sums = [torch.stack([part.sum() for part in compared]).sum() if compared else own.new_zeros(())]
+        if "sft" in self._weights:
+            sums.append(self._weights["sft"] * -tokens[one.sequence_of.to(tokens.device) % 2 == 0].sum())
+        chosen, rejected = (self.training.beta * side.detach() for side in (pairs.chosen, pairs.rejected))
+        measured = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2])
+        return PassLosses(tuple(sums), sums_and_counts(measured))
+
+    def reference_log_probabilities(self, model: Any, one: PassTensors) -> torch.Tensor:
+        """Return the reference's log-probability of each answer, (sequences,): as precomputed, or from a pass of its own."""
+        if "reference" in one.extras:
+            return one.extras["reference"]
+        with self.reference.replacing(model) as reference:
+            return sequence_log_probabilities(reference, one)[0]
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        names = self.training.loss_type or self.traits.losses[:1]
+        return dict(zip(names, self.training.loss_weights or (1.0,) * len(names), strict=True))
+
+
+class OddsRatio(TrainingObjective):
+    """Odds ratio preference optimization: the likelihood of prompt and chosen answer, and the odds of the two answers.
+
+    As in TRL, answers count by their average log-probability per token. Source: Hong et al. 2024, arXiv:2403.07691.
+    """
+
+    traits = ORPO
+
+    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
+        if not isinstance(row, TokenizedPair):
+            return (row,)
+        return (TokenizedRow(row.row, row.part, row.input_ids, row.input_ids), row.rejected)
+
+    def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
+        answers: list[bool] = []  # of each trained token: whether it is an answer's
+        for row in rows:
+            if isinstance(row, TokenizedPair):
+                answers += [label != IGNORED_LABEL for label in row.labels[1:]]
+                answers += [True] * sum(label != IGNORED_LABEL for label in row.rejected.labels[1:])
+        return {"answers": torch.tensor(answers)}
+
+    def terms(self, one: PassTensors) -> tuple[int, ...]:
+        return one.sequences // 2, int((one.sequence_of % 2 == 0).sum())
+
+    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
+        _, tokens = sequence_log_probabilities(model, one)
+        answers, sequence = one.extras["answers"].to(tokens.device), one.sequence_of.to(tokens.device)
+        sums = tokens.new_zeros(one.sequences).index_add(0, sequence[answers], tokens[answers])
+        answered = replace(one, sequence_of=one.sequence_of[one.extras["answers"]])
+        means = sums / sequence_lengths(answered, tokens.device)
+        chosen, rejected = means[0::2], means[1::2]
+        odds = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))
+        ratio, beta = logsigmoid(odds), self.training.beta
+        likelihood = -tokens[sequence % 2 == 0]
+        rewards = (beta * chosen.detach(), beta * rejected.detach())
+        measured = (
+            *rewards, rewards[0] - rewards[1], (rewards[0] > rewards[1]).float(), chosen, rejected, likelihood, ratio, odds
+        )  # fmt: skip
+        return PassLosses((-beta * ratio.sum(), likelihood.sum()), sums_and_counts(measured))
+
+
+def _log_one_minus_exp(values: torch.Tensor) -> torch.Tensor:
+    """Return log(1 - exp(x)) for x < 0, precise on both ends.
+
+    Source: Mächler 2012, "Accurately computing log(1 - exp(-|a|))".
+    """
+    near = values > _LOG_HALF
+    # Each branch gets only values that it can differentiate.
+    close = torch.log(-torch.expm1(torch.where(near, values, _LOG_HALF)))
+    return torch.where(near, close, torch.log1p(-torch.exp(torch.where(near, _LOG_HALF, values))))

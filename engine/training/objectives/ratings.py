@@ -1,0 +1,62 @@
+"""KTO: answers that were rated good or bad by themselves, without a pair."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from engine.config.objectives import KTO
+from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedRow
+from engine.training.batching.batches import PassTensors
+from engine.training.objectives.base import PassLosses, TrainingObjective, sequence_log_probabilities, sums_and_counts
+
+
+class KahnemanTversky(TrainingObjective):
+    """Kahneman-Tversky optimization: good answers shall gain on the reference, bad ones lose, beyond what all answers do.
+
+    What all do is estimated from the answers of a step put behind each other's prompts. TRL does so within each batch;
+    here it is the whole step of a process, so dividing a step into passes changes nothing.
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306; `KTOTrainer._compute_loss`, trl/trainer/kto_trainer.py.
+    """
+
+    traits = KTO
+
+    def mismatched(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:
+        start = next(place for place, label in enumerate(row.labels) if label != IGNORED_LABEL)
+        answer = next(place for place, label in enumerate(other.labels) if label != IGNORED_LABEL)
+        cut = self.training.max_length
+        ids = (row.input_ids[:start] + other.input_ids[answer:])[:cut]
+        labels = ([IGNORED_LABEL] * start + other.labels[answer:])[:cut]
+        return TokenizedRow(row.row, row.part, ids, labels)
+
+    def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
+        return {"desirable": torch.tensor([row.desirable for row in rows if isinstance(row, RatedRow)])}
+
+    def terms(self, one: PassTensors) -> tuple[int, ...]:
+        return (one.sequences,)
+
+    @property
+    def needs_estimate(self) -> bool:
+        return (self.training.loss_type or self.traits.losses)[0] == "kto"
+
+    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:
+        with torch.no_grad():
+            own, _ = sequence_log_probabilities(getattr(model, "module", model), mismatched)
+        with self.reference.replacing(model) as reference:
+            expected, _ = sequence_log_probabilities(reference, mismatched)
+        gained = own - expected
+        return torch.stack([gained.sum(), gained.new_tensor(float(gained.numel()))])
+
+    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
+        with self.reference.replacing(model) as reference:
+            expected, _ = sequence_log_probabilities(reference, one)
+        own, _ = sequence_log_probabilities(model, one)
+        ratios, beta = own - expected, self.training.beta
+        kl = own.new_zeros(()) if estimate is None else (estimate[0] / estimate[1].clamp_min(1)).clamp_min(0).to(own.device)
+        desirable = one.extras["desirable"].to(own.device)
+        gained = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
+        weights = torch.where(desirable, self.training.desirable_weight, self.training.undesirable_weight)
+        rewards, bad = beta * ratios.detach(), ~desirable
+        measured = (rewards[desirable], rewards[bad], own[desirable], own[bad], kl.unsqueeze(0))
+        return PassLosses(((weights * (1 - gained)).sum(),), sums_and_counts(measured))

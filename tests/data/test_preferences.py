@@ -1,0 +1,236 @@
+"""Rows that say which answer is better: recognized, read, checked and rendered."""
+
+import json
+
+import pytest
+
+from engine.config.objectives import OBJECTIVES
+from engine.config.run import DatasetConfig
+from engine.data.conversation import Comparison, Message, Rated
+from engine.data.formats import Converter, detect_format
+from engine.data.passes.prepare import prepare_dataset
+from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.records import RowProblemError
+from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair
+from engine.data.source import SourceOptions
+from engine.errors import DatasetError
+from tests.data.checks import check_dataset
+from tests.data.families import FAMILIES, family, tokenizer_of
+
+ASKED = {"role": "user", "content": "Which bird?"}
+GOOD, BAD = {"role": "assistant", "content": "A heron."}, {"role": "assistant", "content": "A fish."}
+HH = "\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Which bird?\n\nAssistant: "
+
+PAIRS = {
+    "text with a prompt": ({"prompt": "Which bird?", "chosen": "A heron.", "rejected": "A fish."}, "preference"),
+    "turns with a prompt": ({"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}, "preference"),
+    "turns without one": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score": 1.0}, "preference"),
+    "turns as JSON text": (
+        {"chosen": json.dumps([ASKED, GOOD]), "rejected": json.dumps([ASKED, BAD])},
+        "preference",
+    ),
+    "UltraFeedback": (
+        {"prompt": "Which bird? ", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score_chosen": 8.0},
+        "preference",
+    ),
+    "text that begins alike": ({"chosen": "Which bird? A heron.", "rejected": "Which bird? A fish."}, None),
+    "HH": ({"chosen": f"{HH}A heron.", "rejected": f"{HH}A fish."}, "hh"),
+    "LLaMA-Factory, Alpaca": (
+        {"instruction": "Which bird?", "input": "", "chosen": "A heron.", "rejected": "A fish."},
+        "ranking",
+    ),
+    "LLaMA-Factory, ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Which bird?"}],
+            "chosen": {"from": "gpt", "value": "A heron."},
+            "rejected": {"from": "gpt", "value": "A fish."},
+        },
+        "ranking",
+    ),
+    "a question under another name": ({"question": "Which bird?", "chosen": "A heron.", "rejected": "A fish."}, None),
+}
+
+
+def read(row, **settings):
+    return Converter(detect_format(DatasetConfig(source="x", **settings), [row])).convert(row)
+
+
+@pytest.mark.parametrize(("row", "format_"), PAIRS.values(), ids=PAIRS)
+def test_pairs_are_recognized_in_all_their_styles(row, format_):
+    found = detect_format(DatasetConfig(source="x"), [row])
+    pair = Converter(found).convert(row)
+
+    assert found.format == (format_ or "preference")
+    assert found.sure is (format_ is not None)
+    assert isinstance(pair, Comparison)
+    assert pair.prompt[-1] == Message("user", pair.prompt[-1].content)
+    assert pair.prompt[-1].content.strip().removesuffix(" A") == "Which bird?"  # cut where the two begin to differ
+    assert len(pair.prompt) == (3 if found.format == "hh" else 1)
+    words = [pair.chosen[0].content.split()[-1], pair.rejected[0].content.split()[-1]]
+    assert words == ["heron.", "fish."]
+
+
+RATINGS = {
+    "TRL": {"prompt": "Which bird?", "completion": "A fish.", "label": False},
+    "a table": {"prompt": "Which bird?", "completion": "A fish.", "label": "False"},
+    "turns": {"prompt": [ASKED], "completion": [BAD], "label": False},
+    "LLaMA-Factory": {"messages": [ASKED, BAD], "kto_tag": False},
+}
+
+
+@pytest.mark.parametrize("row", RATINGS.values(), ids=RATINGS)
+def test_rated_answers_are_recognized(row):
+    rated = read(row)
+
+    assert isinstance(rated, Rated)
+    assert not rated.desirable
+    assert [turn.content for turn in rated.messages[rated.completion_start :]] == ["A fish."]
+
+
+def test_labels_that_are_classes_are_no_ratings():
+    row = {"prompt": "Which bird?", "completion": "A heron.", "label": 1}
+
+    assert detect_format(DatasetConfig(source="x"), [row]).format == "prompt_completion"
+    assert read(row, format="kto").desirable
+
+
+def test_columns_of_any_name_can_be_mapped():
+    row = {"asked": "Which bird?", "win": "A heron.", "lose": "A fish."}
+
+    pair = read(row, column_map={"prompt": "asked", "chosen": "win", "rejected": "lose"})
+
+    assert (pair.chosen[0].content, pair.rejected[0].content) == ("A heron.", "A fish.")
+    # The chosen answers alone can still be learned as answers.
+    assert not isinstance(read(row, column_map={"prompt": "asked", "completion": "win"}), Comparison)
+
+
+MALFORMED = {
+    "equal": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, GOOD]}, "are equal"),
+    "other prompts": (
+        {"chosen": [ASKED, GOOD], "rejected": [{"role": "user", "content": "Why?"}, BAD]},
+        "the prompts differ",
+    ),
+    "no rejected answer": ({"chosen": [ASKED, GOOD], "rejected": [ASKED]}, "the rejected answer has no turn"),
+    "an empty answer": ({"prompt": "Q", "chosen": " ", "rejected": "b"}, "the chosen answer is empty"),
+    "no prompt": ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt"),
+    "a number": ({"prompt": "Q", "chosen": 3, "rejected": "b"}, "chosen is the number 3"),
+    "a missing cell": ({"prompt": "Q", "chosen": "a", "rejected": None}, "rejected is null"),
+    "an odd role": ({"chosen": [{"role": "elf", "content": "x"}], "rejected": [ASKED, BAD]}, "unknown role 'elf'"),
+    "no dialogue": ({"chosen": "Human: hi", "rejected": f"{HH}A fish."}, "does not begin with Human:"),
+    "no label": ({"prompt": "Q", "completion": "a", "label": "good"}, "label is text, not true or false"),
+}
+
+
+@pytest.mark.parametrize(("row", "problem"), MALFORMED.values(), ids=MALFORMED)
+def test_what_is_wrong_with_a_pair_is_reported(row, problem):
+    kind = "kto" if "label" in row else "hh" if "Human" in str(row) else "preference"
+
+    with pytest.raises(RowProblemError, match=problem):
+        read(row, format=kind)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of(family("qwen2.5"))
+
+
+def write(path, rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
+    rows = [
+        *({"prompt": f"Which bird {n}?", "chosen": "A heron, of course.", "rejected": "A fish."} for n in range(30)),
+        {"prompt": "Spaces?", "chosen": "A  heron.", "rejected": "A heron."},
+        {"prompt": "Equal?", "chosen": "A heron.", "rejected": "A heron."},
+        "{broken\n",
+        {"prompt": "Missing?", "chosen": "A heron."},
+        {"prompt": "Which bird 1?", "chosen": "A heron, of course.", "rejected": "A fish."},
+    ]
+    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
+
+    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 256))
+
+    assert [(problem.line, problem.kind) for problem in report.problems] == [
+        (32, "pair"), (33, "not_json"), (34, "missing_column"),
+    ]  # fmt: skip
+    assert [(notice.line, notice.problem) for notice in report.notices] == [
+        (31, "the chosen and the rejected answer differ in white space only")
+    ]
+    assert report.duplicates == 1
+    assert any("longer one in 32 of 32 pairs (100%)" in note for note in report.notes)
+    assert report.row_lengths.per_row == 2
+    assert report.row_lengths.count == report.train_rows
+
+
+def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, home):
+    rows = [
+        {"prompt": f"Which bird {n % 10}?", "chosen": f"A heron {n}.", "rejected": f"A fish {n}."} for n in range(60)
+    ]
+    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
+
+    found = prepare_dataset(
+        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"]
+    )
+
+    sides = [{row.row % 10 for row in part} for part in (found.train, found.held_out)]
+    assert not sides[0] & sides[1]
+    assert len(found.train) + len(found.held_out) == 60
+    assert len(found.held_out) == 12
+
+
+@pytest.mark.parametrize("name", [one.name for one in FAMILIES])
+def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_path, home):
+    tokenizer = tokenizer_of(family(name))
+    rows = [{"prompt": f"Which bird {n}?", "chosen": "A heron.", "rejected": "A fish it is."} for n in range(4)]
+    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
+
+    prepared = prepare_dataset(
+        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["orpo"]
+    )
+
+    shown = [row.rendering.rows for row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 256)).rows()]
+    for pair, (chosen, rejected) in zip(prepared.train, shown, strict=True):
+        assert isinstance(pair, TokenizedPair)
+        assert (pair.input_ids, pair.labels) == (chosen.input_ids, chosen.labels)
+        assert (pair.rejected.input_ids, pair.rejected.labels) == (rejected.input_ids, rejected.labels)
+        starts = [next(i for i, label in enumerate(one.labels) if label != IGNORED_LABEL) for one in (pair, pair.rejected)]
+        assert pair.input_ids[: starts[0]] == pair.rejected.input_ids[: starts[1]]
+        trained = [tokenizer.decode([i for i in one.labels if i != IGNORED_LABEL]) for one in (pair, pair.rejected)]
+        assert "heron" in trained[0]
+        assert "fish" in trained[1]
+    assert prepared.train.lengths() == [pair.length for pair in prepared.train]
+
+
+def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
+    rows = [{"prompt": f"Q {n}?", "completion": f"A {n}.", "label": n % 3 == 0} for n in range(12)]
+    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", [*rows[:5], "{broken\n", *rows[5:]])), eval_fraction=0.3)
+
+    found = prepare_dataset(
+        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["kto"]
+    )
+
+    for row in (*found.train, *found.held_out):
+        assert isinstance(row, RatedRow)
+        number = int(tokenizer.decode(row.input_ids).split("A ")[1].split(".")[0])
+        assert row.desirable == (number % 3 == 0)
+
+
+def test_an_objective_refuses_rows_that_it_does_not_learn_from(tmp_path, tokenizer, home):
+    pairs = DatasetConfig(source=str(write(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}])))
+
+    with pytest.raises(DatasetError, match="pairs of a chosen and a rejected answer; training.objective sft") as refused:
+        prepare_dataset(pairs, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["sft"])
+
+    assert "dpo or orpo" in refused.value.fix
+
+
+def test_where_losses_are_measured_a_pair_is_its_chosen_answer(tmp_path, tokenizer, home):
+    rows = [{"prompt": f"Q {n}", "chosen": "good", "rejected": "bad"} for n in range(6)]
+    config = DatasetConfig(source=str(write(tmp_path / "pairs.jsonl", rows)))
+
+    found = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home)
+
+    assert len(found.train) + len(found.held_out) == 6
+    assert all("good" in tokenizer.decode(row.input_ids) for row in (*found.train, *found.held_out))

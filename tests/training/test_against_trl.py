@@ -1,0 +1,102 @@
+"""Preference objectives are TRL's: losses, rewards and gradients of the same batches, step by step."""
+
+import copy
+
+import pytest
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+
+from engine.training.methods.registry import method_trainer  # noqa: F401 - before PEFT patches
+from tests.training.preference_rows import _Gradients, in_order, make_pairs, make_ratings, split, train_with_trl
+from tests.training.tiny_training import make_config, make_training
+
+pytestmark = pytest.mark.e2e
+ROWS = 120
+STEPS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
+
+
+def train_both(kind, folder, home, rows, as_trl, **settings):
+    """Return what both logged, and the first gradients of both; ours, then TRL's."""
+    trainer, trl_config, names = kind
+    own = {name: (value,) if name == "loss_type" and isinstance(value, str) else value for name, value in settings.items()}
+    training = STEPS | {"objective": names["objective"], "lr_scheduler_type": "constant", "warmup_steps": 0} | own
+    gradients = _Gradients()
+    built = make_training(make_config(folder, training=training), rows, home / "ours", callbacks=(gradients,))
+    ordered = in_order(built, rows)
+    model = copy.deepcopy(built.trainer.model)
+    # The copy has TRL's forward pass and PEFT's, not ours.
+    for module in model.modules():
+        vars(module).pop("forward", None)
+    model.get_base_model().set_attn_implementation("eager")
+    built.trainer.train()
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    logged, theirs = train_with_trl(
+        trainer, trl_config, model, as_trl(ordered), home / "trl",
+        per_device_train_batch_size=STEPS["per_device_train_batch_size"], learning_rate=STEPS["learning_rate"],
+        lr_scheduler_type="constant", **given,
+    )  # fmt: skip
+    return built.steps, logged, gradients.first, theirs
+
+
+def assert_same(ours, theirs, own_gradients, gradients, metrics):
+    assert len(ours) == len(theirs) == ROWS // 4
+    for step, entry in zip(ours, theirs, strict=True):
+        assert step.loss == pytest.approx(entry["loss"], rel=1e-4, abs=1e-5), step.step
+        for name in metrics:
+            if name in entry:
+                assert step.metrics[name] == pytest.approx(entry[name], rel=1e-4, abs=1e-4), (step.step, name)
+    assert own_gradients.keys() == gradients.keys()
+    for name, own in own_gradients.items():
+        assert own.sub(gradients[name]).norm() <= 1e-4 * gradients[name].norm() + 1e-7, name
+
+
+def pairs_as_trl(pairs):
+    sides = [(split(pair), split(pair.rejected)[1]) for pair in pairs]
+    return [
+        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected} for (prompt, chosen), rejected in sides
+    ]
+
+
+def ratings_as_trl(ratings):
+    rows = [(*split(row), row.desirable) for row in ratings]
+    names = ("prompt_ids", "completion_ids", "label", "KL_completion_ids")
+    # In each batch of four, every answer also follows the next prompt.
+    before = [number - 1 if number % 4 else number + 3 for number in range(len(rows))]
+    return [dict(zip(names, (*row, rows[other][1]), strict=True)) for row, other in zip(rows, before, strict=True)]
+
+
+DPO_NAMES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"beta": 0.5, "loss_type": ("sigmoid", "sft", "apo_zero", "apo_down"), "loss_weights": (1.0, 0.3, 0.5, 2.0)},
+        {"loss_type": ("ipo", "hinge", "nca_pair", "bco_pair")},
+        {"loss_type": ("exo_pair", "robust", "sppo_hard", "sigmoid_norm"), "label_smoothing": 0.1},
+    ],
+    ids=lambda settings: "+".join(settings.get("loss_type", ["default"])),
+)
+def test_dpo_is_that_of_trl(settings, tiny_model_folder, tmp_path):
+    kind = (DPOTrainer, DPOConfig, {"objective": "dpo"})
+    both = train_both(kind, tiny_model_folder, tmp_path, make_pairs(ROWS), pairs_as_trl, **settings)
+
+    assert_same(*both, DPO_NAMES)
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss_type": "apo_zero_unpaired", "desirable_weight": 1.3}], ids=["kto", "apo"])
+def test_kto_is_that_of_trl(settings, tiny_model_folder, tmp_path):
+    kind = (KTOTrainer, KTOConfig, {"objective": "kto"})
+    both = train_both(kind, tiny_model_folder, tmp_path, make_ratings(ROWS), ratings_as_trl, **settings)
+
+    assert_same(*both, ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"))
+
+
+def test_orpo_is_that_of_trl(tiny_model_folder, tmp_path):
+    kind = (ORPOTrainer, ORPOConfig, {"objective": "orpo"})
+    both = train_both(kind, tiny_model_folder, tmp_path, make_pairs(ROWS), pairs_as_trl, beta=0.4)
+
+    assert_same(*both, (*DPO_NAMES, "nll_loss", "log_odds_ratio", "log_odds_chosen"))
