@@ -160,7 +160,7 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.fsdp", "adapter.method", "model.quantization", "training.optim")
+@pair_rule("run.fsdp", "adapter.method", "model.quantization", "training.optim", "training.objective")
 def _what_cannot_be_sharded(config: RunConfig) -> str | None:
     return sharding_problem(config) if config.run.fsdp != "none" else None
 
