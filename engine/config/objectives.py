@@ -16,7 +16,14 @@ ROWS_IN_WORDS: Mapping[RowKind, str] = {
     "pairs": "pairs of a chosen and a rejected answer",
     "ratings": "answers with a label, good or bad",
 }
-_REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+_REWARDS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,19 @@ DPO = Objective(
     metrics=_REWARDS,
     sequences_per_example=2,
     losses=(
-        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-        "sigmoid_norm", "sft",
-    ),  # fmt: skip
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+        "sigmoid_norm",
+        "sft",
+    ),
     adds_losses=True,
     has_reference=True,
 )  # Rafailov et al. 2023, arXiv:2305.18290

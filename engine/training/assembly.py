@@ -63,7 +63,9 @@ def assemble(
     training, method, traits = config.training, method_trainer(config.adapter.method), objective_of(config)
     if traits.learns_preferences and training.disable_dropout:
         disable_dropout_in_model(model)
-    reference = Reference.of(model, warm_started=config.adapter.warm_start is not None) if traits.has_reference else None
+    reference = (
+        Reference.of(model, warm_started=config.adapter.warm_start is not None) if traits.has_reference else None
+    )
     causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()

@@ -145,7 +145,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
         """All passes of one optimizer step, forward and backward; returns the mean loss over its terms."""
         model.train()
-        objective = self._setup.objective
         totals = self._totals(inputs.passes)
         trained = self._over_all_processes(inputs.trained_tokens)
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)

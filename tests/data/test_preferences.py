@@ -170,9 +170,7 @@ def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, h
     ]
     config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
 
-    found = prepare_dataset(
-        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"]
-    )
+    found = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"])
 
     sides = [{row.row % 10 for row in part} for part in (found.train, found.held_out)]
     assert not sides[0] & sides[1]
@@ -195,7 +193,9 @@ def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_pat
         assert isinstance(pair, TokenizedPair)
         assert (pair.input_ids, pair.labels) == (chosen.input_ids, chosen.labels)
         assert (pair.rejected.input_ids, pair.rejected.labels) == (rejected.input_ids, rejected.labels)
-        starts = [next(i for i, label in enumerate(one.labels) if label != IGNORED_LABEL) for one in (pair, pair.rejected)]
+        starts = [
+            next(i for i, label in enumerate(one.labels) if label != IGNORED_LABEL) for one in (pair, pair.rejected)
+        ]
         assert pair.input_ids[: starts[0]] == pair.rejected.input_ids[: starts[1]]
         trained = [tokenizer.decode([i for i in one.labels if i != IGNORED_LABEL]) for one in (pair, pair.rejected)]
         assert "heron" in trained[0]
@@ -205,11 +205,11 @@ def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_pat
 
 def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
     rows = [{"prompt": f"Q {n}?", "completion": f"A {n}.", "label": n % 3 == 0} for n in range(12)]
-    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", [*rows[:5], "{broken\n", *rows[5:]])), eval_fraction=0.3)
-
-    found = prepare_dataset(
-        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["kto"]
+    config = DatasetConfig(
+        source=str(write(tmp_path / "rows.jsonl", [*rows[:5], "{broken\n", *rows[5:]])), eval_fraction=0.3
     )
+
+    found = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["kto"])
 
     for row in (*found.train, *found.held_out):
         assert isinstance(row, RatedRow)
@@ -218,9 +218,13 @@ def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
 
 
 def test_an_objective_refuses_rows_that_it_does_not_learn_from(tmp_path, tokenizer, home):
-    pairs = DatasetConfig(source=str(write(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}])))
+    pairs = DatasetConfig(
+        source=str(write(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}]))
+    )
 
-    with pytest.raises(DatasetError, match="pairs of a chosen and a rejected answer; training.objective sft") as refused:
+    with pytest.raises(
+        DatasetError, match=r"pairs of a chosen and a rejected answer; training\.objective sft"
+    ) as refused:
         prepare_dataset(pairs, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["sft"])
 
     assert "dpo or orpo" in refused.value.fix

@@ -14,13 +14,20 @@ from tests.training.tiny_training import make_config, make_training
 
 pytestmark = pytest.mark.e2e
 ROWS = 120
-STEPS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
+STEPS = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+}
 
 
 def train_both(kind, folder, home, rows, as_trl, **settings):
     """Return what both logged, and the first gradients of both; ours, then TRL's."""
     trainer, trl_config, names = kind
-    own = {name: (value,) if name == "loss_type" and isinstance(value, str) else value for name, value in settings.items()}
+    own = {
+        name: (value,) if name == "loss_type" and isinstance(value, str) else value for name, value in settings.items()
+    }
     training = STEPS | {"objective": names["objective"], "lr_scheduler_type": "constant", "warmup_steps": 0} | own
     gradients = _Gradients()
     built = make_training(make_config(folder, training=training), rows, home / "ours", callbacks=(gradients,))
@@ -67,7 +74,14 @@ def ratings_as_trl(ratings):
     return [dict(zip(names, (*row, rows[other][1]), strict=True)) for row, other in zip(rows, before, strict=True)]
 
 
-DPO_NAMES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
+DPO_NAMES = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +101,16 @@ def test_dpo_is_that_of_trl(settings, tiny_model_folder, tmp_path):
     assert_same(*both, DPO_NAMES)
 
 
-@pytest.mark.parametrize("settings", [{}, {"loss_type": "apo_zero_unpaired", "desirable_weight": 1.3}], ids=["kto", "apo"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"loss_type": "apo_zero_unpaired", "desirable_weight": 1.3}], ids=["kto", "apo"]
+)
 def test_kto_is_that_of_trl(settings, tiny_model_folder, tmp_path):
     kind = (KTOTrainer, KTOConfig, {"objective": "kto"})
     both = train_both(kind, tiny_model_folder, tmp_path, make_ratings(ROWS), ratings_as_trl, **settings)
 
-    assert_same(*both, ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"))
+    assert_same(
+        *both, ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl")
+    )
 
 
 def test_orpo_is_that_of_trl(tiny_model_folder, tmp_path):

@@ -22,8 +22,7 @@ from engine.data.records import RowProblemError
 from engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
-    format_.name: format_
-    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES)
+    format_.name: format_ for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES)
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 

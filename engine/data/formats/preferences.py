@@ -23,7 +23,7 @@ class Pairs(DataFormat):
     """A column of the chosen and one of the rejected answer."""
 
     rows: RowKind = "pairs"
-    may_hold_turns = ("prompt", "chosen", "rejected")
+    may_hold_turns: tuple[str, ...] = ("prompt", "chosen", "rejected")
 
     @abstractmethod
     def fits(self, table: Table) -> str:
@@ -103,7 +103,9 @@ class Preference(Pairs):
             chosen, rejected = chosen[start:].strip(), rejected[start:].strip()
         elif not both_text and len(prompt) == 1 and not is_turns(row.value.get(row.columns.get("prompt", ""))):
             opening = [turn for turn in turn_list(chosen) or () if isinstance(turn, dict)][:1]
-            if any(ROLES.get(str(turn.get("role", turn.get("from"))).lower()) in ("user", "system") for turn in opening):
+            if any(
+                ROLES.get(str(turn.get("role", turn.get("from"))).lower()) in ("user", "system") for turn in opening
+            ):
                 prompt = []  # the answers hold the whole conversation, and the column repeats what is asked
         return self.pair(row, prompt, chosen, rejected)
 
@@ -177,7 +179,12 @@ class Ratings(DataFormat):
 
     def detect(self, table: Table) -> list[Detection]:
         names = table.names
-        forms = (("completion", "label"), ("completion", "kto_tag"), ("messages", "kto_tag"), ("conversations", "kto_tag"))
+        forms = (
+            ("completion", "label"),
+            ("completion", "kto_tag"),
+            ("messages", "kto_tag"),
+            ("conversations", "kto_tag"),
+        )
         answered, rated = next(
             ((names[one], names[other]) for one, other in forms if one in names and other in names), ("", "")
         )
@@ -231,8 +238,7 @@ def _bare_turn(cell: Any) -> Any:
 def _shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     """Return how many turns at the beginning are the same on both sides."""
     pairs = zip(chosen, rejected, strict=False)
-    same = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)))
-    return same
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)))
 
 
 def _dialogue(text: str, column: str) -> list[dict[str, str]]:

@@ -79,7 +79,9 @@ class Counts:
         self.digests.append(row.digest)
         self.groups.append(row.group)
         if isinstance(row.example, Comparison):
-            chosen, rejected = (sum(len(turn.content) for turn in side) for side in (row.example.chosen, row.example.rejected))
+            chosen, rejected = (
+                sum(len(turn.content) for turn in side) for side in (row.example.chosen, row.example.rejected)
+            )
             self.pairs += 1
             self.longer["chosen"] += chosen > rejected
             self.longer["rejected"] += rejected > chosen

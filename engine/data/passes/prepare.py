@@ -109,7 +109,9 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def __getitem__(self, index: int | slice) -> "TokenizedPair | TokenizedPairs":
         if isinstance(index, slice):
             places = range(len(self))[index]
-            return TokenizedPairs(self.sequences.select(self.sequences.numbers(2 * at + side for at in places for side in (0, 1))))
+            return TokenizedPairs(
+                self.sequences.select(self.sequences.numbers(2 * at + side for at in places for side in (0, 1)))
+            )
         place = range(len(self))[index]
         chosen, rejected = self.sequences[2 * place], self.sequences[2 * place + 1]
         return TokenizedPair(chosen.row, chosen.part, chosen.input_ids, chosen.labels, rejected)
@@ -132,9 +134,9 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 class RatedRows(Sequence[RatedRow]):
     """Rated answers in order."""
 
-    def __init__(self, sequences: TokenizedRows, desirable: Sequence[bool]) -> None:
+    def __init__(self, sequences: TokenizedRows, desirable: Sequence[int]) -> None:
         self.sequences = sequences
-        self.desirable = desirable  # of each row of the dataset
+        self.desirable = desirable  # 1 or 0 for each row of the dataset
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -275,9 +275,13 @@ def digest_of(example: Example) -> int:
 def _canonical(example: Example) -> str:
     if isinstance(example, PlainText):
         return example.content
-    if not example.tools and not isinstance(example, Comparison | Rated) and not any(
-        message.tool_calls or message.role == "tool" or message.reasoning or not message.is_learned
-        for message in example.messages
+    if (
+        not example.tools
+        and not isinstance(example, Comparison | Rated)
+        and not any(
+            message.tool_calls or message.role == "tool" or message.reasoning or not message.is_learned
+            for message in example.messages
+        )
     ):
         # The common case, without building a dictionary for every turn.
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)

@@ -47,7 +47,9 @@ class TokenizedPair(TokenizedRow):
     """The sequence of the chosen answer, with that of the rejected one."""
 
     rejected: TokenizedRow
-    reference: tuple[float, float] | None = None  # log-probabilities of both answers by the reference, where precomputed
+    reference: tuple[float, float] | None = (
+        None  # log-probabilities of both answers by the reference, where precomputed
+    )
 
     @property
     def length(self) -> int:
@@ -160,17 +162,22 @@ def _render_pairs(
     ]
 
 
-def _joined_sides(chosen: Rendering | RowProblemError, rejected: Rendering | RowProblemError) -> Rendering | RowProblemError:
+def _joined_sides(
+    chosen: Rendering | RowProblemError, rejected: Rendering | RowProblemError
+) -> Rendering | RowProblemError:
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, RowProblemError):
             return RowProblemError(side.kind, f"the {name} answer: {side.problem}")
         if len(side.rows) > 1:
-            return RowProblemError("template", f"the template rewrites turns of the {name} answer, which must be one sequence")
+            return RowProblemError(
+                "template", f"the template rewrites turns of the {name} answer, which must be one sequence"
+            )
     assert isinstance(chosen, Rendering)
     assert isinstance(rejected, Rendering)
-    notes, notices = (tuple(dict.fromkeys((*one, *other))) for one, other in (
-        (chosen.notes, rejected.notes), (chosen.notices, rejected.notices)
-    ))
+    notes, notices = (
+        tuple(dict.fromkeys((*one, *other)))
+        for one, other in ((chosen.notes, rejected.notes), (chosen.notices, rejected.notices))
+    )
     return Rendering((*chosen.rows, replace(rejected.rows[0], part=1)), notes, notices)
 
 

@@ -173,7 +173,9 @@ class EvaluationWorker:
 def _about_rows(run: RunConfig) -> tuple[str, ...]:
     if not objective_of(run).learns_preferences:
         return ()
-    return ("The rows say which answer is better. Losses are those of the chosen or rated answers, as if they were learned.",)
+    return (
+        "The rows say which answer is better. Losses are those of the chosen or rated answers, as if they were learned.",
+    )
 
 
 def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:

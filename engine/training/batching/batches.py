@@ -33,7 +33,9 @@ class PassTensors:
     def untrained(self) -> "PassTensors":
         """The same with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
-        return replace(self, trained=TrainedTokens(none, none), tokens=0, sequences=0, sequence_of=none, extras={}, also=None)
+        return replace(
+            self, trained=TrainedTokens(none, none), tokens=0, sequences=0, sequence_of=none, extras={}, also=None
+        )
 
     def with_any_token(self) -> "PassTensors":
         """The same with any one token to train on, where there is none: for a loss that counts nothing."""

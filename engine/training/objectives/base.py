@@ -82,4 +82,6 @@ def sequence_lengths(one: PassTensors, device: torch.device) -> torch.Tensor:
 
 def sums_and_counts(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sum and the number of elements of each tensor, (tensors, 2), detached."""
-    return torch.stack([torch.stack([one.detach().sum().float(), one.new_tensor(float(one.numel()))]) for one in values])
+    return torch.stack(
+        [torch.stack([one.detach().sum().float(), one.new_tensor(float(one.numel()))]) for one in values]
+    )

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from engine.config.objectives import DPO, ORPO
+from engine.config.preference import PreferenceLoss
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (
@@ -64,7 +65,7 @@ class DirectPreference(TrainingObjective):
             return sequence_log_probabilities(reference, one)[0]
 
     @property
-    def _weights(self) -> dict[str, float]:
+    def _weights(self) -> dict[PreferenceLoss, float]:
         names = self.training.loss_type or self.traits.losses[:1]
         return dict(zip(names, self.training.loss_weights or (1.0,) * len(names), strict=True))
 

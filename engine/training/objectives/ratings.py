@@ -53,7 +53,11 @@ class KahnemanTversky(TrainingObjective):
             expected, _ = sequence_log_probabilities(reference, one)
         own, _ = sequence_log_probabilities(model, one)
         ratios, beta = own - expected, self.training.beta
-        kl = own.new_zeros(()) if estimate is None else (estimate[0] / estimate[1].clamp_min(1)).clamp_min(0).to(own.device)
+        kl = (
+            own.new_zeros(())
+            if estimate is None
+            else (estimate[0] / estimate[1].clamp_min(1)).clamp_min(0).to(own.device)
+        )
         desirable = one.extras["desirable"].to(own.device)
         gained = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
         weights = torch.where(desirable, self.training.desirable_weight, self.training.undesirable_weight)

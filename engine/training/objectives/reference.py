@@ -25,7 +25,9 @@ class Reference:
         """Remember a model as it is before its first step."""
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not warm_started:
-            trained = {name: p for name, p in trained.items() if name.endswith(".bias") and "modules_to_save" not in name}
+            trained = {
+                name: p for name, p in trained.items() if name.endswith(".bias") and "modules_to_save" not in name
+            }
         return cls({name: p.detach().clone() for name, p in trained.items()}, warm_started)
 
     @contextlib.contextmanager
