@@ -47,7 +47,8 @@ def train_both(kind, folder, home, rows, as_trl, **settings):
     return built.steps, logged, gradients.first, theirs
 
 
-def assert_same(ours, theirs, own_gradients, gradients, metrics):
+def assert_same(both, metrics):
+    ours, theirs, own_gradients, gradients = both
     assert len(ours) == len(theirs) == ROWS // 4
     for step, entry in zip(ours, theirs, strict=True):
         assert step.loss == pytest.approx(entry["loss"], rel=1e-4, abs=1e-5), step.step
@@ -98,7 +99,7 @@ def test_dpo_is_that_of_trl(settings, tiny_model_folder, tmp_path):
     kind = (DPOTrainer, DPOConfig, {"objective": "dpo"})
     both = train_both(kind, tiny_model_folder, tmp_path, make_pairs(ROWS), pairs_as_trl, **settings)
 
-    assert_same(*both, DPO_NAMES)
+    assert_same(both, DPO_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +109,11 @@ def test_kto_is_that_of_trl(settings, tiny_model_folder, tmp_path):
     kind = (KTOTrainer, KTOConfig, {"objective": "kto"})
     both = train_both(kind, tiny_model_folder, tmp_path, make_ratings(ROWS), ratings_as_trl, **settings)
 
-    assert_same(
-        *both, ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl")
-    )
+    assert_same(both, ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl"))
 
 
 def test_orpo_is_that_of_trl(tiny_model_folder, tmp_path):
     kind = (ORPOTrainer, ORPOConfig, {"objective": "orpo"})
     both = train_both(kind, tiny_model_folder, tmp_path, make_pairs(ROWS), pairs_as_trl, beta=0.4)
 
-    assert_same(*both, (*DPO_NAMES, "nll_loss", "log_odds_ratio", "log_odds_chosen"))
+    assert_same(both, (*DPO_NAMES, "nll_loss", "log_odds_ratio", "log_odds_chosen"))

@@ -1,5 +1,8 @@
 """An objective decides which sequences a row gives and what its loss is; the trainer does the rest for any of them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_training
 
 PLAIN = {"compute_dtype": "float32", "attn_implementation": "eager"}  # any input may pass through it
-ROWS = {"dpo": make_pairs, "orpo": make_pairs, "kto": make_ratings}
+ROWS: dict[str, Callable[[int], list[Any]]] = {"dpo": make_pairs, "orpo": make_pairs, "kto": make_ratings}
 
 
 def trained(objective, folder, home, *, held_out=0, adapter=None, **training):
