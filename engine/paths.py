@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import platform
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,5 +174,10 @@ class LoratoryHome:
 
     @property
     def server(self) -> Path:
-        """The supervisor's own files: its lock, the queue, logs of helper processes."""
+        """The supervisor's own files: its lock, the queue."""
         return self.root / "server"
+
+    @property
+    def logs(self) -> Path:
+        """Output of this machine's helper processes; apart from that of other machines, which have theirs open."""
+        return self.server / "logs" / (platform.node() or "localhost")

@@ -54,7 +54,7 @@ class DeviceJob:
         }
         return JsonLinesProcess(
             self.module,
-            log_file=self.home.server / f"{self.purpose}.log",
+            log_file=self.home.logs / f"{self.purpose}.log",
             arguments=(str(self.home.root),),
             environment={**quiet, **visible_only((self.device,)), **self.environment},
             access=self.access,

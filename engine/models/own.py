@@ -69,7 +69,7 @@ class TokenDownload:
         require_disk_space(home, home.owner)
         home.own_models.joinpath("hub").mkdir(mode=0o700, parents=True, exist_ok=True)
         process = JsonLinesProcess(
-            module, log_file=home.server / "own-models.log", environment=_environment(home), restarts=False
+            module, log_file=home.logs / "own-models.log", environment=_environment(home), restarts=False
         )
 
         def report(value: JsonObject) -> None:

@@ -192,7 +192,7 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
         ModelError: If the file is damaged or of an architecture that cannot be read.
         WorkerError: If the process died, for instance because memory ran out.
     """
-    converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.server / "convert_gguf.log")
+    converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.logs / "convert_gguf.log")
 
     def report(progress: JsonObject) -> None:
         on_progress(ModelProgress("converting", str(progress["message"])))

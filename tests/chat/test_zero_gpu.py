@@ -111,7 +111,7 @@ def test_only_what_the_client_needs_is_passed_on(api):
 @pytest.mark.e2e
 def test_the_space_reports_its_function_before_the_page(api, home):
     pytest.importorskip("spaces")
-    ZeroGpu(api.variables).report(home.server / "report.log")
+    ZeroGpu(api.variables).report(home.logs / "report.log")
     assert api.asked == [("/startup-report", {})]
 
 
@@ -153,7 +153,7 @@ def test_a_refusal_is_said_in_words(session, api, home, refusal, token, words):
     api.refusal = refusal
     with pytest.raises(DeviceError, match=words):
         ask(session, gpu_token=token)
-    assert "canary" not in "".join(file.read_text() for file in home.server.glob("*.log"))
+    assert "canary" not in "".join(file.read_text() for file in home.logs.glob("*.log"))
 
 
 @pytest.mark.e2e

@@ -16,7 +16,7 @@ DAY = 24 * 3600.0
 
 
 def long_log(home, name: str = "chat.log"):
-    log = home.server / name
+    log = home.logs / name
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"line\n" * 1_200_000 + b"the newest\n")
     return log
@@ -39,6 +39,17 @@ def test_a_log_of_a_process_that_lives_on_is_cut_while_it_lives(home, name):
 
     assert log.stat().st_size < 1_500_000
     assert log.read_bytes().endswith(b"line\nthe newest\n")
+
+
+def test_a_log_that_another_machine_of_this_home_has_open_is_not_cut(home, monkeypatch):
+    with monkeypatch.context() as there:
+        there.setattr("platform.node", lambda: "another-host")
+        log = long_log(home)
+    before = log.stat().st_size
+
+    Housekeeping(home).tick()
+
+    assert log.stat().st_size == before
 
 
 def test_logs_are_looked_at_again_after_a_while_and_not_at_every_tick(home):

@@ -88,7 +88,7 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
     places = InspectorPlaces()
     if environment.zero_gpu:
         try:
-            ZeroGpu(environment.zero_gpu).report(home.server / "zero-gpu.log")
+            ZeroGpu(environment.zero_gpu).report(home.logs / "zero-gpu.log")
         except EngineError as error:  # all but chat does without
             print(error, flush=True)
     try:

@@ -67,7 +67,7 @@ class PushJob:
         trained = require_trained(plan)
         process = JsonLinesProcess(
             WORKER_MODULE,
-            log_file=self.home.server / "push.log",
+            log_file=self.home.logs / "push.log",
             environment=_ENVIRONMENT,
             access=() if self.home.owner else (Access.HUB,),  # a person of a lab gives a token of their own
             restarts=False,

@@ -225,7 +225,7 @@ class Housekeeping:
         now = self._clock()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            for log in self._home.server.glob("*.log"):  # of helper processes, which may live for weeks
+            for log in self._home.logs.glob("*.log"):  # of helper processes, which may live for weeks
                 cap_log(log, most_bytes=5_000_000)
         if now - self._swept >= _SWEEP_SECONDS:
             self._swept = now
