@@ -25,6 +25,7 @@ from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.queue import Waiting
+from engine.runs.supervision.seat import SeatTimes
 from engine.runs.supervision.states import (
     OwnerFolder,
     ProblemLog,
@@ -55,6 +56,7 @@ class SupervisorSettings:
     meter: Callable[[str], float | None] = energy_so_far_joules  # joules that the devices of a lease have used so far
     programs: Callable[[int], Sequence[GpuProgram]] = list_gpu_programs  # what computes on a GPU
     patience: Patience = field(default_factory=Patience)
+    seat: SeatTimes = field(default_factory=SeatTimes)
     tick_seconds: float = 0.5
     take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
 

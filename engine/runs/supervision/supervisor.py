@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from engine.errors import EngineError
-from engine.files import read_model, write_atomically
+from engine.errors import EngineError, StorageError
 from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
@@ -20,17 +19,17 @@ from engine.runs.supervision.lab import LabSupervision, LabTurn
 from engine.runs.supervision.notifier import Notifier
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
+from engine.runs.supervision.seat import SupervisorSeat, seat_holder
 
 Role = Literal["stopped", "supervising", "standing_by"]
 
 _EXPLAINED_OF_EACH = 3  # runs of a person
-_IDENTITY = "supervisor.json"  # means something only while the supervisor's lock is held
 
 _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Supervises every run of a home, of all owners. One per home: a second one waits and takes over.
+    """Supervises every run of a home, of all owners. One per home, whichever hosts share it: others wait and take over.
 
     Workers outlive it: after a restart it finds them again.
     """
@@ -39,6 +38,7 @@ class Supervisor:
         self._home = home
         self._settings = settings or SupervisorSettings()
         self._lock = FileLock(home.server / "supervisor.lock")
+        self._seat = SupervisorSeat(home, self._settings.seat)
         self._ending = threading.Event()
         self.role: Role = "stopped"  # whether this one supervises, or waits for another to end
         self._thread: threading.Thread | None = None
@@ -50,8 +50,10 @@ class Supervisor:
             StorageError: If the home cannot be written.
         """
         assert self._thread is None, "a supervisor is started once"
-        supervising = self._lock.acquire(timeout_seconds=0.2)
-        self.role = "supervising" if supervising else "standing_by"
+        self.role = "standing_by"
+        if self._lock.acquire(timeout_seconds=0.2):
+            with contextlib.suppress(StorageError):  # a full disk: tried again in the background
+                self.role = "supervising" if self._seat.take() else "standing_by"
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
         return self.role
@@ -62,6 +64,7 @@ class Supervisor:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._seat.release()
         self._lock.release()
         self.role = "stopped"
 
@@ -70,27 +73,40 @@ class Supervisor:
         if self.role != "standing_by":
             return ""
         other = supervisor_of(self._home)
-        where = f" on {other.host}" if other is not None and not other.is_of_this_boot() else ""
+        if other is None and self._lock.is_held:
+            return "Runs are not supervised yet: the home folder cannot be written. It is tried again."
+        where = f" on {other.host}" if other is not None and other.is_of_another_host() else ""
         who = "Another Loratory process" + (f" (pid {other.pid}{where})" if other is not None else "")
         return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
 
     def _run(self) -> None:
+        while not self._ending.is_set():
+            if self.role == "supervising":
+                self._supervise()
+            else:
+                self._stand_by()
+
+    def _stand_by(self) -> None:
+        """Wait until this host's lock and the seat are free, and take both."""
         complaint = ""
-        while not self._lock.is_held:
-            if self._ending.wait(self._settings.take_over_seconds):
-                return
+        while not self._ending.wait(self._settings.take_over_seconds):
             try:
-                self._lock.acquire(timeout_seconds=0)
+                self._seat.look()  # also while the lock is not: it counts how long another host is silent
+                if (self._lock.is_held or self._lock.acquire(timeout_seconds=0)) and self._seat.take():
+                    self.role = "supervising"
+                    return
             except Exception as error:
                 complaint = _complain("The place of the present supervisor cannot be looked at", error, complaint)
+
+    def _supervise(self) -> None:
+        """Do the rounds until the end, or until another host has the seat."""
         loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
-        self.role = "supervising"
-        is_announced = False
+        complaint = ""
         while not self._ending.is_set():
             try:
-                if not is_announced:
-                    write_atomically(self._home.server / _IDENTITY, ProcessIdentity.current().model_dump_json())
-                    is_announced = True
+                if not self._seat.keep():
+                    self.role = "standing_by"
+                    break
                 loop.tick()
                 housekeeping.tick()
             except Exception as error:
@@ -182,10 +198,13 @@ class SupervisorLoop:
 
 
 def supervisor_of(home: LoratoryHome) -> ProcessIdentity | None:
-    """Return the process that supervises a home at present; None where none does."""
-    if not FileLock(home.server / "supervisor.lock").is_held_by_another():
-        return None
-    return read_model(home.server / _IDENTITY, ProcessIdentity)
+    """Return the process that supervises a home at present; None where none does.
+
+    One of another host may have ended without notice.
+    """
+    holder = seat_holder(home)
+    is_there = holder is not None and holder.is_of_another_host()
+    return holder if is_there or FileLock(home.server / "supervisor.lock").is_held_by_another() else None
 
 
 def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
@@ -194,16 +213,17 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
     Raises:
         EngineError: If the home cannot be read or written.
     """
-    lock = FileLock(home.server / "supervisor.lock")
-    if not lock.acquire(timeout_seconds=0):
-        return
+    lock, seat = FileLock(home.server / "supervisor.lock"), SupervisorSeat(home)
     try:
+        if not lock.acquire(timeout_seconds=0) or not seat.take():
+            return
         loop = SupervisorLoop(home, settings or SupervisorSettings())
         loop.tick(starts_runs=False)
         loop.close()
     except EngineError as error:
         _log.error("Runs could not be brought up to date: %s", error)
     finally:
+        seat.release()
         lock.release()
 
 

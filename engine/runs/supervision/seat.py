@@ -1,0 +1,161 @@
+"""The one seat of a home's supervisor, also where several hosts share the home and see nothing of each other's locks.
+
+On one host, the lock of the supervisor decides. Between hosts it may not: Lustre with `localflock` and NFS with `nolock`
+show the locks of other hosts as free. So the seat is a numbered file as well, which is created exclusively: one host alone
+gets the next number. Its holder counts a figure up; another host takes the seat once it saw the figure unchanged for long, by
+its own clock. File servers show changes after up to 60 seconds (nfs(5), acregmax and acdirmax).
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from engine.errors import StorageError
+from engine.files import read_model, write_atomically
+from engine.paths import LoratoryHome
+from engine.processes.liveness import ProcessIdentity
+
+_FOLDER = "supervisor"
+
+
+@dataclass(frozen=True)
+class SeatTimes:
+    """How often a holder shows that it lives, and when another host takes its place; in seconds."""
+
+    beat_seconds: float = 10.0
+    stale_seconds: float = 150.0
+    clock: Callable[[], float] = time.monotonic
+
+
+class _Record(BaseModel, frozen=True):
+    process: ProcessIdentity
+    beat: int = 0
+    released: bool = False
+
+
+class _Seat(NamedTuple):
+    number: int  # 0 where it was never taken
+    record: _Record | None  # None where it cannot be read at present
+
+
+class SupervisorSeat:
+    """One process's way to the seat; its caller holds the supervisor's lock of this host."""
+
+    def __init__(self, home: LoratoryHome, times: SeatTimes | None = None) -> None:
+        self._folder = home.server / _FOLDER
+        self._times = times or SeatTimes()
+        self._seen: tuple[tuple[int, int], float] | None = None  # number and beat of another host, and since when
+        self._number = 0  # that we hold
+        self._beat = 0
+        self._beaten = 0.0
+
+    def look(self) -> bool:
+        """Return whether the seat is free; call it often while it is not, as silence is counted from the first look."""
+        number, record = _newest(self._folder)
+        if number == 0:
+            return True
+        if record is not None and (record.released or not record.process.is_of_another_host()):
+            return True
+        # One that cannot be read may just be replaced.
+        now, figure = self._times.clock(), (number, record.beat if record is not None else -1)
+        if self._seen is None or self._seen[0] != figure:
+            self._seen = figure, now
+        return now - self._seen[1] > self._times.stale_seconds
+
+    def take(self) -> bool:
+        """Take the seat where it is free; returns whether that worked.
+
+        Raises:
+            StorageError: If the folder cannot be written.
+        """
+        number = _newest(self._folder).number + 1
+        if not self.look() or not self._create(number):
+            return False
+        if _newest(self._folder).number != number:  # several took and left it meanwhile, and removed older numbers
+            self._path(number).unlink(missing_ok=True)
+            return False
+        self._number, self._beat, self._beaten = number, 0, self._times.clock()
+        for path in self._folder.glob("*.json"):
+            if _number_of(path) < number:
+                path.unlink(missing_ok=True)
+        return True
+
+    def keep(self) -> bool:
+        """Show that the holder lives, when that is due; returns whether the seat is still its own.
+
+        It is not after a long standstill in which another host took it: this one must supervise no longer.
+        """
+        now = self._times.clock()
+        if now - self._beaten < self._times.beat_seconds:
+            return True
+        if _newest(self._folder).number != self._number:
+            self._number = 0
+            return False
+        with contextlib.suppress(StorageError):  # on a full disk, nor can another host take it
+            self._write(self._beat + 1)
+            self._beat, self._beaten = self._beat + 1, now
+        return True
+
+    def release(self) -> None:
+        """Let any host have it at once; does nothing where it is not held."""
+        if self._number and _newest(self._folder).number == self._number:
+            with contextlib.suppress(StorageError):
+                self._write(self._beat + 1, released=True)
+        self._number = 0
+
+    def _write(self, beat: int, *, released: bool = False) -> None:
+        record = _Record(process=ProcessIdentity.current(), beat=beat, released=released)
+        write_atomically(self._path(self._number), record.model_dump_json())
+
+    def _create(self, number: int) -> bool:
+        """Create the file of a number, whole and exclusively; returns whether this process did."""
+        content = _Record(process=ProcessIdentity.current()).model_dump_json()
+        whole = self._folder / f".{secrets.token_hex(6)}.tmp"
+        write_atomically(whole, content, makes_folder=True)
+        try:
+            os.link(whole, self._path(number))  # exclusive on every file system that has links, NFS included
+        except FileExistsError:
+            return False
+        except OSError:  # it has none
+            return _create_exclusively(self._path(number), content)
+        finally:
+            whole.unlink(missing_ok=True)
+        return True
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number}.json"
+
+
+def seat_holder(home: LoratoryHome) -> ProcessIdentity | None:
+    """Return the process that has the seat, as it was last seen; None where it was released or never taken."""
+    record = _newest(home.server / _FOLDER).record
+    return None if record is None or record.released else record.process
+
+
+def _newest(folder: Path) -> _Seat:
+    number = max(map(_number_of, folder.glob("*.json")), default=0)
+    return _Seat(number, read_model(folder / f"{number}.json", _Record) if number else None)
+
+
+def _number_of(path: Path) -> int:
+    return int(path.stem) if path.stem.isdecimal() else 0
+
+
+def _create_exclusively(path: Path, content: str) -> bool:
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(
+            f"The supervisor's seat cannot be taken ({error.strerror}).", "Check the permissions of LORATORY_HOME."
+        ) from error
+    return True

@@ -1,0 +1,41 @@
+"""A process that believes to be on another host: `python -m tests.runs.on_host NAME HOME`.
+
+Its locks are its own, as on Lustre with `localflock`, and its clock runs a million times faster once HOME has a file
+`time-flies`. It supervises HOME with fake workers until it is killed, and prints each role that it gets.
+"""
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+from engine.paths import LoratoryHome
+from engine.processes import liveness
+from engine.runs.supervision.seat import SeatTimes
+from engine.runs.supervision.supervisor import Supervisor
+from tests.runs.supervision import fake_settings
+
+
+def main(name: str, home: Path) -> None:
+    platform.node = lambda: name
+    liveness.boot_id = lambda: f"boot of {name}"
+    liveness.FileLock._open_locked = lambda lock, flags: os.open(lock._path, flags, 0o600)
+    liveness.FileLock._is_locked = lambda _: False
+    times = SeatTimes(beat_seconds=0.05, stale_seconds=1800.0, clock=lambda: now(home))
+    supervisor = Supervisor(LoratoryHome(home), fake_settings(seat=times))
+    supervisor.start()
+    shown = ""
+    while True:
+        if supervisor.role != shown:
+            shown = supervisor.role
+            print(shown, flush=True)
+        time.sleep(0.02)
+
+
+def now(home: Path) -> float:
+    return time.monotonic() * (1e6 if (home / "time-flies").exists() else 1.0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,159 @@
+"""Two hosts that share a home and see nothing of each other's locks: exactly one of them supervises."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from engine.processes.liveness import ProcessIdentity
+from engine.runs.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
+from engine.runs.supervision.supervisor import Supervisor, reconcile
+from tests.runs.supervision import REPOSITORY, config_for, executions, fake_settings, wait_for_state
+
+HOURS = 3600.0
+
+
+class Host:
+    """One host's way to the seat, with a clock that the test sets."""
+
+    def __init__(self, home, name: str, as_host: Callable[[str], None]) -> None:
+        self._name, self._as_host, self.now = name, as_host, 0.0
+        self._seat = SupervisorSeat(home, SeatTimes(beat_seconds=10.0, stale_seconds=150.0, clock=lambda: self.now))
+
+    def __getattr__(self, method: str):
+        self._as_host(self._name)
+        return getattr(self._seat, method)
+
+
+@pytest.fixture
+def on_host(home, monkeypatch):
+    def as_host(name: str) -> None:
+        here = ProcessIdentity.of.__func__(ProcessIdentity, 1) or ProcessIdentity.current()
+        identity = here.model_copy(update={"host": name, "boot_id": f"boot of {name}"})
+        monkeypatch.setattr(ProcessIdentity, "current", classmethod(lambda _: identity))
+        monkeypatch.setattr("engine.processes.liveness.boot_id", lambda: identity.boot_id)
+        monkeypatch.setattr("platform.node", lambda: name)
+
+    return lambda name: Host(home, name, as_host)
+
+
+def test_another_host_waits_while_the_holder_shows_that_it_lives(on_host):
+    here, there = on_host("login1"), on_host("login2")
+    assert here.take()
+
+    for _ in range(100):
+        here.now += 100.0
+        there.now += 100.0
+        assert here.keep()
+        assert not there.take()
+
+
+def test_another_host_takes_over_by_its_own_clock_once_the_holder_is_silent(on_host):
+    here, there = on_host("login1"), on_host("login2")
+    here.now = 50 * HOURS  # clocks of two hosts have nothing in common
+    assert here.take()
+    assert not there.take(), "it has seen nothing of its silence yet"
+
+    there.now += 151.0
+    assert there.take()
+
+    here.now += 1.0
+    assert here.keep(), "not due"
+    here.now += 10.0
+    assert not here.keep(), "it wakes up and sees that it was replaced"
+    assert not here.take()
+    assert there.keep()
+
+
+def test_a_seat_that_was_left_is_taken_at_once_and_a_restarted_host_takes_its_own_at_once(on_host, home):
+    here, there = on_host("login1"), on_host("login2")
+    assert here.take()
+    here.release()
+    assert seat_holder(home) is None
+    assert there.take()
+    assert seat_holder(home).host == "login2"
+
+    assert on_host("login2").take(), "its former process is gone, or the lock would not be free"
+
+
+def test_of_many_hosts_that_see_a_free_seat_at_once_one_gets_it(on_host, monkeypatch):
+    start = threading.Barrier(8)
+    create, taken = SupervisorSeat._create, []
+    hosts = [on_host(f"login{number}") for number in range(8)]
+
+    def all_at_once(seat: SupervisorSeat, number: int) -> bool:
+        start.wait()  # each has seen that it is free
+        return create(seat, number)
+
+    monkeypatch.setattr(SupervisorSeat, "_create", all_at_once)
+    threads = [threading.Thread(target=lambda host=host: taken.append(host._seat.take())) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(taken) == [False] * 7 + [True]
+
+
+def test_a_file_system_without_hard_links_will_do(on_host, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+
+    assert on_host("login1").take()
+    assert not on_host("login2").take()
+
+
+def test_a_command_that_looks_once_leaves_runs_to_the_host_that_supervises(on_host, home, store):
+    there = on_host("login2")
+    assert there.take()
+    on_host("login1").look()
+    run = store.create(config_for())
+
+    reconcile(home, fake_settings())
+    assert run.folder.read_saved_state() is None
+
+    there.release()
+    on_host("login1").look()
+    reconcile(home, fake_settings())
+    assert run.folder.read_saved_state() is not None
+
+
+@pytest.fixture
+def start_host(home) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts servers that believe to be on a host of that name; gives them with the first role that they print."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.runs.on_host", name, str(home.root)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_of_two_servers_on_two_hosts_one_supervises_and_the_other_takes_over_when_it_dies(home, store, start_host):
+    first = start_host("login1")
+    assert first.stdout.readline() == "supervising\n"
+    second = start_host("login2")
+    assert second.stdout.readline() == "standing_by\n"
+
+    run = store.create(config_for("steps=3"))
+    wait_for_state(run, "completed")
+    first.kill()
+    (home.root / "time-flies").touch()
+    assert second.stdout.readline() == "supervising\n"
+    later = store.create(config_for("steps=3"))
+    wait_for_state(later, "completed")
+
+    assert executions(run) == executions(later) == ["1"]
+    third = Supervisor(home, fake_settings())
+    assert third.start() == "standing_by"
+    assert "on login2) already supervises" in third.explain_standing_by()
+    third.stop()
