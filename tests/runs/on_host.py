@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from engine.paths import LoratoryHome
 from engine.processes import liveness
 from engine.runs.supervision.seat import SeatTimes
@@ -18,10 +20,11 @@ from tests.runs.supervision import fake_settings
 
 
 def main(name: str, home: Path) -> None:
-    platform.node = lambda: name
-    liveness.boot_id = lambda: f"boot of {name}"
-    liveness.FileLock._open_locked = lambda lock, flags: os.open(lock._path, flags, 0o600)
-    liveness.FileLock._is_locked = lambda _: False
+    here = pytest.MonkeyPatch()
+    here.setattr(platform, "node", lambda: name)
+    here.setattr(liveness, "boot_id", lambda: f"boot of {name}")
+    here.setattr(liveness.FileLock, "_open_locked", lambda lock, flags: os.open(lock._path, flags, 0o600))
+    here.setattr(liveness.FileLock, "_is_locked", lambda _: False)
     times = SeatTimes(beat_seconds=0.05, stale_seconds=1800.0, clock=lambda: now(home))
     supervisor = Supervisor(LoratoryHome(home), fake_settings(seat=times))
     supervisor.start()

@@ -29,8 +29,9 @@ class Host:
 
 @pytest.fixture
 def on_host(home, monkeypatch):
+    here = ProcessIdentity.current()
+
     def as_host(name: str) -> None:
-        here = ProcessIdentity.of.__func__(ProcessIdentity, 1) or ProcessIdentity.current()
         identity = here.model_copy(update={"host": name, "boot_id": f"boot of {name}"})
         monkeypatch.setattr(ProcessIdentity, "current", classmethod(lambda _: identity))
         monkeypatch.setattr("engine.processes.liveness.boot_id", lambda: identity.boot_id)
