@@ -21,7 +21,7 @@ from engine.runs.activity import reported_activity
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
 from engine.runs.provenance import read_provenance
-from engine.runs.run import RunFolder
+from engine.runs.run import ATTEMPT_VARIABLE, RunFolder
 
 EXIT_FINISHED = 0  # or stopped
 EXIT_FAILED = 1  # the log has the reason
@@ -55,14 +55,15 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(Path(arguments[0]).resolve())
     if int(os.environ.get("RANK", "0")) > 0:
         _prepare_environment()
-        return _attempt(folder, 0, None)
+        named = os.environ.get(ATTEMPT_VARIABLE, "")
+        return _attempt(folder, int(named) if named.isdecimal() else 0, None)
     try:
         claim = folder.claim()
     except EngineError as error:
         print(error, file=sys.stderr)
         return EXIT_HELD_BY_ANOTHER
     _prepare_environment()
-    forget_failures(folder.path)
+    forget_failures(folder.path, claim.attempt)
     with EventWriter(folder.events, claim.attempt) as writer, reported_activity(folder, claim.attempt):
         return _attempt(folder, claim.attempt, writer)
 
@@ -130,10 +131,10 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         events.last_memory()
         failed = explain(error, config, home)
         if writer is None:
-            note_failure(folder.path, group.rank, failed)
+            note_failure(folder.path, group.rank, number, failed)
         else:
             with contextlib.suppress(StorageError):  # the disk is too full for the event itself
-                writer.append(failed if group.world_size == 1 else _first_cause(failed, folder.path))
+                writer.append(failed if group.world_size == 1 else _first_cause(failed, folder.path, number))
         return EXIT_FAILED
     finally:
         events.close()
@@ -149,12 +150,12 @@ def _home_of(folder: RunFolder) -> LoratoryHome:
     return home.of(person)
 
 
-def _first_cause(failed: FailedData, run: Path) -> FailedData:
+def _first_cause(failed: FailedData, run: Path, attempt: int) -> FailedData:
     """Return what another process reported, where this one only knows that it lost the connection."""
     if failed.cause != "unexpected":
         return failed
     deadline = time.monotonic() + _REPORT_SECONDS
-    while (noted := noted_failure(run)) is None and time.monotonic() < deadline:
+    while (noted := noted_failure(run, attempt)) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return noted or failed
 

@@ -2,17 +2,19 @@
 
 import os
 import signal
+import sys
 from typing import Any
 
 import pytest
 
 from engine.errors import RunError, StorageError
+from engine.executors.base import JobSpec
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.events import FailedData
-from engine.runs.history.log import note_failure
+from engine.runs.history.log import forget_failures, note_failure, noted_failure
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder, RunState
 from engine.runs.supervision.progress_watch import SilenceLimits
@@ -270,12 +272,34 @@ def test_what_another_process_of_a_run_said_is_its_cause_where_the_first_could_n
     run = store.create(config_for("steps=5 hold=3 kill@3"))
     start_supervisor()
     wait_until(lambda: _last_step(run) > 2)
-    note_failure(run.folder.path, 1, FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it."))
+    note_failure(run.folder.path, 1, 1, FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it."))
     let_go(run)
 
     state = wait_for_state(run, "failed")
 
     assert (state.cause, state.advice) == ("GPU memory ran out.", "Halve it.")
+
+
+def test_another_process_that_failed_before_the_first_began_is_the_cause(store, start_supervisor):
+    """Torch's launcher then ends the first, which never claims the run."""
+    run = store.create(config_for("steps=5"))
+    earlier = FailedData(cause="model", what="An earlier attempt's.", fix="None.")
+    failed = FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it.")
+
+    def fail_in_another_process(order: JobSpec) -> list[str]:
+        note_failure(order.run.folder.path, 2, order.attempt + 1, earlier)
+        note_failure(order.run.folder.path, 1, order.attempt, failed)
+        return [sys.executable, "-c", "raise SystemExit(1)"]
+
+    start_supervisor(command=fail_in_another_process)
+
+    state = wait_for_state(run, "failed")
+
+    assert (state.cause, state.advice) == ("GPU memory ran out.", "Halve it.")
+    forget_failures(run.folder.path, 1)
+    assert noted_failure(run.folder.path, 1) == failed
+    forget_failures(run.folder.path, 2)
+    assert noted_failure(run.folder.path, 1) is None
 
 
 def _last_step(run) -> int:

@@ -86,14 +86,14 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
     assert ended.returncode != 0
     (failed,) = said(run, "failed")
     assert "None of this run's checkpoints is as it was written" in failed.what
-    assert noted_failure(run.folder.path) is None
+    assert noted_failure(run.folder.path, 1) is None
     assert "reports why" in ended.stderr
 
 
 def test_the_failure_of_an_earlier_attempt_is_forgotten(workers, runs):
     run = runs.create(training={"max_steps": 2})
-    note_failure(run.folder.path, 1, FailedData(cause="out_of_memory", what="Memory ran out.", fix="Use less."))
-    assert noted_failure(run.folder.path).cause == "out_of_memory"
+    note_failure(run.folder.path, 1, 0, FailedData(cause="out_of_memory", what="Memory ran out.", fix="Use less."))
+    assert noted_failure(run.folder.path, 1).cause == "out_of_memory"
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
-    assert noted_failure(run.folder.path) is None
+    assert noted_failure(run.folder.path, 1) is None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.errors import StorageError
 from engine.files import fsync_folder, write_atomically
@@ -201,23 +201,33 @@ def _cannot_write(error: OSError) -> StorageError:
 _NAME = "failed-process-{}.json"  # counted from 1, as people count
 
 
-def note_failure(run: Path, rank: int, failed: FailedData) -> None:
+class _NotedFailure(BaseModel):
+    attempt: int  # that the supervisor named; 0 where nobody did
+    failed: FailedData
+
+
+def note_failure(run: Path, rank: int, attempt: int, failed: FailedData) -> None:
     """Leave word of what went wrong in a process that is not the first; where the disk is full, the log has it."""
+    noted = _NotedFailure(attempt=attempt, failed=failed)
     with contextlib.suppress(StorageError, OSError):
-        write_atomically(run / _NAME.format(rank + 1), failed.model_dump_json())
+        write_atomically(run / _NAME.format(rank + 1), noted.model_dump_json())
 
 
-def noted_failure(run: Path) -> FailedData | None:
-    """What the first of them said that failed in this attempt; None where none did."""
-    found: list[tuple[float, FailedData]] = []
+def noted_failure(run: Path, attempt: int) -> FailedData | None:
+    """Return the word of the process that failed first in an attempt; None where none did, or an earlier one's is there."""
+    # A process that loses another one fails too, a moment later.
+    own = [(when, noted.failed) for when, _, noted in _noted_failures(run) if noted.attempt in (0, attempt)]
+    return min(own, key=lambda one: one[0])[1] if own else None
+
+
+def forget_failures(run: Path, attempt: int) -> None:
+    """Begin an attempt without what was noted in others; another process may have failed in it before the first began."""
+    for _, path, noted in _noted_failures(run):
+        if noted.attempt != attempt:
+            path.unlink(missing_ok=True)
+
+
+def _noted_failures(run: Path) -> Iterator[tuple[float, Path, _NotedFailure]]:
     for path in run.glob(_NAME.format("*")):
         with contextlib.suppress(OSError, ValidationError):
-            found.append((path.stat().st_mtime, FailedData.model_validate_json(path.read_bytes())))
-    # A process that loses another one fails too, a moment later.
-    return min(found, key=lambda one: one[0])[1] if found else None
-
-
-def forget_failures(run: Path) -> None:
-    """Begin an attempt with none."""
-    for path in run.glob(_NAME.format("*")):
-        path.unlink(missing_ok=True)
+            yield path.stat().st_mtime, path, _NotedFailure.model_validate_json(path.read_bytes())

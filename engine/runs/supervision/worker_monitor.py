@@ -166,7 +166,7 @@ class WorkerMonitor:
             end,
             self._last_silence,
             status=history.status if reported else None,
-            failed=(history.failed or noted_failure(folder.path)) if reported else None,
+            failed=(history.failed if reported else None) or noted_failure(folder.path, self.state.attempt),
             out_of_memory_kills=max(kills, 0),
             cancel_requested=folder.cancel_request.exists(),
             time_limit_hours=time_limit_hours(folder),
