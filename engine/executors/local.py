@@ -254,18 +254,41 @@ def worker_command(spec: JobSpec) -> list[str]:
     return training_command(spec.run.folder.path)
 
 
-def training_command(folder: Path, processes: int = 1) -> list[str]:
+class Nodes(NamedTuple):
+    """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
+
+    count: int
+    endpoint: str  # HOST:PORT of one of them, free there, as all others reach it
+    name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
+    address: str = ""  # of this machine, as the others reach it; empty for its host name
+
+
+def training_command(
+    folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = sys.executable
+) -> list[str]:
     """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
 
-    The processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a fixed one,
-    where two runs that start at once collide, and reads the person's own configuration.
+    On one machine, the processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a
+    fixed one, where two runs that start at once collide, and reads the person's own configuration. On several, each is
+    given this command; all of them see the run's folder, and only the first process writes there.
+
+    Args:
+        folder: Of the run.
+        processes: On each machine, one for each of its devices.
+        nodes: Of several machines.
+        python: With Loratory, on the machine that trains.
     """
-    if processes == 1:
-        return worker_argv(WORKER_MODULE, (str(folder),))
+    if nodes is None or nodes.count == 1:
+        if processes == 1:
+            return [python, *worker_argv(WORKER_MODULE, (str(folder),))[1:]]
+        meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nnodes", "1"]
+    else:
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.name]
+        meeting += ["--nnodes", str(nodes.count), *(("--local-addr", nodes.address) if nodes.address else ())]
     return [
-        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *(python, "-P", "-m", "torch.distributed.run", *meeting),
         # Named, or variables of the environment decide them.
-        *("--nnodes", "1", "--nproc-per-node", str(processes), "--max-restarts", "0"),
+        *("--nproc-per-node", str(processes), "--max-restarts", "0"),
         *("--module", WORKER_MODULE, str(folder)),
     ]
 

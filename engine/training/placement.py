@@ -171,7 +171,8 @@ def choose_placement(config: RunConfig) -> Placement:
         most = int(recommended()) if recommended is not None else None
         (apple,) = list_apple_gpus(this_system(), memory_now(), most) or (processor,)
         return Placement(apple, torch.device("mps"), group)
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // group.world_size)))
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))  # on this machine
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // neighbours)))
     return Placement(processor, torch.device("cpu"), group, sharded=sharded)
 
 

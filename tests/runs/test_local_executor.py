@@ -5,7 +5,15 @@ import pytest
 
 from engine.executors import local
 from engine.executors.base import JobSpec
-from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, start_worker
+from engine.executors.local import (
+    WORKER_MODULE,
+    AccelerateExecutor,
+    LocalContext,
+    LocalExecutor,
+    Nodes,
+    start_worker,
+    training_command,
+)
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
 from engine.processes.spawn import cap_log
@@ -38,6 +46,21 @@ def test_several_processes_are_started_one_for_each_device(run):
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
     assert command_of(JobSpec(run, config, (cpu(),), 1)) == command_of(JobSpec(run, config_for(), (cpu(),), 1))
+
+
+def test_on_several_nodes_each_launcher_gets_the_same_command(run):
+    from torch.distributed.run import parse_args
+
+    nodes = Nodes(2, "node07:29400", "1234-1")
+    command = training_command(run.folder.path, 4, nodes, python="/opt/python")
+    arguments = parse_args(command[4:])
+
+    assert command[:4] == ["/opt/python", "-P", "-m", "torch.distributed.run"]
+    assert (arguments.nnodes, arguments.nproc_per_node, arguments.standalone) == ("2", "4", False)
+    assert (arguments.rdzv_backend, arguments.rdzv_endpoint, arguments.rdzv_id) == ("c10d", "node07:29400", "1234-1")
+    assert (arguments.max_restarts, arguments.local_addr, arguments.module) == (0, None, True)
+    assert (arguments.training_script, arguments.training_script_args) == (WORKER_MODULE, [str(run.folder.path)])
+    assert training_command(run.folder.path, 1, nodes._replace(count=1)) == training_command(run.folder.path)
 
 
 def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeypatch):
