@@ -254,7 +254,8 @@ def worker_command(spec: JobSpec) -> list[str]:
     return training_command(spec.run.folder.path)
 
 
-class Nodes(NamedTuple):
+@dataclass(frozen=True)
+class Nodes:
     """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
 
     count: int

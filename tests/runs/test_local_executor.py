@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_on_several_nodes_each_launcher_gets_the_same_command(run):
     assert (arguments.rdzv_backend, arguments.rdzv_endpoint, arguments.rdzv_id) == ("c10d", "node07:29400", "1234-1")
     assert (arguments.max_restarts, arguments.local_addr, arguments.module) == (0, None, True)
     assert (arguments.training_script, arguments.training_script_args) == (WORKER_MODULE, [str(run.folder.path)])
-    assert training_command(run.folder.path, 1, nodes._replace(count=1)) == training_command(run.folder.path)
+    assert training_command(run.folder.path, 1, replace(nodes, count=1)) == training_command(run.folder.path)
 
 
 def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeypatch):
