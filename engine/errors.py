@@ -110,3 +110,11 @@ class AccountError(EngineError):
 
 class WorkerError(EngineError):
     """A process of ours ended, hung, or answered nonsense."""
+
+
+class ClusterError(EngineError):
+    """A cluster is not set up, or its scheduler refuses what was asked."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """A cluster's scheduler did not answer; what it would have said is unknown."""

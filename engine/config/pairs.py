@@ -178,7 +178,8 @@ def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
 @pair_rule("run.devices", "run.where")
 def _device_of_this_machine(config: RunConfig) -> str | None:
     if config.run.is_elsewhere and not isinstance(config.run.devices, str):
-        return "it names GPUs of this machine, and a job has one of its own; set auto, and choose jobs.flavor."
+        field = "flavor" if config.run.where == "jobs" else "gpu_type"
+        return f"it names GPUs of this machine, and a job has its own; set auto, and choose {config.run.where}.{field}."
     return None
 
 

@@ -20,7 +20,7 @@ DataFormatName = Literal[
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]
-Place = Literal["local", "jobs"]
+Place = Literal["local", "jobs", "slurm"]
 
 if TYPE_CHECKING:
     Method = str
@@ -116,7 +116,7 @@ class RunSection(Section):
     resume_after_restart: bool = setting(False, "Resume by itself")
     """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
     where: Place = setting("local", "Where")
-    """This machine (local), or Hugging Face's hardware (jobs), which your account there pays by the minute."""
+    """This machine (local), a Slurm cluster that shares the home (slurm), or Hugging Face's hardware (jobs), which your account there pays by the minute."""
     launcher: Launcher = setting("local", "Launcher")
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
@@ -158,6 +158,21 @@ class JobsConfig(Section):
     """Your organisation that pays for the job and keeps its files meanwhile. Empty means your own account."""
 
 
+class SlurmConfig(Section):
+    """What a run on a Slurm cluster asks for; ignored elsewhere. The cluster itself is described in cluster.yaml."""
+
+    gpus: int = setting(1, "GPUs per node", ge=1, le=64)
+    """GPUs in each node; several train together. A run whose device is cpu takes none."""
+    gpu_type: str = setting("", "GPU type", max_length=60, pattern=r"^[A-Za-z0-9_.-]*$")
+    """As Slurm calls it, such as a100. Empty takes the smallest that covers the 90% upper bound."""
+    nodes: int = setting(1, "Nodes", ge=1, le=256)
+    """Machines that train together."""
+    memory_gib: float | None = setting(None, "RAM per node, GiB", gt=0, le=100_000)
+    """Beyond it, Slurm ends the run. Empty takes an estimate."""
+    limit_hours: float | None = setting(None, "Time limit, hours", gt=0, le=8760)
+    """The run saves before it, and continues as another job. Empty takes an estimate."""
+
+
 class RunConfig(Section):
     """A complete fine-tune."""
 
@@ -167,6 +182,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     run: RunSection = RunSection()
     jobs: JobsConfig = JobsConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @property
     def method_name(self) -> str:

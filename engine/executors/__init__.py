@@ -6,6 +6,7 @@ from engine.executors.base import Executor
 from engine.executors.huggingface_jobs.executor import JobsExecutor
 from engine.executors.huggingface_jobs.login import LoginOf
 from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, WorkerCommand
+from engine.executors.slurm.executor import SlurmExecutor
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
@@ -20,4 +21,5 @@ def make_executors(
         login_of: Returns a person's login at Hugging Face.
     """
     here = (kind(context, command) for kind in (LocalExecutor, AccelerateExecutor))
-    return {executor.name: executor for executor in (*here, JobsExecutor(context.book.home, login_of))}
+    home = context.book.home
+    return {executor.name: executor for executor in (*here, JobsExecutor(home, login_of), SlurmExecutor(home))}

@@ -9,6 +9,7 @@ from engine.config.run import RunConfig
 from engine.files import read_model
 from engine.hardware.libraries import library_version
 from engine.memory.device_need import DeviceNeed
+from engine.paths import LoratoryHome
 from engine.runs.run import RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
@@ -110,3 +111,9 @@ def run_title(config: RunConfig) -> str:
 def read_provenance(folder: RunFolder) -> Provenance:
     """Load it; where the file is missing or unreadable, nothing is known."""
     return read_model(folder.provenance, Provenance) or Provenance()
+
+
+def home_of_run(folder: RunFolder) -> LoratoryHome:
+    """Return the home of a run, <home>/runs/<owner>/<run>; in a lab, as the person has it who started the run."""
+    home, person = LoratoryHome(folder.path.parents[2]), read_provenance(folder).person
+    return home.of(person) if person else home

@@ -20,7 +20,7 @@ from engine.processes.spawn import LIBRARY_ENVIRONMENT
 from engine.runs.activity import reported_activity
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import home_of_run
 from engine.runs.run import ATTEMPT_VARIABLE, RunFolder
 
 EXIT_FINISHED = 0  # or stopped
@@ -142,12 +142,11 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
 
 
 def _home_of(folder: RunFolder) -> LoratoryHome:
-    """Return the home of a run, <home>/runs/<owner>/<run>; in a lab, as the person has it who started the run."""
-    home, person = LoratoryHome(folder.path.parents[2]), read_provenance(folder).person
-    if not person:
-        return home
-    os.environ[LAB] = "1"
-    return home.of(person)
+    """Return the home of a run; in a lab, this process looks names up as the lab does."""
+    home = home_of_run(folder)
+    if home.owner:
+        os.environ[LAB] = "1"
+    return home
 
 
 def _first_cause(failed: FailedData, run: Path, attempt: int) -> FailedData:

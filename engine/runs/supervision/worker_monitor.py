@@ -187,7 +187,8 @@ class WorkerMonitor:
         return self._updated(state="queued", **_NO_REASON._asdict(), device="", job_id="", **_NOT_SILENT)
 
     def _changed(self, state: State, why: Why, **changes: object) -> RunState:
-        return self._updated(state=state, **why._asdict(), device=self.job.describe(), **changes)
+        where = {"device": self.job.describe(), "job_id": self.job.id}  # some executors know the id only later
+        return self._updated(state=state, **why._asdict(), **where, **changes)
 
     def _updated(self, **changes: object) -> RunState:
         if all(getattr(self.state, name) == value for name, value in changes.items()):

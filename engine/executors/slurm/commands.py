@@ -1,0 +1,172 @@
+"""Slurm's own commands: arguments as lists, a time limit on each, and only formats that are made for programs."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from engine.errors import ClusterError, ClusterUnreachableError, shorten
+from engine.processes.spawn import environment_for
+
+_SEPARATOR = "\x1f"  # no field has it
+_FIELDS = ("JobID", "State", "Reason", "Comment", "NodeList", "StartTime", "EndTime", "TimeLimit", "exit_code")
+# What Slurm's commands print where the controller, its network or its authentication fails, and nothing is decided.
+_NO_ANSWER = (
+    "unable to contact slurm controller", "socket timed out", "connection refused", "communication connection failure",
+    "zero bytes were transmitted", "temporarily unable to accept job", "backup controller", "standby mode",
+    "connection timed out", "connection reset", "munge", "unable to resolve", "unexpected missing socket",
+    "could not establish a configuration source", "protocol authentication error", "message receive failure",
+    "unable to establish controller machine", "transport endpoint", "no route to host", "slurm_load_jobs error",
+)  # fmt: skip
+
+
+class JobLine(NamedTuple):
+    """A job as `squeue` shows it."""
+
+    id: str
+    state: str  # such as PENDING, RUNNING, NODE_FAIL
+    reason: str  # why it is in this state, in Slurm's words
+    comment: str
+    nodes: str = ""
+    started: float | None = None  # seconds since the epoch; of a waiting job when it is expected to
+    ended: float | None = None
+    limit_seconds: float | None = None  # None where it has none
+    exit_code: int | None = None  # of the job's command; negative for a signal
+
+
+class Slurm:
+    """Asks the Slurm of this machine.
+
+    Each call raises `ClusterUnreachableError` where Slurm did not answer, which decides nothing, and `ClusterError` where it
+    refused.
+
+    Args:
+        limit_seconds: Time limit of one command: with the controller down, some wait for minutes.
+    """
+
+    def __init__(self, limit_seconds: float = 20.0) -> None:
+        self.limit_seconds = limit_seconds
+
+    def submit(self, script: str, options: Sequence[str]) -> str:
+        """Submit a job and return its id."""
+        answer = self.ask("sbatch", *options, stdin=script)
+        job_id = answer.strip().partition(";")[0]
+        if not job_id.isdecimal():
+            raise ClusterUnreachableError(
+                f"sbatch printed {shorten(answer)!r} instead of a job id.", "Look with squeue."
+            )
+        return job_id
+
+    def expected_start(self, script: str, options: Sequence[str]) -> str:
+        """Return in Slurm's words when a job would start; nothing is submitted."""
+        return self.ask("sbatch", "--test-only", *options, stdin=script, joined=True).strip()
+
+    def queue(self) -> list[JobLine]:
+        """Return every job of this account that Slurm still knows, ended ones included for some minutes."""
+        form = ",".join(f"{name}:{_SEPARATOR}" for name in _FIELDS)
+        lines = self.ask("squeue", "--noheader", "--me", "--states=all", f"--Format={form}").splitlines()
+        return [_job_line(line) for line in lines if line.count(_SEPARATOR) == len(_FIELDS)]
+
+    def release(self, job_id: str) -> None:
+        """Let a held job begin."""
+        self.ask("scontrol", "release", job_id)
+
+    def cancel(self, job_id: str, signal_name: Literal["", "KILL"] = "") -> None:
+        """End a job as `scancel` does, or send its steps a signal; one that has ended is no error."""
+        try:
+            self.ask("scancel", *((f"--signal={signal_name}",) if signal_name else ()), job_id)
+        except ClusterError as error:
+            if isinstance(error, ClusterUnreachableError) or not _has_ended(error.what):
+                raise
+
+    def ask(self, *argv: str, stdin: str = "", joined: bool = False) -> str:
+        """Return what a command prints on stdout, or also on stderr where `joined`."""
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if joined else subprocess.PIPE,
+                env=_environment(),
+                start_new_session=True,
+                text=True,
+                errors="replace",
+            )
+        except OSError as error:
+            raise ClusterUnreachableError(
+                f"{argv[0]} cannot be started here ({error.strerror}).", "Install Slurm's commands on this machine."
+            ) from error
+        try:
+            out, err = process.communicate(stdin, timeout=self.limit_seconds)
+        except subprocess.TimeoutExpired as error:
+            _end(process)
+            raise ClusterUnreachableError(
+                f"Slurm does not answer ({argv[0]} took longer than {self.limit_seconds:g} s).",
+                "Runs continue; it is asked again.",
+            ) from error
+        if process.returncode == 0:
+            return out
+        words = " ".join((err or out or "").split()).removeprefix(f"{argv[0]}: ")
+        if any(sign in words.lower() for sign in _NO_ANSWER):
+            raise ClusterUnreachableError(
+                f"Slurm does not answer ({shorten(words, 200)}).", "Runs continue; it is asked again."
+            )
+        raise ClusterError(
+            f"Slurm refused {argv[0]}: {shorten(words, 300)}.", "Correct cluster.yaml, or ask its admin."
+        )
+
+
+def seconds_of(limit: str) -> float | None:
+    """Return a time limit as Slurm prints it, `days-hours:minutes:seconds` without leading parts; None for unlimited."""
+    days, dash, rest = limit.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in (*parts, *([days] if dash else []))):
+        return None
+    if dash:
+        parts += ["0"] * (3 - len(parts))
+    seconds = 0
+    for part in parts:
+        seconds = seconds * 60 + int(part)
+    return float(seconds + int(days or 0) * 86_400)
+
+
+def exit_code_of(text: str) -> int | None:
+    """Return an exit code as Slurm prints it, `code:signal`; a shell or srun reports a task's signal as 128 more."""
+    code, _, number = text.partition(":")
+    if not (code.isdecimal() and number.isdecimal()):
+        return None
+    if int(number):
+        return -int(number)
+    return 128 - int(code) if 128 < int(code) <= 192 else int(code)
+
+
+def _job_line(line: str) -> JobLine:
+    job_id, state, reason, comment, nodes, start, end, limit, code = line.split(_SEPARATOR)[: len(_FIELDS)]
+    return JobLine(
+        job_id.strip(), state.strip(), reason.strip(), comment.strip(), nodes.strip(), _time_of(start), _time_of(end),
+        seconds_of(limit.strip()), exit_code_of(code.strip()),
+    )  # fmt: skip
+
+
+def _time_of(text: str) -> float | None:
+    return float(text) if text.strip().isdecimal() else None
+
+
+def _has_ended(words: str) -> bool:
+    return any(sign in words.lower() for sign in ("already completing or completed", "invalid job id"))
+
+
+def _environment() -> dict[str, str]:
+    """What a command gets: no secret, and no option or format of the person's own."""
+    kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
+    return {**environment_for(()), **kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a command with what it started, which may hold the pipes."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        process.kill()
+    process.communicate()

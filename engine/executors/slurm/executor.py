@@ -1,0 +1,210 @@
+"""Runs on a Slurm cluster, as the supervisor sees them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from engine.config.run import RunConfig
+from engine.errors import ClusterError, ClusterUnreachableError, EngineError
+from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.slurm.commands import JobLine, Slurm
+from engine.executors.slurm.fetch import Fetch
+from engine.executors.slurm.follower import SlurmFollower
+from engine.executors.slurm.place import ClusterPlace, read_place
+from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.paths import LoratoryHome
+from engine.runs.control import asks_to_end
+from engine.runs.run import Run, RunState, Why
+
+_LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
+_HURRY_SECONDS = 1.0  # between two looks, however many people hurry
+
+_log = logging.getLogger(__name__)
+
+
+class SlurmExecutor(Executor):
+    """Submits jobs to Slurm and follows all of them from one thread, by one look at the queue for all.
+
+    Nothing that the supervisor calls waits for Slurm.
+
+    Args:
+        place: Returns the cluster, as its admin described it last.
+        slurm: Asks Slurm; its commands, unless a test has other ones.
+    """
+
+    name = "slurm"
+
+    def __init__(
+        self, home: LoratoryHome, place: Callable[[], ClusterPlace] | None = None, slurm: Slurm | None = None
+    ) -> None:
+        self._home = home
+        self._place = place or (lambda: read_place(home))
+        self._slurm = slurm
+        self._changed = threading.Condition()  # guards what is below
+        self._followers: list[SlurmFollower] = []
+        self._thread: threading.Thread | None = None
+        self._is_hurried = self._is_closed = False
+
+    def submit(self, spec: JobSpec) -> Job:
+        """Begin to submit the run.
+
+        Raises:
+            ClusterError: If no cluster was set up.
+            ConfigError: If cluster.yaml has a mistake.
+            StorageError: If the disk is full.
+        """
+        place = self._place()
+        resources = JobResources.of(spec.config, place)
+        record = SlurmRecord(
+            attempt=spec.attempt,
+            resources=resources,
+            warning_seconds=min(place.warning_seconds, int(resources.limit_minutes * 60 / 4)),
+        )
+        return self._follow(spec.run, record.save(spec.run.folder), place, spec.config)
+
+    def attach(self, run: Run, state: RunState) -> Job:
+        record = SlurmRecord.read(run.folder)
+        if record is None or record.attempt != state.attempt:
+            return LostJob()
+        try:
+            place, config = self._place(), run.folder.read_config()
+        except EngineError as error:  # a mistake in cluster.yaml costs no running job
+            _log.error("%s: %s", run.id, error)
+            place, config = ClusterPlace(), None
+        return self._follow(run, record, place, config)
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(_LONGEST_CLOSE_SECONDS)
+
+    def hurry(self) -> None:
+        """Look at the queue soon: a person waits."""
+        with self._changed:
+            self._is_hurried = True
+            self._changed.notify_all()
+
+    def _follow(self, run: Run, record: SlurmRecord, place: ClusterPlace, config: RunConfig | None) -> SlurmJob:
+        slurm = self._slurm or Slurm(place.command_seconds)
+        follower = SlurmFollower(run, record, place, slurm)
+        if config is not None and place.offline:
+            follower.is_ready = Fetch(run, config).look
+        with self._changed:
+            self._followers.append(follower)
+            self._is_hurried = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="slurm", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return SlurmJob(follower, self.hurry)
+
+    def _work(self) -> None:
+        """Look at all jobs every few seconds, until the executor is closed."""
+        looked = float("-inf")
+        while True:
+            with self._changed:
+                while not self._is_closed:
+                    self._followers = [one for one in self._followers if not one.is_over]
+                    followers = list(self._followers)
+                    pause = min((one.place.poll_seconds for one in followers), default=None)
+                    if pause is not None and self._is_hurried:
+                        pause = min(pause, _HURRY_SECONDS)
+                    wait = None if pause is None else looked + pause - time.monotonic()
+                    if wait is not None and wait <= 0:
+                        break
+                    self._changed.wait(wait)
+                if self._is_closed:
+                    return
+                self._is_hurried = False
+            self._look(followers)
+            looked = time.monotonic()
+
+    def _look(self, followers: list[SlurmFollower]) -> None:
+        slurm = self._slurm or Slurm(followers[0].place.command_seconds)
+        try:
+            queue = slurm.queue()
+        except EngineError as error:
+            for follower in followers:
+                follower.unreachable(error)
+            return
+        for follower in followers:
+            if self._is_closed:  # another process may follow them now
+                return
+            self._step(follower, queue)
+
+    def _step(self, follower: SlurmFollower, queue: list[JobLine]) -> None:
+        try:
+            follower.step(queue)
+        except ClusterUnreachableError as error:
+            follower.unreachable(error)
+        except ClusterError as error:  # such as a release that was refused: the queue will show what became of the job
+            _log.error("%s: %s", follower.run.id, error)
+        except Exception as error:  # such as a disk that is full; the other jobs continue
+            _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
+
+
+class SlurmJob(Job):
+    """A job as its follower last saw it; no call waits for Slurm."""
+
+    def __init__(self, follower: SlurmFollower, hurry: Callable[[], None]) -> None:
+        self._follower = follower
+        self._hurry = hurry
+
+    @property
+    def id(self) -> str:  # type: ignore[override]
+        """Slurm's, once it is known."""
+        return self._follower.record.job_id
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        view = self._follower.view
+        why = Why("executor_queue", view.words, view.advice) if view.words else None
+        if view.trouble is not None:
+            why = Why("executor_unreachable", view.trouble.what, view.trouble.fix)
+        match view.stage:
+            case "ended":
+                return JobStatus("gone")
+            case "running":
+                return JobStatus("alive", why)
+            case "unseen" if has_reported or asks_to_end(self._follower.run.folder):  # it may have something to save
+                return JobStatus("alive", why)
+        if has_reported and self._follower.record.nodes == "":
+            self._hurry()  # its worker was quicker than our look at the queue
+        return JobStatus("alive" if has_reported else "waiting", why)
+
+    def cancel(self) -> None:
+        self._follower.wants_cancel = True
+        self._hurry()
+
+    def end(self) -> JobEnd:
+        return self._follower.view.end or JobEnd()
+
+    def describe(self) -> str:
+        record = self._follower.record
+        return " · ".join(filter(None, (f"slurm {record.job_id}".strip(), record.nodes, record.resources.words)))
+
+    def activity(self) -> Activity | None:
+        """Nothing is known of a job that waits, is suspended by Slurm, or cannot be seen at present."""
+        view = self._follower.view
+        is_seen = view.stage == "running" and view.trouble is None and not view.is_suspended
+        return super().activity() if is_seen else None
+
+
+class LostJob(Job):
+    """An attempt of which nothing was saved: it was never submitted."""
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        return JobStatus("gone" if has_reported else "never_started")
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
+
+    def end(self) -> JobEnd:
+        return JobEnd(cause="What was known of the job at Slurm is lost.", advice="Look for it with squeue.")
+
+    def describe(self) -> str:
+        return "slurm"

@@ -1,0 +1,147 @@
+"""One job, from submission to its end: each step is one thing to do, and what was done is saved before the next."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from engine.errors import ClusterUnreachableError, EngineError
+from engine.executors.base import JobEnd
+from engine.executors.slurm.commands import JobLine, Slurm
+from engine.executors.slurm.place import ClusterPlace
+from engine.executors.slurm.reasons import ENDED_STATES, WAITS_STATES, job_end, waits_words
+from engine.executors.slurm.record import SlurmRecord
+from engine.executors.slurm.script import job_options, job_script
+from engine.runs.run import Run
+
+_MISSES = 3  # looks at the queue in a row that do not show a job, before it counts as forgotten
+_WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was told
+_log = logging.getLogger(__name__)
+
+Stage = Literal["unseen", "preparing", "waiting", "running", "ended"]
+
+
+class JobView(NamedTuple):
+    """A job as it was seen last; replaced as a whole."""
+
+    stage: Stage = "unseen"
+    words: str = ""  # why it waits, or what is unusual
+    advice: str = ""
+    trouble: EngineError | None = None  # why Slurm cannot be asked at present
+    is_suspended: bool = False
+    end: JobEnd | None = None
+
+
+class SlurmFollower:
+    """Takes one job through Slurm; only the executor's thread calls `step`."""
+
+    def __init__(self, run: Run, record: SlurmRecord, place: ClusterPlace, slurm: Slurm) -> None:
+        self.run = run
+        self.record = record
+        self.place = place
+        self.view = JobView("ended", end=job_end(record)) if record.is_over else JobView()
+        self.wants_cancel = False
+        self.is_ready: Callable[[], str | None] = lambda: (
+            None
+        )  # what it waits for before it is submitted; raises if in vain
+        self._slurm = slurm
+        self._misses = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.view.stage == "ended"
+
+    def step(self, queue: Sequence[JobLine]) -> None:
+        """Do what is next for the job, by a queue that Slurm has just shown.
+
+        Raises:
+            ClusterUnreachableError: If Slurm did not answer; the job is as it was.
+            StorageError: If the disk is full; what was to be saved is tried again.
+        """
+        own = [line for line in queue if self.record.number and self.record.number in line.comment.split()]
+        if not self.record.job_id:
+            if own:  # it was submitted, and we ended before its id was saved
+                self._save(job_id=own[0].id)
+            elif self.wants_cancel:
+                self._ended(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
+                return
+            elif not self._submit():
+                return
+        for line in own:
+            # Two submissions of one attempt: the answer to the first was lost. Only the one of the record is released.
+            if line.id != self.record.job_id and line.state not in ENDED_STATES:
+                self._slurm.cancel(line.id)
+        line = next((line for line in own if line.id == self.record.job_id), None)
+        if line is None and own:
+            line = own[0]._replace(id=self.record.job_id, state="PENDING", reason="JobHeldUser")
+        if not self.record.is_released and not self.wants_cancel:
+            if line is None or line.state in WAITS_STATES:
+                self._slurm.release(self.record.job_id)
+                line = line._replace(reason="None") if line is not None else None
+            self._save(is_released=True)
+        self._look(line)
+        if self.wants_cancel and not self.is_over:
+            self._cancel()
+
+    def unreachable(self, trouble: EngineError) -> None:
+        """Slurm could not be asked: the job is as it was."""
+        self.view = self.view._replace(trouble=trouble)
+
+    def _submit(self) -> bool:
+        try:
+            waits_for = self.is_ready()
+        except EngineError as error:
+            self._ended(JobEnd(cause=error.what, advice=error.fix))
+            return False
+        if waits_for is not None:
+            self.view = JobView("preparing", waits_for)
+            return False
+        options = job_options(self.run, self.record, self.place)
+        try:
+            job_id = self._slurm.submit(job_script(self.run, self.record, self.place), options)
+        except ClusterUnreachableError:
+            raise
+        except EngineError as error:
+            self._ended(JobEnd(cause=error.what, advice=error.fix))
+            return False
+        self._save(job_id=job_id)
+        return True
+
+    def _look(self, line: JobLine | None) -> None:
+        if line is None:
+            self._misses += 1
+            if self._misses >= _MISSES:  # it ended long ago, and Slurm has forgotten it
+                self._ended(job_end(self.record))
+            elif self.view.stage in ("unseen", "preparing") and not self._misses > 1:
+                self.view = JobView("waiting", f"Waiting at Slurm: job {self.record.job_id}.")
+            return
+        self._misses = 0
+        if line.nodes:
+            self._save(nodes=line.nodes)
+        if line.state in ENDED_STATES:
+            self._save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
+            self._ended(job_end(self.record))
+        elif line.state in WAITS_STATES:
+            self.view = JobView("waiting", *waits_words(line))
+        else:
+            is_suspended = line.state in ("SUSPENDED", "STOPPED")
+            words = f"Slurm has suspended job {line.id}." if is_suspended else ""
+            self.view = JobView("running", words, is_suspended=is_suspended)
+
+    def _ended_near_limit(self, line: JobLine) -> bool:
+        if line.started is None or line.ended is None or line.limit_seconds is None:
+            return False
+        warned = line.limit_seconds - self.record.warning_seconds - _WARNED_EARLIER_SECONDS
+        return line.ended - line.started >= warned
+
+    def _cancel(self) -> None:
+        if self.view.stage == "running":
+            # `scancel` alone would give the worker time to save that a person does not want, as long as KillWait.
+            self._slurm.cancel(self.record.job_id, "KILL")
+        self._slurm.cancel(self.record.job_id)
+
+    def _ended(self, end: JobEnd) -> None:
+        self._save(is_over=True)
+        self.view = JobView("ended", end=end)
+
+    def _save(self, **changes: object) -> None:
+        self.record = self.record.changed(self.run.folder, **changes)

@@ -1,0 +1,89 @@
+"""`job.json` of a run on a cluster: what is known of its job, through restarts of the server and of Slurm."""
+
+import secrets
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.config.run import RunConfig
+from engine.executors.slurm.place import ClusterPlace
+from engine.files import read_model, write_atomically
+from engine.runs.run import Run, RunFolder
+
+_MINUTES_AT_LEAST = 2.0
+
+
+class JobResources(BaseModel):
+    """What a job asks for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    gpus: int = 1  # in each node; 0 trains on the processor
+    gpu_type: str = ""  # any where empty
+    nodes: int = 1
+    cpus: int = 4  # for each process
+    memory_gib: float = 16.0  # RAM in each node
+    limit_minutes: float = 60.0
+
+    @classmethod
+    def of(cls, config: RunConfig, place: ClusterPlace) -> Self:
+        """Return what a configuration asks for; the place has the rest."""
+        asked = config.slurm
+        limit_hours = asked.limit_hours or place.limit_hours
+        return cls(
+            gpus=0 if config.run.devices == "cpu" else asked.gpus,
+            gpu_type=asked.gpu_type,
+            nodes=asked.nodes,
+            cpus=place.cpus,
+            memory_gib=asked.memory_gib or place.memory_gib,
+            limit_minutes=max(limit_hours * 60, _MINUTES_AT_LEAST),
+        )
+
+    @property
+    def words(self) -> str:
+        """Such as `1×a100` or `2 nodes, 4×a100 each`."""
+        one = f"{self.gpus}×{self.gpu_type or 'GPU'}" if self.gpus else "CPU"
+        return one if self.nodes == 1 else f"{self.nodes} nodes, {one} each"
+
+
+class SlurmRecord(BaseModel):
+    """The job of one attempt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    executor: str = Field(default="slurm", pattern="^slurm$")
+    attempt: int
+    resources: JobResources
+    warning_seconds: int  # before the time limit, as the job was submitted
+    # In the job's comment, by which it is found again where its id was not saved.
+    number: str = Field(default_factory=lambda: secrets.token_hex(8))
+    job_id: str = ""  # Slurm's; empty until it is submitted
+    is_released: bool = False  # until then it is held
+    nodes: str = ""  # where it runs or ran
+    end_state: str = ""  # Slurm's last word, such as TIMEOUT; empty before, and where Slurm has forgotten it
+    exit_code: int | None = None
+    near_limit: bool = False  # whether it ended after the warning that its time is up
+    is_over: bool = False
+
+    def comment(self, run: Run) -> str:
+        """Return what Slurm shows of it."""
+        return f"loratory {run.id} attempt {self.attempt} {self.number}"
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Self | None:
+        """Load it; None where the run never had a job of Slurm."""
+        return read_model(folder.job, cls)
+
+    def save(self, folder: RunFolder) -> Self:
+        """Save and return it.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        write_atomically(folder.job, self.model_dump_json())
+        return self
+
+    def changed(self, folder: RunFolder, **changes: object) -> Self:
+        """Return it with other values, saved where one is new."""
+        new = self.model_copy(update=changes)
+        return self if new == self else new.save(folder)

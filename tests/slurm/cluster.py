@@ -1,0 +1,168 @@
+"""A real Slurm of two nodes on this machine, for one session of tests.
+
+The second node has a host name, process ids and a boot id of its own, as another machine has. GPUs are device files that stand
+for some. Everything is below one folder and ends with the context.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "squeue", "unshare")
+
+_CONFIGURATION = """
+ClusterName=one
+SlurmctldHost=localhost
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=30
+KillWait=10
+MinJobAge=600
+InactiveLimit=0
+GresTypes=gpu
+SlurmdParameters=config_overrides
+NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=8000 Gres=gpu:toy:2
+NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=8000 Gres=gpu:toy:2
+PartitionName=long Nodes=node[1-2] Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=30 GraceTime=20 State=UP
+PartitionName=urgent Nodes=node[1-2] PriorityTier=10 MaxTime=60 State=UP PreemptMode=OFF
+"""
+_GPUS = """
+AutoDetect=off
+NodeName=node1 Name=gpu Type=toy File={folder}/dev/gpu[0-1]
+NodeName=node2 Name=gpu Type=toy File={folder}/dev/gpu[2-3]
+"""
+_OTHER_MACHINE = """
+hostname node2
+mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id
+exec slurmd -D -f "$1/slurm.conf" -N node2
+"""
+
+
+def why_not() -> str:
+    """Return why no Slurm can be started here; empty where one can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "a real Slurm needs root on Linux"
+    # Debian has the daemons where only root looks.
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+class Cluster:
+    """The Slurm of a session."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        folder = self.folder
+        for name in ("run", "state", "log", "dev", "spool-node1", "spool-node2"):
+            (folder / name).mkdir(parents=True)
+        (folder / "munge.key").write_bytes(os.urandom(1024))
+        (folder / "munge.key").chmod(0o400)
+        (folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        (folder / "slurm.conf").write_text(_CONFIGURATION.format(folder=folder, ports=_free_ports(3)))
+        (folder / "gres.conf").write_text(_GPUS.format(folder=folder))
+        (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        (folder / "node2.sh").write_text(_OTHER_MACHINE)
+        for number in range(4):
+            os.mknod(folder / f"dev/gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
+        self._start_munge()
+        self.start_controller()
+        self.start_node("node1")
+        self.start_node("node2")
+        self.wait_for_nodes()
+
+    def stop(self) -> None:
+        with_jobs = [name for name in self._daemons if name != "munge"]
+        self.ask("scancel", "--full", "--signal=KILL", "--me", check=False)
+        for name in (*with_jobs, "munge"):
+            self.kill(name)
+
+    def start_controller(self) -> None:
+        self._start("controller", ["slurmctld", "-D", "-f", f"{self.folder}/slurm.conf"])
+
+    def start_node(self, name: str) -> None:
+        if name == "node1":
+            self._start(name, ["slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", "node1"])
+            return
+        own = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
+        self._start(name, [*own, "sh", "-e", f"{self.folder}/node2.sh", str(self.folder)])
+
+    def kill(self, name: str) -> None:
+        """End a daemon as a crash does, node2 with everything on it."""
+        daemon = self._daemons.pop(name, None)
+        if daemon is not None:
+            daemon.kill()
+            daemon.wait()
+
+    def wait_for_nodes(self, *nodes: str) -> None:
+        wanted = set(nodes or ("node1", "node2"))
+        while not wanted <= set(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
+            time.sleep(0.1)
+
+    def ask(self, *command: str, check: bool = True) -> str:
+        """Return what a command of Slurm prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check, timeout=300)
+        return done.stdout
+
+    def _start_munge(self) -> None:
+        run = self.folder / "run"
+        names = {"key-file": self.folder / "munge.key", "socket": run / "munge.sock", "pid-file": run / "munge.pid"}
+        names |= {"log-file": self.folder / "log" / "munge.log", "seed-file": run / "munge.seed"}
+        self._start(
+            "munge", ["munged", "--force", "--foreground", *(f"--{name}={path}" for name, path in names.items())]
+        )
+        while not (run / "munge.sock").exists():
+            assert self._daemons["munge"].poll() is None, "munged did not start"
+            time.sleep(0.02)
+
+    def _start(self, name: str, command: Sequence[str]) -> None:
+        with (self.folder / "log" / f"{name}.out").open("ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
