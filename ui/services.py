@@ -10,6 +10,7 @@ from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
 from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.slurm.place import read_place
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
@@ -67,4 +68,4 @@ class Services:
 
     def place(self, name: str) -> RunPlace:
         """Return the place of that name as it is known now, without asking another process."""
-        return places_of(self.devices, self.hardware.known)[name]
+        return places_of(self.devices, self.hardware.known, lambda: read_place(self.home))[name]

@@ -15,6 +15,7 @@ from engine.data.formats import require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
 from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.slurm.place import read_place
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
@@ -59,7 +60,8 @@ class Preflight:
         self._home = home
         self._inspector = inspector
         self._resolve = resolve
-        self._places = places_of(devices, flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
+        ask = flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask
+        self._places = places_of(devices, ask, lambda: read_place(home))
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
         """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.

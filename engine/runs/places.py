@@ -13,6 +13,7 @@ from engine.executors.huggingface_jobs.flavors import (
     estimate_limit_hours,
     named,
 )
+from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB
@@ -95,22 +96,7 @@ class HuggingFaceJobs(RunPlace):
         """Return the cheapest whose memory covers the 90% upper bound, where none is named."""
         if config.jobs.flavor:
             return options
-        try:
-            needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
-        except MemoryUnknownError as error:
-            raise DeviceError(
-                "The memory that this model needs is not known, so its hardware cannot be chosen.",
-                "Name it in jobs.flavor, such as l4x1.",
-            ) from error
-        fits = [option for option, needed in needs if needed <= option[0].total_bytes]
-        if not fits:
-            ((largest,), needed) = max(needs, key=lambda one: one[0][0].total_bytes)
-            raise DeviceError(
-                f"This run may need {needed / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
-                f"{largest.total_bytes / GIB:.1f}.",
-                "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
-            )
-        return (fits[0],)
+        return _first_that_fits(options, config, shape, rows, "Name it in jobs.flavor, such as l4x1.")
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         flavor = next(one for one in self._flavors() if one.device == device)
@@ -121,8 +107,68 @@ class HuggingFaceJobs(RunPlace):
         return config.model_copy(update={"jobs": jobs})
 
 
+class SlurmCluster(RunPlace):
+    """The nodes of a cluster that shares the home, as its admin described them."""
+
+    name = "slurm"
+
+    def __init__(self, cluster: Callable[[], ClusterPlace]) -> None:
+        self._cluster = cluster
+
+    def options(self, config: RunConfig) -> Options:
+        cluster, asked = self._cluster(), config.slurm.gpu_type
+        if config.run.devices == "cpu":
+            memory = round((config.slurm.memory_gib or cluster.memory_gib) * GIB)
+            return ((Device("cpu", 0, "CPU of a node", memory, memory, has_fast_bfloat16=False, cores=cluster.cpus),),)
+        kinds = sorted(cluster.gpu_types, key=lambda kind: kind.memory_gib)
+        known = [kind for kind in kinds if asked in ("", kind.name)]
+        if not known:
+            there = ", ".join(kind.name for kind in kinds) or "none"
+            raise DeviceError(
+                f"The cluster has no GPUs of type {asked}." if asked else "The cluster has no GPUs.",
+                f"Its types are {there}; an admin lists them in cluster.yaml, and run.devices cpu takes no GPU.",
+            )
+        sizes = [(kind.name, round(kind.memory_gib * GIB)) for kind in known]
+        return tuple((Device("cuda", 0, name, size, size, has_fast_bfloat16=True),) for name, size in sizes)
+
+    def suitable(
+        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
+    ) -> Options:
+        """Return the smallest type of GPU whose memory covers the 90% upper bound, where none is named."""
+        if config.slurm.gpu_type or options[0][0].kind == "cpu":
+            return options
+        return _first_that_fits(options, config, shape, rows, "Name its type in slurm.gpu_type.")
+
+    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
+        slurm = config.slurm.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
+        return config.model_copy(update={"slurm": slurm})
+
+
+def _first_that_fits(
+    options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None, fix: str
+) -> Options:
+    """Return the first option that covers the 90% upper bound, of several that come the best first."""
+    try:
+        needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
+    except MemoryUnknownError as error:
+        raise DeviceError(
+            "The memory that this model needs is not known, so its hardware cannot be chosen.", fix
+        ) from error
+    fits = [option for option, needed in needs if needed <= option[0].total_bytes]
+    if not fits:
+        ((largest,), needed) = max(needs, key=lambda one: one[0][0].total_bytes)
+        raise DeviceError(
+            f"This run may need {needed / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
+            f"{largest.total_bytes / GIB:.1f}.",
+            "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+        )
+    return (fits[0],)
+
+
 def places_of(
-    devices: Callable[[], Sequence[Device]], flavors: Callable[[], Sequence[Flavor]]
+    devices: Callable[[], Sequence[Device]],
+    flavors: Callable[[], Sequence[Flavor]],
+    cluster: Callable[[], ClusterPlace],
 ) -> Mapping[str, RunPlace]:
     """Return every place, by the name that `run.where` gives it."""
-    return {place.name: place for place in (ThisMachine(devices), HuggingFaceJobs(flavors))}
+    return {place.name: place for place in (ThisMachine(devices), HuggingFaceJobs(flavors), SlurmCluster(cluster))}

@@ -59,10 +59,20 @@ AutoDetect=off
 NodeName=node1 Name=gpu Type=toy File={folder}/dev/gpu[0-1]
 NodeName=node2 Name=gpu Type=toy File={folder}/dev/gpu[2-3]
 """
+# Slurm resolves the names of its nodes now and then; nothing of this machine is changed for that.
+_DAEMON = """
+folder=$1
+shift
+mount --bind "$folder/hosts" /etc/hosts
+exec "$@"
+"""
 _OTHER_MACHINE = """
+folder=$1
+shift
 hostname node2
-mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id
-exec slurmd -D -f "$1/slurm.conf" -N node2
+mount --bind "$folder/hosts" /etc/hosts
+mount --bind "$folder/boot_id" /proc/sys/kernel/random/boot_id
+exec "$@"
 """
 
 
@@ -93,7 +103,9 @@ class Cluster:
         (folder / "slurm.conf").write_text(_CONFIGURATION.format(folder=folder, ports=_free_ports(3)))
         (folder / "gres.conf").write_text(_GPUS.format(folder=folder))
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        (folder / "daemon.sh").write_text(_DAEMON)
         (folder / "node2.sh").write_text(_OTHER_MACHINE)
+        (folder / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n127.0.0.1 node1 node2\n")
         for number in range(4):
             os.mknod(folder / f"dev/gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
         self._start_munge()
@@ -103,20 +115,29 @@ class Cluster:
         self.wait_for_nodes()
 
     def stop(self) -> None:
-        with_jobs = [name for name in self._daemons if name != "munge"]
-        self.ask("scancel", "--full", "--signal=KILL", "--me", check=False)
-        for name in (*with_jobs, "munge"):
+        self.end_jobs()
+        for name in (*(name for name in self._daemons if name != "munge"), "munge"):
             self.kill(name)
 
+    def end_jobs(self) -> None:
+        """End every job, and wait until none is left on a node."""
+        self.ask("scancel", "--signal=KILL", "--me", check=False)
+        self.ask("scancel", "--me", check=False)
+        deadline = time.monotonic() + 60
+        while self.ask("squeue", "--noheader", "--me", check=False).strip() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def start_controller(self) -> None:
-        self._start("controller", ["slurmctld", "-D", "-f", f"{self.folder}/slurm.conf"])
+        self._start_apart("controller", "daemon.sh", ("slurmctld", "-D", "-f", f"{self.folder}/slurm.conf"))
 
     def start_node(self, name: str) -> None:
-        if name == "node1":
-            self._start(name, ["slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", "node1"])
-            return
-        own = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
-        self._start(name, [*own, "sh", "-e", f"{self.folder}/node2.sh", str(self.folder)])
+        apart = ("--pid", "--uts", "--fork", "--kill-child", "--mount-proc") if name == "node2" else ()
+        script = "node2.sh" if name == "node2" else "daemon.sh"
+        self._start_apart(name, script, ("slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", name), apart)
+
+    def _start_apart(self, name: str, script: str, command: Sequence[str], apart: Sequence[str] = ()) -> None:
+        shell = ("sh", "-e", f"{self.folder}/{script}", str(self.folder))
+        self._start(name, ["unshare", "--mount", *apart, *shell, *command])
 
     def kill(self, name: str) -> None:
         """End a daemon as a crash does, node2 with everything on it."""
@@ -124,6 +145,10 @@ class Cluster:
         if daemon is not None:
             daemon.kill()
             daemon.wait()
+
+    def wait_for_controller(self) -> None:
+        while "UP" not in self.ask("scontrol", "ping", check=False):
+            time.sleep(0.1)
 
     def wait_for_nodes(self, *nodes: str) -> None:
         wanted = set(nodes or ("node1", "node2"))

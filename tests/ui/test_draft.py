@@ -9,6 +9,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import EngineError, MemoryUnknownError, ModelError
+from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
 from engine.memory.estimate import estimate_memory
 from engine.models.shape import ModelShape, ModuleShape
@@ -111,7 +112,7 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
         tokenizers=SimpleNamespace(trouble=lambda model: untokenized),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
-        place=lambda name: places_of(known_devices, lambda: ())[name],
+        place=lambda name: places_of(known_devices, lambda: (), ClusterPlace)[name],
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from engine.errors import ClusterError, ClusterUnreachableError, shorten
 from engine.processes.spawn import environment_for
@@ -19,6 +19,8 @@ _NO_ANSWER = (
     "could not establish a configuration source", "protocol authentication error", "message receive failure",
     "unable to establish controller machine", "transport endpoint", "no route to host", "slurm_load_jobs error",
 )  # fmt: skip
+_IMPOSSIBLE = "node configuration is not available"
+_HAS_ENDED = ("already completing or completed", "invalid job id", "invalid job/step")
 
 
 class JobLine(NamedTuple):
@@ -62,6 +64,19 @@ class Slurm:
         """Return in Slurm's words when a job would start; nothing is submitted."""
         return self.ask("sbatch", "--test-only", *options, stdin=script, joined=True).strip()
 
+    def require_possible(self, script: str, options: Sequence[str]) -> None:
+        """Raise ClusterError where no node ever has what a job asks for: Slurm takes a held one all the same."""
+        try:
+            self.expected_start(script, options)
+        except ClusterUnreachableError:
+            raise
+        except ClusterError as error:
+            if _IMPOSSIBLE in error.what:
+                raise ClusterError(
+                    "No node of the cluster has what this run asks for.",
+                    "Ask for less in the run's settings (GPUs, nodes, RAM), or correct cluster.yaml.",
+                ) from error
+
     def queue(self) -> list[JobLine]:
         """Return every job of this account that Slurm still knows, ended ones included for some minutes."""
         form = ",".join(f"{name}:{_SEPARATOR}" for name in _FIELDS)
@@ -72,12 +87,22 @@ class Slurm:
         """Let a held job begin."""
         self.ask("scontrol", "release", job_id)
 
-    def cancel(self, job_id: str, signal_name: Literal["", "KILL"] = "") -> None:
-        """End a job as `scancel` does, or send its steps a signal; one that has ended is no error."""
+    def cancel(self, job_id: str) -> None:
+        """End a job as a person's `scancel` does: its steps may save, for as long as Slurm's KillWait."""
+        self._scancel(job_id)
+
+    def kill(self, job_id: str) -> None:
+        """End a job at once. SIGKILL for a whole job is the same as `cancel`, and for its step it is what it says."""
+        self._scancel("--signal=KILL", f"{job_id}.0")
+        self._scancel(job_id)
+
+    def _scancel(self, *arguments: str) -> None:
         try:
-            self.ask("scancel", *((f"--signal={signal_name}",) if signal_name else ()), job_id)
-        except ClusterError as error:
-            if isinstance(error, ClusterUnreachableError) or not _has_ended(error.what):
+            self.ask("scancel", *arguments)
+        except ClusterUnreachableError:
+            raise
+        except ClusterError as error:  # it has ended
+            if not any(sign in error.what.lower() for sign in _HAS_ENDED):
                 raise
 
     def ask(self, *argv: str, stdin: str = "", joined: bool = False) -> str:
@@ -151,10 +176,6 @@ def _job_line(line: str) -> JobLine:
 
 def _time_of(text: str) -> float | None:
     return float(text) if text.strip().isdecimal() else None
-
-
-def _has_ended(words: str) -> bool:
-    return any(sign in words.lower() for sign in ("already completing or completed", "invalid job id"))
 
 
 def _environment() -> dict[str, str]:

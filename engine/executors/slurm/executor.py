@@ -16,6 +16,7 @@ from engine.executors.slurm.follower import SlurmFollower
 from engine.executors.slurm.place import ClusterPlace, read_place
 from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.paths import LoratoryHome
+from engine.runs.activity import ReportedActivity
 from engine.runs.control import asks_to_end
 from engine.runs.run import Run, RunState, Why
 
@@ -191,7 +192,7 @@ class SlurmJob(Job):
         """Nothing is known of a job that waits, is suspended by Slurm, or cannot be seen at present."""
         view = self._follower.view
         is_seen = view.stage == "running" and view.trouble is None and not view.is_suspended
-        return super().activity() if is_seen else None
+        return ReportedActivity(self._follower.run.folder, self._follower.record.attempt) if is_seen else None
 
 
 class LostJob(Job):

@@ -95,9 +95,10 @@ class SlurmFollower:
         if waits_for is not None:
             self.view = JobView("preparing", waits_for)
             return False
-        options = job_options(self.run, self.record, self.place)
+        options, script = job_options(self.run, self.record, self.place), job_script(self.run, self.record, self.place)
         try:
-            job_id = self._slurm.submit(job_script(self.run, self.record, self.place), options)
+            self._slurm.require_possible(script, options)
+            job_id = self._slurm.submit(script, options)
         except ClusterUnreachableError:
             raise
         except EngineError as error:
@@ -134,10 +135,10 @@ class SlurmFollower:
         return line.ended - line.started >= warned
 
     def _cancel(self) -> None:
-        if self.view.stage == "running":
-            # `scancel` alone would give the worker time to save that a person does not want, as long as KillWait.
-            self._slurm.cancel(self.record.job_id, "KILL")
-        self._slurm.cancel(self.record.job_id)
+        if self.view.stage == "running":  # what a person wants to end at once saves nothing
+            self._slurm.kill(self.record.job_id)
+        else:
+            self._slurm.cancel(self.record.job_id)
 
     def _ended(self, end: JobEnd) -> None:
         self._save(is_over=True)

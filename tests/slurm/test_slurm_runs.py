@@ -1,0 +1,188 @@
+"""Runs on a real Slurm, from submission to every end that a job can have."""
+
+import time
+
+import pytest
+
+from engine.executors import make_executors
+from engine.executors.slurm.commands import Slurm
+from engine.executors.slurm.executor import SlurmExecutor
+from engine.executors.slurm.record import SlurmRecord
+from engine.runs.control import request_cancel, request_stop
+from engine.runs.supervision.supervisor import Supervisor
+from tests.runs.supervision import (
+    config_for,
+    executions,
+    fake_settings,
+    let_go,
+    wait_for_state,
+    wait_for_step,
+    wait_until,
+    worker_of,
+)
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def on_slurm(slurm, home, place):
+    """Starts supervisors whose runs go to Slurm."""
+    started = []
+
+    def start(of=place):
+        def executors(context):
+            return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: of)}
+
+        supervisor = Supervisor(home, fake_settings(executors=executors))
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield start
+    for supervisor in started:
+        supervisor.stop()
+
+
+def file_run(store, name, **slurm):
+    return store.create(config_for(name, run={"where": "slurm"}, slurm={"gpus": 1, "gpu_type": "toy", **slurm}))
+
+
+def record_of(run):
+    record = SlurmRecord.read(run.folder)
+    assert record is not None
+    return record
+
+
+def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store):
+    on_slurm()
+    run = file_run(store, "steps=6 hold=3")
+    wait_for_state(run, "running")
+    wait_for_step(run, 3)
+    state, record = run.folder.read_state(), record_of(run)
+
+    assert state.job_id == record.job_id != ""
+    assert state.device == f"slurm {record.job_id} · {record.nodes} · 1×toy"
+    assert worker_of(run).job_id == record.job_id
+    assert f"loratory {run.id}" in slurm.ask("squeue", "-h", "-j", record.job_id, "-o", "%k")
+
+    let_go(run)
+    ended = wait_for_state(run, "completed", "failed", "interrupted", "stopped")
+    assert ended.state == "completed"
+    assert executions(run) == ["1"]
+
+
+def test_stop_saves_cancel_ends_and_scancel_is_not_resumed(slurm, on_slurm, store):
+    on_slurm()
+    stopped, cancelled, scancelled = runs = [
+        file_run(store, f"steps=9999 pace=0.05 {more}") for more in ("", "deaf@1", "")
+    ]
+    for run in runs:
+        wait_for_step(run, 2)
+    assert len({record_of(run).job_id for run in runs}) == 3
+
+    request_stop(stopped)
+    slurm.ask("scancel", record_of(scancelled).job_id)
+    request_cancel(cancelled)  # its worker ignores that
+    asked = time.monotonic()
+    end = wait_for_state(cancelled, "stopped", "failed", "interrupted")
+    assert (end.state, end.reason) == ("stopped", "cancelled")
+    took = time.monotonic() - asked
+
+    end = wait_for_state(stopped, "stopped", "failed", "interrupted")
+    assert (end.state, end.reason) == ("stopped", "stopped_on_request")
+    assert end.resumable_step is not None
+
+    end = wait_for_state(scancelled, "stopped", "failed", "interrupted", "queued")
+    assert (end.state, end.reason) == ("stopped", "job_cancelled")
+    assert "scancel" in end.cause
+    assert end.resumable_step is not None
+    assert executions(scancelled) == ["1"]
+    print("cancelled after", took)
+
+
+def test_a_preempted_run_resumes_as_another_job_from_its_checkpoint(slurm, on_slurm, store):
+    on_slurm()
+    run = file_run(store, "steps=9999 pace=0.05", gpus=2)
+    wait_for_step(run, 2)
+    first = record_of(run)
+    urgent = ("sbatch", "--parsable", "-p", "urgent", "--gpus-per-node=toy:2", "--mem=100M", "-w", first.nodes)
+    slurm.ask(*urgent, "--output=/dev/null", "--time=1", "--wrap=sleep 1")
+
+    wait_until(lambda: executions(run) == ["1", "2"])
+    second = record_of(run)
+    assert second.attempt == 2
+    assert second.job_id != first.job_id
+    state = wait_for_state(run, "running")
+    assert state.attempt == 2
+    assert state.resumable_step is not None
+    request_stop(run)
+    assert wait_for_state(run, "stopped", "failed", "interrupted").state == "stopped"
+
+
+def test_a_job_whose_id_was_never_saved_is_found_by_its_comment(slurm, on_slurm, store, place, monkeypatch):
+    """As where the server is killed between `sbatch` and the write."""
+    supervisor = on_slurm()
+    with monkeypatch.context() as patch:
+        submit = Slurm.submit
+        answers = []
+
+        def submit_and_die(self, script, options):
+            answers.append(submit(self, script, options))
+            supervisor._ending.set()
+            raise SystemExit  # of the thread, before it has written anything
+
+        patch.setattr(Slurm, "submit", submit_and_die)
+        run = file_run(store, "steps=3")
+        wait_until(lambda: bool(answers))
+        supervisor.stop()
+    assert record_of(run).job_id == ""
+    assert slurm.ask("squeue", "-h", "-j", answers[0], "-o", "%r").strip() == "JobHeldUser"
+
+    on_slurm()
+    assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
+    assert record_of(run).job_id == answers[0]
+    assert executions(run) == ["1"]
+
+
+def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm, store):
+    on_slurm()
+    busy = [file_run(store, "steps=9999 pace=0.05", gpus=2) for _ in range(2)]
+    for run in busy:
+        wait_for_step(run, 1)
+    assert {record_of(run).nodes for run in busy} == {"node1", "node2"}
+    waits, refused = file_run(store, "steps=3", gpus=2), file_run(store, "steps=3", memory_gib=100)
+
+    wait_until(lambda: "Resources" in waits.folder.read_state().cause)
+    state = waits.folder.read_state()
+    assert state.state == "submitted"
+    assert state.cause == f"Waiting at Slurm: Resources, job {state.job_id} (its node or GPUs are in use)."
+    assert "No node of the cluster has" in wait_for_state(refused, "interrupted", "failed").cause
+
+    request_stop(waits)
+    end = wait_for_state(waits, "stopped", "interrupted", "failed")
+    assert (end.state, end.reason) == ("stopped", "cancelled")
+    assert executions(waits) == []
+    for run in busy:
+        request_stop(run)
+    for run in busy:
+        wait_for_state(run, "stopped", "interrupted", "failed")
+
+
+def test_while_the_controller_is_down_nothing_changes(slurm, on_slurm, store):
+    on_slurm()
+    run = file_run(store, "steps=9999 pace=0.05")
+    wait_for_step(run, 2)
+    wait_for_state(run, "running")
+    slurm.kill("controller")
+    try:
+        wait_until(lambda: run.folder.read_state().reason == "executor_unreachable")
+        state = run.folder.read_state()
+        assert state.state == "running"
+        assert "Slurm does not answer" in state.cause
+    finally:
+        slurm.start_controller()
+        slurm.wait_for_controller()
+    wait_until(lambda: run.folder.read_state().reason is None)
+    request_stop(run)
+    assert wait_for_state(run, "stopped", "failed", "interrupted").reason == "stopped_on_request"
+    assert executions(run) == ["1"]
