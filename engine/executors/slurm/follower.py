@@ -66,10 +66,10 @@ class SlurmFollower:
                 return
             elif not self._submit():
                 return
-        for line in own:
+        for other in own:
             # Two submissions of one attempt: the answer to the first was lost. Only the one of the record is released.
-            if line.id != self.record.job_id and line.state not in ENDED_STATES:
-                self._slurm.cancel(line.id)
+            if other.id != self.record.job_id and other.state not in ENDED_STATES:
+                self._slurm.cancel(other.id)
         line = next((line for line in own if line.id == self.record.job_id), None)
         if line is None and own:
             line = own[0]._replace(id=self.record.job_id, state="PENDING", reason="JobHeldUser")
