@@ -106,7 +106,7 @@ def test_a_lone_column_of_other_text_stays_text(value):
 
 def test_of_several_lists_of_turns_none_is_guessed():
     with pytest.raises(DatasetError, match="No format fits"):
-        detect({"chosen": TURNS, "rejected": TURNS})
+        detect({"one": TURNS, "other": TURNS})
 
 
 @pytest.mark.parametrize(

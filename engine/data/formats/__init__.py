@@ -26,8 +26,8 @@ FORMATS: dict[str, DataFormat] = {
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
-# Names of columns that hold a part of the row, with any content.
-_TELLING = _ROLES.union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
+# Names of columns that hold a part of the row, with any content; a label is mostly the class of a row.
+_TELLING = (_ROLES - {"label"}).union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
 
 # Words in the names of columns that describe a row and are not part of it.
 _ABOUT_ROWS = frozenset(

@@ -21,7 +21,9 @@ class PassTensors:
     trained: TrainedTokens
     tokens: int  # padding not counted
     sequences: int  # that count, next to one another or joined
-    sequence_of: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of each trained token
+    sequence_of: torch.Tensor = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.long)
+    )  # of each trained token; stays on the CPU
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what an objective needs besides
     also: "PassTensors | None" = None  # sequences that pass without gradient, before the step
 
@@ -60,7 +62,6 @@ class PassTensors:
             self,
             inputs=inputs,
             trained=TrainedTokens(*map(change, self.trained)),
-            sequence_of=change(self.sequence_of),
             extras={name: change(value) for name, value in self.extras.items()},
             also=None if self.also is None else self.also._each(change),
         )

@@ -194,11 +194,10 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
             logits = transform.apply(output.float())
             wanted = targets[start:end].unsqueeze(1)
             normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
-            losses = normalizer - logits.gather(1, wanted)
             if sums:
-                total += losses.sum()
+                total += (normalizer - logits.gather(1, wanted)).sum()
             else:
-                total[start:end] = losses.squeeze(1)
+                total[start:end] = (normalizer - logits.gather(1, wanted)).squeeze(1)
             if gradient is None:
                 continue
             slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()

@@ -1,0 +1,86 @@
+"""Real workers that learn preferences: from a warm start, killed and resumed, in two processes."""
+
+import json
+
+import pytest
+
+from engine.runs.history.events import DataReportData
+from engine.training.worker import EXIT_FINISHED
+from tests.training.forked_ranks import launch_ranks
+from tests.training.worker_runs import WORDS, losses_of, said
+
+pytestmark = pytest.mark.e2e
+
+
+def write_preferences(path, count=40):
+    """Pairs of many lengths, in which the chosen answer has the words of the prompt."""
+    with path.open("w") as file:
+        for number in range(count):
+            words = [WORDS[(number * 7 + place) % len(WORDS)] for place in range(2 + number % 5)]
+            other = [WORDS[(number * 3 + place) % len(WORDS)] for place in range(2 + number % 4)]
+            row = {
+                "prompt": f"Repeat {' '.join(words)} {number}",
+                "chosen": " ".join(words),
+                "rejected": " ".join(other),
+            }
+            file.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def create(runs, tmp_path):
+    source = write_preferences(tmp_path / "pairs.jsonl")
+
+    def make(adapter=None, **training):
+        return runs.create(
+            model={"compute_dtype": "float32"}, dataset={"source": source}, adapter=adapter or {}, training=training
+        )
+
+    return make
+
+
+def adapter_of(run):
+    return (run.folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def measured_by(run):
+    return {data.step: (data.eval_loss, data.metrics) for data in said(run, "eval")}
+
+
+@pytest.mark.parametrize("precomputed", [False, True], ids=["at each step", "precomputed"])
+def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers, create):
+    first = create(objective="orpo", max_steps=5)
+    assert workers.run(first.folder.path) == EXIT_FINISHED
+    start = {"warm_start": str(first.folder.adapter)}
+    settings = {"objective": "dpo", "precompute_ref_log_probs": precomputed, "learning_rate": 5e-3}
+    whole, killed = (create(start, **settings) for _ in range(2))
+    assert workers.run(whole.folder.path) == EXIT_FINISHED
+
+    workers.run(killed.folder.path, "training:step-7=kill")
+    assert workers.run(killed.folder.path) == EXIT_FINISHED
+
+    assert losses_of(killed) == losses_of(whole)
+    assert adapter_of(killed) == adapter_of(whole) != adapter_of(first)
+    assert measured_by(killed) == measured_by(whole)
+    # Before the first step the run is its own reference.
+    loss, metrics = measured_by(whole)[0]
+    assert loss == pytest.approx(0.693147, abs=1e-5)
+    assert metrics["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert measured_by(whole)[10] != measured_by(whole)[0]
+    report: DataReportData = said(whole, "data_report")[0]
+    assert report.train_rows + report.eval_rows == 40
+
+
+def test_two_processes_share_a_step_of_pairs(workers, create):
+    alone = create(objective="dpo", learning_rate=5e-3)
+    together = create(objective="dpo", learning_rate=5e-3, gradient_accumulation_steps=1)
+    assert workers.run(alone.folder.path) == EXIT_FINISHED
+
+    code, _ = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
+
+    assert code == EXIT_FINISHED
+    for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3)
+    for step, (loss, metrics) in measured_by(together).items():
+        assert loss == pytest.approx(measured_by(alone)[step][0], rel=1e-3)
+        assert metrics == pytest.approx(measured_by(alone)[step][1], rel=1e-3, abs=1e-4)
