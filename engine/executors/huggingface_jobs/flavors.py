@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from engine.executors.huggingface_jobs.login import HubLogin
 from engine.hardware.device import Device
 from engine.hardware.known_devices import KNOWN_DEVICES, KnownDevice
 from engine.hub_errors import JOBS
+from engine.runs.job_needs import estimated_hours, in_half_hours
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo
@@ -75,25 +75,12 @@ def _bytes_of(text: str) -> int:
     return round(_number(text) * (1e12 if "TB" in text.upper() else 1e9))
 
 
-# What of the arithmetic that a device can do is reached in training, as a cautious guess; and time besides training.
-_REACHED_SHARE = 0.15
-_SET_UP_HOURS = 0.4  # installing, fetching the model, measuring the held-out loss, saving
-_MARGIN = 2.0
 _LONGEST_HOURS = 72.0
-_OPERATIONS_PER_WEIGHT = 8  # forward 2, backward 4, and 2 to compute activations again
 
 
 def estimate_limit_hours(flavor: Flavor, parameters: int, tokens: float) -> float:
-    """Return a time limit that a run is unlikely to reach: twice what it takes at a cautious pace, in half hours.
-
-    Args:
-        tokens: That pass through it, over all epochs.
-
-    Source: 6 operations per weight and token, Kaplan et al. 2020, section 2.1; 8 with activation checkpointing.
-    """
-    seconds = parameters * tokens * _OPERATIONS_PER_WEIGHT / (flavor.tflops * 1e12 * _REACHED_SHARE)
-    hours = _SET_UP_HOURS + seconds / 3600 * _MARGIN
-    return min(math.ceil(hours * 2) / 2, _LONGEST_HOURS)
+    """Return a time limit that a run is unlikely to reach, in half hours; `tokens` pass through it, over all epochs."""
+    return in_half_hours(estimated_hours(parameters, tokens, flavor.tflops), _LONGEST_HOURS)
 
 
 def named(flavors: Sequence[Flavor], name: str) -> Flavor | None:
