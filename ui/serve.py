@@ -38,6 +38,7 @@ from ui.policy import PagePolicy
 from ui.polls import PollAnswers
 from ui.services import Services
 from ui.theme import STYLESHEETS, build_theme
+from ui.views.html import ICON
 
 _SWEEP_SECONDS = 600
 
@@ -158,6 +159,7 @@ def launch(services: Services, host: str, port: int | None, *, open_browser: boo
         prevent_thread_lock=True,
         theme=build_theme(),
         css_paths=STYLESHEETS,
+        head=ICON,
         footer_links=[],
         ssr_mode=False,
         enable_monitoring=False,

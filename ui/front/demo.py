@@ -26,6 +26,7 @@ from ui.backend.run_reader import ObservedRun, RunReader
 from ui.front.forms import address_of, hash_of, read_form
 from ui.front.gate import SIGN_IN
 from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_masthead
+from ui.views.html import ICON
 
 DEMO = "/demo"
 _LOOK_SECONDS = 2.0  # between two looks at the run
@@ -34,7 +35,7 @@ _WAITS_SECONDS = 45.0  # a question, for its turn
 _REFRESH_SECONDS = 10  # of the page, while the run trains
 _FRONT = Path(__file__).parent
 _STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
-_POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; form-action 'self'; base-uri 'none'"
+_POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; img-src data:; form-action 'self'; base-uri 'none'"
 _TYPED = "\n\t\u200c\u200d"  # also the joiners of Persian, Hindi and emoji
 _FORM = "application/x-www-form-urlencoded"
 
@@ -191,6 +192,7 @@ class DemoPages:
         head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>'
+            f"{ICON}"
             f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
             f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
             f'<body class="demo"><main>{self._masthead}{notice}{self._body}{asking}</main></body></html>'

@@ -26,6 +26,7 @@ from engine.accounts.sessions import Sessions, SignedIn
 from engine.accounts.throttle import SignInThrottle, ThrottledError
 from engine.errors import AccountError, EngineError
 from ui.front.gate import COOKIE, SIGN_IN
+from ui.views.html import ICON
 
 JOIN = "/join"
 SIGN_OUT = "/sign-out"
@@ -44,7 +45,7 @@ def hash_of(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-_POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; script-src {hash_of(_TAKE_CODE)}; form-action 'self'; base-uri 'none'"
+_POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; img-src data:; script-src {hash_of(_TAKE_CODE)}; form-action 'self'; base-uri 'none'"
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def page(title: str, body: str, status: int = 200, head: str = "") -> HTMLRespon
     """Return a plain page; the body, and what is added to the head, are HTML."""
     document = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} · Loratory</title>{head}'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} · Loratory</title>{head}{ICON}'
         f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
         f'<body><main><p class="name">Lora<i>tory</i></p><h1>{title}</h1>{body}</main></body></html>'
     )

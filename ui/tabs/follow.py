@@ -207,7 +207,7 @@ class FollowPart:
         return listed.then(look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
 
     def answer(self, question: str, seen: str) -> str | None:
-        """Return what is new since `seen`, as `ui.components.poll` sends it; None where nothing is new.
+        """Return what is new since `seen`, as `ui.polls.poll` sends it; None where nothing is new.
 
         Where other buttons are due, the page asks for all of it by an event, `refresh`: only that can change them.
         """
