@@ -10,7 +10,7 @@ from engine.executors.slurm.place import ClusterPlace
 from engine.files import read_model, write_atomically
 from engine.runs.run import Run, RunFolder
 
-_MINUTES_AT_LEAST = 2.0
+_MINUTES_AT_LEAST = 1.0  # Slurm counts in minutes
 
 
 class JobResources(BaseModel):

@@ -3,12 +3,11 @@
 import math
 import shlex
 
+from engine.executors.local import Nodes, training_command
 from engine.executors.slurm.place import ClusterPlace
 from engine.executors.slurm.record import SlurmRecord
 from engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment, environment_for
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
-
-WORKER_MODULE = "engine.training.worker"
 
 # Of the server's machine, or decided by Slurm; a proxy's address may hold a password.
 _NOT_PASSED = frozenset(
@@ -17,6 +16,9 @@ _NOT_PASSED = frozenset(
     ROCR_VISIBLE_DEVICES OMP_NUM_THREADS HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy
     """.split()
 )
+_ENDPOINT = "@ENDPOINT@"
+# The first node's name, and a port that two jobs on one node do not share.
+_MEET = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"'
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -61,31 +63,18 @@ def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
         **(_OFFLINE if place.offline else {}),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
-    command = " ".join(map(shlex.quote, worker_arguments(run, record, place)))
+    quoted = map(shlex.quote, worker_arguments(run, record, place))
+    command = " ".join(_MEET if word == _ENDPOINT else word for word in quoted)
     # --export=ALL: of this script's environment, not of the server's; srun would follow sbatch's NIL.
     start = "exec srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node=1"
-    if record.resources.nodes > 1:
-        # The first node's name, and a port that two jobs on one node do not share.
-        command = command.replace(
-            "@ENDPOINT@",
-            '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"',
-        )
     return "\n".join(("#!/bin/bash", *lines, *place.setup, f"{start} {command}", ""))
 
 
 def worker_arguments(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]:
     """Return the command line of the worker on each node."""
     asked = record.resources
-    if asked.nodes == 1 and asked.gpus <= 1:
-        return [place.interpreter, "-P", "-m", WORKER_MODULE, str(run.folder.path)]
-    meeting = ["--standalone", "--local-addr", "127.0.0.1"]
-    if asked.nodes > 1:
-        meeting = ["--rdzv-backend", "c10d", "--rdzv-id", record.number, "--rdzv-endpoint", "@ENDPOINT@"]
-    return [
-        *(place.interpreter, "-P", "-m", "torch.distributed.run", *meeting),
-        *("--nnodes", str(asked.nodes), "--nproc-per-node", str(max(1, asked.gpus)), "--max-restarts", "0"),
-        *("--module", WORKER_MODULE, str(run.folder.path)),
-    ]
+    nodes = Nodes(asked.nodes, _ENDPOINT, record.number)
+    return training_command(run.folder.path, max(1, asked.gpus), nodes, place.interpreter)
 
 
 def _literal(path: str) -> str:

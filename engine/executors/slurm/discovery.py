@@ -1,0 +1,153 @@
+"""What `sinfo` shows of a cluster, as a first `cluster.yaml` for its admin."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import yaml
+
+from engine.errors import ClusterError
+from engine.executors.slurm.commands import Slurm, seconds_of
+from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, read_place
+from engine.files import write_atomically
+from engine.hardware.known_devices import KNOWN_DEVICES
+from engine.paths import LoratoryHome
+
+_SEPARATOR = "\x1f"
+_FIELDS = ("Partition", "Available", "Time", "Nodes", "CPUs", "Memory", "Gres", "Features")
+_GPU = re.compile(r"(?:^|,)gpu(?::([A-Za-z][A-Za-z0-9_.-]*))?:(\d+)")
+_UNKNOWN_GIB = 8.0  # small, so nothing is promised that may not fit
+
+
+class NodeGroup(NamedTuple):
+    """Nodes of one partition that are alike."""
+
+    partition: str
+    is_default: bool
+    is_up: bool
+    limit_hours: float | None
+    nodes: int
+    cpus: int
+    memory_gib: float
+    gpus: tuple[tuple[str, int], ...]  # type, and how many in each node
+
+
+def list_groups(slurm: Slurm) -> list[NodeGroup]:
+    """Return the partitions of the cluster.
+
+    Raises:
+        ClusterUnreachableError: If Slurm did not answer.
+    """
+    form = ",".join(f"{name}:{_SEPARATOR}" for name in _FIELDS)
+    return [_group(line) for line in slurm.ask("sinfo", "--noheader", f"--Format={form}").splitlines() if line.strip()]
+
+
+def _group(line: str) -> NodeGroup:
+    name, available, limit, nodes, cpus, memory, gres, _ = (part.strip() for part in line.split(_SEPARATOR)[:8])
+    seconds = seconds_of(limit)
+    return NodeGroup(
+        name.rstrip("*"), name.endswith("*"), available == "up", None if seconds is None else seconds / 3600,
+        _number(nodes), _number(cpus), _number(memory) / 1024, tuple((kind, int(n)) for kind, n in _GPU.findall(gres)),
+    )  # fmt: skip
+
+
+def _number(text: str) -> int:
+    found = re.match(r"\d+", text)  # `64+` where nodes differ
+    return int(found[0]) if found else 0
+
+
+def propose(groups: Sequence[NodeGroup]) -> ClusterPlace:
+    """Return a first description: the default partition, or the one with most GPUs where that has none.
+
+    Raises:
+        ClusterError: If no partition takes jobs.
+    """
+    usable = [group for group in groups if group.is_up and group.nodes]
+    if not usable:
+        raise ClusterError("No partition of the cluster takes jobs at present.", "Look with `sinfo`.")
+    by_name = {group.partition: [one for one in usable if one.partition == group.partition] for group in usable}
+    default = next((group.partition for group in usable if group.is_default), usable[0].partition)
+    most = max(by_name, key=lambda name: _gpus_of(by_name[name]))
+    partition = default if _gpus_of(by_name[default]) or not _gpus_of(by_name[most]) else most
+    chosen = by_name[partition]
+    kinds: dict[str, GpuType] = {}
+    for group in chosen:
+        for name, per_node in group.gpus:
+            known, count = kinds.get(name), per_node * group.nodes
+            kinds[name] = GpuType(
+                name=name,
+                memory_gib=memory_of(name) or _UNKNOWN_GIB,
+                per_node=max(per_node, known.per_node if known else 0),
+                count=count + (known.count if known else 0),
+            )
+    smallest = min(chosen, key=lambda group: group.memory_gib)
+    gpus_in_node = max((n for group in chosen for _, n in group.gpus), default=1)
+    longest = min((group.limit_hours for group in chosen if group.limit_hours), default=24.0)
+    return ClusterPlace(
+        partition="" if partition == default else partition,
+        gpu_types=tuple(sorted(kinds.values(), key=lambda kind: kind.memory_gib)),
+        cpus=max(1, min(8, smallest.cpus // gpus_in_node)),
+        memory_gib=max(1.0, round(min(smallest.memory_gib * 0.9, 16.0), 1)),
+        limit_hours=min(24.0, longest),
+    )
+
+
+def _gpus_of(groups: Sequence[NodeGroup]) -> int:
+    return sum(group.nodes * number for group in groups for _, number in group.gpus)
+
+
+def memory_of(kind: str) -> float | None:
+    """Return the GiB of a type of GPU as clusters name them, such as `a100` or `nvidia_h100_80gb`; None where unknown.
+
+    Of those that were sold with several sizes, the smallest that the name allows.
+    """
+    words = re.split(r"[^a-z0-9]+", kind.lower())
+    sizes = {int(word.removesuffix("gb")) for word in words if re.fullmatch(r"\d+gb", word)}
+    text = "".join(words)
+    fitting = [
+        known
+        for known in KNOWN_DEVICES
+        if known.capability is not None
+        and (plain := re.sub(r"[^a-z0-9]+", "", known.model.lower())) in text
+        and (not sizes or known.sold_gb in sizes)
+        and (len(plain) > 2 or plain in words)
+    ]
+    if not fitting:
+        return None
+    longest = max(len(known.model) for known in fitting)  # l40s, not l4
+    return min(known.memory_gib for known in fitting if len(known.model) == longest)
+
+
+def to_yaml(place: ClusterPlace) -> str:
+    """Return the file of a place, with what each line means."""
+    lines = [
+        "# The cluster that runs are submitted to. Written by `loratory cluster discover`; edit it, then run",
+        "# `loratory cluster check`.",
+    ]
+    values = place.model_dump(mode="json")
+    for name, field in ClusterPlace.model_fields.items():
+        lines += [f"# {field.description}", yaml.safe_dump({name: values[name]}, sort_keys=False).rstrip()]
+    return "\n".join((*lines, ""))
+
+
+def unknown_types(place: ClusterPlace) -> list[str]:
+    """Return the types of GPU whose memory was assumed."""
+    return [kind.name for kind in place.gpu_types if memory_of(kind.name) is None and kind.memory_gib == _UNKNOWN_GIB]
+
+
+def differences(home: LoratoryHome, found: ClusterPlace) -> list[str]:
+    """Return what a home's file has otherwise than what was found, in a line each."""
+    before, after = read_place(home).model_dump(mode="json"), found.model_dump(mode="json")
+    return [f"{name}: {before[name]!r}, found {after[name]!r}" for name in after if before[name] != after[name]]
+
+
+def write_place(home: LoratoryHome, place: ClusterPlace) -> None:
+    """Write `cluster.yaml`; an earlier one stays as `cluster.yaml.before`.
+
+    Raises:
+        StorageError: If the home cannot be written.
+    """
+    path = home.root / CLUSTER_FILE
+    if path.exists():
+        write_atomically(path.with_name(f"{CLUSTER_FILE}.before"), path.read_bytes())
+    write_atomically(path, to_yaml(place))

@@ -1,0 +1,37 @@
+"""`loratory cluster` on a real Slurm."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from engine.cli import run_command
+from tests.runs.supervision import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_cluster_is_described_checked_and_not_replaced_by_surprise(slurm, home, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    file = home.root / "cluster.yaml"
+
+    assert run_command(["cluster", "discover", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["gpu_types"] == [{"name": "toy", "memory_gib": 8.0, "per_node": 2, "count": 4}]
+
+    edited = {**found, "python": sys.executable, "memory_gib": 2.0}
+    file.write_text(yaml.safe_dump(edited))
+    assert run_command(["cluster", "discover"]) == 1
+    assert "memory_gib: 2.0, found" in capsys.readouterr().err
+    assert yaml.safe_load(file.read_text()) == edited
+
+    assert run_command(["cluster", "check", "--json"]) == 1  # the devices of this cluster are no real GPUs
+    report = json.loads(capsys.readouterr().out)
+    assert report["visible"] in ("0", "0,1", "1")
+    assert report["versions"]["torch"]
+    assert any("no GPU" in problem for problem in report["problems"])
+
+    file.write_text(yaml.safe_dump({**edited, "python": "/nowhere/python"}))
+    assert run_command(["cluster", "check"]) == 1
+    assert "reported nothing" in capsys.readouterr().err
