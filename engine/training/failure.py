@@ -46,11 +46,11 @@ class CancelledError(BaseException):
     """
 
 
-def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: float, vocabulary: int) -> None:
+def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: float, vocabulary: int | None) -> None:
     """Notice a run that cannot recover.
 
     A model that guesses evenly has a loss of ln(vocabulary). Two nats above that, and above twice where the run began, it
-    is confidently wrong about everything.
+    is confidently wrong about everything. Losses over preferences, without a vocabulary, have no such bound.
 
     Raises:
         DivergedError: If the loss is not finite, or beyond that bound.
@@ -62,7 +62,7 @@ def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: floa
             f"The gradient became {grad_norm} at step {step}, although the loss was {loss:.3f}: the weights are NaN or "
             "infinite."
         )
-    elif loss > max(math.log(vocabulary) + 2.0, 2.0 * first_loss):
+    elif vocabulary is not None and loss > max(math.log(vocabulary) + 2.0, 2.0 * first_loss):
         what = (
             f"The loss rose to {loss:.2f} at step {step}, from {first_loss:.2f} at the beginning; even guessing gives "
             f"{math.log(vocabulary):.2f}."

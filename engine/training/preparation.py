@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import count_parameters
 from engine.training.checkpoints.warm_start import find_warm_start, load_warm_start
 from engine.training.device_memory import DeviceMemory
+from engine.training.objectives.precomputed import ReferenceCache
 from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
 from engine.training.reporting import RunEvents
@@ -65,6 +67,7 @@ class Prepared:
     assembly: Assembly
     row_plan: RowPlan
     replaced: dict[str, torch.Tensor]  # by a warm start; see `untrained_base`
+    reference: ReferenceCache | None = None  # of what shall be computed before the first step
 
 
 class StoppedBeforeTrainingError(BaseException):
@@ -127,7 +130,16 @@ class Preparation:
         assembly, plan = self._with_common_order(assembly, data.train.sha256())
         self._report_parameters(parameters, precision, placement, assembly)
         self.check_requests()
-        return Prepared(placement, precision, tokenizer, data, model, assembly, plan, replaced)
+        reference = self._reference_cache(source, precision)
+        return Prepared(placement, precision, tokenizer, data, model, assembly, plan, replaced, reference)
+
+    def _reference_cache(self, source: ModelSource, precision: Precision) -> ReferenceCache | None:
+        config, home = self.attempt.config, self.attempt.home
+        if not (config.training.precompute_ref_log_probs and objective_of(config).has_reference):
+            return None
+        start = config.adapter.warm_start
+        earlier = find_warm_start(start, self.attempt.folder.path.parent, home) if start is not None else None
+        return ReferenceCache.of(home.cache, Path(source.location), earlier, config, precision.compute_name)
 
     def _choose_device(self) -> tuple[Placement, Precision]:
         """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""

@@ -54,6 +54,9 @@ class TrainingSession:
         events, resumed_from = self._events, self._preparation.resumed_from
         trainer, callback = self._build_trainer(prepared)
         total = trainer.total_steps
+        if prepared.reference is not None:
+            events.status("preparing", "Asking the reference model about every pair.", total)
+            trainer.precompute_reference(prepared.reference)
         if resumed_from is not None:
             trainer.restore_progress(resumed_from.folder)
             callback.stopped_early = callback.has_stalled()
@@ -81,7 +84,8 @@ class TrainingSession:
         trainer: LoratoryTrainer
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
         rows = choose_rows(prepared.data, setup.settings)
-        vocabulary = int(prepared.model.config.get_text_config().vocab_size)
+        is_likelihood = not objective_of(self._config).learns_preferences
+        vocabulary = int(prepared.model.config.get_text_config().vocab_size) if is_likelihood else None
         callback = RunCallback(
             training,
             bool(rows.held_out),
@@ -130,7 +134,7 @@ class TrainingSession:
 
     # -- while training -----------------------------------------------------------------------------------------------
 
-    def _on_logged(self, step: StepData, vocabulary: int) -> None:
+    def _on_logged(self, step: StepData, vocabulary: int | None) -> None:
         if self._first_loss is None:
             self._first_loss = step.loss
             self._events.memory()

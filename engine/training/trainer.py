@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ from engine.training.checkpoints import state_files
 from engine.training.failure import check_held_out
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives.base import PassLosses
+from engine.training.objectives.pairs import DirectPreference
+from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
 from engine.training.ops.loss import TrainedTokens, causal_lm_of
 from engine.training.placement import ProcessGroup
 from engine.training.sharding import is_sharded, reshard, trained_weights, whole
@@ -235,6 +237,36 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         if self.accelerator.num_processes == 1:
             return count
         return int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), reduction="sum"))
+
+    def precompute_reference(self, cache: ReferenceCache) -> None:
+        """Give every pair the reference's log-probabilities, from a cache or from one pass over all of them."""
+        rows = self._rows
+        train, held_out = (self._with_reference(pairs, cache) for pairs in (rows.train, rows.held_out))
+        self._rows = replace(rows, train=train, held_out=held_out)
+
+    def _with_reference(self, pairs: Sequence[Any], cache: ReferenceCache) -> Sequence[Any]:
+        known = cache.load(pairs) if len(pairs) else torch.zeros(0, 2)
+        if not self._group.largest(int(known is None)):
+            assert known is not None
+            return PairsWithReference(pairs, known)
+        objective, batches = self._setup.objective, StepBatches(pairs, self._setup)
+        assert isinstance(objective, DirectPreference)
+        was_training = self.model.training
+        self.model.eval()
+        found = torch.zeros(len(pairs), 2, device=self.args.device)
+        planned = batches.measured()
+        for one, tensors in zip(planned, batches.tensors(planned), strict=True):
+            self.hooks.between_passes()
+            with self._casting():
+                values = objective.reference_log_probabilities(self.model, tensors.to(self.args.device))
+            found[list(one.rows)] = values.view(-1, 2).to(found.device)
+        self.model.train(was_training)
+        if self.accelerator.num_processes > 1:
+            found = self.accelerator.reduce(found, reduction="sum")
+        found = found.cpu()
+        if self._setup.settings.rank == 0:
+            cache.save(pairs, found)
+        return PairsWithReference(pairs, found)
 
     # -- measurements -------------------------------------------------------------------------------------------------
 

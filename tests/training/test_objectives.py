@@ -8,6 +8,7 @@ import torch
 
 from engine.config.objectives import OBJECTIVES, objective_of
 from engine.training.objectives import TRAINING_OBJECTIVES
+from engine.training.objectives.precomputed import ReferenceCache
 from engine.training.objectives.reference import Reference
 from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_training
@@ -107,3 +108,27 @@ def test_a_warm_start_is_the_reference(tiny_model_folder, tmp_path):
         assert torch.equal(first(**ids).logits, started)
     with torch.no_grad():
         assert torch.equal(model(**ids).logits, moved)
+
+
+def test_what_was_precomputed_gives_the_losses_of_passes_at_each_step(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, training={"objective": "dpo", "max_steps": 6})
+    pairs = make_pairs(11)
+    at_each_step, precomputed, again = (
+        make_training(config, pairs[:8], tmp_path / name, held_out=pairs[8:]) for name in ("one", "two", "three")
+    )
+    cache = ReferenceCache(tmp_path / "cache")
+    precomputed.trainer.precompute_reference(cache)
+    again.trainer.precompute_reference(cache)
+
+    for built in (at_each_step, precomputed):
+        built.trainer.train()
+
+    assert precomputed.losses == pytest.approx(at_each_step.losses, rel=1e-5)
+    measured = [built.trainer.measure_held_out() for built in (at_each_step, precomputed)]
+    assert measured[0].eval_loss == pytest.approx(measured[1].eval_loss, rel=1e-5)
+    assert [pair.reference for pair in again.trainer._rows.train] == [
+        pair.reference for pair in precomputed.trainer._rows.train
+    ]
+    damaged = next((tmp_path / "cache").iterdir())
+    damaged.write_bytes(b"nothing")
+    assert {cache.load(pairs[:8]) is None, cache.load(pairs[8:]) is None} == {True, False}

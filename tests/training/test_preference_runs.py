@@ -48,7 +48,7 @@ def measured_by(run):
 
 
 @pytest.mark.parametrize("precomputed", [False, True], ids=["at each step", "precomputed"])
-def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers, create):
+def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers, runs, create):
     first = create(objective="orpo", max_steps=5)
     assert workers.run(first.folder.path) == EXIT_FINISHED
     start = {"warm_start": str(first.folder.adapter)}
@@ -68,7 +68,9 @@ def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers,
     assert metrics["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert measured_by(whole)[10] != measured_by(whole)[0]
     report: DataReportData = said(whole, "data_report")[0]
-    assert report.train_rows + report.eval_rows == 40
+    assert report.train_rows + report.eval_rows + report.dropped_rows == 40
+    kept = list((runs.home.cache / "reference").rglob("*.safetensors"))
+    assert len(kept) == (2 if precomputed else 0)  # to train on, and held out: once for all runs
 
 
 def test_two_processes_share_a_step_of_pairs(workers, create):

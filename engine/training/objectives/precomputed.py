@@ -1,0 +1,77 @@
+"""Log-probabilities of the reference, computed once for all pairs and kept for later attempts and other runs."""
+
+import contextlib
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from engine.config.run import RunConfig
+from engine.data.files.access import fingerprint_of
+from engine.data.render.tokenize import TokenizedPair
+
+_NAME = "log_probabilities"  # (pairs, 2): of the chosen and of the rejected answer
+
+
+class PairsWithReference(Sequence[Any]):
+    """Pairs that know the reference's log-probabilities, (pairs, 2)."""
+
+    def __init__(self, pairs: Sequence[Any], log_probabilities: torch.Tensor) -> None:
+        self._pairs = pairs
+        self._log_probabilities = log_probabilities
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen, rejected = self._log_probabilities[index].tolist()
+        return replace(self._pairs[index], reference=(chosen, rejected))
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """Where the log-probabilities of some pairs are kept; `path` is named after everything that they depend on."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
+        """Name the file after base, adapter to start from, precision and batches; the pairs follow in `load` and `save`."""
+        weights = [path for place in (base, start) if place is not None for path in sorted(place.glob("*.safetensors"))]
+        model = config.model
+        facts = (
+            [fingerprint_of(path) for path in weights], model.quantization, model.double_quant, dtype,
+            model.attn_implementation, config.adapter.method, config.training.max_length,
+            config.training.per_device_train_batch_size, str(torch.__version__),
+        )  # fmt: skip
+        return cls(folder / "reference" / hashlib.sha256(repr(facts).encode()).hexdigest())
+
+    def load(self, pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
+        """Return what was kept for exactly these pairs; None where nothing can be read."""
+        with contextlib.suppress(OSError, SafetensorError, KeyError):
+            found = load_file(self._file(pairs))[_NAME]
+            if found.shape == (len(pairs), 2) and bool(torch.isfinite(found).all()):
+                return found
+        return None
+
+    def save(self, pairs: Sequence[TokenizedPair], log_probabilities: torch.Tensor) -> None:
+        """Keep them; a disk that is full costs time and nothing else."""
+        file = self._file(pairs)
+        partial = file.with_suffix(".partial")
+        with contextlib.suppress(OSError, SafetensorError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({_NAME: log_probabilities.contiguous()}, partial)
+            partial.replace(file)
+
+    def _file(self, pairs: Sequence[TokenizedPair]) -> Path:
+        digest = hashlib.sha256()
+        for pair in pairs:
+            for one in (pair, pair.rejected):
+                digest.update(array("q", [len(one.input_ids), one.trained_tokens, *one.input_ids]).tobytes())
+        return self.path / f"{digest.hexdigest()}.safetensors"
