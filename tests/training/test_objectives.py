@@ -126,9 +126,8 @@ def test_what_was_precomputed_gives_the_losses_of_passes_at_each_step(tiny_model
     assert precomputed.losses == pytest.approx(at_each_step.losses, rel=1e-5)
     measured = [built.trainer.measure_held_out() for built in (at_each_step, precomputed)]
     assert measured[0].eval_loss == pytest.approx(measured[1].eval_loss, rel=1e-5)
-    assert [pair.reference for pair in again.trainer._rows.train] == [
-        pair.reference for pair in precomputed.trainer._rows.train
-    ]
+    known: list[list[Any]] = [list(built.trainer._rows.train) for built in (again, precomputed)]
+    assert [pair.reference for pair in known[0]] == [pair.reference for pair in known[1]]
     damaged = next((tmp_path / "cache").iterdir())
     damaged.write_bytes(b"nothing")
     assert {cache.load(pairs[:8]) is None, cache.load(pairs[8:]) is None} == {True, False}
