@@ -43,7 +43,12 @@ WORKERS = (
     training.WORKER_MODULE,
 )
 # Workers of tests that share their steps, see `tests.training.forked_ranks`.
-RANKS = ("tests.training.blind_rank", "tests.training.faulty_rank", "tests.training.two_ranks")
+RANKS = (
+    "tests.training.blind_rank",
+    "tests.training.faulty_rank",
+    "tests.training.sharded_ranks",
+    "tests.training.two_ranks",
+)
 HELD_CHAT = "tests.chat.held_worker"
 # Workers of tests that import little, whatever their environment; there are hundreds.
 LIGHT = (

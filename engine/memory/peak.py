@@ -1,12 +1,12 @@
 """The highest point of a training step: in which phase it lies, and what is alive there."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.device_need import TensorsAtPeak, is_hopper
 from engine.memory.optimizers import optimizer_scratch_bytes
-from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes, quantized_bytes
+from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes, quantized_bytes, unquantized_width
 from engine.memory.phases import Held, Phase, StepPeaks
 from engine.memory.structure import ModelStructure
 from engine.memory.trainable import TrainableCount
@@ -137,7 +137,8 @@ def fully_sharded(
             gradients=_divided(held.gradients, devices) + layer_gradients,
             weight_copies=held.weight_copies + copies,
         )
-    return Persistent(*(_divided(size, devices) for size in astuple(persistent))), shares
+    divided = Persistent(*(_divided(size, devices) for size in astuple(persistent)))
+    return replace(divided, loading=persistent.loading), shares  # each process loads the whole model
 
 
 def _divided(size: int, devices: int) -> int:
@@ -145,10 +146,10 @@ def _divided(size: int, devices: int) -> int:
 
 
 def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload) -> int:
-    """Some modules, whole: packed where they are quantized, else as wide as products are computed."""
+    """Some modules, whole, as they are held: packed where they are quantized."""
     return sum(
         quantized_bytes(module, workload)
         if workload.quantizes(module)
-        else module.parameters * workload.precision.compute
+        else module.parameters * unquantized_width(module, workload)
         for module in modules
     )

@@ -1,6 +1,8 @@
 """Two processes with a share of each weight: FSDP2 trains, measures, saves and resumes as whole models do."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +10,19 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from engine.inspector.worker.inventory import inventory_of
+from engine.memory.estimate import Estimator
+from engine.memory.workload import workload_of_step
+from engine.models.folder import read_config
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.training.checkpoints.state_files import ADAPTER_WEIGHTS, OPTIMIZER_FILE, load_nested
 from engine.training.faults import VARIABLE
 from engine.training.worker import EXIT_FINISHED
+from tests.tiny_model import make_tiny_model
 from tests.training.forked_ranks import launch_ranks
+from tests.training.sharded_ranks import config_of
+from tests.training.tiny_training import CPU
 from tests.training.worker_runs import WorkerRuns, losses_of, said, write_questions
 
 pytestmark = pytest.mark.e2e
@@ -133,3 +142,19 @@ def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, worke
     trained = list(run.folder.adapter.glob("*.safetensors"))
     assert trained
     assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
+
+
+@pytest.mark.parametrize("method", ["lora", "none"])
+def test_memory_of_each_process_is_what_the_estimate_says(method, tmp_path):
+    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=8)
+
+    ended = launch_ranks("tests.training.sharded_ranks", folder, tmp_path, method, folder=tmp_path)
+
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    measured = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    shape = inventory_of(read_config(folder / "config.json", "tiny"))
+    estimator, shared = Estimator(shape, CPU), workload_of_step(shape, config_of(str(folder), method), CPU)
+    predicted = estimator.peak(replace(shared, data_parallel=1, sharded=2)).allocated_bytes
+    # Seen: +1.9% for LoRA, +1.1% for full fine-tuning.
+    assert measured == pytest.approx([predicted, predicted], rel=0.03)
+    assert max(measured) < 0.9 * estimator.peak(replace(shared, data_parallel=1, sharded=1)).allocated_bytes

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from engine.config.load import config_from_mapping
@@ -20,6 +21,7 @@ from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
+from engine.training.sharding import shard
 from engine.training.trainer import LoratoryTrainer
 
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)
@@ -99,6 +101,9 @@ def make_training(
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)
     model = add_adapter(base or load_model(source, config, precision, placement), config, source)
+    if placement.sharded:
+        PartialState(cpu=placement.torch_device.type == "cpu")
+        shard(model, placement)
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()
