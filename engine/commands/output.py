@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, a preset's name, or a run's id.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")]
+Where = Annotated[
+    str | None, typer.Option("--where", help="local, slurm or jobs: this machine, a Slurm cluster, Hugging Face Jobs.")
+]
 CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="A checkpoint of the run, such as step-40.")]
 BaseModelName = Annotated[
     str | None, typer.Option("--model", help="The base model, where the adapter's own is not here.")
@@ -34,6 +37,11 @@ _PLAIN_SECONDS = 10.0
 def setting_option(section: type[BaseModel], field: str, *names: str) -> Any:
     """Return an option with the help text of a setting, whose own default and bounds hold."""
     return typer.Option(*names, help=section.model_fields[field].description)
+
+
+def with_where(overrides: list[str] | None, where: str | None) -> list[str] | None:
+    """Return overrides of settings with the place that `--where` names."""
+    return overrides if where is None else [*(overrides or ()), f"run.where={where}"]
 
 
 def own_runs() -> RunStore:

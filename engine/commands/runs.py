@@ -10,6 +10,7 @@ from engine.commands.output import (
     AsJson,
     ProgressLine,
     RunId,
+    Where,
     confirm,
     or_dash,
     own_runs,
@@ -26,7 +27,14 @@ from engine.executors.huggingface_jobs.record import JobWish
 from engine.paths import LoratoryHome
 from engine.quantities import duration, size
 from engine.runs.admission import resume_run
-from engine.runs.control import change_notes, read_notes, request_cancel, request_start_anyway, request_stop
+from engine.runs.control import (
+    change_notes,
+    read_notes,
+    request_cancel,
+    request_start_anyway,
+    request_stop,
+    wish_place,
+)
 from engine.runs.electricity import energy_words, read_electricity, save_electricity
 from engine.runs.history.reader import HistoryReader
 from engine.runs.run import Run, State
@@ -115,6 +123,7 @@ def _ask(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json
 
 def resume(
     run_id: RunId,
+    where: Where = None,
     flavor: Annotated[
         str, typer.Option("--flavor", help="Of a run on Hugging Face Jobs: other hardware from now on.")
     ] = "",
@@ -129,6 +138,8 @@ def resume(
     run = store.get(run_id)
     if flavor or limit_hours is not None:
         JobWish.of(run.folder, flavor, limit_hours).save(run.folder)
+    if where is not None:
+        wish_place(run, where)
     resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)

@@ -14,10 +14,12 @@ from engine.commands.output import (
     ConfigName,
     Overrides,
     ProgressLine,
+    Where,
     or_dash,
     own_runs,
     print_json,
     print_table,
+    with_where,
     words_of_loss,
     words_of_memory,
 )
@@ -47,6 +49,7 @@ _REPORTED = set(
 def train(
     config: ConfigName,
     overrides: Overrides = None,
+    where: Where = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Names this request: the same key never starts a second run.")
     ] = None,
@@ -54,7 +57,7 @@ def train(
 ) -> None:
     """Train, with progress on stderr. The run continues when this command is killed; Ctrl+C saves and stops it."""
     store = own_runs()
-    run_config = load_config_argument(config, overrides, store.home)
+    run_config = load_config_argument(config, with_where(overrides, where), store.home)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         run = Launcher(store, Preflight(store.home, inspector)).start(run_config, key, on_progress=line.show)
     line.say(f"Run {run.id}")
@@ -179,11 +182,12 @@ def sweep(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value for all of them, any number of times.")
     ] = None,
+    where: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Train every combination of some settings, such as --over adapter.r=8,16 --over training.learning_rate=1e-4,2e-4."""
     store = own_runs()
-    configs = sweep_configs(load_config_mapping(config, overrides, store.home), axes)
+    configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         preflight = Preflight(store.home, inspector)
         checked = [preflight.check(one, line.show) for one in configs]  # all of them before the first is queued

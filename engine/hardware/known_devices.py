@@ -86,6 +86,13 @@ def find_known_device(name: str) -> KnownDevice | None:
     return next((known for known in KNOWN_DEVICES if wanted in (_plain(known.name), _plain(known.title))), None)
 
 
+def similar_device(name: str, memory_gb: float) -> KnownDevice | None:
+    """Return the GPU with the longest name within `name`, as drivers and schedulers call it; of several sizes, the nearest."""
+    plain = _plain(name)
+    found = [known for known in KNOWN_DEVICES if _plain(known.model) in plain]
+    return max(found, key=lambda known: (len(known.model), -abs(known.sold_gb - memory_gb)), default=None)
+
+
 def known_device(name: str) -> KnownDevice:
     """Return the device of that name.
 

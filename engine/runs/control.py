@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, StringConstraints
 
 from engine.config.load import section_from_mapping
+from engine.config.run import RunConfig
 from engine.errors import RunError, StorageError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
@@ -50,6 +51,7 @@ def request_start_anyway(run: Run) -> None:
 
 
 _TIME_LIMIT = "time limit "
+_SHARING_PLACES = ("local", "slurm")  # which work in the run's own folder
 
 
 def request_stop_for_time(folder: RunFolder, hours: float) -> None:
@@ -80,6 +82,31 @@ def clear_requests(folder: RunFolder) -> None:
     """Forget earlier requests, before another attempt begins."""
     for request in (folder.stop_request, folder.cancel_request, folder.start_anyway_request):
         request.unlink(missing_ok=True)
+
+
+def wish_place(run: Run, where: str) -> None:
+    """Let the next attempts at a run happen in another place that sees its folder.
+
+    Raises:
+        RunError: If it is not one.
+        StorageError: If the request cannot be written.
+    """
+    if where not in _SHARING_PLACES:
+        raise RunError(
+            f"A run cannot be resumed in the place {where[:40]!r}.", f"Choose one of {', '.join(_SHARING_PLACES)}."
+        )
+    write_atomically(run.folder.place_request, where, makes_folder=True)
+
+
+def in_wished_place(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """Return the configuration of a run with the place that a person chose for its next attempts."""
+    try:
+        where = folder.place_request.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return config
+    if where not in _SHARING_PLACES:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"where": where})})
 
 
 def _refuse_ended(run: Run, what: str) -> None:

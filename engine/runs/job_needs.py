@@ -7,6 +7,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import ConfigError, ModelError
 from engine.hardware.device import Device
+from engine.hardware.known_devices import similar_device
 from engine.memory.device_need import PROCESS_ITSELF
 from engine.memory.estimate import GIB, Estimator
 from engine.memory.trainable import count_trainable
@@ -63,6 +64,8 @@ _REACHED_SHARE = 0.15
 _SET_UP_HOURS = 0.4  # installing, fetching the model, measuring the held-out loss, saving
 _OPERATIONS_PER_WEIGHT = 8  # forward 2, backward 4, and 2 to compute activations again
 _MARGIN_OF_ESTIMATE = 2.0
+PROCESSOR_TFLOPS_PER_CORE = 0.04
+_SLOW_GPU_TFLOPS = 65.0  # of a T4, where a GPU is not known
 _MARGIN_OF_MEASUREMENT = 1.5
 
 
@@ -77,6 +80,14 @@ def estimated_hours(parameters: int, tokens: float, tflops: float) -> float:
     """
     seconds = parameters * tokens * _OPERATIONS_PER_WEIGHT / (tflops * 1e12 * _REACHED_SHARE)
     return _SET_UP_HOURS + seconds / 3600 * _MARGIN_OF_ESTIMATE
+
+
+def tflops_of(device: Device) -> float:
+    """Return what a device computes at 16 bits, cautiously where it is not known; dense, from NVIDIA's data sheets."""
+    if device.kind == "cpu":
+        return max(1, device.cores) * PROCESSOR_TFLOPS_PER_CORE
+    known = similar_device(device.name, device.total_bytes / 1e9)
+    return (known.dense_tflops if known is not None else None) or _SLOW_GPU_TFLOPS
 
 
 def measured_hours(config: RunConfig, plan: RunPlan, where: str, earlier: Iterable[RunSummary]) -> float | None:

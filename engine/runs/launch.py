@@ -23,7 +23,7 @@ from engine.models.folder import ModelPart
 from engine.models.prepared import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome, typed_path
+from engine.paths import LoratoryHome, local_owner, typed_path
 from engine.runs.admission import admitted, require_admission
 from engine.runs.lab_rules import lab_problems, may_be_path, with_allowed_paths, within_guest_limit
 from engine.runs.places import Options, places_of
@@ -31,6 +31,7 @@ from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
 from engine.runs.store import RunStore
+from engine.runs.summary import RunIndex, RunSummary
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Preflight:
         self._inspector = inspector
         self._resolve = resolve
         ask = flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask
-        self._places = places_of(devices, ask, lambda: read_place(home))
+        self._places = places_of(devices, ask, lambda: read_place(home), lambda: _earlier_runs(home))
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
         """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.
@@ -121,6 +122,11 @@ class Preflight:
                 "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
             }
         return CheckedRun(config, Provenance.model_validate(facts), report)
+
+
+def _earlier_runs(home: LoratoryHome) -> Sequence[RunSummary]:
+    """Return a person's runs, which show how fast they were; not all of them where reading them takes long."""
+    return RunIndex(RunStore(home, home.owner or local_owner())).glance(patience_seconds=2.0).rows
 
 
 def counted_length(config: RunConfig) -> int:

@@ -1,7 +1,8 @@
 """Where a run may train, as its preflight asks: the devices of each place, and what is settled with them before the start."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from engine.config.run import RunConfig
@@ -14,12 +15,15 @@ from engine.executors.huggingface_jobs.flavors import (
     named,
 )
 from engine.executors.slurm.place import ClusterPlace
+from engine.executors.slurm.record import JobResources
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB
 from engine.models.shape import ModelShape
+from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
 from engine.runs.plan import plan_run
 from engine.runs.prediction import needs_of
+from engine.runs.summary import RunSummary
 
 Options = tuple[tuple[Device, ...], ...]  # every set of devices that a run may get, the best first
 
@@ -112,8 +116,9 @@ class SlurmCluster(RunPlace):
 
     name = "slurm"
 
-    def __init__(self, cluster: Callable[[], ClusterPlace]) -> None:
+    def __init__(self, cluster: Callable[[], ClusterPlace], earlier: Callable[[], Iterable[RunSummary]]) -> None:
         self._cluster = cluster
+        self._earlier = earlier
 
     def options(self, config: RunConfig) -> Options:
         cluster, asked = self._cluster(), config.slurm.gpu_type
@@ -139,8 +144,26 @@ class SlurmCluster(RunPlace):
             return options
         return _first_that_fits(options, config, shape, rows, "Name its type in slurm.gpu_type.")
 
-    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
-        slurm = config.slurm.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
+    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
+        """Return it with type of GPU, RAM and time limit, by our own estimate where they are not given.
+
+        The time is that of an earlier run there, or else of the arithmetic. A run that needs longer than the cluster's own
+        limit continues as another job.
+        """
+        cluster, asked = self._cluster(), config.slurm
+        chosen = asked.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
+        job = JobResources.of(config.model_copy(update={"slurm": chosen}), cluster)
+        processes, plan, hours = max(1, job.gpus), plan_run(config.training, report), asked.limit_hours
+        if hours is None and plan is not None:
+            tflops = tflops_of(device) * processes * job.nodes
+            estimated = estimated_hours(shape.num_parameters, plan.seen_tokens, tflops)
+            measured = measured_hours(config, plan, job.words, self._earlier())
+            hours = in_half_hours(measured or estimated, cluster.limit_hours)
+        memory_gib = asked.memory_gib
+        if memory_gib is None:
+            with contextlib.suppress(MemoryUnknownError):  # then it is the cluster's own figure
+                memory_gib = host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
+        slurm = chosen.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
         return config.model_copy(update={"slurm": slurm})
 
 
@@ -169,6 +192,8 @@ def places_of(
     devices: Callable[[], Sequence[Device]],
     flavors: Callable[[], Sequence[Flavor]],
     cluster: Callable[[], ClusterPlace],
+    earlier: Callable[[], Iterable[RunSummary]] = tuple,
 ) -> Mapping[str, RunPlace]:
-    """Return every place, by the name that `run.where` gives it."""
-    return {place.name: place for place in (ThisMachine(devices), HuggingFaceJobs(flavors), SlurmCluster(cluster))}
+    """Return every place, by the name that `run.where` gives it; `earlier` runs show how fast a cluster is."""
+    every = (ThisMachine(devices), HuggingFaceJobs(flavors), SlurmCluster(cluster, earlier))
+    return {place.name: place for place in every}

@@ -152,6 +152,9 @@ class RunFolder:
     stop_request = _File("control/stop")  # exists: save and stop
     cancel_request = _File("control/cancel")  # exists: end at once
     start_anyway_request = _File("control/start-anyway")  # exists: start although free memory is below the estimate
+    place_request = _File(
+        "control/where"
+    )  # the place of its next attempts, where that is another than its configuration's
     shared_mark = _File("control/shared")  # exists: its owner shares it with the lab
     job = _File("job.json")  # of an executor elsewhere, what it knows of the job; written by the supervisor
     checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each

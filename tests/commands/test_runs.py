@@ -186,3 +186,23 @@ def test_stopping_what_has_ended_says_so(store, loratory):
     code, _, err = loratory("stop", run.id)
     assert code == 1
     assert "already completed" in err
+
+
+@pytest.mark.parametrize("command", [("train",), ("sweep", "--over", "adapter.r=8,16")], ids=["train", "sweep"])
+def test_a_run_for_slurm_is_refused_where_no_cluster_was_set_up(home, loratory, tmp_path, command):
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {id: some/model}\ndataset: {source: data.jsonl}\n")
+
+    code, _, err = loratory(command[0], str(config), *command[1:], "--where", "slurm")
+
+    assert code == 1
+    assert "There is no cluster.yaml" in err
+
+
+def test_where_a_run_is_resumed_is_one_of_the_places_that_share_its_folder(store, loratory):
+    run = ended(store, state="stopped")
+
+    code, _, err = loratory("resume", run.id, "--where", "jobs")
+
+    assert code == 1
+    assert "Choose one of local, slurm" in err

@@ -12,7 +12,7 @@ from engine.executors.base import Executor, Job, JobEnd, JobPhase, JobSpec, JobS
 from engine.executors.local import LocalContext
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
-from engine.runs.control import request_cancel, request_stop
+from engine.runs.control import in_wished_place, request_cancel, request_resume, request_stop, wish_place
 from engine.runs.history.events import EventData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
@@ -253,6 +253,30 @@ def test_an_executor_that_this_version_lacks_leaves_its_run_alone(home, run, sto
     assert run.folder.read_state().state == "submitted"
     assert ours.folder.read_state().state == "starting"
     request_cancel(ours)
+
+
+def test_a_run_that_is_resumed_elsewhere_gets_its_next_attempt_there(home, run, tmp_path):
+    here, slurm = Cluster(tmp_path / "here"), Cluster(tmp_path / "slurm")
+    settings = fake_settings(executors=lambda _: {"local": here, "slurm": slurm}, devices=lambda: ())
+    run.folder.write_state(RunState(state="stopped", attempt=1))
+    wish_place(run, "slurm")
+    request_resume(home, run)
+    loop = SupervisorLoop(home, settings)
+
+    loop.tick()
+    loop.tick()
+
+    assert (len(here.jobs), len(slurm.jobs)) == (0, 1)
+    assert run.folder.read_config().run.where == "local", "its configuration stays what it was"
+
+
+@pytest.mark.parametrize("where", ["jobs", "moon", "../../local", "local\n"])
+def test_a_place_that_does_not_share_the_runs_folder_is_refused(run, where):
+    with pytest.raises(RunError, match="cannot be resumed in"):
+        wish_place(run, where)
+    run.folder.control.mkdir(exist_ok=True)
+    run.folder.place_request.write_text(where)
+    assert in_wished_place(run.folder.read_config(), run.folder) == run.folder.read_config()
 
 
 def test_every_launcher_of_a_configuration_has_an_executor(home):

@@ -2,12 +2,17 @@
 
 import pytest
 
+from engine.config.run import DatasetConfig, SlurmConfig
 from engine.data.contract import RowLengths
+from engine.executors.slurm.place import ClusterPlace, GpuType
+from engine.hardware.device import Device
 from engine.hardware.known_devices import known_device
-from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours
+from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
+from engine.runs.places import places_of
 from engine.runs.plan import RunPlan
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
+from tests.fake_inspector import a_report
 from tests.runs.supervision import GIB, config_for, cpu
 
 SIZES = PublishedSizes(
@@ -69,3 +74,29 @@ def test_the_time_of_an_earlier_run_there_comes_before_arithmetic():
 def test_time_limits_are_half_hours_with_an_end():
     assert in_half_hours(estimated_hours(int(8e9), 1e6, 121), 72) == 2.5
     assert in_half_hours(estimated_hours(int(8e9), 1e12, 121), 72) == 72
+
+
+def test_a_job_asks_for_the_smallest_gpu_with_ram_and_time_by_the_estimate_unless_a_person_said_otherwise():
+    types = tuple(GpuType(name=name, memory_gib=size) for name, size in (("a100", 80), ("t4", 15)))
+    cluster = ClusterPlace(gpu_types=types, limit_hours=24)
+    report = a_report(DatasetConfig(source="data.jsonl"), None, 1024)
+    report = report.model_copy(update={"total_tokens": 10**9, "row_lengths": None})
+    place = places_of(tuple, tuple, lambda: cluster)["slurm"]
+
+    def asked(**slurm) -> SlurmConfig:
+        config = config_for(run={"where": "slurm"}, slurm=slurm)
+        ((device,),) = place.suitable(place.options(config), config, LARGE)
+        return place.settled(config, device, LARGE, report).slurm
+
+    assert asked() == SlurmConfig(gpu_type="a100", memory_gib=ram_gib(), limit_hours=24)
+    assert asked(gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2) == SlurmConfig(
+        gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2
+    )
+    assert asked(gpus=4).memory_gib > 3.9 * ram_gib()
+
+
+def test_a_gpu_that_schedulers_name_in_their_own_way_is_known():
+    names = {"a100": 312, "nvidia_h100_80gb_hbm3": 989, "tesla_t4": 65, "mystery": 65}
+
+    for name, tflops in names.items():
+        assert tflops_of(Device("cuda", 0, name, 80 * GIB, 80 * GIB, has_fast_bfloat16=True)) == tflops

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError, HubUnreachableError
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.hardware.device import Device
-from engine.hardware.known_devices import KNOWN_DEVICES, KnownDevice
+from engine.hardware.known_devices import similar_device
 from engine.hub_errors import JOBS
-from engine.runs.job_needs import estimated_hours, in_half_hours
+from engine.runs.job_needs import PROCESSOR_TFLOPS_PER_CORE, estimated_hours, in_half_hours
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo
 
 DEFAULT_LIMIT_HOURS = 6.0  # where the length of a run cannot be estimated
-
-
-_PROCESSOR_TFLOPS_PER_CORE = 0.04
 
 
 @dataclass(frozen=True)
@@ -53,17 +50,11 @@ def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
     if accelerator is None:
         cores = int(_number(hardware.cpu))
         device = Device("cpu", 0, hardware.pretty_name, ram, ram, has_fast_bfloat16=False, cores=cores)
-        return Flavor(hardware.name, hardware.pretty_name, device, price, cores * _PROCESSOR_TFLOPS_PER_CORE)
-    known = _known(accelerator.model, _number(accelerator.vram)) if _number(accelerator.quantity) == 1 else None
+        return Flavor(hardware.name, hardware.pretty_name, device, price, cores * PROCESSOR_TFLOPS_PER_CORE)
+    known = similar_device(accelerator.model, _number(accelerator.vram)) if _number(accelerator.quantity) == 1 else None
     if known is None or known.dense_tflops is None:
         return None
     return Flavor(hardware.name, hardware.pretty_name, known.device(), price, known.dense_tflops)
-
-
-def _known(model: str, memory_gb: float) -> KnownDevice | None:
-    """Return the GPU with the longest name within `model`; of several sizes, the nearest."""
-    found = [known for known in KNOWN_DEVICES if known.model in model.upper()]
-    return max(found, key=lambda known: (len(known.model), -abs(known.sold_gb - memory_gb)), default=None)
 
 
 def _number(text: str) -> float:

@@ -19,6 +19,7 @@ from engine.paths import LoratoryHome
 from engine.runs.control import (
     asks_to_end,
     clear_requests,
+    in_wished_place,
     resume_requests,
 )
 from engine.runs.provenance import read_provenance
@@ -293,7 +294,7 @@ class Scheduler:
     def _config_of(self, run: Run) -> RunConfig | None:
         """Return the configuration of a waiting run; None, and the run fails, where it cannot be read."""
         try:
-            return run.folder.read_config()
+            return in_wished_place(run.folder.read_config(), run.folder)
         except EngineError as error:
             self._end_waiting(run, "failed", start_failure(run, error))
             return None
