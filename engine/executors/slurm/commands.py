@@ -9,7 +9,7 @@ from typing import NamedTuple
 from engine.errors import ClusterError, ClusterUnreachableError, shorten
 from engine.processes.spawn import environment_for
 
-_SEPARATOR = "\x1f"  # no field has it
+FIELD_END = "\x1f"  # ends each field where a format can be chosen; no value has it
 _FIELDS = ("JobID", "State", "Reason", "Comment", "NodeList", "StartTime", "EndTime", "TimeLimit", "exit_code")
 # What Slurm's commands print where the controller, its network or its authentication fails, and nothing is decided.
 _NO_ANSWER = (
@@ -79,9 +79,9 @@ class Slurm:
 
     def queue(self) -> list[JobLine]:
         """Return every job of this account that Slurm still knows, ended ones included for some minutes."""
-        form = ",".join(f"{name}:{_SEPARATOR}" for name in _FIELDS)
+        form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
         lines = self.ask("squeue", "--noheader", "--me", "--states=all", f"--Format={form}").splitlines()
-        return [_job_line(line) for line in lines if line.count(_SEPARATOR) == len(_FIELDS)]
+        return [_job_line(line) for line in lines if line.count(FIELD_END) == len(_FIELDS)]
 
     def release(self, job_id: str) -> None:
         """Let a held job begin."""
@@ -167,7 +167,7 @@ def exit_code_of(text: str) -> int | None:
 
 
 def _job_line(line: str) -> JobLine:
-    job_id, state, reason, comment, nodes, start, end, limit, code = line.split(_SEPARATOR)[: len(_FIELDS)]
+    job_id, state, reason, comment, nodes, start, end, limit, code = line.split(FIELD_END)[: len(_FIELDS)]
     return JobLine(
         job_id.strip(), state.strip(), reason.strip(), comment.strip(), nodes.strip(), _time_of(start), _time_of(end),
         seconds_of(limit.strip()), exit_code_of(code.strip()),

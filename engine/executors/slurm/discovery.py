@@ -7,13 +7,12 @@ from typing import NamedTuple
 import yaml
 
 from engine.errors import ClusterError
-from engine.executors.slurm.commands import Slurm, seconds_of
+from engine.executors.slurm.commands import FIELD_END, Slurm, seconds_of
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, read_place
 from engine.files import write_atomically
 from engine.hardware.known_devices import KNOWN_DEVICES
 from engine.paths import LoratoryHome
 
-_SEPARATOR = "\x1f"
 _FIELDS = ("Partition", "Available", "Time", "Nodes", "CPUs", "Memory", "Gres", "Features")
 _GPU = re.compile(r"(?:^|,)gpu(?::([A-Za-z][A-Za-z0-9_.-]*))?:(\d+)")
 _UNKNOWN_GIB = 8.0  # small, so nothing is promised that may not fit
@@ -38,17 +37,22 @@ def list_groups(slurm: Slurm) -> list[NodeGroup]:
     Raises:
         ClusterUnreachableError: If Slurm did not answer.
     """
-    form = ",".join(f"{name}:{_SEPARATOR}" for name in _FIELDS)
+    form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
     return [_group(line) for line in slurm.ask("sinfo", "--noheader", f"--Format={form}").splitlines() if line.strip()]
 
 
 def _group(line: str) -> NodeGroup:
-    name, available, limit, nodes, cpus, memory, gres, _ = (part.strip() for part in line.split(_SEPARATOR)[:8])
+    name, available, limit, nodes, cpus, memory, gres, _ = (part.strip() for part in line.split(FIELD_END)[:8])
     seconds = seconds_of(limit)
     return NodeGroup(
         name.rstrip("*"), name.endswith("*"), available == "up", None if seconds is None else seconds / 3600,
-        _number(nodes), _number(cpus), _number(memory) / 1024, tuple((kind, int(n)) for kind, n in _GPU.findall(gres)),
+        _number(nodes), _number(cpus), _number(memory) / 1024, gpus_in(gres),
     )  # fmt: skip
+
+
+def gpus_in(gres: str) -> tuple[tuple[str, int], ...]:
+    """Return type and number of the GPUs in a list of resources, such as `gpu:a100:4(S:0-1)`."""
+    return tuple((kind, int(number)) for kind, number in _GPU.findall(gres))
 
 
 def _number(text: str) -> int:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from engine.executors.slurm.commands import JobLine, Slurm
 from engine.executors.slurm.place import ClusterPlace
+from engine.executors.slurm.script import place_options
 from engine.files import read_model, write_atomically
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.libraries import library_version
@@ -65,8 +66,8 @@ def submit_probe(home: LoratoryHome, place: ClusterPlace, slurm: Slurm, gpu_type
     file, log = folder / f"{number}.json", folder / f"{number}.log"
     options = {
         "job-name": "loratory-check", "comment": f"loratory check {number}", "output": str(log).replace("%", "%%"),
-        "chdir": str(folder), "export": "NIL", "time": "5", "mem": "1024M", "ntasks": "1", "partition": place.partition,
-        "account": place.account, "qos": place.qos, "constraint": place.constraint,
+        "chdir": str(folder), "export": "NIL", "time": "5", "mem": "1024M", "ntasks": "1",
+        **place_options(place),
     }  # fmt: skip
     if place.gpu_types:
         options["gpus-per-node"] = f"{gpu_type}:1" if gpu_type else "1"
@@ -75,7 +76,7 @@ def submit_probe(home: LoratoryHome, place: ClusterPlace, slurm: Slurm, gpu_type
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     start = f"exec srun --export=ALL {shlex.join(command)}"
     script = "\n".join(("#!/bin/bash", *exports, *place.setup, start, ""))
-    given = [f"--{name}={value}" for name, value in options.items() if value]
+    given = [f"--{name}={value}" for name, value in options.items()]
     return Probe(job_id=slurm.submit(script, ["--parsable", "--no-requeue", *given]), file=file, log=log)
 
 

@@ -5,7 +5,7 @@ import shlex
 
 from engine.executors.local import Nodes, training_command
 from engine.executors.slurm.place import ClusterPlace
-from engine.executors.slurm.record import SlurmRecord
+from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment, environment_for
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 
@@ -24,30 +24,41 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFF
 
 def job_options(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]:
     """Return the options of `sbatch` for a job: held, never requeued by Slurm itself, with an empty environment."""
-    asked = record.resources
     options = {
         "comment": record.comment(run),
         "job-name": f"loratory-{run.id[-4:]}",
-        "output": f"{_literal(str(run.folder.log))}",
+        "output": str(run.folder.log).replace("%", "%%"),  # else Slurm replaces what follows
         "chdir": str(run.folder.path),
         "open-mode": "append",
         "export": "NIL",
+        # Reaches the steps of srun only, which is why the script becomes one.
+        "signal": f"TERM@{record.warning_seconds}",
+    }
+    given = [f"--{name}={value}" for name, value in options.items()]
+    return ["--parsable", "--hold", "--no-requeue", *given, *resource_options(record.resources, place)]
+
+
+def resource_options(asked: JobResources, place: ClusterPlace) -> list[str]:
+    """Return the options of `sbatch` that decide where and when a job can start."""
+    options = {
         "nodes": str(asked.nodes),
         "ntasks-per-node": "1",
         "cpus-per-task": str(asked.cpus * max(1, asked.gpus)),
         "mem": f"{math.ceil(asked.memory_gib * 1024)}M",
         "time": str(math.ceil(asked.limit_minutes)),
-        # Reaches the steps of srun only, which is why the script becomes one.
-        "signal": f"TERM@{record.warning_seconds}",
-        "partition": place.partition,
-        "account": place.account,
-        "qos": place.qos,
-        "constraint": place.constraint,
+        **place_options(place),
     }
     if asked.gpus:
         options["gpus-per-node"] = f"{asked.gpu_type}:{asked.gpus}" if asked.gpu_type else str(asked.gpus)
-    given = [f"--{name}={value}" for name, value in options.items() if value]
-    return ["--parsable", "--hold", "--no-requeue", *given]
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def place_options(place: ClusterPlace) -> dict[str, str]:
+    """Return what the admin says of every job."""
+    options = {
+        "partition": place.partition, "account": place.account, "qos": place.qos, "constraint": place.constraint
+    }  # fmt: skip
+    return {name: value for name, value in options.items() if value}
 
 
 def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
@@ -75,8 +86,3 @@ def worker_arguments(run: Run, record: SlurmRecord, place: ClusterPlace) -> list
     asked = record.resources
     nodes = Nodes(asked.nodes, _ENDPOINT, record.number)
     return training_command(run.folder.path, max(1, asked.gpus), nodes, place.interpreter)
-
-
-def _literal(path: str) -> str:
-    """Return a path in which Slurm replaces nothing."""
-    return path.replace("%", "%%")

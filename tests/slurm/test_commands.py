@@ -1,0 +1,130 @@
+"""Slurm's commands as programs on the PATH say them: what is asked, what is understood, and what hangs."""
+
+import stat
+import time
+
+import psutil
+import pytest
+
+from engine.errors import ClusterError, ClusterUnreachableError
+from engine.executors.slurm.commands import Slurm, exit_code_of, seconds_of
+from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
+from engine.executors.slurm.place import ClusterPlace, GpuType
+from tests.runs.supervision import config_for
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Puts a shell script on the PATH under the name of one of Slurm's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def put(name, script):
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return put
+
+
+def test_a_command_that_hangs_is_ended_with_what_it_started(program, tmp_path):
+    program("squeue", f"sleep 600 &\necho $! > {tmp_path}/child\nwait")
+
+    began = time.monotonic()
+    with pytest.raises(ClusterUnreachableError, match="does not answer"):
+        Slurm(limit_seconds=1.0).queue()
+
+    assert time.monotonic() - began < 60  # and not 600
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_machine_without_slurm_is_no_answer(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterUnreachableError, match="squeue cannot be started"):
+        Slurm().queue()
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", ClusterError),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller", ClusterUnreachableError),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv", ClusterUnreachableError),
+        ("sbatch: error: Munge encode failed: Failed to access", ClusterUnreachableError),
+    ],
+)
+def test_a_refusal_is_told_from_no_answer(program, words, kind):
+    program("sbatch", f"echo '{words}' >&2; exit 1")
+
+    with pytest.raises(ClusterError) as caught:
+        Slurm().submit("#!/bin/sh\n", [])
+
+    assert type(caught.value) is kind
+
+
+def test_no_secret_and_no_format_of_a_person_reaches_slurm(program, tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "SBATCH_EXPORT", "SQUEUE_FORMAT", "SLURM_JOB_ID", "HTTPS_PROXY_PASSWORD"):
+        monkeypatch.setenv(name, "a-secret")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/one.conf")
+    program("sbatch", f"env > {tmp_path}/environment; cat > {tmp_path}/script; echo '12;one'")
+
+    assert Slurm().submit("the script", ["--parsable"]) == "12"
+
+    environment = (tmp_path / "environment").read_text()
+    assert "a-secret" not in environment
+    assert "SLURM_CONF=/etc/slurm/one.conf" in environment
+    assert (tmp_path / "script").read_text() == "the script"
+
+
+def test_the_queue_is_read_whatever_others_write_into_their_comments(program):
+    fields = ("7", "RUNNING", "None", "a|b; c", "node1", "1795784621", "N/A", "1-02:00:00", "0:0")
+    program("squeue", f"printf '%s\\037' {' '.join(repr(one) for one in fields)}; echo; echo 'half a line'")
+
+    (line,) = Slurm().queue()
+
+    assert (line.id, line.state, line.comment, line.nodes) == ("7", "RUNNING", "a|b; c", "node1")
+    assert (line.started, line.ended, line.limit_seconds, line.exit_code) == (1795784621.0, None, 93_600.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5:00", 300), ("1:00:00", 3600), ("2-00:00:00", 172_800), ("30", 30), ("1-12", 129_600), ("UNLIMITED", None), ("", None)],
+)  # fmt: skip
+def test_time_limits_as_slurm_prints_them(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("0:0", 0), ("1:0", 1), ("137:0", -9), ("0:15", -15), ("255:0", 255), ("", None)]
+)
+def test_exit_codes_as_slurm_prints_them(text, code):
+    assert exit_code_of(text) == code
+
+
+def test_free_gpus_are_counted_once_and_only_where_jobs_start(program):
+    lines = [
+        ("n1", "gpu:a100:4(S:0-1)", "gpu:a100:3(IDX:0-2)", "mixed"), ("n1", "gpu:a100:4", "gpu:a100:3", "mixed"),
+        ("n2", "gpu:a100:4", "gpu:a100:0(IDX:N/A)", "drained"), ("n3", "gpu:l4:2", "gpu:l4:0", "idle"), ("n4", "(null)", "", "idle"),
+    ]  # fmt: skip
+    program(
+        "sinfo", "\n".join("printf '%s\\037' " + " ".join(f"'{part}'" for part in line) + "; echo" for line in lines)
+    )
+    place = ClusterPlace(gpu_types=(GpuType(name="l4", memory_gib=22), GpuType(name="a100", memory_gib=39)))
+
+    assert free_gpus(Slurm(), place) == {"l4": 2, "a100": 1}
+
+
+def test_the_expected_start_is_slurms(program):
+    program(
+        "sbatch",
+        "echo 'sbatch: Job 11 to start at 1795786346 using 4 processors on nodes n[1-2] in partition long' >&2",
+    )
+    config = config_for(run={"where": "slurm"})
+
+    assert expected_start(Slurm(), ClusterPlace(), config) == ExpectedStart(1795786346.0, "n[1-2]")
+
+    program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    with pytest.raises(ClusterError, match="not available"):
+        expected_start(Slurm(), ClusterPlace(), config)
