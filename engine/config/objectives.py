@@ -38,6 +38,8 @@ class Objective:
     adds_losses: bool = False  # several may be chosen
     has_reference: bool = False  # compares with the model that training starts from
     trains_prompts: bool = False  # the loss is over the prompt as well
+    trl: str = "SFT"  # how the names of TRL's trainer and its configuration begin
+    settings: tuple[str, ...] = ()  # of `ObjectiveSettings`, that it reads
 
     @property
     def learns_preferences(self) -> bool:
@@ -71,6 +73,8 @@ DPO = Objective(
     ),
     adds_losses=True,
     has_reference=True,
+    trl="DPO",
+    settings=("beta", "loss_type", "loss_weights", "label_smoothing", "disable_dropout", "precompute_ref_log_probs"),
 )  # Rafailov et al. 2023, arXiv:2305.18290
 ORPO = Objective(
     "orpo",
@@ -78,6 +82,8 @@ ORPO = Objective(
     metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen"),
     sequences_per_example=2,
     trains_prompts=True,
+    trl="ORPO",
+    settings=("beta", "disable_dropout"),
 )  # Hong et al. 2024, arXiv:2403.07691
 KTO = Objective(
     "kto",
@@ -85,6 +91,8 @@ KTO = Objective(
     metrics=("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
     losses=("kto", "apo_zero_unpaired"),
     has_reference=True,
+    trl="KTO",
+    settings=("beta", "loss_type", "desirable_weight", "undesirable_weight", "disable_dropout"),
 )  # Ethayarajh et al. 2024, arXiv:2402.01306
 OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED, DPO, KTO, ORPO)}
 

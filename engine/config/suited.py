@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig, field_of
 
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
+_PREFERENCE_RATE = 0.05  # of the rate of supervised fine-tuning
 _PATIENCE = 3  # of about ten evaluations
 _LENGTH_MULTIPLE = 16  # tokens
 _SHORTEST = 128  # tokens
@@ -46,8 +48,14 @@ class Rule(NamedTuple):
 
 
 def _learning_rate(config: RunConfig, _: KnownRows | None) -> Suited | None:
-    """By method; the sources are with each method's `learning_rate`."""
-    return Suited(config.adapter.traits.learning_rate, config.method_name)
+    """By method, and a twentieth of that for preferences; the sources are with each method's `learning_rate`.
+
+    TRL's own default for DPO, KTO and ORPO is 1e-6 for whole models, where it is 2e-5 for supervised fine-tuning.
+    """
+    rate = config.adapter.traits.learning_rate
+    if not objective_of(config).learns_preferences:
+        return Suited(rate, config.method_name)
+    return Suited(rate * _PREFERENCE_RATE, f"{config.training.objective} with {config.method_name}")
 
 
 def _accumulation(config: RunConfig, _: KnownRows | None) -> Suited | None:

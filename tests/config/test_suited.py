@@ -120,3 +120,12 @@ def test_rows_that_become_known_change_only_what_was_not_given():
 
 def test_every_rule_names_its_source():
     assert all(rule.choose.__doc__ for rule in RULES)
+
+
+def test_preferences_are_learned_at_a_twentieth_of_the_rate():
+    def rate(**training):
+        given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
+        return config_from_mapping(given).training.learning_rate
+
+    assert rate(objective="dpo") == pytest.approx(rate() / 20)
+    assert rate(objective="dpo", learning_rate=3e-5) == 3e-5

@@ -1,14 +1,17 @@
 """The short form of a script: in the shape of the usual tutorials, at most 70 lines, and it trains."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
 from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS
+from engine.config.objectives import OBJECTIVES
 from engine.config.presets import list_presets
 from engine.config.training import TrainingConfig
 from engine.errors import DatasetError, EngineError
@@ -76,6 +79,14 @@ def test_what_is_left_out_as_a_default_is_one_of_trl():
     assert {name: defaults[name] for name in _TRL_DEFAULTS} == _TRL_DEFAULTS
 
 
+PAIRS = replace(
+    example.data,
+    format="preference",
+    columns={"prompt": "prompt", "chosen": "win", "rejected": "lose"},
+    turn_columns=set(),
+)
+RATINGS = replace(PAIRS, format="kto", columns={"prompt": "prompt", "completion": "answer", "label": "good"})
+
 # Settings whose default is not a number or a switch.
 OTHERS: dict[str, dict[str, object]] = {
     "lr_scheduler_type": {"lr_scheduler_type": "linear"},
@@ -89,7 +100,7 @@ OTHERS: dict[str, dict[str, object]] = {
     "max_steps": {"max_steps": 7},
     "objective": {"objective": "orpo"},
     "loss_type": {"loss_type": ["hinge"]},
-    "loss_weights": {"loss_type": ["hinge"], "loss_weights": [2.0]},
+    "loss_weights": {"loss_weights": [2.0]},
     "label_smoothing": {"label_smoothing": 0.1},
 }
 
@@ -105,11 +116,21 @@ def other_value(name: str) -> dict[str, object]:
 @pytest.mark.parametrize("write", [write_script, write_short_script], ids=["faithful", "short"])
 @pytest.mark.parametrize("name", TrainingConfig.model_fields)
 def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(name, write):
+    # What an objective alone reads shows in a script of that objective.
+    reads = next((one for one in OBJECTIVES.values() if name in one.settings), None)
+    data = (
+        example.data
+        if reads is None and name != "objective"
+        else (PAIRS if reads is not OBJECTIVES["kto"] else RATINGS)
+    )
+    base = {"objective": reads.name if reads else "dpo" if data is PAIRS else "sft", "loss_type": ["sigmoid"]}
+    base = base if reads is OBJECTIVES["dpo"] else {"objective": base["objective"]}
+
     def script(values: dict) -> str:
-        training = {"early_stopping_patience": None, **values}  # with it, others have no effect
+        training = {"early_stopping_patience": None, **base, **values}  # with it, others have no effect
         given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
         model = example.model.__class__("a/b", "bfloat16", on_cpu=False, tokenizer=example.model.tokenizer)
-        return write(example.__class__(config_from_mapping(given), example.data, model))
+        return write(example.__class__(config_from_mapping(given), data, model))
 
     assert (script(other_value(name)) != script({})) == (name not in NOT_EXPORTED)
 
@@ -128,3 +149,92 @@ def test_both_forms_are_whole_for_every_method(method, tmp_path):
 def test_every_exception_names_a_setting_and_its_reason():
     assert NOT_EXPORTED.keys() <= TrainingConfig.model_fields.keys()
     assert all(NOT_EXPORTED.values())
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
+@pytest.mark.parametrize("start", [None, "adapter"])
+def test_a_script_of_preferences_is_whole_and_names_trls_trainer(objective, start, tmp_path):
+    given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": {"objective": objective}}
+    model = replace(example.model, warm_start=start)
+    data = RATINGS if objective == "kto" else PAIRS
+
+    text = write_script(replace(example, config=config_from_mapping(given), data=data, model=model))
+
+    compile(text, "script", "exec")
+    assert_whole(text, tmp_path)
+    assert f"{objective.upper()}Trainer(" in text
+    assert ("is_trainable=True" in text) == (start is not None)
+    assert ("peft_config=" in text) == (start is None)
+
+
+STYLES = {
+    "text": ({"prompt": "Q {n}?", "chosen": "good {n}", "rejected": "bad {n}"}, "dpo"),
+    "whole conversations": (
+        {
+            "chosen": [{"role": "user", "content": "Q {n}?"}, {"role": "assistant", "content": "good {n}"}],
+            "rejected": [{"role": "user", "content": "Q {n}?"}, {"role": "assistant", "content": "bad {n}"}],
+        },
+        "dpo",
+    ),
+    "HH": (
+        {"chosen": "\n\nHuman: Q {n}?\n\nAssistant: good {n}", "rejected": "\n\nHuman: Q {n}?\n\nAssistant: bad {n}"},
+        "dpo",
+    ),
+    "ranking": ({"instruction": "Q {n}?", "chosen": "good {n}", "rejected": "bad {n}"}, "orpo"),
+    "LLaMA-Factory": (
+        {
+            "conversations": [{"from": "human", "value": "Q {n}?"}],
+            "chosen": {"from": "gpt", "value": "good {n}"},
+            "rejected": {"from": "gpt", "value": "bad {n}"},
+        },
+        "dpo",
+    ),
+    "ratings": ({"prompt": "Q {n}?", "completion": "good {n}", "label": True}, "kto"),
+    "rated turns": (
+        {
+            "messages": [{"role": "user", "content": "Q {n}?"}, {"role": "assistant", "content": "good {n}"}],
+            "kto_tag": True,
+        },
+        "kto",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "objective"), STYLES.values(), ids=STYLES)
+def test_a_script_reads_preferences_as_the_run_does(row, objective, tiny_model_folder, home, tmp_path):
+    lines = [json.loads(json.dumps(row).replace("{n}", str(n))) for n in range(6)]
+    source = write_lines(tmp_path / "rows.jsonl", lines)
+    config = make_config(tiny_model_folder, str(source), {"objective": objective, "max_length": 64})
+    text = write_script(gather_script_facts(config, home))
+    head = text.split("\ntokenizer = ")[0]  # what the body does is TRL's
+    names: dict[str, Any] = {}
+    exec(compile(head, "script", "exec"), names)
+
+    found = [names["to_preference"](line) for line in lines]
+
+    asked, good, bad = (
+        {"role": role, "content": words}
+        for role, words in (("user", "Q 3?"), ("assistant", "good 3"), ("assistant", "bad 3"))
+    )
+    answers = {"completion": [good], "label": True} if objective == "kto" else {"chosen": [good], "rejected": [bad]}
+    assert found[3] == {"prompt": [asked], **answers}
+
+
+@pytest.mark.e2e
+def test_a_script_of_preferences_trains(tiny_model_folder, home, tmp_path):
+    rows = [{"prompt": f"Q {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(12)]
+    training = {"objective": "dpo", "loss_type": ["sigmoid", "sft"], "max_steps": 2, "max_length": 64}
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", rows)), training)
+    (tmp_path / "short.py").write_text(write_script(gather_script_facts(config, home)))
+
+    done = subprocess.run(
+        [sys.executable, "-I", "short.py"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rewards/margins" in done.stdout

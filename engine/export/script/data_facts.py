@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from engine.config.run import RunConfig
-from engine.data.conversation import Conversation
+from engine.data.conversation import Comparison, Conversation
 from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
 from engine.data.formats import FORMATS
@@ -76,12 +76,22 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
     facts.held_out_draw = config.dataset.eval_fraction * most_tokens > _ALL_MEASURED_TOKENS
     # What is on the Hub is read by the same library in both, and is fetched once.
     rows = (record.value for record in reader.records() if record is not None) if kind == "hub" else None
-    _require_same_rows(config, facts, digests, part, rows)
+    if FORMATS[facts.format].rows == "answers":  # scripts of preferences read with `load_dataset`
+        _require_same_rows(config, facts, digests, part, rows)
     return facts
 
 
 def _look_at_conversation(facts: DataFacts, found: Conversation, record: Record, name: str) -> None:
     messages = found.messages
+    if isinstance(found, Comparison):
+        messages = (*messages, *found.rejected)
+        cells = (
+            [turn_list(record.value.get(facts.columns[role])) for role in ("chosen", "rejected")]
+            if record.value
+            else []
+        )
+        opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
+        facts.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
     if found.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         raise DatasetError(
             f"Row {record.row:,} of {name} holds tools or calls of them, which a short script cannot render.",
@@ -111,9 +121,12 @@ def _look_at_turns(facts: DataFacts, value: Mapping[str, Any]) -> None:
     content_names = (columns.get("value", "value"), columns.get("content", "content"))
     may_be_words = bool(FORMATS[facts.format].may_hold_turns)
     facts.has_json_columns |= isinstance(value.get(columns.get("history", "")), str)
-    roles = ("conversations", "messages", "prompt", "completion")
-    for name in [columns[role] for role in roles if role in columns]:
+    format_ = FORMATS[facts.format]
+    roles = ("conversations", "messages", "prompt", "completion", *format_.may_hold_turns)
+    for role in dict.fromkeys(role for role in roles if role in columns):
+        name = columns[role]
         turns = value.get(name)
+        turns = [turns] if isinstance(turns, dict) else turns
         if isinstance(turns, str) and not (may_be_words and conversation_column(turn_list(turns)) is None):
             facts.has_json_columns = True
             turns = json.loads(turns)

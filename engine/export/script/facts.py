@@ -11,19 +11,18 @@ from typing import Any, Literal, NamedTuple
 
 from engine.config.methods.base import Source
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
-from engine.config.preference import ObjectiveSettings
+from engine.config.objectives import objective_of
 from engine.config.rules import CHECKPOINTS, MEASUREMENTS, MIN_LEARNING_RATE_SHARE, keeps_best, optimizer_name
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.formats import FORMATS
 from engine.data.formats.base import TURN_FIELDS
+from engine.data.formats.preferences import HH_DIALOGUES
 from engine.data.formats.turns import ROLES
 from engine.export.script.model_facts import ModelFacts, TokenizerFacts
 
 FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs", "parquet", "hub"]
 
-_OF_PREFERENCES = "scripts are of supervised runs; one of a preference run is refused"
 NOT_EXPORTED: Mapping[str, str] = {
-    **dict.fromkeys(ObjectiveSettings.model_fields, _OF_PREFERENCES),
     "report_to": "a script logs into log_history.json; trackers need accounts and packages of their own",
     "train_sampling_strategy": "the order of rows follows from whether rows were padded, which the facts hold",
 }
@@ -71,6 +70,7 @@ class DataFacts:
     has_system: bool = False  # any row has a system turn
     has_later_system: bool = False  # any row has one after its first turn
     has_repeated_roles: bool = False  # two turns of one role may follow each other
+    holds_whole_conversations: bool = False  # both answers of a pair begin with the prompt
     has_parts: bool = False  # the text of a turn may be a list of parts
     has_reasoning: bool = False  # answers may hold reasoning
     has_reasoning_fields: bool = False  # turns may have their reasoning in a field of its own
@@ -89,6 +89,16 @@ class DataFacts:
     def conversation_column(self) -> str:
         """The column with all turns of a row; empty where there is none."""
         return self.columns.get(FORMATS[self.format].turn_column, "")
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether rows are answers with a label, and not pairs."""
+        return FORMATS[self.format].rows == "ratings"
+
+    @property
+    def has_dialogues(self) -> bool:
+        """Whether the sides of a pair are texts with Human: and Assistant: in them."""
+        return self.format == HH_DIALOGUES.name
 
     @property
     def read_columns(self) -> list[str]:
@@ -282,6 +292,32 @@ class ScriptFacts:
         elif self.config.dataset.train_on == "all":
             found["completion_only_loss"] = False
         return _changed(found)
+
+    @property
+    def trl_trainer(self) -> Any:
+        """The class of TRL that trains with the objective, as source."""
+        return Source(f"{objective_of(self.config).trl}Trainer")
+
+    @property
+    def trl_config(self) -> Any:
+        """The class of its arguments, as source."""
+        return Source(f"{objective_of(self.config).trl}Config")
+
+    @property
+    def preference_arguments(self) -> dict[str, Any]:
+        """Arguments of TRL's configuration for an objective of preferences, with what Loratory's default of it is."""
+        training, objective = self.config.training, objective_of(self.config)
+        found = self.short_trainer_arguments | {name: getattr(training, name) for name in objective.settings}
+        for name in ("packing", "completion_only_loss", "dataset_text_field"):
+            found.pop(name, None)
+        if objective.losses:
+            losses = list(objective.losses_of(self.config))
+            found["loss_type"] = losses if objective.adds_losses else losses[0]
+        if not found.get("loss_weights"):
+            found.pop("loss_weights", None)
+        if objective.rows == {"ratings"}:  # whose KL is estimated from neighbours
+            found["train_sampling_strategy"] = "sequential"
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     @property
     def _trainer_arguments(self) -> dict[str, Any]:

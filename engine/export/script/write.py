@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, DatasetError, Problem
+from engine.errors import DatasetError
 from engine.export.script.data_facts import look_at_data
 from engine.export.script.facts import DataFacts, RunRows, ScriptFacts
 from engine.export.script.model_facts import ModelFacts, look_at_model
@@ -39,11 +39,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
     Raises:
         DatasetError: If the data cannot be read, is not what the run was trained on, or is read otherwise by a script.
         ModelError: If a model that is named by a path is not there.
-        ConfigError: If the run learns preferences.
     """
-    if objective_of(config).learns_preferences:
-        message = f"scripts of {config.training.objective} runs are not written yet."
-        raise ConfigError([Problem("training.objective", message)])
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
     model = look_at_model(config, home, run)
@@ -67,7 +63,9 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
 
 def write_script(facts: ScriptFacts) -> str:
-    """Return the faithful form as text."""
+    """Return the faithful form as text; of a run that learns preferences, the form with TRL's own trainer."""
+    if objective_of(facts.config).learns_preferences:
+        return _preference_script(facts)
     code = assemble(_MODULES, ["main"], facts)
     return f"{_head(facts)}{'' if facts.model.on_cpu else _ONE_GPU}{code}{_START}"
 
@@ -79,6 +77,8 @@ def write_short_script(facts: ScriptFacts) -> str:
         DatasetError: If the usual readers of datasets cannot read these rows.
     """
     data = facts.data
+    if objective_of(facts.config).learns_preferences:
+        return _preference_script(facts)
     if data.left_out or data.has_list_rows or data.has_parts or data.marks_completion:
         raise DatasetError(
             f"{facts.config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
@@ -95,6 +95,40 @@ def write_short_script(facts: ScriptFacts) -> str:
         "",
     ]
     return f"{_docstring(head)}{assemble([f'{_WORKER}.short'], ['main'], facts, plain=True)}"
+
+
+def _preference_script(facts: ScriptFacts) -> str:
+    config, data = facts.config, facts.data
+    has_no_prompt = data.columns.keys() == {"chosen", "rejected"} and not (data.turn_columns or data.has_dialogues)
+    if data.left_out or data.has_list_rows or data.has_parts or "system" in data.columns or has_no_prompt:
+        raise DatasetError(
+            f"{config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
+            "Write the rows into one JSONL file with the columns prompt, chosen and rejected, and train on that.",
+        )
+    head = [
+        f"{facts.title}: {config.training.objective.upper()} with transformers, PEFT and TRL.",
+        "",
+        f"    pip install {_packages(config)}",
+        "",
+        f"Written by Loratory from {facts.origin}. Versions: {facts.versions}.",
+        *facts.results,
+        "",
+        "What it does otherwise than the run, so losses differ a little:",
+        *(f"- {one}" for one in _otherwise(facts)),
+        "",
+    ]
+    return f"{_docstring(head)}{assemble([f'{_WORKER}.short_preferences'], ['main'], facts, plain=True)}"
+
+
+def _otherwise(facts: ScriptFacts) -> Iterator[str]:
+    config = facts.config
+    yield "it draws held-out rows and the order of rows of its own, and prompts that several pairs share may be on both sides"
+    yield "TRL also trains what a chat template writes after an answer's end, such as a line feed"
+    if config.training.objective == "kto":
+        yield "the KL is estimated in each batch of rows as they follow one another, in the run over each step"
+    if config.dataset.max_samples is not None or config.dataset.mix:
+        yield "all rows of the one dataset are used"
+    yield from facts.differences
 
 
 def _left_out(facts: ScriptFacts) -> Iterator[str]:
