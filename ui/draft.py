@@ -74,6 +74,11 @@ class Draft:
         return any(problem.field == setting for problem in self.problems)
 
     @property
+    def where(self) -> str:
+        """The place that would train it, as `run.where` names it."""
+        return RunSection.model_construct(**self.mapping.get("run", {})).where
+
+    @property
     def is_elsewhere(self) -> bool:
         """Whether another machine would train it, also while some setting is wrong: what is wrong may be about that machine."""
         return RunSection.model_construct(**self.mapping.get("run", {})).is_elsewhere

@@ -1,6 +1,6 @@
 """Everything that a tab may call, injected once; tests inject fakes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from engine.runs.launch import Launcher
 from engine.runs.memory_measurement import MeasuredStep
 from engine.runs.places import RunPlace, places_of
 from engine.runs.store import RunStore
+from engine.runs.summary import RunSummary
 from ui.backend.background import BackgroundWork, Job
+from ui.backend.cluster import ClusterForecast
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownFits, KnownShapes, Tokenizers
 from ui.backend.own_models import OwnDatasets, OwnModels
@@ -49,6 +51,7 @@ class Services:
     results: ResultWork
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
     hardware: HardwareList  # of Hugging Face, in the person's name
+    forecast: ClusterForecast = field(default_factory=ClusterForecast)  # of the cluster that shares the home
     person: Person | None = None  # who is signed in; None where there are no accounts
     fits: KnownFits = field(default_factory=KnownFits)
     shared: SharedReaders = field(default_factory=SharedReaders)
@@ -66,6 +69,6 @@ class Services:
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
 
-    def place(self, name: str) -> RunPlace:
+    def place(self, name: str, earlier: Callable[[], Iterable[RunSummary]] = tuple) -> RunPlace:
         """Return the place of that name as it is known now, without asking another process."""
-        return places_of(self.devices, self.hardware.known, lambda: read_place(self.home))[name]
+        return places_of(self.devices, self.hardware.known, lambda: read_place(self.home), earlier)[name]

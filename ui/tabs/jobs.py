@@ -1,4 +1,4 @@
-"""Where a run trains: here, or on Hugging Face's hardware, with what that costs at most."""
+"""Where a run trains: here, on a cluster, or on Hugging Face's hardware, with what that costs at most."""
 
 import contextlib
 from collections.abc import Sequence
@@ -17,12 +17,14 @@ from ui.draft import Draft
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
 from ui.page import Page
+from ui.tabs import cluster
 from ui.views.html import dollars, error_box, facts, gib, notice, small
 
 _SIGN_IN = (
     "Jobs run in your own name, and your account at Hugging Face pays for them. Use a token of yours, above: then you see "
     "hardware and prices."
 )
+_WHERE = "jobs"
 _CHEAPEST = ("the cheapest that fits", "")
 
 
@@ -84,10 +86,17 @@ class JobsPart:
         services = page.services
         self._login: JobsLogin | None = None
         self._is_offered = services.person is None or services.logins is not None
+        self.cluster: cluster.ClusterPart | None = None
+        choices = [("This machine", "local")]
+        choices += [("Slurm cluster", cluster.WHERE)] if cluster.is_offered(services) else []
+        choices += [("Hugging Face Jobs", _WHERE)] if self._is_offered else []
+        if len(choices) == 1:
+            return
+        page.form.setting("run.where", choices=choices, elem_id="where")
+        if cluster.is_offered(services):
+            self.cluster = cluster.ClusterPart(page)
         if not self._is_offered:
             return
-        choices = [("This machine", "local"), ("Hugging Face Jobs", "jobs")]
-        page.form.setting("run.where", choices=choices, elem_id="where")
         with gr.Column(visible=False, elem_id="jobs") as self.panel:
             if services.person is not None and services.logins is not None:
                 self._login = JobsLogin(page, services.person, services.logins)
@@ -102,12 +111,14 @@ class JobsPart:
             self.offer = gr.HTML(elem_id="jobs-offer")
         self.asking = gr.Timer(0.2, active=False)
         hardware = services.hardware
-        page.on_draft(self.panel, lambda draft: visible_if(draft.is_elsewhere))
-        page.on_draft(self.asking, lambda draft: gr.update(active=draft.is_elsewhere and not hardware.is_known))
+        page.on_draft(self.panel, lambda draft: visible_if(draft.where == _WHERE))
+        page.on_draft(self.asking, lambda draft: gr.update(active=draft.where == _WHERE and not hardware.is_known))
         page.on_draft_later(self.offer, self._offer)
 
     def wire(self) -> None:
         """Connect the events."""
+        if self.cluster is not None:
+            self.cluster.wire()
         if not self._is_offered:
             return
         asked = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
@@ -125,7 +136,7 @@ class JobsPart:
 
     def _offer(self, draft: Draft) -> str:
         config, services = draft.config or draft.assumed, self._page.services
-        if config is None or not config.run.is_elsewhere:
+        if config is None or config.run.where != _WHERE:
             return ""
         try:
             flavors = services.hardware.known()

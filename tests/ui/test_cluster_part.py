@@ -1,0 +1,168 @@
+"""A run for a Slurm cluster on the Train tab: what it asks for, what is free, and that no click waits for Slurm."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from engine.errors import ClusterUnreachableError
+from engine.executors.slurm.forecast import ExpectedStart
+from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
+from engine.paths import LoratoryHome
+from tests.invented_runs import a_config
+from tests.runs.supervision import wait_until
+from ui.backend.cluster import ClusterForecast, Forecast
+from ui.draft import read_draft
+from ui.services import Services
+from ui.tabs.cluster import is_offered, render_forecast
+from ui.tabs.train import TrainTab
+
+CLUSTER = "gpu_types: [{name: t4, memory_gib: 15}, {name: a100, memory_gib: 80, count: 8}]\n"
+SLOW = ClusterUnreachableError(
+    "Slurm does not answer (sinfo took longer than 20 s).", "Runs continue; it is asked again."
+)
+
+
+@pytest.fixture
+def cluster(home):
+    home.make_writable()
+    (home.root / CLUSTER_FILE).write_text(CLUSTER)
+
+
+def draft_for(tab: TrainTab, **changes):
+    form = tab._page.form
+    config = a_config(**{"run__where": "slurm", **changes})
+    values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
+    return read_draft(tab._page.services, form, list(values.values()))
+
+
+def shown(tab: TrainTab, draft):
+    """What the panel has for a draft."""
+    part, views = tab.jobs.cluster, {**tab._page._views, **tab._page._later_views}
+    return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "looking")}
+
+
+def answering(services: Services, ask) -> None:
+    object.__setattr__(services, "forecast", ClusterForecast(ask))
+
+
+def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(cluster, laid_out, services):
+    starts = ExpectedStart(time.time() + 1230)
+    answering(services, lambda *_: Forecast({"t4": 0, "a100": 3}, starts))
+    tab = laid_out(TrainTab)
+    draft = draft_for(tab, slurm__gpu_type="a100", slurm__gpus=2, slurm__memory_gib=24, slurm__limit_hours=3)
+
+    panel = shown(tab, draft)
+    wait_until(lambda: not services.forecast.is_asking)
+    now = tab.jobs.cluster.look()
+
+    assert panel["panel"]["visible"]
+    for words in ("2×a100, 80 GiB", "24.0 GiB", "3 h"):
+        assert words in panel["offer"]
+    assert "Free now: 0 × t4, 3 × a100. Expected start: in 20 min." in now[tab.jobs.cluster.forecast]
+    assert now[tab.jobs.cluster.looking]["active"] is False
+
+
+def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
+    hangs = threading.Event()
+    asked = []
+
+    def ask(*_: object) -> Forecast:
+        asked.append(threading.current_thread().name)
+        hangs.wait()
+        return Forecast(trouble=SLOW)
+
+    answering(services, ask)
+    tab = laid_out(TrainTab)
+    for epochs in range(1, 6):
+        panel = shown(tab, draft_for(tab, training__num_train_epochs=epochs))
+        assert "Asking Slurm" in panel["forecast"]
+        assert panel["looking"]["active"] is True
+        assert "Asking Slurm" in tab.jobs.cluster.look()[tab.jobs.cluster.forecast]
+    wait_until(lambda: asked != [])
+    assert asked == ["cluster-forecast"], "asked once, in a thread of its own"
+
+    hangs.set()
+    wait_until(lambda: not services.forecast.is_asking)
+    assert "took longer than 20 s" in tab.jobs.cluster.look()[tab.jobs.cluster.forecast]
+
+
+def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once():
+    now, asked = [0.0], []
+    forecast = ClusterForecast(
+        lambda place, config: asked.append(config) or Forecast({"a100": 1}), clock=lambda: now[0]
+    )
+
+    def know(epochs: int) -> Forecast | None:
+        known = forecast.known(ClusterPlace(), a_config(training__num_train_epochs=epochs))
+        wait_until(lambda: not forecast.is_asking)
+        return known
+
+    assert know(1) is None
+    assert know(1) == Forecast({"a100": 1})
+    assert len(asked) == 1
+    now[0] += 31
+    know(1)
+    assert len(asked) == 2
+    assert know(2).start is None, "what is free is still known, and the start is another's"
+    assert len(asked) == 3
+
+
+def test_a_question_that_fails_unexpectedly_is_not_asked_for_ever():
+    def fail(*_: object) -> Forecast:
+        raise ValueError("nonsense")
+
+    forecast = ClusterForecast(fail)
+    forecast.known(ClusterPlace(), a_config())
+    wait_until(lambda: not forecast.is_asking)
+    assert forecast.latest is not None
+    assert forecast.latest.trouble is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "There is no cluster.yaml in LORATORY_HOME."), ("gpu_types: 7\n", "gpu_types"), ("{}\n", "no GPUs")],
+)
+def test_a_cluster_that_was_not_set_up_is_explained_where_it_is_chosen(home, laid_out, text, words):
+    home.make_writable()
+    if text is not None:
+        (home.root / CLUSTER_FILE).write_text(text)
+    tab = laid_out(TrainTab)
+
+    panel = shown(tab, draft_for(tab))
+
+    assert words in panel["offer"]
+    assert (panel["forecast"], panel["looking"]["active"]) == ("", False)
+
+
+def test_a_run_here_or_at_hugging_face_shows_nothing_of_the_cluster_and_asks_nothing(cluster, laid_out, services):
+    answering(services, lambda *_: pytest.fail("it was asked"))
+    tab = laid_out(TrainTab)
+
+    for where in ("local", "jobs"):
+        panel = shown(tab, draft_for(tab, run__where=where))
+        assert not panel["panel"]["visible"]
+        assert (panel["offer"], panel["forecast"]) == ("", "")
+
+
+def test_html_in_what_slurm_answers_is_text():
+    found = render_forecast(Forecast({"<b>x</b>": 1}), is_asking=False)
+
+    assert "<b>" not in found
+    assert "Slurm does not say when it would start." in found
+    assert "Expected start: now." in render_forecast(Forecast(start=ExpectedStart(10.0)), is_asking=False, now=9.0)
+
+
+def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_guests_never(home):
+    home.make_writable()
+
+    def offered(role: str) -> bool:
+        lab = LoratoryHome(home.root, "ann", role)
+        return is_offered(SimpleNamespace(person=object(), home=lab))
+
+    assert not offered("member")
+    (home.root / CLUSTER_FILE).write_text(CLUSTER)
+    assert offered("member")
+    assert not offered("guest")
+    assert is_offered(SimpleNamespace(person=None, home=home))

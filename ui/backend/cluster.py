@@ -1,0 +1,83 @@
+"""What a cluster has free and when a run would start there: asked in the background, and never waited for."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from engine.config.run import RunConfig
+from engine.errors import EngineError
+from engine.executors.slurm.commands import Slurm
+from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
+from engine.executors.slurm.place import ClusterPlace
+from ui.backend.background import explained
+
+_FRESH_SECONDS = 30.0
+
+
+class Forecast(NamedTuple):
+    """What Slurm answered."""
+
+    free: Mapping[str, int] = {}  # GPUs of each type that no job has
+    start: ExpectedStart | None = None  # None where Slurm makes no promise
+    trouble: EngineError | None = None  # why it is not known
+
+
+AskCluster = Callable[[ClusterPlace, RunConfig], Forecast]
+
+
+def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
+    """Ask Slurm, which may take as long as two of its commands may."""
+    slurm = Slurm(place.command_seconds)
+    try:
+        free = free_gpus(slurm, place)
+    except EngineError as error:
+        return Forecast(trouble=error)
+    try:
+        return Forecast(free, expected_start(slurm, place, config))
+    except EngineError as error:
+        return Forecast(free, trouble=error)
+
+
+class ClusterForecast:
+    """Asks one question at a time, in a thread of its own, about what the page shows."""
+
+    def __init__(self, ask: AskCluster = ask_cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._lock = threading.Lock()  # guards what is below
+        self._question: tuple[ClusterPlace, RunConfig] | None = None  # that was answered, or is being asked
+        self._answer: Forecast | None = None
+        self._answered = 0.0
+        self._is_asking = False
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._is_asking
+
+    @property
+    def latest(self) -> Forecast | None:
+        """The newest answer; None before the first."""
+        return self._answer
+
+    def known(self, place: ClusterPlace, config: RunConfig) -> Forecast | None:
+        """Return what is known of a job at once, and ask where that is nothing or old; None while nothing is known."""
+        question = place, config
+        with self._lock:
+            is_same = self._question == question
+            is_fresh = is_same and self._clock() - self._answered < _FRESH_SECONDS
+            if not is_fresh and not self._is_asking:
+                if not is_same and self._answer is not None:  # what is free does not depend on the job
+                    self._answer = Forecast(self._answer.free)
+                self._question, self._is_asking = question, True
+                threading.Thread(target=self._work, args=question, name="cluster-forecast", daemon=True).start()
+            return self._answer
+
+    def _work(self, place: ClusterPlace, config: RunConfig) -> None:
+        try:
+            answer = self._ask(place, config)
+        except Exception as error:
+            answer = Forecast(trouble=explained(error))
+        with self._lock:
+            self._answer, self._answered, self._is_asking = answer, self._clock(), False
