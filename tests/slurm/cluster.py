@@ -43,15 +43,17 @@ PreemptMode=REQUEUE
 JobRequeue=1
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=30
-KillWait=10
+SlurmdTimeout=300
+MessageTimeout=60
+TCPTimeout=30
+KillWait=60
 MinJobAge=600
 InactiveLimit=0
 GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=8000 Gres=gpu:toy:2
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=8000 Gres=gpu:toy:2
-PartitionName=long Nodes=node[1-2] Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=30 GraceTime=20 State=UP
+PartitionName=long Nodes=node[1-2] Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=30 GraceTime=60 State=UP
 PartitionName=urgent Nodes=node[1-2] PriorityTier=10 MaxTime=60 State=UP PreemptMode=OFF
 """
 _GPUS = """
@@ -129,6 +131,12 @@ class Cluster:
 
     def start_controller(self) -> None:
         self._start_apart("controller", "daemon.sh", ("slurmctld", "-D", "-f", f"{self.folder}/slurm.conf"))
+
+    def stop_controller(self) -> None:
+        """End it as for an update: it saves what it knows of jobs."""
+        controller = self._daemons.pop("controller")
+        controller.terminate()
+        controller.wait()
 
     def start_node(self, name: str) -> None:
         apart = ("--pid", "--uts", "--fork", "--kill-child", "--mount-proc") if name == "node2" else ()

@@ -7,10 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.executors import make_executors
+from engine.executors.slurm.executor import SlurmExecutor
 from engine.executors.slurm.place import ClusterPlace, GpuType
+from engine.executors.slurm.record import SlurmRecord
 from engine.paths import LoratoryHome
+from engine.runs.run import Run
 from engine.runs.store import RunStore
-from tests.runs.supervision import REPOSITORY
+from engine.runs.supervision.supervisor import Supervisor
+from tests.runs.supervision import REPOSITORY, config_for, fake_settings
 from tests.slurm.cluster import Cluster, why_not
 
 _FAKE_WORKER = (
@@ -63,3 +68,34 @@ def place(tmp_path) -> ClusterPlace:
 @pytest.fixture
 def store(home: LoratoryHome) -> RunStore:
     return RunStore(home, "ann")
+
+
+@pytest.fixture
+def on_slurm(slurm, home, place):
+    """Starts supervisors whose runs go to Slurm."""
+    started = []
+
+    def start(of=place):
+        def executors(context):
+            return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: of)}
+
+        supervisor = Supervisor(home, fake_settings(executors=executors))
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield start
+    for supervisor in started:
+        supervisor.stop()
+
+
+def file_run(store: RunStore, name: str, **slurm: object) -> Run:
+    """Put a run into the queue whose name tells a fake worker what to do."""
+    return store.create(config_for(name, run={"where": "slurm"}, slurm={"gpus": 1, "gpu_type": "toy", **slurm}))
+
+
+def record_of(run: Run) -> SlurmRecord:
+    """Return what is known of a run's job."""
+    record = SlurmRecord.read(run.folder)
+    assert record is not None
+    return record

@@ -1,0 +1,318 @@
+"""A job as it is followed, step by step, while Slurm answers, refuses, forgets, or is away."""
+
+import threading
+
+import pytest
+
+from engine.errors import ClusterError, ClusterUnreachableError
+from engine.executors.base import JobSpec
+from engine.executors.slurm.commands import JobLine
+from engine.executors.slurm.executor import SlurmExecutor, SlurmJob
+from engine.executors.slurm.follower import SlurmFollower
+from engine.executors.slurm.place import ClusterPlace, GpuType
+from engine.executors.slurm.reasons import job_end, waits_words
+from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.script import job_script, worker_arguments
+from engine.runs.run import RunState
+from engine.runs.store import RunStore
+from tests.runs.supervision import config_for, wait_until
+
+AWAY = ClusterUnreachableError("Slurm does not answer.", "Wait.")
+
+
+class FakeSlurm:
+    """A controller in memory."""
+
+    limit_seconds = 1.0
+
+    def __init__(self):
+        self.jobs: dict[str, JobLine] = {}
+        self.scripts: list[str] = []
+        self.asked: list[str] = []
+        self.fails: dict[str, Exception] = {}
+
+    def _ask(self, what):
+        self.asked.append(what)
+        if what in self.fails:
+            raise self.fails[what]
+
+    def require_possible(self, script, options):
+        self._ask("test")
+
+    def submit(self, script, options):
+        job_id = str(100 + len(self.scripts))
+        self.scripts.append(script)
+        comment = next(one.removeprefix("--comment=") for one in options if one.startswith("--comment="))
+        if "lost answer" not in self.fails:
+            self._ask("submit")
+        self.jobs[job_id] = JobLine(job_id, "PENDING", "JobHeldUser", comment)
+        if "lost answer" in self.fails:
+            raise self.fails.pop("lost answer")
+        return job_id
+
+    def queue(self):
+        self._ask("queue")
+        return list(self.jobs.values())
+
+    def release(self, job_id):
+        self._ask("release")
+        self.change(job_id, reason="Priority")
+
+    def cancel(self, job_id):
+        self._ask(f"cancel {job_id}")
+        self.change(job_id, state="CANCELLED")
+
+    def kill(self, job_id):
+        self._ask(f"kill {job_id}")
+        self.change(job_id, state="FAILED", exit_code=-9)
+
+    def change(self, job_id, **changes):
+        self.jobs[job_id] = self.jobs[job_id]._replace(**changes)
+
+
+@pytest.fixture
+def slurm():
+    return FakeSlurm()
+
+
+@pytest.fixture
+def run(home):
+    return RunStore(home, "ann").create(config_for("steps=5", run={"where": "slurm"}))
+
+
+@pytest.fixture
+def followed(run, slurm):
+    record = SlurmRecord(attempt=1, resources=JobResources(gpu_type="a100"), warning_seconds=300).save(run.folder)
+    return SlurmFollower(run, record, ClusterPlace(), slurm)
+
+
+def step(followed, times=1):
+    for _ in range(times):
+        try:
+            followed.step(followed._slurm.queue())
+        except ClusterUnreachableError as error:
+            followed.unreachable(error)
+    return followed.view
+
+
+def again(followed):
+    """As a server that comes back finds it."""
+    record = SlurmRecord.read(followed.run.folder)
+    return SlurmFollower(followed.run, record, followed.place, followed._slurm)
+
+
+def test_a_job_is_submitted_held_saved_and_then_released(followed, slurm):
+    slurm.fails["release"] = AWAY
+    step(followed)
+    saved = SlurmRecord.read(followed.run.folder)
+    assert (saved.job_id, saved.is_released) == ("100", False)
+
+    del slurm.fails["release"]
+    view = step(again(followed), 1)
+    assert view.words.startswith("Waiting at Slurm: None, job 100")
+    assert SlurmRecord.read(followed.run.folder).is_released
+    assert len(slurm.scripts) == 1
+
+
+def test_a_submission_whose_answer_was_lost_is_found_and_not_repeated(followed, slurm):
+    slurm.fails["lost answer"] = AWAY
+    view = step(followed)
+    assert view.trouble is AWAY
+    assert followed.record.job_id == ""
+
+    step(again(followed))
+
+    assert SlurmRecord.read(followed.run.folder).job_id == "100"
+    assert len(slurm.scripts) == 1
+
+
+def test_of_two_submissions_of_one_attempt_only_one_begins(followed, slurm):
+    step(followed)
+    slurm.jobs["999"] = slurm.jobs["100"]._replace(id="999")
+
+    step(followed)
+
+    assert "cancel 999" in slurm.asked
+    assert "cancel 100" not in slurm.asked
+
+
+def test_no_answer_and_a_job_that_is_missed_once_change_nothing(followed, slurm):
+    step(followed)
+    slurm.change("100", state="RUNNING", nodes="node7")
+    assert step(followed).stage == "running"
+
+    slurm.fails["queue"] = AWAY
+    assert step_or_trouble(followed).stage == "running"
+    del slurm.fails["queue"]
+
+    jobs, slurm.jobs = slurm.jobs, {}
+    assert step(followed, 2).stage == "running"
+    slurm.jobs = jobs
+    assert step(followed).stage == "running"
+    slurm.jobs = {}
+    assert step(followed, 3).stage == "ended"
+
+
+def step_or_trouble(followed):
+    with pytest.raises(ClusterUnreachableError):
+        followed._slurm.queue()
+    followed.unreachable(AWAY)
+    return followed.view
+
+
+def test_a_refusal_ends_the_run_with_slurms_words(followed, slurm):
+    slurm.fails["submit"] = ClusterError("Slurm refused sbatch: Invalid account.", "Correct cluster.yaml.")
+
+    view = step(followed)
+
+    assert view.end.cause == "Slurm refused sbatch: Invalid account."
+    assert SlurmRecord.read(followed.run.folder).is_over
+
+
+def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(followed, slurm, home):
+    step(followed)
+    other = SlurmFollower(
+        followed.run, SlurmRecord(attempt=2, resources=JobResources(), warning_seconds=1), ClusterPlace(), slurm
+    )
+    step(other)
+    slurm.change("101", state="RUNNING")
+    step(other)
+    followed.wants_cancel = other.wants_cancel = True
+
+    step(followed)
+    step(other)
+
+    assert slurm.asked[-3:-2] == ["cancel 100"]
+    assert slurm.asked[-1] == "kill 101"
+
+
+def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(followed, slurm):
+    followed.wants_cancel = True
+
+    assert step(followed).end.word == "cancelled"
+    assert slurm.scripts == []
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        ("OUT_OF_MEMORY", "out_of_memory"), ("TIMEOUT", "time_limit"), ("NODE_FAIL", "node_failed"),
+        ("PREEMPTED", "preempted"), ("CANCELLED", "cancelled"), ("BOOT_FAIL", "node_failed"), ("FAILED", None), ("COMPLETED", None),
+    ],
+)  # fmt: skip
+def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(followed, slurm, state, word):
+    step(followed)
+    slurm.change("100", state=state, nodes="node7", exit_code=1, started=0.0, ended=60.0, limit_seconds=3600.0)
+    view = step(followed)
+    slurm.jobs = {}
+
+    later = again(followed)
+
+    assert view.end.word == later.view.end.word == word
+    if word is not None:
+        assert "job 100" in view.end.cause.lower()
+        assert "{" not in view.end.cause
+
+
+def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(followed, slurm):
+    step(followed)
+    slurm.change("100", state="COMPLETED", exit_code=0, started=0.0, ended=3400.0, limit_seconds=3600.0)
+
+    assert step(followed).end.word == "time_limit"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "its node or GPUs are in use"), ("Priority", "jobs of higher priority come first"),
+        ("QOSMaxJobsPerUserLimit", "you have as many jobs running as your QoS allows"),
+        ("AssocMaxWallDurationPerJobLimit", "it is beyond a limit of your account"),
+        ("AssocGrpGRES", "all jobs of your account together use as much as it allows"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "the nodes that it needs are down, drained or reserved"),
+        ("PartitionDown", "its partition starts no jobs at present"), ("BeginTime", "it may begin later only"),
+    ],
+)  # fmt: skip
+def test_reasons_in_plain_words(reason, words):
+    shown, _ = waits_words(JobLine("7", "PENDING", reason, ""))
+
+    assert shown == f"Waiting at Slurm: {reason.partition(',')[0]}, job 7 ({words})."
+
+
+def test_a_reason_that_is_not_known_is_shown_as_it_is():
+    assert waits_words(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
+
+
+def test_the_script_has_no_secret_and_becomes_the_worker(followed, monkeypatch):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "a-secret")
+    place = ClusterPlace(setup=("module load cuda",), python="/opt/python it's")
+
+    script = job_script(followed.run, followed.record, place)
+
+    assert "a-secret" not in script
+    assert "export LORATORY_ATTEMPT=1\n" in script
+    assert "export HF_HUB_OFFLINE=1\n" in script
+    *_, setup, command = script.splitlines()
+    assert setup == "module load cuda"
+    assert command.startswith(
+        "exec srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node=1 '/opt/python it'\"'\"'s' -P -m"
+    )
+
+
+def test_several_gpus_or_nodes_start_torchs_launcher(followed):
+    wide = followed.record.model_copy(update={"resources": JobResources(gpus=4, nodes=2)})
+
+    arguments = worker_arguments(followed.run, wide, ClusterPlace())
+    script = job_script(followed.run, wide, ClusterPlace())
+
+    assert arguments[arguments.index("--nproc-per-node") + 1] == "4"
+    assert arguments[arguments.index("--nnodes") + 1] == "2"
+    assert '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):' in script
+
+
+def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, slurm):
+    place = ClusterPlace(gpu_types=(GpuType(name="a100", memory_gib=39),), poll_seconds=0.1, offline=False)
+    executor = SlurmExecutor(home, lambda: place, slurm)
+    store, jobs = RunStore(home, "ann"), []
+    for number in range(20):
+        run = store.create(config_for(f"run {number}", run={"where": "slurm"}))
+        jobs.append(executor.submit(JobSpec(run, run.folder.read_config(), (), 1)))
+    wait_until(lambda: all(job.id for job in jobs))
+    slurm.asked.clear()
+    wait_until(lambda: slurm.asked.count("queue") >= 3)
+    executor.close()
+
+    assert set(slurm.asked) == {"queue"}
+    assert len(slurm.scripts) == 20
+    assert len({job.id for job in jobs}) == 20
+    assert all(job.poll(has_reported=False).phase == "waiting" for job in jobs)
+
+
+def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
+    hangs, is_over = threading.Event(), threading.Event()
+
+    def queue():
+        hangs.set()
+        is_over.wait(300)
+        raise AWAY
+
+    slurm.queue = queue
+    executor = SlurmExecutor(home, lambda: ClusterPlace(poll_seconds=0.1), slurm)
+    run = RunStore(home, "ann").create(config_for(run={"where": "slurm"}))
+    job = executor.submit(JobSpec(run, run.folder.read_config(), (), 1))
+    assert hangs.wait(300)
+
+    job.cancel()
+    assert job.poll(has_reported=False).phase in ("waiting", "alive")
+    assert isinstance(executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm")), SlurmJob)
+    is_over.set()
+    executor.close()
+
+
+def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):
+    executor = SlurmExecutor(home, ClusterPlace, slurm)
+    lost = executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm"))
+
+    assert lost.poll(has_reported=False).phase == "never_started"
+    assert lost.poll(has_reported=True).phase == "gone"
+    assert job_end(SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=1)).word is None
