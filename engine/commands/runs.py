@@ -284,6 +284,7 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
     base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
+    accuracy = summary.preference_accuracy
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
         ("method", summary.method),
@@ -295,6 +296,7 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
         ("steps", _steps(summary)),
         ("loss", words_of_loss(summary.final_loss)),
         ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
+        *([] if accuracy is None else [("preference accuracy", f"{accuracy:.0%} of the held-out pairs")]),
         ("speed", speed),
         ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),

@@ -41,7 +41,8 @@ from engine.runs.table import best_by_held_out_loss
 _LOOK_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")
 _REPORTED = set(
-    "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step tokens_per_second "
+    "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step preference_accuracy "
+    "tokens_per_second "
     "peak_memory_bytes predicted_bytes".split()
 )
 
@@ -123,11 +124,13 @@ def _result_text(run: Run, summary: RunSummary) -> str:
     if summary.base_eval_loss and summary.eval_loss:
         change = summary.eval_loss / summary.base_eval_loss - 1
         losses += f" ({change:+.0%} against {words_of_loss(summary.base_eval_loss)} of the base)"
+    accuracy = summary.preference_accuracy
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     lines = [
         f"{summary.state.capitalize()} after {summary.steps:,} steps in {or_dash(summary.seconds, duration)}.",
         f"  loss            {words_of_loss(summary.final_loss)}",
         f"  held-out loss   {losses}",
+        *([] if accuracy is None else [f"  preferences     {accuracy:.0%} of the held-out pairs"]),
         f"  speed           {speed}",
         f"  peak memory     {words_of_memory(summary.peak_memory_bytes)}",
         f"  saved in        {run.folder.path}",
@@ -152,6 +155,8 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
         parts = [f"step {step:,} of {total:,}", f"loss {words_of_loss(history.steps.last('loss'))}"]
         if history.tuned_evals:
             parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
+            if (accuracy := history.tuned_evals[-1].preference_accuracy) is not None:
+                parts.append(f"prefers {accuracy:.0%}")
         left = seconds_left(history)
         if step >= total and history.status is not None and history.status.message:
             parts.append(history.status.message)

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from engine.chat.target import ADAPTER_CONFIG, LoadPlan
+from engine.config.objectives import objective_of
 from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
@@ -170,7 +171,14 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
         yield "Rows", f"{report.train_rows:,} trained on, {report.eval_rows:,} held out"
     if fingerprint := run.provenance.dataset_fingerprint:
         yield "Dataset fingerprint", f"`{fingerprint[:16]}`"
-    yield "Trained on", config.dataset.train_on.replace("_", " ")
+    objective = objective_of(config)
+    if objective.learns_preferences:
+        set_ = {name: getattr(training, name) for name in objective.settings if name in ("beta", "label_smoothing")}
+        losses = " + ".join(objective.losses_of(config))
+        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in set_.items() if value]
+        yield "Objective", ", ".join([objective.name.upper(), *([f"loss {losses}"] if losses else []), *words])
+    else:
+        yield "Trained on", config.dataset.train_on.replace("_", " ")
     yield "Method", method
     yield from config.adapter.traits.card_rows(config.adapter)
     if config.model.quantization != "none":
@@ -191,7 +199,11 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     if measured:
         last = measured[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
-        yield "Held-out loss", f"{last:.4f} (perplexity {perplexity_of(last):.2f}){before}"
+        # A loss over preferences is not a likelihood.
+        likelihood = "" if objective_of(config).learns_preferences else f" (perplexity {perplexity_of(last):.2f})"
+        yield "Held-out loss", f"{last:.4f}{likelihood}{before}"
+        if (accuracy := measured[-1].preference_accuracy) is not None:
+            yield "Held-out preference accuracy", f"{accuracy:.0%} of {measured[-1].rows:,} pairs"
     if run.provenance.libraries:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
 

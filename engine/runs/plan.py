@@ -26,7 +26,8 @@ def plan_run(training: TrainingConfig, report: DatasetReport) -> RunPlan | None:
     if report.total_tokens is None or report.trained_tokens is None or not report.train_rows:
         return None
     share = report.train_rows / max(1, report.train_rows + report.held_out_rows)
-    sequences = round((report.sequences or report.kept) * share)
+    per_row = report.row_lengths.per_row if report.row_lengths is not None else 1  # a pair is a row of two
+    sequences = round((report.sequences or report.kept) * share / per_row)
     tokens = report.total_tokens * share
     if training.packing:
         sequences = max(1, math.ceil(tokens / training.max_length))

@@ -56,6 +56,7 @@ class RunSummary(BaseModel):
     eval_loss: float | None = None  # held out, newest
     best_eval_loss: float | None = None
     best_step: int | None = None
+    preference_accuracy: float | None = None  # on held-out pairs, newest
     trained_tokens: int = 0
     tokens_per_second: float | None = None  # while training; loading, evaluations and saves do not count
     trainable_parameters: int | None = None
@@ -117,6 +118,7 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
         "eval_loss": tuned[-1].eval_loss if tuned else None,
         "best_eval_loss": best.eval_loss if best is not None else None,
         "best_step": best.step if best is not None else None,
+        "preference_accuracy": tuned[-1].preference_accuracy if tuned else None,
         "trained_tokens": int(history.steps.last("trained_tokens") or 0),
         "tokens_per_second": history.mean_tokens_per_second(),
         "trainable_parameters": history.parameters.trainable if history.parameters is not None else None,

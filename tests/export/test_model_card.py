@@ -15,6 +15,8 @@ from engine.evaluation.job import BranchLoss, EvaluationResult, MeanScores, eval
 from engine.export.card import data_names, hub_datasets, loss_curve, write_card
 from engine.models.source import ModelSource
 from engine.paths import local_owner
+from engine.runs.history.events import EvalData
+from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -159,3 +161,16 @@ def test_a_name_cannot_break_out_of_its_place(home):
 
     assert "# a \\| b" in card
     assert ModelCard(card).data.to_dict()["library_name"] == "peft"
+
+
+def test_a_run_on_preferences_tells_its_objective_and_what_it_prefers(home):
+    run = make_run(home, training__objective="dpo", training__loss_type=["sigmoid", "sft"])
+    with EventWriter(run.folder.events, attempt=1) as writer:
+        measured = {"rewards/accuracies": 0.8, "rewards/margins": 0.4}
+        writer.append(EvalData(step=120, eval_loss=0.5, eval_tokens=40, rows=40, seconds=1.0, metrics=measured))
+
+    card = card_of(run)
+
+    assert "| Objective | DPO, loss sigmoid + sft, beta 0.1 |" in card
+    assert "| Held-out preference accuracy | 80% of 40 pairs |" in card
+    assert "perplexity" not in card

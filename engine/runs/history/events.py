@@ -118,6 +118,11 @@ class EvalData(EventData):
     metrics: dict[str, float] = {}  # of the objective; rewards/accuracies is the preference accuracy on held-out pairs
     adapter_disabled: bool = False  # true where the base was measured by switching the adapter off
 
+    @property
+    def preference_accuracy(self) -> float | None:
+        """Share of the held-out pairs whose chosen answer is preferred; None where there are no pairs."""
+        return self.metrics.get("rewards/accuracies")
+
 
 class CheckpointData(EventData):
     """A complete checkpoint is at `checkpoints/<name>`."""
