@@ -53,7 +53,7 @@ class Draft:
     problems: tuple[Problem, ...]  # also what this machine cannot run, of a config that another one could
     shape: ModelShape | None  # None until the model's modules are known
     device: Device | None
-    gpus: int  # of this machine
+    gpus: tuple[int, ...]  # numbers of those of this machine
     estimate: MemoryEstimate | None  # of the chosen rows, where their lengths are known
     estimate_error: EngineError | None = None
     rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
@@ -196,7 +196,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         ),
         shape=shape,
         device=device,
-        gpus=sum(device.kind == "cuda" for device in devices),
+        gpus=tuple(device.index for device in devices if device.kind == "cuda"),
         estimate=estimate,
         estimate_error=trouble,
         rows=rows,

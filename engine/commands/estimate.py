@@ -18,7 +18,7 @@ from engine.hardware.devices import device_options, device_problems, list_device
 from engine.hardware.known_devices import THIS_MACHINE, known_device
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
-from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
+from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.runs.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
@@ -88,11 +88,16 @@ def estimate(
     methods = compare_methods(shape, run_config, device, lengths)
     rows = _rows(lengths, result, Estimator(shape, device).estimate(run_config), run_config)
     if as_json:
-        shared = {"several_devices": shares} if shares else {}
+        shared = {"several_devices": shares, "recommended": recommend(shares, device.free_bytes)} if shares else {}
         more = {"measured": measured} if measured is not None else {}
         print_json(_as_json(result, advice, methods, refusals) | {"rows": rows} | shared | more)
     else:
-        lines = [*refusals, *_text(result, advice, methods, rows), *_shares_text(shares), *_measured_text(measured)]
+        lines = [
+            *refusals,
+            *_text(result, advice, methods, rows),
+            *_shares_text(shares, device.free_bytes),
+            *_measured_text(measured),
+        ]
         typer.echo("\n".join(lines))
 
 
@@ -213,14 +218,14 @@ def _rows_text(judged: RowsJudged | None) -> list[str]:
     ]
 
 
-def _shares_text(shares: Sequence[DeviceShare]) -> list[str]:
+def _shares_text(shares: Sequence[DeviceShare], free_bytes: int) -> list[str]:
     if not shares:
         return []
     lines = ["", f"On each of {shares[0].devices:,} such devices:"]
     for share in shares:
-        verdict = _VERDICT_WORDS[share.verdict].lower()
-        lines.append(f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict} {share.meaning}")
-    return lines
+        verdict = share.why_not or f"{_VERDICT_WORDS[share.verdict].lower()} {share.meaning}"
+        lines.append(f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict}")
+    return [*lines, recommend(shares, free_bytes)]
 
 
 def _measured_text(step: MeasuredStep | None) -> list[str]:

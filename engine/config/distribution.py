@@ -1,6 +1,6 @@
 """How the GPUs of a run share the work: what each way means, and which settings of the run section choose it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ class Distribution:
     meaning: str  # one or two sentences
     settings: Mapping[str, str]  # of the run section
 
-    def changes(self, devices: tuple[int, ...]) -> dict[str, Any]:
-        """Return what choosing it changes in a configuration."""
-        return {"run.devices": devices, **{f"run.{name}": value for name, value in self.settings.items()}}
+    def changes(self, devices: Iterable[int]) -> dict[str, Any]:
+        """Return what choosing it on these devices changes in a configuration."""
+        return {"run.devices": list(devices), **{f"run.{name}": value for name, value in self.settings.items()}}
 
 
 DISTRIBUTIONS: Mapping[DistributionName, Distribution] = {

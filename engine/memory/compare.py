@@ -1,11 +1,11 @@
 """Other ways to use one model, side by side: all methods, several devices, and no training at all."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel
 
-from engine.config.distribution import DISTRIBUTIONS, DistributionName
+from engine.config.distribution import DISTRIBUTIONS, DistributionName, sharding_problem
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
@@ -23,6 +23,7 @@ from engine.memory.structure import LayerStructure, ModelStructure
 from engine.memory.targets import AdapterTargets
 from engine.memory.workload import Precision, Workload
 from engine.models.shape import ModelShape
+from engine.quantities import GIB
 
 PIECE_TOKENS = 512  # engine/chat/weights.py
 
@@ -53,7 +54,9 @@ class DeviceShare(BaseModel, frozen=True):
     """One way of training on several devices, and what each of them needs for it."""
 
     sharing: DistributionName
+    label: str  # on the page
     meaning: str  # one sentence
+    why_not: str = ""  # the draft cannot be trained so
     devices: int
     expected_bytes: int  # on each device, or on the fullest where they differ
     needed_bytes: int  # the same; nine runs in ten stay below
@@ -136,6 +139,8 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         shares.append(
             DeviceShare(
                 sharing=sharing,
+                label=DISTRIBUTIONS[sharing].label,
+                why_not=(sharding_problem(config) or "") if sharing == "FSDP" else "",
                 meaning=DISTRIBUTIONS[sharing].meaning,
                 devices=devices,
                 expected_bytes=fullest.expected_bytes,
@@ -145,6 +150,36 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
             )
         )
     return tuple(shares)
+
+
+def recommend(shares: Sequence[DeviceShare], free_bytes: int) -> str:
+    """Return which way suits a run on several equal devices, in words: by the memory estimate, and by who waits for whom.
+
+    Nothing is said of the speed but its bound: split layers compute one after the other.
+
+    Args:
+        shares: From `share_among`.
+        free_bytes: Of each device.
+    """
+    possible = [share for share in shares if not share.why_not]
+    fitting = {share.sharing: share for share in possible if share.verdict == "fits"}
+    count, room = shares[0].devices, f"{free_bytes / GIB:.1f} GiB free"
+    if "DDP" in fitting:
+        return f"One copy per GPU fits ({room} on each), and the GPUs only exchange gradients: choose it."
+    if "FSDP" in fitting:
+        if "device_map" not in fitting:
+            return f"It fits on {count} GPUs with {room} each only sharded."
+        return (
+            f"It fits on {count} GPUs with {room} each sharded or with layers split. Sharded, all work at once: up to {count} "
+            "times faster than split, less the time that gathering layers takes, which depends on the link between the GPUs."
+        )
+    if "device_map" in fitting:
+        return f"It fits on {count} GPUs with {room} each only with its layers split; they work in turn."
+    least = min(possible, key=lambda share: share.needed_bytes)
+    return (
+        f"It does not fit on {count} GPUs with {room} each: {least.label.lower()} needs least, "
+        f"{least.needed_bytes / GIB:.1f} GiB on each."
+    )
 
 
 def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:

@@ -273,6 +273,12 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
             "This GPU has no fused attention kernel for such a step, so the scores of all heads are written out: memory "
             "grows with the square of the length."
         )
+    if workload.sharded > 1:
+        whole = (persistent.weights + persistent.unquantized) * workload.sharded
+        notes.append(
+            f"These are figures of each of {workload.sharded} devices, which share the weights. Each process first reads the "
+            f"whole model into main memory ({whole / GIB:.1f} GiB) and gives its device a layer at a time."
+        )
     if persistent.paged:
         notes.append(
             f"{persistent.paged / GIB:.2f} GiB of optimizer state can move to main memory when the device is full."

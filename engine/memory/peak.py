@@ -1,6 +1,6 @@
 """The highest point of a training step: in which phase it lies, and what is alive there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 
 from engine.errors import ConfigError, ModelError, Problem
@@ -124,10 +124,13 @@ def fully_sharded(
     decoder layer; torch/distributed/fsdp.
     """
     devices = workload.sharded
-    layers = [(_gathered_bytes(layer.modules, workload), layer.count) for layer in structure.layers]
-    largest = max(size for size, _ in layers)
+    compute = workload.precision.compute
+    largest = max(_gathered_bytes(layer.modules, workload, lambda _: compute) for layer in structure.layers)
     outside = (*structure.embeddings, *structure.final_norms, *([structure.head] if structure.head else []))
-    whole = _gathered_bytes(outside, workload)
+    whole = _gathered_bytes(outside, workload, lambda module: unquantized_width(module, workload))
+    # Layers that are trained whole are gathered in the dtype of their products, so autocast copies the head alone.
+    rounds = not workload.trains_adapter and workload.precision.autocast is not None
+    head_copy = structure.shape.vocab_size * structure.shape.hidden_size * compute
     shares = {}
     for phase, held in peaks.items():
         # The optimizer works on its own share; before that, layers are put together and trained as a whole.
@@ -135,7 +138,7 @@ def fully_sharded(
         layer_gradients = held.gradients // structure.num_layers if phase == "layer_backward" else 0
         shares[phase] = held._replace(
             gradients=_divided(held.gradients, devices) + layer_gradients,
-            weight_copies=held.weight_copies + copies,
+            weight_copies=(min(held.weight_copies, head_copy) if rounds else held.weight_copies) + copies,
         )
     divided = Persistent(*(_divided(size, devices) for size in astuple(persistent)))
     return replace(divided, loading=persistent.loading), shares  # each process loads the whole model
@@ -145,11 +148,9 @@ def _divided(size: int, devices: int) -> int:
     return -(-size // devices)
 
 
-def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload) -> int:
-    """Some modules, whole, as they are held: packed where they are quantized."""
+def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload, width: Callable[[ModuleShape], int]) -> int:
+    """Some modules, whole: packed where they are quantized, else so many bytes per element."""
     return sum(
-        quantized_bytes(module, workload)
-        if workload.quantizes(module)
-        else module.parameters * unquantized_width(module, workload)
+        quantized_bytes(module, workload) if workload.quantizes(module) else module.parameters * width(module)
         for module in modules
     )

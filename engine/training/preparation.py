@@ -122,7 +122,7 @@ class Preparation:
         model, replaced = self._load_model(source, precision, placement)
         parameters = count_parameters(model)
         if placement.sharded:
-            shard(model, placement)
+            shard(model, placement, precision.compute)
             replaced = sharded_like(replaced, dict(model.named_parameters()))
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:

@@ -13,7 +13,7 @@ from typing import Any
 import peft
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -21,17 +21,25 @@ from engine.training.ops.loss import causal_lm_of
 from engine.training.placement import Placement
 
 
-def shard(model: Any, placement: Placement) -> None:
+def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
     """Divide a model among the processes of a group, in each of which it is whole and the same, on its CPU.
 
     A layer goes to the device by itself and stays there with this process's share only, so no device ever holds the model.
+
+    Args:
+        model: With its adapter, if it has one.
+        placement: Where this process trains.
+        compute: Dtype of matrix products. Layers of which everything is trained are gathered in it: copies that autocast
+            makes of them would be kept for the backward pass, all layers together.
     """
     device = placement.torch_device.type
     mesh = init_device_mesh(device, (placement.group.world_size,))
+    rounded = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     causal_lm = causal_lm_of(model)
     for module in list(causal_lm.modules()):
         if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, mesh=mesh)
+            is_trained = all(parameter.requires_grad for parameter in module.parameters())
+            fully_shard(module, mesh=mesh, mp_policy=rounded if is_trained else MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh)
     # transformers' trainer then wraps and moves nothing; `Trainer._prepare_for_training`.
     causal_lm._is_distributed_loading_by_transformers = True

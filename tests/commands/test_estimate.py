@@ -57,6 +57,7 @@ def test_several_devices_are_distinguished(home, tmp_path, tiny_model_folder, ca
 
     assert [share["sharing"] for share in json.loads(out)["several_devices"]] == ["DDP", "FSDP"]
     assert "On each of 4 such devices:" in words
+    assert json.loads(out)["recommended"] in words
 
 
 def test_another_device_is_judged_by_its_name(home, tmp_path, tiny_model_folder, capsys):

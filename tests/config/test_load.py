@@ -53,6 +53,31 @@ def test_pairs_are_checked_although_another_field_is_broken():
 @pytest.mark.parametrize(
     ("changed", "field", "words"),
     [
+        ("run.devices=[0, 1]", None, ""),
+        ("run.devices=cpu", None, ""),  # a launcher by hand may start several
+        ("run.devices=auto", "run.fsdp", "name two or more there"),
+        ("run.devices=[1]", "run.fsdp", "name two or more there"),
+        ("run.launcher=local", "run.fsdp", "set run.launcher to accelerate"),
+        ("run.device_map=balanced", "run.fsdp", "set one of the two to none"),
+        ("adapter.method=ia3", "run.fsdp", "IA3 cannot be sharded"),
+        ("model.quantization=int8", "run.fsdp", "set quantization to nf4 or none"),
+        ("model.quantization=nf4", None, ""),
+        ("adapter.method=none", None, ""),
+        ("training.optim=adafactor", "run.fsdp", "set optim to adamw_torch"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(changed, field, words):
+    overrides = ("run.fsdp=full_shard", "run.launcher=accelerate", "run.devices=[0, 1]", changed)
+
+    if field is None:
+        assert config_from_mapping(with_overrides(MINIMAL, overrides)).run.fsdp == "full_shard"
+    else:
+        assert words in problems_of(*overrides)[field]
+
+
+@pytest.mark.parametrize(
+    ("changed", "field", "words"),
+    [
         ("run.devices=auto", "run.device_map", "which is auto; name two or more"),
         ("run.devices=[1]", "run.device_map", "which names 1; name two or more"),
         ("run.launcher=accelerate", "run.launcher", "set the launcher to local"),

@@ -9,7 +9,7 @@ from engine.errors import ConfigError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
-from engine.memory.compare import compare_methods, share_among
+from engine.memory.compare import compare_methods, recommend, share_among
 from engine.memory.config_changes import largest_that_fits
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.catalog import find_in_catalog
@@ -156,6 +156,53 @@ def test_several_devices_hold_less_each_where_they_share(shape):
     assert two[0].needed_bytes == eight[0].needed_bytes > alone + gradients
     assert eight[1].needed_bytes < two[1].needed_bytes < alone
     assert eight[1].needed_bytes > alone / 8
+
+
+@pytest.mark.parametrize(
+    ("fitting", "words"),
+    [
+        ({"DDP", "FSDP", "device_map"}, "One copy per GPU fits"),
+        ({"FSDP", "device_map"}, "up to 2 times faster than split, less the time that gathering layers takes"),
+        ({"FSDP"}, "only sharded."),
+        ({"device_map"}, "only with its layers split"),
+        (set(), "sharded needs least, 1.0 GiB on each."),
+    ],
+)
+def test_a_way_to_share_is_recommended_by_what_fits(shape, fitting, words):
+    config = config_from_mapping(mapping(adapter={"method": "none"}))
+    shares = share_among(Estimator(shape, gpu(80)), config, 2)
+    needs = {"DDP": 4 * GIB, "FSDP": GIB, "device_map": 2 * GIB}
+    judged = [
+        share.model_copy(
+            update={
+                "verdict": "fits" if share.sharing in fitting else "does_not_fit",
+                "needed_bytes": needs[share.sharing],
+            }
+        )
+        for share in shares
+    ]
+
+    assert words in recommend(judged, GIB)
+
+
+def test_what_cannot_be_sharded_is_not_recommended(shape):
+    config = config_from_mapping(mapping(training={"optim": "adamw_8bit"}))
+    shares = share_among(Estimator(shape, gpu(0.1)), config, 2)
+
+    assert [bool(share.why_not) for share in shares] == [False, True, False]
+    assert "adamw_8bit keeps state that cannot be divided" in shares[1].why_not
+    assert "layers split needs least" in recommend(shares, GIB // 10)
+
+
+def test_a_sharded_run_is_estimated_as_one_of_its_processes(shape):
+    sharded = {"run": {"devices": [0, 1], "launcher": "accelerate", "fsdp": "full_shard"}}
+    estimator = Estimator(shape, gpu(80))
+
+    estimate = estimator.estimate(config_from_mapping(mapping(**sharded)))
+
+    share = share_among(estimator, config_from_mapping(mapping()), 2)[1]
+    assert (share.sharing, share.needed_bytes) == ("FSDP", estimate.needed_bytes)
+    assert "each of 2 devices, which share the weights" in estimate.notes[-1]
 
 
 def test_a_run_on_several_devices_is_estimated_as_one_of_them(shape):

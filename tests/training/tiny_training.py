@@ -103,7 +103,7 @@ def make_training(
     model = add_adapter(base or load_model(source, config, precision, placement), config, source)
     if placement.sharded:
         PartialState(cpu=placement.torch_device.type == "cpu")
-        shard(model, placement)
+        shard(model, placement, precision.compute)
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()

@@ -1,5 +1,7 @@
 """Reading the form: what is missing, what is wrong, and what it would need, without ever raising."""
 
+import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,10 +9,13 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.config.run import ModelConfig
+from engine.config.distribution import DISTRIBUTIONS, distribution_of
+from engine.config.load import change_of
+from engine.config.run import ModelConfig, RunSection
 from engine.errors import EngineError, MemoryUnknownError, ModelError
 from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
+from engine.memory.config_changes import as_overrides
 from engine.memory.estimate import estimate_memory
 from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
@@ -331,6 +336,27 @@ def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
     for method in ("Full fine-tuning", "LoRA", "QLoRA", "IA3", "Prefix tuning"):
         assert f">{method}</td>" in table
     assert table.count('class="chosen"') == 1
+
+
+def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(form):
+    settings = {"model__id": "m", "adapter__target_modules": list(NAMES)}
+    one = draft_of(form, small_shape(), **settings)
+    two = replace(one, gpus=(0, 1))
+    change = change_of(as_overrides(DISTRIBUTIONS["FSDP"].changes(two.gpus)))
+    assert two.assumed is not None
+    run = two.assumed.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
+
+    table, chosen = (
+        render_method_table(two),
+        render_method_table(replace(two, assumed=two.assumed.model_copy(update={"run": run}))),
+    )
+
+    assert "GPUs" not in render_method_table(replace(one, gpus=(0,)))
+    assert "Your draft on all 2 GPUs" in table
+    assert re.findall(r'data-pick="([^"]+)"[^>]*>', table)[-3:] == ["One copy per GPU", "Sharded", "Layers split"]
+    assert change == {"run": {"devices": [0, 1], "launcher": "accelerate", "device_map": "none", "fsdp": "full_shard"}}
+    assert distribution_of(run).name == "FSDP"
+    assert chosen.count('class="chosen"') == table.count('class="chosen"') + 1
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from engine.config.distribution import DISTRIBUTIONS, DistributionName, distribution_of
 from engine.config.load import change_of
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.config.run import AdapterConfig
-from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, share_among
+from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
+from engine.memory.config_changes import as_overrides
 from engine.memory.estimate import Estimator, Verdict
 from ui.components import QUICK, SLOW, nothing, pick_list, picked, shown_as_message, visible_if
 from ui.draft import Draft
@@ -137,7 +139,10 @@ class MethodTab:
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         draft = self._page.draft(values)
-        overrides = next((need.overrides for need in _needs(draft) if need.method == picked(event)), None)
+        row = picked(event)
+        overrides = next((need.overrides for need in _needs(draft) if need.method == row), None)
+        ways = (way for way in DISTRIBUTIONS.values() if way.label == row)
+        overrides = overrides or next((as_overrides(way.changes(draft.gpus)) for way in ways), None)
         return change_of(overrides) if overrides else {}
 
 
@@ -223,10 +228,6 @@ def render_method_table(draft: Draft) -> str:
     if not needs or device is None or config is None:
         return f'{head}<div class="empty">{_next_step(draft)} Every method is then compared for your device.</div>'
     training = config.training
-    shares: tuple[DeviceShare, ...] = ()
-    # What each GPU of this machine needs where all train together.
-    if draft.gpus > 1 and draft.judged_elsewhere is None and draft.shape is not None and draft.assumed is not None:
-        shares = share_among(Estimator(draft.shape, device, draft.rows), draft.assumed, draft.gpus)
     checkpointing = "with" if training.gradient_checkpointing else "without"
     columns = [
         Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(device.name)}"),
@@ -234,7 +235,7 @@ def render_method_table(draft: Draft) -> str:
     return (
         f'{head}<p class="lead">{"For your rows, at most" if draft.rows is not None else "At"} {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '
         f"{checkpointing} gradient checkpointing unless noted. Pick a row to use it.</p>"
-        f"{table(columns, map(_need, needs))}{render_shares(shares)}"
+        f"{table(columns, map(_need, needs))}{_render_shares_of(draft)}"
     )
 
 
@@ -248,13 +249,34 @@ def _need(need: MethodNeed) -> Row:
     return Row(cells, pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"')
 
 
-def render_shares(shares: Sequence[DeviceShare]) -> str:
-    """Return the draft on several GPUs, per GPU."""
-    if not shares:
+def _render_shares_of(draft: Draft) -> str:
+    """Return what each GPU of this machine needs where all train together; nothing where there is one, or none is meant."""
+    device, config = draft.judged.device, draft.assumed
+    if len(draft.gpus) < 2 or draft.judged_elsewhere is not None or draft.shape is None:
         return ""
+    if device is None or config is None or config.run.is_elsewhere:
+        return ""
+    shares = share_among(Estimator(draft.shape, device, draft.rows), config, len(draft.gpus))
+    chosen = distribution_of(config.run)
+    return render_shares(shares, device.free_bytes, chosen.name if chosen is not None else None)
+
+
+def render_shares(shares: Sequence[DeviceShare], free_bytes: int, chosen: DistributionName | None = None) -> str:
+    """Return the draft on several GPUs, per GPU, with a recommendation; a row can be picked."""
     rows = (
-        Row((under(share.sharing, share.meaning), gib(share.needed_bytes), _FITS[share.verdict]), 'class="soft"')
+        Row(
+            (
+                under(share.label, f"{share.meaning} ({share.sharing})"),
+                gib(share.needed_bytes) if not share.why_not else "–",
+                f'<span class="soft">{escape(share.why_not)}</span>' if share.why_not else _FITS[share.verdict],
+            ),
+            'class="soft"' if share.why_not else pickable(share.label, chosen=share.sharing == chosen),
+        )
         for share in shares
     )
     columns = [Column("Strategy"), Column.of_numbers("Each needs, GiB"), Column("Fits")]
-    return f"<h3>Your draft on all {shares[0].devices} GPUs</h3>{table(columns, rows)}"
+    return (
+        f"<h3>Your draft on all {shares[0].devices} GPUs</h3>"
+        f'<p class="lead">{escape(recommend(shares, free_bytes))} Pick a row to use it. With a copy on each or sharded, a '
+        f"step has {shares[0].devices} times as many rows.</p>{table(columns, rows)}"
+    )
