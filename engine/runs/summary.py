@@ -40,6 +40,7 @@ class RunSummary(BaseModel):
     attempt: int = 0
     resumable_step: int | None = None
     device: str = ""
+    job_id: str = ""  # of its executor, which `device` then names with its host
 
     method: str = ""
     model: str = ""

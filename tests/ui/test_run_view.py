@@ -12,8 +12,10 @@ from engine.runs.control import request_resume
 from engine.runs.history.events import FailedData, MemoryData
 from engine.runs.provenance import MemoryFigures, Provenance
 from engine.runs.store import RunStore
+from engine.runs.summary import summarize
 from tests.invented_runs import GIB, InventedRun, a_config, write_run
 from ui.backend.run_reader import ObservedRun, RunReader, log_tail
+from ui.views.run_table import render_run_table
 from ui.views.run_view import (
     render_heading,
     render_left_out,
@@ -55,6 +57,24 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "held-out loss 1.36" in line
     assert "base 2.71" in line
     assert "2 × 4 = 8 rows a step" in render_made_of(observed)
+
+
+def test_a_job_of_a_cluster_is_named_with_its_node_and_gpus_wherever_its_run_is_listed(observe):
+    observed = observe(state="running", steps=3)
+    place = {"device": "slurm 1234 · node07 · 1×A100", "job_id": "1234"}
+    cluster = replace(observed, state=observed.state.model_copy(update=place))
+    row = summarize(observed.run).model_copy(update=place)
+
+    assert "slurm 1234 · node07 · 1×A100" in render_heading(cluster)
+    assert "slurm 1234 · node07 · 1×A100" in render_run_table([row], "", (), 1)
+    assert "slurm" not in render_run_table([row.model_copy(update={"job_id": ""})], "", (), 1)
+
+
+def test_why_a_job_of_a_cluster_waits_is_its_line(observe):
+    state = observe(state="running", steps=0)
+    waits = state.state.model_copy(update={"state": "submitted", "cause": "Waiting at Slurm: Resources, job 1234."})
+
+    assert status_line(replace(state, state=waits)) == "Waiting at Slurm: Resources, job 1234"
 
 
 def test_a_silent_worker_is_reported_with_its_limit(observe):

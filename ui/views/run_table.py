@@ -140,10 +140,11 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
     tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.name}", "true" if is_compared else "false")
     ingredients = " · ".join(escape(short_name(part)) for part in (row.model, row.dataset) if part)
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
+    place = f" · {escape(row.device)}" if row.job_id else ""
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
     cells = (
         tick,
-        f'{escape(row.name)}<span class="under">{ingredients} · {row.id[-4:]}{tags}</span>',
+        f'{escape(row.name)}<span class="under">{ingredients}{place} · {row.id[-4:]}{tags}</span>',
         state_mark(row.state, never_started=row.started is None),
         escape(row.method),
         f"{row.steps:,}{total}",

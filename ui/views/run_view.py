@@ -172,7 +172,8 @@ def _ingredients(observed: ObservedRun) -> str:
         parts.append(f"{escape(parameters.compute_dtype)} on {escape(parameters.device)}")
     elif observed.state.device:
         parts.append(escape(observed.state.device))
-    return " · ".join(filter(None, [*parts, _job(observed)]))
+    place = escape(observed.state.device) if parameters is not None and observed.state.job_id else ""
+    return " · ".join(filter(None, [*parts, place, _job(observed)]))
 
 
 def _job(observed: ObservedRun) -> str:
