@@ -4,7 +4,7 @@ Each cell is a real run of the demo model by the real worker, two optimizer step
 length × gradient checkpointing. By default some cells, in which every method meets every batch and every length, with and without
 checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
 steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. `--data` runs steps on
-whole datasets, each predicted for its rows as the page does once their lengths are known. Prints each cell as soon as it is
+whole datasets, each predicted for its rows as the page does once their lengths are known; `--preferences` does so on pairs of answers. Prints each cell as soon as it is
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
 fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
 
@@ -144,6 +144,22 @@ DATA_CELLS = (
     _on(_FAQ, "P-tuning", 4, 1), _on(ALPACA, "LoRA", 4, 1, length=256), _on(_CHATS, "IA3", 2, 1),
 )  # fmt: skip
 
+_PAIRS = "sample:loratory-preferences"
+
+
+def _preferring(objective: str, method: str, batch: int, length: int, *overrides: str) -> Cell:
+    return _on(_PAIRS, method, batch, 2, f"training.objective={objective}", *overrides, length=length)
+
+
+# Pairs, with and without a reference; 64 tokens cut many of them, so passes are full.
+PREFERENCE_CELLS = (
+    _preferring("dpo", "LoRA", 2, 128), _preferring("dpo", "LoRA", 4, 128), _preferring("dpo", "LoRA", 8, 64),
+    _preferring("dpo", "LoRA", 4, 128, _CHECKPOINTED), _preferring("dpo", "QLoRA", 2, 128), _preferring("dpo", "IA3", 4, 128),
+    _preferring("dpo", "LoRA", 4, 128, "training.precompute_ref_log_probs=true"), _preferring("orpo", "LoRA", 4, 128),
+    _preferring("orpo", "Full", 2, 128), _preferring("orpo", "QLoRA", 4, 64), _preferring("dpo", "Prefix tuning", 2, 128),
+    _preferring("dpo", "LoRA", 2, 128, "model.compute_dtype=float32"),
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -185,6 +201,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every cell of the grid, which takes much longer")
     parser.add_argument("--varied", action="store_true", help="the cells on rows of many lengths instead")
     parser.add_argument("--data", action="store_true", help="the cells on whole datasets instead")
+    parser.add_argument("--preferences", action="store_true", help="the cells on pairs of answers instead")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -220,8 +237,9 @@ def main() -> int:
 
 def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
     grid: Sequence[Cell] = VARIED_CELLS if options.varied else DATA_CELLS if options.data else cells()
+    grid = PREFERENCE_CELLS if options.preferences else grid
     if not options.cells:
-        whole = options.all or options.varied or options.data
+        whole = options.all or options.varied or options.data or options.preferences
         yield from ((number, grid[number]) for number in (range(len(grid)) if whole else default_cells()))
         return
     for part in options.cells.split(","):

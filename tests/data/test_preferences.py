@@ -238,3 +238,14 @@ def test_where_losses_are_measured_a_pair_is_its_chosen_answer(tmp_path, tokeniz
 
     assert len(found.train) + len(found.held_out) == 6
     assert all("good" in tokenizer.decode(row.input_ids) for row in (*found.train, *found.held_out))
+
+
+def test_the_sample_has_whole_pairs_of_balanced_lengths(tokenizer, home):
+    config = DatasetConfig(source="sample:loratory-preferences")
+
+    report = check_dataset(config, SourceOptions(home=home), renderer=Renderer(tokenizer, 256))
+
+    assert (report.format, report.format_sure) == ("preference", True)
+    assert report.kept == report.rows >= 150
+    assert (report.problems, report.notices, report.duplicates) == ((), (), 0)
+    assert not any("longer one" in note for note in report.notes)
