@@ -1,6 +1,6 @@
 """How the GPUs of a run share the work: what each way means, and which settings of the run section choose it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +62,18 @@ def distribution_of(run: RunSection) -> Distribution | None:
         if all(getattr(run, name) == value for name, value in one.settings.items())
     )
     return next(chosen, None)
+
+
+_PROCESSES: Mapping[str, Callable[[RunConfig], int]] = {
+    "local": lambda config: config.run.processes,
+    "slurm": lambda config: config.slurm.nodes * (1 if config.run.devices == "cpu" else config.slurm.gpus),
+}
+
+
+def count_processes(config: RunConfig) -> int:
+    """Return how many processes train a run together, wherever it runs: one for each GPU."""
+    count = _PROCESSES.get(config.run.where)
+    return count(config) if count is not None else 1
 
 
 def sharding_problem(config: RunConfig) -> str | None:

@@ -1,6 +1,6 @@
 """Settings that are fine alone and cannot work together."""
 
-from engine.config.distribution import sharding_problem
+from engine.config.distribution import count_processes, sharding_problem
 from engine.config.methods.base import pair_rule
 from engine.config.methods.registry import METHODS
 from engine.config.objectives import objective_of
@@ -146,7 +146,7 @@ def _spread_by_several_processes(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.fsdp", "run.launcher", "run.device_map", "run.devices", "run.where")
+@pair_rule("run.fsdp", "run.launcher", "run.device_map", "run.devices", "run.where", "slurm.gpus", "slurm.nodes")
 def _sharded_over_one_process(config: RunConfig) -> str | None:
     run = config.run
     if run.fsdp == "none":
@@ -155,8 +155,13 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
         return "it divides each weight, and run.device_map divides the layers; set one of the two to none."
     if not run.is_elsewhere and run.launcher == "local":
         return "one process has nobody to share the weights with; set run.launcher to accelerate, or none here."
-    if not run.is_elsewhere and run.processes == 1 and run.devices != "cpu":
-        return "it shares the weights among the GPUs that run.devices names; name two or more there, such as [0, 1], or set none."
+    if count_processes(config) == 1 and run.devices != "cpu":
+        named = (
+            "run.devices names; name two or more there, such as [0, 1]"
+            if not run.is_elsewhere
+            else "the job has; ask for two or more"
+        )
+        return f"it shares the weights among the GPUs that {named}, or set none."
     return None
 
 

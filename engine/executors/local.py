@@ -250,8 +250,8 @@ class LocalJob(Job):
 
 
 def worker_command(spec: JobSpec) -> list[str]:
-    """Return the command line of a worker that trains in one process."""
-    return training_command(spec.run.folder.path)
+    """Return the command line of a worker, with as many processes as its settings name devices for."""
+    return training_command(spec.run.folder.path, spec.config.run.processes)
 
 
 @dataclass(frozen=True)

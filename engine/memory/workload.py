@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from engine.config.distribution import count_processes
 from engine.config.objectives import objective_of
 from engine.config.rules import (
     JOINED_MULTIPLE,
@@ -204,7 +205,8 @@ def workload_of_step(shape: ModelShape, config: RunConfig, device: Device, rows:
 
 
 def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
-    training, adapter, sharded = config.training, config.adapter, config.run.fsdp != "none"
+    training, adapter = config.training, config.adapter
+    processes, sharded = count_processes(config), config.run.fsdp != "none"
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
@@ -233,8 +235,8 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         loss=Loss(chunk_bytes),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
-        data_parallel=1 if sharded else config.run.processes,
-        sharded=config.run.processes if sharded else 1,
+        data_parallel=1 if sharded else processes,
+        sharded=processes if sharded else 1,
     )
 
 

@@ -41,6 +41,8 @@ def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
             is_trained = all(parameter.requires_grad for parameter in module.parameters())
             fully_shard(module, mesh=mesh, mp_policy=rounded if is_trained else MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh)
+    if getattr(causal_lm, "hf_device_map", None):  # Accelerate refuses a quantized model that it says is elsewhere
+        causal_lm.hf_device_map = {"": placement.torch_device}
     # transformers' trainer then wraps and moves nothing; `Trainer._prepare_for_training`.
     causal_lm._is_distributed_loading_by_transformers = True
 

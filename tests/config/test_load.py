@@ -58,6 +58,7 @@ def test_pairs_are_checked_although_another_field_is_broken():
         ("run.devices=auto", "run.fsdp", "name two or more there"),
         ("run.devices=[1]", "run.fsdp", "name two or more there"),
         ("run.launcher=local", "run.fsdp", "set run.launcher to accelerate"),
+        ("run.where=jobs", "run.fsdp", "ask for two or more"),
         ("run.device_map=balanced", "run.fsdp", "set one of the two to none"),
         ("adapter.method=ia3", "run.fsdp", "IA3 cannot be sharded"),
         ("model.quantization=int8", "run.fsdp", "set quantization to nf4 or none"),

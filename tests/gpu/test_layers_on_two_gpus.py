@@ -1,4 +1,4 @@
-"""One model over two GPUs: the losses of one GPU, and about half of its memory on each."""
+"""One model over two GPUs, its layers or each of its weights divided: the losses of one GPU, and half of its memory on each."""
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from tests.training.worker_runs import losses_of, said
 
 pytestmark = pytest.mark.gpu
 
+SHARDED = {"launcher": "accelerate", "fsdp": "full_shard"}
 METHODS = [
     ("lora", "none"),
     ("lora", "nf4"),
@@ -83,14 +84,23 @@ def test_each_gpu_holds_a_part(two_gpus, tmp_path, show):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    "run", [{"device_map": "balanced"}, {"launcher": "accelerate"}], ids=["layers divided", "rows divided"]
+    ("run", "sections"),
+    [
+        ({"device_map": "balanced"}, {}),
+        ({"launcher": "accelerate"}, {}),
+        (SHARDED, {}),
+        (SHARDED, {"model": {"quantization": "nf4"}}),
+        (SHARDED, {"adapter": {"method": "none"}}),
+        (SHARDED, {"model": {"compute_dtype": "float16"}}),
+    ],
+    ids=["layers divided", "rows divided", "sharded", "sharded QLoRA", "sharded full", "sharded with a scaled loss"],
 )
-def test_a_worker_on_two_gpus_learns_what_one_does_and_goes_on(run, two_gpus, cuda_runs, tmp_path):
+def test_a_worker_on_two_gpus_learns_what_one_does_and_goes_on(run, sections, two_gpus, cuda_runs, tmp_path):
     """Started as the supervisor starts it."""
-    alone = cuda_runs.create(run={"devices": [0]})
+    alone = cuda_runs.create(run={"devices": [0]}, **sections)
     # Two processes take two batches at once, so that one each is the same step.
     batches = {"training": {"gradient_accumulation_steps": 1}} if "launcher" in run else {}
-    together = cuda_runs.create(run={"devices": [0, 1], **run}, **batches)
+    together = cuda_runs.create(run={"devices": [0, 1], **run}, **batches, **sections)
 
     def work(made, devices, attempt, fault=None):
         config = made.folder.read_config()
