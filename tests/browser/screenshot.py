@@ -138,7 +138,7 @@ def _export(page: Page) -> None:
 def _export_form(form: str, *, start: bool = False) -> Callable[[Page], None]:
     def scene(page: Page) -> None:
         _export(page)
-        page.locator("#export-form label", has_text=form).click()
+        page.locator("#export-form").get_by_text(form, exact=True).click()
         page.wait_for_timeout(600)
         if start:
             page.locator("#export-start").click()

@@ -92,6 +92,7 @@ class ExportTab:
         self.number = gr.State(0)  # of the export that is shown, from the newest
         self.exports = gr.State(0)  # how many the page has seen
         self.seen = gr.State("")
+        self.turn = gr.Textbox("", visible=False)  # changes where run, checkpoint or format did
         self.timer = gr.Timer(1.0, active=False)
         self._looking = [
             self.run, self.form, self.number, self.seen, self.checkpoint, self.forms.folder, self.exports,
@@ -113,8 +114,13 @@ class ExportTab:
         chosen = self.run.input(self._choose, self.run, [page.chosen_run, self.checkpoint], **QUICK)
         begun = [self.timer, self.seen, self.number, self.status]
         for event in (listed, chosen, self.checkpoint.input(nothing, None, None, **QUICK)):
-            self._switch_after(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begun, **QUICK))
-        self._switch_after(self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK))
+            self._take_turn(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begun, **QUICK))
+        self._take_turn(self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK))
+        # One chain of events for all, so the answer for a format that was chosen last also comes last.
+        proposed = self.turn.change(
+            self._propose, [*target, self.form], self.forms.folder, trigger_mode="always_last", **QUICK
+        )
+        self._look_after(proposed.then(self._switch, [self.run, self.form], self._switched, **QUICK))
         self.timer.tick(self.look, self._looking, self._looked, trigger_mode="once", **QUICK)
         starting = [*target, self.form, self.forms.folder, self.forms.repository, *self.forms.settings.values()]
         start: Callable[..., str] = self._start
@@ -129,11 +135,9 @@ class ExportTab:
         self._look_after(self.before.click(self._pick, None, [self.number, self.seen], **QUICK))
         self.archive.wire([self.run, self.number], self._shown_folder)
 
-    def _switch_after(self, event: Dependency) -> None:
+    def _take_turn(self, event: Dependency) -> None:
         """After an event that changed run, checkpoint or format: propose a folder, show the form, look."""
-        target = [self.run, self.checkpoint]
-        proposed = event.then(self._propose, [*target, self.form], self.forms.folder, **QUICK)
-        self._look_after(proposed.then(self._switch, [self.run, self.form], self._switched, **QUICK))
+        event.then(None, None, self.turn, js="() => String(Math.random())", **QUICK)
 
     def _look_after(self, event: Dependency) -> None:
         event.then(self.look, self._looking, self._looked, **QUICK)
