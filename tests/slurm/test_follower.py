@@ -13,6 +13,8 @@ from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.executors.slurm.reasons import job_end, waits_words
 from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.executors.slurm.script import job_script, worker_arguments
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for, wait_until
@@ -307,6 +309,34 @@ def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
     assert isinstance(executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm")), SlurmJob)
     is_over.set()
     executor.close()
+
+
+def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followed, home, slurm):
+    slurm.queue = lambda: wait_for_ever.wait() and []
+    wait_for_ever = threading.Event()
+    executor = SlurmExecutor(home, ClusterPlace, slurm)
+    saved = RunState(
+        state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
+    )
+
+    status = executor.attach(followed.run, saved).poll(has_reported=False)
+
+    assert (status.phase, status.why.cause) == ("waiting", "Waiting: Resources.")
+    wait_for_ever.set()
+    executor.close()
+
+
+def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(followed, slurm):
+    step(followed)
+    slurm.change("100", state="COMPLETED", exit_code=0, nodes="node7")
+    step(followed)
+    job = SlurmJob(followed, lambda: None)
+
+    with pytest.raises(ClusterError, match="not visible here yet"):
+        job.fetch_logs()
+    with EventWriter(followed.run.folder.events, 1) as events:
+        events.append(StatusData(phase="finished", message="Finished."))
+    job.fetch_logs()
 
 
 def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):

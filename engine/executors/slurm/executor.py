@@ -18,10 +18,14 @@ from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.paths import LoratoryHome
 from engine.runs.activity import ReportedActivity
 from engine.runs.control import asks_to_end
+from engine.runs.history.events import is_last_word
+from engine.runs.history.log import last_event
 from engine.runs.run import Run, RunState, Why
 
 _LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
 _HURRY_SECONDS = 1.0  # between two looks, however many people hurry
+_EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
+_FILE_SERVER_SECONDS = 60.0  # for which a file server may show what was before
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +79,8 @@ class SlurmExecutor(Executor):
         except EngineError as error:  # a mistake in cluster.yaml costs no running job
             _log.error("%s: %s", run.id, error)
             place, config = ClusterPlace(), None
-        return self._follow(run, record, place, config)
+        last = Why(state.reason, state.cause, state.advice) if state.state == "submitted" else None
+        return self._follow(run, record, place, config, last)
 
     def close(self) -> None:
         with self._changed:
@@ -90,7 +95,9 @@ class SlurmExecutor(Executor):
             self._is_hurried = True
             self._changed.notify_all()
 
-    def _follow(self, run: Run, record: SlurmRecord, place: ClusterPlace, config: RunConfig | None) -> SlurmJob:
+    def _follow(
+        self, run: Run, record: SlurmRecord, place: ClusterPlace, config: RunConfig | None, last: Why | None = None
+    ) -> SlurmJob:
         slurm = self._slurm or Slurm(place.command_seconds)
         follower = SlurmFollower(run, record, place, slurm)
         if config is not None and place.offline:
@@ -102,7 +109,7 @@ class SlurmExecutor(Executor):
                 self._thread = threading.Thread(target=self._work, name="slurm", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-        return SlurmJob(follower, self.hurry)
+        return SlurmJob(follower, self.hurry, last)
 
     def _work(self) -> None:
         """Look at all jobs every few seconds, until the executor is closed."""
@@ -152,9 +159,11 @@ class SlurmExecutor(Executor):
 class SlurmJob(Job):
     """A job as its follower last saw it; no call waits for Slurm."""
 
-    def __init__(self, follower: SlurmFollower, hurry: Callable[[], None]) -> None:
+    def __init__(self, follower: SlurmFollower, hurry: Callable[[], None], last: Why | None = None) -> None:
         self._follower = follower
         self._hurry = hurry
+        self._last = last  # why it waited when an earlier supervisor saw it
+        self._ended_seen = 0.0
 
     @property
     def id(self) -> str:  # type: ignore[override]
@@ -173,6 +182,8 @@ class SlurmJob(Job):
                 return JobStatus("alive", why)
             case "unseen" if has_reported or asks_to_end(self._follower.run.folder):  # it may have something to save
                 return JobStatus("alive", why)
+            case "unseen":
+                return JobStatus("waiting", why or self._last)
         if has_reported and self._follower.record.nodes == "":
             self._hurry()  # its worker was quicker than our look at the queue
         return JobStatus("alive" if has_reported else "waiting", why)
@@ -183,6 +194,20 @@ class SlurmJob(Job):
 
     def end(self) -> JobEnd:
         return self._follower.view.end or JobEnd()
+
+    def fetch_logs(self) -> None:
+        """Wait a while for the worker's last word, which a file server may show later than Slurm the end of the job."""
+        record, folder = self._follower.record, self._follower.run.folder
+        if not self._follower.is_over or record.exit_code not in _EXITS_WITH_A_WORD:
+            return
+        last = last_event(folder.events)
+        if last is not None and last.attempt == record.attempt and is_last_word(last.data):
+            return
+        self._ended_seen = self._ended_seen or time.monotonic()
+        if time.monotonic() - self._ended_seen < _FILE_SERVER_SECONDS:
+            raise ClusterError(
+                f"Job {record.job_id} has ended, and its last events are not visible here yet.", "They are waited for."
+            )
 
     def describe(self) -> str:
         record = self._follower.record
