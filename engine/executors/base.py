@@ -114,6 +114,10 @@ class Job(ABC):
                 an executor that has lost them for good returns.
         """
 
+    def look_seconds(self) -> float:
+        """Return how long the last look stays good: of hundreds of waiting jobs, each look costs a little."""
+        return 0.0
+
     def activity(self) -> Activity | None:
         """Return how busy its process is; None while there is no process to look at."""
         return UnmeteredActivity()

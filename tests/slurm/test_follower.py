@@ -339,6 +339,14 @@ def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(followed, 
     job.fetch_logs()
 
 
+def test_no_word_is_waited_for_of_a_job_that_never_began(followed, slurm):
+    step(followed)
+    slurm.change("100", state="CANCELLED", exit_code=0)
+    step(followed)
+
+    SlurmJob(followed, lambda: None).fetch_logs()
+
+
 def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):
     executor = SlurmExecutor(home, ClusterPlace, slurm)
     lost = executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm"))

@@ -24,6 +24,7 @@ from engine.runs.run import Run, RunState, Why
 
 _LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
 _HURRY_SECONDS = 1.0  # between two looks, however many people hurry
+_WAITING_LOOK_SECONDS = 2.5  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show what was before
 
@@ -188,6 +189,9 @@ class SlurmJob(Job):
             self._hurry()  # its worker was quicker than our look at the queue
         return JobStatus("alive" if has_reported else "waiting", why)
 
+    def look_seconds(self) -> float:
+        return _WAITING_LOOK_SECONDS if self._follower.view.stage == "waiting" else 0.0
+
     def cancel(self) -> None:
         self._follower.wants_cancel = True
         self._hurry()
@@ -198,7 +202,8 @@ class SlurmJob(Job):
     def fetch_logs(self) -> None:
         """Wait a while for the worker's last word, which a file server may show later than Slurm the end of the job."""
         record, folder = self._follower.record, self._follower.run.folder
-        if not self._follower.is_over or record.exit_code not in _EXITS_WITH_A_WORD:
+        has_a_word = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _EXITS_WITH_A_WORD
+        if not self._follower.is_over or not has_a_word:
             return
         last = last_event(folder.events)
         if last is not None and last.attempt == record.attempt and is_last_word(last.data):

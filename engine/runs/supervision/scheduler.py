@@ -140,7 +140,7 @@ class Scheduler:
 
     def _mend_states(self) -> None:
         """Rebuild the state files of runs that are not over, where something deleted or damaged them."""
-        for monitor in self.active.values():
+        for monitor in [one for one in self.active.values() if one.is_due()]:
             with self._problems.guard(monitor.run.id, "has a state that cannot be rebuilt"):
                 if not self._states.is_intact(monitor.run):
                     monitor.state = self._states.rebuild(monitor.run, monitor.state)
@@ -152,7 +152,7 @@ class Scheduler:
                     self._states.rebuild(run, queued)
 
     def _look_at_workers(self) -> None:
-        for monitor in list(self.active.values()):
+        for monitor in [one for one in self.active.values() if one.is_due()]:
             with self._problems.guard(monitor.run.id, "could not be looked at"):
                 self._look_at(monitor)
 

@@ -44,7 +44,12 @@ class WorkerMonitor:
         self._stop_was_passed_on = False
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
+        self._looked = float("-inf")
         self.ended_on_this_boot = True  # known once it has ended
+
+    def is_due(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() - self._looked >= self.job.look_seconds()
 
     def look(self) -> RunState:
         """Return the state as it is now; it differs from `state` where something changed.
@@ -55,6 +60,7 @@ class WorkerMonitor:
         Raises:
             EngineError: If the executor cannot be asked at present.
         """
+        self._looked = time.monotonic()
         has_reported = self.state.state == "running" or self._history.update().attempt >= self.state.attempt
         status = self.job.poll(has_reported=has_reported)
         match status.phase:
