@@ -312,8 +312,8 @@ def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
 
 
 def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followed, home, slurm):
-    slurm.queue = lambda: wait_for_ever.wait() and []
     wait_for_ever = threading.Event()
+    slurm.queue = lambda: wait_for_ever.wait() and []
     executor = SlurmExecutor(home, ClusterPlace, slurm)
     saved = RunState(
         state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
