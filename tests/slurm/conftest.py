@@ -52,7 +52,8 @@ def place(tmp_path) -> ClusterPlace:
     """A cluster whose Python starts fake workers, whatever worker it is asked for."""
     python = tmp_path / "python"
     start = f"exec {shlex.quote(sys.executable)} -P -c {shlex.quote(_FAKE_WORKER)}"
-    python.write_text(f'#!/bin/sh\nfor run; do :; done\n{start} "$run"\n')  # the last of its arguments
+    noted = 'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" > "$run/gpus"'
+    python.write_text(f'#!/bin/sh\nfor run; do :; done\n{noted}\n{start} "$run"\n')  # the last of its arguments
     python.chmod(0o700)
     return ClusterPlace(
         gpu_types=(GpuType(name="toy", memory_gib=8, per_node=2, count=4),),

@@ -129,6 +129,23 @@ def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm,
         wait_for_state(run, "stopped", "interrupted", "failed")
 
 
+def test_runs_of_a_sweep_have_the_gpus_that_slurm_gave_them_and_each_begins_once(slurm, on_slurm, store):
+    on_slurm()
+    runs = [file_run(store, "steps=3 hold=1") for _ in range(8)]
+    wait_until(lambda: sum(run.folder.read_worker() is not None for run in runs) == 4)  # as many as there are GPUs
+
+    given = [(run.folder.path / "gpus").read_text() for run in runs if run.folder.read_worker() is not None]
+    assert len(set(given)) == 4
+    assert all(text.split()[1].isdecimal() for text in given)
+
+    for run in runs:
+        let_go(run)
+    for run in runs:
+        assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
+        assert executions(run) == ["1"]
+    assert len({record_of(run).job_id for run in runs}) == 8
+
+
 def test_while_the_controller_is_down_nothing_changes(slurm, on_slurm, store, place):
     on_slurm(place.model_copy(update={"command_seconds": 4.0}))
     run = file_run(store, "steps=9999 pace=0.05")

@@ -23,6 +23,7 @@ from engine.runs.history.log import last_event
 from engine.runs.run import Run, RunState, Why
 
 _LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
+_SUBMITTING_SECONDS = 5.0  # of one look, however many runs are to be submitted
 _HURRY_SECONDS = 1.0  # between two looks, however many people hurry
 _WAITING_LOOK_SECONDS = 2.5  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
@@ -100,9 +101,8 @@ class SlurmExecutor(Executor):
         self, run: Run, record: SlurmRecord, place: ClusterPlace, config: RunConfig | None, last: Why | None = None
     ) -> SlurmJob:
         slurm = self._slurm or Slurm(place.command_seconds)
-        follower = SlurmFollower(run, record, place, slurm)
-        if config is not None and place.offline:
-            follower.is_ready = Fetch(run, config).look
+        fetch = Fetch(run, config) if config is not None and place.offline else None
+        follower = SlurmFollower(run, record, place, slurm, fetch)
         with self._changed:
             self._followers.append(follower)
             self._is_hurried = True
@@ -141,8 +141,14 @@ class SlurmExecutor(Executor):
             for follower in followers:
                 follower.unreachable(error)
             return
+        # A submission takes a second or more: those who wait for a cancel or an end come first.
+        followers.sort(key=lambda one: (not one.wants_cancel, not one.record.job_id))
+        began = time.monotonic()
         for follower in followers:
             if self._is_closed:  # another process may follow them now
+                return
+            if not follower.record.job_id and time.monotonic() - began > _SUBMITTING_SECONDS:
+                self.hurry()
                 return
             self._step(follower, queue)
 

@@ -66,6 +66,13 @@ class Fetch:
         self._is_done = True
         return None
 
+    def end(self) -> None:
+        """Give up what is under way."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
 
 def needs_fetching(config: RunConfig) -> bool:
     """Whether a run needs something that may not be on this machine."""

@@ -1,12 +1,12 @@
 """One job, from submission to its end: each step is one thing to do, and what was done is saved before the next."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from engine.errors import ClusterUnreachableError, EngineError
 from engine.executors.base import JobEnd
 from engine.executors.slurm.commands import JobLine, Slurm
+from engine.executors.slurm.fetch import Fetch
 from engine.executors.slurm.place import ClusterPlace
 from engine.executors.slurm.reasons import ENDED_STATES, WAITS_STATES, job_end, waits_words
 from engine.executors.slurm.record import SlurmRecord
@@ -15,7 +15,6 @@ from engine.runs.run import Run
 
 _MISSES = 3  # looks at the queue in a row that do not show a job, before it counts as forgotten
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was told
-_log = logging.getLogger(__name__)
 
 Stage = Literal["unseen", "preparing", "waiting", "running", "ended"]
 
@@ -34,16 +33,16 @@ class JobView(NamedTuple):
 class SlurmFollower:
     """Takes one job through Slurm; only the executor's thread calls `step`."""
 
-    def __init__(self, run: Run, record: SlurmRecord, place: ClusterPlace, slurm: Slurm) -> None:
+    def __init__(
+        self, run: Run, record: SlurmRecord, place: ClusterPlace, slurm: Slurm, fetch: Fetch | None = None
+    ) -> None:
         self.run = run
         self.record = record
         self.place = place
         self.view = JobView("ended", end=job_end(record)) if record.is_over else JobView()
         self.wants_cancel = False
-        self.is_ready: Callable[[], str | None] = lambda: (
-            None
-        )  # what it waits for before it is submitted; raises if in vain
         self._slurm = slurm
+        self._fetch = fetch  # brings what it needs before it is submitted
         self._misses = 0
 
     @property
@@ -62,6 +61,8 @@ class SlurmFollower:
             if own:  # it was submitted, and we ended before its id was saved
                 self._save(job_id=own[0].id)
             elif self.wants_cancel:
+                if self._fetch is not None:
+                    self._fetch.end()
                 self._ended(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
                 return
             elif not self._submit():
@@ -88,7 +89,7 @@ class SlurmFollower:
 
     def _submit(self) -> bool:
         try:
-            waits_for = self.is_ready()
+            waits_for = self._fetch.look() if self._fetch is not None else None
         except EngineError as error:
             self._ended(JobEnd(cause=error.what, advice=error.fix))
             return False
