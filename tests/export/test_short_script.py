@@ -37,7 +37,16 @@ def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_pat
     compile(text, "script", "exec")
     assert len(text.splitlines()) <= MOST_LINES
     assert_whole(text, tmp_path)
-    for word in ("LoraConfig(", "SFTConfig(", "SFTTrainer(", "merge_and_unload()", "push_to_hub", "Leaves out"):
+    objective = OBJECTIVES[config.training.objective]
+    told = "What it does otherwise" if objective.learns_preferences else "Leaves out"
+    for word in (
+        "LoraConfig(",
+        f"{objective.trl}Config(",
+        f"{objective.trl}Trainer(",
+        "merge_and_unload()",
+        "push_to_hub",
+        told,
+    ):
         assert word in text
     assert ("BitsAndBytesConfig(" in text) == (config.model.quantization != "none")
 

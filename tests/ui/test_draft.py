@@ -437,3 +437,14 @@ def test_what_failed_is_not_shown_as_chosen(form):
     alone = draft_of(form, small_shape(), untokenized=failed, **{**given, "dataset__source": ""})
     assert alone.is_unusable("model.id")
     assert alone.estimate is not None, "memory needs no tokenizer"
+
+
+def test_preferences_cannot_start_on_the_page_and_the_draft_says_what_can(form):
+    given = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
+
+    draft = draft_of(form, small_shape(), training__objective="dpo", **given)
+
+    assert draft.config is None
+    (problem,) = draft.problems
+    assert problem.field == "training.objective"
+    assert "loratory train" in problem.message

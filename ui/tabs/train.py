@@ -6,8 +6,9 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.objectives import objective_of
 from engine.config.preference import ObjectiveSettings
-from engine.config.presets import find_preset, list_presets
+from engine.config.presets import Preset, find_preset, list_presets
 from engine.config.suited import SETTINGS
 from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
@@ -40,6 +41,11 @@ _IN_SIGHT: dict[str, dict[str, Any]] = {
 
 # The page does not show preferences yet; a file or a run that sets them is refused with the reason.
 _NOT_SHOWN = frozenset(f"training.{name}" for name in ObjectiveSettings.model_fields)
+
+
+def presets_of_the_page() -> list[Preset]:
+    """Return the presets whose runs the page can start."""
+    return [preset for preset in list_presets() if not objective_of(preset.load()).learns_preferences]
 
 
 class TrainTab:
@@ -150,7 +156,8 @@ class TrainTab:
 
     def _presets(self, judged: str | None) -> str:
         """Return the presets; for a device that is not here, with what each comes to there, where its model is known."""
-        known, presets = find_known_device(judged or ""), list_presets()
+        known = find_known_device(judged or "")
+        presets = presets_of_the_page()
         if known is None:
             return render_presets(presets)
         shapes, device, verdicts = self._page.services.shapes, known.device(), {}
