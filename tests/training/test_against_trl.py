@@ -29,10 +29,10 @@ def train_both(kind, folder, home, rows, as_trl, quantization="none", **settings
         name: (value,) if name == "loss_type" and isinstance(value, str) else value for name, value in settings.items()
     }
     training = STEPS | {"objective": names["objective"], "lr_scheduler_type": "constant", "warmup_steps": 0} | own
-    model = {"quantization": quantization, "compute_dtype": "float32"}
+    base = {"quantization": quantization, "compute_dtype": "float32"}
     gradients = _Gradients()
     built = make_training(
-        make_config(folder, model=model, training=training), rows, home / "ours", callbacks=(gradients,)
+        make_config(folder, model=base, training=training), rows, home / "ours", callbacks=(gradients,)
     )
     ordered = in_order(built, rows)
     model = copy.deepcopy(built.trainer.model)
