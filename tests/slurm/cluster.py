@@ -78,13 +78,30 @@ exec "$@"
 """
 
 
-def why_not() -> str:
-    """Return why no Slurm can be started here; empty where one can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "a real Slurm needs root on Linux"
+def missing_programs() -> str:
+    """Return what of Slurm is not installed here, in words; empty where all is."""
     # Debian has the daemons where only root looks.
     missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+def why_not() -> str:
+    """Return why this machine cannot be two; empty where it can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "a real Slurm needs root on Linux"
+    trial = (
+        "unshare",
+        "--mount",
+        "--pid",
+        "--uts",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-c",
+        "hostname trial && mount --bind / /mnt",
+    )
+    tried = subprocess.run(trial, capture_output=True, text=True, check=False)
+    return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 class Cluster:

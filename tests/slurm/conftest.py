@@ -16,7 +16,7 @@ from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from tests.runs.supervision import REPOSITORY, config_for, fake_settings
-from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.cluster import Cluster, missing_programs, why_not
 
 _FAKE_WORKER = (
     f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
@@ -27,10 +27,11 @@ _FAKE_WORKER = (
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory) -> Iterator[Cluster]:
     """A Slurm of two nodes; skipped only where it cannot be installed."""
-    reason = why_not()
-    if reason and os.environ.get("CI", "").casefold() in ("true", "1"):
-        pytest.fail(f"{reason}; under CI=true no test may go without it")
-    if reason:
+    if missing := missing_programs():
+        if os.environ.get("CI", "").casefold() in ("true", "1"):
+            pytest.fail(f"{missing}; under CI=true no test may go without Slurm")
+        pytest.skip(missing)
+    if reason := why_not():
         pytest.skip(reason)
     cluster = Cluster(tmp_path_factory.mktemp("slurm") / "one")
     cluster.start()

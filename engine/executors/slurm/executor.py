@@ -25,7 +25,7 @@ from engine.runs.run import Run, RunState, Why
 _LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
 _SUBMITTING_SECONDS = 5.0  # of one look, however many runs are to be submitted
 _HURRY_SECONDS = 1.0  # between two looks, however many people hurry
-_WAITING_LOOK_SECONDS = 2.5  # between two looks of the supervisor at a job that waits
+_WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show what was before
 
