@@ -4,7 +4,9 @@ The second node has a host name, process ids and a boot id of its own, as anothe
 for some. Everything is below one folder and ends with the context.
 """
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -208,11 +210,13 @@ def _path() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Choose ports that nothing has, below those that the system gives to whoever asks for any."""
+    found: list[int] = []
+    candidates = list(range(24_000, 32_000))
+    random.shuffle(candidates)
+    while len(found) < count:
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", candidates[-1]))
+            found.append(candidates[-1])
+        candidates.pop()
+    return found

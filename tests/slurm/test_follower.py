@@ -256,9 +256,10 @@ def test_the_script_has_no_secret_and_becomes_the_worker(followed, monkeypatch):
     assert "export HF_HUB_OFFLINE=1\n" in script
     *_, setup, command = script.splitlines()
     assert setup == "module load cuda"
-    assert command.startswith(
-        "exec srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node=1 '/opt/python it'\"'\"'s' -P -m"
-    )
+    srun, _, worker = command.partition(" '/opt/python it'\"'\"'s' ")
+    assert srun.startswith("exec srun --export=ALL --kill-on-bad-exit=1 ")
+    assert srun.endswith("--nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=4")
+    assert worker == f"-P -m engine.training.worker {followed.run.folder.path}"
 
 
 def test_several_gpus_or_nodes_start_torchs_launcher(followed):

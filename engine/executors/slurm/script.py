@@ -43,7 +43,7 @@ def resource_options(asked: JobResources, place: ClusterPlace) -> list[str]:
     options = {
         "nodes": str(asked.nodes),
         "ntasks-per-node": "1",
-        "cpus-per-task": str(asked.cpus * max(1, asked.gpus)),
+        "cpus-per-task": str(cores_of(asked)),
         "mem": f"{math.ceil(asked.memory_gib * 1024)}M",
         "time": str(math.ceil(asked.limit_minutes)),
         **place_options(place),
@@ -51,6 +51,11 @@ def resource_options(asked: JobResources, place: ClusterPlace) -> list[str]:
     if asked.gpus:
         options["gpus-per-node"] = f"{asked.gpu_type}:{asked.gpus}" if asked.gpu_type else str(asked.gpus)
     return [f"--{name}={value}" for name, value in options.items()]
+
+
+def cores_of(asked: JobResources) -> int:
+    """Return the cores in each node."""
+    return asked.cpus * max(1, asked.gpus)
 
 
 def place_options(place: ClusterPlace) -> dict[str, str]:
@@ -76,8 +81,13 @@ def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
     quoted = map(shlex.quote, worker_arguments(run, record, place))
     command = " ".join(_MEET if word == _ENDPOINT else word for word in quoted)
-    # --export=ALL: of this script's environment, not of the server's; srun would follow sbatch's NIL.
-    start = "exec srun --export=ALL --kill-on-bad-exit=1 --ntasks-per-node=1"
+    asked = record.resources
+    # --export=ALL: of this script's environment, not of the server's; srun would follow sbatch's NIL. It takes no number
+    # of cores from sbatch either, since 22.05. One process per node needs no MPI, whose plugin may be missing.
+    start = (
+        f"exec srun --export=ALL --kill-on-bad-exit=1 --mpi=none --nodes={asked.nodes} --ntasks={asked.nodes} "
+        f"--ntasks-per-node=1 --cpus-per-task={cores_of(asked)}"
+    )
     return "\n".join(("#!/bin/bash", *lines, *place.setup, f"{start} {command}", ""))
 
 
