@@ -6,7 +6,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from subprocess import Popen
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from engine.config.load import config_to_yaml
-from engine.config.objectives import objective_of
-from engine.config.run import DatasetConfig, RunConfig, RunSection
+from engine.config.objectives import RowKind, objective_of
+from engine.config.run import DataFormatName, DatasetConfig, RunConfig, RunSection
 from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
 from engine.executors.base import JobSpec
 from engine.executors.local import WorkerCommand, start_worker, worker_command
@@ -37,6 +37,7 @@ from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25
 _LARGEST_BATCH, _SHORTEST = 4096, 8  # the bounds of TrainingConfig
+_FORMATS: Mapping[RowKind, DataFormatName] = {"answers": "text", "pairs": "preference", "ratings": "kto"}
 # Whatever the tokenizer, each of these words is at least one token.
 _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".split()
 
@@ -106,7 +107,7 @@ class MeasurementJob:
         sweep_measurements(self._home)
         with measuring_run(self._home) as run:
             rows = run.folder.path / "rows.jsonl"
-            _write_rows(rows, self._config)
+            write_rows(rows, self._config)
             worst = worst_case(self._config, rows)
             write_atomically(run.folder.config, config_to_yaml(worst))
             return self._measure(JobSpec(run, worst, devices, 1), on_progress)
@@ -219,11 +220,17 @@ def worst_case(config: RunConfig, rows: Path) -> RunConfig:
             "gradient_accumulation_steps": _passes(config),
             "early_stopping_patience": None,
             "load_best_model_at_end": False,
+            "precompute_ref_log_probs": False,
         }
     )
-    dataset = DatasetConfig(source=str(rows), format="text", train_on="all", eval_fraction=0.0)
+    format_ = _FORMATS[_row_kind(config)]
+    dataset = DatasetConfig(source=str(rows), format=format_, train_on="all", eval_fraction=0.0)
     adapter = config.adapter.model_copy(update={"warm_start": None})
     return config.model_copy(update={"training": training, "dataset": dataset, "adapter": adapter})
+
+
+def _row_kind(config: RunConfig) -> RowKind:
+    return next(iter(objective_of(config).rows))
 
 
 def _passes(config: RunConfig) -> int:
@@ -231,13 +238,20 @@ def _passes(config: RunConfig) -> int:
     return min(config.training.gradient_accumulation_steps, 2)
 
 
-def _write_rows(path: Path, config: RunConfig) -> None:
+def write_rows(path: Path, config: RunConfig) -> None:
+    """Write rows that the run's objective learns from, each longer than `max_length`."""
     training = config.training
     count = training.per_device_train_batch_size * _passes(config) * _STEPS
-    line = " ".join(_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8))
+    words = [_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8)]
+    line, other = " ".join(words), " ".join(reversed(words))
+    rows: Mapping[RowKind, Callable[[int], dict[str, object]]] = {
+        "answers": lambda number: {"text": f"{number} {line}"},
+        "pairs": lambda number: {"prompt": str(number), "chosen": line, "rejected": other},
+        "ratings": lambda number: {"prompt": str(number), "completion": line, "label": number % 2 == 0},
+    }
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            file.write(json.dumps({"text": f"{number} {line}"}) + "\n")
+            file.write(json.dumps(rows[_row_kind(config)](number)) + "\n")
 
 
 _OWNER = "measurements"

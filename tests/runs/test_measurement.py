@@ -7,6 +7,10 @@ import threading
 import pytest
 
 from engine.config.load import config_from_mapping
+from engine.config.objectives import OBJECTIVES
+from engine.data.formats import require_rows_of
+from engine.data.passes.reader import DatasetReader
+from engine.data.source import SourceOptions
 from engine.errors import DeviceError, RunError
 from engine.executors.base import JobSpec
 from engine.hardware.lease import LeaseBook, LeaseHolder
@@ -17,7 +21,7 @@ from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events
-from engine.runs.memory_measurement import MeasurementJob, measuring_run, sweep_measurements, worst_case
+from engine.runs.memory_measurement import MeasurementJob, measuring_run, sweep_measurements, worst_case, write_rows
 from engine.runs.run import RunFolder, RunState, WorkerRecord
 from engine.runs.store import list_owners
 from engine.runs.supervision.supervisor import Supervisor
@@ -199,3 +203,16 @@ def test_what_a_dead_process_left_of_its_measurement_is_swept_and_its_worker_end
         assert leftovers(home) == [mine.id]
         wait_until(lambda: not somebody.is_alive())
     assert leftovers(home) == []
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_worst_case_has_rows_that_its_objective_learns_from(objective, tmp_path):
+    config = config_for("x", training={"max_length": 16, "objective": objective, "gradient_accumulation_steps": 4})
+    path = tmp_path / "rows.jsonl"
+
+    write_rows(path, config)
+    rows = list(DatasetReader(worst_case(config, path).dataset, SourceOptions()).rows())
+
+    assert len(rows) == 2 * 2 * 2  # rows, passes and steps
+    assert [row.problem for row in rows] == [""] * 8
+    require_rows_of(OBJECTIVES[objective], [worst_case(config, path).dataset.format], config.dataset)
