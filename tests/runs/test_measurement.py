@@ -211,8 +211,9 @@ def test_the_worst_case_has_rows_that_its_objective_learns_from(objective, tmp_p
     path = tmp_path / "rows.jsonl"
 
     write_rows(path, config)
-    rows = list(DatasetReader(worst_case(config, path).dataset, SourceOptions()).rows())
+    reader = DatasetReader(worst_case(config, path).dataset, SourceOptions())
+    rows = list(reader.rows())
 
     assert len(rows) == 2 * 2 * 2  # rows, passes and steps
     assert [row.problem for row in rows] == [""] * 8
-    require_rows_of(OBJECTIVES[objective], [worst_case(config, path).dataset.format], config.dataset)
+    require_rows_of(OBJECTIVES[objective], [reader.detection.format], config.dataset)
