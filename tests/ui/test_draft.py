@@ -9,13 +9,11 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.config.distribution import DISTRIBUTIONS, distribution_of
-from engine.config.load import change_of
+from engine.config.distribution import distribution_of
 from engine.config.run import ModelConfig, RunSection
 from engine.errors import EngineError, MemoryUnknownError, ModelError
 from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
-from engine.memory.config_changes import as_overrides
 from engine.memory.estimate import estimate_memory
 from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
@@ -28,7 +26,7 @@ from ui.backend.models import KnownShapes
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR, Form
 from ui.page import targets_update
-from ui.tabs.method import method_choice, render_method_table, render_trainable
+from ui.tabs.method import change_of_row, method_choice, render_method_table, render_trainable
 from ui.tabs.start import why_not
 from ui.views.memory import render_side_panel
 from ui.views.next_step import next_step, render_bar
@@ -342,7 +340,7 @@ def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(for
     settings = {"model__id": "m", "adapter__target_modules": list(NAMES)}
     one = draft_of(form, small_shape(), **settings)
     two = replace(one, gpus=(0, 1))
-    change = change_of(as_overrides(DISTRIBUTIONS["FSDP"].changes(two.gpus)))
+    change = change_of_row(two, "Sharded")
     assert two.assumed is not None
     run = two.assumed.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
 
@@ -356,6 +354,8 @@ def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(for
     assert re.findall(r'data-pick="([^"]+)"[^>]*>', table)[-3:] == ["One copy per GPU", "Sharded", "Layers split"]
     assert change == {"run": {"devices": [0, 1], "launcher": "accelerate", "device_map": "none", "fsdp": "full_shard"}}
     assert distribution_of(run).name == "FSDP"
+    assert change_of_row(two, "QLoRA")["model"] == {"quantization": "nf4"}
+    assert change_of_row(one, "Sharded") == change_of_row(two, "Another") == {}
     assert chosen.count('class="chosen"') == table.count('class="chosen"') + 1
 
 

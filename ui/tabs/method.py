@@ -1,5 +1,6 @@
 """Method: the PEFT method, its settings, and the memory that each method needs for this model."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -138,12 +139,15 @@ class MethodTab:
         page.change_undoably_after(applied, self._change)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
-        draft = self._page.draft(values)
-        row = picked(event)
-        overrides = next((need.overrides for need in _needs(draft) if need.method == row), None)
-        ways = (way for way in DISTRIBUTIONS.values() if way.label == row)
-        overrides = overrides or next((as_overrides(way.changes(draft.gpus)) for way in ways), None)
-        return change_of(overrides) if overrides else {}
+        return change_of_row(self._page.draft(values), picked(event))
+
+
+def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:
+    """Return what using a row of the tables changes, by section: a method, or a way to share this machine's GPUs."""
+    methods = (need.overrides for need in _needs(draft) if need.method == row)
+    ways = (as_overrides(way.changes(draft.gpus)) for way in DISTRIBUTIONS.values() if way.label == row)
+    overrides = next(itertools.chain(methods, ways if len(draft.gpus) > 1 else ()), ())
+    return change_of(overrides) if overrides else {}
 
 
 def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:
