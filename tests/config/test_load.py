@@ -64,6 +64,7 @@ def test_pairs_are_checked_although_another_field_is_broken():
         ("model.quantization=int8", "run.fsdp", "set quantization to nf4 or none"),
         ("model.quantization=nf4", None, ""),
         ("adapter.method=none", None, ""),
+        ("training.objective=dpo", "run.fsdp", "dpo compares with a reference"),
         ("training.optim=adafactor", "run.fsdp", "set optim to adamw_torch"),
     ],
 )
