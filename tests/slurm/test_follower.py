@@ -171,6 +171,17 @@ def test_a_refusal_ends_the_run_with_slurms_words(followed, slurm):
     assert SlurmRecord.read(followed.run.folder).is_over
 
 
+def test_a_full_queue_of_the_account_is_waited_for(followed, slurm):
+    slurm.fails["submit"] = ClusterError("Slurm refused sbatch: error: QOSMaxSubmitJobPerUserLimit.", "Ask its admin.")
+
+    view = step(followed, 3)
+
+    assert (view.stage, slurm.asked.count("submit")) == ("preparing", 1)  # not tried again at every look
+    assert "no more jobs" in view.words
+    del slurm.fails["submit"]
+    assert step(again(followed)).stage == "waiting"
+
+
 def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(followed, slurm, home):
     step(followed)
     other = SlurmFollower(
@@ -254,6 +265,7 @@ def test_the_script_has_no_secret_and_becomes_the_worker(followed, monkeypatch):
     assert "a-secret" not in script
     assert "export LORATORY_ATTEMPT=1\n" in script
     assert "export HF_HUB_OFFLINE=1\n" in script
+    assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300\n" in script
     *_, setup, command = script.splitlines()
     assert setup == "module load cuda"
     srun, _, worker = command.partition(" '/opt/python it'\"'\"'s' ")

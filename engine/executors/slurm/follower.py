@@ -1,5 +1,6 @@
 """One job, from submission to its end: each step is one thing to do, and what was done is saved before the next."""
 
+import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,8 @@ from engine.executors.slurm.script import job_options, job_script
 from engine.runs.run import Run
 
 _MISSES = 3  # looks at the queue in a row that do not show a job, before it counts as forgotten
+_TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
+_TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was told
 
 Stage = Literal["unseen", "preparing", "waiting", "running", "ended"]
@@ -44,6 +47,7 @@ class SlurmFollower:
         self._slurm = slurm
         self._fetch = fetch  # brings what it needs before it is submitted
         self._misses = 0
+        self._submits_from = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -97,12 +101,20 @@ class SlurmFollower:
             self.view = JobView("preparing", waits_for)
             return False
         options, script = job_options(self.run, self.record, self.place), job_script(self.run, self.record, self.place)
+        if time.monotonic() < self._submits_from:
+            return False
         try:
             self._slurm.require_possible(script, options)
             job_id = self._slurm.submit(script, options)
         except ClusterUnreachableError:
             raise
         except EngineError as error:
+            if _TOO_MANY in error.what:
+                self.view = JobView(
+                    "preparing", "Slurm takes no more jobs of this account at present; it is submitted later."
+                )
+                self._submits_from = time.monotonic() + _TOO_MANY_SECONDS
+                return False
             self._ended(JobEnd(cause=error.what, advice=error.fix))
             return False
         self._save(job_id=job_id)

@@ -76,6 +76,8 @@ def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
         RUN_VARIABLE: run.id,
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        # For torch's launcher, which kills workers that have not saved within 30 s of a SIGTERM.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(record.warning_seconds),
         **(_OFFLINE if place.offline else {}),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
