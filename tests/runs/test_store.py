@@ -208,8 +208,9 @@ def test_a_run_that_waits_or_runs_is_never_deleted(store, state):
 
 
 def test_a_run_with_a_living_worker_is_never_deleted_whatever_its_state_says(store):
-    run = ended(store.create(config_for()))
+    run = store.create(config_for())
     claim = run.folder.claim()
+    ended(run)
 
     with pytest.raises(RunError, match="cannot be deleted"):
         store.delete(run.id)
