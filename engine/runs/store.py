@@ -29,6 +29,7 @@ RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"
+_MAKING_SECONDS = 3600.0  # it takes a moment; clocks of two hosts may differ by minutes
 _CLOCK_MAY_GO_BACK_MILLISECONDS = 24 * 3600 * 1000
 
 
@@ -177,12 +178,22 @@ class RunStore:
             raise RunError(f"{run.id} is about to be resumed and cannot be deleted.", "Stop it first, once it waits.")
 
     def sweep(self) -> None:
-        """Remove what an interrupted creation or deletion left behind."""
+        """Remove what an interrupted creation or deletion left behind.
+
+        A run that is an hour old at most may be in the making on another host, whose lock is not seen here.
+        """
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
             for path in list(self.folder.iterdir()):
-                if path.name.startswith((_DOOMED_PREFIX, _UNBORN_PREFIX)):
+                if path.name.startswith(_DOOMED_PREFIX) or self._is_left_half_made(path.name):
                     self._forget_cached(path)
                     shutil.rmtree(path, ignore_errors=True)
+
+    def _is_left_half_made(self, name: str) -> bool:
+        run_id = name.removeprefix(_UNBORN_PREFIX)
+        if run_id == name:
+            return False
+        is_named_by_us = RUN_ID.fullmatch(run_id) is not None
+        return not is_named_by_us or self._clock() - _milliseconds_of(run_id) / 1000 > _MAKING_SECONDS
 
     def _forget_cached(self, doomed: Path) -> None:
         """Remove what is cached of a run whose folder is about to go."""

@@ -3,6 +3,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import yaml
@@ -215,6 +216,19 @@ def test_a_run_with_a_living_worker_is_never_deleted_whatever_its_state_says(sto
     with pytest.raises(RunError, match="cannot be deleted"):
         store.delete(run.id)
     claim.lock.release()
+
+
+def test_a_run_that_another_host_makes_at_this_moment_is_not_swept(store):
+    """Its lock may not be seen here."""
+    run = store.create(config_for())
+    in_the_making = store.folder / f".new-{run.id}"
+    run.folder.path.rename(in_the_making)
+
+    store.sweep()
+    assert in_the_making.is_dir()
+
+    RunStore(store.home, store.owner, clock=lambda: time.time() + 7200).sweep()
+    assert not in_the_making.exists()
 
 
 def test_what_a_crash_left_half_made_or_half_deleted_is_swept(store):
