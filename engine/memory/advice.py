@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from engine.config.distribution import count_processes
 from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
@@ -22,7 +23,7 @@ _SHORTEST = 8  # the bound of TrainingConfig.max_length
 _SHORTEST_ADVISED = 128  # tokens; shorter rows teach another task
 _WORTH_MENTIONING = 0.02  # of the need; what saves less is noise
 
-_SameResult = Literal["fused_attention", "data_length", "smaller_batch", "checkpointing_on"]
+_SameResult = Literal["fused_attention", "data_length", "smaller_batch", "checkpointing_on", "sharded"]
 _LessExact = Literal["optimizer_8bit", "bfloat16", "double_quant", "int8", "nf4"]
 _OtherResult = Literal["without_dora", "lora", "qlora", "shorter_rows"]
 _UseOfRoom = Literal["checkpointing_off", "unquantized", "larger_batch"]
@@ -159,6 +160,9 @@ class _Adviser:
         if not config.training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
             words, cost = "Switch gradient checkpointing on", "about a third slower, same result"
             yield _Candidate("checkpointing_on", words, cost, {"training.gradient_checkpointing": True})
+        if count_processes(config) > 1 and config.run.fsdp == "none":
+            cost = "layers are gathered from all GPUs at each pass, same result"
+            yield _Candidate("sharded", "Shard the model over the GPUs (FSDP2)", cost, {"run.fsdp": "full_shard"})
 
     def _smaller_batch(self, fitting: int) -> Iterator[_Candidate]:
         """Yield the largest part of the batch that fits, as often as makes up for it."""

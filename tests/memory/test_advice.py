@@ -194,6 +194,14 @@ def test_what_cannot_be_sharded_is_not_recommended(shape):
     assert "layers split needs least" in recommend(shares, GIB // 10)
 
 
+@pytest.mark.parametrize(("method", "is_offered"), [("lora", True), ("ia3", False)])
+def test_a_copy_on_each_gpu_that_does_not_fit_is_sharded_instead(shape, method, is_offered):
+    copies = {"run": {"devices": [0, 1], "launcher": "accelerate"}, "adapter": {"method": method}}
+    advice = advise(shape, config_from_mapping(mapping(**copies)), gpu(6))
+
+    assert ("run.fsdp=full_shard" in {one for change in advice.changes for one in change.overrides}) is is_offered
+
+
 def test_a_sharded_run_is_estimated_as_one_of_its_processes(shape):
     sharded = {"run": {"devices": [0, 1], "launcher": "accelerate", "fsdp": "full_shard"}}
     estimator = Estimator(shape, gpu(80))

@@ -1,6 +1,6 @@
 """Two processes train a few steps on a model that they share: writes what each held at most, in bytes of tensors.
 
-Started by `tests.training.forked_ranks` as `-m tests.training.sharded_ranks MODEL FOLDER METHOD`.
+Started by `tests.training.forked_ranks` as `-m tests.training.sharded_ranks MODEL FOLDER METHOD ...`.
 """
 
 import json
@@ -56,15 +56,20 @@ class HeldBytes(TorchDispatchMode):
         return result
 
 
-def main(model: str, folder: str, method: str) -> None:
+def main(model: str, folder: str, *methods: str) -> None:
     group = ProcessGroup.from_environment()
     torch.set_num_threads(1)
     placement = Placement(CPU, torch.device("cpu"), group, sharded=True)
-    training = make_training(config_of(model, method), ROWS, Path(folder), placement=placement)
+    held = {method: _most_held(config_of(model, method), Path(folder), placement) for method in methods}
+    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps(held))
+
+
+def _most_held(config: RunConfig, folder: Path, placement: Placement) -> int:
+    training = make_training(config, ROWS, folder, placement=placement)
     watch = HeldBytes()
     with watch:
         training.trainer.train()
-    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps(watch.most))
+    return watch.most
 
 
 if __name__ == "__main__":

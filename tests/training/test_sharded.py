@@ -115,11 +115,14 @@ def test_it_resumes_with_another_number_of_processes(before, after, made, worker
 
 
 @pytest.mark.parametrize(
-    "sections",
-    [{"adapter": {"method": "none"}}, {"model": {"quantization": "nf4", "compute_dtype": "float32"}}],
-    ids=["full fine-tuning", "QLoRA"],
+    ("sections", "fault"),
+    [
+        ({"adapter": {"method": "none"}}, "training:step-5=kill"),
+        ({"model": {"quantization": "nf4", "compute_dtype": "float32"}}, ""),
+    ],
+    ids=["full fine-tuning, resumed", "QLoRA"],
 )
-def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, workers):
+def test_other_trained_weights_are_sharded_too(sections, fault, made, workers):
     short = {"training": {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 6, "gradient_checkpointing": True}}
     values = {"model": {"compute_dtype": "float32"}, **short, **sections}
     # One process takes twice as many rows at once for the same step.
@@ -127,16 +130,12 @@ def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, worke
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
     run = made.create(**values, run=SHARDED)
-    first = launch_ranks(
-        "engine.training.worker",
-        run.folder.path,
-        folder=run.folder.path,
-        environment={VARIABLE: "training:step-5=kill"},
-    )
-    again = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+    attempts = [{VARIABLE: fault}, {}] if fault else [{}]
+    for environment in attempts:
+        ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment)
 
-    assert first.returncode != EXIT_FINISHED == again.returncode, again.stderr[-3000:]
-    assert [one.step for one in said(run, "resumed")] == [3]
+    assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
+    assert [one.step for one in said(run, "resumed")] == ([3] if fault else [])
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
     assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-3)
     trained = list(run.folder.adapter.glob("*.safetensors"))
@@ -144,17 +143,18 @@ def test_other_trained_weights_are_sharded_and_resumed_too(sections, made, worke
     assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
 
 
-@pytest.mark.parametrize("method", ["lora", "none"])
-def test_memory_of_each_process_is_what_the_estimate_says(method, tmp_path):
-    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=8)
+def test_memory_of_each_process_is_what_the_estimate_says(tmp_path):
+    folder, methods = make_tiny_model(tmp_path / "model", num_hidden_layers=8), ("lora", "none")
 
-    ended = launch_ranks("tests.training.sharded_ranks", folder, tmp_path, method, folder=tmp_path)
+    ended = launch_ranks("tests.training.sharded_ranks", folder, tmp_path, *methods, folder=tmp_path)
 
     assert ended.returncode == 0, ended.stderr[-3000:]
     measured = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     shape = inventory_of(read_config(folder / "config.json", "tiny"))
-    estimator, shared = Estimator(shape, CPU), workload_of_step(shape, config_of(str(folder), method), CPU)
-    predicted = estimator.peak(replace(shared, data_parallel=1, sharded=2)).allocated_bytes
-    # Seen: 1.9% less for LoRA, 1.0% more for full fine-tuning.
-    assert measured == pytest.approx([predicted, predicted], rel=0.03)
-    assert max(measured) < 0.9 * estimator.peak(replace(shared, data_parallel=1, sharded=1)).allocated_bytes
+    for method in methods:
+        estimator, shared = Estimator(shape, CPU), workload_of_step(shape, config_of(str(folder), method), CPU)
+        predicted = estimator.peak(replace(shared, data_parallel=1, sharded=2)).allocated_bytes
+        most = [each[method] for each in measured]
+        # Seen: 1.9% less for LoRA, 1.0% more for full fine-tuning.
+        assert most == pytest.approx([predicted, predicted], rel=0.03)
+        assert max(most) < 0.9 * estimator.peak(replace(shared, data_parallel=1, sharded=1)).allocated_bytes
