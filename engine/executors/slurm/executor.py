@@ -196,7 +196,7 @@ class SlurmJob(Job):
         return JobStatus("alive" if has_reported else "waiting", why)
 
     def look_seconds(self) -> float:
-        return _WAITING_LOOK_SECONDS if self._follower.view.stage == "waiting" else 0.0
+        return _WAITING_LOOK_SECONDS if self._follower.view.stage in ("waiting", "preparing") else 0.0
 
     def cancel(self) -> None:
         self._follower.wants_cancel = True
