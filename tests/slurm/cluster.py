@@ -142,7 +142,8 @@ class Cluster:
 
     def end_jobs(self) -> None:
         """End every job, and wait until none is left on a node."""
-        self.ask("scancel", "--signal=KILL", "--me", check=False)
+        for job_id in self.ask("squeue", "--noheader", "--me", "-t", "running", "-o", "%A", check=False).split():
+            self.ask("scancel", "--signal=KILL", f"{job_id}.0", check=False)
         self.ask("scancel", "--me", check=False)
         deadline = time.monotonic() + 60
         while self.ask("squeue", "--noheader", "--me", check=False).strip() and time.monotonic() < deadline:
