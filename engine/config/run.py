@@ -121,9 +121,8 @@ class RunSection(Section):
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
     """balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device."""
-
     fsdp: Literal["none", "full_shard"] = setting("none", "Shard over GPUs")
-    """full_shard divides weights, gradients and optimizer state among the processes of the launcher, for a model that one GPU cannot hold; all of them work at once."""
+    """full_shard divides one model among the GPUs of the launcher (FSDP2), for a model that one GPU cannot hold. All of them work at once."""
 
     @property
     def is_elsewhere(self) -> bool:
