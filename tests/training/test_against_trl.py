@@ -57,7 +57,9 @@ def assert_same(both, metrics, within=1e-4):
         assert step.loss == pytest.approx(entry["loss"], rel=within, abs=1e-5), step.step
         for name in metrics:
             if name in entry:
-                assert step.metrics[name] == pytest.approx(entry[name], rel=within, abs=within), (step.step, name)
+                # A margin of zero, but for rounding, may count either way: one pair of four.
+                allowed = 0.25 if name == "rewards/accuracies" else within
+                assert step.metrics[name] == pytest.approx(entry[name], rel=within, abs=allowed), (step.step, name)
     assert own_gradients.keys() == gradients.keys()
     for name, own in own_gradients.items():
         assert own.sub(gradients[name]).norm() <= within * gradients[name].norm() + 1e-7, name
@@ -109,7 +111,7 @@ def test_dpo_on_a_quantized_base_is_that_of_trl(tiny_model_folder, tmp_path):
     kind = (DPOTrainer, DPOConfig, {"objective": "dpo"})
     both = train_both(kind, tiny_model_folder, tmp_path, make_pairs(ROWS), pairs_as_trl, quantization="nf4")
 
-    assert_same(both, [name for name in DPO_NAMES if "accuracies" not in name], within=0.01)
+    assert_same(both, DPO_NAMES, within=0.01)
 
 
 @pytest.mark.parametrize(
