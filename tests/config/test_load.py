@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.config.distribution import count_processes
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, setting_names, with_overrides
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
@@ -48,6 +49,21 @@ def test_pairs_are_checked_although_another_field_is_broken():
     )
 
     assert set(problems) == {"training.learning_rate", "training.gradient_checkpointing"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes"),
+    [
+        ((), 1),
+        (("run.launcher=accelerate", "run.devices=[0, 1, 5]"), 3),
+        (("run.device_map=balanced", "run.devices=[0, 1]"), 1),
+        (("run.where=slurm", "slurm.gpus=4", "slurm.nodes=2"), 8),
+        (("run.where=slurm", "slurm.gpus=4", "slurm.nodes=2", "run.devices=cpu"), 2),
+        (("run.where=jobs",), 1),
+    ],
+)
+def test_processes_of_a_run_are_one_for_each_of_its_gpus(overrides, processes):
+    assert count_processes(config_from_mapping(with_overrides(MINIMAL, overrides))) == processes
 
 
 @pytest.mark.parametrize(

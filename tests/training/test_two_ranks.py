@@ -72,8 +72,8 @@ def test_two_nodes_learn_what_one_process_does_and_one_goes_on_where_they_stoppe
     assert workers.run(run.folder.path) == EXIT_FINISHED
     assert [one.step for one in said(run, "resumed")] == [4]
     # Sums over other groups of rows are rounded otherwise; seen: 2e-7 of the loss.
-    assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in losses_of(alone)]
-    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-5)
+    assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in losses_of(alone)]
+    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-4)
 
 
 def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(workers, runs):
