@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import StorageError
 from ui.backend.transfers import Transfers
+from ui.views.html import ICON
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
 # They copy a page's values into a file, fetch any address, or list what other people ran.
@@ -93,11 +94,15 @@ class _Answer:
             start, self._start = self._start, None
             headers = MutableHeaders(scope=start)
             if is_document:
+                # Gradio 6.31 adds to the head by a script, when the browser has asked for its icon already.
+                self._body = self._body.replace(b"<head>", b"<head>" + ICON.encode(), 1)
                 headers["Content-Security-Policy"] = policy_for(self._body)
             if self._compress and is_whole and len(self._body) >= _COMPRESSED_FROM_BYTES:
                 self._body = gzip.compress(self._body, _GZIP_LEVEL)
-                headers["Content-Encoding"], headers["Content-Length"] = "gzip", str(len(self._body))
+                headers["Content-Encoding"] = "gzip"
                 headers.add_vary_header("Accept-Encoding")
+            if is_whole and self._body:
+                headers["Content-Length"] = str(len(self._body))
             await self._send(start)
             message = {**message, "body": self._body}
         await self._send(message)

@@ -38,7 +38,6 @@ from ui.policy import PagePolicy
 from ui.polls import PollAnswers
 from ui.services import Services
 from ui.theme import STYLESHEETS, build_theme
-from ui.views.html import ICON
 
 _SWEEP_SECONDS = 600
 
@@ -159,7 +158,6 @@ def launch(services: Services, host: str, port: int | None, *, open_browser: boo
         prevent_thread_lock=True,
         theme=build_theme(),
         css_paths=STYLESHEETS,
-        head=ICON,
         footer_links=[],
         ssr_mode=False,
         enable_monitoring=False,

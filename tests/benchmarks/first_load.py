@@ -90,7 +90,8 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
         if idle_seconds:
             load.idle = share_of_a_core(process, idle_seconds)
         load.resident_mib = process.memory_info().rss / 2**20
-        load.urls, load.bytes_of = asked, defaultdict(int, received)
+    # What was asked while nothing happened comes in when the page is closed.
+    load.urls, load.bytes_of = asked, defaultdict(int, received)
     return load
 
 

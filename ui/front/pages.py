@@ -28,7 +28,6 @@ from ui.policy import PagePolicy
 from ui.polls import PollAnswers
 from ui.services import Services
 from ui.theme import STYLESHEETS, build_theme
-from ui.views.html import ICON
 
 _CLOSED_AFTER_SECONDS = 2 * 3600  # without a request; a page that is open asks every few seconds
 _MOST_UPLOAD_IDS = 1_000
@@ -163,7 +162,6 @@ class PersonPages:
                     root_path=self._address.origin,
                     theme=self._theme,
                     css_paths=STYLESHEETS,
-                    head=ICON,
                     footer_links=[],
                     run_history=False,
                     ssr_mode=False,
