@@ -20,6 +20,7 @@ Phase = Literal[
     "starting", "checking", "preparing", "fetching", "loading_model", "loading_adapter", "measuring", "writing",
     "verifying", "uploading", "committing", "ready",
 ]  # fmt: skip
+WorkPlace = Literal["local", "slurm"]  # where a model is loaded: this machine, or a node of the cluster
 ChatPhase = Literal["empty", "loading", "ready", "generating"]
 
 
@@ -43,6 +44,7 @@ class ChatTarget(Value):
     tuned: AdapterChoice | None = None  # None: the base alone
     second: AdapterChoice | None = None  # another adapter of the same base, to compare with
     quantization: Quantization | None = None  # None: as in the run's (or model's) configuration
+    where: WorkPlace = "local"
 
     @classmethod
     def of_run(cls, folder: Path, checkpoint: str | None = None) -> "ChatTarget":

@@ -27,6 +27,7 @@ from engine.config.run import RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import GpuQuotaError, RunError, WorkerError
+from engine.executors.work import machine_of
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
@@ -50,6 +51,7 @@ class _Loaded:
     device: Device
     process: JsonLinesProcess
     model: LoadedModel
+    is_here: bool = True  # on this machine
 
     @property
     def is_alive(self) -> bool:
@@ -105,7 +107,7 @@ class ChatSession:
             return ChatState(phase="empty", note=note)
         process_bytes = None
         with contextlib.suppress(psutil.Error):
-            process_bytes = int(psutil.Process(pid).memory_info().rss)
+            process_bytes = int(psutil.Process(pid).memory_info().rss) if loaded.is_here else None
         return ChatState(
             phase="generating" if generating else "ready",
             target=loaded.target,
@@ -127,30 +129,32 @@ class ChatSession:
             DeviceError: If the device is missing, or its memory too small.
             WorkerError: If the process ended, as when `unload` is called meanwhile.
         """
-        plan = plan_load(target, self.home)
-        loading = _Loading(target, plan, Progress(phase="starting", message="Starting a process for the model."))
+        plan, machine = plan_load(target, self.home), machine_of(self.home, target)
+        starts = machine.words if machine is not None else "Starting a process for the model."
+        loading = _Loading(target, plan, Progress(phase="starting", message=starts))
         with self._lock:
             former = self._loaded
-            is_here = former is not None and former.is_alive and former.plan.model == plan.model
-            if former is not None and is_here and (former.target, former.plan) == (target, plan):
+            has_base = former is not None and former.is_alive and former.plan.model == plan.model
+            has_base = has_base and former is not None and former.target.where == target.where
+            if former is not None and has_base and (former.target, former.plan) == (target, plan):
                 return former.model
             if self._loading is not None:
                 raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
-            if former is not None and is_here:
+            if former is not None and has_base:
                 loading.kept, loading.process = former, former.process
             self._loading, self._loaded, self._note = loading, None, ""
         kept = loading.kept
         try:
             if former is not None and kept is None:
                 former.process.close()
-            zero = self.zero_gpu if time.monotonic() >= self._lends_again else None
-            lent = zero.device if zero is not None else None
+            zero = self.zero_gpu if machine is None and time.monotonic() >= self._lends_again else None
+            lent = zero.device if zero is not None else machine.device if machine is not None else None
             device = kept.device if kept is not None else lent or self.choose(RunSection())
             title, access = Path(plan.model.id).name, hub_access(plan.model)
             job = DeviceJob(
                 self.home, WORKER_MODULE if zero is None else zero_gpu.WORKER_MODULE, "chat", title, device,
                 access=access, preemptible=True, environment=zero.variables if zero is not None else {},
-                model=plan.model.id,
+                model=plan.model.id, machine=machine,
             )  # fmt: skip
             process = kept.process if kept is not None else job.new_process()
             model = self._load_in(process, job, loading, on_progress)
@@ -165,7 +169,7 @@ class ChatSession:
         with self._lock:
             if self._loading is not loading:
                 raise _loading_ended()
-            loaded = self._loaded = _Loaded(target, plan, device, process, model)
+            loaded = self._loaded = _Loaded(target, plan, device, process, model, is_here=machine is None)
             self._loading, self._idle_since = None, time.monotonic()
         threading.Thread(target=self._unload_when_idle, args=(loaded,), daemon=True).start()
         return model

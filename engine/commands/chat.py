@@ -16,6 +16,7 @@ from engine.commands.output import (
     BaseModelName,
     CheckpointName,
     ProgressLine,
+    WorkWhere,
     own_runs,
     print_json,
     setting_option,
@@ -53,6 +54,7 @@ def chat(
     ] = None,
     max_tokens: Annotated[int | None, setting_option(SamplingConfig, "max_new_tokens", "--max-tokens")] = None,
     seed: Annotated[int | None, setting_option(SamplingConfig, "seed", "--seed")] = None,
+    where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
     """Talk to a run, an adapter or a model."""
@@ -68,7 +70,7 @@ def chat(
     }
     sampling = section_from_mapping(SamplingConfig, values)
     store = own_runs()
-    target = choose_target(run, store, checkpoint, model, quantization)
+    target = choose_target(run, store, checkpoint, model, quantization).model_copy(update={"where": where})
     opening = (Message("system", system),) if system else ()
     session = ChatSession(store.home)
     line = ProgressLine()

@@ -9,6 +9,7 @@ from engine.commands.output import (
     AsJson,
     CheckpointName,
     RunId,
+    WorkWhere,
     own_runs,
     print_json,
     print_table,
@@ -30,6 +31,7 @@ def evaluate(
     general_text: Annotated[
         bool | None, setting_option(EvaluationConfig, "general_text", "--forgetting/--no-forgetting")
     ] = None,
+    where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
     """Measure base and tuned on the held-out rows, and let both answer some of them."""
@@ -41,7 +43,7 @@ def evaluate(
     }
     settings = section_from_mapping(EvaluationConfig, given)
     store = own_runs()
-    target = ChatTarget.of_run(store.get(run).folder.path, checkpoint)
+    target = ChatTarget.of_run(store.get(run).folder.path, checkpoint).model_copy(update={"where": where})
     result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run)
     if as_json:
         values = result.model_dump(mode="json")

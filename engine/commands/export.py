@@ -17,6 +17,7 @@ from engine.commands.output import (
     CheckpointName,
     ConfigName,
     Overrides,
+    WorkWhere,
     own_runs,
     print_json,
     setting_option,
@@ -54,6 +55,7 @@ def export(
     ] = None,
     max_shard_gb: Annotated[float | None, setting_option(ExportConfig, "max_shard_gb", "--max-shard-gb")] = None,
     verify: Annotated[bool, setting_option(ExportConfig, "verify", "--verify/--no-verify")] = True,
+    where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
     """Take a run's result away and verify it: as an adapter, a complete model, or a GGUF file."""
@@ -68,6 +70,7 @@ def export(
     store = own_runs()
     folder = named_path(run)
     target = ChatTarget.of_run(folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint)
+    target = target.model_copy(update={"where": where})
     if model is not None:
         target = target.model_copy(update={"model": ModelConfig(id=model)})
     if KINDS[kind].takes_converter:

@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from engine.chat.contract import WorkPlace
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
 from engine.quantities import gib
@@ -23,6 +24,10 @@ ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")]
 Where = Annotated[
     str | None, typer.Option("--where", help="local, slurm or jobs: this machine, a Slurm cluster, Hugging Face Jobs.")
+]
+WorkWhere = Annotated[
+    WorkPlace,
+    typer.Option("--where", help="local or slurm: load the model on this machine, or on a node of the cluster."),
 ]
 CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="A checkpoint of the run, such as step-40.")]
 BaseModelName = Annotated[

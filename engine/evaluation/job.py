@@ -14,6 +14,7 @@ from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import RunError, StorageError
+from engine.executors.work import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
@@ -178,12 +179,16 @@ class EvaluationJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        order, file = self._order()
+        machine = machine_of(self.home, self.request.target)
+        order, file = self._order(machine.device if machine is not None else self.choose(RunSection()))
         assert order.plan.tuned is not None
         title, model = order.plan.tuned.name, order.plan.model
         access = hub_access(model, order.run.dataset)
-        job = DeviceJob(self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id)
-        on_progress(Progress(phase="starting", message="Starting a process for the evaluation."))
+        job = DeviceJob(
+            self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id, machine=machine
+        )
+        starts = machine.words if machine is not None else "Starting a process for the evaluation."
+        on_progress(Progress(phase="starting", message=starts))
         answer = job.run(
             "evaluate",
             order.model_dump(mode="json"),
@@ -204,7 +209,7 @@ class EvaluationJob:
         """End it within seconds; nothing is kept of it."""
         self._stopped.set()
 
-    def _order(self) -> tuple[EvaluationOrder, Path]:
+    def _order(self, device: Device) -> tuple[EvaluationOrder, Path]:
         target = self.request.target
         chosen = target.tuned
         if chosen is None or not RunFolder(chosen.folder).config.is_file():
@@ -216,7 +221,7 @@ class EvaluationJob:
             plan=plan_load(target, self.home),
             run=run.read_config(),
             settings=self.request.settings,
-            device=self.choose(RunSection()),
+            device=device,
             data_then=DataThen(
                 train_rows=report.train_rows if report is not None else None,
                 held_out_rows=report.eval_rows if report is not None else None,

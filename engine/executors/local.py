@@ -264,9 +264,7 @@ class Nodes:
     address: str = ""  # of this machine, as the others reach it; empty for its host name
 
 
-def training_command(
-    folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = sys.executable
-) -> list[str]:
+def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
     """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
 
     On one machine, the processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a
@@ -277,8 +275,9 @@ def training_command(
         folder: Of the run.
         processes: On each machine, one for each of its devices.
         nodes: Of several machines.
-        python: With Loratory, on the machine that trains.
+        python: With Loratory, on the machine that trains; this one where empty.
     """
+    python = python or sys.executable
     if nodes is None or nodes.count == 1:
         if processes == 1:
             return [python, *worker_argv(WORKER_MODULE, (str(folder),))[1:]]

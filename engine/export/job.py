@@ -11,6 +11,7 @@ from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
+from engine.executors.work import machine_of
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
 from engine.export.gguf.llama_cpp import require_quantizer
@@ -52,7 +53,8 @@ class ExportJob:
         if KINDS[settings.kind].takes_converter:
             require_quantizer(settings.gguf_type)
         assert target.tuned is not None  # else nothing is planned that was trained
-        device, run = self.choose(RunSection()), run_in(target.tuned.folder)
+        machine, run = machine_of(self.home, target), run_in(target.tuned.folder)
+        device = machine.device if machine is not None else self.choose(RunSection())
         job = DeviceJob(
             home=self.home,
             module=WORKER_MODULE,
@@ -62,6 +64,7 @@ class ExportJob:
             holds_device=settings.verify,
             access=hub_access(plan.model),
             model=plan.model.id,
+            machine=machine,
         )
         with made_aside(folder) as aside:
             order = ExportOrder(
@@ -73,7 +76,8 @@ class ExportJob:
                 run=run,
                 llama_cpp=self.request.llama_cpp,
             )
-            on_progress(Progress(phase="starting", message="Starting a process for the export."))
+            starts = machine.words if machine is not None else "Starting a process for the export."
+            on_progress(Progress(phase="starting", message=starts))
             answer = job.run(
                 "export",
                 order.model_dump(mode="json"),

@@ -31,6 +31,16 @@ _NOTES = "models-in-use"
 
 
 @dataclass(frozen=True)
+class OtherMachine:
+    """A machine that shares the home, and how a worker is started there which is asked from here."""
+
+    device: Device  # as the worker there sees it
+    launcher: tuple[str, ...]  # the command, with the Python of that machine at its end
+    environment: Mapping[str, str]  # in addition to what such workers get
+    words: str  # a sentence for who waits for it
+
+
+@dataclass(frozen=True)
 class DeviceJob:
     """What is done where."""
 
@@ -44,6 +54,7 @@ class DeviceJob:
     preemptible: bool = False  # ends where a run waits for the device
     environment: Mapping[str, str] = field(default_factory=dict)  # in addition to what such workers get
     model: str = ""  # that the worker reads: its id on the Hub or in the catalogue, or its folder
+    machine: OtherMachine | None = None  # that does it; no secret goes there, and what it holds is not ours to lease
 
     def new_process(self) -> JsonLinesProcess:
         """Return the process, which sees one device and whose libraries are quiet; it is not started yet."""
@@ -52,13 +63,16 @@ class DeviceJob:
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
+        machine = self.machine
+        seen = visible_only((self.device,)) if machine is None else machine.environment
         return JsonLinesProcess(
             self.module,
             log_file=self.home.logs / f"{self.purpose}.log",
             arguments=(str(self.home.root),),
-            environment={**quiet, **visible_only((self.device,)), **self.environment},
-            access=self.access,
+            environment={**quiet, **seen, **self.environment},
+            access=self.access if machine is None else (),
             restarts=False,
+            launcher=machine.launcher if machine is not None else (),
         )
 
     def start(self, process: JsonLinesProcess, wait: Wait) -> None:
@@ -76,7 +90,7 @@ class DeviceJob:
             raise WorkerError(f"The process for the {self.purpose} ended without a result.", fix)
         if self.model:
             note_model(self.home, self.model, self.purpose, identity)
-        if not self.holds_device:
+        if not self.holds_device or self.machine is not None:
             return
         owner = self.home.owner
         holder = LeaseHolder(

@@ -22,12 +22,13 @@ from engine.processes.messages import (
     ProcessEndedError,
     error_from_json,
 )
-from engine.processes.spawn import Access, spawn_helper, worker_argv
+from engine.processes.spawn import Access, spawn, spawn_helper, worker_argv
 
 _LOOK_SECONDS = 1.0
 _LOOK_FOR_TURN_SECONDS = 0.1
 _LOOK_FOR_STOP_SECONDS = 0.2
 _OBEYS_WITHIN_SECONDS = 3.0
+_LAUNCHER_OBEYS_WITHIN_SECONDS = 20.0
 
 
 def result_of(answers: Iterable[JsonObject], on_progress: OnProgress | None = None) -> JsonObject:
@@ -50,6 +51,7 @@ class _Running:
     turn: int | None = None  # the request that is worked on
     last_answer: float | None = None  # when it last sent anything; None until it is ready
     closed: bool = False  # by us
+    is_launcher: bool = False  # of a worker on another machine
 
     @property
     def is_alive(self) -> bool:
@@ -78,9 +80,19 @@ class _Running:
         try:
             self.process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            if not (self.is_launcher and self._obeys()):
+                self.process.kill()
+                self.process.wait()
         self.process.stdout.close()
+
+    def _obeys(self) -> bool:
+        """Whether a launcher ends when it is asked to, as does what it has started; once killed, it could not pass that on."""
+        self.process.terminate()
+        try:
+            self.process.wait(_LAUNCHER_OBEYS_WITHIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 @dataclass
@@ -110,6 +122,8 @@ class JsonLinesProcess:
     environment: Mapping[str, str] = field(default_factory=dict)  # in addition to what every process gets
     access: Collection[Access] = ()  # what the worker may log in to
     restarts: bool = True  # off for a worker whose memory is the point: once dead or closed, it answers no more
+    # Starts it on another machine, with the Python there as its last word. It passes stdin, stdout and signals on.
+    launcher: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(1)
@@ -257,13 +271,18 @@ class JsonLinesProcess:
             return self._running
         if not self.restarts and (self._closed or self._running is not None):
             raise self._death(self._running)
-        process, life_line = spawn_helper(
-            worker_argv(self.module, self.arguments),
-            log_file=self.log_file,
-            environment=self.environment,
-            access=self.access,
-        )
-        running = self._running = _Running(process, life_line)
+        life_line = None
+        if self.launcher:  # the end of stdin reaches the worker there, a pipe of ours does not
+            argv = [*self.launcher, *worker_argv(self.module, self.arguments)[1:]]
+            process = spawn(argv, log_file=self.log_file, environment=self.environment, access=self.access, asked=True)
+        else:
+            process, life_line = spawn_helper(
+                worker_argv(self.module, self.arguments),
+                log_file=self.log_file,
+                environment=self.environment,
+                access=self.access,
+            )
+        running = self._running = _Running(process, life_line, is_launcher=bool(self.launcher))
         threading.Thread(target=self._read_answers, args=(running,), daemon=True).start()
         return running
 

@@ -15,6 +15,10 @@ def echo(params: JsonObject, request: Request) -> JsonObject:
     return {"echo": params, "pid": os.getpid()}
 
 
+def environment(params: JsonObject, request: Request) -> JsonObject:
+    return {"environment": dict(os.environ)}
+
+
 def fail(params: JsonObject, request: Request) -> JsonObject:
     if params["how"] == "dataset":
         raise DatasetError("The file is empty.", "Choose another.")
@@ -52,4 +56,14 @@ def be_silent(params: JsonObject, request: Request) -> JsonObject:
 
 if __name__ == "__main__":
     print("started", sys.argv[1:], file=sys.stderr, flush=True)
-    serve({"echo": echo, "fail": fail, "die": die, "wait": wait, "leave_child": leave_child, "be_silent": be_silent})
+    serve(
+        {
+            "echo": echo,
+            "environment": environment,
+            "fail": fail,
+            "die": die,
+            "wait": wait,
+            "leave_child": leave_child,
+            "be_silent": be_silent,
+        }
+    )

@@ -28,6 +28,16 @@ def chosen(run_id, checkpoint=FINAL, model="", folder="", against=NOTHING, preci
     return Chosen(run_id, checkpoint, model, folder, against, precision)
 
 
+def test_a_model_is_loaded_on_the_cluster_where_that_is_chosen(choice):
+    where = {
+        place: choice.target(chosen(A_MODEL, model="demo")._replace(where=place)).where
+        for place in ("slurm", "moon", "")
+    }
+
+    assert where == {"slurm": "slurm", "moon": "local", "": "local"}
+    assert not choice.where.visible, "there is no cluster"
+
+
 def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(choice, run):
     target = choice.target(chosen(run.id, "step-90", precision="nf4"))
 

@@ -43,7 +43,7 @@ def offer(tab, *asked) -> Changes:
 
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
     values = (folder, repository, "float32", shard, "q8_0", False, "adapter", private, verify)
-    html = shown_in_place(tab._start)(run.id, checkpoint, form, *values)
+    html = shown_in_place(tab._start)(run.id, checkpoint, form, "local", *values)
     work = tab._page.services.results.exporting.find(run.id)
     if work is not None:
         assert work.ended.wait(WAIT_SECONDS)
@@ -67,7 +67,7 @@ def test_who_names_no_folder_gets_the_proposed_one(tab, run):
 
 
 def test_what_was_wrong_with_a_start_stays_in_sight(tab, run):
-    assert "There is no run" in shown_in_place(tab._start)("20250101-000000-000-abcd", FINAL, ADAPTER, *[None] * 9)
+    assert "There is no run" in shown_in_place(tab._start)("20250101-000000-000-abcd", FINAL, ADAPTER, *[None] * 10)
 
     assert look(tab, run.id, ADAPTER, "").status == {"__type__": "update"}
 
@@ -159,7 +159,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     assert shown.stop["visible"]
     assert not shown.start["interactive"]
     assert "An export is under way" in shown_in_place(tab._start)(
-        run.id, FINAL, ADAPTER, "mine", "", "auto", 5.0, "auto", False, "adapter", True, True
+        run.id, FINAL, ADAPTER, "local", "mine", "", "auto", 5.0, "auto", False, "adapter", True, True
     )
 
     tab._stop(run.id)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr
 
 from engine.allowed_paths import AllowedPaths
-from engine.chat.contract import ChatTarget
+from engine.chat.contract import ChatTarget, WorkPlace
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
@@ -38,16 +38,21 @@ class ResultWork:
     measuring: BackgroundWork[EvaluationResult] = field(default_factory=BackgroundWork)
     exporting: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # of ExportResult and PushResult
 
-    def measure(self, run: Run, checkpoint: str | None, settings: EvaluationConfig) -> Work[EvaluationResult]:
+    def measure(
+        self, run: Run, checkpoint: str | None, settings: EvaluationConfig, where: WorkPlace = "local"
+    ) -> Work[EvaluationResult]:
         """Evaluate base against tuned; the job saves its result with the run.
 
         Raises:
             RunError: If an evaluation of this run is under way.
         """
-        request = EvaluationRequest(target=ChatTarget.of_run(run.folder.path, checkpoint), settings=settings)
+        target = ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
+        request = EvaluationRequest(target=target, settings=settings)
         return self.measuring.start(run.id, "An evaluation", self.evaluate(request))
 
-    def write(self, run: Run, checkpoint: str | None, folder: Path, settings: ExportConfig) -> Work[Any]:
+    def write(
+        self, run: Run, checkpoint: str | None, folder: Path, settings: ExportConfig, where: WorkPlace = "local"
+    ) -> Work[Any]:
         """Write a run's result into a folder.
 
         Raises:
@@ -56,7 +61,7 @@ class ResultWork:
         """
         if self.home.owner:
             require_disk_space(self.home, self.home.owner)
-        target = ChatTarget.of_run(run.folder.path, checkpoint)
+        target = ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
 
         def keep(result: ExportResult) -> None:
             keep_record(run.folder.path, ExportRecord.of(settings.kind, str(result.path), checkpoint, result))

@@ -8,20 +8,23 @@ import gradio as gr
 
 from engine.accounts.people import Action
 from engine.allowed_paths import AllowedPaths
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget, WorkPlace
 from engine.chat.target import list_checkpoints
 from engine.config.load import section_from_mapping
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
+from engine.executors.slurm.place import has_place
 from engine.paths import data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of
-from ui.gradio_internals import Dropdown
+from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
+from ui.services import Services
+from ui.tabs.cluster import is_offered
 from ui.views.run_view import run_choices
 
 A_MODEL = "a-model"
@@ -50,6 +53,7 @@ class Chosen(NamedTuple):
     folder: str
     against: str
     precision: str
+    where: str = "local"
 
 
 def checkpoint_choices(observed: ObservedRun) -> list[tuple[str, str]]:
@@ -68,6 +72,19 @@ def offered_runs(reader: RunReader, *wanted: str | None) -> tuple[list[tuple[str
 def checkpoint_of(chosen: str | None) -> str | None:
     """Return the name of a chosen checkpoint; None for the final result."""
     return None if chosen in (None, "", FINAL) else chosen
+
+
+def work_place(services: Services, *, elem_id: str) -> gr.Radio:
+    """Return where a model is loaded that is chatted with, measured or exported; shown where there is a cluster."""
+    return Radio(
+        [("This machine", "local"), ("Slurm cluster", "slurm")], value="local", label="Where", elem_id=elem_id,
+        visible=has_place(services.home) and is_offered(services),
+    )  # fmt: skip
+
+
+def chosen_place(chosen: str | None) -> WorkPlace:
+    """Return the place that a browser named."""
+    return next((place for place in get_args(WorkPlace) if place == chosen), "local")
 
 
 class ChatChoice:
@@ -100,8 +117,9 @@ class ChatChoice:
                 list(_PRECISIONS), value=AS_TRAINED, label="Base precision", scale=2, min_width=180,
                 elem_id="chat-precision",
             )  # fmt: skip
+        self.where = work_place(page.services, elem_id="chat-where")
         # In the order of `Chosen`.
-        self.inputs = [self.run, self.checkpoint, self.model, self.folder, self.against, self.precision]
+        self.inputs = [self.run, self.checkpoint, self.model, self.folder, self.against, self.precision, self.where]
         # What `offer` and `choose` change.
         self.outputs = [self.run, self.checkpoint, self.model, self.folder, self.against]
 
@@ -195,7 +213,7 @@ class ChatChoice:
                 other, _, checkpoint = chosen.against.partition("/")
                 second = AdapterChoice(folder=self.run_of(other).folder.path, checkpoint=checkpoint_of(checkpoint))
                 target = target.model_copy(update={"second": second})
-        return target.model_copy(update={"quantization": quantization})
+        return target.model_copy(update={"quantization": quantization, "where": chosen_place(chosen.where)})
 
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
         """Return the configuration of the run that is loaded; None where it is not a run of this person."""

@@ -25,7 +25,7 @@ from ui.components import (
 )
 from ui.form import component_of_field, number_of
 from ui.page import Page
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of, chosen_place
 from ui.views import evaluation as view
 from ui.views.html import work_status
 
@@ -83,7 +83,7 @@ class EvaluatePart:
             self._look_after(event.then(lambda: (0, ""), None, page, **QUICK))
         looking = [*self._target, *page]
         self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **QUICK)
-        starting = [*self._target, *self._settings]
+        starting = [*self._target, self._choice.where, *self._settings]
         started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
         started.success(self.look, looking, self._looked, **QUICK)
         clear_error_after(self.status, self._settings)
@@ -140,7 +140,7 @@ class EvaluatePart:
             self.across: view.render_across(self._evaluations.across(), ""),
         }
 
-    def _start(self, run_id: str, checkpoint: str | None, *settings: Any) -> str:
+    def _start(self, run_id: str, checkpoint: str | None, where: str, *settings: Any) -> str:
         run = self._choice.run_of(run_id)
         named = zip(_SETTINGS, map(number_of, settings), strict=True)
         config = section_from_mapping(EvaluationConfig, {name: value for name, value in named if value is not None})
@@ -150,7 +150,7 @@ class EvaluatePart:
             raise RunError("An evaluation of this run is under way.", "Wait for its end, or stop it.")
         if chat.state.phase == "ready":
             chat.unload()
-        return work_status(results.measure(run, checkpoint_of(checkpoint), config), _STOPPED)
+        return work_status(results.measure(run, checkpoint_of(checkpoint), config, chosen_place(where)), _STOPPED)
 
     def _stop(self, run_id: str) -> None:
         self._page.services.results.measuring.stop(self._choice.run_of(run_id).id)

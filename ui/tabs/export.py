@@ -34,7 +34,7 @@ from ui.components import (
 )
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
-from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
+from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, chosen_place, offered_runs, work_place
 from ui.tabs.export_formats import (
     ADAPTER,
     FOLDERS,
@@ -81,6 +81,7 @@ class ExportTab:
             )
             self.forms = ExportForms(asks_token=page.shared is not None)
             self.text = TextPart(page)
+            self.where = work_place(page.services, elem_id="export-where")
             with gr.Row(elem_id="export-buttons") as self.buttons:
                 self.start = gr.Button("Export", variant="primary", scale=0, min_width=150, elem_id="export-start")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="export-stop")
@@ -122,7 +123,9 @@ class ExportTab:
         )
         self._look_after(proposed.then(self._switch, [self.run, self.form], self._switched, **QUICK))
         self.timer.tick(self.look, self._looking, self._looked, trigger_mode="once", **QUICK)
-        starting = [*target, self.form, self.forms.folder, self.forms.repository, *self.forms.settings.values()]
+        starting = [
+            *target, self.form, self.where, self.forms.folder, self.forms.repository, *self.forms.settings.values(),
+        ]  # fmt: skip
         start: Callable[..., str] = self._start
         if page.shared is not None:
             start, starting = self._start_with_token, [self.forms.token, *starting]
@@ -262,8 +265,8 @@ class ExportTab:
         return self._start(*chosen, token=SecretStr(given) if given else None)
 
     def _start(
-        self, run_id: str | None, checkpoint: str | None, form: str, folder_name: str, repository: str, *values: Any,
-        token: SecretStr | None = None,
+        self, run_id: str | None, checkpoint: str | None, form: str, where: str, folder_name: str, repository: str,
+        *values: Any, token: SecretStr | None = None,
     ) -> str:  # fmt: skip
         observed = self._observe(run_id)
         reason = why_not(form, observed.config)
@@ -282,7 +285,7 @@ class ExportTab:
             folder = results.allowed_folder((folder_name or "").strip() or proposed)
             export = section_from_mapping(ExportConfig, settings)
             self._unload_idle_chat(needs_device=export.verify)
-            work = results.write(observed.run, name, folder, export)
+            work = results.write(observed.run, name, folder, export, chosen_place(where))
         self._page.services.log("pushed" if form == HUB else "exported", observed.run.id)
         return work_status(work, _STOPPED)
 

@@ -178,10 +178,14 @@ def _time_of(text: str) -> float | None:
     return float(text) if text.strip().isdecimal() else None
 
 
+def which_slurm() -> dict[str, str]:
+    """Return the variables by which Slurm's commands find their cluster."""
+    return {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
+
+
 def _environment() -> dict[str, str]:
     """What a command gets: no secret, and no option or format of the person's own."""
-    kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
-    return {**environment_for(()), **kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+    return {**environment_for(()), **which_slurm(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -45,6 +45,9 @@ class ClusterPlace(BaseModel):
     cpus: int = Field(default=4, ge=1, le=1024, description="Cores for each process.")
     memory_gib: float = Field(default=16.0, gt=0, le=100_000, description="RAM of a node, where a run asks for none.")
     limit_hours: float = Field(default=24.0, gt=0, le=8760, description="Time limit, where a run asks for none.")
+    work_hours: float = Field(
+        default=4.0, gt=0, le=8760, description="Time limit of a chat, a measurement or an export on a node."
+    )
     warning_seconds: int = Field(
         default=300, ge=10, le=3600, description="Before the time limit, in which a run saves its checkpoint."
     )

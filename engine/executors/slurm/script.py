@@ -10,7 +10,7 @@ from engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment, e
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 
 # Of the server's machine, or decided by Slurm; a proxy's address may hold a password.
-_NOT_PASSED = frozenset(
+NOT_PASSED = frozenset(
     """
     TERM TMPDIR TEMP TMP XDG_RUNTIME_DIR LD_PRELOAD CUDA_VISIBLE_DEVICES NVIDIA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
     ROCR_VISIBLE_DEVICES OMP_NUM_THREADS HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy
@@ -19,7 +19,7 @@ _NOT_PASSED = frozenset(
 _ENDPOINT = "@ENDPOINT@"
 # The first node's name, and a port that two jobs on one node do not share.
 _MEET = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"'
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+OFFLINE = {"HF_HUBOFFLINE": "1", "HF_DATASETSOFFLINE": "1", "TRANSFORMERSOFFLINE": "1"}
 
 
 def job_options(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]:
@@ -68,7 +68,7 @@ def place_options(place: ClusterPlace) -> dict[str, str]:
 
 def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
     """Return the script of a job: the environment, the admin's lines, then the worker in place of the shell."""
-    variables = {name: value for name, value in environment_for(()).items() if name not in _NOT_PASSED}
+    variables = {name: value for name, value in environment_for(()).items() if name not in NOT_PASSED}
     variables |= {
         **LIBRARY_ENVIRONMENT,
         **allocator_environment(),
@@ -78,7 +78,7 @@ def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # For torch's launcher, which kills workers that have not saved within 30 s of a SIGTERM.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(record.warning_seconds),
-        **(_OFFLINE if place.offline else {}),
+        **(OFFLINE if place.offline else {}),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
     quoted = map(shlex.quote, worker_arguments(run, record, place))

@@ -1,0 +1,172 @@
+"""Chats, measurements and exports on a node of a real Slurm, asked over the pipes of `srun`."""
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import closing, suppress
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from engine.chat.contract import ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.results import SamplingConfig
+from engine.config.run import ModelConfig
+from engine.data.conversation import Message
+from engine.errors import ClusterError, WorkerError
+from engine.executors.slurm.place import ClusterPlace, GpuType
+from engine.executors.slurm.step import node_machine
+from engine.hardware.device_job import DeviceJob
+from engine.hardware.lease import Wait
+from tests.runs.supervision import REPOSITORY, wait_until
+
+TOY = ClusterPlace(
+    gpu_types=(GpuType(name="toy", memory_gib=8),), offline=False, cpus=1, memory_gib=0.5, work_hours=0.1
+)
+
+
+@pytest.fixture
+def cluster_home(home):
+    """A home with a cluster."""
+    home.make_writable()
+    describe(home, TOY)
+    return home
+
+
+def describe(home, place: ClusterPlace) -> None:
+    (home.root / "cluster.yaml").write_text(yaml.safe_dump(place.model_dump(mode="json", exclude_defaults=True)))
+
+
+def answering(home) -> DeviceJob:
+    machine = node_machine(home, None)
+    return DeviceJob(
+        home, "tests.processes.answering_worker", "evaluation", "a test", machine.device, machine=machine,
+        environment={"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+
+
+def jobs_of(cluster) -> str:
+    return cluster.ask("squeue", "--noheader", "--me").strip()
+
+
+@pytest.mark.e2e
+def test_a_worker_on_a_node_answers_and_its_job_ends_with_it(slurm, cluster_home):
+    job = answering(cluster_home)
+    with closing(job.new_process()) as process:
+        job.start(process, Wait(0, lambda _: None, threading.Event()))
+        seen = process.call("environment", {})["environment"]
+        assert seen["SLURMD_NODENAME"] in ("node1", "node2")
+        assert seen["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+        assert process.call("echo", {"text": "é" * 100_000})["echo"] == {"text": "é" * 100_000}
+        assert "loratory-work" in slurm.ask("squeue", "--noheader", "--me", "-o", "%j")
+    wait_until(lambda: not jobs_of(slurm))
+
+
+@pytest.mark.e2e
+def test_a_worker_that_does_not_listen_is_ended_with_its_job(slurm, cluster_home):
+    job = answering(cluster_home)
+    process = job.new_process()
+    job.start(process, Wait(0, lambda _: None, threading.Event()))
+
+    def ask() -> None:
+        with suppress(WorkerError):
+            process.call("be_silent", {"seconds": 600})
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: "R" in slurm.ask("squeue", "--noheader", "--me", "-o", "%t"))
+
+    process.close(timeout_seconds=0.1)
+
+    asking.join()
+    wait_until(lambda: not jobs_of(slurm))
+
+
+@pytest.mark.e2e
+def test_a_job_that_waits_leaves_the_queue_with_who_asked(slurm, cluster_home):
+    describe(cluster_home, TOY.model_copy(update={"cpus": 1000}))
+    job = answering(cluster_home)
+    process = job.new_process()
+    job.start(process, Wait(0, lambda _: None, threading.Event()))
+    with pytest.raises(WorkerError):  # no node ever has so many cores, so srun ends at once
+        process.call("echo", {})
+    process.close()
+    assert not jobs_of(slurm)
+
+
+@pytest.mark.e2e
+def test_the_job_ends_when_the_server_is_killed(slurm, cluster_home):
+    asker = (
+        "import sys, threading; from tests.slurm.test_work_on_nodes import *; "
+        "from engine.paths import LoratoryHome; job = answering(LoratoryHome.from_environment()); "
+        "process = job.new_process(); job.start(process, Wait(0, lambda _: None, threading.Event())); "
+        "print(process.call('echo', {})['pid'], flush=True); sys.stdin.read()"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", asker],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=dict(os.environ),
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline().strip().isdigit()
+    assert jobs_of(slurm)
+
+    server.kill()
+    server.wait()
+
+    wait_until(lambda: not jobs_of(slurm))
+
+
+@pytest.mark.e2e
+def test_a_model_on_a_node_is_chatted_with(slurm, cluster_home, tiny_model_folder):
+    describe(cluster_home, TOY.model_copy(update={"gpu_types": (), "memory_gib": 2}))
+    session, said = ChatSession(cluster_home), []
+    target = ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))).model_copy(update={"where": "slurm"})
+    try:
+        loaded = session.load(target, lambda progress: said.append(progress.message))
+        state = session.state
+        request = ChatRequest(
+            messages=(Message("user", "hello"),), branches=("base",), sampling=SamplingConfig(max_new_tokens=4)
+        )
+        assert list(session.stream(request))
+    finally:
+        session.unload()
+
+    assert loaded.device == "CPU of a node"
+    assert state.process_bytes is None
+    assert said[0] == "Asking Slurm for a node with CPU."
+    wait_until(lambda: not jobs_of(slurm))
+
+
+def test_the_command_names_what_is_asked_for_and_passes_nothing_of_this_machine(cluster_home, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    describe(
+        cluster_home, TOY.model_copy(update={"setup": ("module load 'cuda'",), "python": "/opt/p", "partition": "gpu"})
+    )
+    machine = node_machine(cluster_home, None)
+    job = replace(answering(cluster_home), machine=machine)
+    words = list(machine.launcher)
+
+    assert words[0] == "env"
+    assert "--unset=CUDA_VISIBLE_DEVICES" in words
+    assert {"--partition=gpu", "--gpus-per-node=toy:1", "--nodes=1", "--mem=512M", "--time=6"} <= set(words)
+    assert words[-4:] == ["-c", "module load 'cuda'\nexec \"$@\"", "bash", "/opt/p"]
+    assert machine.device.total_bytes == 8 * 2**30
+    assert not job.new_process().access
+    assert "secret" not in " ".join(words)
+
+
+def test_a_home_without_a_cluster_says_how_to_describe_one(home):
+    home.make_writable()
+    with pytest.raises(ClusterError, match="cluster"):
+        node_machine(home, None)
+
+
+def test_a_guest_of_a_lab_uses_no_cluster(cluster_home):
+    with pytest.raises(ClusterError, match="guest"):
+        node_machine(cluster_home.of("gus", "guest"), None)
