@@ -1,9 +1,15 @@
 """Runs on a real Slurm, from submission to every end that a job can have."""
 
-import pytest
+import os
+import shutil
+import signal
+import time
 
-from engine.executors.slurm.commands import Slurm
+import pytest
+import yaml
+
 from engine.runs.control import request_cancel, request_stop
+from tests.browser.real_server import real_server
 from tests.runs.supervision import (
     executions,
     let_go,
@@ -81,27 +87,28 @@ def test_a_preempted_run_resumes_as_another_job_from_its_checkpoint(slurm, on_sl
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_job_whose_id_was_never_saved_is_found_by_its_comment(slurm, on_slurm, store, place, monkeypatch):
-    """As where the server is killed between `sbatch` and the write."""
-    supervisor = on_slurm()
-    with monkeypatch.context() as patch:
-        submit = Slurm.submit
-        answers = []
-
-        def submit_and_die(self, script, options):
-            answers.append(submit(self, script, options))
-            raise SystemExit  # of the thread, before it has written anything
-
-        patch.setattr(Slurm, "submit", submit_and_die)
+def test_a_server_that_is_killed_between_submission_and_write_finds_its_job_again(slurm, home, store, place, tmp_path):
+    home.make_writable()
+    (home.root / "cluster.yaml").write_text(yaml.safe_dump(place.model_dump(mode="json", exclude_defaults=True)))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    answer, sbatch = programs / "answer", programs / "sbatch"
+    ours = f'{shutil.which("sbatch")} "$@"'
+    sbatch.write_text(
+        f'#!/bin/sh\ncase "$*" in *--test-only*) exec {ours} ;; esac\n{ours} > {answer}.part && mv {answer}.part {answer}\n'
+        "kill -9 $PPID\n"
+    )
+    sbatch.chmod(0o700)
+    with real_server(home.root, PATH=f"{programs}:{os.environ['PATH']}") as server:
         run = file_run(store, "steps=3")
-        wait_until(lambda: bool(answers))
-        supervisor.stop()
+        assert server.process.wait(300) == -signal.SIGKILL
+    job_id = answer.read_text().strip()
     assert record_of(run).job_id == ""
-    assert slurm.ask("squeue", "-h", "-j", answers[0], "-o", "%r").strip() == "JobHeldUser"
+    assert slurm.ask("squeue", "-h", "-j", job_id, "-o", "%r").strip() == "JobHeldUser"
 
-    on_slurm()
-    assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
-    assert record_of(run).job_id == answers[0]
+    with real_server(home.root):
+        assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
+    assert record_of(run).job_id == job_id
     assert executions(run) == ["1"]
 
 
@@ -154,9 +161,12 @@ def test_while_the_controller_is_down_nothing_changes(slurm, on_slurm, store, pl
     slurm.stop_controller()
     try:
         wait_until(lambda: run.folder.read_state().reason == "executor_unreachable")
-        state = run.folder.read_state()
-        assert state.state == "running"
-        assert "Slurm does not answer" in state.cause
+        until = time.monotonic() + 60
+        while time.monotonic() < until:  # a minute is what is promised
+            state = run.folder.read_state()
+            assert state.state == "running"
+            assert "Slurm does not answer" in state.cause
+            time.sleep(0.5)
     finally:
         slurm.start_controller()
         slurm.wait_for_controller()
