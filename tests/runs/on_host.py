@@ -6,8 +6,10 @@ Its locks are its own, as on Lustre with `localflock`, and its clock runs a mill
 
 import os
 import platform
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,23 @@ from engine.paths import LoratoryHome
 from engine.processes import liveness
 from engine.runs.supervision.seat import SeatTimes
 from engine.runs.supervision.supervisor import Supervisor
-from tests.runs.supervision import fake_settings
+from tests.runs.supervision import REPOSITORY, fake_settings
+
+
+@pytest.fixture
+def start_host(home: LoratoryHome) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts servers that believe to be on a host of that name; gives them with the first role that they print."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.runs.on_host", name, str(home.root)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def main(name: str, home: Path) -> None:

@@ -1,16 +1,15 @@
 """Two hosts that share a home and see nothing of each other's locks: exactly one of them supervises."""
 
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
 from engine.runs.supervision.supervisor import Supervisor, reconcile
-from tests.runs.supervision import REPOSITORY, config_for, executions, fake_settings, wait_for_state
+from tests.runs.on_host import start_host as start_host
+from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state
 
 HOURS = 3600.0
 
@@ -121,22 +120,6 @@ def test_a_command_that_looks_once_leaves_runs_to_the_host_that_supervises(on_ho
     on_host("login1").look()
     reconcile(home, fake_settings())
     assert run.folder.read_saved_state() is not None
-
-
-@pytest.fixture
-def start_host(home) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts servers that believe to be on a host of that name; gives them with the first role that they print."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.runs.on_host", name, str(home.root)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def test_of_two_servers_on_two_hosts_one_supervises_and_the_other_takes_over_when_it_dies(home, store, start_host):

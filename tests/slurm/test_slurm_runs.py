@@ -10,6 +10,7 @@ import yaml
 
 from engine.runs.control import request_cancel, request_stop
 from tests.browser.real_server import real_server
+from tests.runs.on_host import start_host as start_host
 from tests.runs.supervision import (
     executions,
     let_go,
@@ -110,6 +111,30 @@ def test_a_server_that_is_killed_between_submission_and_write_finds_its_job_agai
         assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
     assert record_of(run).job_id == job_id
     assert executions(run) == ["1"]
+
+
+def test_two_login_nodes_submit_each_run_once_and_one_follows_what_the_other_submitted(
+    slurm, home, store, place, start_host
+):
+    home.make_writable()
+    (home.root / "cluster.yaml").write_text(yaml.safe_dump(place.model_dump(mode="json", exclude_defaults=True)))
+    first = start_host("login1")
+    assert first.stdout.readline() == "supervising\n"
+    second = start_host("login2")
+    assert second.stdout.readline() == "standing_by\n"
+    runs = [file_run(store, "steps=6 hold=3") for _ in range(3)]
+    for run in runs:
+        wait_for_step(run, 3)
+
+    first.kill()
+    (home.root / "time-flies").touch()
+    assert second.stdout.readline() == "supervising\n"
+    for run in runs:
+        let_go(run)
+        assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
+        assert executions(run) == ["1"]
+    comments = slurm.ask("squeue", "--noheader", "--me", "--states=all", "-o", "%k").splitlines()
+    assert [sum(run.id in comment for comment in comments) for run in runs] == [1, 1, 1]
 
 
 def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm, store):
