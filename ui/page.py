@@ -71,6 +71,7 @@ class Page:
         self.data_lengths = gr.Textbox("", visible=False)
         # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
         self._restored = gr.Checkbox(False, visible=False)
+        self._turn = gr.Textbox("", visible=False)  # changes where the form was changed by an event
         # What was put into the form at once, and its undo; the side panel has its place.
         self.applied = pick_list(elem_id="applied", render=False)
         self._applied = gr.State(None)
@@ -150,6 +151,7 @@ class Page:
         ]
         # What was typed beyond the end of a slider is moved there when its box is left.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
+        inputs.append(self._turn.change)
         refreshed = gr.on(inputs, self._refresh, self._refreshing, self._refreshed, trigger_mode="always_last", **QUICK)
         self._follow(refreshed)
         found: list[Any] = [self.data_trouble.change, self.data_lengths.change]
@@ -169,11 +171,10 @@ class Page:
         """Redraw after an event that set the form's values by itself.
 
         Twice: a hand may change the form meanwhile, and on a busy machine the redraw of that change may come back first.
-        The second one sees the form as it is then.
+        The second one is the redraw after a hand's changes itself, which runs once more where it is wanted while it runs.
         """
-        for _ in range(2):
-            event = event.then(self._refresh, self._refreshing, self._refreshed, **QUICK)
-        return self._follow(event)
+        redrawn = event.then(self._refresh, self._refreshing, self._refreshed, **QUICK)
+        return redrawn.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """After an event that changed what views of the draft show besides it, draw those."""
