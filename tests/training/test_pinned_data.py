@@ -3,6 +3,7 @@
 import pytest
 
 from engine.data.source import SourceOptions
+from engine.runs.control import request_stop
 from engine.runs.history.events import FailedData
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
@@ -28,7 +29,9 @@ def test_data_that_is_the_same_is_trained_on(workers, filed):
 @pytest.mark.parametrize("attempts_before", [0, 1], ids=["start", "resume"])
 def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(workers, filed, runs, attempts_before):
     for _ in range(attempts_before):
+        request_stop(filed)
         assert workers.run(filed.folder.path) == EXIT_FINISHED
+        filed.folder.stop_request.unlink()  # as a resume does
     write_questions(runs.data, count=31)
 
     assert workers.run(filed.folder.path) == EXIT_FAILED
