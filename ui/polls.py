@@ -101,6 +101,6 @@ class PollAnswers:
             return PlainTextResponse("Not found", 404)
         sessions = self._blocks.app.state_holder
         if question.session_hash in sessions:
-            sessions[question.session_hash]  # is in use
+            _ = sessions[question.session_hash]  # so it counts as used now
         answer = await anyio.to_thread.run_sync(ask, question.data, limiter=self._blocks.limiter)
         return Response(json.dumps(answer), media_type="application/json")

@@ -20,10 +20,11 @@ from engine.chat.contract import (
     OnProgress,
     Progress,
     PromptView,
+    WorkPlace,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.chat.zero_gpu import ZeroGpu
-from engine.config.run import RunSection
+from engine.config.run import ModelConfig, RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import GpuQuotaError, RunError, WorkerError
@@ -56,6 +57,11 @@ class _Loaded:
     @property
     def is_alive(self) -> bool:
         return self.process.pid is not None
+
+    @property
+    def base(self) -> tuple[ModelConfig, WorkPlace]:
+        """Which weights are in memory, and where; adapters are exchanged beneath them."""
+        return self.plan.model, self.target.where
 
 
 @dataclass
@@ -134,8 +140,7 @@ class ChatSession:
         loading = _Loading(target, plan, Progress(phase="starting", message=starts))
         with self._lock:
             former = self._loaded
-            has_base = former is not None and former.is_alive and former.plan.model == plan.model
-            has_base = has_base and former is not None and former.target.where == target.where
+            has_base = former is not None and former.is_alive and former.base == (plan.model, target.where)
             if former is not None and has_base and (former.target, former.plan) == (target, plan):
                 return former.model
             if self._loading is not None:

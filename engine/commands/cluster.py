@@ -113,12 +113,12 @@ def _await(slurm: Slurm, probe: probes.Probe, wait_seconds: float) -> probes.Pro
 def find_problems(place: ClusterPlace, kind: str, report: probes.ProbeReport) -> list[str]:
     """Return what of a node does not agree with the description, a sentence each."""
     found = []
-    told = next((one for one in place.gpu_types if one.name == kind), None)
-    if told is not None and not report.gpus:
+    described = next((one for one in place.gpu_types if one.name == kind), None)
+    if described is not None and not report.gpus:
         found.append(f"{report.host} shows no GPU to NVIDIA's driver, although the job had one.")
-    if told is not None and report.gpus and report.gpus[0].memory_gib < told.memory_gib - 0.5:
+    if described is not None and report.gpus and report.gpus[0].memory_gib < described.memory_gib - 0.5:
         found.append(
-            f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {told.memory_gib:g}."
+            f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {described.memory_gib:g}."
         )
     if report.versions.get("torch") is None:
         found.append("PyTorch is not installed for the Python of the nodes.")

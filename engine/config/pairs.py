@@ -120,7 +120,7 @@ def _exo_without_smoothing(config: RunConfig) -> str | None:
 @pair_rule("training.precompute_ref_log_probs", "training.objective")
 def _precomputed_for_others(config: RunConfig) -> str | None:
     if config.training.precompute_ref_log_probs and config.training.objective == "kto":
-        return "kto pairs answers anew at every step, which cannot be computed before; switch it off."
+        return "kto forms other pairs at every step, which cannot be computed before; switch it off."
     return None
 
 
@@ -154,7 +154,7 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
     if run.device_map != "none":
         return "it divides each weight, and run.device_map divides the layers; set one of the two to none."
     if not run.is_elsewhere and run.launcher == "local":
-        return "one process has nobody to share the weights with; set run.launcher to accelerate, or none here."
+        return "one process has no other to share the weights with; set run.launcher to accelerate, or none here."
     if count_processes(config) == 1 and run.devices != "cpu":
         named = (
             "run.devices names; name two or more there, such as [0, 1]"

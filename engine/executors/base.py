@@ -6,12 +6,15 @@ on, fetches logs and decides from the answers. The contract with the worker is t
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self
+
+from pydantic import BaseModel
 
 from engine.config.run import RunConfig
+from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder
-from engine.runs.run import Run, RunState, Why
+from engine.runs.run import Run, RunFolder, RunState, Why
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -125,6 +128,46 @@ class Job(ABC):
     def holder(self) -> LeaseHolder | None:
         """Return the job as holder of devices of this machine; None where it uses none."""
         return None
+
+
+class LostJob(Job):
+    """An attempt of which nothing was saved: it was never submitted."""
+
+    def __init__(self, where: str, advice: str) -> None:
+        self._where = where
+        self._advice = advice
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        return JobStatus("gone" if has_reported else "never_started")
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
+
+    def end(self) -> JobEnd:
+        return JobEnd(cause=f"What was known of the job at {self._where} is lost.", advice=self._advice)
+
+    def describe(self) -> str:
+        return self._where
+
+
+class SavedJob(BaseModel, frozen=True):
+    """`job.json` in a run's folder: what an executor knows of the job of one attempt, through restarts of the server."""
+
+    attempt: int
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Self | None:
+        """Load it; None where the run never had such a job."""
+        return read_model(folder.job, cls)
+
+    def save(self, folder: RunFolder) -> Self:
+        """Save and return it.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        write_atomically(folder.job, self.model_dump_json())
+        return self
 
 
 class Executor(ABC):

@@ -25,7 +25,7 @@ from engine.hardware.lease import (
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
-from engine.processes.spawn import Access
+from engine.processes.spawn import Access, Launcher
 
 _NOTES = "models-in-use"
 
@@ -35,7 +35,7 @@ class OtherMachine:
     """A machine that shares the home, and how a worker is started there which is asked from here."""
 
     device: Device  # as the worker there sees it
-    launcher: tuple[str, ...]  # the command, with the Python of that machine at its end
+    launcher: Launcher
     environment: Mapping[str, str]  # in addition to what such workers get
     words: str  # a sentence for who waits for it
 
@@ -72,7 +72,7 @@ class DeviceJob:
             environment={**quiet, **seen, **self.environment},
             access=self.access if machine is None else (),
             restarts=False,
-            launcher=machine.launcher if machine is not None else (),
+            launcher=machine.launcher if machine is not None else None,
         )
 
     def start(self, process: JsonLinesProcess, wait: Wait) -> None:

@@ -22,7 +22,7 @@ from engine.processes.messages import (
     ProcessEndedError,
     error_from_json,
 )
-from engine.processes.spawn import Access, spawn, spawn_helper, worker_argv
+from engine.processes.spawn import Access, Launcher, spawn_helper, worker_argv
 
 _LOOK_SECONDS = 1.0
 _LOOK_FOR_TURN_SECONDS = 0.1
@@ -48,6 +48,7 @@ class _Running:
 
     process: subprocess.Popen[bytes]
     life_line: int | None
+    log_begins: int = 0  # bytes of the log that are of earlier ones
     turn: int | None = None  # the request that is worked on
     last_answer: float | None = None  # when it last sent anything; None until it is ready
     closed: bool = False  # by us
@@ -122,8 +123,7 @@ class JsonLinesProcess:
     environment: Mapping[str, str] = field(default_factory=dict)  # in addition to what every process gets
     access: Collection[Access] = ()  # what the worker may log in to
     restarts: bool = True  # off for a worker whose memory is the point: once dead or closed, it answers no more
-    # Starts it on another machine, with the Python there as its last word. It passes stdin, stdout and signals on.
-    launcher: Sequence[str] = ()
+    launcher: Launcher | None = None  # of a worker on another machine
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(1)
@@ -271,18 +271,15 @@ class JsonLinesProcess:
             return self._running
         if not self.restarts and (self._closed or self._running is not None):
             raise self._death(self._running)
-        life_line = None
-        if self.launcher:  # the end of stdin reaches the worker there, a pipe of ours does not
-            argv = [*self.launcher, *worker_argv(self.module, self.arguments)[1:]]
-            process = spawn(argv, log_file=self.log_file, environment=self.environment, access=self.access, asked=True)
-        else:
-            process, life_line = spawn_helper(
-                worker_argv(self.module, self.arguments),
-                log_file=self.log_file,
-                environment=self.environment,
-                access=self.access,
-            )
-        running = self._running = _Running(process, life_line, is_launcher=bool(self.launcher))
+        log_begins = self.log_file.stat().st_size if self.log_file.exists() else 0
+        process, life_line = spawn_helper(
+            worker_argv(self.module, self.arguments),
+            log_file=self.log_file,
+            environment=self.environment,
+            access=self.access,
+            launcher=self.launcher,
+        )
+        running = self._running = _Running(process, life_line, log_begins, is_launcher=self.launcher is not None)
         threading.Thread(target=self._read_answers, args=(running,), daemon=True).start()
         return running
 
@@ -334,6 +331,8 @@ class JsonLinesProcess:
             reason = f"was ended by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
         else:
             reason = f"ended with code {code}" if code is not None else "was closed"
+        if running is not None and self.launcher is not None:
+            reason = self.launcher.cause(self.log_file, running.log_begins) or reason
         what = f"The helper process {self.module.rsplit('.', 2)[-2]} {reason} before it answered."
         fix = f"Try again; if it happens twice, see its log {self.log_file.name}."
         if running is None or running.closed:

@@ -7,10 +7,11 @@ import select
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from engine.errors import WorkerError
+from engine.errors import WorkerError, shorten
 
 PRODUCT_CACHE_CAPACITY = 128
 LIBRARY_ENVIRONMENT = {
@@ -176,11 +177,35 @@ def cap_log(log: Path, most_bytes: int = 20_000_000) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Launcher:
+    """A command that starts a process on another machine, and passes stdin, stdout and signals on."""
+
+    command: tuple[str, ...]  # with the Python of that machine as its last word
+    mark: str  # how a line of the log begins that has the reason of a failure
+
+    def cause(self, log_file: Path, begins: int) -> str:
+        """Return the last reason that it wrote after so many bytes of a log, in brackets; empty where it wrote none."""
+        with contextlib.suppress(OSError), log_file.open("rb") as file:
+            file.seek(begins)
+            lines = file.read(_READ_OF_LOG_BYTES).decode(errors="replace").splitlines()
+            reasons = [line.removeprefix(self.mark) for line in lines if line.startswith(self.mark)]
+            if reasons:
+                return f"ended ({shorten(reasons[-1], 200)})"
+        return ""
+
+
 LIFE_LINE = "LORATORY_LIFE_LINE"
+_READ_OF_LOG_BYTES = 1_000_000
 
 
 def spawn_helper(
-    argv: Sequence[str], *, log_file: Path, environment: Mapping[str, str], access: Collection[Access]
+    argv: Sequence[str],
+    *,
+    log_file: Path,
+    environment: Mapping[str, str],
+    access: Collection[Access],
+    launcher: Launcher | None = None,
 ) -> tuple[subprocess.Popen[bytes], int | None]:
     """Start a process that is asked over stdin, answers on stdout and ends with us.
 
@@ -188,13 +213,18 @@ def spawn_helper(
     The kernel closes our end when we end in any way, and then sends the helper a signal that ends it; neither Python
     nor the interpreter's lock takes part. On Windows there is no such signal, and helpers only notice that stdin closes.
 
+    Args:
+        launcher: Starts it on another machine, where only the end of its stdin reaches it.
+
     Returns:
         The process, and our end of that pipe, to be closed once it has ended.
 
     Raises:
         WorkerError: If the process cannot be started.
     """
-    given, held = (None, None) if sys.platform == "win32" else os.pipe()
+    if launcher is not None:
+        argv = [*launcher.command, *argv[1:]]
+    given, held = (None, None) if sys.platform == "win32" or launcher is not None else os.pipe()
     try:
         process = spawn(
             argv,

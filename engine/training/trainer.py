@@ -8,10 +8,10 @@ them, and checkpoints that are pickled in place.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -28,14 +28,13 @@ from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.failure import check_held_out
 from engine.training.methods.base import MethodTrainer
-from engine.training.objectives.base import PassLosses
 from engine.training.objectives.pairs import DirectPreference
 from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
 from engine.training.ops.loss import TrainedTokens, causal_lm_of
+from engine.training.passes import ModelPasses
 from engine.training.placement import ProcessGroup
-from engine.training.sharding import is_sharded, reshard, trained_weights, whole
+from engine.training.sharding import reshard, trained_weights, whole
 
-_Pass = TypeVar("_Pass")
 _NOTHING = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
 
 
@@ -81,7 +80,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval = _Interval()
         self._prefetched: PrefetchedSteps | None = None
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
-        self._sharded = is_sharded(model)
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         forward = causal_lm_of(model).forward
@@ -99,6 +97,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             if name in trained:
                 parameter.data = trained[name].to(parameter.device)
         causal_lm_of(self.model).forward = forward
+        self._passes = ModelPasses(self.model, setup, self.accelerator, self.args.device)
         self.remove_callback(PrinterCallback)
         self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
         self.add_callback(self._skipped)
@@ -147,20 +146,20 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
         """All passes of one optimizer step, forward and backward; returns the mean loss over its terms."""
         model.train()
-        totals = self._totals(inputs.passes)
-        trained = self._over_all_processes(inputs.trained_tokens)
+        totals = self._passes.totals(inputs.passes)
+        trained = self._passes.total(inputs.trained_tokens)
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        passes = self._with_company(inputs.passes, min(inputs.passes, key=lambda one: one.tokens).untrained)
-        estimate = self._estimate(model, passes)
+        passes = self._passes.with_company(inputs.passes, min(inputs.passes, key=lambda one: one.tokens).untrained)
+        estimate = self._passes.estimate(model, passes)
         for number, cpu_pass in enumerate(passes):
             self.hooks.between_passes()
             faults.reached("training:pass")
             one = cpu_pass.to(self.args.device)
             is_last = number == len(passes) - 1
             # Sharded gradients are divided after each pass: whole ones of all layers would take the memory that is saved.
-            with contextlib.nullcontext() if is_last or self._sharded else self.accelerator.no_sync(model):
+            with contextlib.nullcontext() if is_last or self._passes.is_sharded else self.accelerator.no_sync(model):
                 # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
-                found = self._losses(model, one, estimate)
+                found = self._passes.losses(model, one, estimate)
                 scales = [self.accelerator.num_processes / max(1, total) for total in totals]
                 parts = [summed * scale for summed, scale in zip(found.sums, scales, strict=True)]
                 part = sum(parts[1:], start=parts[0])
@@ -171,60 +170,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 self.accelerator.backward(part)
             loss += part.detach().to(loss.device)  # the head may be on another one
             self._interval.measured = _added(self._interval.measured, found.measured)
-        self.progress.tokens += self._over_all_processes(inputs.tokens)
+        self.progress.tokens += self._passes.total(inputs.tokens)
         self.progress.trained_tokens += trained
         self._interval.tokens += inputs.tokens
         return loss
-
-    def _with_company(self, passes: Sequence[_Pass], spare: Callable[[], _Pass]) -> list[_Pass]:
-        """Return passes, and as many that do not count as another process of a sharded model has more.
-
-        Each pass gathers every layer from all processes, which wait for one another.
-        """
-        missing = self._group.largest(len(passes)) - len(passes) if self._sharded else 0
-        return [*passes, *(spare() for _ in range(missing))]
-
-    def _totals(self, passes: Sequence[PassTensors]) -> list[int]:
-        """Terms of each part of the loss, in these passes of all processes."""
-        terms = [self._setup.objective.terms(one) for one in passes]
-        return [self._over_all_processes(sum(part)) for part in zip(*terms, strict=True)]
-
-    def _estimate(self, model: Any, passes: Iterable[PassTensors]) -> torch.Tensor | None:
-        """What the objective needs of all passes before their losses, summed over all processes."""
-        objective, device = self._setup.objective, self.args.device
-        if not objective.needs_estimate:
-            return None
-        found = torch.zeros(2, device=device)
-        for one in passes:
-            if one.also is not None:
-                with self._casting():
-                    found += objective.estimate(model, one.also.to(device)).to(device)
-        return found if self.accelerator.num_processes == 1 else self.accelerator.reduce(found, reduction="sum")
-
-    def _losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
-        objective = self._setup.objective
-        if max(terms := objective.terms(one)) == 0:  # a row whose only trained token is its first
-            nothing = torch.zeros((), device=self.args.device)
-            if torch.is_grad_enabled() or self._sharded:
-                nothing = self._no_gradient(model, one)
-            return PassLosses((nothing, *(torch.zeros_like(nothing) for _ in terms[1:])))
-        with self._casting():
-            return objective.losses(model, one, estimate)
-
-    def _no_gradient(self, model: Any, one: PassTensors) -> torch.Tensor:
-        """A loss of zero, which gives every trained weight a gradient of zero."""
-        if self.accelerator.num_processes == 1:
-            # A gradient of zero for each, or a step of such rows alone would move one of them alone.
-            trained = (p.sum().float().to(self.args.device) for p in model.parameters() if p.requires_grad)
-            return torch.stack(list(trained)).sum() * 0.0
-        # Other processes wait for this one's gradients, which only a pass through the model sends.
-        one = one.with_any_token()
-        with self._casting():
-            return model(**one.inputs, trained_tokens=one.trained) * 0.0
-
-    def _casting(self) -> Any:
-        dtype = self._setup.autocast
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype=dtype)
 
     @property
     def _scaler(self) -> Any:
@@ -232,11 +181,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _loss_scale(self) -> torch.Tensor | None:
         return None if self._scaler is None else self._scaler._get_scale_async()  # get_scale waits for the GPU
-
-    def _over_all_processes(self, count: int) -> int:
-        if self.accelerator.num_processes == 1:
-            return count
-        return int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), reduction="sum"))
 
     def precompute_reference(self, cache: ReferenceCache) -> None:
         """Give every pair the reference's log-probabilities, from a cache or from one pass over all of them."""
@@ -257,7 +201,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         planned = batches.measured()
         for one, tensors in zip(planned, batches.tensors(planned), strict=True):
             self.hooks.between_passes()
-            with self._casting():
+            with self._passes.casting():
                 values = objective.reference_log_probabilities(self.model, tensors.to(self.args.device))
             found[list(one.rows)] = values.view(-1, 2).to(found.device)
         self.model.train(was_training)
@@ -283,17 +227,17 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         batches = StepBatches(rows, self._setup)
         objective, totals, metrics = self._setup.objective, None, None
         with torch.no_grad():
-            planned = self._with_company(batches.measured(), batches.shortest)
-            estimate = self._estimate(self.model, batches.tensors(planned))
+            planned = self._passes.with_company(batches.measured(), batches.shortest)
+            estimate = self._passes.estimate(self.model, batches.tensors(planned))
             for one in batches.tensors(planned):
                 self.hooks.between_passes()
-                found = self._losses(self.model, one.to(self.args.device), estimate)
+                found = self._passes.losses(self.model, one.to(self.args.device), estimate)
                 sums = torch.stack([part.cpu().double() for part in found.sums])  # MPS has no float64
                 counted = torch.stack([sums, torch.tensor(objective.terms(one), dtype=torch.float64)])
                 totals = _added(totals, counted)
                 metrics = _added(metrics, found.measured)
         self.model.train(was_training)
-        if self._sharded:
+        if self._passes.is_sharded:
             reshard(self.model)
         if totals is None:  # more processes than rows
             totals = torch.zeros(2, len(objective.terms(_NOTHING)), dtype=torch.float64)
@@ -307,23 +251,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             eval_tokens=int(totals[1, 0]),
             rows=len(rows),
             seconds=seconds,
-            metrics=self._means(metrics),
+            metrics=self._passes.means(metrics),
         )
-
-    def _means(self, measured: torch.Tensor | None) -> dict[str, float]:
-        """The objective's metrics over all processes, by name; those of which nothing was seen are left out."""
-        names = self._setup.objective.traits.metrics
-        if not names:
-            return {}
-        if measured is None:
-            measured = torch.zeros(len(names), 2, device=self.args.device)
-        if self.accelerator.num_processes > 1:
-            measured = self.accelerator.reduce(measured, reduction="sum")
-        pairs = zip(names, measured.double().cpu().tolist(), strict=True)
-        means = {name: total / count for name, (total, count) in pairs if count}
-        if "rewards/margins" not in names and {"rewards/chosen", "rewards/rejected"} <= means.keys():
-            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
-        return means
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the held-out loss at this step, and remember whether it is the best so far.
@@ -356,8 +285,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             grad_norm=None if norm is None or self._skipped.in_a_row else float(norm),
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
-            tokens_per_second=self._over_all_processes(self._interval.tokens) / max(seconds, 1e-9),
-            metrics=self._means(self._interval.measured),
+            tokens_per_second=self._passes.total(self._interval.tokens) / max(seconds, 1e-9),
+            metrics=self._passes.means(self._interval.measured),
         )
         self._interval = _Interval(now)
         self.hooks.logged(step)
@@ -374,8 +303,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         """Return what `write_state` cannot get in the first process alone; all processes must ask."""
         return GatheredState(
             random=self._group.gather(state_files.random_state()),
-            weights=trained_weights(self.model) if self._sharded else None,
-            optimizer=whole(self.optimizer.state_dict()) if self._sharded else None,
+            weights=trained_weights(self.model) if self._passes.is_sharded else None,
+            optimizer=whole(self.optimizer.state_dict()) if self._passes.is_sharded else None,
         )
 
     def write_state(self, folder: Path, gathered: GatheredState) -> None:

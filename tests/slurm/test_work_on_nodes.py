@@ -85,12 +85,12 @@ def test_a_worker_that_does_not_listen_is_ended_with_its_job(slurm, cluster_home
 
 
 @pytest.mark.e2e
-def test_a_job_that_waits_leaves_the_queue_with_who_asked(slurm, cluster_home):
+def test_what_no_node_has_is_refused_in_the_words_of_slurm(slurm, cluster_home):
     describe(cluster_home, TOY.model_copy(update={"cpus": 1000}))
     job = answering(cluster_home)
     process = job.new_process()
     job.start(process, Wait(0, lambda _: None, threading.Event()))
-    with pytest.raises(WorkerError):  # no node ever has so many cores, so srun ends at once
+    with pytest.raises(WorkerError, match=r"ended \(Unable to allocate resources: "):  # no node has so many cores
         process.call("echo", {})
     process.close()
     assert not jobs_of(slurm)
@@ -142,6 +142,12 @@ def test_a_model_on_a_node_is_chatted_with(slurm, cluster_home, tiny_model_folde
     wait_until(lambda: not jobs_of(slurm))
 
 
+def test_a_machine_without_slurm_is_the_reason(cluster_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="srun is not on this machine"):
+        node_machine(cluster_home, None)
+
+
 def test_the_command_names_what_is_asked_for_and_passes_nothing_of_this_machine(cluster_home, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
@@ -150,7 +156,7 @@ def test_the_command_names_what_is_asked_for_and_passes_nothing_of_this_machine(
     )
     machine = node_machine(cluster_home, None)
     job = replace(answering(cluster_home), machine=machine)
-    words = list(machine.launcher)
+    words = list(machine.launcher.command)
 
     assert words[0] == "env"
     assert "--unset=CUDA_VISIBLE_DEVICES" in words

@@ -1,125 +1,21 @@
 """Reading the form: what is missing, what is wrong, and what it would need, without ever raising."""
 
-import re
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from types import SimpleNamespace
-
-import gradio as gr
 import pytest
 
-from engine.config.distribution import distribution_of
-from engine.config.run import ModelConfig, RunSection
-from engine.errors import EngineError, MemoryUnknownError, ModelError
-from engine.executors.slurm.place import ClusterPlace
-from engine.hardware.devices import list_devices
+from engine.config.run import ModelConfig
+from engine.errors import MemoryUnknownError, ModelError
 from engine.memory.estimate import estimate_memory
-from engine.models.shape import ModelShape, ModuleShape
-from engine.paths import LoratoryHome
-from engine.runs.places import places_of
 from tests.fake_inspector import FakeInspector
 from tests.ui.data_tab_visitor import wait_for
+from tests.ui.drafts import NAMES, draft_of, small_shape
+from tests.ui.drafts import form as form
 from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks, question_of
 from ui.backend.models import KnownShapes
-from ui.draft import read_draft
-from ui.form import JUDGE_FOR, Form
-from ui.page import targets_update
-from ui.tabs.method import change_of_row, method_choice, render_method_table, render_trainable
+from ui.tabs.method import render_method_table, render_trainable
 from ui.tabs.start import why_not
 from ui.views.memory import render_side_panel
 from ui.views.next_step import next_step, render_bar
-
-SIZES = {  # of a Llama with hidden size 64 and four heads
-    "q_proj": (64, 64),
-    "k_proj": (64, 64),
-    "v_proj": (64, 64),
-    "o_proj": (64, 64),
-    "gate_proj": (64, 128),
-    "up_proj": (64, 128),
-    "down_proj": (128, 64),
-}
-NAMES = tuple(SIZES)
-
-
-def small_shape() -> ModelShape:
-    linears = [
-        ModuleShape(
-            name=f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}",
-            kind="linear",
-            class_name="Linear",
-            parameters=inner * outer,
-            in_features=inner,
-            out_features=outer,
-        )
-        for layer in range(2)
-        for name, (inner, outer) in SIZES.items()
-    ]
-    norms = [
-        ModuleShape(name=name, kind="norm", class_name="LlamaRMSNorm", parameters=64, in_features=64, out_features=64)
-        for name in ("model.layers.0.input_layernorm", "model.layers.1.input_layernorm", "model.norm")
-    ]
-    embedding = ModuleShape(
-        name="model.embed_tokens",
-        kind="embedding",
-        class_name="Embedding",
-        parameters=6400,
-        in_features=100,
-        out_features=64,
-    )
-    head = ModuleShape(
-        name="lm_head", kind="linear", class_name="Linear", parameters=0, in_features=64, out_features=100,
-        tied_to="model.embed_tokens", is_output_head=True,
-    )  # fmt: skip
-    modules = (embedding, *linears, *norms, head)
-    return ModelShape(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        num_parameters=sum(module.parameters for module in modules),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        intermediate_size=128,
-        vocab_size=100,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        modules=modules,
-    )
-
-
-@pytest.fixture
-def form() -> Form:
-    form = Form()
-    with gr.Blocks():
-        form.register("adapter.target_modules", gr.CheckboxGroup([]))
-        form.register(JUDGE_FOR, gr.Textbox())
-        form.complete()
-    return form
-
-
-@cache
-def known_devices():
-    """The devices of this machine, whose free memory changes from moment to moment, as they were at the first look."""
-    return list_devices()
-
-
-def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, trouble: EngineError | None = None, untokenized: EngineError | None = None, **given: object):  # fmt: skip
-    services = SimpleNamespace(
-        shapes=SimpleNamespace(
-            get=lambda model_id, revision: shape if model_id else None, trouble=lambda model_id, revision: trouble
-        ),
-        checks=checks or DatasetChecks(FakeInspector()),
-        tokenizers=SimpleNamespace(trouble=lambda model: untokenized),
-        devices=known_devices,
-        home=LoratoryHome(Path("unused")),
-        place=lambda name: places_of(known_devices, lambda: (), ClusterPlace)[name],
-    )
-    values = dict(zip(form.names, form.updates({}), strict=True))
-    values |= {name.replace("__", "."): value for name, value in given.items()}
-    return read_draft(services, form, [values[name] for name in form.names])
 
 
 def test_an_empty_form_says_what_to_choose_and_reports_no_mistake(form):
@@ -299,80 +195,6 @@ def test_what_a_person_typed_cannot_become_markup(form):
 
     assert "<img" not in panel
     assert "<script" not in panel
-
-
-def test_trainable_parameters_follow_the_targets(form):
-    few = draft_of(form, small_shape(), model__id="m", adapter__target_modules=["q_proj"])
-    all_of_them = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
-
-    assert few.estimate.parameters.trainable == 2 * 16 * (64 + 64)
-    assert all_of_them.estimate.parameters.trainable == 2 * 16 * sum(sum(sizes) for sizes in SIZES.values())
-    assert f"{few.estimate.parameters.trainable:,}" in render_trainable(few)
-
-
-@pytest.mark.parametrize(
-    ("method", "quantization", "choice"),
-    [
-        ("lora", "none", "LoRA"),
-        ("lora", "nf4", "QLoRA"),
-        ("lora", "int8", "LoRA"),
-        ("ia3", "nf4", "IA3"),
-        ("none", "none", "Full fine-tuning"),
-    ],
-)
-def test_the_choice_of_method_is_named_as_people_name_it(form, method, quantization, choice):
-    draft = draft_of(form, None, adapter__method=method, model__quantization=quantization)
-
-    assert method_choice(draft) == choice
-
-
-def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
-    draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
-
-    table = render_method_table(draft)
-
-    for method in ("Full fine-tuning", "LoRA", "QLoRA", "IA3", "Prefix tuning"):
-        assert f">{method}</td>" in table
-    assert table.count('class="chosen"') == 1
-
-
-def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(form):
-    settings = {"model__id": "m", "adapter__target_modules": list(NAMES)}
-    one = draft_of(form, small_shape(), **settings)
-    two = replace(one, gpus=(0, 1))
-    change = change_of_row(two, "Sharded")
-    assert two.assumed is not None
-    run = two.assumed.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
-
-    table, chosen = (
-        render_method_table(two),
-        render_method_table(replace(two, assumed=two.assumed.model_copy(update={"run": run}))),
-    )
-
-    assert "GPUs" not in render_method_table(replace(one, gpus=(0,)))
-    assert "Your draft on all 2 GPUs" in table
-    assert re.findall(r'data-pick="([^"]+)"[^>]*>', table)[-3:] == ["One copy per GPU", "Sharded", "Layers split"]
-    assert change == {"run": {"devices": [0, 1], "launcher": "accelerate", "device_map": "none", "fsdp": "full_shard"}}
-    assert distribution_of(run).name == "FSDP"
-    assert change_of_row(two, "QLoRA")["model"] == {"quantization": "nf4"}
-    assert change_of_row(one, "Sharded") == change_of_row(two, "Another") == {}
-    assert chosen.count('class="chosen"') == table.count('class="chosen"') + 1
-
-
-@pytest.mark.parametrize(
-    ("targets", "choices", "value"),
-    [
-        ("all-linear", list(NAMES), list(NAMES)),
-        (["q_proj"], list(NAMES), ["q_proj"]),
-        (["c_attn"], [*NAMES, "c_attn"], ["c_attn"]),
-        (".*q_proj", [*NAMES, ".*q_proj"], [".*q_proj"]),
-    ],
-)
-def test_targets_are_shown_as_the_modules_of_the_model(targets, choices, value):
-    update = targets_update(small_shape(), targets)
-
-    assert update["choices"] == choices
-    assert update["value"] == value
 
 
 @pytest.mark.parametrize(

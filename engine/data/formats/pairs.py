@@ -115,6 +115,12 @@ def single_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
+def question_of(row: Cells) -> str:
+    """Return Alpaca's instruction with its input below."""
+    parts = (row.text("instruction"), row.text("input", optional=True))
+    return "\n\n".join(part for part in parts if part.strip())
+
+
 class Alpaca(Pairs):
     """Stanford Alpaca's columns, and LLaMA-Factory's history of earlier pairs."""
 
@@ -136,8 +142,7 @@ class Alpaca(Pairs):
         return super().optional_column(role, found, table)
 
     def convert(self, row: Cells) -> Conversation:
-        parts = (row.text("instruction"), row.text("input", optional=True))
-        question = "\n\n".join(part for part in parts if part.strip())
+        question = question_of(row)
         if not question:
             raise RowProblemError("empty", f"{row.columns['instruction']} is empty")
         last = [Message("user", question), answer(row.text("output"))]

@@ -9,6 +9,7 @@ from typing import Any
 from engine.config.objectives import RowKind
 from engine.data.conversation import Comparison, Message, Rated
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table, is_missing
+from engine.data.formats.pairs import question_of
 from engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
 from engine.data.records import RowProblemError, describe_kind
 
@@ -155,8 +156,7 @@ class Ranking(Pairs):
         if "conversations" in row.columns:
             prompt = row.turns("conversations")
         elif "instruction" in row.columns:
-            parts = (row.text("instruction"), row.text("input", optional=True))
-            prompt = [Message("user", "\n\n".join(part for part in parts if part.strip()))]
+            prompt = [Message("user", question_of(row))]
         else:
             raise RowProblemError("missing_column", "there is neither instruction nor conversations")
         return self.pair(row, prompt, *(_bare_turn(row.required(role)) for role in ("chosen", "rejected")))

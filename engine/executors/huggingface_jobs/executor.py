@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus, LostJob
 from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS
 from engine.executors.huggingface_jobs.follower import JobFollower
 from engine.executors.huggingface_jobs.login import LoginOf, logins_of
@@ -57,7 +57,7 @@ class JobsExecutor(Executor):
     def attach(self, run: Run, state: RunState) -> Job:
         record = JobRecord.read(run.folder)
         if record is None or record.attempt != state.attempt:
-            return LostJob()
+            return LostJob("Hugging Face", "Look for it at its page.")
         return self._follow(run, record)
 
     def close(self) -> None:
@@ -151,19 +151,3 @@ class HubJob(Job):
         """Nothing is known of a job that waits, or that cannot be seen at present."""
         view = self._follower.view
         return super().activity() if view.stage == "running" and view.trouble is None else None
-
-
-class LostJob(Job):
-    """An attempt of which nothing was saved: it was never submitted."""
-
-    def poll(self, *, has_reported: bool) -> JobStatus:
-        return JobStatus("gone" if has_reported else "never_started")
-
-    def cancel(self) -> None:
-        """There is nothing to end."""
-
-    def end(self) -> JobEnd:
-        return JobEnd(cause="What was known of the job at Hugging Face is lost.", advice="Look for it at its page.")
-
-    def describe(self) -> str:
-        return "Hugging Face"

@@ -8,15 +8,15 @@ from pydantic import BaseModel, Field
 
 from engine.config.load import config_from_mapping
 from engine.errors import RunError
+from engine.executors.base import SavedJob
 from engine.executors.huggingface_jobs.layout import BUCKET_NAME
 from engine.files import read_model, write_atomically
 from engine.runs.run import RunFolder
 
 
-class JobRecord(BaseModel, frozen=True):
+class JobRecord(SavedJob, frozen=True):
     """The job of one attempt."""
 
-    attempt: int  # the attempt that it is for
     # A label of the job, by which it is found again where its id was not saved.
     number: str = Field(default_factory=lambda: secrets.token_hex(12))
     account: str = ""  # in whose name it was submitted; another one may not see it
@@ -54,20 +54,6 @@ class JobRecord(BaseModel, frozen=True):
         if self.price_per_hour_usd is None or self.earlier_usd is None:
             return None
         return self.earlier_usd + self.price_per_hour_usd * hours
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Self | None:
-        """Load it; None where the run never had a job."""
-        return read_model(folder.job, cls)
-
-    def save(self, folder: RunFolder) -> Self:
-        """Save and return it.
-
-        Raises:
-            StorageError: If the disk is full.
-        """
-        write_atomically(folder.job, self.model_dump_json())
-        return self
 
 
 class JobWish(BaseModel, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from engine.config.run import RunConfig
 from engine.errors import ClusterError, ClusterUnreachableError, EngineError
-from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus, LostJob
 from engine.executors.slurm.commands import JobLine, Slurm
 from engine.executors.slurm.fetch import Fetch
 from engine.executors.slurm.follower import SlurmFollower
@@ -75,7 +75,7 @@ class SlurmExecutor(Executor):
     def attach(self, run: Run, state: RunState) -> Job:
         record = SlurmRecord.read(run.folder)
         if record is None or record.attempt != state.attempt:
-            return LostJob()
+            return LostJob("Slurm", "Look for it with squeue.")
         try:
             place, config = self._place(), run.folder.read_config()
         except EngineError as error:  # a mistake in cluster.yaml costs no running job
@@ -229,19 +229,3 @@ class SlurmJob(Job):
         view = self._follower.view
         is_seen = view.stage == "running" and view.trouble is None and not view.is_suspended
         return ReportedActivity(self._follower.run.folder, self._follower.record.attempt) if is_seen else None
-
-
-class LostJob(Job):
-    """An attempt of which nothing was saved: it was never submitted."""
-
-    def poll(self, *, has_reported: bool) -> JobStatus:
-        return JobStatus("gone" if has_reported else "never_started")
-
-    def cancel(self) -> None:
-        """There is nothing to end."""
-
-    def end(self) -> JobEnd:
-        return JobEnd(cause="What was known of the job at Slurm is lost.", advice="Look for it with squeue.")
-
-    def describe(self) -> str:
-        return "slurm"

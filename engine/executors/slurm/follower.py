@@ -17,7 +17,7 @@ from engine.runs.run import Run
 _MISSES = 3  # looks at the queue in a row that do not show a job, before it counts as forgotten
 _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
-_WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was told
+_WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
 
 Stage = Literal["unseen", "preparing", "waiting", "running", "ended"]
 

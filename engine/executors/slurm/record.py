@@ -6,8 +6,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.config.run import RunConfig
+from engine.executors.base import SavedJob
 from engine.executors.slurm.place import ClusterPlace
-from engine.files import read_model, write_atomically
 from engine.runs.run import Run, RunFolder
 
 _MINUTES_AT_LEAST = 1.0  # Slurm counts in minutes
@@ -46,13 +46,10 @@ class JobResources(BaseModel):
         return one if self.nodes == 1 else f"{self.nodes} nodes, {one} each"
 
 
-class SlurmRecord(BaseModel):
+class SlurmRecord(SavedJob, frozen=True):
     """The job of one attempt."""
 
-    model_config = ConfigDict(frozen=True)
-
     executor: str = Field(default="slurm", pattern="^slurm$")
-    attempt: int
     resources: JobResources
     warning_seconds: int  # before the time limit, as the job was submitted
     # In the job's comment, by which it is found again where its id was not saved.
@@ -68,20 +65,6 @@ class SlurmRecord(BaseModel):
     def comment(self, run: Run) -> str:
         """Return what Slurm shows of it."""
         return f"loratory {run.id} attempt {self.attempt} {self.number}"
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Self | None:
-        """Load it; None where the run never had a job of Slurm."""
-        return read_model(folder.job, cls)
-
-    def save(self, folder: RunFolder) -> Self:
-        """Save and return it.
-
-        Raises:
-            StorageError: If the disk is full.
-        """
-        write_atomically(folder.job, self.model_dump_json())
-        return self
 
     def changed(self, folder: RunFolder, **changes: object) -> Self:
         """Return it with other values, saved where one is new."""

@@ -1,7 +1,9 @@
 """A model on a compute node that is asked from here: `srun` with a worker, whose stdin and stdout it passes on.
 
-No record and no follower: the step ends with the pipe, and so with whoever asks.
+No record and no follower: the step ends with the pipe, and so with the server.
 """
+
+import shutil
 
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import ClusterError
@@ -11,6 +13,7 @@ from engine.executors.slurm.record import JobResources
 from engine.executors.slurm.script import NOT_PASSED, OFFLINE, resource_options
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
+from engine.processes.spawn import Launcher
 from engine.runs.places import SlurmCluster
 
 
@@ -25,6 +28,8 @@ def node_machine(home: LoratoryHome, run: RunConfig | None) -> OtherMachine:
     if home.is_guest:
         raise ClusterError("A guest of the lab uses no cluster.", "Choose this machine.")
     place = read_place(home)
+    if shutil.which("srun") is None:
+        raise ClusterError("srun is not on this machine.", "Install Slurm's commands here, or choose this machine.")
     config = run or RunConfig(model=ModelConfig(id="-"), dataset=DatasetConfig(source="-"))
     if not place.gpu_types:
         config = config.model_copy(update={"run": config.run.model_copy(update={"devices": "cpu"})})
@@ -38,12 +43,12 @@ def node_machine(home: LoratoryHome, run: RunConfig | None) -> OtherMachine:
     )  # fmt: skip
     return OtherMachine(
         device=device,
-        launcher=(
+        launcher=Launcher((
             "env", *(f"--unset={name}" for name in sorted(NOT_PASSED)),
             "srun", "--job-name=loratory-work", "--comment=loratory work", "--kill-on-bad-exit=1", f"--chdir={home.root}",
             *resource_options(asked, place),
             "bash", "-c", "\n".join((*place.setup, 'exec "$@"')), "bash", place.interpreter,
-        ),
+        ), mark="srun: error: "),
         environment={**which_slurm(), **(OFFLINE if place.offline else {})},
         words=f"Asking Slurm for a node with {asked.words}.",
     )  # fmt: skip

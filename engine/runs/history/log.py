@@ -202,7 +202,7 @@ _NAME = "failed-process-{}.json"  # counted from 1, as people count
 
 
 class _NotedFailure(BaseModel):
-    attempt: int  # that the supervisor named; 0 where nobody did
+    attempt: int  # that the supervisor named; 0 without one
     failed: FailedData
 
 

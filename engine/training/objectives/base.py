@@ -55,9 +55,9 @@ class TrainingObjective:
         """Whether `losses` needs something of all passes of a step first: the sum of what `estimate` returns."""
         return False
 
-    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:
-        """Return a sum and a count over mismatched sequences, (2,), without gradient."""
-        raise NotImplementedError
+    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:  # noqa: ARG002
+        """Return a sum and a count over mismatched sequences, (2,), without gradient; nothing where none is needed."""
+        return torch.zeros(2)
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         """Return the losses of a pass, which is on the device and has a term; `estimate` is the sum over the whole step.

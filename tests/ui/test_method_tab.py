@@ -1,0 +1,87 @@
+"""The Method tab: trainable parameters, the table of methods and of ways to share GPUs, and targets."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from engine.config.distribution import distribution_of
+from engine.config.run import RunSection
+from tests.ui.drafts import NAMES, SIZES, draft_of, small_shape
+from tests.ui.drafts import form as form
+from ui.page import targets_update
+from ui.tabs.method import change_of_row, method_choice, render_method_table, render_trainable
+
+
+def test_trainable_parameters_follow_the_targets(form):
+    few = draft_of(form, small_shape(), model__id="m", adapter__target_modules=["q_proj"])
+    all_of_them = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
+
+    assert few.estimate.parameters.trainable == 2 * 16 * (64 + 64)
+    assert all_of_them.estimate.parameters.trainable == 2 * 16 * sum(sum(sizes) for sizes in SIZES.values())
+    assert f"{few.estimate.parameters.trainable:,}" in render_trainable(few)
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization", "choice"),
+    [
+        ("lora", "none", "LoRA"),
+        ("lora", "nf4", "QLoRA"),
+        ("lora", "int8", "LoRA"),
+        ("ia3", "nf4", "IA3"),
+        ("none", "none", "Full fine-tuning"),
+    ],
+)
+def test_the_choice_of_method_is_named_as_people_name_it(form, method, quantization, choice):
+    draft = draft_of(form, None, adapter__method=method, model__quantization=quantization)
+
+    assert method_choice(draft) == choice
+
+
+def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
+    draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
+
+    table = render_method_table(draft)
+
+    for method in ("Full fine-tuning", "LoRA", "QLoRA", "IA3", "Prefix tuning"):
+        assert f">{method}</td>" in table
+    assert table.count('class="chosen"') == 1
+
+
+def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(form):
+    settings = {"model__id": "m", "adapter__target_modules": list(NAMES)}
+    one = draft_of(form, small_shape(), **settings)
+    two = replace(one, gpus=(0, 1))
+    change = change_of_row(two, "Sharded")
+    assert two.assumed is not None
+    run = two.assumed.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
+
+    table, chosen = (
+        render_method_table(two),
+        render_method_table(replace(two, assumed=two.assumed.model_copy(update={"run": run}))),
+    )
+
+    assert "GPUs" not in render_method_table(replace(one, gpus=(0,)))
+    assert "Your draft on all 2 GPUs" in table
+    assert re.findall(r'data-pick="([^"]+)"[^>]*>', table)[-3:] == ["One copy per GPU", "Sharded", "Layers split"]
+    assert change == {"run": {"devices": [0, 1], "launcher": "accelerate", "device_map": "none", "fsdp": "full_shard"}}
+    assert distribution_of(run).name == "FSDP"
+    assert change_of_row(two, "QLoRA")["model"] == {"quantization": "nf4"}
+    assert change_of_row(one, "Sharded") == change_of_row(two, "Another") == {}
+    assert chosen.count('class="chosen"') == table.count('class="chosen"') + 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "choices", "value"),
+    [
+        ("all-linear", list(NAMES), list(NAMES)),
+        (["q_proj"], list(NAMES), ["q_proj"]),
+        (["c_attn"], [*NAMES, "c_attn"], ["c_attn"]),
+        (".*q_proj", [*NAMES, ".*q_proj"], [".*q_proj"]),
+    ],
+)
+def test_targets_are_shown_as_the_modules_of_the_model(targets, choices, value):
+    update = targets_update(small_shape(), targets)
+
+    assert update["choices"] == choices
+    assert update["value"] == value
