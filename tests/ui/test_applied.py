@@ -18,8 +18,8 @@ from engine.errors import ConfigError
 from engine.hardware.device import Device
 from engine.memory.advice import advise
 from tests.invented_runs import a_config
+from tests.ui.drafts import small_shape
 from tests.ui.form_visitor import FormVisitor
-from tests.ui.test_draft import small_shape
 from ui.side_panel import advised
 from ui.tabs.method import MethodTab
 from ui.views.memory import render_advice
