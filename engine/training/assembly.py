@@ -6,8 +6,8 @@ the model at hand is measured: its loss must stay the same.
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class Assembly:
     setup: TrainerSetup
     attention: str  # in words, for the person
     notes: tuple[str, ...] = ()  # what was tried and given up
+    # Of `engine.config.optimizations`: why one is not used, "" where it is.
+    optimizations: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(

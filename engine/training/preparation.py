@@ -249,6 +249,8 @@ class Preparation:
         trainable, total = parameters
         share = f"{100 * trainable / total:.4f}"  # in the words that PEFT prints
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}", flush=True)
+        for name, why_not in assembly.optimizations.items():
+            print(f"{name}: {why_not or 'used'}", flush=True)
         self.events.emit(
             ParametersData(
                 trainable=trainable,
@@ -258,6 +260,7 @@ class Preparation:
                 attn_implementation=assembly.attention,
                 optim=optimizer_name(self.attempt.config.training.optim, placement.torch_device.type),
                 batching=assembly.setup.settings.batching,
+                optimizations=dict(assembly.optimizations),
             )
         )
 

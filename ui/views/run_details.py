@@ -104,6 +104,7 @@ def _environment(observed: ObservedRun) -> str:
             ("Attention", parameters.attn_implementation),
             ("Optimizer", parameters.optim),
             ("Batching", parameters.batching),
+            *((name, why_not or "used") for name, why_not in parameters.optimizations.items()),
         ]
     return definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
 

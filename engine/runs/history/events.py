@@ -160,6 +160,7 @@ class ParametersData(EventData):
     attn_implementation: str
     optim: str = ""  # the optimizer's kernel, where the device has a better one for the same algorithm
     batching: str = ""  # joined: rows behind one another without padding; padded: side by side
+    optimizations: dict[str, str] = {}  # of `engine.config.optimizations`: why one is not used, "" where it is
 
 
 class DataReportData(EventData):

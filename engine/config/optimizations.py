@@ -1,0 +1,64 @@
+"""What makes training faster without changing its result: one table, which trainer, estimate and benchmarks share.
+
+Each applies by itself where it can. `LORATORY_WITHOUT` names those to leave out, separated by commas, to measure what one is
+worth or to look for the cause of a difference.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.errors import ConfigError, Problem
+
+VARIABLE = "LORATORY_WITHOUT"
+LEFT_OUT = f"left out by {VARIABLE}"  # why one is not used, as events and the log say it
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """One optimization. `name` is what `LORATORY_WITHOUT` takes."""
+
+    name: str
+    what: str  # it does, in place of what
+    applies: str  # where
+
+
+OPTIMIZATIONS: Mapping[str, Optimization] = {
+    one.name: one
+    for one in (
+        Optimization(
+            "unmasked_rows",
+            "Padded rows go through attention without a padding mask, which no trained token would see.",
+            "Causal models whose losses stay the same, without virtual tokens.",
+        ),
+        Optimization(
+            "varlen_attention",
+            "Rows are joined, and one kernel attends within each (torch.nn.attention.varlen).",
+            "CUDA from Ampere on, at 16 bits, with a PyTorch whose kernel takes windows and shared heads.",
+        ),
+        Optimization(
+            "fused_loss",
+            "One Triton kernel turns logits into losses and gradients in place.",
+            "CUDA with triton, a frozen linear head.",
+        ),
+        Optimization(
+            "fused_norms",
+            "Liger's norms, rotary embedding and gated layers, else PyTorch's fused RMSNorm.",
+            "CUDA, where losses stay the same; Liger where it is installed.",
+        ),
+    )
+}
+
+
+def is_wanted(name: str) -> bool:
+    """Whether an optimization may be used; `LORATORY_WITHOUT` does not name it.
+
+    Raises:
+        ConfigError: If the variable names something that is not in the table.
+    """
+    assert name in OPTIMIZATIONS, name
+    left_out = {part.strip() for part in os.environ.get(VARIABLE, "").split(",") if part.strip()}
+    if unknown := sorted(left_out - OPTIMIZATIONS.keys()):
+        known = ", ".join(OPTIMIZATIONS)
+        raise ConfigError([Problem(VARIABLE, f"{', '.join(unknown)} is not one of {known}.")])
+    return name not in left_out
