@@ -46,7 +46,12 @@ class FakeChatSession:
     def load(self, target: ChatTarget, on_progress: Callable[[Progress], None] | None = None) -> LoadedModel:
         model_id = target.model.id if target.model is not None else "smollm2-135m-instruct"
         if "nowhere" in model_id:
-            raise ModelError(f"The model {model_id} cannot be reached.", "Check its name and your connection.")
+            error = ModelError(f"The model {model_id} cannot be reached.", "Check its name and your connection.")
+            if on_progress is not None:
+                self._state = ChatState(phase="loading", target=target)
+                on_progress(Progress(phase="starting", message="Starting a process for the model."))
+            self._state = self._state.model_copy(update={"phase": "empty", "failure": error})
+            raise error
         for number, message in enumerate(
             ("Starting a process for the model.", "Loading the model.", "Loading the adapter.")
         ):

@@ -11,6 +11,7 @@ from engine.chat.zero_gpu import LONGEST_TOKEN
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization
 from engine.data.conversation import Message
+from engine.errors import EngineError
 from engine.models.prepared import ModelProgress
 
 Branch = Literal["base", "tuned", "second"]
@@ -126,6 +127,8 @@ class PromptView(Value):
 class ChatState(Value):
     """What the session is doing now; cheap, safe to poll."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     phase: ChatPhase
     target: ChatTarget | None = None
     model: LoadedModel | None = None
@@ -133,4 +136,5 @@ class ChatState(Value):
     generating: int = 0  # requests under way, of all callers
     process_bytes: int | None = None  # resident memory of the process that holds the model
     note: str = ""  # why the model was unloaded, where that was not asked for
+    failure: EngineError | None = None  # of the last load, until the next one or an unload
     expires_after_seconds: float | None = None  # without a request, in a lab

@@ -27,7 +27,7 @@ from engine.chat.zero_gpu import ZeroGpu
 from engine.config.run import ModelConfig, RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
-from engine.errors import GpuQuotaError, RunError, WorkerError
+from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
 from engine.executors.work import machine_of
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
@@ -100,17 +100,19 @@ class ChatSession:
         self._idle_since = time.monotonic()
         self._lends_again = 0.0  # until then, ZeroGPU is not asked again
         self._note = ""
+        self._failure: EngineError | None = None
 
     @property
     def state(self) -> ChatState:
         """What is loaded and what happens now; cheap enough to poll."""
         with self._lock:
-            loaded, loading, generating, note = self._loaded, self._loading, len(self._under_way), self._note
+            loaded, loading, generating = self._loaded, self._loading, len(self._under_way)
+            note, failure = self._note, self._failure
         if loading is not None:
             return ChatState(phase="loading", target=loading.target, progress=loading.progress)
         pid = loaded.process.pid if loaded is not None else None
         if loaded is None or pid is None:
-            return ChatState(phase="empty", note=note)
+            return ChatState(phase="empty", note=note, failure=failure)
         process_bytes = None
         with contextlib.suppress(psutil.Error):
             process_bytes = int(psutil.Process(pid).memory_info().rss) if loaded.is_here else None
@@ -121,6 +123,7 @@ class ChatSession:
             generating=generating,
             process_bytes=process_bytes,
             expires_after_seconds=self._expires_after(),
+            failure=failure,
         )
 
     def load(self, target: ChatTarget, on_progress: OnProgress = lambda _: None) -> LoadedModel:
@@ -142,12 +145,13 @@ class ChatSession:
             former = self._loaded
             has_base = former is not None and former.is_alive and former.base == (plan.model, target.where)
             if former is not None and has_base and (former.target, former.plan) == (target, plan):
+                self._failure = None
                 return former.model
             if self._loading is not None:
                 raise RunError("A model is being loaded already.", "Wait until it is there, or unload it first.")
             if former is not None and has_base:
                 loading.kept, loading.process = former, former.process
-            self._loading, self._loaded, self._note = loading, None, ""
+            self._loading, self._loaded, self._note, self._failure = loading, None, "", None
         kept = loading.kept
         try:
             if former is not None and kept is None:
@@ -163,9 +167,10 @@ class ChatSession:
             )  # fmt: skip
             process = kept.process if kept is not None else job.new_process()
             model = self._load_in(process, job, loading, on_progress)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 if self._loading is loading:
+                    self._failure = error if isinstance(error, EngineError) else None
                     self._loading, self._idle_since = None, time.monotonic()
                     self._loaded = kept if kept is not None and kept.is_alive else None
             if kept is None and loading.process is not None:
@@ -251,7 +256,7 @@ class ChatSession:
         """End the process, and so free the device; answers under way end with an error. Also ends a loading."""
         with self._lock:
             loaded, loading = self._loaded, self._loading
-            self._loaded = self._loading = None
+            self._loaded = self._loading = self._failure = None
         if loaded is not None:
             loaded.process.close(timeout_seconds=1.0)
         if loading is not None:

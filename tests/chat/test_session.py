@@ -207,7 +207,10 @@ def test_what_cannot_be_loaded_leaves_what_is_loaded(session, target, tiny_model
         session.load(wrong)
 
     assert session.state.target == target
+    assert "stranger has weights for" in session.state.failure.what
     assert ask(session, "tuned")[-1].done
+    session.load(target)
+    assert session.state.failure is None
 
 
 def test_what_stayed_after_a_failed_exchange_still_gives_way(session, target, tiny_model_folder, tmp_path, monkeypatch):

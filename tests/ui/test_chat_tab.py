@@ -8,7 +8,7 @@ import pytest
 from gradio import EventData
 
 from engine.chat.contract import ChatChunk, ChatState, LoadedModel
-from engine.errors import ConfigError, StorageError
+from engine.errors import ConfigError, ModelError, StorageError
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.answers import RowPrompt
@@ -17,7 +17,7 @@ from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
 from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
-from ui.views.chat import Answer, SavedConversation, Turn, render_chat_state, render_transcript
+from ui.views.chat import Answer, SavedConversation, Turn, render_chat_state, render_loading, render_transcript
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={"x-ip-token": "of the visitor"})
@@ -94,6 +94,22 @@ def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):
     assert "cannot be reached" in last.state
     assert last.load["interactive"]
     assert "No model is named." in load(tab, A_MODEL)[-1].state
+
+
+def test_a_failed_load_is_reported_until_something_else_happens_whoever_looked_meanwhile(tab, run):
+    """The page also looks every few seconds: what it saw of the loading must not replace the reason."""
+    loading = tab._load(*Chosen(A_MODEL, FINAL, "nowhere/at-all", "", NOTHING, AS_TRAINED))
+    while "Starting" not in Changes(tab, next(loading)).state:
+        pass
+    seen = f"\n{render_loading(None)}"
+
+    assert "cannot be reached" in Changes(tab, list(loading)[-1]).state
+    assert "cannot be reached" in looked(tab, seen)[tab.state]
+    load(tab, run.id)
+    assert "cannot be reached" not in looked(tab, seen)[tab.state]
+    assert "cannot be reached" in render_chat_state(
+        tab._page.services.chat.state.model_copy(update={"failure": ModelError("It cannot be reached.", "Wait.")})
+    )
 
 
 def test_both_branches_stream_into_one_transcript(tab, services, run):

@@ -9,7 +9,7 @@ from gradio.components.base import Component
 from engine.chat.contract import ChatState, Progress
 from engine.errors import EngineError
 from ui.backend.answers import HeldOutPrompts, run_streaming
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, shown_in_place, visible_if
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, shown_in_place, visible_if
 from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
@@ -122,9 +122,11 @@ class ChatTab:
 
             for progress in run_streaming(load):
                 yield {self.state: render_loading(progress)}
-            state, unload = self._render_state(session.state), gr.update(value="Unload", visible=True)
+            state = self._render_state(session.state)
         except EngineError as error:
-            state, unload = error_box(error), HIDDEN
+            now = session.state
+            state = self._render_state(now) if now.failure is error else error_box(error)
+        unload = gr.update(value="Unload", visible=session.state.model is not None)
         yield {self.state: state, self.load: gr.update(value="Load", interactive=True), self.unload: unload}
 
     def _unload(self) -> str:
@@ -154,7 +156,7 @@ class ChatTab:
             self.blind.absent: self.blind.why_absent(branches),
             **self.blind.keep(judging),
         }
-        # The error of a failed load stays until something is loaded.
+        # What could not be loaded at all is no state of the session: its error stays until something is loaded.
         if ready or loading or seen:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.

@@ -17,6 +17,7 @@ from engine.errors import DatasetError
 from ui.backend.answers import RowPrompt
 from ui.views.html import (
     empty,
+    error_box,
     log,
     markdown,
     notices,
@@ -159,12 +160,13 @@ def _figures(answer: Answer, context_tokens: int | None) -> str:
 
 
 def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
-    """Return one line: what is loaded, `results` of which runs, on which device, and its memory."""
+    """Return what is loaded, `results` of which runs, on which device, and its memory; before it, why a load failed."""
     if state.phase == "loading":
         return render_loading(state.progress)
+    failure = error_box(state.failure) if state.failure is not None else ""
     if state.model is None:
-        return (notices([state.note]) if state.note else "") + _NOT_LOADED
-    return status(_loaded(state, state.model, results)) + notices(state.model.notes)
+        return (notices([state.note]) if state.note else "") + (failure or _NOT_LOADED)
+    return failure + status(_loaded(state, state.model, results)) + notices(state.model.notes)
 
 
 def render_loading(progress: Progress | None) -> str:
