@@ -1,20 +1,17 @@
 """Two processes that share their steps, forked with what torch's launcher gives them: `tests.fork_server` spares their imports.
 
-The launcher itself starts those of `test_local_executor`, and two launchers those of `two_nodes`.
+The launcher itself starts those of `test_local_executor`, and two launchers on two nodes those of `test_slurm_runs`.
 """
 
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
-from engine.executors.local import Nodes, training_command
 from engine.processes.spawn import spawn, worker_argv
 from tests.fork_server import REPOSITORY
 
@@ -55,30 +52,6 @@ def launch_ranks(module: str, *arguments: object, folder: Path, environment: Map
     ]
     code = _wait(ranks)
     return Ended(code, "".join(log.read_text() for log in logs))
-
-
-@contextmanager
-def two_nodes(run: Path, environment: Mapping[str, str] | None = None) -> Iterator[Callable[[], Ended]]:
-    """Train a run as two machines do, each with torch's launcher and one process; yields what waits for both to end."""
-    # A port that a launcher opens by its number could be taken before; both find this store, which is open already.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    command = training_command(run, 1, Nodes(RANKS, f"127.0.0.1:{store.port}", run.name, address="127.0.0.1"))
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-    logs = [run / f"node-{number}.log" for number in range(RANKS)]
-    nodes = []
-    for log in logs:
-        with log.open("wb") as file:
-            started = subprocess.Popen(
-                command, env=variables | dict(environment or {}), stdout=file, stderr=subprocess.STDOUT
-            )
-        nodes.append(started)
-    try:
-        yield lambda: Ended(max(abs(node.wait(SECONDS)) for node in nodes), "".join(log.read_text() for log in logs))
-    finally:
-        for node in nodes:
-            if node.poll() is None:
-                node.terminate()  # which ends its worker as well
-            node.wait(SECONDS)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
