@@ -88,6 +88,10 @@ class RunError(EngineError):
     """A run does not exist, or is not in a state that allows the request."""
 
 
+class SupersededError(RunError):
+    """A later worker has the run, so the one that asks may write nothing more there."""
+
+
 class DeviceError(EngineError):
     """A device is missing, busy, or cannot do what was asked."""
 

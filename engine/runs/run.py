@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from engine.config.load import config_from_mapping, mapping_from_file
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
-from engine.errors import RunError, StorageError
+from engine.errors import RunError, StorageError, SupersededError
 from engine.files import read_model, write_atomically
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.checkpoints import offered_checkpoints
@@ -313,8 +313,9 @@ class RunFolder:
         group = os.getpgid(0) if hasattr(os, "getpgid") else os.getpid()
         identity = ProcessIdentity.current().model_dump()
         record = WorkerRecord(**identity, process_group=group, attempt=attempt, job_id=job_id)
-        write_atomically(self.process, record.model_dump_json())
-        return WorkerClaim(lock, attempt)
+        written = record.model_dump_json()
+        write_atomically(self.process, written)
+        return WorkerClaim(self, lock, attempt, written.encode())
 
     def _require_open(self, job_id: str) -> None:
         """Raise RunError where the run has finished, or was submitted as another job than this one."""
@@ -344,8 +345,31 @@ class RunFolder:
 class WorkerClaim:
     """Proof that this process is the worker of a run; keep it referenced for life."""
 
+    folder: RunFolder
     lock: FileLock
     attempt: int
+    written: bytes  # its record in `process.json`
+
+    def require_current(self) -> None:
+        """Return unless a later worker has the run, which this one may not know by its lock.
+
+        Its attempt may have been given up where it was out of sight, on another host, and not every file system shows the
+        locks of other hosts. The record is read, as a file server shows what is new to whoever opens a file. One that is
+        missing or torn means nothing.
+
+        Raises:
+            SupersededError: If one has.
+        """
+        with contextlib.suppress(OSError):
+            if self.folder.process.read_bytes() == self.written:
+                return
+        later = self.folder.read_worker()
+        if later is not None and later.attempt >= self.attempt:
+            raise SupersededError(
+                f"Attempt {self.attempt} at {self.folder.path.name} was given up: attempt {later.attempt}, on "
+                f"{later.host or 'another host'}, has the run.",
+                "Nothing more is written by this one.",
+            )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EngineError, StorageError
+from engine.errors import EngineError, StorageError, SupersededError
 from engine.paths import LAB, LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
 from engine.runs.activity import reported_activity
@@ -64,8 +64,15 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_HELD_BY_ANOTHER
     _prepare_environment()
     forget_failures(folder.path, claim.attempt)
-    with EventWriter(folder.events, claim.attempt) as writer, reported_activity(folder, claim.attempt):
-        return _attempt(folder, claim.attempt, writer)
+    try:
+        with (
+            EventWriter(folder.events, claim.attempt, claim.require_current) as writer,
+            reported_activity(folder, claim.attempt),
+        ):
+            return _attempt(folder, claim.attempt, writer)
+    except SupersededError as error:
+        print(error, file=sys.stderr)
+        return EXIT_HELD_BY_ANOTHER
 
 
 def _prepare_environment() -> None:
@@ -122,6 +129,8 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         events.last_memory()
         events.stopped("Cancelled.", "cancel")
         return EXIT_CANCELLED
+    except SupersededError:
+        raise
     except MainProcessFailedError:
         print("The first process failed and reports why.", file=sys.stderr)
         return EXIT_FAILED

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from engine.errors import RunError
+from engine.errors import RunError, SupersededError
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
@@ -58,6 +58,22 @@ def test_claiming_writes_who_works_and_keeps_others_out(folder):
     assert ProcessIdentity.current().pid == worker.pid
     with pytest.raises(RunError, match="Another process already works"):
         folder.claim()
+    claim.lock.release()
+
+
+def test_a_claim_ends_where_a_later_worker_has_the_run(folder):
+    claim = folder.claim()
+    ours = folder.read_worker()
+    for harmless in ("", "{", ours.model_copy(update={"attempt": 0, "host": "earlier"}).model_dump_json()):
+        folder.process.write_text(harmless)
+        claim.require_current()
+    folder.process.unlink()
+    claim.require_current()
+
+    for later in ({"attempt": 2}, {"pid": ours.pid + 1, "host": "node2"}):  # also of the same number, counted elsewhere
+        folder.process.write_text(ours.model_copy(update=later).model_dump_json())
+        with pytest.raises(SupersededError, match="was given up"):
+            claim.require_current()
     claim.lock.release()
 
 

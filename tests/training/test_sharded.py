@@ -10,6 +10,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from engine.chat.contract import ChatRequest, ChatTarget
+from engine.chat.session import ChatSession
+from engine.config.results import SamplingConfig
+from engine.data.conversation import Message
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import Estimator
 from engine.memory.workload import workload_of_step
@@ -19,6 +23,8 @@ from engine.runs.run import Run
 from engine.training.checkpoints.state_files import ADAPTER_WEIGHTS, OPTIMIZER_FILE, load_nested
 from engine.training.faults import VARIABLE
 from engine.training.worker import EXIT_FINISHED
+from tests.export.conftest import few_questions  # noqa: F401 - a fixture
+from tests.export.exporting import ASKED, export
 from tests.tiny_model import make_tiny_model
 from tests.training.forked_ranks import launch_ranks
 from tests.training.sharded_ranks import config_of
@@ -96,6 +102,21 @@ def test_the_adapter_loads_with_plain_peft(copies, sharded, tiny_model_folder):
     assert not torch.allclose(logits(sharded), base, atol=1e-3)
 
 
+def test_its_result_is_merged_and_answers_in_chat(made, sharded, few_questions, tmp_path):  # noqa: F811
+    verified = export(made.home, sharded.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
+    assert (verified.passed, verified.equal_answers) == (True, ASKED), verified
+
+    session = ChatSession(made.home, choose=lambda _: CPU)
+    try:
+        session.load(ChatTarget.of_run(sharded.folder.path))
+        question, sampling = (Message("user", "What is a rank?"),), SamplingConfig(temperature=0, max_new_tokens=4)
+        request = ChatRequest(messages=question, branches=("base", "tuned"), sampling=sampling)
+        ended = [chunk.branch for chunk in session.stream(request) if chunk.done]
+    finally:
+        session.unload()
+    assert sorted(ended) == ["base", "tuned"]
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [("sharded", 1), ("copies", 2)], ids=["by one process", "from whole models"]
 )
@@ -122,7 +143,7 @@ def test_it_resumes_with_another_number_of_processes(before, after, made, worker
     ],
     ids=["full fine-tuning, resumed", "QLoRA"],
 )
-def test_other_trained_weights_are_sharded_too(sections, fault, made, workers):
+def test_other_trained_weights_are_sharded_too(sections, fault, made, workers, few_questions, tmp_path):  # noqa: F811
     short = {"training": {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 6, "gradient_checkpointing": True}}
     values = {"model": {"compute_dtype": "float32"}, **short, **sections}
     # One process takes twice as many rows at once for the same step.
@@ -141,6 +162,8 @@ def test_other_trained_weights_are_sharded_too(sections, fault, made, workers):
     trained = list(run.folder.adapter.glob("*.safetensors"))
     assert trained
     assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
+    verified = export(made.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
+    assert verified.passed, verified
 
 
 def test_memory_of_each_process_is_what_the_estimate_says(tmp_path):

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
+from engine.runs.history.events import StatusData
+from engine.runs.history.log import EventWriter
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
 from tests.runs.supervision import wait_for_step
 from tests.training.forked_ranks import launch_ranks
@@ -257,6 +259,22 @@ def test_a_run_has_one_worker(workers, runs, tmp_path):
         request_cancel(run)
 
     assert workers.wait(pid) == EXIT_CANCELLED
+
+
+def test_a_worker_that_comes_back_after_a_later_one_began_writes_nothing_more(workers, runs, tmp_path):
+    """As on another host, whose lock is invisible here, when its run was given up and resumed."""
+    run = runs.create(training={"save_steps": 2})
+    with held_at_step(1, workers, run, tmp_path) as pid:
+        later = run.folder.read_worker().model_copy(update={"attempt": 2, "host": "node2", "pid": 4711})
+        run.folder.process.write_text(later.model_dump_json())
+        with EventWriter(run.folder.events, 2) as writer:
+            writer.append(StatusData(phase="loading_model", message="Starting."))
+        before = run.folder.events.read_bytes()
+
+    assert workers.wait(pid) == EXIT_HELD_BY_ANOTHER
+    assert run.folder.events.read_bytes() == before
+    assert not run.folder.adapter.exists()
+    assert list_checkpoints(run.folder.checkpoints) == []
 
 
 def test_wrong_usage_is_told():

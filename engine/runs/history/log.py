@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -32,14 +32,16 @@ class EventWriter:
 
     Args:
         attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
+        require_current: Raises where another worker has the log by now; asked before each event.
 
     Raises:
         StorageError: If the log cannot be opened.
     """
 
-    def __init__(self, path: Path, attempt: int) -> None:
+    def __init__(self, path: Path, attempt: int, require_current: Callable[[], None] = lambda: None) -> None:
         self._path = path
         self._attempt = attempt
+        self._require_current = require_current
         self._writing = threading.Lock()  # guards all below: several threads may report
         self._descriptor = -1
         self._seq = 0
@@ -55,8 +57,10 @@ class EventWriter:
         Raises:
             StorageError: If the disk is full or fails; the log then ends with the last complete event, and the same
                 event may be appended again.
+            SupersededError: If another worker has the log.
         """
         with self._writing:
+            self._require_current()
             if not self._is_settled or self._was_changed():
                 self._settle()
             event = Event.of(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
