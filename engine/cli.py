@@ -18,7 +18,7 @@ from engine.errors import EngineError
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = tuple(
     f"engine.commands.{name}"
-    for name in "train configs data estimate runs chat serve evaluate export people lab space cluster".split()
+    for name in "train configs data estimate runs chat votes serve evaluate export people lab space cluster".split()
 )
 _ALL_ARE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

@@ -143,6 +143,11 @@ class LoratoryHome:
         return self.root / "uploads" / self.owner
 
     @property
+    def votes(self) -> Path:
+        """Votes on answers, of one person."""
+        return self.root / "votes" / self.owner
+
+    @property
     def shared_data(self) -> Path:
         """Datasets that an admin put there for all people of a lab, who can read them."""
         return self.root / "shared" / "data"

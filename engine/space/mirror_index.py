@@ -46,6 +46,8 @@ _DEEPEST = 12
 
 _INDEX = re.compile(rf"{RUNS}/([A-Za-z0-9_-]{{1,64}})/({RUN_ID.pattern})\.json")
 
+_VOTES = re.compile(r"votes/[A-Za-z0-9_-]{1,64}/votes\.jsonl")
+
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -131,7 +133,7 @@ class RunKey:
 
 def may_be_in_home(path: str) -> bool:
     """Whether a path in the index of people and settings is one of them."""
-    return path in (DATABASE_FILE, *HOME_FILES)
+    return path in (DATABASE_FILE, *HOME_FILES) or _VOTES.fullmatch(path) is not None
 
 
 def _is_plain(path: str) -> bool:

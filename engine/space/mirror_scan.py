@@ -158,7 +158,8 @@ class HomeScan:
             EngineError: If the accounts cannot be read.
         """
         self.files.begin()
-        for name in HOME_FILES:
+        votes = (path.relative_to(self._home.root).as_posix() for path in self._home.root.glob("votes/*/votes.jsonl"))
+        for name in (*HOME_FILES, *sorted(votes)):
             self.files.add(name)
         try:
             self._add_accounts()

@@ -13,6 +13,7 @@ from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
 from engine.executors.huggingface_jobs.record import JobRecord
+from engine.files import write_atomically
 from engine.runs.checkpoints import Manifest, damage, list_checkpoints
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
@@ -172,6 +173,16 @@ def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(
 
     again = spaces.again()
     assert RunStore(again, "ann").ids() == []
+
+
+def test_votes_are_saved_with_their_owner(home, spaces):
+    for owner in ("ann", "bea"):
+        write_atomically(home.of(owner).votes / "votes.jsonl", f"{owner}\n", makes_folder=True)
+    spaces.begin(home)._save()
+
+    again = spaces.again()
+
+    assert [(again.of(owner).votes / "votes.jsonl").read_text() for owner in ("ann", "bea")] == ["ann\n", "bea\n"]
 
 
 def test_nothing_here_is_overwritten(home, spaces):

@@ -1,0 +1,333 @@
+"""Votes: which of two answers a person preferred, kept as pairs that preference tuning can learn from.
+
+Each person has one file of JSON lines, to which votes are added. A vote on the same two answers replaces the one before.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import AwareDatetime, Field, ValidationError
+
+from engine.chat.contract import FinishReason, Value
+from engine.config.results import SamplingConfig
+from engine.config.run import Quantization
+from engine.data.conversation import Message
+from engine.errors import StorageError
+from engine.evaluation.blind_test import Verdict
+from engine.files import size_and_time, write_atomically
+from engine.paths import LoratoryHome
+from engine.processes.liveness import FileLock
+from engine.runs.disk import require_disk_space
+
+VoteSource = Literal["blind test", "chat"]
+LeftOut = Literal["tie", "cut off", "empty"]
+
+MOST_VOTES = 10_000
+LARGEST_FILE_BYTES = 64_000_000
+LONGEST_CHARACTERS = 200_000  # of prompt and both answers together
+_LOCK_SECONDS = 10.0
+_LEFT_OUT_WORDS: Mapping[LeftOut, tuple[str, str]] = {
+    "tie": ("tie", "ties"),
+    "cut off": ("pair whose better answer was cut off", "pairs whose better answer was cut off"),
+    "empty": ("pair with an empty answer", "pairs with an empty answer"),
+}
+
+
+class VotedTurn(Value):
+    """One turn, as datasets hold it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class AnswerModel(Value):
+    """What wrote an answer."""
+
+    name: str  # as people saw it
+    base: str  # catalogue name, Hub id or folder of the base model
+    revision: str | None = None
+    quantization: Quantization = "none"
+    run: str = ""  # id of the run, or the adapter's folder; empty for the base model alone
+    checkpoint: str = ""  # empty for the final result
+
+
+class VotedAnswer(Value):
+    """One of the two answers; several turns where the two conversations differed earlier."""
+
+    turns: tuple[VotedTurn, ...] = Field(min_length=1)
+    finish_reason: FinishReason | None = None
+    model: AnswerModel
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was said."""
+        return not any(turn.content.strip() for turn in self.turns if turn.role == "assistant")
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended at a limit instead of a stop token."""
+        return self.finish_reason not in (None, "eos")
+
+    @property
+    def text(self) -> str:
+        """What the model said last."""
+        return self.turns[-1].content
+
+
+class Vote(Value):
+    """What a person chose between two answers to one prompt."""
+
+    id: str
+    time: AwareDatetime
+    by: str = ""  # the person's name on this machine
+    source: VoteSource
+    prompt: tuple[VotedTurn, ...] = Field(min_length=1)  # with the system prompt
+    left: VotedAnswer
+    right: VotedAnswer
+    verdict: Verdict
+    sampling: SamplingConfig
+
+    @classmethod
+    def new(cls, prompt: Sequence[VotedTurn], left: VotedAnswer, right: VotedAnswer, **facts: Any) -> Self:
+        """Return a vote with its id, which is that of every vote on these two answers to this prompt."""
+        return cls(id=vote_id(prompt, left.turns, right.turns), prompt=tuple(prompt), left=left, right=right, **facts)
+
+    @property
+    def sides(self) -> tuple[VotedAnswer, VotedAnswer]:
+        """The better and the worse answer; of a tie in any order."""
+        return (self.right, self.left) if self.verdict == "right" else (self.left, self.right)
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether neither side won."""
+        return self.verdict in ("equal", "neither")
+
+    @property
+    def question(self) -> str:
+        """What was asked last."""
+        return self.prompt[-1].content
+
+    def left_out(self, *, with_cut_off: bool = False) -> LeftOut | None:
+        """Return why it cannot be a pair of a dataset; None where it can.
+
+        A better answer that was cut off would teach to stop in the middle of a sentence.
+        """
+        if self.is_tie:
+            return "tie"
+        if self.left.is_empty or self.right.is_empty:
+            return "empty"
+        return "cut off" if self.sides[0].is_cut_off and not with_cut_off else None
+
+    def pair(self) -> dict[str, Any]:
+        """Return the row of a dataset: prompt, chosen and rejected, and where the pair comes from."""
+        chosen, rejected = self.sides
+        return {
+            "prompt": [turn.model_dump() for turn in self.prompt],
+            "chosen": [turn.model_dump() for turn in chosen.turns],
+            "rejected": [turn.model_dump() for turn in rejected.turns],
+            "vote": {"id": self.id, "time": self.time.isoformat(timespec="seconds"), "by": self.by, "in": self.source},
+            "chosen_model": chosen.model.model_dump(),
+            "rejected_model": rejected.model.model_dump(),
+            "sampling": self.sampling.model_dump(mode="json"),
+        }
+
+
+def turns_of(messages: Sequence[Message]) -> tuple[VotedTurn, ...]:
+    """Return the turns of a conversation as votes hold them."""
+    return tuple(VotedTurn(role=one.role, content=_storable(one.content)) for one in messages if one.role != "tool")
+
+
+def _storable(text: str) -> str:
+    """Return text without half characters, which a browser can send and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def vote_id(prompt: Sequence[VotedTurn], *answers: Sequence[VotedTurn]) -> str:
+    """Return what names a vote on two answers to a prompt, whichever of them is on the left."""
+    sides = sorted([[turn.role, turn.content] for turn in answer] for answer in answers)
+    asked = [[turn.role, turn.content] for turn in prompt]
+    return hashlib.sha256(json.dumps([asked, sides]).encode()).hexdigest()[:20]
+
+
+class KnownVotes(NamedTuple):
+    """What a person's file holds."""
+
+    votes: tuple[Vote, ...] = ()  # the newest first
+    damaged: int = 0  # lines that cannot be read
+
+
+class PairsOfVotes(NamedTuple):
+    """The pairs of a dataset, and what was left out."""
+
+    rows: tuple[dict[str, Any], ...]
+    left_out: Mapping[LeftOut, int]
+
+    @property
+    def words(self) -> str:
+        """How many pairs there are, and what was left out."""
+        words = f"{len(self.rows):,} {'pair' if len(self.rows) == 1 else 'pairs'}."
+        out = [f"{count:,} {_LEFT_OUT_WORDS[why][count != 1]}" for why, count in self.left_out.items()]
+        return f"{words} Left out: {', '.join(out)}." if out else words
+
+    def json_lines(self) -> str:
+        """Return the rows as the text of a file."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+
+
+def pairs_of_votes(votes: Sequence[Vote], *, with_cut_off: bool = False) -> PairsOfVotes:
+    """Return the pairs of votes, the oldest first; ties and what cannot be learned from are left out."""
+    reasons = [(vote, vote.left_out(with_cut_off=with_cut_off)) for vote in reversed(votes)]
+    left_out = Counter(why for _, why in reasons if why is not None)
+    return PairsOfVotes(tuple(vote.pair() for vote, why in reasons if why is None), dict(left_out))
+
+
+@dataclass(eq=False)
+class Votes:
+    """The votes of the person whose home it is."""
+
+    home: LoratoryHome
+    _known: tuple[tuple[int, int], KnownVotes] | None = field(default=None, init=False)  # what was read last
+
+    @property
+    def file(self) -> Path:
+        """Where they are."""
+        return self.home.votes / "votes.jsonl"
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether votes are kept: a guest of a lab trains on samples alone."""
+        return not self.home.is_guest
+
+    def read(self) -> KnownVotes:
+        """Return all votes; a damaged line costs only itself."""
+        stamp = size_and_time(self.file)
+        known = self._known
+        if known is None or known[0] != stamp:
+            known = self._known = (stamp, self._read())
+        return known[1]
+
+    def find(self, identifier: str) -> Vote | None:
+        """Return a vote by its id; None where this person has none."""
+        return next((vote for vote in self.read().votes if vote.id == identifier), None)
+
+    def keep(self, vote: Vote) -> None:
+        """Add a vote, in place of an earlier one on the same answers.
+
+        Raises:
+            StorageError: If it is too long, there are too many, or it cannot be written; the file is then as before.
+        """
+        if not self.may_keep:
+            raise StorageError("The votes of a guest are not kept.", "Ask an admin of the lab to become a member.")
+        length = sum(len(turn.content) for turn in (*vote.prompt, *vote.left.turns, *vote.right.turns))
+        if length > LONGEST_CHARACTERS:
+            raise StorageError(
+                f"The conversation has {length:,} characters; a vote keeps at most {LONGEST_CHARACTERS:,}.",
+                "Ask in a new conversation, or lower Max new tokens.",
+            )
+        line = vote.model_dump_json().encode() + b"\n"
+        if self.home.owner:
+            require_disk_space(self.home, self.home.owner, len(line))
+        with self._locked():
+            known = self._read()
+            if any(earlier.id == vote.id for earlier in known.votes):
+                write_atomically(self.file, b"".join((*self._lines_without({vote.id}), line)))
+                return
+            if len(known.votes) >= MOST_VOTES or size_and_time(self.file)[0] + len(line) > LARGEST_FILE_BYTES:
+                raise StorageError(
+                    f"{len(known.votes):,} votes are kept, which is the limit.",
+                    "Use them as a dataset, then delete them.",
+                )
+            self._append(line)
+
+    def remove(self, identifiers: Collection[str] | None = None) -> int:
+        """Delete votes, or all with damaged lines where None; returns how many there were.
+
+        Raises:
+            StorageError: If the file cannot be written; it is then as before.
+        """
+        with self._locked():
+            gone = [vote.id for vote in self._read().votes if identifiers is None or vote.id in identifiers]
+            if identifiers is None and self.file.exists():
+                write_atomically(self.file, b"")
+            elif gone:
+                write_atomically(self.file, b"".join(self._lines_without(gone)))
+        return len(gone)
+
+    def snapshot(self, *, with_cut_off: bool = False) -> tuple[Path, PairsOfVotes]:
+        """Write the pairs to a file among the person's uploads, a new one where they have changed.
+
+        Raises:
+            StorageError: If there is no pair, or it cannot be written.
+        """
+        if not self.may_keep:
+            raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
+        pairs = pairs_of_votes(self.read().votes, with_cut_off=with_cut_off)
+        if not pairs.rows:
+            raise StorageError(f"Your votes give no pair. {pairs.words}", "Vote in Chat or in the blind test first.")
+        text = pairs.json_lines()
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        path = self.home.uploads / f"votes-{date.today().isoformat()}-{digest}.jsonl"
+        if self.home.owner:
+            require_disk_space(self.home, self.home.owner, len(text.encode()))
+        write_atomically(path, text, makes_folder=True)
+        return path, pairs
+
+    def _read(self) -> KnownVotes:
+        parsed = [_parsed(line) for line in self._lines()]
+        latest = {vote.id: vote for vote in parsed if vote is not None}
+        newest_first = sorted(latest.values(), key=lambda vote: vote.time, reverse=True)
+        return KnownVotes(tuple(newest_first), parsed.count(None))
+
+    def _lines(self) -> list[bytes]:
+        with contextlib.suppress(OSError), self.file.open("rb") as file:
+            return [line for line in file.read(2 * LARGEST_FILE_BYTES).splitlines() if line.strip()]
+        return []
+
+    def _lines_without(self, identifiers: Collection[str]) -> list[bytes]:
+        kept = [line for line in self._lines() if (vote := _parsed(line)) is None or vote.id not in identifiers]
+        return [line + b"\n" for line in kept]
+
+    def _append(self, line: bytes) -> None:
+        """Add a line and nothing of it where it does not fit; behind a line that a crash has cut, on a new one."""
+        try:
+            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "rb+", buffering=0) as file:
+                before = file.seek(0, os.SEEK_END)
+                if before:
+                    file.seek(before - 1)
+                    line = line if file.read(1) == b"\n" else b"\n" + line
+                try:
+                    if file.write(line) != len(line):
+                        raise OSError(28, os.strerror(28))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(before)
+                    raise
+        except OSError as error:
+            raise StorageError(
+                f"The vote cannot be kept ({error.strerror}).", "Free some space, then vote again."
+            ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.home.votes / "lock")
+        if not lock.acquire(_LOCK_SECONDS):
+            raise StorageError("Another process is writing your votes.", "Try again in a moment.")
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _parsed(line: bytes) -> Vote | None:
+    with contextlib.suppress(ValidationError):
+        return Vote.model_validate_json(line)
+    return None
