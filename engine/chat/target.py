@@ -21,9 +21,7 @@ from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 class PlannedWeights(Value):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from engine.chat.target import ADAPTER_CONFIG, LoadPlan
+from engine.chat.target import LoadPlan
 from engine.config.objectives import objective_of
 from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
@@ -27,6 +27,7 @@ from engine.runs.history.reader import read_history
 from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RunFolder
+from engine.runs.warm_start import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True)

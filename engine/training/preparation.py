@@ -26,12 +26,13 @@ from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.runs.history.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import RunFolder
+from engine.runs.warm_start import find_warm_start
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import count_parameters
-from engine.training.checkpoints.warm_start import find_warm_start, load_warm_start
+from engine.training.checkpoints.warm_start import load_warm_start
 from engine.training.device_memory import DeviceMemory
 from engine.training.objectives.precomputed import ReferenceCache
 from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over

@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
-from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
+from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.config.methods.registry import METHODS, tensor_marks
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
+from engine.runs.warm_start import ADAPTER_WEIGHTS
 from engine.training.failure import is_out_of_memory
 
 _KEY_PREFIX = "base_model.model."

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from engine.chat.contract import ChatChunk, ChatRequest, LoadedModel, Progress
-from engine.chat.target import ADAPTER_WEIGHTS, LoadPlan, LoadRequest
+from engine.chat.target import LoadPlan, LoadRequest
 from engine.chat.zero_gpu import REPORT, TOKEN_HEADER
 from engine.errors import DeviceError, EngineError, GpuQuotaError, RunError
 from engine.models.folder import check_model_folder, read_config
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, Steps, error_from_json, error_to_json, serve
 from engine.processes.spawn import end_children_with_us
+from engine.runs.warm_start import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from engine.chat.worker.answer import TalkingTokenizer

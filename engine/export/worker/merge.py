@@ -12,11 +12,12 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from engine.chat.target import ADAPTER_WEIGHTS, PlannedWeights
+from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter_patterns import resolve_patterns
 from engine.config.methods.registry import tensor_marks
 from engine.export.folder import rewrite_json
 from engine.export.worker.shards import FLOATS, BaseFiles, TensorPlan
+from engine.runs.warm_start import ADAPTER_WEIGHTS
 
 _KEY_PREFIX = "base_model.model."
 _TIE = "tie_word_embeddings"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from engine.chat.contract import Phase, Progress
-from engine.chat.target import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PlannedWeights
+from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.worker.answer import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
 from engine.chat.worker.weights import ModelPlace, load_model, memory_errors, weights_bytes
@@ -25,6 +25,7 @@ from engine.export.worker.shards import BaseFiles, write_shards
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, Request
+from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -16,14 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
+from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.methods.registry import trainer_of_model
 from engine.training.sharding import sharded_optimizer_state, sharded_weights
 
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 _PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 SCHEDULER_FILE = "scheduler.json"
 RANDOM_FILE = "random-{rank}.safetensors"  # one for each process

@@ -9,38 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from engine.allowed_paths import AllowedPaths
 from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import method_of_peft_type, tensor_marks
 from engine.errors import ConfigError, ModelError, Problem
-from engine.files import resolve_inside
 from engine.models.folder import read_config
-from engine.paths import LoratoryHome, typed_path
-from engine.runs.store import RUN_ID
+from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.build import train_in_float32
-from engine.training.checkpoints.state_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import trainer_of_model
-
-
-def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> Path:
-    """The folder of the adapter that is meant by the id of one of the owner's `runs`, a run's folder, or its own folder.
-
-    In a lab, the person whose home it is must be allowed to name that folder.
-
-    Raises:
-        ConfigError: If there is no adapter.
-    """
-    allowed = AllowedPaths.of(home) if home is not None else None
-    typed = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
-    named = resolve_inside(runs, text) if RUN_ID.match(text) else typed
-    with contextlib.suppress(OSError, ValueError):  # names that no file can have
-        for folder in (named, named / "adapter"):
-            if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
-                return folder
-    raise _refusal(
-        f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
-    )
 
 
 def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,43 @@
+"""The adapter that a run starts from, found by what its configuration names."""
+
+import contextlib
+from pathlib import Path
+
+from engine.allowed_paths import AllowedPaths
+from engine.errors import ConfigError, EngineError, Problem
+from engine.files import resolve_inside
+from engine.paths import LoratoryHome, typed_path
+from engine.runs.run import RunFolder
+from engine.runs.store import RUN_ID
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> Path:
+    """The folder of the adapter that is meant by the id of one of the owner's `runs`, a run's folder, or its own folder.
+
+    In a lab, the person whose home it is must be allowed to name that folder.
+
+    Raises:
+        ConfigError: If there is no adapter.
+    """
+    allowed = AllowedPaths.of(home) if home is not None else None
+    typed = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
+    named = resolve_inside(runs, text) if RUN_ID.match(text) else typed
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        for folder in (named, named / "adapter"):
+            if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+                return folder
+    message = f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
+    raise ConfigError([Problem("adapter.warm_start", message)])
+
+
+def start_of(run: RunFolder, home: LoratoryHome | None = None) -> Path | None:
+    """Return the run, or else the adapter's folder, that a run started from; None for a new adapter, or where it is gone."""
+    with contextlib.suppress(EngineError, OSError):
+        text = run.read_config().adapter.warm_start
+        if text is not None:
+            folder = find_warm_start(text, run.path.parent, home).resolve()
+            return folder.parent if RUN_ID.fullmatch(folder.parent.name) else folder
+    return None
