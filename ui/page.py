@@ -65,6 +65,7 @@ class Page:
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
         self.wants_run = gr.State(False)  # whether Train shows the chosen run when it comes to the front
         self.wants_chat = gr.Checkbox(False, visible=False)  # whether Chat shall load the chosen run
+        self.wants_data = gr.Textbox("", visible=False)  # changes where Data shall open another dataset of the form
         # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
         self.data_trouble = gr.Textbox("", visible=False)
         # Changes with the lengths of its rows once they are known, for which memory is then judged.

@@ -4,10 +4,10 @@ import contextlib
 from pathlib import Path
 
 from engine.allowed_paths import AllowedPaths
+from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
 from engine.files import resolve_inside
 from engine.paths import LoratoryHome, typed_path
-from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,11 +33,14 @@ def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> 
     raise ConfigError([Problem("adapter.warm_start", message)])
 
 
-def start_of(run: RunFolder, home: LoratoryHome | None = None) -> Path | None:
-    """Return the run, or else the adapter's folder, that a run started from; None for a new adapter, or where it is gone."""
+def start_of(config: RunConfig, runs: Path, home: LoratoryHome | None = None) -> Path | None:
+    """Return the run, or else the adapter's folder, that a run of `runs` started from.
+
+    None for a run with a new adapter, and where that is gone or not allowed.
+    """
+    if config.adapter.warm_start is None:
+        return None
     with contextlib.suppress(EngineError, OSError):
-        text = run.read_config().adapter.warm_start
-        if text is not None:
-            folder = find_warm_start(text, run.path.parent, home).resolve()
-            return folder.parent if RUN_ID.fullmatch(folder.parent.name) else folder
+        folder = find_warm_start(config.adapter.warm_start, runs, home).resolve()
+        return folder.parent if RUN_ID.fullmatch(folder.parent.name) else folder
     return None

@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,17 +11,18 @@ from typing import Any, Self
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget
+from engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget, FinishReason
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError
 from engine.evaluation import blind_test
 from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
+from engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, visible_if
 from ui.gradio_internals import Radio
 from ui.page import Page
-from ui.tabs.chat_choice import ChatChoice, read_sampling
+from ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
 from ui.tabs.talk import TalkPart
 from ui.views import evaluation as view
 from ui.views.html import empty, error_box, plural
@@ -33,6 +34,9 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
     ("neither", "Neither is good"),
     ("right", "Right is better"),
 )
+_SIDES: dict[str, tuple[Branch, Branch]] = {
+    "runs": ("tuned", "second"), "tuned": ("base", "tuned"), "second": ("base", "second"),
+}  # fmt: skip
 _NOT_LOADED = empty("Load a run to judge it", "Its answers are shown with those of its base model, or of another run.")
 _ONE_ALONE = empty("Nothing to compare", "A base model has no second answer. Load a run, or a folder with an adapter.")
 
@@ -44,6 +48,8 @@ class Judging:
     target: ChatTarget | None = None  # None before the first pair
     pair: Pair | None = None  # which waits for a verdict
     deck: tuple[RowPrompt, ...] = ()  # held-out questions that have not come yet
+    vote: Vote | None = None  # on the pair, as a tie until it is judged
+    sides: str = ""  # which two answer, of `_SIDES`; where that was not chosen, the default of `compared`
     judged: tuple[Judgement, ...] = ()  # what a folder without a run has instead of a file
 
     def of(self, target: ChatTarget) -> Self:
@@ -63,10 +69,11 @@ class BlindTestPart:
         self._choice = choice
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
+        self._votes = Votes(page.services.home)
         self._random = random.SystemRandom()
         gr.HTML(
             '<p class="lead">Two answers in random order, without names. Choose one, and the names are revealed; the tally is '
-            "saved with the run. System prompt and sampling are those of Chat.</p>"
+            "saved with the run, each choice also as a vote. System prompt and sampling are those of Chat.</p>"
         )
         self.absent = gr.HTML(_NOT_LOADED, elem_id="blind-absent")
         with gr.Column(visible=False, elem_id="blind") as self.panel:
@@ -76,6 +83,7 @@ class BlindTestPart:
             self.question = gr.Textbox(
                 label="Your question", lines=1, max_lines=6, visible=False, elem_id="blind-question"
             )
+            self.sides = Radio([], label="Between", visible=False, elem_id="blind-sides", container=False)
             with gr.Row(elem_id="blind-buttons"):
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
@@ -114,6 +122,8 @@ class BlindTestPart:
                     lambda judging, verdict=verdict: self.judge(verdict, judging), self.judging, judged, **QUICK
                 )
             )
+        sides = self.sides.input(self._choose_sides, [self.sides, self.judging], [self.judging, self.tally], **QUICK)
+        self.show_count_after(sides)
         self.end.click(self._show_tally, self.judging, [self.tally, self.judging], **QUICK)
 
     def show_count_after(self, event: Dependency) -> None:
@@ -127,6 +137,19 @@ class BlindTestPart:
             return {}
         cleared = dict.fromkeys((self.pair, self.trouble, self.tally), "")
         return {**cleared, self.choosing: HIDDEN, **self._show_count(judging)}
+
+    def sides_to_choose(self, target: ChatTarget | None, branches: Sequence[Branch]) -> Any:
+        """Return the pairs of answers that can be judged, where more than two are loaded."""
+        if len(branches) < len(_SIDES):
+            return HIDDEN
+        names = self._choice.names(target)
+        choices = [(" and ".join(names[side] for side in sides), value) for value, sides in _SIDES.items()]
+        return gr.update(choices=choices, value=choices[0][1], visible=True)
+
+    def _choose_sides(self, sides: str, judging: Judging) -> Updates:
+        target = self._page.services.chat.state.target
+        judging = judging.of(target) if target is not None else judging
+        return {self.judging: replace(judging, sides=sides if sides in _SIDES else ""), self.tally: ""}
 
     @staticmethod
     def why_absent(branches: Sequence[Branch]) -> str:
@@ -142,11 +165,11 @@ class BlindTestPart:
         chat = self._page.services.chat
         ended: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
-            target, sides = compared(chat.state)
+            target, sides = compared(chat.state, judging.sides)
             prompt, judging = self._question(source, typed, judging.of(target))
             words = prompt.system or (system or "").strip()
             messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
-            settings = read_sampling(sampling)
+            settings, models = with_seed(read_sampling(sampling)), self._choice.answer_models()
             most = settings.max_new_tokens * len(sides)
             asked = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
             yield {
@@ -157,17 +180,18 @@ class BlindTestPart:
                 self.choosing: HIDDEN,
                 **dict.fromkeys((self.trouble, self.tally), ""),
             }
-            texts, counts, stopped, redrawn = dict.fromkeys(sides, ""), dict.fromkeys(sides, 0), False, 0
+            texts, counts, redrawn = dict.fromkeys(sides, ""), dict.fromkeys(sides, 0), 0
+            finishes: dict[Branch, FinishReason | None] = dict.fromkeys(sides)
             for chunk in self._stream.chunks([asked], request.session_hash or "", request.headers):
                 texts[chunk.branch] += chunk.text
                 counts[chunk.branch] = chunk.tokens
-                stopped = stopped or chunk.finish_reason == "stopped"
+                finishes[chunk.branch] = chunk.finish_reason
                 if sum(counts.values()) >= redrawn + 12:
                     redrawn = sum(counts.values())
                     yield {self.pair: view.render_writing(prompt.question, redrawn, most)}
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
-            if stopped:
+            if "stopped" in finishes.values():
                 yield {**ended, self.pair: ""}
                 return
             pair = blind_test.draw_pair(prompt.question, prompt.reference, texts, self._random)
@@ -175,7 +199,19 @@ class BlindTestPart:
                 judging = self._judged(judging, pair, "equal")
                 yield {**ended, self.pair: view.render_same_words(pair), self.judging: judging}
                 return
-            waiting = {self.judging: replace(judging, pair=pair), self.choosing: gr.update(visible=True)}
+            left, right = (
+                VotedAnswer(
+                    turns=turns_of([Message("assistant", texts[side])]),
+                    finish_reason=finishes[side],
+                    model=models[side],
+                )
+                for side in (pair.left, pair.right)
+            )
+            vote = Vote.new(
+                turns_of(messages), left, right, verdict="equal", time=datetime.now(UTC),
+                by=self._page.services.runs.owner, source="blind test", sampling=settings,
+            )  # fmt: skip
+            waiting = {self.judging: replace(judging, pair=pair, vote=vote), self.choosing: gr.update(visible=True)}
             yield {**ended, self.pair: view.render_pair(pair), **waiting}
         except EngineError as error:
             yield {**ended, self.pair: "", self.trouble: error_box(error)}
@@ -184,12 +220,19 @@ class BlindTestPart:
         """Save a verdict with what answered, even if something else is loaded by now, and reveal the names."""
         if judging.pair is None:
             return UNCHANGED
+        vote = judging.vote
         try:
             judging = self._judged(judging, judging.pair, verdict)
         except EngineError as error:
             return {self.trouble: error_box(error)}
+        trouble = ""
+        try:
+            if vote is not None and self._votes.may_keep:
+                self._votes.keep(vote.model_copy(update={"verdict": verdict, "time": datetime.now(UTC)}))
+        except EngineError as error:  # the tally has it
+            trouble = error_box(error)
         revealed = view.render_revealed(judging.judged[-1], self._names(judging.target))
-        return {self.pair: revealed, self.judging: judging, self.choosing: HIDDEN, self.trouble: ""}
+        return {self.pair: revealed, self.judging: judging, self.choosing: HIDDEN, self.trouble: trouble}
 
     def _names(self, target: ChatTarget | None) -> dict[Branch, str]:
         names = self._choice.names(target)
@@ -198,7 +241,7 @@ class BlindTestPart:
         return names | {"base": "the base model", "tuned": "the tuned model"}
 
     def _question(self, source: str, typed: str, judging: Judging) -> tuple[RowPrompt, Judging]:
-        judging = replace(judging, pair=None)
+        judging = replace(judging, pair=None, vote=None)
         if source == OWN:
             question = (typed or "").strip()
             if not question:
@@ -221,24 +264,26 @@ class BlindTestPart:
     def _stop(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
-    def _file(self, target: ChatTarget | None) -> Path | None:
-        """Return the file of the judgements about a target; None where it is not a run of this person."""
+    def _file(self, target: ChatTarget | None, sides: Collection[Branch]) -> Path | None:
+        """Return the file of the judgements about two sides of a target; None where it is not a run of this person."""
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
             return None
-        second = target.second
+        second = target.second if "second" in sides else None
         against = f"{second.folder.name}-{second.checkpoint or FINAL}" if second is not None else None
         return blind_test.judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
     def _judged(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
         judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self._page.services.runs.owner)
-        file = self._file(judging.target)
+        file = self._file(judging.target, (pair.left, pair.right))
         if file is not None:
             blind_test.keep_judgement(file, judgement)
-        return replace(judging, pair=None, judged=(*judging.judged, judgement))
+        return replace(judging, pair=None, vote=None, judged=(*judging.judged, judgement))
 
     def _tallied(self, judging: Judging) -> tuple[BlindTally, Judging]:
-        target, sides = compared(self._page.services.chat.state)
-        judging, file = judging.of(target), self._file(target)
+        state = self._page.services.chat.state
+        judging = judging.of(state.target) if state.target is not None else judging
+        target, sides = compared(state, judging.sides)
+        file = self._file(target, sides)
         return blind_test.count_judgements(
             blind_test.read_judgements(file) if file is not None else judging.judged, *sides
         ), judging
@@ -260,8 +305,8 @@ class BlindTestPart:
         return {self.tally: view.render_tally(tally, self._names(judging.target)), self.judging: judging}
 
 
-def compared(state: ChatState) -> tuple[ChatTarget, tuple[Branch, Branch]]:
-    """Return what is loaded, and its two sides: two runs where two are loaded, else base and tuned.
+def compared(state: ChatState, wanted: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:
+    """Return what is loaded, and its two sides: those of `_SIDES` that are wanted, else two runs, else base and tuned.
 
     Raises:
         RunError: If nothing is loaded, or it has no second answer.
@@ -269,6 +314,8 @@ def compared(state: ChatState) -> tuple[ChatTarget, tuple[Branch, Branch]]:
     if state.model is None or state.target is None:
         raise RunError("No model is loaded.", "Load a run first.")
     branches = state.model.branches
+    if (sides := _SIDES.get(wanted)) is not None and set(sides) <= set(branches):
+        return state.target, sides
     if "second" in branches and "tuned" in branches:
         return state.target, ("tuned", "second")
     if "tuned" in branches:

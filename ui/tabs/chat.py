@@ -16,10 +16,11 @@ from ui.tabs.blind_test import BlindTestPart, Judging
 from ui.tabs.chat_choice import ChatChoice, Chosen
 from ui.tabs.evaluate import EvaluatePart
 from ui.tabs.talk import TalkPart
+from ui.tabs.votes import VotesPart
 from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 
-TALK, BLIND_TEST, MEASURE = "Chat", "Blind test", "Measure"
+TALK, BLIND_TEST, MEASURE, VOTES = "Chat", "Blind test", "Measure", "Votes"
 
 
 class ChatTab:
@@ -34,7 +35,7 @@ class ChatTab:
             "weights.</p>"
         )
         self.mode = Radio(
-            [TALK, BLIND_TEST, MEASURE], value=TALK, show_label=False, container=False, elem_id="chat-mode"
+            [TALK, BLIND_TEST, MEASURE, VOTES], value=TALK, show_label=False, container=False, elem_id="chat-mode"
         )
         self.choice = ChatChoice(page)
         with gr.Column(elem_id="chat-loading") as self.loading:
@@ -50,12 +51,17 @@ class ChatTab:
             self.blind = BlindTestPart(page, self.choice, prompts)
         with gr.Column(visible=False, elem_id="chat-measure") as self.measure_mode:
             self.evaluate = EvaluatePart(page, self.choice)
-        self._modes = [self.loading, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode]
+        with gr.Column(visible=False, elem_id="chat-votes") as self.votes_mode:
+            self.votes = VotesPart(page)
+        self._modes = [
+            self.loading, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode, self.votes_mode,
+            self.choice.panel,
+        ]  # fmt: skip
         self.seen = gr.State("")  # what is loaded, then a line break, then the state line that the page shows
         self.timer = gr.Timer(3.0, active=False)
         self._looked: list[Component] = [
             self.state, self.seen, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
-            self.blind.absent, self.talk.trouble, *self.blind.outputs_of_keep,
+            self.blind.absent, self.blind.sides, self.talk.trouble, *self.blind.outputs_of_keep,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -85,6 +91,7 @@ class ChatTab:
         self.blind.wire(self.talk)
         switched = self.mode.input(self._switch, self.mode, self._modes, **QUICK)
         self.evaluate.wire(awake, switched, chosen, self.mode)
+        self.votes.wire(switched)
         self.blind.show_count_after(switched)
 
     def _open_after(self, wanted: Any, looking: Mapping[str, Any]) -> None:
@@ -163,17 +170,20 @@ class ChatTab:
         if not loaded or loaded != _loaded(seen):
             updates[self.talk.trouble] = ""
             updates[self.talk.branches] = self.talk.branch_choices(branches, state.target)
+            updates[self.blind.sides] = self.blind.sides_to_choose(state.target, branches)
         return updates
 
     def _switch(self, mode: str) -> Updates:
-        """Show the parts of a mode; measuring loads its own copy, and shows nothing of loading."""
-        chatting = visible_if(mode != MEASURE)
+        """Show the parts of a mode; measuring loads its own copy and votes need no model, so nothing of loading is shown."""
+        chatting = visible_if(mode in (TALK, BLIND_TEST))
         return {
             self.loading: chatting,
             self.choice.comparing: chatting,
             self.talk_mode: visible_if(mode == TALK),
             self.blind_mode: visible_if(mode == BLIND_TEST),
             self.measure_mode: visible_if(mode == MEASURE),
+            self.votes_mode: visible_if(mode == VOTES),
+            self.choice.panel: visible_if(mode != VOTES),
         }
 
 

@@ -1,5 +1,6 @@
 """The settings that chat and the blind test share: what is loaded, what it is compared with, and how answers are sampled."""
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -11,13 +12,16 @@ from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, WorkPlace
 from engine.chat.target import list_checkpoints
 from engine.config.load import section_from_mapping
+from engine.config.objectives import objective_of
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
+from engine.evaluation.votes import AnswerModel
 from engine.executors.slurm.place import has_place
 from engine.paths import data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
+from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of
@@ -25,11 +29,14 @@ from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
 from ui.services import Services
 from ui.tabs.cluster import is_offered
+from ui.views.chat import BRANCH_WORDS
+from ui.views.html import short_name
 from ui.views.run_view import run_choices
 
 A_MODEL = "a-model"
 A_FOLDER = "a-folder"
 NOTHING = ""
+START = "start"  # the adapter that the run started from
 AS_TRAINED = "as trained"
 
 _WITHOUT_RUN = (("Adapter folder", A_FOLDER), ("Base model", A_MODEL))
@@ -92,7 +99,7 @@ class ChatChoice:
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        with gr.Row(equal_height=False, elem_id="chat-choice"):
+        with gr.Row(equal_height=False, elem_id="chat-choice") as self.panel:
             self.run = Dropdown(
                 list(_WITHOUT_RUN), value=A_MODEL, label="Run or model", scale=3, min_width=260, elem_id="chat-run"
             )
@@ -147,12 +154,18 @@ class ChatChoice:
                 self.against: gr.update(value=NOTHING, visible=False),
             }
         states = checkpoint_choices(shared or self._page.reader.observe(run_id))
-        others = [_BASE, *(self._others(run_id) if shared is None else ())]
+        others, against = [_BASE], NOTHING
+        if shared is None:
+            start, learns = self._start(run_id)
+            if start is not None:
+                others.append((f"base model and its start, {self._run_title(start)}", START))
+                against = START if learns else NOTHING
+            others += self._others(run_id)
         return {
             self.checkpoint: gr.update(choices=states, value=states[0][1], visible=len(states) > 1),
             self.model: HIDDEN,
             self.folder: HIDDEN,
-            self.against: gr.update(choices=others, value=NOTHING, visible=len(others) > 1),
+            self.against: gr.update(choices=others, value=against, visible=len(others) > 1),
         }
 
     def run_of(self, run_id: str) -> Run:
@@ -209,11 +222,30 @@ class ChatChoice:
             target = ChatTarget.of_model(ModelConfig(id=model))
         else:
             target = ChatTarget.of_run(self._run_to_chat(chosen.run_id).folder.path, checkpoint_of(chosen.checkpoint))
-            if chosen.against:
+            if chosen.against == START:
+                target = target.model_copy(update={"second": self._start(chosen.run_id)[0]})
+            elif chosen.against:
                 other, _, checkpoint = chosen.against.partition("/")
                 second = AdapterChoice(folder=self.run_of(other).folder.path, checkpoint=checkpoint_of(checkpoint))
                 target = target.model_copy(update={"second": second})
         return target.model_copy(update={"quantization": quantization, "where": chosen_place(chosen.where)})
+
+    def _start(self, run_id: str) -> tuple[AdapterChoice | None, bool]:
+        """Return the adapter that an own run started from, and whether the run learned preferences."""
+        observed = self._page.reader.observe(run_id) if self._page.reader.exists(run_id) else None
+        if observed is None or observed.config is None:
+            return None, False
+        services = self._page.services
+        home = services.home if services.home.owner else None
+        folder = start_of(observed.config, observed.run.folder.path.parent, home)
+        learns = objective_of(observed.config).learns_preferences
+        return AdapterChoice(folder=folder) if folder is not None else None, learns
+
+    def compares_with_start(self, target: ChatTarget | None) -> bool:
+        """Return whether a run is loaded next to the adapter that it started from."""
+        if target is None or target.tuned is None or target.second is None:
+            return False
+        return target.second == self._start(target.tuned.folder.name)[0]
 
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
         """Return the configuration of the run that is loaded; None where it is not a run of this person."""
@@ -226,9 +258,37 @@ class ChatChoice:
         names: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned"}
         if target is None or target.second is None or target.tuned is None:
             return names
+        if self.compares_with_start(target):
+            names["second"] = f"{self._kind(target.second)}: {self._run_title(target.second)}"
+            names["tuned"] = f"{self._kind(target.tuned)}: {self._run_title(target.tuned)}"
+            return names
         names["tuned"] = self._title(target.tuned, target.second)
         names["second"] = self._title(target.second, target.tuned)
         return names
+
+    def answer_models(self) -> dict[Branch, AnswerModel]:
+        """Return what writes the answers of each branch that is loaded, as votes keep it; paths of this machine are not in it."""
+        state = self._page.services.chat.state
+        model, target = state.model, state.target
+        if model is None or target is None:
+            return {}
+        config = self.config_of(target)
+        revision = (target.model or config.model).revision if target.model or config is not None else None
+        names = {**BRANCH_WORDS, **self.names(target)}
+        trained = {"tuned": target.tuned, "second": target.second}
+
+        def of(branch: Branch) -> AnswerModel:
+            choice = trained.get(branch)
+            return AnswerModel(
+                name=names[branch],
+                base=short_name(model.name) if Path(model.name).is_absolute() else model.name,
+                revision=revision,
+                quantization=model.quantization,
+                run=choice.folder.name if choice is not None else "",
+                checkpoint=choice.checkpoint or "" if choice is not None else "",
+            )
+
+        return {branch: of(branch) for branch in model.branches}
 
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
         """Return the runs and checkpoints that are loaded, in words; none for a base model."""
@@ -238,6 +298,11 @@ class ChatChoice:
             for choice in loaded
             if choice is not None
         )
+
+    def _kind(self, choice: AdapterChoice) -> str:
+        run_id = choice.folder.name
+        config = self._page.reader.observe(run_id).config if self._page.reader.exists(run_id) else None
+        return "Preferred" if config is not None and objective_of(config).learns_preferences else "Supervised"
 
     def _run_title(self, choice: AdapterChoice) -> str:
         run_id = choice.folder.name
@@ -310,6 +375,13 @@ class SamplingPart:
     def wire(self) -> None:
         """Disable the temperature of a greedy answer."""
         self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
+
+
+def with_seed(sampling: SamplingConfig) -> SamplingConfig:
+    """Draw a seed where none is set, so it is known what answers were written with."""
+    if sampling.seed is not None or sampling.greedy:
+        return sampling
+    return sampling.model_copy(update={"seed": secrets.randbits(32)})
 
 
 def read_sampling(values: Sequence[Any]) -> SamplingConfig:

@@ -102,7 +102,8 @@ class DataTab:
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
         gr.on(others, None, **self._asking_if_chosen)
         # A model that is looked up slowly may arrive while a person reads rows here already.
-        self.open_after(page.form["model.id"].change(nothing, None, None, **SLOW))
+        for changed in (page.form["model.id"], page.wants_data):
+            self.open_after(changed.change(nothing, None, None, **SLOW))
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset after an event: its first row, its format, and a check in the background."""
@@ -251,7 +252,7 @@ class DataTab:
         return self.tokenizer.updates(question.model if question is not None else None, again=True)
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
-        return _with_source(str(self._page.services.transfers.keep_upload(Path(file)))) if file else {}
+        return with_source(str(self._page.services.transfers.keep_upload(Path(file)))) if file else {}
 
 
 def _progress_of(check: RunningCheck) -> str:
@@ -263,14 +264,14 @@ def _stamp_of(check: RunningCheck) -> str:
     return stamp(check.question.key, check.waits, check.is_done, id(check))
 
 
-def _with_source(source: str) -> dict[str, Any]:
+def with_source(source: str) -> dict[str, Any]:
     """Return the change to a new source: its settings are the defaults, except for the split and the trained turns."""
     settings = DatasetConfig.model_construct(source=source).model_dump(mode="json")
     return {"dataset": {name: value for name, value in settings.items() if name not in ("eval_fraction", "train_on")}}
 
 
 def _pick_sample(event: gr.EventData) -> dict[str, Any]:
-    return _with_source(picked(event)) if picked(event) in {source for source, _, _ in _SAMPLES} else {}
+    return with_source(picked(event)) if picked(event) in {source for source, _, _ in _SAMPLES} else {}
 
 
 def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
@@ -280,7 +281,7 @@ def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _take_path(text: str) -> dict[str, Any]:
-    return _with_source(text.strip()) if text.strip() else {}
+    return with_source(text.strip()) if text.strip() else {}
 
 
 def render_samples(chosen: str) -> str:

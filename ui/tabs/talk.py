@@ -14,8 +14,10 @@ from gradio.events import Dependency
 from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
+from engine.evaluation.votes import Votes
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import explained
+from ui.backend.votes import ballot, choose
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -30,15 +32,18 @@ from ui.components import (
 )
 from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
-from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling
+from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
-from ui.views.chat import Answer, SavedConversation, Turn
+from ui.views.chat import Answer, Asked, SavedConversation, Turn
 from ui.views.html import error_box, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
+BASE_AND_TUNED, BASE_AND_SECOND = "base and tuned", "base and second"
 _ASKED: dict[str, tuple[Branch, ...]] = {
     TUNED: ("tuned",), BASE: ("base",), SECOND: ("second",), RUNS: ("tuned", "second"),
+    BASE_AND_TUNED: ("base", "tuned"), BASE_AND_SECOND: ("base", "second"),
 }  # fmt: skip
+_IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
 
@@ -51,6 +56,7 @@ class TalkPart:
         self._choice = choice
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
+        self._votes = Votes(page.services.home)
         self.transcript = pick_list(elem_id="transcript", autoscroll=True)
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.branches = Radio(
@@ -121,6 +127,7 @@ class TalkPart:
         cleared.then(view.render_suggestions, self.offered, self.suggestions, **QUICK)
         editing = [*asked, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
         self.transcript.click(self._edit, [self.turns, self.before_edit], editing, **QUICK)
+        self.transcript.click(self._vote, self.turns, [self.transcript, self.trouble], **QUICK)
         self.keep_all.click(self._cancel_edit, self.before_edit, editing, **QUICK)
         loaded.then(self._suggest, None, [self.suggestions, self.offered], **SLOW)
         self.suggestions.click(
@@ -149,6 +156,12 @@ class TalkPart:
         if "second" not in branches:
             return gr.update(choices=[SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, visible=True)
         names = self._choice.names(target)
+        if self._choice.compares_with_start(target):
+            second, tuned = (names[branch].partition(":")[0] for branch in ("second", "tuned"))
+            choices = [("All three", SIDE_BY_SIDE), (f"{second} and {tuned.lower()}", RUNS)]
+            choices += [(f"Base and {tuned.lower()}", BASE_AND_TUNED), (f"Base and {second.lower()}", BASE_AND_SECOND)]
+            choices += [(f"{tuned} only", TUNED)]
+            return gr.update(choices=choices, value=SIDE_BY_SIDE, visible=True)
         choices = [("Both runs", RUNS), ("All three", SIDE_BY_SIDE)]
         choices += [(f"{names['tuned']} only", TUNED), (f"{names['second']} only", SECOND), ("Base only", BASE)]
         return gr.update(choices=choices, value=RUNS, visible=True)
@@ -165,9 +178,10 @@ class TalkPart:
         reference = row.reference if row is not None and row.question == question else ""
         before, redrawn, problem = list(turns), 0.0, ""
         try:
-            asked = self._branches(branches)
-            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked), reference)]
-            requests = _requests(turns, asked, system, read_sampling(sampling))
+            asked, settings = self._branches(branches), with_seed(read_sampling(sampling))
+            with_what = Asked(self._choice.answer_models(), settings, system)
+            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked), reference, with_what)]
+            requests = _requests(turns, asked, system, settings)
             yield {
                 **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
                 **dict.fromkeys((self.again, self.clear), HIDDEN),
@@ -204,13 +218,18 @@ class TalkPart:
     def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
         state = self._page.services.chat.state
         context = state.model.context_length if state.model is not None else None
-        return view.render_transcript(turns, self._choice.names(state.target), context, can_edit=not writing)
+        can_vote = not writing and self._votes.may_keep
+        ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
+        names = self._choice.names(state.target)
+        return view.render_transcript(turns, names, context, can_edit=not writing, ballots=ballots)
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
         model = self._page.services.chat.state.model
         if model is None:
             raise RunError("No model is loaded.", "Load a run or a model first.")
         found = tuple(branch for branch in _ASKED.get(choice, model.branches) if branch in model.branches)
+        if self._choice.compares_with_start(self._page.services.chat.state.target):
+            found = tuple(sorted(found, key=_IN_ORDER_OF_TRAINING.index))
         return found or model.branches
 
     def _stop(self, request: gr.Request) -> None:
@@ -233,6 +252,20 @@ class TalkPart:
         asked = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
         kept = {self.keep_all: gr.update(visible=True), self.before_edit: before_edit or turns}
         return {**asked, **self._shown(before), **kept}
+
+    def _vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
+        kind, _, rest = picked(event).partition(":")
+        number, _, branch = rest.partition(":")
+        if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
+            return UNCHANGED
+        offered = next((one for one in ballot(self._votes, turns, int(number)) if one == branch), None)
+        problem = ""
+        try:
+            if offered is not None:
+                choose(self._votes, turns, int(number), offered, self._page.services.runs.owner)
+        except EngineError as error:
+            problem = error_box(error)
+        return {self.transcript: self._render(turns), self.trouble: problem}
 
     def _suggest(self, draw: random.Random | None = None) -> Updates:
         config = self._choice.config_of(self._page.services.chat.state.target)

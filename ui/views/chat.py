@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 
 from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, Progress, PromptView
+from engine.config.results import SamplingConfig
 from engine.data.conversation import Message
 from engine.errors import DatasetError
+from engine.evaluation.votes import AnswerModel
 from ui.backend.answers import RowPrompt
 from ui.views.html import (
     empty,
@@ -69,12 +72,22 @@ class Answer:
 
 
 @dataclass(frozen=True, config=_SAVED)
+class Asked:
+    """What a question was asked with, for votes on its answers."""
+
+    models: Mapping[Branch, AnswerModel]
+    sampling: SamplingConfig
+    system: str = ""
+
+
+@dataclass(frozen=True, config=_SAVED)
 class Turn:
     """A question and its answers."""
 
     question: str
     answers: tuple[Answer, ...] = ()
     reference: str = ""  # the answer of the data, where the question comes from a row
+    asked: Asked | None = None  # None in conversations that were saved before there were votes
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
@@ -108,20 +121,38 @@ def render_transcript(
     context_tokens: int | None = None,
     *,
     can_edit: bool = False,
+    ballots: Mapping[int, Mapping[Branch, bool]] = MappingProxyType({}),
 ) -> str:
     """Return the whole conversation; empty before the first question.
 
-    Names may differ from `BRANCH_WORDS`; the `data-pick` of a question that can be edited is `edit:N`.
+    Names may differ from `BRANCH_WORDS`; the `data-pick` of a question that can be edited is `edit:N`. `ballots` has the
+    answers of each turn that can be voted for, with whether they were; their `data-pick` is `vote:N:BRANCH`.
     """
     if not turns:
         return ""
     words = {**BRANCH_WORDS, **(names or {})}
-    html = (_turn(turn, words, context_tokens, number if can_edit else None) for number, turn in enumerate(turns))
+    html = (
+        _turn(turn, words, context_tokens, number if can_edit else None, ballots.get(number, {}))
+        for number, turn in enumerate(turns)
+    )
     return f'<div class="talk" role="log" aria-live="off">{"".join(html)}</div>'
 
 
-def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, number: int | None) -> str:
-    answers = "".join(_answer(answer, words[answer.branch], context_tokens) for answer in turn.answers)
+def _turn(
+    turn: Turn,
+    words: Mapping[Branch, str],
+    context_tokens: int | None,
+    number: int | None,
+    ballot: Mapping[Branch, bool],
+) -> str:
+    answers = ""
+    for answer in turn.answers:
+        name = words[answer.branch]
+        voted = ballot.get(answer.branch)
+        vote = "" if voted is None else _vote_button(f"vote:{number}:{answer.branch}", name, voted=voted)
+        text = markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
+        figures = _figures(answer, context_tokens)
+        answers += answer_box(answer.branch, name, text, figures, writing=not answer.done, below=vote)
     if turn.reference:
         answers += answer_box("reference", "Reference", markdown(turn.reference), "the answer of the data")
     edit = ""
@@ -130,17 +161,21 @@ def _turn(turn: Turn, words: Mapping[Branch, str], context_tokens: int | None, n
     return f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div><div class="answers">{answers}</div>'
 
 
-def _answer(answer: Answer, name: str, context_tokens: int | None) -> str:
-    text = markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
-    return answer_box(answer.branch, name, text, _figures(answer, context_tokens), writing=not answer.done)
+def _vote_button(identifier: str, name: str, *, voted: bool) -> str:
+    label = f"{name}: this answer is better"
+    title = "Saved as a vote; press again to take it back" if voted else "Saves this answer as the better one"
+    return (
+        f'<button type="button" class="vote" data-pick="{identifier}" aria-pressed="{str(voted).lower()}" '
+        f'aria-label="{escape(label, quote=True)}" title="{title}">{"✓ " if voted else ""}This is better</button>'
+    )
 
 
-def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bool = False) -> str:
+def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bool = False, below: str = "") -> str:
     """Return one answer as HTML under the name of who gave it, with figures below it; `writing` where more is to come."""
-    below = f'<p class="figures">{figures}</p>' if figures else ""
+    under = f'<p class="figures">{figures}</p>' if figures else ""
     return (
         f'<div class="{f"answer {css}".strip()}"><h4>{escape(name)}</h4>'
-        f'<div class="text{" writing" if writing else ""}">{html}</div>{below}</div>'
+        f'<div class="text{" writing" if writing else ""}">{html}</div>{under}{below}</div>'
     )
 
 

@@ -1,0 +1,287 @@
+"""Votes on the page: given in Chat and in the blind test, looked through, deleted, used as a dataset; three answers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from gradio import EventData
+
+from engine.errors import StorageError
+from engine.evaluation.blind_test import judgements_file, read_judgements
+from engine.evaluation.votes import Votes
+from tests.evaluation.test_votes import HOSTILE, a_vote
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.changes import Changes
+from ui.backend.run_reader import FINAL
+from ui.tabs.blind_test import OWN, Judging
+from ui.tabs.chat import VOTES, ChatTab
+from ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
+from ui.tabs.talk import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
+from ui.views.chat import Answer, Asked, Turn
+
+SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
+PAGE = SimpleNamespace(session_hash="page-1", headers={})
+
+
+@pytest.fixture
+def tab(laid_out, services) -> ChatTab:
+    services.chat._pace = 0.0005
+    return laid_out(ChatTab)
+
+
+@pytest.fixture
+def run(services):
+    return write_run(services.runs, a_config(run__name="faq"), InventedRun())
+
+
+@pytest.fixture
+def preferred(services, run):
+    """A run that learned preferences from where `run` ended."""
+    config = a_config(
+        run__name="plain answers", training__objective="dpo", adapter__warm_start=run.id,
+        dataset__source="sample:loratory-preferences",
+    )  # fmt: skip
+    return write_run(services.runs, config, InventedRun())
+
+
+@pytest.fixture
+def votes(services) -> Votes:
+    return Votes(services.home)
+
+
+def load(tab, run, against=NOTHING):
+    list(tab._load(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
+
+
+def ask(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
+    steps = [
+        Changes(tab.talk, step) for step in tab.talk.ask(question, list(turns), branches, None, system, PAGE, *SAMPLING)
+    ]
+    return steps[-1]
+
+
+def vote(tab, turns, pick: str) -> Changes:
+    return Changes(tab.talk, tab.talk._vote(EventData(None, {"pick": pick}), turns))
+
+
+def press(tab, pick: str, number=0) -> Changes:
+    return Changes(tab.votes, tab.votes._delete(EventData(None, {"pick": pick}), number, False))
+
+
+def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
+    load(tab, run)
+    asked = ask(tab, "What is <b>alpha</b>?")
+    assert asked.transcript.count('aria-pressed="false"') == 2
+
+    pressed = vote(tab, asked.turns, "vote:0:tuned")
+
+    assert pressed.transcript.count('aria-pressed="true"') == 1
+    (kept,) = votes.read().votes
+    better, worse = kept.sides
+    assert [turn.role for turn in kept.prompt] == ["system", "user"]
+    assert "scales the adapter" in better.text
+    assert "Greek alphabet" in worse.text
+    assert (better.model.run, better.model.name, worse.model.run, worse.model.base) == (
+        run.id, "Tuned", "", "smollm2-135m-instruct",
+    )  # fmt: skip
+    assert kept.sampling.seed is not None, "drawn, so it is known"
+    assert (kept.source, kept.by, better.finish_reason) == ("chat", "somebody", "eos")
+
+    changed = vote(tab, asked.turns, "vote:0:base")
+    assert "Greek alphabet" in votes.read().votes[0].sides[0].text
+    assert changed.transcript.count('aria-pressed="true"') == 1
+    assert 'aria-pressed="true"' not in vote(tab, asked.turns, "vote:0:base").transcript
+    assert votes.read().votes == ()
+
+
+@pytest.mark.parametrize("pick", ["vote:0:second", "vote:7:base", "vote:x:base", "vote", "edit:0", "vote:-1:base"])
+def test_a_vote_for_what_is_not_there_keeps_nothing(tab, run, votes, pick):
+    load(tab, run)
+    vote(tab, ask(tab, "Why?").turns, pick)
+
+    assert votes.read().votes == ()
+
+
+def test_only_whole_and_different_answers_are_offered(tab, run):
+    load(tab, run)
+    (turn,) = ask(tab, "Why?").turns
+    base, tuned = turn.answers
+
+    def offered(*answers, **changes):
+        return "vote:" in tab.talk._render([replace(turn, answers=answers, **changes)])
+
+    assert offered(base, tuned)
+    assert not offered(base, replace(tuned, finish_reason="stopped"))
+    assert not offered(base, replace(tuned, text=f" {base.text}\n"))
+    assert not offered(base, replace(tuned, text=" "))
+    assert not offered(base)
+    assert not offered(base, tuned, asked=None), "a conversation of an older version"
+    assert offered(base, replace(tuned, finish_reason="length"))
+
+
+def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
+    load(tab, run)
+    asked = ask(tab, "And why?", ask(tab, "What?").turns)
+
+    vote(tab, asked.turns, "vote:1:tuned")
+
+    (kept,) = votes.read().votes
+    assert [turn.content for turn in kept.prompt] == ["Be brief.", "What?"]
+    assert [turn.role for turn in kept.sides[0].turns] == ["assistant", "user", "assistant"]
+    assert "scales" in kept.sides[0].turns[0].content
+    # A branch that was not asked has no conversation to compare with.
+    alone = ask(tab, "And why?", ask(tab, "What?", branches=TUNED).turns)
+    assert "vote:1" not in alone.transcript
+
+
+def test_a_vote_that_cannot_be_kept_says_why(tab, run, votes, monkeypatch):
+    load(tab, run)
+    turns = ask(tab, "Why?").turns
+    monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
+
+    pressed = vote(tab, turns, "vote:0:base")
+
+    assert "a vote keeps at most 10" in pressed.trouble
+    assert 'aria-pressed="true"' not in pressed.transcript
+
+
+def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
+    load(tab, run)
+    for verdict in ("left", "neither"):
+        steps = list(tab.blind.ask(OWN, f"Why {verdict}?", Judging(), "Be brief.", PAGE, *SAMPLING))
+        judging = steps[-1][tab.blind.judging]
+        judged = tab.blind.judge(verdict, judging)
+        assert judged[tab.blind.trouble] == ""
+
+    tie, decided = votes.read().votes
+    assert (tie.is_tie, decided.source) == (True, "blind test")
+    assert {side.model.run for side in decided.sides} == {run.id, ""}
+    assert [turn.content for turn in decided.prompt] == ["Be brief.", "Why left?"]
+    assert len(read_judgements(judgements_file(run.folder.path, None))) == 2
+
+
+def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
+    load(tab, run)
+    steps = list(tab.blind.ask(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
+    monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
+
+    judged = tab.blind.judge("left", steps[-1][tab.blind.judging])
+
+    assert "at most 10" in judged[tab.blind.trouble]
+    assert "You preferred" in judged[tab.blind.pair]
+    assert len(read_judgements(judgements_file(run.folder.path, None))) == 1
+
+
+def test_votes_are_looked_through_and_deleted(tab, votes):
+    assert "No votes yet" in tab.votes.look(0, False)[tab.votes.counts]
+    for number in range(7):
+        votes.keep(a_vote(f"Question {number} {HOSTILE}", left=HOSTILE, minute=number))
+    votes.keep(a_vote("Equal?", verdict="equal", minute=9))
+
+    first, last = (Changes(tab.votes, tab.votes.look(page, False)) for page in (0, 99))
+
+    assert "7 pairs. Left out: 1 tie." in first.counts
+    assert first.list.count("<section>") == 5
+    assert "Question 0" in last.list
+    assert "6–8 of 8 votes" in last.where
+    assert "<img" not in first.list
+    identifier = votes.read().votes[0].id
+    assert f"really:{identifier}" in press(tab, f"delete:{identifier}").list
+    assert len(votes.read().votes) == 8
+    gone = press(tab, f"really:{identifier}")
+    assert "1 vote deleted." in gone.status
+    assert identifier not in gone.list
+    assert "0 votes deleted." in press(tab, "really:of-another-person").status
+    assert press(tab, "nonsense")._updates == {}
+    assert "7 votes deleted." in tab.votes._delete_all(False)[tab.votes.status]
+
+
+def test_votes_become_the_data_of_the_draft(tab, votes):
+    with pytest.raises(StorageError, match="give no pair"):
+        tab.votes._use(False)
+    votes.keep(a_vote())
+    votes.keep(a_vote("Equal?", verdict="equal"))
+
+    used = Changes(tab.votes, tab.votes._use(False))
+
+    source = used._updates[tab.votes._change]["dataset"]["source"]
+    assert source.startswith(str(votes.home.uploads))
+    assert [json.loads(line)["vote"]["id"] for line in Path(source).read_text().splitlines()] == [a_vote().id]
+    assert "1 pair. Left out: 1 tie." in used.status
+
+
+def test_the_mode_shows_votes_alone(tab):
+    shown = Changes(tab, tab._switch(VOTES))
+
+    assert shown.votes_mode["visible"]
+    assert not any(getattr(shown, name)["visible"] for name in ("loading", "talk_mode", "blind_mode", "measure_mode"))
+    assert not shown._updates[tab.choice.panel]["visible"]
+
+
+def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, run, preferred, votes):
+    choice = Changes(tab.choice, tab.choice.choose(preferred.id)).against
+    assert choice["value"] == START
+    load(tab, preferred, START)
+    target = services.chat.state.target
+    assert target.second.folder == run.folder.path
+
+    shown = tab._look("", Judging())[tab.talk.branches]
+    asked = ask(tab, "Why?", branches=shown["value"])
+
+    assert [label for label, _ in shown["choices"]][:3] == [
+        "All three",
+        "Supervised and preferred",
+        "Base and preferred",
+    ]
+    assert [answer.branch for answer in asked.turns[0].answers] == ["base", "second", "tuned"]
+    names = [asked.transcript.index(words) for words in ("Base model", "Supervised: faq", "Preferred: plain answers")]
+    assert names == sorted(names)
+    assert vote(tab, asked.turns, "vote:0:tuned").transcript.count('aria-pressed="true"') == 1
+    assert {kept.sides[1].model.name for kept in votes.read().votes} == {"Base model", "Supervised: faq"}
+    assert {kept.sides[0].model.run for kept in votes.read().votes} == {preferred.id}
+    ask(tab, "Why?", branches=BASE_AND_SECOND)
+    assert services.chat.asked[-1].branches == ("base", "second")
+
+
+def test_any_two_of_three_are_judged_blindly(tab, services, run, preferred):
+    load(tab, preferred, START)
+    offered = tab._look("", Judging())[tab.blind.sides]
+    assert [label for label, _ in offered["choices"]] == [
+        "Preferred: plain answers and Supervised: faq", "Base model and Preferred: plain answers",
+        "Base model and Supervised: faq",
+    ]  # fmt: skip
+
+    for value, asked in (("runs", {"tuned", "second"}), ("tuned", {"base", "tuned"}), ("second", {"base", "second"})):
+        judging = tab.blind._choose_sides(value, Judging())[tab.blind.judging]
+        judging = list(tab.blind.ask(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
+        assert set(judging.pair.answers) == asked
+        judging = tab.blind.judge("left", judging)[tab.blind.judging]
+        assert "1 pair judged" in tab.blind._show_count(judging)[tab.blind.count]
+    assert tab.blind._choose_sides("nonsense", Judging())[tab.blind.judging].sides == ""
+    # Base and result alone are in one file, whatever else was loaded.
+    assert len(read_judgements(judgements_file(preferred.folder.path, None))) == 1
+    load(tab, run)
+    assert not tab._look("", Judging())[tab.blind.sides]["visible"]
+
+
+def test_a_start_that_is_gone_is_not_offered(tab, services, run, preferred):
+    services.runs.delete(run.id)
+
+    choices = Changes(tab.choice, tab.choice.choose(preferred.id)).against
+
+    assert START not in [value for _, value in choices["choices"]]
+    assert choices["value"] == NOTHING
+
+
+def test_a_hostile_answer_stays_text(tab, run, votes):
+    load(tab, run)
+    asked = Asked(tab.choice.answer_models(), a_vote().sampling)
+    turn = Turn("Why?", (Answer("base", HOSTILE, 1, done=True), Answer("tuned", "Because.", 1, done=True)), "", asked)
+
+    html = vote(tab, [turn], "vote:0:base").transcript
+
+    assert "<img" not in html
+    assert "onerror=alert(1)&gt;" in html
+    assert votes.read().votes[0].sides[0].text == HOSTILE

@@ -1,0 +1,91 @@
+"""Votes on the answers of a conversation: which pairs a turn offers, and what a choice among them keeps."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import NamedTuple
+
+from engine.chat.contract import Branch
+from engine.evaluation.votes import Vote, VotedAnswer, VotedTurn, Votes, turns_of, vote_id
+from ui.views.chat import Turn, messages_of
+
+
+class TurnPair(NamedTuple):
+    """Two answers of a turn, each with the turns of its own conversation since the two began to differ."""
+
+    prompt: tuple[VotedTurn, ...]
+    sides: dict[Branch, tuple[VotedTurn, ...]]
+
+    @property
+    def id(self) -> str:
+        """Of a vote on it."""
+        return vote_id(self.prompt, *self.sides.values())
+
+
+def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
+    """Return the pairs that a turn offers: of answers that differ, are not empty and were not stopped."""
+    turn = turns[number]
+    if turn.asked is None:
+        return []
+    whole = [
+        answer.branch
+        for answer in turn.answers
+        if answer.done
+        and answer.finish_reason != "stopped"
+        and answer.text.strip()
+        and answer.branch in turn.asked.models
+    ]
+    found = (_pair(turns[: number + 1], one, other, turn.asked.system) for one, other in combinations(whole, 2))
+    return [pair for pair in found if pair is not None]
+
+
+def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:
+    sides = {branch: turns_of(messages_of(turns, branch, system)) for branch in (one, other)}
+    first, second = sides.values()
+    shared = next(
+        (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    rests = {branch: said[shared:] for branch, said in sides.items()}
+    # A branch that was not asked earlier has another question where the other one has an answer.
+    if not all(rest and rest[0].role == rest[-1].role == "assistant" for rest in rests.values()):
+        return None
+    words = [[turn.content.split() for turn in rest] for rest in rests.values()]
+    return TurnPair(first[:shared], rests) if words[0] != words[1] else None
+
+
+def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, bool]:
+    """Return the answers of a turn that can be voted for, each with whether it was."""
+    pairs = pairs_of_turn(turns, number)
+    offered = {branch for pair in pairs for branch in pair.sides}
+    known = [(pair, votes.find(pair.id)) for pair in pairs]
+    voted = {
+        branch
+        for pair, vote in known
+        if vote is not None and not vote.is_tie
+        for branch, said in pair.sides.items()
+        if said == vote.sides[0].turns
+    }
+    return {branch: branch in voted for branch in offered}
+
+
+def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by: str) -> None:
+    """Keep that an answer is better than each other one of its turn; take it back where that was chosen before.
+
+    Raises:
+        StorageError: If it cannot be kept.
+    """
+    pairs, turn = pairs_of_turn(turns, number), turns[number]
+    takes_back = ballot(votes, turns, number).get(better, False)
+    votes.remove([pair.id for pair in pairs])
+    if takes_back or turn.asked is None:
+        return
+    finishes = {answer.branch: answer.finish_reason for answer in turn.answers}
+    for pair in pairs:
+        if better not in pair.sides:
+            continue
+        left, right = (
+            VotedAnswer(turns=said, finish_reason=finishes[branch], model=turn.asked.models[branch])
+            for branch, said in sorted(pair.sides.items(), key=lambda side: side[0] != better)
+        )
+        facts = {"source": "chat", "by": by, "time": datetime.now(UTC), "sampling": turn.asked.sampling}
+        votes.keep(Vote.new(pair.prompt, left, right, verdict="left", **facts))

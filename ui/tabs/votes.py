@@ -1,0 +1,118 @@
+"""Votes: look through them, delete them, and use them as a dataset of pairs."""
+
+from typing import Any
+
+import gradio as gr
+
+from engine.errors import EngineError
+from engine.evaluation.votes import Votes, pairs_of_votes
+from ui.components import QUICK, SLOW, UNCHANGED, Confirmation, Updates, pick_list, picked, shown_as_message
+from ui.page import Page
+from ui.tabs.data import with_source
+from ui.views import votes as view
+from ui.views.html import error_box, plural, small
+
+_DELETE, _REALLY = "delete:", "really:"
+
+
+class VotesPart:
+    """Lays out the votes of the person; `wire` connects them."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._votes = Votes(page.services.home)
+        gr.HTML(
+            '<p class="lead">A vote says which of two answers to the same prompt is better. Preference tuning (DPO, ORPO) '
+            "learns from such pairs.</p>"
+        )
+        self.counts = gr.HTML(elem_id="votes-counts")
+        with gr.Column(visible=False, elem_id="votes") as self.panel:
+            self.with_cut_off = gr.Checkbox(
+                label="Include cut-off answers",
+                info="Pairs whose better answer ended at the token limit teach the model to stop there.",
+                elem_id="votes-cut-off",
+            )
+            with gr.Row(elem_id="votes-buttons"):
+                self.use = gr.Button("Use as dataset", variant="primary", scale=0, min_width=170, elem_id="votes-use")
+                self.delete_all = gr.Button("Delete all", scale=0, min_width=110, elem_id="votes-delete-all")
+            self.confirm = Confirmation(
+                "Delete votes", "Keep votes", elem_id="votes-confirm", yes_id="votes-really", no_id="votes-keep"
+            )
+            with gr.Row(elem_id="votes-pages"):
+                self.newer = gr.Button("← Newer", size="sm", scale=0, min_width=90, elem_id="votes-newer")
+                self.older = gr.Button("Older →", size="sm", scale=0, min_width=90, elem_id="votes-older")
+                self.where = gr.HTML(elem_id="votes-where")
+        self.status = gr.HTML(elem_id="votes-status")
+        self.list = pick_list(elem_id="votes-list")
+        self.number = gr.State(0)  # of the page
+        self._change = gr.State({})
+        self._looked = [
+            self.counts, self.panel, self.use, self.newer, self.older, self.where, self.list, self.number,
+            self.confirm.panel,
+        ]  # fmt: skip
+
+    def wire(self, switched: Any) -> None:
+        """Connect the events; the votes are read whenever the mode is `switched` to."""
+        page = self._page
+        switched.then(self.look, [self.number, self.with_cut_off], self._looked, **QUICK)
+        self.with_cut_off.input(self.look, [self.number, self.with_cut_off], self._looked, **QUICK)
+        for button, step in ((self.newer, -1), (self.older, 1)):
+            button.click(
+                lambda number, cut_off, step=step: self.look(number + step, cut_off),
+                [self.number, self.with_cut_off], self._looked, **QUICK,
+            )  # fmt: skip
+        self.list.click(self._delete, [self.number, self.with_cut_off], [*self._looked, self.status], **QUICK)
+        self.confirm.wire(self.delete_all.click, self._ask, self.number)
+        self.confirm.really.click(self._delete_all, self.with_cut_off, [*self._looked, self.status], **QUICK)
+        used = self.use.click(
+            shown_as_message(self._use), self.with_cut_off, [self._change, self.status], trigger_mode="once", **SLOW
+        )
+        changed = page.change_undoably_after(used, self._change)
+        changed.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
+        page.open_tab(used, "data")
+
+    def look(self, number: int, with_cut_off: bool) -> Updates:
+        """Return how many votes there are, and a page of them."""
+        known = self._votes.read()
+        pairs = pairs_of_votes(known.votes, with_cut_off=bool(with_cut_off))
+        pages = view.pages_of(known.votes)
+        number = max(0, min(int(number), pages - 1))
+        return {
+            self.counts: view.render_counts(known, pairs),
+            self.panel: gr.update(visible=bool(known.votes or known.damaged)),
+            self.use: gr.update(interactive=bool(pairs.rows)),
+            self.newer: gr.update(interactive=number > 0),
+            self.older: gr.update(interactive=number < pages - 1),
+            self.where: view.page_words(known.votes, number) if pages else "",
+            self.list: view.render_votes(known.votes, number),
+            self.number: number,
+            self.confirm.panel: gr.update(visible=False),
+        }
+
+    def _use(self, with_cut_off: bool) -> Updates:
+        path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
+        return {self._change: with_source(str(path)), self.status: small(f"In use as {path.name}: {pairs.words}")}
+
+    def _delete(self, event: gr.EventData, number: int, with_cut_off: bool) -> Updates:
+        """Ask once more at the first press, and delete at the second."""
+        pick = picked(event)
+        if pick.startswith(_DELETE):
+            shown = view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
+            return {self.list: shown, self.status: ""}
+        if not pick.startswith(_REALLY):
+            return UNCHANGED
+        return self._deleting([pick.removeprefix(_REALLY)], number, with_cut_off)
+
+    def _delete_all(self, with_cut_off: bool) -> Updates:
+        return self._deleting(None, 0, with_cut_off)
+
+    def _deleting(self, identifiers: list[str] | None, number: int, with_cut_off: bool) -> Updates:
+        try:
+            words = small(f"{plural(self._votes.remove(identifiers), 'vote')} deleted.", role="status")
+        except EngineError as error:
+            words = error_box(error)
+        return {**self.look(number, with_cut_off), self.status: words}
+
+    def _ask(self, _number: int) -> tuple[str, str]:
+        count = plural(len(self._votes.read().votes), "vote")
+        return f"Delete {count}?", "Datasets that were made of them stay."

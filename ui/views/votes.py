@@ -1,0 +1,95 @@
+"""Votes: how many there are, what they give as a dataset, and each with its two answers."""
+
+from collections.abc import Sequence
+from html import escape
+
+from engine.evaluation.votes import KnownVotes, PairsOfVotes, Vote, VotedAnswer
+from ui.views.chat import NO_ANSWER, answer_box
+from ui.views.html import empty, facts, log, notices, pick_button, plural, short_name, small
+
+VOTES_PER_PAGE = 5
+_LONGEST_SUMMARY = 220  # characters of a question
+_LONGEST_ANSWER = 3_000  # characters of an answer that are shown
+_VERDICTS = {"equal": "Equally good", "neither": "Neither is good"}
+
+NO_VOTES = empty(
+    "No votes yet",
+    "Press “This is better” under an answer in Chat, or judge pairs in the blind test. Each vote becomes a training pair.",
+)
+
+
+def render_counts(known: KnownVotes, pairs: PairsOfVotes) -> str:
+    """Return how many votes there are, and what a dataset of them would hold."""
+    if not known.votes and not known.damaged:
+        return NO_VOTES
+    figures = ((f"{len(known.votes):,}", "votes"), (f"{len(pairs.rows):,}", "pairs to train on"))
+    damaged = notices([f"{plural(known.damaged, 'damaged line')} skipped."] if known.damaged else ())
+    return f"{facts(figures)}{small(pairs.words)}{damaged}"
+
+
+def pages_of(votes: Sequence[Vote]) -> int:
+    """Return the number of pages of votes."""
+    return -(-len(votes) // VOTES_PER_PAGE)
+
+
+def page_words(votes: Sequence[Vote], page: int) -> str:
+    """Return which of the votes a page shows."""
+    first, last = page * VOTES_PER_PAGE + 1, min(len(votes), (page + 1) * VOTES_PER_PAGE)
+    where = f"{first}–{last}" if last > first else f"{first}"
+    return f'<p class="small num">{where} of {plural(len(votes), "vote")}, the newest first</p>'
+
+
+def render_votes(votes: Sequence[Vote], page: int, asked: str = "") -> str:
+    """Return one page of votes; `asked` is the id of the one that is to be deleted once that is confirmed."""
+    shown = votes[page * VOTES_PER_PAGE : (page + 1) * VOTES_PER_PAGE]
+    return f'<div class="answered">{"".join(_vote(vote, asked == vote.id) for vote in shown)}</div>' if shown else ""
+
+
+def _vote(vote: Vote, is_asked: bool) -> str:
+    better, worse = vote.sides
+    names = (_VERDICTS[vote.verdict],) * 2 if vote.is_tie else ("Better", "Worse")
+    boxes = (
+        _box("" if vote.is_tie else "chosen", names[0], better),
+        _box("", names[1], worse),
+    )
+    summary = " ".join(vote.question.split())
+    summary = summary if len(summary) <= _LONGEST_SUMMARY else f"{summary[:_LONGEST_SUMMARY]} …"
+    prompt = "\n\n".join(f"{turn.role}: {_shortened(turn.content)}" for turn in vote.prompt)
+    if is_asked:
+        delete = pick_button(f"really:{vote.id}", "Delete for good", css="inline")
+    else:
+        delete = pick_button(f"delete:{vote.id}", "Delete", css="inline", label=f"Delete the vote on {summary}")
+    figures = " · ".join(
+        (
+            f"{vote.time.astimezone():%d %b %Y, %H:%M}",
+            escape(vote.source),
+            escape(short_name(better.model.base)),
+            _sampling(vote),
+        )
+    )
+    return (
+        f"<section><details><summary>{escape(summary)}</summary>{log(prompt, 'Prompt')}</details>"
+        f'<div class="answers">{"".join(boxes)}</div><p class="figures">{figures}{delete}</p></section>'
+    )
+
+
+def _box(css: str, name: str, answer: VotedAnswer) -> str:
+    model = answer.model
+    place = f", {model.checkpoint}" if model.checkpoint else ""
+    turns = [turn.content for turn in answer.turns]
+    text = _shortened("\n\n".join(turns))
+    cut = "cut off at the token limit" if answer.is_cut_off else ""
+    title = f"{name}: {model.name}{place}"
+    return answer_box(css, title, escape(text) if text.strip() else NO_ANSWER, cut)
+
+
+def _sampling(vote: Vote) -> str:
+    if vote.sampling.greedy:
+        return "greedy"
+    seed = f", seed {vote.sampling.seed}" if vote.sampling.seed is not None else ""
+    return f"temperature {vote.sampling.temperature:g}{seed}"
+
+
+def _shortened(text: str) -> str:
+    more = len(text) - _LONGEST_ANSWER
+    return text if more <= 0 else f"{text[:_LONGEST_ANSWER]} … {more:,} more characters"
