@@ -186,7 +186,7 @@ def test_what_answered_while_something_else_was_loaded_is_no_pair(tab, blind, se
 
 
 def test_a_folder_without_a_run_has_the_tally_of_this_page(tab, blind, services, monkeypatch):
-    monkeypatch.setattr(blind, "_file", lambda target: None)
+    monkeypatch.setattr(blind, "_file", lambda target, sides: None)
     judging = judge(blind, "left", judging_of(draw(blind))).judging
 
     assert "1 pair judged" in blind._show_count(judging)[blind.count]
