@@ -313,7 +313,7 @@ class Page:
         before, named = self._read(values), {f"{section}.{name}" for section in change for name in change[section]}
         suited = json.dumps({name: value for name, value in self.form.suited(values).items() if name not in named})
         after = self._read(self.form.updates({**_merged(before.sections, change), "page": {"suited": suited}}))
-        drawn = _drawn(self._fill_views, after.sections) if "adapter" in change else {}
+        drawn = _drawn(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
         applied = Applied.between("", before, after)
         return {**self._change(change, *values), **drawn, self._suited: suited, self._applied: applied}
 

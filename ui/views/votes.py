@@ -59,16 +59,10 @@ def _vote(vote: Vote, is_asked: bool) -> str:
         delete = pick_button(f"really:{vote.id}", "Delete for good", css="inline")
     else:
         delete = pick_button(f"delete:{vote.id}", "Delete", css="inline", label=f"Delete the vote on {summary}")
-    figures = " · ".join(
-        (
-            f"{vote.time.astimezone():%d %b %Y, %H:%M}",
-            escape(vote.source),
-            escape(short_name(better.model.base)),
-            _sampling(vote),
-        )
-    )
+    figures = f"{escape(short_name(better.model.base))} · {_sampling(vote)}"
     return (
-        f"<section><details><summary>{escape(summary)}</summary>{log(prompt, 'Prompt')}</details>"
+        f'<section><h3 class="num">{vote.time.astimezone():%d %b %Y, %H:%M} · {escape(vote.source)}</h3>'
+        f"<details><summary>{escape(summary)}</summary>{log(prompt, 'Prompt')}</details>"
         f'<div class="answers">{"".join(boxes)}</div><p class="figures">{figures}{delete}</p></section>'
     )
 
