@@ -20,7 +20,8 @@ from engine.memory.workload import workload_of_step
 from engine.models.folder import read_config
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
-from engine.training.checkpoints.state_files import ADAPTER_WEIGHTS, OPTIMIZER_FILE, load_nested
+from engine.runs.warm_start import ADAPTER_WEIGHTS
+from engine.training.checkpoints.state_files import OPTIMIZER_FILE, load_nested
 from engine.training.faults import VARIABLE
 from engine.training.worker import EXIT_FINISHED
 from tests.export.conftest import few_questions  # noqa: F401 - a fixture

@@ -273,7 +273,7 @@ class ChatChoice:
         if model is None or target is None:
             return {}
         config = self.config_of(target)
-        revision = (target.model or config.model).revision if target.model or config is not None else None
+        base = target.model or (config.model if config is not None else None)
         names = {**BRANCH_WORDS, **self.names(target)}
         trained = {"tuned": target.tuned, "second": target.second}
 
@@ -282,7 +282,7 @@ class ChatChoice:
             return AnswerModel(
                 name=names[branch],
                 base=short_name(model.name) if Path(model.name).is_absolute() else model.name,
-                revision=revision,
+                revision=base.revision if base is not None else None,
                 quantization=model.quantization,
                 run=choice.folder.name if choice is not None else "",
                 checkpoint=choice.checkpoint or "" if choice is not None else "",

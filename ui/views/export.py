@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from engine.chat.target import ADAPTER_CONFIG
 from engine.config.results import GgufType
 from engine.export.contract import ExportedFile, ExportRecord, Verification
 from engine.export.gguf.precisions import PredictedSize, instead_words
 from engine.export.kinds import KINDS
+from engine.runs.warm_start import ADAPTER_CONFIG
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
 
 KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub"}
