@@ -14,7 +14,7 @@ from engine.errors import ConfigError, EngineError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems
 from engine.hardware.known_devices import KnownDevice
-from engine.memory.estimate import MemoryEstimate, estimate_memory
+from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.lab_rules import lab_problems
 from engine.runs.launch import machine_problems
@@ -25,6 +25,9 @@ from ui.form import Form, field_of
 
 if TYPE_CHECKING:
     from ui.services import Services
+
+# By the name that `run.where` gives them.
+PLACES: Mapping[str, str] = {"local": "This machine", "slurm": "Slurm cluster", "jobs": "Hugging Face Jobs"}
 
 # Shown as a next step, not as a problem.
 _MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."}
@@ -39,6 +42,7 @@ class Judged:
     error: EngineError | None = None
     problems: tuple[Problem, ...] = ()  # settings that this device cannot run
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
+    chosen: str = ""  # the name of the device, where a person chose one to judge for
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,14 @@ class Draft:
     def where(self) -> str:
         """The place that would train it, as `run.where` names it."""
         return RunSection.model_construct(**self.mapping.get("run", {})).where
+
+    @property
+    def place_words(self) -> str:
+        """The place that would train it, and the device that it would get there, where that is known."""
+        place = PLACES.get(self.where, PLACES["local"])
+        if not self.is_elsewhere or self.device is None:
+            return place
+        return f"{place}: {self.device.name or 'GPU'}, {self.device.total_bytes / GIB:.1f} GiB"
 
     @property
     def is_elsewhere(self) -> bool:
@@ -213,13 +225,13 @@ def _judged(
         return None
     device = known.device()
     if config is None or shape is None:
-        return Judged(device, None)
+        return Judged(device, None, chosen=known.name)
     try:
         estimate, problems = estimate_memory(shape, config, device, rows), tuple(device_problems(config, device))
         ceiling = estimate_memory(shape, config, device) if rows is not None else None
-        return Judged(device, estimate, problems=problems, ceiling=ceiling)
+        return Judged(device, estimate, problems=problems, ceiling=ceiling, chosen=known.name)
     except Exception as error:
-        return Judged(device, None, explained(error))
+        return Judged(device, None, explained(error), chosen=known.name)
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

@@ -1,7 +1,7 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,12 +9,12 @@ import gradio as gr
 from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
-from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
+from engine.hardware.known_devices import KNOWN_DEVICES
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, visible_if
-from ui.draft import Draft
+from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.draft import PLACES, Draft
 from ui.gradio_internals import Dropdown
 from ui.page import DraftView, Page
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
@@ -27,8 +27,7 @@ class SidePanel:
         self._page = page
         page.applied.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
-        devices = [("This machine", ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
-        self.judge = Dropdown(devices, value="", label="Judge memory for", elem_id="judge-for")
+        self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Judge memory for", elem_id="judge-for")
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.longest = gr.Button("Measure longest rows", size="sm", visible=False, elem_id="measure-longest")
@@ -41,7 +40,10 @@ class SidePanel:
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
         page.on_draft_later(self.advice, _render_advice)
-        page.on_fill(self.judge, _judged_in)
+        # The first choice follows the place; what a person chose stays.
+        page.on_draft(
+            self.judge, lambda draft: gr.update(choices=_devices(draft.place_words), value=draft.judged.chosen)
+        )
 
     def wire(self) -> None:
         """Connect the events."""
@@ -118,11 +120,9 @@ def _is_here(draft: Draft) -> bool:
     return draft.judged_elsewhere is None and not draft.is_elsewhere
 
 
-def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the device that the browser's draft is judged for; a preset or a run names none, and the choice stays."""
-    named = mapping.get("page", {}).get("judge_for")
-    known = find_known_device(named) if isinstance(named, str) else None
-    return UNCHANGED if known is None else known.name
+def _devices(place: str) -> list[tuple[str, str]]:
+    """Return what memory can be judged for: what a run gets in its place, or a device that is not here."""
+    return [(place, ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
 
 
 def _key(config: RunConfig) -> str:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.config.run import ModelConfig
 from engine.errors import ClusterUnreachableError
 from engine.executors.slurm.forecast import ExpectedStart
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
@@ -14,7 +15,9 @@ from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
 from ui.backend.cluster import ClusterForecast, Forecast
 from ui.draft import read_draft
+from ui.form import JUDGE_FOR
 from ui.services import Services
+from ui.side_panel import SidePanel
 from ui.tabs.cluster import is_offered, render_forecast
 from ui.tabs.train import TrainTab
 
@@ -166,3 +169,25 @@ def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_gu
     assert offered("member")
     assert not offered("guest")
     assert is_offered(SimpleNamespace(person=None, home=home))
+
+
+def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services):
+    services.shapes.learn(ModelConfig(id="smollm2-135m-instruct"))
+    panel = laid_out(SidePanel)
+    form, page = panel._page.form, panel._page
+
+    def judged(where: str, device: str = ""):
+        values = dict(zip(form.names, form.updates({}), strict=True))
+        values |= {"model.id": "smollm2-135m-instruct", "run.where": where, JUDGE_FOR: device}
+        draft = page.draft(list(values.values()))
+        update = page._views[panel.judge](draft)
+        return update["choices"][0], update["value"], page._views[panel.panel](draft)
+
+    place, value, shown = judged("slurm")
+    assert (place, value) == (("Slurm cluster: t4, 15.0 GiB", ""), "")
+    assert "Memory on t4" in shown
+    place, value, shown = judged("slurm", "A100 80 GB")
+    assert (place, value) == (("Slurm cluster: t4, 15.0 GiB", ""), "A100 80 GB"), "what a person chose stays"
+    assert "Judged for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in shown
+    assert judged("local", "A100 80 GB")[:2] == (("This machine", ""), "A100 80 GB")
+    assert judged("local")[:2] == (("This machine", ""), "")

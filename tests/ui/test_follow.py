@@ -5,7 +5,11 @@ import json
 import gradio as gr
 import pytest
 
-from engine.runs.control import request_start_anyway, request_stop
+from engine.errors import EngineError
+from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.slurm.place import CLUSTER_FILE
+from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.runs.control import in_wished_place, request_start_anyway, request_stop, resume_is_requested
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
@@ -158,6 +162,54 @@ def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
     offered = {name for name in ("stop", "cancel", "resume", "chat") if shown(getattr(drawn, name))}
 
     assert offered == buttons
+
+
+@pytest.fixture
+def cluster(services):
+    services.home.make_writable()
+    (services.home.root / CLUSTER_FILE).write_text("gpu_types: [{name: t4, memory_gib: 15}]\n")
+
+
+def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, invent, services, cluster):
+    run = invent(state="stopped", steps=3)
+    drawn = look(follow, run.id)
+    assert (shown(drawn.place), drawn.place["value"]) == (True, "local")
+    assert "value" not in look(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
+
+    follow.resume_shown(run.id, "", "", "slurm")
+
+    assert in_wished_place(run.folder.read_config(), run.folder).run.where == "slurm"
+    assert resume_is_requested(services.home, run)
+    assert not shown(look(follow, run.id).place)
+    assert look(follow, run.id).place["value"] == "slurm"
+
+
+def test_a_place_that_no_run_can_be_resumed_in_is_refused(follow, invent, services, cluster):
+    run = invent(state="stopped", steps=3)
+    for where in ("jobs", "../../etc", "\0"):
+        with pytest.raises(EngineError, match="cannot be resumed in the place"):
+            follow.resume_shown(run.id, "", "", where)
+    assert not resume_is_requested(services.home, run)
+
+
+@pytest.mark.parametrize("where", [None, "", "slurm"])
+def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, services, where):
+    run = invent(state="stopped", steps=3)
+    assert not shown(look(follow, run.id).place)
+
+    follow.resume_shown(run.id, "", "", where)
+
+    assert not run.folder.place_request.exists()
+    assert resume_is_requested(services.home, run)
+
+
+def test_hardware_of_hugging_face_is_offered_for_its_own_jobs_alone(follow, invent):
+    run = invent(state="stopped", steps=3)
+    assert not shown(look(follow, run.id).next_job)
+    SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=60).save(run.folder)
+    assert not shown(look(follow, run.id).next_job)
+    JobRecord(attempt=1, namespace="ada", flavor="l4x1", limit_hours=1).save(run.folder)
+    assert shown(look(follow, run.id).next_job)
 
 
 def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):

@@ -24,6 +24,7 @@ from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Updates, visible_if
+from ui.draft import PLACES
 from ui.form import component_of_field, number_of
 from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
@@ -84,7 +85,7 @@ def checkpoint_of(chosen: str | None) -> str | None:
 def work_place(services: Services, *, elem_id: str) -> gr.Radio:
     """Return where a model is loaded that is chatted with, measured or exported; shown where there is a cluster."""
     return Radio(
-        [("This machine", "local"), ("Slurm cluster", "slurm")], value="local", label="Where", elem_id=elem_id,
+        [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Where", elem_id=elem_id,
         visible=has_place(services.home) and is_offered(services),
     )  # fmt: skip
 

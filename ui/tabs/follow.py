@@ -4,7 +4,7 @@ Stateless: every look reads the new part from disk, and any browser shows the sa
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from gradio.components.base import Component
@@ -12,10 +12,13 @@ from gradio.events import Dependency
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.accounts.audit import AuditKind
+from engine.chat.contract import WorkPlace
+from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.record import JobWish
+from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.executors.slurm.place import has_place
 from engine.runs.admission import resume_run
-from engine.runs.control import request_cancel, request_start_anyway, request_stop
+from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import ObservedRun, can_chat, log_tail
@@ -30,10 +33,12 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
+from ui.draft import PLACES
 from ui.form import number_of
-from ui.gradio_internals import Slider
+from ui.gradio_internals import Radio, Slider
 from ui.page import Page
 from ui.polls import poll, poll_answer
+from ui.tabs.cluster import WHERE, is_offered
 from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
@@ -82,6 +87,10 @@ class FollowPart:
                 label="Time limit from now on, hours", info="Empty keeps the last one.", max_length=8, max_lines=1,
                 elem_id=f"{prefix}next-limit", min_width=240,
             )  # fmt: skip
+        self.place = Radio(
+            [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Resume on", visible=False,
+            elem_id=f"{prefix}next-where",
+        )  # fmt: skip
         self.confirm = Confirmation(
             "Cancel run", "Keep running", elem_id=f"{prefix}confirm-cancel", yes_id=f"{prefix}really-cancel",
             no_id=f"{prefix}keep-running",
@@ -125,7 +134,7 @@ class FollowPart:
         self._texts = [self.trouble, *self._polled]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [
-            *self._texts, self.live, self.shown, self.body, *self._buttons, self.next_job, self.confirm.panel,
+            *self._texts, self.live, self.shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
             *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
         # What `look` needs besides the run.
@@ -160,7 +169,7 @@ class FollowPart:
             self._look_again_after(
                 self.resume.click(
                     shown_as_message(self.resume_shown),
-                    [self.shown, self.flavor, self.limit],
+                    [self.shown, self.flavor, self.limit, self.place],
                     None,
                     trigger_mode="once",
                     **QUICK,
@@ -183,13 +192,24 @@ class FollowPart:
 
         return self._look_again_after(event(shown_as_message(ask), self.shown, None, trigger_mode="once", **QUICK))
 
-    def resume_shown(self, run_id: str, flavor: str, limit: str) -> None:
-        """Resume a run; one of Hugging Face Jobs on other hardware, or for longer, where that was typed."""
+    def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
+        """Resume a run in the place that was chosen; one of Hugging Face Jobs on the hardware and for the time that were typed."""
         run, hours = self._page.services.runs.get(run_id), number_of(limit)
-        if run.folder.job.exists() and (flavor or hours is not None):  # else typed for a run that was shown before
+        if _has_job(run) and (flavor or hours is not None):  # else typed for a run that was shown before
             JobWish.of(run.folder, flavor.strip(), hours).save(run.folder)
+        place = self._place_of(run, run.folder.read_config())
+        if place is not None and where and where != place:
+            wish_place(run, where)
         resume_run(self._page.services.home, run)
         self._page.services.log("run resumed", run.id)
+
+    def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
+        """Return where a run would be resumed; None where a person cannot choose that."""
+        services = self._page.services
+        if config is None or config.run.where not in get_args(WorkPlace) or not is_offered(services):
+            return None
+        place = in_wished_place(config, run.folder).run.where
+        return place if place == WHERE or has_place(services.home) else None
 
     def ask_cancel(self, run_id: str) -> tuple[str, str]:
         """Return the run and the question before it is cancelled."""
@@ -254,10 +274,12 @@ class FollowPart:
         updates = self._draw(observed, _view_of(smoothing, log_axis), log_open)
         if run_id != run_shown or not updates[self.cancel]["visible"]:
             updates[self.confirm.panel] = HIDDEN
+        if run_id != run_shown:  # else a person may have chosen another one by now
+            updates[self.place]["value"] = self._place_of(observed.run, observed.config) or "local"
         return updates
 
     def _without_run(self, heading: str) -> Updates:
-        hidden = [self.body, *self._buttons, self.next_job, self.confirm.panel]
+        hidden = [self.body, *self._buttons, self.next_job, self.place, self.confirm.panel]
         texts = dict.fromkeys([*self._texts, self.live, self.shown], "")
         return {**dict.fromkeys(hidden, HIDDEN), **texts, self.heading: heading}
 
@@ -303,7 +325,8 @@ class FollowPart:
                 visible=resumes,
                 value=f"Resume from step {resumable:,}" if resumable else "Restart",
             ),
-            self.next_job: visible_if(resumes and observed.run.folder.job.exists()),
+            self.next_job: visible_if(resumes and _has_job(observed.run)),
+            self.place: visible_if(resumes and self._place_of(observed.run, observed.config) is not None),
             self.anyway: visible_if(observed.waits_for_memory and not asked),
             self.chat: visible_if(can_chat(observed.run)),
         }
@@ -320,6 +343,11 @@ class FollowPart:
         history, predicted = observed.history, observed.provenance.predicted_memory.of_step
         key = (observed.run.id, history.next_offset, "small")
         return self._figures.get(key, lambda: small_figures(history, predicted, observed.run.id))
+
+
+def _has_job(run: Run) -> bool:
+    """Whether a run has or had a job at Hugging Face."""
+    return JobRecord.read(run.folder) is not None
 
 
 def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:

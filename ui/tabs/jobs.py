@@ -13,7 +13,7 @@ from engine.executors.huggingface_jobs.flavors import Flavor, named
 from engine.executors.huggingface_jobs.login import sign_in
 from ui.backend.dataset_checks import CheckQuestion
 from ui.components import QUICK, SLOW, Updates, clear_error_after, visible_if
-from ui.draft import Draft
+from ui.draft import PLACES, Draft
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
 from ui.page import Page
@@ -87,11 +87,12 @@ class JobsPart:
         self._login: JobsLogin | None = None
         self._is_offered = services.person is None or services.logins is not None
         self.cluster: cluster.ClusterPart | None = None
-        choices = [("This machine", "local")]
-        choices += [("Slurm cluster", cluster.WHERE)] if cluster.is_offered(services) else []
-        choices += [("Hugging Face Jobs", _WHERE)] if self._is_offered else []
-        if len(choices) == 1:
+        offered = ["local"]
+        offered += [cluster.WHERE] if cluster.is_offered(services) else []
+        offered += [_WHERE] if self._is_offered else []
+        if len(offered) == 1:
             return
+        choices = [(PLACES[name], name) for name in offered]
         page.form.setting("run.where", choices=choices, elem_id="where")
         if cluster.is_offered(services):
             self.cluster = cluster.ClusterPart(page)

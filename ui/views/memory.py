@@ -32,6 +32,7 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
+_STARTS = {"slurm": "on the Slurm cluster", "jobs": "on Hugging Face Jobs"}
 VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 # Until the browser's own draft is there nothing is known about it.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("Restoring draft …")}</div>'
@@ -117,7 +118,8 @@ def _judged_for(draft: Draft) -> str:
     if elsewhere is None or elsewhere.device is None:
         return ""
     refused = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
-    return notices([f"Judged for {elsewhere.device.name}. A run still starts on this machine.", *refused])
+    place = _STARTS.get(draft.where, "on this machine")
+    return notices([f"Judged for {elsewhere.device.name}. A run still starts {place}.", *refused])
 
 
 def _rows_words(draft: Draft) -> str:
