@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 
-from engine.config.run import DatasetConfig, ModelConfig
+from engine.config.objectives import RowKind
+from engine.config.run import DataFormatName, DatasetConfig, ModelConfig
 from engine.data.contract import (
     CheckProgress,
     DatasetColumns,
@@ -13,6 +14,7 @@ from engine.data.contract import (
     HeldOutRows,
     Histogram,
     PageRow,
+    PairLengths,
     RowLengths,
     RowProblem,
     SearchProgress,
@@ -98,7 +100,44 @@ def a_shape() -> ModelShape:
 
 
 def a_report(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:
-    """A report on some 350 rows."""
+    """A report on some 350 rows; pairs or rated answers where the name of the dataset says so."""
+    report = _report_on_answers(dataset, model, max_length)
+    kind = _kind_of(dataset)
+    if kind == "answers":
+        return report
+    lengths = report.row_lengths
+    changes: dict[str, object] = {"format": _FORMATS[kind], "prompts": 340, "columns": _COLUMNS[kind]}
+    if kind == "ratings":
+        changes["desirable"] = 300
+    else:
+        changes |= {
+            "sequences": 694, "length_gap_rows": (3, 1), "contradictions": 2, "contradicting_rows": (5, 9),
+            "pair_lengths": PairLengths(
+                unit="tokens", chosen_longer=250, rejected_longer=90, equal=7, median=4,
+                histogram=Histogram(edges=(-9, -3, 3, 9), counts=(90, 7, 250)),
+            ),
+        }  # fmt: skip
+    if lengths is not None:
+        per_row = 2 if kind == "pairs" else 1
+        changes["row_lengths"] = lengths.model_copy(
+            update={"kind": kind, "per_row": per_row, "count": lengths.count // per_row}
+        )
+    return report.model_copy(update=changes)
+
+
+_FORMATS: dict[RowKind, DataFormatName] = {"answers": "alpaca", "pairs": "preference", "ratings": "kto"}
+_COLUMNS: dict[RowKind, tuple[str, ...]] = {
+    "answers": ("instruction", "input", "output"),
+    "pairs": ("prompt", "chosen", "rejected"),
+    "ratings": ("prompt", "completion", "label"),
+}
+
+
+def _kind_of(dataset: DatasetConfig) -> RowKind:
+    return "pairs" if "preferences" in dataset.source else "ratings" if "ratings" in dataset.source else "answers"
+
+
+def _report_on_answers(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:
     tokens = (*(24 + 7 * number % 95 for number in range(311)), 240)
     lengths = RowLengths(tokens=tokens, trained=tuple(length // 2 for length in tokens), count=len(tokens))
     return DatasetReport(
@@ -200,14 +239,16 @@ class FakeInspector:
         if "odd-columns" in dataset.source and dataset.format == "auto":
             raise EngineError("No format fits the columns 'q', 'a'.", "Say which column is which.")
         numbers = rows if rows is not None else tuple(range(first_row, min(first_row + count, 349)))
+        kind = _kind_of(dataset)
+        row_of = {"answers": lambda row: row, "pairs": _pair, "ratings": _rated}
         return DatasetPage(
-            rows=tuple(_row(number, with_tokens=model is not None, brief=brief) for number in numbers),
+            rows=tuple(row_of[kind](_row(number, with_tokens=model is not None, brief=brief)) for number in numbers),
             first_row=first_row,
             total_rows=349,
-            format="alpaca",
-            format_reason="every row has instruction and output",
+            format=_FORMATS[kind],
+            format_reason=f"every row has {' and '.join(_COLUMNS[kind][::2])}",
             format_sure=True,
-            columns=("instruction", "input", "output"),
+            columns=_COLUMNS[kind],
             column_map={},
             notes=("Columns that hold pictures or sound are not read: photo.",)
             if "some-data" in dataset.source
@@ -273,3 +314,23 @@ def _row(number: int, *, with_tokens: bool = True, brief: bool = False) -> PageR
             else ()
         ),
     )
+
+
+def _rated(row: PageRow) -> PageRow:
+    return row.model_copy(update={"desirable": row.row % 3 > 0})
+
+
+def _pair(row: PageRow) -> PageRow:
+    """The row's answer as the chosen one of a pair whose rejected answer begins alike."""
+    assert row.conversation is not None
+    worse = "It depends on many things."
+    conversation = Conversation(row.conversation.messages, completion_start=1)
+    sides = []
+    for sequence in row.sequences:
+        *prompt, answer, end = sequence.spans or (None, None)
+        for text in (answer.text if answer is not None else "", worse):
+            own = TokenSpan(text=text, tokens=28, trained=True, special=False, differs=True)
+            spans = (*prompt, own, end) if answer is not None else ()
+            sides.append(sequence.model_copy(update={"spans": spans, "shared_tokens": 14}))
+    changes = {"conversation": conversation, "rejected": (Message("assistant", worse),), "sequences": tuple(sides)}
+    return row.model_copy(update=changes)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config.load import config_from_mapping, config_in_the_making
 from engine.config.methods.registry import METHODS
-from engine.config.objectives import objective_of
+from engine.config.objectives import OBJECTIVES, SUPERVISED, Objective, RowKind, objective_of
 from engine.config.run import RunConfig, RunSection
-from engine.config.suited import SETTINGS, KnownRows, Suited, suited_settings
+from engine.config.suited import SETTINGS, SeenRows, Suited, suited_settings
 from engine.data.contract import RowLengths
-from engine.errors import ConfigError, EngineError, Problem
+from engine.data.formats import FORMATS, require_rows_of
+from engine.errors import ConfigError, DatasetError, EngineError, Problem
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems
 from engine.hardware.known_devices import KnownDevice
@@ -61,6 +62,7 @@ class Draft:
     estimate: MemoryEstimate | None  # of the chosen rows, where their lengths are known
     estimate_error: EngineError | None = None
     rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
+    kind: RowKind | None = None  # of the rows; None until the dataset was opened
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
     suited: Mapping[str, Suited] = field(
         default_factory=dict
@@ -72,6 +74,11 @@ class Draft:
     def judged(self) -> Judged:
         """What panel, method table, catalogue and advice are about: the chosen device, else the one that it would run on."""
         return self.judged_elsewhere or Judged(self.device, self.estimate, self.estimate_error, ceiling=self.ceiling)
+
+    @property
+    def objective(self) -> Objective:
+        """What the draft optimizes."""
+        return OBJECTIVES.get(str(self.mapping.get("training", {}).get("objective")), SUPERVISED)
 
     def is_unusable(self, setting: str) -> bool:
         """Whether what was chosen for a setting, such as `model.id`, cannot be trained with."""
@@ -104,7 +111,7 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     return mapping
 
 
-def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: KnownRows | None) -> dict[str, Suited]:
+def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None) -> dict[str, Suited]:
     """Give those of the settings that a person did not give the defaults that suit the rest.
 
     Returns:
@@ -138,10 +145,16 @@ def _given_by_a_person(
     return given
 
 
-def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> KnownRows | None:
-    """Return what is known of the rows of a draft; None until they were counted."""
-    rows = _rows_of(services, mapping)
-    return rows.known if rows is not None else None
+def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> SeenRows | None:
+    """Return what is known of the rows of a draft; None until the dataset was opened."""
+    rows, kind = _rows_of(services, mapping), _kind_of(services, mapping)
+    return rows.known if rows is not None else SeenRows(kind=kind) if kind is not None else None
+
+
+def _kind_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowKind | None:
+    question = question_of(mapping)
+    format_ = services.checks.format_of(question) if question is not None else None
+    return FORMATS[format_].rows if format_ is not None else None
 
 
 def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowLengths | None:
@@ -156,7 +169,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     shape = _shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
     rows = _rows_of(services, mapping)
-    known = rows.known if rows is not None else None
+    known, kind = known_rows(services, mapping), _kind_of(services, mapping)
     suited = suit(mapping, form.suited(values), known)
     given = _given_by_a_person(
         mapping, suited
@@ -179,6 +192,8 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]
+    if assumed is not None and (unfit := _unfit_objective(assumed, kind)) is not None:
+        problems, rows = [*problems, unfit], None  # what they take is known for objectives that learn from them
     devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None
@@ -212,6 +227,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         estimate=estimate,
         estimate_error=trouble,
         rows=rows,
+        kind=kind,
         suited=suited,
         ceiling=ceiling,
         judged_elsewhere=_judged(form.judged_device(values), assumed, shape, rows),
@@ -264,13 +280,17 @@ def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None)
     return []
 
 
-def _checked(mapping: Mapping[str, Any], rows: KnownRows | None) -> tuple[RunConfig | None, list[Problem]]:
+def _checked(mapping: Mapping[str, Any], rows: SeenRows | None) -> tuple[RunConfig | None, list[Problem]]:
     try:
-        config = config_from_mapping(mapping, rows)
+        return config_from_mapping(mapping, rows), []
     except ConfigError as error:
         return None, list(error.problems)
-    if objective_of(config).learns_preferences:
-        name = config.training.objective
-        message = f"{name} runs start with `loratory train`: the page does not show preferences yet; set it to sft."
-        return None, [Problem("training.objective", message)]
-    return config, []
+
+
+def _unfit_objective(config: RunConfig, kind: RowKind | None) -> Problem | None:
+    formats = [format_.name for format_ in FORMATS.values() if format_.rows == kind][:1]
+    try:
+        require_rows_of(objective_of(config), formats, config.dataset)
+    except DatasetError as error:
+        return Problem("training.objective", f"does not fit the rows. {error.what} {error.fix}")
+    return None

@@ -24,8 +24,8 @@ EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets whil
 JUDGE_FOR = "page.judge_for"
 # Also remembered: as JSON, the values that suited defaults have on the page; one that differs was set by a person.
 SUITED = "page.suited"
-# Settings whose text box holds several names.
-_LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules")
+# Settings whose text box holds several names or numbers.
+_LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules", "training.loss_weights")
 _LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
 # A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
 _LARGEST_SLIDER = 100
@@ -265,7 +265,7 @@ def _from_component(name: str, value: Any) -> Any:
 
 def _to_component(name: str, value: Any) -> Any:
     if name in _LISTS:
-        return ", ".join(value or ())
+        return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value or ())
     if name == "adapter.target_modules":
         return [value] if isinstance(value, str) else list(value)
     if _is_optional_number(field_of(name)):

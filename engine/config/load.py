@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
-from engine.config.suited import KnownRows, with_suited_defaults
+from engine.config.suited import SeenRows, with_suited_defaults
 from engine.errors import ConfigError, Problem, StorageError, shorten
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -67,7 +67,7 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def config_from_mapping(values: Mapping[str, Any], rows: KnownRows | None = None) -> RunConfig:
+def config_from_mapping(values: Mapping[str, Any], rows: SeenRows | None = None) -> RunConfig:
     """Build a RunConfig from nested plain values; what they leave out gets the default that suits the rest.
 
     Where `rows` are not known yet, `with_suited_defaults` settles what follows them later.

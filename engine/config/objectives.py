@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.preference import ObjectiveName, PreferenceLoss
+from engine.config.preference import ObjectiveName, ObjectiveSettings, PreferenceLoss
 from engine.config.run import RunConfig
 
 RowKind = Literal["answers", "pairs", "ratings"]
@@ -31,6 +31,8 @@ class Objective:
     """The traits of an objective."""
 
     name: ObjectiveName
+    label: str  # for people
+    help: str  # one sentence: what it learns
     rows: frozenset[RowKind]  # what it learns from; the first format of a dataset decides
     metrics: tuple[str, ...] = ()  # measured next to the loss, by TRL's names
     sequences_per_example: int = 1  # that pass through the model at once, each up to `max_length`
@@ -46,14 +48,29 @@ class Objective:
         """Whether rows say which answer is better, and not only what the answer is."""
         return "answers" not in self.rows
 
+    @property
+    def precomputes(self) -> bool:
+        """Whether its reference can be asked about every row before training."""
+        return "precompute_ref_log_probs" in self.settings
+
     def losses_of(self, config: RunConfig) -> tuple[PreferenceLoss, ...]:
         """Return the chosen losses; the default where none is chosen."""
         return config.training.loss_type or self.losses[:1]
 
+    def summary(self, settings: ObjectiveSettings) -> str:
+        """Return the objective with its loss and beta, such as `DPO, sigmoid, beta 0.1`."""
+        losses = " + ".join(name for name in settings.loss_type or self.losses[:1] if name != self.name)
+        beta = f"beta {settings.beta:g}" if "beta" in self.settings else ""
+        return ", ".join(filter(None, (self.label, losses, beta)))
 
-SUPERVISED = Objective("sft", frozenset({"answers"}))  # next-token loss over the answers of a conversation
+
+SUPERVISED = Objective(
+    "sft", "Supervised (SFT)", "Learns to give the answers in the rows.", frozenset({"answers"})
+)  # next-token loss over the answers of a conversation
 DPO = Objective(
     "dpo",
+    "DPO",
+    "Learns to prefer the chosen answer of each pair, compared with the model that training starts from.",
     frozenset({"pairs"}),
     metrics=_REWARDS,
     sequences_per_example=2,
@@ -78,6 +95,8 @@ DPO = Objective(
 )  # Rafailov et al. 2023, arXiv:2305.18290
 ORPO = Objective(
     "orpo",
+    "ORPO",
+    "Learns the chosen answer of each pair and to prefer it, without a reference model.",
     frozenset({"pairs"}),
     metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen"),
     sequences_per_example=2,
@@ -87,6 +106,8 @@ ORPO = Objective(
 )  # Hong et al. 2024, arXiv:2403.07691
 KTO = Objective(
     "kto",
+    "KTO",
+    "Learns from single answers that were rated good or bad.",
     frozenset({"ratings"}),
     metrics=("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
     losses=("kto", "apo_zero_unpaired"),
@@ -95,6 +116,11 @@ KTO = Objective(
     settings=("beta", "loss_type", "desirable_weight", "undesirable_weight", "disable_dropout"),
 )  # Ethayarajh et al. 2024, arXiv:2402.01306
 OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED, DPO, KTO, ORPO)}
+
+
+def objectives_for(kind: RowKind) -> tuple[Objective, ...]:
+    """Return the objectives that learn from such rows, the usual one first."""
+    return tuple(one for one in OBJECTIVES.values() if kind in one.rows)
 
 
 def objective_of(config: RunConfig) -> Objective:

@@ -74,8 +74,12 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
 
 @pair_rule("training.packing", "training.objective")
 def _packed_preferences(config: RunConfig) -> str | None:
-    if config.training.packing and objective_of(config).learns_preferences:
-        return f"packing is for sft, and {config.training.objective} trains answers apart; switch packing off."
+    objective = objective_of(config)
+    if config.training.packing and objective.learns_preferences:
+        return (
+            f"{objective.name} keeps the answers of a row apart, and joins them without padding anyway where the model can; "
+            "switch packing off."
+        )
     return None
 
 
@@ -119,8 +123,9 @@ def _exo_without_smoothing(config: RunConfig) -> str | None:
 
 @pair_rule("training.precompute_ref_log_probs", "training.objective")
 def _precomputed_for_others(config: RunConfig) -> str | None:
-    if config.training.precompute_ref_log_probs and config.training.objective == "kto":
-        return "kto forms other pairs at every step, which cannot be computed before; switch it off."
+    objective = objective_of(config)
+    if config.training.precompute_ref_log_probs and objective.has_reference and not objective.precomputes:
+        return f"{objective.name} puts answers behind other prompts at every step, which cannot be computed before; switch it off."
     return None
 
 

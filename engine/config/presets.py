@@ -11,7 +11,7 @@ from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, shorten
 from engine.paths import PRESETS_FOLDER
 
-_HEADER = re.compile(r"^# (Title|Device|About): (.+)$")
+_HEADER = re.compile(r"^# (Title|Device|About|Starts from): (.+)$")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Preset:
     device: str  # the device it is made for, in words
     memory_gib: float | None  # of that device, where it is a GPU; None for the CPU
     path: Path
+    starts_from: str = ""  # the preset whose result it is made to continue
 
     def load(self) -> RunConfig:
         """Read the configuration."""
@@ -61,4 +62,6 @@ def _read(path: Path) -> Preset:
         raise ConfigError([Problem("", f"the preset {path.stem} lacks the opening line {', '.join(sorted(missing))}.")])
     memory = None if header["Device"].startswith("CPU") else re.search(r"([0-9.]+) GiB", header["Device"])
     gib = float(memory[1]) if memory else None
-    return Preset(path.stem, header["Title"], header["About"], header["Device"], gib, path)
+    return Preset(
+        path.stem, header["Title"], header["About"], header["Device"], gib, path, header.get("Starts from", "")
+    )

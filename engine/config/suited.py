@@ -4,10 +4,10 @@ A saved configuration has the values, so a later rule never changes an old run.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.config.objectives import objective_of
+from engine.config.objectives import ROWS_IN_WORDS, RowKind, objective_of, objectives_for
 from engine.config.run import RunConfig, field_of
 
 _LARGE_BATCH = 32  # rows a step
@@ -19,8 +19,15 @@ _SHORTEST = 128  # tokens
 
 
 @dataclass(frozen=True)
-class KnownRows:
-    """What is known of the sequences of a dataset."""
+class SeenRows:
+    """What is known of a dataset as soon as its first rows were read."""
+
+    kind: RowKind = field(default="answers", kw_only=True)
+
+
+@dataclass(frozen=True)
+class KnownRows(SeenRows):
+    """What is known of the sequences of a dataset once they are counted."""
 
     count: int  # to train on
     longest: int  # tokens, of those held out as well
@@ -44,10 +51,18 @@ class Rule(NamedTuple):
     """One such default; `choose` returns None where the Field's own default is right."""
 
     setting: str
-    choose: Callable[[RunConfig, KnownRows | None], Suited | None]
+    choose: Callable[[RunConfig, SeenRows | None], Suited | None]
 
 
-def _learning_rate(config: RunConfig, _: KnownRows | None) -> Suited | None:
+def _objective(_: RunConfig, rows: SeenRows | None) -> Suited | None:
+    """Take the objective that learns from such rows: TRL has a trainer for each kind of rows, and DPO's is the usual for pairs."""
+    if rows is None:
+        return Suited(field_of("training.objective").default, "", awaits_rows=True)
+    chosen = objectives_for(rows.kind)[0]
+    return Suited(chosen.name, ROWS_IN_WORDS[rows.kind]) if chosen.learns_preferences else None
+
+
+def _learning_rate(config: RunConfig, _: SeenRows | None) -> Suited | None:
     """By method, and a twentieth of that for preferences; the sources are with each method's `learning_rate`.
 
     TRL's own default for DPO, KTO and ORPO is 1e-6 for whole models, where it is 2e-5 for supervised fine-tuning.
@@ -58,7 +73,7 @@ def _learning_rate(config: RunConfig, _: KnownRows | None) -> Suited | None:
     return Suited(rate * _PREFERENCE_RATE, f"{config.training.objective} with {config.method_name}")
 
 
-def _accumulation(config: RunConfig, _: KnownRows | None) -> Suited | None:
+def _accumulation(config: RunConfig, _: SeenRows | None) -> Suited | None:
     """Keep a step below 32 rows: LoRA loses more than full fine-tuning in larger ones.
 
     Source: Schulman et al. 2025, "LoRA Without Regret", batch size effects (doi:10.64434/tml.20250929).
@@ -70,18 +85,18 @@ def _accumulation(config: RunConfig, _: KnownRows | None) -> Suited | None:
     return Suited(next((steps for steps in (2, 1) if rows * steps < _LARGE_BATCH), 1), f"batches of {rows}")
 
 
-def _warmup(config: RunConfig, rows: KnownRows | None) -> Suited | None:
+def _warmup(config: RunConfig, rows: SeenRows | None) -> Suited | None:
     """Warm up over a tenth of a short run: 3% of it would be a step or two.
 
     Source: transformers' alignment handbook warms up over 10%, QLoRA (arXiv:2305.14314) over 3% of 10,000 steps.
     """
     steps = planned_steps(config, rows)
     if steps is None:
-        return Suited(field_of("training.warmup_steps").default, "", awaits_rows=rows is None)
+        return Suited(field_of("training.warmup_steps").default, "", awaits_rows=not isinstance(rows, KnownRows))
     return Suited(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps < _SHORT_RUN else None
 
 
-def _max_length(config: RunConfig, rows: KnownRows | None) -> Suited | None:
+def _max_length(config: RunConfig, rows: SeenRows | None) -> Suited | None:
     """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is judged for what can come.
 
     Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page says how many are
@@ -90,14 +105,14 @@ def _max_length(config: RunConfig, rows: KnownRows | None) -> Suited | None:
     default = field_of("training.max_length").default
     if config.training.packing:
         return None
-    if rows is None:
+    if not isinstance(rows, KnownRows):
         return Suited(default, "", awaits_rows=True)
     virtual = config.adapter.traits.count_virtual_tokens(config.adapter)  # as many would leave no room
     needed = max(rows.needed_max_length, _SHORTEST, virtual + _LENGTH_MULTIPLE)
     return Suited(needed, f"the longest row, {rows.longest:,} tokens") if needed <= default else None
 
 
-def _patience(config: RunConfig, _: KnownRows | None) -> Suited | None:
+def _patience(config: RunConfig, _: SeenRows | None) -> Suited | None:
     """Stop once three evaluations in a row brought no lower held-out loss, and keep the best checkpoint.
 
     Not for full fine-tuning, whose checkpoints are several times the model. Source: Prechelt 1998, "Early stopping, but
@@ -109,6 +124,7 @@ def _patience(config: RunConfig, _: KnownRows | None) -> Suited | None:
 
 
 RULES = (
+    Rule("training.objective", _objective),
     Rule("training.learning_rate", _learning_rate),
     Rule("training.gradient_accumulation_steps", _accumulation),
     Rule("training.warmup_steps", _warmup),
@@ -118,18 +134,18 @@ RULES = (
 SETTINGS = tuple(rule.setting for rule in RULES)
 
 
-def planned_steps(config: RunConfig, rows: KnownRows | None) -> int | None:
+def planned_steps(config: RunConfig, rows: SeenRows | None) -> int | None:
     """Return how many optimizer steps a run on one device takes, about; None while it depends on unknown rows."""
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
-    if rows is None or training.packing:
+    if not isinstance(rows, KnownRows) or training.packing:
         return None
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return max(1, round(rows.count * training.num_train_epochs / per_step))
 
 
-def suited_settings(config: RunConfig, rows: KnownRows | None = None) -> dict[str, Suited]:
+def suited_settings(config: RunConfig, rows: SeenRows | None = None) -> dict[str, Suited]:
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
     chosen: dict[str, Suited] = {}
     for rule in RULES:
@@ -139,7 +155,7 @@ def suited_settings(config: RunConfig, rows: KnownRows | None = None) -> dict[st
     return chosen
 
 
-def with_suited_defaults(config: RunConfig, rows: KnownRows | None = None) -> RunConfig:
+def with_suited_defaults(config: RunConfig, rows: SeenRows | None = None) -> RunConfig:
     """Give settings that were not given the defaults that suit the rest."""
     chosen = suited_settings(config, rows)
     return _with(config, {name: suited.value for name, suited in chosen.items() if not is_given(config, name)})

@@ -1,12 +1,13 @@
 """The values of previews and checks: pages of rows, and the report that `loratory inspect` prints as JSON."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.config.objectives import RowKind
 from engine.config.run import DataFormatName, TrainOn
 from engine.config.suited import KnownRows
-from engine.data.conversation import Conversation
+from engine.data.conversation import Conversation, Message
 from engine.data.records import ProblemKind
 from engine.errors import DatasetError
 
@@ -46,6 +47,21 @@ class TokenLengths(_Part):
     histogram: Histogram
 
 
+class PairLengths(_Part):
+    """By how much the chosen answers of pairs are longer than the rejected ones; negative where they are shorter."""
+
+    unit: Literal["tokens", "characters"]  # trained tokens; characters where no tokens were counted
+    chosen_longer: int  # pairs
+    rejected_longer: int
+    equal: int
+    median: int  # difference, the lower one of two
+    histogram: Histogram  # of differences
+
+    @property
+    def pairs(self) -> int:
+        return self.chosen_longer + self.rejected_longer + self.equal
+
+
 class RowLengths(_Part):
     """Tokens of the sequences to train on, before the cut: in their order, or an even draw from the shortest to the longest.
 
@@ -57,6 +73,7 @@ class RowLengths(_Part):
     count: int  # of rows to train on: sequences, or pairs of two
     longest_held_out: int = 0
     per_row: int = 1  # sequences of each row, next to one another; 2 for the chosen and the rejected answer
+    kind: RowKind = "answers"
 
     @property
     def longest(self) -> int:
@@ -65,7 +82,7 @@ class RowLengths(_Part):
     @property
     def known(self) -> KnownRows:
         """What defaults that suit the rows depend on."""
-        return KnownRows(self.count, max(self.longest, self.longest_held_out))
+        return KnownRows(self.count, max(self.longest, self.longest_held_out), kind=self.kind)
 
 
 class SourceReport(_Part):
@@ -125,6 +142,14 @@ class DatasetReport(DatasetForm):
     longest_rows: tuple[int, ...] = ()
     shortest_rows: tuple[int, ...] = ()
 
+    # Of preferences alone.
+    pair_lengths: PairLengths | None = None
+    length_gap_rows: tuple[int, ...] = ()  # with the largest differences, the largest first
+    contradicting_rows: tuple[int, ...] = ()  # that prefer the opposite of another row, the first MAX_LISTED of them
+    contradictions: int = 0
+    prompts: int | None = None  # that differ; preferences with one prompt stay on one side of the split
+    desirable: int | None = None  # answers rated good, of those kept
+
     size_bytes: int | None = None
     seconds: float = 0.0
 
@@ -178,6 +203,7 @@ class TokenSpan(_Part):
     tokens: int
     trained: bool
     special: bool  # a control token, which has a span of its own
+    differs: bool = False  # of a pair: the other answer has other tokens here
     ids: tuple[int, ...] = ()  # of each token
     lengths: tuple[int, ...] = ()  # of each token's text in characters; 0 where the token before has its character
 
@@ -192,6 +218,8 @@ class SequenceView(_Part):
     tokens: int
     trained_tokens: int
     uncut_tokens: int  # length before the cut
+    cut_text: str = ""  # how what is cut begins
+    shared_tokens: int = 0  # of a pair: the first ones, which both answers follow; they end a span
 
 
 class PageRow(_Part):
@@ -204,6 +232,8 @@ class PageRow(_Part):
     raw: str = ""  # how the row begins in its file
     problem: str | None = None  # why the row is left out
     notices: tuple[str, ...] = ()
+    rejected: tuple[Message, ...] = ()  # of a pair: the turns in place of those from `completion_start` on
+    desirable: bool | None = None  # how the answer was rated
     trained_turns: tuple[int, ...] = ()  # of the conversation, from 0: which of them `train_on` means
     sequences: tuple[SequenceView, ...] = ()  # empty without a model
 

@@ -137,5 +137,5 @@ def _warnings_of_pair(pair: Comparison) -> tuple[RowWarning, ...]:
     chosen, rejected = (" ".join(turn.content for turn in side) for side in (pair.chosen, pair.rejected))
     found = dict.fromkeys(warning for side in pair.sides() for warning in warnings_of(side))
     if "".join(chosen.split()) == "".join(rejected.split()) and not any(turn.tool_calls for turn in pair.chosen):
-        found["pair", "the chosen and the rejected answer differ in white space only"] = None
+        found["white_space", "the chosen and the rejected answer differ in white space only"] = None
     return tuple(found)

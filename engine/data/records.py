@@ -32,6 +32,9 @@ ProblemKind = Literal[
     "unanswered",
     "order",
     "pair",
+    "equal_answers",
+    "other_prompt",
+    "white_space",
     "label",
 ]
 

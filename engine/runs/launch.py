@@ -100,11 +100,13 @@ class Preflight:
             seed=config.training.seed,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
-        require_rows_of(objective_of(config), [part.format for part in report.parts], config.dataset)
-        _require_trained_tokens(config, report)
         if report.row_lengths is not None:  # a start may come before a page has counted them
             config = with_suited_defaults(config, report.row_lengths.known)
             report = report.at_max_length(config.training.max_length) or report
+            if problems := pair_problems(config):  # of the objective that suits the rows
+                raise ConfigError(problems)
+        require_rows_of(objective_of(config), [part.format for part in report.parts], config.dataset)
+        _require_trained_tokens(config, report)
         options = place.suitable(options, config, shape, report.row_lengths)
         predicted = _predict(shape, config, options, report.row_lengths)
         config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)

@@ -5,7 +5,15 @@ import pytest
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
 from engine.config.methods.registry import METHODS
 from engine.config.presets import list_presets
-from engine.config.suited import RULES, SETTINGS, KnownRows, given_settings, suited_settings, with_suited_defaults
+from engine.config.suited import (
+    RULES,
+    SETTINGS,
+    KnownRows,
+    SeenRows,
+    given_settings,
+    suited_settings,
+    with_suited_defaults,
+)
 
 ROWS = KnownRows(count=120, longest=138)
 
@@ -70,9 +78,9 @@ def test_what_follows_the_rows_waits_for_them_and_nothing_else_does():
         found = suited_settings(config_of(*overrides), rows).items()
         return [name.partition(".")[2] for name, suited in found if suited.awaits_rows]
 
-    assert waits() == ["warmup_steps", "max_length"]
-    assert waits("training.max_steps=40") == ["max_length"]
-    assert waits("training.packing=true") == ["warmup_steps"]
+    assert waits() == ["objective", "warmup_steps", "max_length"]
+    assert waits("training.max_steps=40", "training.objective=sft") == ["objective", "max_length"]
+    assert waits("training.packing=true") == ["objective", "warmup_steps"]
     assert waits(rows=ROWS) == []
 
 
@@ -129,3 +137,17 @@ def test_preferences_are_learned_at_a_twentieth_of_the_rate():
 
     assert rate(objective="dpo") == pytest.approx(rate() / 20)
     assert rate(objective="dpo", learning_rate=3e-5) == 3e-5
+
+
+def test_the_objective_follows_the_kind_of_rows_and_the_learning_rate_follows_it():
+    pairs, ratings = (KnownRows(120, 138, kind=kind) for kind in ("pairs", "ratings"))
+
+    chosen = [
+        with_suited_defaults(config_of(), rows).training
+        for rows in (None, ROWS, pairs, ratings, SeenRows(kind="pairs"))
+    ]
+
+    assert [training.objective for training in chosen] == ["sft", "sft", "dpo", "kto", "dpo"]
+    assert chosen[2].learning_rate == pytest.approx(2e-4 * 0.05)
+    assert with_suited_defaults(config_of("training.objective=orpo"), pairs).training.objective == "orpo"
+    assert with_suited_defaults(config_of("training.objective=sft"), pairs).training.objective == "sft"

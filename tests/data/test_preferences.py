@@ -153,7 +153,7 @@ def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
     report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 256))
 
     assert [(problem.line, problem.kind) for problem in report.problems] == [
-        (32, "pair"), (33, "not_json"), (34, "missing_column"),
+        (32, "equal_answers"), (33, "not_json"), (34, "missing_column"),
     ]  # fmt: skip
     assert [(notice.line, notice.problem) for notice in report.notices] == [
         (31, "the chosen and the rejected answer differ in white space only")

@@ -157,16 +157,3 @@ def test_closing_a_page_is_passed_on(services):
     unload.fn(gr.Request(session_hash="one-page"))
 
     assert left == ["one-page"]
-
-
-@pytest.mark.parametrize("format_", ["preference", "hh", "ranking", "kto"])
-def test_a_check_of_preferences_ends_with_what_the_page_does_not_show(format_, checks, inspector, monkeypatch):
-    inspector.goes_on.set()
-    told = a_report(question_on("rows.jsonl").dataset, None, None).model_copy(update={"format": format_})
-    monkeypatch.setattr(inspector, "check", lambda *_, **__: told)
-
-    check = checks.ask(with_length(512), "page")
-
-    wait_for(lambda: check.is_done)
-    assert check.report is None
-    assert "which the page does not show yet" in str(check.error)

@@ -244,7 +244,7 @@ def test_what_failed_is_not_shown_as_chosen(form):
     given = {"model__id": "m", "dataset__source": "gone.jsonl", "adapter__target_modules": list(NAMES)}
     checks = DatasetChecks(FakeInspector())
     failed = ModelError("It cannot be downloaded.", "Check.")
-    checks.note_opening(question_of(draft_of(form, small_shape(), **given).mapping), failed)
+    checks.note_refused(question_of(draft_of(form, small_shape(), **given).mapping), failed)
     of_data = draft_of(form, small_shape(), checks=checks, **given)
     of_model = draft_of(form, small_shape(), checks=checks, untokenized=failed, **given)
 
@@ -259,14 +259,3 @@ def test_what_failed_is_not_shown_as_chosen(form):
     alone = draft_of(form, small_shape(), untokenized=failed, **{**given, "dataset__source": ""})
     assert alone.is_unusable("model.id")
     assert alone.estimate is not None, "memory needs no tokenizer"
-
-
-def test_preferences_cannot_start_on_the_page_and_the_draft_says_what_can(form):
-    given = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
-
-    draft = draft_of(form, small_shape(), training__objective="dpo", **given)
-
-    assert draft.config is None
-    (problem,) = draft.problems
-    assert problem.field == "training.objective"
-    assert "loratory train" in problem.message

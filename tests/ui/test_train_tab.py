@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.config.presets import find_preset
+from engine.config.presets import find_preset, list_presets
 from engine.errors import DatasetError, Problem
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
@@ -23,7 +23,7 @@ from ui.build import build_app
 from ui.draft import read_draft
 from ui.form import label_of
 from ui.tabs.start import StartPart, render_reason, start_key, why_not
-from ui.tabs.train import FOLLOW, TrainTab, presets_of_the_page
+from ui.tabs.train import FOLLOW, TrainTab
 from ui.views.memory import render_side_panel
 
 PAGE = SimpleNamespace(session_hash="page-1")
@@ -233,7 +233,7 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     assert tab.view not in tab._arrive(ended.id, True, False)
 
 
-@pytest.mark.parametrize("preset", presets_of_the_page(), ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_every_preset_fills_a_form_that_can_start_or_says_what_keeps_it(tab, preset):
     config, page = preset.load(), tab._page
     visitor = FormVisitor(page)
@@ -393,16 +393,9 @@ def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(serv
 
 def test_presets_say_what_they_come_to_on_another_device_once_their_model_is_known(tab):
     shapes = tab._page.services.shapes
-    for preset in presets_of_the_page():
+    for preset in list_presets():
         shapes.learn(preset.load().model)
 
     assert tab._presets("") == tab._presets("no such GPU")
     assert " · " not in tab._presets("")
-    assert tab._presets("B200").count(" · fits") == len(presets_of_the_page())  # of the fake inspector's tiny model
-
-
-def test_presets_of_preferences_are_left_to_the_command_line():
-    names = {preset.name for preset in presets_of_the_page()}
-
-    assert "quickstart-cpu" in names
-    assert "quickstart-dpo-cpu" not in names
+    assert tab._presets("B200").count(" · fits") == len(list_presets())  # of the fake inspector's tiny model

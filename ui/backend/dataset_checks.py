@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from engine.config.objectives import ROWS_IN_WORDS
-from engine.config.run import DatasetConfig, ModelConfig, RunConfig
+from engine.config.run import DataFormatName, DatasetConfig, ModelConfig, RunConfig
 from engine.config.training import TrainingConfig
-from engine.data.contract import CheckProgress, DatasetForm, DatasetReport, RowLengths
-from engine.data.formats import FORMATS
+from engine.data.contract import CheckProgress, DatasetReport, RowLengths
 from engine.data.hub import reads_from_hub
-from engine.errors import DatasetError, EngineError
+from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import explained
@@ -126,8 +124,9 @@ class DatasetChecks:
         self._checks: OrderedDict[str, RunningCheck] = OrderedDict()
         self._allowed: set[str] = set()  # datasets of the Hub that a person asked for
         self._refused: OrderedDict[str, EngineError] = OrderedDict()  # why no row could be shown, by key
+        self._formats: OrderedDict[str, DataFormatName] = OrderedDict()  # of datasets that were opened
         self._asked: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
-        self._lock = threading.Lock()  # guards the four above: handlers of many pages ask at once
+        self._lock = threading.Lock()  # guards the five above: handlers of many pages ask at once
 
     def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
         """Return the check of this question, started now unless it exists or needs a person's request.
@@ -188,14 +187,24 @@ class DatasetChecks:
                 _look_at(check)
             return check
 
-    def note_opening(self, question: CheckQuestion, error: EngineError | None) -> None:
-        """Remember why no row of a dataset could be shown, until one can: `error` is None then."""
+    def note_refused(self, question: CheckQuestion, error: EngineError) -> None:
+        """Remember why no row of a dataset could be shown, until one can."""
         with self._lock:
             self._refused.pop(question.key, None)
-            if error is not None:
-                self._refused[question.key] = error
+            self._refused[question.key] = error
             while len(self._refused) > _REMEMBERED:
                 self._refused.popitem(last=False)
+
+    def note_opened(self, question: CheckQuestion, format_: DataFormatName) -> None:
+        """Remember the format of a dataset whose rows can be shown."""
+        with self._lock:
+            self._refused.pop(question.key, None)
+            self._note_format(question, format_)
+
+    def format_of(self, question: CheckQuestion) -> DataFormatName | None:
+        """Return the format of a dataset; None until it was opened."""
+        with self._lock:
+            return self._formats.get(_form_of(question.dataset))
 
     def row_lengths(self, question: CheckQuestion) -> RowLengths | None:
         """Return the lengths of the rows, once they were read with this tokenizer; those of another max_length are the same."""
@@ -222,6 +231,13 @@ class DatasetChecks:
                 if error is not None and not isinstance(error, CancelledRequestError):
                     return error
         return None
+
+    def _note_format(self, question: CheckQuestion, format_: DataFormatName) -> None:
+        key = _form_of(question.dataset)
+        self._formats[key] = format_
+        self._formats.move_to_end(key)
+        while len(self._formats) > _PAGES:
+            self._formats.popitem(last=False)
 
     def _known(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of a question, or a finished one that answers it: of another max_length, where neither cuts a row."""
@@ -284,28 +300,20 @@ class DatasetChecks:
             report = self._inspector.check(
                 question.dataset, question.model, question.max_length, seed=question.seed, on_progress=note
             )
-            require_shown(report, question.dataset.source)
+            with self._lock:
+                self._note_format(question, report.format)
             check.report = report
         except Exception as error:
             check.error = CancelledRequestError() if check.stop.is_set() else explained(error)
 
 
-def require_shown(form: DatasetForm, source: str) -> None:
-    """Refuse rows that the page would show by halves.
-
-    Raises:
-        DatasetError: If the rows are preferences.
-    """
-    kind = FORMATS[form.format].rows
-    if kind != "answers":
-        raise DatasetError(
-            f"{source} holds {ROWS_IN_WORDS[kind]}, which the page does not show yet.",
-            "Check them with `loratory inspect`, and train on them with `loratory train` and training.objective.",
-        )
-
-
 def _look_at(check: RunningCheck) -> None:
     check.wanted_until = time.monotonic() + _UNWANTED_SECONDS
+
+
+def _form_of(dataset: DatasetConfig) -> str:
+    """Return the part of the settings that the format of the rows depends on."""
+    return dataset.model_dump_json(include={"source", "subset", "split", "revision", "format", "column_map"})
 
 
 def _identity(dataset: DatasetConfig) -> str:

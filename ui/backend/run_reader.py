@@ -138,14 +138,17 @@ class RunReader:
         near = [self.summary(row.id) if row.id in chosen else row for row in near]
         return [row for row in near if wanted(self._runs.get(row.id))]
 
-    def newest_of(self, config: RunConfig, apart_from: Iterable[str] = ()) -> RunSummary | None:
-        """Return the newest run with these settings; its name, its devices and what is `apart_from` them may differ."""
+    def newest_of(
+        self, config: RunConfig, apart_from: Iterable[str] = (), wanted: Callable[[Run], bool] = lambda _: True
+    ) -> RunSummary | None:
+        """Return the newest run with these settings that `wanted` accepts; its name, its devices and what is `apart_from` them may differ."""
         cleared = tuple(apart_from)
-        wanted = _settings_of(with_absolute_paths(config), cleared)
+        settings = _settings_of(with_absolute_paths(config), cleared)
         for row in self.glance().rows[:_NEWEST]:
             with contextlib.suppress(RunError):  # it may be deleted meanwhile
-                known, _ = self._config_of(self._runs.get(row.id))
-                if known is not None and _settings_of(known, cleared) == wanted:
+                run = self._runs.get(row.id)
+                known, _ = self._config_of(run)
+                if known is not None and _settings_of(known, cleared) == settings and wanted(run):
                     return row
         return None
 

@@ -20,11 +20,13 @@ from ui.tabs.own_models import OwnDatasetsPart
 from ui.tabs.row_viewer import RowViewer
 from ui.views import dataset as view
 from ui.views.html import Row, error_box, pickable, table, under
+from ui.views.preferences import render_preferences
 from ui.views.row_lists import listing_choices
 
 _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 questions and answers on fine-tuning, Alpaca format"),
     ("sample:lab-chats", "lab-chats", "118 conversations in a lab, ShareGPT format"),
+    ("sample:loratory-preferences", "loratory-preferences", "152 pairs of a better and a worse answer on fine-tuning"),
 )
 
 
@@ -155,14 +157,14 @@ class DataTab:
             page = self.rows.preview(question, number)
         except Exception as raised:
             error = explained(raised)
-            services.checks.note_opening(question, error)
+            services.checks.note_refused(question, error)
             return {
                 **around,
                 self.summary: view.HEADING + error_box(error),
                 **self.format.of_columns(wanted.dataset, self._columns(wanted.dataset)),
                 **self._without_rows(source, error.what),
             }
-        services.checks.note_opening(question, None)
+        services.checks.note_opened(question, page.format)
         check = services.checks.ask(question, request.session_hash or "")
         return {
             **around,
@@ -213,7 +215,8 @@ class DataTab:
         report, lengths, listed = check.report, "", ""
         if report is not None:
             listed = self.rows.render_list(check.question, report, listing, list_page)
-            facts, lengths = view.render_facts(report), view.render_lengths(report)
+            facts = view.render_facts(report)
+            lengths = f'<div class="beside">{render_preferences(report)}{view.render_lengths(report)}</div>'
         elif check.waits:
             facts = view.render_waiting(page)
         elif check.was_stopped:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
 from ui.backend.background import explained
-from ui.backend.dataset_checks import CheckQuestion, question_of, require_shown
+from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, script
 from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
@@ -22,6 +22,8 @@ _TITLES = {
     "longest": "Longest rows",
     "shortest": "Shortest rows",
     "duplicates": "Exact duplicates of an earlier row",
+    "contradictions": "Pairs that another row contradicts",
+    "length_gap": "Largest differences in length",
 }
 
 
@@ -76,13 +78,11 @@ class RowViewer:
         """Return the page of one row.
 
         Raises:
-            EngineError: If the dataset or the tokenizer cannot be read, or the page does not show such rows.
+            EngineError: If the dataset or the tokenizer cannot be read.
         """
-        found = self._page.services.inspector.preview(
+        return self._page.services.inspector.preview(
             question.dataset, question.model, question.max_length, first_row=max(0, row), count=1
         )
-        require_shown(found, question.dataset.source)
-        return found
 
     def render_list(self, question: CheckQuestion, report: DatasetReport | None, listing: str, page: int) -> str:
         """Return how many rows deserve a look, and one page of the chosen list; never raises."""

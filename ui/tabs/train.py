@@ -6,9 +6,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.objectives import objective_of
 from engine.config.preference import ObjectiveSettings
-from engine.config.presets import Preset, find_preset, list_presets
+from engine.config.presets import find_preset, list_presets
 from engine.config.suited import SETTINGS
 from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
@@ -22,13 +21,15 @@ from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.tabs.jobs import JobsPart
+from ui.tabs.objective import ObjectivePart
 from ui.tabs.start import StartPart
 from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
 
 SET_UP, FOLLOW = "Set up", "Follow"
-# The settings in sight, two a row, and how each is shown.
+# The settings in sight, three a row, and how each is shown.
 _IN_SIGHT: dict[str, dict[str, Any]] = {
+    "run.name": {"placeholder": "made from model, method and data", "elem_id": "run-name"},
     "training.num_train_epochs": {"elem_id": "epochs"},
     "training.max_steps": {"elem_id": "max-steps"},
     "training.learning_rate": {"elem_id": "learning-rate"},
@@ -39,13 +40,7 @@ _IN_SIGHT: dict[str, dict[str, Any]] = {
     "training.gradient_checkpointing": {"elem_id": "checkpointing"},
 }
 
-# The page does not show preferences yet; a file or a run that sets them is refused with the reason.
-_NOT_SHOWN = frozenset(f"training.{name}" for name in ObjectiveSettings.model_fields)
-
-
-def presets_of_the_page() -> list[Preset]:
-    """Return the presets whose runs the page can start."""
-    return [preset for preset in list_presets() if not objective_of(preset.load()).learns_preferences]
+_OF_OBJECTIVE = frozenset(f"training.{name}" for name in ObjectiveSettings.model_fields)
 
 
 class TrainTab:
@@ -81,20 +76,20 @@ class TrainTab:
         self._counted = [self.plan, self.counting, self._page.data_trouble, self._page.data_lengths]
 
     def _settings(self) -> None:
-        self._page.form.setting("run.name", placeholder="made from model, method and data", elem_id="run-name")
-        self._lay_out(list(_IN_SIGHT))
+        self.objective = ObjectivePart(self._page)
+        self._lay_out(list(_IN_SIGHT), 3)
         names = (f"{section}.{name}" for section in ("training", "run") for name in section_fields(section))
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
-            self._lay_out([name for name in names if name not in (*_IN_SIGHT, *_NOT_SHOWN, "run.name", "run.where")])
+            self._lay_out([name for name in names if name not in (*_IN_SIGHT, *_OF_OBJECTIVE, "run.where")])
 
-    def _lay_out(self, names: Sequence[str]) -> None:
-        for first in range(0, len(names), 2):
+    def _lay_out(self, names: Sequence[str], a_row: int = 2) -> None:
+        for first in range(0, len(names), a_row):
             with gr.Row():
-                for name in names[first : first + 2]:
+                for name in names[first : first + a_row]:
                     if name not in SETTINGS:
-                        self._page.form.setting(name, min_width=240, **_IN_SIGHT.get(name, {}))
+                        self._page.form.setting(name, min_width=220, **_IN_SIGHT.get(name, {}))
                         continue
-                    with gr.Column(min_width=240):
+                    with gr.Column(min_width=220):
                         self._page.form.setting(name, **_IN_SIGHT.get(name, {}))
                         self._page.note_suited(name)
 
@@ -102,6 +97,7 @@ class TrainTab:
         """Connect the events; after the one that is returned, a run may have been queued."""
         page, form = self._page, self._page.form
         self.jobs.wire()
+        self._count_after(self.objective.wire())
         self.use_preset_by(self.presets.click)
         judged: Any = page.judge_for.change
         judged(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
@@ -157,7 +153,7 @@ class TrainTab:
     def _presets(self, judged: str | None) -> str:
         """Return the presets; for a device that is not here, with what each comes to there, where its model is known."""
         known = find_known_device(judged or "")
-        presets = presets_of_the_page()
+        presets = list_presets()
         if known is None:
             return render_presets(presets)
         shapes, device, verdicts = self._page.services.shapes, known.device(), {}
@@ -172,7 +168,7 @@ class TrainTab:
         """Return what a preset sets; one whose model cannot be read leaves the form as it is, and says why."""
         preset = find_preset(picked(event))
         self._page.services.shapes.learn(preset.load().model)
-        return preset.mapping()
+        return self.objective.with_start(preset)
 
     def _plan(self, draft: Draft) -> str:
         config = draft.config

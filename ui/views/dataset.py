@@ -1,9 +1,10 @@
 """A dataset in figures and tables: facts, lengths, every row that is skipped, and one row as the model reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from html import escape
 
 from engine.data.contract import CheckProgress, DatasetPage, DatasetReport, PageRow, SequenceView, TokenSpan
+from engine.data.conversation import Message
 from engine.data.files import DATA_LABELS
 from engine.data.formats import FORMATS
 from ui.views.html import Column, count, empty, facts, notices, plural, short_name, size, small, table
@@ -20,6 +21,7 @@ _WIDTH, _HEIGHT, _BOTTOM = 720, 150, 22  # of the histogram
 # A page shows about this much of a row: more takes a browser too long to lay out.
 _SHOWN_CHARACTERS = 40_000
 _TRAINED = " · trained"
+_SIDES = 2  # of a pair
 
 
 def render_format(source: str, page: DatasetPage) -> str:
@@ -43,10 +45,14 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
     if row.problem is not None:
         problem = f'<div class="trouble"><b>Row skipped: nothing to train on</b>{escape(row.problem)}</div>'
         return f"{_lead(f'{where}, skipped.')}{problem}<pre class='log'>{escape(row.raw)}</pre>"
+    if row.desirable is not None:
+        where += f", rated {'good' if row.desirable else 'bad'}"
     if as_tokens and row.sequences:
         words = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
+        words += " Highlighted is what the two answers do not share." if row.rejected else ""
         return f"{_lead(words)}{notices(row.notices)}{render_tokens(row)}"
-    words = f"{where}, as a conversation." if row.conversation is not None else f"{where}, as text."
+    what = "a pair" if row.rejected else "a conversation"
+    words = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
     if as_tokens and not row.sequences:
         words += " Its tokens appear once a model is chosen and its tokenizer is here."
     return f"{_lead(words)}{notices(row.notices)}{render_conversation(row)}"
@@ -95,7 +101,10 @@ def render_opening(source: str) -> str:
 
 def render_facts(report: DatasetReport) -> str:
     """Return the figures of a finished check."""
-    figures = [(f"{report.kept:,}", "rows kept"), (f"{report.dropped:,}", "rows skipped")]
+    noun = {"pairs": "pairs", "ratings": "rated answers"}.get(FORMATS[report.format].rows, "rows")
+    figures = [(f"{report.kept:,}", f"{noun} kept"), (f"{report.dropped:,}", "rows skipped")]
+    if report.desirable is not None:
+        figures += [(f"{report.desirable:,}", "good answers"), (f"{report.kept - report.desirable:,}", "bad answers")]
     if report.trained_tokens is not None and report.masked_tokens is not None:
         figures += [(count(report.trained_tokens), "trained tokens"), (count(report.masked_tokens), "masked tokens")]
     if report.token_lengths is not None:
@@ -110,9 +119,10 @@ def render_lengths(report: DatasetReport) -> str:
     if lengths is None or report.max_length is None:
         return ""
     lost = f" {plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
-    words = f"Half of the rows have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
+    what = "rows" if report.sequences == report.kept else "sequences"
+    words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
-    return f"<h3>Lengths</h3>{_lead(words)}{chart}"
+    return f"<section><h3>Lengths</h3>{_lead(words)}{chart}</section>"
 
 
 def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
@@ -170,6 +180,8 @@ def render_problems(report: DatasetReport) -> str:
 def render_tokens(row: PageRow) -> str:
     """Return the training sequences of a row; control tokens have a frame, trained text is underlined and tinted."""
     count = len(row.sequences)
+    if row.rejected and count == _SIDES:
+        return _pair(*row.sequences)
     parts = []
     for number, sequence in enumerate(row.sequences, start=1):
         if count > 1:
@@ -178,28 +190,53 @@ def render_tokens(row: PageRow) -> str:
     return "".join(parts)
 
 
-def _sequence(sequence: SequenceView) -> str:
-    spans, shown = [], 0
-    for span in sequence.spans:
-        spans.append(_span(span, _SHOWN_CHARACTERS - shown))
-        shown += len(span.text)
-        if shown >= _SHOWN_CHARACTERS:
+def _pair(chosen: SequenceView, rejected: SequenceView) -> str:
+    """Return what both answers follow, once, and then the answers side by side."""
+    shared, before = chosen.shared_tokens, []
+    for span in chosen.spans:
+        if sum(one.tokens for one in before) >= shared:
             break
+        before.append(span)
+    sides = "".join(
+        f'<section class="{name.lower()}"><h3>{name}</h3>{_sequence(side, f"{name} answer", len(before))}</section>'
+        for name, side in (("Chosen", chosen), ("Rejected", rejected))
+    )
+    prompt = (
+        f'<p class="small num">Both follow these {shared:,} tokens.</p>{_tokens(before, "What both answers follow")}'
+    )
+    return f'<div class="pair">{prompt if before else ""}<div class="sides">{sides}</div></div>'
+
+
+def _sequence(sequence: SequenceView, name: str = "The row", first: int = 0) -> str:
+    """Return the spans of a sequence from the `first` on, and its length in words."""
     words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
     if sequence.uncut_tokens > sequence.tokens:
-        words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated"
-    is_cut = shown >= _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens
-    if is_cut:
+        words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
+    shown = sum(len(span.text) for span in sequence.spans)
+    if shown > _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens:
         words += "; only the beginning is shown"
+    cut = f'<span class="cut">{escape(sequence.cut_text)}</span>' if sequence.cut_text else ""
+    return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{words}.</p>'
+
+
+def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:
+    parts, shown = [], 0
+    for span in spans:
+        parts.append(_span(span, _SHOWN_CHARACTERS - shown))
+        shown += len(span.text)
+        if shown >= _SHOWN_CHARACTERS:
+            after = ""
+            break
     return (
-        '<div class="tokens edges" tabindex="0" role="region" aria-label="The row, token by token">'
-        f'{"".join(spans)}</div><p class="small num">{words}.</p>'
+        f'<div class="tokens edges" tabindex="0" role="region" aria-label="{name}, token by token">'
+        f"{''.join(parts)}{after}</div>"
     )
 
 
 def _span(span: TokenSpan, room: int) -> str:
     """Return text of one kind, split into its tokens, with their ids once for all: a long row has many of them."""
     css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
+    css += " differs" if span.differs else ""
     label = "trained" if span.trained else "masked"
     text = span.text[:room]
     if span.special or not span.lengths:
@@ -220,9 +257,29 @@ def render_conversation(row: PageRow) -> str:
     if row.conversation is None:
         text = escape((row.text or row.raw)[:_SHOWN_CHARACTERS])
         return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'
+    messages, start = row.conversation.messages, row.conversation.completion_start
+    tools = row.conversation.tools
+    offered = (
+        f'<p class="small">{plural(len(tools), "tool is", "tools are")} offered to the assistant.</p>' if tools else ""
+    )
+    if not row.rejected or start is None:
+        return offered + _turns(messages, row.trained_turns)
+    answers = (("Chosen", messages[start:]), ("Rejected", row.rejected))
+    sides = "".join(
+        f'<section class="{name.lower()}"><h3>{name}</h3>{_turns(side, _answers_in(side))}</section>'
+        for name, side in answers
+    )
+    return f'{offered}{_turns(messages[:start], ())}<div class="pair"><div class="sides">{sides}</div></div>'
+
+
+def _answers_in(turns: Sequence[Message]) -> frozenset[int]:
+    return frozenset(number for number, turn in enumerate(turns) if turn.role == "assistant" and not turn.is_empty)
+
+
+def _turns(messages: Sequence[Message], trained: Container[int]) -> str:
     turns = []
-    for number, message in enumerate(row.conversation.messages):
-        is_learned = number in row.trained_turns
+    for number, message in enumerate(messages):
+        is_learned = number in trained
         body = escape(message.content[:_SHOWN_CHARACTERS])
         if message.reasoning:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'
@@ -230,8 +287,4 @@ def render_conversation(row: PageRow) -> str:
             body += f"\n<code>calls {escape(call.name)}({escape(str(call.arguments)[:2000])})</code>"
         css, word = (" learned", _TRAINED) if is_learned else ("", "")
         turns.append(f'<div class="turn{css}"><span class="role">{escape(message.role)}{word}</span>{body}</div>')
-    tools = row.conversation.tools
-    offered = (
-        f'<p class="small">{plural(len(tools), "tool is", "tools are")} offered to the assistant.</p>' if tools else ""
-    )
-    return offered + "".join(turns)
+    return "".join(turns)

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from engine.config.methods.registry import METHODS
+from engine.config.preference import ObjectiveSettings
 from engine.config.run import AdapterConfig
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
@@ -49,6 +50,7 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     if traits is not None:
         words = traits.summary(AdapterConfig.model_construct(**adapter))
         method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
+    objective = _objective(draft)
     rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
     batch = f"{rows_a_pass} × {passes}"
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
@@ -60,6 +62,7 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     rows = [
         *named,
         ("Method", method),
+        *([("Objective", objective)] if objective else []),
         *([("Continues from", begins_with)] if begins_with else []),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
         ("Batch", batch),
@@ -67,6 +70,18 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     missing = '<dd class="missing">not chosen yet</dd>'
     entries = "".join(f"<dt>{name}</dt>{f'<dd>{escape(value)}</dd>' if value else missing}" for name, value in rows)
     return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
+
+
+def _objective(draft: Draft) -> str:
+    """Return how preferences are learned; empty for supervised fine-tuning, which needs no words."""
+    given, objective = draft.mapping.get("training", {}), draft.objective
+    if not objective.learns_preferences:
+        return ""
+    settings = {name: given[name] for name in ("beta", "loss_type") if given.get(name)}
+    try:
+        return objective.summary(ObjectiveSettings.model_validate(settings))
+    except ValueError:  # what is wrong is listed below
+        return objective.label
 
 
 def chosen_name(draft: Draft, setting: str) -> str:
@@ -130,6 +145,8 @@ def _rows_words(draft: Draft) -> str:
     if rows is None:
         return small(f"For rows of {most:,} tokens; for yours once all of them have been read.")
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
+    if rows.per_row > 1:
+        several = f"{plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
     words = (
         f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
     )

@@ -58,16 +58,21 @@ def _tab_of(problem: Problem) -> str:
 
 def render_bar(draft: Draft, step: NextStep) -> str:
     """Return what is chosen as links to the tabs, the verdict, and the step where it leads to another place."""
-    model, adapter = draft.mapping["model"], draft.mapping["adapter"]
-    traits = METHODS.get(str(adapter.get("method")))
     chosen = (
         ("model", f"Model{_unusable(draft, 'model.id')}", chosen_name(draft, "model.id")),
         ("data", f"Data{_unusable(draft, 'dataset.source')}", chosen_name(draft, "dataset.source")),
-        ("method", "Method", traits.display_name(model.get("quantization", "none")) if traits is not None else ""),
+        ("method", "Method", _method(draft)),
     )
     links = "".join(_link(*link) for link in chosen)
     action = "" if step.starts else pick_button(step.place, step.words, css="go")
     return f'<div class="chosen">{links}</div><p class="verdict" role="status">{_verdict(draft)}</p>{action}'
+
+
+def _method(draft: Draft) -> str:
+    model, adapter = draft.mapping["model"], draft.mapping["adapter"]
+    traits, objective = METHODS.get(str(adapter.get("method"))), draft.objective
+    method = traits.display_name(model.get("quantization", "none")) if traits is not None else ""
+    return f"{method}, {objective.label}" if method and objective.learns_preferences else method
 
 
 def _unusable(draft: Draft, setting: str) -> str:

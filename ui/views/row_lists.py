@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 from engine.data.contract import DatasetReport, PageRow, RowProblem
 from ui.views.html import Column, Row, pick_button, pickable, plural, small, table
 
-Listing = Literal["all", "left_out", "odd", "longest", "shortest", "duplicates"]
+Listing = Literal["all", "left_out", "odd", "longest", "shortest", "length_gap", "duplicates", "contradictions"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)
 PAGE_ROWS = 15
 PROBLEM_COLUMNS = (Column.of_numbers("Row"), Column.of_numbers("Line"))
@@ -36,6 +36,11 @@ _KIND_WORDS = {
     "cut_away": "truncated whole",
     "unanswered": "last turn unanswered",
     "order": "turns out of order",
+    "pair": "incomplete pair",
+    "equal_answers": "equal answers",
+    "other_prompt": "prompts differ",
+    "white_space": "answers differ in white space only",
+    "label": "label neither true nor false",
 }
 
 
@@ -61,7 +66,9 @@ def rows_of(report: DatasetReport, listing: Listing) -> tuple[int, ...]:
         "odd": list(dict.fromkeys(notice.row for notice in report.notices)),
         "longest": report.longest_rows,
         "shortest": report.shortest_rows,
+        "length_gap": report.length_gap_rows,
         "duplicates": report.duplicate_rows,
+        "contradictions": report.contradicting_rows,
     }
     return tuple(lists.get(listing, ()))
 
@@ -78,7 +85,9 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
         "odd": f"kept with warnings ({odd:,}{more})",
         "longest": "longest",
         "shortest": "shortest",
+        "length_gap": "largest difference in length",
         "duplicates": f"duplicates ({report.duplicates:,})",
+        "contradictions": f"contradictory ({report.contradictions:,})",
     }
     return [(words[listing], listing) for listing in LISTINGS if listing == "all" or rows_of(report, listing)]
 

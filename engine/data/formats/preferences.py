@@ -50,12 +50,14 @@ class Pairs(DataFormat):
         whole = row.conversation([*prompt, *sides[0][:shared]])
         better, worse = (tuple(side[shared:]) for side in sides)
         if not better and not worse:
-            raise RowProblemError("pair", "the chosen and the rejected answer are equal")
+            raise RowProblemError("equal_answers", "the chosen and the rejected answer are equal")
         for role, turns in (("chosen", better), ("rejected", worse)):
             if not turns:
                 raise RowProblemError("pair", f"the {role} answer has no turn of its own")
             if turns[0].role != "assistant":
-                raise RowProblemError("pair", f"the prompts differ: the {role} side has another {turns[0].role} turn")
+                raise RowProblemError(
+                    "other_prompt", f"the prompts differ: the {role} side has another {turns[0].role} turn"
+                )
             if all(turn.is_empty for turn in turns if turn.role == "assistant"):
                 raise RowProblemError("empty", f"the {role} answer is empty")
         if not any(turn.role in ("user", "tool") and not turn.is_empty for turn in whole.messages):

@@ -23,9 +23,9 @@ from engine.data.contract import (
     SourceReport,
     TokenLengths,
 )
-from engine.data.conversation import Comparison
 from engine.data.files.access import write_cached
-from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
+from engine.data.passes.preferences import PreferenceCounts
+from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer, digest_of
 from engine.data.passes.split import Positions, Split, draw_split
 from engine.data.records import ProblemKind, Record, place
 from engine.data.render.template import tokenizer_fingerprint
@@ -35,8 +35,6 @@ from engine.files import read_model
 
 Result = TypeVar("Result")
 MAX_LENGTHS = 2048  # of sequences that a report holds
-_FEWEST_PAIRS = 20
-_BIASED_SHARE = 0.9
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
 
 
@@ -55,8 +53,7 @@ class Counts:
         self.kept_parts = array("b")
         self.digests = array("Q")
         self.groups = array("Q")
-        self.pairs = 0
-        self.longer = {"chosen": 0, "rejected": 0}  # pairs in which that answer has more characters
+        self.preferences = PreferenceCounts(digest_of)
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
@@ -78,13 +75,8 @@ class Counts:
         self.kept_parts.append(row.part)
         self.digests.append(row.digest)
         self.groups.append(row.group)
-        if isinstance(row.example, Comparison):
-            chosen, rejected = (
-                sum(len(turn.content) for turn in side) for side in (row.example.chosen, row.example.rejected)
-            )
-            self.pairs += 1
-            self.longer["chosen"] += chosen > rejected
-            self.longer["rejected"] += rejected > chosen
+        if row.example is not None:
+            self.preferences.add(record.row, row.example, row.group, row.rendering)
         for kind, notice in row.notices:
             self.notice_counts[kind] += 1
             _list(self.notices, record, kind, notice, dropped=False)
@@ -112,16 +104,6 @@ class Counts:
         rows: list[int] = np.sort(np.asarray(self.kept_rows)[repeats]).tolist()
         return rows
 
-    def length_bias(self) -> tuple[str, ...]:
-        """Return a note where one side of nearly all pairs is the longer one: length alone would then tell them apart."""
-        for side, longer in self.longer.items():
-            if self.pairs >= _FEWEST_PAIRS and longer >= _BIASED_SHARE * self.pairs:
-                return (
-                    f"The {side} answer is the longer one in {longer:,} of {self.pairs:,} pairs ({longer / self.pairs:.0%}), so a "
-                    "model may learn length instead of quality.",
-                )
-        return ()
-
     def fingerprint(self) -> str:
         """Return a sha256 over the content of the kept rows, in order; the same for any kind of file."""
         return hashlib.sha256(np.asarray(self.digests).astype("<u8").tobytes()).hexdigest()
@@ -138,7 +120,8 @@ class Counts:
             return None
         lengths = np.asarray(self.lengths)
         held_out = lengths[self._sequences_of(split.held_out)]
-        per_row = 2 if self.pairs == len(self.kept_rows) else 1
+        kind = self.preferences.kind(len(self.kept_rows))
+        per_row = 2 if kind == "pairs" else 1
         chosen = chosen.reshape(-1, per_row)
         count = len(chosen)
         if count * per_row > MAX_LENGTHS:
@@ -150,6 +133,7 @@ class Counts:
             count=count,
             longest_held_out=int(held_out.max(initial=0)),
             per_row=per_row,
+            kind=kind,
         )
 
     def _sequences_of(self, rows: Positions) -> np.ndarray:
@@ -262,7 +246,8 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
     duplicates = counts.duplicate_rows()
     form = reader.form_facts()
     form["notes"] += tuple(f"{note} Rows: {count:,}." for note, count in counts.notes.items())
-    form["notes"] += counts.length_bias()
+    form["notes"] += counts.preferences.length_bias()
+    form |= counts.preferences.report(MAX_LISTED)
     renderer = reader.renderer
     if renderer is not None:
         longest, shortest = counts.rows_by_length(50)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from itertools import groupby, islice
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.data.contract import (
     SequenceView,
     TokenSpan,
 )
-from engine.data.conversation import Conversation, PlainText
+from engine.data.conversation import Comparison, Conversation, Message, PlainText, Rated
 from engine.data.formats import column_names, likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
 from engine.data.records import Record
@@ -132,8 +133,12 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
     example, talk = row.example, None
     trained: tuple[int, ...] = ()
     if isinstance(example, Conversation):
-        messages = (replace(message, content=_shown(message.content)) for message in example.messages)
-        talk, trained = replace(example, messages=tuple(messages)), trained_turns(example, reader.config.train_on)
+        talk = Conversation(_shown_turns(example.messages), example.tools, example.completion_start)
+        is_preference = isinstance(example, Comparison | Rated)
+        trained = trained_turns(example, "completion" if is_preference else reader.config.train_on)
+    views = tuple(sequence_view(sequence, brief=brief) for sequence in sequences)
+    if isinstance(example, Comparison) and len(sequences) == 2 and not brief:
+        views = pair_views(sequences[0], sequences[1])
     return PageRow(
         row=record.row,
         line=record.line,
@@ -141,12 +146,21 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         text=_shown(example.content) if isinstance(example, PlainText) else None,
         raw=raw,
         notices=tuple(notice for _, notice in row.notices),
+        rejected=_shown_turns(example.rejected) if isinstance(example, Comparison) else (),
+        desirable=example.desirable if isinstance(example, Rated) else None,
         trained_turns=trained,
-        sequences=tuple(sequence_view(sequence, brief=brief) for sequence in sequences),
+        sequences=views,
     )
 
 
 MAX_SHOWN_TOKENS = 20_000  # of one row
+_MAX_CUT_CHARACTERS = 2_000
+_MOST_COMPARED = 1_000_000  # products of two lengths in tokens; answers that are longer differ as a whole
+_FEWEST_EQUAL = 2  # tokens in a row between differences: a single full stop tells nobody that texts are alike
+
+
+def _shown_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    return tuple(replace(message, content=_shown(message.content)) for message in messages)
 
 
 def _shown(text: str) -> str:
@@ -154,24 +168,74 @@ def _shown(text: str) -> str:
     return text if more <= 0 else f"{text[:MAX_SHOWN_CHARACTERS]}… and {more:,} more characters"
 
 
-def sequence_view(rendered: RenderedRow, *, brief: bool = False) -> SequenceView:
-    """Join the tokens of a sequence into spans; a brief view has none, and counts only."""
-    tokens = zip(rendered.pieces, rendered.labels, rendered.special, rendered.input_ids, strict=True)
+def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView, SequenceView]:
+    """Show both answers of a pair: what they follow, and where they differ, token by token."""
+    sides = chosen, rejected
+    both = enumerate(zip(chosen.input_ids, rejected.input_ids, chosen.labels, rejected.labels, strict=False))
+    untrained = (IGNORED_LABEL, IGNORED_LABEL)
+    shared = next(
+        (place for place, (one, other, *labels) in both if one != other or tuple(labels) != untrained),
+        min(len(side.input_ids) for side in sides),
+    )
+    differing = differing_tokens(*(side.input_ids[shared:] for side in sides))
+    views = (
+        sequence_view(side, differs=[False] * shared + marks, shared_tokens=shared)
+        for side, marks in zip(sides, differing, strict=True)
+    )
+    first, second = views
+    return first, second
+
+
+def differing_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """Return which tokens of each sequence the other one does not have at that place."""
+    marks = [True] * len(one), [True] * len(other)
+    most = min(len(one), len(other))
+    first = next((place for place in range(most) if one[place] != other[place]), most)
+    last = next((place for place in range(most - first) if one[-1 - place] != other[-1 - place]), most - first)
+    ends = len(one) - last, len(other) - last
+    for side, end in zip(marks, ends, strict=True):
+        side[:first] = [False] * first
+        side[end:] = [False] * last
+    middle = one[first : ends[0]], other[first : ends[1]]
+    if len(middle[0]) * len(middle[1]) > _MOST_COMPARED:
+        return marks
+    for start, place, size in SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks():
+        if size >= _FEWEST_EQUAL:
+            for side, begin in zip(marks, (first + start, first + place), strict=True):
+                side[begin : begin + size] = [False] * size
+    return marks
+
+
+def sequence_view(
+    rendered: RenderedRow, *, brief: bool = False, differs: Sequence[bool] = (), shared_tokens: int = 0
+) -> SequenceView:
+    """Join the tokens of a sequence into spans; a brief view has none, and counts only.
+
+    Args:
+        rendered: The sequence.
+        brief: Whether spans are left out.
+        differs: Of each token, whether the other answer of a pair has another one there; empty where there is none.
+        shared_tokens: After so many tokens a span ends.
+    """
+    marks = differs or [False] * len(rendered.input_ids)
+    tokens = zip(rendered.pieces, rendered.labels, rendered.special, marks, rendered.input_ids, strict=True)
     shown = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
     spans: list[TokenSpan] = []
     # A control token has a span of its own, so its position is part of the key.
-    for (trained, place), group in groupby(
-        shown, lambda one: (one[1][1] != IGNORED_LABEL, one[0] if one[1][2] else None)
+    for (trained, place, mark, _), group in groupby(
+        shown,
+        lambda one: (one[1][1] != IGNORED_LABEL, one[0] if one[1][2] else None, one[1][3], one[0] < shared_tokens),
     ):
         members = [token for _, token in group]
         spans.append(
             TokenSpan(
-                text="".join(piece for piece, _, _, _ in members),
+                text="".join(piece for piece, *_ in members),
                 tokens=len(members),
                 trained=trained,
                 special=place is not None,
-                ids=tuple(token for _, _, _, token in members),
-                lengths=tuple(len(piece) for piece, _, _, _ in members),
+                differs=mark,
+                ids=tuple(token for *_, token in members),
+                lengths=tuple(len(piece) for piece, *_ in members),
             )
         )
     return SequenceView(
@@ -179,7 +243,19 @@ def sequence_view(rendered: RenderedRow, *, brief: bool = False) -> SequenceView
         tokens=len(rendered.input_ids),
         trained_tokens=rendered.trained_tokens,
         uncut_tokens=rendered.uncut_tokens,
+        cut_text="" if brief else _cut_text(rendered),
+        shared_tokens=shared_tokens,
     )
+
+
+def _cut_text(rendered: RenderedRow) -> str:
+    """Return how the text beyond the cut begins."""
+    cut, encoded = len(rendered.input_ids), rendered.encoded
+    if cut >= len(encoded.ids):
+        return ""
+    start = max(end for _, end in encoded.spans[:cut]) if cut else 0
+    text = encoded.text[start : start + _MAX_CUT_CHARACTERS]
+    return text + "…" if start + _MAX_CUT_CHARACTERS < len(encoded.text) else text
 
 
 def read_columns(config: DatasetConfig, options: SourceOptions) -> DatasetColumns:

@@ -1,0 +1,123 @@
+"""What a pass counts of preferences: lengths of both answers, pairs that contradict one another, labels, prompts."""
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config.objectives import RowKind
+from engine.data.contract import Histogram, PairLengths
+from engine.data.conversation import Comparison, Conversation, Example, Rated
+from engine.data.render.tokenize import Rendering
+
+_FEWEST_PAIRS = 20
+_BIASED_SHARE = 0.9
+_MOST_BINS = 41  # of differences, with one bin around zero
+_MOST_GAPS = 50
+
+
+class PreferenceCounts:
+    """What a pass has seen of pairs and ratings so far."""
+
+    def __init__(self, digest: Callable[[Example], int]) -> None:
+        self._digest = digest  # 64 bits that are equal for equal conversations
+        self._rows = array("I")  # numbers of the pairs' rows
+        self._differences = array("q")  # chosen minus rejected, in tokens or characters
+        self._counts_tokens = False
+        # Of each pair, its two sides in this order, and in the other.
+        self._pairs, self._swapped = array("Q"), array("Q")
+        self._ratings = array("b")
+        self._prompts = array("Q")
+
+    def add(self, row: int, example: Example, group: int, rendering: Rendering | None) -> None:
+        """Count one row; `group` is equal for rows with one prompt."""
+        if isinstance(example, Rated):
+            self._ratings.append(example.desirable)
+            self._prompts.append(group)
+        if not isinstance(example, Comparison):
+            return
+        self._rows.append(row)
+        self._prompts.append(group)
+        self._differences.append(_length_difference(example, rendering))
+        self._counts_tokens = rendering is not None
+        one, other = (self._digest(side) for side in example.sides())
+        self._pairs.append(_ordered(one, other))
+        self._swapped.append(_ordered(other, one))
+
+    @property
+    def pairs(self) -> int:
+        return len(self._rows)
+
+    def kind(self, kept: int) -> RowKind:
+        """Return what all of the `kept` rows are; answers where they are of several kinds."""
+        kinds: dict[RowKind, int] = {"pairs": self.pairs, "ratings": len(self._ratings)}
+        return next((kind for kind, count in kinds.items() if count == kept and kept), "answers")
+
+    def report(self, most_rows: int) -> dict[str, Any]:
+        """Return the fields of a `DatasetReport` about preferences."""
+        if not self._prompts:
+            return {}
+        facts: dict[str, Any] = {"prompts": len(np.unique(np.asarray(self._prompts)))}
+        if self._ratings:
+            facts["desirable"] = sum(self._ratings)
+        if self._rows:
+            opposed = self._contradicting()
+            order = np.argsort(-np.abs(np.asarray(self._differences)), kind="stable")[:_MOST_GAPS]
+            facts |= {
+                "pair_lengths": self._lengths(),
+                "length_gap_rows": tuple(np.asarray(self._rows)[order].tolist()),
+                "contradictions": len(opposed),
+                "contradicting_rows": tuple(opposed[:most_rows].tolist()),
+            }
+        return facts
+
+    def length_bias(self) -> tuple[str, ...]:
+        """Return a note where one side of nearly all pairs is the longer one: length alone would then tell them apart."""
+        differences = np.asarray(self._differences)
+        for side, longer in (("chosen", (differences > 0).sum()), ("rejected", (differences < 0).sum())):
+            if self.pairs >= _FEWEST_PAIRS and longer >= _BIASED_SHARE * self.pairs:
+                return (
+                    f"The {side} answer is the longer one in {longer:,} of {self.pairs:,} pairs ({longer / self.pairs:.0%}), so a "
+                    "model may learn length instead of quality.",
+                )
+        return ()
+
+    def _contradicting(self) -> NDArray[np.uint32]:
+        """Return the rows whose chosen answer another row with the same prompt rejects, for the other of the two."""
+        swapped = np.isin(np.asarray(self._pairs), np.asarray(self._swapped))
+        rows: NDArray[np.uint32] = np.asarray(self._rows)[swapped]
+        return rows
+
+    def _lengths(self) -> PairLengths:
+        values = np.asarray(self._differences)
+        furthest = int(np.abs(values).max())
+        # Bins of one odd width around zero: the middle one has pairs of about equal length.
+        half = max(1, min(_MOST_BINS // 2, furthest))
+        width = max(1, -(-2 * furthest // (2 * half)) | 1)
+        first = -(half * width + width // 2)
+        edges = first + width * np.arange(2 * half + 2)
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1] - 1), bins=edges)
+        return PairLengths(
+            unit="tokens" if self._counts_tokens else "characters",
+            chosen_longer=int((values > 0).sum()),
+            rejected_longer=int((values < 0).sum()),
+            equal=int((values == 0).sum()),
+            median=int(np.quantile(values, 0.5, method="inverted_cdf")),
+            histogram=Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist())),
+        )
+
+
+def _length_difference(pair: Comparison, rendering: Rendering | None) -> int:
+    """Return by how much the chosen answer is longer: in trained tokens before the cut, else in characters."""
+    if rendering is not None:
+        chosen, rejected = (one.trained_tokens + one.lost_trained_tokens for one in rendering.rows)
+    else:
+        chosen, rejected = (sum(len(turn.content) for turn in side) for side in (pair.chosen, pair.rejected))
+    return chosen - rejected
+
+
+def _ordered(one: int, other: int) -> int:
+    """Return 64 bits of two digests, others where they change places."""
+    return (one * 0x9E3779B97F4A7C15 + other) & 0xFFFFFFFFFFFFFFFF

@@ -1,0 +1,219 @@
+"""Objective: what a run optimizes, the settings of preference tuning, and the adapter that it starts from."""
+
+import functools
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, Objective, objectives_for
+from engine.config.preference import ObjectiveSettings
+from engine.config.presets import Preset, find_preset, list_presets
+from engine.config.suited import open_settings
+from engine.runs.run import Run
+from ui.backend.run_reader import has_adapter
+from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.draft import Draft
+from ui.form import field_of, label_of
+from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
+from ui.page import Page
+from ui.views.html import pick_button
+
+_BASE = ""  # the choice of a start that is no adapter
+_OFFERED = 20  # adapters of earlier runs
+_PRESENTATION: dict[str, dict[str, Any]] = {
+    "beta": {"elem_id": "beta"},
+    "loss_weights": {"placeholder": "1, 0.2"}, "precompute_ref_log_probs": {"elem_id": "precompute"},
+}  # fmt: skip
+
+
+def _field_groups() -> dict[tuple[str, ...], list[str]]:
+    """Return the settings of preference tuning by the objectives that read them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in ObjectiveSettings.model_fields:
+        readers = tuple(one.name for one in OBJECTIVES.values() if name in one.settings)
+        if readers:
+            groups.setdefault(readers, []).append(name)
+    return groups
+
+
+class ObjectivePart:
+    """Lays out the objective; its settings are in sight for the objectives that read them."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        form = page.form
+        form.register("training.objective", Radio(list(OBJECTIVES), value=next(iter(OBJECTIVES)), visible=False))
+        with gr.Column(elem_id="objective-part"):
+            choices = [(one.label, one.name) for one in OBJECTIVES.values()]
+            with gr.Row():
+                self.choice = Radio(
+                    choices, value=choices[0][1], label=label_of("training.objective"), elem_id="objective", info=" ",
+                    min_width=300,
+                )  # fmt: skip
+                self.start = Dropdown(
+                    [("Base model", _BASE)], value=_BASE, label="Start from", info=" ", elem_id="start-from", min_width=300,
+                    visible=False,
+                )  # fmt: skip
+            self.hint = pick_list(elem_id="objective-hint")
+            with gr.Accordion(
+                "Preference settings", open=False, visible=False, elem_id="preference-settings"
+            ) as settings:
+                self.losses = CheckboxGroup(
+                    [], value=[], label=label_of("training.loss_type"), info=field_of("training.loss_type").description,
+                    elem_id="loss-type",
+                )  # fmt: skip
+                form.register("training.loss_type", self.losses)
+                for readers, names in _field_groups().items():
+                    self._lay_out(readers, [name for name in names if name != "loss_type"])
+        self._change = gr.State({})
+        self._preset = gr.State({})
+        page.on_draft(self.choice, _render_choice)
+        page.on_draft(self.losses, _render_losses)
+        page.on_draft(self.hint, self._render_hint)
+        page.on_draft(settings, lambda draft: visible_if(draft.objective.learns_preferences))
+        page.on_draft(self.start, self._render_start)
+
+    def _lay_out(self, readers: Sequence[str], names: Sequence[str]) -> None:
+        if not names:
+            return
+        with gr.Row(visible=False) as row:
+            for name in names:
+                self._page.form.setting(f"training.{name}", min_width=200, **_PRESENTATION.get(name, {}))
+        self._page.on_draft(row, lambda draft: visible_if(draft.objective.name in readers))
+
+    def wire(self) -> Dependency:
+        """Connect the events; after the one that is returned, a preset may have filled the form."""
+        page, form = self._page, self._page.form
+        objective, losses = form["training.objective"], form["training.loss_type"]
+        weights = form["training.loss_weights"]
+        page.refresh_after(
+            self.choice.input(_choose, [self.choice, losses, weights], [objective, losses, weights], **QUICK)
+        )
+        started = self.start.input(shown_as_message(self._start_from), self.start, self._change, **SLOW)
+        page.change_undoably_after(started, self._change)
+        outputs = [self._change, self._preset, page.copied_from]
+        hinted = self.hint.click(shown_as_message(self._take_hint), None, outputs, **SLOW)
+        page.change_undoably_after(hinted, self._change)
+        return page.fill_after(hinted, self._preset, "Preset")
+
+    # -- the adapter to start from ------------------------------------------------------------------------------------
+
+    def _render_start(self, draft: Draft) -> Any:
+        """Return the adapters of earlier runs on the same model; the base itself is always offered."""
+        chosen = str(draft.mapping["adapter"].get("warm_start") or _BASE)
+        objective = draft.objective
+        if not objective.learns_preferences:
+            return gr.update(visible=False)
+        model = str(draft.mapping["model"].get("id") or "")
+        rows = [row for row in self._page.reader.glance().rows if model and row.model in (model, Path(model).name)]
+        known = [row for row in rows if has_adapter(self._page.services.runs.get(row.id))][:_OFFERED]
+        choices = [("Base model, no adapter", _BASE)]
+        choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in known]
+        if chosen not in {value for _, value in choices}:
+            choices.append((self._page.begins_with(draft) or chosen, chosen))
+        info = "The adapter of an earlier run, whose shape the new one takes."
+        if objective.has_reference:
+            info += " It is the reference as well."
+        return gr.update(choices=choices, value=chosen, info=info, visible=True)
+
+    def _start_from(self, run_id: str) -> dict[str, Any]:
+        """Return the settings that start from a run's adapter: its shape, which has to stay the same."""
+        if not run_id:
+            return {"adapter": {"warm_start": None}}
+        config = self._page.services.runs.get(run_id).folder.read_config()
+        adapter = config.adapter.model_dump(mode="json")
+        return {"adapter": {**adapter, "warm_start": run_id}}
+
+    # -- presets that start from another one's result -----------------------------------------------------------------
+
+    def _render_hint(self, draft: Draft) -> str:
+        """Return what a preset of this draft should start from, and the one click that leads there; else nothing."""
+        preset = _preset_of(draft)
+        if preset is None or draft.mapping["adapter"].get("warm_start"):
+            return ""
+        before = find_preset(preset.starts_from)
+        run = self.result_of(before)
+        words = f"“{escape(preset.title)}” continues from the result of “{escape(before.title)}”"
+        if run is not None:
+            return f'<p class="notice" role="status">{words}. {pick_button(run.id, "Start from it")}</p>'
+        return (
+            f'<p class="notice" role="status">{words}, which has not been trained here yet; without it, training starts from the '
+            f"base model. {pick_button(before.name, f'Load {before.title}')}</p>"
+        )
+
+    def _take_hint(self, event: gr.EventData) -> Updates:
+        """Start from the result that the hint names, or load the preset that makes one."""
+        wanted, page = picked(event), self._page
+        if page.reader.exists(wanted):
+            return {self._change: self._start_from(wanted), self._preset: {}}
+        preset = find_preset(wanted)
+        page.services.shapes.learn(preset.load().model)
+        return {self._change: {}, self._preset: preset.mapping(), page.copied_from: ""}
+
+    def result_of(self, preset: Preset) -> Run | None:
+        """Return the newest run with a preset's settings that has a result."""
+        config = preset.load()
+        row = self._page.reader.newest_of(config, open_settings(config), wanted=has_adapter)
+        return self._page.services.runs.get(row.id) if row is not None else None
+
+    def with_start(self, preset: Preset) -> dict[str, Any]:
+        """Return a preset's values, starting from the result that it is made for, where that is here."""
+        mapping = preset.mapping()
+        run = self.result_of(find_preset(preset.starts_from)) if preset.starts_from else None
+        if run is not None:
+            mapping["adapter"] = {**mapping.get("adapter", {}), "warm_start": run.id}
+        return mapping
+
+
+@functools.cache
+def _continuing_presets() -> tuple[Preset, ...]:
+    return tuple(preset for preset in list_presets() if preset.starts_from)
+
+
+def _preset_of(draft: Draft) -> Preset | None:
+    """Return the preset, among those that start from another one's result, whose settings a draft has."""
+    if draft.config is None:
+        return None
+    for preset in _continuing_presets():
+        wanted = preset.load()
+        is_same = (draft.config.model.id, draft.config.dataset.source, draft.config.training.objective) == (
+            wanted.model.id, wanted.dataset.source, wanted.training.objective
+        )  # fmt: skip
+        if is_same:
+            return preset
+    return None
+
+
+def _offered(draft: Draft) -> list[Objective]:
+    """Return the objectives that learn from the rows, and the chosen one, which may not; all while no rows are known."""
+    if draft.kind is None:
+        return list(OBJECTIVES.values())
+    fitting = objectives_for(draft.kind)
+    return [one for one in OBJECTIVES.values() if one in fitting or one is draft.objective]
+
+
+def _render_choice(draft: Draft) -> Any:
+    offered, chosen = _offered(draft), draft.objective
+    info = chosen.help
+    for kind, words in ROWS_IN_WORDS.items():  # what the rest would need
+        names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in offered]
+        if names:
+            info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {words}."
+    return gr.update(choices=[(one.label, one.name) for one in offered], value=chosen.name, info=info)
+
+
+def _render_losses(draft: Draft) -> Any:
+    objective, chosen = draft.objective, draft.mapping["training"].get("loss_type") or []
+    names = [*objective.losses, *(name for name in chosen if name not in objective.losses)]
+    return gr.update(choices=names, visible=bool(names))
+
+
+def _choose(name: str, losses: list[str], weights: str) -> tuple[str, list[str], str]:
+    """Return the objective after a choice, and those of the losses that it has; their weights go with them."""
+    known = OBJECTIVES[name].losses
+    kept = [loss for loss in losses or () if loss in known]
+    return name, kept, weights if len(kept) == len(losses or ()) else ""
