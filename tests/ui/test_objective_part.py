@@ -81,10 +81,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
 
 
 def test_settings_are_in_sight_for_the_objectives_that_read_them(visitor):
-    shown = {
-        name: {loss for loss in _render_losses(draft_of(visitor, training__objective=name))["choices"]}
-        for name in OBJECTIVES
-    }
+    shown = {name: set(_render_losses(draft_of(visitor, training__objective=name))["choices"]) for name in OBJECTIVES}
 
     assert shown == {name: set(one.losses) for name, one in OBJECTIVES.items()}
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine.config.objectives import RowKind
 from engine.data.contract import Histogram, PairLengths
-from engine.data.conversation import Comparison, Conversation, Example, Rated
+from engine.data.conversation import Comparison, Example, Rated
 from engine.data.render.tokenize import Rendering
 
 _FEWEST_PAIRS = 20
