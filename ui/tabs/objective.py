@@ -212,7 +212,7 @@ def _render_losses(draft: Draft) -> Any:
     return gr.update(choices=names, visible=bool(names))
 
 
-def _choose(name: str, losses: list[str], weights: str) -> tuple[str, list[str], str]:
+def _choose(name: str, losses: Sequence[str], weights: str) -> tuple[str, Sequence[str], str]:
     """Return the objective after a choice, and those of the losses that it has; their weights go with them."""
     known = OBJECTIVES[name].losses
     kept = [loss for loss in losses or () if loss in known]

@@ -192,11 +192,11 @@ def render_tokens(row: PageRow) -> str:
 
 def _pair(chosen: SequenceView, rejected: SequenceView) -> str:
     """Return what both answers follow, once, and then the answers side by side."""
-    shared, before = chosen.shared_tokens, []
-    for span in chosen.spans:
-        if sum(one.tokens for one in before) >= shared:
-            break
-        before.append(span)
+    shared, place = chosen.shared_tokens, 0
+    before: list[TokenSpan] = []
+    while place < shared and len(before) < len(chosen.spans):
+        before.append(chosen.spans[len(before)])
+        place += before[-1].tokens
     sides = "".join(
         f'<section class="{name.lower()}"><h3>{name}</h3>{_sequence(side, f"{name} answer", len(before))}</section>'
         for name, side in (("Chosen", chosen), ("Rejected", rejected))
