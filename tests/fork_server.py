@@ -210,6 +210,7 @@ def _adopt_orphans(do: bool) -> None:
 
 def _import_kind(kind: str) -> None:
     """Import what processes of a kind need, also what they import late; each itself is later run as a program."""
+    gc.disable()  # until everything is there: it would pass over the objects of the imports again and again
     modules = (*WORKERS, "engine.training.session") if kind == "heavy" else KINDS[kind]
     for module in modules:
         importlib.import_module(module)
@@ -221,8 +222,8 @@ def _import_kind(kind: str) -> None:
 
 
 def _serve(server: socket.socket) -> None:
-    gc.collect()
     gc.freeze()
+    gc.enable()
     while True:
         message, descriptors, _, _ = socket.recv_fds(server, _MOST_BYTES, _MOST_DESCRIPTORS)
         if not message:

@@ -15,6 +15,7 @@ such requests advance side by side, one step each, in one thread. A cancel is se
 """
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -160,6 +161,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     Stray prints of libraries go to stderr and cannot disturb the answers. The process ends with its asker.
     """
     end_with_asker()
+    gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
     asker = _Asker()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     requests: Queue[JsonObject | None] = Queue()
@@ -170,6 +172,7 @@ def serve(handlers: Mapping[str, Handler]) -> None:
         if not running or not requests.empty():
             message = requests.get()
             if message is None:
+                gc.freeze()  # the interpreter would search all memory for garbage before it ends
                 return
             if message["id"] in asker.withdrawn:
                 asker.withdrawn.discard(message["id"])
