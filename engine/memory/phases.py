@@ -14,7 +14,12 @@ from typing import Literal, NamedTuple
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Value
 from engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
-from engine.memory.layers.losses import loss_of_trained_positions, positions_of_larger_chunks, trained_positions
+from engine.memory.layers.losses import (
+    logit_width,
+    loss_of_trained_positions,
+    positions_of_larger_chunks,
+    trained_positions,
+)
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
 from engine.memory.structure import LayerStructure, ModelStructure
@@ -223,7 +228,8 @@ def _head_stretches(stage: Callable[[], StepContext], rules: StepRules, width: i
     own = stage()
     loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
     stretch = _head_stretch(own, rules, width)
-    positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes)
+    logit = logit_width(own.workload, head_is_trained=own.head_is_trained)
+    positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes, logit)
     if not loss.covers_shorter or positions is None:
         return stretch
     shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))

@@ -1,10 +1,13 @@
 """What one training step does on one device, in the terms that memory depends on, and how a run comes to it."""
 
+import os
+import shutil
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.config.distribution import count_processes
 from engine.config.objectives import objective_of
+from engine.config.optimizations import is_wanted
 from engine.config.rules import (
     JOINED_MULTIPLE,
     LOSS_CHUNK_BYTES,
@@ -78,6 +81,7 @@ class Loss:
     chunks_of: int | None = None
     # The step represents a run, in which other steps have fewer positions and may have larger chunks.
     covers_shorter: bool = False
+    fused: bool = False  # a kernel makes losses and gradients in place of the logits, which chunks are then sized for
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         # With a mask, transformers copies keys and values to every head.
         expands_key_values=attention == "efficient" or (attention == "cpu_flash" and masked),
         checkpointing=training.gradient_checkpointing,
-        loss=Loss(chunk_bytes),
+        loss=Loss(chunk_bytes, fused=device.kind == "cuda" and is_wanted("fused_loss") and compiles_triton()),
         optimizer=_optimizer(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
         data_parallel=1 if sharded else processes,
@@ -264,6 +268,15 @@ def has_flash_attention() -> bool:
     Source: `is_flash_attn_2_available`, transformers/utils/import_utils.py.
     """
     return version_parts(library_version("flash-attn") or "", 3) >= (2, 3, 3)
+
+
+def compiles_triton() -> bool:
+    """Whether Triton's kernels can be compiled here, where the worker will run: it calls a C compiler.
+
+    Source: `_build`, triton/runtime/build.py.
+    """
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return library_version("triton") is not None and any(shutil.which(name) for name in compilers if name)
 
 
 def _kernel(

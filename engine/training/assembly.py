@@ -26,11 +26,12 @@ from engine.training.batching.batches import PassTensors, join
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
+from engine.training.kernels import why_no_fused_loss
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.objectives.reference import Reference
 from engine.training.ops.attention import JOINED_ATTENTION, joined_attention, register_joined_attention
-from engine.training.ops.loss import attach_loss, causal_lm_of
+from engine.training.ops.loss import attach_loss, causal_lm_of, logit_transform
 from engine.training.placement import Placement
 from engine.training.precision import Precision
 
@@ -78,10 +79,12 @@ def assemble(
     expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
     inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
-    attach_loss(causal_lm, virtual_inputs=inputs)
+    used = {"fused_loss": _why_no_fused_loss(causal_lm, placement, autocast)}
+    attach_loss(causal_lm, virtual_inputs=inputs, fused=not used["fused_loss"])
     if not agrees(probe.loss(probe.padded()), expected):
         attach_loss(causal_lm, through_logits=True, virtual_inputs=inputs)
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
+        used["fused_loss"] = "the model changes its logits in a way of its own"
     notes.extend(with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
     own_attention = str(causal_lm.config._attn_implementation)
     flash = own_attention.startswith("flash_attention")
@@ -106,7 +109,15 @@ def assemble(
     settings = PlanSettings(training, batching, group.world_size, group.rank, traits.sequences_per_example)
     loss = TRAINING_OBJECTIVES[traits.name](training, reference)
     setup = TrainerSetup(settings, pad_token_id, flash, autocast, kind != "cpu", loss, method)
-    return Assembly(setup, f"{own_attention}, row by row" if joined and not flash else own_attention, tuple(notes))
+    return Assembly(
+        setup, f"{own_attention}, row by row" if joined and not flash else own_attention, tuple(notes), used
+    )
+
+
+def _why_no_fused_loss(causal_lm: Any, placement: Placement, autocast: torch.dtype | None) -> str:
+    head = causal_lm.get_output_embeddings().weight
+    transform = logit_transform(causal_lm.config.get_text_config())
+    return why_no_fused_loss(placement.torch_device, autocast or head.dtype, head.shape[0], transform)
 
 
 def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:

@@ -1,15 +1,25 @@
-"""The loss on CUDA: the same number as on a CPU, and never the logits of all positions."""
+"""The loss on CUDA: the same number as on a CPU, and never the logits of all positions; with the Triton kernel and without."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from engine.training.ops.loss import summed_loss
+from engine.training.kernels import why_no_fused_loss
+from engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
 
 pytestmark = pytest.mark.gpu
 
 TOKENS, HIDDEN, VOCABULARY = 8192, 256, 128_000
 ALL_LOGITS_BYTES = TOKENS * VOCABULARY * 4
+
+KERNELS = pytest.mark.parametrize("fused", [False, True], ids=["reference", "fused"])
+HEADS = pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
+
+
+@pytest.fixture(autouse=True)
+def needs_triton(request):
+    if "fused" in request.fixturenames and request.getfixturevalue("fused"):
+        pytest.importorskip("triton")
 
 
 def make_head(*, trained):
@@ -18,8 +28,9 @@ def make_head(*, trained):
     return head.requires_grad_(trained)
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
-def test_all_logits_are_never_there_at_once(trained, show):
+@KERNELS
+@HEADS
+def test_all_logits_are_never_there_at_once(trained, fused, show):
     head = make_head(trained=trained)
     hidden = torch.randn(TOKENS, HIDDEN, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(VOCABULARY, (TOKENS,), device="cuda")
@@ -27,17 +38,21 @@ def test_all_logits_are_never_there_at_once(trained, show):
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
 
-    summed_loss(hidden, targets, head).backward()
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    began.record()
+    summed_loss(hidden, targets, head, LogitTransform(fused=fused)).backward()
+    ended.record()
 
     torch.cuda.synchronize()
     beside = torch.cuda.max_memory_allocated() - before
-    show(peak_beside_bytes=beside, all_logits_bytes=ALL_LOGITS_BYTES)
+    show(peak_beside_bytes=beside, milliseconds=began.elapsed_time(ended), all_logits_bytes=ALL_LOGITS_BYTES)
     assert hidden.grad is not None
     assert beside < ALL_LOGITS_BYTES / 3
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
-def test_loss_and_gradient_are_those_of_the_whole_logits_in_float32(trained):
+@KERNELS
+@HEADS
+def test_loss_and_gradient_are_those_of_the_whole_logits_in_float32(trained, fused):
     head = make_head(trained=trained).float()
     hidden = torch.randn(64, HIDDEN, device="cuda", requires_grad=True)
     again = hidden.detach().clone().requires_grad_()
@@ -45,8 +60,33 @@ def test_loss_and_gradient_are_those_of_the_whole_logits_in_float32(trained):
     expected = functional.cross_entropy(functional.linear(again, head.weight), targets, reduction="sum")
     expected.backward()
 
-    got = summed_loss(hidden, targets, head)
+    got = summed_loss(hidden, targets, head, LogitTransform(fused=fused))
     got.backward()
 
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(hidden.grad, again.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "transform", [LogitTransform(), LogitTransform(0.25, 30.0)], ids=["plain", "scaled and capped"]
+)
+def test_the_fused_loss_is_taken_where_triton_is(dtype, transform):
+    pytest.importorskip("triton")
+
+    assert why_no_fused_loss(torch.device("cuda", 0), dtype, VOCABULARY + 3, transform) == ""
+
+
+@HEADS
+def test_preferences_get_the_same_loss_of_each_position(trained):
+    pytest.importorskip("triton")
+    head = make_head(trained=trained)
+    hidden = torch.randn(64, HIDDEN, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    targets, weights = torch.randint(VOCABULARY, (64,), device="cuda"), torch.rand(64, device="cuda")
+    found = []
+    for fused in (False, True):
+        losses = loss_of_each(hidden, targets, head, LogitTransform(fused=fused))
+        found.append((losses.detach(), *torch.autograd.grad((losses * weights).sum(), hidden)))
+
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-3)
+    assert (found[1][1] - found[0][1]).norm() < 0.02 * found[0][1].norm()

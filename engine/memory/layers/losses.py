@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from engine.memory.autograd.tensors import Gradients, Storage, Value
+from engine.memory.autograd.tensors import Gradients, Storage, Value, share
 from engine.memory.layers.modules import autocast_linear
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.workload import Workload
@@ -36,8 +36,14 @@ def loss_of_trained_positions(r: StepContext, hidden: Value) -> Value:
     positions = trained_positions(r.workload)
     chosen = r.tape.operation((hidden,), positions * r.structure.shape.hidden_size, hidden.width)
     loss = r.workload.loss
-    sizes = chunk_sizes(loss.chunks_of or positions, r.structure.shape.vocab_size, loss.chunk_bytes)
+    vocabulary, width = r.structure.shape.vocab_size, logit_width(r.workload, head_is_trained=r.head_is_trained)
+    sizes = chunk_sizes(loss.chunks_of or positions, vocabulary, loss.chunk_bytes, width)
     return _checkpointed_chunks(r, chosen, sizes) if r.head_is_trained else _frozen_head(r, chosen, sizes)
+
+
+def logit_width(workload: Workload, *, head_is_trained: bool) -> int:
+    """Return the bytes of a logit that chunks are sized for: the kernel over a frozen head never holds logits at 32 bits."""
+    return workload.precision.head if workload.loss.fused and not head_is_trained else 4
 
 
 def trained_positions(workload: Workload) -> int:
@@ -46,21 +52,21 @@ def trained_positions(workload: Workload) -> int:
     return positions if workload.trained_tokens is None else max(1, min(workload.trained_tokens, positions))
 
 
-def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int) -> list[int]:
-    """Positions of each chunk: all equal but the last, their logits at 32 bits within `chunk_bytes`."""
-    count = max(1, -(-positions * vocab_size * 4 // chunk_bytes)) if chunk_bytes else 1
+def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int, width: int = 4) -> list[int]:
+    """Positions of each chunk: all equal but the last, their logits of `width` bytes each within `chunk_bytes`."""
+    count = max(1, -(-positions * vocab_size * width // chunk_bytes)) if chunk_bytes else 1
     size = max(1, -(-positions // count))
     return [min(size, positions - start) for start in range(0, positions, size)]
 
 
-def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int) -> int | None:
+def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int, width: int = 4) -> int | None:
     """The longest shorter step that has one chunk less, whose chunks are the largest of all shorter steps; None for one chunk.
 
     A step just beyond it divides its positions among more chunks, so each is smaller: down to half where one chunk
     becomes two.
     """
-    chunks = -(-positions * vocab_size * 4 // chunk_bytes) if chunk_bytes else 1
-    return max(1, (chunks - 1) * chunk_bytes // (vocab_size * 4)) if chunks > 1 else None
+    chunks = -(-positions * vocab_size * width // chunk_bytes) if chunk_bytes else 1
+    return max(1, (chunks - 1) * chunk_bytes // (vocab_size * width)) if chunks > 1 else None
 
 
 @in_scope
@@ -72,6 +78,11 @@ def _frozen_head(r: StepContext, chosen: Value, sizes: Sequence[int]) -> Value:
     gradient = tape.value(chosen.elements, chosen.width)
     output = slope = tape.value(0, 4)
     for rows in sizes[:2]:  # later ones find the same
+        if r.workload.loss.fused:  # nothing of a chunk is left when the next one begins
+            losses = tape.value(2 * rows, 4)
+            tape.use(rows * shape.vocab_size * head_width, rows * shape.hidden_size * head_width)
+            tape.drop(losses)
+            continue
         output = tape.assign(output, tape.value(rows * shape.vocab_size, head_width))
         wide = tape.alias(output) if head_width == 4 else tape.value(output.elements, 4)
         if caps:
@@ -112,6 +123,9 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
     @in_scope
     def loss_of_chunk(r: StepContext, piece: Value, rows: int) -> Value:
         logits = autocast_linear(r, piece, weight, shape.vocab_size)
+        if r.workload.loss.fused:  # the gradient takes the place of the logits
+            saved = (logits, tape.value(rows, 4))
+            return tape.operation((logits,), 1, 4, backward=lambda _: (share(logits.storage),), saved=saved)
         return cross_entropy(r, tape.assign(logits, tape.cast(logits, 4)), r.small(rows, 8))
 
     total = tape.value(1, 4)

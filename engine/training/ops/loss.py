@@ -2,12 +2,13 @@
 
 A language model's head is its widest layer. Only positions whose next token is trained on go through it, a chunk at a
 time, and each chunk's gradient is made while its logits are there (as in Liger, Hsu et al. 2024, section 3.2,
-arXiv:2410.10989).
+arXiv:2410.10989). On CUDA a Triton kernel makes it (`triton_loss`); the operations here are its reference, and what is used
+elsewhere.
 """
 
 import functools
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,10 +33,14 @@ class TrainedTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What some families do to the head's output: logits = cap · tanh(scale · output / cap)."""
+    """What becomes of the head's output: logits = cap · tanh(scale · output / cap) in some families, then losses.
+
+    `fused` lets the Triton kernel do all of it; it also takes the backward pass, in place.
+    """
 
     scale: float = 1.0
     cap: float | None = None
+    fused: bool = False
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Transform float32 logits, in place where autograd allows."""
@@ -72,7 +77,7 @@ def causal_lm_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs: int = 0) -> None:
+def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs: int = 0, fused: bool = False) -> None:
     """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
 
     With `token_losses=True` it returns the loss of each, (n,), for objectives that do not add them all.
@@ -82,10 +87,11 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
             pass is unchanged.
         through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
         virtual_inputs: Embeddings that PEFT puts before every row, which the positions of trained tokens do not count.
+        fused: Let the Triton kernel make losses and gradients (`engine.training.kernels.why_no_fused_loss`).
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
-    transform = logit_transform(causal_lm.config.get_text_config())
+    transform = replace(logit_transform(causal_lm.config.get_text_config()), fused=fused)
 
     @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
     def forward(
@@ -125,7 +131,7 @@ def summed_loss(
     total = hidden.new_zeros((), dtype=torch.float32)
     width = getattr(head, "out_features", None) or head.weight.shape[0]
     for start, end in _chunks(hidden, width):
-        piece = (hidden[start:end], targets[start:end], head, transform)
+        piece = (hidden[start:end], targets[start:end], head, transform, "sum")
         if torch.is_grad_enabled():
             total = total + checkpoint(_chunk_loss, *piece, use_reentrant=False)
         else:
@@ -158,14 +164,19 @@ def _chunk_loss(
     targets: torch.Tensor,
     head: torch.nn.Module,
     transform: LogitTransform,
-    reduction: str = "sum",
+    reduction: str,
 ) -> torch.Tensor:
+    if transform.fused:
+        from engine.training.ops.triton_loss import CrossEntropy
+
+        losses = CrossEntropy.apply(head(hidden), targets, transform.scale, transform.cap)
+        return losses.sum() if reduction == "sum" else losses
     return functional.cross_entropy(transform.apply(head(hidden).float()), targets, reduction=reduction)
 
 
-def _chunks(hidden: torch.Tensor, vocabulary: int) -> list[tuple[int, int]]:
+def _chunks(hidden: torch.Tensor, vocabulary: int, logit_bytes: int = 4) -> list[tuple[int, int]]:
     chunk_bytes = LOSS_CHUNK_BYTES_CPU if hidden.device.type == "cpu" else LOSS_CHUNK_BYTES
-    count = max(1, -(-hidden.shape[0] * vocabulary * 4 // chunk_bytes))
+    count = max(1, -(-hidden.shape[0] * vocabulary * logit_bytes // chunk_bytes))
     size = max(1, -(-hidden.shape[0] // count))  # even chunks: a small last one would waste a product
     return [(start, min(start + size, hidden.shape[0])) for start in range(0, hidden.shape[0], size)]
 
@@ -189,7 +200,18 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         # In float16 the loss scale comes with the backward pass, when a gradient that is too small would be gone.
         needs_scales = wants_gradient and torch.float16 in (hidden.dtype, weight.dtype)
         scales = hidden.new_ones((hidden.shape[0], 1), dtype=torch.float32) if needs_scales else None
-        for start, end in _chunks(hidden, weight.shape[0]):
+        # The kernel never holds logits at 32 bits.
+        for start, end in _chunks(hidden, weight.shape[0], weight.element_size() if transform.fused else 4):
+            if transform.fused:
+                part = slice(start, end)
+                piece = (hidden[part], weight, bias, targets[part], transform)
+                of_chunk = (None if each is None else each[part] for each in (gradient, scales))
+                losses = _fused_chunk(piece, *of_chunk)
+                if sums:
+                    total += losses.sum()
+                else:
+                    total[part] = losses
+                continue
             output = functional.linear(hidden[start:end].to(weight.dtype), weight, bias)
             logits = transform.apply(output.float())
             wanted = targets[start:end].unsqueeze(1)
@@ -219,6 +241,26 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         grad = grad.unsqueeze(1) if grad.dim() else grad
         factor = grad if scales is None else grad / scales
         return (gradient.float() * factor).to(gradient.dtype), None, None, None, None, None
+
+
+def _fused_chunk(
+    piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, LogitTransform],
+    gradient: torch.Tensor | None,  # at the hidden states, written; None where none is needed
+    scales: torch.Tensor | None,  # (n, 1), what it is multiplied by, written
+) -> torch.Tensor:
+    """Return the losses of a chunk. Its logits are gone before the next chunk's come."""
+    from engine.training.ops import triton_loss
+
+    hidden, weight, bias, targets, transform = piece
+    logits = functional.linear(hidden.to(weight.dtype), weight, bias)
+    if gradient is None:
+        return triton_loss.losses_of(logits, targets, transform.scale, transform.cap)[0]
+    wanted = None if scales is None else _FLOAT16_SUM
+    losses, factors = triton_loss.losses_and_gradient_(logits, targets, transform.scale, transform.cap, wanted)
+    if scales is not None:
+        scales.copy_(factors.unsqueeze(1))
+    gradient.copy_(logits @ weight)
+    return losses
 
 
 def _float16_scales(slope: torch.Tensor) -> torch.Tensor:
