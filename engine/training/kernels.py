@@ -51,7 +51,7 @@ def _fused_loss_agrees(device: torch.device, dtype: torch.dtype, vocabulary: int
         hidden = inputs.clone().requires_grad_()
         loss = summed_loss(hidden, targets, head, LogitTransform(transform.scale, transform.cap, fused))
         (gradient,) = torch.autograd.grad(loss, hidden)
-        results.append((float(loss), gradient.float()))
+        results.append((float(loss.detach()), gradient.float()))
     (expected, expected_gradient), (got, gradient) = results
     distance = float((gradient - expected_gradient).norm() / expected_gradient.norm())
     return abs(got - expected) <= _LOSS_TOLERANCE * abs(expected) and distance <= _GRADIENT_TOLERANCE

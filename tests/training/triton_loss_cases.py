@@ -14,7 +14,10 @@ TRANSFORMS = [LogitTransform(), LogitTransform(0.25), LogitTransform(cap=3.0), L
 TRANSFORM_NAMES = ["plain", "scaled", "capped", "both"]
 
 
-def fused(transform=LogitTransform()):
+PLAIN = LogitTransform()
+
+
+def fused(transform=PLAIN):
     return LogitTransform(transform.scale, transform.cap, fused=True)
 
 
