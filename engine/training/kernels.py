@@ -34,7 +34,7 @@ def why_no_fused_loss(device: torch.device, dtype: torch.dtype, vocabulary: int,
 
 
 def _runs_triton(device: torch.device) -> bool:
-    return device.type == "cuda"
+    return bool(device.type == "cuda")
 
 
 def _fused_loss_agrees(device: torch.device, dtype: torch.dtype, vocabulary: int, transform: LogitTransform) -> bool:

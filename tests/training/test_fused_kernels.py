@@ -1,7 +1,9 @@
 """Faster kernels are used where they can run and give the same, with a reason where they are not."""
 
+import importlib.util
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +21,11 @@ CPU = torch.device("cpu")
 def on_cuda(monkeypatch):
     """A processor that the choice of kernels takes for a GPU with triton."""
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
 
 
 def stand_in(monkeypatch, losses_and_gradient_):
-    module = types.ModuleType("engine.training.ops.triton_loss")
+    module: Any = types.ModuleType("engine.training.ops.triton_loss")
     module.losses_and_gradient_ = losses_and_gradient_
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("engine.training.ops.triton_loss", module, raising=False)

@@ -21,7 +21,7 @@ _MOST_AT_ONCE = 16_384
 _AT_ONCE_PER_WARP = 1024
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _tanh(x):  # type: ignore[no-untyped-def]
     """Triton has none for all GPUs; the exponential of what is negative cannot overflow."""
     shrunk = tl.exp(-2.0 * tl.abs(x))
