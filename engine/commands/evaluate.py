@@ -19,7 +19,14 @@ from engine.commands.output import (
 from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
 from engine.errors import shorten
-from engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, forgot_words, gained_words
+from engine.evaluation.job import (
+    EvaluationJob,
+    EvaluationRequest,
+    EvaluationResult,
+    forgot_words,
+    gained_words,
+    preference_sentences,
+)
 
 
 def evaluate(
@@ -55,15 +62,26 @@ def evaluate(
 def _report(result: EvaluationResult) -> None:
     header = ["", "loss", "perplexity"]
     table = [
-        [branch, f"{measured.loss:.4f}", f"{measured.perplexity:.2f}"] for branch, measured in result.losses.items()
+        ["start" if branch == "second" else branch, f"{measured.loss:.4f}", f"{measured.perplexity:.2f}"]
+        for branch, measured in result.losses.items()
     ]
     if result.scores:
         header += ["exact", "ROUGE-L", "chrF"]
         for row, scores in zip(table, result.scores.values(), strict=True):
             row += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"]
+    if (preference := result.preference) is not None:
+        header += ["prefers chosen", "per token", "margin"]
+        for row, measured in zip(table, (preference.branches[branch] for branch in result.losses), strict=True):
+            row += [
+                f"{measured.preferred / preference.pairs:.0%}",
+                f"{measured.preferred_per_token / preference.pairs:.0%}",
+                f"{measured.margin:.2f}",
+            ]
     print_table(header, table)
     tokens = next(iter(result.losses.values())).tokens
     typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered)} answered.")
+    for sentence in preference_sentences(result):
+        typer.echo(sentence)
     if result.gained is not None and result.forgot is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         typer.echo(

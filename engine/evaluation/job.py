@@ -1,5 +1,6 @@
 """Measures a run on its held-out rows: what is asked and what comes out, checked here, done in a process of its own."""
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -8,12 +9,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.chat.contract import Branch, ChatTarget, OnProgress, Progress, Value
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget, OnProgress, Progress, Value
 from engine.chat.target import LoadPlan, plan_load
+from engine.config.objectives import objective_of
 from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
-from engine.errors import RunError, StorageError
+from engine.errors import EngineError, RunError, StorageError
+from engine.evaluation.preference import PreferenceResult, accuracy_words, reward_words, turned_words
 from engine.executors.work import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
@@ -23,6 +26,7 @@ from engine.paths import LoratoryHome
 from engine.runs.history.reader import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
+from engine.runs.warm_start import start_of
 
 WORKER_MODULE = "engine.evaluation.worker.main"
 
@@ -114,6 +118,10 @@ class EvaluationResult(Value):
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty where not asked for
+    preference: PreferenceResult | None = None  # on held-out pairs, where the run learned from pairs
+    start: str = (
+        ""  # name of what a preference run started from, which is the branch `second`; empty where not measured
+    )
 
     @property
     def gained(self) -> float | None:
@@ -152,6 +160,17 @@ def gained_words(gained: float) -> str:
 
 def _percent(part: float) -> str:
     return f"{part:.0%}" if part >= 0.01 else f"{part:.1%}"
+
+
+def preference_sentences(result: EvaluationResult) -> list[str]:
+    """Return what was measured on pairs, with its uncertainty; nothing where the run did not learn from pairs."""
+    found = result.preference
+    if found is None or "tuned" not in found.branches:
+        return []
+    names: dict[Branch, str] = {"base": "the base model", "second": f"its start, {result.start}"}
+    turned = [turned_words(found, branch, names[branch]) for branch in found.turned if branch in names]
+    rewards = reward_words(found, names[found.reference]) if found.reference in names else ""
+    return [accuracy_words(found), *turned, *([rewards] if rewards else [])]
 
 
 def evaluation_file(run: Path, checkpoint: str | None) -> Path:
@@ -209,6 +228,16 @@ class EvaluationJob:
         """End it within seconds; nothing is kept of it."""
         self._stopped.set()
 
+    def _plan(self, target: ChatTarget, config: RunConfig, run: RunFolder) -> LoadPlan:
+        """Plan for base and tuned; next to a run that learned preferences, also for the adapter that it started from."""
+        start = None
+        if objective_of(config).learns_preferences and target.second is None:
+            start = start_of(config, run.path.parent, self.home if self.home.owner else None)
+        if start is not None:
+            with contextlib.suppress(EngineError):  # it can no longer be loaded
+                return plan_load(target.model_copy(update={"second": AdapterChoice(folder=start)}), self.home)
+        return plan_load(target, self.home)
+
     def _order(self, device: Device) -> tuple[EvaluationOrder, Path]:
         target = self.request.target
         chosen = target.tuned
@@ -217,9 +246,10 @@ class EvaluationJob:
             raise RunError(what, "Choose a run.")
         run = RunFolder(chosen.folder)
         report = read_history(run.events).data_report
+        config = run.read_config()
         order = EvaluationOrder(
-            plan=plan_load(target, self.home),
-            run=run.read_config(),
+            plan=self._plan(target, config, run),
+            run=config,
             settings=self.request.settings,
             device=device,
             data_then=DataThen(

@@ -17,7 +17,13 @@ from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
 from engine.data.source import SAMPLE_PREFIX
 from engine.errors import ModelError
-from engine.evaluation.job import EvaluationResult, forgot_words, perplexity_of, read_evaluation
+from engine.evaluation.job import (
+    EvaluationResult,
+    forgot_words,
+    perplexity_of,
+    preference_sentences,
+    read_evaluation,
+)
 from engine.export.kinds import ADAPTER, KINDS
 from engine.export.vllm import look_at_adapter
 from engine.models.catalog import find_in_catalog
@@ -228,6 +234,16 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
     answered = max((scores.rows for scores in result.scores.values()), default=0)
     on = f"Measured on {result.rows:,} held-out rows" + (f", answers on {answered:,} of them." if answered else ".")
     yield f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n"
+    if (found := result.preference) is not None:
+        names = {"base": "Base", "second": "Start", "tuned": "This"}
+        rows = "\n".join(
+            f"| {names[branch]} | {one.preferred / found.pairs:.0%} | {one.preferred_per_token / found.pairs:.0%} | {one.margin:.2f} |"
+            for branch, one in found.branches.items()
+        )
+        sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
+        yield (
+            f"### Preferences\n\n{' '.join(sentences)}\n\n| | Prefers chosen | Per token | Margin |\n|---|---:|---:|---:|\n{rows}\n"
+        )
     if result.forgot is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (

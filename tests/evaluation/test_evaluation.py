@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.objectives import DPO
 from engine.config.results import EvaluationConfig
 from engine.data.passes.prepare import prepare_dataset, spread_evenly
 from engine.data.render.template import freeze_template
@@ -27,8 +29,10 @@ from engine.evaluation.job import (
     EvaluationRequest,
     EvaluationResult,
     forgot_words,
+    preference_sentences,
     read_evaluation,
 )
+from engine.evaluation.preference import PairLikelihoods, interval, measure_preference, reward_words, turned_words
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
@@ -103,13 +107,14 @@ def expected_loss(model, rows) -> float:
     return total / tokens
 
 
-def held_out(run: Path, home, order: EvaluationOrder):
+def held_out(run: Path, home, order: EvaluationOrder, objective=None):
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     freeze_template(tokenizer)
     training = order.run.training
     return prepare_dataset(
-        order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home
-    ).held_out
+        order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home,
+        objective=objective,
+    ).held_out  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
@@ -127,6 +132,88 @@ def test_losses_are_those_of_plain_cross_entropy(home, base, data, tmp_path, met
     assert result.losses["base"].loss != pytest.approx(result.losses["tuned"].loss, rel=1e-3)
     assert result.rows == len(rows) == 8
     assert result.losses["base"].perplexity == pytest.approx(2.718281828 ** result.losses["base"].loss, rel=1e-6)
+
+
+@torch.inference_mode()
+def expected_margins(model, pairs) -> list[float]:
+    """By how much each chosen answer is likelier than the rejected one, whole sequences at once."""
+
+    def log_probability(row) -> float:
+        labels = torch.tensor(row.labels[1:])
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
+        return -float(functional.cross_entropy(logits, labels, reduction="sum"))
+
+    return [log_probability(pair) - log_probability(pair.rejected) for pair in pairs]
+
+
+def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": f"What is {number} and one?",
+            "chosen": f"It is {number + 1}.",
+            "rejected": f"No idea, {number} maybe?",
+        }
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
+    make_adapter(base, tuned / "adapter", lora(), seed=2)
+    settings = yaml.safe_load((tuned / "config.yaml").read_text())
+    settings["adapter"]["warm_start"] = str(run / "adapter")
+    settings["training"] |= {"objective": "dpo", "beta": 0.3}
+    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+    request = EvaluationRequest(
+        target=ChatTarget.of_run(tuned),
+        settings=EvaluationConfig(answered_rows=1, max_new_tokens=4, general_text=False),
+    )
+
+    order, _ = EvaluationJob(home, request)._order(describe_processor())
+    result = evaluate(home, order)
+
+    found = result.preference
+    assert found is not None
+    assert (found.pairs, found.reference, found.beta, result.start) == (8, "second", 0.3, "adapter")
+    pairs = held_out(tuned, home, order, DPO)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    margins = {"base": expected_margins(model, pairs)}
+    model = PeftModel.from_pretrained(model, run / "adapter", adapter_name="second").eval()
+    margins["second"] = expected_margins(model, pairs)
+    model.load_adapter(tuned / "adapter", adapter_name="tuned")
+    model.set_adapter("tuned")
+    margins["tuned"] = expected_margins(model.eval(), pairs)
+    for branch, expected in margins.items():
+        assert found.branches[branch].margin == pytest.approx(sum(expected) / 8, rel=1e-4, abs=1e-4)
+        assert found.branches[branch].preferred == sum(margin > 0 for margin in expected)
+    gains = [now - then for now, then in zip(margins["tuned"], margins["second"], strict=True)]
+    assert found.branches["tuned"].reward_margin == pytest.approx(0.3 * sum(gains) / 8, rel=1e-3, abs=1e-4)
+    assert found.branches["tuned"].gained == sum(gain > 0 for gain in gains)
+    assert found.branches["second"].gained is None
+    assert set(result.answered[0].answers) == {"base", "tuned", "second"}
+    assert "held-out pairs" in preference_sentences(result)[0]
+
+
+def test_preferences_are_counted_with_their_uncertainty():
+    found = measure_preference(
+        {
+            "base": PairLikelihoods([-2.0, -2.0, -2.0], [-1.0, -1.0, -3.0]),
+            "tuned": PairLikelihoods([-1.0, -1.0, -4.0], [-2.0, -3.0, -3.0]),
+        },
+        [(1, 1), (1, 1), (8, 1)], "base", 0.5,
+    )  # fmt: skip
+
+    assert (found.branches["base"].preferred, found.branches["tuned"].preferred) == (1, 2)
+    assert found.branches["tuned"].preferred_per_token == 3  # the third chosen answer is long
+    assert (found.branches["tuned"].gained, found.turned["base"]) == (2, (2, 1))
+    assert found.branches["tuned"].reward_margin == pytest.approx(0.5 * (2 + 3 - 2) / 3)
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+    assert interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert "may be chance" in turned_words(found, "base", "the base model")
+    certain = found.model_copy(update={"turned": {"base": (9, 0)}})
+    assert "that is clear" in turned_words(certain, "base", "the base model")
+    assert reward_words(found.model_copy(update={"branches": {"tuned": found.branches["base"]}}), "it") == ""
 
 
 def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):

@@ -6,7 +6,15 @@ from html import escape
 
 from engine.chat.contract import Branch
 from engine.evaluation.blind_test import CLEAR_CHANCE, BlindTally, Judgement, Pair
-from engine.evaluation.job import AnsweredRow, AnswerScores, EvaluationResult, forgot_words, gained_words
+from engine.evaluation.job import (
+    AnsweredRow,
+    AnswerScores,
+    EvaluationResult,
+    forgot_words,
+    gained_words,
+    preference_sentences,
+)
+from engine.evaluation.preference import interval
 from ui.backend.results import MeasuredRun
 from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import (
@@ -57,8 +65,31 @@ def render_evaluation(result: EvaluationResult) -> str:
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
         f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
-        f"{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
+        f"{_preference(result)}{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
     )
+
+
+def _names(result: EvaluationResult) -> dict[Branch, str]:
+    return {**BRANCH_WORDS, "second": f"Start: {result.start}"}
+
+
+def _preference(result: EvaluationResult) -> str:
+    """Return preference accuracies and margins of all branches, with what they are worth in words."""
+    found = result.preference
+    if found is None:
+        return ""
+    rows = []
+    for branch, one in found.branches.items():
+        low, high = interval(one.preferred, found.pairs)
+        share = f"{one.preferred:,} of {found.pairs:,} · {found.share(branch):.0%}"
+        cells = (share, f"{low:.0%}–{high:.0%}", f"{one.preferred_per_token / found.pairs:.0%}", f"{one.margin:+.2f}")
+        reward = "–" if one.reward_margin is None else f"{one.reward_margin:+.3f}"
+        rows.append((escape(_names(result)[branch]), *cells, reward))
+    numbers = ("Prefers chosen", "95% interval", "Per token", "Margin, nats", "Reward margin")
+    columns = [Column("Model"), *map(Column.of_numbers, numbers)]
+    caption = "Prefers chosen: the chosen answer as a whole is likelier. Per token: its average token is, whatever its length."
+    words = "".join(small(sentence) for sentence in preference_sentences(result))
+    return f"<h3>Preferences</h3>{table(columns, rows, css='scores wide', caption=caption)}{words}"
 
 
 def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
@@ -86,7 +117,7 @@ def _scores(result: EvaluationResult) -> str:
     if not result.scores:
         return small("No row was answered: no scores.")
     rows = [
-        (BRANCH_WORDS[branch], f"{mean.exact:.0%}", f"{mean.rouge_l:.3f}", f"{mean.chrf:.3f}")
+        (escape(_names(result)[branch]), f"{mean.exact:.0%}", f"{mean.rouge_l:.3f}", f"{mean.chrf:.3f}")
         for branch, mean in result.scores.items()
     ]
     answered = plural(next(iter(result.scores.values())).rows, "row")
@@ -98,7 +129,8 @@ def _scores(result: EvaluationResult) -> str:
 def render_answered(result: EvaluationResult, page: int) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
     rows = result.answered[page * ROWS_PER_PAGE : (page + 1) * ROWS_PER_PAGE]
-    return f'<div class="answered">{"".join(map(_answered, rows))}</div>' if rows else ""
+    names = _names(result)
+    return f'<div class="answered">{"".join(_answered(row, names) for row in rows)}</div>' if rows else ""
 
 
 def pages_of(result: EvaluationResult) -> int:
@@ -121,9 +153,9 @@ def question_of(prompt: str) -> str:
     return said[-1] if said else prompt
 
 
-def _answered(row: AnsweredRow) -> str:
+def _answered(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
     answers = answer_box("reference", "Reference", _text(row.reference)) + "".join(
-        answer_box(branch, BRANCH_WORDS[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
+        answer_box(branch, names[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
     summary = " ".join(question_of(row.prompt).split())
@@ -148,13 +180,15 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     """Return the evaluations of all runs; a row can be picked."""
     if not rows:
         return ""
-    numbers = ("Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF")
+    numbers = ["Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF"]
+    with_pairs = any(row.result.preference is not None for row in rows)
+    numbers += ["Prefers chosen"] if with_pairs else []
     columns = [Column("Run"), *map(Column.of_numbers, numbers)]
-    html = table(columns, (_across(row, chosen) for row in rows), css="across")
+    html = table(columns, (_across(row, chosen, with_pairs=with_pairs) for row in rows), css="across")
     return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
 
 
-def _across(row: MeasuredRun, chosen: str) -> Row:
+def _across(row: MeasuredRun, chosen: str, *, with_pairs: bool) -> Row:
     result = row.result
     tuned, base, scores = result.losses.get("tuned"), result.losses.get("base"), result.scores.get("tuned")
     cells = [
@@ -166,6 +200,8 @@ def _across(row: MeasuredRun, chosen: str) -> Row:
         f"{max(0.0, result.forgot):.1%}" if result.forgot is not None else "–",
     ]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
+    if with_pairs:
+        cells.append(f"{result.preference.share('tuned'):.0%}" if result.preference is not None else "–")
     key = f"{row.run_id}/{row.checkpoint}"
     return Row(cells, pickable(key, chosen=key == chosen))
 

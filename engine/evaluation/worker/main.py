@@ -4,7 +4,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ from engine.config.run import RunConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
 from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
 from engine.errors import DatasetError, ModelError
 from engine.evaluation.general_text import general_rows
 from engine.evaluation.job import (
@@ -35,6 +35,7 @@ from engine.evaluation.job import (
     EvaluationResult,
     MeanScores,
 )
+from engine.evaluation.preference import PairLikelihoods, PreferenceResult, measure_preference
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
@@ -140,9 +141,14 @@ class EvaluationWorker:
             request.progress(Progress(phase="starting", message=message).model_dump(mode="json"))
 
         announce("Reading the held-out rows.")
-        training = order.run.training
+        training, objective = order.run.training, objective_of(order.run)
         data = prepare_dataset(
-            order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home
+            order.run.dataset,
+            seed=training.seed,
+            max_length=training.max_length,
+            tokenizer=tokenizer,
+            home=home,
+            objective=objective if objective.learns_preferences else None,
         )
         if not data.held_out:
             fix = "Train with dataset.eval_fraction above 0."
@@ -153,8 +159,11 @@ class EvaluationWorker:
         asks_general = order.settings.general_text
         evaluation = _Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
-            losses = _measure_losses(evaluation, rows, "the loss, row")
-            general = _measure_losses(evaluation, general_rows(tokenizer), "forgetting, text") if asks_general else {}
+            row_losses = _row_losses(evaluation, rows, "the loss, row")
+            losses = _mean_losses(row_losses, rows)
+            preference = _measure_preference(evaluation, rows, row_losses)
+            texts = general_rows(tokenizer) if asks_general else []
+            general = _mean_losses(_row_losses(evaluation, texts, "forgetting, text"), texts) if texts else {}
             answered = _answer(evaluation, rows)
         result = EvaluationResult(
             losses=losses,
@@ -166,6 +175,8 @@ class EvaluationWorker:
             seconds=time.perf_counter() - started,
             notes=(*order.plan.notes, *_about_rows(order.run), *_changes(data, order.data_then)),
             general_losses=general,
+            preference=preference,
+            start=order.plan.second.name if order.plan.second is not None else "",
         )
         return result.model_dump(mode="json")
 
@@ -190,18 +201,44 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
     )
 
 
-def _measure_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, BranchLoss]:
-    """Measure row by row and branch by branch: adapters are only switched and never moved."""
-    branches = evaluation.weights.offered
-    summed: dict[Branch, float] = dict.fromkeys(branches, 0.0)
-    # The first token of a sequence has nothing to be foretold from, and no loss.
-    tokens = sum(label >= 0 for row in rows for label in row.labels[1:])
+def _row_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
+    """Return the summed loss of each row. Row by row and branch by branch: adapters are only switched and never moved."""
+    found: dict[Branch, list[float]] = {branch: [] for branch in evaluation.weights.offered}
     for number, row in enumerate(rows, start=1):
-        for branch in branches:
+        for branch, losses in found.items():
             evaluation.end_if_stopped()
-            summed[branch] += evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels)
+            losses.append(evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels))
         evaluation.report(f"Measuring {what} {number:,} of {len(rows):,}.", number / len(rows))
-    return {branch: BranchLoss.of(total / tokens, tokens) for branch, total in summed.items()}
+    return found
+
+
+def _predicted_tokens(row: TokenizedRow) -> int:
+    """Return the trained tokens but the first of a sequence, which has nothing to be foretold from, and no loss."""
+    return sum(label >= 0 for label in row.labels[1:])
+
+
+def _mean_losses(found: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]) -> dict[Branch, BranchLoss]:
+    tokens = sum(map(_predicted_tokens, rows))
+    return {branch: BranchLoss.of(sum(losses) / tokens, tokens) for branch, losses in found.items()}
+
+
+def _measure_preference(
+    evaluation: _Evaluation, rows: Sequence[TokenizedRow], chosen: Mapping[Branch, Sequence[float]]
+) -> PreferenceResult | None:
+    """Measure the rejected answers as well; `chosen` has the losses of the others. None where the rows are not pairs."""
+    pairs = [row for row in rows if isinstance(row, TokenizedPair)]
+    if not pairs or len(pairs) < len(rows):
+        return None
+    rejected = _row_losses(evaluation, [pair.rejected for pair in pairs], "rejected answers, pair")
+    likelihoods = {
+        branch: PairLikelihoods([-loss for loss in chosen[branch]], [-loss for loss in losses])
+        for branch, losses in rejected.items()
+    }
+    run = evaluation.order.run
+    start: Branch = "second" if run.adapter.warm_start is not None else "base"
+    reference = start if objective_of(run).has_reference else None
+    tokens = [(_predicted_tokens(pair), _predicted_tokens(pair.rejected)) for pair in pairs]
+    return measure_preference(likelihoods, tokens, reference, run.training.beta)
 
 
 def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:

@@ -1,0 +1,139 @@
+"""How often a model prefers the better answer of held-out pairs, by how much, and how sure that is."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic import Field
+
+from engine.chat.contract import Branch, Value
+from engine.evaluation.blind_test import CLEAR_CHANCE, sign_test
+
+_Z = 1.959963984540054  # of a two-sided 95% interval
+
+
+class PairLikelihoods(NamedTuple):
+    """Log-probabilities of the chosen and the rejected answer of each pair by one branch, in nats."""
+
+    chosen: Sequence[float]
+    rejected: Sequence[float]
+
+    @property
+    def margins(self) -> list[float]:
+        """By how much each chosen answer is likelier than the rejected one."""
+        return [chosen - rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True)]
+
+
+class BranchPreference(Value):
+    """What one branch makes of the pairs."""
+
+    preferred: int  # pairs in which the chosen answer as a whole is likelier
+    preferred_per_token: int  # the same by the average over each answer's tokens, which favours no short answer
+    margin: float  # mean log-probability of the chosen minus that of the rejected answer, in nats
+    gained: int | None = (
+        None  # pairs in which the chosen gained on the rejected one since the reference; None for that itself
+    )
+    reward_margin: float | None = None  # mean of beta times that gain
+
+
+class PreferenceResult(Value):
+    """Held-out pairs, the same for every branch."""
+
+    pairs: int
+    branches: dict[Branch, BranchPreference]
+    reference: Branch | None = None  # what training started from; None where the objective has none, or it is not here
+    beta: float = 0.1
+    turned: dict[Branch, tuple[int, int]] = Field(
+        default_factory=dict
+    )  # pairs that tuned alone, and this branch alone, prefers as people did
+
+    def share(self, branch: Branch) -> float:
+        """Return the preference accuracy of a branch."""
+        return self.branches[branch].preferred / self.pairs
+
+
+def measure_preference(
+    found: Mapping[Branch, PairLikelihoods],
+    tokens: Sequence[tuple[int, int]],
+    reference: Branch | None,
+    beta: float,
+) -> PreferenceResult:
+    """Count what every branch prefers.
+
+    Args:
+        found: Of at least one pair.
+        tokens: Of the chosen and the rejected answer of each pair.
+        reference: The branch to which rewards relate, as in DPO: beta times the gained log-probability.
+    """
+    margins = {branch: likelihoods.margins for branch, likelihoods in found.items()}
+    count = len(tokens)
+
+    def of(branch: Branch, one: PairLikelihoods) -> BranchPreference:
+        per_token = (
+            c / max(1, length[0]) > r / max(1, length[1])
+            for c, r, length in zip(one.chosen, one.rejected, tokens, strict=True)
+        )
+        gains = None
+        if reference is not None and reference != branch and reference in margins:
+            gains = [now - then for now, then in zip(margins[branch], margins[reference], strict=True)]
+        return BranchPreference(
+            preferred=sum(margin > 0 for margin in margins[branch]),
+            preferred_per_token=sum(per_token),
+            margin=math.fsum(margins[branch]) / count,
+            gained=sum(gain > 0 for gain in gains) if gains is not None else None,
+            reward_margin=beta * math.fsum(gains) / count if gains is not None else None,
+        )
+
+    def turned(other: Branch) -> tuple[int, int]:
+        sides = [(one > 0, two > 0) for one, two in zip(margins["tuned"], margins[other], strict=True)]
+        return sum(one and not two for one, two in sides), sum(two and not one for one, two in sides)
+
+    return PreferenceResult(
+        pairs=count,
+        branches={branch: of(branch, one) for branch, one in found.items()},
+        reference=reference if reference in found else None,
+        beta=beta,
+        turned={branch: turned(branch) for branch in found if branch != "tuned" and "tuned" in found},
+    )
+
+
+def interval(successes: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share.
+
+    Source: Wilson 1927; Brown, Cai and DasGupta 2001, "Interval Estimation for a Binomial Proportion".
+    """
+    share, extra = successes / count, _Z * _Z / count
+    middle = (share + extra / 2) / (1 + extra)
+    half = _Z * math.sqrt(share * (1 - share) / count + extra / (4 * count)) / (1 + extra)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy_words(result: PreferenceResult) -> str:
+    """Return the accuracy of the tuned model with its uncertainty."""
+    tuned = result.branches["tuned"]
+    low, high = interval(tuned.preferred, result.pairs)
+    return (
+        f"The tuned model finds the chosen answer likelier in {tuned.preferred:,} of {result.pairs:,} held-out pairs "
+        f"({result.share('tuned'):.0%}); the true share lies between {low:.0%} and {high:.0%} (95% interval)."
+    )
+
+
+def turned_words(result: PreferenceResult, branch: Branch, name: str) -> str:
+    """Return in how many pairs tuned and another branch differ, and whether that is more than chance."""
+    better, worse = result.turned[branch]
+    if not better and not worse:
+        return f"Against {name} no pair changed sides."
+    clear = sign_test(better, worse) < CLEAR_CHANCE
+    verdict = "that is clear" if clear else "that may be chance"
+    return f"Against {name}, {better:,} turned to the chosen answer and {worse:,} away from it: {verdict} (exact sign test)."
+
+
+def reward_words(result: PreferenceResult, name: str) -> str:
+    """Return the gain since the reference, whose `name` it is, in the terms of training; empty where there is none."""
+    tuned = result.branches["tuned"]
+    if tuned.gained is None or tuned.reward_margin is None:
+        return ""
+    return (
+        f"Since {name}, the chosen answer gained on the rejected one in {tuned.gained:,} of {result.pairs:,} pairs; "
+        f"reward margin {tuned.reward_margin:.3f} at beta {result.beta:g}."
+    )
