@@ -15,6 +15,7 @@ from engine.evaluation.job import (
     MeanScores,
     evaluation_file,
 )
+from engine.evaluation.preference import PairLikelihoods, measure_preference
 from engine.export.contract import (
     ExportedFile,
     ExportRequest,
@@ -68,6 +69,19 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
         seconds=83.4,
         general_losses={"base": BranchLoss.of(3.1, 4120), "tuned": BranchLoss.of(3.193, 4120)},
     )
+
+
+def a_preference_evaluation() -> EvaluationResult:
+    """The same of a run that learned from pairs, next to what it started from."""
+    likelihoods = {
+        "base": PairLikelihoods([-40.0] * 30, [-39.0] * 17 + [-42.0] * 13),
+        "second": PairLikelihoods([-30.0] * 30, [-29.5] * 14 + [-31.0] * 16),
+        "tuned": PairLikelihoods([-31.0] * 30, [-30.0] * 2 + [-44.0] * 28),
+    }
+    found = measure_preference(likelihoods, [(20, 24)] * 30, "second", 0.1)  # type: ignore[arg-type]
+    result = an_evaluation()
+    losses = {**result.losses, "second": BranchLoss.of(1.0532, 1508)}
+    return result.model_copy(update={"losses": losses, "preference": found, "start": "faq <b>"})
 
 
 class _Paced:

@@ -16,7 +16,7 @@ from engine.config.results import ExportKind
 from engine.config.run import DatasetConfig, RunConfig
 from engine.data.hub import is_on_hub
 from engine.data.source import SAMPLE_PREFIX
-from engine.errors import ModelError
+from engine.errors import EngineError, ModelError
 from engine.evaluation.job import (
     EvaluationResult,
     forgot_words,
@@ -31,9 +31,9 @@ from engine.models.folder import license_in
 from engine.models.source import ModelSource
 from engine.runs.history.reader import read_history
 from engine.runs.history.run_history import RunHistory
-from engine.runs.provenance import Provenance, read_provenance
+from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import RunFolder
-from engine.runs.warm_start import ADAPTER_CONFIG
+from engine.runs.warm_start import ADAPTER_CONFIG, start_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TrainingFacts:
     history: RunHistory
     provenance: Provenance
     evaluation: EvaluationResult | None  # None where nothing was measured
+    start: str  # the adapter that training started from, in words; empty for a new one
     last_step: int | None  # the step of a checkpoint; None for the run's end
 
 
@@ -132,14 +133,25 @@ def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> 
 
 
 def _training_facts(run: RunFolder, checkpoint: str | None) -> TrainingFacts:
-    step = (checkpoint or "").removeprefix("step-")
+    step, config = (checkpoint or "").removeprefix("step-"), run.read_config()
     return TrainingFacts(
-        config=run.read_config(),
+        config=config,
         history=read_history(run.events),
         provenance=read_provenance(run),
         evaluation=read_evaluation(run.path, checkpoint),
+        start=_start_words(config, run.path.parent),
         last_step=int(step) if step.isdecimal() else None,
     )
+
+
+def _start_words(config: RunConfig, runs: Path) -> str:
+    if config.adapter.warm_start is None:
+        return ""
+    start = start_of(config, runs)
+    with contextlib.suppress(EngineError, OSError):
+        if start is not None and (folder := RunFolder(start)).config.is_file():
+            return f"the adapter of {run_title(folder.read_config())}, which is part of this one"
+    return "an earlier adapter, which is part of this one"
 
 
 def _front_matter(
@@ -187,6 +199,8 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     else:
         yield "Trained on", config.dataset.train_on.replace("_", " ")
     yield "Method", method
+    if run.start:
+        yield "Started from", run.start
     yield from config.adapter.traits.card_rows(config.adapter)
     if config.model.quantization != "none":
         yield "Base weights", config.model.quantization

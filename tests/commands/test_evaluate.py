@@ -18,6 +18,7 @@ from engine.evaluation.job import (
 )
 from engine.paths import local_owner
 from engine.runs.store import RunStore
+from tests.fake_results import a_preference_evaluation
 
 MODULES = ("engine.commands.evaluate", "engine.commands.configs")
 
@@ -103,3 +104,17 @@ def test_forgetting_can_be_left_out(job, run_id):
 def test_a_setting_out_of_bounds_is_named(run_id, capsys):
     assert run_command(["evaluate", run_id, "--rows", "0"], MODULES) == 1
     assert "max_rows: 0 is out of range; it must be at least 1." in capsys.readouterr().err
+
+
+def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "tests.commands.test_evaluate.RESULT", a_preference_evaluation().model_copy(update={"scores": {}})
+    )
+
+    assert run_command(["evaluate", run_id], MODULES) == 0
+    shown = capsys.readouterr().out
+    assert "prefers chosen" in shown
+    assert any(line.startswith("start") and "53%" in line for line in shown.splitlines())
+    assert "28 of 30 held-out pairs (93%)" in shown
+    assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
+    assert json.loads(capsys.readouterr().out)["preference"]["branches"]["tuned"]["preferred"] == 28

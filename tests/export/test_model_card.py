@@ -19,6 +19,7 @@ from engine.runs.history.events import EvalData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
+from tests.fake_results import a_preference_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 
 
@@ -174,3 +175,22 @@ def test_a_run_on_preferences_tells_its_objective_and_what_it_prefers(home):
     assert "| Objective | DPO, loss sigmoid + sft, beta 0.1 |" in card
     assert "| Held-out preference accuracy | 80% of 40 pairs |" in card
     assert "perplexity" not in card
+
+
+def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
+    start = make_run(home, run__name="faq | rank 16")
+    run = make_run(home, training__objective="dpo", training__beta=0.2, adapter__warm_start=start.id)
+    file = evaluation_file(run.folder.path, None)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(a_preference_evaluation().model_dump_json())
+
+    card = card_of(run)
+
+    assert "| Started from | the adapter of faq \\| rank 16, which is part of this one |" in card
+    assert "| Objective | DPO, loss sigmoid, beta 0.2 |" in card
+    assert "28 of 30 held-out pairs (93%)" in card
+    assert "| Start | 53% |" in card
+    assert "| This | 93% |" in card
+    elsewhere = make_run(home, adapter__warm_start=str(home.root / "secret" / "adapter"))
+    assert "| Started from | an earlier adapter, which is part of this one |" in card_of(elsewhere)
+    assert "secret" not in card_of(elsewhere)

@@ -4,7 +4,7 @@ import pytest
 
 from engine.chat.contract import ChatTarget
 from engine.evaluation.job import EvaluationRequest
-from tests.fake_results import FakeEvaluation, an_evaluation
+from tests.fake_results import FakeEvaluation, a_preference_evaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
@@ -170,3 +170,16 @@ def test_a_run_that_made_it_worse_is_told_so():
 )
 def test_an_answered_row_shows_its_question_without_the_template(prompt):
     assert question_of(prompt) == "What is r?"
+
+
+def test_preferences_are_shown_for_base_start_and_result_with_their_uncertainty():
+    html = render_evaluation(a_preference_evaluation())
+
+    assert "Start: faq &lt;b&gt;" in html
+    assert "13 of 30 · 43%" in html
+    assert "28 of 30 · 93%" in html
+    assert "the true share lies between 79% and 98%" in html
+    assert "Against the base model, 15 turned to the chosen answer and 0 away from it: that is clear" in html
+    assert "Since its start, faq &lt;b&gt;, the chosen answer gained" in html
+    assert "Forgot: how far" in html, "the other measures stay"
+    assert "Preferences" not in render_evaluation(an_evaluation())
