@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.chat.contract import ChatTarget
+from engine.chat.contract import Branch, ChatTarget
 from engine.chat.target import plan_load
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.objectives import DPO
@@ -176,7 +176,7 @@ def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path)
     assert (found.pairs, found.reference, found.beta, result.start) == (8, "second", 0.3, "adapter")
     pairs = held_out(tuned, home, order, DPO)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    margins = {"base": expected_margins(model, pairs)}
+    margins: dict[Branch, list[float]] = {"base": expected_margins(model, pairs)}
     model = PeftModel.from_pretrained(model, run / "adapter", adapter_name="second").eval()
     margins["second"] = expected_margins(model, pairs)
     model.load_adapter(tuned / "adapter", adapter_name="tuned")
