@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, cast, get_args
 
 import typer
@@ -21,7 +22,7 @@ from engine.commands.output import (
     words_of_memory,
     words_of_time,
 )
-from engine.commands.train import follow_to_the_end, report
+from engine.commands.train import findings_of, follow_to_the_end, report
 from engine.errors import RunError, shorten
 from engine.executors.huggingface_jobs.record import JobWish
 from engine.paths import LoratoryHome
@@ -95,9 +96,9 @@ def show(
     if as_csv:
         typer.echo(steps_csv(HistoryReader.of_run(run).update()), nl=False)
     elif as_json:
-        print_json(_summary_json(store, summarize(run)))
+        print_json(_summary_json(store, summarize(run)) | {"findings": [asdict(one) for one in findings_of(run)]})
     else:
-        print(_description(store.home, run, summarize(run)))
+        print("\n\n".join([_description(store.home, run, summarize(run)), *(one.words for one in findings_of(run))]))
 
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:
@@ -287,7 +288,7 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     accuracy = summary.preference_accuracy
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
-        ("method", summary.method),
+        ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
         ("model", summary.model),
         ("dataset", summary.dataset),
         ("device", summary.device or "–"),

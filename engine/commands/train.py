@@ -23,11 +23,12 @@ from engine.commands.output import (
     words_of_loss,
     words_of_memory,
 )
-from engine.errors import RunError
+from engine.errors import EngineError, RunError
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
 from engine.quantities import duration
 from engine.runs.control import request_stop
+from engine.runs.history.preference_health import Finding, preference_findings
 from engine.runs.history.reader import HistoryReader
 from engine.runs.history.run_history import RunHistory, seconds_left
 from engine.runs.launch import Launcher, Preflight
@@ -77,7 +78,7 @@ def follow_to_the_end(
     """
     supervisor = Supervisor(home, settings)
     reader = HistoryReader(run.folder.events)
-    shown_until = time.time()
+    shown_until, judged, named = time.time(), RunHistory.model_construct(), set[str]()
     try:
         with _interrupt_asks_to_stop(run, line):  # before the run may begin
             if supervisor.start() == "standing_by":
@@ -89,6 +90,11 @@ def follow_to_the_end(
                     if message.time > shown_until and message.kind == "warning":
                         line.say(f"Warning: {message.text}")
                     shown_until = max(shown_until, message.time)
+                for finding in findings_of(run, history) if history is not judged else ():
+                    if finding.name not in named:
+                        line.say(f"Warning: {finding.words}")
+                    named.add(finding.name)
+                judged = history
                 if state.is_final:
                     break
                 _show(line, state.state, state.cause, history)
@@ -97,6 +103,15 @@ def follow_to_the_end(
         line.clear()
         supervisor.stop()
     return summarize(run)
+
+
+def findings_of(run: Run, history: RunHistory | None = None) -> tuple[Finding, ...]:
+    """Return what goes wrong in a preference run, by name."""
+    try:
+        training = run.folder.read_config().training
+    except EngineError:  # lost or edited: the rest of the run is shown all the same
+        return ()
+    return preference_findings(history or HistoryReader.of_run(run).update(), training)
 
 
 def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:

@@ -24,6 +24,8 @@ _REWARDS = (
     "logps/chosen",
     "logps/rejected",
 )
+# Not of TRL: the share of pairs, of two lengths, whose longer answer has the higher reward.
+LONGER_PREFERRED = "rewards/longer_preferred"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ DPO = Objective(
     "DPO",
     "Learns to prefer the chosen answer of each pair, compared with the model that training starts from.",
     frozenset({"pairs"}),
-    metrics=_REWARDS,
+    metrics=(*_REWARDS, LONGER_PREFERRED),
     sequences_per_example=2,
     losses=(
         "sigmoid",
@@ -98,7 +100,7 @@ ORPO = Objective(
     "ORPO",
     "Learns the chosen answer of each pair and to prefer it, without a reference model.",
     frozenset({"pairs"}),
-    metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen"),
+    metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen", LONGER_PREFERRED),
     sequences_per_example=2,
     trains_prompts=True,
     trl="ORPO",
@@ -126,3 +128,13 @@ def objectives_for(kind: RowKind) -> tuple[Objective, ...]:
 def objective_of(config: RunConfig) -> Objective:
     """Return the objective of a run."""
     return OBJECTIVES[config.training.objective]
+
+
+def preference_name(config: RunConfig) -> str:
+    """Return what a run learns preferences by, such as DPO; empty for supervised fine-tuning, which needs no words."""
+    objective = objective_of(config)
+    return objective.label if objective.learns_preferences else ""
+
+
+# Measured by any objective, in a fixed order.
+METRICS: tuple[str, ...] = tuple(dict.fromkeys(name for one in OBJECTIVES.values() for name in one.metrics))

@@ -61,6 +61,12 @@ class PairLengths(_Part):
     def pairs(self) -> int:
         return self.chosen_longer + self.rejected_longer + self.equal
 
+    @property
+    def longer_share(self) -> float | None:
+        """Share of the pairs of two lengths whose chosen answer is the longer one; None where there is none."""
+        told_apart = self.chosen_longer + self.rejected_longer
+        return self.chosen_longer / told_apart if told_apart else None
+
 
 class RowLengths(_Part):
     """Tokens of the sequences to train on, before the cut: in their order, or an even draw from the shortest to the longest.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import ConfigError, ModelError
@@ -102,7 +103,8 @@ def measured_hours(config: RunConfig, plan: RunPlan, where: str, earlier: Iterab
     paces = {
         one.created: one.trained_tokens / one.seconds
         for one in earlier
-        if (one.model, one.method, one.state, one.attempt) == (config.model.id, config.method_name, "completed", 1)
+        if (one.model, one.method, one.objective) == (config.model.id, config.method_name, preference_name(config))
+        and (one.state, one.attempt) == ("completed", 1)
         and where in one.device.split(" · ")
         and one.seconds
         and one.trained_tokens

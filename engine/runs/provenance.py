@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
 from engine.files import read_model
 from engine.hardware.libraries import library_version
@@ -62,6 +63,7 @@ class Provenance(BaseModel, frozen=True):
     created: float = 0.0  # seconds since the epoch
     title: str = ""
     method: str = ""
+    objective: str = ""  # of preferences; empty for supervised fine-tuning
     model: str = ""
     dataset: str = ""
     key: str | None = None  # of the start request; the same key never starts a second run
@@ -94,6 +96,7 @@ def describe_config(config: RunConfig) -> dict[str, object]:
     return {
         "title": run_title(config),
         "method": config.method_name,
+        "objective": preference_name(config),
         "model": config.model.id,
         "dataset": config.dataset.source,
     }
@@ -105,7 +108,8 @@ def run_title(config: RunConfig) -> str:
         return config.run.name
     model = config.model.id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     source = config.dataset.source.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{model} · {config.method_name} · {source}"
+    method = ", ".join(filter(None, (config.method_name, preference_name(config))))
+    return f"{model} · {method} · {source}"
 
 
 def read_provenance(folder: RunFolder) -> Provenance:

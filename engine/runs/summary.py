@@ -43,6 +43,7 @@ class RunSummary(BaseModel):
     job_id: str = ""  # of its executor, which `device` then names with its host
 
     method: str = ""
+    objective: str = ""  # of preferences, such as DPO; empty for supervised fine-tuning
     model: str = ""
     dataset: str = ""
 
@@ -96,7 +97,7 @@ def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | Non
 
 
 def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, Any]:
-    facts: dict[str, Any] = provenance.model_dump(include={"title", "method", "model", "dataset"})
+    facts: dict[str, Any] = provenance.model_dump(include={"title", "method", "objective", "model", "dataset"})
     if not provenance.title:  # it was lost
         try:
             facts = describe_config(run.folder.read_config())
@@ -169,7 +170,7 @@ def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, 
     return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 
 
 class Stamp(NamedTuple):

@@ -67,7 +67,9 @@ def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool
     if any(wanted and value not in wanted for wanted, value in fields) or not set(query.tags) <= set(summary.tags):
         return False
     named = (summary.id, summary.name, summary.note, *summary.tags)
-    text = "\n".join((*named, summary.model, summary.dataset, summary.method, summary.state)).casefold()
+    text = "\n".join(
+        (*named, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
+    ).casefold()
     return all(word in text for word in words)
 
 

@@ -74,7 +74,8 @@ def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     assert "Step 11 of 120" in said["places"]["run-heading"]
     assert said["places"]["loss-chart"] not in ("", drawn.loss)
     assert set(said["places"]) == {
-        "run-heading", "run-made-of", "loss-chart", "small-charts", "run-memory", "run-warnings", "run-timeline",
+        "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-warnings",
+            "run-timeline",
     }  # fmt: skip
     assert said["submit"] is False
     assert answer(follow, drawn, said["stamp"]) is None

@@ -211,6 +211,28 @@ def test_one_run_alone_is_no_comparison(tab, history):
     assert tab.compare([history[1], "deleted meanwhile"], "step", False)[tab.comparison]["visible"] is False
 
 
+def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, history, services):
+    dpo = a_config(training__objective="dpo", dataset__source="sample:loratory-preferences")
+    runs = [
+        write_run(services.runs, config, InventedRun()).id
+        for config in (dpo, a_config(training__objective="dpo", training__beta=0.5))
+    ]
+    tab._page.reader.look_again()
+
+    mixed = tab.compare([history[1], runs[0]], "step", False)[tab.differences]
+    betas = tab.compare(runs, "step", False)[tab.differences]
+
+    assert "Losses are not comparable" in mixed
+    assert "nats per token" in mixed
+    assert "blind test" in mixed
+    assert "★" not in mixed
+    assert "other objectives, losses or betas" in betas
+    assert "preferred correctly" in betas
+    assert "Losses are not comparable" not in tab.compare([runs[0], runs[0]], "step", False)[tab.differences]
+    table = tab.list_runs("dpo", "All", ANY_METHOD, ANY_MODEL, "Newest first", "", [], 100, None)[tab.table]
+    assert table.count('<span class="under">DPO</span>') == 2  # found and shown by its objective
+
+
 def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
     first = history[0]
 

@@ -42,6 +42,7 @@ from ui.tabs.cluster import WHERE, is_offered
 from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
+from ui.views.preference_chart import preference_figure
 
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs that are offered
@@ -108,6 +109,7 @@ class FollowPart:
                     False, label="Logarithmic axis", elem_id=f"{prefix}log-axis", scale=1, container=False
                 )
             self.warnings = live_html(elem_id=f"{prefix}run-warnings")
+            self.preferences = chart(elem_id=f"{prefix}preference-charts", elem_classes="small-charts")
             self.small = chart(elem_id=f"{prefix}small-charts", elem_classes="small-charts")
             # In the side panel where there is one.
             self.made_of = live_html(elem_id=f"{prefix}run-made-of", render=choice is None)
@@ -124,6 +126,7 @@ class FollowPart:
         self._polled = [
             self.heading,
             self.loss,
+            self.preferences,
             self.small,
             self.made_of,
             self.memory,
@@ -310,6 +313,7 @@ class FollowPart:
             self.heading: run_view.render_heading(observed),
             self.trouble: run_view.render_trouble(observed),
             self.loss: self._loss(observed, view),
+            self.preferences: self._preferences(observed),
             self.small: self._small(observed),
             self.made_of: run_view.render_made_of(observed) if self.choice is not None else "",
             self.memory: run_view.render_memory(observed),
@@ -338,6 +342,13 @@ class FollowPart:
         history = observed.history
         key = (observed.run.id, history.next_offset, view)
         return self._figures.get(key, lambda: loss_figure(history, view, observed.run.id))
+
+    def _preferences(self, observed: ObservedRun) -> str:
+        history, config = observed.history, observed.config
+        if config is None:
+            return ""
+        key = (observed.run.id, history.next_offset, "preferences")
+        return self._figures.get(key, lambda: preference_figure(history, config.training, observed.run.id))
 
     def _small(self, observed: ObservedRun) -> str:
         history, predicted = observed.history, observed.provenance.predicted_memory.of_step

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.objectives import preference_name
 from engine.config.preference import ObjectiveSettings
 from engine.config.presets import find_preset, list_presets
 from engine.config.suited import SETTINGS
@@ -218,7 +219,7 @@ class TrainTab:
         config = draft.config or draft.assumed
         if config is None or draft.device is None:
             return None
-        wanted = (config.model.id, config.method_name, lease_name(draft.device))
+        wanted = (config.model.id, config.method_name, preference_name(config), lease_name(draft.device))
         measured = (row for row in self._page.reader.summaries() if row.tokens_per_second)
-        same = [row for row in measured if (row.model, row.method, row.device) == wanted]
+        same = [row for row in measured if (row.model, row.method, row.objective, row.device) == wanted]
         return next((row for row in same if row.state == "completed"), same[0] if same else None)

@@ -6,7 +6,7 @@ Figures are plain dictionaries, checked with Plotly's figure objects by the test
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -97,39 +97,85 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         ("Tokens per second", "tokens_per_second", 1, ",.0f"),
         ("Memory, GiB", "memory_bytes", GIB, ".2f"),
     )
+    panels: list[Panel] = []
+    for title, column, unit, number in charts:
+        steps, values = finite(history, "step", column)
+        traces, labels = [panel_curve(title, steps, values if unit == 1 else values / unit, number)], []
+        if column == "memory_bytes" and predicted_bytes:
+            predicted = predicted_bytes / GIB
+            traces.append(_level(history, predicted, "predicted"))
+            labels.append(_level_label(predicted, f"predicted peak {predicted:.2f}", log=False))
+        panels.append(Panel(title, traces, labels, {"rangemode": "tozero"}))
+    return panels_json(
+        history, panels, revision, "Learning rate, gradient norm, tokens per second and memory, by step."
+    )
+
+
+class Panel(NamedTuple):
+    """One of several small charts in one figure."""
+
+    title: str
+    traces: Sequence[dict[str, Any]]
+    labels: Sequence[dict[str, Any]] = ()  # of levels
+    y_axis: Mapping[str, Any] = {}
+
+
+def panel_curve(
+    name: str, steps: Array, values: Array, number: str, colour: str = "var(--series-blue)", dash: str = "solid"
+) -> dict[str, Any]:
+    """Return a curve of a small chart; `number` is how its values are written."""
+    kept = thin(steps, values, 300)
+    trace = _scatter(name, steps[kept].astype(int).tolist(), values[kept], colour, dash=dash)
+    hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
+    return trace | {"mode": "lines" if len(kept) > 1 else "markers", "hovertemplate": hover}
+
+
+def panel_points(name: str, points: Sequence[tuple[int, float]], number: str, colour: str) -> dict[str, Any]:
+    """Return measurements on held-out rows in a small chart."""
+    trace = _scatter(name, [step for step, _ in points], [value for _, value in points], colour, dash="dot")
+    hover = f"{name}, step %{{x:,}}: %{{y:{number}}}<extra></extra>"
+    marker = {"color": colour, "size": 7, "symbol": "diamond"}
+    return trace | {"mode": "lines+markers", "marker": marker, "hovertemplate": hover, "cliponaxis": False}
+
+
+def panel_level(history: RunHistory, value: float, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a horizontal line of a small chart, and its label."""
+    return _level(history, value, text), _level_label(value, text, log=False)
+
+
+def panels_json(history: RunHistory, panels: Sequence[Panel], revision: str, label: str) -> str:
+    """Return small charts, two a row, as one figure."""
+    rows = math.ceil(len(panels) / 2)
+    # Heights in pixels: of a chart, and between two of them.
+    chart, gap = 114, 57
+    inner = rows * chart + (rows - 1) * gap
     traces: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    layout = chart_layout(330, revision)
+    layout = chart_layout(inner + 45, revision)
     layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
-    for position, (title, column, unit, number) in enumerate(charts):
+    for position, panel in enumerate(panels):
         suffix = "" if position == 0 else str(position + 1)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
         x_domain = [0.0, 0.465] if position % 2 == 0 else [0.535, 1.0]
-        y_domain = [0.6, 1.0] if position < 2 else [0.0, 0.4]
+        top = 1 - (position // 2) * (chart + gap) / inner
+        y_domain = [max(0.0, top - chart / inner), top]
         layout[f"xaxis{suffix}"] = (
             AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5} | _whole_steps(history)
         )
-        layout[f"yaxis{suffix}"] = AXIS | {
-            "domain": y_domain, "anchor": axes["xaxis"], "nticks": 4, "rangemode": "tozero", "exponentformat": "e",
-        }  # fmt: skip
+        layout[f"yaxis{suffix}"] = (
+            AXIS
+            | {"domain": y_domain, "anchor": axes["xaxis"], "nticks": 4, "exponentformat": "e"}
+            | dict(panel.y_axis)
+        )
         annotations.append(
             {
-                "text": title, "showarrow": False, "xref": "paper", "yref": "paper", "x": x_domain[0], "y": y_domain[1],
-                "xanchor": "left", "yanchor": "bottom", "font": {"size": 13, "color": "var(--soft)"},
+                "text": panel.title, "showarrow": False, "xref": "paper", "yref": "paper", "x": x_domain[0],
+                "y": y_domain[1], "xanchor": "left", "yanchor": "bottom", "font": {"size": 13, "color": "var(--soft)"},
             }
         )  # fmt: skip
-        steps, values = finite(history, "step", column)
-        values = values if unit == 1 else values / unit
-        kept = thin(steps, values, 300)
-        trace = _scatter(title, steps[kept].astype(int).tolist(), values[kept], "var(--series-blue)")
-        hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
-        traces.append(trace | axes | {"mode": "lines" if len(kept) > 1 else "markers", "hovertemplate": hover})
-        if column == "memory_bytes" and predicted_bytes:
-            predicted = predicted_bytes / GIB
-            traces.append(_level(history, predicted, "predicted") | axes)
-            label = _level_label(predicted, f"predicted peak {predicted:.2f}", log=False)
-            annotations.append(label | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]})
-    return figure_json(traces, layout, "Learning rate, gradient norm, tokens per second and memory, by step.")
+        traces += [trace | axes for trace in panel.traces]
+        annotations += [one | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]} for one in panel.labels]
+    return figure_json(traces, layout, label)
 
 
 def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:

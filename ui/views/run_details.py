@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.config.load import config_to_yaml
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.runs.checkpoints import list_checkpoints
@@ -18,7 +19,7 @@ from ui.views.dataset import render_facts, render_lengths, render_problems
 from ui.views.html import GIB, Column, count, definitions, duration, log, plural, size, small, table
 from ui.views.loss_chart import SERIES
 from ui.views.run_table import best_of, held_out_cell, when
-from ui.views.run_view import method_words
+from ui.views.run_view import method_words, objective_entries
 
 
 class ComparedRun(NamedTuple):
@@ -42,6 +43,7 @@ def render_run_details(observed: ObservedRun, row: RunSummary, electricity: Elec
         ("Tags", ", ".join(f"<span class=tag>{escape(tag)}</span>" for tag in row.tags)),
         ("Model", model),
         ("Method", escape(method)),
+        *(objective_entries(config) if config is not None else ()),
         ("Data", escape(data)),
         ("Trained tokens", f"{count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
         ("Trains", f"{row.trainable_parameters:,} parameters" if row.trainable_parameters else ""),
@@ -142,7 +144,7 @@ _CSS_DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "
 
 def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) -> str:
     """Return results and differing settings, a column for each run; the lowest held-out loss is marked where valid."""
-    comparable = have_the_same_held_out_rows(runs)
+    comparable = have_the_same_loss(runs) and have_the_same_held_out_rows(runs)
     best = best_of([run.row for run in runs]) if comparable else None
     heads = [
         f'<span class="swatch" style="border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"></span>'
@@ -154,6 +156,7 @@ def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) ->
     lines = [
         ("held-out loss", [held_out_cell(row, best) for row in rows]),
         ("steps", [f"{row.steps:,}" for row in rows]),
+        *_preferences(rows),
         ("trained tokens", [count(row.trained_tokens) if row.trained_tokens else "–" for row in rows]),
         ("tokens/s", [f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "–" for row in rows]),
         ("memory", [_memory(row) or "–" for row in rows]),
@@ -169,9 +172,28 @@ def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) ->
         note = "Only settings that differ are listed."
     else:
         note = "Their settings are the same." if len(configs) == len(runs) else "A configuration cannot be read."
-    if not comparable:
+    if not have_the_same_loss(runs):
+        note += f" Losses are not comparable: {_losses_in_words(runs)}."
+    elif not comparable:
         note += " Held-out losses are not comparable: the held-out rows or the tokenizers differ."
     return table(["", *heads], ((name, *values) for name, values in lines), css="differences") + small(note)
+
+
+def have_the_same_loss(runs: Sequence[ComparedRun]) -> bool:
+    """Return whether the losses of these runs are the same quantity; a preference loss is another one for each beta."""
+    kinds = {objective_of(run.config).summary(run.config.training) for run in runs if run.config is not None}
+    return len(kinds) <= 1
+
+
+def _losses_in_words(runs: Sequence[ComparedRun]) -> str:
+    objectives = dict.fromkeys(objective_of(run.config) for run in runs if run.config is not None)
+    if all(one.learns_preferences for one in objectives):
+        return "they are of preferences with other objectives, losses or betas; compare how many pairs are preferred correctly"
+    named = ", ".join(one.label for one in objectives if one.learns_preferences)
+    return (
+        f"a supervised loss is nats per token, and that of {named} is about pairs or ratings; compare their answers instead, in "
+        "Chat, in the blind test or by an evaluation of both on the same rows"
+    )
 
 
 def have_the_same_held_out_rows(runs: Sequence[ComparedRun]) -> bool:
@@ -190,6 +212,14 @@ def have_the_same_held_out_rows(runs: Sequence[ComparedRun]) -> bool:
         for run in runs
     }
     return len(kinds) == 1
+
+
+def _preferences(rows: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+    """Return how many held-out pairs are preferred correctly, where a run learns preferences."""
+    if not any(row.objective for row in rows):
+        return []
+    shares = [f"{row.preference_accuracy:.0%}" if row.preference_accuracy is not None else "–" for row in rows]
+    return [("preferred correctly", shares)]
 
 
 def _memory(row: RunSummary) -> str:

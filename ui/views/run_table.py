@@ -146,7 +146,7 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
         tick,
         f'{escape(row.name)}<span class="under">{ingredients}{place} · {row.id[-4:]}{tags}</span>',
         state_mark(row.state, never_started=row.started is None),
-        escape(row.method),
+        under(escape(row.method), row.objective) if row.objective else escape(row.method),
         f"{row.steps:,}{total}",
         held_out_cell(row),
         _duration(row),
@@ -175,6 +175,8 @@ def held_out_cell(row: RunSummary, best: str | None = None) -> str:
     cell = f"{mark}{_shown_loss(row)}"
     if not row.base_eval_loss:
         return cell
+    if row.preference_accuracy is not None:
+        return under(cell, f"{row.preference_accuracy:.0%} preferred correctly")
     change = 1 - row.best_eval_loss / row.base_eval_loss
     return under(cell, f"{abs(change):.0%} {'below' if change >= 0 else 'above'} base {row.base_eval_loss:.2f}")
 

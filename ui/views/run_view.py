@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterable
 from html import escape
 
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.executors.huggingface_jobs.record import JobRecord
+from engine.runs.history.preference_health import preference_findings
 from engine.runs.history.run_history import seconds_left
 from engine.runs.provenance import PeakKind
 from engine.runs.run import RunState, State
@@ -149,11 +151,18 @@ def render_made_of(observed: ObservedRun) -> str:
         ("Model", escape(short_name(config.model.id))),
         ("Data", escape(short_name(config.dataset.source))),
         ("Method", escape(method_words(config))),
+        *objective_entries(config),
         ("Length", f"{training.max_length:,} tokens"),
         ("Batch", f"{rows} × {passes} = {plural(rows * passes, 'row')} a step"),
         ("Learning rate", f"{training.learning_rate:g}"),
     ]
     return f'<div class="section"><h3>This run</h3>{definitions(entries)}</div>'
+
+
+def objective_entries(config: RunConfig) -> list[tuple[str, str]]:
+    """Return how a run learns preferences, as an entry of its definitions; none for supervised fine-tuning."""
+    objective = objective_of(config)
+    return [("Objective", escape(objective.summary(config.training)))] if objective.learns_preferences else []
 
 
 def _ingredients(observed: ObservedRun) -> str:
@@ -165,7 +174,8 @@ def _ingredients(observed: ObservedRun) -> str:
     report = observed.history.data_report
     if report is not None:
         data += f" ({plural(report.train_rows, 'row')}, {count(report.trained_tokens)} trained tokens)"
-    parts = [escape(short_name(config.model.id)), escape(method_words(config)), data]
+    objective = [words for _, words in objective_entries(config)]
+    parts = [escape(short_name(config.model.id)), escape(method_words(config)), *objective, data]
     parameters = observed.history.parameters
     if parameters is not None:
         parts.append(f"trains {count(parameters.trainable)} of {count(parameters.total)} parameters")
@@ -208,14 +218,18 @@ def render_trouble(observed: ObservedRun) -> str:
 
 
 def render_warnings(observed: ObservedRun) -> str:
-    """Return the warnings of the supervisor and of the worker, each once."""
+    """Return what goes wrong in what is learned, then the warnings of the supervisor and of the worker, each once."""
+    found = ""
+    if observed.config is not None:
+        for one in preference_findings(observed.history, observed.config.training):
+            found += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {with_code(one.fix)}</div>'
     warned = dict.fromkeys(message.text for message in observed.history.messages if message.kind == "warning")
     if observed.state.notice:
         warned = {observed.state.notice: None, **warned}
     if not warned:
-        return ""
+        return found
     items = "".join(f"<li>{escape(text)}</li>" for text in warned)
-    return f'<div class="warned"><h3>{plural(len(warned), "warning")}</h3><ul>{items}</ul></div>'
+    return f'{found}<div class="warned"><h3>{plural(len(warned), "warning")}</h3><ul>{items}</ul></div>'
 
 
 def render_left_out(report: DatasetReport | None) -> str:
@@ -315,4 +329,6 @@ def _held_out(observed: ObservedRun) -> str:
         words += f", base {base_loss:.2f}"
     if best is not None and best.step != newest.step and best.eval_loss < newest.eval_loss:
         words += f", best {best.eval_loss:.2f} at step {best.step:,}"
+    if newest.preference_accuracy is not None:
+        words += f", prefers {newest.preference_accuracy:.0%} of held-out pairs correctly"
     return words

@@ -174,6 +174,7 @@ class DataReportData(EventData):
     trained_tokens: int
     masked_tokens: int
     truncated_rows: int = 0
+    chosen_longer: float | None = None  # share of the pairs of two lengths whose chosen answer is the longer one
 
 
 class WarningData(EventData):

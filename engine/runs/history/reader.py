@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from engine.config.objectives import METRICS
 from engine.runs.history.events import Event, StepData, parse_event
 from engine.runs.history.log import read_lines
 from engine.runs.history.run_history import HistoryFacts, RunHistory
@@ -21,12 +22,13 @@ from engine.runs.history.steps import (
     GrowingColumns,
     StepSeries,
     looks_like_step,
+    metrics_of,
     row_of,
     rows_of_plain_steps,
 )
 from engine.runs.run import Run
 
-_VERSION = 3
+_VERSION = 4
 _WORTHWHILE_BYTES = 8_000_000  # below it parsing takes no time that a person would notice
 _GROWN_BY = 0.125  # share of the log that is new; so the whole of a run's saves stays below ten times its last one
 _FINGERPRINT_BYTES = 4096
@@ -46,8 +48,8 @@ class HistoryCache:
         self._log = log
         self._saved_offset = 0
 
-    def load(self) -> tuple[HistoryFacts, Array] | None:
-        """Return what was saved, steps as (columns, steps), where it still is the beginning of the log."""
+    def load(self) -> tuple[HistoryFacts, Array, Array] | None:
+        """Return what was saved, steps as (columns, steps), then their metrics, where it still is the beginning of the log."""
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 cached = _CachedFacts.model_validate_json(saved["facts"].tobytes())
@@ -55,14 +57,16 @@ class HistoryCache:
                 if cached.version != _VERSION or cached.fingerprint != _fingerprint(self._log, offset):
                     return None
                 columns: Array = saved["columns"]
+                metrics: Array = saved["metrics"]
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, ValidationError):
             return None
-        if columns.dtype != np.float64 or columns.ndim != 2 or columns.shape[0] != len(COLUMNS):
-            return None
+        for one, width in ((columns, len(COLUMNS)), (metrics, 1 + len(METRICS))):
+            if one.dtype != np.float64 or one.ndim != 2 or one.shape[0] != width:
+                return None
         self._saved_offset = offset
-        return cached.facts, columns
+        return cached.facts, columns, metrics
 
-    def save(self, facts: HistoryFacts, columns: Array) -> None:
+    def save(self, facts: HistoryFacts, columns: Array, metrics: Array) -> None:
         """Save what was read, where so much is new since the last save that the next reader would notice.
 
         A cache that cannot be written costs time, not correctness.
@@ -77,7 +81,12 @@ class HistoryCache:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with temporary.open("xb") as file:
-                np.savez(file, columns=columns, facts=np.frombuffer(cached.model_dump_json().encode(), dtype=np.uint8))
+                np.savez(
+                    file,
+                    columns=columns,
+                    metrics=metrics,
+                    facts=np.frombuffer(cached.model_dump_json().encode(), dtype=np.uint8),
+                )
             temporary.replace(self._path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -124,7 +133,7 @@ class HistoryReader:
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
         self._has_begun = False
         self._facts = HistoryFacts()
-        self._columns = GrowingColumns()
+        self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(METRICS))
         self._ends = (b"", b"")  # the first line and the last one of what was read
         self._history = self._snapshot()
 
@@ -144,13 +153,15 @@ class HistoryReader:
             start = self._facts.next_offset
             if start and self._ends_at(start, *map(len, self._ends)) != self._ends:
                 # Deleted, cut or replaced: what is there now is read from its beginning.
-                self._facts, self._columns, self._ends = HistoryFacts(), GrowingColumns(), (b"", b"")
+                self._facts, self._ends = HistoryFacts(), (b"", b"")
+                self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(METRICS))
                 start = -1
             cached = self._cache.load() if self._cache is not None and not self._has_begun else None
             self._has_begun = True
             if cached is not None:
-                self._facts, columns = cached
+                self._facts, columns, metrics = cached
                 self._columns.extend(columns)
+                self._metrics.extend(metrics)
                 self._ends = self._ends_at(self._facts.next_offset, _ENDS_BYTES, _ENDS_BYTES)
             offset = self._facts.next_offset
             while (batch := read_lines(self._path, offset, _CHUNK_BYTES)).next_offset != offset:
@@ -163,7 +174,7 @@ class HistoryReader:
                 self._facts = self._facts.model_copy(update={"next_offset": offset})
                 self._history = self._snapshot()
                 if self._cache is not None:
-                    self._cache.save(self._facts, self._columns.array())
+                    self._cache.save(self._facts, self._columns.array(), self._metrics.array())
             return self._history
 
     def _ends_at(self, offset: int, first_bytes: int, last_bytes: int) -> tuple[bytes, bytes]:
@@ -177,15 +188,20 @@ class HistoryReader:
             return b"", b""
 
     def _snapshot(self) -> RunHistory:
-        return RunHistory.model_construct(steps=StepSeries(self._columns.array()), **dict(self._facts))
+        return RunHistory.model_construct(
+            steps=StepSeries(self._columns.array(), self._metrics.array()), **dict(self._facts)
+        )
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
         while lines:
             # The first event of an attempt decides what it supersedes: it is parsed completely, and so is what is odd.
             if are_steps and self._facts.attempt and not self._facts.attempt_is_fresh:
-                rows = rows_of_plain_steps(lines, self._facts.attempt)
+                plain = rows_of_plain_steps(lines, self._facts.attempt)
+                rows, metrics = plain or (None, None)
                 if rows is not None and bool(np.all(np.diff(rows[0], prepend=self._columns.last_step()) > 0)):
                     self._columns.extend(rows)
+                    if metrics is not None and metrics.size:
+                        self._metrics.extend(metrics)
                     self._facts = self._facts.model_copy(update={"last_time": float(rows[1, -1])})
                 else:
                     self._take_one_by_one(lines)
@@ -202,10 +218,13 @@ class HistoryReader:
         last_valid = self._facts.last_valid_step(event)
         if last_valid is not None:
             self._columns.truncate(last_valid)
+            self._metrics.truncate(last_valid)
             self._facts = self._facts.up_to(last_valid)
         if isinstance(event.data, StepData):
             self._columns.truncate(event.data.step - 1)
             self._columns.extend(row_of(event.data, event.time))
+            self._metrics.truncate(event.data.step - 1)
+            self._metrics.extend(metrics_of(event.data))
         self._facts = self._facts.with_event(event)
 
 

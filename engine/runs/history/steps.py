@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic_core
 
+from engine.config.objectives import METRICS
 from engine.runs.history.events import StepData
 
 Array = npt.NDArray[np.float64]
@@ -65,8 +66,9 @@ class StepSeries:
     What a step did not report is NaN. `step` rises strictly.
     """
 
-    def __init__(self, columns: Array) -> None:
+    def __init__(self, columns: Array, metrics: Array | None = None) -> None:
         self._columns = columns
+        self._metrics = np.empty((1 + len(METRICS), 0)) if metrics is None else metrics  # of an objective that has some
         self._smoothed: dict[float, Array] = {}  # by weight, so several pages compute one curve once
 
     def __len__(self) -> int:
@@ -76,6 +78,14 @@ class StepSeries:
         """One value for each logged step."""
         values: Array = self._columns[COLUMNS.index(name)]
         return values
+
+    def metric(self, name: str) -> tuple[Array, Array]:
+        """Return the steps that have a finite value of an objective's metric, and the values."""
+        if name not in METRICS:
+            return np.empty(0), np.empty(0)
+        values = self._metrics[1 + METRICS.index(name)]
+        known = np.isfinite(values)
+        return self._metrics[0][known], values[known]
 
     def is_complete(self, name: StepColumn) -> bool:
         """Whether every step has a finite value."""
@@ -119,8 +129,8 @@ class StepSeries:
 class GrowingColumns:
     """Rows appended in amortized constant time; what was handed out before is never written again."""
 
-    def __init__(self) -> None:
-        self._buffer = np.empty((len(COLUMNS), 256))  # (columns, capacity)
+    def __init__(self, columns: int = len(COLUMNS)) -> None:
+        self._buffer = np.empty((columns, 256))  # (columns, capacity); the first one has the steps
         self._count = 0
 
     def array(self) -> Array:
@@ -146,7 +156,7 @@ class GrowingColumns:
             self._move(capacity=self._buffer.shape[1])  # earlier series still show the rows beyond
 
     def _move(self, capacity: int) -> None:
-        buffer = np.empty((len(COLUMNS), capacity))
+        buffer = np.empty((len(self._buffer), capacity))
         buffer[:, : self._count] = self._buffer[:, : self._count]
         self._buffer = buffer
 
@@ -156,12 +166,22 @@ def row_of(data: StepData, time: float) -> Array:
     return np.array(values, dtype=np.float64)[:, np.newaxis]  # None becomes NaN
 
 
+def metrics_of(data: StepData) -> Array:
+    """Return the metrics of a step as columns, (1 + metrics, 1) with the step first; none where it has none."""
+    return _metric_rows([(data.step, data.metrics)])
+
+
+def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> Array:
+    rows = [[step, *(metrics.get(name, math.nan) for name in METRICS)] for step, metrics in steps if metrics]
+    return np.array(rows, dtype=np.float64).reshape(-1, 1 + len(METRICS)).T
+
+
 def looks_like_step(line: bytes) -> bool:
     return line.find(b'"kind":"step"', 0, 120) >= 0
 
 
-def rows_of_plain_steps(lines: list[bytes], attempt: int) -> Array | None:
-    """The lines as an array of shape (columns, lines), if each is a complete step of this attempt.
+def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, Array] | None:
+    """The lines as columns, (columns, lines), and their metrics as `metrics_of` has them, if each is a complete step of this attempt.
 
     Building a typed event for each of a million steps would take ten times as long.
     """
@@ -171,7 +191,8 @@ def rows_of_plain_steps(lines: list[bytes], attempt: int) -> Array | None:
             return None
         steps = [item["data"] for item in parsed]
         columns = [[item["time"] for item in parsed] if name == "time" else _column(steps, name) for name in COLUMNS]
-        return np.array(columns, dtype=np.float64)
+        metrics = _metric_rows([(step["step"], step.get("metrics") or {}) for step in steps])
+        return np.array(columns, dtype=np.float64), metrics
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # the careful way decides, line by line
 

@@ -54,7 +54,8 @@ class DirectPreference(TrainingObjective):
         if "sft" in self._weights:
             sums.append(self._weights["sft"] * -tokens[one.sequence_of.to(tokens.device) % 2 == 0].sum())
         chosen, rejected = (self.training.beta * side.detach() for side in (pairs.chosen, pairs.rejected))
-        measured = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2])
+        longer = _longer_preferred(chosen, rejected, lengths)
+        measured = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2], longer)
         return PassLosses(tuple(sums), sums_and_counts(measured))
 
     def reference_log_probabilities(self, model: Any, one: PassTensors) -> torch.Tensor:
@@ -105,10 +106,18 @@ class OddsRatio(TrainingObjective):
         ratio, beta = logsigmoid(odds), self.training.beta
         likelihood = -tokens[sequence % 2 == 0]
         rewards = (beta * chosen.detach(), beta * rejected.detach())
+        longer = _longer_preferred(*rewards, sequence_lengths(answered, tokens.device))
         measured = (
-            *rewards, rewards[0] - rewards[1], (rewards[0] > rewards[1]).float(), chosen, rejected, likelihood, ratio, odds
+            *rewards, rewards[0] - rewards[1], (rewards[0] > rewards[1]).float(), chosen, rejected, likelihood, ratio, odds,
+            longer,
         )  # fmt: skip
         return PassLosses((-beta * ratio.sum(), likelihood.sum()), sums_and_counts(measured))
+
+
+def _longer_preferred(chosen: torch.Tensor, rejected: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return, of each pair of two lengths, whether the longer answer has the higher reward: 1, 0, or a half where they are equal."""
+    difference, margins = lengths[0::2] - lengths[1::2], chosen - rejected
+    return (0.5 + 0.5 * torch.sign(difference) * torch.sign(margins))[difference != 0]
 
 
 def _log_one_minus_exp(values: torch.Tensor) -> torch.Tensor:
