@@ -1,5 +1,6 @@
 """The preview of pairs: exactly what the trainer's batches hold, the difference marked, and every malformed line reported."""
 
+import itertools
 import json
 
 import pytest
@@ -197,7 +198,7 @@ def test_differences_in_length_are_counted_around_zero(longer, shorter, tmp_path
     zero = next(place for place, edge in enumerate(edges) if edge > 0) - 1
     assert edges[zero] <= 0 < edges[zero + 1]
     assert sum(counts[zero + 1 :]) == (6 if longer != "ab" else 0)
-    assert len({upper - lower for lower, upper in zip(edges, edges[1:], strict=False)}) == 1
+    assert len({upper - lower for lower, upper in itertools.pairwise(edges)}) == 1
 
 
 def test_ratings_report_their_labels_and_their_prompts(tmp_path):
