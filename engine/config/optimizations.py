@@ -46,6 +46,26 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
             "Liger's norms, rotary embedding and gated layers, else PyTorch's fused RMSNorm.",
             "CUDA, where losses stay the same; Liger where it is installed.",
         ),
+        Optimization(
+            "fused_lora",
+            "Frozen layer and LoRA branch are one autograd function.",
+            "Plain LoRA on linear layers at 16 or 32 bits, or in 4 bits.",
+        ),
+        Optimization(
+            "shared_inputs",
+            "Queries, keys and values, gate and up: LoRA layers with one input are one autograd function.",
+            "Where fused_lora applies, and a first pass gives them the same tensor.",
+        ),
+        Optimization(
+            "step_copies",
+            "LoRA's matrices are cast once for all passes of a step.",
+            "Where fused_lora applies, without sharding.",
+        ),
+        Optimization(
+            "weight_buffer",
+            "4-bit weights are written out into one buffer.",
+            "Where fused_lora applies, on CUDA.",
+        ),
     )
 }
 

@@ -76,7 +76,8 @@ def assemble(
     quick = method.prepare(model) == sum(p.requires_grad for p in model.parameters())
     autocast = None if quick or precision.compute is torch.float32 else precision.compute
     probe = Probe.of(model, rows, training.max_length, pad_token_id, autocast)
-    expected = probe.own_loss()
+    with method.observing(model):
+        expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
     inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
     used = {"fused_loss": _why_no_fused_loss(causal_lm, placement, autocast)}

@@ -151,25 +151,28 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         passes = self._passes.with_company(inputs.passes, min(inputs.passes, key=lambda one: one.tokens).untrained)
         estimate = self._passes.estimate(model, passes)
-        for number, cpu_pass in enumerate(passes):
-            self.hooks.between_passes()
-            faults.reached("training:pass")
-            one = cpu_pass.to(self.args.device)
-            is_last = number == len(passes) - 1
-            # Sharded gradients are divided after each pass: whole ones of all layers would take the memory that is saved.
-            with contextlib.nullcontext() if is_last or self._passes.is_sharded else self.accelerator.no_sync(model):
-                # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
-                found = self._passes.losses(model, one, estimate)
-                scales = [self.accelerator.num_processes / max(1, total) for total in totals]
-                parts = [summed * scale for summed, scale in zip(found.sums, scales, strict=True)]
-                part = sum(parts[1:], start=parts[0])
-                if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
-                    part = part + penalty
-                if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
-                    part = part * float("nan")
-                self.accelerator.backward(part)
-            loss += part.detach().to(loss.device)  # the head may be on another one
-            self._interval.measured = _added(self._interval.measured, found.measured)
+        with self._setup.method.step(self.model):
+            for number, cpu_pass in enumerate(passes):
+                self.hooks.between_passes()
+                faults.reached("training:pass")
+                one = cpu_pass.to(self.args.device)
+                is_last = number == len(passes) - 1
+                # Sharded gradients are divided after each pass: whole ones of all layers would take the memory that is saved.
+                with (
+                    contextlib.nullcontext() if is_last or self._passes.is_sharded else self.accelerator.no_sync(model)
+                ):
+                    # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
+                    found = self._passes.losses(model, one, estimate)
+                    scales = [self.accelerator.num_processes / max(1, total) for total in totals]
+                    parts = [summed * scale for summed, scale in zip(found.sums, scales, strict=True)]
+                    part = sum(parts[1:], start=parts[0])
+                    if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
+                        part = part + penalty
+                    if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
+                        part = part * float("nan")
+                    self.accelerator.backward(part)
+                loss += part.detach().to(loss.device)  # the head may be on another one
+                self._interval.measured = _added(self._interval.measured, found.measured)
         self.progress.tokens += self._passes.total(inputs.tokens)
         self.progress.trained_tokens += trained
         self._interval.tokens += inputs.tokens

@@ -41,6 +41,14 @@ class MethodTrainer:
         """Change the adapted model for training; returns how many trained tensors need no autocast afterwards."""
         return 0
 
+    def observing(self, model: Any) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return the context of a first pass without gradient, from which `prepare` may learn what the model calls how."""
+        return nullcontext()
+
+    def step(self, model: Any) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return the context of all passes of one optimizer step, in which no trained weight changes."""
+        return nullcontext()
+
     def begin(self, model: Any, total_steps: int) -> None:
         """Prepare for this many optimizer steps, before the first one or a resumed one.
 

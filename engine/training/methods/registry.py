@@ -1,25 +1,36 @@
 """The training of each PEFT method. A method that is not here trains as PEFT builds it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from engine.config.methods.registry import method_of_peft_type
+from engine.config.optimizations import is_wanted
 from engine.config.run import AdapterConfig
 from engine.models.source import ModelSource
 from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
 from engine.training.ops.lora_branch import make_lora_quick
+from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from engine.training.targets import choose_ia3_targets
 
 _ADAPTER = "default"
 
 
 class LoraTrainer(MethodTrainer):
-    """LoRA, whose plain layers run the branch of `engine.training.ops.lora_branch`."""
+    """LoRA, whose plain layers run as `engine.training.ops.lora_linear` has them."""
 
     def prepare(self, model: Any) -> int:
-        return 2 * make_lora_quick(model)  # two matrices each, which need no autocast
+        layers = fuse_lora(model) if is_wanted("fused_lora") else make_lora_quick(model)
+        return 2 * layers  # two matrices each, which need no autocast
+
+    def observing(self, model: Any) -> AbstractContextManager[None]:
+        linears = lora_linears(model)
+        return nullcontext() if linears is None else linears.observing()
+
+    def step(self, model: Any) -> AbstractContextManager[None]:
+        linears = lora_linears(model)
+        return nullcontext() if linears is None else linears.step()
 
 
 class Ia3Trainer(MethodTrainer):

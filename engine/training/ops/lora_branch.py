@@ -62,14 +62,15 @@ def make_lora_quick(model: torch.nn.Module) -> int:
     """
     replaced = 0
     for module in model.modules():
-        if isinstance(module, LoraLayer) and _is_plain(module):
+        if isinstance(module, LoraLayer) and is_plain(module):
             # Bound to the instance, so PEFT, saving and merging see the class that they know.
-            module.forward = types.MethodType(_quick_forward, module)
+            module.forward = types.MethodType(quick_forward, module)
             replaced += 1
     return replaced
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
+    """Whether a LoRA layer has one adapter of two plain matrices: no DoRA or other variant, and no bias of its own."""
     names = list(layer.lora_A.keys())
     return (
         len(names) == 1
@@ -79,10 +80,13 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _quick_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def quick_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Run the frozen layer, then the branch; PEFT's own forward pass where the layer's one adapter is not in force."""
+    name = next(iter(layer.lora_A.keys()), None)
     if layer.disable_adapters or layer.merged or args or kwargs or len(layer.lora_A) != 1:
         return type(layer).forward(layer, x, *args, **kwargs)
-    (name,) = layer.lora_A.keys()
+    if name not in layer.active_adapters:
+        return type(layer).forward(layer, x, *args, **kwargs)
     result = _own(layer.base_layer(x), layer.base_layer)
     dropout = layer.lora_dropout[name]
     p = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0

@@ -1,0 +1,391 @@
+"""LoRA layers that are one function, alone or with those that share their input, are PEFT's."""
+
+import copy
+
+import bitsandbytes
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from engine.config.optimizations import VARIABLE
+from engine.training.ops.lora_branch import make_lora_quick
+from engine.training.ops.lora_linear import FrozenWeights, fuse_lora, lora_linears
+
+WIDTH, WIDE, NARROW = 24, 40, 10
+
+
+class Layer(nn.Module):
+    """Three linear layers with one input, as attention has them, and one behind them."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, WIDE, bias=bias)
+        self.k = nn.Linear(WIDTH, NARROW, bias=False)
+        self.v = nn.Linear(WIDTH, NARROW, bias=bias)
+        self.o = nn.Linear(WIDE, WIDTH, bias=False)
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.o(q * torch.sigmoid(k.sum(-1, keepdim=True)) + v.mean(-1, keepdim=True))
+
+
+def adapted(dtype=torch.float32, *, trained=torch.float32, **settings):
+    torch.manual_seed(0)
+    values = {"r": 4, "lora_alpha": 6, "target_modules": ["q", "k", "v", "o"]} | settings
+    model = get_peft_model(Layer().to(dtype), LoraConfig(**values))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(trained)
+        if "lora_B" in name:  # zero at the start, which would hide half of the gradients
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def fused(model, *, shared=True):
+    count = fuse_lora(model)
+    if shared:
+        with lora_linears(model).observing(), torch.no_grad():
+            model(torch.zeros(2, WIDTH, dtype=model.base_model.model.q.base_layer.weight.dtype))
+    return count
+
+
+def answer(model, x):
+    """Output, and gradients of what is trained and of the input."""
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    output = model(x)
+    (output.float().square().sum()).backward()
+    return output.detach(), {"x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+def require_equal(got, expected, **tolerance):
+    torch.testing.assert_close(got[0], expected[0], **tolerance)
+    assert got[1].keys() == expected[1].keys()
+    for name, gradient in got[1].items():
+        torch.testing.assert_close(
+            gradient, expected[1][name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def groups(model):
+    return sorted(len(group.layers) for group in lora_linears(model).groups)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shape", [(7, WIDTH), (2, 5, WIDTH), (1, WIDTH), (0, WIDTH), (2, 0, WIDTH)], ids=str)
+def test_outputs_and_gradients_are_those_of_peft(shape, shared):
+    model, x = adapted(), torch.randn(shape)
+    expected = answer(model, x)
+
+    assert fused(model, shared=shared) == 4
+
+    require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
+    assert groups(model) == ([1, 3] if shared else [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_rslora": True}, {"rank_pattern": {"q": 8, "k": 3}, "alpha_pattern": {"q": 12, "k": 4.5}}]
+)
+def test_ranks_may_differ_among_layers_with_one_input(settings):
+    model, x = adapted(**settings), torch.randn(3, WIDTH)
+    expected = answer(model, x)
+    fused(model)
+
+    require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
+    assert groups(model) == [1, 3]
+
+
+def test_layers_with_other_scalings_stay_apart():
+    model, x = adapted(alpha_pattern={"k": 30}), torch.randn(3, WIDTH)
+    expected = answer(model, x)
+    fused(model)
+
+    require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
+    assert groups(model) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_are_the_derivatives(shared, dropout):
+    model = adapted(torch.float64, trained=torch.float64, lora_dropout=dropout)
+    fused(model, shared=shared)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    x = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *_):
+        torch.manual_seed(3)
+        return model.train()(x)
+
+    assert torch.autograd.gradcheck(run, (x, *trained), fast_mode=True)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("copies", [False, True], ids=["cast at each call", "cast once a step"])
+def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
+    wide = adapted()
+    model = copy.deepcopy(wide)
+    for module in model.modules():
+        if type(module) is nn.Linear and not module.weight.requires_grad:
+            module.to(torch.bfloat16)
+    x = torch.randn(5, WIDTH)
+    expected = answer(wide, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        of_peft = answer(copy.deepcopy(model), x.bfloat16())
+    fused(model, shared=shared)
+    assert lora_linears(model).copies
+    if copies:
+        with lora_linears(model).step():
+            got = answer(model, x.bfloat16())
+    else:
+        got = answer(model, x.bfloat16())
+
+    def distances(found):
+        pairs = [(found[0], expected[0]), *((found[1][name], expected[1][name]) for name in expected[1])]
+        return [float((a.float() - b).norm() / b.norm()) for a, b in pairs]
+
+    assert all(own < 1.5 * other + 0.002 for own, other in zip(distances(got), distances(of_peft), strict=True))
+    assert all(g.dtype == torch.float32 for name, g in got[1].items() if name != "x")
+
+
+def test_dropout_draws_what_the_branch_alone_draws():
+    model, x = adapted(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
+    alone = copy.deepcopy(model)
+    make_lora_quick(alone)
+    fused(model)
+    torch.manual_seed(4)
+    expected = answer(alone, x)
+    torch.manual_seed(4)
+
+    require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_passes_give_the_same_and_leave_nothing_waiting():
+    model, x = adapted(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
+    fused(model)
+    torch.manual_seed(5)
+    expected = answer(model, x)
+    torch.manual_seed(5)
+    recomputed = copy.deepcopy(model)
+    layer = recomputed.base_model.model
+    recomputed.forward = lambda x: checkpoint(layer, x, use_reentrant=False)
+
+    require_equal(answer(recomputed, x), expected)
+    assert all(group._waiting is None for group in lora_linears(recomputed).groups)
+
+
+def test_nothing_is_computed_for_an_input_that_needs_no_gradient():
+    model, x = adapted(), torch.randn(3, WIDTH)
+    fused(model)
+
+    model(x).sum().backward()
+
+    assert x.grad is None
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_without_gradients_nothing_is_kept():
+    model, x = adapted(), torch.randn(3, WIDTH)
+    with torch.no_grad():
+        expected = model(x)
+        fused(model)
+        got = model(x)
+
+    torch.testing.assert_close(got, expected)
+    assert got.grad_fn is None
+    with torch.inference_mode():
+        torch.testing.assert_close(model(torch.randn(3, WIDTH)).shape, expected.shape)
+
+
+def test_a_switched_off_adapter_is_the_base_model():
+    model, x = adapted(), torch.randn(3, WIDTH)
+    fused(model)
+    with torch.no_grad(), model.disable_adapter():
+        off = model(x)
+
+    torch.manual_seed(0)
+    assert torch.equal(off, Layer()(x).detach())
+    assert not torch.equal(model(x), off)
+
+
+def test_a_second_adapter_is_pefts_own_business():
+    model, x = adapted(), torch.randn(3, WIDTH)
+    fused(model)
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q", "k", "v", "o"], init_lora_weights=False))
+    model.set_adapter("other")
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        vars(module).pop("forward", None)
+
+    torch.testing.assert_close(model(x), plain(x))
+
+
+def test_weights_that_are_swapped_within_a_step_are_seen():
+    """As the reference of a warm-started preference run is: the weights that it started from, for one pass."""
+    model, x = adapted(torch.bfloat16), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    fused(model)
+    a = model.base_model.model.q.lora_A["default"].weight
+    with torch.no_grad():
+        before = model(x)
+        with lora_linears(model).step():
+            own, a.data = a.data, torch.zeros_like(a)
+            swapped = model(x)
+            a.data = own
+            back = model(x)
+
+    assert not torch.equal(swapped, before)
+    assert torch.equal(back, before)
+
+
+def test_copies_follow_the_optimizer():
+    model, x = adapted(torch.bfloat16), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    fused(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
+    for _ in range(3):
+        with lora_linears(model).step():
+            model(x).float().square().sum().backward()
+            within = model(x)
+        torch.testing.assert_close(within, model(x), rtol=0, atol=0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_shared_layer_and_another_input_are_computed_for_themselves():
+    model = adapted()
+    plain = copy.deepcopy(model)
+    fused(model)
+    x, other = torch.randn(3, WIDTH), torch.randn(3, WIDTH)
+    got, expected = model.base_model.model, plain.base_model.model
+
+    def calls(layer):
+        first = layer.q(x)
+        return [first, layer.q(other), layer.k(x), layer.k(other), layer.v(other), layer.q(x), layer.k(x), layer.v(x)]
+
+    for own, theirs in zip(calls(got), calls(expected), strict=True):
+        torch.testing.assert_close(own, theirs)
+
+
+def test_an_input_that_is_changed_between_two_calls_is_another_one():
+    model = adapted()
+    plain = copy.deepcopy(model)
+    fused(model)
+    x = torch.randn(3, WIDTH)
+    with torch.no_grad():
+        model.base_model.model.q(x)
+        x.add_(1)
+        torch.testing.assert_close(model.base_model.model.k(x), plain.base_model.model.k(x))
+
+
+def test_a_graph_that_is_kept_gives_its_gradients_twice():
+    model, x = adapted(), torch.randn(3, WIDTH)
+    fused(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss = model(x).square().sum()
+
+    first = torch.autograd.grad(loss, trained, retain_graph=True)
+    again = torch.autograd.grad(loss, trained)
+
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"use_dora": True}], ids=str)
+def test_what_one_function_does_not_describe_is_computed_as_before(settings):
+    model, x = adapted(**settings), torch.randn(3, WIDTH)
+    expected = answer(model, x)
+    fused(model)
+
+    require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_of_the_frozen_layer_are_called():
+    model, x = adapted(), torch.randn(3, WIDTH)
+    fused(model)
+    seen = []
+    model.base_model.model.k.base_layer.register_forward_hook(lambda *_: seen.append("called"))
+
+    model(x)
+
+    assert seen == ["called"]
+
+
+def test_autocast_casts_as_for_any_layer():
+    model, x = adapted(torch.bfloat16), torch.randn(3, WIDTH)
+    plain = copy.deepcopy(model)
+    fused(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = answer(model, x), answer(plain, x)
+
+    assert got[0].dtype == torch.bfloat16
+    require_equal(got, expected, rtol=0.05, atol=0.5)
+
+
+@pytest.mark.parametrize("name", ["shared_inputs", "step_copies"])
+def test_each_can_be_left_out(name, monkeypatch):
+    monkeypatch.setenv(VARIABLE, name)
+    model = adapted(torch.bfloat16)
+    fused(model)
+    with lora_linears(model).step():
+        copied = any(group.copies is not None for group in lora_linears(model).groups)
+
+    assert groups(model) == ([1, 1, 1, 1] if name == "shared_inputs" else [1, 3])
+    assert copied is (name != "step_copies")
+
+
+def quantized(model, dtype, *, double_quant):
+    """The same model with frozen layers in 4 bits."""
+    for name in "qkvo":
+        layer = getattr(model.base_model.model, name)
+        base = layer.base_layer
+        four_bit = Linear4bit(
+            base.in_features,
+            base.out_features,
+            bias=base.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=double_quant,
+            quant_type="nf4",
+        )
+        four_bit.load_state_dict(base.state_dict())
+        layer.base_layer = four_bit.to(dtype).to("cpu").requires_grad_(False)
+        layer.base_layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
+    model, x = quantized(adapted(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
+    alone = copy.deepcopy(model)
+    make_lora_quick(alone)
+    expected = answer(alone, x)
+    fuse_lora(model)
+    with lora_linears(model).observing(), torch.no_grad():
+        model(x)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.05, "atol": 0.5}
+
+    assert groups(model) == [1, 3]
+    with lora_linears(model).step():
+        require_equal(answer(model, x), expected, **tolerance)
+
+
+def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
+    """On CUDA bitsandbytes writes into it; here its function is asked with a buffer all the same."""
+    asked = []
+
+    def dequantize(packed, state, out=None):
+        found = original(packed, state)
+        asked.append(None if out is None else out.data_ptr())
+        return found if out is None else out.copy_(found)
+
+    original = bitsandbytes.functional.dequantize_4bit
+    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
+    model = quantized(adapted(), torch.float32, double_quant=True)
+    weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
+    expected = [weights.of(base, torch.float32).clone() for base in bases]
+    assert asked == [None] * 3  # not on a CPU, whose kernel takes none
+    monkeypatch.setattr(FrozenWeights, "_writes_into", lambda *_: True)
+
+    for base, matrix in zip(bases, expected, strict=True):
+        assert torch.equal(weights.of(base, torch.float32), matrix)
+    assert len(set(asked[3:])) == 1
