@@ -336,7 +336,7 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
     """Divide what is needed at the peak; the parts add up to `need.needed_bytes`."""
     persistent, held = peak.persistent, peak.held
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
-    trained = persistent.adapter + persistent.optimizer + persistent.buckets + held.gradients
+    trained = persistent.adapter + persistent.optimizer + persistent.buckets + persistent.copies + held.gradients
     words, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
     if persistent.dense_experts > 0:
         rest, words["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY

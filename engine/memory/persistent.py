@@ -28,12 +28,13 @@ class Persistent:
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
     loading: int  # before the first step, on a CPU: pages of weight files that are quantized, and what is made of them
     buckets: int  # in which devices that train together exchange gradients
+    copies: int  # of LoRA's matrices at the precision of products; on CUDA also the buffer that 4-bit weights are written into
     dense_experts: int  # of `unquantized`: experts held as bare parameters, which no quantization reaches
 
     @property
     def total(self) -> int:
         """Without what is paged, or there before the first step only."""
-        return self.weights + self.unquantized + self.adapter + self.optimizer + self.buckets
+        return self.weights + self.unquantized + self.adapter + self.optimizer + self.buckets + self.copies
 
 
 def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[int, int]:
@@ -94,8 +95,24 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "Tra
         loading=_loading_bytes(structure, workload, weights + unquantized),
         # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
         buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
+        copies=_copied_bytes(structure, workload, counts),
         dense_experts=_dense_expert_bytes(structure, workload),
     )
+
+
+def _copied_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
+    """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py."""
+    adapter, compute = workload.adapter, workload.precision.compute
+    if workload.lora_branch != "quick" or adapter.method != "lora" or adapter.use_dora or workload.sharded > 1:
+        return 0
+    # At 32 bits, matrices A with one input are put together, which is half of all at most.
+    copies = counts.added * (compute if compute < workload.precision.adapter else compute // 2)
+    if workload.device == "cpu" or workload.base not in ("nf4", "fp4"):
+        return copies
+    sizes = (
+        module.in_features * module.out_features for module in structure.shape.modules if workload.quantizes(module)
+    )
+    return copies + max(sizes, default=0) * compute
 
 
 def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:

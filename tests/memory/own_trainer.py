@@ -80,10 +80,11 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
 
     def step(phase):
         context = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
-        with phase("forward"), context:
-            loss = model(**one.inputs, trained_tokens=one.trained)
-        with phase("backward"):
-            loss.backward()
+        with assembly.setup.method.step(model):
+            with phase("forward"), context:
+                loss = model(**one.inputs, trained_tokens=one.trained)
+            with phase("backward"):
+                loss.backward()
         return loss
 
     return OwnStep(model, step, workload_of_step(shape, config, device), shape)

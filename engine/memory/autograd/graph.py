@@ -144,6 +144,23 @@ class Graph(LiveBytes):
         self.drop(target)
         return result
 
+    def record(
+        self,
+        outputs: Sequence[Value],
+        inputs: Sequence[Value | Parameter],
+        backward: Backward,
+        saved: Sequence[Value] = (),
+    ) -> None:
+        """Record an operation whose outputs are there already; `backward` gets one gradient while those of all are held."""
+        if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
+            return
+        node = self.node(inputs, backward)
+        node.parts = [] if len(outputs) > 1 else None
+        for item in saved:
+            self._save(node, item)
+        for output in outputs:
+            output.producer = node
+
     def view(self, x: Value, elements: int | None = None, *, copies_gradient: bool = True) -> Value:
         """A slice or another layout of x, whose gradient is a tensor of x's full size, zero outside."""
         result = self.alias(x, elements=elements)

@@ -14,7 +14,7 @@ from engine.memory.layers.attention_kernels import attention_kernel
 from engine.memory.layers.feedforward import feed_forward
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.registry import MEMORY_RULES, project
+from engine.memory.methods.registry import MEMORY_RULES, project, project_each
 from engine.memory.structure import LayerStructure
 from engine.memory.workload import Workload
 from engine.models.shape import ModuleShape
@@ -199,7 +199,7 @@ def _attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 def _queries_keys_values(r: StepContext, x: Value, layer: LayerStructure) -> tuple[Value, Value, Value]:
     """Three projections, or one that is cut in three."""
     shape = r.structure.shape
-    projected = [project(r, x, module) for module in layer.attention_inputs]
+    projected = list(project_each(r, x, layer.attention_inputs))
     if len(projected) == 3:
         query, key, value = projected
     else:

@@ -2,7 +2,7 @@
 
 from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
 from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.registry import project
+from engine.memory.methods.registry import project, project_each
 from engine.memory.structure import LayerStructure
 from engine.models.shape import ModuleShape
 
@@ -52,9 +52,10 @@ def _gated(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
     # Source: `LlamaMLP.forward`; `Phi3MLP.forward` computes gate and up in one product and cuts it.
     if len(inputs) == 1:
         return _gate_of_one(r, project(r, x, inputs[0]))
-    gate = project(r, x, inputs[0])
+    projected = project_each(r, x, inputs)
+    gate = next(projected)
     active = r.tape.assign(gate, _activated(r, gate))
-    return r.tape.multiply(active, project(r, x, inputs[1]))
+    return r.tape.multiply(active, next(projected))
 
 
 @in_scope

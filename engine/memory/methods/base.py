@@ -1,5 +1,7 @@
 """What a PEFT method adds to a training step."""
 
+from collections.abc import Sequence
+
 from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Parameter, Value
 from engine.memory.layers.modules import base_projection
@@ -41,6 +43,10 @@ class MemoryRule:
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
         """Send x through one adapted layer, in a scope of the caller's."""
         return base_projection(r, x, module)
+
+    def project_together(self, r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence[Value] | None:  # noqa: ARG002
+        """Send x through adapted layers that are computed as one, in a scope of the caller's; None where they are not."""
+        return None
 
 
 def as_value(r: StepContext, parameter: Parameter) -> Value:

@@ -1,11 +1,15 @@
 """LoRA as PEFT and as Loratory run it, and DoRA."""
 
+from collections.abc import Sequence
+
 from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
 from engine.memory.layers.modules import autocast_linear, base_projection
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.base import MemoryRule, add_branch, base_result
 from engine.memory.optimizers import TensorShape
+from engine.memory.persistent import dequantized_scale_bytes
+from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
 
 
@@ -28,10 +32,16 @@ class LoraMemory(MemoryRule):
         return tuple((module.bias_parameters,) for module in chosen if module.has_bias)
 
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
-        """Use Loratory's own branch where the trainer does."""
+        """Use Loratory's own functions where the trainer does."""
+        if is_fused(r.workload, module, x.width):
+            return _fused(r, x, (module,))[0]
         if r.workload.lora_branch == "quick" and not r.workload.adapter.use_dora:
             return _with_quick_lora(r, x, module)
         return _with_lora(r, x, module)
+
+    def project_together(self, r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence[Value] | None:
+        """Compute layers with one input as one function, where each would be one."""
+        return _fused(r, x, modules) if all(is_fused(r.workload, module, x.width) for module in modules) else None
 
 
 def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
@@ -118,8 +128,88 @@ def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Valu
     return r.tape.value(elements if copied else 0, width, group=Group.WEIGHT_COPIES)
 
 
+def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
+    """Whether base and branch of an adapted layer are one function, for inputs of `width` bytes an element.
+
+    Source: `_takes`, engine/training/ops/lora_linear.py.
+    """
+    adapter, precision = workload.adapter, workload.precision
+    if workload.lora_branch != "quick" or adapter.method != "lora" or adapter.use_dora or module.kind != "linear":
+        return False
+    if adapter.bias != "none" and module.has_bias:
+        return False
+    own = precision.head if module.is_output_head else precision.weights
+    if workload.quantizes(module):
+        if workload.base not in ("nf4", "fp4") or workload.sharded > 1:
+            return False
+        own = precision.compute
+    return own == (precision.autocast or width)
+
+
+def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence[Value]:
+    """Base and branch of layers with one input as one function.
+
+    Keeps the input, the products with A, and on CUDA the masks of dropout. Copies of A and B at the products' precision are
+    there through the step; where weights are sharded, they are made and kept at each call. 4-bit weights are written out one
+    after the other, on CUDA into a buffer that is there all along.
+
+    Source: `_LoraProducts`, engine/training/ops/lora_linear.py.
+    """
+    tape, workload, rank = r.tape, r.workload, r.workload.adapter.r
+    drops, width = workload.adapter.lora_dropout > 0, workload.precision.autocast or x.width
+    matrices = [_matrices(r, module) for module in modules]
+    narrow = tape.cast(x, width)
+    rows, input_size, x_needs = x.elements // modules[0].in_features, narrow.size, needs_gradient(narrow)
+    copies = [tape.value(sum(a.elements for a, _ in matrices), width) for _ in range(workload.sharded > 1)]
+    copies += [tape.value(b.elements, width) for _, b in matrices if workload.sharded > 1 and b.width != width]
+    between = tape.value(rows * rank * len(modules), width)
+    masks = [tape.value(narrow.elements, 1) for _ in modules if drops and r.on_cuda]
+    if drops:
+        tape.use(input_size)
+    outputs = []
+    for module in modules:
+        outputs.append(tape.value(rows * module.out_features, width))
+        _write_out(r, module)
+
+    def widened(*parameters: Parameter) -> list[Storage]:
+        direct = r.on_cuda or parameters[0].width == width  # a GPU's product answers at 32 bits
+        product = tape.allocate(0 if direct else sum(parameter.elements for parameter in parameters) * width)
+        wide = [tape.allocate(parameter.size) for parameter in parameters]
+        tape.release(product)
+        return wide
+
+    def backward(_: Storage) -> Gradients:
+        of_between = tape.allocate(rows * rank * len(modules) * width)
+        of_b = [storage for _, b in matrices for storage in widened(b)]
+        of_x = tape.allocate(input_size) if x_needs else None
+        if of_x is not None:
+            for module in modules:
+                _write_out(r, module)
+        of_a = []
+        for a, _ in matrices if drops else ():
+            masked = tape.allocate(input_size)
+            of_a += widened(a)
+            tape.release(masked)
+            tape.use(input_size if x_needs else 0, input_size if x_needs else 0)
+        of_a = of_a or widened(*(a for a, _ in matrices))
+        tape.release(of_between)
+        return (of_x, *(storage for pair in zip(of_a, of_b, strict=True) for storage in pair))
+
+    trained = [matrix for pair in matrices for matrix in pair]
+    tape.record(outputs, (narrow, *trained), backward, [narrow, between, *copies, *masks])
+    return outputs
+
+
+def _write_out(r: StepContext, module: ModuleShape) -> None:
+    """A 4-bit weight as it is multiplied, with its scales at 32 bits."""
+    workload, elements = r.workload, module.in_features * module.out_features
+    if workload.quantizes(module):
+        scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
+        r.tape.use(scales, 0 if r.on_cuda else elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
+
+
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """Loratory's own branch: added into the layer's result in place, at the result's precision.
+    """The branch alone, behind a layer that keeps a function of its own: added into its result in place.
 
     Keeps the layer's input, the product with A, both matrices at the result's precision, and on CUDA the dropout mask.
 

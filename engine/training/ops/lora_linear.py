@@ -222,9 +222,9 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = torch.empty_like(rows)
-            for grad, base in zip(grads, call.bases, strict=True):
-                weight = call.group.weights.of(base, x.dtype)
-                of_x = torch.mm(grad, weight, out=of_x) if base is call.bases[0] else of_x.addmm_(grad, weight)
+            for number, (grad, base) in enumerate(zip(grads, call.bases, strict=True)):
+                # Not a variable: of 4-bit weights one at a time is written out.
+                of_x.addmm_(grad, call.group.weights.of(base, x.dtype), beta=min(number, 1))
         if masks:
             of_a = []
             for mask, part, own in zip(masks, of_between.split(ranks, 1), a.split(ranks), strict=True):
@@ -260,9 +260,13 @@ class LoraLinears:
                 group.copies = _room_for_copies(group, trained)
             if group.copies is None:
                 continue
-            targets = (*group.copies.matrices.a.split([a.shape[0] for a in trained[0::2]]), *group.copies.matrices.b)
-            to += targets
-            of += [matrix.detach() for matrix in (*trained[0::2], *trained[1::2])]
+            to += group.copies.matrices.a.split([a.shape[0] for a in trained[0::2]])
+            of += [a.detach() for a in trained[0::2]]
+            if trained[1].dtype == group.copies.matrices.a.dtype:
+                group.copies.matrices = group.copies.matrices._replace(b=tuple(b.detach() for b in trained[1::2]))
+            else:
+                to += group.copies.matrices.b
+                of += [b.detach() for b in trained[1::2]]
             group.copies.sources = _sources(trained)
         for device in {target.device for target in to}:  # one launch for many
             pairs = [(target, source) for target, source in zip(to, of, strict=True) if target.device == device]
@@ -408,7 +412,10 @@ def _room_for_copies(group: LinearGroup, trained: Sequence[torch.Tensor]) -> _St
         return None
     first = trained[0]
     a = torch.empty(sum(a.shape[0] for a in trained[0::2]), first.shape[1], dtype=dtype, device=first.device)
-    b = tuple(torch.empty_like(matrix, dtype=dtype, requires_grad=False) for matrix in trained[1::2])
+    b = tuple(
+        matrix.detach() if matrix.dtype == dtype else torch.empty_like(matrix, dtype=dtype, requires_grad=False)
+        for matrix in trained[1::2]
+    )
     return _StepCopies(_Matrices(a, b))
 
 
