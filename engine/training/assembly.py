@@ -111,7 +111,10 @@ def assemble(
     loss = TRAINING_OBJECTIVES[traits.name](training, reference)
     setup = TrainerSetup(settings, pad_token_id, flash, autocast, kind != "cpu", loss, method)
     return Assembly(
-        setup, f"{own_attention}, row by row" if joined and not flash else own_attention, tuple(notes), used
+        setup,
+        f"{own_attention}, row by row" if joined and not flash else own_attention,
+        tuple(notes),
+        used | method.optimizations(model),
     )
 
 

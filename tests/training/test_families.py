@@ -47,7 +47,7 @@ def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_p
     ours = make_training(config, rows, tmp_path / "ours")
     ours.trainer.train()
 
-    monkeypatch.setattr("engine.training.methods.registry.make_lora_quick", lambda _: 0)
+    monkeypatch.setattr("engine.training.methods.registry.fuse_lora", lambda _: 0)
     pefts = make_training(config, rows, tmp_path / "pefts")
     pefts.trainer.train()
 

@@ -49,6 +49,10 @@ class MethodTrainer:
         """Return the context of all passes of one optimizer step, in which no trained weight changes."""
         return nullcontext()
 
+    def optimizations(self, model: Any) -> dict[str, str]:  # noqa: ARG002
+        """Return those of `engine.config.optimizations` that are the method's: why one is not used, "" where it is."""
+        return {}
+
     def begin(self, model: Any, total_steps: int) -> None:
         """Prepare for this many optimizer steps, before the first one or a resumed one.
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from engine.config.methods.registry import method_of_peft_type
-from engine.config.optimizations import is_wanted
+from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import AdapterConfig
 from engine.models.source import ModelSource
 from engine.training.methods.adalora import AdaLoraTrainer
@@ -27,6 +27,10 @@ class LoraTrainer(MethodTrainer):
     def observing(self, model: Any) -> AbstractContextManager[None]:
         linears = lora_linears(model)
         return nullcontext() if linears is None else linears.observing()
+
+    def optimizations(self, model: Any) -> dict[str, str]:
+        linears = lora_linears(model)
+        return {"fused_lora": LEFT_OUT} if linears is None else linears.optimizations
 
     def step(self, model: Any) -> AbstractContextManager[None]:
         linears = lora_linears(model)

@@ -24,7 +24,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
-from engine.config.optimizations import is_wanted
+from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.training.ops.lora_branch import DropoutMask, is_plain, quick_forward
 
 # Up to so many rows bitsandbytes multiplies on a GPU without writing the weight out: `gemm_4bit`, backends/cuda/ops.py.
@@ -246,6 +246,16 @@ class LoraLinears:
     groups: list[LinearGroup]
     copies: bool = field(default_factory=lambda: is_wanted("step_copies"))
     groups_inputs: bool = field(default_factory=lambda: is_wanted("shared_inputs"))
+
+    @property
+    def optimizations(self) -> dict[str, str]:
+        """Why each optimization of `engine.config.optimizations` that is in this module is not used, "" where it is."""
+        has_groups = any(len(group.layers) > 1 for group in self.groups)
+        return {
+            "fused_lora": "" if self.groups else "no layer has plain LoRA",
+            "shared_inputs": "" if has_groups else "no layers have one input" if self.groups_inputs else LEFT_OUT,
+            "step_copies": "" if self.copies else LEFT_OUT,
+        }
 
     @contextmanager
     def step(self) -> Iterator[None]:
