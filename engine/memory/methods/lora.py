@@ -185,7 +185,7 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
         if of_x is not None:
             for module in modules:
                 _write_out(r, module)
-        of_a = []
+        of_a: list[Storage] = []
         for a, _ in matrices if drops else ():
             masked = tape.allocate(input_size)
             of_a += widened(a)

@@ -207,7 +207,7 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call, (x, between, a, *saved) = ctx.call, ctx.saved_tensors
         call.group.forget()
