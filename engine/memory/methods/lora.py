@@ -186,14 +186,14 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
             for module in modules:
                 _write_out(r, module)
         of_a: list[Storage] = []
-        for a, _ in matrices if drops else ():
+        for a in (pair[0] for pair in matrices if drops):
             masked = tape.allocate(input_size)
             of_a += widened(a)
             tape.release(masked)
             tape.use(input_size if x_needs else 0, input_size if x_needs else 0)
         of_a = of_a or widened(*(a for a, _ in matrices))
         tape.release(of_between)
-        return (of_x, *(storage for pair in zip(of_a, of_b, strict=True) for storage in pair))
+        return (of_x, *(gradient for pair in zip(of_a, of_b, strict=True) for gradient in pair))
 
     trained = [matrix for pair in matrices for matrix in pair]
     tape.record(outputs, (narrow, *trained), backward, [narrow, between, *copies, *masks])
