@@ -68,7 +68,8 @@ KINDS = {
 _RUNS_MODULE = re.compile(r"runpy\.run_module\('([\w.]+)', run_name='__main__'\)$")
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
-_MOST_SERVERS = 6
+# At once, of each kind: memory for one after the other. The one that was not asked for longest gives way.
+_MOST_SERVERS = {"heavy": 4, "data": 2, "light": 1, "supervisor": 2}
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl
 # Imports read them; most workers have them, those of a training give them to themselves.
@@ -79,6 +80,9 @@ _READ_LATE = (
     "LORATORY_", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTHONUNBUFFERED", "HOME", "TMPDIR", "GLIBC_",
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_",
 )  # fmt: skip
+
+# The address of a stand-in, which one test has: a server would have imported everything for a single worker.
+_OF_ONE_TEST = "HF_ENDPOINT"
 
 Environment = dict[str, str]
 
@@ -136,7 +140,8 @@ class ForkServers:
     """One server for each environment in which imports could differ; each starts when it is first needed."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], ForkServer] = {}
+        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], ForkServer] = {}  # the one that forked last comes last
+        self._met: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         self._lock = threading.Lock()  # one worker at a time
 
     def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
@@ -152,12 +157,18 @@ class ForkServers:
             and not name.startswith(_READ_LATE)
             and (name, value) != ("PYTHONPATH", str(REPOSITORY))  # a server's own
         )
+        key = kind, early
         with self._lock:
-            server = self._servers.get((kind, early))
+            server = self._servers.pop(key, None)
             if server is None:
-                if len(self._servers) == _MOST_SERVERS:
+                if _OF_ONE_TEST in environment and key not in self._met:
+                    self._met.add(key)
                     return None
-                server = self._servers[kind, early] = ForkServer(environment, kind)
+                alike = [other for other in self._servers if other[0] == kind]
+                if len(alike) == _MOST_SERVERS[kind]:
+                    self._servers.pop(alike[0]).close()
+                server = ForkServer(environment, kind)
+            self._servers[key] = server
             return server.fork(argv, environment, descriptors)
 
     def close(self) -> None:
