@@ -78,13 +78,14 @@ _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"
 _READ_LATE = (
     *_QUIET,
     "LORATORY_", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTHONUNBUFFERED", "HOME", "TMPDIR", "GLIBC_",
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_",
+    "PYTEST_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_",
 )  # fmt: skip
 
 # The address of a stand-in, which one test has: a server would have imported everything for a single worker.
 _OF_ONE_TEST = "HF_ENDPOINT"
 
 Environment = dict[str, str]
+Key = tuple[str, frozenset[tuple[str, str]]]  # a kind, and the variables that imports may read
 
 
 class ForkServer:
@@ -140,8 +141,8 @@ class ForkServers:
     """One server for each environment in which imports could differ; each starts when it is first needed."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], ForkServer] = {}  # the one that forked last comes last
-        self._met: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        self._servers: dict[Key, ForkServer] = {}  # the one that forked last comes last
+        self._met: set[Key] = set()  # keys of one test that were asked for
         self._lock = threading.Lock()  # one worker at a time
 
     def fork(self, argv: list[str], environment: Environment, descriptors: dict[int, int]) -> int | None:
