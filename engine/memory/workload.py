@@ -22,7 +22,15 @@ from engine.data.step_plan import LargestPass, PlanSettings, largest_pass
 from engine.hardware.device import Device
 from engine.hardware.devices import version_parts
 from engine.hardware.libraries import library_version
-from engine.models.batching import FLASH_ATTENTION, AttentionFacts, choose_batching, expected_attention
+from engine.models.batching import (
+    FLASH_ATTENTION,
+    VARLEN_ATTENTION,
+    AttentionFacts,
+    choose_batching,
+    expected_attention,
+    needs_mask,
+    takes_varlen_attention,
+)
 from engine.models.shape import ModelShape, ModuleShape
 
 _LARGEST_HEAD = 256  # that fused kernels take
@@ -213,9 +221,15 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
     processes, sharded = count_processes(config), config.run.fsdp != "none"
     precision = _precision(config, device)
     named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
-    joined = choose_batching(AttentionFacts.of_shape(shape), named, config, device.kind) == "joined"
-    masked = not joined and (
-        training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values"
+    facts = AttentionFacts.of_shape(shape)
+    through = VARLEN_ATTENTION if takes_varlen_attention(facts, named, config, device) else named
+    joined = choose_batching(facts, through, config, device.kind) == "joined"
+    # Without a padding mask, layers still get one for a window that rows are longer than.
+    has_window = bool(shape.sliding_window) and (shape.sliding_window or 0) < training.max_length
+    masked = (
+        not joined
+        and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values")
+        and (has_window or needs_mask(facts, named, config))
     )
     chunk_bytes = LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
     attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)

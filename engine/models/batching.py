@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.optimizations import is_wanted
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
+from engine.hardware.devices import version_parts
+from engine.hardware.libraries import library_version
 from engine.models.shape import AttentionSupport, ModelShape
 
 Batching = Literal["joined", "padded"]
 FLASH_ATTENTION = "flash_attention_2"
+VARLEN_ATTENTION = "loratory_varlen"  # PyTorch's kernel for joined rows, among transformers' attention functions
+
+_FIRST_WITH_VARLEN = (2, 13)  # torch.nn.attention.varlen with windows and heads that share keys
+_LARGEST_HEAD = 256  # that flash attention takes
 
 # In these, a token sees other tokens through attention alone. Others carry a state or a convolution from row to row, or
 # look at blocks of positions.
@@ -26,10 +33,14 @@ class AttentionFacts:
     layer_types: tuple[str, ...]
     sliding_window: int | None
     support: AttentionSupport
+    head_dim: int = 64
+    attention_dropout: float = 0.0
 
     @classmethod
-    def of_shape(cls, shape: ModelShape) -> "AttentionFacts":
-        return cls(shape.model_type, shape.layer_types, shape.sliding_window, shape.attention_support)
+    def of_shape(cls, shape: ModelShape, support: AttentionSupport | None = None) -> "AttentionFacts":
+        """Return those of an architecture; `support` as its class declares it, where the shape does not have it."""
+        window, support = shape.sliding_window, support or shape.attention_support
+        return cls(shape.model_type, shape.layer_types, window, support, shape.head_dim, shape.attention_dropout)
 
     @property
     def sees_rows_apart(self) -> bool:
@@ -42,6 +53,11 @@ class AttentionFacts:
             and not support.is_stateful
             and _SEPARABLE_LAYERS.issuperset(self.layer_types)
         )
+
+    def window_is_in_the_mask(self, max_length: int) -> bool:
+        """Whether some rows are longer than a window that only a mask keeps."""
+        window = self.sliding_window
+        return self.model_type in _WINDOW_IN_THE_MASK and bool(window) and (window or 0) < max_length
 
 
 PLAIN_ATTENTION = AttentionFacts("llama", (), None, AttentionSupport())
@@ -68,12 +84,46 @@ def expected_attention(support: AttentionSupport, config: RunConfig, device: Dev
     return "sdpa" if support.has_sdpa else "eager"
 
 
+def takes_varlen_attention(facts: AttentionFacts, attention: str, config: RunConfig, device: Device) -> bool:
+    """Whether joined rows go through PyTorch's own kernel, where transformers would use `attention`.
+
+    The worker tries it before it uses it.
+
+    Source: `varlen_attn`, torch/nn/attention/varlen.py; sizes of heads as in `check_head_dim_size_flash`, sdp_utils.cpp.
+    """
+    return (
+        attention == "sdpa"
+        and is_wanted("varlen_attention")
+        and can_run_flash_attention(config, device)
+        and version_parts(library_version("torch") or "") >= _FIRST_WITH_VARLEN
+        and facts.head_dim <= _LARGEST_HEAD
+        and facts.head_dim % 8 == 0
+        and not facts.attention_dropout
+    )
+
+
+def needs_mask(facts: AttentionFacts, attention: str, config: RunConfig) -> bool:
+    """Whether padded rows need a padding mask.
+
+    Causal attention needs none for rows that are padded at their end: no trained token sees padding. Virtual tokens are
+    in the mask, some families have a state or a window that depends on it, and attention that is written out has its
+    causality from it.
+    """
+    return (
+        not is_wanted("unmasked_rows")
+        or attention != "sdpa"
+        or config.adapter.traits.virtual_tokens != "none"
+        or not facts.sees_rows_apart
+        or facts.window_is_in_the_mask(config.training.max_length)
+    )
+
+
 def choose_batching(
     facts: AttentionFacts, attention: str, config: RunConfig, device_kind: str, *, trial_agrees: bool | None = None
 ) -> Batching:
     """Return how rows become batches: joined into one sequence without padding, or padded side by side.
 
-    Without flash attention on a GPU, padding is cheaper than one small product for each row, unless rows are packed.
+    Without a kernel for joined rows on a GPU, padding is cheaper than one small product for each row, unless rows are packed.
 
     `trial_agrees` says whether joined rows had the losses of separate rows when the trainer tried both. None before the
     trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
@@ -83,9 +133,8 @@ def choose_batching(
         return "padded"
     if attention.startswith("flash_attention"):
         return "joined"
-    if device_kind != "cpu" and not config.training.packing:
+    if attention != VARLEN_ATTENTION and device_kind != "cpu" and not config.training.packing:
         return "padded"
-    window = facts.sliding_window
-    if facts.model_type in _WINDOW_IN_THE_MASK and window and window < config.training.max_length:
+    if facts.window_is_in_the_mask(config.training.max_length):
         return "padded"
-    return "joined" if attention == "sdpa" else "padded"
+    return "joined" if attention in ("sdpa", VARLEN_ATTENTION) else "padded"

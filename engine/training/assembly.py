@@ -20,9 +20,8 @@ from engine.config.run import RunConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import PlanSettings
 from engine.errors import ModelError
-from engine.inspector.worker.architecture import read_attention
-from engine.models.batching import choose_batching
 from engine.training.batching.batches import PassTensors, join
+from engine.training.batching.choose import choose_row_attention
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
@@ -30,7 +29,7 @@ from engine.training.kernels import why_no_fused_loss
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.objectives.reference import Reference
-from engine.training.ops.attention import JOINED_ATTENTION, joined_attention, register_joined_attention
+from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
 from engine.training.ops.loss import attach_loss, causal_lm_of, logit_transform
 from engine.training.placement import Placement
 from engine.training.precision import Precision
@@ -88,34 +87,27 @@ def assemble(
         used["fused_loss"] = "the model changes its logits in a way of its own"
     notes.extend(with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
     own_attention = str(causal_lm.config._attn_implementation)
-    flash = own_attention.startswith("flash_attention")
-    facts, kind = read_attention(causal_lm), placement.torch_device.type
-    batching = choose_batching(facts, own_attention, config, kind)
-    if batching == "joined":
-        apart = probe.attention_apart()
-        if not flash:
-            register_joined_attention()
-            causal_lm.set_attn_implementation(JOINED_ATTENTION)
-        joins = probe.joins(expected, apart, flash=flash)
-        batching = choose_batching(facts, own_attention, config, kind, trial_agrees=joins)
-        if batching == "padded":
-            notes.append("This model does not keep joined rows apart, so its rows are padded.")
-            causal_lm.set_attn_implementation(own_attention)
-    joined = batching == "joined"
+    attention = choose_row_attention(probe, config, placement, expected)
+    notes.extend(attention.notes)
+    joined = attention.batching == "joined"
     if training.packing and not joined:
         what = f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention."
         raise ModelError(what, "Switch packing off, or set attn_implementation to auto.")
-    notes.extend(_compiled(probe, config, placement, join(probe.rows, flash=flash) if joined else probe.padded()))
+    few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
+    notes.extend(_compiled(probe, config, placement, few))
     group = placement.group
-    settings = PlanSettings(training, batching, group.world_size, group.rank, traits.sequences_per_example)
-    loss = TRAINING_OBJECTIVES[traits.name](training, reference)
-    setup = TrainerSetup(settings, pad_token_id, flash, autocast, kind != "cpu", loss, method)
-    return Assembly(
-        setup,
-        f"{own_attention}, row by row" if joined and not flash else own_attention,
-        tuple(notes),
-        used | method.optimizations(model),
+    settings = PlanSettings(training, attention.batching, group.world_size, group.rank, traits.sequences_per_example)
+    setup = TrainerSetup(
+        settings,
+        pad_token_id,
+        flash=attention.flash,
+        masked=attention.masked,
+        autocast=autocast,
+        prefetches=placement.torch_device.type != "cpu",
+        objective=TRAINING_OBJECTIVES[traits.name](training, reference),
+        method=method,
     )
+    return Assembly(setup, attention.name, tuple(notes), used | attention.why_not | method.optimizations(model))
 
 
 def _why_no_fused_loss(causal_lm: Any, placement: Placement, autocast: torch.dtype | None) -> str:

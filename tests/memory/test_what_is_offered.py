@@ -129,7 +129,7 @@ def test_each_change_is_of_another_kind(offers):
 
 def test_a_change_keeps_its_kind_when_free_memory_changes_its_figures(shapes):
     found = []
-    for gib in (76, 80):
+    for gib in (64, 80):
         advice = advise(shapes[MODELS[0]], config_from_mapping(mapping()), device_of("cuda", gib))
         found.append({change.kind: change.change for change in (*advice.changes, *advice.limits)})
 

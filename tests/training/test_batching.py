@@ -14,7 +14,13 @@ from engine.hardware.device import Device
 from engine.inspector.worker.architecture import read_attention
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.workload import workload_of_step
-from engine.models.batching import AttentionFacts, choose_batching, expected_attention
+from engine.models.batching import (
+    VARLEN_ATTENTION,
+    AttentionFacts,
+    choose_batching,
+    expected_attention,
+    takes_varlen_attention,
+)
 from engine.models.inventory_cache import remember_inventory
 from engine.models.shape import AttentionSupport
 from engine.training.assembly import assemble
@@ -125,12 +131,14 @@ def test_the_estimate_judges_as_the_trainer_with_the_real_model(
     takes_flash = flash and facts.support.has_flash and device is GPU
     # What transformers resolved when the model was built on a machine without flash attention.
     attention = "flash_attention_2" if takes_flash else model.get_correct_attn_implementation(None)
+    through = VARLEN_ATTENTION if takes_varlen_attention(facts, attention, config, device) else attention
 
     estimated = workload_of_step(shape, config, device)
 
     assert expected_attention(shape.attention_support, config, device, has_flash_package=flash) == attention
-    assert estimated.joined == (choose_batching(facts, attention, config, device.kind) == JOINED)
-    assert (estimated.attention == "flash") or not takes_flash
+    assert estimated.joined == (choose_batching(facts, through, config, device.kind) == JOINED)
+    assert (estimated.attention == "flash") or not (takes_flash or (through == VARLEN_ATTENTION and estimated.joined))
+    assert AttentionFacts.of_shape(shape) == facts
 
 
 def test_a_trial_that_disagrees_ends_in_padding():

@@ -15,7 +15,14 @@ from engine.hardware.device import Device
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
 from engine.memory.workload import has_flash_attention
-from engine.models.batching import PLAIN_ATTENTION, AttentionFacts, choose_batching, expected_attention
+from engine.models.batching import (
+    PLAIN_ATTENTION,
+    VARLEN_ATTENTION,
+    AttentionFacts,
+    choose_batching,
+    expected_attention,
+    takes_varlen_attention,
+)
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.models.folder import ModelPart
@@ -130,6 +137,8 @@ def _groups_rows(
     # A model that was never inspected is taken for a plain decoder.
     facts = AttentionFacts.of_shape(shape) if shape is not None else PLAIN_ATTENTION
     attention = expected_attention(facts.support, config, device, has_flash_package=has_flash_attention())
+    if takes_varlen_attention(facts, attention, config, device):
+        attention = VARLEN_ATTENTION
     return choose_batching(facts, attention, config, device.kind) == "padded"
 
 

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def read_attention(model: PreTrainedModel) -> AttentionFacts:
         is_causal=bool(getattr(text, "is_decoder", True)),  # encoders can be decoders, and have a flag for it
         is_stateful=bool(model._is_stateful),
     )
-    return AttentionFacts(str(text.model_type), shape.layer_types, shape.sliding_window, support)
+    return replace(AttentionFacts.of_shape(shape, support), model_type=str(text.model_type))
 
 
 def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedConfig:

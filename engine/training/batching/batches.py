@@ -92,17 +92,17 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
     return PassTensors(inputs, *_trained(rows, starts, tokens))
 
 
-def pad(rows: Sequence[TokenizedRow], pad_token_id: int) -> PassTensors:
-    """Put rows side by side, (rows, longest), padded at the end; padding is masked, so any token serves."""
+def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True) -> PassTensors:
+    """Put rows side by side, (rows, longest), padded at the end; padding is masked or never seen, so any token serves."""
     longest = max(len(row.input_ids) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
     for number, row in enumerate(rows):
         input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids, dtype=torch.long)
         attention_mask[number, : len(row.input_ids)] = 1
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs = {"input_ids": input_ids, **({"attention_mask": attention_mask} if masked else {})}
     starts = [number * longest for number in range(len(rows))]
-    return PassTensors(inputs, *_trained(rows, starts, int(attention_mask.sum())))
+    return PassTensors(inputs, *_trained(rows, starts, sum(len(row.input_ids) for row in rows)))
 
 
 def _trained(

@@ -8,7 +8,7 @@ would hide in its mean what goes wrong beyond a window.
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.config.rules import QUERY_TILE
 from engine.data.render.tokenize import TokenizedRow
-from engine.training.batching.batches import PassTensors, join, pad
+from engine.training.batching.batches import PassTensors, pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
 from engine.training.sharding import forget_pass
 
 _SHORT = 64  # tokens of each row whose loss is compared
+_SHORTER = 48  # of one of them, which is padded where rows are
 _PAST = 32  # tokens beyond the longest tile or window; attention to them is compared by itself too
 # Tokens of the longest row that is tried; a window of 1,024 is crossed on a processor, one of 4,096 on a GPU.
 _LONGEST_ON_PROCESSOR = 1024 + _PAST
@@ -32,6 +33,9 @@ _LONGEST_ON_GPU = 4096 + _PAST
 _MOST_LAYERS = 8
 _LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
 _ATTENTION_TOLERANCE = 0.05  # of the norm of attention's output; bfloat16 moves it by a twentieth of that
+
+
+Rows = Sequence[TokenizedRow]
 
 
 class _EnoughError(Exception):
@@ -55,15 +59,15 @@ class Probe:
     ) -> "Probe":
         """Choose rows among those of a run."""
         first, middle = rows[0].input_ids, rows[len(rows) // 2].input_ids
-        short = tuple(_all_trained(ids[:_SHORT]) for ids in (first, middle, first))
+        short = tuple(_all_trained(ids) for ids in (first[:_SHORT], middle[:_SHORTER], first[:_SHORT]))
         length = _crossing_length(causal_lm_of(model).config.get_text_config(), max_length, _device(model))
         crossing = _all_trained(list(itertools.islice(itertools.cycle([*first, *middle]), length)))
         long = (short[0], crossing, short[1]) if length else ()
         return cls(model, short, long, pad_token_id, autocast)
 
-    def padded(self) -> PassTensors:
+    def padded(self, *, masked: bool = True) -> PassTensors:
         """The short rows side by side."""
-        return pad(self.rows, self.pad_token_id)
+        return pad(self.rows, self.pad_token_id, masked=masked)
 
     def own_loss(self) -> float:
         """Summed loss of the short rows by the model's own logits, each row by itself."""
@@ -86,23 +90,32 @@ class Probe:
         """What attention gives for each of the long rows by itself, by layer; the loss must be attached."""
         return [self._attention(pad([row], self.pad_token_id)) for row in self.long_rows]
 
-    def joins(self, expected: float, apart: Sequence[Sequence[torch.Tensor]], *, flash: bool) -> bool:
-        """Whether joined rows have the losses and the attention of separate ones: `own_loss` and `attention_apart`."""
-        lengths = [len(row.input_ids) for row in self.long_rows]
+    def keeps_apart(
+        self, expected: float, apart: Sequence[Sequence[torch.Tensor]], batch: Callable[[Rows], PassTensors]
+    ) -> bool:
+        """Whether rows of a `batch` have the losses and the attention of separate ones: `own_loss` and `attention_apart`."""
         try:
-            if not agrees(self.loss(join(self.rows, flash=flash)), expected):
+            if not agrees(self.loss(batch(self.rows)), expected):
                 return False
-            joined = self._attention(join(self.long_rows, flash=flash)) if self.long_rows else []
+            together = self._attention(batch(self.long_rows)) if self.long_rows else []
             return all(
                 _differs(own, row[layer]) <= _ATTENTION_TOLERANCE
                 and _differs(own[-_PAST:], row[layer][-_PAST:]) <= _ATTENTION_TOLERANCE
-                for layer, whole in enumerate(joined)
-                for own, row in zip(whole[: sum(lengths)].split(lengths), apart, strict=True)
+                for layer, whole in enumerate(together)
+                for own, row in zip(self._by_row(whole), apart, strict=True)
             )
         except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             return False
+
+    def _by_row(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """What belongs to each of the long rows, (tokens, features), where they are joined or padded to the longest."""
+        lengths = [len(row.input_ids) for row in self.long_rows]
+        width = max(lengths)
+        padded = whole.shape[0] == width * len(lengths)
+        starts = [number * width for number in range(len(lengths))] if padded else [0, *itertools.accumulate(lengths)]
+        return [whole[start : start + length] for start, length in zip(starts, lengths, strict=False)]
 
     def casting(self) -> torch.autocast:
         """The context of a pass."""

@@ -35,6 +35,7 @@ class TrainerSetup:
     settings: PlanSettings
     pad_token_id: int
     flash: bool = False  # joined rows are described as flash attention takes them
+    masked: bool = True  # padded rows come with a padding mask
     autocast: torch.dtype | None = None  # None where every weight is already held in the dtype of its products
     prefetches: bool = False  # the next step's batch is made during this one; a processor has no time to spare for it
     objective: TrainingObjective = field(default_factory=TrainingObjective)
@@ -112,7 +113,7 @@ class StepBatches:
     def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:
         if self._setup.settings.batching == "joined":
             return join(sequences, flash=self._setup.flash)
-        return pad(sequences, self._setup.pad_token_id)
+        return pad(sequences, self._setup.pad_token_id, masked=self._setup.masked)
 
 
 class StepOrder:

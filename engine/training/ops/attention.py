@@ -7,7 +7,7 @@ grows with the rows and not with the sequence that they are in.
 
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,13 +116,8 @@ def joined_attention(
     Raises:
         UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
     """
-    strange = [name for name in _NOT_UNDERSTOOD if asked.get(name) is not None]
-    if joined_rows is None or attention_mask is not None or query.shape[0] != 1:
-        strange.append("a mask")
-    if asked.get("is_causal") is False or not getattr(module, "is_causal", True):
-        strange.append("attention to later tokens")
-    if strange:
-        raise UnsupportedAttentionError(", ".join(strange))
+    has_mask = joined_rows is None or attention_mask is not None or query.shape[0] != 1
+    require_plain(module, asked, {"a mask": has_mask})
     assert joined_rows is not None
     if torch.is_autocast_enabled(query.device.type):  # it cannot reach into the tiles
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -134,6 +129,20 @@ def joined_attention(
         outputs = [attend(q, k, v, scale, dropout, sliding_window) for q, k, v in rows]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def require_plain(module: torch.nn.Module, asked: Mapping[str, Any], also: Mapping[str, bool]) -> None:
+    """Refuse what attention functions of ours do not do; `also` names what else makes a call strange.
+
+    Raises:
+        UnsupportedAttentionError: If the model asks for anything of it.
+    """
+    strange = [name for name in _NOT_UNDERSTOOD if asked.get(name) is not None]
+    strange += [name for name, is_so in also.items() if is_so]
+    if asked.get("is_causal") is False or not getattr(module, "is_causal", True):
+        strange.append("attention to later tokens")
+    if strange:
+        raise UnsupportedAttentionError(", ".join(strange))
 
 
 def _attend_fused(

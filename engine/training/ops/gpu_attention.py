@@ -1,0 +1,164 @@
+"""Attention without a mask of all positions against all: joined rows in one kernel, and padded rows as plain causal ones.
+
+transformers builds a mask from `attention_mask`, or looks at positions to see whether it needs one, which waits for the GPU;
+it does neither for attention functions that are registered without a mask function. These two have none.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from engine.models.batching import VARLEN_ATTENTION
+from engine.training.ops.attention import FLASH_CAPABILITY, JoinedRows, joined_attention, require_plain
+
+UNMASKED_ATTENTION = "loratory_unmasked"  # its name among transformers' attention functions
+
+_ARGUMENTS = {"scale", "window_size", "enable_gqa"}
+_TRIED_LENGTHS = (5, 1, 40, 18)
+_TOLERANCE = 0.03  # of the norm; bfloat16 moves it by a fifth of that
+
+
+def register_gpu_attention() -> None:
+    """Make both functions known to transformers."""
+    AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
+    AttentionInterface.register(UNMASKED_ATTENTION, unmasked_attention)
+
+
+def find_varlen_attn() -> Callable[..., torch.Tensor] | None:
+    """PyTorch's attention over joined rows, where it takes a scale, a window and heads that share keys."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if inspect.signature(varlen_attn).parameters.keys() >= _ARGUMENTS else None
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (1, heads, tokens, head_dim)
+    key: torch.Tensor,  # (1, key-value heads, tokens, head_dim)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **asked: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each of the joined rows, which are described as for flash attention.
+
+    Returns:
+        The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
+
+    Raises:
+        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+    """
+    attend = find_varlen_attn()
+    also = {
+        "a mask": attention_mask is not None,
+        "rows that are not joined": cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1,
+        "values of another size": value.shape[-1] != query.shape[-1],
+        "another PyTorch": attend is None,
+    }
+    require_plain(module, asked, also)
+    assert attend is not None
+    assert cu_seq_lens_q is not None
+    assert max_length_q is not None
+    if dropout > 0:  # the kernel has none; models that are known to drop out never come here
+        rows = JoinedRows(tuple(cu_seq_lens_q.diff().tolist()))
+        return joined_attention(module, query, key, value, None, dropout, scaling, sliding_window, rows)
+    if torch.is_autocast_enabled(query.device.type):  # it does not know this kernel
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    # The kernel counts keys before a query, transformers those that it sees, its own among them.
+    before = -1 if sliding_window is None or sliding_window >= max_length_q else sliding_window - 1
+    output = attend(
+        *(states[0].transpose(0, 1) for states in (query, key, value)),
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(before, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.unsqueeze(0), None
+
+
+def unmasked_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (rows, heads, tokens, head_dim)
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    sliding_window: int | None = None,
+    **asked: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of rows that are padded at their end, whose own tokens see no padding.
+
+    Raises:
+        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+    """
+    tokens = query.shape[2]
+    require_plain(module, asked, {"a mask": attention_mask is not None, "a cache": key.shape[2] != tokens})
+    mask = None
+    if sliding_window is not None and sliding_window < tokens:
+        mask = _window_mask(tokens, sliding_window, query.device)
+    output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **asked)
+    return output, None
+
+
+@functools.lru_cache(maxsize=1)  # for all layers of a pass
+def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor:
+    positions = torch.arange(tokens, device=device)
+    distance = positions[:, None] - positions[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
+def why_no_varlen_attention(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
+    """Return why joined rows cannot go through PyTorch's kernel here; "" where it gives what row by row gives.
+
+    Args:
+        device: Where; tried on it, forward and backward.
+        dtype: Of queries, keys and values.
+        heads: Query heads, key-value heads and the size of each.
+    """
+    if device.type != "cuda":
+        return "needs CUDA"
+    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY or dtype not in (torch.float16, torch.bfloat16):
+        return "needs a GPU since Ampere and 16 bits"
+    if find_varlen_attn() is None:
+        return f"PyTorch {torch.__version__} has no kernel for windows and shared heads"
+    try:
+        agrees = _agrees_row_by_row(device, dtype, heads)
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # a build without the kernel; also memory, of which this takes a megabyte
+        return f"PyTorch's kernel fails ({str(error).splitlines()[0][:80]})"
+    return "" if agrees else "PyTorch's kernel gives something else than row by row"
+
+
+def _agrees_row_by_row(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
+    generator = torch.Generator(device).manual_seed(0)
+    tokens, (queries, shared, size) = sum(_TRIED_LENGTHS), heads
+    parts = [
+        torch.randn(1, count, tokens, size, device=device, generator=generator).to(dtype).requires_grad_()
+        for count in (queries, shared, shared)
+    ]
+    weights = torch.randn(1, tokens, queries, size, device=device, generator=generator)
+    ends = torch.tensor((0, *_TRIED_LENGTHS), device=device).cumsum(0).to(torch.int32)
+    module, window = torch.nn.Module(), 8
+    by_row, _ = joined_attention(module, *parts, None, sliding_window=window, joined_rows=JoinedRows(_TRIED_LENGTHS))
+    at_once, _ = varlen_attention(
+        module, *parts, None, sliding_window=window, cu_seq_lens_q=ends, max_length_q=max(_TRIED_LENGTHS)
+    )
+    pairs = [(at_once, by_row)]
+    pairs.extend(zip(*(torch.autograd.grad((each * weights).sum(), parts) for each in (at_once, by_row)), strict=True))
+    return all(float((own.float() - row).norm() / row.float().norm()) <= _TOLERANCE for own, row in pairs)

@@ -1,0 +1,90 @@
+"""Kernels that only a GPU has, written with PyTorch's operations: what is built around them is tried on a processor."""
+
+import sys
+import types
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from engine.training import kernels
+from engine.training.batching import choose
+from engine.training.ops import gpu_attention
+from engine.training.ops.loss import LogitTransform
+
+
+def varlen_attn(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    return_aux=None,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    seqused_k=None,
+    block_table=None,
+    num_splits=None,
+):
+    """`torch.nn.attention.varlen.varlen_attn`, row by row: (tokens, heads, head_dim)."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    rows = list(zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], strict=False))
+    assert max(end - start for start, end in rows) == max_q == max_k
+    left, right = window_size
+    outputs = []
+    for start, end in rows:
+        positions = torch.arange(end - start)
+        distance = positions[:, None] - positions[None, :]
+        seen = torch.ones_like(distance, dtype=torch.bool)
+        seen &= distance <= left if left >= 0 else seen
+        seen &= -distance <= right if right >= 0 else seen
+        parts = (part[start:end].transpose(0, 1).unsqueeze(0) for part in (query, key, value))
+        row = functional.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        outputs.append(row[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+class _CrossEntropy:
+    @staticmethod
+    def apply(logits, targets, scale, cap):
+        return functional.cross_entropy(
+            LogitTransform(scale, cap).apply(logits.float()), targets, reduction="none", ignore_index=-100
+        )
+
+
+def losses_and_gradient_(logits, targets, scale, cap, gradient_sum):
+    """As `engine.training.ops.triton_loss` has it."""
+    with torch.enable_grad():
+        again = logits.detach().clone().requires_grad_()
+        losses = _CrossEntropy.apply(again, targets, scale, cap)
+        (gradient,) = torch.autograd.grad(losses.sum(), again)
+    logits.copy_(gradient)
+    return losses.detach(), torch.ones_like(losses)
+
+
+def triton_loss() -> Any:
+    """A module in place of `engine.training.ops.triton_loss`."""
+    module: Any = types.ModuleType("engine.training.ops.triton_loss")
+    module.CrossEntropy = _CrossEntropy
+    module.losses_and_gradient_ = losses_and_gradient_
+    module.losses_of = lambda *given: (_CrossEntropy.apply(*given), None)
+    return module
+
+
+def use_gpu_paths(monkeypatch, *, joins: bool = True) -> None:
+    """Let trainings on this processor take what a GPU takes; `joins` as one since Ampere does."""
+    module = triton_loss()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("engine.training.ops.triton_loss", module, raising=False)
+    monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    monkeypatch.setattr(gpu_attention, "find_varlen_attn", lambda: varlen_attn)
+    monkeypatch.setattr(choose, "why_no_varlen_attention", lambda *_: "")
+    monkeypatch.setattr(choose, "takes_varlen_attention", lambda _facts, attention, *_: joins and attention == "sdpa")
+    if not joins:
+        monkeypatch.setattr(choose, "choose_batching", lambda *_, **__: "padded")
