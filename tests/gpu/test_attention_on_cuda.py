@@ -5,7 +5,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from engine.memory.workload import has_flash_attention
+from engine.training.batching.batches import pad
 from engine.training.ops.attention import sdpa_with_copied_heads
+from engine.training.ops.gpu_attention import find_varlen_attn, why_no_varlen_attention
 from tests.gpu.cuda_training import ROWS, auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
@@ -31,8 +33,8 @@ def test_auto_takes_flash_attention_where_it_is_installed_else_sdpa(tiny_model_f
     training = train(tiny_model_folder, tmp_path, **auto_dtype())
 
     is_flash_gpu = torch.cuda.get_device_capability(0) >= (8, 0)
-    assert training.assembly.attention == ("flash_attention_2" if HAS_FLASH and is_flash_gpu else "sdpa")
-    assert training.trainer.model.config._attn_implementation == training.assembly.attention
+    otherwise = "varlen_attn" if is_flash_gpu and find_varlen_attn() is not None else "sdpa, without a mask"
+    assert training.assembly.attention == ("flash_attention_2" if HAS_FLASH and is_flash_gpu else otherwise)
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
@@ -110,3 +112,69 @@ def test_heads_that_share_keys_never_have_their_scores_written_out_in_float32(cu
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
     for own, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-2)
+
+
+needs_ampere = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability(0) < (8, 0), reason="needs a GPU since Ampere"
+)
+
+
+@needs_ampere
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [(14, 2, 64), (32, 8, 128), (8, 8, 256)], ids=str)
+def test_pytorchs_kernel_for_joined_rows_gives_what_row_by_row_gives(cuda, dtype, heads):
+    if find_varlen_attn() is None:
+        pytest.skip("this PyTorch has no such kernel")
+
+    assert why_no_varlen_attention(cuda, dtype, heads) == ""
+
+
+@needs_ampere
+@pytest.mark.parametrize("window", [None, 32], ids=["whole rows", "a sliding window"])
+def test_rows_are_joined_without_the_flash_attention_package(window, tmp_path, show):
+    if HAS_FLASH or find_varlen_attn() is None:
+        pytest.skip("another kernel is taken")
+    folder = make_tiny_model(tmp_path / "model", model_type="mistral", sliding_window=window)
+    rows = make_rows(24, longest=200)
+    sections = {"training": {"max_length": 256, "max_steps": 6}}
+    on_the_processor = make_training(make_config(folder, **sections), rows, tmp_path / "processor")
+    on_the_processor.trainer.train()
+
+    training = train_on_gpu(folder, tmp_path / "out", rows, **auto_dtype(**sections))
+
+    show(optimizations=training.assembly.optimizations)
+    assert training.assembly.attention == "varlen_attn"
+    assert training.losses == pytest.approx(on_the_processor.losses, rel=BFLOAT16_TOLERANCE)
+
+
+@pytest.mark.parametrize("window", [None, 32], ids=["whole rows", "a sliding window"])
+def test_padded_rows_without_a_mask_have_the_losses_of_rows_with_one(window, tmp_path, monkeypatch, show):
+    folder = make_tiny_model(tmp_path / "model", model_type="mistral", sliding_window=window)
+    rows = make_rows(24, longest=200)
+    sections = {"training": {"max_length": 256, "max_steps": 6}}
+    monkeypatch.setenv("LORATORY_WITHOUT", "unmasked_rows,varlen_attention")
+    masked = train_on_gpu(folder, tmp_path / "masked", rows, **sections)
+    monkeypatch.setenv("LORATORY_WITHOUT", "varlen_attention")
+
+    training = train_on_gpu(folder, tmp_path / "out", rows, **sections)
+
+    show(optimizations=training.assembly.optimizations)
+    assert masked.assembly.setup.masked
+    assert not training.assembly.setup.masked
+    assert training.losses == pytest.approx(masked.losses, rel=1e-3)
+
+
+def test_a_pass_without_a_mask_never_waits_for_the_gpu(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORATORY_WITHOUT", "varlen_attention")
+    training = train_on_gpu(tiny_model_folder, tmp_path / "out", training={"max_steps": 1})
+    one = pad(ROWS[:3], 0, masked=False).to(torch.device("cuda", 0))
+    model = training.trainer.model
+    model(**one.inputs, trained_tokens=one.trained)  # kernels are loaded
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = model(**one.inputs, trained_tokens=one.trained)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert loss > 0

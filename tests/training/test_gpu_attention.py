@@ -1,6 +1,7 @@
 """Attention without a mask: joined rows in one kernel and padded rows give what row by row gives, in every family."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,11 @@ from tests.training.tiny_training import make_config, make_rows, make_training
 
 LENGTHS = (5, 1, 40, 18)
 WINDOW = 16
-GEMMA = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "num_hidden_layers": 3}
-FAMILIES = {
+GEMMA: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "num_hidden_layers": 3,
+}
+FAMILIES: dict[str, Any] = {
     "llama": {},
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     "mistral": {"sliding_window": WINDOW},
@@ -34,9 +38,11 @@ FAMILIES = {
 AMPERE = Device("cuda", 0, "a GPU", 80 << 30, 80 << 30, has_fast_bfloat16=True)
 
 
-def states(dtype=torch.float32, heads=6, shared=2, tokens=64, rows=1):
+def states(dtype=torch.float32, heads=6, shared=2, tokens=64, rows=1) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
-    return [torch.randn(rows, count, tokens, 8).to(dtype).requires_grad_() for count in (heads, shared, shared)]
+    query = torch.randn(rows, heads, tokens, 8).to(dtype).requires_grad_()
+    key, value = (torch.randn(rows, shared, tokens, 8).to(dtype).requires_grad_() for _ in range(2))
+    return query, key, value
 
 
 def gradients(output, parts):
@@ -88,8 +94,9 @@ def test_padded_rows_attend_as_each_by_itself(window):
     got, _ = unmasked_attention(module, *parts, None, sliding_window=window)
 
     for row, length in enumerate((20, 3, 11)):
-        alone = [part[row : row + 1, :, :length] for part in parts]
-        expected, _ = joined_attention(module, *alone, None, joined_rows=JoinedRows((length,)), sliding_window=window)
+        query, key, value = (part[row : row + 1, :, :length] for part in parts)
+        given = {"joined_rows": JoinedRows((length,)), "sliding_window": window}
+        expected, _ = joined_attention(module, query, key, value, None, **given)
         torch.testing.assert_close(got[row, :length], expected[0])
 
 
@@ -187,6 +194,18 @@ def test_the_kernel_is_expected_where_it_runs(tmp_path, monkeypatch):
     assert not expects(AttentionFacts("x", (), None, AttentionSupport(), attention_dropout=0.1), "sdpa", config, AMPERE)
     monkeypatch.setattr(batching, "library_version", lambda _name: "2.9.1")
     assert not expects(facts, "sdpa", config, AMPERE)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_kernel_is_tried_forward_and_backward(monkeypatch):
+    tried = (torch.device("cpu"), torch.bfloat16, (6, 2, 8))
+    assert gpu_attention._agrees_row_by_row(*tried)
+
+    for wrong in ({"window_size": (8, 0)}, {"window_size": (7, -1)}, {"scale": 0.5}):
+        monkeypatch.setattr(
+            gpu_attention, "find_varlen_attn", lambda wrong=wrong: lambda *g, **k: varlen_attn(*g, **k | wrong)
+        )
+        assert not gpu_attention._agrees_row_by_row(*tried)
 
 
 def test_a_processor_has_no_such_kernel():

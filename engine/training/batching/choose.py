@@ -39,7 +39,8 @@ def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, 
     """Try what suits model and device on a few rows, the fastest first; `expected` is their loss by the model alone."""
     causal_lm = causal_lm_of(probe.model)
     own, kind = str(causal_lm.config._attn_implementation), placement.torch_device.type
-    facts, notes = read_attention(causal_lm), []
+    facts = read_attention(causal_lm)
+    notes: list[str] = []
     no_varlen = _why_no_varlen(probe, facts, own, config, placement)
     apart = None
     for attention in (own,) if no_varlen else (VARLEN_ATTENTION, own):

@@ -148,17 +148,18 @@ def why_no_varlen_attention(device: torch.device, dtype: torch.dtype, heads: tup
 def _agrees_row_by_row(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
     generator = torch.Generator(device).manual_seed(0)
     tokens, (queries, shared, size) = sum(_TRIED_LENGTHS), heads
-    parts = [
-        torch.randn(1, count, tokens, size, device=device, generator=generator).to(dtype).requires_grad_()
-        for count in (queries, shared, shared)
-    ]
-    weights = torch.randn(1, tokens, queries, size, device=device, generator=generator)
+    draw = functools.partial(torch.randn, device=device, generator=generator)
+    parts = tuple(draw(1, count, tokens, size).to(dtype).requires_grad_() for count in (queries, shared, shared))
+    query, key, value = parts
+    weights = draw(1, tokens, queries, size)
     ends = torch.tensor((0, *_TRIED_LENGTHS), device=device).cumsum(0).to(torch.int32)
-    module, window = torch.nn.Module(), 8
-    by_row, _ = joined_attention(module, *parts, None, sliding_window=window, joined_rows=JoinedRows(_TRIED_LENGTHS))
-    at_once, _ = varlen_attention(
-        module, *parts, None, sliding_window=window, cu_seq_lens_q=ends, max_length_q=max(_TRIED_LENGTHS)
+    module, window, longest = torch.nn.Module(), 8, max(_TRIED_LENGTHS)
+    by_row, _ = joined_attention(
+        module, query, key, value, None, sliding_window=window, joined_rows=JoinedRows(_TRIED_LENGTHS)
     )
-    pairs = [(at_once, by_row)]
+    at_once, _ = varlen_attention(
+        module, query, key, value, None, sliding_window=window, cu_seq_lens_q=ends, max_length_q=longest
+    )
+    pairs = [(at_once.detach(), by_row.detach())]
     pairs.extend(zip(*(torch.autograd.grad((each * weights).sum(), parts) for each in (at_once, by_row)), strict=True))
     return all(float((own.float() - row).norm() / row.float().norm()) <= _TOLERANCE for own, row in pairs)
