@@ -297,7 +297,7 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
         ("steps", _steps(summary)),
         ("loss", words_of_loss(summary.final_loss)),
         ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
-        *([] if accuracy is None else [("preference accuracy", f"{accuracy:.0%} of the held-out pairs")]),
+        *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
         ("speed", speed),
         ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),

@@ -195,10 +195,10 @@ def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_p
     drawn, chart = figure(preference_figure(history, DPO, "run-1"))
 
     titles = [one.text for one in drawn.layout.annotations]
-    assert titles[:3] == [
-        "Rewards (beta × log-ratio): chosen solid, rejected dashed",
+    assert [title for title in titles if title not in ("chosen", "rejected")][:3] == [
+        "Rewards (β · log-ratio)",
         "Margin",
-        "Pairs preferred correctly",
+        "Preferred correctly",
     ]
     assert "in the data 60%" in titles
     assert {trace.name for trace in drawn.data} >= {"chosen", "rejected, held-out", "margin", "train", "held-out"}
@@ -217,8 +217,8 @@ def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
     drawn, _ = figure(preference_figure(history, TrainingConfig(objective="kto"), "run-1"))
 
     titles = [one.text for one in drawn.layout.annotations]
-    assert any("KL to the reference" in title for title in titles)
-    assert any("good solid, bad dashed" in title for title in titles)
+    assert any("KL to reference" in title for title in titles)
+    assert {"good", "bad"} <= set(titles)
     assert {trace.name for trace in drawn.data} >= {"KL", "good", "bad, held-out"}
 
 

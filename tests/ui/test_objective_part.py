@@ -154,7 +154,7 @@ def test_a_preset_that_continues_another_one_says_what_is_missing_and_takes_it_o
     visitor.fill(part.with_start(preset))
     visitor.refresh()
 
-    hint = part._render_hint(visitor.page.draft(visitor._form()))
+    hint = part.hint_of(visitor.page.draft(visitor._form()))
     assert "has not been trained here yet" in hint
     assert f'data-pick="{before.name}"' in hint
     took = part._take_hint(SimpleNamespace(_data={"pick": before.name}))
@@ -162,12 +162,12 @@ def test_a_preset_that_continues_another_one_says_what_is_missing_and_takes_it_o
 
     run = write_run(services.runs, before.load(), InventedRun())
     visitor.page.reader.look_again()
-    hint = part._render_hint(visitor.page.draft(visitor._form()))
+    hint = part.hint_of(visitor.page.draft(visitor._form()))
     assert f'data-pick="{run.id}"' in hint
     visitor.change(part._take_hint(SimpleNamespace(_data={"pick": run.id}))[part._change])
     visitor.refresh()
     assert visitor.mapping["adapter"]["warm_start"] == run.id
-    assert part._render_hint(visitor.page.draft(visitor._form())) == ""
+    assert part.hint_of(visitor.page.draft(visitor._form())) == ""
     # Loaded anew, it begins there by itself.
     assert part.with_start(preset)["adapter"]["warm_start"] == run.id
 

@@ -110,7 +110,8 @@ class FollowPart:
                 )
             self.warnings = live_html(elem_id=f"{prefix}run-warnings")
             self.preferences = chart(elem_id=f"{prefix}preference-charts", elem_classes="small-charts")
-            self.small = chart(elem_id=f"{prefix}small-charts", elem_classes="small-charts")
+            with gr.Accordion("Learning rate, speed and memory", open=True) as self.small_fold:
+                self.small = chart(elem_id=f"{prefix}small-charts", elem_classes="small-charts")
             # In the side panel where there is one.
             self.made_of = live_html(elem_id=f"{prefix}run-made-of", render=choice is None)
             self.memory = live_html(elem_id=f"{prefix}run-memory", render=choice is None)
@@ -138,7 +139,7 @@ class FollowPart:
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [
             *self._texts, self.live, self.shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
-            *([self.choice] if self.choice is not None else []),
+            self.small_fold, *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
         # What `look` needs besides the run.
         self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.shown]
@@ -279,6 +280,7 @@ class FollowPart:
             updates[self.confirm.panel] = HIDDEN
         if run_id != run_shown:  # else a person may have chosen another one by now
             updates[self.place]["value"] = self._place_of(observed.run, observed.config) or "local"
+            updates[self.small_fold] = gr.update(open=not updates[self.preferences])
         return updates
 
     def _without_run(self, heading: str) -> Updates:

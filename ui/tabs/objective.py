@@ -58,7 +58,7 @@ class ObjectivePart:
                     [("Base model", _BASE)], value=_BASE, label="Start from", info=" ", elem_id="start-from", min_width=300,
                     visible=False,
                 )  # fmt: skip
-            self.hint = pick_list(elem_id="objective-hint")
+            self.hint = pick_list(elem_id="objective-hint", visible=False)
             with gr.Accordion(
                 "Preference settings", open=False, visible=False, elem_id="preference-settings"
             ) as settings:
@@ -130,7 +130,11 @@ class ObjectivePart:
 
     # -- presets that start from another one's result -----------------------------------------------------------------
 
-    def _render_hint(self, draft: Draft) -> str:
+    def _render_hint(self, draft: Draft) -> Any:
+        words = self.hint_of(draft)
+        return gr.update(value=words, visible=bool(words))
+
+    def hint_of(self, draft: Draft) -> str:
         """Return what a preset of this draft should start from, and the one click that leads there; else nothing."""
         preset = _preset_of(draft)
         if preset is None or draft.mapping["adapter"].get("warm_start"):
@@ -199,7 +203,8 @@ def _offered(draft: Draft) -> list[Objective]:
 def _render_choice(draft: Draft) -> Any:
     offered, chosen = _offered(draft), draft.objective
     info = chosen.help
-    for kind, words in ROWS_IN_WORDS.items():  # what the rest would need
+    # What the rest would need, where a person has not found preferences yet.
+    for kind, words in ROWS_IN_WORDS.items() if not chosen.learns_preferences else ():
         names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in offered]
         if names:
             info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {words}."

@@ -143,6 +143,12 @@ def panel_level(history: RunHistory, value: float, text: str) -> tuple[dict[str,
     return _level(history, value, text), _level_label(value, text, log=False)
 
 
+def panel_label(text: str, value: float, colour: str, *, above: bool) -> dict[str, Any]:
+    """Return the name of a curve of a small chart, where it ends."""
+    place = {"yanchor": "bottom", "yshift": 2} if above else {"yanchor": "top", "yshift": -4}
+    return _level_label(value, text, log=False) | place | {"font": {"size": 12, "color": colour}}
+
+
 def panels_json(history: RunHistory, panels: Sequence[Panel], revision: str, label: str) -> str:
     """Return small charts, two a row, as one figure."""
     rows = math.ceil(len(panels) / 2)

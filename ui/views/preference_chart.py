@@ -8,7 +8,7 @@ from engine.config.objectives import LONGER_PREFERRED, OBJECTIVES
 from engine.config.training import TrainingConfig
 from engine.runs.history.preference_health import CHOSEN, MARGINS, REJECTED
 from engine.runs.history.run_history import RunHistory
-from ui.views.loss_chart import Panel, panel_curve, panel_level, panel_points, panels_json
+from ui.views.loss_chart import Panel, panel_curve, panel_label, panel_level, panel_points, panels_json
 
 _BLUE, _BLUE_THIN, _VERMILION = "var(--series-blue)", "var(--series-blue-thin)", "var(--series-vermilion)"
 _GREEN = "var(--series-green)"
@@ -30,11 +30,12 @@ def preference_figure(history: RunHistory, training: TrainingConfig, revision: s
         return ""
     pairs = "pairs" in objective.rows
     better, worse = ("chosen", "rejected") if pairs else ("good", "bad")
-    ratio = "beta × log-ratio" if objective.has_reference else "beta × log-probability"
+    # A title has to fit half of a telephone's width.
+    ratio = "β · log-ratio" if objective.has_reference else "β · log p"
     panels = [
         _panel(
             history,
-            f"Rewards ({ratio}): {better} solid, {worse} dashed",
+            f"Rewards ({ratio})",
             ".3g",
             _Curve(CHOSEN, better, _BLUE),
             _Curve(REJECTED, worse, _VERMILION, "dash"),
@@ -42,24 +43,24 @@ def preference_figure(history: RunHistory, training: TrainingConfig, revision: s
         _panel(history, "Margin", ".3g", _Curve(MARGINS, "margin", _GREEN)),
     ]
     if "rewards/accuracies" in objective.metrics:
-        panels.append(_share(history, "Pairs preferred correctly", "rewards/accuracies", None))
+        panels.append(_share(history, "Preferred correctly", "rewards/accuracies", None))
     if "kl" in objective.metrics:
-        panels.append(_panel(history, "KL to the reference, nats", ".3g", _Curve("kl", "KL", _BLUE)))
+        panels.append(_panel(history, "KL to reference, nats", ".3g", _Curve("kl", "KL", _BLUE)))
     if LONGER_PREFERRED in objective.metrics:
         better_share = history.data_report.chosen_longer if history.data_report is not None else None
-        panels.append(_share(history, "Pairs whose longer answer is preferred", LONGER_PREFERRED, better_share))
+        panels.append(_share(history, "Prefers the longer", LONGER_PREFERRED, better_share))
     else:
         panels.append(
             _panel(
                 history,
-                f"Log-probability: {better} solid, {worse} dashed",
+                "Log-probability",
                 ".3g",
                 _Curve("logps/chosen", better, _BLUE),
                 _Curve("logps/rejected", worse, _VERMILION, "dash"),
             )
         )
     titles = ", ".join(panel.title[:1].lower() + panel.title[1:] for panel in panels)
-    return panels_json(history, panels, revision, f"By step, diamonds on held-out rows: {titles}.")
+    return panels_json(history, panels, revision, f"By step, with diamonds on held-out rows: {titles}.")
 
 
 def _has_any(history: RunHistory, names: Sequence[str]) -> bool:
@@ -76,9 +77,15 @@ def held_out(history: RunHistory, name: str) -> Iterator[tuple[int, float]]:
 
 def _panel(history: RunHistory, title: str, number: str, *curves: _Curve) -> Panel:
     traces: list[dict[str, Any]] = []
-    for one in curves:
-        traces += _curve(history, one, number)
-    return Panel(title, traces)
+    labels: list[dict[str, Any]] = []
+    drawn = [(one, found) for one in curves if (found := _curve(history, one, number))]
+    for one, found in drawn:
+        traces += found
+        if len(drawn) > 1:  # named where they end: the upper one above its line, the lower one below
+            others = [other[-1]["y"][-1] for _, other in drawn if other is not found]
+            is_upper = found[-1]["y"][-1] >= max(others)
+            labels.append(panel_label(one.name, found[-1]["y"][-1], one.colour, above=is_upper))
+    return Panel(title, traces, labels)
 
 
 def _curve(history: RunHistory, one: _Curve, number: str) -> list[dict[str, Any]]:

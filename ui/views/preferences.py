@@ -5,7 +5,7 @@ from html import escape
 from engine.data.contract import DatasetReport, PairLengths
 from ui.views.html import plural, small
 
-_WIDTH, _HEIGHT, _BOTTOM = 720, 120, 22  # of the chart
+_WIDTH, _HEIGHT, _BOTTOM = 400, 92, 22  # of the chart
 _TOP = 16  # for the words above the bars
 _MOST_LOPSIDED = 4 / 3  # by which the more frequent label may outweigh the other one; see `_balance`
 
@@ -24,10 +24,10 @@ def render_preferences(report: DatasetReport) -> str:
 
 def _prompts(report: DatasetReport) -> str:
     rows = "pairs" if report.pair_lengths is not None else "answers"
-    same = "each has its own prompt"
+    same = f"each of the {report.kept:,} {rows} has its own prompt"
     if report.prompts != report.kept:
         same = f"{plural(report.prompts or 0, 'prompt')} in all, whose {rows} are all trained on or all held out"
-    return small(f"{report.kept:,} {rows}: {same}. No prompt is on both sides of the split.")
+    return small(f"{same[:1].upper()}{same[1:]}. No prompt is on both sides of the split.")
 
 
 def _length_differences(lengths: PairLengths) -> str:
