@@ -62,6 +62,16 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
             "Where fused_lora applies, without sharding.",
         ),
         Optimization(
+            "merged_passes",
+            "Passes of gradient accumulation go through the model as one.",
+            "CUDA, as far as the estimate finds room on the device when the run begins.",
+        ),
+        Optimization(
+            "timed_logging",
+            "Steps in quick succession are logged together, up to four times a second.",
+            "CUDA, where a logged step waits for the GPU.",
+        ),
+        Optimization(
             "weight_buffer",
             "4-bit weights are written out into one buffer.",
             "Where fused_lora applies, on CUDA.",

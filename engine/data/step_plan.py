@@ -24,6 +24,7 @@ from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 # a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
 _MOST_STEPS_IN_A_BLOCK = 50
 _FEWEST_BLOCKS = 4
+_MOST_PADDED = 1.2  # times the tokens of two passes that are merged; more costs more than one pass less saves
 _MOST_ROWS = 65_536  # of a step, where its largest pass is looked for
 _PLANNED_ROWS = 4096  # at least so many of a run are planned to find its largest pass, which takes some milliseconds
 
@@ -38,6 +39,7 @@ class PlanSettings:
     rank: int = 0
     sequences_per_row: int = 1  # of the objective's examples
     pinned_order: RowOrder | None = None  # of the run's beginning, which may have been on another device
+    merged: int = 1  # passes of a step that go through the model as one, at most: where the device has room for them
 
     def __post_init__(self) -> None:
         if self.training.packing and self.batching != "joined":
@@ -62,7 +64,12 @@ class PlanSettings:
     @property
     def tokens_per_pass(self) -> int:
         """The most that one pass may hold: what a batch of the longest rows would."""
-        return self.training.per_device_train_batch_size * self.sequences_per_row * self.training.max_length
+        return self.rows_per_pass * self.sequences_per_row * self.training.max_length
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows side by side at most."""
+        return self.training.per_device_train_batch_size * self.merged
 
 
 class Pass(NamedTuple):
@@ -131,8 +138,7 @@ class EpochPlanner:
         if settings.batching == "joined":
             return Step(tuple(join_rows(rows, self._lengths, settings.tokens_per_pass)))
         rows.sort(key=lambda row: -self._lengths[row])  # rows of like length need little padding
-        size = settings.training.per_device_train_batch_size
-        return Step(tuple(Pass(tuple(rows[start : start + size])) for start in range(0, len(rows), size)))
+        return Step(tuple(pad_rows(rows, self._lengths, settings)))
 
 
 def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:
@@ -154,6 +160,24 @@ def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int)
         tokens += lengths[row]
     if current:
         yield Pass(tuple(current))
+
+
+def pad_rows(rows: Sequence[int], lengths: Sequence[int], settings: PlanSettings) -> Iterator[Pass]:
+    """Divide rows, the longest first, into passes side by side: batches of the settings, merged while that pads little."""
+    size = settings.training.per_device_train_batch_size
+    batches = [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
+    current: tuple[int, ...] = ()
+    apart = 0  # tokens of the batches in `current`, each padded by itself
+    for batch in batches:
+        own = len(batch) * lengths[batch[0]]
+        together = current + batch
+        padded = len(together) * lengths[together[0]]
+        if current and (len(together) > settings.rows_per_pass or padded > _MOST_PADDED * (apart + own)):
+            yield Pass(current)
+            together, apart = batch, 0
+        current, apart = together, apart + own
+    if current:
+        yield Pass(current)
 
 
 def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> list[tuple[int, ...]]:
@@ -243,7 +267,11 @@ def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
 def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
     """Return what a checkpoint pins about its rows."""
     return RowPlan(
-        order=settings.order, rows_sha256=rows_sha256, batching=settings.batching, world_size=settings.world_size
+        order=settings.order,
+        rows_sha256=rows_sha256,
+        batching=settings.batching,
+        world_size=settings.world_size,
+        merged=settings.merged,
     )
 
 

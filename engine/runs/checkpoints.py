@@ -45,6 +45,7 @@ class RowPlan(BaseModel, frozen=True):
     rows_sha256: str  # token ids and labels of the training rows
     batching: str
     world_size: int
+    merged: int = 1  # passes of a step that went through the model as one, at most
 
 
 class Manifest(BaseModel, frozen=True):

@@ -1,5 +1,6 @@
 """What the training loop calls: the cadence of a run, skipped steps, and hooks for the owner of the trainer."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from engine.training.failure import DivergedError
 
 # Each skipped step halves the scale, which begins at 65,536: after so many, gradients overflow without any help.
 MOST_SKIPPED_IN_A_ROW = 20
+
+# A logged step waits for the GPU, reads its counters and writes to the disk; a chart gains nothing from more of them.
+LOG_SECONDS = 0.25
 
 # Steps between two looks at the count. It is kept where the scale is, since reading the scale waits for the GPU.
 LOOK_STEPS = 10
@@ -54,7 +58,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     measures: bool  # there are held-out rows
     stop_requested: Callable[[], bool]
     progress: Callable[[], Progress]  # the trainer's
+    log_seconds: float = 0.0  # at least between two logged steps, but for those that must be logged
+    clock: Callable[[], float] = time.monotonic
     cadence: Cadence | None = None
+    _logged_at: float | None = None
     stopped_on_request: bool = False
     stopped_early: bool = False
 
@@ -80,7 +87,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         # A save is only as good as the loss before it, which must be logged and checked. The
         # measurement comes after the log.
         may_save = control.should_evaluate and keeps_best(self.training)
+        now = self.clock()
+        control.should_log &= self._logged_at is None or now - self._logged_at >= self.log_seconds
         control.should_log |= control.should_save or may_save or ends
+        if control.should_log:
+            self._logged_at = now
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Save what may turn out the best, and end the run where the held-out loss has stopped improving."""

@@ -18,6 +18,7 @@ from engine.data.step_plan import row_plan, settled_order
 from engine.errors import DatasetError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.load_tokenizer import load_tokenizer
+from engine.models.inventory_cache import known_inventory
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
@@ -29,6 +30,7 @@ from engine.runs.run import RunFolder
 from engine.runs.warm_start import find_warm_start
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
+from engine.training.batching.merging import choose_merging, lengths_of
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import count_parameters
@@ -128,6 +130,7 @@ class Preparation:
         assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
         for note in assembly.notes:
             events.warn(note, "batching")
+        assembly = self._with_merged_passes(assembly, placement, data)
         assembly, plan = self._with_common_order(assembly, data.train.sha256())
         self._report_parameters(parameters, precision, placement, assembly)
         self.check_requests()
@@ -236,6 +239,23 @@ class Preparation:
         earlier = find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent, self.attempt.home)
         return model, load_warm_start(model, earlier)
 
+    def _with_merged_passes(self, assembly: Assembly, placement: Placement, data: PreparedDataset) -> Assembly:
+        """Merge passes where the device has room; a resumed run as it began, wherever that still fits."""
+        before = self.resumed_from.manifest.row_plan if self.resumed_from is not None else None
+        choice = choose_merging(
+            self.attempt.config,
+            known_inventory(self.attempt.config.model, self.attempt.home),
+            placement.device,
+            lengths_of(data.train),
+            begun_with=before.merged if before is not None else None,
+        )
+        merged = -self.group.largest(-choice.merged)  # what all processes have room for
+        if choice.expected_bytes is not None and merged == choice.merged > 1:
+            self.events.predicted_bytes = choice.expected_bytes
+        setup = replace(assembly.setup, settings=replace(assembly.setup.settings, merged=merged))
+        used = dict(assembly.optimizations) | {"merged_passes": choice.why_not}
+        return replace(assembly, setup=setup, optimizations=used)
+
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, even where its own device differs."""
         settings = assembly.setup.settings
@@ -261,6 +281,7 @@ class Preparation:
                 device=placement.device_name,
                 attn_implementation=assembly.attention,
                 optim=optimizer_name(self.attempt.config.training.optim, placement.torch_device.type),
+                merged_passes=assembly.setup.settings.merged,
                 batching=assembly.setup.settings.batching,
                 optimizations=dict(assembly.optimizations),
             )

@@ -4,13 +4,14 @@ import contextlib
 import functools
 
 from engine.config.objectives import objective_of
+from engine.config.optimizations import is_wanted
 from engine.config.rules import keeps_best
 from engine.runs.checkpoints import Manifest
 from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
-from engine.training.callbacks import RunCallback, TrainerHooks
+from engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, save_adapter
 from engine.training.checkpoints.warm_start import untrained_base
@@ -86,11 +87,14 @@ class TrainingSession:
         rows = choose_rows(prepared.data, setup.settings)
         is_likelihood = not objective_of(self._config).learns_preferences
         vocabulary = int(prepared.model.config.get_text_config().vocab_size) if is_likelihood else None
+        is_timed = prepared.placement.torch_device.type == "cuda" and is_wanted("timed_logging")
         callback = RunCallback(
             training,
             bool(rows.held_out),
             stop_requested=lambda: group.any(self._requests.stop_wanted()),
             progress=lambda: trainer.progress,
+            # By the clock, several processes would not log the same steps.
+            log_seconds=LOG_SECONDS if is_timed and group.world_size == 1 else 0.0,
         )
         trainer = LoratoryTrainer(
             model=prepared.model,

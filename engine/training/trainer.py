@@ -45,6 +45,7 @@ class _Interval:
     began: float = field(default_factory=time.perf_counter)
     tokens: int = 0
     paused_seconds: float = 0.0  # spent on measuring and saving
+    poison: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
     measured: torch.Tensor | None = None  # sums and counts of the objective's metrics
 
 
@@ -178,6 +179,13 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval.tokens += inputs.tokens
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Note on the device whether the norm is finite: steps that are not logged are checked with the next one that is."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, torch.Tensor) and self._scaler is None and not self._passes.is_sharded:
+            self._interval.poison = _added(self._interval.poison, norm.detach() * 0.0)
+        return norm
+
     @property
     def _scaler(self) -> Any:
         return getattr(self.accelerator, "scaler", None)
@@ -280,6 +288,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         now = time.perf_counter()
         seconds = now - self._interval.began - self._interval.paused_seconds
         norm = logs.get("grad_norm")
+        if norm is not None and self._interval.poison is not None:
+            norm += float(self._interval.poison)
         step = StepData(
             step=int(self.state.global_step),
             epoch=round(float(self.state.epoch or 0.0), 6),

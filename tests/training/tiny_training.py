@@ -1,7 +1,7 @@
 """A real trainer on the tiny model, in this process: what every test of the trainer sets up."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def make_training(
     callbacks: tuple[Any, ...] = (),
     base: Any = None,
     placement: Placement | None = None,
+    merged: int = 1,
 ) -> TinyTraining:
     """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded, and on
     the processor unless `placement` says otherwise."""
@@ -105,6 +106,8 @@ def make_training(
         PartialState(cpu=placement.torch_device.type == "cpu")
         shard(model, placement, precision.compute)
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
+    settings = replace(assembly.setup.settings, merged=merged)
+    assembly = replace(assembly, setup=replace(assembly.setup, settings=settings))
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()
     previous = hooks.logged

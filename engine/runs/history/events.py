@@ -159,6 +159,7 @@ class ParametersData(EventData):
     device: str
     attn_implementation: str
     optim: str = ""  # the optimizer's kernel, where the device has a better one for the same algorithm
+    merged_passes: int = 1  # of the settings that go through the model as one, at most
     batching: str = ""  # joined: rows behind one another without padding; padded: side by side
     optimizations: dict[str, str] = {}  # of `engine.config.optimizations`: why one is not used, "" where it is
 

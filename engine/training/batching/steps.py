@@ -9,7 +9,7 @@ import torch
 
 from engine.data.passes.prepare import PreparedDataset
 from engine.data.render.tokenize import TokenizedRow
-from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, join_rows
+from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, join_rows, pad_rows
 from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives.base import TrainingObjective
@@ -87,8 +87,7 @@ class StepBatches:
         rows = sorted(range(settings.rank, len(lengths), settings.world_size), key=lambda row: -lengths[row])
         if settings.batching == "joined":
             return list(join_rows(rows, lengths, settings.tokens_per_pass))
-        size = settings.training.per_device_train_batch_size
-        return [Pass(tuple(rows[start : start + size])) for start in range(0, len(rows), size)]
+        return list(pad_rows(rows, lengths, settings))
 
     def shortest(self) -> Pass:
         """Plan a pass of one row that does not count, for a process that only keeps others company."""

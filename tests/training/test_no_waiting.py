@@ -1,0 +1,131 @@
+"""A step that is not logged asks no tensor for its value, for which a GPU would have to finish first."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+
+from engine.config.training import TrainingConfig
+from engine.training.callbacks import Progress, RunCallback
+from tests.training.tiny_training import make_config, make_rows, make_training
+
+READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
+
+
+class Reads(TorchDispatchMode):
+    """Notes where values of tensors are read (`item`, `float`, `bool`), while it shall."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_on = False
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.is_on and func in READS:
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class WithinSteps(TrainerCallback):
+    """Looks from the begin of each step to its end, but for the first and the last, which are logged."""
+
+    def __init__(self, reads, last):
+        self._reads, self._last = reads, last
+
+    def on_step_begin(self, args, state, control, **_):
+        self._reads.is_on = 0 < state.global_step < self._last - 1
+
+    def on_epoch_end(self, args, state, control, **_):
+        self._reads.is_on = False
+
+    def on_log(self, args, state, control, **_):
+        self._reads.is_on = False
+
+
+@pytest.mark.parametrize(
+    ("adapter", "training"),
+    [
+        ({}, {}),
+        ({}, {"gradient_checkpointing": True}),
+        ({}, {"max_grad_norm": 0.0}),
+        ({"method": "none"}, {}),
+        ({"method": "ia3"}, {"gradient_accumulation_steps": 1}),
+    ],
+    ids=str,
+)
+def test_a_step_reads_no_value_of_a_tensor(adapter, training, tiny_model_folder, tmp_path):
+    settings = {"max_steps": 5, "logging_steps": 100} | training
+    config = make_config(tiny_model_folder, adapter=adapter, training=settings)
+    reads = Reads()
+    made = make_training(config, make_rows(20), tmp_path, callbacks=(WithinSteps(reads, 5),))
+
+    def reading(*given, original=torch.Tensor.tolist):
+        reads.found += ["tolist"] * reads.is_on
+        return original(*given)
+
+    with reads, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", reading)
+        made.trainer.train()
+
+    assert made.trainer.state.global_step == 5
+    assert reads.found == []
+
+
+def test_the_dispatch_mode_sees_what_reads():
+    reads = Reads()
+    reads.is_on = True
+    with reads:
+        float(torch.ones(()))
+        bool(torch.ones(()) > 0)
+
+    assert len(reads.found) == 2
+
+
+def test_a_norm_that_was_not_finite_in_a_step_that_is_not_logged_is_logged_with_the_next(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, training={"max_steps": 5, "logging_steps": 5})
+    rows = make_rows(20)
+
+    class Poisoned(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                parameter = next(p for p in made.trainer.model.parameters() if p.requires_grad)
+                self._handle = parameter.register_hook(lambda gradient: gradient * math.inf)
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            if state.global_step == 2:
+                self._handle.remove()
+                for parameter in model.parameters():
+                    parameter.grad = None
+
+    made = make_training(config, rows, tmp_path, callbacks=(Poisoned(),))
+    made.trainer.train()
+
+    first, last = made.steps
+    assert math.isfinite(first.grad_norm)
+    assert not math.isfinite(last.grad_norm)
+
+
+def logged_steps(seconds_a_step, steps, *, log_seconds=0.25, saves=()):
+    """Numbers of the steps that a run of steps of this length logs."""
+    now = [0.0]
+    training = TrainingConfig(logging_steps=1, save_steps=10_000, max_steps=steps)
+    callback = RunCallback(training, False, lambda: False, Progress, log_seconds=log_seconds, clock=lambda: now[0])
+    state = SimpleNamespace(global_step=0, max_steps=steps)
+    control = SimpleNamespace(should_log=False, should_evaluate=False, should_save=False, should_training_stop=False)
+    callback.on_train_begin(None, state, control)
+    found = []
+    for step in range(1, steps + 1):
+        now[0] += seconds_a_step
+        state.global_step, control.should_log, control.should_save = step, True, step in saves
+        callback.on_step_end(None, state, control)
+        found += [step] * control.should_log
+    return found
+
+
+def test_steps_in_quick_succession_are_logged_together():
+    assert logged_steps(0.02, 60, saves=(30,)) == [1, 14, 27, 30, 43, 56, 60]
+    assert logged_steps(0.02, 5, log_seconds=0.0) == [1, 2, 3, 4, 5]
+    assert logged_steps(0.3, 5) == [1, 2, 3, 4, 5]
