@@ -127,7 +127,7 @@ def test_merged_passes_train_the_same(tiny_model_folder, tmp_path, monkeypatch, 
     config, rows = make_config(tiny_model_folder, training=training), make_rows(16)
     apart = make_training(config, rows, tmp_path / "apart")
     apart.trainer.train()
-    passes = []
+    passes: list[int] = []
     monkeypatch.setattr(LoratoryTrainer, "training_step", _counting(passes))
 
     merged = make_training(config, rows, tmp_path / "merged", merged=4)

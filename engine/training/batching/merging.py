@@ -78,6 +78,6 @@ def _counts(accumulated: int, begun_with: int | None) -> list[int]:
 
 def lengths_of(rows: Sequence[Any]) -> RowLengths:
     """Return the lengths of rows to train on, as the estimate takes them; every token counts as trained."""
-    sequences = getattr(rows, "sequences", rows)  # of pairs: chosen and rejected, one after the other
+    sequences: Any = getattr(rows, "sequences", rows)  # of pairs: chosen and rejected, one after the other
     lengths = tuple(sequences.lengths())
     return RowLengths(tokens=lengths, trained=lengths, count=len(rows), per_row=len(lengths) // len(rows))
