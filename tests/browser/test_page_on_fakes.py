@@ -238,6 +238,10 @@ def test_every_tab_is_open_to_everyone(page, services):
     page.locator("#samples [data-pick]").first.press("Space")
     expect(page.locator("#facts .facts")).to_be_visible()
     assert barriers(page) == []
+    page.locator("#samples [data-pick='sample:loratory-preferences']").click()
+    expect(page.locator("#row-shown .pair .rejected .differs")).to_be_visible()
+    expect(page.locator("#lengths svg.differences")).to_be_visible()
+    assert barriers(page) == []
 
     open_tab(page, "Method")
     expect(page.locator("#method-table [data-pick]").first).to_be_visible()
@@ -248,6 +252,9 @@ def test_every_tab_is_open_to_everyone(page, services):
     page.locator("#train-view label", has_text="Set up").click()
     expect(page.locator("#plan .facts")).to_be_visible()
     expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("look for"))
+    expect(page.locator("#objective input:checked")).to_have_value("dpo")
+    page.locator("#preference-settings button").first.click()
+    expect(page.locator("#loss-type input").first).to_be_visible()
     assert barriers(page) == []
 
     page.locator("#train-view label", has_text="Follow").click()
