@@ -115,6 +115,7 @@ def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     return mapping.get(section, {}).get(field)
 
 
+@functools.cache
 def field_of(name: str) -> FieldInfo:
     """Return the pydantic Field of a dotted setting name such as `adapter.r`.
 
@@ -222,6 +223,11 @@ def _is_optional_number(field: FieldInfo) -> bool:
     return not field.is_required() and field.default is None and _plain_type(field.annotation) in (int, float)
 
 
+@functools.cache
+def _takes_optional_number(name: str) -> bool:
+    return _is_optional_number(field_of(name))
+
+
 def _plain_type(annotation: Any) -> Any:
     """Return the type that is asked for: `int` for `int | None`, whose empty box means None."""
     members = [member for member in get_args(annotation) if member is not type(None)]
@@ -255,7 +261,7 @@ def _from_component(name: str, value: Any) -> Any:
         return ALL_LINEAR if ALL_LINEAR in value else value
     if name in _LISTS:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    if _is_optional_number(field_of(name)):
+    if _takes_optional_number(name):
         return number_of(value)
     if name == "run.devices" and isinstance(value, str):
         numbers = [part.strip() for part in value.split(",")]
@@ -268,7 +274,7 @@ def _to_component(name: str, value: Any) -> Any:
         return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value or ())
     if name == "adapter.target_modules":
         return [value] if isinstance(value, str) else list(value)
-    if _is_optional_number(field_of(name)):
+    if _takes_optional_number(name):
         return text_of(value) if isinstance(value, int | float) else value
     if name == "run.devices":
         return value if isinstance(value, str) else ", ".join(str(number) for number in value)

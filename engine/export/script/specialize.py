@@ -159,10 +159,10 @@ def _import_lines(bound: _Imports) -> str:
 
 def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
     """Return what can be settled next: outer statements before inner ones, and statements before expressions."""
-    tree = ast.parse(source)
-    look = _Look(source, tree, facts, plain=plain)
+    parsed = _parse(source)
+    look = _Look(source, parsed, facts, plain=plain)
     for find in (look.at_if, look.behind_return, look.at_expression):
-        if edits := sorted(look.outermost(tree, find)):
+        if edits := sorted(look.outermost(parsed.tree, find)):
             return edits
     return []
 
@@ -175,31 +175,46 @@ class _Depends(IntEnum):
     MORE = 2
 
 
+class _Parsed(NamedTuple):
+    """A source as a tree, and of each node what is in it and what it depends on."""
+
+    tree: ast.AST
+    children: dict[ast.AST, list[ast.AST]]
+    depends: dict[ast.AST, _Depends]
+
+
+@lru_cache(maxsize=256)  # most scripts settle the same functions in the same steps
+def _parse(source: str) -> _Parsed:
+    children: dict[ast.AST, list[ast.AST]] = {}
+    depends: dict[ast.AST, _Depends] = {}
+
+    def visit(node: ast.AST) -> _Depends:
+        found = _Depends.NOTHING
+        if isinstance(node, ast.Name):
+            found = _Depends.FACTS if node.id == "facts" else _Depends.MORE
+        elif isinstance(node, ast.Call):
+            found = _Depends.MORE
+        children[node] = list(ast.iter_child_nodes(node))
+        for child in children[node]:
+            found = max(found, visit(child))
+        depends[node] = found
+        return found
+
+    tree = ast.parse(source)
+    visit(tree)
+    return _Parsed(tree, children, depends)
+
+
 class _Look:
     """Looks for what can be settled in a source."""
 
-    def __init__(self, source: str, tree: ast.AST, facts: ScriptFacts, *, plain: bool) -> None:
-        self._children: dict[ast.AST, list[ast.AST]] = {}
-        self._depends: dict[ast.AST, _Depends] = {}
-        self._visit(tree)
+    def __init__(self, source: str, parsed: _Parsed, facts: ScriptFacts, *, plain: bool) -> None:
+        self._children, self._depends = parsed.children, parsed.depends
         self._text = source.encode()
         self._plain = plain
         self._facts = facts
         self._lines = self._text.splitlines(keepends=True)
         self._starts = list(itertools.accumulate(map(len, self._lines), initial=0))
-
-    def _visit(self, node: ast.AST) -> _Depends:
-        """Note, once for every node, what is in it and what it depends on."""
-        depends = _Depends.NOTHING
-        if isinstance(node, ast.Name):
-            depends = _Depends.FACTS if node.id == "facts" else _Depends.MORE
-        elif isinstance(node, ast.Call):
-            depends = _Depends.MORE
-        children = self._children[node] = list(ast.iter_child_nodes(node))
-        for child in children:
-            depends = max(depends, self._visit(child))
-        self._depends[node] = depends
-        return depends
 
     def outermost(self, node: ast.AST, find: Callable[[ast.AST], _Edit | None]) -> Iterator[_Edit]:
         """Yield what is found in a node, but nothing inside of that."""
