@@ -123,13 +123,18 @@ class WorkerRecord(ProcessIdentity):
 
 
 class _File:
-    """The path of one file in the run directory of a `RunFolder`."""
+    """The path of one file in the run directory of a `RunFolder`, which keeps it: a supervisor asks twice a second."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
+    def __set_name__(self, _: type, attribute: str) -> None:
+        self._attribute = attribute
+
     def __get__(self, folder: "RunFolder", _: type | None = None) -> Path:
-        return folder.path / self._name
+        path: Path = folder.path / self._name
+        folder.__dict__[self._attribute] = path  # found before this descriptor from now on, as it sets nothing
+        return path
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,14 @@ echo "$number"
     "sinfo": "exit 0",
 }
 _ACTIONS = 300
-_SETTLE_SECONDS = 20
+_SETTLE_SECONDS = 10
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the processor time is measured")
+    parser.add_argument("--seconds", type=float, default=40.0, help="how long the processor time is measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="loratory-benchmark-") as folder:
         home, programs = LoratoryHome(Path(folder) / "home"), Path(folder) / "programs"

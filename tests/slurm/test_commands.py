@@ -8,8 +8,16 @@ import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
 from engine.executors.slurm.commands import Slurm, exit_code_of, seconds_of
+from engine.executors.slurm.executor import SlurmJob
+from engine.executors.slurm.follower import SlurmFollower
 from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
 from engine.executors.slurm.place import ClusterPlace, GpuType
+from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.processes.liveness import ProcessIdentity
+from engine.runs.run import RunState, WorkerRecord
+from engine.runs.store import RunStore
+from engine.runs.supervision.states import resumes_automatically
+from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor
 from tests.runs.supervision import config_for
 
 
@@ -128,3 +136,36 @@ def test_the_expected_start_is_slurms(program):
     program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
     with pytest.raises(ClusterError, match="not available"):
         expected_start(Slurm(), ClusterPlace(), config)
+
+
+@pytest.mark.parametrize(
+    ("shown", "code", "state", "reason", "words"),
+    [
+        ("OUT_OF_MEMORY", "0:125", "failed", "out_of_memory", "job 7 on node2: it used more than the 12 GiB of RAM"),
+        ("FAILED", "0:9", "failed", "killed", "SIGKILL"), ("FAILED", "137:0", "failed", "killed", "SIGKILL"),
+        ("TIMEOUT", "0:15", "interrupted", "job_time_limit", "time limit at Slurm (1 h)"),
+        ("NODE_FAIL", "0:0", "interrupted", "node_failed", "The node of job 7 failed on node2"),
+        ("PREEMPTED", "0:0", "interrupted", "preempted", "higher priority"),
+        ("CANCELLED", "0:15", "stopped", "job_cancelled", "scancel"),
+    ],
+)  # fmt: skip
+def test_what_became_of_a_run_on_another_node_is_what_slurm_shows(program, home, shown, code, state, reason, words):
+    run = RunStore(home, "ann").create(config_for(run={"where": "slurm", "resume_after_restart": True}))
+    record = SlurmRecord(
+        attempt=1, resources=JobResources(memory_gib=12), warning_seconds=60, job_id="7", is_released=True
+    )
+    fields = ("7", shown, "None", record.comment(run), "node2", "N/A", "N/A", "1:00:00", code)
+    program("squeue", f"printf '%s\\037' {' '.join(repr(one) for one in fields)}; echo")
+    node = ProcessIdentity.current().model_copy(update={"host": "node2", "boot_id": "of node2"})  # as after a restart
+    run.folder.process.write_text(
+        WorkerRecord(**node.model_dump(), process_group=4711, attempt=1, job_id="7").model_dump_json()
+    )
+    run.folder.write_state(RunState(state="running", attempt=1, executor="slurm", job_id="7", device="slurm 7"))
+
+    follower = SlurmFollower(run, record.save(run.folder), ClusterPlace(), Slurm())
+    follower.step(Slurm().queue())
+    end = WorkerMonitor(run, run.folder.read_state(), SlurmJob(follower, lambda: None), Patience()).look()
+
+    assert (end.state, end.reason) == (state, reason)
+    assert words in end.cause
+    assert resumes_automatically(run.folder, end) == (state == "interrupted")

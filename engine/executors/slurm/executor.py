@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 
 from engine.config.run import RunConfig
@@ -141,6 +142,10 @@ class SlurmExecutor(Executor):
             for follower in followers:
                 follower.unreachable(error)
             return
+        own = defaultdict[str, list[JobLine]](list)  # by each word of the comments, of which one is a job's number
+        for line in queue:
+            for word in line.comment.split():
+                own[word].append(line)
         # A submission takes a second or more: those who wait for a cancel or an end come first.
         followers.sort(key=lambda one: (not one.wants_cancel, not one.record.job_id))
         began = time.monotonic()
@@ -150,11 +155,11 @@ class SlurmExecutor(Executor):
             if not follower.record.job_id and time.monotonic() - began > _SUBMITTING_SECONDS:
                 self.hurry()
                 return
-            self._step(follower, queue)
+            self._step(follower, own.get(follower.record.number, []))
 
-    def _step(self, follower: SlurmFollower, queue: list[JobLine]) -> None:
+    def _step(self, follower: SlurmFollower, own: list[JobLine]) -> None:
         try:
-            follower.step(queue)
+            follower.step(own)
         except ClusterUnreachableError as error:
             follower.unreachable(error)
         except ClusterError as error:  # such as a release that was refused: the queue will show what became of the job

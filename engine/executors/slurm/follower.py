@@ -54,7 +54,7 @@ class SlurmFollower:
         return self.view.stage == "ended"
 
     def step(self, queue: Sequence[JobLine]) -> None:
-        """Do what is next for the job, by a queue that Slurm has just shown.
+        """Do what is next for the job, by what of the queue that Slurm has just shown bears its number, or by all of it.
 
         Raises:
             ClusterUnreachableError: If Slurm did not answer; the job is as it was.

@@ -90,8 +90,9 @@ class Scheduler:
     def look(self) -> None:
         """Find what is new, mend what is damaged, look at every run with a job, and obey requests."""
         self._find_new()
-        self._mend_states()
-        self._look_at_workers()
+        due = [monitor for monitor in self.active.values() if monitor.is_due()]
+        self._mend_states(due)
+        self._look_at_workers(due)
         self._obey_requests()
 
     def _find_new(self) -> None:
@@ -138,9 +139,9 @@ class Scheduler:
             return self._states.has_later_worker(run)
         return False
 
-    def _mend_states(self) -> None:
+    def _mend_states(self, due: Sequence[WorkerMonitor]) -> None:
         """Rebuild the state files of runs that are not over, where something deleted or damaged them."""
-        for monitor in [one for one in self.active.values() if one.is_due()]:
+        for monitor in due:
             with self._problems.guard(monitor.run.id, "has a state that cannot be rebuilt"):
                 if not self._states.is_intact(monitor.run):
                     monitor.state = self._states.rebuild(monitor.run, monitor.state)
@@ -151,8 +152,8 @@ class Scheduler:
                     queued = RunState(attempt=attempt, resumable_step=step, changed=time.time())
                     self._states.rebuild(run, queued)
 
-    def _look_at_workers(self) -> None:
-        for monitor in [one for one in self.active.values() if one.is_due()]:
+    def _look_at_workers(self, due: Sequence[WorkerMonitor]) -> None:
+        for monitor in due:
             with self._problems.guard(monitor.run.id, "could not be looked at"):
                 self._look_at(monitor)
 
