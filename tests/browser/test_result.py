@@ -268,3 +268,48 @@ def test_script_and_yaml_are_shown_and_downloaded(export_page, form, name, words
     assert download.value.suggested_filename == name
     assert words in download.value.path().read_text()
     picture(page, f"result-export-{form.lower()}")
+
+
+def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, server):
+    """The road of preferences: vote in Chat and in the blind test, use the votes, train from the run, chat with all three."""
+    load(page)
+    shorten_answers(page)
+    page.locator("#suggestions [data-pick='0']").click()
+    expect(page.locator("#chat-question textarea")).not_to_have_value("")
+    page.locator("#chat-send").click()
+    page.locator("#transcript .vote").nth(1).click()
+    expect(page.locator("#transcript .vote[aria-pressed='true']")).to_have_count(1)
+    page.locator("#chat-mode label", has_text="Blind test").click()
+    for _ in range(2):
+        page.locator("#blind-next").click()
+        page.locator("#blind-right").click()
+        expect(page.locator("#blind-pair")).to_contain_text("You preferred")
+
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr[data-pick]", has_text="tiny faq").locator("td.name").last.click()
+    page.locator("#run-train-on").click()
+    expect(page.locator("#draft-side")).to_contain_text("tiny faq")
+    open_tab(page, "Chat")
+    page.locator("#chat-mode label", has_text="Votes").click()
+    expect(page.locator("#votes-list section").first).to_be_visible()
+    page.locator("#votes-cut-off input").check()
+    expect(page.locator("#votes-use")).to_be_enabled()
+    page.locator("#votes-use").click()
+
+    expect(page.locator("#dataset-summary")).to_contain_text("preference pairs")
+    expect(page.locator("#next-step-line")).to_contain_text("DPO")  # follows the rows
+    page.locator("#next-step-start").click()
+    page.locator("#next-step-line .go[data-pick^='chat']").click()
+    expect(page.locator("#chat-state")).to_contain_text("is loaded")
+    expect(page.locator("#chat-branches label", has_text="All three")).to_be_visible()
+    page.locator("#chat-question textarea").fill("What does the rank do?")
+    page.locator("#chat-send").click()
+    expect(page.locator("#chat-again")).to_be_visible()
+
+    names = page.locator("#transcript .answer h4").all_inner_texts()
+    assert [name.partition(":")[0] for name in names] == ["Base model", "Supervised", "Preferred"]
+    picture(page, "result-three")
+    votes = [json.loads(line) for line in (server.home / "votes" / "votes.jsonl").read_text().splitlines()]
+    assert {vote["source"] for vote in votes} == {"chat", "blind test"}
+    (snapshot,) = (server.home / "uploads").glob("votes-*.jsonl")
+    assert len(snapshot.read_text().splitlines()) == len(votes)
