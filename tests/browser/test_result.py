@@ -306,7 +306,9 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     page.locator("#chat-send").click()
     expect(page.locator("#chat-again")).to_be_visible()
 
-    names = page.locator("#transcript .answer h4").all_inner_texts()
+    earlier, newest = page.locator("#transcript .answers").all()
+    assert earlier.locator("h4").all_inner_texts()[:2] == ["Base model", "Tuned"], "whose answers these were"
+    names = newest.locator("h4").all_inner_texts()
     assert [name.partition(":")[0] for name in names] == ["Base model", "Supervised", "Preferred"]
     picture(page, "result-three")
     votes = [json.loads(line) for line in (server.home / "votes" / "votes.jsonl").read_text().splitlines()]

@@ -94,6 +94,11 @@ class Turn:
         grown = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
         return replace(self, answers=tuple(grown))
 
+    def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
+        """Return the names of the branches when it was asked; `words` where that is not known. Another run may be loaded by now."""
+        models = self.asked.models if self.asked is not None else {}
+        return {**words, **{branch: model.name for branch, model in models.items()}}
+
     def ended(self) -> "Turn":
         """Return the turn when no more chunks come: answers that were cut off are marked as stopped."""
         closed = (
@@ -125,7 +130,7 @@ def render_transcript(
 ) -> str:
     """Return the whole conversation; empty before the first question.
 
-    Names may differ from `BRANCH_WORDS`; the `data-pick` of a question that can be edited is `edit:N`. `ballots` has the
+    Names may differ from `BRANCH_WORDS`, and each turn has its own of when it was asked; the `data-pick` of a question that can be edited is `edit:N`. `ballots` has the
     answers of each turn that can be voted for, with whether they were; their `data-pick` is `vote:N:BRANCH`.
     """
     if not turns:
@@ -145,9 +150,9 @@ def _turn(
     number: int | None,
     ballot: Mapping[Branch, bool],
 ) -> str:
-    answers = ""
+    answers, names = "", turn.names(words)
     for answer in turn.answers:
-        name = words[answer.branch]
+        name = names[answer.branch]
         voted = ballot.get(answer.branch)
         vote = "" if voted is None else _vote_button(f"vote:{number}:{answer.branch}", name, voted=voted)
         text = markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
@@ -344,7 +349,7 @@ def as_markdown(saved: SavedConversation) -> str:
     for turn in saved.turns:
         lines += ["## You", "", turn.question, ""]
         for answer in turn.answers:
-            lines += [f"### {names[answer.branch]}", "", answer.text.strip(), ""]
+            lines += [f"### {turn.names(names)[answer.branch]}", "", answer.text.strip(), ""]
         if turn.reference:
             lines += ["### Reference", "", turn.reference, ""]
     return "\n".join(lines)
