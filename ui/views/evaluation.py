@@ -83,13 +83,13 @@ def _preference(result: EvaluationResult) -> str:
         low, high = interval(one.preferred, found.pairs)
         share = f"{one.preferred:,} of {found.pairs:,} · {found.share(branch):.0%}"
         cells = (share, f"{low:.0%}–{high:.0%}", f"{one.preferred_per_token / found.pairs:.0%}", f"{one.margin:+.2f}")
-        reward = "–" if one.reward_margin is None else f"{one.reward_margin:+.3f}"
+        reward = "–" if one.reward_margin is None or branch != "tuned" else f"{one.reward_margin:+.3f}"
         rows.append((escape(_names(result)[branch]), *cells, reward))
     numbers = ("Prefers chosen", "95% interval", "Per token", "Margin, nats", "Reward margin")
     columns = [Column("Model"), *map(Column.of_numbers, numbers)]
     caption = "Prefers chosen: the chosen answer as a whole is likelier. Per token: its average token is, whatever its length."
     words = "".join(small(sentence) for sentence in preference_sentences(result))
-    return f"<h3>Preferences</h3>{table(columns, rows, css='scores wide', caption=caption)}{words}"
+    return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
 
 
 def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
