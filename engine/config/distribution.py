@@ -83,8 +83,11 @@ def sharding_problem(config: RunConfig) -> str | None:
         return f"{method.label} cannot be sharded; use LoRA or full fine-tuning, or one copy per GPU (fsdp none)."
     if model.quantization == "int8":
         return "FSDP2 divides floating-point numbers alone, and int8 weights are none; set quantization to nf4 or none."
-    if objective_of(config).has_reference:
-        return f"{training.objective} compares with a reference, which sharded runs do not compute yet; use one copy per GPU (fsdp none)."
+    if not objective_of(config).shardable:
+        return (
+            f"{training.objective} also passes answers behind other prompts through the model, of which processes of a sharded run "
+            "have unequally many; use one copy per GPU (fsdp none)."
+        )
     if training.optim not in SHARDED_OPTIMIZERS:
         return f"{training.optim} keeps state that cannot be divided as the weights are; set optim to adamw_torch."
     return None

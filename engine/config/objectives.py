@@ -41,6 +41,7 @@ class Objective:
     losses: tuple[PreferenceLoss, ...] = ()  # those to choose from, the default first
     adds_losses: bool = False  # several may be chosen
     has_reference: bool = False  # compares with the model that training starts from
+    shardable: bool = True  # off where it passes more through the model than all processes have alike
     trains_prompts: bool = False  # the loss is over the prompt as well
     trl: str = "SFT"  # how the names of TRL's trainer and its configuration begin
     settings: tuple[str, ...] = ()  # of `ObjectiveSettings`, that it reads
@@ -114,6 +115,7 @@ KTO = Objective(
     metrics=("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
     losses=("kto", "apo_zero_unpaired"),
     has_reference=True,
+    shardable=False,
     trl="KTO",
     settings=("beta", "loss_type", "desirable_weight", "undesirable_weight", "disable_dropout"),
 )  # Ethayarajh et al. 2024, arXiv:2402.01306

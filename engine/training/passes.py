@@ -76,6 +76,8 @@ class ModelPasses:
         # Other processes wait for this one's gradients, which only a pass through the model sends.
         one = one.with_any_token()
         with self.casting():
+            if self.is_sharded:
+                self._objective.accompany(model, one)
             return model(**one.inputs, trained_tokens=one.trained) * 0.0
 
     def casting(self) -> Any:

@@ -209,13 +209,18 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         was_training = self.model.training
         self.model.eval()
         found = torch.zeros(len(pairs), 2, device=self.args.device)
-        planned = batches.measured()
+        planned = self._passes.with_company(batches.measured(), batches.shortest)
         for one, tensors in zip(planned, batches.tensors(planned), strict=True):
             self.hooks.between_passes()
             with self._passes.casting():
+                if not one.is_trained:
+                    objective.pass_through_reference(self.model, tensors.with_any_token().to(self.args.device))
+                    continue
                 values = objective.reference_log_probabilities(self.model, tensors.to(self.args.device))
             found[list(one.rows)] = values.view(-1, 2).to(found.device)
         self.model.train(was_training)
+        if self._passes.is_sharded:
+            reshard(self.model)
         if self.accelerator.num_processes > 1:
             found = self.accelerator.reduce(found, reduction="sum")
         found = found.cpu()

@@ -35,7 +35,10 @@ def test_a_reference_needs_an_adapter_on_each_gpu(objective):
     with pytest.raises(ConfigError, match="full fine-tuning has none"):
         make({"objective": objective}, adapter={"method": "none"})
     run = {"launcher": "accelerate", "fsdp": "full_shard", "devices": [0, 1]}
-    with pytest.raises(ConfigError, match="sharded runs do not compute yet"):
+    if objective == "kto":
+        with pytest.raises(ConfigError, match="processes of a sharded run have unequally many"):
+            make({"objective": objective}, run=run)
+    else:
         make({"objective": objective}, run=run)
     make({"objective": "orpo"}, adapter={"method": "none"})
 

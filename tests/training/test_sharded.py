@@ -29,6 +29,7 @@ from tests.export.exporting import ASKED, export
 from tests.tiny_model import make_tiny_model
 from tests.training.forked_ranks import launch_ranks
 from tests.training.sharded_ranks import config_of
+from tests.training.test_preference_runs import write_preferences
 from tests.training.tiny_training import CPU
 from tests.training.worker_runs import WorkerRuns, losses_of, said, write_questions
 
@@ -165,6 +166,31 @@ def test_other_trained_weights_are_sharded_too(sections, fault, made, workers, f
     assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
     verified = export(made.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
     assert verified.passed, verified
+
+
+def test_pairs_are_compared_with_a_reference_that_is_sharded_too(made, workers, tmp_path):
+    """From a warm start, whose weights take the place of the trained ones: asked at each step, and once before the first."""
+    training = {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 3, "learning_rate": 5e-3, "save_total_limit": 9}
+    values = {
+        "model": {"compute_dtype": "float32"},
+        "dataset": {"source": write_preferences(tmp_path / "pairs.jsonl", 31)},
+    }
+    first = made.create(**values, training={**training, "objective": "orpo", "max_steps": 3})
+    assert workers.run(first.folder.path) == EXIT_FINISHED
+    values |= {"adapter": {"warm_start": str(first.folder.adapter)}}
+    alone = made.create(**values, training={**training, "objective": "dpo", "gradient_accumulation_steps": 4})
+    assert workers.run(alone.folder.path) == EXIT_FINISHED
+
+    for precomputed in (False, True):
+        settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputed}
+        run = made.create(**values, training=settings, run=SHARDED)
+        ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+
+        assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
+        assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
+        for one, other in zip(said(run, "eval"), said(alone, "eval"), strict=True):
+            assert one.metrics == pytest.approx(other.metrics, rel=1e-2, abs=1e-3)
+        assert losses_of(run)[-1][1] != pytest.approx(losses_of(run)[0][1], rel=1e-3), "the model has moved away"
 
 
 def test_memory_of_each_process_is_what_the_estimate_says(tmp_path):

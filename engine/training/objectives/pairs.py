@@ -65,6 +65,15 @@ class DirectPreference(TrainingObjective):
         with self.reference.replacing(model) as reference:
             return sequence_log_probabilities(reference, one)[0]
 
+    def accompany(self, model: Any, one: PassTensors) -> None:
+        if not self.training.precompute_ref_log_probs:
+            self.pass_through_reference(model, one)
+
+    def pass_through_reference(self, model: Any, one: PassTensors) -> None:
+        """Pass through the reference what does not count, for processes that wait for it."""
+        with self.reference.replacing(model) as reference:
+            reference(**one.inputs, trained_tokens=one.trained)
+
     @property
     def _weights(self) -> dict[PreferenceLoss, float]:
         names = self.training.loss_type or self.traits.losses[:1]

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import torch
 
+from engine.training.sharding import is_sharded, reshard
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -34,11 +36,13 @@ class Reference:
     def replacing(self, model: Any) -> Iterator[Any]:
         """Make a model the reference within the block, without gradient, and yield it without the wrapper of DDP."""
         inner = getattr(model, "module", model)
+        sharded = is_sharded(inner) and bool(self.start)
+        if sharded:  # what an earlier pass has gathered would be used again
+            reshard(inner)
         parameters = dict(inner.named_parameters()) if self.start else {}
-        own = {name: parameters[name].data for name in self.start}
+        own = {name: parameters[name].data.clone() if sharded else parameters[name].data for name in self.start}
         try:
-            for name, value in self.start.items():
-                parameters[name].data = value
+            _put(parameters, self.start, copies=sharded)
             with torch.no_grad(), contextlib.ExitStack() as stack:
                 if not self.keeps_adapter:
                     with warnings.catch_warnings():
@@ -46,5 +50,16 @@ class Reference:
                         stack.enter_context(inner.disable_adapter())
                 yield inner
         finally:
-            for name, value in own.items():
+            if sharded:
+                reshard(inner)
+            _put(parameters, own, copies=sharded)
+
+
+def _put(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor], *, copies: bool) -> None:
+    """Give parameters other values; a shard is copied into, for FSDP knows its storage."""
+    with torch.no_grad():
+        for name, value in values.items():
+            if copies:
+                parameters[name].copy_(value)
+            else:
                 parameters[name].data = value
