@@ -80,7 +80,7 @@ def test_processes_of_a_run_are_one_for_each_of_its_gpus(overrides, processes):
         ("model.quantization=int8", "run.fsdp", "set quantization to nf4 or none"),
         ("model.quantization=nf4", None, ""),
         ("adapter.method=none", None, ""),
-        ("training.objective=dpo", "run.fsdp", "dpo compares with a reference"),
+        ("training.objective=kto", "run.fsdp", "kto also passes answers behind other prompts"),
         ("training.optim=adafactor", "run.fsdp", "set optim to adamw_torch"),
     ],
 )

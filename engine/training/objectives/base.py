@@ -59,7 +59,7 @@ class TrainingObjective:
         """Return a sum and a count over mismatched sequences, (2,), without gradient; nothing where none is needed."""
         return torch.zeros(2)
 
-    def accompany(self, model: Any, one: PassTensors) -> None:  # noqa: B027
+    def accompany(self, model: Any, one: PassTensors) -> None:
         """Pass through the model what `losses` does before its own pass, of which nothing counts: other processes wait for it."""
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
