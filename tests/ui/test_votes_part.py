@@ -136,6 +136,19 @@ def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
     assert "vote:1" not in alone.transcript
 
 
+def test_a_conversation_with_two_models_on_one_side_is_no_pair(tab, run, services, votes):
+    load(tab, run)
+    before = ask(tab, "What?").turns
+    load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
+
+    asked = ask(tab, "And why?", before)
+
+    assert "vote:0:tuned" in asked.transcript
+    assert "vote:1" not in asked.transcript
+    vote(tab, asked.turns, "vote:1:tuned")
+    assert votes.read().votes == ()
+
+
 def test_a_vote_that_cannot_be_kept_says_why(tab, run, votes, monkeypatch):
     load(tab, run)
     turns = ask(tab, "Why?").turns

@@ -33,10 +33,17 @@ def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
         if answer.done
         and answer.finish_reason != "stopped"
         and answer.text.strip()
-        and answer.branch in turn.asked.models
+        and _is_of_one_model(turns[: number + 1], answer.branch)
     ]
     found = (_pair(turns[: number + 1], one, other, turn.asked.system) for one, other in combinations(whole, 2))
     return [pair for pair in found if pair is not None]
+
+
+def _is_of_one_model(turns: Sequence[Turn], branch: Branch) -> bool:
+    """Return whether one known model gave all answers of a branch: another one may have been loaded between two turns."""
+    answered = [turn for turn in turns if any(answer.branch == branch for answer in turn.answers)]
+    models = [turn.asked.models.get(branch) if turn.asked is not None else None for turn in answered]
+    return models[0] is not None and all(model == models[0] for model in models)
 
 
 def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:
