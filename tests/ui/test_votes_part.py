@@ -78,6 +78,7 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     pressed = vote(tab, asked.turns, "vote:0:tuned")
 
     assert pressed.transcript.count('aria-pressed="true"') == 1
+    assert "1 vote in all" in pressed.trouble
     (kept,) = votes.read().votes
     better, worse = kept.sides
     assert [turn.role for turn in kept.prompt] == ["system", "user"]

@@ -294,7 +294,10 @@ class BlindTestPart:
             tally, judging = self._tallied(judging)
         except EngineError:
             return {self.count: ""}
-        words = f'<p class="small num">{plural(tally.judged, "pair")} judged</p>' if tally.judged else ""
+        votes = plural(len(self._votes.read().votes), "vote")
+        words = (
+            f'<p class="small num">{plural(tally.judged, "pair")} judged · {votes} in all</p>' if tally.judged else ""
+        )
         return {self.count: words, self.judging: judging}
 
     def _show_tally(self, judging: Judging) -> Updates:

@@ -35,7 +35,7 @@ from ui.page import Page, browser_state
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
 from ui.views.chat import Answer, Asked, SavedConversation, Turn
-from ui.views.html import error_box, small
+from ui.views.html import error_box, plural, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
 BASE_AND_TUNED, BASE_AND_SECOND = "base and tuned", "base and second"
@@ -259,13 +259,15 @@ class TalkPart:
         if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
             return UNCHANGED
         offered = next((one for one in ballot(self._votes, turns, int(number)) if one == branch), None)
-        problem = ""
+        if offered is None:
+            return UNCHANGED
         try:
-            if offered is not None:
-                choose(self._votes, turns, int(number), offered, self._page.services.runs.owner)
+            choose(self._votes, turns, int(number), offered, self._page.services.runs.owner)
+            count = plural(len(self._votes.read().votes), "vote")
+            told = small(f"{count} in all. “Votes” above lists them and makes a dataset of them.", role="status")
         except EngineError as error:
-            problem = error_box(error)
-        return {self.transcript: self._render(turns), self.trouble: problem}
+            told = error_box(error)
+        return {self.transcript: self._render(turns), self.trouble: told}
 
     def _suggest(self, draw: random.Random | None = None) -> Updates:
         config = self._choice.config_of(self._page.services.chat.state.target)
