@@ -36,7 +36,7 @@ class ModelConfig(Section):
     revision: str | None = setting(None, "Revision", max_length=200)
     """Branch, tag or commit on the Hub. Empty uses the default branch, pinned to its commit at the start."""
     quantization: Quantization = setting("none", "Base precision")
-    """none keeps 16 bits, int8 halves the weights, nf4 and fp4 quarter them (QLoRA). nf4 is better than fp4."""
+    """none keeps 16 bits, nf4 and fp4 quarter the weights (QLoRA), int8 halves them and is slow. nf4 is better than fp4."""
     double_quant: bool = setting(True, "Double quantization")
     """Also quantizes the scales of nf4 and fp4: saves 0.4 bits per weight without measurable loss."""
     compute_dtype: ComputeDtype = setting("auto", "Compute dtype")

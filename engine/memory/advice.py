@@ -11,7 +11,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device
 from engine.memory.config_changes import Changes, as_overrides, largest_that_fits, new_problems, with_changes
-from engine.memory.estimate import Estimator, Verdict, judge
+from engine.memory.estimate import SLOW_INT8, Estimator, Verdict, judge
 from engine.memory.workload import compute_width_bytes
 from engine.models.shape import ModelShape
 
@@ -140,7 +140,8 @@ class _Adviser:
         changes = [change for _, change in helpful]
         if changes and changes[0].verdict == "fits":
             return changes
-        combined = self._combination([candidate for candidate, _ in helpful])
+        others = [candidate for candidate, _ in helpful if candidate.kind != "int8"]  # nf4 takes less and is faster
+        combined = self._combination(others)
         if len(combined) > 1:
             # After the costliest of its parts: what follows costs more.
             place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
@@ -191,11 +192,14 @@ class _Adviser:
         if quantization in ("nf4", "fp4") and not config.model.double_quant:
             double = {"model.double_quant": True}
             yield _Candidate("double_quant", "Double quantization", "nearly the same result", double)
-        if quantization == "none":
-            yield self._quantized("int8", "Hold the frozen weights in int8", "slower, very slightly less exact")
         if quantization in ("none", "int8"):
-            words = "Hold the frozen weights in nf4 (QLoRA)"
-            yield self._quantized("nf4", words, "somewhat slower and less exact")
+            words, pace = (
+                "Hold the frozen weights in nf4 (QLoRA)",
+                "faster" if quantization == "int8" else "somewhat slower",
+            )
+            yield self._quantized("nf4", words, f"{pace}, a little less exact")
+        if quantization == "none":
+            yield self._quantized("int8", "Hold the frozen weights in int8", f"very slightly less exact; {SLOW_INT8}")
 
     def _quantized(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
         changes = {"model.quantization": kind, **self._biases_left_alone()}
@@ -256,6 +260,10 @@ class _Adviser:
         if config.model.quantization != "none":
             words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
             yield _Candidate("unquantized", words, "faster and more exact", {"model.quantization": "none"})
+        if config.model.quantization == "int8":
+            yield self._quantized(
+                "nf4", "Hold the frozen weights in nf4 (QLoRA)", f"faster, a little less exact; {SLOW_INT8}"
+            )
         yield from self._larger_batch(batch)
 
     def _larger_batch(self, fitting: int) -> Iterator[_Candidate]:

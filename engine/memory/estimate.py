@@ -31,6 +31,9 @@ PHASE_WORDS: dict[PeakPhase, str] = {
     "optimizer_step": "optimizer step",
 }
 GIB = 2**30
+# `MatMul8bitLt` in bitsandbytes/autograd/_functions.py: each input is quantized and searched for outliers, and the backward pass
+# writes the weight out all the same. Below 7B parameters slower than 16 bits: Dettmers et al. 2022, appendix D, arXiv:2208.07339.
+SLOW_INT8 = "int8 is the slowest: each layer rounds its inputs and looks for outliers"
 
 
 class ParameterCount(BaseModel, frozen=True):
@@ -291,6 +294,8 @@ def _notes(workload: Workload, peak: Peak, device: Device) -> tuple[str, ...]:
             f"quantization is {workload.base}: this model holds its experts as bare parameters, which bitsandbytes leaves "
             f"alone{' and which get no adapter' if workload.trains_adapter else ''}."
         )
+    if workload.base == "int8":
+        notes.append(f"{SLOW_INT8}. nf4 is faster in half the memory, 16 bits are faster and exact.")
     if workload.base == "int8" and workload.checkpointing:
         notes.append("int8 layers keep their inputs, so gradient checkpointing saves less than elsewhere.")
     return tuple(notes)

@@ -263,3 +263,24 @@ def test_a_mistake_of_the_estimate_is_not_laid_to_the_model(shape, mistake, monk
         estimate_memory(shape, config_from_mapping(mapping()), gpu(8))
     with pytest.raises(mistake):
         compare_methods(shape, config_from_mapping(mapping()), gpu(8))
+
+
+def test_nf4_is_advised_before_int8_which_is_said_to_be_slow(shape):
+    plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 2048})
+
+    changes = advise(shape, config_from_mapping(plain), gpu(6)).changes
+
+    alone = [change for change in changes if change.kind in ("nf4", "int8")]
+    assert [change.kind for change in alone] == ["nf4", "int8"]
+    assert "int8 is the slowest" in alone[1].cost
+    assert not any("int8" in override for c in changes if c.kind == "combination" for override in c.overrides)
+
+
+def test_int8_that_fits_is_advised_away_from(shape):
+    config = config_from_mapping(mapping(model={"id": QWEN, "quantization": "int8"}))
+
+    changes = {change.kind: change for change in advise(shape, config, gpu(80)).changes}
+
+    assert changes["unquantized"].overrides == ("model.quantization=none",)
+    assert changes["nf4"].cost.startswith("faster")
+    assert any(note.startswith("int8 is the slowest") for note in estimate_memory(shape, config, gpu(80)).notes)

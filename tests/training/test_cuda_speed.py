@@ -1,0 +1,53 @@
+"""The CUDA benchmark works without a GPU as far as it can: its own code, its table, its count of launches."""
+
+import pytest
+import torch
+
+from engine.config.optimizations import OPTIMIZATIONS, VARIABLE
+from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, count_launches, main, measure, table, why_not
+from tests.tiny_model import make_tiny_model
+
+
+def test_a_cell_is_measured_by_the_trainer_of_the_worker(tmp_path):
+    figures = measure(Cell(TINY, "none", "ours"), make_tiny_model(tmp_path / TINY))
+
+    assert figures.tokens_per_second > 0
+
+
+def test_the_table_has_what_was_measured_and_names_the_rest():
+    ours, other = Cell("8B", "nf4", "ours"), Cell("8B", "nf4", "ours", "fused_lora")
+    found = table(
+        {ours: Figures(2000.0, 5 * GIB, 6 * GIB, 4), other: Figures(1000.0, GIB), Cell("8B", "nf4", "trl"): "no time"}
+    )
+
+    assert "| 8B | nf4 | ours | 2,000 | 100% | 4 | 5.00 | 6.00 |" in found
+    assert "| 8B | nf4 | ours without fused_lora | 1,000 | 50% | 1 | 1.00 |  |" in found
+    assert found.endswith("Not measured:\n- 8B, nf4, trl: no time")
+
+
+def test_the_most_telling_cells_come_first():
+    order = list(cells(["0.5B", "8B"]))
+
+    assert [cell.words for cell in order[:4]] == ["ours"] * 4
+    assert {cell.without for cell in order} == {"", *OPTIMIZATIONS}
+    assert len(set(order)) == len(order)
+
+
+def test_what_a_machine_cannot_hold_is_named(tmp_path):
+    assert why_not(Cell("8B", "none", "ours"), 8 * GIB, tmp_path) == "needs a GPU with 40 GiB"
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(SystemExit, match="needs a CUDA GPU"):
+        main([])
+
+
+def test_fused_layers_launch_less(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")  # which counting sets, and is put back
+    forward, backward = count_launches(1, "fused_lora")
+    fused_forward, fused_backward = count_launches(1, "")
+
+    assert fused_forward <= forward - 27  # four in each of seven layers, and one copy for all
+    assert fused_backward <= backward - 40
