@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Annotated, get_args
 
 import typer
@@ -159,11 +160,25 @@ def report_text(report: DatasetReport) -> str:
             f"Length of {report.sequences:,} sequences: shortest {lengths.min:,}, median {lengths.p50:,}, "
             f"95th percentile {lengths.p95:,}, longest {lengths.max:,}. {cut}",
         ]
-    lines += [f"Note: {note}" for note in report.notes]
+    lines += [f"Note: {note}" for note in (*report.notes, *_preference_notes(report))]
     lines += _problem_lines("Left out", report.problems, report.dropped)
     lines += _problem_lines("Kept with warnings", report.notices, sum(report.notice_counts.values()))
     lines.append(f"Took {duration(report.seconds)}.")
     return "\n".join(lines)
+
+
+def _preference_notes(report: DatasetReport) -> Iterator[str]:
+    """Yield what is counted of pairs and ratings alone."""
+    if (lengths := report.pair_lengths) is not None:
+        yield (
+            f"The chosen answer is longer in {lengths.chosen_longer:,} of {lengths.pairs:,} pairs, the rejected one in "
+            f"{lengths.rejected_longer:,}; the median difference is {lengths.median:+,} {lengths.unit}."
+        )
+    if report.contradictions:
+        rows = ", ".join(f"{row:,}" for row in report.contradicting_rows[:_SHOWN_PROBLEMS])
+        yield f"{report.contradictions:,} pairs prefer the opposite of another row with the same prompt: rows {rows}."
+    if report.desirable is not None:
+        yield f"{report.desirable:,} answers are rated good, {report.kept - report.desirable:,} bad."
 
 
 def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> list[str]:

@@ -216,7 +216,12 @@ class DataTab:
         if report is not None:
             listed = self.rows.render_list(check.question, report, listing, list_page)
             facts = view.render_facts(report)
-            lengths = f'<div class="beside">{render_preferences(report)}{view.render_lengths(report)}</div>'
+            lengths = view.render_lengths(report)
+            if preferences := render_preferences(report):
+                fold = (
+                    f'<details class="fold"><summary>Lengths in tokens</summary>{lengths}</details>' if lengths else ""
+                )
+                lengths = preferences + fold
         elif check.waits:
             facts = view.render_waiting(page)
         elif check.was_stopped:

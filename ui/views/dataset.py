@@ -18,7 +18,6 @@ NO_DATASET = empty(
 HEADING = "<h2>Training data</h2>"
 _ROLE = ' role="status"'
 _WIDTH, _HEIGHT, _BOTTOM = 720, 150, 22  # of the histogram
-_NARROW = 400
 # A page shows about this much of a row: more takes a browser too long to lay out.
 _SHOWN_CHARACTERS = 40_000
 _TRAINED = " · trained"
@@ -122,15 +121,11 @@ def render_lengths(report: DatasetReport) -> str:
     lost = f" {plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
     what = "rows" if report.sequences == report.kept else "sequences"
     words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
-    # Of preferences, there is another chart next to it.
-    width = _WIDTH if report.prompts is None else _NARROW
-    chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length, width)
+    chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
     return f"<section><h3>Lengths</h3>{_lead(words)}{chart}</section>"
 
 
-def render_length_histogram(
-    edges: Sequence[int], counts: Sequence[int], max_length: int, chart_width: int = _WIDTH
-) -> str:
+def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
     """Return SVG bars; bins beyond the cut are hatched as well as coloured, and the cut is a labelled line.
 
     Edges are in tokens, one more than counts; rows are cut at `max_length` tokens.
@@ -138,7 +133,7 @@ def render_length_histogram(
     if not counts or max(counts) == 0:
         return ""
     span = max_length if edges[-1] <= max_length <= 1.3 * edges[-1] else edges[-1] or 1
-    scale = chart_width / span
+    scale = _WIDTH / span
     bars = []
     for lower, upper, rows in zip(edges, edges[1:], counts, strict=False):
         height = (_HEIGHT - 18) * rows / max(counts)
@@ -152,7 +147,7 @@ def render_length_histogram(
     cut = ""
     if max_length <= span:
         x = max_length * scale
-        anchor, offset = ("end", -6) if x > chart_width * 0.7 else ("start", 6)
+        anchor, offset = ("end", -6) if x > _WIDTH * 0.7 else ("start", 6)
         cut = (
             f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}"/>'
             f'<text x="{x + offset:.1f}" y="11" text-anchor="{anchor}">cut at {max_length:,}</text>'
@@ -163,10 +158,10 @@ def render_length_histogram(
     )
     label = f"Histogram of row lengths; the longest rows have {edges[-1]:,} tokens, rows are cut at {max_length:,}."
     return (
-        f'<svg class="histogram" viewBox="0 0 {chart_width} {_HEIGHT + _BOTTOM}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="histogram" viewBox="0 0 {_WIDTH} {_HEIGHT + _BOTTOM}" role="img" aria-label="{escape(label)}">'
         '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<line x1="0" y1="0" x2="0" y2="5" class="hatching"/></pattern></defs>'
-        f'<line class="floor" x1="0" x2="{chart_width}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>{"".join(bars)}{cut}{ticks}</svg>'
+        f'<line class="floor" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>{"".join(bars)}{cut}{ticks}</svg>'
     )
 
 

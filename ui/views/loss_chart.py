@@ -77,8 +77,11 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     base = history.base_eval
     annotations = []
     if base is not None and math.isfinite(base.eval_loss):
-        traces.append(_level(history, base.eval_loss, "base model"))
-        annotations.append(_level_label(base.eval_loss, f"base model {base.eval_loss:.2f}", log=view.log_axis))
+        name = (
+            "before training" if base.metrics else "base model"
+        )  # a preference run may start from another run's adapter
+        traces.append(_level(history, base.eval_loss, name))
+        annotations.append(_level_label(base.eval_loss, f"{name} {base.eval_loss:.2f}", log=view.log_axis))
     layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}") | {"annotations": annotations}
     layout["xaxis"] |= _whole_steps(history)
     return figure_json(traces, layout, _loss_words(history))

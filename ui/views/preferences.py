@@ -38,7 +38,8 @@ def _length_differences(lengths: PairLengths) -> str:
         f"{f', and {lengths.equal:,} are equally long' if lengths.equal else ''}. "
         f"Half of the chosen answers are at most {_difference(lengths.median, unit)}."
     )
-    return f'<h3>Length of chosen and rejected</h3><p class="lead num">{escape(words)}</p>{_chart(lengths, words)}'
+    sentence = f'<p class="lead num">{escape(words)}</p>'
+    return f'<h3>Length of chosen and rejected</h3><div class="beside">{sentence}{_chart(lengths, words)}</div>'
 
 
 def _difference(value: int, unit: str) -> str:

@@ -326,7 +326,7 @@ def _held_out(observed: ObservedRun) -> str:
     newest = tuned[-1]
     words = f"held-out loss {newest.eval_loss:.2f}"
     if base_loss is not None:
-        words += f", base {base_loss:.2f}"
+        words += f", {'before training' if base is not None and base.metrics else 'base'} {base_loss:.2f}"
     if best is not None and best.step != newest.step and best.eval_loss < newest.eval_loss:
         words += f", best {best.eval_loss:.2f} at step {best.step:,}"
     if newest.preference_accuracy is not None:
