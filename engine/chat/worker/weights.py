@@ -18,13 +18,16 @@ from engine.chat.contract import Branch
 from engine.chat.target import LoadPlan, PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase, Adapter
 from engine.config.run import ModelConfig
+from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.processor import memory_now, this_processor_has_bfloat16
 from engine.models.folder import check_model_folder, read_safetensors_header, weight_files
+from engine.training.batching.batches import pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import copy_shared_heads
+from engine.training.ops.loss import logit_transform, loss_of_each
 from engine.training.placement import require_usable
 from engine.training.precision import quantization_of
 
@@ -136,6 +139,23 @@ class BranchWeights:
                 total += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
         return total
 
+    def summed_losses(self, rows: Sequence[TokenizedRow]) -> list[float]:
+        """Return what `summed_loss` does for each of several rows, read side by side.
+
+        Rows are padded at their ends, which no token before sees, so they need no mask. Logits are computed chunk by chunk,
+        of trained tokens alone. An adapter with virtual tokens, and inputs that int8 layers round together, need single rows.
+        """
+        self.holder.switch_to(self.adapter)
+        model, device = self.holder.model, self.holder.model.device
+        one = pad(rows, 0).to(device)
+        with_text = {"input_ids": one.inputs["input_ids"], "use_cache": False}
+        states = model.base_model(**with_text).last_hidden_state
+        chosen = states.reshape(-1, states.shape[-1])[one.trained.positions]
+        transform = logit_transform(model.config.get_text_config(decoder=True))
+        losses = loss_of_each(chosen, one.trained.targets, model.get_output_embeddings(), transform)
+        sums = torch.zeros(len(rows), device=device).index_add(0, one.sequence_of.to(device), losses)
+        return [float(value) for value in sums.tolist()]
+
     def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Read a whole sequence at once; returns the logits after the tokens at `positions`, (positions, vocabulary)."""
         cache, device = self.new_cache(), self.holder.model.device
@@ -198,6 +218,11 @@ class Weights:
     def holders(self) -> Iterator[AdaptedBase]:
         """Yield every model in memory, once."""
         yield from {id(weights.holder): weights.holder for weights in self._branches.values()}.values()
+
+    @property
+    def has_virtual_tokens(self) -> bool:
+        """Whether a branch has tokens of its own before every text."""
+        return any(weights.virtual_tokens for weights in self._branches.values())
 
     @property
     def size_bytes(self) -> int:

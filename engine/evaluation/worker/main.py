@@ -15,7 +15,7 @@ from sacrebleu.metrics import CHRF
 
 from engine.chat.contract import Branch, Progress
 from engine.chat.worker.answer import TalkingTokenizer, begin_answer, load_chat_tokenizer
-from engine.chat.worker.weights import ModelPlace, Weights, choose_dtype, memory_errors
+from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.objectives import objective_of
 from engine.config.results import SamplingConfig
 from engine.config.run import RunConfig
@@ -40,6 +40,10 @@ from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
 from engine.processes.spawn import Access, give_up_access
+from engine.training.batching.probe import agrees
+from engine.training.failure import is_out_of_memory
+
+_TOKENS_AT_ONCE = 4096  # of rows that a GPU reads together
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -113,6 +117,13 @@ class _Evaluation:
     def report(self, message: str, fraction: float | None = None) -> None:
         self.end_if_stopped()
         self.request.progress(Progress(phase="measuring", message=message, fraction=fraction).model_dump(mode="json"))
+
+    @property
+    def reads_single_rows(self) -> bool:
+        """Whether rows are read one by one: on a processor, which gains nothing, and where rows would not be kept apart."""
+        plan = self.order.plan
+        rounds_together = plan.model.quantization == "int8"  # whose layers look for outliers over all that they get
+        return self.weights.place.device.kind == "cpu" or rounds_together or self.weights.has_virtual_tokens
 
     def end_if_stopped(self) -> None:
         if self.request.is_cancelled():  # cheap enough for every token
@@ -202,14 +213,46 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
 
 
 def _row_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
-    """Return the summed loss of each row. Row by row and branch by branch: adapters are only switched and never moved."""
-    found: dict[Branch, list[float]] = {branch: [] for branch in evaluation.weights.offered}
-    for number, row in enumerate(rows, start=1):
+    """Return the summed loss of each row. Batch by batch and branch by branch: adapters are only switched and never moved."""
+    found = {branch: [0.0] * len(rows) for branch in evaluation.weights.offered}
+    done = 0
+    for batch in batches_of(rows, 0 if evaluation.reads_single_rows else _TOKENS_AT_ONCE):
+        together = [rows[number] for number in batch]
         for branch, losses in found.items():
             evaluation.end_if_stopped()
-            losses.append(evaluation.weights.branch(branch).summed_loss(row.input_ids, row.labels))
-        evaluation.report(f"Measuring {what} {number:,} of {len(rows):,}.", number / len(rows))
+            for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), together), strict=True):
+                losses[number] = loss
+        done += len(batch)
+        evaluation.report(f"Measuring {what} {done:,} of {len(rows):,}.", done / len(rows))
     return found
+
+
+def batches_of(rows: Sequence[TokenizedRow], tokens: int) -> list[list[int]]:
+    """Return numbers of rows that are read together: of like length, and with padding of so many tokens at most."""
+    order = sorted(range(len(rows)), key=lambda number: -rows[number].length) if tokens else range(len(rows))
+    batches: list[list[int]] = []
+    for number in order:
+        if batches and (len(batches[-1]) + 1) * rows[batches[-1][0]].length <= tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def losses_of(weights: BranchWeights, rows: Sequence[TokenizedRow]) -> list[float]:
+    """Return the summed losses of rows, read together where memory suffices and the first one's loss stays what it is."""
+    alone = weights.summed_loss(rows[0].input_ids, rows[0].labels)
+    if len(rows) == 1:
+        return [alone]
+    try:
+        together = weights.summed_losses(rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        together = []
+    if together and agrees(together[0], alone):
+        return together
+    return [alone, *(weights.summed_loss(row.input_ids, row.labels) for row in rows[1:])]
 
 
 def _predicted_tokens(row: TokenizedRow) -> int:

@@ -1,0 +1,68 @@
+"""Rows that are read together have the losses of rows that are read one by one."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.chat.target import PlannedWeights
+from engine.chat.worker.adapter import AdaptedBase
+from engine.chat.worker.weights import BranchWeights
+from engine.data.render.tokenize import TokenizedRow
+from engine.evaluation.worker.main import batches_of, losses_of
+from tests.chat.tiny_adapters import lora, make_adapter
+
+
+def make_rows(*lengths):
+    generator = random.Random(0)
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = [generator.randrange(10, 250) for _ in range(length)]
+        rows.append(TokenizedRow(number, 0, ids, [-100] * (length // 2) + ids[length // 2 :]))
+    return rows
+
+
+ROWS = make_rows(40, 7, 40, 23, 2, 11)
+
+
+@pytest.fixture(scope="module")
+def branches(tiny_model_folder, tmp_path_factory):
+    folder = make_adapter(tiny_model_folder, tmp_path_factory.mktemp("batched") / "lora", lora())
+    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
+    tuned = holder.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
+    return {"base": BranchWeights(holder), "tuned": BranchWeights(holder, tuned)}
+
+
+@pytest.mark.parametrize("branch", ["base", "tuned"])
+def test_losses_are_those_of_single_rows(branches, branch):
+    weights, other = branches[branch], branches["base" if branch == "tuned" else "tuned"]
+    with torch.inference_mode():
+        alone = [weights.summed_loss(row.input_ids, row.labels) for row in ROWS]
+        different = other.summed_losses(ROWS)
+        together = weights.summed_losses(ROWS)
+
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert different != pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("failure", ["memory", "other losses"])
+def test_where_rows_cannot_be_read_together_they_are_read_one_by_one(branches, failure, monkeypatch):
+    def fail(_self, rows):
+        if failure == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [9999.0] * len(rows)
+
+    with torch.inference_mode():
+        alone = [branches["base"].summed_loss(row.input_ids, row.labels) for row in ROWS]
+        monkeypatch.setattr(BranchWeights, "summed_losses", fail)
+        assert losses_of(branches["base"], ROWS) == alone
+
+
+def test_batches_have_rows_of_like_length_and_few_tokens():
+    batches = batches_of(ROWS, 80)
+
+    assert sorted(number for batch in batches for number in batch) == list(range(len(ROWS)))
+    assert [[ROWS[number].length for number in batch] for batch in batches] == [[40, 40], [23, 11, 7], [2]]
+    assert batches_of(ROWS, 0) == [[number] for number in range(len(ROWS))]
+    assert batches_of([], 80) == []
