@@ -5,8 +5,10 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.evaluation.votes import Votes
 from engine.runs.control import change_notes, request_stop
 from tests.browser.chromium import barriers, let_fold_settle, open_page, open_tab
+from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
@@ -57,6 +59,23 @@ def test_a_pair_of_answers_goes_when_somebody_loads_another_run(page, browser, a
     expect(page.locator("#blind-left")).to_be_hidden()
     expect(page.locator("#blind-pair")).not_to_contain_text("Question")
     other.context.close()  # not before: a page that goes takes along what it has not sent yet
+
+
+def test_votes_are_open_to_everyone_and_become_the_data(kept_page, services):
+    page = kept_page
+    Votes(services.home).keep(a_vote(left=HOSTILE))
+    open_tab(page, "Chat")
+    page.locator("#chat-mode label", has_text="Votes").click()
+    expect(page.locator("#votes-list section")).to_have_count(1)
+    assert barriers(page) == []
+
+    page.locator("#votes-use").click()
+
+    expect(page.locator("#dataset-own").locator("input, textarea")).to_have_value(
+        re.compile(r"/uploads/votes-.*\.jsonl$")
+    )
+    page.locator("#applied [data-pick='undo']").click()
+    expect(page.locator("#dataset-own").locator("input, textarea")).to_have_value("")
 
 
 def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_page, services):
