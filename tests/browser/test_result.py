@@ -304,7 +304,7 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     expect(page.locator("#chat-branches label", has_text="All three")).to_be_visible()
     page.locator("#chat-question textarea").fill("What does the rank do?")
     page.locator("#chat-send").click()
-    expect(page.locator("#transcript .edit")).to_have_count(2)  # of the earlier question too: no answer is written any more
+    expect(page.locator("#transcript .edit")).to_have_count(2)  # no answer is written any more
 
     earlier, newest = page.locator("#transcript .answers").all()
     assert earlier.locator("h4").all_inner_texts()[:2] == ["Base model", "Tuned"], "whose answers these were"
