@@ -42,9 +42,14 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
             "CUDA with triton, a frozen linear head.",
         ),
         Optimization(
+            "liger_kernels",
+            "Liger's norms, rotary embedding and gated layers.",
+            "CUDA with liger-kernel, where loss and gradients stay the same.",
+        ),
+        Optimization(
             "fused_norms",
-            "Liger's norms, rotary embedding and gated layers, else PyTorch's fused RMSNorm.",
-            "CUDA, where losses stay the same; Liger where it is installed.",
+            "PyTorch's kernel for RMSNorm.",
+            "CUDA, where Liger's is not used and loss and gradients stay the same.",
         ),
         Optimization(
             "fused_lora",

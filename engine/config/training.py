@@ -48,8 +48,8 @@ class TrainingConfig(ObjectiveSettings):
     """group_by_length puts rows of similar length into one batch, with less padding. Joined and packed rows are always random."""
     gradient_checkpointing: bool = setting(False, "Gradient checkpointing")
     """Recomputes activations in the backward pass: much less memory, a third slower."""
-    use_liger_kernel: bool = setting(False, "Liger kernels")
-    """Fused CUDA kernels for norms, rotary embeddings and gated layers. Without support the run uses the model's own."""
+    use_liger_kernel: bool = setting(True, "Liger kernels")
+    """Fused CUDA kernels for norms, rotary embeddings and gated layers, where the `cuda` extra is installed. Off uses the model's own."""
     torch_compile: bool = setting(False, "Compile layers")
     """Lets torch.compile fuse operations on CUDA. It takes a minute before the first step: for long runs."""
     optim: Optimizer = setting("adamw_torch", "Optimizer")

@@ -40,6 +40,8 @@ BaseFormat = Literal["dense", "nf4", "fp4", "int8", "gptq"]
 # "tiled" is Loratory's own on the CPU: rows one after the other, in tiles of queries.
 AttentionKernel = Literal["flash", "efficient", "math", "eager", "cpu_flash", "tiled"]
 LoraBranch = Literal["peft", "quick"]  # PEFT's general layer, or Loratory's own
+# Norms as transformers writes them; PyTorch's kernel, which keeps one tensor for each; Liger's, which also rotate in place.
+LayerKernels = Literal["own", "torch", "liger"]
 OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor"]
 
 
@@ -113,7 +115,7 @@ class Workload:
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     accumulates: bool = False  # gradients of earlier passes wait while a pass is under way
-    fused_norms: bool = False  # kernels that keep one tensor per norm, and rotate in place
+    layer_kernels: LayerKernels = "own"
     gptq_group_size: int = 128
     # Of joined rows that differ, tokens of each; `length` is then that of the longest.
     joined_lengths: tuple[int, ...] = ()
@@ -252,6 +254,7 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         checkpointing=training.gradient_checkpointing,
         loss=Loss(chunk_bytes, fused=device.kind == "cuda" and is_wanted("fused_loss") and compiles_triton()),
         optimizer=_optimizer(config, device),
+        layer_kernels=_layer_kernels(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
         data_parallel=1 if sharded else processes,
         sharded=processes if sharded else 1,
@@ -282,6 +285,17 @@ def has_flash_attention() -> bool:
     Source: `is_flash_attn_2_available`, transformers/utils/import_utils.py.
     """
     return version_parts(library_version("flash-attn") or "", 3) >= (2, 3, 3)
+
+
+def _layer_kernels(config: RunConfig, device: Device) -> LayerKernels:
+    """Source: `use_layer_kernels`, engine/training/kernels.py. What Liger saves in gated layers is not counted."""
+    if device.kind != "cuda":
+        return "own"
+    on_one = config.run.spread_over == 1 and config.run.fsdp == "none"
+    has_liger = library_version("liger-kernel") is not None and compiles_triton()
+    if has_liger and on_one and config.training.use_liger_kernel and is_wanted("liger_kernels"):
+        return "liger"
+    return "torch" if is_wanted("fused_norms") else "own"
 
 
 def compiles_triton() -> bool:

@@ -1,12 +1,12 @@
 """Choose how rows go through a given model and with which kernels, and check the choice on a few rows.
 
-Liger's kernels and those that torch.compile makes replace how something is computed and not what. Whether that is true of
-the model at hand is measured: its loss must stay the same.
+Faster kernels replace how something is computed and not what. Whether that is true of the model at hand is measured: its loss
+must stay the same.
 """
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.training.batching.choose import choose_row_attention
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
-from engine.training.kernels import why_no_fused_loss
+from engine.training.kernels import use_layer_kernels, why_no_fused_loss
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.objectives.reference import Reference
@@ -59,8 +59,7 @@ def assemble(
     The choice is tried on a few rows: what our loss and our attention give must be what the model by itself gives.
 
     Raises:
-        ModelError: If the loss is not finite, if packing is wanted and the model cannot keep joined rows apart, or if Liger's
-            kernels change its loss.
+        ModelError: If the loss is not finite, or if packing is wanted and the model cannot keep joined rows apart.
     """
     training, method, traits = config.training, method_trainer(config.adapter.method), objective_of(config)
     if traits.learns_preferences and training.disable_dropout:
@@ -85,7 +84,7 @@ def assemble(
         attach_loss(causal_lm, through_logits=True, virtual_inputs=inputs)
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
         used["fused_loss"] = "the model changes its logits in a way of its own"
-    notes.extend(with_liger(causal_lm, config, placement, lambda: probe.loss(probe.padded()), expected))
+    used |= use_layer_kernels(probe, config, placement, expected)
     own_attention = str(causal_lm.config._attn_implementation)
     attention = choose_row_attention(probe, config, placement, expected)
     notes.extend(attention.notes)
@@ -125,41 +124,6 @@ def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
             if precision.compute is torch.float32
             else "Set model.compute_dtype to float32.",
         )
-
-
-def with_liger(
-    causal_lm: Any, config: RunConfig, placement: Placement, loss: Callable[[], float], expected: float
-) -> list[str]:
-    """Put Liger's norm, rotary embedding and gated feed-forward kernels into a model where the settings ask for them.
-
-    Its fused loss stays out: ours never holds all logits either, and skips what is not trained.
-
-    Returns:
-        Why they are not used although they were asked for, as notes for the person.
-
-    Raises:
-        ModelError: If `loss` of some rows is no longer the `expected` one.
-
-    Source: Hsu et al. 2024, section 3.2 (arXiv:2410.10989).
-    """
-    if not config.training.use_liger_kernel:
-        return []
-    if placement.torch_device.type != "cuda":
-        return ["Liger's kernels need CUDA; using the model's own."]
-    if placement.spread:
-        return ["Liger's kernels work on the first GPU only, and layers are spread; using the model's own."]
-    if importlib.util.find_spec("liger_kernel") is None:
-        return ["Liger's kernels are not installed; using the model's own. `pip install liger-kernel` installs them."]
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
-
-    family = causal_lm.config.model_type
-    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        return [f"Liger has no kernels for models of type {family}; using the model's own."]
-    _apply_liger_kernel_to_instance(model=causal_lm, cross_entropy=False, fused_linear_cross_entropy=False)
-    if not agrees(loss(), expected):
-        what = f"Liger's kernels change the loss of {type(causal_lm).__name__}."
-        raise ModelError(what, "Switch training.use_liger_kernel off.")
-    return []
 
 
 def why_not_compiled(placement: Placement) -> str | None:

@@ -99,7 +99,6 @@ RATINGS = replace(PAIRS, format="kto", columns={"prompt": "prompt", "completion"
 # Settings whose default is not a number or a switch.
 OTHERS: dict[str, dict[str, object]] = {
     "lr_scheduler_type": {"lr_scheduler_type": "linear"},
-    "use_liger_kernel": {"use_liger_kernel": True},
     "early_stopping_patience": {"early_stopping_patience": 3},
     "optim": {"optim": "adafactor"},
     "report_to": {"report_to": ["tensorboard"]},

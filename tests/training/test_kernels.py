@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
-from engine.errors import ModelError
+from engine.config.optimizations import VARIABLE
 from engine.hardware.device import Device
-from engine.training.assembly import compile_layers, leave_uncompiled, why_not_compiled, with_liger
+from engine.training import kernels
+from engine.training.assembly import compile_layers, leave_uncompiled, why_not_compiled
 from engine.training.placement import Placement
-from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+from tests.tiny_model import make_tiny_model
+from tests.training.tiny_training import make_config, make_rows, make_training
 
 GPU = Placement(Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True), torch.device("cuda", 0))
-PROCESSOR = Placement(CPU, torch.device("cpu"))
-WITH_BOTH = {"training": {"use_liger_kernel": True, "torch_compile": True, "max_steps": 2}}
 
 
 @pytest.fixture
@@ -29,72 +31,163 @@ def installed(monkeypatch):
     return set_installed
 
 
+class FakeLiger:
+    """Stands in for liger_kernel: `norm` and `rotate` are what it puts into a Llama."""
+
+    def __init__(self, monkeypatch):
+        self.given = []
+        self.norm = lambda module, hidden: torch.nn.functional.rms_norm(
+            hidden, module.weight.shape, module.weight, module.variance_epsilon
+        )
+        self.rotate = modeling_llama.apply_rotary_pos_emb
+        patches: Any = types.ModuleType("liger_kernel.transformers.monkey_patch")
+        patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": object()}
+        patches._apply_liger_kernel_to_instance = self.apply
+        for name in ("liger_kernel", "liger_kernel.transformers"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        monkeypatch.setitem(sys.modules, patches.__name__, patches)
+        monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", self.rotate)  # put back after the test
+
+    def apply(self, model, **given):
+        self.given.append(given)
+        modeling_llama.apply_rotary_pos_emb = self.rotate
+        for module in model.modules():
+            if type(module).__name__ == "LlamaRMSNorm":
+                module.forward = types.MethodType(self.norm, module)
+
+
 @pytest.fixture
 def liger(monkeypatch, installed):
-    """A stand-in for liger_kernel that writes down what it was told to replace."""
-    calls = []
-    patches: Any = types.ModuleType("liger_kernel.transformers.monkey_patch")
-    patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": object()}
-    patches._apply_liger_kernel_to_instance = lambda **given: calls.append(given)
-    for name in ("liger_kernel", "liger_kernel.transformers"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, patches.__name__, patches)
-    installed("liger_kernel", "triton")
-    return calls
+    monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
+    monkeypatch.setattr(kernels, "why_no_fused_loss", lambda *_: "not here")
+    installed("liger_kernel")
+    return FakeLiger(monkeypatch)
 
 
-def model_of(family):
-    return types.SimpleNamespace(config=types.SimpleNamespace(model_type=family))
+def used(folder, tmp_path, **sections):
+    """Which kernels a short run uses, its losses, and how many norms are no longer the model's own."""
+    training = make_training(make_config(folder, **{"training": {"max_steps": 3}} | sections), make_rows(12), tmp_path)
+    training.trainer.train()
+    norms = [m for m in training.trainer.model.modules() if type(m).__name__.endswith("RMSNorm")]
+    reasons = {name: training.assembly.optimizations[name] for name in ("liger_kernels", "fused_norms")}
+    return reasons, training.losses, sum("forward" in vars(norm) for norm in norms)
 
 
-def noted_on_liger(family, config, placement=GPU, loss=3.0):
-    return with_liger(model_of(family), config, placement, lambda: loss, 3.0)
+def test_a_processor_uses_the_models_own_and_says_nothing(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, training={"max_steps": 2})
+    assembly = make_training(config, make_rows(8), tmp_path).assembly
+
+    assert assembly.notes == ()
+    assert assembly.optimizations["liger_kernels"] == assembly.optimizations["fused_norms"] == "needs CUDA"
 
 
-def test_on_a_processor_both_are_said_to_be_unused_and_training_continues(tiny_model_folder, tmp_path):
-    training = make_training(make_config(tiny_model_folder, **WITH_BOTH), make_rows(8), tmp_path)
+def test_torch_compile_is_said_to_be_unused_on_a_processor(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, training={"torch_compile": True, "max_steps": 2})
+    training = make_training(config, make_rows(8), tmp_path)
     training.trainer.train()
 
-    assert [note.split()[0] for note in training.assembly.notes] == ["Liger's", "torch.compile"]
+    assert [note.split()[0] for note in training.assembly.notes] == ["torch.compile"]
     assert len(training.losses) == 2
 
 
-def test_nothing_is_said_where_nothing_was_asked_for(tiny_model_folder, tmp_path):
-    config = make_config(tiny_model_folder)
-
-    assert noted_on_liger("llama", config, PROCESSOR) == []
-    assert make_training(config, make_rows(8), tmp_path).assembly.notes == ()
-
-
-def test_what_is_not_installed_is_named(tiny_model_folder, installed):
-    config = make_config(tiny_model_folder, **WITH_BOTH)
+def test_what_torch_compile_needs_is_named(installed):
     installed()
 
-    assert "pip install liger-kernel" in noted_on_liger("llama", config)[0]
     assert "triton" in why_not_compiled(GPU)
 
 
-def test_liger_replaces_everything_but_the_loss(tiny_model_folder, liger):
-    model = model_of("llama")
+@pytest.mark.parametrize("method", ["lora", "ia3", "none"])
+def test_liger_replaces_everything_but_the_loss(method, tiny_model_folder, tmp_path, liger, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "liger_kernels,fused_norms")
+    _, losses, own = used(tiny_model_folder, tmp_path / "own", adapter={"method": method})
+    monkeypatch.delenv(VARIABLE)
 
-    assert with_liger(model, make_config(tiny_model_folder, **WITH_BOTH), GPU, lambda: 3.0, 3.0) == []
+    reasons, again, replaced = used(tiny_model_folder, tmp_path / "liger", adapter={"method": method})
 
-    assert liger == [{"model": model, "cross_entropy": False, "fused_linear_cross_entropy": False}]
-
-
-def test_a_family_without_kernels_keeps_its_own(tiny_model_folder, liger):
-    (note,) = noted_on_liger("mamba", make_config(tiny_model_folder, **WITH_BOTH))
-
-    assert "mamba" in note
-    assert liger == []
+    assert liger.given == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
+    assert reasons == {"liger_kernels": "", "fused_norms": "Liger's norms are used"}
+    assert (own, replaced) == (0, 5)
+    assert again == pytest.approx(losses, rel=1e-4)
 
 
-def test_kernels_that_change_the_loss_are_refused(tiny_model_folder, liger):
-    config = make_config(tiny_model_folder, **WITH_BOTH)
+class InPlace(torch.autograd.Function):
+    """What a kernel of somebody else could do: the right output and a wrong gradient."""
 
-    assert noted_on_liger("llama", config, loss=3.001) == []
-    with pytest.raises(ModelError, match="change the loss"):
-        noted_on_liger("llama", config, loss=3.3)
+    @staticmethod
+    def forward(ctx, hidden):
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 1.5
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradients", "fails", "rotation"])
+def test_kernels_that_change_loss_or_gradients_are_taken_back(wrong, tiny_model_folder, tmp_path, liger):
+    right, rotate = liger.norm, liger.rotate
+    liger.norm = {
+        "loss": lambda module, hidden: right(module, hidden) * 1.5,
+        "gradients": lambda module, hidden: right(module, InPlace.apply(hidden)),
+        "fails": lambda module, hidden: hidden @ hidden,
+        "rotation": right,
+    }[wrong]
+    if wrong == "rotation":
+        liger.rotate = lambda q, k, *rest: rotate(q * 3, k, *rest)
+
+    reasons, _, replaced = used(tiny_model_folder, tmp_path)
+
+    assert reasons["liger_kernels"] == ("they fail (RuntimeError)" if wrong == "fails" else kernels._DIFFERS)
+    assert modeling_llama.apply_rotary_pos_emb is rotate
+    assert reasons["fused_norms"] == ""
+    assert replaced == 5  # by PyTorch's kernel
+
+
+def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, liger, installed, monkeypatch):
+    off = {"training": {"max_steps": 1, "use_liger_kernel": False}}
+    assert used(tiny_model_folder, tmp_path / "off", **off)[0]["liger_kernels"] == "use_liger_kernel is off"
+    sys.modules["liger_kernel.transformers.monkey_patch"].MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
+    assert used(tiny_model_folder, tmp_path / "a")[0]["liger_kernels"] == "Liger has none for llama"
+    installed()
+    assert used(tiny_model_folder, tmp_path / "b")[0]["liger_kernels"] == "liger-kernel is not installed"
+    assert liger.given == []
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pytorchs_norm_gives_what_the_models_own_gives(family, dtype, tmp_path):
+    """Gemma's, which add one to their weight, stay as they are."""
+    model = AutoModelForCausalLM.from_pretrained(make_tiny_model(tmp_path, model_type=family), dtype=dtype)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    torch.manual_seed(0)
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        norm.weight.data += torch.randn(norm.weight.shape).to(dtype) / 4
+    ids = torch.arange(20, 60).view(2, 20)
+
+    def outcome():
+        loss = model(ids, labels=ids).loss
+        return loss.detach(), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+    expected, expected_gradients = outcome()
+    replaced = kernels.fuse_norms(model)
+    got, gradients = outcome()
+
+    assert replaced == (0 if family == "gemma3_text" else len(norms))
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=0)
+    for own, other in zip(gradients, expected_gradients, strict=True):
+        assert own is None or (own - other).norm() <= 3 * tolerance * other.norm() + 1e-5
+
+
+def test_other_dtypes_go_to_the_models_own():
+    norm: Any = modeling_llama.LlamaRMSNorm(16)
+    norm.weight.data.normal_()
+    hidden = torch.randn(3, 16).bfloat16()
+    expected = norm(hidden)
+    norm.forward = types.MethodType(kernels._rms_norm, norm)
+
+    assert torch.equal(norm(hidden), expected)
 
 
 @pytest.mark.e2e

@@ -24,6 +24,7 @@ FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs
 
 NOT_EXPORTED: Mapping[str, str] = {
     "report_to": "a script logs into log_history.json; trackers need accounts and packages of their own",
+    "use_liger_kernel": "it changes no result, and a script runs where the package is not installed",
     "train_sampling_strategy": "the order of rows follows from whether rows were padded, which the facts hold",
 }
 _UNSET = object()
@@ -38,7 +39,6 @@ _TRL_DEFAULTS: Mapping[str, Any] = {
     "use_cpu": False,
     "report_to": "none",
     "save_strategy": "steps",
-    "use_liger_kernel": False,
     "torch_compile": False,
     "eval_on_start": False,
     "packing": False,
@@ -335,7 +335,6 @@ class ScriptFacts:
             "optim": optimizer_name(training.optim, "cpu" if on_cpu else "cuda"),
             "fp16": self.model.compute == "float16",
             "use_cpu": on_cpu,
-            "use_liger_kernel": training.use_liger_kernel and not on_cpu,
             "torch_compile": training.torch_compile and not on_cpu,
             "logging_steps": training.logging_steps,
             "report_to": "none",

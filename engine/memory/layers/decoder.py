@@ -215,7 +215,7 @@ def _rotate(r: StepContext, x: Value) -> Value:
     """Rotary position embedding: `x * cos + rotate_half(x) * sin`. A fused kernel needs one new tensor."""
     # Source: `apply_rotary_pos_emb`, transformers/models/llama/modeling_llama.py.
     tape = r.tape
-    if r.workload.fused_norms:
+    if r.workload.layer_kernels == "liger":
         return tape.scale(x)
     angles = r.small(r.position_count * r.structure.shape.head_dim, x.width)
     straight = tape.multiply(x, angles)

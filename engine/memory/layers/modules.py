@@ -102,7 +102,15 @@ def normalize(r: StepContext, x: Value, norm: ModuleShape) -> Value:
     """Apply a norm over the last dimension of x."""
     if norm.class_name.startswith("LayerNorm") and not norm.class_name.endswith("RMSNorm"):
         return _layer_norm(r, x, norm)
-    return _fused_rms_norm(r, x, norm) if r.workload.fused_norms else _rms_norm(r, x, norm)
+    kernels = r.workload.layer_kernels
+    is_fused = kernels == "liger" or (kernels == "torch" and _is_plain_rms_norm(norm))
+    return _fused_rms_norm(r, x, norm) if is_fused and norm.out_features else _rms_norm(r, x, norm)
+
+
+def _is_plain_rms_norm(norm: ModuleShape) -> bool:
+    """Whether PyTorch's kernel takes its place: one weight for each feature, to which nothing is added."""
+    is_named = norm.class_name.endswith("RMSNorm") and not norm.class_name.startswith("Gemma")
+    return is_named and norm.parameters == norm.out_features
 
 
 @in_scope

@@ -31,6 +31,7 @@ _PAST = 32  # tokens beyond the longest tile or window; attention to them is com
 _LONGEST_ON_PROCESSOR = 1024 + _PAST
 _LONGEST_ON_GPU = 4096 + _PAST
 _MOST_LAYERS = 8
+_MOST_GRADIENTS = 16  # trained tensors whose gradients are compared, from all layers
 _LOSS_TOLERANCE = 0.02  # of the mean loss; bfloat16 moves it by a tenth of that
 _ATTENTION_TOLERANCE = 0.05  # of the norm of attention's output; bfloat16 moves it by a twentieth of that
 
@@ -85,6 +86,16 @@ class Probe:
         one = one.to(_device(self.model))
         with torch.no_grad(), self.casting():
             return float(self.model(**one.inputs, trained_tokens=one.trained))
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Gradients of a few trained tensors, in float32, by the loss of the short rows, which is attached to the model."""
+        one = self.padded().to(_device(self.model))
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        some = trained[:: max(1, len(trained) // _MOST_GRADIENTS)]
+        with self.casting():
+            loss = self.model(**one.inputs, trained_tokens=one.trained)
+        found = torch.autograd.grad(loss, some, allow_unused=True)
+        return [torch.zeros(()) if gradient is None else gradient.float() for gradient in found]
 
     def attention_apart(self) -> list[list[torch.Tensor]]:
         """What attention gives for each of the long rows by itself, by layer; the loss must be attached."""

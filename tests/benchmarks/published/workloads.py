@@ -122,7 +122,9 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> PlainWorkload:
         loss=_loss(point, shape),
         optimizer=_optimizer(point),
         accumulates=point.gradient_accumulation_steps > 1,
-        fused_norms=any(part in point.framework.casefold() for part in ("foak", "unsloth", "liger")),
+        layer_kernels="liger"
+        if any(part in point.framework.casefold() for part in ("foak", "unsloth", "liger"))
+        else "own",
         keeps_cache=shape.model_type in _WITH_CACHE
         and checkpointing != "none"
         and transformers is not None
