@@ -199,13 +199,13 @@ def forking_workers() -> Iterator[None]:
 
     def fork_exec(*given: Any) -> int:
         argv = [os.fsdecode(word) for word in given[0]]
-        kept, variables = given[3], given[5] or ()
-        stdin, stdout, stderr, failure = given[6], given[9], given[11], given[13]
-        if -1 in (stdin, stdout, stderr) or not variables:
+        kept, folder, variables, failure = given[3], given[4], given[5] or (), given[13]
+        if not variables or (folder is not None and os.fsdecode(folder) != str(Path.cwd())):
             return original(*given)
         environment = dict(os.fsdecode(variable).split("=", 1) for variable in variables)
-        others = {number: number for number in kept if number != failure}
-        pid = servers.fork(argv, environment, {0: stdin, 1: stdout, 2: stderr, **others})
+        standard = dict(enumerate((given[6], given[9], given[11])))
+        descriptors = {number: number if one == -1 else one for number, one in standard.items()}  # -1 inherits ours
+        pid = servers.fork(argv, environment, descriptors | {number: number for number in kept if number != failure})
         return original(*given) if pid is None else pid
 
     subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
