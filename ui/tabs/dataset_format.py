@@ -39,7 +39,7 @@ class DatasetFormat:
         with gr.Column(visible=False, elem_id="reading") as self.column:
             with gr.Row():
                 form.setting("dataset.format", scale=1, min_width=170, elem_id="dataset-format")
-                train_on = form.setting("dataset.train_on", scale=3, min_width=320, choices=_TRAIN_ON)
+                train_on = form.setting("dataset.train_on", scale=3, min_width=320, choices=_TRAIN_ON, visible=True)
                 # What was rated or compared is the answer, whatever else is trained.
                 page.on_draft(train_on, lambda draft: visible_if(draft.kind in (None, "answers")))
             with gr.Row(visible=False, elem_id="mapping") as self.mapping:

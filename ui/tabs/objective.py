@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, Objective, objectives_for
+from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, SUPERVISED, Objective, objectives_for
 from engine.config.preference import ObjectiveSettings
 from engine.config.presets import Preset, find_preset, list_presets
 from engine.config.suited import open_settings
@@ -51,8 +51,8 @@ class ObjectivePart:
             choices = [(one.label, one.name) for one in OBJECTIVES.values()]
             with gr.Row():
                 self.choice = Radio(
-                    choices, value=choices[0][1], label=label_of("training.objective"), elem_id="objective", info=" ",
-                    min_width=300,
+                    choices, value=choices[0][1], label=label_of("training.objective"), elem_id="objective",
+                    info=SUPERVISED.help, min_width=300,
                 )  # fmt: skip
                 self.start = Dropdown(
                     [("Base model", _BASE)], value=_BASE, label="Start from", info=" ", elem_id="start-from", min_width=300,
@@ -64,7 +64,7 @@ class ObjectivePart:
             ) as settings:
                 self.losses = CheckboxGroup(
                     [], value=[], label=label_of("training.loss_type"), info=field_of("training.loss_type").description,
-                    elem_id="loss-type",
+                    elem_id="loss-type", visible=False,
                 )  # fmt: skip
                 form.register("training.loss_type", self.losses)
                 for readers, names in _field_groups().items():
