@@ -13,6 +13,7 @@ from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.executors.slurm.reasons import job_end, waits_words
 from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.executors.slurm.script import job_script, worker_arguments
+from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
@@ -322,6 +323,20 @@ def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
     assert isinstance(executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm")), SlurmJob)
     is_over.set()
     executor.close()
+
+
+def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(followed, slurm):
+    """Of that on another node, so one that hangs there does not look busy; see `ReportedActivity`."""
+    job, seen = SlurmJob(followed, lambda: None), []
+    step(followed)
+    for state in ("PENDING", "RUNNING", "SUSPENDED", "RUNNING"):
+        slurm.change("100", state=state, nodes="node7")
+        step(followed)
+        seen.append(type(job.activity()))
+    followed.unreachable(AWAY)
+
+    assert seen == [type(None), ReportedActivity, type(None), ReportedActivity]
+    assert job.activity() is None
 
 
 def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followed, home, slurm):
