@@ -43,7 +43,6 @@ class Judged:
     error: EngineError | None = None
     problems: tuple[Problem, ...] = ()  # settings that this device cannot run
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
-    chosen: str = ""  # the name of the device, where a person chose one to judge for
 
 
 @dataclass(frozen=True)
@@ -241,13 +240,13 @@ def _judged(
         return None
     device = known.device()
     if config is None or shape is None:
-        return Judged(device, None, chosen=known.name)
+        return Judged(device, None)
     try:
         estimate, problems = estimate_memory(shape, config, device, rows), tuple(device_problems(config, device))
         ceiling = estimate_memory(shape, config, device) if rows is not None else None
-        return Judged(device, estimate, problems=problems, ceiling=ceiling, chosen=known.name)
+        return Judged(device, estimate, problems=problems, ceiling=ceiling)
     except Exception as error:
-        return Judged(device, None, explained(error), chosen=known.name)
+        return Judged(device, None, explained(error))
 
 
 def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

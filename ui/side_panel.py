@@ -1,7 +1,7 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,11 +9,11 @@ import gradio as gr
 from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
-from engine.hardware.known_devices import KNOWN_DEVICES
+from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows
-from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, visible_if
 from ui.draft import PLACES, Draft
 from ui.gradio_internals import Dropdown
 from ui.page import DraftView, Page
@@ -28,6 +28,8 @@ class SidePanel:
         page.applied.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
         self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Judge memory for", elem_id="judge-for")
+        # Changes with the place: the choices are sent then alone, not under a hand that is choosing.
+        self._place = gr.Textbox(PLACES["local"], visible=False)
         self.measured = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.longest = gr.Button("Measure longest rows", size="sm", visible=False, elem_id="measure-longest")
@@ -40,10 +42,8 @@ class SidePanel:
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
         page.on_draft_later(self.advice, _render_advice)
-        # The first choice follows the place; what a person chose stays.
-        page.on_draft(
-            self.judge, lambda draft: gr.update(choices=_devices(draft.place_words), value=draft.judged.chosen)
-        )
+        page.on_draft(self._place, lambda draft: draft.place_words)
+        page.on_fill(self.judge, _judged_in)
 
     def wire(self) -> None:
         """Connect the events."""
@@ -61,6 +61,7 @@ class SidePanel:
 
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
+        self._place.change(lambda words: gr.update(choices=_devices(words)), self._place, self.judge, **QUICK)
         clicked = self.advice.click(shown_as_message(apply), None, self._change, **SLOW)
         page.change_undoably_after(clicked, self._change)
 
@@ -118,6 +119,13 @@ def _measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
 def _is_here(draft: Draft) -> bool:
     """Whether the figures in the panel are of a device of this machine."""
     return draft.judged_elsewhere is None and not draft.is_elsewhere
+
+
+def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the device that the browser's draft is judged for; a preset or a run names none, and the choice stays."""
+    named = mapping.get("page", {}).get("judge_for")
+    known = find_known_device(named) if isinstance(named, str) else None
+    return UNCHANGED if known is None else known.name
 
 
 def _devices(place: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from ui.backend.cluster import ClusterForecast, Forecast
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR
 from ui.services import Services
-from ui.side_panel import SidePanel
+from ui.side_panel import SidePanel, _devices
 from ui.tabs.cluster import is_offered, render_forecast
 from ui.tabs.train import TrainTab
 
@@ -180,14 +180,14 @@ def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services
         values = dict(zip(form.names, form.updates({}), strict=True))
         values |= {"model.id": "smollm2-135m-instruct", "run.where": where, JUDGE_FOR: device}
         draft = page.draft(list(values.values()))
-        update = page._views[panel.judge](draft)
-        return update["choices"][0], update["value"], page._views[panel.panel](draft)
+        return page._views[panel._place](draft), page._views[panel.panel](draft)
 
-    place, value, shown = judged("slurm")
-    assert (place, value) == (("Slurm cluster: t4, 15.0 GiB", ""), "")
+    place, shown = judged("slurm")
+    assert place == "Slurm cluster: t4, 15.0 GiB"
     assert "Memory on t4" in shown
-    place, value, shown = judged("slurm", "A100 80 GB")
-    assert (place, value) == (("Slurm cluster: t4, 15.0 GiB", ""), "A100 80 GB"), "what a person chose stays"
+    place, shown = judged("slurm", "A100 80 GB")
+    assert place == "Slurm cluster: t4, 15.0 GiB"
     assert "Judged for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in shown
-    assert judged("local", "A100 80 GB")[:2] == (("This machine", ""), "A100 80 GB")
-    assert judged("local")[:2] == (("This machine", ""), "")
+    assert judged("local")[0] == judged("local", "A100 80 GB")[0] == "This machine"
+    assert _devices(place)[0] == (place, "")
+    assert [name for _, name in _devices(place)] == [name for _, name in _devices("This machine")]
