@@ -43,7 +43,7 @@ class ChatTab:
                 self.load = gr.Button(
                     "Load", variant="primary", interactive=False, scale=0, min_width=130, elem_id="chat-load"
                 )
-                self.unload = gr.Button("Unload", scale=0, min_width=110, visible=False, elem_id="chat-unload")
+                self.unload = gr.Button("Unload", scale=0, min_width=150, visible=False, elem_id="chat-unload")
             self.state = gr.HTML(self._render_state(page.services.chat.state), elem_id="chat-state")
         with gr.Column(elem_id="chat-talk") as self.talk_mode:
             self.talk = TalkPart(page, self.choice, prompts)
