@@ -7,10 +7,9 @@ from base64 import b64decode
 import pytest
 
 from engine.errors import DatasetError
-from ui.views.chat import (
-    Answer,
+from ui.views.chat import Answer, Turn
+from ui.views.conversation_file import (
     SavedConversation,
-    Turn,
     as_json,
     as_markdown,
     open_conversation,

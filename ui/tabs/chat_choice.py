@@ -1,7 +1,5 @@
-"""The settings that chat and the blind test share: what is loaded, what it is compared with, and how answers are sampled."""
+"""What chat and the blind test share: what is loaded, and what it is compared with."""
 
-import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -11,9 +9,7 @@ from engine.accounts.people import Action
 from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, WorkPlace
 from engine.chat.target import list_checkpoints
-from engine.config.load import section_from_mapping
 from engine.config.objectives import objective_of
-from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
 from engine.evaluation.votes import AnswerModel
@@ -23,9 +19,8 @@ from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
-from ui.components import HIDDEN, QUICK, Updates, visible_if
+from ui.components import HIDDEN, Updates, visible_if
 from ui.draft import PLACES
-from ui.form import component_of_field, number_of
 from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
 from ui.services import Services
@@ -49,7 +44,6 @@ _PRECISIONS = (
 )
 _BASE = ("base model", NOTHING)
 _LONGEST_NAME = 1000
-_SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
 
 
 class Chosen(NamedTuple):
@@ -349,51 +343,3 @@ def _local_folder(typed: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")
     return folder
-
-
-class SamplingPart:
-    """Lays out a fold with the system prompt and every setting of an answer."""
-
-    def __init__(self) -> None:
-        fields = SamplingConfig.model_fields
-        with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
-            self.system = gr.Textbox(
-                label="System prompt",
-                lines=2,
-                info="Empty sends none of yours; the chat template may add its own, see Exact prompt.",
-                elem_id="chat-system",
-            )
-            self.greedy = gr.Checkbox(
-                label="Greedy", info="Always the most likely token; not random.", elem_id="chat-greedy"
-            )
-            with gr.Row():
-                self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
-                top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
-            with gr.Row():
-                rest = [component_of_field(fields[name], min_width=150) for name in _SAMPLING[2:]]
-        self.inputs = [self.temperature, top_p, *rest, self.greedy]
-
-    def wire(self) -> None:
-        """Disable the temperature of a greedy answer."""
-        self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
-
-
-def with_seed(sampling: SamplingConfig) -> SamplingConfig:
-    """Draw a seed where none is set, so it is known what answers were written with."""
-    if sampling.seed is not None or sampling.greedy:
-        return sampling
-    return sampling.model_copy(update={"seed": secrets.randbits(32)})
-
-
-def read_sampling(values: Sequence[Any]) -> SamplingConfig:
-    """Return the settings, in the order of `SamplingPart.inputs`; an empty one gets its default.
-
-    Raises:
-        ConfigError: Lists every setting that is out of bounds.
-    """
-    *numbers, greedy = values
-    named = zip(_SAMPLING, map(number_of, numbers), strict=True)
-    given = {name: value for name, value in named if value is not None}
-    if greedy:
-        given["temperature"] = 0.0
-    return section_from_mapping(SamplingConfig, given)

@@ -32,9 +32,12 @@ from ui.components import (
 )
 from ui.gradio_internals import Radio
 from ui.page import Page, browser_state
-from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
+from ui.tabs.chat_choice import ChatChoice
+from ui.tabs.sampling import SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
-from ui.views.chat import Answer, Asked, SavedConversation, Turn
+from ui.views import conversation_file as saving
+from ui.views.chat import Answer, Asked, Turn
+from ui.views.conversation_file import SavedConversation
 from ui.views.html import error_box, plural, small
 
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
@@ -138,7 +141,7 @@ class TalkPart:
             [self.question, self.turns, self.branches, system], self.prompt, **SLOW,
         )  # fmt: skip
         self.keep_fold.expand(
-            lambda *of: view.render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK
+            lambda *of: saving.render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK
         )
         opened = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
         opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
@@ -304,22 +307,22 @@ class TalkPart:
 
     def _keep(self, turns: list[Turn], system: str) -> Updates:
         saved = self._saved(turns, system)
-        text = view.as_json(saved)
+        text = saving.as_json(saved)
         kept = text if turns and len(text) <= _KEPT_CHARACTERS else ""
-        return {self.kept: kept, self.links: view.render_links(saved)}
+        return {self.kept: kept, self.links: saving.render_links(saved)}
 
     def _restore(self, kept: str, turns: list[Turn], system: str) -> Updates:
         if turns or not kept:
             return UNCHANGED
         try:
-            saved = view.read_conversation(str(kept).encode())
+            saved = saving.read_conversation(str(kept).encode())
         except EngineError:
             return UNCHANGED  # of another version
         return self._opened(saved, system)
 
     def _open(self, path: str) -> Updates:
         transfers = self._page.services.transfers
-        return self._opened(view.open_conversation(transfers.require_uploaded(Path(path))))
+        return self._opened(saving.open_conversation(transfers.require_uploaded(Path(path))))
 
     def _opened(self, saved: SavedConversation, system: str = "") -> Updates:
         return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
