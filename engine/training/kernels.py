@@ -32,7 +32,7 @@ def why_no_fused_loss(device: torch.device, dtype: torch.dtype, vocabulary: int,
         return LEFT_OUT
     if not _runs_triton(device):
         return "needs CUDA"
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed("triton"):
         return "triton is not installed"
     try:
         agrees = _fused_loss_agrees(device, dtype, vocabulary, transform)
@@ -45,6 +45,10 @@ def why_no_fused_loss(device: torch.device, dtype: torch.dtype, vocabulary: int,
 
 def _runs_triton(device: torch.device) -> bool:
     return bool(device.type == "cuda")
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _fused_loss_agrees(device: torch.device, dtype: torch.dtype, vocabulary: int, transform: LogitTransform) -> bool:
@@ -102,9 +106,12 @@ def _why_no_liger(causal_lm: Any, config: RunConfig, placement: Placement) -> st
         return "needs CUDA"
     if placement.spread or placement.sharded:
         return "needs all layers on one GPU"
-    if importlib.util.find_spec("liger_kernel") is None:
+    if not _is_installed("liger_kernel"):
         return "liger-kernel is not installed"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except Exception as error:  # it looks for a GPU's compiler and other packages as it is imported
+        return f"liger-kernel cannot be imported ({type(error).__name__})"
 
     family = causal_lm.config.model_type
     return "" if family in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger has none for {family}"

@@ -82,7 +82,7 @@ def use_gpu_paths(monkeypatch, *, joins: bool = True) -> None:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("engine.training.ops.triton_loss", module, raising=False)
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    monkeypatch.setattr(kernels, "_is_installed", lambda package: package == "triton")
     monkeypatch.setattr(gpu_attention, "find_varlen_attn", lambda: varlen_attn)
     monkeypatch.setattr(choose, "why_no_varlen_attention", lambda *_: "")
     monkeypatch.setattr(choose, "takes_varlen_attention", lambda _facts, attention, *_: joins and attention == "sdpa")

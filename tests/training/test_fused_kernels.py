@@ -1,6 +1,5 @@
 """Faster kernels are used where they can run and give the same, with a reason where they are not."""
 
-import importlib.util
 import sys
 import types
 from typing import Any
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 def on_cuda(monkeypatch):
     """A processor that the choice of kernels takes for a GPU with triton."""
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    monkeypatch.setattr(kernels, "_is_installed", lambda _package: True)
 
 
 def stand_in(monkeypatch, losses_and_gradient_):
