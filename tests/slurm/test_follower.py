@@ -16,6 +16,7 @@ from engine.executors.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
+from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for, wait_until
@@ -302,6 +303,22 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
     assert len(slurm.scripts) == 20
     assert len({job.id for job in jobs}) == 20
     assert all(job.poll(has_reported=False).phase == "waiting" for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("predicted_gib", "named", "asked"), [(5, "", "t4"), (14, "", "a100"), (200, "", "a100"), (None, "", "a100"), (5, "l4", "l4")]
+)  # fmt: skip
+def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(home, slurm, predicted_gib, named, asked):
+    kinds = [GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)]
+    executor = SlurmExecutor(home, lambda: ClusterPlace(gpu_types=tuple(kinds), offline=False), slurm)
+    run = RunStore(home, "ann").create(config_for(slurm={"gpu_type": named}))
+    known = Provenance(predicted_bytes=predicted_gib and predicted_gib << 30)
+    run.folder.provenance.write_text(known.model_dump_json())
+
+    executor.submit(JobSpec(run, run.folder.read_config(), (), 1))
+    executor.close()
+
+    assert SlurmRecord.read(run.folder).resources.gpu_type == asked
 
 
 def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):

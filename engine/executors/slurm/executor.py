@@ -21,6 +21,7 @@ from engine.runs.activity import ReportedActivity
 from engine.runs.control import asks_to_end
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
+from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunState, Why
 
 _LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
@@ -29,6 +30,7 @@ _HURRY_SECONDS = 1.0  # between two looks, however many people hurry
 _WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show what was before
+_OTHER_DEVICE = 1.2  # of memory that was foretold for a device of another place
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class SlurmExecutor(Executor):
             StorageError: If the disk is full.
         """
         place = self._place()
-        resources = JobResources.of(spec.config, place)
+        resources = _with_gpu_type(JobResources.of(spec.config, place), place, spec.run)
         record = SlurmRecord(
             attempt=spec.attempt,
             resources=resources,
@@ -166,6 +168,21 @@ class SlurmExecutor(Executor):
             _log.error("%s: %s", follower.run.id, error)
         except Exception as error:  # such as a disk that is full; the other jobs continue
             _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
+
+
+def _with_gpu_type(asked: JobResources, place: ClusterPlace, run: Run) -> JobResources:
+    """Name the type of GPU for a run that was filed for another place, where nothing chose one.
+
+    The smallest that covers what its start foretold, with a margin as that was of another device; else the largest.
+    """
+    if not asked.gpus or asked.gpu_type or not place.gpu_types:
+        return asked
+    expected, kinds = (
+        read_provenance(run.folder).predicted_bytes,
+        sorted(place.gpu_types, key=lambda one: one.memory_gib),
+    )
+    fits = (one for one in kinds if expected is not None and expected * _OTHER_DEVICE <= one.memory_gib * 2**30)
+    return asked.model_copy(update={"gpu_type": next(fits, kinds[-1]).name})
 
 
 class SlurmJob(Job):
