@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from engine.config.optimizations import VARIABLE
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import FrozenWeights, fuse_lora, lora_linears
+from tests.training.tiny_training import make_config, make_rows, make_training
 
 WIDTH, WIDE, NARROW = 24, 40, 10
 
@@ -389,3 +390,19 @@ def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
     for base, matrix in zip(bases, expected, strict=True):
         assert torch.equal(weights.of(base, torch.float32), matrix)
     assert len(set(asked[3:])) == 1
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_fifty_steps_have_the_losses_of_layer_and_branch_apart(quantization, tiny_model_folder, tmp_path, monkeypatch):
+    settings = {"max_steps": 50, "learning_rate": 2e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 10}
+    config = make_config(tiny_model_folder, model={"quantization": quantization}, training=settings)
+    fast = make_training(config, make_rows(12), tmp_path / "fast")
+    fast.trainer.train()
+    monkeypatch.setenv(VARIABLE, "fused_lora")
+    apart = make_training(config, make_rows(12), tmp_path / "apart")
+    apart.trainer.train()
+
+    assert fast.assembly.optimizations["shared_inputs"] == ""
+    assert len(fast.losses) == 50
+    assert fast.losses == pytest.approx(apart.losses, rel=1e-3)
+    assert fast.losses[-1] < fast.losses[0]
