@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from engine.config.training import TrainingConfig
 from engine.training.callbacks import Progress, RunCallback
+from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
@@ -68,6 +69,22 @@ def test_a_step_reads_no_value_of_a_tensor(adapter, training, tiny_model_folder,
 
     with reads, pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "tolist", reading)
+        made.trainer.train()
+
+    assert made.trainer.state.global_step == 5
+    assert reads.found == []
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
+def test_a_step_that_learns_preferences_reads_no_value_either(objective, tiny_model_folder, tmp_path):
+    settings = {"objective": objective, "max_steps": 5, "logging_steps": 100}
+    rows = make_ratings(20) if objective == "kto" else make_pairs(20)
+    reads = Reads()
+    made = make_training(
+        make_config(tiny_model_folder, training=settings), rows, tmp_path, callbacks=(WithinSteps(reads, 5),)
+    )
+
+    with reads:
         made.trainer.train()
 
     assert made.trainer.state.global_step == 5

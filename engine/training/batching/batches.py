@@ -1,6 +1,7 @@
 """Rows as the tensors that a model takes: joined without padding, or padded side by side."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,9 +22,8 @@ class PassTensors:
     trained: TrainedTokens
     tokens: int  # padding not counted
     sequences: int  # that count, next to one another or joined
-    sequence_of: torch.Tensor = field(
-        default_factory=lambda: torch.zeros(0, dtype=torch.long)
-    )  # of each trained token; stays on the CPU
+    sequence_of: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of each trained token
+    sequence_tokens: tuple[int, ...] = ()  # trained tokens of each sequence: counted here, no GPU is asked for it
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what an objective needs besides
     also: "PassTensors | None" = None  # sequences that pass without gradient, before the step
 
@@ -36,7 +36,14 @@ class PassTensors:
         """The same with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
         return replace(
-            self, trained=TrainedTokens(none, none), tokens=0, sequences=0, sequence_of=none, extras={}, also=None
+            self,
+            trained=TrainedTokens(none, none),
+            tokens=0,
+            sequences=0,
+            sequence_of=none,
+            sequence_tokens=(),
+            extras={},
+            also=None,
         )
 
     def with_any_token(self) -> "PassTensors":
@@ -62,6 +69,7 @@ class PassTensors:
             self,
             inputs=inputs,
             trained=TrainedTokens(*map(change, self.trained)),
+            sequence_of=change(self.sequence_of),
             extras={name: change(value) for name, value in self.extras.items()},
             also=None if self.also is None else self.also._each(change),
         )
@@ -107,8 +115,8 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True)
 
 def _trained(
     rows: Sequence[TokenizedRow], starts: Sequence[int], tokens: int
-) -> tuple[TrainedTokens, int, int, torch.Tensor]:
-    """The position before each trained token and that token, tokens, rows, and the row of each trained token.
+) -> tuple[TrainedTokens, int, int, torch.Tensor, tuple[int, ...]]:
+    """The position before each trained token and that token, tokens, rows, the row of each trained token, and their counts.
 
     A row's first token has nothing before it.
     """
@@ -122,4 +130,5 @@ def _trained(
                 targets.append(label)
                 numbers.append(number)
     trained = TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))
-    return trained, tokens, len(rows), torch.tensor(numbers, dtype=torch.long)
+    counts = tuple(Counter(numbers)[number] for number in range(len(rows)))
+    return trained, tokens, len(rows), torch.tensor(numbers, dtype=torch.long), counts

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -79,12 +79,31 @@ def sequence_log_probabilities(model: Any, one: PassTensors) -> tuple[torch.Tens
 
 def sequence_lengths(one: PassTensors, device: torch.device) -> torch.Tensor:
     """Return the trained tokens of each sequence, at least 1, (sequences,)."""
-    counts = torch.bincount(one.sequence_of, minlength=one.sequences).clamp_min(1)
-    return counts.to(device=device, dtype=torch.float32)
+    return count_by_sequence(one, torch.ones_like(one.sequence_of, dtype=torch.float32, device=device))
 
 
-def sums_and_counts(values: Sequence[torch.Tensor]) -> torch.Tensor:
+def count_by_sequence(one: PassTensors, counted: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the trained tokens of each sequence, at least 1, (sequences,); no GPU is waited for."""
+    places = one.sequence_of.to(counted.device)
+    return counted.new_zeros(one.sequences).index_add(0, places, counted).clamp_min(1)
+
+
+class Chosen(NamedTuple):
+    """Elements of a tensor where a mask is true. Indexing with the mask would wait for the GPU to count them."""
+
+    values: torch.Tensor
+    mask: torch.Tensor
+
+    def sum(self) -> torch.Tensor:
+        """Return the sum of the elements, with its gradient."""
+        return torch.where(self.mask, self.values, 0.0).sum()
+
+
+def sums_and_counts(measured: Sequence[torch.Tensor | Chosen]) -> torch.Tensor:
     """Return the sum and the number of elements of each tensor, (tensors, 2), detached."""
-    return torch.stack(
-        [torch.stack([one.detach().sum().float(), one.new_tensor(float(one.numel()))]) for one in values]
-    )
+    pairs = []
+    for one in measured:
+        values = one.values if isinstance(one, Chosen) else one
+        count = one.mask.sum().float() if isinstance(one, Chosen) else values.new_full((), values.numel()).float()
+        pairs.append(torch.stack([one.sum().detach().float(), count]))
+    return torch.stack(pairs)

@@ -1,7 +1,6 @@
 """Objectives that learn from pairs: DPO, which compares with a reference, and ORPO, which needs none."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from engine.config.preference import PreferenceLoss
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (
+    Chosen,
     PassLosses,
     TrainingObjective,
+    count_by_sequence,
     sequence_lengths,
     sequence_log_probabilities,
     sums_and_counts,
@@ -40,7 +41,7 @@ class DirectPreference(TrainingObjective):
 
     def terms(self, one: PassTensors) -> tuple[int, ...]:
         pairs = one.sequences // 2
-        return (pairs, int((one.sequence_of % 2 == 0).sum())) if "sft" in self._weights else (pairs,)
+        return (pairs, sum(one.sequence_tokens[0::2])) if "sft" in self._weights else (pairs,)
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         expected = self.reference_log_probabilities(model, one)
@@ -52,7 +53,7 @@ class DirectPreference(TrainingObjective):
         compared = [weight * PAIR_LOSSES[name](pairs) for name, weight in self._weights.items() if name in PAIR_LOSSES]
         sums = [torch.stack([part.sum() for part in compared]).sum() if compared else own.new_zeros(())]
         if "sft" in self._weights:
-            sums.append(self._weights["sft"] * -tokens[one.sequence_of.to(tokens.device) % 2 == 0].sum())
+            sums.append(self._weights["sft"] * -Chosen(tokens, one.sequence_of.to(tokens.device) % 2 == 0).sum())
         chosen, rejected = (self.training.beta * side.detach() for side in (pairs.chosen, pairs.rejected))
         longer = _longer_preferred(chosen, rejected, lengths)
         measured = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2], longer)
@@ -102,20 +103,20 @@ class OddsRatio(TrainingObjective):
         return {"answers": torch.tensor(answers)}
 
     def terms(self, one: PassTensors) -> tuple[int, ...]:
-        return one.sequences // 2, int((one.sequence_of % 2 == 0).sum())
+        return one.sequences // 2, sum(one.sequence_tokens[0::2])
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         _, tokens = sequence_log_probabilities(model, one)
         answers, sequence = one.extras["answers"].to(tokens.device), one.sequence_of.to(tokens.device)
-        sums = tokens.new_zeros(one.sequences).index_add(0, sequence[answers], tokens[answers])
-        answered = replace(one, sequence_of=one.sequence_of[one.extras["answers"]])
-        means = sums / sequence_lengths(answered, tokens.device)
+        sums = tokens.new_zeros(one.sequences).index_add(0, sequence, torch.where(answers, tokens, 0.0))
+        lengths = count_by_sequence(one, answers.float())
+        means = sums / lengths
         chosen, rejected = means[0::2], means[1::2]
         odds = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))
         ratio, beta = logsigmoid(odds), self.training.beta
-        likelihood = -tokens[sequence % 2 == 0]
+        likelihood = Chosen(-tokens, sequence % 2 == 0)
         rewards = (beta * chosen.detach(), beta * rejected.detach())
-        longer = _longer_preferred(*rewards, sequence_lengths(answered, tokens.device))
+        longer = _longer_preferred(*rewards, lengths)
         measured = (
             *rewards, rewards[0] - rewards[1], (rewards[0] > rewards[1]).float(), chosen, rejected, likelihood, ratio, odds,
             longer,
@@ -123,10 +124,10 @@ class OddsRatio(TrainingObjective):
         return PassLosses((-beta * ratio.sum(), likelihood.sum()), sums_and_counts(measured))
 
 
-def _longer_preferred(chosen: torch.Tensor, rejected: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def _longer_preferred(chosen: torch.Tensor, rejected: torch.Tensor, lengths: torch.Tensor) -> Chosen:
     """Return, of each pair of two lengths, whether the longer answer has the higher reward: 1, 0, or a half where they are equal."""
     difference, margins = lengths[0::2] - lengths[1::2], chosen - rejected
-    return (0.5 + 0.5 * torch.sign(difference) * torch.sign(margins))[difference != 0]
+    return Chosen(0.5 + 0.5 * torch.sign(difference) * torch.sign(margins), difference != 0)
 
 
 def _log_one_minus_exp(values: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,13 @@ import torch
 from engine.config.objectives import KTO
 from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedRow
 from engine.training.batching.batches import PassTensors
-from engine.training.objectives.base import PassLosses, TrainingObjective, sequence_log_probabilities, sums_and_counts
+from engine.training.objectives.base import (
+    Chosen,
+    PassLosses,
+    TrainingObjective,
+    sequence_log_probabilities,
+    sums_and_counts,
+)
 
 
 class KahnemanTversky(TrainingObjective):
@@ -46,7 +52,7 @@ class KahnemanTversky(TrainingObjective):
         with self.reference.replacing(model) as reference:
             expected, _ = sequence_log_probabilities(reference, mismatched)
         gained = own - expected
-        return torch.stack([gained.sum(), gained.new_tensor(float(gained.numel()))])
+        return sums_and_counts((gained,))[0]
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
         with self.reference.replacing(model) as reference:
@@ -62,5 +68,5 @@ class KahnemanTversky(TrainingObjective):
         gained = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
         weights = torch.where(desirable, self.training.desirable_weight, self.training.undesirable_weight)
         rewards, bad = beta * ratios.detach(), ~desirable
-        measured = (rewards[desirable], rewards[bad], own[desirable], own[bad], kl.unsqueeze(0))
+        measured = (Chosen(rewards, desirable), Chosen(rewards, bad), Chosen(own, desirable), Chosen(own, bad), kl)
         return PassLosses(((weights * (1 - gained)).sum(),), sums_and_counts(measured))
