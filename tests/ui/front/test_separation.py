@@ -165,12 +165,14 @@ def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_
 
 
 def press(client, button, run_id):
-    """Press a button by its id on the page, with one run wherever a handler takes one."""
+    """Press a button by its id on the page, with one run wherever a handler takes one, and choices as they are."""
     config = client.get("/config").json()
+    choices = {part["id"]: part["props"].get("value") for part in config["components"] if part["type"] == "radio"}
     (number,) = (part["id"] for part in config["components"] if part["props"].get("elem_id") == button)
     for dependency in config["dependencies"]:
         if [number, "click"] in dependency["targets"] and dependency["backend_fn"]:
-            data = asked_with(config, dependency, run_id)
+            asked = zip(dependency["inputs"], asked_with(config, dependency, run_id), strict=True)
+            data = [choices.get(number, value) for number, value in asked]
             body = {"data": data, "fn_index": dependency["id"], "session_hash": "own"}
             client.post("/gradio_api/run/predict", json=body)
 
