@@ -102,8 +102,8 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "Tra
 
 def _copied_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
     """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py."""
-    adapter, compute = workload.adapter, workload.precision.compute
-    if workload.lora_branch != "quick" or adapter.method != "lora" or adapter.use_dora or workload.sharded > 1:
+    compute = workload.precision.compute
+    if not workload.has_quick_layers or workload.sharded > 1:
         return 0
     # At 32 bits, matrices A with one input are put together, which is half of all at most.
     copies = counts.added * (compute if compute < workload.precision.adapter else compute // 2)

@@ -157,6 +157,11 @@ class Workload:
         return self.adapter.traits.count_virtual_inputs(self.adapter)
 
     @property
+    def has_quick_layers(self) -> bool:
+        """Whether adapted layers are Loratory's own, which do their products and casts by themselves."""
+        return self.lora_branch == "quick" and self.adapter.traits.has_quick_layers(self.adapter)
+
+    @property
     def trains_adapter(self) -> bool:
         return not self.adapter.traits.trains_all
 

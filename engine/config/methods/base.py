@@ -88,6 +88,10 @@ class PeftMethod:
         """Whether it can be combined with gradient checkpointing."""
         return not self.checkpointing_conflict
 
+    def has_quick_layers(self, adapter: AdapterConfig) -> bool:  # noqa: ARG002
+        """Return whether `engine.training.ops` has layers of its own for it."""
+        return False
+
     @property
     def compared(self) -> tuple[ComparedRow, ...]:
         """Its rows in the table of methods."""

@@ -72,6 +72,10 @@ class Lora(PeftMethod):
         optional = {"lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False}
         return {name: value for name, value in arguments.items() if value != optional.get(name, ...)}
 
+    def has_quick_layers(self, adapter: AdapterConfig) -> bool:
+        """Return whether `engine.training.ops` has layers of its own for it: for all but DoRA."""
+        return not adapter.use_dora
+
     def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
         """Return whether the two matrices are all that is trained: `engine.training.ops.lora_branch` does its own casts."""
         return not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save

@@ -134,7 +134,7 @@ def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
     Source: `_takes`, engine/training/ops/lora_linear.py.
     """
     adapter, precision = workload.adapter, workload.precision
-    if workload.lora_branch != "quick" or adapter.method != "lora" or adapter.use_dora or module.kind != "linear":
+    if not workload.has_quick_layers or module.kind != "linear":
         return False
     if adapter.bias != "none" and module.has_bias:
         return False
