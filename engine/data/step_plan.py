@@ -135,10 +135,15 @@ class EpochPlanner:
         if not rows:  # the last step of an epoch may hold fewer rows than there are processes
             shortest = min(units, key=lambda unit: sum(self._lengths[row] for row in unit))
             return Step((Pass(shortest, is_trained=False),))
-        if settings.batching == "joined":
-            return Step(tuple(join_rows(rows, self._lengths, settings.tokens_per_pass)))
-        rows.sort(key=lambda row: -self._lengths[row])  # rows of like length need little padding
-        return Step(tuple(pad_rows(rows, self._lengths, settings)))
+        return Step(tuple(divide(rows, self._lengths, settings)))
+
+
+def divide(rows: Sequence[int], lengths: Sequence[int], settings: PlanSettings) -> list[Pass]:
+    """Divide the rows of a step into passes; `lengths` are the tokens of each row of the dataset."""
+    if settings.batching == "joined":
+        return list(join_rows(rows, lengths, settings.tokens_per_pass))
+    # Rows of like length need little padding.
+    return list(pad_rows(sorted(rows, key=lambda row: -lengths[row]), lengths, settings))
 
 
 def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> Iterator[Pass]:

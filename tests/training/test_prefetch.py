@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from engine.data.step_plan import Step
 from engine.hardware.device import Device
 from engine.training.batching.batches import join, pad
 from engine.training.batching.steps import PrefetchedSteps, StepBatch
@@ -36,7 +37,7 @@ def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
         for number in range(3):
             made.append(number)
             wanted.release()
-            yield StepBatch((pad([ROWS[number]], 0),))
+            yield StepBatch((pad([ROWS[number]], 0),), Step(()))
 
     ahead = PrefetchedSteps(steps(), pins=False)
     first = next(ahead)
@@ -50,7 +51,7 @@ def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_step_is_asked_for():
     def steps():
-        yield StepBatch(())
+        yield StepBatch((), Step(()))
         raise OSError("the file is gone")
 
     ahead = PrefetchedSteps(steps(), pins=False)
@@ -70,6 +71,7 @@ def test_every_tensor_of_a_pass_is_pinned_and_copied_without_waiting(monkeypatch
     again = one.pinned()
 
     tensors = [*(value for value in one.inputs.values() if isinstance(value, torch.Tensor)), *one.trained]
+    tensors.append(one.sequence_of)
     assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors]
     assert again.tokens == one.tokens
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ import torch
 
 from engine.data.passes.prepare import PreparedDataset
 from engine.data.render.tokenize import TokenizedRow
-from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, join_rows, pad_rows
+from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, divide
 from engine.training.batching.batches import PassTensors, join, pad
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives.base import TrainingObjective
@@ -47,6 +47,7 @@ class StepBatch:
     """What one process contributes to one optimizer step."""
 
     passes: tuple[PassTensors, ...]
+    planned: Step  # numbers of the rows in them
 
     @property
     def tokens(self) -> int:
@@ -58,7 +59,7 @@ class StepBatch:
 
     def pinned(self) -> "StepBatch":
         """The same in memory that CUDA copies from without waiting."""
-        return StepBatch(tuple(one.pinned() for one in self.passes))
+        return replace(self, passes=tuple(one.pinned() for one in self.passes))
 
     def __contains__(self, name: str) -> bool:
         """The loop asks whether there are labels to count; this trainer counts for itself."""
@@ -78,16 +79,24 @@ class StepBatches:
     def __getitems__(self, step: Step) -> StepBatch:
         order = [row for one in step.passes for row in one.rows]
         passes = [(self._tensors(one.rows, order), one.is_trained) for one in step.passes]
-        return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes))
+        return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes), step)
+
+    def apart(self, batch: StepBatch) -> StepBatch:
+        """Return a step's rows in passes as the settings have them, where more were merged than memory holds."""
+        settings = replace(self._setup.settings, merged=1)
+        order = [row for one in batch.planned.passes for row in one.rows]
+        lengths = [self._rows[row].length for row in order]
+        passes = [
+            Pass(tuple(order[place] for place in one.rows)) for one in divide(range(len(order)), lengths, settings)
+        ]
+        return StepBatch(tuple(self._tensors(one.rows, order) for one in passes), Step(tuple(passes)))
 
     def measured(self) -> list[Pass]:
         """Plan passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
         settings = self._setup.settings
         lengths = [row.length for row in self._rows]
         rows = sorted(range(settings.rank, len(lengths), settings.world_size), key=lambda row: -lengths[row])
-        if settings.batching == "joined":
-            return list(join_rows(rows, lengths, settings.tokens_per_pass))
-        return list(pad_rows(rows, lengths, settings))
+        return divide(rows, lengths, settings)
 
     def shortest(self) -> Pass:
         """Plan a pass of one row that does not count, for a process that only keeps others company."""
