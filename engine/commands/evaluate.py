@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from engine.chat.contract import ChatTarget
+from engine.chat.contract import Branch, ChatTarget
 from engine.commands.output import (
     AsJson,
     CheckpointName,
@@ -62,7 +62,7 @@ def evaluate(
 def _report(result: EvaluationResult) -> None:
     header = ["", "loss", "perplexity"]
     table = [
-        ["start" if branch == "second" else branch, f"{measured.loss:.4f}", f"{measured.perplexity:.2f}"]
+        [_name(branch), f"{measured.loss:.4f}", f"{measured.perplexity:.2f}"]
         for branch, measured in result.losses.items()
     ]
     if result.scores:
@@ -70,7 +70,7 @@ def _report(result: EvaluationResult) -> None:
         for row, scores in zip(table, result.scores.values(), strict=True):
             row += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"]
     if (preference := result.preference) is not None:
-        header += ["prefers chosen", "per token", "margin"]
+        header += ["chosen likelier", "per token", "margin"]
         for row, measured in zip(table, (preference.branches[branch] for branch in result.losses), strict=True):
             row += [
                 f"{measured.preferred / preference.pairs:.0%}",
@@ -93,7 +93,11 @@ def _report(result: EvaluationResult) -> None:
     for answered in result.answered[:3]:
         typer.echo(f"\nrow {answered.row}: {_in_a_line(answered.reference)}")
         for branch, answer in answered.answers.items():
-            typer.echo(f"  {branch} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
+            typer.echo(f"  {_name(branch)} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
+
+
+def _name(branch: Branch) -> str:
+    return "start" if branch == "second" else branch
 
 
 def _in_a_line(text: str) -> str:

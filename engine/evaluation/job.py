@@ -16,7 +16,7 @@ from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
-from engine.evaluation.preference import PreferenceResult, accuracy_words, reward_words, turned_words
+from engine.evaluation.preference import PreferenceResult, accuracy_words, turned_words
 from engine.executors.work import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
@@ -169,8 +169,7 @@ def preference_sentences(result: EvaluationResult) -> list[str]:
         return []
     names: dict[Branch, str] = {"base": "the base model", "second": f"its start, {result.start}"}
     turned = [turned_words(found, branch, names[branch]) for branch in found.turned if branch in names]
-    rewards = reward_words(found, names[found.reference]) if found.reference in names else ""
-    return [accuracy_words(found), *turned, *([rewards] if rewards else [])]
+    return [*accuracy_words(found, names), *turned]
 
 
 def evaluation_file(run: Path, checkpoint: str | None) -> Path:

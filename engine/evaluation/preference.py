@@ -47,9 +47,19 @@ class PreferenceResult(Value):
         default_factory=dict
     )  # pairs that tuned alone, and this branch alone, prefers as people did
 
-    def share(self, branch: Branch) -> float:
-        """Return the preference accuracy of a branch."""
-        return self.branches[branch].preferred / self.pairs
+    @property
+    def right(self) -> int:
+        """Pairs on which the tuned model is right, as in training: the chosen answer gained on the rejected one.
+
+        Without a reference, pairs whose chosen answer is likelier.
+        """
+        tuned = self.branches["tuned"]
+        return tuned.gained if tuned.gained is not None else tuned.preferred
+
+    @property
+    def accuracy(self) -> float:
+        """The preference accuracy of the tuned model."""
+        return self.right / self.pairs
 
 
 def measure_preference(
@@ -108,32 +118,29 @@ def interval(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def accuracy_words(result: PreferenceResult) -> str:
-    """Return the accuracy of the tuned model with its uncertainty."""
-    tuned = result.branches["tuned"]
-    low, high = interval(tuned.preferred, result.pairs)
-    return (
-        f"The tuned model finds the chosen answer likelier in {tuned.preferred:,} of {result.pairs:,} held-out pairs "
-        f"({result.share('tuned'):.0%}); the true share lies between {low:.0%} and {high:.0%} (95% interval)."
-    )
+def accuracy_words(result: PreferenceResult, names: Mapping[Branch, str]) -> list[str]:
+    """Return the accuracy of the tuned model with its uncertainty, and how often the chosen answer is likelier."""
+    tuned, (low, high) = result.branches["tuned"], interval(result.right, result.pairs)
+    pairs = f"in {result.right:,} of {result.pairs:,} held-out pairs"
+    sure = f"the true share lies between {low:.0%} and {high:.0%} (95% interval)."
+    if tuned.gained is None or tuned.reward_margin is None or result.reference is None:
+        return [f"Preference accuracy {result.accuracy:.0%}: the chosen answer is likelier {pairs}; {sure}"]
+    return [
+        f"Preference accuracy {result.accuracy:.0%}: since {names[result.reference]}, the chosen answer gained on the "
+        f"rejected one {pairs}; {sure} Reward margin {tuned.reward_margin:.3f} at beta {result.beta:g}.",
+        f"That the chosen answer as a whole is likelier than the rejected one is another matter: {tuned.preferred:,} of "
+        f"{result.pairs:,} pairs ({tuned.preferred / result.pairs:.0%}); length and wording decide as well.",
+    ]
 
 
 def turned_words(result: PreferenceResult, branch: Branch, name: str) -> str:
     """Return in how many pairs tuned and another branch differ, and whether that is more than chance."""
     better, worse = result.turned[branch]
     if not better and not worse:
-        return f"Against {name} no pair changed sides."
+        return f"Against {name}, no pair has another likelier answer."
     clear = sign_test(better, worse) < CLEAR_CHANCE
     verdict = "that is clear" if clear else "that may be chance"
-    return f"Against {name}, {better:,} turned to the chosen answer and {worse:,} away from it: {verdict} (exact sign test)."
-
-
-def reward_words(result: PreferenceResult, name: str) -> str:
-    """Return the gain since the reference, whose `name` it is, in the terms of training; empty where there is none."""
-    tuned = result.branches["tuned"]
-    if tuned.gained is None or tuned.reward_margin is None:
-        return ""
     return (
-        f"Since {name}, the chosen answer gained on the rejected one in {tuned.gained:,} of {result.pairs:,} pairs; "
-        f"reward margin {tuned.reward_margin:.3f} at beta {result.beta:g}."
+        f"Against {name}, the likelier answer turned to the chosen one in {better:,} pairs and away from it in {worse:,}: "
+        f"{verdict} (exact sign test)."
     )

@@ -256,7 +256,7 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
         )
         sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
         yield (
-            f"### Preferences\n\n{' '.join(sentences)}\n\n| | Prefers chosen | Per token | Margin |\n|---|---:|---:|---:|\n{rows}\n"
+            f"### Preferences\n\n{' '.join(sentences)}\n\n| | Chosen likelier | Per token | Margin |\n|---|---:|---:|---:|\n{rows}\n"
         )
     if result.forgot is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]

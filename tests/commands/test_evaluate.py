@@ -113,8 +113,8 @@ def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
 
     assert run_command(["evaluate", run_id], MODULES) == 0
     shown = capsys.readouterr().out
-    assert "prefers chosen" in shown
+    assert "chosen likelier" in shown
     assert any(line.startswith("start") and "53%" in line for line in shown.splitlines())
-    assert "28 of 30 held-out pairs (93%)" in shown
+    assert "Preference accuracy 93%: since its start" in shown
     assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
     assert json.loads(capsys.readouterr().out)["preference"]["branches"]["tuned"]["preferred"] == 28

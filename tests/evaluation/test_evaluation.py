@@ -32,7 +32,7 @@ from engine.evaluation.job import (
     preference_sentences,
     read_evaluation,
 )
-from engine.evaluation.preference import PairLikelihoods, interval, measure_preference, reward_words, turned_words
+from engine.evaluation.preference import PairLikelihoods, accuracy_words, interval, measure_preference, turned_words
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
@@ -213,7 +213,9 @@ def test_preferences_are_counted_with_their_uncertainty():
     assert "may be chance" in turned_words(found, "base", "the base model")
     certain = found.model_copy(update={"turned": {"base": (9, 0)}})
     assert "that is clear" in turned_words(certain, "base", "the base model")
-    assert reward_words(found.model_copy(update={"branches": {"tuned": found.branches["base"]}}), "it") == ""
+    assert "Preference accuracy 67%: since the base model" in accuracy_words(found, {"base": "the base model"})[0]
+    without = found.model_copy(update={"branches": {"tuned": found.branches["base"]}})
+    assert "Preference accuracy 33%: the chosen answer is likelier in 1 of 3" in accuracy_words(without, {})[0]
 
 
 def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):

@@ -188,7 +188,7 @@ def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
 
     assert "| Started from | the adapter of faq \\| rank 16, which is part of this one |" in card
     assert "| Objective | DPO, loss sigmoid, beta 0.2 |" in card
-    assert "28 of 30 held-out pairs (93%)" in card
+    assert "Preference accuracy 93%: since its start, the adapter that training started from" in card
     assert "| Start | 53% |" in card
     assert "| This | 93% |" in card
     elsewhere = make_run(home, adapter__warm_start=str(home.root / "secret" / "adapter"))

@@ -80,14 +80,17 @@ def _preference(result: EvaluationResult) -> str:
         return ""
     rows = []
     for branch, one in found.branches.items():
-        low, high = interval(one.preferred, found.pairs)
-        share = f"{one.preferred:,} of {found.pairs:,} · {found.share(branch):.0%}"
-        cells = (share, f"{low:.0%}–{high:.0%}", f"{one.preferred_per_token / found.pairs:.0%}", f"{one.margin:+.2f}")
-        reward = "–" if one.reward_margin is None or branch != "tuned" else f"{one.reward_margin:+.3f}"
-        rows.append((escape(_names(result)[branch]), *cells, reward))
-    numbers = ("Prefers chosen", "95% interval", "Per token", "Margin, nats", "Reward margin")
+        accuracy = reward = "–"
+        if branch == "tuned":
+            low, high = interval(found.right, found.pairs)
+            accuracy = f"{found.accuracy:.0%} ({low:.0%}–{high:.0%})"
+            reward = "–" if one.reward_margin is None else f"{one.reward_margin:+.3f}"
+        likelier = f"{one.preferred:,} of {found.pairs:,} · {one.preferred / found.pairs:.0%}"
+        cells = (accuracy, reward, likelier, f"{one.preferred_per_token / found.pairs:.0%}", f"{one.margin:+.2f}")
+        rows.append((escape(_names(result)[branch]), *cells))
+    numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     columns = [Column("Model"), *map(Column.of_numbers, numbers)]
-    caption = "Prefers chosen: the chosen answer as a whole is likelier. Per token: its average token is, whatever its length."
+    caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
     words = "".join(small(sentence) for sentence in preference_sentences(result))
     return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
 
@@ -182,7 +185,7 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
         return ""
     numbers = ["Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF"]
     with_pairs = any(row.result.preference is not None for row in rows)
-    numbers += ["Prefers chosen"] if with_pairs else []
+    numbers += ["Preference accuracy"] if with_pairs else []
     columns = [Column("Run"), *map(Column.of_numbers, numbers)]
     html = table(columns, (_across(row, chosen, with_pairs=with_pairs) for row in rows), css="across")
     return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
@@ -201,7 +204,7 @@ def _across(row: MeasuredRun, chosen: str, *, with_pairs: bool) -> Row:
     ]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
     if with_pairs:
-        cells.append(f"{result.preference.share('tuned'):.0%}" if result.preference is not None else "–")
+        cells.append(f"{result.preference.accuracy:.0%}" if result.preference is not None else "–")
     key = f"{row.run_id}/{row.checkpoint}"
     return Row(cells, pickable(key, chosen=key == chosen))
 
