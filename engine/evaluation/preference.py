@@ -9,6 +9,7 @@ from pydantic import Field
 from engine.chat.contract import Branch, Value
 from engine.evaluation.blind_test import CLEAR_CHANCE, sign_test
 
+_IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _Z = 1.959963984540054  # of a two-sided 95% interval
 
 
@@ -100,7 +101,7 @@ def measure_preference(
 
     return PreferenceResult(
         pairs=count,
-        branches={branch: of(branch, one) for branch, one in found.items()},
+        branches={branch: of(branch, found[branch]) for branch in _IN_ORDER_OF_TRAINING if branch in found},
         reference=reference if reference in found else None,
         beta=beta,
         turned={branch: turned(branch) for branch in found if branch != "tuned" and "tuned" in found},
@@ -141,6 +142,7 @@ def turned_words(result: PreferenceResult, branch: Branch, name: str) -> str:
     clear = sign_test(better, worse) < CLEAR_CHANCE
     verdict = "that is clear" if clear else "that may be chance"
     return (
-        f"Against {name}, the likelier answer turned to the chosen one in {better:,} pairs and away from it in {worse:,}: "
+        f"Against {name}, the likelier answer turned to the chosen one in {better:,} of {result.pairs:,} pairs and "
+        f"away from it in {worse:,}: "
         f"{verdict} (exact sign test)."
     )
