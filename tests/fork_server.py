@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server; workers live on."""
+        with suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)  # whatever this process forked may still have our end open
         self._socket.close()
         self._process.wait()
 
