@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from engine.config.training import TrainingConfig
 from engine.data.step_plan import EpochPlanner, PlanSettings
@@ -81,37 +81,85 @@ def train_plain(recipe: Recipe) -> Trial:
         model=source.location
         if documented
         else AutoModelForCausalLM.from_pretrained(source.location, dtype=getattr(torch, recipe.plain_dtype)),
-        args=SFTConfig(
-            output_dir="/dev/shm/train-speed-plain",
-            max_steps=recipe.steps,
-            per_device_train_batch_size=recipe.rows_per_step if documented else recipe.rows_per_pass,
-            gradient_accumulation_steps=1 if documented else recipe.accumulate,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.03,
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=computes_in_bfloat16,
-            activation_checkpointing=documented,
-            max_length=recipe.max_length,
-            save_strategy="no",
-            shuffle_dataset=False,
-            train_sampling_strategy="sequential",
-            seed=42,
-        ),
+        args=SFTConfig(**_arguments(recipe), shuffle_dataset=False),
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=RANK, lora_alpha=ALPHA, lora_dropout=recipe.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=_adapter(recipe),
     )
     trainer.train()
     seconds, cpu_seconds = clock.read()
     first = WARM_UP_STEPS * recipe.rows_per_step
     tokens = sum(len(row.input_ids) for row in rows[first:])
     return Trial(seconds, cpu_seconds, sum(trained[first:]), tokens, losses, held_out)
+
+
+def train_plain_on_pairs(recipe: Recipe) -> Trial:
+    """Train on pairs of answers as TRL's documentation of DPO does, tuned for this processor."""
+    source, tokenizer, data = prepare(config_for(recipe))
+    pairs = [data.train[index] for index in rows_in_order(data, recipe)]
+    clock = Clock()
+    losses: list[float] = []
+
+    class Plain(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset  # tokenized already
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs, start_time)
+            if "loss" in logs:
+                losses.append(logs["loss"])
+                if len(losses) == WARM_UP_STEPS:
+                    clock.start()
+
+    torch.manual_seed(42)
+    trainer = Plain(
+        model=AutoModelForCausalLM.from_pretrained(source.location, dtype=getattr(torch, recipe.plain_dtype)),
+        args=DPOConfig(**_arguments(recipe)),
+        train_dataset=Dataset.from_list([_as_trl(pair) for pair in pairs]),
+        processing_class=tokenizer,
+        peft_config=_adapter(recipe),
+    )
+    trainer.train()
+    seconds, cpu_seconds = clock.read()
+    timed = pairs[WARM_UP_STEPS * recipe.rows_per_step :]
+    answers = [answer for pair in timed for answer in (pair, pair.rejected)]
+    trained = sum(label != -100 for answer in answers for label in answer.labels[1:])
+    return Trial(seconds, cpu_seconds, trained, sum(len(answer.input_ids) for answer in answers), losses)
+
+
+def _as_trl(pair: Any) -> dict[str, list[int]]:
+    start = next(place for place, label in enumerate(pair.labels) if label != -100)
+    ids, others = pair.input_ids, pair.rejected.input_ids
+    return {"prompt_ids": ids[:start], "chosen_ids": ids[start:], "rejected_ids": others[start:]}
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    documented = recipe.plain == "documented"
+    return {
+        "output_dir": "/dev/shm/train-speed-plain",
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.rows_per_step if documented else recipe.rows_per_pass,
+        "gradient_accumulation_steps": 1 if documented else recipe.accumulate,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": documented or recipe.plain_dtype == "bfloat16",
+        "activation_checkpointing": documented,
+        "max_length": recipe.max_length,
+        "save_strategy": "no",
+        "train_sampling_strategy": "sequential",
+        "seed": 42,
+    }
+
+
+def _adapter(recipe: Recipe) -> LoraConfig:
+    return LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=recipe.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
 
 
 def held_out_loss(model: Any, rows: Any, computes_in_bfloat16: bool) -> float:

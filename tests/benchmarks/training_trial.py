@@ -7,6 +7,7 @@ JSON; `measure` does this from another program.
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ class Recipe:
         measured_at: Steps after which the held-out loss is measured; it is not part of the time.
         plain: `tuned` keeps activations; `documented` is TRL's own choice of everything.
         plain_dtype: What `tuned` loads and computes in.
+        objective: What is optimized; dpo learns pairs of answers, whose reference is the model without its adapter.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class Recipe:
     measured_at: tuple[int, ...] = ()
     plain: Literal["tuned", "documented"] = "tuned"
     plain_dtype: DtypeName = field(default_factory=faster_dtype)
+    objective: Literal["sft", "dpo"] = "sft"
 
     @property
     def rows_per_step(self) -> int:
@@ -75,6 +78,7 @@ class Trial:
     tokens: int
     losses: list[float]
     held_out: dict[str, float] = field(default_factory=dict)  # by step, written out as JSON wants it
+    peak_mib: float = 0.0  # of the whole process, with loading
 
     @property
     def speed(self) -> float:
@@ -121,6 +125,8 @@ def config_for(recipe: Recipe) -> Any:
     from engine.config.load import config_from_mapping
 
     source = str(ALPACA) if ALPACA.exists() else "sample:loratory-faq"
+    if recipe.objective == "dpo":
+        source = "sample:loratory-preferences"
     return config_from_mapping(
         {
             "model": {"id": "smollm2-135m-instruct"},
@@ -132,6 +138,7 @@ def config_for(recipe: Recipe) -> Any:
                 "gradient_accumulation_steps": recipe.accumulate,
                 "learning_rate": LEARNING_RATE,
                 "max_length": recipe.max_length,
+                "objective": recipe.objective,
             },
         }
     )
@@ -139,6 +146,7 @@ def config_for(recipe: Recipe) -> Any:
 
 def prepare(config: Any) -> Prepared:
     """Find the model and tokenize the rows."""
+    from engine.config.objectives import objective_of
     from engine.data.passes.prepare import prepare_dataset
     from engine.inspector.worker.load_tokenizer import load_tokenizer
     from engine.models.source import resolve_model
@@ -154,6 +162,7 @@ def prepare(config: Any) -> Prepared:
         max_length=config.training.max_length,
         tokenizer=tokenizer,
         home=home,
+        objective=objective_of(config),
     )
     return Prepared(source, tokenizer, data)
 
@@ -208,9 +217,9 @@ def main() -> None:
     kind, values = sys.argv[1], json.loads(sys.argv[2])
     recipe = Recipe(**{**values, "measured_at": tuple(values["measured_at"])})
     if kind == "plain":
-        from tests.benchmarks.plain_script import train_plain
+        from tests.benchmarks.plain_script import train_plain, train_plain_on_pairs
 
-        result = train_plain(recipe)
+        result = train_plain_on_pairs(recipe) if recipe.objective == "dpo" else train_plain(recipe)
     else:
         from engine.training.worker import keep_freed_memory
 
@@ -218,6 +227,7 @@ def main() -> None:
         from tests.benchmarks.our_training import train_bare, train_ours
 
         result = train_bare(recipe) if kind == "bare" else train_ours(recipe)
+    result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(asdict(result)))
 
 
