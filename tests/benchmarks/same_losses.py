@@ -45,6 +45,8 @@ def losses(folder: Path, method: str, steps: int, left_out: list[str], *, joins:
     sections["training"] = {"max_steps": steps, "max_length": 200, **sections.get("training", {})}
     with _without(left_out, joins=joins), tempfile.TemporaryDirectory() as out:
         training = make_training(make_config(folder, **sections), make_rows(40, longest=150), Path(out))
+        for name in ("fused_loss", "fused_norms", "varlen_attention" if joins else "unmasked_rows"):
+            assert (training.assembly.optimizations[name] == "") is (name not in left_out), name
         training.trainer.train()
         return training.losses
 
