@@ -64,7 +64,7 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
         Optimization(
             "step_copies",
             "LoRA's matrices are cast once for all passes of a step.",
-            "Where fused_lora applies, without sharding.",
+            "Where fused_lora applies, without sharding and gradient checkpointing.",
         ),
         Optimization(
             "merged_passes",
@@ -79,7 +79,7 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
         Optimization(
             "weight_buffer",
             "4-bit weights are written out into one buffer.",
-            "Where fused_lora applies, on CUDA.",
+            "Where fused_lora applies, on CUDA without gradient checkpointing.",
         ),
     )
 }

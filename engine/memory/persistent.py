@@ -103,7 +103,8 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "Tra
 def _copied_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
     """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py."""
     compute = workload.precision.compute
-    if not workload.has_quick_layers or workload.sharded > 1:
+    # With checkpointing, copies and written-out weights last as long as a layer's call.
+    if not workload.has_quick_layers or workload.sharded > 1 or workload.checkpointing:
         return 0
     # At 32 bits, matrices A with one input are put together, which is half of all at most.
     copies = counts.added * (compute if compute < workload.precision.adapter else compute // 2)

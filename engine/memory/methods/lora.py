@@ -150,7 +150,7 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
     """Base and branch of layers with one input as one function.
 
     Keeps the input, the products with A, and on CUDA the masks of dropout. Copies of A and B at the products' precision are
-    there through the step; where weights are sharded, they are made and kept at each call. 4-bit weights are written out one
+    there through the step; with checkpointing or sharded weights, they are made and kept at each call. 4-bit weights are written out one
     after the other, on CUDA into a buffer that is there all along.
 
     Source: `_LoraProducts`, engine/training/ops/lora_linear.py.
@@ -160,8 +160,7 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
     matrices = [_matrices(r, module) for module in modules]
     narrow = tape.cast(x, width)
     rows, input_size, x_needs = x.elements // modules[0].in_features, narrow.size, needs_gradient(narrow)
-    copies = [tape.value(sum(a.elements for a, _ in matrices), width) for _ in range(workload.sharded > 1)]
-    copies += [tape.value(b.elements, width) for _, b in matrices if workload.sharded > 1 and b.width != width]
+    copies = _cast_at_each_call(r, matrices, width) if workload.sharded > 1 or workload.checkpointing else []
     between = tape.value(rows * rank * len(modules), width)
     masks = [tape.value(narrow.elements, 1) for _ in modules if drops and r.on_cuda]
     if drops:
@@ -200,12 +199,24 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
     return outputs
 
 
+def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
+    """Copies of A and B for one call: all A one below the other, each B by itself."""
+    parts = [[r.tape.value(m.elements if m.width != width else 0, width) for m in pair] for pair in matrices]
+    lower = [b for _, b in parts]
+    if len(matrices) == 1:
+        return [parts[0][0], *lower]
+    together = r.tape.value(sum(a.elements for a, _ in matrices), width)
+    r.tape.drop(*(a for a, _ in parts))
+    return [together, *lower]
+
+
 def _write_out(r: StepContext, module: ModuleShape) -> None:
     """A 4-bit weight as it is multiplied, with its scales at 32 bits."""
     workload, elements = r.workload, module.in_features * module.out_features
     if workload.quantizes(module):
         scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
-        r.tape.use(scales, 0 if r.on_cuda else elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
+        has_buffer = r.on_cuda and not workload.checkpointing
+        r.tape.use(scales, 0 if has_buffer else elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
 
 
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:

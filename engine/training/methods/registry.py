@@ -12,6 +12,7 @@ from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from engine.training.ops.loss import causal_lm_of
 from engine.training.targets import choose_ia3_targets
 
 _ADAPTER = "default"
@@ -34,7 +35,9 @@ class LoraTrainer(MethodTrainer):
 
     def step(self, model: Any) -> AbstractContextManager[None]:
         linears = lora_linears(model)
-        return nullcontext() if linears is None else linears.step()
+        # Where activations are recomputed, memory is short: copies then last as long as a layer's call.
+        recomputes = getattr(causal_lm_of(model), "is_activation_checkpointing", False)
+        return nullcontext() if linears is None or recomputes else linears.step()
 
 
 class Ia3Trainer(MethodTrainer):

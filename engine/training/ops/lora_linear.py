@@ -33,10 +33,11 @@ _ATTRIBUTE = "_loratory_linears"  # of a model; of a layer, its group
 
 
 class FrozenWeights:
-    """Frozen weights as matrices; those of 4 bits are written out, on CUDA into one buffer for each device."""
+    """Frozen weights as matrices; those of 4 bits are written out, on CUDA within a step into one buffer for each device."""
 
     def __init__(self) -> None:
         self._reuses = is_wanted("weight_buffer")
+        self.in_step = False  # else a weight is written out for itself, and its memory is free afterwards
         self._buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # flat, as large as the largest so far
 
     def of(self, base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -73,7 +74,7 @@ class FrozenWeights:
 
     def _writes_into(self, device: torch.device) -> bool:
         """Whether bitsandbytes takes a buffer there: `dequantize_4bit.out` has a kernel on CUDA alone."""
-        return self._reuses and device.type == "cuda"
+        return self._reuses and self.in_step and device.type == "cuda"
 
     def _buffer(self, device: torch.device, dtype: torch.dtype, elements: int) -> torch.Tensor:
         known = self._buffers.get((device, dtype))
@@ -260,9 +261,21 @@ class LoraLinears:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Make low-precision copies of the trained matrices, which all passes within the block use."""
-        if not self.copies:
+        weights = {id(group.weights): group.weights for group in self.groups}.values()
+        for one in weights:
+            one.in_step = True
+        try:
+            if self.copies:
+                self._copy()
             yield
-            return
+        finally:
+            for one in weights:
+                one.in_step = False
+            for group in self.groups:
+                if group.copies is not None:
+                    group.copies.sources = ()
+
+    def _copy(self) -> None:
         to, of = [], []
         for group in self.groups:
             trained = [matrix for layer in group.layers for matrix in _trained(layer)]
@@ -281,12 +294,6 @@ class LoraLinears:
         for device in {target.device for target in to}:  # one launch for many
             pairs = [(target, source) for target, source in zip(to, of, strict=True) if target.device == device]
             torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
-        try:
-            yield
-        finally:
-            for group in self.groups:
-                if group.copies is not None:
-                    group.copies.sources = ()
 
     @contextmanager
     def observing(self) -> Iterator[None]:
