@@ -24,8 +24,8 @@ def device_of(preset: Preset) -> Device:
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_a_preset_fits_the_device_that_it_names(preset, monkeypatch):
-    # As on a machine with that GPU: PyTorch for CUDA brings triton.
-    monkeypatch.setattr("engine.memory.workload.compiles_triton", lambda: True)
+    # Also where no C compiler is there for Triton's kernels, which take less.
+    monkeypatch.setattr("engine.memory.workload.compiles_triton", lambda: False)
     config = preset.load()
     entry = find_in_catalog(config.model.id)
     assert entry is not None, "presets name models of the catalogue"
