@@ -8,7 +8,7 @@ from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.device_need import need_on_device
 from engine.memory.estimate import Estimator
-from engine.memory.layers.losses import chunk_sizes, positions_of_larger_chunks
+from engine.memory.layers.losses import chunk_sizes, logit_width, positions_of_larger_chunks
 from engine.memory.workload import workload_of_step
 from engine.models.catalog import find_in_catalog
 
@@ -25,6 +25,13 @@ CASES = {
     "behind a prefix": (TINY, "cuda", {"adapter": {"method": "prefix_tuning"}}),
     "a processor": (TINY, "cpu", {"training": CHECKPOINTED}),
 }
+
+
+@pytest.fixture(params=[False, True], ids=["eager", "fused"], autouse=True)
+def fused(request, monkeypatch):
+    """Whether Triton's kernel makes the loss on CUDA, whose chunks over a frozen head hold twice the positions."""
+    monkeypatch.setattr("engine.memory.workload.compiles_triton", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +56,14 @@ def config_of(sections, *, length, batch):
     )
 
 
-def edges(estimator, batch):
+def edges(estimator, sections, batch):
     """Lengths up to which a batch goes in one, two, three and four chunks."""
+    workload = workload_of_step(estimator.shape, config_of(sections, length=64, batch=1), estimator.device)
+    adapter = sections.get("adapter", {})
+    is_trained = adapter.get("method") == "none" or "modules_to_save" in adapter
+    width = logit_width(workload, head_is_trained=is_trained)
     chunk_bytes = LOSS_CHUNK_BYTES if estimator.device.kind == "cuda" else LOSS_CHUNK_BYTES_CPU
-    fit = [chunks * chunk_bytes // (4 * estimator.shape.vocab_size) for chunks in (1, 2, 3, 4)]
+    fit = [chunks * chunk_bytes // (width * estimator.shape.vocab_size) for chunks in (1, 2, 3, 4)]
     return [positions // batch + 1 for positions in fit]
 
 
@@ -66,7 +77,9 @@ def step_need(estimator, config):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_need_grows_with_the_length(estimators, model, kind, sections, batch):
     estimator = estimators(model, kind)
-    lengths = sorted({max(32, edge + beside) for edge in edges(estimator, batch) for beside in (-9, -1, 0, 1, 2, 17)})
+    lengths = sorted(
+        {max(32, edge + beside) for edge in edges(estimator, sections, batch) for beside in (-9, -1, 0, 1, 2, 17)}
+    )
 
     needs = [estimator.need(config_of(sections, length=length, batch=batch)) for length in lengths]
 
@@ -78,20 +91,21 @@ def test_need_grows_with_the_length(estimators, model, kind, sections, batch):
 @pytest.mark.parametrize(("model", "kind", "sections"), CASES.values(), ids=CASES.keys())
 def test_need_grows_with_the_batch(estimators, model, kind, sections):
     estimator = estimators(model, kind)
-    length = max(32, edges(estimator, 4)[0])
+    length = max(32, edges(estimator, sections, 4)[0])
 
     needs = [estimator.need(config_of(sections, length=length, batch=batch)).needed_bytes for batch in range(1, 18)]
 
     assert needs == sorted(needs)
 
 
-def test_rows_just_beyond_a_chunk_need_what_those_within_it_do(estimators):
+def test_rows_just_beyond_a_chunk_need_what_those_within_it_do(estimators, fused):
     model, kind, sections = CASES["a capped head"]
     estimator = estimators(model, kind)
-    edge = edges(estimator, 1)[0]
+    edge = edges(estimator, sections, 1)[0]
     within, beyond = (config_of(sections, length=length, batch=1) for length in (edge, edge + 1))
 
-    assert step_need(estimator, beyond).expected_bytes < 0.95 * step_need(estimator, within).expected_bytes
+    less = 0.97 if fused else 0.95  # the kernel holds a fraction of what separate operations do
+    assert step_need(estimator, beyond).expected_bytes < less * step_need(estimator, within).expected_bytes
     run = estimator.need(beyond).expected_bytes
     assert step_need(estimator, within).expected_bytes <= run < 1.01 * step_need(estimator, within).expected_bytes
 
@@ -99,7 +113,7 @@ def test_rows_just_beyond_a_chunk_need_what_those_within_it_do(estimators):
 def test_one_step_is_estimated_with_its_own_chunks(estimators):
     model, kind, sections = CASES["a capped head"]
     estimator = estimators(model, kind)
-    edge = edges(estimator, 1)[0]
+    edge = edges(estimator, sections, 1)[0]
     within, beyond = (config_of(sections, length=length, batch=1) for length in (edge, edge + 1))
 
     assert estimator.estimate_step(within).needed_bytes == estimator.estimate(within).needed_bytes

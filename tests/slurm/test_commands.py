@@ -45,7 +45,10 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(program, tmp_path):
 
     assert time.monotonic() - began < 60  # and not 600
     child = int((tmp_path / "child").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    # It has been killed, which a busy machine carries out later.
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - began < 300
+        time.sleep(0.02)
 
 
 def test_a_machine_without_slurm_is_no_answer(monkeypatch, tmp_path):

@@ -50,4 +50,5 @@ def test_fused_layers_launch_less(monkeypatch):
     fused_forward, fused_backward = count_launches(1, "")
 
     assert fused_forward <= forward - 27  # four in each of seven layers, and one copy for all
-    assert fused_backward <= backward - 30  # in a first layer, whose input needs no gradient
+    # In a first layer, whose input needs no gradient; PyTorch 2.15 launches twelve fewer of the others than 2.13.
+    assert fused_backward <= backward - 18

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from engine.memory.autograd.tensors import Gradients, Storage, Value, share
+from engine.memory.autograd.tensors import Gradients, Node, Storage, Value, share
 from engine.memory.layers.modules import autocast_linear
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.workload import Workload
@@ -123,9 +123,16 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
     @in_scope
     def loss_of_chunk(r: StepContext, piece: Value, rows: int) -> Value:
         logits = autocast_linear(r, piece, weight, shape.vocab_size)
-        if r.workload.loss.fused:  # the gradient takes the place of the logits
-            saved = (logits, tape.value(rows, 4))
-            return tape.operation((logits,), 1, 4, backward=lambda _: (share(logits.storage),), saved=saved)
+        if r.workload.loss.fused:
+
+            def in_place(_: Storage) -> Gradients:
+                """The gradient takes the place of the logits, which are those of the recomputed pass."""
+                assert isinstance(node, Node)
+                return (share(node.saved[0]),)
+
+            loss = tape.operation((logits,), 1, 4, backward=in_place, saved=(logits, tape.value(rows, 4)))
+            node = loss.producer
+            return loss
         return cross_entropy(r, tape.assign(logits, tape.cast(logits, 4)), r.small(rows, 8))
 
     total = tape.value(1, 4)
