@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config.optimizations import VARIABLE
+from engine.training.ops.frozen_weights import FrozenWeights
 from engine.training.ops.lora_branch import make_lora_quick
-from engine.training.ops.lora_linear import FrozenWeights, fuse_lora, lora_linears
+from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 WIDTH, WIDE, NARROW = 24, 40, 10

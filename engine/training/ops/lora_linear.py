@@ -13,7 +13,6 @@ Layers that this does not describe (a trained bias, another quantization, hooks)
 Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685) for the products; Han et al. 2023, Unsloth, for the manual backward pass.
 """
 
-import functools
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,62 +24,10 @@ from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
 from engine.config.optimizations import LEFT_OUT, is_wanted
+from engine.training.ops.frozen_weights import FrozenWeights, rows_of, wide_product
 from engine.training.ops.lora_branch import DropoutMask, is_plain, quick_forward
 
-# Up to so many rows bitsandbytes multiplies on a GPU without writing the weight out: `gemm_4bit`, backends/cuda/ops.py.
-_FEW_ROWS = 1536
 _ATTRIBUTE = "_loratory_linears"  # of a model; of a layer, its group
-
-
-class FrozenWeights:
-    """Frozen weights as matrices; those of 4 bits are written out, on CUDA within a step into one buffer for each device."""
-
-    def __init__(self) -> None:
-        self._reuses = is_wanted("weight_buffer")
-        self.in_step = False  # else a weight is written out for itself, and its memory is free afterwards
-        self._buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # flat, as large as the largest so far
-
-    def of(self, base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weight, (out_features, in_features), in `dtype`; valid until the next call."""
-        state = getattr(base.weight, "quant_state", None)
-        if state is None:
-            return base.weight.detach()
-        from bitsandbytes.functional import dequantize_4bit
-
-        packed = base.weight.data.view(-1, 1)
-        if state.dtype != dtype or not self._writes_into(packed.device):
-            return dequantize_4bit(packed, state).to(dtype)
-        # Its readers are queued before its next writer, on the one stream that passes run on.
-        buffer = self._buffer(packed.device, dtype, base.in_features * base.out_features)
-        return dequantize_4bit(packed, state, out=buffer.view(state.shape))
-
-    def product(self, x: torch.Tensor, base: torch.nn.Linear) -> torch.Tensor:
-        """Return `x @ W.T + bias`, (…, out_features), a tensor of its own that may be added to."""
-        state, bias = getattr(base.weight, "quant_state", None), base.bias
-        if bias is not None:
-            bias = bias.detach().to(x.dtype)
-        if state is not None and x.is_cuda and x.numel() <= _FEW_ROWS * base.in_features:
-            from bitsandbytes import matmul_4bit
-
-            output = matmul_4bit(x, base.weight.data, quant_state=state, bias=bias)
-            return output.clone() if output._is_view() else output
-        output = x.new_empty(*x.shape[:-1], base.out_features)
-        flat, rows, weight = output.view(-1, base.out_features), _rows(x), self.of(base, x.dtype).t()
-        if bias is None:
-            torch.mm(rows, weight, out=flat)
-        else:
-            torch.addmm(bias, rows, weight, out=flat)
-        return output
-
-    def _writes_into(self, device: torch.device) -> bool:
-        """Whether bitsandbytes takes a buffer there: `dequantize_4bit.out` has a kernel on CUDA alone."""
-        return self._reuses and self.in_step and device.type == "cuda"
-
-    def _buffer(self, device: torch.device, dtype: torch.dtype, elements: int) -> torch.Tensor:
-        known = self._buffers.get((device, dtype))
-        if known is None or known.numel() < elements:
-            known = self._buffers[device, dtype] = torch.empty(elements, device=device, dtype=dtype)
-        return known[:elements]
 
 
 class _Matrices(NamedTuple):
@@ -187,7 +134,7 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, call: _Call, *trained: torch.Tensor) -> Any:
-        rows, ranks, scaling = _rows(x), list(call.ranks), call.scaling
+        rows, ranks, scaling = rows_of(x), list(call.ranks), call.scaling
         a, b = call.group.low(trained, x.dtype)
         between = rows.new_empty(rows.shape[0], sum(ranks))  # scaled, so gradients of B need no scaling
         masks = [DropoutMask.draw(rows, call.drop) for _ in ranks] if call.drop else []
@@ -215,11 +162,11 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
         count, ranks = len(call.bases), list(call.ranks)
         b, drawn = saved[:count], saved[count:]
         masks = [DropoutMask(keep, seed, kept) for (keep, seed), kept in zip(ctx.masks, drawn, strict=True)]
-        rows, grads = _rows(x), [_rows(gradient) for gradient in gradients]
+        rows, grads = rows_of(x), [rows_of(gradient) for gradient in gradients]
         of_between, of_b = torch.empty_like(between), []
         for grad, part, own, matrix in zip(grads, of_between.split(ranks, 1), between.split(ranks, 1), b, strict=True):
             part.addmm_(grad, matrix, beta=0, alpha=ctx.scaling)
-            of_b.append(_wide_product(grad.t(), own, ctx.trained_dtype))
+            of_b.append(wide_product(grad.t(), own, ctx.trained_dtype))
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = torch.empty_like(rows)
@@ -229,11 +176,11 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
         if masks:
             of_a = []
             for mask, part, own in zip(masks, of_between.split(ranks, 1), a.split(ranks), strict=True):
-                of_a.append(_wide_product(part.t(), mask.apply(rows), ctx.trained_dtype))
+                of_a.append(wide_product(part.t(), mask.apply(rows), ctx.trained_dtype))
                 if of_x is not None:
                     of_x.add_(mask.apply(part @ own))
         else:
-            of_a = list(_wide_product(of_between.t(), rows, ctx.trained_dtype).split(ranks))
+            of_a = list(wide_product(of_between.t(), rows, ctx.trained_dtype).split(ranks))
             if of_x is not None:
                 of_x.addmm_(of_between, a)
         pairs = (matrix for pair in zip(of_a, of_b, strict=True) for matrix in pair)
@@ -443,27 +390,3 @@ def _sources(trained: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
 
 def _version(x: torch.Tensor) -> int | None:
     return None if x.is_inference() else int(x._version)
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return `left @ right` in `dtype`, which a GPU's product may answer in at once."""
-    if left.dtype == dtype:
-        return left @ right
-    if left.is_cuda and dtype is torch.float32 and _answers_in_float32(left.device, left.dtype):
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
-
-
-@functools.cache
-def _answers_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products of 16-bit matrices come in float32 there; PyTorch has it since 2.8, not on every device."""
-    ones = torch.ones(16, 16, dtype=dtype, device=device)
-    try:
-        product = torch.mm(ones, ones, out_dtype=torch.float32)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return False
-    return product.dtype is torch.float32
