@@ -68,6 +68,8 @@ class Page:
         self.wants_data = gr.Textbox("", visible=False)  # changes where Data shall open another dataset of the form
         # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
         self.data_trouble = gr.Textbox("", visible=False)
+        # What its rows are, once it was opened: the objective follows them, with a model or without one.
+        self.data_kind = gr.Textbox("", visible=False)
         # Changes with the lengths of its rows once they are known, for which memory is then judged.
         self.data_lengths = gr.Textbox("", visible=False)
         # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
@@ -155,7 +157,7 @@ class Page:
         inputs.append(self._turn.change)
         refreshed = gr.on(inputs, self._refresh, self._refreshing, self._refreshed, trigger_mode="always_last", **QUICK)
         self._follow(refreshed)
-        found: list[Any] = [self.data_trouble.change, self.data_lengths.change]
+        found: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
         self.refresh_after(gr.on(found, nothing, None, None, **QUICK))
         outputs = [*self._filled, self._applied, self.copied_from]
         return self.refresh_after(self.applied.click(self._undo, self._refreshing, outputs, **QUICK))

@@ -25,8 +25,8 @@ class Shown:
         self._parts = {
             "samples": tab.samples, "summary": tab.summary, "opened": tab.opened, "facts": tab.facts,
             "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "seen": tab._seen,
-            "source": tab._shown_source, "trouble": tab._page.data_trouble, "row": tab.rows.number,
-            "shown": tab.rows.shown, "list": tab.rows.list, "listing": tab.rows.listing,
+            "source": tab._shown_source, "trouble": tab._page.data_trouble, "kind": tab._page.data_kind,
+            "row": tab.rows.number, "shown": tab.rows.shown, "list": tab.rows.list, "listing": tab.rows.listing,
             "fetching": tab.tokenizer.line, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
             "reading": tab.format.column, "mapping": tab.format.mapping, "fold": tab.format.fold,
             "seen_columns": tab.format.seen,

@@ -90,6 +90,20 @@ def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(vi
     assert "exactly as in training" in told["shown"]
 
 
+def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(visitor, services):
+    """The objective follows them while no model is chosen, when no lengths are known that would redraw it."""
+    page = build_app(services)
+    tab = next(
+        function.fn.__self__ for function in page.fns.values() if getattr(function.fn, "__name__", "") == "_open"
+    )
+
+    redrawn = [function for function in page.fns.values() if (tab._page.data_kind._id, "change") in function.targets]
+
+    assert len(redrawn) == 1
+    assert visitor.open(dataset__source="rows.jsonl")["kind"] == "alpaca"
+    assert visitor.open(dataset__source="missing/data")["kind"] == ""
+
+
 def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_place(visitor):
     assert "Row 0 of" in visitor.open(row=40, shown_source="other.jsonl", dataset__source="rows.jsonl")["shown"]
     assert "Row 40 of" in visitor.open(row=40, shown_source="rows.jsonl", dataset__source="rows.jsonl")["shown"]

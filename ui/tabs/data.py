@@ -123,7 +123,7 @@ class DataTab:
     def _wire_opening(self) -> None:
         # One event for all that ask: Gradio then sends the next question after the answer to the last one. Answers of
         # several events arrive in any order, and an old one could be drawn over the rows of a dataset chosen since.
-        source, rows = self._page.form["dataset.source"], self.rows
+        page, source, rows = self._page, self._page.form["dataset.source"], self.rows
         opening = self._asked.change(
             # A change of its settings redraws nothing.
             lambda source, shown: view.render_opening(source) if source and source != shown else UNCHANGED,
@@ -131,10 +131,10 @@ class DataTab:
         )  # fmt: skip
         opening.then(
             self._open,
-            [rows.number, rows.view, self._shown_source, *rows.inputs, *self._page.form.components],
+            [rows.number, rows.view, self._shown_source, *rows.inputs, *page.form.components],
             [
                 self.samples, self.summary, *self.tokenizer.outputs, *self.format.outputs, self.opened, rows.number,
-                rows.shown, rows.search.found, self._shown_source, *self._check_outputs,
+                rows.shown, rows.search.found, self._shown_source, page.data_kind, *self._check_outputs,
             ],
             trigger_mode="always_last",
             concurrency_limit=None,
@@ -175,6 +175,7 @@ class DataTab:
             self.rows.search.found: "" if source != shown_source else UNCHANGED,
             self.rows.shown: view.render_row(page, row_view == "tokens"),
             self._shown_source: source,
+            self._page.data_kind: page.format,
             **self._render_check(check, listing, list_page, page),
         }
 
@@ -187,6 +188,7 @@ class DataTab:
             self._shown_source: source,
             self.timer: gr.Timer(active=False),
             self._page.data_trouble: trouble,
+            self._page.data_kind: "",
             self._page.data_lengths: "",
         }
 
