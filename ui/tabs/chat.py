@@ -111,6 +111,8 @@ class ChatTab:
     def _load_wanted(self, wanted: bool, *chosen: Any) -> Iterator[Updates]:
         if wanted:
             yield from self._load(*chosen)
+        else:  # a generator that yields nothing empties whatever it might have set
+            yield UNCHANGED
 
     def _choose(self, run_id: str) -> Updates:
         known = {self._page.chosen_run: run_id} if self._page.reader.exists(run_id) else {}
