@@ -47,7 +47,8 @@ def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_ano
     told = visitor.open(dataset__source="missing/data")
 
     broken = page.draft(visitor.values(dataset__source="missing/data"))
-    assert told["trouble"] == "missing/data does not exist."
+    assert told["trouble"].startswith("missing/data does not exist.")
+    assert told["trouble"] != visitor.open(dataset__source="missing/others")["trouble"], "the panel follows a change"
     assert [tuple(problem) for problem in broken.problems] == [
         ("dataset.source", "cannot be trained on. The Data tab shows the reason.")
     ]

@@ -187,7 +187,8 @@ class DataTab:
             ),
             self._shown_source: source,
             self.timer: gr.Timer(active=False),
-            self._page.data_trouble: trouble,
+            # With the dataset: what is wrong with the next one may be the same.
+            self._page.data_trouble: f"{trouble} {source}".strip(),
             self._page.data_kind: "",
             self._page.data_lengths: "",
         }
