@@ -329,3 +329,11 @@ def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
 
     assert answer(follow, drawn)["submit"] is True
     assert shown(look(follow, run.id).chat)
+
+
+def test_a_preference_run_begins_with_its_own_charts_and_the_rest_folded(follow, services, invent):
+    """Also before its first step: a fold that was open then would stay so."""
+    preferring = write_run(services.runs, a_config(training__objective="dpo"), InventedRun(state="running", steps=0))
+
+    assert look(follow, preferring.id).small_fold["open"] is False
+    assert look(follow, invent(state="running", steps=0).id).small_fold["open"] is True

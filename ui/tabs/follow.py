@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.accounts.audit import AuditKind
 from engine.chat.contract import WorkPlace
+from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.record import JobRecord, JobWish
@@ -280,7 +281,9 @@ class FollowPart:
             updates[self.confirm.panel] = HIDDEN
         if run_id != run_shown:  # else a person may have chosen another one by now
             updates[self.place]["value"] = self._place_of(observed.run, observed.config) or "local"
-            updates[self.small_fold] = gr.update(open=not updates[self.preferences])
+            config = observed.config  # not its charts, which come with the first steps
+            compares = config is not None and objective_of(config).learns_preferences
+            updates[self.small_fold] = gr.update(open=not compares)
         return updates
 
     def _without_run(self, heading: str) -> Updates:
