@@ -22,9 +22,13 @@ def render_counts(known: KnownVotes, pairs: PairsOfVotes) -> str:
     """Return how many votes there are, and what a dataset of them would hold."""
     if not known.votes and not known.damaged:
         return NO_VOTES
-    figures = ((f"{len(known.votes):,}", "votes"), (f"{len(pairs.rows):,}", "pairs to train on"))
+    votes, rows = len(known.votes), len(pairs.rows)
+    figures = (
+        (f"{votes:,}", "vote" if votes == 1 else "votes"),
+        (f"{rows:,}", "pair to train on" if rows == 1 else "pairs to train on"),
+    )
     damaged = notices([f"{plural(known.damaged, 'damaged line')} skipped."] if known.damaged else ())
-    return f"{facts(figures)}{small(pairs.words)}{damaged}"
+    return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damaged}"
 
 
 def pages_of(votes: Sequence[Vote]) -> int:
