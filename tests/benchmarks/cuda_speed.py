@@ -3,10 +3,9 @@
 Models with random weights in the shapes of Qwen 0.5B, 1.5B and Llama 8B, in bfloat16 and in nf4, learn the same rows by LoRA,
 two rows a pass and four passes a step: by ours, by ours without each optimization (`LORATORY_WITHOUT`), by TRL with Liger's
 kernels, and by Unsloth where it is installed. Each is a process of its own. Printed is a table in Markdown: tokens a second
-(padding not counted), the most that tensors took, and what the estimate foretold for ours; then what was not measured, and why.
+(padding not counted), the most that tensors took, and what the estimate predicted for ours; then what was not measured, and why.
 
-`--launches` needs no GPU: it counts the operations of a pass that a GPU would launch kernels for, before and after. `--dry-run`
-trains a tiny model on the processor by the same code, to try the command itself.
+`--dry-run` trains a tiny model on the processor by the same code, to try the command itself.
 """
 
 import argparse
@@ -276,7 +275,7 @@ def why_not(cell: Cell, gpu_bytes: int, folder: Path) -> str:
 
 
 def run_cell(cell: Cell, folder: Path, seconds: float) -> Figures | str:
-    """Measure in a process of its own; returns why there are no figures where there are none."""
+    """Measure in a process of its own; returns the reason where there are no figures."""
     environment = os.environ | {VARIABLE: cell.without}
     command = [sys.executable, "-m", "tests.benchmarks.cuda_speed", "--cell", json.dumps(asdict(cell)), str(folder)]
     try:
@@ -326,7 +325,7 @@ def on_gpu(options: argparse.Namespace) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("This benchmark needs a CUDA GPU, and PyTorch finds none. --launches and --dry-run work without one.")
+        sys.exit("This benchmark needs a CUDA GPU, and PyTorch finds none. --dry-run works without one.")
     from tests.gpu.cuda_training import save_in_shape
 
     ends = time.monotonic() + 60 * options.minutes
@@ -364,90 +363,17 @@ def dry_run() -> dict[Cell, Figures | str]:
     return measured
 
 
-# -- launches -------------------------------------------------------------------------------------------------------------
-
-
-def count_launches(layers: int, without: str) -> tuple[int, int]:
-    """Return the operations of a forward and of a backward pass that launch a kernel, of so many layers of the 0.5B shape.
-
-    Layers are those of the shape, on the processor; a few tokens and words are enough to see what is dispatched.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from engine.models.catalog import find_in_catalog
-    from engine.training.methods.registry import method_trainer
-    from tests.gpu.cuda_training import SHAPES as NAMES
-
-    class Launches(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
-            if not views and "empty" not in func._schema.name and "detach" not in func._schema.name:
-                self.count += 1
-            return func(*args, **(kwargs or {}))
-
-    os.environ[VARIABLE] = without
-    entry = find_in_catalog(NAMES["0.5B"])
-    assert entry is not None
-    values = {name: value for name, value in entry.config.items() if name not in ("model_type", "layer_types")}
-    config = AutoConfig.for_model(
-        str(entry.config["model_type"]), **(values | {"num_hidden_layers": layers, "vocab_size": 512})
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
-    states = torch.randn(1, 16, config.hidden_size, dtype=torch.bfloat16)
-    mask = torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16)  # made before, which reads values
-    decoder, method = model.get_base_model().model, method_trainer("lora")
-
-    def forward() -> Any:
-        return decoder(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
-
-    method.prepare(model)
-    with method.observing(model), torch.no_grad():
-        forward()
-    with Launches() as launches, method.step(model):
-        loss = forward().sum()
-        before = launches.count
-        loss.backward()
-    return before, launches.count - before
-
-
-def launches_table() -> str:
-    """Return launches per pass of the 0.5B shape as a Markdown table: per layer, and of its 24 layers."""
-    kinds = {
-        "each branch apart": "fused_lora",
-        "one function a layer": "shared_inputs,step_copies",
-        "one function an input": "step_copies",
-        "and copies once a step": "",
-    }
-    lines = ["| LoRA | forward a layer | backward a layer | 24 layers |", "|---|---:|---:|---:|"]
-    for words, without in kinds.items():
-        one, two = count_launches(1, without), count_launches(2, without)
-        forward, backward = two[0] - one[0], two[1] - one[1]
-        whole = sum(one) + 23 * (forward + backward)
-        lines.append(f"| {words} | {forward} | {backward} | {whole:,} |")
-    os.environ.pop(VARIABLE, None)
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "loratory-shapes")
-    parser.add_argument("--launches", action="store_true", help="count launches of a pass, without a GPU")
     parser.add_argument("--dry-run", action="store_true", help="try the command with a tiny model on the processor")
     parser.add_argument("--cell", nargs=2, metavar=("CELL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.cell is not None:
         found = measure(Cell(**json.loads(options.cell[0])), Path(options.cell[1]))
         print(json.dumps(asdict(found)), flush=True)
-    elif options.launches:
-        print(launches_table())
     elif options.dry_run:
         print(table(dry_run()))
     else:

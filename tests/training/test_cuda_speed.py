@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from engine.config.optimizations import OPTIMIZATIONS, VARIABLE
-from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, count_launches, main, measure, table, why_not
+from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, main, measure, table, why_not
+from tests.benchmarks.lora_launches import count_launches
 from tests.tiny_model import make_tiny_model
 
 
