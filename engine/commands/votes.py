@@ -61,7 +61,7 @@ def delete(
     store = _votes()
     missing = [one for one in ids or () if store.find(one) is None]
     if missing:
-        raise RunError(f"There is no vote {missing[0][:60]}.", "See `loratory votes list`.")
+        raise RunError(f"Vote not found: {missing[0][:60]}.", "See `loratory votes list`.")
     if all_:
         confirm(f"Delete all {len(store.read().votes):,} votes?", given=yes)
     removed = store.remove(None if all_ else ids)

@@ -359,7 +359,7 @@ class WorkerClaim:
         """Return unless a later worker has the run, which this one may not know by its lock.
 
         Its attempt may have been given up where it was out of sight, on another host, and not every file system shows the
-        locks of other hosts. The record is read, as a file server shows what is new to whoever opens a file. One that is
+        locks of other hosts. The record is opened each time, because a file server shows changes at an open. One that is
         missing or torn means nothing.
 
         Raises:

@@ -152,7 +152,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
         """All passes of one optimizer step, forward and backward; returns the mean loss over its terms.
 
-        Where merged passes run out of memory, the step is begun again, and the run goes on, with passes as they were set.
+        Where merged passes run out of memory, the step is repeated, and the run continues, with passes as they were set.
         """
         if self._passes_apart:
             inputs = self._batches.apart(inputs)

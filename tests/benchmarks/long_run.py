@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--measurements", type=int, default=6)
     parser.add_argument("--plain-dtype", choices=["bfloat16", "float32"], default=faster_dtype())
     parser.add_argument(
-        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command goes on"
+        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command continues"
     )
     options = parser.parse_args()
     measured_at = tuple(options.steps * number // options.measurements for number in range(1, options.measurements + 1))

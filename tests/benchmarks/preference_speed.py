@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help=f"of a trial; {WARM_UP_STEPS} of them warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command goes on"
+        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command continues"
     )
     options = parser.parse_args()
     book, recipe = TrialBook(options.keep), Recipe(options.steps, max_length=256, objective="dpo")

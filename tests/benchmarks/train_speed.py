@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain-dtype", choices=["bfloat16", "float32"], default=faster_dtype())
     parser.add_argument(
-        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command goes on"
+        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command continues"
     )
     options = parser.parse_args()
     speed = TrainSpeed(options)

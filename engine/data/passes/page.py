@@ -156,7 +156,7 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
 MAX_SHOWN_TOKENS = 20_000  # of one row
 _MAX_CUT_CHARACTERS = 2_000
 _MOST_COMPARED = 1_000_000  # products of two lengths in tokens; answers that are longer differ as a whole
-_FEWEST_EQUAL = 2  # tokens in a row between differences: a single full stop tells nobody that texts are alike
+_FEWEST_EQUAL = 2  # tokens in a row between differences: a single full stop does not make texts similar
 
 
 def _shown_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
