@@ -44,6 +44,7 @@ def slurm(slurm_cluster, monkeypatch) -> Iterator[Cluster]:
     """The same, with the environment of its commands, and without jobs afterwards."""
     for name, value in slurm_cluster.environment.items():
         monkeypatch.setenv(name, value)
+    slurm_cluster.wait_for_nodes()  # one test restarts the controller, which then knows of no node for seconds
     yield slurm_cluster
     slurm_cluster.end_jobs()
 

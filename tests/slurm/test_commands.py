@@ -137,8 +137,18 @@ def test_the_expected_start_is_slurms(program):
     assert expected_start(Slurm(), ClusterPlace(), config) == ExpectedStart(1795786346.0, "n[1-2]")
 
     program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
-    with pytest.raises(ClusterError, match="not available"):
+    program("sinfo", "echo idle; echo mixed")
+    with pytest.raises(ClusterError, match="No node of the cluster has"):
         expected_start(Slurm(), ClusterPlace(), config)
+
+
+@pytest.mark.parametrize("state", ["down", "drained", "unknown", "idle*"])
+def test_what_no_node_has_is_not_known_while_one_is_away(program, state):
+    program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    program("sinfo", f"echo idle; echo '{state}'")
+
+    Slurm().require_possible("#!/bin/sh\n", [])
+    assert expected_start(Slurm(), ClusterPlace(), config_for(run={"where": "slurm"})) is None
 
 
 @pytest.mark.parametrize(

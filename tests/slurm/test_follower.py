@@ -260,13 +260,17 @@ def test_a_reason_that_is_not_known_is_shown_as_it_is():
 def test_the_script_has_no_secret_and_becomes_the_worker(followed, monkeypatch):
     for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "a-secret")
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    for name in offline:
+        monkeypatch.delenv(name, raising=False)  # the script has them from cluster.yaml
     place = ClusterPlace(setup=("module load cuda",), python="/opt/python it's")
 
     script = job_script(followed.run, followed.record, place)
 
     assert "a-secret" not in script
     assert "export LORATORY_ATTEMPT=1\n" in script
-    assert "export HF_HUB_OFFLINE=1\n" in script
+    assert all(f"export {name}=1\n" in script for name in offline)
+    assert "OFFLINE" not in job_script(followed.run, followed.record, place.model_copy(update={"offline": False}))
     assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300\n" in script
     *_, setup, command = script.splitlines()
     assert setup == "module load cuda"

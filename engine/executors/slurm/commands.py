@@ -20,7 +20,18 @@ _NO_ANSWER = (
     "unable to establish controller machine", "transport endpoint", "no route to host", "slurm_load_jobs error",
 )  # fmt: skip
 _IMPOSSIBLE = "node configuration is not available"
+TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing"})  # states of a node, as `sinfo` prints them
 _HAS_ENDED = ("already completing or completed", "invalid job id", "invalid job/step")
+
+
+class NeverStartsError(ClusterError):
+    """A job that no node of the cluster can take, even when all are free."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No node of the cluster has what this run asks for.",
+            "Ask for less in the run's settings (GPUs, nodes, RAM), or correct cluster.yaml.",
+        )
 
 
 class JobLine(NamedTuple):
@@ -61,21 +72,32 @@ class Slurm:
         return job_id
 
     def expected_start(self, script: str, options: Sequence[str]) -> str:
-        """Return in Slurm's words when a job would start; nothing is submitted."""
-        return self.ask("sbatch", "--test-only", *options, stdin=script, joined=True).strip()
+        """Return in Slurm's words when a job would start, empty where it makes no promise; nothing is submitted.
 
-    def require_possible(self, script: str, options: Sequence[str]) -> None:
-        """Raise ClusterError where no node ever has what a job asks for: Slurm takes a held one all the same."""
+        Raises:
+            NeverStartsError: If no node of the cluster ever has what the job asks for.
+        """
         try:
-            self.expected_start(script, options)
+            return self.ask("sbatch", "--test-only", *options, stdin=script, joined=True).strip()
         except ClusterUnreachableError:
             raise
         except ClusterError as error:
-            if _IMPOSSIBLE in error.what:
-                raise ClusterError(
-                    "No node of the cluster has what this run asks for.",
-                    "Ask for less in the run's settings (GPUs, nodes, RAM), or correct cluster.yaml.",
-                ) from error
+            if _IMPOSSIBLE not in error.what:
+                raise
+            # The same answer comes while a node is down, drained or not heard of since the controller's restart.
+            partition = [option for option in options if option.startswith("--partition=")]
+            if set(self.ask("sinfo", "--noheader", *partition, "--format=%T").split()) <= TAKES_JOBS:
+                raise NeverStartsError() from error
+            return ""
+
+    def require_possible(self, script: str, options: Sequence[str]) -> None:
+        """Raise NeverStartsError where no node ever has what a job asks for: Slurm takes a held one all the same."""
+        try:
+            self.expected_start(script, options)
+        except (ClusterUnreachableError, NeverStartsError):
+            raise
+        except ClusterError:
+            pass  # submitting it shows what Slurm has against it
 
     def queue(self) -> list[JobLine]:
         """Return every job of this account that Slurm still knows, ended ones included for some minutes."""

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
-from engine.executors.slurm.commands import FIELD_END, Slurm
+from engine.executors.slurm.commands import FIELD_END, TAKES_JOBS, Slurm
 from engine.executors.slurm.discovery import gpus_in
 from engine.executors.slurm.place import ClusterPlace
 from engine.executors.slurm.record import JobResources
 from engine.executors.slurm.script import resource_options
 
 _NODE_FIELDS = ("NodeList", "Gres", "GresUsed", "StateLong")
-_TAKES_JOBS = ("idle", "mixed", "allocated", "completing")
 _START = re.compile(r"to start at (\d+)(?: using .*? on nodes (\S+))?")
 
 
@@ -36,7 +35,7 @@ def free_gpus(slurm: Slurm, place: ClusterPlace) -> Mapping[str, int]:
     nodes = {parts[0].strip(): parts for line in lines if len(parts := line.split(FIELD_END)) > len(_NODE_FIELDS)}
     free = Counter[str]({kind.name: 0 for kind in place.gpu_types})
     for _, has, used, state, *_ in nodes.values():  # a node of several partitions comes once for each
-        if state.strip() in _TAKES_JOBS:
+        if state.strip() in TAKES_JOBS:
             free.update(dict(gpus_in(has)))
             free.subtract(dict(gpus_in(used)))
     return {kind.name: max(0, free[kind.name]) for kind in place.gpu_types}
@@ -46,7 +45,7 @@ def expected_start(slurm: Slurm, place: ClusterPlace, config: RunConfig) -> Expe
     """Return when a run would start by Slurm's present plan; None where it makes no promise.
 
     Raises:
-        ClusterError: If no node ever has what the run asks for, or Slurm refuses it otherwise.
+        ClusterError: If no node ever has what the run asks for (NeverStartsError), or Slurm refuses it otherwise.
         ClusterUnreachableError: If Slurm did not answer.
     """
     options = resource_options(JobResources.of(config, place), place)

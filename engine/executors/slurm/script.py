@@ -19,7 +19,7 @@ NOT_PASSED = frozenset(
 _ENDPOINT = "@ENDPOINT@"
 # The first node's name, and a port that two jobs on one node do not share.
 _MEET = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"'
-OFFLINE = {"HF_HUBOFFLINE": "1", "HF_DATASETSOFFLINE": "1", "TRANSFORMERSOFFLINE": "1"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def job_options(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]:
