@@ -1,4 +1,4 @@
-"""What makes training faster without changing its result: one table, which trainer, estimate and benchmarks share.
+"""What makes training and answers faster without changing them: one table, which trainer, estimate and benchmarks share.
 
 Each applies by itself where it can. `LORATORY_WITHOUT` names those to leave out, separated by commas, to measure what one is
 worth or to look for the cause of a difference.
@@ -21,6 +21,7 @@ class Optimization:
     name: str
     what: str  # it does, in place of what
     applies: str  # where
+    of_training: bool = True  # else of answers
 
 
 OPTIMIZATIONS: Mapping[str, Optimization] = {
@@ -81,8 +82,15 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
             "4-bit weights are written out into one buffer.",
             "Where fused_lora applies, on CUDA without gradient checkpointing.",
         ),
+        Optimization(
+            "static_cache",
+            "Each token of an answer repeats one CUDA graph, with keys and values in memory that stays where it is.",
+            "CUDA, models with attention in every layer, adapters without virtual tokens, not int8.",
+            of_training=False,
+        ),
     )
 }
+TRAINING_OPTIMIZATIONS = tuple(one.name for one in OPTIMIZATIONS.values() if one.of_training)
 
 
 def is_wanted(name: str) -> bool:

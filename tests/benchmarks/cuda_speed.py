@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.config.optimizations import OPTIMIZATIONS, VARIABLE
+from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
 from engine.hardware.libraries import library_version
 
 Trainer = Literal["ours", "trl", "unsloth"]
@@ -69,7 +69,7 @@ def cells(shapes: Sequence[str]) -> Iterator[Cell]:
         for shape, base in grid:
             yield Cell(shape, base, trainer)
     for shape, base in sorted(grid, key=lambda one: one != (shapes[0], "none")):
-        for name in OPTIMIZATIONS:
+        for name in TRAINING_OPTIMIZATIONS:
             yield Cell(shape, base, "ours", name)
 
 

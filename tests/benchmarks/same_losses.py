@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config.optimizations import OPTIMIZATIONS, VARIABLE
+from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
 from tests.tiny_model import make_tiny_model
 from tests.training.gpu_stand_ins import use_gpu_paths
 from tests.training.tiny_training import make_config, make_rows, make_training
@@ -58,7 +58,7 @@ def difference(got: list[float], expected: list[float]) -> float:
 
 
 def main() -> int:
-    steps, names, worst = int(sys.argv[1]) if len(sys.argv) > 1 else 50, list(OPTIMIZATIONS), 0.0
+    steps, names, worst = int(sys.argv[1]) if len(sys.argv) > 1 else 50, list(TRAINING_OPTIMIZATIONS), 0.0
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         folder = make_tiny_model(Path(root) / "model", model_type="qwen3")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.optimizations import OPTIMIZATIONS
+from engine.config.optimizations import TRAINING_OPTIMIZATIONS
 from tests.benchmarks.same_losses import METHODS, TOLERANCE, difference, losses
 from tests.tiny_model import make_tiny_model
 
@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("joins", [True, False], ids=["joined", "padded"])
 @pytest.mark.parametrize("method", METHODS)
 def test_optimizations_change_no_loss(method, joins, folder):
-    reference = losses(folder, method, 6, list(OPTIMIZATIONS), joins=joins)
+    reference = losses(folder, method, 6, list(TRAINING_OPTIMIZATIONS), joins=joins)
 
     assert difference(losses(folder, method, 6, [], joins=joins), reference) <= TOLERANCE
     assert reference[-1] != reference[0]

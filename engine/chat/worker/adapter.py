@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 
 from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from engine.chat.worker.static_cache import FixedCaches, LentCache
 from engine.config.methods.registry import METHODS, tensor_marks
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
@@ -69,6 +70,7 @@ class AdaptedBase:
 
     def __post_init__(self) -> None:
         self._keeps_some = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.fixed_caches = FixedCaches.of(self.model)
 
     def forward(self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Run the model with the adapter that is in force.
@@ -81,14 +83,24 @@ class AdaptedBase:
         Returns:
             Logits of the tokens that follow those, shape (1, n or 1, vocabulary).
         """
-        if positions is None:
+        several = ids.shape[1] > 1
+        if several and positions is None:
             positions = torch.tensor([ids.shape[1] - 1], device=ids.device)
         remembered = {"cache": cache} if cache is not None else {}
         # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
         # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
-        kept = {"logits_to_keep": positions if ids.shape[1] > 1 else 1} if self._keeps_some else {}
+        kept = {"logits_to_keep": positions if several else 1} if self._keeps_some else {}
         logits = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept).logits
-        return logits if self._keeps_some else logits[:, positions]
+        return logits if self._keeps_some or not several else logits[:, positions]
+
+    def lend_cache(self, positions: int) -> LentCache | None:
+        """Lend a cache of fixed size for the adapter that is in force, where there is one."""
+        adapter, caches = self._in_force, self.fixed_caches
+        if adapter is not None and adapter.is_prefix:
+            if not caches.why_not:
+                caches.report(f"{adapter.name} has virtual tokens before the prompt")
+            return None
+        return caches.lend(adapter.name if adapter is not None else "", positions, self.forward)
 
     def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
         """Add an adapter to those that are loaded; none is active afterwards.
@@ -97,6 +109,7 @@ class AdaptedBase:
             ModelError: If it was made for another model, is damaged, or cannot be combined with the loaded ones.
         """
         self.switch_to(None)
+        self.fixed_caches.clear()
         records = read_safetensors_header(weights.folder / ADAPTER_WEIGHTS, weights.name)
         config = _read_peft_config(weights)
         resolve_patterns(config, base_module_names(self.model), weights.name)
@@ -139,6 +152,7 @@ class AdaptedBase:
     def detach_all(self) -> None:
         """Give the base back as it was."""
         self.switch_to(None)
+        self.fixed_caches.clear()
         if self._injected is not None:
             self.model = self._injected.unload()
             self._injected = None

@@ -176,8 +176,9 @@ class Answer:
         self._sampler = Sampler(rules.sampling, device)
         self._ids = torch.tensor([rules.prompt_ids], device=device)
         self._read = 0  # tokens of `_ids` that the cache holds
+        longest = len(rules.prompt_ids) + min(self._room, rules.sampling.max_new_tokens)
         with torch.inference_mode():
-            self._cache = weights.new_cache()
+            self._cache = weights.answer_cache(int(longest))
         self._text = TextStream(tokenizer)
         self._tokens = 0
         self._started = time.perf_counter()

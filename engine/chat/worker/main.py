@@ -10,6 +10,7 @@ import torch
 from engine.chat.contract import Branch, ChatRequest, LoadedModel, Phase, Progress
 from engine.chat.target import LoadPlan, LoadRequest
 from engine.chat.worker.answer import TalkingTokenizer, begin_answer, context_length, load_chat_tokenizer, render_prompt
+from engine.chat.worker.static_cache import LentCache
 from engine.chat.worker.weights import Announce, BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
 from engine.models.source import resolve_model
@@ -123,7 +124,10 @@ def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:
     """Read a few tokens, so the first answer does not wait for pages and kernels that are touched once."""
     ids = torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.long, device=branch.holder.model.device)
     with torch.inference_mode(), memory_errors(place):
-        branch.next_logits(ids, branch.new_cache())
+        cache = branch.answer_cache(_WARM_UP_TOKENS + 1)
+        branch.next_logits(ids, cache)
+        if isinstance(cache, LentCache):  # records the pass of a token
+            branch.next_logits(ids[:, :1], cache)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedMo
 from engine.chat.contract import Branch
 from engine.chat.target import LoadPlan, PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase, Adapter
+from engine.chat.worker.static_cache import LentCache
 from engine.config.run import ModelConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DeviceError, EngineError, ModelError
@@ -91,6 +92,11 @@ class BranchWeights:
         """Positions of the context that the branch takes before the first token."""
         return self.adapter.virtual_tokens if self.adapter is not None else 0
 
+    def answer_cache(self, positions: int) -> Cache | LentCache | None:
+        """Return what `new_cache` does for an answer that takes so many positions with its prompt, faster where that can be."""
+        self.holder.switch_to(self.adapter)
+        return self.holder.lend_cache(positions) or self.new_cache()
+
     def new_cache(self) -> Cache | None:
         """Return an empty memory for one answer, or one with the adapter's virtual tokens in it.
 
@@ -162,9 +168,11 @@ class BranchWeights:
         piece, wanted = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
         return self.holder.forward(piece, cache, wanted)[0].float()
 
-    def next_logits(self, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    def next_logits(self, ids: torch.Tensor, cache: Cache | LentCache | None) -> torch.Tensor:
         """Read `ids`, shape (1, tokens), after what the cache holds; returns logits of the next token, (1, vocabulary)."""
         self.holder.switch_to(self.adapter)
+        if isinstance(cache, LentCache):
+            return cache.read(ids)
         return self.holder.forward(ids, cache)[:, -1].float()
 
 

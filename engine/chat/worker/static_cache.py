@@ -1,0 +1,242 @@
+"""A cache of fixed size, with which a CUDA graph repeats the pass of one token: most of its time goes into launching kernels."""
+
+import sys
+import traceback
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+
+from engine.config.optimizations import LEFT_OUT, is_wanted
+from engine.hardware.processor import memory_now
+
+Forward = Callable[
+    [torch.Tensor, Cache], torch.Tensor
+]  # ids (1, tokens) and what came before → logits (1, n, vocabulary)
+Pass = Callable[[], torch.Tensor]  # of one token; returns the logits of the next, (1, vocabulary)
+Capture = Callable[[Pass], Pass]  # records a pass; what it returns repeats it, into the same tensor
+
+_FEWEST_POSITIONS = 1024  # of a cache; doubled for longer conversations, so a graph serves several of their turns
+_MOST_OF_FREE_MEMORY = 0.5  # the next conversation, or a second model, may need the rest
+_TOLERANCE = 0.05  # of the largest logit, which rounding to 16 bits stays below and a wrong mask does not
+_TRIED_TOKENS = 8
+
+
+class FixedCache(Cache):
+    """Keys and values of one answer, at the same addresses from its first token to its last.
+
+    Layers with a sliding window keep every position, of which their mask hides the old ones. transformers' own static layer
+    for them keeps count in Python, which a graph does not repeat.
+    """
+
+    def __init__(self, layers: int, positions: int) -> None:
+        super().__init__(layers=[StaticLayer(positions) for _ in range(layers)])
+        self.positions = positions
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what was read so far and of the room for the rest."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
+
+    def length(self) -> torch.Tensor:
+        """Return how many positions are taken."""
+        return self.layers[0].cumulative_length.clone()
+
+    def rewind(self, length: torch.Tensor) -> None:
+        """Take no more positions than `length`; later ones are overwritten."""
+        for layer in self.layers:
+            layer.cumulative_length.copy_(length)
+
+
+@dataclass(eq=False)
+class _Place:
+    """A cache, and the graph that writes into it."""
+
+    cache: FixedCache
+    ids: torch.Tensor  # (1, 1), the token that the graph reads
+    repeat: Pass | None = None
+    borrower: "weakref.ref[LentCache] | None" = None
+
+    @property
+    def is_lent(self) -> bool:
+        return self.borrower is not None and self.borrower() is not None
+
+
+class LentCache:
+    """The cache of one answer, which returns it by dropping this."""
+
+    def __init__(self, caches: "FixedCaches", place: _Place, forward: Forward) -> None:
+        self._caches = caches
+        self._place = place
+        self._forward = forward
+        place.borrower = weakref.ref(self)
+
+    @torch.inference_mode()
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read `ids`, shape (1, tokens), after what was read before; returns logits of the next token, (1, vocabulary)."""
+        place, forward = self._place, self._forward
+        if ids.shape[1] > 1 or (place.repeat is None and self._caches.capture is None):
+            return forward(ids, place.cache)[:, -1].float()
+        place.ids.copy_(ids)
+        if place.repeat is None:
+            return self._caches.captured(place, lambda: forward(place.ids, place.cache)[:, -1].float())
+        return place.repeat()
+
+
+class FixedCaches:
+    """The caches of one model: one for each adapter and one for none, each lent to one answer at a time.
+
+    A graph has the addresses of weights and adapters in it, so `clear` has to be called before these change.
+
+    Args:
+        model: What answers.
+        why_not: Why it has none; empty where it has.
+        capture: How a pass is recorded; None to compute each.
+    """
+
+    def __init__(self, model: PreTrainedModel, why_not: str = "", capture: Capture | None = None) -> None:
+        self.why_not = why_not
+        self.capture = capture
+        self._model = model
+        self._layers = 0
+        self._bytes_a_position = 0.0
+        self._places: dict[str, _Place] = {}
+        self._reported: set[str] = set()
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "FixedCaches":
+        """Return those of a model where it is: on a processor none, where a pass waits for memory and not for launches."""
+        if model.device.type != "cuda":
+            return cls(model, "needs CUDA")
+        caches = cls(model, capture=capture_on_cuda)
+        if reason := reason_against(model):
+            caches.give_up(reason)
+        return caches
+
+    @torch.inference_mode()
+    def lend(self, adapter: str, positions: int, forward: Forward) -> LentCache | None:
+        """Lend an empty cache for at least so many positions; None where an answer has to do with a growing one.
+
+        Args:
+            adapter: What is in force; empty for none.
+            positions: Those of the prompt and of the longest answer.
+            forward: The model with that adapter.
+        """
+        if self.why_not or not (self._layers or self._try(forward)):
+            return None
+        place = self._places.get(adapter)
+        if place is not None and place.is_lent:
+            return None
+        if place is None or place.cache.positions < positions:
+            self._places.pop(adapter, None)
+            place = None  # before the next one takes memory
+            size = max(_FEWEST_POSITIONS, 1 << (positions - 1).bit_length())
+            needed, free = self._bytes_a_position * size, _MOST_OF_FREE_MEMORY * free_bytes(self._model.device)
+            if needed > free:
+                self.report(
+                    f"a cache of {size:,} positions takes {needed / 2**30:.2f} of at most {free / 2**30:.2f} GiB"
+                )
+                return None
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
+            place = self._places[adapter] = _Place(FixedCache(self._layers, size), ids)
+        else:
+            place.cache.reset()
+        return LentCache(self, place, forward)
+
+    def captured(self, place: _Place, one_token: Pass) -> torch.Tensor:
+        """Compute a pass, record it and repeat it, which must give the same; where it does not, compute all from now on."""
+        assert self.capture is not None
+        cache = place.cache
+        before = cache.length()
+        expected = one_token()  # before recording, as libraries set themselves up in their first call
+        try:
+            cache.rewind(before)
+            repeat = self.capture(one_token)
+            cache.rewind(before)
+            found = repeat()
+            if _are_close(found, expected):
+                place.repeat = repeat
+                return found
+            reason = "a repeated CUDA graph gives other logits"
+        except Exception as error:  # of CUDA, or of any layer that cannot be recorded
+            traceback.print_exc()
+            reason = f"a token's pass cannot be recorded as a CUDA graph ({type(error).__name__})"
+        self.give_up(reason)
+        cache.rewind(before)
+        return one_token()
+
+    def give_up(self, reason: str) -> None:
+        """Lend none from now on; answers under way keep theirs."""
+        self.why_not, self.capture = reason, None
+        self.clear()
+        self.report(reason)
+
+    def clear(self) -> None:
+        """Drop caches and graphs."""
+        self._places.clear()
+
+    def report(self, reason: str) -> None:
+        """Write into the log why answers use a growing cache, each reason once."""
+        if reason not in self._reported:
+            self._reported.add(reason)
+            print(f"Answers without a static cache: {reason}.", file=sys.stderr, flush=True)
+
+    def _try(self, forward: Forward) -> bool:
+        """Read a few tokens with both kinds of cache, whose logits must agree, and see how large a position is."""
+        config = self._model.config.get_text_config(decoder=True)
+        ids = torch.arange(1, _TRIED_TOKENS + 1, device=self._model.device).unsqueeze(0) % config.vocab_size
+        fixed = FixedCache(len(StaticCache(config=config, max_cache_len=1).layers), 2 * _TRIED_TOKENS)
+        found = []
+        for cache in (fixed, DynamicCache(config=config)):
+            forward(ids[:, :-1], cache)
+            found.append(forward(ids[:, -1:], cache)[:, -1].float())
+        if not _are_close(*found):
+            self.give_up("its logits differ from those with a growing cache")
+            return False
+        self._layers, self._bytes_a_position = len(fixed.layers), fixed.size_bytes / fixed.positions
+        return True
+
+
+def _are_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def reason_against(model: PreTrainedModel) -> str:
+    """Return why a model cannot answer from a cache of fixed size; empty where it may."""
+    config = model.config.get_text_config(decoder=True)
+    if not is_wanted("static_cache"):
+        return LEFT_OUT
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"{config._attn_implementation} takes no mask over the positions that are not taken yet"
+    if not model._can_compile_fullgraph or not model._supports_default_dynamic_cache():
+        return f"transformers has none for {type(model).__name__}"
+    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        return "int8 layers wait for the GPU to look for outliers"
+    kinds = {type(layer) for layer in StaticCache(config=config, max_cache_len=1).layers}
+    if not kinds <= {StaticLayer, StaticSlidingWindowLayer}:
+        return "not every layer keeps keys and values of its own"
+    return ""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what a device has left, with what PyTorch holds of it and does not use."""
+    if device.type != "cuda":
+        return memory_now().free_bytes
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def capture_on_cuda(one_token: Pass) -> Pass:
+    """Record a pass as a CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads of this process may use CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        logits = one_token()
+
+    def repeat() -> torch.Tensor:
+        graph.replay()
+        return logits
+
+    return repeat

@@ -1,0 +1,96 @@
+"""Answers whose tokens repeat a CUDA graph are those computed pass by pass, and come faster."""
+
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from engine.chat.target import PlannedWeights
+from engine.chat.worker.adapter import AdaptedBase
+from engine.chat.worker.answer import Answer, AnswerRules
+from engine.chat.worker.static_cache import FixedCaches, LentCache
+from engine.chat.worker.weights import BranchWeights
+from engine.config.results import SamplingConfig
+from engine.models.demo import DEMO_MODEL_ID
+from tests.chat.tiny_adapters import lora, make_adapter
+
+pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
+
+PROMPT = tuple(range(100, 164))
+TOKENS = 64
+BASES = {
+    "float32": {"dtype": torch.float32},
+    "nf4": {
+        "dtype": torch.float32,
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+    },
+}
+
+
+def load(folder, **values):
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cuda:0"}, **values)
+    return AdaptedBase(model.eval(), "demo")
+
+
+def begin(weights, folder, **sampling):
+    values = {"temperature": 0, "max_new_tokens": TOKENS, **sampling}
+    rules = AnswerRules(PROMPT, frozenset({-1}), SamplingConfig(**values), 2048)
+    return Answer("base", weights, rules, AutoTokenizer.from_pretrained(folder))
+
+
+def finish(*answers):
+    """Let answers take turns; returns what each answered."""
+    while not all(answer.done for answer in answers):
+        for answer in answers:
+            if not answer.done:
+                answer.advance()
+    return [answer.tokens for answer in answers]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 7}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("base", BASES)
+def test_answers_of_base_and_tuned_are_those_of_a_growing_cache(base, sampling, demo_home, tmp_path):
+    folder = demo_home.models / DEMO_MODEL_ID
+    holder = load(folder, **BASES[base])
+    adapter = holder.attach(
+        PlannedWeights(folder=make_adapter(folder, tmp_path / "lora", lora(), scale=0.02), name="lora", method="lora"),
+        "tuned",
+    )
+    branches = [BranchWeights(holder), BranchWeights(holder, adapter)]
+    caches, holder.fixed_caches = holder.fixed_caches, FixedCaches(holder.model, "to compare with")
+    expected = finish(*(begin(weights, folder, **sampling) for weights in branches))
+    holder.fixed_caches = caches
+
+    answers = [begin(weights, folder, **sampling) for weights in branches]
+    assert all(isinstance(answer._cache, LentCache) for answer in answers)
+    found = finish(*answers)
+
+    assert caches.why_not == ""
+    assert all(place.repeat is not None for place in caches._places.values())
+    assert len(caches._places) == 2
+    assert found == expected
+    assert found[0] != found[1]
+
+
+def test_a_graph_answers_faster(in_shape, show):
+    folder = in_shape("0.5B")
+    holder = load(folder, dtype=torch.bfloat16)
+    caches, holder.fixed_caches = holder.fixed_caches, FixedCaches(holder.model, "to compare with")
+    speeds = {}
+    for name, used in (("growing", holder.fixed_caches), ("graph", caches)) * 2:  # the first of each warms up
+        holder.fixed_caches = used
+        answer = begin(BranchWeights(holder), folder)
+        while not answer.tokens:
+            answer.advance()
+        torch.cuda.synchronize()
+        began, first = time.perf_counter(), len(answer.tokens)
+        finish(answer)
+        torch.cuda.synchronize()
+        speeds[name] = (len(answer.tokens) - first) / (time.perf_counter() - began)
+
+    show(
+        gpu=torch.cuda.get_device_name(0), tokens_per_second=speeds, ratio=round(speeds["graph"] / speeds["growing"], 2)
+    )
+    assert caches.why_not == ""
+    assert speeds["graph"] > speeds["growing"]
