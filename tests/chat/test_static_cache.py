@@ -25,7 +25,7 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=24)
 SAMPLED = SamplingConfig(temperature=0.9, top_k=50, top_p=0.8, repetition_penalty=1.1, seed=7, max_new_tokens=24)
 LIVELY = {"tie_word_embeddings": False, "initializer_range": 0.4}
 WINDOW = {"sliding_window": 16, **LIVELY}
-FAMILIES = {
+FAMILIES: dict[str, dict] = {
     "qwen3": LIVELY,
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, **LIVELY},  # learned positions
     "mistral": WINDOW,

@@ -100,7 +100,8 @@ class AdaptedBase:
             if not caches.why_not:
                 caches.report(f"{adapter.name} has virtual tokens before the prompt")
             return None
-        return caches.lend(adapter.name if adapter is not None else "", positions, self.forward)
+        lent: LentCache | None = caches.lend(adapter.name if adapter is not None else "", positions, self.forward)
+        return lent
 
     def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
         """Add an adapter to those that are loaded; none is active afterwards.

@@ -25,7 +25,7 @@ _TOLERANCE = 0.05  # of the largest logit, which rounding to 16 bits stays below
 _TRIED_TOKENS = 8
 
 
-class FixedCache(Cache):
+class FixedCache(Cache):  # type: ignore[misc]
     """Keys and values of one answer, at the same addresses from its first token to its last.
 
     Layers with a sliding window keep every position, of which their mask hides the old ones. transformers' own static layer
@@ -38,8 +38,8 @@ class FixedCache(Cache):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of what was read so far and of the room for the rest."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
+        """Bytes of what was read and of the room for the rest, once anything was read."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def length(self) -> torch.Tensor:
         """Return how many positions are taken."""
@@ -74,7 +74,7 @@ class LentCache:
         self._forward = forward
         place.borrower = weakref.ref(self)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def read(self, ids: torch.Tensor) -> torch.Tensor:
         """Read `ids`, shape (1, tokens), after what was read before; returns logits of the next token, (1, vocabulary)."""
         place, forward = self._place, self._forward
@@ -116,7 +116,7 @@ class FixedCaches:
             caches.give_up(reason)
         return caches
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def lend(self, adapter: str, positions: int, forward: Forward) -> LentCache | None:
         """Lend an empty cache for at least so many positions; None where an answer has to do with a growing one.
 
@@ -225,7 +225,8 @@ def free_bytes(device: torch.device) -> int:
     """Return what a device has left, with what PyTorch holds of it and does not use."""
     if device.type != "cuda":
         return memory_now().free_bytes
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def capture_on_cuda(one_token: Pass) -> Pass:
