@@ -65,7 +65,7 @@ def _objective(_: RunConfig, rows: SeenRows | None) -> Suited | None:
 def _learning_rate(config: RunConfig, _: SeenRows | None) -> Suited | None:
     """By method, and a twentieth of that for preferences; the sources are with each method's `learning_rate`.
 
-    TRL's own default for DPO, KTO and ORPO is 1e-6 for whole models, where it is 2e-5 for supervised fine-tuning.
+    TRL's default for whole models is 1e-6 for DPO, KTO and ORPO, and 2e-5 for supervised fine-tuning: a twentieth.
     """
     rate = config.adapter.traits.learning_rate
     if not objective_of(config).learns_preferences:

@@ -99,7 +99,7 @@ def test_what_a_preset_or_a_run_has_stays_until_what_it_follows_changes(visitor)
 
     visitor.fill({"model": {"id": "some/model"}, "adapter": {"method": "none"}})
     visitor.refresh()
-    assert shown(visitor, "training.learning_rate") == 2e-5
+    assert shown(visitor, "training.learning_rate") == METHODS["none"].learning_rate
 
 
 def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it(visitor):
@@ -110,7 +110,7 @@ def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it
     assert shown(visitor, "training.learning_rate") == 2e-4
     visitor.undo()
     visitor.refresh()
-    assert shown(visitor, "training.learning_rate") == 2e-5
+    assert shown(visitor, "training.learning_rate") == METHODS["none"].learning_rate
     assert shown(visitor, "adapter.method") == "none"
 
 
