@@ -314,15 +314,34 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
 )  # fmt: skip
 def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(home, slurm, predicted_gib, named, asked):
     kinds = [GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)]
-    executor = SlurmExecutor(home, lambda: ClusterPlace(gpu_types=tuple(kinds), offline=False), slurm)
-    run = RunStore(home, "ann").create(config_for(slurm={"gpu_type": named}))
+    place = ClusterPlace(gpu_types=tuple(kinds), offline=False)
+
+    assert resources_of(home, slurm, place, predicted_gib, config_for(slurm={"gpu_type": named})).gpu_type == asked
+
+
+@pytest.mark.parametrize(
+    ("predicted_gib", "given", "asked"), [(10, None, 16), (40, None, 48), (None, None, 16), (40, 20.0, 20)]
+)  # fmt: skip
+def test_a_run_on_processors_that_was_filed_for_another_place_asks_for_enough_ram(
+    home, slurm, predicted_gib, given, asked
+):
+    config, place = (
+        config_for(run={"devices": "cpu"}, slurm={"memory_gib": given}),
+        ClusterPlace(memory_gib=16, offline=False),
+    )
+
+    assert resources_of(home, slurm, place, predicted_gib, config).memory_gib == asked
+
+
+def resources_of(home, slurm, place, predicted_gib, config):
+    """Submit a run of which its start predicted so much, and return what its job asks for."""
+    run = RunStore(home, "ann").create(config)
     known = Provenance(predicted_bytes=predicted_gib and predicted_gib << 30)
     run.folder.provenance.write_text(known.model_dump_json())
-
+    executor = SlurmExecutor(home, lambda: place, slurm)
     executor.submit(JobSpec(run, run.folder.read_config(), (), 1))
     executor.close()
-
-    assert SlurmRecord.read(run.folder).resources.gpu_type == asked
+    return SlurmRecord.read(run.folder).resources
 
 
 def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):

@@ -30,7 +30,7 @@ _HURRY_SECONDS = 1.0  # between two looks, however many people hurry
 _WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show what was before
-_OTHER_DEVICE = 1.2  # of memory that was foretold for a device of another place
+_OTHER_DEVICE = 1.2  # times the memory that was predicted for a device of another place
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class SlurmExecutor(Executor):
             StorageError: If the disk is full.
         """
         place = self._place()
-        resources = _with_gpu_type(JobResources.of(spec.config, place), place, spec.run)
+        resources = _resources(spec.config, place, spec.run)
         record = SlurmRecord(
             attempt=spec.attempt,
             resources=resources,
@@ -170,19 +170,20 @@ class SlurmExecutor(Executor):
             _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
 
 
-def _with_gpu_type(asked: JobResources, place: ClusterPlace, run: Run) -> JobResources:
-    """Name the type of GPU for a run that was filed for another place, where nothing chose one.
+def _resources(config: RunConfig, place: ClusterPlace, run: Run) -> JobResources:
+    """Return what a job asks for; what only a start on the cluster settles comes, for a run moved here, from its estimate.
 
-    The smallest that covers what its start foretold, with a margin as that was of another device; else the largest.
+    The estimate was of another device, hence its margin. GPUs: the smallest type that covers it, else the largest.
     """
-    if not asked.gpus or asked.gpu_type or not place.gpu_types:
-        return asked
-    expected, kinds = (
-        read_provenance(run.folder).predicted_bytes,
-        sorted(place.gpu_types, key=lambda one: one.memory_gib),
-    )
-    fits = (one for one in kinds if expected is not None and expected * _OTHER_DEVICE <= one.memory_gib * 2**30)
-    return asked.model_copy(update={"gpu_type": next(fits, kinds[-1]).name})
+    resources = JobResources.of(config, place)
+    predicted_gib = (read_provenance(run.folder).predicted_bytes or 0) * _OTHER_DEVICE / 2**30
+    if not resources.gpus and config.slurm.memory_gib is None:
+        return resources.model_copy(update={"memory_gib": max(resources.memory_gib, predicted_gib)})
+    if not resources.gpus or resources.gpu_type or not place.gpu_types:
+        return resources
+    kinds = sorted(place.gpu_types, key=lambda kind: kind.memory_gib)
+    fits = (kind for kind in kinds if 0 < predicted_gib <= kind.memory_gib)
+    return resources.model_copy(update={"gpu_type": next(fits, kinds[-1]).name})
 
 
 class SlurmJob(Job):
