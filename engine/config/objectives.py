@@ -40,6 +40,7 @@ class Objective:
     sequences_per_example: int = 1  # that pass through the model at once, each up to `max_length`
     losses: tuple[PreferenceLoss, ...] = ()  # those to choose from, the default first
     adds_losses: bool = False  # several may be chosen
+    kl_losses: frozenset[PreferenceLoss] = frozenset()  # those that need an estimate of the KL
     has_reference: bool = False  # compares with the model that training starts from
     shardable: bool = True  # off where it passes more through the model than all processes have alike
     trains_prompts: bool = False  # the loss is over the prompt as well
@@ -114,6 +115,7 @@ KTO = Objective(
     frozenset({"ratings"}),
     metrics=("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
     losses=("kto", "apo_zero_unpaired"),
+    kl_losses=frozenset({"kto"}),
     has_reference=True,
     shardable=False,
     trl="KTO",

@@ -68,7 +68,7 @@ class PeftMethod:
     why_not_mergeable: ClassVar[str] = ""  # why PEFT cannot merge it into the base, as a clause; empty: it can
     card: ClassVar[Mapping[str, str]] = {}  # rows of the model card; values name settings in braces
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
-    script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.train`, where training with PEFT needs one
+    script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.model`, where training with PEFT needs one
     shardable: ClassVar[bool] = False  # FSDP2 can divide what it trains among processes
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss
     rules: ClassVar[tuple[PairRule, ...]] = ()  # settings that cannot work together where it is chosen
@@ -130,7 +130,7 @@ class PeftMethod:
     def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
         """Return the same arguments for an exported script, with the modules that get an adapter.
 
-        A `Source` may name functions of `engine.export.script.worker.train`, and `model`.
+        A `Source` may name functions of `engine.export.script.worker.model`, and `model`.
         """
         arguments = self.peft_arguments(adapter)
         if self.adapts_layers:

@@ -101,7 +101,7 @@ class Preference(Pairs):
         prompt, chosen, rejected = _prompt(row), row.required("chosen"), row.required("rejected")
         both_text = isinstance(chosen, str) and isinstance(rejected, str) and not is_turns(chosen)
         if not prompt and both_text:
-            start = _shared_words(chosen, rejected)
+            start = shared_words(chosen, rejected)
             prompt = [Message("user", chosen[:start].strip())]
             chosen, rejected = chosen[start:].strip(), rejected[start:].strip()
         elif not both_text and len(prompt) == 1 and not is_turns(row.value.get(row.columns.get("prompt", ""))):
@@ -217,7 +217,7 @@ def _prompt(row: Cells) -> list[Message]:
     return row.turns("prompt") if is_turns(cell) else [Message("user", row.text("prompt"))]
 
 
-def _shared_words(chosen: str, rejected: str) -> int:
+def shared_words(chosen: str, rejected: str) -> int:
     """Return where two texts begin to differ, before the space in front of it; as TRL's `extract_prompt`."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
     same = next((place for place, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))

@@ -25,6 +25,12 @@ from engine.export.script.facts import facts as example
 from engine.export.script.specialize import assemble
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 
+# The modules of a script that read rows.
+MODULES_OF_ROWS = (
+    "engine.data.formats.preferences",
+    *(f"engine.export.script.worker.{name}" for name in ("rows", "preferences")),
+)
+
 _MOST_LEFT_OUT = 1_000
 _MOST_ARRAY_BYTES = 1 << 30
 # Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
@@ -56,12 +62,13 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         role_field=role_field,
         content_field=content_field,
     )
-    digests, most_tokens = array("Q"), 0
+    digests, groups, most_tokens = array("Q"), array("Q"), 0
     for row in reader.rows():
         if row.example is None:
             facts.left_out.add(row.record.row)
             continue
         digests.append(row.digest)
+        groups.append(row.group)
         most_tokens += len(row.example.text().encode("utf-8", "replace"))
         if isinstance(row.example, Conversation):
             most_tokens += _TEMPLATE_TOKENS * len(row.example.messages)
@@ -72,26 +79,29 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
             "Correct the file; `loratory inspect` reports what is wrong with it.",
         )
     facts.fingerprint = hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()
-    facts.can_hold_out = len(np.unique(digests)) > 1
+    facts.can_hold_out = len(np.unique(groups)) > 1
     facts.held_out_draw = config.dataset.eval_fraction * most_tokens > _ALL_MEASURED_TOKENS
     # What is on the Hub is read by the same library in both, and is fetched once.
     rows = (record.value for record in reader.records() if record is not None) if kind == "hub" else None
-    if FORMATS[facts.format].rows == "answers":  # scripts of preferences read with `load_dataset`
-        _require_same_rows(config, facts, digests, part, rows)
+    _require_same_rows(config, facts, digests, part, rows)
     return facts
 
 
 def _look_at_conversation(facts: DataFacts, found: Conversation, record: Record, name: str) -> None:
-    messages = found.messages
+    assert record.value is not None
     if isinstance(found, Comparison):
-        messages = (*messages, *found.rejected)
-        cells = (
-            [turn_list(record.value.get(facts.columns[role])) for role in ("chosen", "rejected")]
-            if record.value
-            else []
-        )
+        cells = [turn_list(record.value.get(facts.columns[role])) for role in ("chosen", "rejected")]
         opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
         facts.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
+    for side in found.sides() if isinstance(found, Comparison) else (found,):
+        _look_at_side(facts, side, record, name)
+    facts.has_list_rows |= record.raw[:64].lstrip()[:1] in (b"[", "[")
+    _look_at_turns(facts, record.value)
+    facts.has_reasoning = facts.has_reasoning or any("<think>" in text for text in _texts(record.value))
+
+
+def _look_at_side(facts: DataFacts, found: Conversation, record: Record, name: str) -> None:
+    messages = found.messages
     if found.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         raise DatasetError(
             f"Row {record.row:,} of {name} holds tools or calls of them, which a short script cannot render.",
@@ -103,16 +113,13 @@ def _look_at_conversation(facts: DataFacts, found: Conversation, record: Record,
             _TAKE_YAML,
         )
     answers = [message for message in messages if message.role == "assistant"]
-    facts.most_answers = max(facts.most_answers, len(answers))
+    start = found.completion_start if FORMATS[facts.format].rows != "answers" else 0  # preferences train no earlier one
+    facts.most_answers = max(facts.most_answers, sum(message.role == "assistant" for message in messages[start:]))
     facts.has_system |= any(message.role == "system" for message in messages)
     facts.has_later_system |= any(message.role == "system" for message in messages[1:])
     facts.has_repeated_roles |= any(one.role == two.role != "system" for one, two in itertools.pairwise(messages))
     facts.has_empty_answers |= any(message.is_empty for message in answers)
     facts.opens_with_answer |= messages[0].role == "assistant"
-    assert record.value is not None
-    facts.has_list_rows |= record.raw[:64].lstrip()[:1] in (b"[", "[")
-    _look_at_turns(facts, record.value)
-    facts.has_reasoning = facts.has_reasoning or any("<think>" in text for text in _texts(record.value))
 
 
 def _look_at_turns(facts: DataFacts, value: Mapping[str, Any]) -> None:
@@ -160,17 +167,19 @@ def _require_same_rows(
 
     `rows` are taken for those that the script reads, where it asks the very library that the run asks.
     """
-    roots = ["read_rows", "digest", *(["conversation"] if facts.has_turns else [])]
-    code = assemble(["engine.export.script.worker.rows"], roots, replace(example, config=config, data=facts))
+    is_preference = FORMATS[facts.format].rows != "answers"
+    convert, digest = ("preference", "preference_digest") if is_preference else ("conversation", "digest")
+    roots = ["read_rows", digest, *([convert] if facts.has_turns else [])]
+    code = assemble(MODULES_OF_ROWS, roots, replace(example, config=config, data=facts))
     names: dict[str, Any] = {}
     exec(compile(code, "script", "exec"), names)  # noqa: S102 - written by this program
-    says = names["conversation"] if facts.has_turns else lambda row: row[facts.columns["text"]]
+    says = names[convert] if facts.has_turns else lambda row: row[facts.columns["text"]]
     found = names["read_rows"](list(facts.files)) if rows is None else rows
     expected = iter(digests)
     number = 0
     try:
         for number, row in enumerate(found):
-            if number not in facts.left_out and names["digest"](says(row)) != next(expected, None):
+            if number not in facts.left_out and names[digest](says(row)) != next(expected, None):
                 raise ValueError("another row")
         number += 1
         if next(expected, None) is not None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from engine.config.methods.base import Source
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
-from engine.config.objectives import objective_of
+from engine.config.objectives import Objective, objective_of
 from engine.config.rules import CHECKPOINTS, MEASUREMENTS, MIN_LEARNING_RATE_SHARE, keeps_best, optimizer_name
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.formats import FORMATS
@@ -108,7 +108,8 @@ class DataFacts:
     @property
     def marks_completion(self) -> bool:
         """Whether turns of a completion carry a mark, because their place alone does not show them."""
-        return bool(self.turn_columns) and bool(FORMATS[self.format].may_hold_turns)
+        format_ = FORMATS[self.format]
+        return format_.rows != "answers" or (bool(self.turn_columns) and bool(format_.may_hold_turns))
 
     @property
     def open_arguments(self) -> dict[str, Any]:
@@ -163,9 +164,62 @@ class ScriptFacts:
         return {name: value for name, value in found.items() if value}
 
     @property
+    def objective(self) -> Objective:
+        """What is optimized."""
+        return objective_of(self.config)
+
+    @property
+    def learns_preferences(self) -> bool:
+        """Whether rows say which answer is better."""
+        return self.objective.learns_preferences
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether rows have two answers each."""
+        return "pairs" in self.objective.rows
+
+    @property
+    def copies_adapter(self) -> bool:
+        """Whether TRL's trainer copies the adapter, as a reference."""
+        return self.objective.has_reference
+
+    @property
+    def estimates_kl(self) -> bool:
+        """Whether the loss needs answers behind other prompts."""
+        return not self.objective.kl_losses.isdisjoint(self.objective.losses_of(self.config))
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The losses that are added, each with its factor."""
+        losses = self.objective.losses_of(self.config)
+        return dict(zip(losses, self.config.training.loss_weights or (1.0,) * len(losses), strict=True))
+
+    @property
+    def averages_rows(self) -> bool:
+        """Whether a loss is averaged over rows by `compute_loss`."""
+        return self.learns_preferences and not self.objective.trains_prompts
+
+    @property
+    def averages_tokens(self) -> bool:
+        """Whether one of several losses is averaged over tokens, as that of supervised fine-tuning is."""
+        return "sft" in self.loss_weights
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether TRL asks the reference before training, where its copy of the adapter is what the run compares with."""
+        is_same = self.model.warm_start is None or not self.quantized
+        is_asked = self.objective.precomputes and self.config.training.precompute_ref_log_probs
+        return is_asked and is_same and self.config.adapter.traits.starts_as_identity
+
+    @property
+    def train_on(self) -> str:
+        """What of a conversation is trained; where answers are compared, they are."""
+        return "completion" if self.learns_preferences else self.config.dataset.train_on
+
+    @property
     def trains_several_answers(self) -> bool:
         """Whether several answers of one row may be trained."""
-        data, train_on = self.data, self.config.dataset.train_on
+        data, train_on = self.data, self.train_on
         if data.most_answers < 2 or train_on == "last_assistant":
             return False
         if train_on == "completion" and not data.marks_completion:
@@ -181,7 +235,8 @@ class ScriptFacts:
     @property
     def measures_base_first(self) -> bool:
         """Whether the evaluation before the first step is of the base model, because the adapter already changes it."""
-        return not self.config.adapter.traits.starts_as_identity or self.model.warm_start is not None
+        starts_elsewhere = self.model.warm_start is not None and not self.objective.has_reference
+        return not self.config.adapter.traits.starts_as_identity or starts_elsewhere
 
     @property
     def patience(self) -> int | None:
@@ -296,26 +351,42 @@ class ScriptFacts:
     @property
     def trl_trainer(self) -> Any:
         """The class of TRL that trains with the objective, as source."""
-        return Source(f"{objective_of(self.config).trl}Trainer")
+        return Source(f"{self.objective.trl}Trainer")
 
     @property
     def trl_config(self) -> Any:
         """The class of its arguments, as source."""
-        return Source(f"{objective_of(self.config).trl}Config")
+        return Source(f"{self.objective.trl}Config")
+
+    @property
+    def objective_arguments(self) -> dict[str, Any]:
+        """Arguments of TRL's configuration that its objective alone has, in the faithful form; its rows are tokenized."""
+        if not self.learns_preferences:
+            return {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        found = self._preference_settings | {"max_length": self.config.training.max_length}
+        if self.objective.precomputes:
+            found["precompute_ref_log_probs"] = self.precomputes_reference
+        return found
 
     @property
     def preference_arguments(self) -> dict[str, Any]:
-        """Arguments of TRL's configuration for an objective of preferences, with what Loratory's default of it is."""
-        training, objective = self.config.training, objective_of(self.config)
-        found = self.short_trainer_arguments | {name: getattr(training, name) for name in objective.settings}
+        """Arguments of TRL's configuration for an objective of preferences, in the short form."""
+        found = self.short_trainer_arguments | self._preference_settings
         for name in ("packing", "completion_only_loss", "dataset_text_field"):
             found.pop(name, None)
+        return found
+
+    @property
+    def _preference_settings(self) -> dict[str, Any]:
+        """The settings of the objective, under TRL's names."""
+        training, objective = self.config.training, self.objective
+        found = {name: getattr(training, name) for name in objective.settings}
         if objective.losses:
             losses = list(objective.losses_of(self.config))
             found["loss_type"] = losses if objective.adds_losses else losses[0]
         if not found.get("loss_weights"):
             found.pop("loss_weights", None)
-        if objective.rows == {"ratings"}:  # whose KL is estimated from neighbours
+        if objective.kl_losses:  # the KL is estimated from neighbours
             found["train_sampling_strategy"] = "sequential"
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

@@ -67,7 +67,8 @@ class ModelFacts:
     tokenizer: TokenizerFacts  # what is known about the tokenizer
     revision: str | None = None  # commit on the Hub
     warm_start: str | None = None  # folder of the adapter that training starts from
-    grouped: bool = False  # the rows of a step are of similar length, as where they are padded
+    grouped: bool = False  # the rows of a step are of similar length
+    padded: bool = False  # rows are next to one another, and not joined
 
 
 def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
@@ -105,6 +106,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
     else:
         location = entry.hub_id if entry is not None else text
         folder = _cached(location, revision, home)
+    is_grouped, is_padded = _batching(config, home, run, known, device)
     return ModelFacts(
         location=location,
         compute=compute,
@@ -112,7 +114,8 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         revision=revision,
         tokenizer=_look_at_tokenizer(folder, run),
         warm_start=_warm_start(config, run),
-        grouped=_groups_rows(config, home, run, known, device),
+        grouped=is_grouped,
+        padded=is_padded,
     )
 
 
@@ -122,24 +125,26 @@ def _cached(hub_id: str, revision: str | None, home: LoratoryHome) -> Path | Non
     return snapshot.folder if snapshot is not None else None
 
 
-def _groups_rows(
+def _batching(
     config: RunConfig, home: LoratoryHome, run: RunFolder | None, known: ParametersData | None, device: Device
-) -> bool:
-    """Whether steps hold rows of like length: where rows are padded, as the run said or as it would be on this device."""
-    if config.training.packing or config.training.train_sampling_strategy != "group_by_length":
-        return False
+) -> tuple[bool, bool]:
+    """Return whether steps hold rows of like length, and whether rows are padded: as in the run, or on this device."""
+    may_group = not config.training.packing and config.training.train_sampling_strategy == "group_by_length"
     newest = next(reversed(list_checkpoints(run.checkpoints)), None) if run is not None else None
     if newest is not None and newest.manifest.row_plan is not None:  # it may have begun on another kind of device
-        return newest.manifest.row_plan.order.groups_by_length
+        plan = newest.manifest.row_plan
+        return may_group and plan.order.groups_by_length, plan.batching == "padded"
     if known is not None and known.batching:
-        return known.batching == "padded"
+        is_padded = known.batching == "padded"
+        return may_group and is_padded, is_padded
     shape = known_inventory(config.model, home)
     # A model that was never inspected is taken for a plain decoder.
     facts = AttentionFacts.of_shape(shape) if shape is not None else PLAIN_ATTENTION
     attention = expected_attention(facts.support, config, device, has_flash_package=has_flash_attention())
     if takes_varlen_attention(facts, attention, config, device):
         attention = VARLEN_ATTENTION
-    return choose_batching(facts, attention, config, device.kind) == "padded"
+    is_padded = choose_batching(facts, attention, config, device.kind) == "padded"
+    return may_group and is_padded, is_padded
 
 
 def _look_at_tokenizer(folder: Path | None, run: RunFolder | None) -> TokenizerFacts:

@@ -8,10 +8,10 @@ The short form has the shape of the usual tutorials, and names what it leaves ou
 import re
 from collections.abc import Iterator, Sequence
 
-from engine.config.objectives import objective_of
+from engine.config.objectives import objective_of, preference_name
 from engine.config.run import RunConfig
-from engine.errors import DatasetError
-from engine.export.script.data_facts import look_at_data
+from engine.errors import DatasetError, RunError
+from engine.export.script.data_facts import MODULES_OF_ROWS, look_at_data
 from engine.export.script.facts import DataFacts, RunRows, ScriptFacts
 from engine.export.script.model_facts import ModelFacts, look_at_model
 from engine.export.script.specialize import assemble
@@ -27,7 +27,11 @@ _MODULES = (
     "engine.data.render.encoded",
     "engine.data.step_plan",
     "engine.training.batching.steps",
-    *(f"{_WORKER}.{name}" for name in ("rows", "encoding", "train")),
+    *MODULES_OF_ROWS,
+    *(
+        f"{_WORKER}.{name}"
+        for name in ("encoding", "prepare", "batches", "preference_batches", "model", "trainer", "train")
+    ),
 )
 _ONE_GPU = 'import os\n\nos.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU, as in the run\n\n'
 _START = '\n\nif __name__ == "__main__":\n    main()\n'
@@ -63,9 +67,16 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
 
 def write_script(facts: ScriptFacts) -> str:
-    """Return the faithful form as text; of a run that learns preferences, the form with TRL's own trainer."""
-    if objective_of(facts.config).learns_preferences:
-        return _preference_script(facts)
+    """Return the faithful form as text.
+
+    Raises:
+        RunError: If TRL's trainer of the objective cannot train this adapter.
+    """
+    if facts.objective.trains_prompts and facts.config.adapter.traits.virtual_tokens == "inputs":
+        raise RunError(
+            f"TRL's {facts.trl_trainer} takes no virtual tokens before a prompt, which {facts.config.method_name} trains.",
+            "Take the settings as YAML, with which `loratory train` does the same.",
+        )
     code = assemble(_MODULES, ["main"], facts)
     return f"{_head(facts)}{'' if facts.model.on_cpu else _ONE_GPU}{code}{_START}"
 
@@ -76,17 +87,24 @@ def write_short_script(facts: ScriptFacts) -> str:
     Raises:
         DatasetError: If the usual readers of datasets cannot read these rows.
     """
-    data = facts.data
-    if objective_of(facts.config).learns_preferences:
-        return _preference_script(facts)
-    if data.left_out or data.has_list_rows or data.has_parts or data.marks_completion:
+    data, config = facts.data, facts.config
+    is_odd = data.left_out or data.has_list_rows or data.has_parts
+    if facts.learns_preferences:
+        has_no_prompt = data.columns.keys() == {"chosen", "rejected"} and not (data.turn_columns or data.has_dialogues)
+        is_odd, module, does = (
+            is_odd or has_no_prompt or "system" in data.columns,
+            "short_preferences",
+            facts.objective.label,
+        )
+    else:
+        is_odd, module, does = is_odd or data.marks_completion, "short", config.method_name
+    if is_odd:
         raise DatasetError(
-            f"{facts.config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
+            f"{config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
             "Use the faithful script, without --short, or write the rows into one JSONL file.",
         )
-    config = facts.config
     head = [
-        f"{facts.title}: {config.method_name} with transformers, PEFT and TRL.",
+        f"{facts.title}: {does} with transformers, PEFT and TRL.",
         "",
         f"    pip install {_packages(config)}",
         "",
@@ -94,57 +112,28 @@ def write_short_script(facts: ScriptFacts) -> str:
         *(f"- {one}" for one in _left_out(facts)),
         "",
     ]
-    return f"{_docstring(head)}{assemble([f'{_WORKER}.short'], ['main'], facts, plain=True)}"
-
-
-def _preference_script(facts: ScriptFacts) -> str:
-    config, data = facts.config, facts.data
-    has_no_prompt = data.columns.keys() == {"chosen", "rejected"} and not (data.turn_columns or data.has_dialogues)
-    if data.left_out or data.has_list_rows or data.has_parts or "system" in data.columns or has_no_prompt:
-        raise DatasetError(
-            f"{config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
-            "Write the rows into one JSONL file with the columns prompt, chosen and rejected, and train on that.",
-        )
-    head = [
-        f"{facts.title}: {config.training.objective.upper()} with transformers, PEFT and TRL.",
-        "",
-        f"    pip install {_packages(config)}",
-        "",
-        f"Written by Loratory from {facts.origin}. Versions: {facts.versions}.",
-        *facts.results,
-        "",
-        "What it does otherwise than the run, so losses differ a little:",
-        *(f"- {one}" for one in _otherwise(facts)),
-        "",
-    ]
-    return f"{_docstring(head)}{assemble([f'{_WORKER}.short_preferences'], ['main'], facts, plain=True)}"
-
-
-def _otherwise(facts: ScriptFacts) -> Iterator[str]:
-    config = facts.config
-    yield "it draws held-out rows and the order of rows of its own, and prompts that several pairs share may be on both sides"
-    yield "TRL also trains what a chat template writes after an answer's end, such as a line feed"
-    if config.training.objective == "kto":
-        yield "the KL is estimated in each batch of rows as they follow one another, in the run over each step"
-    if config.dataset.max_samples is not None or config.dataset.mix:
-        yield "all rows of the one dataset are used"
-    yield from facts.differences
+    return f"{_docstring(head)}{assemble([f'{_WORKER}.{module}'], ['main'], facts, plain=True)}"
 
 
 def _left_out(facts: ScriptFacts) -> Iterator[str]:
     config, data = facts.config, facts.data
     yield "the run's own held-out rows and order of rows, so losses differ; the check that the rows are the run's"
-    if data.has_turns:
+    if facts.learns_preferences:
+        yield "pairs with one prompt are all held out there, or none; here some of them may be"
+        yield "what a chat template writes after an answer's end, such as a line feed, is not trained there"
+    if facts.estimates_kl:
+        yield "the KL is estimated over each step there, here over each batch of rows as they follow one another"
+    if data.has_turns and not facts.learns_preferences:
         yield "tokens and masks exactly as in the run; the chat template is frozen there, with a fixed date"
     if facts.trains_several_answers:
         yield "every answer of a conversation is trained there, here the last one"
     if data.has_reasoning:
         yield "reasoning is placed there by the chat template, here it is as the rows have it"
-    if "system" in data.columns or "history" in data.columns:
+    if not facts.learns_preferences and ("system" in data.columns or "history" in data.columns):
         yield "the columns with system prompts and earlier turns, which are read there"
     if config.dataset.max_samples is not None or config.dataset.mix:
         yield "the choice of rows: here all rows of the one dataset are used"
-    if facts.model.revision or facts.model.warm_start:
+    if facts.model.revision or (facts.model.warm_start and not facts.learns_preferences):
         yield "the pinned revision of the model and the adapter that training starts from"
     if len(facts.short_peft_arguments) <= len(facts.peft_arguments):
         yield "arguments of PEFT that are worked out from the model or the batches"
@@ -153,8 +142,9 @@ def _left_out(facts: ScriptFacts) -> Iterator[str]:
 
 
 def _head(facts: ScriptFacts) -> str:
+    by = " with " if facts.learns_preferences else ""
     lines = [
-        f"{facts.title}: {facts.config.method_name} on plain transformers, PEFT, TRL and datasets.",
+        f"{facts.title}: {preference_name(facts.config)}{by}{facts.config.method_name} on plain transformers, PEFT, TRL and datasets.",
         "",
         f"Written by Loratory from {facts.origin}; it needs nothing of Loratory.",
         "",
@@ -203,8 +193,11 @@ def _results(run: RunFolder) -> Iterator[str]:
 
 
 def _differences(config: RunConfig, model: ModelFacts) -> Iterator[str]:
-    training, adapter = config.training, config.adapter
-    yield from adapter.traits.script_differences(adapter)
+    training, adapter, objective = config.training, config.adapter, objective_of(config)
+    if not (objective.learns_preferences and training.disable_dropout):
+        yield from adapter.traits.script_differences(adapter)
+    if objective.has_reference and "bias" in adapter.traits.fields and adapter.bias != "none":
+        yield "The reference has the biases as they are trained, in the run those that training started with."
     if config.dataset.mix:
         yield f"It trains on {config.dataset.source} alone; the run mixed {', '.join(config.dataset.mix)} in as well."
     if not adapter.traits.starts_as_identity and config.dataset.eval_fraction:

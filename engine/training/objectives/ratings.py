@@ -44,7 +44,7 @@ class KahnemanTversky(TrainingObjective):
 
     @property
     def needs_estimate(self) -> bool:
-        return (self.training.loss_type or self.traits.losses)[0] == "kto"
+        return (self.training.loss_type or self.traits.losses)[0] in self.traits.kl_losses
 
     def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:
         with torch.no_grad():

@@ -200,7 +200,7 @@ def answer_places(messages: list[Message]) -> list[int]:
             for index in answers
             if (messages[index]["content"] + (messages[index].get("reasoning") or "")).strip()
         ]
-    if facts.config.dataset.train_on == "completion":
+    if facts.train_on == "completion":
         if facts.data.marks_completion:
             answers = [index for index in answers if "completion" in messages[index]]
         elif facts.trains_several_answers:
@@ -240,7 +240,7 @@ def encode_row(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     if facts.data.has_repeated_roles or facts.data.has_later_system:
         row = join_turns(row, tokenizer)
     sent = template_messages(row, tokenizer)
-    if facts.config.dataset.train_on == "all":
+    if facts.train_on == "all":
         ids = ids_of(render(sent, tokenizer), tokenizer)[:MAX_LENGTH]
         return [{"input_ids": ids, "labels": [-100, *ids[1:]]}]
     if not facts.trains_several_answers:

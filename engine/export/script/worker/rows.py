@@ -1,4 +1,4 @@
-"""The part of a script that reads the rows, turns them into chat messages and holds some of them out."""
+"""The part of a script that reads the rows and turns them into chat messages."""
 
 import csv
 import gzip
@@ -9,24 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import load_dataset
 from pyarrow.parquet import ParquetFile
 
-from engine.data.passes.split import draw_held_out
 from engine.export.script.facts import facts
 
 Message = dict[str, Any]
 
-DATA = facts.data_location
-SEED = facts.config.training.seed
-EVAL_FRACTION = facts.config.dataset.eval_fraction  # of the rows are held out
-ROWS = facts.data.fingerprint  # sha256 of the content of all rows
 LEFT_OUT = facts.data.left_out  # numbers of rows, from 0, that cannot be read or train nothing
 ROLES = facts.data.roles
-RUN_ROWS = facts.run_rows.fingerprint  # sha256 of the rows that the run used
-RUN_SEQUENCES = facts.run_rows.sequences  # the run's, to train on and held out
-RUN_TOKENS = facts.run_rows.tokens  # of the former, trained and masked
 
 
 def read_rows(where: Any) -> Iterator[Any]:
@@ -146,96 +137,54 @@ def conversation(row: Any) -> list[Message]:
         messages = turns_of(row if isinstance(row, list) else as_list(row[facts.data.conversation_column]))
     else:
         messages = turns_of(as_list(row[facts.data.conversation_column]))
+    return with_system(messages, row)
+
+
+def with_system(messages: list[Message], row: Any) -> list[Message]:
+    """Return the messages with the row's system prompt before them, where it is in a column of its own."""
     if facts.data.has_system and "system" in facts.data.columns:
         system = row.get(facts.data.columns["system"]) or ""
-        if system.strip() and messages[0]["role"] == "system":
-            messages[0] = {"role": "system", "content": f"{system}\n\n{messages[0]['content']}"}
-        elif system.strip():
-            messages.insert(0, {"role": "system", "content": system})
+        if system.strip() and messages and messages[0]["role"] == "system":
+            return [{"role": "system", "content": f"{system}\n\n{messages[0]['content']}"}, *messages[1:]]
+        if system.strip():
+            return [{"role": "system", "content": system}, *messages]
     return messages
+
+
+def joined(messages: list[Message]) -> str:
+    """Return who says what as one text."""
+    return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)
+
+
+def saved(messages: list[Message]) -> list[dict[str, Any]]:
+    """Return messages with every field that the run counts as their content."""
+    return [
+        {
+            "role": message["role"],
+            "content": message["content"],
+            "reasoning": message.get("reasoning") or None,
+            "tool_calls": [],
+            "name": None,
+            "tool_call_id": None,
+        }
+        for message in messages
+    ]
+
+
+def digest_of(content: str) -> int:
+    """Return 64 bits that are equal for equal texts."""
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big")
 
 
 def digest(row: Any) -> int:
     """Return 64 bits that are equal for rows of equal content."""
-    if not facts.data.has_turns:
-        content = row
-    else:
-        content = "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in row)
+    content = joined(row) if facts.data.has_turns else row
     if facts.data.has_reasoning and any(message.get("reasoning") for message in row):
-        turns = [
-            {
-                "role": message["role"],
-                "content": message["content"],
-                "reasoning": message.get("reasoning") or None,
-                "tool_calls": [],
-                "name": None,
-                "tool_call_id": None,
-            }
-            for message in row
-        ]
         start = None
         if facts.data.marks_completion:
             start = sum("completion" not in message for message in row)
         elif "prompt" in facts.data.columns:
             start = len(row) - 1
-        whole = {"messages": turns, "tools": [], "completion_start": start}
+        whole = {"messages": saved(row), "tools": [], "completion_start": start}
         content = json.dumps(whole, ensure_ascii=False, sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big")
-
-
-def fingerprint(rows: Iterable[Any]) -> str:
-    """Return the sha256 of the content of all rows, in order."""
-    return hashlib.sha256(b"".join(digest(row).to_bytes(8, "little") for row in rows)).hexdigest()
-
-
-def load_rows(where: Any) -> list[Any]:
-    """Return what the rows hold, in order; stop where DATA is not what this script was written for."""
-    if facts.data.left_out and where != DATA:
-        LEFT_OUT.clear()  # they number rows of DATA
-    try:
-        values = read_rows(where)
-        if facts.data.left_out:
-            values = (value for number, value in enumerate(values) if number not in LEFT_OUT)
-        if not facts.data.has_turns:
-            rows = [value[facts.data.columns["text"]] for value in values]
-        else:
-            rows = [conversation(value) for value in values]
-        found = fingerprint(rows)
-    except Exception as error:  # a column is missing, a line is cut off …
-        raise SystemExit(
-            f"The rows of {where} cannot be read ({type(error).__name__}: {error}). "
-            "They must have the form of those that this script was written for."
-        ) from error
-    if found != ROWS and where == DATA:
-        raise SystemExit(
-            f"The {len(rows):,} rows of {where} are not those that this script was written for. "
-            "Put them back as they were, or name other rows with --data."
-        )
-    if found != ROWS:
-        print(f"The {len(rows):,} rows of {where} differ from those that this script was written for.")
-    return rows
-
-
-def held_out(rows: list[Any]) -> Any:
-    """Return for each row whether it is held out."""
-    found = draw_held_out(np.array([digest(row) for row in rows], dtype=np.uint64), EVAL_FRACTION, SEED)
-    if not found.any():
-        raise SystemExit(
-            "All remaining rows have the same content, so none can be held out. "
-            "Write this script again with other rows or with eval_fraction 0."
-        )
-    return found
-
-
-def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]) -> None:
-    """Stop unless the rows became what they became in the run."""
-    trained = sum(label != -100 for row in train for label in row["labels"])
-    tokens = (trained, sum(len(row["labels"]) for row in train) - trained)
-    sequences = (len(train), len(evaluation))
-    if (sequences, tokens) != (RUN_SEQUENCES, RUN_TOKENS) or (
-        facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS
-    ):
-        raise SystemExit(
-            f"The rows became {sequences} sequences of {tokens} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
-            "Use the data of the run and the versions that are named at the head of this file."
-        )
+    return digest_of(content)
