@@ -16,6 +16,7 @@ from engine.evaluation.job import (
     evaluation_file,
 )
 from engine.evaluation.preference import PairLikelihoods, measure_preference
+from engine.evaluation.ratings import measure_ratings
 from engine.export.contract import (
     ExportedFile,
     ExportRequest,
@@ -82,6 +83,15 @@ def a_preference_evaluation() -> EvaluationResult:
     result = an_evaluation()
     losses = {**result.losses, "second": BranchLoss.of(1.0532, 1508)}
     return result.model_copy(update={"losses": losses, "preference": found, "start": "faq <b>"})
+
+
+def a_rated_evaluation() -> EvaluationResult:
+    """The same of a run that learned from completions with a label: 20 desirable and 10 undesirable ones."""
+    labels = [True] * 20 + [False] * 10
+    tuned = [-30.0] * 18 + [-45.0] * 2 + [-50.0] * 7 + [-39.0] * 3
+    return an_evaluation().model_copy(
+        update={"ratings": measure_ratings({"base": [-40.0] * 30, "tuned": tuned}, labels, "base", 0.1)}
+    )
 
 
 class _Paced:

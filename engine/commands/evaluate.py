@@ -27,6 +27,7 @@ from engine.evaluation.job import (
     gained_words,
     preference_sentences,
 )
+from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
 
 
 def evaluate(
@@ -77,6 +78,14 @@ def _report(result: EvaluationResult) -> None:
                 f"{measured.preferred_per_token / preference.pairs:.0%}",
                 f"{measured.margin:.2f}",
             ]
+    if (ratings := result.ratings) is not None:
+        header += [name.lower() for name in RATING_COLUMNS]
+        for row, branch in zip(table, result.losses, strict=True):
+            row += (
+                rating_cells(ratings.branches[branch], ratings)
+                if branch in ratings.branches
+                else ["–"] * len(RATING_COLUMNS)
+            )
     print_table(header, table)
     tokens = next(iter(result.losses.values())).tokens
     typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered)} answered.")

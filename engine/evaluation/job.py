@@ -17,6 +17,7 @@ from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
 from engine.evaluation.preference import PreferenceResult, accuracy_words, turned_words
+from engine.evaluation.ratings import RatingResult, rating_words
 from engine.executors.work import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
@@ -119,9 +120,16 @@ class EvaluationResult(Value):
     notes: tuple[str, ...] = ()
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty where not asked for
     preference: PreferenceResult | None = None  # on held-out pairs, where the run learned from pairs
+    ratings: RatingResult | None = None  # on held-out completions with a label, where the run learned from such
     start: str = (
         ""  # name of what a preference run started from, which is the branch `second`; empty where not measured
     )
+
+    @property
+    def preference_accuracy(self) -> float | None:
+        """The share of held-out pairs, or of completions with a label, on which the tuned model is right."""
+        found = self.preference or self.ratings
+        return found.accuracy if found is not None and "tuned" in found.branches else None
 
     @property
     def gained(self) -> float | None:
@@ -163,11 +171,13 @@ def _percent(part: float) -> str:
 
 
 def preference_sentences(result: EvaluationResult) -> list[str]:
-    """Return what was measured on pairs, with its uncertainty; nothing where the run did not learn from pairs."""
+    """Return what was measured on pairs or labels, with its uncertainty; nothing where the run did not learn from such."""
+    names: dict[Branch, str] = {"base": "the base model", "second": f"its start, {result.start}"}
+    if result.ratings is not None:
+        return rating_words(result.ratings, names)
     found = result.preference
     if found is None or "tuned" not in found.branches:
         return []
-    names: dict[Branch, str] = {"base": "the base model", "second": f"its start, {result.start}"}
     turned = [turned_words(found, branch, names[branch]) for branch in found.turned if branch in names]
     return [*accuracy_words(found, names), *turned]
 

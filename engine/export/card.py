@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
+from engine.chat.contract import Branch
 from engine.chat.target import LoadPlan
 from engine.config.objectives import objective_of
 from engine.config.results import ExportKind
@@ -24,6 +25,7 @@ from engine.evaluation.job import (
     preference_sentences,
     read_evaluation,
 )
+from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
 from engine.export.kinds import ADAPTER, KINDS
 from engine.export.vllm import look_at_adapter
 from engine.models.catalog import find_in_catalog
@@ -34,6 +36,8 @@ from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import RunFolder
 from engine.runs.warm_start import ADAPTER_CONFIG, start_of
+
+_BRANCHES: Mapping[Branch, str] = {"base": "Base", "second": "Start", "tuned": "This"}
 
 
 @dataclass(frozen=True)
@@ -249,21 +253,30 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
     on = f"Measured on {result.rows:,} held-out rows" + (f", answers on {answered:,} of them." if answered else ".")
     yield f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n"
     if (found := result.preference) is not None:
-        names = {"base": "Base", "second": "Start", "tuned": "This"}
         rows = "\n".join(
-            f"| {names[branch]} | {one.preferred / found.pairs:.0%} | {one.preferred_per_token / found.pairs:.0%} | {one.margin:.2f} |"
+            f"| {_BRANCHES[branch]} | {one.preferred / found.pairs:.0%} | {one.preferred_per_token / found.pairs:.0%} | {one.margin:.2f} |"
             for branch, one in found.branches.items()
         )
-        sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
-        yield (
-            f"### Preferences\n\n{' '.join(sentences)}\n\n| | Chosen likelier | Per token | Margin |\n|---|---:|---:|---:|\n{rows}\n"
+        yield _preferences(result, "| | Chosen likelier | Per token | Margin |\n|---|---:|---:|---:|", rows)
+    if (ratings := result.ratings) is not None:
+        rows = "\n".join(
+            f"| {_BRANCHES[branch]} | {' | '.join(rating_cells(one, ratings))} |"
+            for branch, one in ratings.branches.items()
         )
+        head = f"| | {' | '.join(RATING_COLUMNS)} |\n|---|{'---:|' * len(RATING_COLUMNS)}"
+        yield _preferences(result, head, rows)
     if result.forgot is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
             f"{_loss(base.loss)}: {forgot_words(result.forgot)}.\n"
         )
+
+
+def _preferences(result: EvaluationResult, head: str, rows: str) -> str:
+    """Return sentences and a table; the card does not name the run that training started from."""
+    sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
+    return f"### Preferences\n\n{' '.join(sentences)}\n\n{head}\n{rows}\n"
 
 
 def _loss(value: float) -> str:

@@ -18,7 +18,7 @@ from engine.evaluation.job import (
 )
 from engine.paths import local_owner
 from engine.runs.store import RunStore
-from tests.fake_results import a_preference_evaluation
+from tests.fake_results import a_preference_evaluation, a_rated_evaluation
 
 MODULES = ("engine.commands.evaluate", "engine.commands.configs")
 
@@ -118,3 +118,17 @@ def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
     assert "Preference accuracy 93%: since its start" in shown
     assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
     assert json.loads(capsys.readouterr().out)["preference"]["branches"]["tuned"]["preferred"] == 28
+
+
+def test_ratings_are_columns_and_sentences(run_id, capsys, monkeypatch):
+    monkeypatch.setattr("tests.commands.test_evaluate.RESULT", a_rated_evaluation().model_copy(update={"scores": {}}))
+
+    assert run_command(["evaluate", run_id], MODULES) == 0
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in reversed(shown.splitlines()) if line}
+    assert "reward, desirable" in shown
+    assert lines["tuned"].split()[-4:] == ["83%", "+0.850", "-0.670", "+1.520"]
+    assert lines["base"].split()[-4:] == ["–"] * 4  # it is the reference
+    assert "Accuracy 83%: the reward has the sign of the label in 25 of 30" in shown
+    assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
+    assert json.loads(capsys.readouterr().out)["ratings"]["branches"]["tuned"]["right_desirable"] == 18

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.chat.contract import Branch, ChatTarget
 from engine.chat.target import plan_load
 from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.objectives import DPO
+from engine.config.objectives import DPO, KTO
 from engine.config.results import EvaluationConfig
 from engine.data.passes.prepare import prepare_dataset, spread_evenly
 from engine.data.render.template import freeze_template
@@ -33,6 +33,7 @@ from engine.evaluation.job import (
     read_evaluation,
 )
 from engine.evaluation.preference import PairLikelihoods, accuracy_words, interval, measure_preference, turned_words
+from engine.evaluation.ratings import measure_ratings, rating_words
 from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
@@ -135,15 +136,16 @@ def test_losses_are_those_of_plain_cross_entropy(home, base, data, tmp_path, met
 
 
 @torch.inference_mode()
+def log_probability(model, row) -> float:
+    """Of the trained tokens, the whole sequence at once."""
+    labels = torch.tensor(row.labels[1:])
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
+    return -float(functional.cross_entropy(logits, labels, reduction="sum"))
+
+
 def expected_margins(model, pairs) -> list[float]:
-    """By how much each chosen answer is likelier than the rejected one, whole sequences at once."""
-
-    def log_probability(row) -> float:
-        labels = torch.tensor(row.labels[1:])
-        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
-        return -float(functional.cross_entropy(logits, labels, reduction="sum"))
-
-    return [log_probability(pair) - log_probability(pair.rejected) for pair in pairs]
+    """By how much each chosen answer is likelier than the rejected one."""
+    return [log_probability(model, pair) - log_probability(model, pair.rejected) for pair in pairs]
 
 
 def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path):
@@ -216,6 +218,59 @@ def test_preferences_are_counted_with_their_uncertainty():
     assert "Preference accuracy 67%: since the base model" in accuracy_words(found, {"base": "the base model"})[0]
     without = found.model_copy(update={"branches": {"tuned": found.branches["base"]}})
     assert "Preference accuracy 33%: the chosen answer is likelier in 1 of 3" in accuracy_words(without, {})[0]
+
+
+def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_path):
+    file = tmp_path / "ratings.jsonl"
+    rows = [
+        {"prompt": f"What is {number} and one?", "completion": f"It is {number + 1}.", "label": number % 3 > 0}
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
+    make_adapter(base, tuned / "adapter", lora(), seed=2)
+    settings = yaml.safe_load((tuned / "config.yaml").read_text())
+    settings["training"] |= {"objective": "kto", "beta": 0.3}
+    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+
+    order = order_of(tuned, general_text=False)
+    result = evaluate(home, order)
+
+    found = result.ratings
+    assert found is not None
+    held = held_out(tuned, home, order, KTO)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    before = [log_probability(model, row) for row in held]
+    model = PeftModel.from_pretrained(model, tuned / "adapter").eval()
+    after = [log_probability(model, row) for row in held]
+    rewards = [(0.3 * (now - then), row.desirable) for now, then, row in zip(after, before, held, strict=True)]
+    good, bad = ([reward for reward, label in rewards if label is wanted] for wanted in (True, False))
+    assert (found.desirable, found.undesirable, found.reference) == (len(good), len(bad), "base")
+    assert good
+    assert bad
+    own = found.branches["tuned"]
+    assert own.reward_desirable == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-4)
+    assert own.reward_undesirable == pytest.approx(sum(bad) / len(bad), rel=1e-3, abs=1e-4)
+    assert own.right == sum(reward > 0 for reward in good) + sum(reward < 0 for reward in bad)
+    assert result.preference_accuracy == own.right / 8
+    assert "base" not in found.branches
+
+
+def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
+    found = measure_ratings({"base": [-2.0, -2.0, -2.0], "tuned": [-1.0, -2.0, -3.0]}, [True, True, True], "base", 0.5)
+
+    assert found is not None
+    assert (found.right, found.undesirable, found.branches["tuned"].difference) == (1, 0, None)  # no gain is not right
+    words = rating_words(found, {"base": "the base model"})
+    assert "(1 of 3 desirable)" in words[0]
+    assert "Mean reward +0.000. Every completion is desirable" in words[2]
+    alone = measure_ratings({"second": [-2.0], "base": [-9.0], "tuned": [-3.0]}, [False], "second", 0.1)
+    assert alone is not None
+    assert alone.accuracy == 1.0
+    assert (alone.branches["base"].right, alone.branches["base"].reward_desirable) == (1, None)
+    assert "between 21% and 100%" in rating_words(alone, {"second": "its start"})[0]
+    assert measure_ratings({"base": [-1.0], "tuned": [-1.0]}, [True], "second", 0.1) is None  # the start is gone
+    assert measure_ratings({"base": [], "tuned": []}, [], "base", 0.1) is None
 
 
 def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):

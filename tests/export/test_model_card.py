@@ -19,7 +19,7 @@ from engine.runs.history.events import EvalData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
-from tests.fake_results import a_preference_evaluation
+from tests.fake_results import a_preference_evaluation, a_rated_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 
 
@@ -194,3 +194,16 @@ def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
     elsewhere = make_run(home, adapter__warm_start=str(home.root / "secret" / "adapter"))
     assert "| Started from | an earlier adapter, which is part of this one |" in card_of(elsewhere)
     assert "secret" not in card_of(elsewhere)
+
+
+def test_a_run_on_ratings_tells_its_accuracy_and_rewards(home):
+    run = make_run(home, training__objective="kto")
+    file = evaluation_file(run.folder.path, None)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(a_rated_evaluation().model_dump_json())
+
+    card = card_of(run)
+
+    assert "Accuracy 83%: the reward has the sign of the label in 25 of 30 held-out completions" in card
+    assert "| | Accuracy | Reward, desirable | Reward, undesirable | Difference |" in card
+    assert "| This | 83% | +0.850 | -0.670 | +1.520 |" in card

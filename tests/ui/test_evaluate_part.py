@@ -4,14 +4,15 @@ import pytest
 
 from engine.chat.contract import ChatTarget
 from engine.evaluation.job import EvaluationRequest
-from tests.fake_results import FakeEvaluation, a_preference_evaluation, an_evaluation
+from tests.fake_results import FakeEvaluation, a_preference_evaluation, a_rated_evaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
+from ui.backend.results import MeasuredRun
 from ui.backend.run_reader import FINAL
 from ui.components import shown_in_place
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.views.evaluation import pages_of, question_of, render_answered, render_evaluation
+from ui.views.evaluation import pages_of, question_of, render_across, render_answered, render_evaluation
 
 WAIT_SECONDS = 300
 
@@ -184,3 +185,17 @@ def test_preferences_are_shown_for_base_start_and_result_with_their_uncertainty(
     assert "since its start, faq &lt;b&gt;, the chosen answer gained" in html
     assert "Forgot: how far" in html, "the other measures stay"
     assert "Preferences" not in render_evaluation(an_evaluation())
+
+
+def test_ratings_are_shown_with_their_rewards_and_what_they_are_worth():
+    html = render_evaluation(a_rated_evaluation())
+
+    assert "83% (66%–93%)" in html
+    assert "+0.850" in html  # desirable: 18 gained 10 nats, 2 lost 5
+    assert "-0.670" in html  # undesirable: 7 lost 10 nats, 3 gained 1
+    assert "+1.520" in html
+    assert "in 25 of 30 held-out completions (18 of 20 desirable, 7 of 10 undesirable)" in html
+    assert "gained since the base model: above zero is right for a desirable one" in html
+    across = render_across([MeasuredRun("a", "", "rated", "completed", "rows", a_rated_evaluation())], "")
+    assert "Preference accuracy" in across
+    assert "83%" in across

@@ -15,6 +15,7 @@ from engine.evaluation.job import (
     preference_sentences,
 )
 from engine.evaluation.preference import interval
+from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
 from ui.backend.results import MeasuredRun
 from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import (
@@ -65,7 +66,7 @@ def render_evaluation(result: EvaluationResult) -> str:
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
         f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
-        f"{_preference(result)}{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
+        f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
     )
 
 
@@ -91,6 +92,24 @@ def _preference(result: EvaluationResult) -> str:
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     columns = [Column("Model"), *map(Column.of_numbers, numbers)]
     caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
+    words = "".join(small(sentence) for sentence in preference_sentences(result))
+    return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
+
+
+def _ratings(result: EvaluationResult) -> str:
+    """Return what all branches make of completions with a label: the reference has no reward, and is not shown."""
+    found = result.ratings
+    if found is None:
+        return ""
+    rows = []
+    for branch, one in found.branches.items():
+        accuracy, *rewards = rating_cells(one, found)
+        if branch == "tuned":
+            low, high = interval(found.right, found.completions)
+            accuracy = f"{accuracy} ({low:.0%}–{high:.0%})"
+        rows.append((escape(_names(result)[branch]), accuracy, *rewards))
+    columns = [Column("Model"), *map(Column.of_numbers, RATING_COLUMNS)]
+    caption = "Mean rewards of the completions; TRL logs them as rewards/chosen, rewards/rejected and rewards/margins."
     words = "".join(small(sentence) for sentence in preference_sentences(result))
     return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
 
@@ -184,14 +203,14 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     if not rows:
         return ""
     numbers = ["Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF"]
-    with_pairs = any(row.result.preference is not None for row in rows)
-    numbers += ["Preference accuracy"] if with_pairs else []
+    with_preferences = any(row.result.preference_accuracy is not None for row in rows)
+    numbers += ["Preference accuracy"] if with_preferences else []
     columns = [Column("Run"), *map(Column.of_numbers, numbers)]
-    html = table(columns, (_across(row, chosen, with_pairs=with_pairs) for row in rows), css="across")
+    html = table(columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across")
     return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
 
 
-def _across(row: MeasuredRun, chosen: str, *, with_pairs: bool) -> Row:
+def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
     result = row.result
     tuned, base, scores = result.losses.get("tuned"), result.losses.get("base"), result.scores.get("tuned")
     cells = [
@@ -203,8 +222,8 @@ def _across(row: MeasuredRun, chosen: str, *, with_pairs: bool) -> Row:
         f"{max(0.0, result.forgot):.1%}" if result.forgot is not None else "–",
     ]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
-    if with_pairs:
-        cells.append(f"{result.preference.accuracy:.0%}" if result.preference is not None else "–")
+    if with_preferences:
+        cells.append(f"{result.preference_accuracy:.0%}" if result.preference_accuracy is not None else "–")
     key = f"{row.run_id}/{row.checkpoint}"
     return Row(cells, pickable(key, chosen=key == chosen))
 

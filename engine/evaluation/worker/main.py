@@ -22,7 +22,7 @@ from engine.config.run import RunConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
 from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair, TokenizedRow
 from engine.errors import DatasetError, ModelError
 from engine.evaluation.general_text import general_rows
 from engine.evaluation.job import (
@@ -36,6 +36,7 @@ from engine.evaluation.job import (
     MeanScores,
 )
 from engine.evaluation.preference import PairLikelihoods, PreferenceResult, measure_preference
+from engine.evaluation.ratings import RatingResult, measure_ratings
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
@@ -173,6 +174,7 @@ class EvaluationWorker:
             row_losses = _row_losses(evaluation, rows, "the loss, row")
             losses = _mean_losses(row_losses, rows)
             preference = _measure_preference(evaluation, rows, row_losses)
+            ratings = _measure_ratings(order.run, rows, row_losses)
             texts = general_rows(tokenizer) if asks_general else []
             general = _mean_losses(_row_losses(evaluation, texts, "forgetting, text"), texts) if texts else {}
             answered = _answer(evaluation, rows)
@@ -187,6 +189,7 @@ class EvaluationWorker:
             notes=(*order.plan.notes, *_about_rows(order.run), *_changes(data, order.data_then)),
             general_losses=general,
             preference=preference,
+            ratings=ratings,
             start=order.plan.second.name if order.plan.second is not None else "",
         )
         return result.model_dump(mode="json")
@@ -278,10 +281,24 @@ def _measure_preference(
         for branch, losses in rejected.items()
     }
     run = evaluation.order.run
-    start: Branch = "second" if run.adapter.warm_start is not None else "base"
-    reference = start if objective_of(run).has_reference else None
+    reference = _start_of(run) if objective_of(run).has_reference else None
     tokens = [(_predicted_tokens(pair), _predicted_tokens(pair.rejected)) for pair in pairs]
     return measure_preference(likelihoods, tokens, reference, run.training.beta)
+
+
+def _measure_ratings(
+    run: RunConfig, rows: Sequence[TokenizedRow], losses: Mapping[Branch, Sequence[float]]
+) -> RatingResult | None:
+    """Compare the rewards of completions with their labels. None where the rows have none."""
+    labels = [row.desirable for row in rows if isinstance(row, RatedRow)]
+    if len(labels) < len(rows):
+        return None
+    likelihoods = {branch: [-loss for loss in found] for branch, found in losses.items()}
+    return measure_ratings(likelihoods, labels, _start_of(run), run.training.beta)
+
+
+def _start_of(run: RunConfig) -> Branch:
+    return "second" if run.adapter.warm_start is not None else "base"
 
 
 def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:

@@ -33,8 +33,9 @@ def preference(row: Any) -> dict[str, Any]:
     """Return a row as a prompt with the answers to it, as chat messages."""
     prompt: list[Message] = []
     if facts.data.is_rated:
-        if "prompt" in facts.data.columns and row[facts.data.columns["prompt"]] is not None:
-            prompt = turns_in(row[facts.data.columns["prompt"]], "user")
+        if "prompt" in facts.data.columns:  # noqa: SIM102 - settled where the script is written
+            if row[facts.data.columns["prompt"]] is not None:
+                prompt = turns_in(row[facts.data.columns["prompt"]], "user")
         completion = turns_in(row[facts.data.columns["completion"]], "assistant")
         messages = with_system([*prompt, *completion], row)
         asked = max(place for place, message in enumerate(messages) if message["role"] == "user")
