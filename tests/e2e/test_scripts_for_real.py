@@ -65,8 +65,8 @@ def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
     return out
 
 
-def run_alone(*arguments: object, folder: Path) -> None:
-    """Run Python as somebody would who has nothing of ours."""
+def run_alone(*arguments: object, folder: Path) -> str:
+    """Run Python as somebody would who has nothing of ours, and return what it wrote."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LORATORY_HOME")}
     done = subprocess.run(
         [sys.executable, "-I", *map(str, arguments)],
@@ -78,6 +78,7 @@ def run_alone(*arguments: object, folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def logged_by(script: Path) -> list[dict]:

@@ -1,9 +1,6 @@
 """The short form of a script: in the shape of the usual tutorials, at most 70 lines, and it trains."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,6 +15,7 @@ from engine.errors import DatasetError, EngineError, RunError
 from engine.export.script.facts import _TRL_DEFAULTS, NOT_EXPORTED
 from engine.export.script.facts import facts as example
 from engine.export.script.write import gather_script_facts, write_script, write_short_script
+from tests.e2e.test_scripts_for_real import ONE_BY_ONE, run_alone
 from tests.export.test_script import CHAT, assert_whole, make_config, write_lines
 
 MOST_LINES = 70
@@ -51,25 +49,23 @@ def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_pat
 
 
 @pytest.mark.e2e
-def test_a_short_script_trains(tiny_model_folder, home, tmp_path):
-    config = make_config(
-        tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", CHAT)), {"max_steps": 2, "max_length": 64}
-    )
-    (tmp_path / "short.py").write_text(write_short_script(gather_script_facts(config, home)))
+def test_short_scripts_train(tiny_model_folder, home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pairs = [{"prompt": f"Q {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(12)]
+    preferences = {"objective": "dpo", "loss_type": ["sigmoid", "sft"]}
+    for name, rows, training in (("answers", CHAT, {}), ("pairs", pairs, preferences)):
+        source = write_lines(tmp_path / f"{name}.jsonl", rows)
+        config = make_config(tiny_model_folder, str(source), {"max_steps": 2, "max_length": 64, **training})
+        (tmp_path / f"{name}.py").write_text(write_short_script(gather_script_facts(config, home)))
 
-    done = subprocess.run(
-        [sys.executable, "-I", "short.py"],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    written = run_alone("-c", ONE_BY_ONE, tmp_path / "answers.py", tmp_path / "pairs.py", folder=tmp_path)
 
-    assert done.returncode == 0, done.stderr[-3000:]
     merged = [folder for folder in tmp_path.iterdir() if folder.name.endswith("-merged")]
-    assert (merged[0] / "model.safetensors").is_file()
-    assert "train_loss" in done.stdout
+    assert len(merged) == 2
+    assert all((folder / "model.safetensors").is_file() for folder in merged)
+    assert written.count("train_loss") == 2
+    assert "rewards/margins" in written
 
 
 def test_rows_that_tutorials_cannot_read_are_refused(tiny_model_folder, home, tmp_path):

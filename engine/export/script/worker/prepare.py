@@ -38,7 +38,7 @@ def load_rows(where: Any) -> list[Any]:
         if facts.data.left_out:
             values = (value for number, value in enumerate(values) if number not in LEFT_OUT)
         if facts.learns_preferences:
-            rows = [preference(value) for value in values]
+            rows: list[Any] = [preference(value) for value in values]
         elif not facts.data.has_turns:
             rows = [value[facts.data.columns["text"]] for value in values]
         else:

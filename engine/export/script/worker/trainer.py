@@ -18,7 +18,7 @@ from engine.export.script.worker.preference_batches import chosen_tokens, collat
 LOSSES = facts.loss_weights  # by name
 
 
-class Trainer(facts.trl_trainer):  # type: ignore[misc]
+class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
     """TRL's trainer with the run's order of rows and its evaluation."""
 
     def get_train_dataloader(self) -> Any:
