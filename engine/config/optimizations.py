@@ -38,6 +38,11 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
             "CUDA from Ampere on, at 16 bits, with a PyTorch whose kernel takes windows and shared heads.",
         ),
         Optimization(
+            "shared_prompts",
+            "Both answers of a pair follow one prompt, which goes through the model once.",
+            "Joined pairs on a processor, where the losses stay the same.",
+        ),
+        Optimization(
             "fused_loss",
             "One Triton kernel turns logits into losses and gradients in place.",
             "CUDA with triton, a frozen linear head.",

@@ -40,6 +40,7 @@ class PlanSettings:
     sequences_per_row: int = 1  # of the objective's examples
     pinned_order: RowOrder | None = None  # of the run's beginning, which may have been on another device
     merged: int = 1  # passes of a step that go through the model as one, at most: where the device has room for them
+    shares_prompts: bool = False  # what both sequences of a row begin with goes through the model once
 
     def __post_init__(self) -> None:
         if self.training.packing and self.batching != "joined":

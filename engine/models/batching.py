@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.objectives import objective_of
 from engine.config.optimizations import is_wanted
 from engine.config.run import RunConfig
 from engine.hardware.device import Device
@@ -138,3 +139,15 @@ def choose_batching(
     if facts.window_is_in_the_mask(config.training.max_length):
         return "padded"
     return "joined" if attention in ("sdpa", VARLEN_ATTENTION) else "padded"
+
+
+def shares_prompts(batching: Batching, config: RunConfig, device_kind: str) -> bool:
+    """Whether both answers of a pair follow one prompt, which goes through the model once: in our own attention on a CPU.
+
+    The worker tries it before it uses it.
+    """
+    is_pair = objective_of(config).sequences_per_example == 2
+    own_attention = (
+        batching == "joined" and device_kind == "cpu" and not config.model.attn_implementation.startswith("flash")
+    )
+    return is_pair and own_attention and is_wanted("shared_prompts")

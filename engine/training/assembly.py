@@ -16,12 +16,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.trainer.utils import disable_dropout_in_model
 
 from engine.config.objectives import objective_of
+from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import PlanSettings
 from engine.errors import ModelError
+from engine.models.batching import shares_prompts
 from engine.training.batching.batches import PassTensors, join
-from engine.training.batching.choose import choose_row_attention
+from engine.training.batching.choose import RowAttention, choose_row_attention
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
@@ -95,7 +97,15 @@ def assemble(
     few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
     notes.extend(_compiled(probe, config, placement, few))
     group = placement.group
-    settings = PlanSettings(training, attention.batching, group.world_size, group.rank, traits.sequences_per_example)
+    used["shared_prompts"] = _why_no_shared_prompts(probe, config, attention, placement)
+    settings = PlanSettings(
+        training,
+        attention.batching,
+        group.world_size,
+        group.rank,
+        traits.sequences_per_example,
+        shares_prompts=not used["shared_prompts"],
+    )
     setup = TrainerSetup(
         settings,
         pad_token_id,
@@ -113,6 +123,14 @@ def _why_no_fused_loss(causal_lm: Any, placement: Placement, autocast: torch.dty
     head = causal_lm.get_output_embeddings().weight
     transform = logit_transform(causal_lm.config.get_text_config())
     return why_no_fused_loss(placement.torch_device, autocast or head.dtype, head.shape[0], transform)
+
+
+def _why_no_shared_prompts(probe: Probe, config: RunConfig, attention: RowAttention, placement: Placement) -> str:
+    if not is_wanted("shared_prompts"):
+        return LEFT_OUT
+    if not shares_prompts(attention.batching, config, placement.torch_device.type):
+        return "needs joined pairs on a processor"
+    return "" if probe.shares_prompts() else "the model's losses differ"
 
 
 def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:

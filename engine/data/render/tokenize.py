@@ -57,6 +57,12 @@ class TokenizedPair(TokenizedRow):
         return len(self.input_ids) + len(self.rejected.input_ids)
 
 
+def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
+
+
 @dataclass(frozen=True)
 class RatedRow(TokenizedRow):
     """A sequence whose answer was rated."""

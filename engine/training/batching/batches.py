@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from engine.config.rules import JOINED_MULTIPLE
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.training.ops.attention import JoinedRows
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow, count_shared
+from engine.training.ops.attention import Fork, JoinedRows
 from engine.training.ops.loss import TrainedTokens
 
 
@@ -20,7 +20,7 @@ class PassTensors:
 
     inputs: dict[str, Any]  # keyword arguments of the model
     trained: TrainedTokens
-    tokens: int  # padding not counted
+    tokens: int  # of the sequences; padding not counted, what two of them share counted twice
     sequences: int  # that count, next to one another or joined
     sequence_of: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of each trained token
     sequence_tokens: tuple[int, ...] = ()  # trained tokens of each sequence: counted here, no GPU is asked for it
@@ -80,24 +80,63 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
 
     `flash` describes the rows as flash attention takes them, instead of as ours does.
     """
-    ids = [token for row in rows for token in row.input_ids]
-    tokens = len(ids)
     lengths = tuple(len(row.input_ids) for row in rows)
-    missing = 0 if flash else -tokens % JOINED_MULTIPLE
-    if missing:  # a last row that is not trained on
-        ids.extend([0] * missing)
-        lengths = (*lengths, missing)
-    input_ids = torch.tensor(ids, dtype=torch.long)
-    position_ids = torch.cat([torch.arange(length) for length in lengths])
-    inputs: dict[str, Any] = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
-    if flash:
-        ends = torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
-        inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-        inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-    else:
-        inputs["joined_rows"] = JoinedRows(lengths)
-    starts = [0, *itertools.accumulate(lengths)][: len(rows)]
-    return PassTensors(inputs, *_trained(rows, starts, tokens))
+    starts = [0, *itertools.accumulate(lengths)]
+    places = [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]
+    ids, positions = (
+        [token for row in rows for token in row.input_ids],
+        [place for own in lengths for place in range(own)],
+    )
+    if not flash:
+        return _joined(rows, places, ids, positions, JoinedRows(lengths))
+    ends = torch.tensor(starts).to(torch.int32)
+    inputs = {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+    return PassTensors(inputs, *_trained(rows, places))
+
+
+def join_pairs(rows: Sequence[TokenizedRow]) -> PassTensors:
+    """Concatenate sequences as `join` does; each second one without the tokens that it and the one before begin with.
+
+    Both see these once, so the model gives what it gives for whole sequences, and gradients of both meet there.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    places: list[Sequence[int]] = []
+    lengths: list[int] = []
+    forks: list[Fork] = []
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        start, length, other = len(ids), len(first.input_ids), len(second.input_ids)
+        shared = count_shared(first.input_ids, second.input_ids)
+        rest = range(start + length, start + length + other - shared)
+        places += [range(start, start + length), [*range(start, start + shared), *rest]]
+        ids += [*first.input_ids, *second.input_ids[shared:]]
+        positions += [*range(length), *range(shared, other)]
+        lengths.append(length + len(rest))
+        forks.append(Fork(shared, length))
+    return _joined(rows, places, ids, positions, JoinedRows(tuple(lengths), tuple(forks)))
+
+
+def _joined(
+    rows: Sequence[TokenizedRow],
+    places: Sequence[Sequence[int]],  # of each token of each sequence, in the pass
+    ids: list[int],
+    positions: list[int],
+    joined: JoinedRows,
+) -> PassTensors:
+    """Fill tokens up to a whole multiple with a last row that is not trained on."""
+    missing = -len(ids) % JOINED_MULTIPLE
+    if missing:
+        ids, positions = [*ids, *[0] * missing], [*positions, *range(missing)]
+        joined = replace(joined, lengths=(*joined.lengths, missing))
+    inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]), "joined_rows": joined}
+    return PassTensors(inputs, *_trained(rows, places))
 
 
 def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True) -> PassTensors:
@@ -109,26 +148,28 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True)
         input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids, dtype=torch.long)
         attention_mask[number, : len(row.input_ids)] = 1
     inputs = {"input_ids": input_ids, **({"attention_mask": attention_mask} if masked else {})}
-    starts = [number * longest for number in range(len(rows))]
-    return PassTensors(inputs, *_trained(rows, starts, sum(len(row.input_ids) for row in rows)))
+    return PassTensors(
+        inputs, *_trained(rows, [range(number * longest, (number + 1) * longest) for number in range(len(rows))])
+    )
 
 
 def _trained(
-    rows: Sequence[TokenizedRow], starts: Sequence[int], tokens: int
+    rows: Sequence[TokenizedRow], places: Sequence[Sequence[int]]
 ) -> tuple[TrainedTokens, int, int, torch.Tensor, tuple[int, ...]]:
     """The position before each trained token and that token, tokens, rows, the row of each trained token, and their counts.
 
-    A row's first token has nothing before it.
+    `places` are the positions of each row's tokens. A row's first token has nothing before it.
     """
     positions: list[int] = []
     targets: list[int] = []
     numbers: list[int] = []
-    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        for position, label in enumerate(row.labels[1:], start):
+    for number, (row, own) in enumerate(zip(rows, places, strict=True)):
+        for position, label in zip(own, row.labels[1:], strict=False):
             if label != IGNORED_LABEL:
                 positions.append(position)
                 targets.append(label)
                 numbers.append(number)
     trained = TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))
     counts = tuple(Counter(numbers)[number] for number in range(len(rows)))
+    tokens = sum(len(row.input_ids) for row in rows)
     return trained, tokens, len(rows), torch.tensor(numbers, dtype=torch.long), counts

@@ -10,7 +10,7 @@ import torch
 from engine.data.passes.prepare import PreparedDataset
 from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, divide
-from engine.training.batching.batches import PassTensors, join, pad
+from engine.training.batching.batches import PassTensors, join, join_pairs, pad
 from engine.training.methods.base import MethodTrainer
 from engine.training.objectives.base import TrainingObjective
 
@@ -119,6 +119,8 @@ class StepBatches:
         return replace(one, extras=objective.extras(rows), also=self._batched(others) if others else None)
 
     def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:
+        if self._setup.settings.shares_prompts:
+            return join_pairs(sequences)
         if self._setup.settings.batching == "joined":
             return join(sequences, flash=self._setup.flash)
         return pad(sequences, self._setup.pad_token_id, masked=self._setup.masked)

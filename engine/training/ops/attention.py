@@ -6,6 +6,7 @@ grows with the rows and not with the sequence that they are in.
 """
 
 import functools
+import itertools
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +32,34 @@ class UnsupportedAttentionError(Exception):
 
 
 @dataclass(frozen=True)
+class Fork:
+    """Two sequences in one row, which begin alike: the first one, then what the second one does not share with it."""
+
+    shared: int  # tokens that both begin with
+    first: int  # tokens of the first sequence
+
+
+@dataclass(frozen=True)
 class JoinedRows:
     """Lengths in tokens of the rows in one sequence."""
 
     lengths: tuple[int, ...]
+    forks: tuple[Fork | None, ...] = ()  # of the first rows; the others hold one sequence each
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """Which earlier tokens of its row a token sees: those of its own sequence, within a window."""
+
+    window: int | None = None
+    fork: Fork | None = None
+
+    def distances(self, queries: slice, keys: slice, device: torch.device) -> torch.Tensor:
+        """Return how far keys are before queries in their sequences, (queries, keys); slices of the row."""
+        positions = torch.arange(queries.stop, device=device)
+        if self.fork is not None:
+            positions[self.fork.first :] -= self.fork.first - self.fork.shared
+        return positions[queries, None] - positions[None, keys]
 
 
 def register_joined_attention() -> None:
@@ -126,7 +151,10 @@ def joined_attention(
     attend = _attend_tiled if query.device.type == "cpu" and not dropout else _attend_fused
     rows = zip(*(states[0].split(joined_rows.lengths, dim=1) for states in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
-        outputs = [attend(q, k, v, scale, dropout, sliding_window) for q, k, v in rows]
+        outputs = [
+            attend(*states, scale, dropout, _Sight(sliding_window, fork))
+            for states, fork in itertools.zip_longest(rows, joined_rows.forks)
+        ]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
 
@@ -146,14 +174,16 @@ def require_plain(module: torch.nn.Module, asked: Mapping[str, Any], also: Mappi
 
 
 def _attend_fused(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, sight: _Sight
 ) -> torch.Tensor:
-    length = q.shape[1]
+    length, window, fork = q.shape[1], sight.window, sight.fork
     mask = None
-    if window is not None and window < length:
-        positions = torch.arange(length, device=q.device)
-        distance = positions[:, None] - positions[None, :]
-        mask = (distance >= 0) & (distance < window)
+    if fork is not None or (window is not None and window < length):
+        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
+        if window is not None:
+            mask &= sight.distances(slice(0, length), slice(0, length), q.device) < window
+        if fork is not None:
+            mask[fork.first :, fork.shared : fork.first] = False
     groups = q.shape[0] // k.shape[0]
     if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
@@ -164,9 +194,9 @@ def _attend_fused(
 
 
 def _attend_tiled(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, _no_dropout: float, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, _no_dropout: float, sight: _Sight
 ) -> torch.Tensor:
-    return _TiledAttention.apply(q, k, v, scale, window)
+    return _TiledAttention.apply(q, k, v, scale, sight)
 
 
 class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
@@ -178,7 +208,7 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sight: _Sight
     ) -> torch.Tensor:
         heads, length, size = q.shape
         shared = k.shape[0]  # key-value heads; the query heads that share one are computed as more of its queries
@@ -186,13 +216,13 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
         k32 = k.float()
         output = q.new_empty(shared, heads // shared, length, size)
         probabilities = None
-        for tile in _tiles(length, window):
-            probabilities = _probabilities(q4, k32, tile, scale, window)
+        for tile in _tiles(length, sight):
+            probabilities = _probabilities(q4, k32, tile, scale, sight)
             output[:, :, tile.start : tile.end] = torch.bmm(probabilities, v[:, tile.first : tile.end]).view(
                 shared, -1, tile.end - tile.start, size
             )
         ctx.save_for_backward(q, k, v, probabilities if length <= QUERY_TILE else None)
-        ctx.scale, ctx.window = scale, window
+        ctx.scale, ctx.sight = scale, sight
         return output.view(heads, length, size)
 
     @staticmethod
@@ -208,8 +238,8 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
         if kept is None:  # several tiles add up
             dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
             dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
-        for tile in _tiles(length, ctx.window):
-            p = _probabilities(q4, k32, tile, ctx.scale, ctx.window) if kept is None else kept
+        for tile in _tiles(length, ctx.sight):
+            p = _probabilities(q4, k32, tile, ctx.scale, ctx.sight) if kept is None else kept
             rows = slice(tile.start, tile.end)
             seen = slice(tile.first, tile.end)
             queries = q4[:, :, rows].reshape(shared, -1, size)
@@ -235,14 +265,16 @@ class _Tile:
     first: int  # first key that any of them sees
 
 
-def _tiles(length: int, window: int | None) -> list[_Tile]:
+def _tiles(length: int, sight: _Sight) -> list[_Tile]:
+    # What two sequences share is near to both.
+    window = length if sight.window is None or sight.fork is not None else sight.window
     return [
-        _Tile(start, min(start + QUERY_TILE, length), 0 if window is None else max(0, start - window + 1))
+        _Tile(start, min(start + QUERY_TILE, length), max(0, start - window + 1))
         for start in range(0, length, QUERY_TILE)
     ]
 
 
-def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: float, window: int | None) -> torch.Tensor:
+def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: float, sight: _Sight) -> torch.Tensor:
     """Probabilities of one tile, (key-value heads, heads that share one × queries, keys), in the dtype of `q4`."""
     shared, group, _, size = q4.shape
     count, seen = tile.end - tile.start, tile.end - tile.first
@@ -251,10 +283,12 @@ def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: floa
     scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
     by_head = scores.view(shared, group, count, seen)
     by_head[..., seen - count :].add_(_later_forbidden(q4.device)[:count, :count])
-    if window is not None and seen > window:
-        positions = torch.arange(tile.first, tile.end, device=q4.device)
-        is_too_far = positions[tile.start - tile.first :, None] - positions[None, :] >= window
-        by_head.masked_fill_(is_too_far, float("-inf"))
+    if sight.window is not None and seen > sight.window:
+        distances = sight.distances(slice(tile.start, tile.end), slice(tile.first, tile.end), q4.device)
+        by_head.masked_fill_(distances >= sight.window, float("-inf"))
+    if sight.fork is not None and tile.end > sight.fork.first:
+        second = max(0, sight.fork.first - tile.start)
+        by_head[..., second:, sight.fork.shared : sight.fork.first] = float("-inf")
     return torch._softmax(scores, -1, False).to(q4.dtype)
 
 
