@@ -80,6 +80,7 @@ class RowLengths(_Part):
     longest_held_out: int = 0
     per_row: int = 1  # sequences of each row, next to one another; 2 for the chosen and the rejected answer
     kind: RowKind = "answers"
+    shared: tuple[int, ...] = ()  # tokens that both sequences of each row begin with; none where they are not known
 
     @property
     def longest(self) -> int:

@@ -225,9 +225,13 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
 class LargestPass(NamedTuple):
     """The largest pass of a run."""
 
-    lengths: tuple[int, ...]  # tokens of each of its sequences
+    lengths: tuple[
+        int, ...
+    ]  # tokens of each row that goes through the model: of a sequence, or of two that share their prompt
     trained_tokens: int  # the most of any pass
     sizes: int  # different numbers of tokens that passes have, padding included
+    sequences: int  # in it
+    longest: int  # tokens of its longest sequence
 
 
 @lru_cache(maxsize=128)
@@ -244,26 +248,31 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
     trained = [sum(row) for row in _in_groups([min(tokens, cut) for tokens in rows.trained], rows.per_row)] * copies
     repeats = max(1, settings.sequences_per_row // rows.per_row)  # where only one sequence of each row is known
     lengths = [sum(row) for row in sequences]
+    together = sequences
+    if settings.shares_prompts and rows.shared:
+        shared = zip(sequences, rows.shared * copies, strict=True)
+        together = [(sum(row) - min(*row, begins),) for row, begins in shared]
     planner = EpochPlanner(lengths, settings)
     left = training.max_steps
     if left <= 0:
         left = math.ceil(training.num_train_epochs * planner.steps_per_epoch)
-    largest: tuple[int, int, tuple[int, ...]] = (0, 0, ())
+    largest: tuple[int, int, tuple[int, ...], tuple[int, ...]] = (0, 0, (), ())
     most_trained, sizes, planned = 0, set[int](), 0
     for epoch in range(left):
         for step in itertools.islice(planner.steps(epoch), left):
             for one in step.passes:
-                tokens = tuple(length for row in one.rows for length in sequences[row]) * repeats
+                tokens = tuple(length for row in one.rows for length in together[row]) * repeats
                 longest, total = max(tokens), sum(tokens)
                 size = -(-total // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
-                largest = max(largest, (size, longest, tokens))
+                largest = max(largest, (size, longest, tokens, one.rows))
                 most_trained = max(most_trained, sum(trained[row] for row in one.rows) * repeats)
                 sizes.add(size)
                 planned += len(one.rows)
         left -= planner.steps_per_epoch
         if left <= 0 or planned >= _PLANNED_ROWS:
             break
-    return LargestPass(largest[-1], most_trained, len(sizes))
+    held = [length for row in largest[-1] for length in sequences[row]] * repeats
+    return LargestPass(largest[2], most_trained, len(sizes), len(held), max(held))
 
 
 def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:

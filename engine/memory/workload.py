@@ -29,6 +29,7 @@ from engine.models.batching import (
     choose_batching,
     expected_attention,
     needs_mask,
+    shares_prompts,
     takes_varlen_attention,
 )
 from engine.models.shape import ModelShape, ModuleShape
@@ -99,7 +100,7 @@ class Workload:
     """One training step on one device."""
 
     adapter: AdapterConfig
-    batch_size: int  # rows at once
+    batch_size: int  # sequences at once
     length: int  # tokens of each row, padding included
     device: DeviceKind = "cuda"
     base: BaseFormat = "dense"
@@ -117,7 +118,8 @@ class Workload:
     accumulates: bool = False  # gradients of earlier passes wait while a pass is under way
     layer_kernels: LayerKernels = "own"
     gptq_group_size: int = 128
-    # Of joined rows that differ, tokens of each; `length` is then that of the longest.
+    # Of joined rows that differ, tokens of each, two sequences that share their prompt in one; `length` is then that of the
+    # longest sequence.
     joined_lengths: tuple[int, ...] = ()
     trained_tokens: int | None = None  # of the pass; None where every token is trained
     pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
@@ -173,13 +175,13 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device, rows: 
     """
     ceiling = workload_of_step(shape, config, device)
     step, sizes = ceiling, _pass_sizes(config, device, ceiling)
-    largest = _largest_pass(ceiling, config, rows)
+    largest = _largest_pass(ceiling, config, device, rows)
     if largest is not None:
         step, sizes = _holding(ceiling, largest, config), min(sizes, largest.sizes)
     return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes)
 
 
-def _largest_pass(ceiling: Workload, config: RunConfig, rows: RowLengths | None) -> LargestPass | None:
+def _largest_pass(ceiling: Workload, config: RunConfig, device: Device, rows: RowLengths | None) -> LargestPass | None:
     """Return the largest pass that the trainer makes of these rows, where `ceiling` is one of the longest rows allowed.
 
     None where the rows are not known, and where they cannot be packed as they should be.
@@ -191,17 +193,17 @@ def _largest_pass(ceiling: Workload, config: RunConfig, rows: RowLengths | None)
         batching="joined" if ceiling.joined else "padded",
         world_size=ceiling.data_parallel * ceiling.sharded,
         sequences_per_row=objective_of(config).sequences_per_example,
+        shares_prompts=ceiling.attention == "tiled" and shares_prompts("joined", config, device.kind),
     )
     return largest_pass(rows, settings, ceiling.fills_up_to)
 
 
 def _holding(ceiling: Workload, largest: LargestPass, config: RunConfig) -> Workload:
-    lengths = largest.lengths
     return replace(
         ceiling,
-        batch_size=len(lengths),
-        length=max(lengths) + ceiling.virtual_inputs,
-        joined_lengths=lengths if ceiling.joined else (),
+        batch_size=largest.sequences,
+        length=largest.longest + ceiling.virtual_inputs,
+        joined_lengths=largest.lengths if ceiling.joined else (),
         trained_tokens=None if objective_of(config).trains_prompts else largest.trained_tokens,
     )
 
@@ -219,7 +221,7 @@ def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
 def workload_of_step(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Workload:
     """Describe the largest pass alone, as the worker will run it on this device; `rows` as in `workload_of_run`."""
     ceiling = _longest_step(shape, config, device)
-    largest = _largest_pass(ceiling, config, rows)
+    largest = _largest_pass(ceiling, config, device, rows)
     return ceiling if largest is None else _holding(ceiling, largest, config)
 
 

@@ -204,6 +204,8 @@ def config_of_rows(estimator: Estimator, config: RunConfig) -> RunConfig:
     workload = estimator.workload(config)
     sequences = objective_of(config).sequences_per_example
     tokens = sum(workload.joined_lengths) or workload.batch_size * (workload.length - workload.virtual_inputs)
+    # The pairs that are measured share what their template begins with; no pair of the rows shares less.
+    tokens += len(workload.joined_lengths) * min(estimator.rows.shared, default=0)
     changes = {
         "per_device_train_batch_size": min(_LARGEST_BATCH, max(1, workload.batch_size // sequences)),
         "max_length": max(_SHORTEST, -(-tokens // workload.batch_size)),

@@ -162,6 +162,9 @@ def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
     assert any("longer one in 32 of 32 pairs (100%)" in note for note in report.notes)
     assert report.row_lengths.per_row == 2
     assert report.row_lengths.count == report.train_rows
+    assert len(report.row_lengths.shared) == len(report.row_lengths.tokens) // 2
+    pairs = zip(report.row_lengths.tokens[::2], report.row_lengths.tokens[1::2], report.row_lengths.shared, strict=True)
+    assert all(0 < shared < min(pair) for *pair, shared in pairs)
 
 
 def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, home):

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -308,6 +309,21 @@ def test_the_largest_pass_of_known_rows_is_the_one_that_the_trainer_takes(values
     assert (len(largest.lengths) * max(largest.lengths) if padded else sum(largest.lengths)) == max(sizes)
     assert largest.sizes == len(set(sizes))
     assert largest.trained_tokens == max(sum(length // 3 for length in one) for one in passes)
+
+
+def test_answers_that_share_a_prompt_are_counted_as_they_pass():
+    rows = RowLengths(
+        tokens=(30, 40, 150, 20, 12, 12), trained=(5,) * 6, count=3, per_row=2, kind="pairs", shared=(25, 15, 12)
+    )
+    settings = make_settings(per_device_train_batch_size=3, sequences_per_row=2)
+
+    once = largest_pass(rows, replace(settings, shares_prompts=True))
+    twice = largest_pass(rows, settings)
+
+    assert sorted(once.lengths) == [12, 45, 105]  # 150 are cut at 100
+    assert sorted(twice.lengths) == [12, 12, 20, 30, 40, 100]
+    for one in (once, twice):
+        assert (one.sequences, one.longest, one.trained_tokens) == (6, 100, 30)
 
 
 def test_rows_are_cut_and_steps_that_a_run_never_takes_do_not_count():

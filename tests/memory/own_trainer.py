@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.config.load import config_from_mapping
+from engine.data.contract import RowLengths
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.workload import workload_of_step
@@ -36,23 +37,24 @@ class OwnStep:
     shape: object
 
 
-def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, model_type="llama"):
+def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, folder=None, model_type="llama"):
     """Assemble a model as the worker does.
 
     Args:
         overrides: Settings by dotted name.
+        shared: Tokens that each two rows, the answers of a pair, begin with; 0 where rows are no pairs.
         model_type: The architecture.
         folder: Takes the weights of a quantized base, which is loaded from there.
     """
     from transformers import AutoModelForCausalLM
 
     from engine.training.assembly import assemble
-    from engine.training.batching.batches import join, pad
+    from engine.training.batching.batches import join, join_pairs, pad
     from engine.training.build import add_adapter, load_model
     from engine.training.placement import Placement
     from engine.training.precision import choose_precision
 
-    config = _config(overrides, batch, length)
+    config = _config(overrides, batch // 2 if shared else batch, length)
     device = Device("cpu", 0, "cpu", 2**35, 2**35, has_fast_bfloat16=True)
     precision = choose_precision(config, device)
     placement = Placement(device, torch.device("cpu"))
@@ -67,7 +69,15 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
     model.config.use_cache = False
     model = add_adapter(model, config, source)
     tokens = [random.Random(row).choices(range(3, VOCABULARY), k=length) for row in range(batch)]
+    for first, second in zip(tokens[::2], tokens[1::2], strict=False):
+        second[:shared] = first[:shared]
     rows = [Row(ids, list(ids)) for ids in tokens]
+    known = None
+    if shared:
+        pairs = batch // 2
+        known = RowLengths(
+            tokens=(length,) * batch, trained=(length,) * batch, count=pairs, per_row=2, shared=(shared,) * pairs
+        )
     assembly = assemble(model, config, precision, placement, rows, 0)
     assert not assembly.notes
     if config.training.gradient_checkpointing:
@@ -75,7 +85,10 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
         if config.adapter.method != "none":
             model.enable_input_require_grads()
     model.train()
-    one = join(rows) if assembly.setup.settings.batching == "joined" else pad(rows, 0)
+    settings = assembly.setup.settings
+    assert settings.shares_prompts == bool(shared)
+    join_rows = join_pairs if shared else join
+    one = join_rows(rows) if settings.batching == "joined" else pad(rows, 0)
     autocast = assembly.setup.autocast
 
     def step(phase):
@@ -87,7 +100,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, sizes=None, folder=None, m
                 loss.backward()
         return loss
 
-    return OwnStep(model, step, workload_of_step(shape, config, device), shape)
+    return OwnStep(model, step, workload_of_step(shape, config, device, known), shape)
 
 
 def _config(overrides, batch, length):

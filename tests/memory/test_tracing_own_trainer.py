@@ -18,6 +18,7 @@ IA3 = {"adapter.method": "ia3"}
 FULL = {"adapter.method": "none"}
 PREFIX = {"adapter.method": "prefix_tuning", "adapter.num_virtual_tokens": 5}
 DORA = {"adapter.use_dora": True}
+DPO = {"training.objective": "dpo"}
 ACCUMULATING = {"training.gradient_accumulation_steps": 2}
 
 DENSE = {
@@ -27,6 +28,8 @@ DENSE = {
     "LoRA, rows of several tiles": ({}, {"length": 150}),
     "LoRA, checkpointed": (CHECKPOINTED, {}),
     "LoRA with dropout": ({"adapter.lora_dropout": 0.1}, {}),
+    "LoRA on pairs with a prompt": (DPO, {"batch": 4, "shared": 6}),
+    "LoRA on a pair of several tiles": (DPO, {"batch": 2, "length": 150, "shared": 40}),
     "LoRA on two projections": ({"adapter.target_modules": ["q_proj", "v_proj"]}, {}),
     "LoRA at 32 bits": ({"model.compute_dtype": "float32"}, {}),
     "IA3": (IA3, {}),

@@ -9,6 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from engine.config.rules import QUERY_TILE
 from engine.training.ops import attention
 from engine.training.ops.attention import (
+    Fork,
     JoinedRows,
     UnsupportedAttentionError,
     copy_shared_heads,
@@ -61,6 +62,38 @@ def test_values_and_gradients_are_those_of_separate_rows(lengths, window):
 
     assert probabilities is None
     torch.testing.assert_close(joined, expected, rtol=1e-4, atol=1e-5)
+    for got, wanted in zip(inputs, again, strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3, QUERY_TILE + 7])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["in tiles", "by PyTorch's kernel"])
+@pytest.mark.parametrize(("shared", "first", "second"), [(4, 9, 7), (5, 5, 8), (6, 9, 6), (90, 2 * QUERY_TILE, 140)])
+def test_two_sequences_that_share_their_beginning_see_what_whole_ones_do(shared, first, second, dropout, window):
+    inputs = random_inputs((first, second, 3))
+    again = tuple(part.detach().clone().requires_grad_() for part in inputs)
+    rest, after = slice(first + shared, first + second), slice(first + second, None)
+
+    def without_repetition(states):
+        return torch.cat([states[:, :, :first], states[:, :, rest], states[:, :, after]], dim=2)
+
+    def with_repetition(states):
+        parts = (states[:, :, :first], states[:, :, :shared], states[:, :, rest], states[:, :, after])
+        return torch.cat(parts, dim=2)
+
+    rows = JoinedRows((first + second - shared, 3), (Fork(shared, first),))
+    query, key, value = map(without_repetition, inputs)
+    forked, _ = joined_attention(
+        CausalModule(), query, key, value, None, dropout=dropout, scaling=0.3, sliding_window=window,
+        joined_rows=rows,
+    )  # fmt: skip
+    whole = row_by_row(tuple(map(with_repetition, again)), (first, second, 3), 0.3, window).transpose(1, 2)
+    expected = without_repetition(whole).transpose(1, 2)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    (forked * weights).sum().backward()
+    (expected * weights).sum().backward()
+
+    torch.testing.assert_close(forked, expected, rtol=1e-4, atol=1e-5)
     for got, wanted in zip(inputs, again, strict=True):
         torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-4, atol=1e-5)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from engine.config.rules import JOINED_MULTIPLE
-from engine.training.batching.batches import join, pad
+from engine.training.batching.batches import join, join_pairs, pad
+from engine.training.ops.attention import Fork
 from tests.training.tiny_training import Row
 
 FIRST = Row([11, 12, 13, 14], [-100, -100, 13, 14])
@@ -33,6 +34,22 @@ def test_joined_tokens_are_filled_up_with_a_row_of_their_own():
     assert one.inputs["input_ids"].shape == (1, JOINED_MULTIPLE)
     assert one.inputs["joined_rows"].lengths == (4, 3, JOINED_MULTIPLE - 7)
     assert one.inputs["position_ids"][0, 7:].tolist() == list(range(JOINED_MULTIPLE - 7))
+
+
+def test_the_beginning_that_two_answers_share_is_there_once():
+    other = Row([11, 12, 13, 15, 16], [-100, -100, 13, 15, 16])  # begins like FIRST with a trained token
+
+    one = join_pairs([FIRST, other, SECOND, SECOND])
+
+    assert one.inputs["input_ids"][0, :9].tolist() == [11, 12, 13, 14, 15, 16, 21, 22, 23]
+    assert one.inputs["position_ids"][0, :9].tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2]
+    rows = one.inputs["joined_rows"]
+    assert (rows.lengths, rows.forks) == ((6, 3, JOINED_MULTIPLE - 9), (Fork(3, 4), Fork(3, 3)))
+    assert learned(one) == [
+        (12, 13), (13, 14), (12, 13), (13, 15), (15, 16), (21, 22), (22, 23), (21, 22), (22, 23),
+    ]  # fmt: skip
+    assert one.sequence_of.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3]
+    assert (one.tokens, one.sequences, one.sequence_tokens) == (15, 4, (2, 3, 2, 2))
 
 
 def test_padded_rows_learn_the_same():

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from engine.config.objectives import OBJECTIVES, objective_of
+from engine.config.optimizations import VARIABLE
+from engine.training.batching.probe import Probe
 from engine.training.objectives import TRAINING_OBJECTIVES
 from engine.training.objectives.precomputed import ReferenceCache
 from engine.training.objectives.reference import Reference
@@ -53,6 +55,37 @@ def test_padded_and_joined_pairs_have_the_same_losses(attention, tiny_model_fold
 
     assert built.assembly.setup.settings.batching == ("padded" if attention == "eager" else "joined")
     assert built.losses == pytest.approx([0.693147, 0.69], rel=0.02)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+def test_a_prompt_that_passes_once_for_both_answers_changes_no_loss(
+    objective, tiny_model_folder, tmp_path, monkeypatch
+):
+    once = trained(objective, tiny_model_folder, tmp_path / "once", held_out=3)
+    monkeypatch.setenv(VARIABLE, "shared_prompts")
+    twice = trained(objective, tiny_model_folder, tmp_path / "twice", held_out=3)
+
+    first, second = (
+        built.trainer._batches.__getitems__(next(built.trainer._planner.steps(0))) for built in (once, twice)
+    )
+    passed = [sum(one.inputs["input_ids"].numel() for one in step.passes) for step in (first, second)]
+    assert passed[0] < passed[1]
+    assert (first.tokens, first.trained_tokens) == (second.tokens, second.trained_tokens)
+    assert once.losses == pytest.approx(twice.losses, rel=1e-5)
+    for one, two in zip(once.steps, twice.steps, strict=True):
+        assert (one.tokens, one.grad_norm) == (two.tokens, pytest.approx(two.grad_norm, rel=1e-4))
+        assert one.metrics == pytest.approx(two.metrics, rel=1e-3, abs=1e-5)
+    measured = [built.trainer.measure_held_out() for built in (once, twice)]
+    assert measured[0].eval_loss == pytest.approx(measured[1].eval_loss, rel=1e-5)
+
+
+def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Probe, "shares_prompts", lambda _: False)
+
+    built = make_training(make_config(tiny_model_folder, training={"objective": "dpo"}), make_pairs(8), tmp_path)
+
+    assert built.assembly.optimizations["shared_prompts"] == "the model's losses differ"
+    assert not built.assembly.setup.settings.shares_prompts
 
 
 @pytest.mark.parametrize("objective", ROWS)

@@ -23,12 +23,14 @@ from engine.data.contract import (
     SourceReport,
     TokenLengths,
 )
+from engine.data.conversation import Comparison
 from engine.data.files.access import write_cached
 from engine.data.passes.preferences import PreferenceCounts
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer, digest_of
 from engine.data.passes.split import Positions, Split, draw_split
 from engine.data.records import ProblemKind, Record, place
 from engine.data.render.template import tokenizer_fingerprint
+from engine.data.render.tokenize import count_shared
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from engine.files import read_model
@@ -57,6 +59,7 @@ class Counts:
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
+        self.shared = array("I")  # tokens that both sequences of each pair begin with, before the cut
         self.first_sequences = array("Q")  # of each kept row, the number of its first one
         self.total_tokens = 0
         self.trained_tokens = 0
@@ -84,6 +87,8 @@ class Counts:
             return
         self.first_sequences.append(len(self.lengths))
         self.notes.update(row.rendering.notes)
+        if isinstance(row.example, Comparison):
+            self.shared.append(count_shared(*(sequence.encoded.ids for sequence in row.rendering.rows)))
         for sequence in row.rendering.rows:
             self.lengths.append(sequence.uncut_tokens)
             self.length_rows.append(record.row)
@@ -134,6 +139,7 @@ class Counts:
             longest_held_out=int(held_out.max(initial=0)),
             per_row=per_row,
             kind=kind,
+            shared=tuple(np.asarray(self.shared)[chosen[:, 0] // 2].tolist()) if kind == "pairs" else (),
         )
 
     def _sequences_of(self, rows: Positions) -> np.ndarray:

@@ -152,8 +152,8 @@ def joined_attention(
     rows = zip(*(states[0].split(joined_rows.lengths, dim=1) for states in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         outputs = [
-            attend(*states, scale, dropout, _Sight(sliding_window, fork))
-            for states, fork in itertools.zip_longest(rows, joined_rows.forks)
+            attend(q, k, v, scale, dropout, _Sight(sliding_window, fork))
+            for (q, k, v), fork in itertools.zip_longest(rows, joined_rows.forks)
         ]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
