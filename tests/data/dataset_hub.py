@@ -1,4 +1,4 @@
-"""A Hub of datasets small enough for tests, and a process that reads one of it through the real `datasets` library."""
+"""A Hub of datasets small enough for tests, and a process that reads of it through the real `datasets` library."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import EngineError
 
-asked = json.loads(sys.argv[1])
-try:
-    reader = DatasetReader(DatasetConfig(**asked["config"]), SourceOptions(streaming=asked["streaming"]))
-    print(json.dumps({"rows": [row.record.value for row in reader.rows()], "columns": reader.columns}))
-except EngineError as error:
-    print(json.dumps({"what": error.what, "fix": error.fix}))
+def answer(source, streaming):
+    try:
+        reader = DatasetReader(DatasetConfig(source=source), SourceOptions(streaming=streaming))
+        return {"rows": [row.record.value for row in reader.rows()], "columns": reader.columns}
+    except EngineError as error:
+        return {"what": error.what, "fix": error.fix}
+
+print(json.dumps([answer(*asked) for asked in json.loads(sys.argv[1])]))
 """
 
 
@@ -72,8 +75,13 @@ class DatasetHub:
         self._server.shutdown()
         self._server.server_close()
 
-    def read(self, cache: Path, *, streaming: bool = True, **config: Any) -> dict[str, Any]:
-        """Read a dataset in another process, whose working folder is `cache`: its rows, or the two sentences."""
+    def read(self, cache: Path, asked: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
+        """Read datasets in another process, one after the other: the rows of each, or the two sentences.
+
+        Args:
+            cache: The working folder of that process.
+            asked: The source of each, and whether it is streamed.
+        """
         environment = {
             **os.environ,
             "HF_ENDPOINT": self.address,
@@ -83,11 +91,11 @@ class DatasetHub:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        asked = json.dumps({"config": config, "streaming": streaming})
-        done = subprocess.run([sys.executable, "-c", _READ, asked], cwd=cache, env=environment, capture_output=True)
+        command = [sys.executable, "-c", _READ, json.dumps(asked)]
+        done = subprocess.run(command, cwd=cache, env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
-        answer: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
-        return answer
+        answers: list[dict[str, Any]] = json.loads(done.stdout.decode().splitlines()[-1])
+        return answers
 
     def _answer(self, request: Any) -> None:
         path = unquote(urlsplit(request.path).path)

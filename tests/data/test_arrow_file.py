@@ -140,6 +140,7 @@ def bombs(tmp_path_factory):
     return read_measured(files)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", BOMBS)
 def test_what_is_small_in_the_file_stays_bounded_in_memory(bombs, name):
     reading, outcome = bombs[name], BOMBS[name][1]

@@ -15,15 +15,15 @@ ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub():
     with DatasetHub() as hub:
         yield hub
 
 
-@pytest.fixture
-def secret(tmp_path):
-    path = tmp_path / "secret.jsonl"
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory):
+    path = tmp_path_factory.mktemp("secret") / "secret.jsonl"
     path.write_text('{"instruction": "Who", "output": "secret-of-this-machine"}\n')
     return path
 
@@ -33,19 +33,6 @@ def readme(*patterns, **more):
     lines = "".join(f"\n  {key}: {json.dumps(value)}" for key, value in more.items())
     named = f"\n  data_files:{files}" if patterns else ""
     return f"---\nconfigs:\n- config_name: default{lines}{named}\n---\n".encode()
-
-
-@pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize("pattern", [None, "data/*.jsonl"])
-def test_a_repository_is_read_from_its_own_files(hub, tmp_path, streaming, pattern):
-    hub.repositories["some/one"] = {
-        "data/rows.jsonl": LINES,
-        **({"README.md": readme(pattern)} if pattern is not None else {}),
-    }
-
-    answer = hub.read(tmp_path, streaming=streaming, source=" some/one ")
-
-    assert answer.get("rows") == ROWS, answer
 
 
 OUTSIDE = {
@@ -59,17 +46,33 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("make_readme", OUTSIDE.values(), ids=OUTSIDE)
-def test_a_repository_that_points_outside_itself_is_refused_before_anything_is_asked(
-    hub, tmp_path, secret, make_readme
-):
+OWN = [(pattern, streaming) for pattern in (None, "data/*.jsonl") for streaming in (True, False)]
+
+
+@pytest.fixture(scope="module")
+def answers(hub, secret, tmp_path_factory):
+    """What came of every repository, of its own files or not, in one process."""
     hub.repositories["some/other"] = {"rows.jsonl": LINES}
-    hub.repositories["some/one"] = {"README.md": make_readme(secret, hub), "rows.jsonl": LINES}
+    asked: dict[object, tuple[str, bool]] = {}
+    for number, (pattern, streaming) in enumerate(OWN):
+        described = {"README.md": readme(pattern)} if pattern is not None else {}
+        hub.repositories[f"own/{number}"] = {"data/rows.jsonl": LINES, **described}
+        asked[pattern, streaming] = (f" own/{number} ", streaming)
+    for number, (name, make_readme) in enumerate(OUTSIDE.items()):
+        hub.repositories[f"outside/{number}"] = {"README.md": make_readme(secret, hub), "rows.jsonl": LINES}
+        asked[name] = (f"outside/{number}", True)
+    return dict(zip(asked, hub.read(tmp_path_factory.mktemp("work"), list(asked.values())), strict=True))
 
-    answer = hub.read(tmp_path, source="some/one")
 
-    assert "outside its own repository" in answer.get("what", ""), answer
-    assert str(tmp_path) not in json.dumps(answer)
+@pytest.mark.parametrize("own", OWN, ids=str)
+def test_a_repository_is_read_from_its_own_files(answers, own):
+    assert answers[own].get("rows") == ROWS, answers[own]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_repository_that_points_outside_itself_is_refused_before_anything_is_asked(answers, hub, secret, name):
+    assert "outside its own repository" in answers[name].get("what", ""), answers[name]
+    assert str(secret.parent) not in json.dumps(answers[name])
     assert not [path for path in hub.paths if "other" in path or "private" in path]
 
 

@@ -71,6 +71,7 @@ def test_its_owner_opens_it_as_an_upload_and_nobody_else_does(hub, home):
     assert list_own_datasets(ann) == []
 
 
+@pytest.mark.e2e
 def test_a_new_state_replaces_the_old_one_and_what_is_the_same_is_not_fetched(hub, home):
     found = job(home.of("ann")).run()
     fetched = hub.asked["get"]
@@ -121,6 +122,7 @@ def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path
     require_hidden_token(hub, job(home.of("ann")), TOKEN, tmp_path)
 
 
+@pytest.mark.e2e
 def test_a_download_can_be_stopped_and_continues_later(hub, home):
     stop_midway(hub, job(home.of("ann")))
     assert job(home.of("ann")).run().bytes > 0

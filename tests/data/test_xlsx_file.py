@@ -209,6 +209,7 @@ def readings(tmp_path_factory):
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_workbooks_are_refused_in_seconds_and_in_bounded_memory(readings, name):
     reading, outcome = readings[name], HOSTILE[name][1]

@@ -188,6 +188,7 @@ def test_a_file_that_says_too_much_is_not_sent(hub, home, run, extra):
     assert hub.repositories == {}
 
 
+@pytest.mark.e2e
 def test_after_an_interruption_nothing_is_prepared_or_sent_twice(hub, home, run):
     export = QuickExport()
     hub.faults = [Fault("commit", 403)]
@@ -204,6 +205,7 @@ def test_after_an_interruption_nothing_is_prepared_or_sent_twice(hub, home, run)
     assert list((home.cache / "pushes").glob("*/*")) == []
 
 
+@pytest.mark.e2e
 def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     reached, release = threading.Event(), threading.Event()
 

@@ -42,6 +42,7 @@ def test_without_a_login_it_is_refused_with_what_to_do(hub, inspector):
     assert hub.tokens == set()
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of a process")
 def test_with_a_login_it_is_fetched_by_a_process_that_ends_and_read_by_one_without(hub, inspector, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)

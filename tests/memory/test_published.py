@@ -53,6 +53,7 @@ def evaluation(shared_folder):
     return evaluate(*read_measurements(shared_folder / "reference" / "measured_training_memory.json"))
 
 
+@pytest.mark.e2e
 def test_allocated_memory_of_exact_points_is_predicted_within_two_percent(evaluation):
     exact = [item for item in evaluation.comparisons if item.tier == "A" and item.kind == "allocated"]
 
@@ -62,6 +63,7 @@ def test_allocated_memory_of_exact_points_is_predicted_within_two_percent(evalua
     assert evaluation.declined == ()
 
 
+@pytest.mark.e2e
 def test_the_bound_covers_nine_in_ten_of_every_source_and_is_not_far_above(evaluation):
     judged = [score for score in evaluation.scores if score.kind != "allocated" and score.n >= 10]
 

@@ -110,6 +110,7 @@ def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path
     require_hidden_token(hub, OwnModelJob(home.of("ann"), SecretStr(TOKEN), MODEL), TOKEN, tmp_path)
 
 
+@pytest.mark.e2e
 def test_a_download_can_be_stopped_and_continues_later(hub, home):
     stop_midway(hub, OwnModelJob(home.of("ann"), SecretStr(TOKEN), MODEL))
     assert download(home.of("ann")).bytes > 0

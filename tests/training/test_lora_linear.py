@@ -393,7 +393,7 @@ def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
     assert len(set(asked[3:])) == 1
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.e2e)])
 def test_fifty_steps_have_the_losses_of_layer_and_branch_apart(quantization, tiny_model_folder, tmp_path, monkeypatch):
     settings = {"max_steps": 50, "learning_rate": 2e-3, "gradient_accumulation_steps": 2, "num_train_epochs": 10}
     config = make_config(tiny_model_folder, model={"quantization": quantization}, training=settings)

@@ -183,6 +183,7 @@ def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, train
         assert torch.equal(weight, whole.weights[name]), name
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("method", "settings"), VARIANTS)
 @pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")
 def test_a_variant_of_a_method_resumes_loads_and_is_counted_too(

@@ -23,6 +23,7 @@ def run(*arguments, **environment):
     )
 
 
+@pytest.mark.e2e
 def test_it_gives_what_the_reference_gives():
     cases = Path(__file__).with_name("triton_loss_cases.py")
     done = run(
@@ -53,6 +54,7 @@ print("compiled", len(used))
 """
 
 
+@pytest.mark.e2e
 def test_it_compiles_for_gpus(tmp_path):
     done = run("-c", _COMPILE, TRITON_CACHE_DIR=str(tmp_path))
 

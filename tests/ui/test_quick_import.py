@@ -100,14 +100,6 @@ def test_what_gradio_hardly_uses_is_imported_when_it_is_used():
     assert run(STOOD_IN_FOR) == "imported when used"
 
 
-def test_the_page_starts_without_the_readers_of_data_formats():
-    program = (
-        "import ui.build, sys; print({'pyarrow.parquet', 'datasets', 'torch', 'transformers'} & sys.modules.keys())"
-    )
-
-    assert run(program) == "set()"
-
-
 @pytest.fixture
 def page_of(tmp_path):
     def open_page(kind: str) -> dict:
@@ -118,6 +110,7 @@ def page_of(tmp_path):
     return open_page
 
 
+@pytest.mark.e2e
 def test_the_first_answer_is_that_of_gradio_alone_with_less_imported(page_of):
     ours, of_gradio = page_of("as it starts"), page_of("gradio alone")
 

@@ -127,9 +127,8 @@ class PersonPages:
             await asyncio.to_thread(page.services.transfers.sweep)
 
     async def close_all(self) -> None:
-        """Close every page; runs continue."""
+        """Close every page, as the server ends; runs continue."""
         await asyncio.gather(*(self._close(name) for name in list(self._pages)))
-        await self.reclaim_memory()
 
     async def reclaim_memory(self) -> None:
         """Give back what closed pages and answers have left."""

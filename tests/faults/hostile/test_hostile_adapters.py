@@ -16,6 +16,7 @@ from engine.chat.worker.adapter_patterns import base_module_names, resolve_patte
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, ModelError
 from engine.memory.targets import find_targets
+from engine.models.shape import PatternMatcher
 from engine.training.targets import choose_targets
 from tests.chat.tiny_adapters import lora, make_adapter
 
@@ -44,6 +45,12 @@ def hostile(adapter, tmp_path):
 
     make.folder = folder  # type: ignore[attr-defined]
     return make
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch):
+    """A tenth of the time that patterns get: what ends with it ends with all of it, too."""
+    monkeypatch.setattr(PatternMatcher.__init__, "__defaults__", (0.1,))
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ class Watch:
             self.workers.update(name for name in WORKERS if name.encode() in command)
 
 
+@pytest.mark.e2e
 def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, monkeypatch):
     lab, gated, pushed = hubs
     ann = lab.add("ann")
@@ -228,6 +229,7 @@ def test_a_guest_has_no_place_for_a_token(hubs):
     assert not {"own-model-token", "own-dataset-token"} & page.ids.keys()
 
 
+@pytest.mark.e2e
 def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
     lab, gated, _ = hubs
     monkeypatch.setenv("HF_ENDPOINT", gated.address)

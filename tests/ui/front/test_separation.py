@@ -252,6 +252,7 @@ def test_a_guest_uploads_nothing(lab):
     assert not list(lab.home.of("gil").transfers.rglob("*.jsonl"))
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of a process")
 def test_a_lab_that_is_started_with_secrets_begins_again_without_them(tmp_path):
     path = tmp_path / "page.sock"
