@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.chat.contract import Branch, ChatTarget
 from engine.chat.target import plan_load
+from engine.chat.worker.answer import Answer
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.objectives import DPO, KTO
 from engine.config.results import EvaluationConfig
@@ -34,7 +35,9 @@ from engine.evaluation.job import (
 )
 from engine.evaluation.preference import PairLikelihoods, accuracy_words, interval, measure_preference, turned_words
 from engine.evaluation.ratings import measure_ratings, rating_words
-from engine.evaluation.worker.main import EvaluationWorker, decode, split_at_answer
+from engine.evaluation.worker.answers import decode, split_at_answer
+from engine.evaluation.worker.batched_answers import BatchedAnswers
+from engine.evaluation.worker.main import EvaluationWorker
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
@@ -395,25 +398,66 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
     assert len(request.told) == after
 
 
-def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch):
-    from engine.chat.worker.answer import Answer
-
-    advanced, advance = [], Answer.advance
+@pytest.mark.parametrize("rows", [1, 5], ids=["alone", "side by side"])
+def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch, rows):
+    advanced, kind = [], Answer if rows == 1 else BatchedAnswers
+    advance = kind.advance
 
     def note(answer):
         advanced.append(answer)
         return advance(answer)
 
-    monkeypatch.setattr(Answer, "advance", note)
+    monkeypatch.setattr(kind, "advance", note)
     finished = RecordedRequest()
-    evaluate(home, order_of(run, max_rows=1, answered_rows=1), finished)
+    evaluate(home, order_of(run, max_rows=rows, answered_rows=rows), finished)
     assert advanced
-    before_the_answer = len(finished.told) - 1
+    steps = len(advanced)
+    before_the_answers = next(n for n, told in enumerate(finished.told) if "Answering" in told["message"])
     advanced.clear()
 
     with pytest.raises(CancelledRequestError):
-        evaluate(home, order_of(run, max_rows=1, answered_rows=1), RecordedRequest(cancel_after=before_the_answer))
-    assert advanced == []
+        evaluate(
+            home,
+            order_of(run, max_rows=rows, answered_rows=rows),
+            RecordedRequest(cancel_after=before_the_answers + 1),
+        )
+    assert len(advanced) < steps
+
+
+def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, monkeypatch):
+    request = RecordedRequest()
+    together = evaluate(home, order_of(run, answered_rows=8), request)
+    told = [one["message"] for one in request.told if "Answering" in one["message"]]
+    monkeypatch.setattr("engine.evaluation.worker.answers.most_rows", lambda *_: 1)
+
+    assert together.answered == evaluate(home, order_of(run, answered_rows=8)).answered
+    assert told[-1] == "Answering, 16 of 16 answers."
+    assert told == sorted(told, key=lambda message: int(message.split()[1]))
+
+
+def test_memory_that_runs_out_halves_the_rows_side_by_side(home, run, monkeypatch):
+    expected = evaluate(home, order_of(run, answered_rows=5)).answered
+    sizes = []
+
+    class Large(BatchedAnswers):
+        def __init__(self, weights, prompts, *others):
+            sizes.append(len(prompts))
+            if len(prompts) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            super().__init__(weights, prompts, *others)
+
+    monkeypatch.setattr("engine.evaluation.worker.answers.BatchedAnswers", Large)
+
+    assert evaluate(home, order_of(run, answered_rows=5)).answered == expected
+    assert sizes == [5, 3, 2, 2] * 2
+
+
+def test_rows_that_change_each_other_are_answered_one_by_one(home, run, monkeypatch):
+    expected = evaluate(home, order_of(run, answered_rows=3)).answered
+    monkeypatch.setattr(BatchedAnswers, "keeps_rows_apart", lambda _: False)
+    monkeypatch.setattr(BatchedAnswers, "advance", lambda _: pytest.fail("answered side by side"))
+
+    assert evaluate(home, order_of(run, answered_rows=3)).answered == expected
 
 
 def test_a_row_is_parted_at_its_last_answer():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.evaluation.worker.main import chrf, mean_scores, rouge_l, score_answer
+from engine.evaluation.worker.scores import chrf, mean_scores, rouge_l, score_answer
 
 KNOWN = [
     ("The rank of an adapter is a small number.", "A rank is the small number of an adapter.", 0.6512183350, 0.4444444),

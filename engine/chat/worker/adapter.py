@@ -72,16 +72,23 @@ class AdaptedBase:
         self._keeps_some = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.fixed_caches = FixedCaches.of(self.model)
 
-    def forward(self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: Cache | None,
+        positions: torch.Tensor | None = None,
+        **padding: torch.Tensor,
+    ) -> torch.Tensor:
         """Run the model with the adapter that is in force.
 
         Args:
-            ids: Shape (1, tokens).
+            ids: Shape (rows, tokens).
             cache: What came before, and takes these tokens in; None where `ids` is everything.
             positions: Of the tokens whose logits are wanted, shape (n,); None for the last one.
+            padding: Mask and positions of the model, where rows differ in length.
 
         Returns:
-            Logits of the tokens that follow those, shape (1, n or 1, vocabulary).
+            Logits of the tokens that follow those, shape (rows, n or 1, vocabulary).
         """
         several = ids.shape[1] > 1
         if several and positions is None:
@@ -90,7 +97,7 @@ class AdaptedBase:
         # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
         # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
         kept = {"logits_to_keep": positions if several else 1} if self._keeps_some else {}
-        logits = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept).logits
+        logits = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept, **padding).logits
         return logits if self._keeps_some or not several else logits[:, positions]
 
     def lend_cache(self, positions: int) -> LentCache | None:

@@ -157,7 +157,7 @@ class FixedCaches:
             repeat = self.capture(one_token)
             cache.rewind(before)
             found = repeat()
-            if _are_close(found, expected):
+            if logits_agree(found, expected):
                 place.repeat = repeat
                 return found
             reason = "a repeated CUDA graph gives other logits"
@@ -193,14 +193,15 @@ class FixedCaches:
         for cache in (fixed, DynamicCache(config=config)):
             forward(ids[:, :-1], cache)
             found.append(forward(ids[:, -1:], cache)[:, -1].float())
-        if not _are_close(*found):
+        if not logits_agree(*found):
             self.give_up("its logits differ from those with a growing cache")
             return False
         self._layers, self._bytes_a_position = len(fixed.layers), fixed.size_bytes / fixed.positions
         return True
 
 
-def _are_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def logits_agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are the same but for rounding to 16 bits."""
     return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 

@@ -1,134 +1,35 @@
 """The process that evaluates: `python -P -m engine.evaluation.worker.main HOME`, JSON lines on stdio."""
 
-import contextlib
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import CHRF
 
 from engine.chat.contract import Branch, Progress
-from engine.chat.worker.answer import TalkingTokenizer, begin_answer, load_chat_tokenizer
+from engine.chat.worker.answer import load_chat_tokenizer
 from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.config.objectives import objective_of
-from engine.config.results import SamplingConfig
 from engine.config.run import RunConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
-from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair, TokenizedRow
-from engine.errors import DatasetError, ModelError
+from engine.data.render.tokenize import RatedRow, TokenizedPair, TokenizedRow
+from engine.errors import DatasetError
 from engine.evaluation.general_text import general_rows
-from engine.evaluation.job import (
-    AnsweredRow,
-    AnswerScores,
-    BranchAnswer,
-    BranchLoss,
-    DataThen,
-    EvaluationOrder,
-    EvaluationResult,
-    MeanScores,
-)
+from engine.evaluation.job import BranchLoss, DataThen, EvaluationOrder, EvaluationResult
 from engine.evaluation.preference import PairLikelihoods, PreferenceResult, measure_preference
 from engine.evaluation.ratings import RatingResult, measure_ratings
+from engine.evaluation.worker.answers import Evaluation, answer_rows
+from engine.evaluation.worker.scores import mean_scores
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
+from engine.processes.messages import JsonObject, Request, serve
 from engine.processes.spawn import Access, give_up_access
 from engine.training.batching.probe import agrees
 from engine.training.failure import is_out_of_memory
 
 _TOKENS_AT_ONCE = 4096  # of rows that a GPU reads together
-
-_WORD = re.compile(r"[^\W_]+")
-
-
-class _WordsOfAnyScript:
-    """Words in lower case, as rouge-score's own tokenizer has them, which keeps only a to z and digits."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(text.lower())
-
-
-_ROUGE = RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript())
-_CHRF = CHRF()
-
-
-def score_answer(answer: str, reference: str) -> AnswerScores:
-    """Compare one answer with its reference."""
-    exact = " ".join(answer.split()) == " ".join(reference.split())
-    return AnswerScores(exact=exact, rouge_l=rouge_l(answer, reference), chrf=chrf(answer, reference))
-
-
-def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
-    """Return means over rows."""
-    means = {name: fmean(getattr(score, name) for score in scores) for name in AnswerScores.model_fields}
-    return MeanScores(rows=len(scores), **means)
-
-
-def rouge_l(answer: str, reference: str) -> float:
-    """Return F1 of the longest common subsequence of words, from 0 to 1.
-
-    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
-    """
-    return float(_ROUGE.score(target=reference, prediction=answer)["rougeL"].fmeasure)
-
-
-def chrf(answer: str, reference: str) -> float:
-    """Return F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
-
-    Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
-    """
-    return float(_CHRF.sentence_score(answer, [reference]).score) / 100
-
-
-def split_at_answer(row: TokenizedRow) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the prompt of a sequence and its last trained tokens; None where nothing comes before, as in plain text."""
-    trained = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
-    if not trained:
-        return None
-    end = trained[-1] + 1
-    start = end - 1
-    while start > 0 and row.labels[start - 1] != IGNORED_LABEL:
-        start -= 1
-    if start == 0:
-        return None
-    return tuple(row.input_ids[:start]), tuple(row.input_ids[start:end])
-
-
-def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
-    """Return tokens as a person reads them, without control tokens."""
-    controls = set(tokenizer.all_special_ids)
-    return tokenizer.decode([token for token in ids if token not in controls]).strip()
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    order: EvaluationOrder
-    request: Request
-    weights: Weights
-    tokenizer: TalkingTokenizer
-
-    def report(self, message: str, fraction: float | None = None) -> None:
-        self.end_if_stopped()
-        self.request.progress(Progress(phase="measuring", message=message, fraction=fraction).model_dump(mode="json"))
-
-    @property
-    def reads_single_rows(self) -> bool:
-        """Whether rows are read one by one: on a processor, which gains nothing, and where rows would not be kept apart."""
-        plan = self.order.plan
-        rounds_together = plan.model.quantization == "int8"  # whose layers look for outliers over all that they get
-        return self.weights.place.device.kind == "cpu" or rounds_together or self.weights.has_virtual_tokens
-
-    def end_if_stopped(self) -> None:
-        if self.request.is_cancelled():  # cheap enough for every token
-            raise CancelledRequestError
 
 
 class EvaluationWorker:
@@ -169,7 +70,7 @@ class EvaluationWorker:
         rows = spread_evenly(data.held_out, order.settings.max_rows)
         place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
         asks_general = order.settings.general_text
-        evaluation = _Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
+        evaluation = Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
             row_losses = _row_losses(evaluation, rows, "the loss, row")
             losses = _mean_losses(row_losses, rows)
@@ -177,7 +78,7 @@ class EvaluationWorker:
             ratings = _measure_ratings(order.run, rows, row_losses)
             texts = general_rows(tokenizer) if asks_general else []
             general = _mean_losses(_row_losses(evaluation, texts, "forgetting, text"), texts) if texts else {}
-            answered = _answer(evaluation, rows)
+            answered = answer_rows(evaluation, rows)
         result = EvaluationResult(
             losses=losses,
             rows=len({row.row for row in rows}),
@@ -215,15 +116,17 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
     )
 
 
-def _row_losses(evaluation: _Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
+def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
     """Return the summed loss of each row. Batch by batch and branch by branch: adapters are only switched and never moved."""
     found = {branch: [0.0] * len(rows) for branch in evaluation.weights.offered}
+    # A processor gains nothing from rows that are read together.
+    together = evaluation.keeps_rows_apart and evaluation.weights.place.device.kind != "cpu"
     done = 0
-    for batch in batches_of(rows, 0 if evaluation.reads_single_rows else _TOKENS_AT_ONCE):
-        together = [rows[number] for number in batch]
+    for batch in batches_of(rows, _TOKENS_AT_ONCE if together else 0):
+        chosen = [rows[number] for number in batch]
         for branch, losses in found.items():
             evaluation.end_if_stopped()
-            for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), together), strict=True):
+            for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), chosen), strict=True):
                 losses[number] = loss
         done += len(batch)
         evaluation.report(f"Measuring {what} {done:,} of {len(rows):,}.", done / len(rows))
@@ -269,7 +172,7 @@ def _mean_losses(found: Mapping[Branch, Sequence[float]], rows: Sequence[Tokeniz
 
 
 def _measure_preference(
-    evaluation: _Evaluation, rows: Sequence[TokenizedRow], chosen: Mapping[Branch, Sequence[float]]
+    evaluation: Evaluation, rows: Sequence[TokenizedRow], chosen: Mapping[Branch, Sequence[float]]
 ) -> PreferenceResult | None:
     """Measure the rejected answers as well; `chosen` has the losses of the others. None where the rows are not pairs."""
     pairs = [row for row in rows if isinstance(row, TokenizedPair)]
@@ -299,37 +202,6 @@ def _measure_ratings(
 
 def _start_of(run: RunConfig) -> Branch:
     return "second" if run.adapter.warm_start is not None else "base"
-
-
-def _answer(evaluation: _Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
-    tokenizer = evaluation.tokenizer
-    parted = [(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
-    chosen = spread_evenly(parted, evaluation.order.settings.answered_rows)
-    answered = []
-    for number, (row, prompt_ids, reference_ids) in enumerate(chosen, start=1):
-        reference = decode(reference_ids, tokenizer)
-        with contextlib.suppress(ModelError):  # the row fills the whole context
-            answers = {
-                branch: _branch_answer(evaluation, branch, prompt_ids, reference)
-                for branch in evaluation.weights.offered
-            }
-            prompt = tokenizer.decode(prompt_ids)
-            answered.append(AnsweredRow(row=row, prompt=prompt, reference=reference, answers=answers))
-        evaluation.report(f"Answering, row {number:,} of {len(chosen):,}.", number / len(chosen))
-    return answered
-
-
-def _branch_answer(
-    evaluation: _Evaluation, branch: Branch, prompt_ids: tuple[int, ...], reference: str
-) -> BranchAnswer:
-    tokenizer, weights = evaluation.tokenizer, evaluation.weights.branch(branch)
-    sampling = SamplingConfig(temperature=0, max_new_tokens=evaluation.order.settings.max_new_tokens)
-    answer = begin_answer(branch, weights, prompt_ids, sampling, tokenizer)
-    while not answer.done:
-        evaluation.end_if_stopped()
-        answer.advance()
-    text = decode(answer.tokens, tokenizer)
-    return BranchAnswer(text=text, tokens=len(answer.tokens), scores=score_answer(text, reference))
 
 
 if __name__ == "__main__":

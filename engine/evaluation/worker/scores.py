@@ -1,0 +1,51 @@
+"""How near an answer comes to its reference."""
+
+import re
+from collections.abc import Sequence
+from statistics import fmean
+
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import CHRF
+
+from engine.evaluation.job import AnswerScores, MeanScores
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+class _WordsOfAnyScript:
+    """Words in lower case, as rouge-score's own tokenizer has them, which keeps only a to z and digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
+
+
+_ROUGE = RougeScorer(["rougeL"], tokenizer=_WordsOfAnyScript())
+_CHRF = CHRF()
+
+
+def score_answer(answer: str, reference: str) -> AnswerScores:
+    """Compare one answer with its reference."""
+    exact = " ".join(answer.split()) == " ".join(reference.split())
+    return AnswerScores(exact=exact, rouge_l=rouge_l(answer, reference), chrf=chrf(answer, reference))
+
+
+def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
+    """Return means over rows."""
+    means = {name: fmean(getattr(score, name) for score in scores) for name in AnswerScores.model_fields}
+    return MeanScores(rows=len(scores), **means)
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """Return F1 of the longest common subsequence of words, from 0 to 1.
+
+    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
+    """
+    return float(_ROUGE.score(target=reference, prediction=answer)["rougeL"].fmeasure)
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Return F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
+
+    Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
+    """
+    return float(_CHRF.sentence_score(answer, [reference]).score) / 100
