@@ -31,6 +31,12 @@ def load(folder) -> AdaptedBase:
 
 
 @pytest.fixture(scope="module")
+def tiny_model_folder(tmp_path_factory):
+    """With wide random weights and a head of its own, so answers wander instead of repeating a token."""
+    return make_tiny_model(tmp_path_factory.mktemp("lively") / "tiny-llama", **LIVELY)
+
+
+@pytest.fixture(scope="module")
 def branches(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
     folder = make_adapter(tiny_model_folder, tmp_path_factory.mktemp("side") / "lora", lora())
     holder = load(tiny_model_folder)

@@ -84,6 +84,7 @@ class BatchedAnswers:
     def _keep(self, places: Sequence[int]) -> None:
         self._rows = [self._rows[place] for place in places]
         if places:
+            assert self._cache is not None  # `most_rows` allows no other
             chosen = torch.tensor(places, device=self._mask.device)
             self._mask = self._mask[chosen]
             self._cache.batch_select_indices(chosen)
