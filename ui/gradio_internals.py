@@ -188,10 +188,15 @@ def _leave_no_event_out(layout: Any) -> None:
 
     Gradio 6.31 leaves it out (`trigger_mode` "once"), and the page would show the state of before. Not for clicks and
     selections: the second run would get the event data of the first.
+
+    Nor does an event that shows no progress tell each of its outputs, twice, how far it is: that takes a browser longer than
+    drawing the answer.
     """
     add = layout.set_event_trigger
 
     def add_event(targets: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("show_progress") == "hidden":
+            options["show_progress_on"] = []
         follows = options.get("trigger_after") is not None or (targets and targets[0].event_name == "input")
         if follows and options.get("trigger_mode") is None:
             options["trigger_mode"] = "always_last"

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import re
 from base64 import b64encode
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -20,6 +21,7 @@ _NOT_OFFERED = ("/gradio_api/deep_link", "/gradio_api/proxy=", "/gradio_api/file
 _COMPRESSED_FROM_BYTES = 1_000  # below that the answer fits a packet or two anyway
 _GZIP_LEVEL = 4  # 84 kB instead of 77 kB of the page's 905 kB, in two thirds of the time
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+_UNWATCHED = b"<script>" + (Path(__file__).parent / "assets/unwatched.js").read_bytes() + b"</script>"
 _TOO_LARGE = f"A request may be at most {_LARGEST_BODY_BYTES // 1_000_000} MB. Shorten what was typed or opened."
 
 
@@ -96,6 +98,7 @@ class _Answer:
             if is_document:
                 # Gradio 6.31 adds to the head by a script, when the browser has asked for its icon already.
                 self._body = self._body.replace(b"<head>", b"<head>" + ICON.encode(), 1)
+                self._body = self._body.replace(b"</head>", _UNWATCHED + b"</head>", 1)
                 headers["Content-Security-Policy"] = policy_for(self._body)
             if self._compress and is_whole and len(self._body) >= _COMPRESSED_FROM_BYTES:
                 self._body = gzip.compress(self._body, _GZIP_LEVEL)

@@ -76,6 +76,14 @@ def test_the_page_runs_its_own_scripts_and_no_others(place):
     assert "http" not in told["content-security-policy"]
 
 
+def test_the_front_end_finds_the_description_of_the_page_unwatched(place):
+    html = ask(place, "GET", "/")[1]
+
+    (unwatched,) = re.findall(r"<script>([^<]*class Unwatched extends Array.*?)</script>", html, re.DOTALL)
+    assert html.index("window.gradio_config = ") < html.index(unwatched) < html.index("</head>")
+    assert "gradio_config.components, gradio_config.dependencies" in unwatched
+
+
 @pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Gradio-Server", "X-Forwarded-Proto", "Forwarded"])
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info"])
 def test_what_a_request_says_of_a_proxy_is_not_believed(place, path, header):

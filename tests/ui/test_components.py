@@ -30,6 +30,14 @@ def test_every_choice_of_the_page_is_of_these(services):
     assert [block.elem_id for block in choices if not isinstance(block, Dropdown | Radio)] == []
 
 
+def test_a_browser_follows_progress_only_where_it_is_shown(services):
+    events = build_app(services).get_config_file()["dependencies"]
+
+    hidden = [event["show_progress_on"] for event in events if event["show_progress"] == "hidden"]
+    assert len(hidden) > 100
+    assert set(map(str, hidden)) == {"[]"}
+
+
 def test_errors_go_once_what_they_may_be_about_is_changed(services):
     """Each place of an error, and what a person changes to mend it; what the draft holds is compared in the Train tab."""
     app = build_app(services)
