@@ -116,7 +116,7 @@ class RunSection(Section):
     resume_after_restart: bool = setting(False, "Resume by itself")
     """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
     where: Place = setting("local", "Where")
-    """This machine (local), a Slurm cluster that shares the home (slurm), or Hugging Face's hardware (jobs), which your account there pays by the minute."""
+    """This machine (local), a Slurm cluster that shares the home (slurm), or Hugging Face Jobs (jobs), paid by the minute."""
     launcher: Launcher = setting("local", "Launcher")
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")

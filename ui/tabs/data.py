@@ -19,14 +19,14 @@ from ui.tabs.model import TokenizerStatus
 from ui.tabs.own_models import OwnDatasetsPart
 from ui.tabs.row_viewer import RowViewer
 from ui.views import dataset as view
-from ui.views.html import Row, error_box, pickable, table, under
+from ui.views.html import Column, Row, error_box, pickable, table
 from ui.views.preferences import render_preferences
 from ui.views.row_lists import listing_choices
 
 _SAMPLES = (
-    ("sample:loratory-faq", "loratory-faq", "354 questions and answers on fine-tuning, Alpaca format"),
-    ("sample:lab-chats", "lab-chats", "118 conversations in a lab, ShareGPT format"),
-    ("sample:loratory-preferences", "loratory-preferences", "152 pairs of a better and a worse answer on fine-tuning"),
+    ("sample:loratory-faq", "loratory-faq", "354 questions and answers, Alpaca"),
+    ("sample:lab-chats", "lab-chats", "118 conversations, ShareGPT"),
+    ("sample:loratory-preferences", "loratory-preferences", "152 preference pairs"),
 )
 
 
@@ -36,8 +36,7 @@ class DataTab:
     def __init__(self, page: Page) -> None:
         self._page = page
         gr.HTML(
-            '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train: most '
-            "failed fine-tunes failed here.</p>"
+            '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train.</p>'
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=260):
@@ -219,12 +218,8 @@ class DataTab:
         if report is not None:
             listed = self.rows.render_list(check.question, report, listing, list_page)
             facts = view.render_facts(report)
-            lengths = view.render_lengths(report)
-            if preferences := render_preferences(report):
-                fold = (
-                    f'<details class="fold"><summary>Lengths in tokens</summary>{lengths}</details>' if lengths else ""
-                )
-                lengths = preferences + fold
+            preferences = render_preferences(report)
+            lengths = preferences + view.render_lengths(report, folded=bool(preferences))
         elif check.waits:
             facts = view.render_waiting(page)
         elif check.was_stopped:
@@ -297,5 +292,5 @@ def _take_path(text: str) -> dict[str, Any]:
 
 def render_samples(chosen: str) -> str:
     """Return the samples that come with Loratory, as rows that can be picked."""
-    rows = (Row([under(name, about)], pickable(source, chosen=source == chosen)) for source, name, about in _SAMPLES)
-    return table(["Samples"], rows, scrolls="")
+    rows = (Row([name, about], pickable(source, chosen=source == chosen)) for source, name, about in _SAMPLES)
+    return table(["Samples", Column("", "soft")], rows, css="samples", scrolls="")

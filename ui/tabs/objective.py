@@ -141,13 +141,11 @@ class ObjectivePart:
             return ""
         before = find_preset(preset.starts_from)
         run = self.result_of(before)
-        words = f"“{escape(preset.title)}” continues from the result of “{escape(before.title)}”"
+        words = f"Made to continue from “{escape(before.title)}”"
         if run is not None:
             return f'<p class="notice" role="status">{words}. {pick_button(run.id, "Start from it")}</p>'
-        return (
-            f'<p class="notice" role="status">{words}, which has not been trained here yet; without it, training starts from the '
-            f"base model. {pick_button(before.name, f'Load {before.title}')}</p>"
-        )
+        load = pick_button(before.name, "Load that preset")
+        return f'<p class="notice" role="status">{words}, which has not been trained here yet. {load}</p>'
 
     def _take_hint(self, event: gr.EventData) -> Updates:
         """Start from the result that the hint names, or load the preset that makes one."""

@@ -28,7 +28,7 @@ from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
 
 SET_UP, FOLLOW = "Set up", "Follow"
-# The settings in sight, three a row, and how each is shown.
+# The settings in sight, and how each is shown.
 _IN_SIGHT: dict[str, dict[str, Any]] = {
     "run.name": {"placeholder": "made from model, method and data", "elem_id": "run-name"},
     "training.num_train_epochs": {"elem_id": "epochs"},
@@ -78,21 +78,30 @@ class TrainTab:
 
     def _settings(self) -> None:
         self.objective = ObjectivePart(self._page)
-        self._lay_out(list(_IN_SIGHT), 3)
+        # Boxes, boxes and ticks, sliders: what is next to each other is about as tall.
+        name, epochs, steps, rate, length, batch, accumulate, packing, checkpointing = _IN_SIGHT
+        for row in ([[name], [epochs], [steps]], [[rate], [length], [packing, checkpointing]], [[batch], [accumulate]]):
+            with gr.Row():
+                for column in row:
+                    self._lay_out(column)
         names = (f"{section}.{name}" for section in ("training", "run") for name in section_fields(section))
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
-            self._lay_out([name for name in names if name not in (*_IN_SIGHT, *_OF_OBJECTIVE, "run.where")])
+            more = [name for name in names if name not in (*_IN_SIGHT, *_OF_OBJECTIVE, "run.where")]
+            for first in range(0, len(more), 2):
+                with gr.Row():
+                    for one in more[first : first + 2]:
+                        self._lay_out([one])
 
-    def _lay_out(self, names: Sequence[str], a_row: int = 2) -> None:
-        for first in range(0, len(names), a_row):
-            with gr.Row():
-                for name in names[first : first + a_row]:
-                    if name not in SETTINGS:
-                        self._page.form.setting(name, min_width=220, **_IN_SIGHT.get(name, {}))
-                        continue
-                    with gr.Column(min_width=220):
-                        self._page.form.setting(name, **_IN_SIGHT.get(name, {}))
-                        self._page.note_suited(name)
+    def _lay_out(self, names: Sequence[str]) -> None:
+        """Place settings one below the other."""
+        if len(names) == 1 and names[0] not in SETTINGS:
+            self._page.form.setting(names[0], min_width=220, **_IN_SIGHT.get(names[0], {}))
+            return
+        with gr.Column(min_width=220, elem_classes="settings"):
+            for name in names:
+                self._page.form.setting(name, **_IN_SIGHT.get(name, {}))
+                if name in SETTINGS:
+                    self._page.note_suited(name)
 
     def wire(self) -> Dependency:
         """Connect the events; after the one that is returned, a run may have been queued."""

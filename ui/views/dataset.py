@@ -7,7 +7,7 @@ from engine.data.contract import CheckProgress, DatasetPage, DatasetReport, Page
 from engine.data.conversation import Message
 from engine.data.files import DATA_LABELS
 from engine.data.formats import FORMATS
-from ui.views.html import Column, count, empty, facts, notices, plural, short_name, size, small, table
+from ui.views.html import Column, count, empty, facts, fold, notices, plural, short_name, size, small, table
 from ui.views.row_lists import PROBLEM_COLUMNS, problem_row
 
 NO_DATASET = empty(
@@ -113,8 +113,8 @@ def render_facts(report: DatasetReport) -> str:
     return facts(figures) + notices(report.notes)
 
 
-def render_lengths(report: DatasetReport) -> str:
-    """Return how long the rows are, and how many trained tokens are truncated."""
+def render_lengths(report: DatasetReport, *, folded: bool = False) -> str:
+    """Return how long the rows are, and how many trained tokens are truncated; `folded`, the longest stays in sight."""
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
@@ -122,6 +122,10 @@ def render_lengths(report: DatasetReport) -> str:
     what = "rows" if report.sequences == report.kept else "sequences"
     words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
+    if folded:
+        return fold(
+            "Lengths", f"{lengths.max:,} tokens at most{f',{lost}' if lost else ''}".rstrip("."), _lead(words) + chart
+        )
     return f"<section><h3>Lengths</h3>{_lead(words)}{chart}</section>"
 
 

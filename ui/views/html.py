@@ -134,6 +134,11 @@ def facts(figures: Iterable[tuple[str, str]]) -> str:
     return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in figures) + "</div>"
 
 
+def fold(title: str, figure: str, html: str) -> str:
+    """Return HTML that is in sight once it is opened; until then its title and its key figure are."""
+    return f'<details class="fold"><summary>{escape(title)}<span class="soft num">{escape(figure)}</span></summary>{html}</details>'
+
+
 def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
     """Return names with their values, as HTML; entries without a value are left out."""
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries if value)

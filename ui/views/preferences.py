@@ -3,7 +3,7 @@
 from html import escape
 
 from engine.data.contract import DatasetReport, PairLengths
-from ui.views.html import plural, small
+from ui.views.html import fold, plural, small
 
 _WIDTH, _HEIGHT, _BOTTOM = 400, 92, 22  # of the chart
 _TOP = 16  # for the words above the bars
@@ -13,13 +13,13 @@ _MOST_LOPSIDED = 4 / 3  # by which the more frequent label may outweigh the othe
 def render_preferences(report: DatasetReport) -> str:
     """Return the lengths of both answers, or the balance of the labels; nothing for other rows."""
     parts = []
-    if report.pair_lengths is not None and report.pair_lengths.pairs:
-        parts.append(_length_differences(report.pair_lengths))
     if report.desirable is not None:
         parts.append(_balance(report.desirable, report.kept - report.desirable))
     if report.prompts is not None and report.held_out_rows:
         parts.append(_prompts(report))
-    return f"<section>{''.join(parts)}</section>" if parts else ""
+    section = f"<section>{''.join(parts)}</section>" if parts else ""
+    lengths = report.pair_lengths
+    return section + (_length_differences(lengths) if lengths is not None and lengths.pairs else "")
 
 
 def _prompts(report: DatasetReport) -> str:
@@ -39,7 +39,8 @@ def _length_differences(lengths: PairLengths) -> str:
         f"Half of the chosen answers are at most {_difference(lengths.median, unit)}."
     )
     sentence = f'<p class="lead num">{escape(words)}</p>'
-    return f'<h3>Length of chosen and rejected</h3><div class="beside">{sentence}{_chart(lengths, words)}</div>'
+    figure = f"the chosen answer is longer in {lengths.chosen_longer / lengths.pairs:.0%} of the pairs"
+    return fold("Chosen and rejected", figure, f'<div class="beside">{sentence}{_chart(lengths, words)}</div>')
 
 
 def _difference(value: int, unit: str) -> str:

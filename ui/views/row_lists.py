@@ -5,7 +5,7 @@ from html import escape
 from typing import Literal, NamedTuple, get_args
 
 from engine.data.contract import DatasetReport, PageRow, RowProblem
-from ui.views.html import Column, Row, pick_button, pickable, plural, small, table
+from ui.views.html import Column, Row, pick_button, pickable, plural, table
 
 Listing = Literal["all", "left_out", "odd", "longest", "shortest", "length_gap", "duplicates", "contradictions"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)
@@ -95,8 +95,7 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
 def render_counts(report: DatasetReport) -> str:
     """Return the number of rows of each kind of problem, and of each kind of warning."""
     skipped = _kinds(report.problem_counts, "left_out", f"{plural(report.dropped, 'row')} skipped")
-    nothing = small("No row is skipped.") if not report.dropped else ""
-    return f"{skipped}{nothing}{_kinds(report.notice_counts, 'odd', 'Kept with warnings')}"
+    return skipped + _kinds(report.notice_counts, "odd", "Kept with warnings")
 
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
