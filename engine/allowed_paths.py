@@ -17,7 +17,7 @@ REFUSAL = (
 _LONGEST = 4096
 _SHARED = "shared"
 
-Refused = Callable[[str, str], EngineError]  # makes the error of a refusal
+MakeError = Callable[[str, str], EngineError]  # makes the error of a refusal
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AllowedPaths:
         """Return what a home's person may name; None where there are no accounts."""
         return cls(home) if home.owner else None
 
-    def read(self, text: str | Path, error: Refused = StorageError) -> Path:
+    def read(self, text: str | Path, error: MakeError = StorageError) -> Path:
         """Return the file or folder that is meant, with links followed; it need not exist.
 
         A relative path is one of the person's uploads, or below `shared/`.
@@ -44,14 +44,14 @@ class AllowedPaths:
             raise error(*REFUSAL)
         return path
 
-    def write(self, text: str | Path, error: Refused = StorageError) -> Path:
+    def write(self, text: str | Path, error: MakeError = StorageError) -> Path:
         """Return the folder to write to, below the person's exports; a relative path begins there.
 
         Raises:
             EngineError: As `error` makes it, if it is anywhere else.
         """
         exports = self.home.exports.resolve()
-        path = _followed(exports, text)
+        path = _resolve_below(exports, text)
         if path is None or exports not in path.parents:
             raise error(*REFUSAL)
         return path
@@ -68,16 +68,16 @@ class AllowedPaths:
 
     def _resolve(self, text: str | Path) -> Path | None:
         base = self.home.root if Path(text).parts[:1] == (_SHARED,) else self.home.uploads
-        return _followed(base, text)
+        return _resolve_below(base, text)
 
 
-def _followed(base: Path, text: str | Path) -> Path | None:
+def _resolve_below(base: Path, text: str | Path) -> Path | None:
     """Return a whole path with links followed; None for what can be no path of a person, such as ~ of the server's user."""
-    typed = str(text).strip()
-    if not typed or typed.startswith("~") or "\0" in typed or len(typed) > _LONGEST:
+    path_text = str(text).strip()
+    if not path_text or path_text.startswith("~") or "\0" in path_text or len(path_text) > _LONGEST:
         return None
     try:
-        path = (base / typed).resolve()
+        path = (base / path_text).resolve()
         # From Python 3.13 on, links in a circle stay as they are.
         return None if any(part.is_symlink() for part in (path, *path.parents)) else path
     except (OSError, RuntimeError, ValueError):  # before 3.13, links in a circle; or a name that no file can have
@@ -86,7 +86,7 @@ def _followed(base: Path, text: str | Path) -> Path | None:
 
 def _with_links(folder: Path) -> list[Path]:
     """Return a folder, and where an admin's links directly in it lead: large models rarely lie in the home itself."""
-    found = [folder.resolve()]
+    folders = [folder.resolve()]
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        found += [Path(entry.path).resolve() for entry in entries if entry.is_symlink()]
-    return found
+        folders += [Path(entry.path).resolve() for entry in entries if entry.is_symlink()]
+    return folders

@@ -108,7 +108,7 @@ class Accounts:
             self._clock(),
         )
         if not rows:
-            raise _spent()
+            raise _invalid_link()
         return InvitationState(**dict(rows[0]))
 
     def accept(self, token: str, name: str, password: str) -> Person:
@@ -123,9 +123,9 @@ class Accounts:
         """
         invitation = self.find_invitation(token)
         name = invitation.person or require_name(name)
-        kept = self._passwords.hash(password, name)  # before the transaction: it takes a moment
+        password_hash = self._passwords.hash(password, name)  # before the transaction: it takes a moment
         with self._database.transaction() as connection:
-            use_invitation(connection, token, invitation, name, kept, self._clock())
+            use_invitation(connection, token, invitation, name, password_hash, self._clock())
         return self.person(name)
 
     def check_password(self, name: str, password: str) -> Person | None:
@@ -144,9 +144,9 @@ class Accounts:
         if row is None or not is_right or row["disabled"] is not None:
             return None
         if self._passwords.is_outdated(row["password"]):
-            kept = self._passwords.hash(password, row["name"])
+            password_hash = self._passwords.hash(password, row["name"])
             with self._database.transaction() as connection:
-                connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, row["name"]))
+                connection.execute("UPDATE people SET password = ? WHERE name = ?", (password_hash, row["name"]))
         return self.person(row["name"])
 
     def has_password(self, name: str) -> bool:
@@ -163,9 +163,9 @@ class Accounts:
         person = self.check_password(name, old)
         if person is None:
             raise AccountError("The present password is wrong.", "Ask an admin for a link to reset it.")
-        kept = self._passwords.hash(new, person.name)
+        password_hash = self._passwords.hash(new, person.name)
         with self._database.transaction() as connection:
-            connection.execute("UPDATE people SET password = ? WHERE name = ?", (kept, person.name))
+            connection.execute("UPDATE people SET password = ? WHERE name = ?", (password_hash, person.name))
             connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
 
     def set_role(self, name: str, role: Role) -> Person:
@@ -261,7 +261,7 @@ def use_invitation(
         (now, digest_of(token), now),
     )
     if used.rowcount != 1:
-        raise _spent()
+        raise _invalid_link()
     if invitation.person is not None:
         connection.execute("UPDATE people SET password = ? WHERE name = ?", (password, name))
     else:
@@ -306,8 +306,8 @@ def person_of(row: sqlite3.Row) -> Person:
     return Person(**dict(row))
 
 
-def _require_an_admin_instead_of(changed: Person, connection: sqlite3.Connection) -> None:
-    was_admin = changed.role == "admin" and changed.disabled is None
+def _require_an_admin_instead_of(person: Person, connection: sqlite3.Connection) -> None:
+    was_admin = person.role == "admin" and person.disabled is None
     if was_admin and connection.execute(_ACTIVE_ADMINS).fetchone()[0] == 0:
         raise AccountError("No admin would be left.", "Make another person an admin first.")
 
@@ -316,5 +316,5 @@ def _unknown(name: str) -> AccountError:
     return AccountError(f"There is no account {shorten(name, 40)!r}.", "List them with `loratory people list`.")
 
 
-def _spent() -> AccountError:
+def _invalid_link() -> AccountError:
     return AccountError("This link is not valid: it was used, has expired, or is incomplete.", "Ask for another.")

@@ -85,8 +85,8 @@ class AuditLog:
 
         Only the end of a long log is searched; all of it is in the file.
         """
-        wanted = words.casefold().split()
-        found: list[AuditEntry] = []
+        terms = words.casefold().split()
+        entries: list[AuditEntry] = []
         try:
             with self._path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
@@ -99,8 +99,8 @@ class AuditLog:
             except ValidationError:
                 continue
             text = f"{entry.person} {entry.kind} {entry.subject} {entry.detail} {entry.address}".casefold()
-            if kind in ("", entry.kind) and all(word in text for word in wanted):
-                found.append(entry)
-                if len(found) == count:
+            if kind in ("", entry.kind) and all(word in text for word in terms):
+                entries.append(entry)
+                if len(entries) == count:
                     break
-        return found
+        return entries

@@ -166,11 +166,11 @@ def _add_file(tar: tarfile.TarFile, root: Path, relative: str) -> None:
             _add(tar, relative, file, os.fstat(descriptor).st_mtime)
 
 
-def _add(tar: tarfile.TarFile, name: str, content: io.IOBase, modified: float) -> None:
+def _add(tar: tarfile.TarFile, name: str, content: io.IOBase, mtime: float) -> None:
     member = tarfile.TarInfo(name)
     member.size = content.seek(0, os.SEEK_END)
     content.seek(0)
-    member.mode, member.mtime = 0o600, int(modified)
+    member.mode, member.mtime = 0o600, int(mtime)
     tar.addfile(member, content)
 
 
@@ -245,9 +245,9 @@ def check_accounts(path: Path, name: str) -> int:
     """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            (found,) = connection.execute("PRAGMA integrity_check").fetchone()
-            if found == "ok":
+            (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
+            if verdict == "ok":
                 return int(connection.execute("SELECT count(*) FROM people WHERE removed IS NULL").fetchone()[0])
     except sqlite3.Error as error:
-        found = str(error)
-    raise AccountError(f"The accounts in {name} are damaged ({found[:100]}).", "Give another backup.")
+        verdict = str(error)
+    raise AccountError(f"The accounts in {name} are damaged ({verdict[:100]}).", "Give another backup.")

@@ -131,12 +131,12 @@ def _link(connection: Connection, name: str, identity: Identity) -> None:
     query = "SELECT 1 FROM identities WHERE provider = ? AND person = ? AND unlinked IS NULL"
     if connection.execute(query, (identity.issuer, name)).fetchone() is not None:
         raise AccountError(f"The account {name!r} is linked already.", "Unlink it first.")
-    linked = connection.execute(
+    result = connection.execute(
         "INSERT INTO identities (provider, subject, person) VALUES (?, ?, ?) ON CONFLICT (provider, subject) "
         "DO UPDATE SET person = excluded.person, unlinked = NULL WHERE unlinked IS NOT NULL",
         (identity.issuer, identity.subject, name),
     )
-    if linked.rowcount != 1:
+    if result.rowcount != 1:
         raise AccountError("It opens another account of this lab already.", "Sign in with it, or use another.")
 
 

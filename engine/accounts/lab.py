@@ -122,13 +122,13 @@ def read_notice(home: LoratoryHome) -> str:
     return " ".join(filter(None, (settings.announcement, drain)))
 
 
-def public_address(home: LoratoryHome, given: str | None = None) -> PublicAddress:
+def public_address(home: LoratoryHome, address: str | None = None) -> PublicAddress:
     """Return the address of a lab: the one that is given, or at which it was served last.
 
     Raises:
         AccountError: If it is not known, or not an https address.
     """
-    url = given or read_settings(home).public_url
+    url = address or read_settings(home).public_url
     if not url:
         raise AccountError("The address of the lab is not known yet.", "Add --public-url https://…")
     return PublicAddress.parse(url)
@@ -202,13 +202,13 @@ class Listener:
             return bound_socket(self.host, self.port)
         try:
             _remove_stale(path)
-            bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             mask = os.umask(0o117)
             try:
-                bound.bind(str(path))
+                listener.bind(str(path))
             finally:
                 os.umask(mask)
-            return bound
+            return listener
         except OSError as error:
             what = f"{path} cannot be listened on ({error.strerror or error})."
             raise DeviceError(what, "Close the other program, or choose another --socket.") from error
@@ -243,11 +243,11 @@ def forget_secrets() -> bool:
         Whether there were others. Those that a process began with stay readable for processes of its user, workers among
         them, so it should then begin again.
     """
-    kept = {**environment_for(()), LAB: "1"}
-    others = os.environ.keys() - kept.keys()
+    environment = {**environment_for(()), LAB: "1"}
+    others = os.environ.keys() - environment.keys()
     for name in others:
         del os.environ[name]
-    os.environ.update(kept)
+    os.environ.update(environment)
     return bool(others)
 
 

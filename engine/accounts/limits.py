@@ -143,7 +143,7 @@ class RulesReader:
         self._home = home
         self._clock = clock
         self._stamp: tuple[int, int] | None = None
-        self._looked = 0.0
+        self._last_look = 0.0
         self._rules: LabRules | None = None
 
     def read(self) -> LabRules | None:
@@ -152,8 +152,8 @@ class RulesReader:
             self._rules = self._stamp = None
             return None
         stamp, now = size_and_time(self._home.root / SETTINGS_FILE), self._clock()
-        if self._rules is None or stamp != self._stamp or now - self._looked > _ROLES_SECONDS:
-            self._stamp, self._looked = stamp, now
+        if self._rules is None or stamp != self._stamp or now - self._last_look > _ROLES_SECONDS:
+            self._stamp, self._last_look = stamp, now
             try:
                 self._rules = read_rules(self._home)
             except (AccountError, StorageError) as error:

@@ -157,7 +157,7 @@ class Provider:
         url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
         document = await self._ask("configuration", "GET", url)
         if document.get("issuer") != self.settings.issuer:
-            raise self._failed("configuration names another issuer")
+            raise self._error("configuration names another issuer")
         try:
             userinfo = document.get("userinfo_endpoint")
             methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
@@ -170,7 +170,7 @@ class Provider:
                 names_issuer=document.get("authorization_response_iss_parameter_supported") is True,
             )
         except (KeyError, TypeError, ValueError):
-            raise self._failed("configuration has an address that is not https") from None
+            raise self._error("configuration has an address that is not https") from None
 
     def address_for(self, one: Round) -> str:
         """Return the address at the provider to which the browser goes."""
@@ -196,9 +196,9 @@ class Provider:
             ProviderError: If the provider refuses the code, or its ID token does not hold.
         """
         if issuer != self.settings.issuer and (issuer is not None or one.endpoints.names_issuer):
-            raise self._failed("answer of another provider")
+            raise self._error("answer of another provider")
         if not code or len(code) > _LARGEST_CODE:
-            raise self._failed("answer without a code")
+            raise self._error("answer without a code")
         form = {
             "grant_type": "authorization_code", "code": code, "redirect_uri": self.redirect_uri,
             "code_verifier": one.verifier,
@@ -212,12 +212,12 @@ class Provider:
             answer = await self._ask("token", "POST", one.endpoints.token, data=form, auth=basic)
         token, access = answer.get("id_token"), answer.get("access_token")
         if not isinstance(token, str):
-            raise self._failed("answer without an ID token")
+            raise self._error("answer without an ID token")
         keys = await self._ask("keys", "GET", one.endpoints.keys)
         claims = self._check(token, keys, one)
         identity = Identity(self.settings.issuer, claims["sub"])
-        given, scope = answer.get("expires_in"), answer.get("scope")
-        seconds = float(given) if type(given) in (int, float) and 0 < given < _LONGEST_TOKEN_SECONDS else None  # type: ignore[operator, arg-type]
+        lifetime, scope = answer.get("expires_in"), answer.get("scope")
+        seconds = float(lifetime) if type(lifetime) in (int, float) and 0 < lifetime < _LONGEST_TOKEN_SECONDS else None  # type: ignore[operator, arg-type]
         return Arrival(
             identity,
             claims,
@@ -237,38 +237,38 @@ class Provider:
         headers = {"Authorization": f"Bearer {arrival.access_token}"}
         answer = await self._ask("userinfo", "GET", one.endpoints.userinfo, headers=headers)
         if answer.get("sub") != arrival.identity.subject:
-            raise self._failed("userinfo of another person")
+            raise self._error("userinfo of another person")
         return (arrival.claims, answer)
 
     def _check(self, token: str, keys: Claims, one: Round) -> Claims:
         """Return the claims of an ID token that this provider signed for this round (OpenID Connect Core, 3.1.3.7)."""
         registry = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
-        required = jwt.JWTClaimsRegistry(
+        rules = jwt.JWTClaimsRegistry(
             now=int(self._clock()), leeway=SKEW_SECONDS,
             iss={"essential": True, "value": self.settings.issuer}, sub={"essential": True},
             aud={"essential": True}, exp={"essential": True}, iat={"essential": True}, nonce={"essential": True},
         )  # fmt: skip
         try:
             claims = jwt.decode(token, _key_set(keys), ALGORITHMS, registry).claims
-            required.validate(claims)
+            rules.validate(claims)
         except JoseError as error:
-            raise self._failed(f"ID token: {error.error} {getattr(error, 'claim', '')}".strip()) from None
+            raise self._error(f"ID token: {error.error} {getattr(error, 'claim', '')}".strip()) from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise self._failed("ID token: unreadable") from None
+            raise self._error("ID token: unreadable") from None
         client = self.settings.client_id
         if claims["aud"] not in (client, [client]) or claims.get("azp", client) != client:
-            raise self._failed("ID token: for another client")  # also where it is for this one and others
+            raise self._error("ID token: for another client")  # also where it is for this one and others
         if not hmac.compare_digest(digest_of(str(claims["nonce"])), digest_of(one.nonce)):
-            raise self._failed("ID token: of another sign-in")
+            raise self._error("ID token: of another sign-in")
         # Not every joserfc refuses claims of another type.
         subject, times = claims["sub"], (claims["exp"], claims["iat"])
         if not all(type(time) in (int, float) and math.isfinite(time) for time in times):
-            raise self._failed("ID token: no usable time")
+            raise self._error("ID token: no usable time")
         is_usable = isinstance(subject, str) and subject.isascii() and subject.isprintable()
         if not is_usable or len(subject) > _LARGEST_SUBJECT:
-            raise self._failed("ID token: no usable subject")
+            raise self._error("ID token: no usable subject")
         if claims["iat"] < one.began - SKEW_SECONDS:
-            raise self._failed("ID token: older than the sign-in")
+            raise self._error("ID token: older than the sign-in")
         if one.purpose == "confirm" and self._reauthenticates:
             self._require_fresh(claims.get("auth_time"), one)
         return claims
@@ -290,22 +290,22 @@ class Provider:
                 client.stream(method, url, headers=headers, **request) as answer,
             ):
                 if answer.status_code != 200:
-                    raise self._failed(f"{what}: HTTP {answer.status_code}")
+                    raise self._error(f"{what}: HTTP {answer.status_code}")
                 async for part in answer.aiter_raw():
                     body += part
                     if len(body) > _LARGEST_ANSWER_BYTES:
-                        raise self._failed(f"{what}: too large")
-            found = json.loads(body)
+                        raise self._error(f"{what}: too large")
+            document = json.loads(body)
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             what = f"{what}: {type(error).__name__}"
             raise ProviderError(self.settings.title, what, f"{self.settings.title} does not answer.") from None
         except (ValueError, RecursionError):
-            raise self._failed(f"{what}: not JSON") from None
-        if not isinstance(found, dict):
-            raise self._failed(f"{what}: not an object")
-        return found
+            raise self._error(f"{what}: not JSON") from None
+        if not isinstance(document, dict):
+            raise self._error(f"{what}: not an object")
+        return document
 
-    def _failed(self, reason: str) -> ProviderError:
+    def _error(self, reason: str) -> ProviderError:
         return ProviderError(self.settings.title, reason)
 
 

@@ -62,9 +62,9 @@ class MemberRule(BaseModel):
         return email.rpartition("@")[2].lower() in {domain.lower() for domain in self.email_domains}
 
     def _has_group(self, claims: Claims) -> bool:
-        listed = claims.get(self.group_claim)
-        found = [one.get("sub") if isinstance(one, dict) else one for one in listed] if isinstance(listed, list) else []
-        return any(isinstance(one, str) and one in self.groups for one in found)
+        claim = claims.get(self.group_claim)
+        groups = [one.get("sub") if isinstance(one, dict) else one for one in claim] if isinstance(claim, list) else []
+        return any(isinstance(one, str) and one in self.groups for one in groups)
 
 
 class OidcSettings(BaseModel):

@@ -46,24 +46,24 @@ class Passwords:
         _require_password(password, name)
         return self._in_turn(lambda: self._hasher.hash(password))
 
-    def is_right(self, password: str, kept: str | None) -> bool:
+    def is_right(self, password: str, password_hash: str | None) -> bool:
         """Return whether a password is the one that was kept; takes equally long where nothing was.
 
         Raises:
             BusyError: If too many are being checked.
         """
-        return self._in_turn(lambda: self._matches(password[: LONGEST + 1], kept))
+        return self._in_turn(lambda: self._matches(password[: LONGEST + 1], password_hash))
 
-    def is_outdated(self, kept: str) -> bool:
+    def is_outdated(self, password_hash: str) -> bool:
         """Return whether a hash was made with other parameters, and should be made again at the next sign-in."""
-        return self._hasher.check_needs_rehash(kept)
+        return self._hasher.check_needs_rehash(password_hash)
 
-    def _matches(self, password: str, kept: str | None) -> bool:
+    def _matches(self, password: str, password_hash: str | None) -> bool:
         try:
-            self._hasher.verify(kept or self._dummy, password)
+            self._hasher.verify(password_hash or self._dummy, password)
         except (VerifyMismatchError, VerificationError, InvalidHashError):
             return False
-        return kept is not None
+        return password_hash is not None
 
     def _in_turn(self, work: Callable[[], T]) -> T:
         if not self._queue.acquire(blocking=False):

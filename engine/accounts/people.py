@@ -135,13 +135,13 @@ def require_name(name: str) -> str:
     Raises:
         AccountError: If it cannot be one.
     """
-    kept = name.strip().lower()
-    if not _NAME.fullmatch(kept) or kept in _RESERVED_NAMES:
+    text = name.strip().lower()
+    if not _NAME.fullmatch(text) or text in _RESERVED_NAMES:
         raise AccountError(
             f"{shorten(name, 40)!r} cannot be the name of an account.",
             "Use 2 to 32 letters, digits, - and _, beginning with a letter.",
         )
-    return kept
+    return text
 
 
 def require_role(role: str) -> Role:

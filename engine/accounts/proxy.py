@@ -59,11 +59,11 @@ class TrustedProxy:
             )
         return cls(header.lower(), user_id)
 
-    def guard(self, bound: socket.socket) -> socket.socket:
+    def guard(self, listener: socket.socket) -> socket.socket:
         """Return a bound Unix socket that hangs up on everyone but the proxy, also on its own user."""
-        guarded = _GuardedSocket(fileno=bound.detach())
-        guarded.user_id = self.user_id
-        return guarded
+        guard = _GuardedSocket(fileno=listener.detach())
+        guard.user_id = self.user_id
+        return guard
 
 
 def require_identity_header(header: str) -> None:
@@ -81,8 +81,8 @@ class _GuardedSocket(socket.socket):
 
     def accept(self) -> tuple[socket.socket, Any]:
         connection, address = super().accept()
-        given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(given)[1] != self.user_id:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        if _CREDENTIALS.unpack(credentials)[1] != self.user_id:
             connection.close()
             raise ConnectionAbortedError("not the proxy")  # a server continues with the next one
         return connection, address

@@ -220,10 +220,10 @@ class TerminalConversation:
             raise RunError(f"There is no command {command[:40]}.", "/help lists those that there are.")
 
     def _choose(self, branches: Sequence[str]) -> None:
-        known: list[Branch] = [branch for branch in self.model.branches if branch in branches]
-        if len(known) < len(branches):
+        choices: list[Branch] = [branch for branch in self.model.branches if branch in branches]
+        if len(choices) < len(branches):
             raise RunError(f"{self.model.name} is loaded without an adapter.", "Name a run to compare the two.")
-        self.branches = tuple(known)
+        self.branches = tuple(choices)
 
     def _again(self) -> None:
         asked = [index for index, message in enumerate(self.messages) if message.role == "user"]

@@ -28,19 +28,19 @@ def discover(
 ) -> None:
     """Write cluster.yaml from what sinfo shows."""
     home = LoratoryHome.from_environment()
-    found = propose(list_groups(Slurm()))
+    proposal = propose(list_groups(Slurm()))
     if has_place(home) and not replace:
-        different = differences(home, found)
+        different = differences(home, proposal)
         text = "\n".join(f"  {line}" for line in different) or "  nothing"
         raise ClusterError(
             f"There is a {CLUSTER_FILE} already; it differs from what sinfo shows in:\n{text}\n",
             "Edit it, or replace it with --replace.",
         )
-    write_place(home, found)
-    words = [to_yaml(found), f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`."]
-    if unknown := unknown_types(found):
+    write_place(home, proposal)
+    words = [to_yaml(proposal), f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`."]
+    if unknown := unknown_types(proposal):
         words.append(f"Memory assumed, so check it: {', '.join(unknown)}.")
-    print_result(found.model_dump(mode="json"), "\n".join(words), as_json=as_json)
+    print_result(proposal.model_dump(mode="json"), "\n".join(words), as_json=as_json)
 
 
 @cluster.command()
@@ -77,8 +77,8 @@ def check(
 
 
 def _await(slurm: Slurm, probe: probes.Probe, wait_seconds: float) -> probes.ProbeReport:
-    deadline, shown = time.monotonic() + wait_seconds, ""
-    ended: float | None = None
+    deadline, last_words = time.monotonic() + wait_seconds, ""
+    ended_at: float | None = None
     while True:
         if (report := probes.read_probe(probe)) is not None:
             return report
@@ -91,12 +91,12 @@ def _await(slurm: Slurm, probe: probes.Probe, wait_seconds: float) -> probes.Pro
         else:
             words = waits_words(line)[0] if line is not None and line.state == "PENDING" else ""
             if line is None or line.state in ENDED_STATES:
-                ended = ended or now
-        if words and words != shown:
+                ended_at = ended_at or now
+        if words and words != last_words:
             typer.echo(words, err=True)
-            shown = words
+            last_words = words
         has_failed = line is not None and line.state in ENDED_STATES - {"COMPLETED"}
-        if has_failed or (ended is not None and now - ended > _FILE_SERVER_SECONDS):
+        if has_failed or (ended_at is not None and now - ended_at > _FILE_SERVER_SECONDS):
             end = f"ended with {line.state}" if line is not None else "ended"
             raise ClusterError(
                 f"Job {probe.job_id} {end} and reported nothing.",
@@ -112,19 +112,19 @@ def _await(slurm: Slurm, probe: probes.Probe, wait_seconds: float) -> probes.Pro
 
 def find_problems(place: ClusterPlace, kind: str, report: probes.ProbeReport) -> list[str]:
     """Return what of a node does not agree with the description, a sentence each."""
-    found = []
-    described = next((one for one in place.gpu_types if one.name == kind), None)
-    if described is not None and not report.gpus:
-        found.append(f"{report.host} shows no GPU to NVIDIA's driver, although the job had one.")
-    if described is not None and report.gpus and report.gpus[0].memory_gib < described.memory_gib - 0.5:
-        found.append(
-            f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {described.memory_gib:g}."
+    problems = []
+    gpu_type = next((one for one in place.gpu_types if one.name == kind), None)
+    if gpu_type is not None and not report.gpus:
+        problems.append(f"{report.host} shows no GPU to NVIDIA's driver, although the job had one.")
+    if gpu_type is not None and report.gpus and report.gpus[0].memory_gib < gpu_type.memory_gib - 0.5:
+        problems.append(
+            f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {gpu_type.memory_gib:g}."
         )
     if report.versions.get("torch") is None:
-        found.append("PyTorch is not installed for the Python of the nodes.")
+        problems.append("PyTorch is not installed for the Python of the nodes.")
     if not place.offline and not report.has_internet:
-        found.append(f"The node cannot reach Hugging Face; set offline: true in {CLUSTER_FILE}.")
-    return found
+        problems.append(f"The node cannot reach Hugging Face; set offline: true in {CLUSTER_FILE}.")
+    return problems
 
 
 def _words(job_id: str, report: probes.ProbeReport, problems: list[str]) -> str:

@@ -50,8 +50,8 @@ def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
         try:
             run = RunStore(home, local_owner()).get(text)
         except RunError:
-            known = no_preset.problems[0].message
-            message = known.replace("there is no file or preset", "there is no file, preset or run", 1)
+            reason = no_preset.problems[0].message
+            message = reason.replace("there is no file or preset", "there is no file, preset or run", 1)
             raise ConfigError([Problem("", message)]) from None
     return mapping_from_file(run.folder.config)
 
@@ -84,13 +84,13 @@ def _refusal(text: str | Path, reason: str) -> StorageError:
 
 def presets(as_json: AsJson = False) -> None:
     """List the presets: start one with `loratory train NAME`."""
-    known = list_presets()
+    all_presets = list_presets()
     if as_json:
         facts = ("name", "title", "about", "memory_gib")
-        print_json([{fact: getattr(one, fact) for fact in facts} | {"config": one.load()} for one in known])
+        print_json([{fact: getattr(one, fact) for fact in facts} | {"config": one.load()} for one in all_presets])
     else:
-        devices = ["CPU" if one.memory_gib is None else f"{one.memory_gib:g} GiB" for one in known]
-        rows = [(one.name, device, one.title) for one, device in zip(known, devices, strict=True)]
+        devices = ["CPU" if one.memory_gib is None else f"{one.memory_gib:g} GiB" for one in all_presets]
+        rows = [(one.name, device, one.title) for one, device in zip(all_presets, devices, strict=True)]
         print_table(("name", "device", "what it is"), rows)
 
 

@@ -93,10 +93,10 @@ def render(
 
 def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
     problems = []
-    for field, option, given in (("format", "--format", format_), ("train_on", "--train-on", train_on)):
+    for field, option, value in (("format", "--format", format_), ("train_on", "--train-on", train_on)):
         choices = get_args(DatasetConfig.model_fields[field].annotation)
-        if given not in choices:
-            problems.append(Problem(option, f"{given!r} is not one of {', '.join(choices)}."))
+        if value not in choices:
+            problems.append(Problem(option, f"{value!r} is not one of {', '.join(choices)}."))
     mapped = {}
     for text in column_map or ():
         role, equals, column = text.partition("=")
@@ -133,8 +133,8 @@ def _check(
 
 
 def _show(line: ProgressLine, progress: CheckProgress) -> None:
-    counted = f", {progress.tokens:,} tokens" if progress.tokens else ""
-    line.show(f"{progress.rows:,} rows{counted}", progress.fraction)
+    tokens = f", {progress.tokens:,} tokens" if progress.tokens else ""
+    line.show(f"{progress.rows:,} rows{tokens}", progress.fraction)
 
 
 def report_text(report: DatasetReport) -> str:
@@ -196,8 +196,8 @@ def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> 
 def sequence_text(sequence: RenderedSequence) -> str:
     """Return a sequence for people, with trained text between ⟦ and ⟧."""
     text = ""
-    labelled = zip(sequence.pieces, sequence.labels, strict=True)
-    for is_trained, group in itertools.groupby(labelled, lambda pair: pair[1] != IGNORED_LABEL):
+    pairs = zip(sequence.pieces, sequence.labels, strict=True)
+    for is_trained, group in itertools.groupby(pairs, lambda pair: pair[1] != IGNORED_LABEL):
         pieces = "".join(piece for piece, _ in group)
         text += f"⟦{pieces}⟧" if is_trained else pieces
     trained_count = sum(label != IGNORED_LABEL for label in sequence.labels)

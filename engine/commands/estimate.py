@@ -111,11 +111,13 @@ class RowsJudged(BaseModel, frozen=True):
     ceiling_bytes: int  # expected where rows as long as max_length came
 
 
-def _lengths(inspector: Inspector, config: RunConfig, wanted: bool | None) -> tuple[RowLengths | None, Sequence[str]]:
+def _lengths(
+    inspector: Inspector, config: RunConfig, read_rows: bool | None
+) -> tuple[RowLengths | None, Sequence[str]]:
     """Return the lengths of the dataset's rows, or a note why the longest rows allowed are judged instead."""
-    if wanted is False:
+    if read_rows is False:
         return None, ()
-    if wanted is None and reads_from_hub(config.dataset):
+    if read_rows is None and reads_from_hub(config.dataset):
         return None, ["The dataset is on the Hub: figures are for rows as long as max_length; --data reads all rows."]
     training = config.training
     try:
@@ -129,7 +131,7 @@ def _lengths(inspector: Inspector, config: RunConfig, wanted: bool | None) -> tu
             )
         )
     except EngineError as error:
-        if wanted:
+        if read_rows:
             raise
         return None, [f"Figures are for rows as long as max_length, because the data cannot be read: {error.what}"]
     return report.row_lengths, ()

@@ -43,13 +43,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure base and tuned on the held-out rows, and let both answer some of them."""
-    given = {
+    overrides = {
         "max_rows": rows,
         "answered_rows": answers,
         "max_new_tokens": max_tokens,
         "general_text": general_text,
     }
-    settings = section_from_mapping(EvaluationConfig, given)
+    settings = section_from_mapping(EvaluationConfig, overrides)
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint).model_copy(update={"where": where})
     result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run)

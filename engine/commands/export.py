@@ -99,8 +99,8 @@ def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
         sizes = predict_sizes(folder, model.id) if folder is not None else {}
         if not sizes:
             return
-        listed = ", ".join(f"{name} {size(one.size_bytes)}" for name, one in sizes.items())
-        typer.echo(f"Predicted sizes: {listed}.", err=True)
+        text = ", ".join(f"{name} {size(one.size_bytes)}" for name, one in sizes.items())
+        typer.echo(f"Predicted sizes: {text}.", err=True)
         if words := instead_words(sizes):
             typer.echo(words, err=True)
 
@@ -110,10 +110,10 @@ def _report(result: ExportResult) -> None:
     verified = result.verified
     if verified is not None:
         allowed = verified.allowed_logit_difference
-        explained = f", rounding explains {allowed:.3g}" if allowed is not None else ""
+        reason = f", rounding explains {allowed:.3g}" if allowed is not None else ""
         typer.echo(
             f"Verified against the run: {verified.equal_answers} of {verified.prompts} greedy answers are the same; "
-            f"logits differ by at most {verified.largest_logit_difference:.3g}{explained}."
+            f"logits differ by at most {verified.largest_logit_difference:.3g}{reason}."
         )
         if verified.perplexity is not None:
             typer.echo(f"Perplexity of run and file: {verified.perplexity.words}.")

@@ -62,9 +62,9 @@ def backup(
     """
     home = LoratoryHome.from_environment()
     path = typed_path(file).absolute()
-    written = write_backup(home, path, with_checkpoints=checkpoints)
+    archive = write_backup(home, path, with_checkpoints=checkpoints)
     AuditLog(audit_log_path(home)).write("", "backed up", path.name, "with checkpoints" if checkpoints else "")
-    _print_size(path, written, as_json)
+    _print_size(path, archive, as_json)
 
 
 @lab.command()

@@ -131,7 +131,7 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._is_terminal = self._stream.isatty()
-        self._shown = ""
+        self._line = ""
         self._last_written = -math.inf
 
     def __enter__(self) -> "ProgressLine":
@@ -144,19 +144,19 @@ class ProgressLine:
         """Show what is being done, and how much of it from 0 to 1 where that is known, as a bar."""
         line = text
         if share is not None:
-            filled = round(max(0.0, min(share, 1.0)) * _BAR_CELLS)
-            line = f"{'█' * filled}{'·' * (_BAR_CELLS - filled)} {share:4.0%} {text}"
-        if line == self._shown:
+            cells = round(max(0.0, min(share, 1.0)) * _BAR_CELLS)
+            line = f"{'█' * cells}{'·' * (_BAR_CELLS - cells)} {share:4.0%} {text}"
+        if line == self._line:
             return
         now = self._clock()
         if self._is_terminal:
-            self._stream.write("\r" + line.ljust(len(self._shown)))
+            self._stream.write("\r" + line.ljust(len(self._line)))
         elif now - self._last_written >= _PLAIN_SECONDS:
             self._stream.write(line + "\n")
             self._last_written = now
         else:
             return
-        self._shown = line
+        self._line = line
         self._stream.flush()
 
     def say(self, text: str) -> None:
@@ -167,10 +167,10 @@ class ProgressLine:
 
     def clear(self) -> None:
         """Make room for other output."""
-        if self._is_terminal and self._shown:
-            self._stream.write("\r" + " " * len(self._shown) + "\r")
+        if self._is_terminal and self._line:
+            self._stream.write("\r" + " " * len(self._line) + "\r")
             self._stream.flush()
-        self._shown = ""
+        self._line = ""
 
 
 def with_progress(work: Callable[[Callable[[Any], None]], Result]) -> Result:

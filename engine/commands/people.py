@@ -27,15 +27,15 @@ PublicUrl = Annotated[
 def list_people(as_json: AsJson = False) -> None:
     """List the accounts, and the invitations that were not used yet."""
     accounts = _accounts()
-    found, invitations = accounts.people(), accounts.invitations()
+    members, invitations = accounts.people(), accounts.invitations()
     if as_json:
-        print_json({"people": [vars(person) for person in found], "invitations": [vars(one) for one in invitations]})
+        print_json({"people": [vars(person) for person in members], "invitations": [vars(one) for one in invitations]})
         return
-    if not found:
+    if not members:
         print("There are no accounts yet. Invite the first admin with `loratory people invite --admin`.")
     else:
         header = ("name", "role", "last sign-in", "state")
-        print_table(header, [(one.name, one.role, words_of_time(one.last_sign_in), _state(one)) for one in found])
+        print_table(header, [(one.name, one.role, words_of_time(one.last_sign_in), _state(one)) for one in members])
     for one in invitations:
         what = one.role if one.person is None else f"password of {one.person}"
         print(f"An invitation ({what}) can be used until {words_of_time(one.expires)}.")

@@ -72,17 +72,17 @@ def runs(
         sort=sort,
         descending=not ascending,
     )
-    found = select_runs(RunIndex(store).summaries(), query)
+    summaries = select_runs(RunIndex(store).summaries(), query)
     if as_json:
-        print_json([_summary_json(store, summary) for summary in found])
+        print_json([_summary_json(store, summary) for summary in summaries])
     elif as_csv:
-        typer.echo(summaries_csv(found), nl=False)
-    elif not found:
+        typer.echo(summaries_csv(summaries), nl=False)
+    elif not summaries:
         restricts = query.words or query.states or query.methods or query.models or query.tags
         print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
     else:
         header = ("run", "name", "state", "steps", "loss", "held out", "duration", "size")
-        print_table(header, [_row(row) for row in found])
+        print_table(header, [_row(row) for row in summaries])
 
 
 def show(
@@ -199,11 +199,11 @@ def move(
     """Move a waiting run within the queue."""
     store = own_runs()
     run = store.get(run_id)
-    waiting = [known.id for known in store.list() if known.folder.read_state().state == "queued"]
+    waiting = [one.id for one in store.list() if one.folder.read_state().state == "queued"]
     if run.id not in waiting:
         raise RunError(f"{run.id} is {run.folder.read_state().state} and does not wait.", "Only waiting runs move.")
     order = QueueOrder(store.home).shift(run.id, waiting, where)
-    text = "\n".join(f"{place}. {known}" for place, known in enumerate(order, start=1))
+    text = "\n".join(f"{place}. {one}" for place, one in enumerate(order, start=1))
     print_result({"queue": order}, text, as_json=as_json)
 
 
@@ -225,17 +225,17 @@ def electricity(
 ) -> None:
     """Show or set the price of electricity, from which runs compute their cost."""
     home = LoratoryHome.from_environment()
-    known = read_electricity(home)
+    tariff = read_electricity(home)
     if price is not None or currency is not None or watts is not None:
-        known = save_electricity(
+        tariff = save_electricity(
             home,
-            known.price_per_kwh if price is None else price or None,
-            known.currency if currency is None else currency,
-            known.watts if watts is None else watts or None,
+            tariff.price_per_kwh if price is None else price or None,
+            tariff.currency if currency is None else currency,
+            tariff.watts if watts is None else watts or None,
         )
-    cost = "no price is set" if known.price_per_kwh is None else f"{known.currency} {known.price_per_kwh:g} a kWh"
-    power = "unknown where no GPU measures it" if known.watts is None else f"{known.watts:g} W where none measures"
-    print_result(known, f"price: {cost.strip()}\npower: {power}", as_json=as_json)
+    cost = "no price is set" if tariff.price_per_kwh is None else f"{tariff.currency} {tariff.price_per_kwh:g} a kWh"
+    power = "unknown where no GPU measures it" if tariff.watts is None else f"{tariff.watts:g} W where none measures"
+    print_result(tariff, f"price: {cost.strip()}\npower: {power}", as_json=as_json)
 
 
 def _change(run: Run, as_json: bool, **changes: Any) -> None:

@@ -43,8 +43,8 @@ def serve(
         target = ChatTarget.of_model(plan.model)
     name, aliases = _names(target, plan.tuned.name if plan.tuned is not None else "")
 
-    def unloaded(why: str) -> None:
-        sys.stderr.write(f"{why} The next request loads it again.\n")
+    def unloaded(reason: str) -> None:
+        sys.stderr.write(f"{reason} The next request loads it again.\n")
         sys.stderr.flush()
 
     served = ServedModel(ChatSession(store.home, on_unload=unloaded), target, name, aliases)

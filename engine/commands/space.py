@@ -142,11 +142,11 @@ def update(
         settings.refuse_impossible(name, runs_on, is_private=bool(info.private))
         plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models))
         files = space_files(plan, build_wheel())
-        done = hub.change(name, settings)
+        changes = hub.change(name, settings)
         sent = hub.upload(name, files, "Update Loratory")
-        done += [f"{file} changed" for file in sent.changed] + [f"{file} removed" for file in sent.removed]
-        status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait and done else hub.status(name)
-    _report(status, done, as_json=as_json)
+        changes += [f"{file} changed" for file in sent.changed] + [f"{file} removed" for file in sent.removed]
+        status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait and changes else hub.status(name)
+    _report(status, changes, as_json=as_json)
 
 
 @space.command()
@@ -154,8 +154,8 @@ def status(name: SpaceName, as_json: AsJson = False) -> None:
     """Show the state of a Space, what it costs, and when it sleeps."""
     check_name(name, "space")
     with _hub() as hub:
-        found = hub.status(name)
-    print_result(found._asdict(), "\n".join(_lines(found)), as_json=as_json)
+        state = hub.status(name)
+    print_result(state._asdict(), "\n".join(_lines(state)), as_json=as_json)
 
 
 @space.command()
@@ -186,8 +186,8 @@ def warm(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="O
     home = LoratoryHome.from_environment()
     for name in models:
         with ProgressLine() as line:
-            found = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
-        print(f"{name}: {found.location}")
+            place = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
+        print(f"{name}: {place.location}")
 
 
 @contextmanager
@@ -266,11 +266,11 @@ def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bo
         log = "".join(f"\n  {line}" for line in status.log)
         fix = f"Look at {status.page}; once it is fixed, run `loratory space update {status.name}`."
         raise PushError(f"The Space {status.words}{log}", fix)
-    known, lines = status._asdict(), _lines(status)
+    values, lines = status._asdict(), _lines(status)
     if changed is not None:
-        known["changed"] = list(changed)
+        values["changed"] = list(changed)
         lines.append(f"Changed: {'; '.join(changed)}." if changed else "Nothing to update.")
-    print_result(known, "\n".join(lines), as_json=as_json)
+    print_result(values, "\n".join(lines), as_json=as_json)
 
 
 def _lines(status: Status) -> list[str]:

@@ -78,7 +78,7 @@ def follow_to_the_end(
     """
     supervisor = Supervisor(home, settings)
     reader = HistoryReader(run.folder.events)
-    shown_until, judged, named = time.time(), RunHistory.model_construct(), set[str]()
+    shown_until, judged, warned = time.time(), RunHistory.model_construct(), set[str]()
     try:
         with _interrupt_asks_to_stop(run, line):  # before the run may begin
             if supervisor.start() == "standing_by":
@@ -91,9 +91,9 @@ def follow_to_the_end(
                         line.say(f"Warning: {message.text}")
                     shown_until = max(shown_until, message.time)
                 for finding in findings_of(run, history) if history is not judged else ():
-                    if finding.name not in named:
+                    if finding.name not in warned:
                         line.say(f"Warning: {finding.words}")
-                    named.add(finding.name)
+                    warned.add(finding.name)
                 judged = history
                 if state.is_final:
                     break
@@ -172,11 +172,11 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
             parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
             if (accuracy := history.tuned_evals[-1].preference_accuracy) is not None:
                 parts.append(f"prefers {accuracy:.0%}")
-        left = seconds_left(history)
+        seconds = seconds_left(history)
         if step >= total and history.status is not None and history.status.message:
             parts.append(history.status.message)
-        elif left is not None:
-            parts.append(f"{duration(left)} left")
+        elif seconds is not None:
+            parts.append(f"{duration(seconds)} left")
         line.show(" · ".join(parts), step / total)
 
 
@@ -210,8 +210,8 @@ def sweep(
     configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         preflight = Preflight(store.home, inspector)
-        checked = [preflight.check(one, line.show) for one in configs]  # all of them before the first is queued
-    runs = [store.create(one.config, one.provenance, report=one.report) for one in checked]
+        checks = [preflight.check(one, line.show) for one in configs]  # all of them before the first is queued
+    runs = [store.create(one.config, one.provenance, report=one.report) for one in checks]
     line.say(f"Queued {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
@@ -221,9 +221,11 @@ def sweep(
         print_json([{"name": summary.name, **result_json(run, summary)} for run, summary in results])
     else:
         _print_results([summary for _, summary in results])
-    failed = [summary for _, summary in results if summary.state not in _ENDED_WELL]
-    if failed:
-        raise RunError(f"{len(failed)} of {len(runs)} runs did not end well.", f"See `loratory show {failed[0].id}`.")
+    failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(runs)} runs did not end well.", f"See `loratory show {failures[0].id}`."
+        )
 
 
 def _print_results(summaries: list[RunSummary]) -> None:

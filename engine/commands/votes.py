@@ -17,15 +17,17 @@ votes = typer.Typer(name="votes", help="Votes on answers: list, export as pairs,
 @votes.command(name="list")
 def list_(as_json: AsJson = False) -> None:
     """Show the votes, the newest first."""
-    known = _votes().read()
+    saved_votes = _votes().read()
     if as_json:
-        print_json({"votes": [vote.model_dump(mode="json") for vote in known.votes], "damaged": known.damaged})
+        print_json(
+            {"votes": [vote.model_dump(mode="json") for vote in saved_votes.votes], "damaged": saved_votes.damaged}
+        )
         return
-    if known.votes:
-        print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in known.votes])
-    typer.echo(f"{len(known.votes):,} votes give {pairs_of_votes(known.votes).words}")
-    if known.damaged:
-        typer.echo(f"Damaged lines skipped: {known.damaged:,}.")
+    if saved_votes.votes:
+        print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in saved_votes.votes])
+    typer.echo(f"{len(saved_votes.votes):,} votes give {pairs_of_votes(saved_votes.votes).words}")
+    if saved_votes.damaged:
+        typer.echo(f"Damaged lines skipped: {saved_votes.damaged:,}.")
 
 
 @votes.command()

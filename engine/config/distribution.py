@@ -56,12 +56,12 @@ def distribution_of(run: RunSection) -> Distribution | None:
     """Return how a run uses several GPUs of this machine; None where it names one or none."""
     if isinstance(run.devices, str) or len(run.devices) < 2:
         return None
-    chosen = (
+    distribution = (
         one
         for one in DISTRIBUTIONS.values()
         if all(getattr(run, name) == value for name, value in one.settings.items())
     )
-    return next(chosen, None)
+    return next(distribution, None)
 
 
 _PROCESSES: Mapping[str, Callable[[RunConfig], int]] = {

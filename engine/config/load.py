@@ -52,12 +52,12 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, and reads 2e-4 as the number that people mean."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key_node, _ in node.value:
             key = str(key_node.value)
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -231,13 +231,13 @@ def _plain_message(field: str, item: Any) -> str:
     if item["type"] == "extra_forbidden":
         guess = _closest_field(field)
         return f"there is no such setting{f'; did you mean {guess}?' if guess else '.'}"
-    shown = _shown(item.get("input"))
+    value = _display(item.get("input"))
     if item["type"] in _MESSAGES:
-        return _MESSAGES[item["type"]].format(shown=shown, **item.get("ctx", {}))
-    return f"{shown} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."
+        return _MESSAGES[item["type"]].format(shown=value, **item.get("ctx", {}))
+    return f"{value} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."
 
 
-def _shown(value: Any) -> str:
+def _display(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = repr(value)
@@ -258,17 +258,17 @@ def setting_names() -> list[str]:
 
 def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
     """Check pairs although some fields are broken: drop those, and let no rule read them."""
-    kept: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for name, section in _SECTIONS.items():
-        given = values.get(name)
-        given = given if isinstance(given, Mapping) else {}
-        sound = [field for field in section.model_fields if field in given and f"{name}.{field}" not in broken]
-        kept[name] = {field: given[field] for field in sound}
+        section_values = values.get(name)
+        section_values = section_values if isinstance(section_values, Mapping) else {}
+        sound = [field for field in section.model_fields if field in section_values and f"{name}.{field}" not in broken]
+        sections[name] = {field: section_values[field] for field in sound}
     # The two fields without a default: any value serves, for no pair rule reads them.
-    kept["model"].setdefault("id", "-")
-    kept["dataset"].setdefault("source", "-")
+    sections["model"].setdefault("id", "-")
+    sections["dataset"].setdefault("source", "-")
     try:
-        config = RunConfig.model_validate(kept)
+        config = RunConfig.model_validate(sections)
     except ValidationError:  # a section was itself malformed; its fields are reported already
         return []
     return pair_problems(config, ignoring=broken)

@@ -107,6 +107,6 @@ def is_wanted(name: str) -> bool:
     assert name in OPTIMIZATIONS, name
     left_out = {part.strip() for part in os.environ.get(VARIABLE, "").split(",") if part.strip()}
     if unknown := sorted(left_out - OPTIMIZATIONS.keys()):
-        known = ", ".join(OPTIMIZATIONS)
-        raise ConfigError([Problem(VARIABLE, f"{', '.join(unknown)} is not one of {known}.")])
+        names = ", ".join(OPTIMIZATIONS)
+        raise ConfigError([Problem(VARIABLE, f"{', '.join(unknown)} is not one of {names}.")])
     return name not in left_out

@@ -93,15 +93,15 @@ def _reference_without_adapter(config: RunConfig) -> str | None:
 
 @pair_rule("training.loss_type", "training.objective")
 def _losses_of_another_objective(config: RunConfig) -> str | None:
-    objective, chosen = objective_of(config), config.training.loss_type
-    unknown = [name for name in chosen if name not in objective.losses]
-    if not objective.learns_preferences or not chosen:
+    objective, losses = objective_of(config), config.training.loss_type
+    unknown = [name for name in losses if name not in objective.losses]
+    if not objective.learns_preferences or not losses:
         return None
     if not objective.losses:
         return f"{objective.name} has one loss of its own; leave this empty."
     if unknown:
         return f"{objective.name} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
-    if len(set(chosen)) < len(chosen) or (len(chosen) > 1 and not objective.adds_losses):
+    if len(set(losses)) < len(losses) or (len(losses) > 1 and not objective.adds_losses):
         return f"{objective.name} takes {'each loss once' if objective.adds_losses else 'one loss'}."
     return None
 
@@ -134,9 +134,9 @@ def _spread_over_one_device(config: RunConfig) -> str | None:
     if config.run.device_map == "none" or config.run.spread_over > 1:
         return None
     devices = config.run.devices
-    named = f"is {devices}" if isinstance(devices, str) else f"names {len(devices)}"
+    words = f"is {devices}" if isinstance(devices, str) else f"names {len(devices)}"
     return (
-        f"{config.run.device_map} divides layers among the GPUs that run.devices names, which {named}; name two or more "
+        f"{config.run.device_map} divides layers among the GPUs that run.devices names, which {words}; name two or more "
         "there, such as [0, 1], or set none."
     )
 
@@ -161,12 +161,12 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
     if not run.is_elsewhere and run.launcher == "local":
         return "one process has no other to share the weights with; set run.launcher to accelerate, or none here."
     if count_processes(config) == 1 and run.devices != "cpu":
-        named = (
+        words = (
             "run.devices names; name two or more there, such as [0, 1]"
             if not run.is_elsewhere
             else "the job has; ask for two or more"
         )
-        return f"it shares the weights among the GPUs that {named}, or set none."
+        return f"it shares the weights among the GPUs that {words}, or set none."
     return None
 
 

@@ -37,7 +37,7 @@ class Preset:
 
 def list_presets(folder: Path = PRESETS_FOLDER) -> list[Preset]:
     """All presets, CPU first, then by memory of the device."""
-    presets = [_read(path) for path in folder.glob("*.yaml")]
+    presets = [_read_preset(path) for path in folder.glob("*.yaml")]
     return sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name))
 
 
@@ -54,7 +54,7 @@ def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
     return presets[name]
 
 
-def _read(path: Path) -> Preset:
+def _read_preset(path: Path) -> Preset:
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     header = {match[1]: match[2].strip() for line in lines if (match := _HEADER.match(line))}
     missing = {"Title", "Device", "About"} - header.keys()

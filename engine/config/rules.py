@@ -29,15 +29,15 @@ CHECKPOINTS = 5
 MIN_LEARNING_RATE_SHARE = 0.1  # of the first learning rate, where a cosine_with_min_lr schedule ends
 
 
-def choose_compute_dtype(asked: ComputeDtype, device_kind: str, *, has_fast_bfloat16: bool) -> DtypeName:
+def choose_compute_dtype(setting: ComputeDtype, device_kind: str, *, has_fast_bfloat16: bool) -> DtypeName:
     """Return the precision of matrix products: `auto` is bfloat16 where the device multiplies it faster.
 
     Otherwise NVIDIA's GPUs take float16, which tensor cores have had for longest; CPUs and Apple's GPU take float32, which
     they are built for. An instruction for bfloat16 is not enough: two cores of a fifth generation Xeon without AMX reached
     0.16 TFLOP/s in it and 0.26 in float32.
     """
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     if has_fast_bfloat16:
         return "bfloat16"
     return "float16" if device_kind == "cuda" else "float32"

@@ -142,8 +142,8 @@ class RunSection(Section):
     @property
     def spread_over(self) -> int:
         """GPUs that one model's layers are divided among; 1 where each device holds the whole model."""
-        named = len(self.devices) if not isinstance(self.devices, str) else 1
-        return named if self.device_map != "none" else 1
+        count = len(self.devices) if not isinstance(self.devices, str) else 1
+        return count if self.device_map != "none" else 1
 
 
 class JobsConfig(Section):

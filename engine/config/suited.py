@@ -58,8 +58,8 @@ def _objective(_: RunConfig, rows: SeenRows | None) -> Suited | None:
     """Take the objective that learns from such rows: TRL has a trainer for each kind of rows, and DPO's is the usual for pairs."""
     if rows is None:
         return Suited(field_of("training.objective").default, "", awaits_rows=True)
-    chosen = objectives_for(rows.kind)[0]
-    return Suited(chosen.name, ROWS_IN_WORDS[rows.kind]) if chosen.learns_preferences else None
+    objective = objectives_for(rows.kind)[0]
+    return Suited(objective.name, ROWS_IN_WORDS[rows.kind]) if objective.learns_preferences else None
 
 
 def _learning_rate(config: RunConfig, _: SeenRows | None) -> Suited | None:
@@ -108,8 +108,8 @@ def _max_length(config: RunConfig, rows: SeenRows | None) -> Suited | None:
     if not isinstance(rows, KnownRows):
         return Suited(default, "", awaits_rows=True)
     virtual = config.adapter.traits.count_virtual_tokens(config.adapter)  # as many would leave no room
-    needed = max(rows.needed_max_length, _SHORTEST, virtual + _LENGTH_MULTIPLE)
-    return Suited(needed, f"the longest row, {rows.longest:,} tokens") if needed <= default else None
+    length = max(rows.needed_max_length, _SHORTEST, virtual + _LENGTH_MULTIPLE)
+    return Suited(length, f"the longest row, {rows.longest:,} tokens") if length <= default else None
 
 
 def _patience(config: RunConfig, _: SeenRows | None) -> Suited | None:
@@ -147,18 +147,18 @@ def planned_steps(config: RunConfig, rows: SeenRows | None) -> int | None:
 
 def suited_settings(config: RunConfig, rows: SeenRows | None = None) -> dict[str, Suited]:
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
-    chosen: dict[str, Suited] = {}
+    settings: dict[str, Suited] = {}
     for rule in RULES:
-        chosen[rule.setting] = rule.choose(config, rows) or Suited(field_of(rule.setting).default, "")
+        settings[rule.setting] = rule.choose(config, rows) or Suited(field_of(rule.setting).default, "")
         if not is_given(config, rule.setting):
-            config = _with(config, {rule.setting: chosen[rule.setting].value})
-    return chosen
+            config = _with(config, {rule.setting: settings[rule.setting].value})
+    return settings
 
 
 def with_suited_defaults(config: RunConfig, rows: SeenRows | None = None) -> RunConfig:
     """Give settings that were not given the defaults that suit the rest."""
-    chosen = suited_settings(config, rows)
-    return _with(config, {name: suited.value for name, suited in chosen.items() if not is_given(config, name)})
+    settings = suited_settings(config, rows)
+    return _with(config, {name: suited.value for name, suited in settings.items() if not is_given(config, name)})
 
 
 def open_settings(config: RunConfig) -> tuple[str, ...]:
@@ -192,9 +192,9 @@ def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     for setting, value in values.items():
         section, _, name = setting.partition(".")
         sections.setdefault(section, {})[name] = value
-    changed = {}
+    updates = {}
     for section, settings in sections.items():
-        given = getattr(config, section)
-        changed[section] = type(given).model_construct(given.model_fields_set, **{**dict(given), **settings})
-    copy = config.model_copy(update=changed)
+        before = getattr(config, section)
+        updates[section] = type(before).model_construct(before.model_fields_set, **{**dict(before), **settings})
+    copy = config.model_copy(update=updates)
     return type(config).model_construct(config.model_fields_set, **dict(copy))

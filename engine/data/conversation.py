@@ -113,29 +113,29 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     if isinstance(example, Comparison):
         return _warnings_of_pair(example)
     messages = example.messages
-    found: list[RowWarning] = []
+    warnings: list[RowWarning] = []
     if next((message.role for message in messages if message.role != "system"), "") == "assistant":
         reason = "the assistant speaks first; nothing asks for that turn, so it is context and not trained"
-        found.append(("order", reason))
+        warnings.append(("order", reason))
     for number, message in enumerate(messages, start=1):
         if message.role == "user" and (not message.content or message.content.isspace()):
-            found.append(("empty", f"turn {number} is the user's, and it is empty"))
+            warnings.append(("empty", f"turn {number} is the user's, and it is empty"))
     for number, (before, message) in enumerate(pairwise(messages), start=2):
         if message.role == before.role == "user":
-            found.append(("order", f"turn {number} is the user's, and so is the one before it"))
+            warnings.append(("order", f"turn {number} is the user's, and so is the one before it"))
         if before.tool_calls and message.role != "tool":
-            called = ", ".join(shortened(call.name, 30) for call in before.tool_calls)
-            found.append(("tools", f"the call of {called} in turn {number - 1} has no result"))
+            names = ", ".join(shortened(call.name, 30) for call in before.tool_calls)
+            warnings.append(("tools", f"the call of {names} in turn {number - 1} has no result"))
         if message.role == "tool" and before.role not in ("assistant", "tool"):
-            found.append(("tools", f"turn {number} is the result of no call"))
+            warnings.append(("tools", f"turn {number} is the result of no call"))
     if messages[-1].role in ("user", "tool"):
-        found.append(("unanswered", f"the last turn is the {messages[-1].role}'s; nothing answers it"))
-    return tuple(found)
+        warnings.append(("unanswered", f"the last turn is the {messages[-1].role}'s; nothing answers it"))
+    return tuple(warnings)
 
 
 def _warnings_of_pair(pair: Comparison) -> tuple[RowWarning, ...]:
     chosen, rejected = (" ".join(turn.content for turn in side) for side in (pair.chosen, pair.rejected))
-    found = dict.fromkeys(warning for side in pair.sides() for warning in warnings_of(side))
+    warnings = dict.fromkeys(warning for side in pair.sides() for warning in warnings_of(side))
     if "".join(chosen.split()) == "".join(rejected.split()) and not any(turn.tool_calls for turn in pair.chosen):
-        found["white_space", "the chosen and the rejected answer differ in white space only"] = None
-    return tuple(found)
+        warnings["white_space", "the chosen and the rejected answer differ in white space only"] = None
+    return tuple(warnings)

@@ -75,8 +75,8 @@ def require_hub_id(name: str) -> str:
         DatasetError: If it is none.
     """
     owner, slash, bare = name.rpartition("/")
-    named = _HUB_NAME.fullmatch(bare) is not None and (not slash or _HUB_NAME.fullmatch(owner) is not None)
-    if not named or owner == "buckets" or ".." in name:
+    is_name = _HUB_NAME.fullmatch(bare) is not None and (not slash or _HUB_NAME.fullmatch(owner) is not None)
+    if not is_name or owner == "buckets" or ".." in name:
         raise DatasetError(
             f"{shown_name(name)} is not the id of a dataset on the Hub.", "An id reads owner/name, as in its address."
         )
@@ -161,8 +161,8 @@ def _is_inside(address: str, hub_id: str) -> bool:
 def _reader_names() -> frozenset[str]:
     from datasets import packaged_modules
 
-    found = {module.name for module in pkgutil.iter_modules(packaged_modules.__path__)}
-    return frozenset(found | set(packaged_modules._PACKAGED_DATASETS_MODULES))
+    names = {module.name for module in pkgutil.iter_modules(packaged_modules.__path__)}
+    return frozenset(names | set(packaged_modules._PACKAGED_DATASETS_MODULES))
 
 
 class HubRows(RowSource):
@@ -198,20 +198,20 @@ class HubRows(RowSource):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows: one by one where the dataset is here, else in one pass."""
-        wanted, known = lookup(rows), self._features
-        found: Iterable[tuple[int, Any]]
+        numbers, features = lookup(rows), self._features
+        numbered_rows: Iterable[tuple[int, Any]]
         if self._streaming:
-            found = enumerate(self._data.skip(rows[0]) if rows[0] else self._data, rows[0])
+            numbered_rows = enumerate(self._data.skip(rows[0]) if rows[0] else self._data, rows[0])
         else:
-            found = ((row, self._data[row]) for row in rows[: bisect_left(rows, len(self._data))])
+            numbered_rows = ((row, self._data[row]) for row in rows[: bisect_left(rows, len(self._data))])
         row = rows[0] - 1
         try:
-            for row, value in found:
+            for row, value in numbered_rows:
                 cells = {
-                    name: _without_gaps(cell, known[name]) if name in known else without_gaps(cell)
+                    name: _without_gaps(cell, features[name]) if name in features else without_gaps(cell)
                     for name, cell in value.items()
                 }
-                yield Record(row, None, cells) if row in wanted else None
+                yield Record(row, None, cells) if row in numbers else None
                 if row == rows[-1]:
                     return
             if self._streaming:
@@ -220,9 +220,15 @@ class HubRows(RowSource):
             raise _explain(error, self._config.source.strip()) from error
 
     def fingerprint(self) -> str:
-        known = getattr(self._data, "_fingerprint", None)
-        named = [self._config.source, self._config.subset, self._config.split, self._config.revision, known]
-        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+        library_fingerprint = getattr(self._data, "_fingerprint", None)
+        parts = [
+            self._config.source,
+            self._config.subset,
+            self._config.split,
+            self._config.revision,
+            library_fingerprint,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _load(self) -> Any:
         datasets = _import_datasets()

@@ -76,12 +76,12 @@ def require_dataset_id(text: str, revision: str | None) -> str:
 
 def list_own_datasets(home: LoratoryHome) -> list[OwnDataset]:
     """Return the datasets that a home's person downloaded, by id."""
-    found = []
+    datasets = []
     with contextlib.suppress(OSError):
         for path in sorted((home.uploads / _FOLDER).iterdir() if home.owner else ()):
             if path.is_dir() and not path.is_symlink():
-                found.append(OwnDataset(path.name.replace(_SEPARATOR, "/", 1), folder_size_bytes(path), path))
-    return found
+                datasets.append(OwnDataset(path.name.replace(_SEPARATOR, "/", 1), folder_size_bytes(path), path))
+    return datasets
 
 
 def remove_own_dataset(home: LoratoryHome, hub_id: str, sources: Collection[str] = ()) -> None:
@@ -94,12 +94,12 @@ def remove_own_dataset(home: LoratoryHome, hub_id: str, sources: Collection[str]
         DatasetError: If it is not there, or a run needs it.
         StorageError: If its files cannot be removed.
     """
-    found = next((one for one in list_own_datasets(home) if one.hub_id == hub_id), None)
-    if found is None:
+    dataset = next((one for one in list_own_datasets(home) if one.hub_id == hub_id), None)
+    if dataset is None:
         raise DatasetError("That dataset is not among your own.", "Choose one that is listed.")
-    if any(Path(source).is_relative_to(found.folder) for source in sources):
+    if any(Path(source).is_relative_to(dataset.folder) for source in sources):
         raise DatasetError(f"{hub_id} is needed by a run that waits or is at work.", "Wait for its end, or stop it.")
     try:
-        shutil.rmtree(found.folder)
+        shutil.rmtree(dataset.folder)
     except OSError as error:
         raise StorageError(f"{hub_id} cannot be removed ({error.strerror}).", "Ask an admin of the lab.") from error

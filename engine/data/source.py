@@ -69,10 +69,10 @@ MAX_ENTRIES = 50_000
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """Yield files, and links to some; hidden ones and those of hidden folders are left out."""
-    seen = 0
+    count = 0
     for parent, folders, files in os.walk(folder):  # passes over folders of other users
-        seen += len(folders) + len(files)
-        if seen > MAX_ENTRIES:
+        count += len(folders) + len(files)
+        if count > MAX_ENTRIES:
             raise DatasetError(
                 f"The folder {shown_name(folder.name)} holds more than {MAX_ENTRIES:,} files and folders.",
                 "Choose the folder further down that holds the data alone.",
@@ -115,7 +115,7 @@ class SeveralSources(RowSource):
         for source in self._sources:
             total, count = source.total_rows, 0
             here = rows if total is None else rows[: bisect_left(rows, start + total)]
-            for record in source.pick(_moved(here, -start)) if here else ():
+            for record in source.pick(_shift(here, -start)) if here else ():
                 count += record is not None
                 yield record._replace(row=start + record.row) if record is not None and start else record
             rows = rows[count:]
@@ -127,11 +127,11 @@ class SeveralSources(RowSource):
 
 
 def _known_sum(values: Iterable[int | None]) -> int | None:
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
+    numbers = list(values)
+    return None if None in numbers else sum(value for value in numbers if value is not None)
 
 
-def _moved(rows: Sequence[int], by: int) -> Sequence[int]:
+def _shift(rows: Sequence[int], by: int) -> Sequence[int]:
     return range(rows.start + by, rows.stop + by) if isinstance(rows, range) else [row + by for row in rows]
 
 
@@ -155,8 +155,8 @@ def data_files(folder: Path, split: str) -> list[Path]:
     Raises:
         DatasetError: If the folder holds more than MAX_ENTRIES files and folders.
     """
-    found = sorted(file for file in _files_below(folder) if kind_of(file.name) is not None)
-    inside = [file for file in found if file.is_file() and file.resolve().is_relative_to(folder)]
+    files = sorted(file for file in _files_below(folder) if kind_of(file.name) is not None)
+    inside = [file for file in files if file.is_file() and file.resolve().is_relative_to(folder)]
     data = [file for file in inside if not _describes_data(file)] or inside
     return [file for file in data if split and file.name.lower().startswith(split.lower())] or data
 
@@ -178,5 +178,5 @@ def _open_folder(path: Path, split: str, options: SourceOptions) -> RowSource:
             f"The folder {shown_name(path.name)} holds {len(files):,} data files; {MAX_FILES:,} is the most.",
             "Put the rows into fewer files, or choose a folder further down.",
         )
-    opened = [open_file(file, options.cache_folder) for file in files]
-    return opened[0] if len(opened) == 1 else SeveralSources(shown_name(path.name), opened)
+    sources = [open_file(file, options.cache_folder) for file in files]
+    return sources[0] if len(sources) == 1 else SeveralSources(shown_name(path.name), sources)

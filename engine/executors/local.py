@@ -75,7 +75,9 @@ class LocalExecutor(Executor):
         devices = tuple(state.device.split(", ")) if state.device else ()
         holder = self._book.holder_of_run(run.id)  # a former supervisor has saved the worker with the lease
         is_passed_on = holder is not None and holder.process != ProcessIdentity.current()
-        job = LocalJob(run, state.attempt, devices, self, spawned=holder.process if holder and is_passed_on else None)
+        job = LocalJob(
+            run, state.attempt, devices, self, spawned_process=holder.process if holder and is_passed_on else None
+        )
         job.keep_devices()
         return job
 
@@ -129,7 +131,7 @@ class LocalJob(Job):
     devices: tuple[str, ...]  # leased for it
     executor: LocalExecutor
     process: subprocess.Popen[bytes] | None = None  # the worker where we are its parent; None after a restart of ours
-    spawned: ProcessIdentity | None = None  # the worker where it is known from its start
+    spawned_process: ProcessIdentity | None = None  # the worker where it is known from its start
     exit_code: int | None = field(default=None, init=False)
     since: float = field(default_factory=time.monotonic, init=False)
     cancelled_elsewhere: float | None = field(default=None, init=False)  # since when another host's worker shall end
@@ -139,7 +141,7 @@ class LocalJob(Job):
         record = self.run.folder.read_worker()
         if record is not None and record.attempt == self.attempt:
             return record.identity
-        return self.spawned
+        return self.spawned_process
 
     def poll(self, *, has_reported: bool) -> JobStatus:
         self.keep_devices()
@@ -185,7 +187,7 @@ class LocalJob(Job):
         record = self.run.folder.read_worker()
         if record is None or record.attempt != self.attempt:
             return JobStatus("superseded")
-        self.process = self.exit_code = self.spawned = None
+        self.process = self.exit_code = self.spawned_process = None
         return JobStatus("alive")
 
     def keep_devices(self) -> None:

@@ -12,7 +12,7 @@ from engine.executors.huggingface_jobs.flavors import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
     estimate_limit_hours,
-    named,
+    flavor_named,
 )
 from engine.executors.slurm.place import ClusterPlace
 from engine.executors.slurm.record import JobResources
@@ -85,7 +85,7 @@ class HuggingFaceJobs(RunPlace):
         if not config.jobs.flavor:
             kind = "cpu" if config.run.devices == "cpu" else "cuda"
             return tuple((flavor.device,) for flavor in flavors if flavor.device.kind == kind)
-        found = named(flavors, config.jobs.flavor)
+        found = flavor_named(flavors, config.jobs.flavor)
         if found is None:
             there = ", ".join(flavor.name for flavor in flavors)
             raise DeviceError(

@@ -5,7 +5,7 @@ from huggingface_hub import JobHardwareInfo
 
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError, DeviceError, HubUnreachableError
-from engine.executors.huggingface_jobs.flavors import HardwareList, estimate_limit_hours, named, read_flavors
+from engine.executors.huggingface_jobs.flavors import HardwareList, estimate_limit_hours, flavor_named, read_flavors
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.runs.launch import Preflight
 from tests.fake_inspector import FakeInspector
@@ -19,8 +19,8 @@ def test_machines_with_one_known_device_are_offered_the_cheapest_first():
     assert [flavor.name for flavor in FLAVORS] == [
         "cpu-basic", "cpu-upgrade", "t4-small", "l4x1", "a10g-large", "l40sx1", "a100-large"
     ]  # fmt: skip
-    assert named(FLAVORS, "l4x1").price_per_hour_usd == pytest.approx(0.8)
-    l4, t4 = named(FLAVORS, "l4x1").device, named(FLAVORS, "t4-small").device
+    assert flavor_named(FLAVORS, "l4x1").price_per_hour_usd == pytest.approx(0.8)
+    l4, t4 = flavor_named(FLAVORS, "l4x1").device, flavor_named(FLAVORS, "t4-small").device
     assert (l4.has_fast_bfloat16, l4.capability) == (True, (8, 9))
     assert not t4.has_fast_bfloat16
     assert 21e9 < l4.total_bytes < 24e9
@@ -35,7 +35,7 @@ def test_an_unknown_gpu_is_left_out_and_an_unknown_unit_is_a_minute():
 
 @pytest.mark.parametrize(("parameters", "tokens", "hours"), [(135e6, 1e5, 0.5), (8e9, 1e6, 2.5), (8e9, 1e12, 72.0)])
 def test_a_time_limit_grows_with_the_work_and_has_an_end(parameters, tokens, hours):
-    assert estimate_limit_hours(named(FLAVORS, "l4x1"), int(parameters), tokens) == hours
+    assert estimate_limit_hours(flavor_named(FLAVORS, "l4x1"), int(parameters), tokens) == hours
 
 
 def test_prices_are_asked_once_an_hour():

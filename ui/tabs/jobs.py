@@ -9,7 +9,7 @@ import gradio as gr
 from engine.accounts.logins import Logins
 from engine.accounts.people import Action, Person, require
 from engine.errors import EngineError, SignInNeededError
-from engine.executors.huggingface_jobs.flavors import Flavor, named
+from engine.executors.huggingface_jobs.flavors import Flavor, flavor_named
 from engine.executors.huggingface_jobs.login import sign_in
 from ui.backend.dataset_checks import CheckQuestion
 from ui.components import QUICK, SLOW, Updates, clear_error_after, visible_if
@@ -151,7 +151,7 @@ class JobsPart:
         report = check.report if check is not None else None
         if draft.shape is not None and report is not None:
             config = services.place(config.run.where).settled(config, draft.device, draft.shape, report)
-        flavor = named(flavors, config.jobs.flavor) or next(one for one in flavors if one.device == draft.device)
+        flavor = flavor_named(flavors, config.jobs.flavor) or next(one for one in flavors if one.device == draft.device)
         return render_offer(flavor, config.jobs.limit_hours, draft)
 
 

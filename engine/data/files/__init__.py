@@ -57,16 +57,17 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
     if kind is not None:
         return kind(path, UnpackedFile(path, index_folder))
     stream = TextStream(path)  # raises where the content shows what the file is instead
-    named = kind_of(path.name)
-    if named in _BINARY_KINDS:
+    kind_by_name = kind_of(path.name)
+    if kind_by_name in _BINARY_KINDS:
         raise DatasetError(
-            f"{shown_name(path.name)} is not a {named.label} file, despite its extension.", "Choose the right file."
+            f"{shown_name(path.name)} is not a {kind_by_name.label} file, despite its extension.",
+            "Choose the right file.",
         )
     head = stream.head().lstrip()
     if not head:
         raise DatasetError(f"{shown_name(path.name)} is empty.", "Choose a file with rows in it.")
-    trusted = [kind for kind in _TEXT_KINDS if kind is named and kind.trusts_ending]
-    readers = (kind.recognize(TextStart(stream, head, named)) for kind in trusted or _TEXT_KINDS)
+    kinds = [kind for kind in _TEXT_KINDS if kind is kind_by_name and kind.trusts_ending]
+    readers = (kind.recognize(TextStart(stream, head, kind_by_name)) for kind in kinds or _TEXT_KINDS)
     return TextFileRows(stream, next(reader for reader in readers if reader is not None), index_folder)
 
 

@@ -72,13 +72,13 @@ class DataAccess:
 
     def _refuse_outside(self, path: Path) -> None:
         try:
-            resolved = path.resolve()
+            target = path.resolve()
         except (OSError, RuntimeError):  # a name too long, or links in a circle: nothing inside either
-            resolved = None
-        if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in self.roots or ()):
-            listed = ", ".join(str(root) for root in self.roots or ())
+            target = None
+        if target is None or not any(target.is_relative_to(root.resolve()) for root in self.roots or ()):
+            roots = ", ".join(str(root) for root in self.roots or ())
             raise DatasetError(
-                f"There is no such dataset in the folders that this page may read: {listed}.",
+                f"There is no such dataset in the folders that this page may read: {roots}.",
                 "Check the path or upload the file; or name its folder in LORATORY_DATA and start Loratory again.",
             )
 
@@ -150,20 +150,20 @@ def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = 1 << 20) -> It
     Raises:
         DatasetError: If it is damaged, or a decompression bomb.
     """
-    produced = 0
+    size = 0
     unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
     while True:
         try:
             piece = unpacked.read(piece_bytes)
         except (EOFError, OSError, zlib.error) as error:
             raise DatasetError(
-                f"{shown_name(name)} is damaged: its compressed data breaks off or is wrong after {produced:,} bytes.",
+                f"{shown_name(name)} is damaged: its compressed data breaks off or is wrong after {size:,} bytes.",
                 "Download or compress it again.",
             ) from error
         if not piece:
             return
-        produced += len(piece)
-        if produced > RATIO_COUNTS_FROM_BYTES and produced > MAX_RATIO * max(file.tell(), 1):
+        size += len(piece)
+        if size > RATIO_COUNTS_FROM_BYTES and size > MAX_RATIO * max(file.tell(), 1):
             raise DatasetError(
                 f"{shown_name(name)} grows more than {MAX_RATIO}-fold when it is unpacked.",
                 "Unpack it yourself if you trust it, and choose the unpacked file.",

@@ -46,7 +46,7 @@ class ArrowRows(ColumnarRows):
         with open_regular(self._path) as file:
             messages = list(_messages(file))
             schema = _open_stream(file, messages[:1]).schema
-        self._shared = [message for message in messages if message.kind != _BATCH]
+        self._schema_and_dictionaries = [message for message in messages if message.kind != _BATCH]
         self._batches = [message for message in messages if message.kind == _BATCH]
         self._group_rows = [message.rows for message in self._batches]
         for field in schema:
@@ -56,12 +56,12 @@ class ArrowRows(ColumnarRows):
 
     def _group_records(self, group: int, row: int, first_row: int) -> Iterator[Record]:
         batch = self._batches[group]
-        needed = [message for message in self._shared if message.start < batch.start]
+        messages = [message for message in self._schema_and_dictionaries if message.start < batch.start]
         with open_regular(self._path) as file:
-            for message in (*needed, batch):
+            for message in (*messages, batch):
                 self._require_bounded(file, message)
             # Offsets in the file are trusted by nothing before they are validated.
-            record_batch = _open_stream(file, [*needed, batch]).read_next_batch()
+            record_batch = _open_stream(file, [*messages, batch]).read_next_batch()
         record_batch.validate(full=True)
         skip = max(0, first_row - row)
         yield from batch_records(record_batch.slice(skip), row + skip)
@@ -134,16 +134,16 @@ class _Table:
 
     def __init__(self, data: bytes, reference: int = 0) -> None:
         self._data = data
-        self._place = reference + self._read(reference, "<I")
-        self._fields = self._place - self._read(self._place, "<i")
-        self._fields_bytes = self._read(self._fields, "<H")
+        self._place = reference + self._read_at(reference, "<I")
+        self._fields = self._place - self._read_at(self._place, "<i")
+        self._fields_bytes = self._read_at(self._fields, "<H")
 
     def has(self, field: int) -> bool:
         return self._at(field) > 0
 
     def number(self, field: int, kind: str) -> int:
         """Return a number, in the notation of `struct`."""
-        return self._read(self._at(field), kind) if self.has(field) else 0
+        return self._read_at(self._at(field), kind) if self.has(field) else 0
 
     def table(self, field: int) -> "_Table":
         return _Table(self._data, self._at(field))
@@ -152,18 +152,18 @@ class _Table:
         """Return the elements of a vector of two 64-bit numbers each."""
         if not self.has(field):
             return []
-        place = self._at(field) + self._read(self._at(field), "<I")
-        begin, size = place + 4, 16 * self._read(place, "<I")
+        place = self._at(field) + self._read_at(self._at(field), "<I")
+        begin, size = place + 4, 16 * self._read_at(place, "<I")
         if begin + size > len(self._data):
             raise ValueError("a header breaks off")
         return [(first, second) for first, second in struct.iter_unpack("<qq", self._data[begin : begin + size])]
 
     def _at(self, field: int) -> int:
         entry = 4 + 2 * field
-        offset = self._read(self._fields + entry, "<H") if entry < self._fields_bytes else 0
+        offset = self._read_at(self._fields + entry, "<H") if entry < self._fields_bytes else 0
         return self._place + offset if offset else 0
 
-    def _read(self, place: int, kind: str) -> int:
+    def _read_at(self, place: int, kind: str) -> int:
         if not 0 <= place <= len(self._data) - struct.calcsize(kind):
             raise ValueError("a header breaks off")
         return int(struct.unpack_from(kind, self._data, place)[0])

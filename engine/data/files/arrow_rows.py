@@ -49,14 +49,14 @@ class ColumnarRows(BinaryRows):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows; groups that hold none of them are not read."""
-        wanted = lookup(rows)
+        numbers = lookup(rows)
         first = 0  # row of the group
         with self._errors_explained():
             for group, count in enumerate(self._group_rows):
                 here = rows[bisect_left(rows, first) : bisect_left(rows, first + count)]
                 for record in self._group_records(group, first, here[0]) if here else ():
                     self._rows_read = record.row
-                    yield record if record.row in wanted else None
+                    yield record if record.row in numbers else None
                     if record.row == here[-1]:
                         break
                 first += count
@@ -76,7 +76,7 @@ class ColumnarRows(BinaryRows):
                 "Export it again, with other settings or as JSONL.",
             ) from error
         except (OSError, ValueError, ArrowException) as error:
-            raise self._damaged() from error
+            raise self._damage_error() from error
 
     def _refuse_growth(self, unpacked_bytes: int, packed_bytes: int, what: str, *, at_once: bool = True) -> None:
         """Refuse what would take far more memory than its size on disk; `at_once` where all of it is held."""
@@ -84,7 +84,7 @@ class ColumnarRows(BinaryRows):
         if grows or (at_once and unpacked_bytes > _MAX_UNPACKED_BYTES):
             raise self._too_large(what)
 
-    def _damaged(self) -> DatasetError:
+    def _damage_error(self) -> DatasetError:
         return DatasetError(
             f"{self.name} is {self.article} {self.label} file that is cut off or damaged.",
             "Download or export it again.",
@@ -105,16 +105,16 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
     import numpy
 
     sizes = sum((row_sizes(column) for column in batch.columns), numpy.zeros(batch.num_rows, numpy.int64)).tolist()
-    start, held = 0, 0
+    start, piece_bytes = 0, 0
     for row, size in enumerate(sizes):
-        if held + size > MAX_ROW_BYTES or row - start >= _MAX_PIECE_ROWS:
+        if piece_bytes + size > MAX_ROW_BYTES or row - start >= _MAX_PIECE_ROWS:
             yield from _written_out(batch, start, row, first_row)
-            start, held = row, 0
+            start, piece_bytes = row, 0
         if size > MAX_ROW_BYTES:
             yield Record(first_row + row, None, None, kind="too_long", problem=RowProblemError.too_long(size).problem)
             start = row + 1
         else:
-            held += size
+            piece_bytes += size
     yield from _written_out(batch, start, batch.num_rows, first_row)
 
 

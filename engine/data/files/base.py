@@ -120,8 +120,8 @@ class TextFileRows(RowSource):
         self.columns = reader.columns
         self.form = reader.form._replace(encoding=stream.encoding, is_gzipped=stream.is_gzipped)
         self._index_file = index_folder / f"{self.fingerprint()}.rows.json" if index_folder is not None else None
-        known = read_model(self._index_file, RowIndex) if self._index_file is not None else None
-        self._index = known or RowIndex()
+        index = read_model(self._index_file, RowIndex) if self._index_file is not None else None
+        self._index = index or RowIndex()
 
     @property
     def notes(self) -> Sequence[str]:
@@ -137,13 +137,13 @@ class TextFileRows(RowSource):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows; what is passed over is read once, and then jumped over where the file allows that."""
-        wanted, seeks = lookup(rows), self._stream.seeks
+        numbers, seeks = lookup(rows), self._stream.seeks
         count = 0  # of rows that were yielded
         while count < len(rows) and (self.total_rows is None or rows[count] < self.total_rows):
             start = self._index.nearest(rows[count])
             yield from self._stream.approach(start.offset)
-            for record in self._read(start, wanted):
-                if record.row not in wanted:
+            for record in self._read(start, numbers):
+                if record.row not in numbers:
                     yield None
                     continue
                 yield record

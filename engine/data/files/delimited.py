@@ -97,37 +97,37 @@ class DelimitedReader(TextReader):
         """Return a row and its cells, over as many lines as its quotes stay open."""
         if first.size_bytes > len(first.data):
             raise RowProblemError.too_long(first.size_bytes)
-        taken = [first]
+        row_lines = [first]
         try:
-            cells = next(csv.reader(_texts_of(taken, lines), delimiter=self.delimiter, strict=True))
+            cells = next(csv.reader(_texts_of(row_lines, lines), delimiter=self.delimiter, strict=True))
             # Over several lines, a closing quote must end a cell; else another row's quote closed this one's.
-            if len(taken) > 1 and self.columns and len(cells) != len(self.columns):
+            if len(row_lines) > 1 and self.columns and len(cells) != len(self.columns):
                 raise csv.Error(_NOT_CLOSED)
         except UnicodeDecodeError as error:
-            lines.push_back(taken[1:])
-            before = sum(len(line.data) + 1 for line in taken[:-1])
+            lines.push_back(row_lines[1:])
+            before = sum(len(line.data) + 1 for line in row_lines[:-1])
             raise RowProblemError.not_utf8(error, before) from error
         except csv.Error as error:
-            lines.push_back(taken[1:])  # each gets its own chance
-            if len(taken) == 1 and _NOT_CLOSED not in str(error):
+            lines.push_back(row_lines[1:])  # each gets its own chance
+            if len(row_lines) == 1 and _NOT_CLOSED not in str(error):
                 return first.data, self._cells_of_an_odd_line(first)
             raise RowProblemError("csv", _NEVER_CLOSED) from error
-        return b"\n".join(line.data for line in taken), _shown(cells)
+        return b"\n".join(line.data for line in row_lines), _shorten_cells(cells)
 
     def _cells_of_an_odd_line(self, line: Line) -> list[str]:
         """Return the cells of a line with a misplaced quotation mark, which is read as an ordinary character."""
         try:
-            return _shown(next(csv.reader([_text_of(line)], delimiter=self.delimiter)))
+            return _shorten_cells(next(csv.reader([_text_of(line)], delimiter=self.delimiter)))
         except csv.Error as error:
             raise RowProblemError("csv", f"not readable as CSV: {error}") from error
 
 
-def _texts_of(taken: list[Line], lines: "_Lines") -> Iterator[str]:
-    """Yield the lines of a row, as many as the reader asks for, and add them to `taken`."""
-    yield _text_of(taken[0])
-    size = taken[0].size_bytes
-    while len(taken) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
-        taken.append(line)
+def _texts_of(row_lines: list[Line], lines: "_Lines") -> Iterator[str]:
+    """Yield the lines of a row, as many as the reader asks for, and add them to `row_lines`."""
+    yield _text_of(row_lines[0])
+    size = row_lines[0].size_bytes
+    while len(row_lines) < _MAX_LINES_OF_A_ROW and (line := lines.next_with_blanks()) is not None:
+        row_lines.append(line)
         size += line.size_bytes + 1
         if size > MAX_ROW_BYTES:
             return
@@ -143,7 +143,7 @@ def _text_of(line: Line) -> str:
     return text + "\n"
 
 
-def _shown(cells: list[str]) -> list[str]:
+def _shorten_cells(cells: list[str]) -> list[str]:
     return [cell.replace(_VEILED_RETURN, "\r") if _VEILED_RETURN in cell else cell for cell in cells]
 
 

@@ -181,14 +181,14 @@ class _Scanner:
     """Which brackets are open, and the bytes of the row under way."""
 
     def __init__(self, start: Position, array: bool) -> None:
-        self._row, self._line, self._offset = start  # of the beginning of `_held`
+        self._row, self._line, self._offset = start  # of the beginning of `_row_bytes`
         self._base = 1 if array else 0  # open brackets between rows
         self._open = bytearray(b"[" if array and start.offset > 0 else b"")
         self._open_counts = {bracket: self._open.count(bracket) for bracket in (_OPEN_OBJECT, _OPEN_ARRAY)}
-        self._held = b""  # the row under way, from its first byte on
-        self._dropped = self._dropped_lines = 0  # bytes and line ends that were dropped because it is too long
+        self._row_bytes = b""  # the row under way, from its first byte on
+        self._dropped_bytes = self._dropped_lines = 0  # bytes and line ends that were dropped because it is too long
         self._in_string = False
-        self._escaped = False  # the chunk ended with a backslash inside a string
+        self._ends_in_escape = False  # the chunk ended with a backslash inside a string
         self.after_end: bytes | None = None  # what follows the array in the chunk that closed it
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
@@ -202,7 +202,7 @@ class _Scanner:
                     string = token.group()
                     is_closed = len(string) > 1 and string.endswith(b'"') and not _ends_escaped(string[:-1])
                     self._in_string = not is_closed
-                    self._escaped = self._in_string and _ends_escaped(string)
+                    self._ends_in_escape = self._in_string and _ends_escaped(string)
             elif mark == _COMMA:
                 if len(self._open) == self._base:
                     yield from self._finish(chunk[item:start], b",")
@@ -236,11 +236,11 @@ class _Scanner:
 
     def _close(self, mark: int) -> bool:
         """Close the bracket that `mark` belongs to, and those inside of it that were forgotten."""
-        wanted = _PARTNER[mark]
-        inside_row = self._open_counts[wanted] - (self._base if wanted == _OPEN_ARRAY else 0)
+        opener = _PARTNER[mark]
+        inside_row = self._open_counts[opener] - (self._base if opener == _OPEN_ARRAY else 0)
         if len(self._open) > self._base and not inside_row:
             return False  # a stray bracket; its row will not be valid
-        partner = self._open.rfind(wanted)  # found near the end, or never looked for
+        partner = self._open.rfind(opener)  # found near the end, or never looked for
         if partner < 0:
             return False
         for bracket in self._open[partner:]:
@@ -249,46 +249,46 @@ class _Scanner:
         return True
 
     def _skip_string(self, chunk: bytes) -> int:
-        start = 1 if self._escaped else 0
+        start = 1 if self._ends_in_escape else 0
         match = _STRING_REST.match(chunk, start)
         if match is None:
-            self._escaped = _ends_escaped(chunk[start:])
+            self._ends_in_escape = _ends_escaped(chunk[start:])
             return len(chunk)
-        self._in_string = self._escaped = False
+        self._in_string = self._ends_in_escape = False
         return match.end()
 
     def _take(self, piece: bytes) -> None:
-        if not self._held and not self._dropped:
+        if not self._row_bytes and not self._dropped_bytes:
             # Leading space belongs to no row; moving past it keeps line and offset those of the row itself.
             bare = piece.lstrip(_SPACE)
             space = piece[: len(piece) - len(bare)]
             self._line += space.count(b"\n")
             self._offset += len(space)
             piece = bare
-        room = MAX_ROW_BYTES - len(self._held)
-        self._held += piece[:room]
+        room = MAX_ROW_BYTES - len(self._row_bytes)
+        self._row_bytes += piece[:room]
         if len(piece) > room:
-            self._dropped += len(piece) - room
+            self._dropped_bytes += len(piece) - room
             self._dropped_lines += piece.count(b"\n", room)
 
     def _finish(self, piece: bytes, separator: bytes) -> Iterator[Record]:
         self._take(piece)
-        raw = self._held.rstrip(_SPACE)
-        if raw or self._dropped:
+        raw = self._row_bytes.rstrip(_SPACE)
+        if raw or self._dropped_bytes:
             position = Position(self._row, self._line, self._offset)
-            if self._dropped:
+            if self._dropped_bytes:
                 why = ", or a bracket or quotation mark is missing in it"
-                yield Record.bad(position, raw, RowProblemError.too_long(len(raw) + self._dropped, why))
+                yield Record.bad(position, raw, RowProblemError.too_long(len(raw) + self._dropped_bytes, why))
             else:
                 yield json_record(position, raw)
             self._row += 1
-        self._held += separator
+        self._row_bytes += separator
         self._forget()
 
     def _forget(self) -> None:
-        self._line += self._held.count(b"\n") + self._dropped_lines
-        self._offset += len(self._held) + self._dropped
-        self._held, self._dropped, self._dropped_lines = b"", 0, 0
+        self._line += self._row_bytes.count(b"\n") + self._dropped_lines
+        self._offset += len(self._row_bytes) + self._dropped_bytes
+        self._row_bytes, self._dropped_bytes, self._dropped_lines = b"", 0, 0
 
 
 def _ends_escaped(text: bytes) -> bool:

@@ -90,7 +90,7 @@ class _Compact:
         fields: dict[int, Any] = {}
         field = 0
         while (head := self._byte()) != 0:
-            field = field + (head >> 4) if head >> 4 else self._signed()
+            field = field + (head >> 4) if head >> 4 else self._read_signed()
             fields[field] = self._value(head & 0x0F, depth)
         return fields
 
@@ -100,16 +100,16 @@ class _Compact:
         if kind == 3:
             return self._byte()
         if kind in (4, 5, 6):
-            return self._signed()
+            return self._read_signed()
         if kind == 7:
             return self._skip(8)
         if kind == 8:
-            return self._skip(self._unsigned())
+            return self._skip(self._read_unsigned())
         if kind == 12:
             return self.struct(depth + 1)
         if kind in (9, 10):
             head = self._byte()
-            count = head >> 4 if head >> 4 < 15 else self._unsigned()
+            count = head >> 4 if head >> 4 < 15 else self._read_unsigned()
             for _ in range(count):
                 self._skip(1) if head & 0x0F in (1, 2) else self._value(head & 0x0F, depth + 1)
             return None
@@ -124,7 +124,7 @@ class _Compact:
         if self.place > len(self._data):
             raise IndexError
 
-    def _unsigned(self) -> int:
+    def _read_unsigned(self) -> int:
         value = shift = 0
         while True:
             byte = self._byte()
@@ -135,8 +135,8 @@ class _Compact:
             if shift > 63:
                 raise ValueError("a page's header is damaged")
 
-    def _signed(self) -> int:
-        value = self._unsigned()
+    def _read_signed(self) -> int:
+        value = self._read_unsigned()
         return (value >> 1) ^ -(value & 1)
 
 
@@ -171,15 +171,15 @@ class ParquetRows(ColumnarRows):
             columns = [self._column(file, metadata, group, column) for column in range(metadata.num_columns)]
         open_bytes = sum(column.open_bytes for column in columns)
         self._refuse_growth(open_bytes, sum(column.packed_bytes for column in columns), "pages")
-        shared = []
+        shared_columns = []
         row_bytes = 1.0
         for column in columns:
             largest = self._largest_row(metadata, group, column) if column.sharing_values else 0
             if largest > 2 * MAX_ROW_BYTES:
-                shared.append(column.path)
+                shared_columns.append(column.path)
             row_bytes += column.row_bytes + (0 if largest > 2 * MAX_ROW_BYTES else largest)
-        most = _SHARED_BATCH_ROWS if shared else _BATCH_ROWS
-        with self._open(metadata, shared) as reader:
+        most = _SHARED_BATCH_ROWS if shared_columns else _BATCH_ROWS
+        with self._open(metadata, shared_columns) as reader:
             for batch in reader.iter_batches(batch_size=_rows_at_once(row_bytes, most), row_groups=[group]):
                 skip = max(0, first_row - row)
                 if skip < batch.num_rows:
@@ -188,20 +188,20 @@ class ParquetRows(ColumnarRows):
 
     def _largest_row(self, metadata: Any, group: int, column: _Column) -> int:
         """Return the bytes of the largest row that shares values, without writing any out."""
-        largest = seen = 0
+        largest = count = 0
         with self._open(metadata, [column.path]) as reader:
             rows = _rows_at_once(column.row_bytes, _SHARED_BATCH_ROWS)
             for batch in reader.iter_batches(batch_size=rows, row_groups=[group], columns=[column.path]):
                 largest = max(largest, int(row_sizes(batch.column(0)).max(initial=0)))
-                seen += value_count(batch.column(0))
-                if seen >= column.sharing_values:  # what follows is written out in the file itself
+                count += value_count(batch.column(0))
+                if count >= column.sharing_values:  # what follows is written out in the file itself
                     break
         return largest
 
     def _column(self, file: BinaryIO, metadata: Any, group: int, number: int) -> _Column:
         chunk = metadata.row_group(group).column(number)
-        described = metadata.schema.column(number)
-        nested = described.max_repetition_level > 0
+        column = metadata.schema.column(number)
+        nested = column.max_repetition_level > 0
         start = chunk.data_page_offset
         if chunk.dictionary_page_offset:
             start = min(start, chunk.dictionary_page_offset)
@@ -226,13 +226,13 @@ class ParquetRows(ColumnarRows):
         row_bytes = own_bytes / max(1, metadata.row_group(group).num_rows) if nested else value_bytes
         at_once = shared_values if nested else min(shared_values, _BATCH_ROWS)
         sharing = dictionary.unpacked_bytes * at_once > _BATCH_BYTES
-        if sharing and described.physical_type != "BYTE_ARRAY":  # such values cannot be held once
+        if sharing and column.physical_type != "BYTE_ARRAY":  # such values cannot be held once
             if nested:
                 raise self._too_large("lists")
             row_bytes = max(row_bytes, dictionary.unpacked_bytes)
             sharing = False
         return _Column(
-            described.path,
+            column.path,
             dictionary.unpacked_bytes + largest.unpacked_bytes,
             dictionary.packed_bytes + largest.packed_bytes,
             row_bytes,
@@ -248,7 +248,7 @@ class ParquetRows(ColumnarRows):
             file.seek(max(0, size - 8))
             tail = file.read(8)
         if tail[4:] != _MAGIC or int.from_bytes(tail[:4], "little") > min(size, _MAX_FOOTER_BYTES):
-            raise self._damaged()
+            raise self._damage_error()
         # Else a whole row group is read, and held together with what is made of it.
         reading = {"memory_map": False, "pre_buffer": False, "buffer_size": 1 << 20}
         return ParquetFile(self._path, metadata=metadata, read_dictionary=shared, **reading)

@@ -54,7 +54,7 @@ class TextStream:
                 )
         self.encoding, self._mark_bytes = _encoding_of(start)
         self._old_line_ends = False
-        self._approached: tuple[int, Iterator[bytes]] | None = None  # an offset, and the stream from there on
+        self._ahead: tuple[int, Iterator[bytes]] | None = None  # an offset, and the stream from there on
         self._old_line_ends = b"\r" in self.head() and b"\n" not in self.head()
 
     @property
@@ -83,31 +83,31 @@ class TextStream:
 
     def approach(self, offset: int) -> Iterator[None]:
         """Unpack up to `offset` step by step; the next `chunks(offset)` continues from there."""
-        self._approached = None
+        self._ahead = None
         if self.seeks or not offset:
             return
         pieces = self._pieces(offset)
         for piece in pieces:
             if piece:
-                self._approached = (offset, itertools.chain((piece,), pieces))
+                self._ahead = (offset, itertools.chain((piece,), pieces))
                 return
             yield
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
         """Yield the stream from `offset` on; what is unpacked before it comes as empty pieces."""
-        approached, self._approached = self._approached, None
-        if approached is not None and approached[0] == offset:
-            yield from approached[1]
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == offset:
+            yield from ahead[1]
             return
         with open_regular(self.path) as file:
             if self.encoding == "utf-8":
                 yield from self._raw(file, offset + self._mark_bytes)
                 return
-            for piece in self._decoded(file):
+            for piece in self._decompress(file):
                 yield piece[offset:]
                 offset = max(0, offset - len(piece))
 
-    def _decoded(self, file: BinaryIO) -> Iterator[bytes]:
+    def _decompress(self, file: BinaryIO) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder(self.encoding)(errors="surrogatepass")
         for piece in self._raw(file, self._mark_bytes):
             yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
@@ -159,26 +159,26 @@ def read_lines(stream: TextStream, offset: int = 0, number: int = 1, *, blank: b
 
     A line beyond MAX_ROW_BYTES is not held in memory; only its beginning comes back, with its true size.
     """
-    kept = b""  # beginning of a line that continues in the next chunk
+    rest = b""  # beginning of a line that continues in the next chunk
     beyond = 0  # bytes of that line that were dropped
     for chunk in stream.chunks(offset):
         first, *others = chunk.split(b"\n")
-        room = MAX_ROW_BYTES - len(kept)
-        kept += first[:room]
+        room = MAX_ROW_BYTES - len(rest)
+        rest += first[:room]
         beyond += max(0, len(first) - room)
         if not others:
             continue
-        size = len(kept) + beyond
-        if blank or (kept and not kept.isspace()):
-            yield Line(kept, number, offset, size)
+        size = len(rest) + beyond
+        if blank or (rest and not rest.isspace()):
+            yield Line(rest, number, offset, size)
         number += 1
         offset += size + 1
-        kept = others.pop()
+        rest = others.pop()
         beyond = 0
         for data in others:
             if blank or (data and not data.isspace()):
                 yield Line(data, number, offset, len(data))
             number += 1
             offset += len(data) + 1
-    if kept and not kept.isspace():
-        yield Line(kept, number, offset, len(kept) + beyond)
+    if rest and not rest.isspace():
+        yield Line(rest, number, offset, len(rest) + beyond)

@@ -60,9 +60,9 @@ class XlsxRows(BinaryRows):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows, with None for each before and between them, as all of those are read again."""
-        wanted = lookup(rows)
+        numbers = lookup(rows)
         for record in self._read():
-            yield record if record.row in wanted else None
+            yield record if record.row in numbers else None
             if record.row == rows[-1]:
                 return
 
@@ -146,18 +146,18 @@ class XlsxRows(BinaryRows):
         from openpyxl.xml.functions import iterparse
 
         with self._errors_explained(), self._archive() as archive, archive.open(self._sheet) as stream:
-            guarded = _GuardedXml(stream)
+            xml = _GuardedXml(stream)
             size = max(1, archive.getinfo(self._sheet).file_size)
-            parser = self._parser(guarded)
+            parser = self._parser(xml)
             rows = None
-            for event, element in iterparse(guarded, events=("start", "end")):
+            for event, element in iterparse(xml, events=("start", "end")):
                 if element.tag == DATA_TAG:
                     if event == "end":
                         return
                     rows = element
                 elif element.tag == ROW_TAG and event == "end":
                     line, cells = parser.parse_row(element)
-                    self.bytes_read = round((self.size_bytes or 0) * guarded.bytes_read / size)
+                    self.bytes_read = round((self.size_bytes or 0) * xml.bytes_read / size)
                     texts = {cell["column"]: _text(cell["value"]) for cell in cells}
                     if any(map(str.strip, texts.values())):
                         yield line, texts

@@ -75,14 +75,14 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         DatasetError: If no format fits; names the columns that are there.
     """
     names = column_names(rows)
-    mapped = dict(config.column_map)
+    mapping = dict(config.column_map)
     if config.format != "auto":
-        return _chosen(FORMATS[config.format], names, mapped, "chosen by you")
-    if mapped and not any(mapped.values()):  # only leaves columns out
-        seen = detect_format(config.model_copy(update={"column_map": {}}), rows)
-        return _chosen(FORMATS[seen.format], names, {**seen.columns, **mapped}, seen.reason)
-    if mapped:
-        return _from_mapping(names, mapped)
+        return _detection_of(FORMATS[config.format], names, mapping, "chosen by you")
+    if mapping and not any(mapping.values()):  # only leaves columns out
+        automatic = detect_format(config.model_copy(update={"column_map": {}}), rows)
+        return _detection_of(FORMATS[automatic.format], names, {**automatic.columns, **mapping}, automatic.reason)
+    if mapping:
+        return _from_mapping(names, mapping)
     table = Table(_exact_and_plain(names), rows)
     candidates = [candidate for format_ in FORMATS.values() for candidate in format_.detect(table)]
     candidates.sort(key=lambda candidate: candidate.evidence)
@@ -98,7 +98,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
             "Put the turns of each conversation into one row, as a list in a column named messages.",
         )
     raise DatasetError(
-        f"No format fits the columns {_listed(names)}.",
+        f"No format fits the columns {_join_names(names)}.",
         "Say which column is which, for example instruction=question and output=answer.",
     )
 
@@ -114,7 +114,7 @@ def require_rows_of(objective: Objective, formats: Iterable[DataFormatName], con
             fitting = " or ".join(other.name for other in OBJECTIVES.values() if kind in other.rows)
             raise DatasetError(
                 f"{config.source} holds {ROWS_IN_WORDS[kind]}; training.objective {objective.name} learns from "
-                f"{' or '.join(ROWS_IN_WORDS[wanted] for wanted in sorted(objective.rows))}.",
+                f"{' or '.join(ROWS_IN_WORDS[other_kind] for other_kind in sorted(objective.rows))}.",
                 f"Set training.objective to {fitting}, or choose other rows." if fitting else "Choose other rows.",
             )
 
@@ -128,14 +128,14 @@ def likeliest_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -
         return config.format
     names = column_names(rows)
     plain = {_plain(name) for name in names}
-    known = {
+    matches = {
         format_.name: sum(
             column.role in plain or bool(config.column_map.get(column.role)) for column in format_.columns
         )
         for format_ in FORMATS.values()
     }
-    best = max(known, key=lambda name: known[name])
-    if known[best]:
+    best = max(matches, key=lambda name: matches[name])
+    if matches[best]:
         return best
     lists = (turns for row in rows for value in row.values() if (turns := turn_list(value)) is not None)
     turns = next(lists, None)
@@ -157,9 +157,9 @@ def _exact_and_plain(names: Sequence[str]) -> dict[str, str]:
     return {_plain(name): name for name in reversed(names)} | {name: name for name in names}
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in names[:12])
-    return shown + (" …" if len(names) > 12 else "") if names else "(none)"
+def _join_names(names: Sequence[str]) -> str:
+    text = ", ".join(repr(name[:40]) for name in names[:12])
+    return text + (" …" if len(names) > 12 else "") if names else "(none)"
 
 
 def _fitting(detection: Detection, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -172,26 +172,26 @@ def _from_mapping(names: Sequence[str], mapped: Mapping[str, str]) -> Detection:
     for format_ in FORMATS.values():
         required = set(format_.required)
         if required <= set(mapped) | set(names) and required & set(mapped):
-            return _chosen(format_, names, mapped, f"your mapping names the columns of {_words(format_)}")
+            return _detection_of(format_, names, mapped, f"your mapping names the columns of {_words(format_)}")
     raise DatasetError(
-        f"The mapping of {_listed(list(mapped))} makes no format complete.",
+        f"The mapping of {_join_names(list(mapped))} makes no format complete.",
         f"Map to the columns of one format; the names to map are {', '.join(sorted(_ROLES))}.",
     )
 
 
-def _chosen(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str], reason: str) -> Detection:
+def _detection_of(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str], reason: str) -> Detection:
     roles = {column.role for column in format_.columns} | set(TURN_FIELDS)
     unknown = [role for role in mapped if role not in roles]
     if unknown:
         raise DatasetError(
-            f"The mapping names {_listed(unknown)}, which {_words(format_)} does not have.",
+            f"The mapping names {_join_names(unknown)}, which {_words(format_)} does not have.",
             f"Map {', '.join(column.role for column in format_.columns)}.",
         )
     named = [column for role, column in mapped.items() if role not in TURN_FIELDS and column]
     absent = [column for column in named if column not in names]
     if absent:
         raise DatasetError(
-            f"The mapping names the column {_listed(absent)}; this dataset has {_listed(names)}.",
+            f"The mapping names the column {_join_names(absent)}; this dataset has {_join_names(names)}.",
             "Correct the name, which must be exact.",
         )
     found = _exact_and_plain(names)
@@ -201,7 +201,7 @@ def _chosen(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str]
     missing = [role for role in format_.required if role not in columns]
     if missing:
         raise DatasetError(
-            f"{_words(format_).capitalize()} needs the column {_listed(missing)}; this dataset has {_listed(names)}.",
+            f"{_words(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
             f"Say which column it is, for example {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_.name, reason, columns)
@@ -219,25 +219,25 @@ def unread_columns(
     Ids, categories, links and the like are none, nor is what repeats the text that is read. Roles that `column_map` maps
     to no column are left out on purpose.
     """
-    used = {column for role, column in detection.columns.items() if role not in TURN_FIELDS}
+    read_columns = {column for role, column in detection.columns.items() if role not in TURN_FIELDS}
     on_purpose = {role for role, column in column_map.items() if not column}
     return tuple(
         name
         for name in column_names(rows)
-        if name not in used
+        if name not in read_columns
         and _plain(name) not in on_purpose
         and _says_something(name, rows)
-        and not _is_told_already(name, used, rows)
+        and not _is_told_already(name, read_columns, rows)
     )
 
 
 def unread_note(columns: Sequence[str], where: str = "") -> str:
     """Return a note about such columns; `where` names their source, such as " of rows.csv"."""
     most = 8
-    named = ", ".join(shown_name(column, 40) for column in columns[:most])
+    names = ", ".join(shown_name(column, 40) for column in columns[:most])
     more = f" and {len(columns) - most:,} more" if len(columns) > most else ""
     noun = "columns" if len(columns) > 1 else "column"
-    return f"The text in the {noun} {named}{more}{where} is not read. A column mapping can give it a role."
+    return f"The text in the {noun} {names}{more}{where} is not read. A column mapping can give it a role."
 
 
 def _says_something(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:

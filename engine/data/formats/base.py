@@ -104,11 +104,13 @@ class DataFormat(ABC):
         """Roles of the columns without which nothing can be read."""
         return tuple(column.role for column in self.columns if column.required)
 
-    def optional_column(self, role: str, found: Detection, table: Table) -> str | None:
+    def optional_column(self, role: str, detection: Detection, table: Table) -> str | None:
         """Return a column under another name that can have an optional role; such as the system prompt."""
         if role != SYSTEM.role:
             return None
-        conversations = (turn_list(row.get(column)) or [{}] for row in table.rows for column in found.columns.values())
+        conversations = (
+            turn_list(row.get(column)) or [{}] for row in table.rows for column in detection.columns.values()
+        )
         if any(turns[0].get("role", turns[0].get("from")) == "system" for turns in conversations):
             return None  # the conversations already begin with them
         columns = (table.names[name] for name in SYSTEM_NAMES if name in table.names)
@@ -116,18 +118,20 @@ class DataFormat(ABC):
 
     def detected(self, columns: Mapping[str, str], reason: str, table: Table, evidence: Evidence) -> Detection:
         """Return a detection with the optional columns added; those under other names are a guess."""
-        found = Detection(self.name, reason, columns, evidence <= Evidence.COLUMNS, evidence)
+        detection = Detection(self.name, reason, columns, evidence <= Evidence.COLUMNS, evidence)
         for column in self.columns:
-            if column.role in found.columns:
+            if column.role in detection.columns:
                 continue
             own = table.names.get(column.role)
-            name = own if own not in found.columns.values() else None  # such as the question, which an input may be
-            name = self.optional_column(column.role, found, table) if name is None else name
+            name = own if own not in detection.columns.values() else None  # such as the question, which an input may be
+            name = self.optional_column(column.role, detection, table) if name is None else name
             if name is not None:
-                found = replace(found, columns={**found.columns, column.role: name})
+                detection = replace(detection, columns={**detection.columns, column.role: name})
             if name not in (None, own):
-                found = replace(found, reason=f"{found.reason}; {name} is read as {column.role}", sure=False)
-        return found
+                detection = replace(
+                    detection, reason=f"{detection.reason}; {name} is read as {column.role}", sure=False
+                )
+        return detection
 
 
 class Cells:
@@ -163,12 +167,12 @@ class Cells:
         name = self.columns.get(role)
         if name is None:
             return ""
-        found = self.value.get(name) if optional else self.required(role)
-        if optional and is_missing(found):
+        value = self.value.get(name) if optional else self.required(role)
+        if optional and is_missing(value):
             return ""
-        if not isinstance(found, str):
-            raise RowProblemError("not_text", f"{name} is {describe_kind(found)}, not text")
-        return found
+        if not isinstance(value, str):
+            raise RowProblemError("not_text", f"{name} is {describe_kind(value)}, not text")
+        return value
 
     def turns(self, role: str) -> list[Message]:
         """Return the turns of a role's column.

@@ -23,11 +23,11 @@ class TurnLists(DataFormat):
         return has_from == ("from" in self.turn_fields)
 
     def detect(self, table: Table) -> list[Detection]:
-        found = []
+        detections = []
         for name in _usual_columns(table):
             turns = _first_turns(name, table)
             if turns is not None and self.fits(turns):
-                found.append(self._detected_turns(name, table, Evidence.TURNS))
+                detections.append(self._detected_turns(name, table, Evidence.TURNS))
         other = {
             name: turns
             for plain, name in table.names.items()
@@ -35,8 +35,8 @@ class TurnLists(DataFormat):
         }
         if len(other) == 1:
             ((name, turns),) = other.items()
-            found += [self._detected_turns(name, table, Evidence.OTHER_TURNS)] if self.fits(turns) else []
-        return found
+            detections += [self._detected_turns(name, table, Evidence.OTHER_TURNS)] if self.fits(turns) else []
+        return detections
 
     def _detected_turns(self, name: str, table: Table, evidence: Evidence) -> Detection:
         reason = f"a list {name} of {' and '.join(self.turn_fields)}"
@@ -62,13 +62,13 @@ class Messages(TurnLists):
     columns = (Column("messages", True, "list of turns, each with role and content"), SYSTEM, TOOLS)
 
     def detect(self, table: Table) -> list[Detection]:
-        found = super().detect(table)
+        detections = super().detect(table)
         for name in _usual_columns(table):
             if _first_turns(name, table) is None and any(map(begins_like_turns, table.cells(name))):
                 # Text that only looks like JSON is not plain text: each row then reports what is wrong with it.
                 reason = f"a list {name} that is not valid JSON"
-                found.append(Detection(self.name, reason, {"messages": name}, sure=False, evidence=Evidence.TURNS))
-        return found
+                detections.append(Detection(self.name, reason, {"messages": name}, sure=False, evidence=Evidence.TURNS))
+        return detections
 
 
 def _usual_columns(table: Table) -> Iterator[str]:

@@ -36,13 +36,13 @@ class Pairs(DataFormat):
             pair[0] == names.get("instruction") or _material_column(pair[0], table) is not None
         )
         asked, answered = (names.get(role) for role in self.required)
-        found = []
+        detections = []
         if asked is not None and answered is not None and (self.takes_material or not has_material):
-            found.append(self._detected_pair((asked, answered), "", table, Evidence.COLUMNS))
+            detections.append(self._detected_pair((asked, answered), "", table, Evidence.COLUMNS))
         if pair is not None and has_material == self.takes_material:
             words = ", which look like a question and its answer"
-            found.append(self._detected_pair(pair, words, table, Evidence.SIMILAR_COLUMNS))
-        return found
+            detections.append(self._detected_pair(pair, words, table, Evidence.SIMILAR_COLUMNS))
+        return detections
 
     def _detected_pair(self, pair: tuple[str, str], words: str, table: Table, evidence: Evidence) -> Detection:
         columns = dict(zip(self.required, pair, strict=True))
@@ -61,29 +61,29 @@ def _question_and_answer(table: Table) -> tuple[str, str] | None:
         if question in table.names and answer_column is not None:
             pairs.append((table.names[question], answer_column))
     # Material is not the question where there is one.
-    asked = [pair for pair in pairs if _name_of(pair[0], table) not in MATERIAL_NAMES and _filled(pair[0], table)]
+    asked = [pair for pair in pairs if _name_of(pair[0], table) not in MATERIAL_NAMES and _count_filled(pair[0], table)]
     asked = asked or pairs
     whole = [pair for pair in asked if not any(_is_part(pair[0], other, table) for other, _ in asked)]
     best = _fullest([question for question, _ in whole], table)
     return next((pair for pair in whole if pair[0] == best), None)
 
 
-def _material_column(asked: str, table: Table) -> str | None:
-    """Return the column of what the question in `asked` is about, or of the rest of the question; None for neither."""
-    if not table.is_text(asked) or any(map(looks_like_turns, table.cells(asked))):
+def _material_column(question: str, table: Table) -> str | None:
+    """Return the column of what the question in `question` is about, or of the rest of the question; None for neither."""
+    if not table.is_text(question) or any(map(looks_like_turns, table.cells(question))):
         return None
     columns = [table.names[name] for name in MATERIAL_NAMES if name in table.names]
-    if _name_of(asked, table) in ("instruction", "prompt"):  # these may be the task for a question in another column
+    if _name_of(question, table) in ("instruction", "prompt"):  # these may be the task for a question in another column
         questions = (table.names[name] for name in _ASKING_NAMES if name in table.names)
-        columns += [column for column in questions if not _repeats(column, asked, table)]
+        columns += [column for column in questions if not _repeats(column, question, table)]
     # What the question already contains adds nothing.
-    others = (column for column in columns if column != asked and not _repeats(asked, column, table))
+    others = (column for column in columns if column != question and not _repeats(question, column, table))
     return next(filter(table.is_text, others), None)
 
 
 def _fullest(columns: Sequence[str], table: Table) -> str | None:
     """Return the first column that is not much emptier than another."""
-    filled = [_filled(column, table) for column in columns]
+    filled = [_count_filled(column, table) for column in columns]
     return next((column for column, count in zip(columns, filled, strict=True) if 2 * count >= max(filled)), None)
 
 
@@ -91,7 +91,7 @@ def _name_of(column: str, table: Table) -> str:
     return next((name for name, known in table.names.items() if known == column and name in ANSWER_NAMES), column)
 
 
-def _filled(column: str, table: Table) -> int:
+def _count_filled(column: str, table: Table) -> int:
     """Return how many rows have text or turns there."""
     values = table.cells(column)
     return sum(bool(value.strip()) if isinstance(value, str) else turn_list(value) is not None for value in values)
@@ -135,11 +135,11 @@ class Alpaca(Pairs):
     )
     takes_material = True
 
-    def optional_column(self, role: str, found: Detection, table: Table) -> str | None:
+    def optional_column(self, role: str, detection: Detection, table: Table) -> str | None:
         """Return the column of what the question is about as its input."""
         if role == "input":
-            return _material_column(found.columns["instruction"], table)
-        return super().optional_column(role, found, table)
+            return _material_column(detection.columns["instruction"], table)
+        return super().optional_column(role, detection, table)
 
     def convert(self, row: Cells) -> Conversation:
         question = question_of(row)

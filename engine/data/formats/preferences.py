@@ -46,9 +46,9 @@ class Pairs(DataFormat):
         sides = [_turns_or_answer(row, role, cell) for role, cell in (("chosen", chosen), ("rejected", rejected))]
         if prompt and all(side[: len(prompt)] == list(prompt) for side in sides):
             prompt = ()  # UltraFeedback repeats it in both
-        shared = _shared_turns(*sides)
-        whole = row.conversation([*prompt, *sides[0][:shared]])
-        better, worse = (tuple(side[shared:]) for side in sides)
+        prefix_turns = _shared_turns(*sides)
+        whole = row.conversation([*prompt, *sides[0][:prefix_turns]])
+        better, worse = (tuple(side[prefix_turns:]) for side in sides)
         if not better and not worse:
             raise RowProblemError("equal_answers", "the chosen and the rejected answer are equal")
         for role, turns in (("chosen", better), ("rejected", worse)):
@@ -85,17 +85,20 @@ class Preference(Pairs):
 
     def detect(self, table: Table) -> list[Detection]:
         return [
-            found
-            if "prompt" in found.columns or any(turn_list(cell) for cell in table.cells(found.columns["chosen"]))
-            else replace(found, reason=f"{found.reason}; what both begin with is read as the prompt", sure=False)
-            for found in super().detect(table)
+            detection
+            if "prompt" in detection.columns
+            or any(turn_list(cell) for cell in table.cells(detection.columns["chosen"]))
+            else replace(
+                detection, reason=f"{detection.reason}; what both begin with is read as the prompt", sure=False
+            )
+            for detection in super().detect(table)
         ]
 
-    def optional_column(self, role: str, found: Detection, table: Table) -> str | None:
+    def optional_column(self, role: str, detection: Detection, table: Table) -> str | None:
         """Return a question's column as the prompt where the answers do not hold it."""
-        if role == "prompt" and not any(turn_list(cell) for cell in table.cells(found.columns["chosen"])):
+        if role == "prompt" and not any(turn_list(cell) for cell in table.cells(detection.columns["chosen"])):
             return next((table.names[name] for name in ("question", "query", "input") if name in table.names), None)
-        return super().optional_column(role, found, table)
+        return super().optional_column(role, detection, table)
 
     def convert(self, row: Cells) -> Comparison:
         prompt, chosen, rejected = _prompt(row), row.required("chosen"), row.required("rejected")
@@ -258,10 +261,10 @@ def _is_true_or_false(cell: Any) -> bool:
 
 
 def _label(cell: Any, column: str) -> bool:
-    found = _LABELS.get(str(cell).strip().lower())
-    if found is None:
+    label = _LABELS.get(str(cell).strip().lower())
+    if label is None:
         raise RowProblemError("label", f"{column} is {describe_kind(cell)}, not true or false")
-    return found
+    return label
 
 
 PREFERENCE, HH_DIALOGUES, RANKING, RATINGS = Preference(), HH(), Ranking(), Ratings()

@@ -82,7 +82,7 @@ def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_f
         RowProblemError: If it does not hold a list of turns.
     """
     if isinstance(turns, str) and turns.lstrip().startswith("["):
-        turns = _parsed(turns, f"{column} is text, and not the JSON list of turns that it looks like")
+        turns = _parse_json(turns, f"{column} is text, and not the JSON list of turns that it looks like")
     if not isinstance(turns, list):
         raise RowProblemError("not_text", f"{column} is {describe_kind(turns)}, not a list of turns")
     if not turns:
@@ -106,12 +106,12 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
         raise RowProblemError(
             "not_an_object", f"turn {number} is {describe_kind(turn)}, not an object with role and content"
         )
-    given = next((turn[name] for name in role_fields if name in turn), None)
-    if given is None:
+    role_text = next((turn[name] for name in role_fields if name in turn), None)
+    if role_text is None:
         raise RowProblemError("unknown_role", f"turn {number} has no role")
-    tag = given.strip().lower() if isinstance(given, str) else ""
+    tag = role_text.strip().lower() if isinstance(role_text, str) else ""
     if tag not in ROLES:
-        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(given), 30)!r}")
+        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(role_text), 30)!r}")
     role = ROLES[tag]
     content = next((turn[name] for name in content_fields if name in turn), None)
     is_learned = role != "assistant" or _is_learned(turn, number)
@@ -159,9 +159,9 @@ def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
 
 def answer(words: str) -> Message:
     """Return an assistant turn; a reasoning block that opens it becomes its reasoning."""
-    opened = words.lstrip()
-    if opened.startswith("<think>") and "</think>" in opened:
-        reasoning, _, rest = opened.removeprefix("<think>").partition("</think>")
+    stripped = words.lstrip()
+    if stripped.startswith("<think>") and "</think>" in stripped:
+        reasoning, _, rest = stripped.removeprefix("<think>").partition("</think>")
         return Message("assistant", rest.lstrip("\n"), reasoning=reasoning.strip() or None)
     return Message("assistant", words)
 
@@ -190,7 +190,7 @@ def _content(content: Any, number: int, role: Role) -> str:
 def _sharegpt_calls(content: Any, number: int) -> tuple[ToolCall, ...]:
     """Return the calls of a function_call turn: an object or a list of them, usually as JSON text."""
     reason = f"the function call in turn {number} is not a JSON object with a name"
-    parsed = _parsed(content, reason) if isinstance(content, str) else content
+    parsed = _parse_json(content, reason) if isinstance(content, str) else content
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not calls:
         raise RowProblemError("tools", reason)
@@ -228,17 +228,17 @@ def tool_schemas(tools: Any, column: str) -> tuple[Any, ...]:
     if isinstance(tools, str):
         if not tools.strip():
             return ()
-        tools = _parsed(tools, f"{column} is not valid JSON")
+        tools = _parse_json(tools, f"{column} is not valid JSON")
     if tools is None:
         return ()
-    listed = tools if isinstance(tools, list) else [tools]
-    parsed = [_parsed(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in listed]
+    items = tools if isinstance(tools, list) else [tools]
+    parsed = [_parse_json(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in items]
     if not all(isinstance(tool, Mapping) for tool in parsed):
         raise RowProblemError("tools", f"{column} is not a list of objects")
     return tuple(parsed)
 
 
-def _parsed(text: str, reason: str) -> Any:
+def _parse_json(text: str, reason: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

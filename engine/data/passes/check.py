@@ -120,21 +120,21 @@ class Counts:
 
     def row_lengths(self, split: Split) -> RowLengths | None:
         """Return the lengths of the sequences to train on; None where there is none."""
-        chosen = self._sequences_of(split.train)
-        if not chosen.size:
+        numbers = self._sequences_of(split.train)
+        if not numbers.size:
             return None
         lengths = np.asarray(self.lengths)
         held_out = lengths[self._sequences_of(split.held_out)]
         kind = self.preferences.kind(len(self.kept_rows))
         per_row = 2 if kind == "pairs" else 1
-        chosen = chosen.reshape(-1, per_row)
-        count = len(chosen)
+        numbers = numbers.reshape(-1, per_row)
+        count = len(numbers)
         if count * per_row > MAX_LENGTHS:
-            ordered = chosen[np.argsort(lengths[chosen].sum(axis=1), kind="stable")]
-            chosen = ordered[np.linspace(0, count - 1, MAX_LENGTHS // per_row).round().astype(np.int64)]
+            ordered = numbers[np.argsort(lengths[numbers].sum(axis=1), kind="stable")]
+            numbers = ordered[np.linspace(0, count - 1, MAX_LENGTHS // per_row).round().astype(np.int64)]
         return RowLengths(
-            tokens=tuple(lengths[chosen].ravel().tolist()),
-            trained=tuple(np.asarray(self.uncut_trained)[chosen].ravel().tolist()),
+            tokens=tuple(lengths[numbers].ravel().tolist()),
+            trained=tuple(np.asarray(self.uncut_trained)[numbers].ravel().tolist()),
             count=count,
             longest_held_out=int(held_out.max(initial=0)),
             per_row=per_row,
@@ -152,9 +152,9 @@ class Counts:
         return sequences
 
 
-def _list(listed: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
-    if len(listed) < MAX_LISTED:
-        listed.append(
+def _list(problems: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
+    if len(problems) < MAX_LISTED:
+        problems.append(
             RowProblem(
                 row=record.row, line=record.line, problem=problem, kind=kind, dropped=dropped, sample=record.sample()
             )

@@ -47,14 +47,14 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
                 records.append(record)
             if pace.turn_is_over():
                 yield
-    chosen: list[DatasetRow] = []
+    rows: list[DatasetRow] = []
     for row in reader.convert(records):
-        chosen.append(row)
+        rows.append(row)
         if pace.turn_is_over():
             yield
     downloads = (getattr(part.source, "download_bytes", None) or 0 for part in reader.parts)
     return DatasetPage(
-        rows=tuple(_page_row(row, reader, brief=request.brief) for row in chosen),
+        rows=tuple(_page_row(row, reader, brief=request.brief) for row in rows),
         first_row=request.first_row,
         next_row=next_row,
         total_rows=reader.total_rows,
@@ -64,16 +64,16 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
 
 
 def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[None, None, list[Record]]:
-    found: dict[int, Record] = {}
+    records: dict[int, Record] = {}
     for record in reader.pick(sorted({row for row in rows if row >= 0})):
         if record is not None:
-            found[record.row] = record
+            records[record.row] = record
         if pace.turn_is_over():
             yield
-    missing = next((row for row in rows if row not in found), None)
+    missing = next((row for row in rows if row not in records), None)
     if missing is not None:
         raise _no_such_row(reader, missing)
-    return [found[row] for row in rows]
+    return [records[row] for row in rows]
 
 
 def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[SearchProgress | None, None, FoundRow]:
@@ -82,7 +82,7 @@ def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[S
     Yields dozens of times a second, some of them with how far it has come; closing it stops the search.
     """
     needle = text.casefold()
-    looked = 0
+    count = 0
     pace = Pace()
     for first, end in ((after_row + 1, None), (0, after_row + 1)):
         for record in reader.records(first):
@@ -91,9 +91,9 @@ def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[S
                     break
                 if needle in _searchable(record):
                     return FoundRow(row=record.row, from_top=end is not None)
-                looked += 1
+                count += 1
             if pace.turn_is_over():
-                progress = SearchProgress(rows=looked, total_rows=reader.total_rows)
+                progress = SearchProgress(rows=count, total_rows=reader.total_rows)
                 yield progress if pace.report_is_due() else None
     return FoundRow(row=None)
 
@@ -104,10 +104,10 @@ def find_row(reader: DatasetReader, row: int) -> DatasetRow:
     Raises:
         DatasetError: If the dataset has no such row.
     """
-    found = next(reader.rows(row), None) if row >= 0 else None
-    if found is None:
+    match = next(reader.rows(row), None) if row >= 0 else None
+    if match is None:
         raise _no_such_row(reader, row)
-    return found
+    return match
 
 
 def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
@@ -143,7 +143,7 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         row=record.row,
         line=record.line,
         conversation=talk,
-        text=_shown(example.content) if isinstance(example, PlainText) else None,
+        text=_clip(example.content) if isinstance(example, PlainText) else None,
         raw=raw,
         notices=tuple(notice for _, notice in row.notices),
         rejected=_shown_turns(example.rejected) if isinstance(example, Comparison) else (),
@@ -160,10 +160,10 @@ _FEWEST_EQUAL = 2  # tokens in a row between differences: a single full stop doe
 
 
 def _shown_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
-    return tuple(replace(message, content=_shown(message.content)) for message in messages)
+    return tuple(replace(message, content=_clip(message.content)) for message in messages)
 
 
-def _shown(text: str) -> str:
+def _clip(text: str) -> str:
     more = len(text) - MAX_SHOWN_CHARACTERS
     return text if more <= 0 else f"{text[:MAX_SHOWN_CHARACTERS]}… and {more:,} more characters"
 

@@ -43,8 +43,8 @@ class PreferenceCounts:
         self._differences.append(_length_difference(example, rendering))
         self._counts_tokens = rendering is not None
         one, other = (self._digest(side) for side in example.sides())
-        self._pairs.append(_ordered(one, other))
-        self._swapped.append(_ordered(other, one))
+        self._pairs.append(_pair_digest(one, other))
+        self._swapped.append(_pair_digest(other, one))
 
     @property
     def pairs(self) -> int:
@@ -118,6 +118,6 @@ def _length_difference(pair: Comparison, rendering: Rendering | None) -> int:
     return chosen - rejected
 
 
-def _ordered(one: int, other: int) -> int:
+def _pair_digest(one: int, other: int) -> int:
     """Return 64 bits of two digests, others where they change places."""
     return (one * 0x9E3779B97F4A7C15 + other) & 0xFFFFFFFFFFFFFFFF

@@ -33,11 +33,11 @@ class TokenizedRows(Sequence[TokenizedRow]):
         self._ends = array("q", [0])  # a sequence begins where the one before it ends
         self._rows = array("q")
         self._parts = array("i")
-        self._chosen = array("q")  # numbers of sequences in the arrays above
+        self._numbers = array("q")  # numbers of sequences in the arrays above
 
     def append(self, row: TokenizedRow) -> None:
         """Keep a sequence."""
-        self._chosen.append(len(self._rows))
+        self._numbers.append(len(self._rows))
         self._ids.extend(row.input_ids)
         self._trained.extend(label != IGNORED_LABEL for label in row.labels)
         self._ends.append(len(self._ids))
@@ -46,16 +46,16 @@ class TokenizedRows(Sequence[TokenizedRow]):
 
     def select(self, numbers: Iterable[int]) -> "TokenizedRows":
         """Return sequences by the numbers under which they were appended."""
-        selected = copy(self)
-        selected._chosen = array("q", numbers)
-        return selected
+        subset = copy(self)
+        subset._numbers = array("q", numbers)
+        return subset
 
     def numbers(self, places: Iterable[int]) -> Iterator[int]:
         """Return the numbers under which the sequences at these places were appended."""
-        return (self._chosen[place] for place in places)
+        return (self._numbers[place] for place in places)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> TokenizedRow: ...
@@ -65,8 +65,8 @@ class TokenizedRows(Sequence[TokenizedRow]):
 
     def __getitem__(self, index: int | slice) -> "TokenizedRow | TokenizedRows":
         if isinstance(index, slice):
-            return self.select(self._chosen[index])
-        number = self._chosen[index]
+            return self.select(self._numbers[index])
+        number = self._numbers[index]
         place = slice(self._ends[number], self._ends[number + 1])
         ids = self._ids[place].tolist()
         labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, self._trained[place], strict=True)]
@@ -74,12 +74,12 @@ class TokenizedRows(Sequence[TokenizedRow]):
 
     def lengths(self) -> list[int]:
         """Return tokens of each sequence, for grouping by length."""
-        return [self._ends[number + 1] - self._ends[number] for number in self._chosen]
+        return [self._ends[number + 1] - self._ends[number] for number in self._numbers]
 
     def sha256(self) -> str:
         """Return a hash of every sequence's tokens and labels, in order, in hexadecimal digits."""
         digest = hashlib.sha256(array("q", self.lengths()).tobytes())
-        for number in self._chosen:
+        for number in self._numbers:
             place = slice(self._ends[number], self._ends[number + 1])
             digest.update(memoryview(self._ids)[place])
             digest.update(memoryview(self._trained)[place])
@@ -88,7 +88,7 @@ class TokenizedRows(Sequence[TokenizedRow]):
     @property
     def trained_tokens(self) -> int:
         """Trained tokens of all of them."""
-        return sum(self._trained.count(1, self._ends[number], self._ends[number + 1]) for number in self._chosen)
+        return sum(self._trained.count(1, self._ends[number], self._ends[number + 1]) for number in self._numbers)
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):

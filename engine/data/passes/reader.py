@@ -143,15 +143,15 @@ class DatasetReader(SeveralSources):
     def convert(self, records: Iterable[Record | None]) -> Iterator[DatasetRow]:
         """Convert and render rows, some of them at a time."""
         batch: list[Record] = []
-        size = seen = 0
+        size = count = 0
         for record in records:
             if record is None:
                 continue
-            seen += 1
+            count += 1
             batch.append(record)
             size += record.size_bytes
             # Batches grow: the first row of a page need not wait for sixty-four.
-            if len(batch) >= min(_BATCH_ROWS, seen) or size > _BATCH_BYTES:
+            if len(batch) >= min(_BATCH_ROWS, count) or size > _BATCH_BYTES:
                 yield from self._convert_batch(batch)
                 batch, size = [], 0
         yield from self._convert_batch(batch)

@@ -43,7 +43,7 @@ def draw_split(
     held_out = draw_held_out(sampled, config.eval_fraction, seed)
     train = sample[~held_out]
     if any(weight != 1.0 for weight in weights):
-        train = _weighted(train, np.asarray(parts), weights, seed)
+        train = _draw_weighted(train, np.asarray(parts), weights, seed)
     return Split(train, sample[held_out])
 
 
@@ -68,41 +68,41 @@ def draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) 
     if eval_fraction <= 0 or len(digests) < 2:
         return nothing
     places = mix_digests(digests, seed)
-    wanted = max(1, round(eval_fraction * len(digests)))
-    held_out: NDArray[np.bool_] = places <= np.partition(places, wanted - 1)[wanted - 1]
-    if np.count_nonzero(held_out) == wanted:
+    target = max(1, round(eval_fraction * len(digests)))
+    held_out: NDArray[np.bool_] = places <= np.partition(places, target - 1)[target - 1]
+    if np.count_nonzero(held_out) == target:
         return held_out
     # A group of equal rows reaches across the share that was asked for: take the groups that fit into it.
     values, sizes = np.unique(places, return_counts=True)
     if len(values) < 2:
         return nothing
-    chosen = []
-    room = wanted
+    picks = []
+    room = target
     for value, size in zip(values[:-1], sizes[:-1], strict=True):  # the last one stays: one must be left to train on
         if size <= room:
-            chosen.append(value)
+            picks.append(value)
             room -= size
         if not room:
             break
-    return np.isin(places, chosen or values[:-1][[np.argmin(sizes[:-1])]])
+    return np.isin(places, picks or values[:-1][[np.argmin(sizes[:-1])]])
 
 
 def mix_digests(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Scatter digests by a seed (the finalizer of SplitMix64, Steele et al. 2014, figure 16)."""
-    mixed = digests ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+    keys = digests ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed ^= mixed >> np.uint64(shift)
-        mixed *= np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
+        keys ^= keys >> np.uint64(shift)
+        keys *= np.uint64(factor)
+    keys ^= keys >> np.uint64(31)
+    return keys
 
 
-def _weighted(train: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
+def _draw_weighted(train: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
     """Repeat each source's rows by its weight: whole times, and a random share for the rest."""
-    chosen = []
+    samples = []
     for part, weight in enumerate(weights):
         rows = train[parts[train] == part]
         whole, rest = divmod(round(weight * len(rows)), len(rows)) if len(rows) else (0, 0)
-        drawn = _generator(seed, 2 + part).choice(rows, size=rest, replace=False)
-        chosen.extend([np.repeat(rows, whole), drawn])
-    return np.sort(np.concatenate(chosen))
+        rest_rows = _generator(seed, 2 + part).choice(rows, size=rest, replace=False)
+        samples.extend([np.repeat(rows, whole), rest_rows])
+    return np.sort(np.concatenate(samples))

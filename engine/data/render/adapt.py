@@ -40,8 +40,8 @@ _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
     """Find out what the template can express: which unmistakable words come out of short conversations."""
 
-    def shows(messages: Sequence[Message], *words: str, tools: Sequence[Any] = (), **assumed: Any) -> bool:
-        abilities = TemplateAbilities(**{"text_parts": text_parts, **assumed})
+    def shows(messages: Sequence[Message], *words: str, tools: Sequence[Any] = (), **settings: Any) -> bool:
+        abilities = TemplateAbilities(**{"text_parts": text_parts, **settings})
         try:
             dicts = [_as_dict(message, abilities) for message in messages]
             text = apply_template(tokenizer, dicts, list(tools), prompt=False)
@@ -51,7 +51,7 @@ def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
 
     def takes_calls(count: int, *, as_text: bool) -> bool:
         numbers = [f"{number:05d}" for number in range(count)]
-        asked = tuple(ToolCall(f"{_B}{number}", {_C: f"{_D}{number}"}, f"call{number}") for number in numbers)
+        calls = tuple(ToolCall(f"{_B}{number}", {_C: f"{_D}{number}"}, f"call{number}") for number in numbers)
         results = [
             Message("tool", f"{_E}{number}", name=f"{_B}{number}", tool_call_id=f"call{number}") for number in numbers
         ]
@@ -59,16 +59,16 @@ def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
         words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
         # The listed tool has another name, to be distinguished from the one that is called.
         tools = [_probe_tool(_E, "parameter", "description")]
-        messages = [user, Message("assistant", tool_calls=asked), *results, last]
+        messages = [user, Message("assistant", tool_calls=calls), *results, last]
         return shows(messages, *words, _C, last.content, tools=tools, text_arguments=as_text)
 
     user, answer, system = Message("user", _A), Message("assistant", _B), Message("system", _C)
-    reasoned = [user, Message("assistant", _B, reasoning=_C)]
+    turns = [user, Message("assistant", _B, reasoning=_C)]
     text_parts = False
     text_parts = not shows([user], _A) and shows([user], _A, text_parts=True)
     object_calls = takes_calls(1, as_text=False)
     text_calls = not object_calls and takes_calls(1, as_text=True)
-    inline: Literal["inline", "none"] = "inline" if shows(reasoned, _B, _C) else "none"
+    inline: Literal["inline", "none"] = "inline" if shows(turns, _B, _C) else "none"
     return TemplateAbilities(
         system=shows([system, user, answer], _A, _B, _C),
         later_system=shows([user, answer, system, user, answer], _C),
@@ -78,7 +78,7 @@ def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
         parallel_calls=takes_calls(2, as_text=text_calls),
         text_arguments=text_calls,
         text_parts=text_parts,
-        reasoning="field" if shows(reasoned, _B, _C, reasoning="field") else inline,
+        reasoning="field" if shows(turns, _B, _C, reasoning="field") else inline,
     )
 
 
@@ -145,8 +145,8 @@ def _arguments_in_words(call: ToolCall) -> str:
 
 
 def _tool_list_in_words(steps: AdaptedConversation, *, how_to_call: bool) -> AdaptedConversation:
-    listed = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
-    words = _TOOLS_IN_WORDS.format(tools=listed) + (_CALLS_IN_WORDS if how_to_call else "")
+    tools = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
+    words = _TOOLS_IN_WORDS.format(tools=tools) + (_CALLS_IN_WORDS if how_to_call else "")
     opening = [Message("system", words), *steps.messages[:1]]
     if len(opening) > 1 and opening[1].role == "system":
         opening = [replace(opening[1], content=f"{opening[1].content}\n\n{words}")]
@@ -192,10 +192,12 @@ def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
             waiting = [*waiting, *calls] if messages and messages[-1].role == "assistant" else list(calls)
             messages.append(replace(message, tool_calls=tuple(calls)))
         elif message.role == "tool":
-            asked = next((call for call in waiting if call.id == message.tool_call_id), waiting[0] if waiting else None)
-            if asked is not None:
-                waiting.remove(asked)
-                message = replace(message, tool_call_id=asked.id, name=message.name or asked.name)
+            answered_call = next(
+                (call for call in waiting if call.id == message.tool_call_id), waiting[0] if waiting else None
+            )
+            if answered_call is not None:
+                waiting.remove(answered_call)
+                message = replace(message, tool_call_id=answered_call.id, name=message.name or answered_call.name)
             messages.append(message)
         else:
             waiting = []
@@ -213,12 +215,12 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
             continue
         following = steps.messages[len(pieces) + 1 :]
         results = list(itertools.takewhile(lambda turn: turn.role == "tool", following))
-        split: list[Message] = []
+        turns: list[Message] = []
         for position, call in enumerate(message.tool_calls):
             turn = message if position == 0 else Message("assistant", is_learned=message.is_learned)
-            split.append(replace(turn, tool_calls=(call,)))
-            split.extend(result for result in results if result.tool_call_id == call.id)
-        pieces += [*([] for _ in results), split]
+            turns.append(replace(turn, tool_calls=(call,)))
+            turns.extend(result for result in results if result.tool_call_id == call.id)
+        pieces += [*([] for _ in results), turns]
     note = "The model's template takes one tool call at a time; turns with several are split."
     return _rewritten(steps, pieces, note)
 
@@ -226,22 +228,22 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
 def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbilities) -> AdaptedConversation:
     """Move system turns that the template does not take into the user turn that follows."""
     pieces: list[list[Message]] = []
-    held: list[str] = []
+    texts: list[str] = []
     for index, message in enumerate(steps.messages):
         accepted = abilities.system if index == 0 else abilities.later_system
         if message.role == "system" and not accepted:
-            held.append(message.content)
+            texts.append(message.content)
             pieces.append([])
             continue
-        if not held:
+        if not texts:
             pieces.append([message])
         elif message.role == "user":
-            pieces.append([replace(message, content="\n\n".join([*held, message.content]))])
+            pieces.append([replace(message, content="\n\n".join([*texts, message.content]))])
         else:
-            pieces.append([Message("user", "\n\n".join(held)), message])
-        held = []
-    if held:
-        pieces.append([Message("user", "\n\n".join(held))])
+            pieces.append([Message("user", "\n\n".join(texts)), message])
+        texts = []
+    if texts:
+        pieces.append([Message("user", "\n\n".join(texts))])
     note = "The model's template does not take a system turn there; its words open the user's turn that follows."
     return _rewritten(steps, pieces, note)
 

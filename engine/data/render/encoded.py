@@ -50,8 +50,8 @@ class Encoded:
 
 def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
     """Tokenize a text."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return Encoded(text, list(found["input_ids"]), list(found["offset_mapping"]))
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return Encoded(text, list(encoding["input_ids"]), list(encoding["offset_mapping"]))
 
 
 def last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatTokenizer) -> tuple[Encoded, int, int]:

@@ -58,21 +58,21 @@ def plan_conversation(
     if train_on == "all":
         text = renderer.text(len(adapted.messages))
         return RowPlan((SequencePlan(text, ()),), adapted.notes, notices + renderer.left_out(text))
-    chosen = _chosen_turns(adapted, train_on)
+    targets = _chosen_turns(adapted, train_on)
     turns: list[Turn] = []
     beyond: list[int] = []
     length = _Length(tokenizer, max_length)
-    rendered = renderer.turns(chosen)
-    for number in range(len(chosen)):
+    rendered = renderer.turns(targets)
+    for number in range(len(targets)):
         if number % _LOOK_EVERY_TURNS == 0 and turns and length.is_exceeded_by(turns[-1]):
-            beyond = chosen[number:]
+            beyond = targets[number:]
             break
         turn = next(rendered)
         if turn is not None:
             turns.append(turn)
     if not turns:
-        marked = any(not message.is_learned for message in adapted.messages)
-        reason = "every assistant turn has weight 0" if marked else "every assistant turn is empty"
+        has_marks = any(not message.is_learned for message in adapted.messages)
+        reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and does not show what the template leaves out
@@ -104,9 +104,11 @@ def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
     messages = conversation.messages
     if train_on == "all":
         return tuple(range(len(messages)))
-    asked = next((index for index, message in enumerate(messages) if message.role != "assistant"), len(messages))
+    first_question = next(
+        (index for index, message in enumerate(messages) if message.role != "assistant"), len(messages)
+    )
     # An opening assistant turn is context only: nothing asks for it.
-    return tuple(index for index in _chosen_turns(conversation, train_on) if index > asked)
+    return tuple(index for index in _chosen_turns(conversation, train_on) if index > first_question)
 
 
 def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
@@ -119,18 +121,20 @@ def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
     elif train_on == "completion" and conversation.completion_start is not None:
         start = conversation.completion_start
     elif train_on == "completion" and answers:
-        asked = (index for index in range(answers[-1], -1, -1) if messages[index].role == "user")
-        start = next(asked, -1) + 1
+        questions = (index for index in range(answers[-1], -1, -1) if messages[index].role == "user")
+        start = next(questions, -1) + 1
     return [index for index in answers if index >= start and messages[index].is_learned]
 
 
 def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
     """Warn about control tokens in the data itself, which the model reads as such."""
     pattern = control_token_pattern(tokenizer)
-    found = ((number, turn.role, pattern.search(turn.content)) for number, turn in enumerate(conversation.messages, 1))
+    matches = (
+        (number, turn.role, pattern.search(turn.content)) for number, turn in enumerate(conversation.messages, 1)
+    )
     return tuple(
         ("special_token", f"turn {number} ({role}) holds {match.group()}, which the model reads as a special token")
-        for number, role, match in found
+        for number, role, match in matches
         if match is not None
     )
 

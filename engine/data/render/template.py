@@ -61,20 +61,20 @@ class ChatTokenizer(Protocol):
 def settings_of(tokenizer: ChatTokenizer) -> tuple[Any, ...]:
     """Return the template and the tokens now: with the tokenizer, a key of caches that ends when one is changed."""
     template = tokenizer.chat_template
-    settled = tuple(template.items()) if isinstance(template, Mapping) else template
-    return settled, tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
+    items = tuple(template.items()) if isinstance(template, Mapping) else template
+    return items, tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
 
 
 def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[ChatTokenizer], Answer]:
     """Remember what a function returns for the last few tokenizers and templates."""
 
     @lru_cache(maxsize=16)
-    def remembered(tokenizer: ChatTokenizer, _settings: tuple[Any, ...]) -> Answer:
+    def cached_answer(tokenizer: ChatTokenizer, _settings: tuple[Any, ...]) -> Answer:
         return answer(tokenizer)
 
     @wraps(answer)
     def ask(tokenizer: ChatTokenizer) -> Answer:
-        return remembered(tokenizer, settings_of(tokenizer))
+        return cached_answer(tokenizer, settings_of(tokenizer))
 
     return ask
 
@@ -96,8 +96,8 @@ def _short_ids(tokenizer: ChatTokenizer, _settings: tuple[Any, ...], text: str) 
 @once_per_tokenizer
 def control_token_ids(tokenizer: ChatTokenizer) -> frozenset[int]:
     """Return tokens that no ordinary text produces: special ones, and added ones that are more than white space."""
-    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if str(token).strip())
-    return frozenset([*tokenizer.all_special_ids, *added])
+    ids = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if str(token).strip())
+    return frozenset([*tokenizer.all_special_ids, *ids])
 
 
 @once_per_tokenizer
@@ -168,9 +168,9 @@ def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
         )
         notes.extend(warnings)
     template = tokenizer.chat_template
-    frozen = without_clock(template)
-    if frozen != template:
-        tokenizer.chat_template = frozen
+    text = without_clock(template)
+    if text != template:
+        tokenizer.chat_template = text
         notes.append(
             f"The model's template asks for today's date; it is fixed at {FROZEN_DATE.isoformat()}, and "
             "training, resuming and chat see the same prompts."
@@ -201,11 +201,11 @@ def without_clock(template: Any) -> Any:
 
 
 def _free_token(
-    tokenizer: ChatTokenizer, candidates: Sequence[str], purpose: str, field: str, taken: Container[int | None] = ()
+    tokenizer: ChatTokenizer, candidates: Sequence[str], purpose: str, field: str, used_ids: Container[int | None] = ()
 ) -> str:
     vocabulary = tokenizer.get_vocab()
     for candidate in candidates:
-        if candidate in vocabulary and vocabulary[candidate] not in taken:
+        if candidate in vocabulary and vocabulary[candidate] not in used_ids:
             return candidate
     raise ModelError(
         f"This model's tokenizer has no token that {purpose}.",
@@ -217,8 +217,8 @@ def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
     """Changes when the tokenizer renders or splits anything differently."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    settled = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
-    return hashlib.sha256(f"{json.dumps(settled)}{words}".encode()).hexdigest()
+    parts = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
+    return hashlib.sha256(f"{json.dumps(parts)}{words}".encode()).hexdigest()
 
 
 def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:

@@ -145,12 +145,12 @@ def render_many(
                 plans.append(problem)
     good = [plan for plan in plans if isinstance(plan, RowPlan)]
     # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
-    with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _measured(plan))):
+    with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _sequences_to_encode(plan))):
         encoded = iter(_encode_plans(good, tokenizer))
         return [
             plan
             if isinstance(plan, RowProblemError)
-            else _finish(row, plan, [next(encoded) for _ in _measured(plan)], tokenizer, options)
+            else _finish(row, plan, [next(encoded) for _ in _sequences_to_encode(plan)], tokenizer, options)
             for (row, _), plan in zip(examples, plans, strict=True)
         ]
 
@@ -196,20 +196,20 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
     return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
 
 
-def _measured(plan: RowPlan) -> tuple[SequencePlan, ...]:
+def _sequences_to_encode(plan: RowPlan) -> tuple[SequencePlan, ...]:
     """Return the sequences of a plan, and after them the one that only its length is asked of."""
     return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
 
 
 def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
     """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
-    sequences = [sequence for plan in plans for sequence in _measured(plan)]
-    found: dict[bool, Iterator[Encoded]] = {}
+    sequences = [sequence for plan in plans for sequence in _sequences_to_encode(plan)]
+    encodings: dict[bool, Iterator[Encoded]] = {}
     for is_plain in {sequence.plain for sequence in sequences}:
         texts = [sequence.text for sequence in sequences if sequence.plain is is_plain]
         encoding = tokenizer(texts, add_special_tokens=is_plain, return_offsets_mapping=True)
-        found[is_plain] = map(Encoded, texts, encoding["input_ids"], encoding["offset_mapping"])
-    return [next(found[sequence.plain]) for sequence in sequences]
+        encodings[is_plain] = map(Encoded, texts, encoding["input_ids"], encoding["offset_mapping"])
+    return [next(encodings[sequence.plain]) for sequence in sequences]
 
 
 def _finish(

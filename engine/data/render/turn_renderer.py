@@ -54,8 +54,8 @@ class TurnRenderer:
         self._dicts = adapted.for_template(abilities_of(tokenizer))
         self._tools = [tool_schema(tool) for tool in adapted.tools]
         self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt excludes
-        asked = (index for index, message in enumerate(self._messages) if message.role != "assistant")
-        self._first_asked = next(asked, len(self._messages))
+        questions = (index for index, message in enumerate(self._messages) if message.role != "assistant")
+        self._first_asked = next(questions, len(self._messages))
         self._head = self._second_question()  # messages that every window begins with
         self._work = 0  # of all renderings so far
 
@@ -95,23 +95,23 @@ class TurnRenderer:
 
     def left_out(self, text: str) -> tuple[RowWarning, ...]:
         """Return turns whose words do not come out of the template, and special tokens in people's words."""
-        lost: list[RowWarning] = []
+        losses: list[RowWarning] = []
         place = 0
         for number, message in enumerate(self._messages, start=1):
             words = message.content.strip()
             if not words or (number == len(self._messages) and message.role != "assistant"):
                 continue
-            found = text.find(words, place)
-            if found >= 0:  # nearly always, and near
-                place = found + len(words)
+            position = text.find(words, place)
+            if position >= 0:  # nearly always, and near
+                place = position + len(words)
             elif words not in text and json.dumps(words)[1:-1] not in text:
-                shown = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
-                lost.append(("template_leaves_out", f"{shown} is left out or changed by the model's chat template"))
-        lost.extend(
+                name = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
+                losses.append(("template_leaves_out", f"{name} is left out or changed by the model's chat template"))
+        losses.extend(
             ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
             for index in sorted(self._without_reasoning)
         )
-        return tuple(lost)
+        return tuple(losses)
 
     def _block(self, indexes: Sequence[int], before: Turn) -> list[Turn]:
         """Return turns proved by windows, the last of them in whole too; none where windows and whole do not agree.
@@ -128,18 +128,18 @@ class TurnRenderer:
                     if anchor <= self._head:
                         return []
                     shown = self._render(self._window(anchor, previous), prompt=True)
-                asked = self._render(self._window(anchor, index), prompt=True)
-                prompts.append((shown, asked))
-                answers.append(self._answer(asked, anchor, index))
-                shown = asked
+                prompt = self._render(self._window(anchor, index), prompt=True)
+                prompts.append((shown, prompt))
+                answers.append(self._answer(prompt, anchor, index))
+                shown = prompt
             last = self.turn(indexes[-1])
         except RowProblemError:
             return []
-        size = max(len(shown) - _shared_length(shown, asked) for shown, asked in prompts)
+        size = max(len(shown) - _shared_length(shown, prompt) for shown, prompt in prompts)
         call = before.prompt[before.start - size :]
-        if last is None or last.answer != answers[-1] or not all(asked.endswith(call) for _, asked in prompts):
+        if last is None or last.answer != answers[-1] or not all(prompt.endswith(call) for _, prompt in prompts):
             return []
-        pieces = [asked[len(shown) - size : len(asked) - size] for shown, asked in prompts]
+        pieces = [prompt[len(shown) - size : len(prompt) - size] for shown, prompt in prompts]
         joined = before.prompt[: before.start - size] + "".join(pieces)
         if last.base != joined + call:
             return []
@@ -158,12 +158,12 @@ class TurnRenderer:
         shared = _shared_length(prompt, whole)
         if not prompt[shared:].strip():
             return self._with_reasoning(whole[shared:].lstrip(), index)
-        opened = _OPENED_TAG.search(prompt)
-        if opened is not None and whole.startswith(prompt[: opened.start()]):
+        tag = _OPENED_TAG.search(prompt)
+        if tag is not None and whole.startswith(prompt[: tag.start()]):
             # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
             reasoning = (message.reasoning or "").strip("\n")
-            answer = whole[opened.start() :].lstrip("\n")
-            return f"{reasoning}\n</{opened[1]}>\n\n{answer}"
+            answer = whole[tag.start() :].lstrip("\n")
+            return f"{reasoning}\n</{tag[1]}>\n\n{answer}"
         if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
             # The prompt ends the reasoning before the answer begins: this template answers without.
             self._without_reasoning.add(index)
@@ -182,8 +182,8 @@ class TurnRenderer:
 
     def _second_question(self) -> int:
         roles = [message.role for message in self._messages]
-        answered = roles.index("assistant") if "assistant" in roles else len(roles)
-        return roles.index("user", answered) if "user" in roles[answered:] else len(roles)
+        first_answer = roles.index("assistant") if "assistant" in roles else len(roles)
+        return roles.index("user", first_answer) if "user" in roles[first_answer:] else len(roles)
 
     def _question_before(self, index: int) -> int:
         before = range(index - 1, -1, -1)

@@ -97,9 +97,9 @@ class Companion:
             worker = subprocess.Popen(
                 training_command(self.folder.path), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        ended = threading.Event()
-        files = threading.Thread(target=self._keep_uploading, args=(self._next_checkpoint, ended), daemon=True)
-        events = threading.Thread(target=self._keep_uploading, args=(self._next_events, ended), daemon=True)
+        end = threading.Event()
+        files = threading.Thread(target=self._keep_uploading, args=(self._next_checkpoint, end), daemon=True)
+        events = threading.Thread(target=self._keep_uploading, args=(self._next_events, end), daemon=True)
         for thread in (files, events):
             thread.start()
         while worker.poll() is None:
@@ -107,16 +107,16 @@ class Companion:
                 self._obey()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(self._order.look_seconds)
-        ended.set()
+        end.set()
         for thread in (events, files):
             thread.join()
         code = worker.returncode
         result = JobResult(exit_code=code, reached_limit=self._reached_limit)
-        self._persist(lambda: self._bucket.put(self._named(self._results())))
-        self._persist(lambda: self._bucket.put(self._named({layout.END: result.model_dump_json().encode()})))
+        self._persist(lambda: self._bucket.put(self._with_names(self._results())))
+        self._persist(lambda: self._bucket.put(self._with_names({layout.END: result.model_dump_json().encode()})))
         return code
 
-    def _named(self, files: Upload) -> dict[str, bytes | Path]:
+    def _with_names(self, files: Upload) -> dict[str, bytes | Path]:
         return {f"{self._order.folder}/{name}": source for name, source in files.items()}
 
     def _obey(self) -> None:
@@ -130,12 +130,12 @@ class Companion:
             self.folder.control.mkdir(mode=0o700, exist_ok=True)
             self.folder.stop_request.touch()
 
-    def _keep_uploading(self, upload_next: Callable[[], bool], ended: threading.Event) -> None:
+    def _keep_uploading(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
         """Upload until the worker has ended and nothing is left."""
         wait = self._order.look_seconds
         give_up = math.inf
         while time.monotonic() < give_up:
-            is_last_look = ended.is_set()
+            is_last_look = end.is_set()
             if is_last_look and give_up == math.inf:
                 give_up = time.monotonic() + _FAREWELL_SECONDS
             try:
@@ -150,7 +150,7 @@ class Companion:
             if is_last_look and not did_something:
                 return
             if not did_something:
-                ended.wait(wait)
+                end.wait(wait)
 
     def _next_events(self) -> bool:
         """Upload what was added to the event log and the worker's output; returns whether more may follow."""
@@ -163,7 +163,7 @@ class Companion:
                 files[layout.LOG] = _tail(self.folder.log)
             if not files:
                 return False
-            self._bucket.put(self._named(files))
+            self._bucket.put(self._with_names(files))
             self._sent_events += len(lines)
             self._sent_log = log_now
         return len(lines) * 2 > _LARGEST_SEGMENT_BYTES  # more may follow; else it is not worth a request at once
@@ -180,39 +180,39 @@ class Companion:
     def _next_checkpoint(self) -> bool:
         """Upload the newest complete checkpoint that is not there yet, and remove those that the worker has removed."""
         here = {one.folder.name: one for one in list_checkpoints(self.folder.checkpoints)}
-        gone = self._sent_checkpoints - here.keys()
-        if gone:
+        removals = self._sent_checkpoints - here.keys()
+        if removals:
             there = self._bucket.list(f"{self._order.folder}/{layout.CHECKPOINTS}")
-            names = [f"{layout.CHECKPOINTS}/{name}" for name in there if name.split("/")[0] in gone]
-            self._bucket.remove(list(self._named(dict.fromkeys(names, b""))))
-            self._sent_checkpoints -= gone
+            names = [f"{layout.CHECKPOINTS}/{name}" for name in there if name.split("/")[0] in removals]
+            self._bucket.remove(list(self._with_names(dict.fromkeys(names, b""))))
+            self._sent_checkpoints -= removals
         missing = [name for name in here if name not in self._sent_checkpoints]
         if not missing:
             return False
         newest = here[missing[-1]]
         prefix = f"{layout.CHECKPOINTS}/{newest.folder.name}"
         with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.folder.path) as place:
-            held = Path(place)  # the worker keeps a few only, and may save faster than these are sent
+            snapshot = Path(place)  # the worker keeps a few only, and may save faster than these are sent
             for name in (*newest.manifest.files, MANIFEST):
-                (held / name).parent.mkdir(parents=True, exist_ok=True)
-                (held / name).hardlink_to(newest.folder / name)
-            self._bucket.put(self._named({f"{prefix}/{name}": held / name for name in newest.manifest.files}))
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                (snapshot / name).hardlink_to(newest.folder / name)
+            self._bucket.put(self._with_names({f"{prefix}/{name}": snapshot / name for name in newest.manifest.files}))
             # A run that resumes from this checkpoint writes only what comes after it: its events are there first.
             while self._next_events():
                 pass
             # Last, as the worker writes it: what has it is complete.
-            self._bucket.put(self._named({f"{prefix}/{MANIFEST}": held / MANIFEST}))
+            self._bucket.put(self._with_names({f"{prefix}/{MANIFEST}": snapshot / MANIFEST}))
         self._sent_checkpoints.add(newest.folder.name)
         return True
 
     def _results(self) -> dict[str, bytes | Path]:
         """Return the adapter, or the whole model, and the end of the log."""
-        found: dict[str, bytes | Path] = {
+        files: dict[str, bytes | Path] = {
             f"{layout.RESULTS}/{path.relative_to(self.folder.path).as_posix()}": path
             for path in sorted(self.folder.adapter.rglob("*"))
             if path.is_file() and not path.is_symlink()
         }
-        return {**found, layout.LOG: _tail(self.folder.log)}
+        return {**files, layout.LOG: _tail(self.folder.log)}
 
     def _persist(self, upload: Callable[[], None]) -> None:
         """Upload, again and again while the Hub does not serve; what is refused is left."""

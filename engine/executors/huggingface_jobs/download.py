@@ -87,13 +87,13 @@ class JobDownload:
         pieces = [(offset, name) for offset, name in pieces if files[name].size <= _LARGEST_PIECE_BYTES]
         self._require_room([files[name] for _, name in pieces])
         bucket.get([(files[name], incoming / str(offset)) for offset, name in pieces])
-        written = []
+        piece_names = []
         for offset, name in pieces:
             if not write_piece(self._run.folder.events, offset, (incoming / str(offset)).read_bytes()):
                 break
-            written.append(f"{self._folder}/{name}")
-        bucket.remove(written)  # the list stays short
-        return len(written) < len(pieces)
+            piece_names.append(f"{self._folder}/{name}")
+        bucket.remove(piece_names)  # the list stays short
+        return len(piece_names) < len(pieces)
 
     def _fetch_checkpoint(self, bucket: RunBucket, name: str, files: dict[str, BucketFile], incoming: Path) -> None:
         """Fetch a checkpoint that is complete there and not here; one that came damaged is fetched again."""
@@ -105,10 +105,10 @@ class JobDownload:
         place = incoming / layout.CHECKPOINTS / name
         self._require_room([files[part] for part in parts])
         bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
-        (found,) = list_checkpoints(place.parent) or (None,)
+        (checkpoint,) = list_checkpoints(place.parent) or (None,)
         names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
         # A bucket can hold anything: a manifest that names more than came with it would have other files here read.
-        if found is not None and names >= set(found.manifest.files) and not damage(found):
+        if checkpoint is not None and names >= set(checkpoint.manifest.files) and not damage(checkpoint):
             target.parent.mkdir(mode=0o700, exist_ok=True)
             place.rename(target)
 
@@ -143,8 +143,8 @@ class JobDownload:
             return
         if not isinstance(facts, dict):
             return
-        named = str(facts.get("base_model_name_or_path") or "")
-        if Path(named).is_absolute():
+        base = str(facts.get("base_model_name_or_path") or "")
+        if Path(base).is_absolute():
             model = self._run.folder.read_config().model.id
             published = None if Path(model).is_absolute() else read_provenance(self._run.folder).model_source
             write_atomically(path, json.dumps({**facts, "base_model_name_or_path": published or model}, indent=2))

@@ -40,8 +40,8 @@ def price_per_hour_usd(hardware: JobHardwareInfo) -> float:
 
 def read_flavors(hardware: Iterable[JobHardwareInfo]) -> tuple[Flavor, ...]:
     """Return the machines with one device, the cheapest first; a GPU that is not known here is left out."""
-    found = (_flavor_of(one) for one in hardware)
-    return tuple(sorted(filter(None, found), key=lambda flavor: flavor.price_per_hour_usd))
+    flavors = (_flavor_of(one) for one in hardware)
+    return tuple(sorted(filter(None, flavors), key=lambda flavor: flavor.price_per_hour_usd))
 
 
 def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
@@ -51,15 +51,17 @@ def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
         cores = int(_number(hardware.cpu))
         device = Device("cpu", 0, hardware.pretty_name, ram, ram, has_fast_bfloat16=False, cores=cores)
         return Flavor(hardware.name, hardware.pretty_name, device, price, cores * PROCESSOR_TFLOPS_PER_CORE)
-    known = similar_device(accelerator.model, _number(accelerator.vram)) if _number(accelerator.quantity) == 1 else None
-    if known is None or known.dense_tflops is None:
+    known_device = (
+        similar_device(accelerator.model, _number(accelerator.vram)) if _number(accelerator.quantity) == 1 else None
+    )
+    if known_device is None or known_device.dense_tflops is None:
         return None
-    return Flavor(hardware.name, hardware.pretty_name, known.device(), price, known.dense_tflops)
+    return Flavor(hardware.name, hardware.pretty_name, known_device.device(), price, known_device.dense_tflops)
 
 
 def _number(text: str) -> float:
-    found = re.search(r"\d+(\.\d+)?", text)
-    return float(found[0]) if found else 0.0
+    match = re.search(r"\d+(\.\d+)?", text)
+    return float(match[0]) if match else 0.0
 
 
 def _bytes_of(text: str) -> int:
@@ -74,7 +76,7 @@ def estimate_limit_hours(flavor: Flavor, parameters: int, tokens: float) -> floa
     return in_half_hours(estimated_hours(parameters, tokens, flavor.tflops), _LONGEST_HOURS)
 
 
-def named(flavors: Sequence[Flavor], name: str) -> Flavor | None:
+def flavor_named(flavors: Sequence[Flavor], name: str) -> Flavor | None:
     """Return the flavor of a name; None where there is none."""
     return next((flavor for flavor in flavors if flavor.name == name), None)
 
@@ -92,7 +94,7 @@ class HardwareList:
 
     def __init__(self, login: Callable[[], HubLogin]) -> None:
         self._login = login
-        self._found: tuple[float, tuple[Flavor, ...]] | None = None
+        self._answer: tuple[float, tuple[Flavor, ...]] | None = None
         self.trouble: EngineError | None = None  # why it is not known, since it was asked last
         self._trouble_since = 0.0
 
@@ -100,15 +102,15 @@ class HardwareList:
     def is_known(self) -> bool:
         """Whether it was answered, or refused a moment ago."""
         is_refused = time.monotonic() - self._trouble_since < _TROUBLE_SECONDS
-        return is_refused if self.trouble is not None else self._found is not None
+        return is_refused if self.trouble is not None else self._answer is not None
 
     def known(self) -> tuple[Flavor, ...]:
         """Return what was answered before, without waiting; raises as `ask` did, or where it was never asked."""
         if self.trouble is not None:
             raise self.trouble
-        if self._found is None:
+        if self._answer is None:
             raise HubUnreachableError("Asking Hugging Face for its hardware and prices …", "Wait a moment.")
-        return self._found[1]
+        return self._answer[1]
 
     def ask(self) -> tuple[Flavor, ...]:
         """Return them, the cheapest first.
@@ -117,18 +119,18 @@ class HardwareList:
             PushError: If there is no login, or it is refused.
             HubUnreachableError: If Hugging Face does not answer.
         """
-        found = self._found
+        answer = self._answer
         try:
             api = self._login().api
-            if found is None or time.monotonic() - found[0] > _LIST_SECONDS:
+            if answer is None or time.monotonic() - answer[0] > _LIST_SECONDS:
                 with JOBS.explained("your account"):
-                    found = time.monotonic(), read_flavors(api.list_jobs_hardware())
+                    answer = time.monotonic(), read_flavors(api.list_jobs_hardware())
         except EngineError as error:
             self.trouble, self._trouble_since = error, time.monotonic()
             raise
-        self._found, self.trouble = found, None
-        return found[1]
+        self._answer, self.trouble = answer, None
+        return answer[1]
 
     def forget(self) -> None:
         """Ask again at the next need: the login has changed."""
-        self._found = self.trouble = None
+        self._answer = self.trouble = None

@@ -87,7 +87,7 @@ class JobFollower:
         self._download = JobDownload(run, home, self._folder)
         self._stop_was_sent = self._cancel_was_sent = False
         self._missing_looks = self._failures = 0
-        self._known = "", ""  # a token, and the name of its account
+        self._account = "", ""  # a token, and the name of its account
         self._output_due = -math.inf
         self._ended_at: float | None = None
         self._end = JobEnd()  # after a restart, what the worker wrote says more
@@ -177,15 +177,15 @@ class JobFollower:
         try:
             login = self._login_of(self.run.owner)
         except SignInNeededError as error:
-            self._known = "", ""
+            self._account = "", ""
             what = "follow this job" if self.record.id else "send this run"
             raise SignInNeededError(f"Sign in again to {what}.", error.fix) from None
         self._api = login.api
         token = str(login.api.token)
-        if token != self._known[0]:
+        if token != self._account[0]:
             with JOBS.explained("your account"):
-                self._known = token, str(login.api.whoami()["name"])
-        self._require_account(self._known[1])
+                self._account = token, str(login.api.whoami()["name"])
+        self._require_account(self._account[1])
         return login.hours_left
 
     def _require_account(self, name: str) -> None:
@@ -202,9 +202,9 @@ class JobFollower:
         self.view = JobView("ended", end=end)
 
     def _keep(self, **changes: object) -> None:
-        changed = self.record.model_copy(update=changes)
-        if changed != self.record:
-            self.record = changed.save(self.run.folder)
+        record = self.record.model_copy(update=changes)
+        if record != self.record:
+            self.record = record.save(self.run.folder)
 
     def _submit(self, hours_left: float) -> bool:
         """Send the run and start the job, or find it where its id could not be saved; returns False where it was cancelled."""
@@ -212,15 +212,15 @@ class JobFollower:
             self._require_time(hours_left)
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
         with JOBS.explained(namespace):
-            found = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
-        if found is None:
+            job = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
+        if job is None:
             if self.wants_cancel:
                 self._close(JobEnd(cause="Cancelled before it was sent."))
                 return False
             self._require_time(hours_left)
             self.view = JobView("sending", "Sending the run to Hugging Face.")
-            found = self._send()
-        self._keep(id=found.id, url=found.url)
+            job = self._send()
+        self._keep(id=job.id, url=job.url)
         return True
 
     def _require_time(self, hours_left: float) -> None:
@@ -235,10 +235,10 @@ class JobFollower:
     def _send(self) -> JobInfo:
         """Upload what the job needs, then submit it."""
         self._bucket.make()
-        built = build_wheel()
-        wheel = f"wheels/{built.number}/{built.file_name}"  # one serves all jobs of one version
+        wheel_file = build_wheel()
+        wheel = f"wheels/{wheel_file.number}/{wheel_file.file_name}"  # one serves all jobs of one version
         if not self._bucket.list(wheel.rpartition("/")[0]):
-            self._bucket.put({wheel: built.content})
+            self._bucket.put({wheel: wheel_file.content})
         inputs = collect_inputs(self.run, self._home)
         # The log here must be what the worker continues.
         events = self.run.folder.events
@@ -295,10 +295,10 @@ class JobFollower:
     def _output(self) -> str:
         """Return the end of what the job itself printed, such as while Loratory is installed there."""
         with JOBS.explained(self.record.namespace):
-            found = self._api.fetch_job_logs(
+            logs = self._api.fetch_job_logs(
                 job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES
             )  # fmt: skip
-            lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(found, 2 * _LOG_LINES)]
+            lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(logs, 2 * _LOG_LINES)]
         return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
 
     def _keep_output(self) -> None:

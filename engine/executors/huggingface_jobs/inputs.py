@@ -20,7 +20,7 @@ from engine.runs.store import RUN_ID, RunStore
 
 # Weights as pickles are refused everywhere; a model's folder may still have them next to its safetensors.
 _NOT_SENT = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pyc", ".h5", ".msgpack", ".onnx"})
-_CALLED = {"model.id": "model", "dataset.source": "data", "adapter.warm_start": "adapter"}  # among the inputs
+_INPUT_NAMES = {"model.id": "model", "dataset.source": "data", "adapter.warm_start": "adapter"}  # among the inputs
 
 
 def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
@@ -36,19 +36,23 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
     numbers = itertools.count()
 
     def send(field: str, text: str) -> str:
-        called = _CALLED.get(field) or f"mix-{next(numbers)}"
+        input_name = _INPUT_NAMES.get(field) or f"mix-{next(numbers)}"
         path = _path_of(text, run, home)
         if path is None:
             return text
         if not path.exists():
             raise RunError(f"{path.name}, which this run needs, is not there any more.", "Bring it back, then resume.")
-        sent: dict[str, Path] = {f"{called}/{path.name}": path} if path.is_file() else dict(_below(path, called))
+        uploads: dict[str, Path] = (
+            {f"{input_name}/{path.name}": path} if path.is_file() else dict(_below(path, input_name))
+        )
         if allowed is not None:  # again: the preflight was a while ago
             # The files of a model that an admin put there may be links into a cache.
-            for one in (path, *(sent.values() if called != "model" else ())):
+            for one in (path, *(uploads.values() if input_name != "model" else ())):
                 allowed.read(one, RunError)
-        files.update(sent)
-        return f"{layout.SENT_PREFIX}{called}/{path.name}" if path.is_file() else f"{layout.SENT_PREFIX}{called}"
+        files.update(uploads)
+        return (
+            f"{layout.SENT_PREFIX}{input_name}/{path.name}" if path.is_file() else f"{layout.SENT_PREFIX}{input_name}"
+        )
 
     config = _with_demo_folder(folder.read_config().with_names(send), home, files)
     files["run/config.yaml"] = config_to_yaml(config).encode()
@@ -90,9 +94,9 @@ def _with_demo_folder(config: RunConfig, home: LoratoryHome, files: dict[str, by
     return config.model_copy(update={"model": model.model_copy(update={"id": f"{layout.SENT_PREFIX}model"})})
 
 
-def _below(folder: Path, called: str) -> Iterator[tuple[str, Path]]:
+def _below(folder: Path, folder_name: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
         if path.is_file() and not is_hidden and path.suffix not in _NOT_SENT:
-            yield f"{called}/{name.as_posix()}", path
+            yield f"{folder_name}/{name.as_posix()}", path

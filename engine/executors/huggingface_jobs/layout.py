@@ -59,8 +59,8 @@ def segment_name(offset: int) -> str:
 
 def segment_offset(name: str) -> int | None:
     """Return where a piece of the event log belongs; None for other files."""
-    found = _SEGMENT.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _SEGMENT.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def checkpoint_of(name: str) -> str | None:

@@ -78,7 +78,7 @@ class Slurm:
             NeverStartsError: If no node of the cluster ever has what the job asks for.
         """
         try:
-            return self.ask("sbatch", "--test-only", *options, stdin=script, joined=True).strip()
+            return self.ask("sbatch", "--test-only", *options, stdin=script, with_stderr=True).strip()
         except ClusterUnreachableError:
             raise
         except ClusterError as error:
@@ -127,14 +127,14 @@ class Slurm:
             if not any(sign in error.what.lower() for sign in _HAS_ENDED):
                 raise
 
-    def ask(self, *argv: str, stdin: str = "", joined: bool = False) -> str:
-        """Return what a command prints on stdout, or also on stderr where `joined`."""
+    def ask(self, *argv: str, stdin: str = "", with_stderr: bool = False) -> str:
+        """Return what a command prints on stdout, or also on stderr where `with_stderr`."""
         try:
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if joined else subprocess.PIPE,
+                stderr=subprocess.STDOUT if with_stderr else subprocess.PIPE,
                 env=_environment(),
                 start_new_session=True,
                 text=True,

@@ -56,8 +56,8 @@ def gpus_in(gres: str) -> tuple[tuple[str, int], ...]:
 
 
 def _number(text: str) -> int:
-    found = re.match(r"\d+", text)  # `64+` where nodes differ
-    return int(found[0]) if found else 0
+    match = re.match(r"\d+", text)  # `64+` where nodes differ
+    return int(match[0]) if match else 0
 
 
 def propose(groups: Sequence[NodeGroup]) -> ClusterPlace:
@@ -73,20 +73,20 @@ def propose(groups: Sequence[NodeGroup]) -> ClusterPlace:
     default = next((group.partition for group in usable if group.is_default), usable[0].partition)
     most = max(by_name, key=lambda name: _gpus_of(by_name[name]))
     partition = default if _gpus_of(by_name[default]) or not _gpus_of(by_name[most]) else most
-    chosen = by_name[partition]
+    partition_groups = by_name[partition]
     kinds: dict[str, GpuType] = {}
-    for group in chosen:
+    for group in partition_groups:
         for name, per_node in group.gpus:
-            known, count = kinds.get(name), per_node * group.nodes
+            earlier, count = kinds.get(name), per_node * group.nodes
             kinds[name] = GpuType(
                 name=name,
                 memory_gib=memory_of(name) or _UNKNOWN_GIB,
-                per_node=max(per_node, known.per_node if known else 0),
-                count=count + (known.count if known else 0),
+                per_node=max(per_node, earlier.per_node if earlier else 0),
+                count=count + (earlier.count if earlier else 0),
             )
-    smallest = min(chosen, key=lambda group: group.memory_gib)
-    gpus_in_node = max((n for group in chosen for _, n in group.gpus), default=1)
-    longest = min((group.limit_hours for group in chosen if group.limit_hours), default=24.0)
+    smallest = min(partition_groups, key=lambda group: group.memory_gib)
+    gpus_in_node = max((n for group in partition_groups for _, n in group.gpus), default=1)
+    longest = min((group.limit_hours for group in partition_groups if group.limit_hours), default=24.0)
     return ClusterPlace(
         partition="" if partition == default else partition,
         gpu_types=tuple(sorted(kinds.values(), key=lambda kind: kind.memory_gib)),
@@ -109,17 +109,17 @@ def memory_of(kind: str) -> float | None:
     sizes = {int(word.removesuffix("gb")) for word in words if re.fullmatch(r"\d+gb", word)}
     text = "".join(words)
     fitting = [
-        known
-        for known in KNOWN_DEVICES
-        if known.capability is not None
-        and (plain := re.sub(r"[^a-z0-9]+", "", known.model.lower())) in text
-        and (not sizes or known.sold_gb in sizes)
+        device
+        for device in KNOWN_DEVICES
+        if device.capability is not None
+        and (plain := re.sub(r"[^a-z0-9]+", "", device.model.lower())) in text
+        and (not sizes or device.sold_gb in sizes)
         and (len(plain) > 2 or plain in words)
     ]
     if not fitting:
         return None
-    longest = max(len(known.model) for known in fitting)  # l40s, not l4
-    return min(known.memory_gib for known in fitting if len(known.model) == longest)
+    longest = max(len(device.model) for device in fitting)  # l40s, not l4
+    return min(device.memory_gib for device in fitting if len(device.model) == longest)
 
 
 def to_yaml(place: ClusterPlace) -> str:
@@ -139,9 +139,9 @@ def unknown_types(place: ClusterPlace) -> list[str]:
     return [kind.name for kind in place.gpu_types if memory_of(kind.name) is None and kind.memory_gib == _UNKNOWN_GIB]
 
 
-def differences(home: LoratoryHome, found: ClusterPlace) -> list[str]:
+def differences(home: LoratoryHome, proposal: ClusterPlace) -> list[str]:
     """Return what a home's file has otherwise than what was found, in a line each."""
-    before, after = read_place(home).model_dump(mode="json"), found.model_dump(mode="json")
+    before, after = read_place(home).model_dump(mode="json"), proposal.model_dump(mode="json")
     return [f"{name}: {before[name]!r}, found {after[name]!r}" for name in after if before[name] != after[name]]
 
 

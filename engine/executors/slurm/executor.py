@@ -117,7 +117,7 @@ class SlurmExecutor(Executor):
 
     def _work(self) -> None:
         """Look at all jobs every few seconds, until the executor is closed."""
-        looked = float("-inf")
+        last_look = float("-inf")
         while True:
             with self._changed:
                 while not self._is_closed:
@@ -126,7 +126,7 @@ class SlurmExecutor(Executor):
                     pause = min((one.place.poll_seconds for one in followers), default=None)
                     if pause is not None and self._is_hurried:
                         pause = min(pause, _HURRY_SECONDS)
-                    wait = None if pause is None else looked + pause - time.monotonic()
+                    wait = None if pause is None else last_look + pause - time.monotonic()
                     if wait is not None and wait <= 0:
                         break
                     self._changed.wait(wait)
@@ -134,7 +134,7 @@ class SlurmExecutor(Executor):
                     return
                 self._is_hurried = False
             self._look(followers)
-            looked = time.monotonic()
+            last_look = time.monotonic()
 
     def _look(self, followers: list[SlurmFollower]) -> None:
         slurm = self._slurm or Slurm(followers[0].place.command_seconds)

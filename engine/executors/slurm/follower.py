@@ -67,7 +67,7 @@ class SlurmFollower:
             elif self.wants_cancel:
                 if self._fetch is not None:
                     self._fetch.end()
-                self._ended(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
+                self._record_end(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
                 return
             elif not self._submit():
                 return
@@ -95,7 +95,7 @@ class SlurmFollower:
         try:
             waits_for = self._fetch.look() if self._fetch is not None else None
         except EngineError as error:
-            self._ended(JobEnd(cause=error.what, advice=error.fix))
+            self._record_end(JobEnd(cause=error.what, advice=error.fix))
             return False
         if waits_for is not None:
             self.view = JobView("preparing", waits_for)
@@ -115,7 +115,7 @@ class SlurmFollower:
                 )
                 self._submits_from = time.monotonic() + _TOO_MANY_SECONDS
                 return False
-            self._ended(JobEnd(cause=error.what, advice=error.fix))
+            self._record_end(JobEnd(cause=error.what, advice=error.fix))
             return False
         self._save(job_id=job_id)
         return True
@@ -124,7 +124,7 @@ class SlurmFollower:
         if line is None:
             self._misses += 1
             if self._misses >= _MISSES:  # it ended long ago, and Slurm has forgotten it
-                self._ended(job_end(self.record))
+                self._record_end(job_end(self.record))
             elif self.view.stage in ("unseen", "preparing") and not self._misses > 1:
                 self.view = JobView("waiting", f"Waiting at Slurm: job {self.record.job_id}.")
             return
@@ -133,7 +133,7 @@ class SlurmFollower:
             self._save(nodes=line.nodes)
         if line.state in ENDED_STATES:
             self._save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
-            self._ended(job_end(self.record))
+            self._record_end(job_end(self.record))
         elif line.state in WAITS_STATES:
             self.view = JobView("waiting", *waits_words(line))
         else:
@@ -144,8 +144,8 @@ class SlurmFollower:
     def _ended_near_limit(self, line: JobLine) -> bool:
         if line.started is None or line.ended is None or line.limit_seconds is None:
             return False
-        warned = line.limit_seconds - self.record.warning_seconds - _WARNED_EARLIER_SECONDS
-        return line.ended - line.started >= warned
+        warned_at = line.limit_seconds - self.record.warning_seconds - _WARNED_EARLIER_SECONDS
+        return line.ended - line.started >= warned_at
 
     def _cancel(self) -> None:
         if self.view.stage == "running":  # what a person wants to end at once saves nothing
@@ -153,7 +153,7 @@ class SlurmFollower:
         else:
             self._slurm.cancel(self.record.job_id)
 
-    def _ended(self, end: JobEnd) -> None:
+    def _record_end(self, end: JobEnd) -> None:
         self._save(is_over=True)
         self.view = JobView("ended", end=end)
 

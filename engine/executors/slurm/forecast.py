@@ -49,5 +49,5 @@ def expected_start(slurm: Slurm, place: ClusterPlace, config: RunConfig) -> Expe
         ClusterUnreachableError: If Slurm did not answer.
     """
     options = resource_options(JobResources.of(config, place), place)
-    found = _START.search(slurm.expected_start("#!/bin/sh\n", ["--export=NIL", *options]))
-    return ExpectedStart(float(found[1]), found[2] or "") if found else None
+    match = _START.search(slurm.expected_start("#!/bin/sh\n", ["--export=NIL", *options]))
+    return ExpectedStart(float(match[1]), match[2] or "") if match else None

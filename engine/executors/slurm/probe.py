@@ -76,8 +76,8 @@ def submit_probe(home: LoratoryHome, place: ClusterPlace, slurm: Slurm, gpu_type
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     start = f"exec srun --export=ALL {shlex.join(command)}"
     script = "\n".join(("#!/bin/bash", *exports, *place.setup, start, ""))
-    given = [f"--{name}={value}" for name, value in options.items()]
-    return Probe(job_id=slurm.submit(script, ["--parsable", "--no-requeue", *given]), file=file, log=log)
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    return Probe(job_id=slurm.submit(script, ["--parsable", "--no-requeue", *arguments]), file=file, log=log)
 
 
 def read_probe(probe: Probe) -> ProbeReport | None:

@@ -75,10 +75,10 @@ _NEVER = frozenset(
 def waits_words(line: JobLine) -> tuple[str, str]:
     """Return why a job waits, such as `Waiting at Slurm: Resources, job 1234 (…).`, and what to do where only that helps."""
     reason = line.reason.strip("()") or "None"
-    known = next((name for name in _BY_LENGTH if reason.startswith(name)), None)
+    prefix = next((name for name in _BY_LENGTH if reason.startswith(name)), None)
     name = reason.partition(",")[0]
     words = f"Waiting at Slurm: {name}, job {line.id}"
-    words = f"{words} ({_WAITS[known]})." if known is not None else f"{words}."
+    words = f"{words} ({_WAITS[prefix]})." if prefix is not None else f"{words}."
     return words, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
 
 

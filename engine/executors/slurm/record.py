@@ -28,14 +28,14 @@ class JobResources(BaseModel):
     @classmethod
     def of(cls, config: RunConfig, place: ClusterPlace) -> Self:
         """Return what a configuration asks for; the place has the rest."""
-        asked = config.slurm
-        limit_hours = asked.limit_hours or place.limit_hours
+        settings = config.slurm
+        limit_hours = settings.limit_hours or place.limit_hours
         return cls(
-            gpus=0 if config.run.devices == "cpu" else asked.gpus,
-            gpu_type=asked.gpu_type,
-            nodes=asked.nodes,
+            gpus=0 if config.run.devices == "cpu" else settings.gpus,
+            gpu_type=settings.gpu_type,
+            nodes=settings.nodes,
             cpus=place.cpus,
-            memory_gib=asked.memory_gib or place.memory_gib,
+            memory_gib=settings.memory_gib or place.memory_gib,
             limit_minutes=max(limit_hours * 60, _MINUTES_AT_LEAST),
         )
 

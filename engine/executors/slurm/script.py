@@ -34,28 +34,30 @@ def job_options(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]
         # Reaches the steps of srun only, which is why the script becomes one.
         "signal": f"TERM@{record.warning_seconds}",
     }
-    given = [f"--{name}={value}" for name, value in options.items()]
-    return ["--parsable", "--hold", "--no-requeue", *given, *resource_options(record.resources, place)]
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    return ["--parsable", "--hold", "--no-requeue", *arguments, *resource_options(record.resources, place)]
 
 
-def resource_options(asked: JobResources, place: ClusterPlace) -> list[str]:
+def resource_options(resources: JobResources, place: ClusterPlace) -> list[str]:
     """Return the options of `sbatch` that decide where and when a job can start."""
     options = {
-        "nodes": str(asked.nodes),
+        "nodes": str(resources.nodes),
         "ntasks-per-node": "1",
-        "cpus-per-task": str(cores_of(asked)),
-        "mem": f"{math.ceil(asked.memory_gib * 1024)}M",
-        "time": str(math.ceil(asked.limit_minutes)),
+        "cpus-per-task": str(cores_of(resources)),
+        "mem": f"{math.ceil(resources.memory_gib * 1024)}M",
+        "time": str(math.ceil(resources.limit_minutes)),
         **place_options(place),
     }
-    if asked.gpus:
-        options["gpus-per-node"] = f"{asked.gpu_type}:{asked.gpus}" if asked.gpu_type else str(asked.gpus)
+    if resources.gpus:
+        options["gpus-per-node"] = (
+            f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
+        )
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def cores_of(asked: JobResources) -> int:
+def cores_of(resources: JobResources) -> int:
     """Return the cores in each node."""
-    return asked.cpus * max(1, asked.gpus)
+    return resources.cpus * max(1, resources.gpus)
 
 
 def place_options(place: ClusterPlace) -> dict[str, str]:
@@ -81,20 +83,20 @@ def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
         **(OFFLINE if place.offline else {}),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
-    quoted = map(shlex.quote, worker_arguments(run, record, place))
-    command = " ".join(_MEET if word == _ENDPOINT else word for word in quoted)
-    asked = record.resources
+    words = map(shlex.quote, worker_arguments(run, record, place))
+    command = " ".join(_MEET if word == _ENDPOINT else word for word in words)
+    resources = record.resources
     # --export=ALL: of this script's environment, not of the server's; srun would follow sbatch's NIL. It takes no number
     # of cores from sbatch either, since 22.05. One process per node needs no MPI, whose plugin may be missing.
     start = (
-        f"exec srun --export=ALL --kill-on-bad-exit=1 --mpi=none --nodes={asked.nodes} --ntasks={asked.nodes} "
-        f"--ntasks-per-node=1 --cpus-per-task={cores_of(asked)}"
+        f"exec srun --export=ALL --kill-on-bad-exit=1 --mpi=none --nodes={resources.nodes} --ntasks={resources.nodes} "
+        f"--ntasks-per-node=1 --cpus-per-task={cores_of(resources)}"
     )
     return "\n".join(("#!/bin/bash", *lines, *place.setup, f"{start} {command}", ""))
 
 
 def worker_arguments(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]:
     """Return the command line of the worker on each node."""
-    asked = record.resources
-    nodes = Nodes(asked.nodes, _ENDPOINT, record.number)
-    return training_command(run.folder.path, max(1, asked.gpus), nodes, place.interpreter)
+    resources = record.resources
+    nodes = Nodes(resources.nodes, _ENDPOINT, record.number)
+    return training_command(run.folder.path, max(1, resources.gpus), nodes, place.interpreter)

@@ -35,7 +35,7 @@ def node_machine(home: LoratoryHome, run: RunConfig | None) -> OtherMachine:
         config = config.model_copy(update={"run": config.run.model_copy(update={"devices": "cpu"})})
     device = SlurmCluster(lambda: place, tuple).options(config)[0][0]
     is_gpu = device.kind == "cuda"
-    asked = JobResources.of(config, place).model_copy(
+    resources = JobResources.of(config, place).model_copy(
         update={
             "gpus": int(is_gpu), "gpu_type": device.name if is_gpu else "", "nodes": 1,
             "limit_minutes": place.work_hours * 60,
@@ -46,9 +46,9 @@ def node_machine(home: LoratoryHome, run: RunConfig | None) -> OtherMachine:
         launcher=Launcher((
             "env", *(f"--unset={name}" for name in sorted(NOT_PASSED)),
             "srun", "--job-name=loratory-work", "--comment=loratory work", "--kill-on-bad-exit=1", f"--chdir={home.root}",
-            *resource_options(asked, place),
+            *resource_options(resources, place),
             "bash", "-c", "\n".join((*place.setup, 'exec "$@"')), "bash", place.interpreter,
         ), mark="srun: error: "),
         environment={**which_slurm(), **(OFFLINE if place.offline else {})},
-        words=f"Asking Slurm for a node with {asked.words}.",
+        words=f"Asking Slurm for a node with {resources.words}.",
     )  # fmt: skip
