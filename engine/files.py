@@ -19,19 +19,19 @@ FileStamp = tuple[int, int, int]  # inode, bytes, and when it was changed in nan
 def size_and_time(path: Path | str) -> tuple[int, int]:
     """Return the bytes of a file and when it was changed, in nanoseconds; zeros where it cannot be looked at."""
     try:
-        seen = os.stat(path)  # noqa: PTH116 - for plain strings too, which take a third of the time of paths
+        status = os.stat(path)  # noqa: PTH116 - for plain strings too, which take a third of the time of paths
     except OSError:
         return 0, 0
-    return seen.st_size, seen.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def stamp_of(path: Path) -> FileStamp | None:
     """Return inode, size and time of a plain file; None for links, folders and what is not there."""
     try:
-        seen = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return (seen.st_ino, seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def sha256_of(path: Path) -> str:
@@ -120,12 +120,12 @@ def append_model(path: Path, value: BaseModel, what: str, fix: str) -> None:
 
 def read_models(path: Path, kind: type[Model]) -> tuple[Model, ...]:
     """Return what `append_model` added, oldest first; a damaged line is left out."""
-    found = []
+    models = []
     with contextlib.suppress(OSError):
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValidationError):
-                found.append(kind.model_validate_json(line))
-    return tuple(found)
+                models.append(kind.model_validate_json(line))
+    return tuple(models)
 
 
 def resolve_inside(folder: Path, relative: str) -> Path:
@@ -136,7 +136,7 @@ def resolve_inside(folder: Path, relative: str) -> Path:
     """
     root = folder.resolve()
     if "\0" not in relative and not Path(relative).is_absolute():
-        resolved = (root / relative).resolve()
-        if resolved.is_relative_to(root):
-            return resolved
+        path = (root / relative).resolve()
+        if path.is_relative_to(root):
+            return path
     raise StorageError("That path is outside its allowed folder.", "Choose one of the files that are offered.")

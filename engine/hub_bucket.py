@@ -60,13 +60,13 @@ class RunBucket:
         """Return the files below a folder, by their names within it; raises as `put` does, and PushError for too many."""
         with self._explained(self.name):
             tree = self._api.list_bucket_tree(self.name, prefix=f"{folder}/", recursive=True)
-            found = list(itertools.islice(tree, _MOST_FILES + 1))
-        if len(found) > _MOST_FILES:
+            entries = list(itertools.islice(tree, _MOST_FILES + 1))
+        if len(entries) > _MOST_FILES:
             raise PushError(
                 f"The bucket {self.name} holds more than {_MOST_FILES:,} files below {folder}.",
                 "Remove what does not belong there, or use another bucket.",
             )
-        files = (entry for entry in found if entry.type == "file" and entry.path.startswith(f"{folder}/"))
+        files = (entry for entry in entries if entry.type == "file" and entry.path.startswith(f"{folder}/"))
         return {entry.path.removeprefix(f"{folder}/"): entry for entry in files}
 
     def put(self, files: Mapping[str, bytes | Path]) -> None:

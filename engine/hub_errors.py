@@ -193,10 +193,10 @@ class Subject:
     refused: HubFault = HubFault.REFUSED  # any other refusal, where the server's words are quoted
     away: HubFault = HubFault.UNREACHABLE  # no answer at all
 
-    def explain(self, found: Fault, name: str, revision: str | None = None) -> EngineError:
+    def explain(self, fault: Fault, name: str, revision: str | None = None) -> EngineError:
         """Return the error that people see."""
-        role, what, fix = found.fault.value
-        words = {**vars(self), **found._asdict(), "name": name, "revision": revision, "path": f"{self.folder}{name}"}
+        role, what, fix = fault.fault.value
+        words = {**vars(self), **fault._asdict(), "name": name, "revision": revision, "path": f"{self.folder}{name}"}
         error: type[EngineError] = getattr(self, role)
         if error is self.access and self.in_lab and not looks_in_working_folder():
             fix = self.in_lab
@@ -226,8 +226,8 @@ class Subject:
         if status is not None and status in self.refusals:
             return Fault(self.refusals[status], f"HTTP {status}")
         # What is not in the table comes from a network library, and means no answer at all.
-        found = find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__)
-        return found._replace(fault=self.away) if found.fault is HubFault.UNREACHABLE else found
+        fault = find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__)
+        return fault._replace(fault=self.away) if fault.fault is HubFault.UNREACHABLE else fault
 
 
 _REFUSALS = {

@@ -44,10 +44,10 @@ def data_folders() -> tuple[Path, ...]:
     The person's home folder, the working folder, the folder beside which Loratory was unpacked, and those that
     `$LORATORY_DATA` names, separated as in `$PATH`.
     """
-    named = [typed_path(name) for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
-    folders = (Path.home(), Path.cwd(), PRESETS_FOLDER.parent.parent, *named)
+    extra = [typed_path(name) for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]
+    folders = (Path.home(), Path.cwd(), PRESETS_FOLDER.parent.parent, *extra)
     # A root of the file system would confine nothing; people who want that name it.
-    confining = (folder for folder in folders if folder in named or folder.resolve() != Path(folder.anchor))
+    confining = (folder for folder in folders if folder in extra or folder.resolve() != Path(folder.anchor))
     return tuple(dict.fromkeys(folder.resolve() for folder in confining))
 
 
@@ -72,8 +72,8 @@ class LoratoryHome:
     @property
     def environment(self) -> dict[str, str]:
         """Variables by which a process of ours finds this home, as the same person has it."""
-        found = {"LORATORY_HOME": str(self.root)}
-        return found | ({_PERSON: self.owner, _ROLE: self.role, LAB: "1"} if self.owner else {})
+        variables = {"LORATORY_HOME": str(self.root)}
+        return variables | ({_PERSON: self.owner, _ROLE: self.role, LAB: "1"} if self.owner else {})
 
     @classmethod
     def from_environment(cls) -> "LoratoryHome":

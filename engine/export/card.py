@@ -114,7 +114,7 @@ def write_card(
     facts = _training_facts(RunFolder(run), checkpoint) if run is not None else None
     code = KINDS[kind].code.format(folder=folder, base=base)
     link = f"[{base}](https://huggingface.co/{base})" if source.hub_id is not None else f"`{base}`"
-    known = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
+    words = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
     matter = yaml.safe_dump(_front_matter(kind, source, license_, facts), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{matter}---\n",
@@ -124,7 +124,7 @@ def write_card(
         "The chat template that it was trained with is part of the tokenizer.\n",
         *_vllm(plan.tuned.folder, kind, folder, source),
         *(_sections(plan.method_name, facts) if facts is not None else ()),
-        f"## Licence\n\nThe base model {link} {known}; its terms hold for what is made from it.\n",
+        f"## Licence\n\nThe base model {link} {words}; its terms hold for what is made from it.\n",
     ]
     return "\n".join(parts)
 
@@ -132,8 +132,8 @@ def write_card(
 def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> Iterator[str]:
     if kind == ADAPTER.name and (adapter / ADAPTER_CONFIG).is_file():
         with contextlib.suppress(ModelError):  # the base is not here
-            seen = look_at_adapter(adapter, Path(source.location), source.name)
-            yield seen.section(folder, source.hub_id or source.name)
+            adapter_facts = look_at_adapter(adapter, Path(source.location), source.name)
+            yield adapter_facts.section(folder, source.hub_id or source.name)
 
 
 def _training_facts(run: RunFolder, checkpoint: str | None) -> TrainingFacts:
@@ -196,9 +196,9 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
         yield "Dataset fingerprint", f"`{fingerprint[:16]}`"
     objective = objective_of(config)
     if objective.learns_preferences:
-        set_ = {name: getattr(training, name) for name in objective.settings if name in ("beta", "label_smoothing")}
+        values = {name: getattr(training, name) for name in objective.settings if name in ("beta", "label_smoothing")}
         losses = " + ".join(objective.losses_of(config))
-        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in set_.items() if value]
+        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
         yield "Objective", ", ".join([objective.name.upper(), *([f"loss {losses}"] if losses else []), *words])
     else:
         yield "Trained on", config.dataset.train_on.replace("_", " ")
@@ -220,15 +220,15 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     yield "Seed", f"{training.seed}"
     if steps := run.last_step or history.last_step:
         yield "Steps", f"{steps:,}"
-    measured = [point for point in history.tuned_evals if run.last_step is None or point.step <= run.last_step]
-    if measured:
-        last = measured[-1].eval_loss
+    evals = [point for point in history.tuned_evals if run.last_step is None or point.step <= run.last_step]
+    if evals:
+        last = evals[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
         # A loss over preferences is not a likelihood.
         likelihood = "" if objective_of(config).learns_preferences else f" (perplexity {perplexity_of(last):.2f})"
         yield "Held-out loss", f"{last:.4f}{likelihood}{before}"
-        if (accuracy := measured[-1].preference_accuracy) is not None:
-            yield "Held-out preference accuracy", f"{accuracy:.0%} of {measured[-1].rows:,} pairs"
+        if (accuracy := evals[-1].preference_accuracy) is not None:
+            yield "Held-out preference accuracy", f"{accuracy:.0%} of {evals[-1].rows:,} pairs"
     if run.provenance.libraries:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
 
@@ -249,8 +249,10 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
         elif scored:
             line += " | | |"
         lines.append(line)
-    answered = max((scores.rows for scores in result.scores.values()), default=0)
-    on = f"Measured on {result.rows:,} held-out rows" + (f", answers on {answered:,} of them." if answered else ".")
+    answer_rows = max((scores.rows for scores in result.scores.values()), default=0)
+    on = f"Measured on {result.rows:,} held-out rows" + (
+        f", answers on {answer_rows:,} of them." if answer_rows else "."
+    )
     yield f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n"
     if (found := result.preference) is not None:
         rows = "\n".join(

@@ -41,10 +41,10 @@ def made_aside(folder: Path) -> Iterator[Path]:
     aside = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
-            maker = left.name.removeprefix(prefix).partition("-")[0]
+        for remainder in folder.parent.glob(f"{glob.escape(prefix)}*"):
+            maker = remainder.name.removeprefix(prefix).partition("-")[0]
             if maker.isdecimal() and not psutil.pid_exists(int(maker)):
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(remainder, ignore_errors=True)
         aside.mkdir()
         yield aside
         if folder.is_dir():
@@ -77,10 +77,10 @@ def rewrite_json(path: Path, **changes: object) -> None:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}
+        entries = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{path.name} cannot be read.", "Copy the run's folder again.") from error
-    path.write_text(json.dumps({**kept, **changes}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**entries, **changes}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def list_files(folder: Path) -> tuple[ExportedFile, ...]:

@@ -32,7 +32,7 @@ class ExportJob:
     home: LoratoryHome
     request: ExportRequest
     choose: Callable[[RunSection], Device] = choose_device  # for the verification
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
         """Write the folder and verify it; on any error nothing of it is left.
@@ -81,7 +81,7 @@ class ExportJob:
             answer = job.run(
                 "export",
                 order.model_dump(mode="json"),
-                self._stopped,
+                self._stop_requested,
                 lambda value: on_progress(Progress.model_validate(value)),
                 lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
             )
@@ -96,7 +96,7 @@ class ExportJob:
 
     def stop(self) -> None:
         """End it within seconds; nothing of it is left."""
-        self._stopped.set()
+        self._stop_requested.set()
 
 
 def require_trained(plan: LoadPlan) -> PlannedWeights:

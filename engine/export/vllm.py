@@ -65,9 +65,9 @@ def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
     if reason := _refusal(config):
         return VllmAdapter(refusal=reason)
     pattern = config.get("rank_pattern")
-    given = (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ()))
-    ranks = [rank for rank in given if isinstance(rank, int)]
-    rank = next((known for known in _RANKS if known >= max(ranks, default=0)), None)
+    rank_values = (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ()))
+    ranks = [rank for rank in rank_values if isinstance(rank, int)]
+    rank = next((supported for supported in _RANKS if supported >= max(ranks, default=0)), None)
     if rank is None:
         return VllmAdapter(refusal=f"its rank {max(ranks)} is above {_RANKS[-1]}")
     names: Mapping[str, str] | None = {}
@@ -75,8 +75,8 @@ def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
         tensors = (
             record.name for path in weight_files(base, base_name) for record in read_safetensors_header(path, base_name)
         )
-        written = [record.name for record in read_safetensors_header(adapter / ADAPTER_WEIGHTS, "the adapter")]
-        names = names_for_vllm(written, tensors)
+        tensor_names = [record.name for record in read_safetensors_header(adapter / ADAPTER_WEIGHTS, "the adapter")]
+        names = names_for_vllm(tensor_names, tensors)
     return VllmAdapter(names=names, rank=rank)
 
 
@@ -97,22 +97,22 @@ def names_for_vllm(names: Iterable[str], base_tensors: Iterable[str]) -> dict[st
         names: As PEFT writes them.
         base_tensors: Names in the base's files.
     """
-    known: set[str] = set()
+    targets: set[str] = set()
     for name in base_tensors:
         parts = name.split(".")
-        known.update(".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        targets.update(".".join(parts[:count]) for count in range(1, len(parts) + 1))
     modules = {name: _LORA_PART.sub("", name.removeprefix(_PEFT_PREFIX)) for name in names}
-    lost = {module.removeprefix("model.") for module in modules.values() if module not in known}
+    lost = {module.removeprefix("model.") for module in modules.values() if module not in targets}
     if not lost:
         return {}
     tail = min(lost)
-    prefixes = {name.removesuffix(tail) for name in known if name.endswith(f".{tail}")}
-    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in known for module in lost)]
+    prefixes = {name.removesuffix(tail) for name in targets if name.endswith(f".{tail}")}
+    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in targets for module in lost)]
     if len(fitting) > 1:  # a vision tower may have layers of the same names
         fitting = [prefix for prefix in fitting if "language" in prefix or "text" in prefix]
     if len(fitting) != 1:
         return None
     return {
-        name: name if module in known else name.replace(module, f"{fitting[0]}{module.removeprefix('model.')}", 1)
+        name: name if module in targets else name.replace(module, f"{fitting[0]}{module.removeprefix('model.')}", 1)
         for name, module in modules.items()
     }

@@ -25,7 +25,7 @@ _MIG_INDEXES = 100  # indexes that each GPU has for its instances; NVIDIA's larg
 Nvml = Any  # the module pynvml, which has no types
 
 
-class _Listed(NamedTuple):
+class _DeviceEntry(NamedTuple):
     """A GPU or a MIG instance, and what the GPU itself is called."""
 
     gpu: int
@@ -74,9 +74,11 @@ def list_cuda_devices(
         return ()
 
     def describe_all() -> tuple[Device, ...]:
-        listed = [one for index in range(nvml.nvmlDeviceGetCount()) for one in _listed(nvml, index, shared_memory)]
-        driver = driver_version(nvml) if listed else None
-        return tuple(_with_obstacle(one.device, torch, driver) for one in (listed if hidden_too else _visible(listed)))
+        entries = [one for index in range(nvml.nvmlDeviceGetCount()) for one in _entries_of(nvml, index, shared_memory)]
+        driver = driver_version(nvml) if entries else None
+        return tuple(
+            _with_obstacle(one.device, torch, driver) for one in (entries if hidden_too else _visible(entries))
+        )
 
     return ask_driver(nvml, describe_all) or ()
 
@@ -96,7 +98,7 @@ def _with_obstacle(device: Device, torch: TorchBuild | None, driver: Driver | No
     return replace(device, obstacle=torch.obstacle(device.name, device.capability, driver))
 
 
-def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Listed]:
+def _entries_of(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_DeviceEntry]:
     """One GPU, or the MIG instances that it is cut into."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -104,7 +106,9 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
         capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if _is_cut(nvml, handle) else 0
         if not most:
-            yield _Listed(index, uuid, _describe(index, uuid, name, capability, _memory(nvml, handle, shared_memory)))
+            yield _DeviceEntry(
+                index, uuid, _describe(index, uuid, name, capability, _memory(nvml, handle, shared_memory))
+            )
     except nvml.NVMLError:  # fallen off the bus, or not ours to see; the others still count
         return
     for number in range(most):
@@ -113,7 +117,7 @@ def _listed(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_Liste
             own, own_name = nvml.nvmlDeviceGetUUID(instance), nvml.nvmlDeviceGetName(instance)
             now = _memory(nvml, instance, shared_memory)
             own_index = (index + 1) * _MIG_INDEXES + number
-            yield _Listed(index, uuid, _describe(own_index, own, own_name, capability, now))
+            yield _DeviceEntry(index, uuid, _describe(own_index, own, own_name, capability, now))
 
 
 def _is_cut(nvml: Nvml, handle: Any) -> bool:
@@ -137,21 +141,21 @@ def _describe(index: int, uuid: str, name: str, capability: Sequence[int], now: 
     return Device("cuda", index, name, *now, has_fast_bfloat16, capability=(major, minor), uuid=uuid)
 
 
-def _visible(listed: Sequence[_Listed]) -> Sequence[_Listed]:
+def _visible(entries: Sequence[_DeviceEntry]) -> Sequence[_DeviceEntry]:
     """Those that CUDA_VISIBLE_DEVICES lets programs use; CUDA reads it up to the first name that means nothing."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None:
-        return listed
-    chosen: set[int] = set()
+        return entries
+    indexes: set[int] = set()
     for name in setting.split(","):
-        named = {one.device.index for one in listed if _is_called(one, name.strip())}
-        if not named:
+        matches = {one.device.index for one in entries if _is_called(one, name.strip())}
+        if not matches:
             break
-        chosen |= named
-    return [one for one in listed if one.device.index in chosen]
+        indexes |= matches
+    return [one for one in entries if one.device.index in indexes]
 
 
-def _is_called(one: _Listed, name: str) -> bool:
+def _is_called(one: _DeviceEntry, name: str) -> bool:
     """Whether a name in CUDA_VISIBLE_DEVICES means this device: a GPU's number, or a UUID, which may be shortened.
 
     A GPU's own names stand for its MIG instances as well. Old drivers called these MIG-GPU-<UUID>/<instance>/<instance>.
@@ -191,8 +195,8 @@ def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
 
     Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses and nvmlProcessInfo_t.
     """
-    found = list_gpu_programs(index, nvml)
-    ours = [program for program in found if program.pid == os.getpid()] or (found if len(found) == 1 else ())
+    programs = list_gpu_programs(index, nvml)
+    ours = [program for program in programs if program.pid == os.getpid()] or (programs if len(programs) == 1 else ())
     return ours[0].bytes if ours else None
 
 
@@ -218,8 +222,12 @@ def list_gpu_programs(index: int, nvml: Nvml | None = None) -> tuple[GpuProgram,
     driver = nvml or load_nvml()
     if driver is None:
         return ()
-    found = ask_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
-    return tuple(GpuProgram(int(one.pid), _user_of(int(one.pid)), int(one.usedGpuMemory or 0) or None) for one in found)
+    processes = (
+        ask_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
+    )
+    return tuple(
+        GpuProgram(int(one.pid), _user_of(int(one.pid)), int(one.usedGpuMemory or 0) or None) for one in processes
+    )
 
 
 def _user_of(pid: int) -> str:

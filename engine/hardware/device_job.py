@@ -64,12 +64,12 @@ class DeviceJob:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
         machine = self.machine
-        seen = visible_only((self.device,)) if machine is None else machine.environment
+        environment = visible_only((self.device,)) if machine is None else machine.environment
         return JsonLinesProcess(
             self.module,
             log_file=self.home.logs / f"{self.purpose}.log",
             arguments=(str(self.home.root),),
-            environment={**quiet, **seen, **self.environment},
+            environment={**quiet, **environment, **self.environment},
             access=self.access if machine is None else (),
             restarts=False,
             launcher=machine.launcher if machine is not None else None,
@@ -142,12 +142,12 @@ def note_model(home: LoratoryHome, model: str, purpose: Purpose, process: Proces
 
 def models_in_use(home: LoratoryHome) -> list[ModelInUse]:
     """Return the models that chats, evaluations, exports and measurements read now; of other machines, all that is noted."""
-    found = []
+    models = []
     for file in (home.server / _NOTES).glob("*.json"):
         use = read_model(file, ModelInUse)
         if use is not None and use.process.liveness() != "gone":
-            found.append(use)
+            models.append(use)
         else:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-    return found
+    return models

@@ -38,8 +38,8 @@ def choose_devices(run: RunSection) -> tuple[Device, ...]:
     Raises:
         DeviceError: If the run names a GPU that is not there.
     """
-    chosen = device_options(list_devices(), run)[0]
-    return chosen if run.spread_over > 1 else chosen[:1]
+    devices = device_options(list_devices(), run)[0]
+    return devices if run.spread_over > 1 else devices[:1]
 
 
 def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[Device, ...], ...]:
@@ -60,40 +60,40 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
         return tuple((gpu,) for gpu in (*free, *busy))
     if isinstance(run.devices, str):
         kinds = ("mps", "cpu") if run.devices == "auto" else ("cpu",)
-        found = next((device for kind in kinds for device in devices if device.kind == kind), None)
-        if found is None:
+        first = next((device for kind in kinds for device in devices if device.kind == kind), None)
+        if first is None:
             raise DeviceError("This machine shows no device to train on.", "Name a GPU in run.devices.")
-        return ((found,),)
-    wanted = run.devices
-    missing = [index for index in wanted if index not in gpus]
-    if missing or not wanted:
+        return ((first,),)
+    indexes = run.devices
+    missing = [index for index in indexes if index not in gpus]
+    if missing or not indexes:
         there = ", ".join(f"{index} ({gpu.name})" for index, gpu in gpus.items()) or "none"
         what = f"There is no CUDA device {', '.join(map(str, missing)) or '(the list is empty)'}; there is {there}."
         raise DeviceError(what, "Set run.devices to one of these numbers, to auto, or to cpu.")
-    if len(set(wanted)) < len(wanted):
-        raise DeviceError(f"run.devices names a device twice ({list(wanted)}).", "Name each device once.")
-    chosen = tuple(gpus[index] for index in wanted)
-    obstacle = next((gpu.obstacle for gpu in chosen if gpu.obstacle is not None), None)
+    if len(set(indexes)) < len(indexes):
+        raise DeviceError(f"run.devices names a device twice ({list(indexes)}).", "Name each device once.")
+    selection = tuple(gpus[index] for index in indexes)
+    obstacle = next((gpu.obstacle for gpu in selection if gpu.obstacle is not None), None)
     if obstacle is not None:
         raise DeviceError(obstacle.what, obstacle.fix)
-    if len(chosen) > 1 and any(gpu.is_mig for gpu in chosen):
+    if len(selection) > 1 and any(gpu.is_mig for gpu in selection):
         raise DeviceError(
-            f"run.devices names {list(wanted)}, of which one is a MIG instance; CUDA gives a process one instance alone.",
+            f"run.devices names {list(indexes)}, of which one is a MIG instance; CUDA gives a process one instance alone.",
             "Name one device, or switch MIG off on GPUs that are to work together.",
         )
-    return (chosen,)
+    return (selection,)
 
 
 def first_that_fits(
-    options: Sequence[tuple[Device, ...]], needed: Callable[[Device], int | None]
+    options: Sequence[tuple[Device, ...]], need: Callable[[Device], int | None]
 ) -> tuple[Device, ...] | None:
     """Return the first set of devices on each of which the memory is free that the run needs there.
 
     Args:
         options: As `device_options` gives them.
-        needed: Bytes that the run needs on a device; None where that is not known, and counts as nothing.
+        need: Bytes that the run needs on a device; None where that is not known, and counts as nothing.
     """
-    return next((option for option in options if all((needed(one) or 0) <= one.free_bytes for one in option)), None)
+    return next((option for option in options if all((need(one) or 0) <= one.free_bytes for one in option)), None)
 
 
 # The first that has kernels for Apple's GPU (bitsandbytes/backends/mps).
@@ -144,10 +144,10 @@ def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
         yield Problem("model.compute_dtype", message)
     if model.quantization == "none":
         return
-    installed = library_version("bitsandbytes") or "missing"
+    version = library_version("bitsandbytes") or "missing"
     missing = [] if has_macos_14 else ["macOS 14"]
-    if version_parts(installed) < BITSANDBYTES_WITH_MPS:
-        missing.append(f"bitsandbytes {'.'.join(map(str, BITSANDBYTES_WITH_MPS))} (this is {installed})")
+    if version_parts(version) < BITSANDBYTES_WITH_MPS:
+        missing.append(f"bitsandbytes {'.'.join(map(str, BITSANDBYTES_WITH_MPS))} (this is {version})")
     if missing:
         message = (
             f"{model.quantization} weights on Apple's GPU need {' and '.join(missing)}. Update, set none for 16-bit weights, "

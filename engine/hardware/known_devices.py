@@ -82,15 +82,15 @@ KNOWN_DEVICES: tuple[KnownDevice, ...] = (
 
 def find_known_device(name: str) -> KnownDevice | None:
     """Return the device of that name or title, whatever its case, spaces and hyphens; None where there is none."""
-    wanted = _plain(name)
-    return next((known for known in KNOWN_DEVICES if wanted in (_plain(known.name), _plain(known.title))), None)
+    text = _plain(name)
+    return next((device for device in KNOWN_DEVICES if text in (_plain(device.name), _plain(device.title))), None)
 
 
 def similar_device(name: str, memory_gb: float) -> KnownDevice | None:
     """Return the GPU with the longest name within `name`, as drivers and schedulers call it; of several sizes, the nearest."""
     plain = _plain(name)
-    found = [known for known in KNOWN_DEVICES if _plain(known.model) in plain]
-    return max(found, key=lambda known: (len(known.model), -abs(known.sold_gb - memory_gb)), default=None)
+    matches = [device for device in KNOWN_DEVICES if _plain(device.model) in plain]
+    return max(matches, key=lambda device: (len(device.model), -abs(device.sold_gb - memory_gb)), default=None)
 
 
 def known_device(name: str) -> KnownDevice:
@@ -99,13 +99,13 @@ def known_device(name: str) -> KnownDevice:
     Raises:
         DeviceError: If there is none in the table.
     """
-    found = find_known_device(name)
-    if found is None:
-        names = ", ".join(known.name for known in KNOWN_DEVICES)
+    device = find_known_device(name)
+    if device is None:
+        names = ", ".join(one.name for one in KNOWN_DEVICES)
         raise DeviceError(
             f"There is no device {name[:60]!r} to judge for.", f"Choose {THIS_MACHINE}, or one of: {names}."
         )
-    return found
+    return device
 
 
 def _plain(name: str) -> str:

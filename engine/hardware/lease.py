@@ -78,10 +78,10 @@ class LeaseBook:
             DeviceError: If one of them is in use; names the holder.
             StorageError: If the book cannot be written.
         """
-        wanted = tuple(devices)
+        names = tuple(devices)
         new = []
         with self._open():
-            for device in wanted:
+            for device in names:
                 present = self.holder(device)
                 if present is None:
                     new.append(device)
@@ -89,7 +89,7 @@ class LeaseBook:
                     fix = "Wait until it is free, or stop what uses it."
                     raise DeviceError(f"{device_words(device)} is in use {present.as_seen_by(holder.owner).use}.", fix)
             try:
-                for device in wanted:
+                for device in names:
                     self._wanted_mark(device).unlink(missing_ok=True)
                     self._write(device, holder)
             except (StorageError, OSError):
@@ -151,10 +151,10 @@ class LeaseBook:
 
     def holders(self) -> dict[str, LeaseHolder]:
         """Return the living processes that have a device, by the device's name."""
-        read = {
+        entries = {
             file.stem.replace("-", ":"): read_model(file, LeaseHolder) for file in sorted(self._folder.glob("*.json"))
         }
-        return {name: holder for name, holder in read.items() if holder is not None and self._holds(holder)}
+        return {name: holder for name, holder in entries.items() if holder is not None and self._holds(holder)}
 
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
         """The living process that holds a device for a run."""
@@ -192,8 +192,8 @@ class LeaseBook:
         return FileLock(self._folder / "lock")
 
     def _write(self, device: str, holder: LeaseHolder) -> None:
-        stamped = holder if holder.since else holder.model_copy(update={"since": self._clock()})
-        write_atomically(self._file(device), stamped.model_dump_json())
+        entry = holder if holder.since else holder.model_copy(update={"since": self._clock()})
+        write_atomically(self._file(device), entry.model_dump_json())
 
     def _holds(self, holder: LeaseHolder) -> bool:
         liveness = holder.process.liveness()

@@ -69,22 +69,22 @@ def installed_torch(home: LoratoryHome) -> TorchBuild | None:
     build = _build_on_disk()
     if build is None:
         return None
-    noted = read_model(_file(home), _Noted)
-    if noted is None or noted.version != build.version:
+    record = read_model(_file(home), _TorchRecord)
+    if record is None or record.version != build.version:
         return build
-    return replace(build, architectures=noted.architectures)
+    return replace(build, architectures=record.architectures)
 
 
 def note_architectures(home: LoratoryHome, version: str, architectures: list[str]) -> None:
     """Keep what a process found in torch (`torch.__version__`, `torch.cuda.get_arch_list()`), for those without torch."""
-    noted = _Noted(version=version, architectures=tuple(architectures))
+    record = _TorchRecord(version=version, architectures=tuple(architectures))
     with contextlib.suppress(OSError, StorageError):  # a full disk: the worker that trains refuses such a GPU by itself
-        if not architectures or read_model(_file(home), _Noted) == noted:
+        if not architectures or read_model(_file(home), _TorchRecord) == record:
             return
-        write_atomically(_file(home), noted.model_dump_json(), makes_folder=True)
+        write_atomically(_file(home), record.model_dump_json(), makes_folder=True)
 
 
-class _Noted(BaseModel):
+class _TorchRecord(BaseModel):
     version: str
     architectures: tuple[str, ...]
 

@@ -24,7 +24,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def describe_processor() -> Device:
     """The processor as a device to train on; its memory is RAM."""
-    cpuinfo = _read(_CPUINFO)
+    cpuinfo = _read_text(_CPUINFO)
     return Device("cpu", 0, processor_name(cpuinfo), *memory_now(), has_fast_bfloat16(cpuinfo), cores=usable_cores())
 
 
@@ -32,7 +32,7 @@ def memory_now() -> MemoryNow:
     """RAM that there is, and that new processes can have: what is free and what the system would give back at once."""
     machine = psutil.virtual_memory()
     total_bytes, free_bytes = int(machine.total), int(machine.available)
-    for folder in _own_cgroups(_read(_OWN_CGROUP), _CGROUP_ROOT):
+    for folder in _own_cgroups(_read_text(_OWN_CGROUP), _CGROUP_ROOT):
         limit = cgroup_memory(folder)
         if limit is not None:
             total_bytes = min(total_bytes, limit.total_bytes)
@@ -47,12 +47,12 @@ def cgroup_memory(folder: Path) -> MemoryNow | None:
 
     Source: Linux Documentation/admin-guide/cgroup-v2.rst, Memory Interface Files.
     """
-    limit = _read(folder / "memory.max").strip()
+    limit = _read_text(folder / "memory.max").strip()
     if not limit.isdigit():
         return None
-    used = _read(folder / "memory.current").strip()
-    cached = re.search(r"^inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
-    used_bytes = (int(used) if used.isdigit() else 0) - (int(cached[1]) if cached else 0)
+    usage = _read_text(folder / "memory.current").strip()
+    cached = re.search(r"^inactive_file (\d+)$", _read_text(folder / "memory.stat"), re.MULTILINE)
+    used_bytes = (int(usage) if usage.isdigit() else 0) - (int(cached[1]) if cached else 0)
     return MemoryNow(int(limit), max(0, int(limit) - max(0, used_bytes)))
 
 
@@ -79,7 +79,7 @@ def has_bfloat16(cpuinfo: str) -> bool:
 
 def this_processor_has_bfloat16() -> bool:
     """The same of the processor that this runs on."""
-    return has_bfloat16(_read(_CPUINFO))
+    return has_bfloat16(_read_text(_CPUINFO))
 
 
 def processor_name(cpuinfo: str) -> str:
@@ -101,7 +101,7 @@ def _own_cgroups(own: str, root: Path) -> list[Path]:
     return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -145,7 +145,9 @@ def _chip() -> str:
     value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
     try:
         library = ctypes.CDLL(ctypes.util.find_library("c"))
-        failed = library.sysctlbyname(b"machdep.cpu.brand_string", value, ctypes.byref(size), None, ctypes.c_size_t(0))
+        error_code = library.sysctlbyname(
+            b"machdep.cpu.brand_string", value, ctypes.byref(size), None, ctypes.c_size_t(0)
+        )
     except (OSError, AttributeError):
         return ""
-    return "" if failed else value.value.decode("utf-8", "replace").strip()
+    return "" if error_code else value.value.decode("utf-8", "replace").strip()

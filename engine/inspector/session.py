@@ -153,18 +153,18 @@ class Inspector:
         Raises:
             ModelError: If the model cannot be found, reached or read.
         """
-        known = known_inventory(model, self._home)
-        if known is not None:
-            return known
+        inventory = known_inventory(model, self._home)
+        if inventory is not None:
+            return inventory
         params = {"model": model.model_dump(mode="json")}
         answers = self._stream(self._models, "module_inventory", params, waits_seconds=_WAITS_FOR_MODELS_SECONDS)
         for answer in answers:
             if "result" in answer:
                 return ModelShape.model_validate(answer["result"])
             # While this one waits, the process of another person may read the same model of the catalogue.
-            if (known := known_inventory(model, self._home)) is not None:
+            if (inventory := known_inventory(model, self._home)) is not None:
                 answers.close()
-                return known
+                return inventory
         raise AssertionError("a stream ends with its result or an error")
 
     def model_details(self, model: ModelConfig) -> ModelDetails:
@@ -174,9 +174,9 @@ class Inspector:
             ModelError: If the model cannot be found, reached or read.
         """
         shape, entry = self.module_inventory(model), find_in_catalog(model.id)
-        described = ModelDetails.of(model.id, shape, entry)
+        details = ModelDetails.of(model.id, shape, entry)
         # The rest needs its tokenizer, and no torch.
-        params = {"model": model.model_dump(mode="json"), "described": described.model_dump(mode="json")}
+        params = {"model": model.model_dump(mode="json"), "described": details.model_dump(mode="json")}
         return self._ask(self._data, "model_details", params, ModelDetails)
 
     def preview(

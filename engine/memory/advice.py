@@ -102,13 +102,15 @@ class _Adviser:
             longest = None
         batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, most_rows)
         if judge(self._now.needed_bytes, self._now.expected_bytes, self._device) == "fits":
-            judged = [self._judged(candidate) for candidate in self._allowed(self._uses_of_room(batch or 1))]
-            changes = [change for change in judged if change.verdict == "fits"]
+            verdicts = [
+                self._judge(candidate) for candidate in self._without_new_problems(self._uses_of_room(batch or 1))
+            ]
+            changes = [change for change in verdicts if change.verdict == "fits"]
         else:
             changes = self._reliefs(longest, batch)
-        known = {change.overrides for change in changes}
-        limits = (self._judged(limit) for limit in self._limits(longest, batch))
-        more = tuple(limit for limit in limits if limit.overrides not in known)
+        proposed = {change.overrides for change in changes}
+        limits = (self._judge(limit) for limit in self._limits(longest, batch))
+        more = tuple(limit for limit in limits if limit.overrides not in proposed)
         return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch, limits=more)
 
     def _limits(self, longest: int | None, batch: int | None) -> Iterator[_Candidate]:
@@ -134,9 +136,9 @@ class _Adviser:
 
     def _reliefs(self, longest: int | None, batch: int | None) -> list[AdvisedChange]:
         candidates = (*self._same_result(batch), *self._nearly_the_same_result(), *self._another_result(longest))
-        judged = [(candidate, self._judged(candidate)) for candidate in self._allowed(candidates)]
+        pairs = [(candidate, self._judge(candidate)) for candidate in self._without_new_problems(candidates)]
         worth = (1 - _WORTH_MENTIONING) * self._now.needed_bytes
-        helpful = [(candidate, change) for candidate, change in judged if change.needed_bytes < worth]
+        helpful = [(candidate, change) for candidate, change in pairs if change.needed_bytes < worth]
         changes = [change for _, change in helpful]
         if changes and changes[0].verdict == "fits":
             return changes
@@ -145,7 +147,7 @@ class _Adviser:
         if len(combined) > 1:
             # After the costliest of its parts: what follows costs more.
             place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
-            changes.insert(place, self._judged(_joined(combined)))
+            changes.insert(place, self._judge(_merge(combined)))
         return changes
 
     def _same_result(self, batch: int | None) -> Iterator[_Candidate]:
@@ -197,11 +199,13 @@ class _Adviser:
                 "Hold the frozen weights in nf4 (QLoRA)",
                 "faster" if quantization == "int8" else "somewhat slower",
             )
-            yield self._quantized("nf4", words, f"{pace}, a little less exact")
+            yield self._quantization("nf4", words, f"{pace}, a little less exact")
         if quantization == "none":
-            yield self._quantized("int8", "Hold the frozen weights in int8", f"very slightly less exact; {SLOW_INT8}")
+            yield self._quantization(
+                "int8", "Hold the frozen weights in int8", f"very slightly less exact; {SLOW_INT8}"
+            )
 
-    def _quantized(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
+    def _quantization(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
         changes = {"model.quantization": kind, **self._biases_left_alone()}
         return _Candidate(kind, words, f"{cost}; biases are not trained" if len(changes) > 1 else cost, changes)
 
@@ -236,18 +240,18 @@ class _Adviser:
         Returns:
             Changes that fit together, none of which costs more than it must; empty where not even all of them fit.
         """
-        kept = list(candidates)
-        if not self._fits(kept):
+        parts = list(candidates)
+        if not self._fits(parts):
             return []
         for candidate in reversed(candidates):
-            fewer = [other for other in kept if other is not candidate]
+            fewer = [other for other in parts if other is not candidate]
             if self._fits(fewer):
-                kept = fewer
-        return kept
+                parts = fewer
+        return parts
 
     def _fits(self, candidates: Sequence[_Candidate]) -> bool:
-        joined = _joined(candidates)
-        return not self._is_refused(joined.changes) and self._judged(joined).verdict == "fits"
+        joined = _merge(candidates)
+        return not self._is_refused(joined.changes) and self._judge(joined).verdict == "fits"
 
     # Where it fits
 
@@ -261,7 +265,7 @@ class _Adviser:
             words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
             yield _Candidate("unquantized", words, "faster and more exact", {"model.quantization": "none"})
         if config.model.quantization == "int8":
-            yield self._quantized(
+            yield self._quantization(
                 "nf4", "Hold the frozen weights in nf4 (QLoRA)", f"faster, a little less exact; {SLOW_INT8}"
             )
         yield from self._larger_batch(batch)
@@ -278,14 +282,14 @@ class _Adviser:
 
     # What it comes to
 
-    def _allowed(self, candidates: Iterable[_Candidate]) -> list[_Candidate]:
+    def _without_new_problems(self, candidates: Iterable[_Candidate]) -> list[_Candidate]:
         """Those that a start would not refuse."""
         return [candidate for candidate in candidates if not self._is_refused(candidate.changes)]
 
     def _is_refused(self, changes: Changes) -> bool:
         return bool(new_problems(self._config, with_changes(self._config, changes), self._device))
 
-    def _judged(self, candidate: _Candidate) -> AdvisedChange:
+    def _judge(self, candidate: _Candidate) -> AdvisedChange:
         need = self._estimator.need(with_changes(self._config, candidate.changes))
         return AdvisedChange(
             kind=candidate.kind,
@@ -310,7 +314,7 @@ def _batch_of(size: int, accumulated: int, kind: AdviceKind, cost: str) -> _Cand
     return _Candidate(kind, f"Batch of {size}, accumulating {accumulated}", cost, changes)
 
 
-def _joined(candidates: Sequence[_Candidate]) -> _Candidate:
+def _merge(candidates: Sequence[_Candidate]) -> _Candidate:
     words = [candidate.change for candidate in candidates]
     words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
     costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))

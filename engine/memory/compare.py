@@ -71,7 +71,7 @@ def compare_methods(
 
     Other settings stay as they are, except where they cannot be combined with the method.
     """
-    rows = compare_rows(shape, config, device, _compared(config.adapter), lengths)
+    rows = compare_rows(shape, config, device, _comparison_rows(config.adapter), lengths)
     return (*rows, _inference(Estimator(shape, device, lengths), config))
 
 
@@ -79,11 +79,11 @@ def compare_rows(
     shape: ModelShape, config: RunConfig, device: Device, names: Collection[str], lengths: RowLengths | None = None
 ) -> tuple[MethodNeed, ...]:
     """Estimate some rows of the table of methods, in its order."""
-    estimator, rows = Estimator(shape, device, lengths), _compared(config.adapter)
+    estimator, rows = Estimator(shape, device, lengths), _comparison_rows(config.adapter)
     return tuple(_training(estimator, config, name, changes) for name, changes in rows.items() if name in names)
 
 
-def _compared(adapter: AdapterConfig) -> dict[str, Changes]:
+def _comparison_rows(adapter: AdapterConfig) -> dict[str, Changes]:
     """What choosing each row changes: full fine-tuning first, then the methods in their order."""
     rows: dict[str, Changes] = {}
     for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):

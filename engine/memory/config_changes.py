@@ -36,17 +36,17 @@ def as_overrides(changes: Changes) -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, value in lower.items())
 
 
-def new_problems(config: RunConfig, changed: RunConfig, device: Device) -> list[Problem]:
-    """Why `changed` would be refused on this device, beyond what `config` is refused for already."""
-    known = {problem.field for problem in _problems(config, device)}
-    return [problem for problem in _problems(changed, device) if problem.field not in known]
+def new_problems(config: RunConfig, changed_config: RunConfig, device: Device) -> list[Problem]:
+    """Why `changed_config` would be refused on this device, beyond what `config` is refused for already."""
+    before = {problem.field for problem in _problems(config, device)}
+    return [problem for problem in _problems(changed_config, device) if problem.field not in before]
 
 
 def _problems(config: RunConfig, device: Device) -> list[Problem]:
     return [*pair_problems(config), *device_problems(config, device)]
 
 
-def largest_that_fits(needed: Callable[[int], int], free_bytes: int, start: int, upper: int) -> int | None:
+def largest_that_fits(need: Callable[[int], int], free_bytes: int, start: int, upper: int) -> int | None:
     """Search by interpolation; what is returned does fit, and one part in 128 more would not.
 
     Need grows steadily and the faster the larger the value, so the chord between a value that fits and one that does
@@ -63,7 +63,7 @@ def largest_that_fits(needed: Callable[[int], int], free_bytes: int, start: int,
     beyond, beyond_bytes = upper + 1, 0
     value = max(1, min(start, upper))
     for _ in range(_MOST_ESTIMATES):
-        here = needed(value)
+        here = need(value)
         if here <= free_bytes:
             last, last_bytes = fits, fits_bytes
             fits, fits_bytes = value, here

@@ -80,27 +80,27 @@ def divide(layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, device
         layer_bytes: Of each layer, in order; at least as many as devices.
         first_bytes: What the first device holds besides its layers; `last_bytes` is that of the last one.
     """
-    fill = partial(_filled, layer_bytes, first_bytes, last_bytes, devices)
+    fill = partial(_fill, layer_bytes, first_bytes, last_bytes, devices)
     everything = first_bytes + sum(layer_bytes) + last_bytes
     counts = fill(bisect_left(range(everything), True, key=lambda most: fill(most) is not None))
     assert counts is not None  # everything on one device always fits
     return counts
 
 
-def _filled(
+def _fill(
     layer_bytes: Sequence[int], first_bytes: int, last_bytes: int, devices: int, most: int
 ) -> tuple[int, ...] | None:
     """Fill one device after the other up to `most` bytes; None where that does not hold everything."""
-    counts, taken = [], 0
+    counts, used = [], 0
     for number in range(devices):
         room = most - (first_bytes if number == 0 else 0) - (last_bytes if number == devices - 1 else 0)
         later = devices - number - 1  # that need a layer each
-        count = bisect_right(list(accumulate(layer_bytes[taken : len(layer_bytes) - later])), room)
+        count = bisect_right(list(accumulate(layer_bytes[used : len(layer_bytes) - later])), room)
         if count == 0:
             return None
         counts.append(count)
-        taken += count
-    return tuple(counts) if taken == len(layer_bytes) else None
+        used += count
+    return tuple(counts) if used == len(layer_bytes) else None
 
 
 def shape_of_part(shape: ModelShape, part: DevicePart) -> ModelShape:

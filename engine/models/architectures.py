@@ -14,14 +14,14 @@ def is_known_model_type(model_type: str) -> bool:
 
     This is a courtesy that refuses early; the process that loads a model has the last word.
     """
-    known = _table("CONFIG_MAPPING_NAMES")
-    return not known or model_type in known
+    types = _table("CONFIG_MAPPING_NAMES")
+    return not types or model_type in types
 
 
 def is_causal_lm(model_type: str) -> bool:
     """Return whether transformers can build a causal language model of this `model_type`; True where that cannot be found out."""
-    known = _table("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    return not known or model_type in known
+    types = _table("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    return not types or model_type in types
 
 
 @functools.cache

@@ -77,9 +77,9 @@ def expected_attention(support: AttentionSupport, config: RunConfig, device: Dev
 
     Source: `choose_attention`, engine/training/build.py; `get_correct_attn_implementation`, transformers/modeling_utils.py.
     """
-    asked = config.model.attn_implementation
-    if asked != "auto":
-        return asked
+    setting = config.model.attn_implementation
+    if setting != "auto":
+        return setting
     if has_flash_package and support.has_flash and can_run_flash_attention(config, device):
         return FLASH_ATTENTION
     return "sdpa" if support.has_sdpa else "eager"

@@ -43,7 +43,7 @@ def look_at_cache(limits: LabLimits, uses: Mapping[str, ModelUse]) -> ModelCache
 
     `uses` has those of models by runs, by id.
     """
-    models = tuple(sorted(_cached(uses), key=lambda model: model.last_used))
+    models = tuple(sorted(_list_cached(uses), key=lambda model: model.last_used))
     total = sum(model.bytes for model in models)
     most = None if limits.model_cache_gb is None else limits.model_cache_gb * _GB
     excess = 0.0 if most is None else total - most
@@ -67,30 +67,30 @@ def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
     if model_id in in_use:
         raise ModelError(f"{model_id} is needed by {NEEDS}.", "Wait for its end, or stop it.")
     try:
-        found = next(
+        model = next(
             (repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.repo_id == model_id), None
         )
-        if found is None:
+        if model is None:
             raise ModelError(f"{model_id[:100]!r} is not in the model cache.", "Choose one that is listed.")
         # Not by `delete_revisions`: a renamed repository has the same commits under two names, and it takes either.
-        shutil.rmtree(found.repo_path)
+        shutil.rmtree(model.repo_path)
     except OSError as error:
         what = f"{model_id} cannot be removed ({error.strerror})."
         raise StorageError(what, "Check the permissions of the model cache.") from error
-    return found.size_on_disk
+    return model.size_on_disk
 
 
-def _cached(uses: Mapping[str, ModelUse]) -> list[CachedModel]:
+def _list_cached(uses: Mapping[str, ModelUse]) -> list[CachedModel]:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    found = []
+    models = []
     for repo in repos:
         if repo.repo_type == "model":
             use = uses.get(repo.repo_id, ModelUse())
             # File systems note reads once a day at most, or never.
-            found.append(CachedModel(repo.repo_id, repo.size_on_disk, max(repo.last_accessed, use.last), use))
-    return found
+            models.append(CachedModel(repo.repo_id, repo.size_on_disk, max(repo.last_accessed, use.last), use))
+    return models

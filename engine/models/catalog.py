@@ -50,8 +50,8 @@ def list_catalog() -> tuple[CatalogEntry, ...]:
 
 def find_in_catalog(model_id: str) -> CatalogEntry | None:
     """Return the entry of exactly this name or Hub id, whatever its case."""
-    wanted = model_id.strip().casefold()
-    return next((entry for entry in list_catalog() if entry.id.casefold() == wanted), None)
+    key = model_id.strip().casefold()
+    return next((entry for entry in list_catalog() if entry.id.casefold() == key), None)
 
 
 def search_catalog(query: str) -> tuple[CatalogEntry, ...]:

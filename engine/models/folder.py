@@ -121,13 +121,13 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
 
 def tokenizer_files_fingerprint(folder: Path) -> str:
     """Return a hash that changes when a file of a tokenizer does, by sizes and times; nothing is read."""
-    found = []
+    parts = []
     with contextlib.suppress(OSError):
         for path in _tokenizer_files(folder):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                found.append((path.name, status.st_size, status.st_mtime_ns, status.st_ino))
-    return hashlib.sha256(repr((str(folder), sorted(found))).encode()).hexdigest()
+                parts.append((path.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return hashlib.sha256(repr((str(folder), sorted(parts))).encode()).hexdigest()
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -312,8 +312,8 @@ def license_in(folder: Path) -> str | None:
         if _is_file(card) and card.stat().st_size <= _MAX_CARD_BYTES:
             opening, _, rest = card.read_text(encoding="utf-8").partition("---\n")
             matter = yaml.safe_load(rest.partition("\n---")[0]) if not opening.strip() else None
-            named = matter.get("license") if isinstance(matter, dict) else None
-            return named if isinstance(named, str) and named.isprintable() and len(named) < 60 else None
+            name = matter.get("license") if isinstance(matter, dict) else None
+            return name if isinstance(name, str) and name.isprintable() and len(name) < 60 else None
     return None
 
 

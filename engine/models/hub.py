@@ -76,8 +76,8 @@ def cached_snapshot(
 def find_snapshot(hub_id: str, revision: str | None, part: ModelPart, home: LoratoryHome) -> HubSnapshot | None:
     """Return the model as a person of a lab fetched it with a token of their own, or as all find it; no request is made."""
     own = home.own_hub_cache
-    found = cached_snapshot(hub_id, revision, part, own) if own is not None else None
-    return found or cached_snapshot(hub_id, revision, part)
+    snapshot = cached_snapshot(hub_id, revision, part, own) if own is not None else None
+    return snapshot or cached_snapshot(hub_id, revision, part)
 
 
 def fetch_from_hub(
@@ -226,7 +226,7 @@ class _Fetching(NamedTuple):
 @contextmanager
 def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnModelProgress) -> Iterator[None]:
     """Report how much has arrived, by the growth of the cache, as in all releases of huggingface_hub."""
-    finished = threading.Event()
+    end = threading.Event()
 
     def stored_bytes() -> int:
         return sum(size_and_time(blob)[0] for blob in blobs.glob("*"))  # 0 for one that was just renamed
@@ -234,16 +234,16 @@ def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnM
     before_bytes = stored_bytes()
 
     def follow() -> None:
-        while not finished.wait(0.5):
-            arrived = min(total_bytes, max(0, stored_bytes() - before_bytes))
-            on_progress(ModelProgress("downloading", f"Downloading {hub_id}.", arrived, total_bytes))
+        while not end.wait(0.5):
+            done_bytes = min(total_bytes, max(0, stored_bytes() - before_bytes))
+            on_progress(ModelProgress("downloading", f"Downloading {hub_id}.", done_bytes, total_bytes))
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
         yield
     finally:
-        finished.set()
+        end.set()
         follower.join()
 
 

@@ -69,10 +69,10 @@ def cached_inventory(
     transformers is the one that it was made with.
     """
     file = _cache_file(values, home, is_public)
-    return read_model(file, ModelShape) or (_shipped(file.name) if is_public else None)
+    return read_model(file, ModelShape) or (_read_shipped(file.name) if is_public else None)
 
 
-def _shipped(name: str) -> ModelShape | None:
+def _read_shipped(name: str) -> ModelShape | None:
     """Return an inventory that `tests.models.make_inventories` has put into the package."""
     with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile, ValueError), zipfile.ZipFile(SHIPPED) as archive:
         return ModelShape.model_validate_json(archive.read(name))

@@ -46,11 +46,11 @@ class TokenDownload:
 
     home: LoratoryHome  # as the person has it
     token: SecretStr = field(repr=False)  # of the person, for this one download
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
 
     def stop(self) -> None:
         """End it within seconds."""
-        self._stopped.set()
+        self._stop_requested.set()
 
     def _download(self, module: str, params: JsonObject, on_progress: OnModelProgress) -> None:
         """Let a process download something; it gets the token through stdin, and has no other login.
@@ -76,7 +76,7 @@ class TokenDownload:
             on_progress(ModelProgress(**value))
 
         try:
-            process.call("download", {**params, "token": secret}, on_progress=report, stopped=self._stopped)
+            process.call("download", {**params, "token": secret}, on_progress=report, stopped=self._stop_requested)
         finally:
             process.close(timeout_seconds=0.5)
 
@@ -124,13 +124,13 @@ def hub_id_of(model: ModelConfig) -> str:
 
 def list_own_models(home: LoratoryHome) -> list[OwnModel]:
     """Return the models in the own cache of a home's person, by id."""
-    own, found = home.own_hub_cache, []
+    own, models = home.own_hub_cache, []
     with contextlib.suppress(OSError):
         for path in sorted(own.iterdir()) if own is not None else ():
             if path.name.startswith(_MODELS) and path.is_dir():
                 hub_id = path.name.removeprefix(_MODELS).replace("--", "/")
-                found.append(OwnModel(hub_id, folder_size_bytes(path)))
-    return found
+                models.append(OwnModel(hub_id, folder_size_bytes(path)))
+    return models
 
 
 def remove_own_model(home: LoratoryHome, hub_id: str, in_use: Collection[str]) -> None:

@@ -19,10 +19,10 @@ def download(params: JsonObject, request: Request) -> JsonObject:
     def require_room(_folder: Path, needed_bytes: int, _subject: str, _instead: str) -> None:
         require_disk_space(home, home.owner, needed_bytes)
 
-    found = fetch_from_hub(
+    place = fetch_from_hub(
         params["hub_id"], params["revision"], on_progress=report, token=params["token"], require_room=require_room
     )
-    return {"commit": found.commit}
+    return {"commit": place.commit}
 
 
 if __name__ == "__main__":

@@ -113,27 +113,27 @@ def _make(folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progre
     workplace = folder.with_name(f".{folder.name}.making-{secrets.token_hex(6)}")
     workplace.mkdir(mode=0o700)
     try:
-        made = workplace / folder.name
-        made.mkdir(mode=0o700)
-        build(made)
+        incoming = workplace / folder.name
+        incoming.mkdir(mode=0o700)
+        build(incoming)
         on_progress(ModelProgress("verifying", "Checking what was written."))
-        _write_manifest(made, recipe)
+        _write_manifest(incoming, recipe)
         if folder.exists():  # damaged, or of another recipe
             folder.rename(workplace / "replaced")
-        made.rename(folder)
+        incoming.rename(folder)
         fsync_folder(folder.parent)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _write_manifest(made: Path, recipe: Recipe) -> None:
+def _write_manifest(folder: Path, recipe: Recipe) -> None:
     records = {
-        path.relative_to(made).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(path for path in made.rglob("*") if path.is_file())
+        path.relative_to(folder).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(path for path in folder.rglob("*") if path.is_file())
     }
     manifest = Manifest(made_from=recipe.made_from, files=records)
-    (made / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    fsync_tree(made)
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    fsync_tree(folder)
 
 
 def _matches(path: Path, record: FileRecord) -> bool:

@@ -143,8 +143,8 @@ def _resolve_on_hub(
 
     # What a person fetched with a token of their own is used as it is: asking again would need the token.
     own = home.own_hub_cache
-    if own is not None and (found := cached_snapshot(text, revision, part, own)) is not None:
-        return ModelSource(str(found.folder), text, hub_id=text, revision=found.commit)
+    if own is not None and (own_snapshot := cached_snapshot(text, revision, part, own)) is not None:
+        return ModelSource(str(own_snapshot.folder), text, hub_id=text, revision=own_snapshot.commit)
     try:
         snapshot = fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:

@@ -97,19 +97,19 @@ class _Running:
 
 
 @dataclass
-class _Awaited:
+class _Pending:
     """A request that is under way."""
 
     running: _Running
     answers: "Queue[JsonObject | None]" = field(default_factory=Queue)  # None: the process ended
-    asked: float = field(default_factory=time.monotonic)
-    begun: bool = False
+    asked_at: float = field(default_factory=time.monotonic)
+    has_begun: bool = False
     subject: str = ""
 
     def waits_longer_than(self, seconds: float) -> bool:
         """Whether a worker that is ready has sent nothing for so long, and this request's turn has not come."""
         last = self.running.last_answer
-        return last is not None and time.monotonic() - max(self.asked, last) > seconds
+        return last is not None and time.monotonic() - max(self.asked_at, last) > seconds
 
 
 @dataclass(eq=False)
@@ -131,7 +131,7 @@ class JsonLinesProcess:
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._closed = False
-        self._answers: dict[int, _Awaited] = {}
+        self._answers: dict[int, _Pending] = {}
 
     @property
     def pid(self) -> int | None:
@@ -175,13 +175,13 @@ class JsonLinesProcess:
         if stopped is None:
             return result_of(self.stream(method, params), on_progress)
         request_id = self.reserve_id()
-        answered = threading.Event()
+        answer_event = threading.Event()
 
         def watch() -> None:
-            while not answered.is_set():
+            while not answer_event.is_set():
                 if stopped.wait(_LOOK_FOR_STOP_SECONDS):
                     self.cancel(request_id)
-                    if not answered.wait(_OBEYS_WITHIN_SECONDS):
+                    if not answer_event.wait(_OBEYS_WITHIN_SECONDS):
                         self.close(timeout_seconds=0.0)
                     return
 
@@ -194,7 +194,7 @@ class JsonLinesProcess:
                 raise CancelledRequestError from error
             raise
         finally:
-            answered.set()
+            answer_event.set()
             watcher.join()
 
     def reserve_id(self) -> int:
@@ -229,26 +229,26 @@ class JsonLinesProcess:
         request_id = self.reserve_id() if request_id is None else request_id
         with self._lock:
             running = self._ensure_started()
-            awaited = self._answers[request_id] = _Awaited(running)
+            pending = self._answers[request_id] = _Pending(running)
             running.write({"id": request_id, "method": method, "params": params})
         finished = False
         try:
             while not finished:
-                answer = _next_answer(awaited, begins_within)
+                answer = _next_answer(pending, begins_within)
                 finished = answer is None or "progress" not in answer
                 if answer is None:
-                    raise self._death(running, request_id, awaited)
+                    raise self._death(running, request_id, pending)
                 if "error" in answer:
                     error = error_from_json(answer["error"])
                     if isinstance(error, ModelLimitError):
-                        error.subject = awaited.subject
+                        error.subject = pending.subject
                     raise error
                 yield answer
         finally:
             with self._lock:
                 self._answers.pop(request_id, None)
                 if not finished:
-                    running.write_if_alive({"cancel" if awaited.begun else "withdraw": request_id})
+                    running.write_if_alive({"cancel" if pending.has_begun else "withdraw": request_id})
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """End the process; what it held on a device is free afterwards."""
@@ -293,9 +293,9 @@ class JsonLinesProcess:
                     self._pass_on(json.loads(line), running)
                 except (ValueError, KeyError, TypeError):
                     continue  # not ours: a library wrote to the raw descriptor
-        for awaited in list(self._answers.values()):
-            if awaited.running is running:  # not those of a process that was started since
-                awaited.answers.put(None)
+        for pending in list(self._answers.values()):
+            if pending.running is running:  # not those of a process that was started since
+                pending.answers.put(None)
         for pipe in (process.stdout, process.stdin):
             with contextlib.suppress(OSError):  # what could not be sent to a process that ended
                 pipe.close()
@@ -308,19 +308,19 @@ class JsonLinesProcess:
         if "ready" in answer:
             return
         request_id = answer["id"]
-        awaited = self._answers.get(request_id) or _Awaited(running)  # what nothing waits for any more is dropped
+        pending = self._answers.get(request_id) or _Pending(running)  # what nothing waits for any more is dropped
         if "turn" in answer:
             running.turn = request_id
-            awaited.begun = True
+            pending.has_begun = True
         elif "subject" in answer:
-            awaited.subject = answer["subject"]
+            pending.subject = answer["subject"]
         else:
             if "progress" not in answer and running.turn == request_id:
                 running.turn = None
-            awaited.answers.put(answer)
+            pending.answers.put(answer)
 
     def _death(
-        self, running: _Running | None, request_id: int | None = None, awaited: _Awaited | None = None
+        self, running: _Running | None, request_id: int | None = None, pending: _Pending | None = None
     ) -> WorkerError:
         code = None
         if running is not None:
@@ -338,17 +338,17 @@ class JsonLinesProcess:
         if running is None or running.closed:
             return WorkerError(what, fix)
         at_fault = request_id is not None and running.turn == request_id
-        return ProcessEndedError(what, fix, code, at_fault=at_fault, subject=awaited.subject if awaited else "")
+        return ProcessEndedError(what, fix, code, at_fault=at_fault, subject=pending.subject if pending else "")
 
 
-def _next_answer(awaited: _Awaited, begins_within: float | None) -> JsonObject | None:
+def _next_answer(pending: _Pending, begins_within: float | None) -> JsonObject | None:
     """Wait for the next answer; None where the process ended before it."""
     while True:
-        limit = None if awaited.begun else begins_within
+        limit = None if pending.has_begun else begins_within
         try:
-            return awaited.answers.get(timeout=_LOOK_SECONDS if limit is None else _LOOK_FOR_TURN_SECONDS)
+            return pending.answers.get(timeout=_LOOK_SECONDS if limit is None else _LOOK_FOR_TURN_SECONDS)
         except Empty:
-            if awaited.running.process.poll() is not None:
+            if pending.running.process.poll() is not None:
                 return None
-            if limit is not None and awaited.waits_longer_than(limit):
+            if limit is not None and pending.waits_longer_than(limit):
                 raise NotBegunError from None

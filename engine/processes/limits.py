@@ -1,6 +1,6 @@
 """Limits on memory and computing time of code that reads untrusted input, and the peak memory of this process.
 
-The kernel enforces `confined`, also while the interpreter is stuck in a library's C code. Too much memory is a
+The kernel enforces `limited`, also while the interpreter is stuck in a library's C code. Too much memory is a
 `MemoryError` in Python; in other languages it ends the process (SIGABRT). Too much computing ends the process with
 `DEADLINE_SIGNAL`, without asking Python; its asker knows what it was working on. On Linux both bounds hold, on macOS the
 one on time, on Windows none.
@@ -25,7 +25,7 @@ OVERRUN_EXIT_CODES = frozenset({-DEADLINE_SIGNAL, -int(signal.SIGABRT)}) if DEAD
 
 
 @contextlib.contextmanager
-def confined(seconds: float, memory_bytes: int) -> Iterator[None]:
+def limited(seconds: float, memory_bytes: int) -> Iterator[None]:
     """Bound what the code inside computes and allocates; costs some 30 microseconds. Inside another, the smaller bound holds.
 
     Args:
@@ -36,21 +36,21 @@ def confined(seconds: float, memory_bytes: int) -> Iterator[None]:
         yield
         return
     outer = signal.getitimer(signal.ITIMER_PROF)[0]
-    bound = min(seconds, outer) if outer else seconds
+    budget = min(seconds, outer) if outer else seconds
     former = limit_memory(memory_bytes)
-    signal.setitimer(signal.ITIMER_PROF, bound)
+    signal.setitimer(signal.ITIMER_PROF, budget)
     try:
         yield
     finally:
-        used = bound - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+        spent = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
         if outer:
-            signal.setitimer(signal.ITIMER_PROF, max(outer - used, 0.001))
+            signal.setitimer(signal.ITIMER_PROF, max(outer - spent, 0.001))
         if former is not None:
             resource.setrlimit(resource.RLIMIT_DATA, former)
 
 
 def renew_deadline(seconds: float) -> None:
-    """Restart the time limit, for the next of several pieces of work inside `confined`; does nothing outside."""
+    """Restart the time limit, for the next of several pieces of work inside `limited`; does nothing outside."""
     if DEADLINE_SIGNAL and signal.getitimer(signal.ITIMER_PROF)[0]:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
@@ -64,10 +64,10 @@ def limit_memory(memory_bytes: int) -> tuple[int, int] | None:
     if sys.platform != "linux":
         return None
     # RLIMIT_DATA counts private memory that can be written, whether touched or not.
-    allocated = int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+    current = int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = allocated + memory_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if soft == resource.RLIM_INFINITY else min(wanted, soft), hard))
+    limit = current + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
     return soft, hard
 
 
@@ -115,7 +115,7 @@ def peak_process_bytes() -> int:
     if sys.platform == "linux":
         # Rather than ru_maxrss, in which a process inherits what the one that started it had held.
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-        if (found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)) is not None:
-            return int(found[1]) * 1024
+        if (match := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)) is not None:
+            return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -177,7 +177,7 @@ def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
     if not hasattr(os, "getpgid"):
         return 0
     name, value = environment_mark
-    ended = 0
+    count = 0
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) != process_group or process.environ().get(name) != value:
@@ -185,8 +185,8 @@ def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
             process.kill()
         except (OSError, psutil.Error):
             continue
-        ended += 1
-    return ended
+        count += 1
+    return count
 
 
 _RETRY_SECONDS = 0.02
@@ -194,8 +194,8 @@ _FLOCK = "hhqqi"  # of Linux: kind, whence, start, length, pid; source: fcntl(2)
 
 # POSIX gives a lock to the whole process, and takes it away when the process closes *any* descriptor of the file. What
 # this process holds is therefore remembered here, by path, and never opened a second time.
-_held: set[Path] = set()
-_held_guard = threading.Lock()  # guards `_held`
+_held_locks: set[Path] = set()
+_held_guard = threading.Lock()  # guards `_held_locks`
 
 
 class FileLock:
@@ -247,14 +247,14 @@ class FileLock:
         with _held_guard:
             os.close(self._descriptor)
             self._descriptor = None
-            _held.discard(self._path)
+            _held_locks.discard(self._path)
 
     def is_held_by_another(self) -> bool:
         """Whether a different process, or another lock object of this one, holds it at this moment."""
         if self._descriptor is not None:
             return False
         with _held_guard:
-            if self._path in _held:
+            if self._path in _held_locks:
                 return True
             try:
                 if sys.platform == "linux":
@@ -272,15 +272,15 @@ class FileLock:
         """Ask the kernel, which takes nothing: who looks and is then held up keeps no worker from its run."""
         descriptor = os.open(self._path, os.O_RDWR)
         try:
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind: int = struct.unpack_from("h", fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+            request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind: int = struct.unpack_from("h", fcntl.fcntl(descriptor, fcntl.F_GETLK, request))[0]
             return kind != fcntl.F_UNLCK
         finally:
             os.close(descriptor)
 
     def _try_acquire(self) -> bool:
         with _held_guard:
-            if self._path in _held:
+            if self._path in _held_locks:
                 return False
             try:
                 if self._makes_folder:
@@ -290,7 +290,7 @@ class FileLock:
                 raise self._unusable(error) from error
             if self._descriptor is None:
                 return False
-            _held.add(self._path)
+            _held_locks.add(self._path)
             return True
 
     def _open_locked(self, flags: int) -> int | None:

@@ -63,10 +63,10 @@ class NotBegunError(Exception):
 
 def error_to_json(error: EngineError) -> JsonObject:
     """Return an error as the `error` of an answer."""
-    shown: JsonObject = {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
+    message: JsonObject = {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
     if isinstance(error, engine.errors.ConfigError):
-        shown["problems"] = [list(problem) for problem in error.problems]
-    return shown
+        message["problems"] = [list(problem) for problem in error.problems]
+    return message
 
 
 def error_from_json(value: JsonObject) -> EngineError:
@@ -75,8 +75,8 @@ def error_from_json(value: JsonObject) -> EngineError:
         return engine.errors.ConfigError([engine.errors.Problem(*problem) for problem in value["problems"]])
     if value["kind"] == "CancelledRequestError":
         return CancelledRequestError()
-    known = getattr(engine.errors, value["kind"], WorkerError)
-    error_class = known if isinstance(known, type) and issubclass(known, EngineError) else WorkerError
+    kind = getattr(engine.errors, value["kind"], WorkerError)
+    error_class = kind if isinstance(kind, type) and issubclass(kind, EngineError) else WorkerError
     return error_class(value["what"], value["fix"])
 
 

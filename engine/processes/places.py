@@ -45,7 +45,7 @@ class ProcessPlaces:
         self.most = most
         self._clock = clock
         self._changed = threading.Condition()  # guards the three below
-        self._taken: dict[JsonLinesProcess, _Place] = {}
+        self._places: dict[JsonLinesProcess, _Place] = {}
         self._ending: set[JsonLinesProcess] = set()
         self._waiting: list[_Waiter] = []
 
@@ -57,21 +57,21 @@ class ProcessPlaces:
     def take(self, process: JsonLinesProcess, person: str) -> Iterator[None]:
         """Wait for a place for one question of a process, which has it then until `give`; yields once a second meanwhile."""
         waiter = _Waiter(person)
-        evicted: JsonLinesProcess | None = None
+        victim: JsonLinesProcess | None = None
         try:
             while True:
                 with self._changed:
-                    place = self._taken.get(process)
+                    place = self._places.get(process)
                     if place is not None:
                         place.questions += 1
                         break
                     if waiter not in self._waiting:
                         self._waiting.append(waiter)
                     if process not in self._ending and self._next() is waiter:
-                        if len(self._taken) + len(self._ending) >= self.most:
-                            evicted = self._end_longest_idle()
+                        if len(self._places) + len(self._ending) >= self.most:
+                            victim = self._end_longest_idle()
                         now = self._clock()
-                        self._taken[process] = _Place(person, now, now)
+                        self._places[process] = _Place(person, now, now)
                         break
                     self._changed.wait(_LOOK_SECONDS)
                 yield
@@ -80,13 +80,13 @@ class ProcessPlaces:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
                     self._changed.notify_all()
-        if evicted is not None:
-            self._end(evicted)  # before the other starts: there are never more
+        if victim is not None:
+            self._end(victim)  # before the other starts: there are never more
 
     def give(self, process: JsonLinesProcess) -> None:
         """Note that a question has ended; its process is idle where it was the last."""
         with self._changed:
-            place = self._taken.get(process)
+            place = self._places.get(process)
             if place is not None:
                 place.questions -= 1
                 place.used = self._clock()
@@ -95,17 +95,17 @@ class ProcessPlaces:
     def end_if_idle(self, process: JsonLinesProcess) -> None:
         """End a process without questions, and free its place."""
         with self._changed:
-            place = self._taken.get(process)
+            place = self._places.get(process)
             if place is None or place.questions:
                 return
-            del self._taken[process]
+            del self._places[process]
             self._ending.add(process)
         self._end(process)
 
     def free(self, process: JsonLinesProcess) -> None:
         """Free the place of a process that was closed."""
         with self._changed:
-            self._taken.pop(process, None)
+            self._places.pop(process, None)
             self._changed.notify_all()
 
     def _next(self) -> _Waiter | None:
@@ -113,23 +113,23 @@ class ProcessPlaces:
         return min(able, key=lambda waiter: self._at_work(waiter.person), default=None)
 
     def _may_go(self, person: str) -> bool:
-        at_work = sum(1 for place in self._taken.values() if place.questions)
+        at_work = sum(1 for place in self._places.values() if place.questions)
         if self._at_work(person) and at_work >= self.most / 2:
             return False
-        return len(self._taken) + len(self._ending) < self.most or bool(self._idle())
+        return len(self._places) + len(self._ending) < self.most or bool(self._idle())
 
     def _at_work(self, person: str) -> int:
-        return sum(1 for place in self._taken.values() if place.person == person and place.questions)
+        return sum(1 for place in self._places.values() if place.person == person and place.questions)
 
     def _end_longest_idle(self) -> JsonLinesProcess:
-        chosen = min(self._idle(), key=lambda process: self._taken[process].used)
-        del self._taken[chosen]
-        self._ending.add(chosen)
-        return chosen
+        oldest = min(self._idle(), key=lambda process: self._places[process].used)
+        del self._places[oldest]
+        self._ending.add(oldest)
+        return oldest
 
     def _idle(self) -> list[JsonLinesProcess]:
         now = self._clock()
-        return [process for process, place in self._taken.items() if place.can_be_lost(now)]
+        return [process for process, place in self._places.items() if place.can_be_lost(now)]
 
     def _end(self, process: JsonLinesProcess) -> None:
         process.close_if_unused()

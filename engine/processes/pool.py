@@ -18,7 +18,7 @@ from engine.processes.places import ProcessPlaces
 
 _BEGINS_WITHIN_SECONDS = 0.25
 _DEATHS = 3  # of processes, before a question that was never begun gives up
-_REMEMBERED = 64
+_MOST_OVERRUNS = 64
 _WAITS_SECONDS = 60.0
 
 
@@ -97,11 +97,11 @@ class ProcessPool:
         deaths = 0
         while True:
             process, may_move = self._choose(busy)
-            asked = {**params, "overruns": self._overruns.copy()}
+            request_params = {**params, "overruns": self._overruns.copy()}
             begins_within = _BEGINS_WITHIN_SECONDS if may_move else None
             yield from self._take(process, waits_seconds)
             try:
-                for answer in process.stream(method, asked, begins_within=begins_within):
+                for answer in process.stream(method, request_params, begins_within=begins_within):
                     if self.spare and "result" in answer:
                         self._start_spare()
                     yield answer
@@ -149,16 +149,16 @@ class ProcessPool:
         The first has the tokenizers that were asked about before, so it is preferred to an idle spare one. Where no further
         one may start, the question stays with its process however long that takes: the second value is False then.
         """
-        offered = [process for process in self.processes if process is not busy]
+        candidates = [process for process in self.processes if process is not busy]
         if self.places is not None and not self.places.has_room(self.person):
             started_ones = [process for process in self.processes if process.pid is not None]
             if started_ones:
                 return min(started_ones, key=lambda process: process.requests), False
-        started = (process for process in offered if process.pid is not None)
-        keeping_up = (process for process in started if process.silent_seconds < _BEGINS_WITHIN_SECONDS)
-        not_started = (process for process in offered if process.pid is None)
+        running = (process for process in candidates if process.pid is not None)
+        keeping_up = (process for process in running if process.silent_seconds < _BEGINS_WITHIN_SECONDS)
+        not_started = (process for process in candidates if process.pid is None)
         best = next(itertools.chain(keeping_up, not_started), None)
-        return best or min(offered, key=lambda process: process.requests), len(self.processes) > 1
+        return best or min(candidates, key=lambda process: process.requests), len(self.processes) > 1
 
     def _at_fault(self, end: ProcessEndedError, params: JsonObject) -> EngineError:
         if end.exit_code not in OVERRUN_EXIT_CODES:
@@ -172,7 +172,7 @@ class ProcessPool:
             return
         with self._lock:
             self._overruns[subject] = (error.what, error.fix)
-            while len(self._overruns) > _REMEMBERED:
+            while len(self._overruns) > _MOST_OVERRUNS:
                 del self._overruns[next(iter(self._overruns))]
 
     def _end_idle_ones_later(self) -> None:

@@ -28,7 +28,7 @@ LIBRARY_ENVIRONMENT = {
 
 # The system, the user and their language; Python; the way to the network; where models and data are kept, and whether the
 # Hub may be asked.
-_PASSED = frozenset(
+_PASSED_VARIABLES = frozenset(
     """
     PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TERM TMPDIR TEMP TMP XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME
     XDG_RUNTIME_DIR VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH
@@ -74,13 +74,13 @@ def environment_for(access: Collection[Access], inherited: Mapping[str, str] | N
     """Choose what a process gets of an environment, ours by default: no secrets but those for its `access`."""
 
     def is_passed(name: str) -> bool:
-        if name in _PASSED or any(member.value.fullmatch(name) for member in access):
+        if name in _PASSED_VARIABLES or any(member.value.fullmatch(name) for member in access):
             return True
         return name.startswith(_PASSED_PREFIXES) and _SECRET_WORD.search(name) is None
 
     source = os.environ if inherited is None else inherited
-    chosen = {name: value for name, value in source.items() if is_passed(name)}
-    return chosen if Access.HUB in access else chosen | _NO_HUB_LOGIN
+    variables = {name: value for name, value in source.items() if is_passed(name)}
+    return variables if Access.HUB in access else variables | _NO_HUB_LOGIN
 
 
 def allocator_environment() -> dict[str, str]:
@@ -224,24 +224,24 @@ def spawn_helper(
     """
     if launcher is not None:
         argv = [*launcher.command, *argv[1:]]
-    given, held = (None, None) if sys.platform == "win32" or launcher is not None else os.pipe()
+    read_end, write_end = (None, None) if sys.platform == "win32" or launcher is not None else os.pipe()
     try:
         process = spawn(
             argv,
             log_file=log_file,
-            environment=environment if given is None else {**environment, LIFE_LINE: str(given)},
+            environment=environment if read_end is None else {**environment, LIFE_LINE: str(read_end)},
             access=access,
             asked=True,
-            inherited=() if given is None else (given,),
+            inherited=() if read_end is None else (read_end,),
         )
     except WorkerError:
-        if held is not None:
-            os.close(held)
+        if write_end is not None:
+            os.close(write_end)
         raise
     finally:
-        if given is not None:
-            os.close(given)
-    return process, held
+        if read_end is not None:
+            os.close(read_end)
+    return process, write_end
 
 
 def end_with_asker() -> None:
@@ -267,12 +267,12 @@ def end_children_with_us() -> None:
     """
     if sys.platform == "win32" or os.getpgrp() != os.getpid():
         return
-    given, held = os.pipe()
-    _signal_when_closed(given, -os.getpgrp())
+    read_end, write_end = os.pipe()
+    _signal_when_closed(read_end, -os.getpgrp())
     stdin = sys.stdin  # referred to, or the child would close it as well
 
     def in_child() -> None:
-        os.close(held)
+        os.close(write_end)
         sys.stdin = None if stdin is not None else stdin
 
     os.register_at_fork(after_in_child=in_child)

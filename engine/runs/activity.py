@@ -25,10 +25,10 @@ def reported_activity(folder: RunFolder, attempt: int, every_seconds: float = _R
 
     def report() -> None:
         while not is_over.wait(every_seconds):
-            used = ProcessIdentity.current().cpu_seconds()
+            seconds = ProcessIdentity.current().cpu_seconds()
             # In place and without fsync: twice a minute, and a figure that was torn is read again.
             with contextlib.suppress(OSError):
-                folder.activity.write_text(_Figures(attempt=attempt, cpu_seconds=used or 0.0).model_dump_json())
+                folder.activity.write_text(_Figures(attempt=attempt, cpu_seconds=seconds or 0.0).model_dump_json())
 
     thread = threading.Thread(target=report, name="activity", daemon=True)
     thread.start()

@@ -75,12 +75,12 @@ class Checkpoint(NamedTuple):
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Checkpoints in a run's `checkpoints` folder, by step; what is in them is not looked at."""
     manifests = ((step_of(path.name), path, read_manifest(path)) for path in folder.glob("step-*"))
-    found = [
+    checkpoints = [
         Checkpoint(step, path, manifest)
         for step, path, manifest in manifests
         if step is not None and manifest is not None
     ]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def step_of(name: str) -> int | None:

@@ -61,23 +61,23 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
         return
     limits, free = rules.limits, free_bytes(home)
     if free - more_bytes < limits.free_disk_gb * _GB:
-        needed = f", and {_gb(more_bytes)} GB are needed" if more_bytes else ""
+        need = f", and {_gb(more_bytes)} GB are needed" if more_bytes else ""
         raise StorageError(
-            f"The disk has {_gb(free)} GB free{needed}; the lab keeps {limits.free_disk_gb:g} GB free.",
+            f"The disk has {_gb(free)} GB free{need}; the lab keeps {limits.free_disk_gb:g} GB free.",
             "Delete runs, uploads or exports that are no longer needed, or ask an admin for space.",
         )
     quota = limits.disk_gb_per_person
     if quota is None:
         return
-    used = disk_use(home, owner)
-    if used.total + more_bytes > quota * _GB or used.total >= quota * _GB:
-        parts = f"runs {_gb(used.runs)}, uploads {_gb(used.uploads)}, exports {_gb(used.exports)}"
+    use = disk_use(home, owner)
+    if use.total + more_bytes > quota * _GB or use.total >= quota * _GB:
+        parts = f"runs {_gb(use.runs)}, uploads {_gb(use.uploads)}, exports {_gb(use.exports)}"
         parts += "".join(
-            f", {name} {_gb(bytes_)}" for name, bytes_ in (("own models", used.models), ("cache", used.cache)) if bytes_
+            f", {name} {_gb(bytes_)}" for name, bytes_ in (("own models", use.models), ("cache", use.cache)) if bytes_
         )
-        needed = f"; {_gb(more_bytes)} GB more are needed" if more_bytes else ""
+        need = f"; {_gb(more_bytes)} GB more are needed" if more_bytes else ""
         raise StorageError(
-            f"You use {_gb(used.total)} of {quota:g} GB ({parts}){needed}.",
+            f"You use {_gb(use.total)} of {quota:g} GB ({parts}){need}.",
             "Delete runs, uploads, exports or own models that you no longer need.",
         )
 

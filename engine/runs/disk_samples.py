@@ -82,20 +82,20 @@ class DiskSamples:
 
     def by_week(self) -> Mapping[tuple[str, Week], int]:
         """Return the bytes of each person and week, as of the last sample in it; those of this week as measured last."""
-        found = {
+        weeks = {
             (one.owner, one.week): one.total
             for one in sorted(read_models(self._path, DiskSample), key=lambda one: one.day)
         }
         week = Week(*self._today().isocalendar()[:2])
-        return found | {(owner, week): use.total for owner, use in self._newest.items()}
+        return weeks | {(owner, week): use.total for owner, use in self._newest.items()}
 
     def _keep(self, newest: Mapping[str, DiskUse]) -> None:
         today, samples = self._today(), read_models(self._path, DiskSample)
-        known = {one.owner for one in samples if one.day == today}
-        more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in known]
+        owners = {one.owner for one in samples if one.day == today}
+        more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in owners]
         if more:
-            kept = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
-            lines = "".join(f"{one.model_dump_json()}\n" for one in (*kept, *more))
+            recent = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
+            lines = "".join(f"{one.model_dump_json()}\n" for one in (*recent, *more))
             write_atomically(self._path, lines, makes_folder=True)
 
     def _today(self) -> date:

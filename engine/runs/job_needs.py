@@ -45,11 +45,13 @@ def host_memory_bytes(
     if config.run.fsdp == "none":  # else each process has the whole model in RAM before it is divided
         weights = min(weights, _MAPPED_AT_ONCE)
     tokens = rows.count * rows.per_row * sum(rows.tokens) // len(rows.tokens) if rows is not None else 0
-    each = PROCESS_ITSELF + _CUDA_IN_RAM + weights + _trained(shape, config) * _TRAINED_BYTES + tokens * _TOKEN_BYTES
+    each = (
+        PROCESS_ITSELF + _CUDA_IN_RAM + weights + _count_trained(shape, config) * _TRAINED_BYTES + tokens * _TOKEN_BYTES
+    )
     return _in_whole_gib(round(each * processes * _RAM_MARGIN))
 
 
-def _trained(shape: ModelShape, config: RunConfig) -> int:
+def _count_trained(shape: ModelShape, config: RunConfig) -> int:
     try:
         return count_trainable(shape, config.adapter).trainable
     except (ConfigError, ModelError):  # a structure that is not known: all of it
@@ -87,8 +89,8 @@ def tflops_of(device: Device) -> float:
     """Return what a device computes at 16 bits, cautiously where it is not known; dense, from NVIDIA's data sheets."""
     if device.kind == "cpu":
         return max(1, device.cores) * PROCESSOR_TFLOPS_PER_CORE
-    known = similar_device(device.name, device.total_bytes / 1e9)
-    return (known.dense_tflops if known is not None else None) or _SLOW_GPU_TFLOPS
+    known_device = similar_device(device.name, device.total_bytes / 1e9)
+    return (known_device.dense_tflops if known_device is not None else None) or _SLOW_GPU_TFLOPS
 
 
 def measured_hours(config: RunConfig, plan: RunPlan, where: str, earlier: Iterable[RunSummary]) -> float | None:

@@ -90,7 +90,7 @@ class QueueBoard:
         self._programs = programs
         self._clock = clock
         self._lock = threading.Lock()  # guards the readers
-        self._followed: dict[str, HistoryReader] = {}
+        self._readers: dict[str, HistoryReader] = {}
 
     def entries(self, viewer: Person) -> tuple[QueueEntry, ...]:
         """Return the runs at work, then those that wait, the next one first; empty before a supervisor has looked.
@@ -99,10 +99,10 @@ class QueueBoard:
             viewer: Gets ids of the own runs; an admin of all, to stop them.
         """
         snapshot, rules, urgent = self._snapshot(), self._rules.read() or LabRules(), self._urgent()
-        shown = []
+        entries = []
         for run, state in self._at_work(snapshot):
             words = _words(run.owner, viewer, state.reason, state.cause)
-            shown.append(
+            entries.append(
                 QueueEntry(
                     run.owner, state.state, state.device, None, state.attempt_started, self._expected_end(run, state, rules),
                     state.reason, words, _id_for(viewer, run.owner, run.id),
@@ -112,8 +112,8 @@ class QueueBoard:
             words = _words(one.owner, viewer, one.reason, one.cause)
             run_id = _id_for(viewer, one.owner, one.run_id)
             first = urgent.words if urgent is not None and urgent.run_id == one.run_id else ""
-            shown.append(QueueEntry(one.owner, "queued", "", place, None, None, one.reason, words, run_id, first))
-        return tuple(shown)
+            entries.append(QueueEntry(one.owner, "queued", "", place, None, None, one.reason, words, run_id, first))
+        return tuple(entries)
 
     def devices(self) -> tuple[DeviceUse, ...]:
         """Return what each device does; everyone may see it."""
@@ -145,14 +145,14 @@ class QueueBoard:
     def _expected_end(self, run: Run, state: RunState, rules: LabRules) -> float | None:
         now = self._clock()
         with self._lock:
-            if len(self._followed) > _MOST_FOLLOWED:
-                self._followed.clear()
-            left = seconds_left(self._followed.setdefault(run.id, HistoryReader.of_run(run)).update(), self._clock)
+            if len(self._readers) > _MOST_FOLLOWED:
+                self._readers.clear()
+            seconds = seconds_left(self._readers.setdefault(run.id, HistoryReader.of_run(run)).update(), self._clock)
         hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
         if not local_devices(state.device):  # the lab limits the use of its own devices
             hours = None
         latest = None if hours is None or state.attempt_started is None else state.attempt_started + hours * 3600
-        ends = [end for end in (None if left is None else now + left, latest) if end is not None]
+        ends = [end for end in (None if seconds is None else now + seconds, latest) if end is not None]
         return min(ends, default=None)
 
     def _use(self, device: Device, holder: LeaseHolder | None) -> DeviceUse:

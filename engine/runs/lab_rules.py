@@ -71,14 +71,16 @@ def within_guest_limit(config: RunConfig, report: DatasetReport, home: LoratoryH
 
 def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
     sources = (config.dataset.source, *config.dataset.mix)
-    found = []
+    problems = []
     if find_in_catalog(config.model.id.strip()) is None:
-        found.append(Problem("model.id", "a guest trains models of the catalogue; choose one of them."))
+        problems.append(Problem("model.id", "a guest trains models of the catalogue; choose one of them."))
     if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
-        found.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
+        problems.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
     if (most := limits.guest_max_steps) is not None and config.training.max_steps > most:
-        found.append(Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less."))
-    return found
+        problems.append(
+            Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less.")
+        )
+    return problems
 
 
 def may_be_path(field: str, text: str) -> bool:

@@ -74,8 +74,8 @@ class Preflight:
             DatasetError: If the dataset cannot be read, or teaches nothing.
         """
         if self._home.owner:
-            if found := lab_problems(config, self._home):
-                raise ConfigError(found)
+            if lab_rule_problems := lab_problems(config, self._home):
+                raise ConfigError(lab_rule_problems)
             config = with_allowed_paths(config, self._home)
         else:
             config = with_absolute_paths(config)
@@ -108,7 +108,7 @@ class Preflight:
         require_rows_of(objective_of(config), [part.format for part in report.parts], config.dataset)
         _require_trained_tokens(config, report)
         options = place.suitable(options, config, shape, report.row_lengths)
-        predicted = _predict(shape, config, options, report.row_lengths)
+        prediction = _predict(shape, config, options, report.row_lengths)
         config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)
         facts = {
             **environment_facts(),
@@ -117,11 +117,11 @@ class Preflight:
             "open_settings": open_settings(config),
             "person": self._home.owner,
         }
-        if predicted is not None:
+        if prediction is not None:
             facts |= {
-                "predicted_bytes": predicted.need.expected_bytes,
-                "predicted_on": predicted.by_name if len(predicted.by_name) > 1 else {},
-                "predicted_memory": predicted_figures(predicted.need, predicted.devices[0].kind),
+                "predicted_bytes": prediction.need.expected_bytes,
+                "predicted_on": prediction.by_name if len(prediction.by_name) > 1 else {},
+                "predicted_memory": predicted_figures(prediction.need, prediction.devices[0].kind),
             }
         return CheckedRun(config, Provenance.model_validate(facts), report)
 
@@ -205,9 +205,9 @@ def _absolute(text: str, longest: int) -> str:
 
 
 def _longest(field: str) -> int:
-    named = "dataset.source" if field == "dataset.mix" else field  # the sources of a mixture are as long
-    bounds = (getattr(bound, "max_length", None) for bound in field_of(named).metadata)
-    return next((bound for bound in bounds if bound is not None), 1000)
+    name = "dataset.source" if field == "dataset.mix" else field  # the sources of a mixture are as long
+    bounds = (getattr(limit, "max_length", None) for limit in field_of(name).metadata)
+    return next((limit for limit in bounds if limit is not None), 1000)
 
 
 class Launcher:
@@ -245,12 +245,12 @@ class Launcher:
         if existing is not None:
             return existing
         require_admission(self._store.home, self._store.owner)
-        checked = self._preflight.check(config, on_progress)
+        checked_run = self._preflight.check(config, on_progress)
         meanwhile = None if key is None else self._store.find_by_key(key)  # its own place in the queue is no obstacle
         if meanwhile is not None:
             return meanwhile
         with admitted(self._store.home, self._store.owner):
-            return self._create(checked, key, copied_from)
+            return self._create(checked_run, key, copied_from)
 
     def start_all(
         self,
@@ -268,20 +268,20 @@ class Launcher:
             EngineError: As `start` does; then none of them was filed.
         """
         keys = [f"{key}/{number}" for number in range(len(configs))]
-        known = {name: run for name in keys if (run := self._store.find_by_key(name)) is not None}
-        checked: dict[str, CheckedRun] = {}
-        require_admission(self._store.home, self._store.owner, len(keys) - len(known))
+        runs_by_key = {name: run for name in keys if (run := self._store.find_by_key(name)) is not None}
+        checked_runs: dict[str, CheckedRun] = {}
+        require_admission(self._store.home, self._store.owner, len(keys) - len(runs_by_key))
         for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
-            if name not in known:
-                checked[name] = self._preflight.check(config, _numbered(on_progress, number, len(configs)))
-        with admitted(self._store.home, self._store.owner, len(checked)):
-            known |= {name: self._create(passed, name, copied_from) for name, passed in checked.items()}
-        return [known[name] for name in keys]
+            if name not in runs_by_key:
+                checked_runs[name] = self._preflight.check(config, _with_number(on_progress, number, len(configs)))
+        with admitted(self._store.home, self._store.owner, len(checked_runs)):
+            runs_by_key |= {name: self._create(passed, name, copied_from) for name, passed in checked_runs.items()}
+        return [runs_by_key[name] for name in keys]
 
-    def _create(self, checked: CheckedRun, key: str | None, copied_from: str | None) -> Run:
-        provenance = checked.provenance.model_copy(update={"copied_from": copied_from})
-        return self._store.create(checked.config, provenance, key, checked.report)
+    def _create(self, checked_run: CheckedRun, key: str | None, copied_from: str | None) -> Run:
+        provenance = checked_run.provenance.model_copy(update={"copied_from": copied_from})
+        return self._store.create(checked_run.config, provenance, key, checked_run.report)
 
 
-def _numbered(on_progress: OnProgress, number: int, count: int) -> OnProgress:
+def _with_number(on_progress: OnProgress, number: int, count: int) -> OnProgress:
     return lambda words: on_progress(f"Run {number} of {count}: {words}")

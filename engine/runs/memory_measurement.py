@@ -87,7 +87,7 @@ class MeasurementJob:
         self._estimate = estimate
         self._choose = choose
         self._command = command
-        self._stopped = threading.Event()
+        self._stop_requested = threading.Event()
 
     def run(self, on_progress: OnMeasurementProgress = lambda _: None) -> MeasuredStep:
         """Measure.
@@ -121,7 +121,9 @@ class MeasurementJob:
         process: Popen[bytes] | None = None
         try:
             wait = Wait(
-                UNTIL_A_CHAT_LEAVES_SECONDS, lambda one: on_progress(MeasurementProgress(one.why_wait)), self._stopped
+                UNTIL_A_CHAT_LEAVES_SECONDS,
+                lambda one: on_progress(MeasurementProgress(one.why_wait)),
+                self._stop_requested,
             )
             hold_devices(book, names, holder, wait)  # before there is a worker, so it never shares them
             on_progress(MeasurementProgress("Starting a process for the measurement."))
@@ -141,14 +143,14 @@ class MeasurementJob:
 
     def stop(self) -> None:
         """End it soon; nothing is kept."""
-        self._stopped.set()
+        self._stop_requested.set()
 
     def _follow(
         self, process: Popen[bytes], run: Run, device: Device, on_progress: OnMeasurementProgress
     ) -> MeasuredStep:
         offset, steps = 0, list[Event]()
         while True:
-            ended = process.poll() is not None  # asked first, so what is read afterwards is all there is
+            has_ended = process.poll() is not None  # asked first, so what is read afterwards is all there is
             batch = read_events(run.folder.events, offset)
             offset = batch.next_offset
             for event in batch.events:
@@ -163,9 +165,9 @@ class MeasurementJob:
                         on_progress(MeasurementProgress(message))
                     case MemoryData() as memory if len(steps) >= _STEPS:
                         return self._result(memory, steps, device)
-            if self._stopped.is_set():
+            if self._stop_requested.is_set():
                 raise CancelledRequestError
-            if ended:
+            if has_ended:
                 raise WorkerError(
                     "The process for the measurement ended without a result, perhaps for want of memory.",
                     "Lower what the run needs, or close other programs.",
@@ -301,11 +303,11 @@ def sweep_measurements(home: LoratoryHome) -> None:
         StorageError: If the home cannot be written.
     """
     places = [_place(home)] if home.owner else [_place(home), *(home.root / "page-cache").glob("*")]
-    found = [path for place in places for path in place.glob(f"{_PREFIX}*")]
-    if not found:
+    folders = [path for place in places for path in place.glob(f"{_PREFIX}*")]
+    if not folders:
         return
     with _guard(home):
-        for path in found:
+        for path in folders:
             if FileLock(path / _LOCK).is_held_by_another():
                 continue
             worker = RunFolder(path).read_worker()

@@ -23,15 +23,15 @@ def model_uses(home: LoratoryHome) -> Mapping[str, ModelUse]:
         with contextlib.suppress(EngineError, OSError):  # a mount that is gone
             runs = RunStore(home, owner).list()
         for run in runs:
-            known = read_provenance(run.folder)
-            if known.model_source is None:
+            provenance = read_provenance(run.folder)
+            if provenance.model_source is None:
                 continue
             is_over = False
             with contextlib.suppress(EngineError):
                 is_over = run.folder.read_state().is_final
-            use = uses.get(known.model_source, ModelUse())
+            use = uses.get(provenance.model_source, ModelUse())
             needed_by = use.needed_by if is_over else (*use.needed_by, f"{owner}/{run.id}")
-            uses[known.model_source] = ModelUse(max(use.last, known.created), use.runs + 1, needed_by)
+            uses[provenance.model_source] = ModelUse(max(use.last, provenance.created), use.runs + 1, needed_by)
     for owner, name, purpose in _needed_now(home):
         use = uses.get(name, ModelUse())
         uses[name] = use._replace(needed_by=(*use.needed_by, f"{owner}/{purpose}"))

@@ -85,14 +85,14 @@ class HuggingFaceJobs(RunPlace):
         if not config.jobs.flavor:
             kind = "cpu" if config.run.devices == "cpu" else "cuda"
             return tuple((flavor.device,) for flavor in flavors if flavor.device.kind == kind)
-        found = flavor_named(flavors, config.jobs.flavor)
-        if found is None:
+        choice = flavor_named(flavors, config.jobs.flavor)
+        if choice is None:
             there = ", ".join(flavor.name for flavor in flavors)
             raise DeviceError(
                 f"Hugging Face has no hardware {config.jobs.flavor} with one GPU.",
                 f"Set jobs.flavor to one of {there}.",
             )
-        return ((found.device,),)
+        return ((choice.device,),)
 
     def suitable(
         self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
@@ -121,19 +121,19 @@ class SlurmCluster(RunPlace):
         self._earlier = earlier
 
     def options(self, config: RunConfig) -> Options:
-        cluster, asked = self._cluster(), config.slurm.gpu_type
+        cluster, gpu_type = self._cluster(), config.slurm.gpu_type
         if config.run.devices == "cpu":
             memory = round((config.slurm.memory_gib or cluster.memory_gib) * GIB)
             return ((Device("cpu", 0, "CPU of a node", memory, memory, has_fast_bfloat16=False, cores=cluster.cpus),),)
         kinds = sorted(cluster.gpu_types, key=lambda kind: kind.memory_gib)
-        known = [kind for kind in kinds if asked in ("", kind.name)]
-        if not known:
+        matching = [kind for kind in kinds if gpu_type in ("", kind.name)]
+        if not matching:
             there = ", ".join(kind.name for kind in kinds) or "none"
             raise DeviceError(
-                f"The cluster has no GPUs of type {asked}." if asked else "The cluster has no GPUs.",
+                f"The cluster has no GPUs of type {gpu_type}." if gpu_type else "The cluster has no GPUs.",
                 f"Its types are {there}; an admin lists them in cluster.yaml, and run.devices cpu takes no GPU.",
             )
-        sizes = [(kind.name, round(kind.memory_gib * GIB)) for kind in known]
+        sizes = [(kind.name, round(kind.memory_gib * GIB)) for kind in matching]
         return tuple((Device("cuda", 0, name, size, size, has_fast_bfloat16=True),) for name, size in sizes)
 
     def suitable(
@@ -150,20 +150,20 @@ class SlurmCluster(RunPlace):
         The time is that of an earlier run there, or else of the arithmetic. A run that needs longer than the cluster's own
         limit continues as another job.
         """
-        cluster, asked = self._cluster(), config.slurm
-        chosen = asked.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
-        job = JobResources.of(config.model_copy(update={"slurm": chosen}), cluster)
-        processes, plan, hours = max(1, job.gpus), plan_run(config.training, report), asked.limit_hours
+        cluster, settings = self._cluster(), config.slurm
+        with_gpu_type = settings.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
+        job = JobResources.of(config.model_copy(update={"slurm": with_gpu_type}), cluster)
+        processes, plan, hours = max(1, job.gpus), plan_run(config.training, report), settings.limit_hours
         if hours is None and plan is not None:
             tflops = tflops_of(device) * processes * job.nodes
-            estimated = estimated_hours(shape.num_parameters, plan.seen_tokens, tflops)
-            measured = measured_hours(config, plan, job.words, self._earlier())
-            hours = in_half_hours(measured or estimated, cluster.limit_hours)
-        memory_gib = asked.memory_gib
+            by_flops = estimated_hours(shape.num_parameters, plan.seen_tokens, tflops)
+            by_history = measured_hours(config, plan, job.words, self._earlier())
+            hours = in_half_hours(by_history or by_flops, cluster.limit_hours)
+        memory_gib = settings.memory_gib
         if memory_gib is None:
             with contextlib.suppress(MemoryUnknownError):  # then it is the cluster's own figure
                 memory_gib = host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
-        slurm = chosen.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
+        slurm = with_gpu_type.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
         return config.model_copy(update={"slurm": slurm})
 
 
@@ -177,11 +177,11 @@ def _first_that_fits(
         raise DeviceError(
             "The memory that this model needs is not known, so its hardware cannot be chosen.", fix
         ) from error
-    fits = [option for option, needed in needs if needed <= option[0].total_bytes]
+    fits = [option for option, need in needs if need <= option[0].total_bytes]
     if not fits:
-        ((largest,), needed) = max(needs, key=lambda one: one[0][0].total_bytes)
+        ((largest,), need) = max(needs, key=lambda one: one[0][0].total_bytes)
         raise DeviceError(
-            f"This run may need {needed / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
+            f"This run may need {need / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
             f"{largest.total_bytes / GIB:.1f}.",
             "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
         )

@@ -52,8 +52,8 @@ def predict(
     possible = [option for option in options if option not in too_small]
     if not possible:
         raise too_small[max(options, key=lambda option: option[0].total_bytes)]
-    chosen = first_that_fits(possible, lambda device: by_name[device.name]) or possible[0]
-    return Prediction(chosen, max(by_option[chosen], key=lambda need: need.expected_bytes), by_name)
+    devices = first_that_fits(possible, lambda device: by_name[device.name]) or possible[0]
+    return Prediction(devices, max(by_option[devices], key=lambda need: need.expected_bytes), by_name)
 
 
 def most_likely(

@@ -207,24 +207,24 @@ class RunFolder:
         # Asked before the log is read: of a worker that has ended, the log is complete.
         is_at_work = not is_claimed_by_us and self.has_living_worker()
         last = last_event(self.events)
-        known: dict[str, object] = {
+        fields: dict[str, object] = {
             "attempt": max(self.attempts_seen(), 1),  # a worker of which there are only results had one at least
             "resumable_step": self.newest_checkpoint_step(),
             "started": last.time if last is not None else None,
         }
         if is_at_work:
-            return RunState.model_validate({"state": "running", **known})
-        known["ended"] = known["started"]
+            return RunState.model_validate({"state": "running", **fields})
+        fields["ended"] = fields["started"]
         match last.data if last is not None else None:
             case StatusData(phase="finished"):
-                known |= {"state": "completed", "reason": "finished"}
+                fields |= {"state": "completed", "reason": "finished"}
             case StatusData(phase="stopped", stopped_by=stopped_by):
-                known |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
+                fields |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
             case FailedData(what=what, fix=fix):
-                known |= {"state": "failed", "reason": "worker_failed", "cause": what, "advice": fix}
+                fields |= {"state": "failed", "reason": "worker_failed", "cause": what, "advice": fix}
             case _:
-                known |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
-        return RunState.model_validate(known)
+                fields |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
+        return RunState.model_validate(fields)
 
     def read_saved_state(self) -> RunState | None:
         """Load the state as it was saved; None where the file is missing or damaged.
@@ -276,8 +276,8 @@ class RunFolder:
 
     def attempts_seen(self) -> int:
         """The highest number of an attempt that the log or `process.json` knows; the supervisor may have counted on."""
-        logged, worker = last_event(self.events), self.read_worker()
-        return max(logged.attempt if logged is not None else 0, worker.attempt if worker is not None else 0)
+        event, worker = last_event(self.events), self.read_worker()
+        return max(event.attempt if event is not None else 0, worker.attempt if worker is not None else 0)
 
     def next_attempt(self) -> int:
         """Return the number that a worker reports with: what the supervisor counted, or one more than any worker had.
@@ -307,20 +307,20 @@ class RunFolder:
         lock = self.worker_lock()
         if not lock.acquire(timeout_seconds=1.0):
             raise RunError(f"Another process already works on {self.path.name}.", "Wait for it, or stop it first.")
-        expected = os.environ.get(ATTEMPT_VARIABLE, "")
+        attempt_text = os.environ.get(ATTEMPT_VARIABLE, "")
         job_id = next(filter(None, map(os.environ.get, _JOB_VARIABLES)), "")
         try:
             self._require_open(job_id)
-            attempt = self._expected_attempt(int(expected)) if expected.isdecimal() else self.next_attempt()
+            attempt = self._expected_attempt(int(attempt_text)) if attempt_text.isdecimal() else self.next_attempt()
         except (RunError, StorageError):
             lock.release()
             raise
         group = os.getpgid(0) if hasattr(os, "getpgid") else os.getpid()
         identity = ProcessIdentity.current().model_dump()
         record = WorkerRecord(**identity, process_group=group, attempt=attempt, job_id=job_id)
-        written = record.model_dump_json()
-        write_atomically(self.process, written)
-        return WorkerClaim(self, lock, attempt, written.encode())
+        record_json = record.model_dump_json()
+        write_atomically(self.process, record_json)
+        return WorkerClaim(self, lock, attempt, record_json.encode())
 
     def _require_open(self, job_id: str) -> None:
         """Raise RunError where the run has finished, or was submitted as another job than this one."""

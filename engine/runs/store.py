@@ -105,7 +105,7 @@ class RunStore:
         """
         if self._exists(run_id):
             return self._run(run_id)
-        matches = [known for known in self.ids() if len(run_id) >= 4 and known.endswith(run_id)]
+        matches = [candidate for candidate in self.ids() if len(run_id) >= 4 and candidate.endswith(run_id)]
         if len(matches) == 1:
             return self._run(matches[0])
         if matches:
@@ -140,21 +140,21 @@ class RunStore:
             StorageError: If its files cannot be removed.
         """
         run = self.get(run_id)
-        doomed = self.folder / f"{_DOOMED_PREFIX}{run.id}"
+        trash = self.folder / f"{_DOOMED_PREFIX}{run.id}"
         try:
-            self._set_aside(run, doomed)
-            size = folder_size_bytes(doomed)
-            self._forget_cached(doomed)
+            self._set_aside(run, trash)
+            size = folder_size_bytes(trash)
+            self._forget_cached(trash)
             with contextlib.suppress(FileNotFoundError):  # a server that starts sweeps it away at the same time
-                shutil.rmtree(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)  # the two together leave nothing
+                shutil.rmtree(trash)
+            shutil.rmtree(trash, ignore_errors=True)  # the two together leave nothing
         except OSError as error:
             raise StorageError(
                 f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."
             ) from error
         return size
 
-    def _set_aside(self, run: Run, doomed: Path) -> None:
+    def _set_aside(self, run: Run, trash: Path) -> None:
         lock = run.folder.worker_lock()
         try:
             # With the lock in our hands no worker can claim it, and no supervisor takes it up again.
@@ -162,7 +162,7 @@ class RunStore:
             self._refuse_to_delete(run, is_free)
             if sys.platform == "win32":
                 lock.release()  # no folder can be renamed there while a file in it is open
-            run.folder.path.rename(doomed)  # it is gone from every list at once, however long the rest takes
+            run.folder.path.rename(trash)  # it is gone from every list at once, however long the rest takes
         except StorageError:
             self.get(run.id)  # it may have been deleted meanwhile
             raise
@@ -195,9 +195,9 @@ class RunStore:
         is_named_by_us = RUN_ID.fullmatch(run_id) is not None
         return not is_named_by_us or self._clock() - _milliseconds_of(run_id) / 1000 > _MAKING_SECONDS
 
-    def _forget_cached(self, doomed: Path) -> None:
+    def _forget_cached(self, trash: Path) -> None:
         """Remove what is cached of a run whose folder is about to go."""
-        run = self._run(doomed.name.removeprefix(_DOOMED_PREFIX))
+        run = self._run(trash.name.removeprefix(_DOOMED_PREFIX))
         with contextlib.suppress(OSError):  # a cache that stays costs room, not truth
             cached_history_path(run).unlink(missing_ok=True)
 
@@ -211,7 +211,7 @@ class RunStore:
     def _new_id(self, now: float) -> str:
         """An id later than every other, even when the clock stops or goes back a little."""
         milliseconds = int(now * 1000)
-        newest = max((_milliseconds_of(known) for known in self.ids()[:1]), default=0)
+        newest = max((_milliseconds_of(run_id) for run_id in self.ids()[:1]), default=0)
         if milliseconds <= newest < milliseconds + _CLOCK_MAY_GO_BACK_MILLISECONDS:
             milliseconds = newest + 1
         moment = datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -110,7 +110,7 @@ def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, A
 def _of_history(history: RunHistory) -> dict[str, Any]:
     base, best = history.base_eval, history.best_eval
     tuned = history.tuned_evals
-    measured = measured_figures(history)
+    figures = measured_figures(history)
     return {
         "phase": history.status.phase if history.status is not None else "",
         "steps": history.last_step,
@@ -124,8 +124,8 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
         "trained_tokens": int(history.steps.last("trained_tokens") or 0),
         "tokens_per_second": history.mean_tokens_per_second(),
         "trainable_parameters": history.parameters.trainable if history.parameters is not None else None,
-        "peak_memory_bytes": measured.of_run,
-        "measured_memory": None if history.memory is None else measured,
+        "peak_memory_bytes": figures.of_run,
+        "measured_memory": None if history.memory is None else figures,
     }
 
 
@@ -165,8 +165,8 @@ class Peak(NamedTuple):
 
 def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
     """Return every figure of which something is known."""
-    measured = measured_figures(history)
-    peaks = (Peak(kind, predicted.of(kind), measured.of(kind)) for kind in get_args(PeakKind))
+    figures = measured_figures(history)
+    peaks = (Peak(kind, predicted.of(kind), figures.of(kind)) for kind in get_args(PeakKind))
     return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 
 
@@ -188,14 +188,14 @@ class Glance(NamedTuple):
     unread: int  # runs that no server has seen yet, and that are missing
 
 
-class _Remembered(BaseModel, frozen=True):
+class _IndexEntry(BaseModel, frozen=True):
     stamp: Stamp
     summary: RunSummary
 
 
 class _IndexFile(BaseModel):
     version: int
-    runs: dict[str, _Remembered]
+    runs: dict[str, _IndexEntry]
 
 
 class RunIndex:
@@ -212,10 +212,10 @@ class RunIndex:
         self._history_of = history_of or self._follow
         self._path = store.home.cache / "runs" / f"{store.owner}.json"
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
-        self._remembered: dict[str, _Remembered] | None = None  # None until the cache was read
-        self._seen: set[str] = set()  # runs that were read before
+        self._entries: dict[str, _IndexEntry] | None = None  # None until the cache was read
+        self._read_ids: set[str] = set()  # runs that were read before
         self._has_news = False  # what the cache does not know yet
-        self._followed: dict[str, HistoryReader] = {}  # of runs that have not ended
+        self._readers: dict[str, HistoryReader] = {}  # of runs that have not ended
         self._sizes: dict[str, tuple[int, int]] = {}  # of the same: checkpoints when it was measured, bytes
 
     def summaries(self) -> list[RunSummary]:
@@ -226,16 +226,16 @@ class RunIndex:
         """Return all rows that were read before, and as many more as can be read in that time, newest first."""
         spent_seconds = 0.0
         with self._reading:
-            remembered = self._remember()
+            entries = self._remember()
             runs, unread = self._store.list(), 0
             rows: list[RunSummary] = []
             for run in runs:
                 stamp = _stamp_of(run)
-                known = remembered.get(run.id)
-                if known is not None and known.stamp == stamp:
-                    rows.append(known.summary)
+                entry = entries.get(run.id)
+                if entry is not None and entry.stamp == stamp:
+                    rows.append(entry.summary)
                     continue
-                is_new = run.id not in self._seen
+                is_new = run.id not in self._read_ids
                 if is_new and spent_seconds > patience_seconds:
                     unread += 1
                     continue
@@ -243,12 +243,12 @@ class RunIndex:
                 summary = self._draw_up(run)
                 if is_new:
                     spent_seconds += time.monotonic() - began
-                    self._seen.add(run.id)
+                    self._read_ids.add(run.id)
                 rows.append(summary)
                 if summary.state in FINAL_STATES:
-                    remembered[run.id] = _Remembered(stamp=stamp, summary=summary)
+                    entries[run.id] = _IndexEntry(stamp=stamp, summary=summary)
                     self._has_news = True
-            if not unread and (self._has_news or len(remembered) > len(runs)):
+            if not unread and (self._has_news or len(entries) > len(runs)):
                 self._write_cache({run.id for run in runs})
                 self._has_news = False
             return Glance(rows, unread)
@@ -256,34 +256,34 @@ class RunIndex:
     def summary(self, run: Run) -> RunSummary:
         """The row of one run, from what is remembered where that still holds."""
         with self._reading:
-            known = self._remember().get(run.id)
-            return known.summary if known is not None and known.stamp == _stamp_of(run) else self._draw_up(run)
+            entry = self._remember().get(run.id)
+            return entry.summary if entry is not None and entry.stamp == _stamp_of(run) else self._draw_up(run)
 
     def _draw_up(self, run: Run) -> RunSummary:
         history = self._history_of(run)
         checkpoints = len(history.checkpoints)
-        measured = self._sizes.get(run.id)
-        if measured is None or measured[0] != checkpoints or run.folder.read_state().is_final:
-            measured = (checkpoints, folder_size_bytes(run.folder.path))
-            self._sizes[run.id] = measured
-        summary = summarize(run, history, measured[1])
+        size = self._sizes.get(run.id)
+        if size is None or size[0] != checkpoints or run.folder.read_state().is_final:
+            size = (checkpoints, folder_size_bytes(run.folder.path))
+            self._sizes[run.id] = size
+        summary = summarize(run, history, size[1])
         if summary.state in FINAL_STATES:
-            self._followed.pop(run.id, None)
+            self._readers.pop(run.id, None)
             self._sizes.pop(run.id, None)
         return summary
 
     def _follow(self, run: Run) -> RunHistory:
-        return self._followed.setdefault(run.id, HistoryReader.of_run(run)).update()
+        return self._readers.setdefault(run.id, HistoryReader.of_run(run)).update()
 
-    def _remember(self) -> dict[str, _Remembered]:
-        if self._remembered is None:
+    def _remember(self) -> dict[str, _IndexEntry]:
+        if self._entries is None:
             index = read_model(self._path, _IndexFile)
-            self._remembered = index.runs if index is not None and index.version == _INDEX_VERSION else {}
-        return self._remembered
+            self._entries = index.runs if index is not None and index.version == _INDEX_VERSION else {}
+        return self._entries
 
     def _write_cache(self, existing: set[str]) -> None:
-        self._remembered = {run_id: known for run_id, known in self._remember().items() if run_id in existing}
-        index = _IndexFile(version=_INDEX_VERSION, runs=self._remembered)
+        self._entries = {run_id: entry for run_id, entry in self._remember().items() if run_id in existing}
+        index = _IndexFile(version=_INDEX_VERSION, runs=self._entries)
         with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, not truth
             write_atomically(self._path, index.model_dump_json(), makes_folder=True)
 

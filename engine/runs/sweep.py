@@ -34,20 +34,20 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
         ConfigError: If an axis is not of that form or repeats a value, there are too many combinations, or one of them
             cannot work; lists every problem.
     """
-    parsed = [_parse_axis(axis) for axis in axes]
-    problems = [problem for _, _, problem in parsed if problem is not None]
+    parsed_axes = [_parse_axis(axis) for axis in axes]
+    problems = [problem for _, _, problem in parsed_axes if problem is not None]
     if problems:
         raise ConfigError(problems)
-    names = [name for name, _, _ in parsed]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    names = [name for name, _, _ in parsed_axes]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise ConfigError(
-            [Problem(name, "it is swept over twice; put all its values into one list.") for name in repeated]
+            [Problem(name, "it is swept over twice; put all its values into one list.") for name in duplicates]
         )
-    count = math.prod(len(choices) for _, choices, _ in parsed)
+    count = math.prod(len(choices) for _, choices, _ in parsed_axes)
     if count > MAX_RUNS:
         raise ConfigError([Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are filed at once.")])
-    return _combined(values, names, [choices for _, choices, _ in parsed])
+    return _combine(values, names, [choices for _, choices, _ in parsed_axes])
 
 
 def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunConfig]:
@@ -56,19 +56,19 @@ def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunC
     Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685): the update is scaled by alpha / r.
     """
     ratio = base.adapter.lora_alpha / base.adapter.r
-    scaled = []
+    results = []
     for config in configs:
         adapter = config.adapter.model_copy(update={"lora_alpha": max(1, round(ratio * config.adapter.r))})
-        scaled.append(config.model_copy(update={"adapter": adapter}))
-    return scaled
+        results.append(config.model_copy(update={"adapter": adapter}))
+    return results
 
 
-def _combined(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:
+def _combine(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     problems: dict[Problem, None] = {}
     earlier: dict[str, tuple[_Choice, ...]] = {}
-    numbered = [[_Choice(number, text) for number, text in enumerate(of_one)] for of_one in choices]
-    for combination in itertools.product(*numbered):
+    choices_by_axis = [[_Choice(number, text) for number, text in enumerate(of_one)] for of_one in choices]
+    for combination in itertools.product(*choices_by_axis):
         settings = [f"{name}={choice.text}" for name, choice in zip(names, combination, strict=True)]
         try:
             config = config_from_mapping(with_overrides(values, settings))
@@ -92,8 +92,8 @@ def _repetitions(names: Sequence[str], earlier: Sequence[_Choice], later: Sequen
     """The axes whose values make the same configuration, however they are written; none for one combination."""
     for name, first, second in zip(names, earlier, later, strict=True):
         if first.number != second.number:
-            written = "is given twice" if first.text == second.text else f"is the same value as {first.text}"
-            yield Problem(name, f"{second.text} {written}; leave one of them out.")
+            fact = "is given twice" if first.text == second.text else f"is the same value as {first.text}"
+            yield Problem(name, f"{second.text} {fact}; leave one of them out.")
 
 
 def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
@@ -102,12 +102,12 @@ def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
     wrong = Problem(name, f"{shorten(axis)!r} is not of the form section.field=value,value.")
     if not equals or "." not in name:
         return name, [], wrong
-    listed = f"[{text}]"
+    sequence = f"[{text}]"
     try:
-        node = yaml.compose(listed, Loader=yaml.SafeLoader)
+        node = yaml.compose(sequence, Loader=yaml.SafeLoader)
     except UNREADABLE_YAML:
         return name, [], wrong
     if not isinstance(node, yaml.SequenceNode) or not node.value or any(one.tag == _YAML_NULL for one in node.value):
         return name, [], wrong
     # As they were typed: what a value is depends on its setting, and overrides decide that.
-    return name, [listed[one.start_mark.index : one.end_mark.index] for one in node.value], None
+    return name, [sequence[one.start_mark.index : one.end_mark.index] for one in node.value], None

@@ -34,11 +34,11 @@ class RunQuery:
 def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSummary]:
     """The rows that a query wants, in its order; rows without a value for the order come last."""
     words = query.words.casefold().split()
-    found = [summary for summary in summaries if _matches(summary, query, words)]
-    valued = [(value, summary) for summary in found if (value := _sort_value(summary, query.sort)) is not None]
-    valued.sort(key=lambda pair: pair[0], reverse=query.descending)
-    without = [summary for summary in found if _sort_value(summary, query.sort) is None]
-    return [summary for _, summary in valued] + without
+    matches = [summary for summary in summaries if _matches(summary, query, words)]
+    sortable = [(value, summary) for summary in matches if (value := _sort_value(summary, query.sort)) is not None]
+    sortable.sort(key=lambda pair: pair[0], reverse=query.descending)
+    without = [summary for summary in matches if _sort_value(summary, query.sort) is None]
+    return [summary for _, summary in sortable] + without
 
 
 def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
@@ -46,8 +46,8 @@ def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
 
     Losses compare only between runs that hold out the same rows: the caller chooses which runs to ask about.
     """
-    measured = [summary for summary in summaries if summary.best_eval_loss is not None]
-    return min(measured, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
+    candidates = [summary for summary in summaries if summary.best_eval_loss is not None]
+    return min(candidates, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
 
 
 def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
@@ -64,11 +64,13 @@ def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, 
 
 def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool:
     fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model))
-    if any(wanted and value not in wanted for wanted, value in fields) or not set(query.tags) <= set(summary.tags):
+    if any(accepted and value not in accepted for accepted, value in fields) or not set(query.tags) <= set(
+        summary.tags
+    ):
         return False
-    named = (summary.id, summary.name, summary.note, *summary.tags)
+    texts = (summary.id, summary.name, summary.note, *summary.tags)
     text = "\n".join(
-        (*named, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
+        (*texts, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
     ).casefold()
     return all(word in text for word in words)
 

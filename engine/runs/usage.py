@@ -88,18 +88,18 @@ def recovered_attempts(run: Run, state: RunState) -> Iterator[Attempt]:
     """Yield the ended attempts at a run as its event log dates them; the device is that of the newest one."""
     spans: dict[int, tuple[float, float]] = {}
     for line in read_lines(run.folder.events).lines:
-        found = _STAMP.search(line)
-        if found is not None:
-            attempt, moment = int(found[1]), float(found[2])
-            began, ended = spans.get(attempt, (moment, moment))
-            spans[attempt] = min(began, moment), max(ended, moment)
+        match = _STAMP.search(line)
+        if match is not None:
+            attempt, moment = int(match[1]), float(match[2])
+            began, end = spans.get(attempt, (moment, moment))
+            spans[attempt] = min(began, moment), max(end, moment)
     is_over = state.is_final or state.state == "queued"
     if is_over and state.attempt_started is not None and state.ended is not None:
         spans[state.attempt] = state.attempt_started, state.ended
-    for attempt, (began, ended) in sorted(spans.items()):
+    for attempt, (began, end) in sorted(spans.items()):
         if attempt < state.attempt or (is_over and attempt == state.attempt):
             yield Attempt(
-                owner=run.owner, run_id=run.id, attempt=attempt, device=state.device or "cpu", began=began, ended=ended
+                owner=run.owner, run_id=run.id, attempt=attempt, device=state.device or "cpu", began=began, ended=end
             )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ class UsageLedger:
         self._path = home.server / _FILE
         now = clock()
         self._oldest = now - _KEPT_SECONDS
-        self._known: set[tuple[str, int]] = set()
+        self._counted_attempts: set[tuple[str, int]] = set()
         self._gpu_seconds: dict[tuple[str, Week], float] = {}
         self._run_seconds: dict[str, float] = {}
         self.decayed = DecayedSeconds(now)
@@ -201,9 +201,9 @@ class UsageLedger:
 
     def _count(self, attempt: Attempt) -> bool:
         key = attempt.run_id, attempt.attempt
-        if key in self._known or attempt.ended < self._oldest:
+        if key in self._counted_attempts or attempt.ended < self._oldest:
             return False
-        self._known.add(key)
+        self._counted_attempts.add(key)
         self.decayed.add(attempt)
         self._run_seconds[attempt.run_id] = self.run_seconds(attempt.run_id) + attempt.seconds
         if attempt.gpus:
@@ -215,10 +215,12 @@ class UsageLedger:
     def _load(self) -> None:
         """Read the file, and write it again where old attempts or a torn line are in it."""
         lines = read_lines(self._path).lines
-        kept = [attempt for attempt in _parsed(lines) if self._count(attempt)]
-        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
-        if len(kept) < len(lines) or torn:
-            text = "".join(f"{attempt.model_dump_json(exclude_defaults=True)}\n" for attempt in kept)
+        attempts = [attempt for attempt in _parse(lines) if self._count(attempt)]
+        is_cut_off = (
+            self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
+        )
+        if len(attempts) < len(lines) or is_cut_off:
+            text = "".join(f"{attempt.model_dump_json(exclude_defaults=True)}\n" for attempt in attempts)
             write_atomically(self._path, text)
 
     def _recover(self) -> None:
@@ -227,13 +229,13 @@ class UsageLedger:
                 state = run.folder.read_saved_state()
                 if state is None or not state.attempt:
                     continue
-                ended = state.attempt if state.is_final or state.state == "queued" else state.attempt - 1
-                if any((run.id, attempt) not in self._known for attempt in range(1, ended + 1)):
+                last = state.attempt if state.is_final or state.state == "queued" else state.attempt - 1
+                if any((run.id, attempt) not in self._counted_attempts for attempt in range(1, last + 1)):
                     for attempt in recovered_attempts(run, state):
                         self.add(attempt)
 
 
-def _parsed(lines: Iterable[bytes]) -> Iterator[Attempt]:
+def _parse(lines: Iterable[bytes]) -> Iterator[Attempt]:
     for line in lines:
         with contextlib.suppress(ValidationError):
             yield Attempt.model_validate_json(line)
@@ -264,11 +266,11 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
         running: Attempts at present; see `engine.runs.lab_queue.QueueBoard.attempts`.
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
-    seen: set[tuple[str, int]] = set()
-    for attempt in (*_parsed(read_lines(home.server / _FILE).lines), *running):
-        if (attempt.run_id, attempt.attempt) in seen:
+    counted: set[tuple[str, int]] = set()
+    for attempt in (*_parse(read_lines(home.server / _FILE).lines), *running):
+        if (attempt.run_id, attempt.attempt) in counted:
             continue
-        seen.add((attempt.run_id, attempt.attempt))
+        counted.add((attempt.run_id, attempt.attempt))
         for week, seconds in weeks_of(attempt):
             gpu, cpu, kwh, runs = sums.get((week, attempt.owner), (0.0, 0.0, None, set[str]()))
             gpu += seconds * attempt.gpus / 3600

@@ -23,10 +23,10 @@ def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> 
         ConfigError: If there is no adapter.
     """
     allowed = AllowedPaths.of(home) if home is not None else None
-    typed = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
-    named = resolve_inside(runs, text) if RUN_ID.match(text) else typed
+    path = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
+    place = resolve_inside(runs, text) if RUN_ID.match(text) else path
     with contextlib.suppress(OSError, ValueError):  # names that no file can have
-        for folder in (named, named / "adapter"):
+        for folder in (place, place / "adapter"):
             if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
                 return folder
     message = f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."

@@ -120,8 +120,8 @@ def parse_webhook(text: str, kind: str = "") -> Webhook:
         raise _unusable("it has a user name or a fragment")
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_this_machine(host)):
         raise _unusable("it does not begin with https://")
-    found = next((known for known in KINDS if known == kind), _HOSTS.get(host, "json"))
-    return Webhook(url=SecretStr(url), kind=found)
+    service = next((name for name in KINDS if name == kind), _HOSTS.get(host, "json"))
+    return Webhook(url=SecretStr(url), kind=service)
 
 
 def _unusable(why: str) -> WebhookError:
@@ -163,7 +163,7 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
     target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
     connection = _connect(parts.hostname or "", parts.port, parts.scheme == "https", allows_private)
     # Each wait is bounded by the socket; a server that sends a byte now and then would bind the thread for hours.
-    guard = threading.Timer(_DEADLINE_SECONDS, _shut, [connection.sock])
+    guard = threading.Timer(_DEADLINE_SECONDS, _close_quietly, [connection.sock])
     guard.daemon = True
     guard.start()
     try:
@@ -181,7 +181,7 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
         )
 
 
-def _shut(sock: socket.socket | None) -> None:
+def _close_quietly(sock: socket.socket | None) -> None:
     if sock is not None:
         try:
             sock.shutdown(socket.SHUT_RDWR)
@@ -192,10 +192,10 @@ def _shut(sock: socket.socket | None) -> None:
 def _connect(host: str, port: int | None, is_tls: bool, allows_private: bool) -> http.client.HTTPConnection:
     number = port or (443 if is_tls else 80)
     try:
-        found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
     except OSError:
         raise WebhookError(f"The host {host} is not known.", "Check the address, and the network.") from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in infos))
     if not allows_private and not all(map(_is_public, addresses)):
         raise WebhookError(
             f"{host} is an address of a private network, which this lab does not send to.", "Ask an admin to allow it."

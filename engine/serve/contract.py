@@ -59,28 +59,28 @@ class RefusedRequestError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
-class _Asked(BaseModel):
+class _Request(BaseModel):
     """A part of what clients send; what it has in addition is left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
-class _Part(_Asked):
+class _Part(_Request):
     type: Literal["text"]
     text: str
 
 
-class _Function(_Asked):
+class _Function(_Request):
     name: str
     arguments: str = "{}"
 
 
-class _ToolCall(_Asked):
+class _ToolCall(_Request):
     id: str | None = None
     function: _Function
 
 
-class AskedMessage(_Asked):
+class AskedMessage(_Request):
     """One turn, as clients send it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -106,11 +106,11 @@ class AskedMessage(_Asked):
         )
 
 
-class _StreamOptions(_Asked):
+class _StreamOptions(_Request):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(_Asked):
+class ChatCompletionRequest(_Request):
     """The body of POST /v1/chat/completions; what is left out is as in the chat.
 
     `top_k`, `repetition_penalty` and `return_token_ids` are those of vLLM; the official client sends them with
@@ -134,8 +134,8 @@ class ChatCompletionRequest(_Asked):
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer and are no part of it."""
-        given = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-        return tuple(text for text in given if text)
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        return tuple(text for text in stops if text)
 
     @property
     def wants_usage(self) -> bool:
@@ -144,7 +144,7 @@ class ChatCompletionRequest(_Asked):
 
     def sampling(self) -> SamplingConfig:
         """Return the chat's settings, with the defaults of the chat for what was not said."""
-        given = {
+        values = {
             "temperature": self.temperature,
             # 0 means what a very small share means: the most likely token alone.
             "top_p": None if self.top_p is None else max(self.top_p, 1e-6),
@@ -153,7 +153,7 @@ class ChatCompletionRequest(_Asked):
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
             "seed": None if self.seed is None else self.seed % 2**32,
         }
-        return SamplingConfig.model_validate({name: value for name, value in given.items() if value is not None})
+        return SamplingConfig.model_validate({name: value for name, value in values.items() if value is not None})
 
 
 def read_request(body: Any) -> ChatCompletionRequest:
@@ -164,13 +164,13 @@ def read_request(body: Any) -> ChatCompletionRequest:
     """
     if not isinstance(body, dict):
         raise RefusedRequestError("The body is not a JSON object.")
-    known = ChatCompletionRequest.model_fields
+    fields = ChatCompletionRequest.model_fields
     for name, value in body.items():
         if name in _NEUTRAL:
             if value not in _NEUTRAL[name] or (isinstance(value, bool) and name == "n"):
                 what = f"{name} is not supported here with this value; leave it out."
                 raise RefusedRequestError(what, param=name, code="unsupported_parameter")
-        elif name not in known and name not in _IGNORED:
+        elif name not in fields and name not in _IGNORED:
             what = f"Unrecognized request argument: {name[:60]}."
             raise RefusedRequestError(what, param=name[:60], code="unknown_parameter")
     try:
@@ -221,8 +221,8 @@ class CompletionForm:
     def chunk(self, delta: dict[str, Any], finish: OpenAIFinish | None = None) -> dict[str, Any]:
         """Return a `chat.completion.chunk`: what is added, or why it ends."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        counted = {"usage": None} if self.with_usage else {}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **counted}
+        usage = {"usage": None} if self.with_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
 
     def counts(self, last: Written) -> dict[str, Any]:
         """Return what it took, where the client asked for it; has no choices."""

@@ -65,12 +65,12 @@ class _Endpoint:
 
     async def complete(self, request: Request) -> Response:
         try:
-            asked = read_request(await _read_json(request))
-            branch = self._served.branch(asked.model)
+            completion = read_request(await _read_json(request))
+            branch = self._served.branch(completion.model)
             # The chat is asked with the values that the page uses, so the prompt is the same.
-            messages = tuple(message.as_message() for message in asked.messages)
-            question = ChatRequest(messages=messages, branches=(branch,), sampling=asked.sampling())
-            return await _unless_gone(self._answer(asked, question), request.receive)
+            messages = tuple(message.as_message() for message in completion.messages)
+            question = ChatRequest(messages=messages, branches=(branch,), sampling=completion.sampling())
+            return await _unless_gone(self._answer(completion, question), request.receive)
         except RefusedRequestError as refusal:
             return refusal.response()
         except EngineError as error:
@@ -79,20 +79,20 @@ class _Endpoint:
         except ClientGoneError:
             return Response(status_code=499)  # the client is gone
 
-    async def _answer(self, asked: ChatCompletionRequest, question: ChatRequest) -> Response:
+    async def _answer(self, completion: ChatCompletionRequest, question: ChatRequest) -> Response:
         await self._served.ready()
-        ids = await self._served.prompt_ids(question.messages) if asked.return_token_ids else None
-        form = CompletionForm(asked.model, ids, asked.wants_usage)
-        written = self._served.answer(question, asked.stops)
-        if not asked.stream:
+        ids = await self._served.prompt_ids(question.messages) if completion.return_token_ids else None
+        form = CompletionForm(completion.model, ids, completion.wants_usage)
+        chunks = self._served.answer(question, completion.stops)
+        if not completion.stream:
             text = ""
-            async for last in written:
+            async for last in chunks:
                 text += last.text
             return JSONResponse(form.whole(text, last))
         # What is wrong with the conversation shows before its first token, and then is an answer with a status.
-        first = await anext(written)
+        first = await anext(chunks)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(_events(form, first, written), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(_events(form, first, chunks), headers=headers, media_type="text/event-stream")
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}
@@ -197,7 +197,7 @@ def serve_model(
     """
     if port != 0 or host not in LOOPBACK_HOSTS:
         refuse_unless_usable(host, port)
-    bound = bound_socket(host, port)
+    listener = bound_socket(host, port)
     # uvicorn ends in order and then raises the signal again; that one must not kill us before the model has gone.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -211,13 +211,13 @@ def serve_model(
             server_header=False,
             timeout_graceful_shutdown=3,
         )
-        bound.listen()  # who comes from now on is kept waiting for a moment and not refused
-        shown = f"[{host}]" if ":" in host else host
-        on_listening(Listening(f"http://{shown}:{bound.getsockname()[1]}/v1", tuple(served.offered)))
-        uvicorn.Server(config).run(sockets=[bound])
+        listener.listen()  # who comes from now on is kept waiting for a moment and not refused
+        host_text = f"[{host}]" if ":" in host else host
+        on_listening(Listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", tuple(served.offered)))
+        uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         return
     finally:
-        bound.close()
+        listener.close()
         served.session.unload()
         signal.signal(signal.SIGTERM, before)

@@ -36,18 +36,18 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named, asyncio sends at once (TCP_NODELAY); else the end of each answer may wait for 40 ms.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, port))
+        listener.bind((host, port))
     except OSError as error:
-        bound.close()
+        listener.close()
         fix = "Close the other program, or choose another one with --port."
         raise DeviceError(f"Port {port} is in use or not allowed ({error.strerror}).", fix) from error
-    return bound
+    return listener
 
 
-def restricted(send: Send) -> Send:
+def with_headers(send: Send) -> Send:
     """Add headers that limit what a browser does with an answer; a policy that the answer has already stays."""
 
     async def send_restricted(message: Message) -> None:
@@ -80,7 +80,7 @@ class LocalProgramsOnly:
             return
         refusal = _refusal(scope["method"], Headers(scope=scope))
         answer = self.app if refusal is None else refusal.response()
-        await answer(scope, receive, restricted(send))
+        await answer(scope, receive, with_headers(send))
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class OwnPageOnly:
                 "Loratory answers its own page and programs on this computer. A page of another site may not ask it."
             )
         if foreign is None:
-            await self.app(_without_forwarded(scope), receive, restricted(send))
+            await self.app(_without_forwarded(scope), receive, with_headers(send))
         elif scope["type"] == "http":
-            await PlainTextResponse(foreign, 403)(scope, receive, restricted(send))
+            await PlainTextResponse(foreign, 403)(scope, receive, with_headers(send))
         else:
             await send({"type": "websocket.close", "code": 1008})
 

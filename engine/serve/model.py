@@ -39,13 +39,13 @@ class ServedModel:
         loaded = self.session.load(self.target, on_progress)
         own: Branch = "tuned" if "tuned" in loaded.branches else "base"
         names: dict[str, Branch] = {self.name: own, **dict.fromkeys(self.aliases, own)}
-        offered = [self.name]
+        served_names = [self.name]
         if "base" in loaded.branches:
             names.setdefault("base", "base")
             names.setdefault(loaded.name, "base")
             if own != "base":
-                offered.append("base")
-        self._branches, self.offered = names, offered
+                served_names.append("base")
+        self._branches, self.offered = names, served_names
         self.created = self.created or int(time.time())
         return loaded
 
@@ -67,11 +67,11 @@ class ServedModel:
         Raises:
             RefusedRequestError: If there is none.
         """
-        found = self._branches.get(name)
-        if found is None:
+        branch = self._branches.get(name)
+        if branch is None:
             what = f"The model {name[:100]!r} does not exist here; there are {', '.join(self.offered)}."
             raise RefusedRequestError(what, param="model", code="model_not_found", status=404)
-        return found
+        return branch
 
     async def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return exactly what the model reads for a conversation."""
@@ -88,10 +88,10 @@ class ServedModel:
         scanner = StopScanner(stops)
         async with self.room, contextlib.aclosing(_chunks(self.session, request)) as chunks:
             async for chunk in chunks:
-                scanned = scanner.add(chunk.text)
-                text = scanned.text
-                finish: OpenAIFinish | None = "stop" if scanned.stopped else None
-                if chunk.done and not scanned.stopped:
+                scan = scanner.add(chunk.text)
+                text = scan.text
+                finish: OpenAIFinish | None = "stop" if scan.stopped else None
+                if chunk.done and not scan.stopped:
                     text += scanner.finish()
                     finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
                 yield Written(text, chunk.prompt_tokens, chunk.tokens, finish)
@@ -99,7 +99,7 @@ class ServedModel:
                     return
 
 
-class Scanned(NamedTuple):
+class Scan(NamedTuple):
     """What may be shown now."""
 
     text: str
@@ -111,40 +111,40 @@ class StopScanner:
     """Passes text on as it arrives, holding back what may be the beginning of a stop text."""
 
     stops: Sequence[str]
-    _held: str = field(default="", init=False)
+    _tail: str = field(default="", init=False)
 
-    def add(self, text: str) -> Scanned:
+    def add(self, text: str) -> Scan:
         """Take what was written; gives what is certain to belong to the answer."""
-        held = self._held + text
-        found = [position for stop in self.stops if (position := held.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return Scanned(held[: min(found)], stopped=True)
+        pending = self._tail + text
+        positions = [position for stop in self.stops if (position := pending.find(stop)) >= 0]
+        if positions:
+            self._tail = ""
+            return Scan(pending[: min(positions)], stopped=True)
         # The last characters that are the first ones of a stop text.
-        endings = (held[start:] for start in range(len(held)))
-        self._held = next((end for end in endings if any(stop.startswith(end) for stop in self.stops)), "")
-        return Scanned(held[: len(held) - len(self._held)], stopped=False)
+        endings = (pending[start:] for start in range(len(pending)))
+        self._tail = next((end for end in endings if any(stop.startswith(end) for stop in self.stops)), "")
+        return Scan(pending[: len(pending) - len(self._tail)], stopped=False)
 
     def finish(self) -> str:
         """Return what was held back, once nothing follows any more."""
-        held, self._held = self._held, ""
-        return held
+        tail, self._tail = self._tail, ""
+        return tail
 
 
 async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
     loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[ChatChunk | Exception] = asyncio.Queue()
-    unwanted = threading.Event()
+    queue: asyncio.Queue[ChatChunk | Exception] = asyncio.Queue()
+    stop = threading.Event()
 
     def hand_over(item: ChatChunk | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
+            loop.call_soon_threadsafe(queue.put_nowait, item)
 
     def follow() -> None:
         stream = cast(Generator[ChatChunk, None, None], session.stream(request))
         try:
             for chunk in stream:
-                if unwanted.is_set():
+                if stop.is_set():
                     break
                 hand_over(chunk)
         except Exception as error:
@@ -153,15 +153,15 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
             stream.close()
 
     threading.Thread(target=follow, daemon=True).start()
-    finished = False
+    has_finished = False
     try:
-        while not finished:
-            item = await arrived.get()
-            finished = isinstance(item, Exception) or item.done
+        while not has_finished:
+            item = await queue.get()
+            has_finished = isinstance(item, Exception) or item.done
             if isinstance(item, Exception):
                 raise item
             yield item
     finally:
-        if not finished:
-            unwanted.set()
+        if not has_finished:
+            stop.set()
             session.stop(request.id)

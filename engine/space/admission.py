@@ -37,8 +37,8 @@ class Visitor:
         """Read what Hugging Face knows of a person: in the ID token, and where it was asked."""
         names = [claims.get("preferred_username") for claims in reversed(sources)]
         name = next((one for one in names if isinstance(one, str)), "")
-        listed = [one for claims in sources for one in _objects(claims.get("orgs"))]
-        organizations = {_name_of(one) for one in listed if not any(one.get(unmet) for unmet in _UNMET)}
+        memberships = [one for claims in sources for one in _objects(claims.get("orgs"))]
+        organizations = {_name_of(one) for one in memberships if not any(one.get(unmet) for unmet in _UNMET)}
         return cls(HubName(subject, name), tuple(sorted(one for one in organizations if one.subject)))
 
 
@@ -75,8 +75,8 @@ class Admission:
         if visitor.account.subject == self._space.creator:
             return "admin"
         # Each is looked at: also those after the first are believed now, not later.
-        listed = [self._is_listed(one) for one in (visitor.account, *visitor.organizations)]
-        return "member" if any(listed) else None
+        matches = [self._is_listed(one) for one in (visitor.account, *visitor.organizations)]
+        return "member" if any(matches) else None
 
     def admit(self, visitor: Visitor) -> Admitted | None:
         """Return the account of a person, made where it is their first visit; None for a person who is not let in.
@@ -119,16 +119,16 @@ class Admission:
         with self._database.transaction() as connection:
             if name in self._space.admitted and not _ID.fullmatch(name):
                 connection.execute("INSERT OR IGNORE INTO listed_names VALUES (?, ?)", (name, one.subject))
-            found = connection.execute("SELECT 1 FROM listed_names WHERE subject = ?", (one.subject,)).fetchone()
-        return found is not None
+            row = connection.execute("SELECT 1 FROM listed_names WHERE subject = ?", (one.subject,)).fetchone()
+        return row is not None
 
 
 def _kept_out(done: str, space: SpaceEnvironment) -> AccountError:
     return AccountError(f"An admin of this Space has {done} your account.", f"Ask {space.author}.")
 
 
-def _objects(listed: object) -> list[Mapping[str, object]]:
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+def _objects(value: object) -> list[Mapping[str, object]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _name_of(organization: Mapping[str, object]) -> HubName:

@@ -48,7 +48,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         self.runs = RunStore(self.home, DEMO_OWNER)
-        self._ended = threading.Event()
+        self._stop = threading.Event()
         self._failures = 0
         self._not_before = 0.0  # monotonic seconds
         self._began = time.time()
@@ -68,7 +68,7 @@ class Demo:
 
     def close(self) -> None:
         """End the thread and the processes; a run continues."""
-        self._ended.set()
+        self._stop.set()
         self.chat.close()
         self.inspector.close()
 
@@ -76,13 +76,13 @@ class Demo:
     def run(self) -> Run | None:
         """The newest run that completed, else the newest; None before there is one."""
         runs = self.runs.list()
-        completed = (run for run in runs if run.folder.read_state().state == "completed")
-        return next(completed, runs[0] if runs else None)
+        candidates = (run for run in runs if run.folder.read_state().state == "completed")
+        return next(candidates, runs[0] if runs else None)
 
     def sample_of(self, run: Run) -> DemoSample:
         """Return what was computed for the page of a run so far."""
-        known, sample = self._sample
-        return sample if known == run.id else self._keep(run, SampleFile(self.home, run).read())
+        stamp, sample = self._sample
+        return sample if stamp == run.id else self._keep(run, SampleFile(self.home, run).read())
 
     def look(self, *, computes: bool = True) -> None:
         """Do the next thing that the demo needs, if any.
@@ -111,7 +111,7 @@ class Demo:
             self._compute(run, state)
 
     def _look_regularly(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
+        while not self._stop.wait(_LOOK_SECONDS):
             computes = time.monotonic() >= self._not_before and self._failures < _MOST_FAILURES
             try:
                 self.look(computes=computes)

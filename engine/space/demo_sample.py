@@ -67,8 +67,8 @@ class SampleFile:
         """
         answers = []
         for prompt, reference in self._questions(inspector):
-            given = ask(prompt)
-            answers.append(SampleAnswers(prompt=prompt, reference=reference, base=given.base, tuned=given.tuned))
+            pair = ask(prompt)
+            answers.append(SampleAnswers(prompt=prompt, reference=reference, base=pair.base, tuned=pair.tuned))
         return self._write(self.read().model_copy(update={"answers": tuple(answers)}))
 
     def _questions(self, inspector: Inspector) -> list["_Question"]:
@@ -96,7 +96,7 @@ class _Question(NamedTuple):
 def _question(row: PageRow) -> _Question | None:
     """Return the first question of a row and its answer; None where it does not begin with one."""
     messages = row.conversation.messages if row.conversation is not None else ()
-    spoken = [message for message in messages if message.role != "system"][:2]
-    if [message.role for message in spoken] != ["user", "assistant"]:
+    turns = [message for message in messages if message.role != "system"][:2]
+    if [message.role for message in turns] != ["user", "assistant"]:
         return None
-    return _Question(spoken[0].content, spoken[1].content)
+    return _Question(turns[0].content, turns[1].content)

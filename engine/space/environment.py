@@ -59,8 +59,8 @@ class SpaceEnvironment:
                 f"People cannot sign in to this Space: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set.",
                 "Add `hf_oauth: true` to the front matter of its README.md.",
             )
-        given = {name: value.strip() for name, value in environment.items()}
-        space_id, creator = given.get(IN_A_SPACE, ""), given.get("SPACE_CREATOR_USER_ID", "")
+        values = {name: value.strip() for name, value in environment.items()}
+        space_id, creator = values.get(IN_A_SPACE, ""), values.get("SPACE_CREATOR_USER_ID", "")
         if not _REPOSITORY.fullmatch(space_id):
             raise AccountError("SPACE_ID is not a name like ann/loratory.", "Start it as Hugging Face does.")
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", creator):
@@ -70,17 +70,17 @@ class SpaceEnvironment:
             )
         space = cls(
             space_id,
-            given.get("SPACE_HOST", "").lower(),
+            values.get("SPACE_HOST", "").lower(),
             creator,
-            given.get("SPACE_AUTHOR_NAME", "") or space_id.partition("/")[0],
-            given["OAUTH_CLIENT_ID"],
-            given["OAUTH_CLIENT_SECRET"],
-            tuple(given.get("OAUTH_SCOPES", "").split()),
-            given["OPENID_PROVIDER_URL"].rstrip("/"),
-            given.get("HF_TOKEN") or None,
-            _admitted(given.get(ADMITTED, "")),
-            _bucket(given.get(BUCKET, "")),
-            zero.variables if (zero := ZeroGpu.read(given)) is not None else {},
+            values.get("SPACE_AUTHOR_NAME", "") or space_id.partition("/")[0],
+            values["OAUTH_CLIENT_ID"],
+            values["OAUTH_CLIENT_SECRET"],
+            tuple(values.get("OAUTH_SCOPES", "").split()),
+            values["OPENID_PROVIDER_URL"].rstrip("/"),
+            values.get("HF_TOKEN") or None,
+            _parse_names(values.get(ADMITTED, "")),
+            _bucket(values.get(BUCKET, "")),
+            zero.variables if (zero := ZeroGpu.read(values)) is not None else {},
         )
         _ = space.address, space.oidc  # both can be used
         return space
@@ -149,8 +149,8 @@ class SpaceEnvironment:
             raise EngineError(f"{HANDED_OVER} names no file of a Space.", "Remove this variable.") from None
 
 
-def _admitted(listed: str) -> frozenset[str]:
-    names = [name.strip().removeprefix("@") for name in listed.split(",")]
+def _parse_names(text: str) -> frozenset[str]:
+    names = [name.strip().removeprefix("@") for name in text.split(",")]
     for number, name in enumerate(names, 1):
         if name and not re.fullmatch(_NAME, name):
             raise AccountError(

@@ -79,9 +79,9 @@ class SpaceHub:
 
     def prices(self) -> dict[str, float]:
         """Return what Spaces can run on by name, with the price of an hour in USD."""
-        listed = self._ask("hardware", self.api.list_spaces_hardware)
+        hardware = self._ask("hardware", self.api.list_spaces_hardware)
         # ZeroGPU has no price by the hour: people have a quota of seconds a day.
-        return {ZERO_GPU: 0.0} | {one.name: price_per_hour_usd(one) for one in listed}
+        return {ZERO_GPU: 0.0} | {one.name: price_per_hour_usd(one) for one in hardware}
 
     def look(self, name: str) -> SpaceInfo | None:
         """Return a Space; None where there is none that this login can see."""
@@ -98,10 +98,10 @@ class SpaceHub:
 
     def require(self, name: str) -> SpaceInfo:
         """Return a Space; raises PushError where there is none."""
-        found = self.look(name)
-        if found is None:
+        status = self.look(name)
+        if status is None:
             raise SPACE.explain(Fault(HubFault.NO_SPACE, "HTTP 404"), name)
-        return found
+        return status
 
     def refuse_unless_possible(self, plan: SpacePlan) -> float:
         """Check what can be known before anything is made, and return the price per hour in USD.
@@ -130,10 +130,10 @@ class SpaceHub:
         Raises:
             ConfigError: If there is no such hardware.
         """
-        known = self.prices()
-        if hardware not in known:
-            raise ConfigError([hardware_problem(hardware, list(known))])
-        return known[hardware]
+        prices = self.prices()
+        if hardware not in prices:
+            raise ConfigError([hardware_problem(hardware, list(prices))])
+        return prices[hardware]
 
     def make(self, plan: SpacePlan, visibility: Visibility, settings: Settings) -> None:
         """Create the Space with secrets, variables and hardware, in one request; it has no files yet.
@@ -144,8 +144,8 @@ class SpaceHub:
             self.make_bucket(settings.bucket)
         self.report(f"Creating {plan.name}.")
         secrets = [{"key": key, "value": value} for key, value in settings.secrets.items()]
-        if listed := settings.listed:  # a secret, not a variable: those are public, and copied into duplicates
-            secrets.append({"key": ADMITTED, "value": listed, "description": listed})
+        if names := settings.listed:  # a secret, not a variable: those are public, and copied into duplicates
+            secrets.append({"key": ADMITTED, "value": names, "description": names})
         variables = [{"key": BUCKET, "value": settings.bucket}] if settings.bucket else None
         self._ask(
             plan.name,
@@ -165,38 +165,38 @@ class SpaceHub:
     def make_bucket(self, bucket: str) -> None:
         """Create the private bucket of a Space where it is missing; raises PushError where it is public."""
         self.report(f"Creating the bucket {bucket}.")
-        self._ask(bucket, RunBucket(self.api, bucket, self._explained).make)
+        self._ask(bucket, RunBucket(self.api, bucket, self._explain).make)
 
     def change(self, name: str, settings: Settings) -> list[str]:
         """Set what is given, and return in words what was set."""
-        done = []
+        changes = []
         for key, value in settings.secrets.items():
             self._ask(name, partial(self.api.add_space_secret, name, key, value))
-            done.append(f"secret {key}")
+            changes.append(f"secret {key}")
         if settings.admitted is not None:
-            if listed := settings.listed:
-                self._ask(name, lambda: self.api.add_space_secret(name, ADMITTED, listed, description=listed))
+            if names := settings.listed:
+                self._ask(name, lambda: self.api.add_space_secret(name, ADMITTED, names, description=names))
             elif ADMITTED in self._ask(name, lambda: self.api.get_space_secrets(name)):
                 self._ask(name, lambda: self.api.delete_space_secret(name, ADMITTED))
-            done.append(f"admitted: {listed or 'the owner alone'}")
+            changes.append(f"admitted: {names or 'the owner alone'}")
         if settings.bucket:
             bucket = settings.bucket
             self.make_bucket(bucket)
             self._ask(name, lambda: self.api.add_space_variable(name, BUCKET, bucket))
-            done.append(f"bucket {bucket}")
+            changes.append(f"bucket {bucket}")
         elif settings.bucket == "":
             if self.bucket_of(name) is not None:
                 self._ask(name, lambda: self.api.delete_space_variable(name, BUCKET))
-            done.append("no bucket")
+            changes.append("no bucket")
         if settings.hardware is not None:
             hardware, seconds = settings.hardware, settings.sleep_seconds
             self._ask(name, lambda: self.api.request_space_hardware(name, hardware, sleep_time=seconds))  # type: ignore[arg-type]
-            done.append(f"hardware {hardware}")
+            changes.append(f"hardware {hardware}")
         elif settings.sleep_seconds is not None:
             seconds = settings.sleep_seconds
             self._ask(name, lambda: self.api.set_space_sleep_time(name, seconds))
-            done.append(f"sleeps after {seconds / 3600:g} h")
-        return done
+            changes.append(f"sleeps after {seconds / 3600:g} h")
+        return changes
 
     def upload(self, name: str, files: Mapping[str, bytes], message: str) -> Sent:
         """Send the files that differ, in one commit; without a difference, none is made."""
@@ -213,9 +213,9 @@ class SpaceHub:
             if not changed and not removed:  # perhaps by a commit whose answer was lost
                 return sent._replace(commit=str(there.sha))
             sent = Sent(changed, removed, "")
-            added = [CommitOperationAdd(file, files[file]) for file in changed]
-            deleted = [CommitOperationDelete(file) for file in removed]
-            commit = self.api.create_commit(name, [*added, *deleted], commit_message=message, repo_type="space")
+            additions = [CommitOperationAdd(file, files[file]) for file in changed]
+            deletions = [CommitOperationDelete(file) for file in removed]
+            commit = self.api.create_commit(name, [*additions, *deletions], commit_message=message, repo_type="space")
             return sent._replace(commit=str(commit.oid))
 
         return self._ask(name, upload)
@@ -226,12 +226,12 @@ class SpaceHub:
         Raises:
             PushError: If it has not got there in time; it continues.
         """
-        waited, last, has_built = 0.0, "", False
+        elapsed, last, has_built = 0.0, "", False
         while True:
             runtime = self.runtime(name)
             stage, revision = stage_of(runtime.stage), runtime.raw.get("sha")
             has_built = has_built or not stage.is_end
-            is_old = not has_built and waited < _UNTIL_IT_BUILDS_SECONDS
+            is_old = not has_built and elapsed < _UNTIL_IT_BUILDS_SECONDS
             # One that is paused or asleep may stay with the commit that it had.
             is_done = (
                 revision == commit or (revision is None and not is_old) if runtime.stage == "RUNNING" else not is_old
@@ -241,13 +241,13 @@ class SpaceHub:
             if runtime.stage != last and not stage.is_end:
                 self.report(f"The Space {stage.words}")
                 last = runtime.stage
-            if waited >= limit_seconds:
+            if elapsed >= limit_seconds:
                 raise PushError(
                     f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
                     "It continues without this command; check `loratory space status`.",
                 )
             self.sleep(_LOOK_SECONDS)
-            waited += _LOOK_SECONDS
+            elapsed += _LOOK_SECONDS
 
     def runtime(self, name: str) -> SpaceRuntime:
         """Return what the Hub reports of a Space at work."""
@@ -291,18 +291,18 @@ class SpaceHub:
         """Return the last lines of a log; none where the Hub has none, for they only explain."""
         with suppress(Exception):
             lines = deque(self.api.fetch_space_logs(name, build=kind == "build"), maxlen=_LOG_LINES)
-            cleaned = (quoted(line, self._token).removeprefix(": ") for line in lines)
-            return tuple(line for line in cleaned if line)
+            texts = (quoted(line, self._token).removeprefix(": ") for line in lines)
+            return tuple(line for line in texts if line)
         return ()
 
     def _ask(self, name: str, ask: Callable[[], Answer]) -> Answer:
         def explained() -> Answer:
-            with self._explained(name):
+            with self._explain(name):
                 return ask()
 
         return persist(explained, self.patience, self.report, self.sleep, SPACE)
 
-    def _explained(self, name: str) -> AbstractContextManager[None]:
+    def _explain(self, name: str) -> AbstractContextManager[None]:
         return push_errors_explained(name, self._token, SPACE)
 
     @property

@@ -25,9 +25,9 @@ from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
-from engine.space.mirror_files import Found
+from engine.space.mirror_files import MirrorFiles
 from engine.space.mirror_index import HOME_INDEX, INCOMING, UPLOADS, Bucket, MirroredFile, RunKey, read_contents
-from engine.space.mirror_restore import Restored, Restorer
+from engine.space.mirror_restore import Restorer, RestoreResult
 from engine.space.mirror_scan import HomeScan, RunScan
 from engine.space.unsaved import Unsaved, View
 
@@ -79,7 +79,7 @@ class Mirror:
         self._bucket = bucket
         self._space = space
         self._settings = settings or MirrorSettings()
-        self._written = MirrorBucket(bucket, home, space, self._record)
+        self._mirror_bucket = MirrorBucket(bucket, home, space, self._record)
         self._is_restored = False
         self._ours: set[str] = set()  # indexes of runs that this disk has or had
         self._runs: dict[str, RunScan] = {}
@@ -95,7 +95,7 @@ class Mirror:
         """Why saving does not work at present; None where it does."""
         return self._view.trouble
 
-    def restore(self) -> Restored:
+    def restore(self) -> RestoreResult:
         """Take the bucket for this Space, and bring back what this home does not have.
 
         A home that is the same as before, after a restart of the process alone, stays as it is.
@@ -109,7 +109,7 @@ class Mirror:
         give_up, pause = time.monotonic() + self._settings.patience, 1.0
         while True:
             try:
-                restored = self._restore()
+                result = self._restore()
             except EngineError as error:
                 self._set_trouble(error)
                 if not isinstance(error, HubUnreachableError) or time.monotonic() + pause > give_up:
@@ -118,31 +118,31 @@ class Mirror:
                 pause = min(pause * 2, self._settings.longest_pause)
             else:
                 self._set_trouble(None)
-                return restored
+                return result
 
-    def _restore(self) -> Restored:
+    def _restore(self) -> RestoreResult:
         self._home.make_writable()
         self._home.server.mkdir(mode=0o700, exist_ok=True)
-        for left in self._home.root.glob(f"{INCOMING}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        self._written.take()
+        for leftover in self._home.root.glob(f"{INCOMING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._mirror_bucket.take()
         contents = read_contents(self._bucket, self._home)
-        self._written.know(contents)
+        self._mirror_bucket.know(contents)
         record = read_model(self._home.server / _RECORD, _Record)
-        restored = Restored()
+        result = RestoreResult()
         if record is not None and (record.bucket, record.space) == (self._bucket.name, self._space):
             self._ours = set(record.runs)
         else:
             self._ours = set()
             restorer = Restorer(self._bucket, contents, self._home, self._remember)
-            restored = restorer.restore()
-            self._written.distrust(restorer.damaged)
+            result = restorer.restore()
+            self._mirror_bucket.distrust(restorer.damaged)
             self._record(name for name in contents.indexes if (key := RunKey.parse(name)) and self._has(key))
-        if restored.words:
-            _log.warning("%s", restored.words)
+        if result.words:
+            _log.warning("%s", result.words)
         self._is_restored = True
         self._publish()
-        return restored
+        return result
 
     def _remember(self, index: str, path: str, file: MirroredFile) -> None:
         """Take a file that came from the mirror for one that is there."""
@@ -194,7 +194,7 @@ class Mirror:
                 trouble = PushError(f"Runs cannot be saved ({type(error).__name__}).", "See the log of the Space.")
             self._set_trouble(trouble)
             failures = failures + 1 if trouble is not None else 0
-            if self._written.is_taken or (is_last and (trouble is None or time.monotonic() > self._deadline)):
+            if self._mirror_bucket.is_taken or (is_last and (trouble is None or time.monotonic() > self._deadline)):
                 self._home_scan().close()
                 return
             pause = min(self._settings.look * 2.0**failures, self._settings.longest_pause)
@@ -214,53 +214,53 @@ class Mirror:
             EngineError: If the bucket cannot be written, or the accounts cannot be read.
         """
         late: EngineError | None = None
-        found = self._changed_runs()
+        changes = self._changed_runs()
         try:
             people = self._home_scan().look()
-            if self._written.differs(HOME_INDEX, people.index):
-                found[HOME_INDEX] = people
+            if self._mirror_bucket.differs(HOME_INDEX, people.index):
+                changes[HOME_INDEX] = people
         except EngineError as error:  # the runs come first
             late = error
-        gone = {name for name in self._ours if self._was_deleted(name)}
+        deletions = {name for name in self._ours if self._was_deleted(name)}
         try:
-            missed = self._written.write(found, gone)
+            failures = self._mirror_bucket.write(changes, deletions)
         finally:
-            if found or gone or self._view.training.keys() != self._training():
+            if changes or deletions or self._view.training.keys() != self._training():
                 self._publish()
-        if gone:
-            self._ours -= gone
+        if deletions:
+            self._ours -= deletions
             self._record(())
         for name, scan in self._runs.items():
-            if name not in missed:
+            if name not in failures:
                 scan.settle()
         if late is not None:
             raise late
 
-    def _changed_runs(self) -> dict[str, Found]:
+    def _changed_runs(self) -> dict[str, MirrorFiles]:
         present: set[str] = set()
-        changed: dict[str, Found] = {}
+        changes: dict[str, MirrorFiles] = {}
         for owner in list_owners(self._home):
             for run_id in RunStore(self._home, owner).ids():
                 key = RunKey(owner, run_id)
                 present.add(key.index)
                 with self._problems.guard(run_id, "cannot be saved to the bucket"):
-                    found = self._scan_of(key).look()
-                    if found is not None and self._written.differs(key.index, found.index):
-                        changed[key.index] = found
+                    files = self._scan_of(key).look()
+                    if files is not None and self._mirror_bucket.differs(key.index, files.index):
+                        changes[key.index] = files
         for name in self._runs.keys() - present:
             del self._runs[name]
             self._problems.forget(name.split("/")[-1].removesuffix(".json"))
-        return changed
+        return changes
 
     def _scan_of(self, key: RunKey) -> RunScan:
         if key.index not in self._runs:
             run = RunStore(self._home, key.owner).get(key.run_id)
-            self._runs[key.index] = RunScan(self._home, run, self._written.indexes.get(key.index))
+            self._runs[key.index] = RunScan(self._home, run, self._mirror_bucket.indexes.get(key.index))
         return self._runs[key.index]
 
     def _home_scan(self) -> HomeScan:
         if self._people is None:
-            self._people = HomeScan(self._home, self._written.indexes.get(HOME_INDEX))
+            self._people = HomeScan(self._home, self._mirror_bucket.indexes.get(HOME_INDEX))
         return self._people
 
     def _has(self, key: RunKey) -> bool:
@@ -285,7 +285,7 @@ class Mirror:
         return {name for name, scan in self._runs.items() if scan.is_training}
 
     def _publish(self) -> None:
-        indexes = self._written.indexes
+        indexes = self._mirror_bucket.indexes
         training = {name: _newest_step(indexes[name].files if name in indexes else {}) for name in self._training()}
         uploads = {path for index in indexes.values() for path in index.files if path.startswith(f"{UPLOADS}/")}
         titles = {name: scan.title for name, scan in self._runs.items()}
@@ -302,13 +302,13 @@ def _newest_step(files: Mapping[str, MirroredFile]) -> int | None:
 def _end_workers(home: LoratoryHome, seconds: float) -> None:
     """Ask the workers on this machine to save and end, and wait for them."""
     folders = [run.folder for owner in list_owners(home) for run in RunStore(home, owner).list()]
-    asked = []
+    workers = []
     for folder in folders:
         worker = folder.read_worker()
         if worker is not None and worker.is_alive():
             with contextlib.suppress(OSError):
                 os.kill(worker.pid, signal.SIGTERM)
-                asked.append(folder)
+                workers.append(folder)
     give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up and any(folder.has_living_worker() for folder in asked):
+    while time.monotonic() < give_up and any(folder.has_living_worker() for folder in workers):
         time.sleep(0.1)

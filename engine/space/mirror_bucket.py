@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.errors import EngineError, PushError
 from engine.files import read_model
 from engine.paths import LoratoryHome
-from engine.space.mirror_files import Found, Source
+from engine.space.mirror_files import MirrorFiles, Source
 from engine.space.mirror_index import (
     CHECKPOINTS,
     DATA,
@@ -52,7 +52,7 @@ class MirrorBucket:
         self._on_new = on_new
         self._instance = secrets.token_hex(8)
         self._marker = ""  # hash of ours, once this process has the bucket
-        self._checked = 0.0  # when that was looked at last
+        self._last_check = 0.0  # when that was looked at last
         self._there: set[str] = set()  # hashes of contents
         self._damaged: set[str] = set()  # those that are there in name alone
         self._refused: dict[str, Index] = {}  # those that are too large
@@ -85,7 +85,7 @@ class MirrorBucket:
             if file is not None and self._read_marker() == ours:
                 self._marker = file.xet_hash
                 return
-        raise self._taken()
+        raise self._name_conflict()
 
     def know(self, contents: Contents) -> None:
         """Begin with what is there."""
@@ -104,7 +104,7 @@ class MirrorBucket:
         is_known = index in (self.indexes.get(name, Index()), self._refused.get(name))
         return not is_known or bool(self._damaged & named_by([index]))
 
-    def write(self, found: Mapping[str, Found], gone: Iterable[str]) -> set[str]:
+    def write(self, changes: Mapping[str, MirrorFiles], deletions: Iterable[str]) -> set[str]:
         """Send what was found, and remove runs that are gone; asks nothing where there is nothing to do.
 
         Returns:
@@ -113,48 +113,48 @@ class MirrorBucket:
         Raises:
             EngineError: If the bucket cannot be written; what arrived is whole, and the rest is to be sent again.
         """
-        gone = [name for name in gone if name in self.indexes]
-        if not (found or gone or self._is_unsure):
+        deletions = [name for name in deletions if name in self.indexes]
+        if not (changes or deletions or self._is_unsure):
             return set()
         self._require_ours()
         if self._is_unsure:
             self._list_again()
         self._is_unsure = True
-        self._send({name: self._light(name, one) for name, one in found.items()})
-        missed = self._send(found)
-        self._remove(gone)
+        self._send({name: self._light(name, one) for name, one in changes.items()})
+        failures = self._send(changes)
+        self._remove(deletions)
         self._collect()
         self._is_unsure = False
-        return missed
+        return failures
 
-    def _light(self, name: str, found: Found) -> Found:
+    def _light(self, name: str, changes: MirrorFiles) -> MirrorFiles:
         """Return what was found with the checkpoints that are there already: new ones take long, and may be replaced."""
-        checkpoints = {path for path in found.index.files if CHECKPOINTS in path}
-        if all(part.sha256 in self._there for path in checkpoints for part in found.index.files[path].parts):
-            return found
-        files = {path: file for path, file in found.index.files.items() if path not in checkpoints}
+        checkpoints = {path for path in changes.index.files if CHECKPOINTS in path}
+        if all(part.sha256 in self._there for path in checkpoints for part in changes.index.files[path].parts):
+            return changes
+        files = {path: file for path, file in changes.index.files.items() if path not in checkpoints}
         before = self.indexes.get(name, Index()).files
         files |= {path: file for path, file in before.items() if CHECKPOINTS in path}
-        return Found(Index(files=dict(sorted(files.items()))), found.sources)
+        return MirrorFiles(Index(files=dict(sorted(files.items()))), changes.sources)
 
-    def _send(self, found: Mapping[str, Found]) -> set[str]:
+    def _send(self, changes: Mapping[str, MirrorFiles]) -> set[str]:
         """Put contents, then the indexes that name them."""
-        wanted = {
+        sources = {
             part.sha256: (part.size, one.sources[part.sha256])
-            for one in found.values()
+            for one in changes.values()
             for part in one.index.parts
             if part.sha256 not in self._there and part.sha256 in one.sources
         }
         batch, size = dict[str, Source](), 0
-        for sha256, (more, source) in wanted.items():
+        for sha256, (more, source) in sources.items():
             if batch and (size + more > _LARGEST_PUT_BYTES or len(batch) >= _LARGEST_PUT_FILES):
                 self._put_contents(batch)
                 batch, size = {}, 0
             batch[sha256], size = source, size + more
         self._put_contents(batch)
         ready: dict[str, bytes] = {}
-        missed = set()
-        for name, one in found.items():
+        failures = set()
+        for name, one in changes.items():
             if not self.differs(name, one.index):
                 continue
             content = one.index.model_dump_json(exclude_defaults=True).encode()
@@ -163,13 +163,13 @@ class MirrorBucket:
             elif all(part.sha256 in self._there for part in one.index.parts):
                 ready[name] = content
             else:
-                missed.add(name)
+                failures.add(name)
         if ready:
             self._on_new(ready)
             self._require_ours()
             self._bucket.put(ready)
-            self.indexes |= {name: found[name].index for name in ready}
-        return missed
+            self.indexes |= {name: changes[name].index for name in ready}
+        return failures
 
     def _put_contents(self, batch: Mapping[str, Source]) -> None:
         contents: dict[str, bytes | Path] = {}
@@ -181,18 +181,18 @@ class MirrorBucket:
         try:
             self._bucket.put({data_name(sha256): content for sha256, content in contents.items()})
         except EngineError:
-            left = {one: source for one, source in batch.items() if source.path.exists()}
-            if len(left) == len(batch):
+            present = {one: source for one, source in batch.items() if source.path.exists()}
+            if len(present) == len(batch):
                 raise
-            self._put_contents(left)  # a checkpoint was replaced by the next one, which the next look finds
+            self._put_contents(present)  # a checkpoint was replaced by the next one, which the next look finds
             return
-        arrived = {sha256 for sha256, content in contents.items() if batch[sha256].is_still(sha256, content)}
-        self._there |= arrived
-        self._damaged -= arrived
+        uploaded_hashes = {sha256 for sha256, content in contents.items() if batch[sha256].is_still(sha256, content)}
+        self._there |= uploaded_hashes
+        self._damaged -= uploaded_hashes
 
-    def _remove(self, gone: Iterable[str]) -> None:
+    def _remove(self, deletions: Iterable[str]) -> None:
         """Remove the indexes of runs that were deleted: what no index names is no run, and is collected."""
-        names = [name for name in gone if name in self.indexes]
+        names = [name for name in deletions if name in self.indexes]
         if names:
             self._require_ours()
             self._bucket.remove(names)
@@ -224,17 +224,17 @@ class MirrorBucket:
 
     def _require_ours(self) -> None:
         """Refuse to write where another process has taken the bucket: the same Space started again, or another one."""
-        if time.monotonic() - self._checked < _CHECK_SECONDS:
+        if time.monotonic() - self._last_check < _CHECK_SECONDS:
             return
         for seconds in _LAG_SECONDS:
             time.sleep(seconds)
             file = self._bucket.list(MIRROR).get(MARKER)
             if file is not None and file.xet_hash == self._marker:
-                self._checked = time.monotonic()
+                self._last_check = time.monotonic()
                 return
-        raise self._taken()
+        raise self._name_conflict()
 
-    def _taken(self) -> PushError:
+    def _name_conflict(self) -> PushError:
         self.is_taken = True
         return PushError(
             f"Another process has begun to save to the bucket {self._bucket.name}; this one saves nothing any more.",

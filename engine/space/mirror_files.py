@@ -42,15 +42,15 @@ class Source(NamedTuple):
             file.seek(self.offset)
             return file.read(self.size)
 
-    def is_still(self, part_sha256: str, sent: bytes | Path) -> bool:
+    def is_still(self, part_sha256: str, content: bytes | Path) -> bool:
         """Whether what was sent is what was hashed."""
-        if isinstance(sent, bytes):
-            return hashlib.sha256(sent).hexdigest() == part_sha256
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).hexdigest() == part_sha256
         return stamp_of(self.path) == self.stamp
 
 
 @dataclass(frozen=True)
-class Found:
+class MirrorFiles:
     """What was found for one index."""
 
     index: Index
@@ -63,7 +63,7 @@ class Files:
     def __init__(self, root: Path, before: Mapping[str, MirroredFile] | None = None) -> None:
         self._root = root
         self._before = before or {}  # what the mirror has, where this process did not put it there
-        self._known: dict[str, tuple[FileStamp, MirroredFile]] = {}
+        self._known_files: dict[str, tuple[FileStamp, MirroredFile]] = {}
         self.found: dict[str, MirroredFile] = {}
         self.sources: dict[str, Source] = {}
 
@@ -71,21 +71,21 @@ class Files:
         """Begin a new look."""
         self.found, self.sources = {}, {}
 
-    def end(self) -> Found:
+    def end(self) -> MirrorFiles:
         """Return what was found, and forget what was not."""
-        self._known = {name: known for name, known in self._known.items() if name in self.found}
-        return Found(Index(files=dict(sorted(self.found.items()))), self.sources)
+        self._known_files = {name: entry for name, entry in self._known_files.items() if name in self.found}
+        return MirrorFiles(Index(files=dict(sorted(self.found.items()))), self.sources)
 
     def knows(self, name: str) -> bool:
         """Whether a file is as it was when it was described or restored."""
-        known = self._known.get(name)
-        return known is not None and known[0] == stamp_of(self._root / name)
+        entry = self._known_files.get(name)
+        return entry is not None and entry[0] == stamp_of(self._root / name)
 
     def remember(self, name: str, file: MirroredFile) -> None:
         """Take a file for what the mirror has: it was put there from it."""
         stamp = stamp_of(self._root / name)
         if stamp is not None:
-            self._known[name] = stamp, file
+            self._known_files[name] = stamp, file
 
     def add(self, name: str, *, sha256: str | None = None) -> None:
         """Describe one file, unless it is not there or not a plain file.
@@ -98,12 +98,12 @@ class Files:
             stamp = stamp_of(path)
             if stamp is None:
                 return
-            known = self._known.get(name)
-            if known is None or known[0] != stamp:
+            entry = self._known_files.get(name)
+            if entry is None or entry[0] != stamp:
                 file = self._describe(name, path, stamp, sha256)
-                self._known[name] = stamp, file
+                self._known_files[name] = stamp, file
             else:
-                file = known[1]
+                file = entry[1]
             self.found[name] = file
             # A worker's output is there with its end alone; all else from its begin.
             offset = max(0, stamp[1] - file.size) if _is_output(name) else 0
@@ -130,11 +130,11 @@ class Files:
 
     def _growing(self, name: str, path: Path, stamp: FileStamp) -> MirroredFile:
         """Describe a log by the pieces that were described before, and what was added since."""
-        known, pieces = self._known.get(name), list[Part]()
-        if known is not None and known[0][0] == stamp[0] and known[1].size <= stamp[1]:
-            pieces = _confirmed(path, known[1].parts, only_last=True)
-        elif known is None and name in self._before:
-            pieces = _confirmed(path, self._before[name].parts)
+        entry, pieces = self._known_files.get(name), list[Part]()
+        if entry is not None and entry[0][0] == stamp[0] and entry[1].size <= stamp[1]:
+            pieces = _confirm_parts(path, entry[1].parts, only_last=True)
+        elif entry is None and name in self._before:
+            pieces = _confirm_parts(path, self._before[name].parts)
         if pieces and pieces[-1].size < _CLOSED_BYTES:
             pieces.pop()
         with path.open("rb") as file:
@@ -163,19 +163,19 @@ def _is_output(name: str) -> bool:
 
 
 def _is_of_run(name: str, file: str) -> bool:
-    found = _RUN_FILE.fullmatch(name)
-    return found is not None and found[1] == file
+    match = _RUN_FILE.fullmatch(name)
+    return match is not None and match[1] == file
 
 
-def _confirmed(path: Path, parts: tuple[Part, ...], *, only_last: bool = False) -> list[Part]:
+def _confirm_parts(path: Path, parts: tuple[Part, ...], *, only_last: bool = False) -> list[Part]:
     """Return the pieces of a log that are still at its begin; all or none where the last one alone is read."""
-    found: list[Part] = []
+    intact: list[Part] = []
     with path.open("rb") as file:
         if only_last and parts:
-            found = list(parts[:-1])
-            file.seek(sum(part.size for part in found))
-        for part in parts[len(found) :]:
+            intact = list(parts[:-1])
+            file.seek(sum(part.size for part in intact))
+        for part in parts[len(intact) :]:
             if hashlib.sha256(file.read(part.size)).hexdigest() != part.sha256:
-                return [] if only_last else found
-            found.append(part)
-    return found
+                return [] if only_last else intact
+            intact.append(part)
+    return intact

@@ -121,8 +121,8 @@ class RunKey:
     @classmethod
     def parse(cls, index: str) -> "RunKey | None":
         """Return the run of an index; None for other names."""
-        found = _INDEX.fullmatch(index)
-        return cls(found[1], found[2]) if found else None
+        match = _INDEX.fullmatch(index)
+        return cls(match[1], match[2]) if match else None
 
     def may_have(self, path: str) -> bool:
         """Whether a path in its index is one of its own files, or an upload of its owner."""
@@ -170,15 +170,17 @@ def read_contents(bucket: Bucket, home: LoratoryHome) -> Contents:
         EngineError: If the bucket cannot be read, or holds too much.
     """
     data = bucket.list(DATA)
-    listed = {f"{folder}/{name}": file for folder in (MIRROR, RUNS) for name, file in bucket.list(folder).items()}
-    runs = sorted(filter(None, map(RunKey.parse, listed)), key=lambda key: key.run_id, reverse=True)
-    named = [name for name in (HOME_INDEX, *(key.index for key in runs)) if name in listed]
-    wanted = [name for name in named[:_MOST_INDEXES] if listed[name].size <= LARGEST_INDEX_BYTES]
+    files = {f"{folder}/{name}": file for folder in (MIRROR, RUNS) for name, file in bucket.list(folder).items()}
+    runs = sorted(filter(None, map(RunKey.parse, files)), key=lambda key: key.run_id, reverse=True)
+    names = [name for name in (HOME_INDEX, *(key.index for key in runs)) if name in files]
+    readable = [name for name in names[:_MOST_INDEXES] if files[name].size <= LARGEST_INDEX_BYTES]
     indexes: dict[str, Index] = {}
-    for start in range(0, len(wanted), _INDEXES_AT_ONCE):
+    for start in range(0, len(readable), _INDEXES_AT_ONCE):
         with tempfile.TemporaryDirectory(prefix=INCOMING, dir=home.root) as folder:
-            places = {name: Path(folder) / str(number) for number, name in enumerate(wanted[start:][:_INDEXES_AT_ONCE])}
-            bucket.get([(listed[name], place) for name, place in places.items()])
-            found = {name: read_model(place, Index) for name, place in places.items()}
-        indexes |= {name: index for name, index in found.items() if index is not None}
-    return Contents(data, indexes, tuple(name for name in named if name not in indexes))
+            places = {
+                name: Path(folder) / str(number) for number, name in enumerate(readable[start:][:_INDEXES_AT_ONCE])
+            }
+            bucket.get([(files[name], place) for name, place in places.items()])
+            batch = {name: read_model(place, Index) for name, place in places.items()}
+        indexes |= {name: index for name, index in batch.items() if index is not None}
+    return Contents(data, indexes, tuple(name for name in names if name not in indexes))

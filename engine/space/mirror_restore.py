@@ -35,7 +35,7 @@ _FILES_AT_ONCE = 500
 _MOST_WORDS = 20  # about what is left out
 
 
-class Restored(NamedTuple):
+class RestoreResult(NamedTuple):
     """What came back."""
 
     runs: int = 0
@@ -75,11 +75,11 @@ class Restorer:
         self._home = home
         self._left_out: list[str] = []
         self._bytes = self._runs = self._people = 0
-        self._verified: set[str] = set()  # contents that arrived whole
+        self._verified_contents: set[str] = set()  # contents that arrived whole
         self._on_placed = on_placed
         self.damaged: set[str] = set()
 
-    def restore(self) -> Restored:
+    def restore(self) -> RestoreResult:
         """Restore people and settings, then runs, the newest first.
 
         Raises:
@@ -100,17 +100,17 @@ class Restorer:
                     self._fetch(indexes[key.index] for key in batch)
                     for key in batch:
                         self._restore_run(key, indexes[key.index])
-                    self._verified.clear()
+                    self._verified_contents.clear()
                     for path in self._incoming.iterdir():
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
             raise StorageError(f"The mirror cannot be restored ({error.strerror}).", "Free some space.") from error
-        return Restored(self._runs, self._people, self._bytes, tuple(self._left_out))
+        return RestoreResult(self._runs, self._people, self._bytes, tuple(self._left_out))
 
     def _batches(self, runs: Iterable[RunKey]) -> Iterator[list[RunKey]]:
         """Yield runs that are fetched together, and leave out those for which the disk has no room."""
         batch: list[RunKey] = []
-        size = files = missed = 0
+        size = files = failures = 0
         for key in runs:
             if (self._home.root / key.folder).exists():
                 continue
@@ -120,37 +120,37 @@ class Restorer:
                 yield batch
                 batch, size, files = [], 0, 0
             if free_bytes(self._home) - size - more < _KEPT_FREE_BYTES:
-                missed += 1
+                failures += 1
                 continue
             batch.append(key)
             size, files = size + more, files + len(index.files)
         if batch:
             yield batch
-        if missed:
+        if failures:
             self._left_out.append(
-                f"{missed:,} {'run does' if missed == 1 else 'runs do'} not fit on the disk of this Space; the bucket keeps "
+                f"{failures:,} {'run does' if failures == 1 else 'runs do'} not fit on the disk of this Space; the bucket keeps "
                 "what does not come back."
             )
 
     def _fetch(self, indexes: Iterable[Index]) -> None:
         """Fetch contents into the folder for what arrives; what comes torn is fetched once more."""
-        wanted = {part.sha256: part.size for index in indexes for part in index.parts}
+        sizes = {part.sha256: part.size for index in indexes for part in index.parts}
         for _ in range(2):
-            missing = [one for one, size in wanted.items() if self._is_there(one, size) and not self._has(one)]
+            missing = [one for one, size in sizes.items() if self._is_there(one, size) and not self._has(one)]
             self._bucket.get([(self._contents.data[one], self._incoming / one) for one in missing])
-        self.damaged |= {one for one in wanted if not self._has(one)}
+        self.damaged |= {one for one in sizes if not self._has(one)}
 
     def _is_there(self, sha256: str, size: int) -> bool:
         """Whether the bucket has contents of that very size: no index makes us fetch more than it names."""
-        found = self._contents.data.get(sha256)
-        return found is not None and found.size == size
+        file = self._contents.data.get(sha256)
+        return file is not None and file.size == size
 
     def _has(self, sha256: str) -> bool:
         path = self._incoming / sha256
-        if sha256 in self._verified or not path.is_file():
-            return sha256 in self._verified
+        if sha256 in self._verified_contents or not path.is_file():
+            return sha256 in self._verified_contents
         if sha256_of(path) == sha256:
-            self._verified.add(sha256)
+            self._verified_contents.add(sha256)
             return True
         path.unlink()
         return False
@@ -178,12 +178,12 @@ class Restorer:
 
     def _place(self, path: str, file: MirroredFile, *, is_log: bool = False) -> bool:
         """Write a file of the home next to its place, then let it appear at once; returns whether it is whole."""
-        target, staged = self._home.root / path, self._incoming / "staged"
-        staged.unlink(missing_ok=True)
-        is_whole = self._write(staged, file, is_log=is_log)
-        if staged.exists() and (path != DATABASE_FILE or self._may_take(staged)):
+        target, staging = self._home.root / path, self._incoming / "staged"
+        staging.unlink(missing_ok=True)
+        is_whole = self._write(staging, file, is_log=is_log)
+        if staging.exists() and (path != DATABASE_FILE or self._may_take(staging)):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            staged.rename(target)
+            staging.rename(target)
         return is_whole
 
     def _restore_home(self, index: Index) -> None:
@@ -262,19 +262,19 @@ def _consequence(unit: str) -> str:
 
 def _broken_checkpoints(folder: Path, key: RunKey, index: Index) -> set[str]:
     """Return checkpoints whose manifest does not name the very files that came, by their hashes in the index."""
-    broken = set()
+    broken_names = set()
     for checkpoint in (folder / "checkpoints").glob("*"):
         manifest = read_manifest(checkpoint)
-        named = manifest.files if manifest is not None else {}
+        files = manifest.files if manifest is not None else {}
         prefix = f"{key.folder}/checkpoints/{checkpoint.name}/"
         there = {path.removeprefix(prefix) for path in index.files if path.startswith(prefix)}
-        is_whole = there == {*named, MANIFEST} and all(
+        is_whole = there == {*files, MANIFEST} and all(
             size_and_time(checkpoint / name)[0] == one.size_bytes and _is_named(index.files[prefix + name], one.sha256)
-            for name, one in named.items()
+            for name, one in files.items()
         )
         if not is_whole:
-            broken.add(f"checkpoints/{checkpoint.name}")
-    return broken
+            broken_names.add(f"checkpoints/{checkpoint.name}")
+    return broken_names
 
 
 def _is_named(file: MirroredFile, sha256: str) -> bool:

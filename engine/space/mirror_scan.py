@@ -18,7 +18,7 @@ from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, list_checkpoints
 from engine.runs.provenance import read_provenance
 from engine.runs.run import LIVE_STATES, Run, RunFolder
-from engine.space.mirror_files import Files, Found, Source
+from engine.space.mirror_files import Files, MirrorFiles, Source
 from engine.space.mirror_index import MOST_FILES, UPLOADS, Index, MirroredFile, Part, RunKey
 
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
@@ -39,12 +39,12 @@ class RunScan:
         self._damaged: dict[str, tuple[int, int]] = {}  # checkpoints that were read and not whole, by their manifest
         self._inputs: tuple[str, ...] | None = None
         self._quiet: tuple[int, int] | None = None  # times of the folder for which nothing is to be sent any more
-        self._seen: tuple[int, int] | None = None
+        self._stamp: tuple[int, int] | None = None
         self.files = Files(home.root, before.files if before is not None else None)
         self.is_training = False
         self.title = run.id
 
-    def look(self) -> Found | None:
+    def look(self) -> MirrorFiles | None:
         """Return what belongs into the mirror; None where nothing can have changed since the last look.
 
         Raises:
@@ -54,7 +54,7 @@ class RunScan:
         quiet = _folder_times(folder)
         if quiet is not None and quiet == self._quiet:
             return None
-        files, self._seen = self.files, None
+        files, self._stamp = self.files, None
         files.begin()
         for path in self._inputs_of(folder):
             files.add(path)
@@ -67,51 +67,51 @@ class RunScan:
         if self.title == self._run.id:
             self.title = read_provenance(folder).title or self.title
         # A worker writes into files without a trace in the folder's time; once it has ended, all else leaves one.
-        self._seen = quiet if state.is_final and not folder.has_living_worker() else None
+        self._stamp = quiet if state.is_final and not folder.has_living_worker() else None
         if len(files.found) > MOST_FILES:
             raise StorageError(f"It has {len(files.found):,} files.", f"At most {MOST_FILES:,} are saved.")
         return files.end()
 
     def settle(self) -> None:
         """Take what was found last for sent: an unchanged run that has ended costs two looks at folders from now on."""
-        self._quiet = self._seen
+        self._quiet = self._stamp
 
     def _add_checkpoints(self, folder: RunFolder) -> None:
         """Add the newest checkpoint that is whole, and the best one, to which a run may go back at its end."""
         newest = best = None
         for checkpoint in reversed(list_checkpoints(folder.checkpoints)):
-            wanted = newest is None or (best is None and checkpoint.manifest.best)
-            if wanted and self._is_whole(checkpoint):
+            is_needed = newest is None or (best is None and checkpoint.manifest.best)
+            if is_needed and self._is_whole(checkpoint):
                 newest = newest or checkpoint
                 best = checkpoint if best is None and checkpoint.manifest.best else best
         for one in {one.step: one for one in (newest, best) if one is not None}.values():
             prefix = f"{self._key.folder}/checkpoints/{one.folder.name}"
-            for name, listed in one.manifest.files.items():
+            for name, record in one.manifest.files.items():
                 if self._key.may_have(f"{prefix}/{name}"):
-                    self.files.add(f"{prefix}/{name}", sha256=listed.sha256)
+                    self.files.add(f"{prefix}/{name}", sha256=record.sha256)
             self.files.add(f"{prefix}/{MANIFEST}")
 
     def _is_whole(self, checkpoint: Checkpoint) -> bool:
         prefix = f"{self._key.folder}/checkpoints/{checkpoint.folder.name}"
         if all(self.files.knows(f"{prefix}/{name}") for name in checkpoint.manifest.files):
             return True  # it was whole when they were added, or came back with the right hashes
-        seen = size_and_time(checkpoint.folder / MANIFEST)
-        if self._damaged.get(checkpoint.folder.name) == seen:
+        stamp = size_and_time(checkpoint.folder / MANIFEST)
+        if self._damaged.get(checkpoint.folder.name) == stamp:
             return False
         with contextlib.suppress(EngineError):
             if not damage(checkpoint):
                 return True
-        self._damaged[checkpoint.folder.name] = seen
+        self._damaged[checkpoint.folder.name] = stamp
         return False
 
     def _inputs_of(self, folder: RunFolder) -> tuple[str, ...]:
         """Return the uploads without which the run could not be resumed."""
         if self._inputs is None:
-            named: list[str] = []
+            names: list[str] = []
             with contextlib.suppress(EngineError, OSError):
                 if UPLOADS.encode() in folder.config.read_bytes():  # most name none, and reading YAML takes a while
-                    named = [text for _, text in folder.read_config().names]
-            self._inputs = tuple(dict.fromkeys(path for text in named for path in self._uploads_of(text)))
+                    names = [text for _, text in folder.read_config().names]
+            self._inputs = tuple(dict.fromkeys(path for text in names for path in self._uploads_of(text)))
         return self._inputs
 
     def _uploads_of(self, text: str) -> Iterator[str]:
@@ -128,8 +128,8 @@ def _names_below(folder: Path, prefix: str) -> Iterator[str]:
     """Yield the files below a folder with a prefix, checkpoints apart; links are not followed."""
     for parent, folders, names in os.walk(folder):
         inside = Path(parent).relative_to(folder)
-        skipped = {"checkpoints"} if inside == Path() else set()
-        folders[:] = sorted(name for name in folders if belongs_to_backup(name) and name not in skipped)
+        skip = {"checkpoints"} if inside == Path() else set()
+        folders[:] = sorted(name for name in folders if belongs_to_backup(name) and name not in skip)
         yield from ((Path(prefix) / inside / name).as_posix() for name in sorted(names))
 
 
@@ -151,7 +151,7 @@ class HomeScan:
         self._accounts_part = Part(sha256="0" * 64, size=0)
         self.files = Files(home.root, before.files if before is not None else None)
 
-    def look(self) -> Found:
+    def look(self) -> MirrorFiles:
         """Return what belongs into the mirror.
 
         Raises:
@@ -179,8 +179,8 @@ class HomeScan:
         if not path.is_file():
             return
         self._database = self._database or open_database(self._home)
-        seen = tuple(size_and_time(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
-        if seen != self._accounts:
+        stamps = tuple(size_and_time(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
+        if stamps != self._accounts:
             self._home.server.mkdir(mode=0o700, exist_ok=True)
             fresh = self._copy.with_suffix(".new")
             fresh.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ class HomeScan:
                 self._accounts_dump = dump
                 self._accounts_part = Part(sha256=sha256_of(self._copy), size=self._copy.stat().st_size)
             fresh.unlink(missing_ok=True)
-            self._accounts = seen
+            self._accounts = stamps
         part = self._accounts_part
         self.files.found[DATABASE_FILE] = MirroredFile(parts=(part,))
         self.files.sources[part.sha256] = Source(self._copy, stamp=stamp_of(self._copy))

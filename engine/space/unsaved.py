@@ -24,14 +24,14 @@ class Unsaved(NamedTuple):
     @property
     def words(self) -> str:
         """A notice for the page; empty where nothing would be lost."""
-        lost = [f"all of “{title}”" for title in self.runs]
-        lost += [
+        parts = [f"all of “{title}”" for title in self.runs]
+        parts += [
             f"the training of “{title}” since step {step:,}" if step is not None else f"the training of “{title}”"
             for title, step in self.training
         ]
-        lost += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
-        lost += [_count(self.exports, "export", "exports")] if self.exports else []
-        would = f"A restart of this Space would lose {_joined(lost)}." if lost else ""
+        parts += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
+        parts += [_count(self.exports, "export", "exports")] if self.exports else []
+        would = f"A restart of this Space would lose {_join(parts)}." if parts else ""
         return " ".join(filter(None, (would, self.trouble)))
 
 
@@ -39,9 +39,9 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _joined(parts: list[str]) -> str:
-    shown = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+def _join(parts: list[str]) -> str:
+    words = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 class View(NamedTuple):
@@ -63,10 +63,10 @@ class View(NamedTuple):
             if key.index in self.training and key.index in self.saved
         )
         mine = home.of(owner)
-        unused = sum(name not in self.uploads for name in _plain_files(mine.uploads, home.root))
+        uploads = sum(name not in self.uploads for name in _plain_files(mine.uploads, home.root))
         exports = sum(not path.name.startswith(".") for path in _entries(mine.exports))
         trouble = f"{self.trouble.what} {self.trouble.fix}" if self.trouble is not None else ""
-        return Unsaved(fresh, training, unused, exports, trouble)
+        return Unsaved(fresh, training, uploads, exports, trouble)
 
 
 def _entries(folder: Path) -> list[Path]:

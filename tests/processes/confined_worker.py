@@ -5,7 +5,7 @@ import re
 import time
 from pathlib import Path
 
-from engine.processes.limits import confined
+from engine.processes.limits import limited
 from engine.processes.messages import JsonObject, Request, Steps, serve
 
 
@@ -13,13 +13,13 @@ def stick(params: JsonObject, request: Request) -> JsonObject:
     """Never end, and let no other thread run."""
     request.work_with("sticky")
     request.progress({"pid": os.getpid()})
-    with confined(params["seconds"], 1 << 30):
+    with limited(params["seconds"], 1 << 30):
         re.match(r"(.+)+$", "a" * 60 + "\nb")
     return {}
 
 
 def allocate(params: JsonObject, request: Request) -> JsonObject:
-    with confined(10, 256 << 20):
+    with limited(10, 256 << 20):
         return {"length": len("a" * params["bytes"])}
 
 

@@ -10,7 +10,7 @@ from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.space.mirror import Mirror, MirrorSettings
 from engine.space.mirror_index import Bucket
-from engine.space.mirror_restore import Restored
+from engine.space.mirror_restore import RestoreResult
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 
 SPACE = "ann/lab"
@@ -27,7 +27,7 @@ class Spaces:
         self.bucket = bucket
         self._root = root
         self._disks = 0
-        self.restored = Restored()
+        self.restored = RestoreResult()
 
     def disk(self) -> LoratoryHome:
         """Return the home of a Space whose disk is new."""

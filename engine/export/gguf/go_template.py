@@ -91,18 +91,18 @@ def sample_conversations() -> Iterator[tuple[Message, ...]]:
 
 def _read_off(render: RenderPrompt) -> OllamaTemplate:
     user, answer, second = Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)
-    start_user, asks = _cut(render([user]), _FIRST)
-    start_system, system_user, _ = _cut(render([Message("system", _SYSTEM), user]), _SYSTEM, _FIRST)
-    _, user_assistant, assistant_user, _ = _cut(render([user, answer, second]), _FIRST, _ANSWER, _SECOND)
+    start_user, asks = _split_at(render([user]), _FIRST)
+    start_system, system_user, _ = _split_at(render([Message("system", _SYSTEM), user]), _SYSTEM, _FIRST)
+    _, user_assistant, assistant_user, _ = _split_at(render([user, answer, second]), _FIRST, _ANSWER, _SECOND)
     return OllamaTemplate(start_system, start_user, system_user, user_assistant, assistant_user, asks)
 
 
-def _cut(text: str, *words: str) -> list[str]:
+def _split_at(text: str, *words: str) -> list[str]:
     """Return what is before, between and after some words, each of which occurs once."""
     pieces = []
     for word in words:
-        before, found, text = text.partition(word)
-        if not found or word in text:
+        before, separator, text = text.partition(word)
+        if not separator or word in text:
             raise NotTranslatableError("it leaves turns out or repeats them")
         pieces.append(before)
     return [*pieces, text]

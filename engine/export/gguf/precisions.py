@@ -129,8 +129,8 @@ class _Shape(NamedTuple):
 
 
 def _layer_of(name: str) -> int:
-    found = _LAYER.search(name)
-    return int(found[1]) if found is not None else 0
+    match = _LAYER.search(name)
+    return int(match[1]) if match is not None else 0
 
 
 def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precision) -> PredictedSize:
@@ -141,29 +141,29 @@ def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precisio
         count = 1
         for length in record.shape:
             count *= length
-        wanted = _wanted(record, shape, precision)
-        stored = _stored(wanted, record.shape[-1] if record.shape else 1)
-        block = BLOCKS[stored]
+        target = _target_type(record, shape, precision)
+        actual = _actual_type(target, record.shape[-1] if record.shape else 1)
+        block = BLOCKS[actual]
         size += count // block.weights * block.size_bytes + _TENSOR_BYTES
         weights += count
-        if stored != wanted:
+        if actual != target:
             instead, row = instead + count, row or record.shape[-1]
         if _EMBEDDING.search(record.name) and record.shape:
             size += record.shape[0] * _TOKEN_BYTES
     return PredictedSize(size, instead / max(1, weights), row)
 
 
-def _wanted(record: TensorRecord, shape: _Shape, precision: Precision) -> str:
+def _target_type(record: TensorRecord, shape: _Shape, precision: Precision) -> str:
     """Return the type that the mixture has for a tensor."""
     name = record.name
     if len(record.shape) < 2 or _KEPT.search(name):
         return "f32"
     if _HEAD.search(name) or (shape.tied and _EMBEDDING.search(name)):
         return precision.head
-    mixed = precision.file_type is not None
-    if mixed and shape.experts == 8 and re.search(r"\.[kv]_proj\.weight$", name):
+    is_mixed = precision.file_type is not None
+    if is_mixed and shape.experts == 8 and re.search(r"\.[kv]_proj\.weight$", name):
         return "q8_0"
-    if mixed and shape.experts == 8 and name.endswith(".o_proj.weight") and precision.weights == "q4_k":
+    if is_mixed and shape.experts == 8 and name.endswith(".o_proj.weight") and precision.weights == "q4_k":
         return "q5_k"
     if _VALUES.search(name):
         return precision.more if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
@@ -177,27 +177,27 @@ def _gets_more(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _stored(wanted: str, row: int) -> str:
+def _actual_type(target: str, row: int) -> str:
     """Return the type that llama.cpp takes where rows are not whole blocks of the wanted one."""
-    if row % BLOCKS[wanted].weights == 0:
-        return wanted
-    instead = _INSTEAD.get(wanted, "f16")
+    if row % BLOCKS[target].weights == 0:
+        return target
+    instead = _INSTEAD.get(target, "f16")
     return instead if row % BLOCKS[instead].weights == 0 else "f16"
 
 
 def instead_words(sizes: Mapping[GgufType, PredictedSize]) -> str:
     """Return what llama.cpp cannot store in these precisions, in a sentence; empty where it can."""
-    found = [(precision, size) for precision, size in sizes.items() if size.row]
-    if not found:
+    fallbacks = [(precision, size) for precision, size in sizes.items() if size.row]
+    if not fallbacks:
         return ""
-    precision, first = found[0]
-    listed = ", ".join(f"{' or '.join(_stored_instead(name, size.row))} in {name}" for name, size in found)
+    precision, first = fallbacks[0]
+    text = ", ".join(f"{' or '.join(_stored_instead(name, size.row))} in {name}" for name, size in fallbacks)
     return (
         f"Rows of {first.row:,} weights do not fill blocks of {BLOCKS[PRECISIONS[precision].weights].weights}, so llama.cpp "
-        f"stores {first.instead:.0%} of the weights otherwise: {listed}."
+        f"stores {first.instead:.0%} of the weights otherwise: {text}."
     )
 
 
 def _stored_instead(precision: GgufType, row: int) -> list[str]:
-    wanted = PRECISIONS[precision]
-    return sorted({_stored(kind, row) for kind in (wanted.weights, wanted.more)} - {wanted.weights})
+    target = PRECISIONS[precision]
+    return sorted({_actual_type(kind, row) for kind in (target.weights, target.more)} - {target.weights})

@@ -68,14 +68,14 @@ def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[
         path = folder / name
         is_weights = path.suffix == ".safetensors"
         content = _safetensors_header(path) if is_weights else path.read_bytes()
-        found = _private_in_bytes(content, own, token)
-        if found is None and is_weights:
-            found = _private_in_json(content, "safetensors header")
-        elif found is None and path.suffix in _TEXT_SUFFIXES and path.name not in _VOCABULARIES:
-            found = _private_in_text(path, content)
-        if found is not None:
+        reason = _private_in_bytes(content, own, token)
+        if reason is None and is_weights:
+            reason = _private_in_json(content, "safetensors header")
+        elif reason is None and path.suffix in _TEXT_SUFFIXES and path.name not in _VOCABULARIES:
+            reason = _private_in_text(path, content)
+        if reason is not None:
             raise PushError(
-                f"{name} holds {found}, which must not leave this machine; nothing was sent.",
+                f"{name} holds {reason}, which must not leave this machine; nothing was sent.",
                 "Look at that file in an export, take it out of the run's name, notes or template, and push again.",
             )
 

@@ -166,8 +166,8 @@ def native_errors_translated(repository: str) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, TimeoutError) as error:
-        found = _NATIVE_STATUS.search(str(error))
-        status = int(found[1]) if found else None
+        match = _NATIVE_STATUS.search(str(error))
+        status = int(match[1]) if match else None
         if status == 404:
             constants.HF_HUB_DISABLE_XET = True
             raise NotNowError(None, 0.0) from None
@@ -219,8 +219,8 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after", "").strip()
     if value.isdecimal():
         return float(value)
-    found = _RESET.search(headers.get("ratelimit", ""))
-    return float(found[1]) if found else None
+    match = _RESET.search(headers.get("ratelimit", ""))
+    return float(match[1]) if match else None
 
 
 def quoted(text: str, token: str | None) -> str:

@@ -135,9 +135,9 @@ class PushJob:
 
     def _prepare(self, place: Path, name: str, on_progress: OnProgress) -> ExportResult:
         """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
-        kept = _read_kept(place / "export.json")
-        if kept is not None:
-            return kept
+        former = _read_kept(place / "export.json")
+        if former is not None:
+            return former
         shutil.rmtree(place, ignore_errors=True)
         settings = ExportConfig(
             kind=self.request.settings.kind,
@@ -191,8 +191,8 @@ def _require_repository(repository: str, revision: str | None) -> None:
 def _read_kept(file: Path) -> ExportResult | None:
     """What an earlier attempt has exported, if every file is as it was written; the card is always written again."""
     result = read_model(file, ExportResult)
-    written = [one for one in result.files if one.name != "README.md"] if result is not None else []
+    files = [one for one in result.files if one.name != "README.md"] if result is not None else []
     with contextlib.suppress(OSError):
-        if result is not None and all((result.path / one.name).stat().st_size == one.size_bytes for one in written):
+        if result is not None and all((result.path / one.name).stat().st_size == one.size_bytes for one in files):
             return result
     return None

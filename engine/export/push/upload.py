@@ -117,8 +117,8 @@ class HubPush:
         self._send(repository, branch, additions, there)
         commit = self._commit(order, branch, additions)
         # Nothing is called finished that the Hub does not list.
-        arrived = self._require(repository, commit).sizes
-        if lacking := [file.name for file in files if arrived.get(file.name) != file.size_bytes]:
+        remote_sizes = self._require(repository, commit).sizes
+        if lacking := [file.name for file in files if remote_sizes.get(file.name) != file.size_bytes]:
             raise PushError(
                 f"The commit {commit[:10]} in {repository} lacks {lacking[0]}, or holds another one.",
                 "Push again, and look at the repository on the Hub.",
@@ -165,17 +165,17 @@ class HubPush:
         there already is not a change, and without a change the newest commit is the answer.
         """
         self.report(Progress(phase="committing", message=f"Committing to {order.repository}."))
-        kept = {addition.path_in_repo for addition in additions}
+        new_paths = {addition.path_in_repo for addition in additions}
         holds_weights = KINDS[order.settings.kind].holds_weights
-        known = iter([additions])  # what the Hub said of the files holds for the first attempt only
+        first_attempt = iter([additions])  # what the Hub said of the files holds for the first attempt only
 
         def commit() -> CommitInfo:
             there = self._require(order.repository, branch)
-            stale = [name for name in there.sizes if holds_weights(name) and name not in kept]
-            sent = next(known, None) or [_again(addition) for addition in additions]
+            stale = [name for name in there.sizes if holds_weights(name) and name not in new_paths]
+            operations = next(first_attempt, None) or [_again(addition) for addition in additions]
             return self.api.create_commit(
                 order.repository,
-                [*sent, *(CommitOperationDelete(name) for name in stale)],
+                [*operations, *(CommitOperationDelete(name) for name in stale)],
                 commit_message=order.message,
                 revision=branch,
                 parent_commit=there.commit,
@@ -247,10 +247,10 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
         )
     pushed = KINDS[kind]
     for other in KINDS.values():
-        found = sorted(name for name in there.sizes if other.holds_weights(name)) if other is not pushed else []
-        if found:
+        names = sorted(name for name in there.sizes if other.holds_weights(name)) if other is not pushed else []
+        if names:
             raise PushError(
-                f"{repository} already holds {other.noun} ({found[0]}); with {pushed.noun} added, it would be unclear "
+                f"{repository} already holds {other.noun} ({names[0]}); with {pushed.noun} added, it would be unclear "
                 "which one to load.",
                 "Choose another repository, or another branch.",
             )
@@ -265,10 +265,10 @@ def _pushing(given: str | None, request: Request) -> Iterator[HubPush]:
 
     def sleep(seconds: float) -> None:
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        while (rest := until - time.monotonic()) > 0:
             if request.is_cancelled():
                 raise CancelledRequestError()
-            time.sleep(min(_LOOK_SECONDS, left))
+            time.sleep(min(_LOOK_SECONDS, rest))
 
     token = given or huggingface_hub.get_token()
     if not token or not token.isascii() or not token.isprintable() or " " in token:

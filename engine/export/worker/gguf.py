@@ -78,26 +78,26 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
 
 
-def _write_file(export: ExportUnderWay, converter: Converter, wanted: WrittenGguf, dtype: torch.dtype) -> None:
+def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
     """Convert; what the converter cannot write by itself, llama.cpp's library makes from a file in 16 bits."""
-    file, merged = wanted.file, wanted.merged
-    file_type = PRECISIONS[wanted.gguf_type].file_type
+    file, merged = gguf.file, gguf.merged
+    file_type = PRECISIONS[gguf.gguf_type].file_type
     sixteen: WrittenType = "bf16" if dtype is torch.bfloat16 else "f16"
-    converted: WrittenType = cast(WrittenType, wanted.gguf_type) if file_type is None else sixteen
-    target = file if file_type is None else merged / f"{converted}.gguf"
+    first_type: WrittenType = cast(WrittenType, gguf.gguf_type) if file_type is None else sixteen
+    target = file if file_type is None else merged / f"{first_type}.gguf"
     expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
 
     def report(done_bytes: int) -> None:
-        message = f"Writing {converted} GGUF, {done_bytes / 1e9:.1f} GB so far."
+        message = f"Writing {first_type} GGUF, {done_bytes / 1e9:.1f} GB so far."
         export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
 
-    with _prepared_for_llama_cpp(merged, wanted.tokenizer):
-        convert(converter, merged, target, converted, report)
+    with _prepared_for_llama_cpp(merged, gguf.tokenizer):
+        convert(converter, merged, target, first_type, report)
     if file_type is None:
         return
 
     def report_quantized(done_bytes: int) -> None:
-        message = f"Quantizing to {wanted.gguf_type}, {done_bytes / 1e9:.1f} GB so far."
+        message = f"Quantizing to {gguf.gguf_type}, {done_bytes / 1e9:.1f} GB so far."
         export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
 
     try:
@@ -116,17 +116,17 @@ def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterat
     bos = tokenizer.bos_token
     prompt = render_prompt((Message("user", "question"),), tokenizer).text
     files = [path for path in (merged / "tokenizer_config.json", merged / "config.json") if path.is_file()]
-    kept = {path: path.read_bytes() for path in files}
+    contents = {path: path.read_bytes() for path in files}
     try:
         for path in files:
-            values = json.loads(kept[path])
+            values = json.loads(contents[path])
             values.pop("auto_map", None)
             if path.name == "tokenizer_config.json":
                 values["add_bos_token"] = bool(bos) and prompt.startswith(bos or "")
             path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
         yield
     finally:
-        for path, data in kept.items():
+        for path, data in contents.items():
             path.write_bytes(data)
 
 
@@ -136,8 +136,8 @@ def _adds_bos(file: Path) -> bool:
     Where the file does not say, it does so for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
     """
     reader = GGUFReader(file)
-    named = _field(reader, "tokenizer.ggml.add_bos_token")
-    return bool(named) if named is not None else _field(reader, "tokenizer.ggml.model") == "llama"
+    flag = _field(reader, "tokenizer.ggml.add_bos_token")
+    return bool(flag) if flag is not None else _field(reader, "tokenizer.ggml.model") == "llama"
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
@@ -172,18 +172,18 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied
 
 def _common_system_prompt(dataset: DatasetConfig) -> str | None:
     """Return the system prompt of every one of the first rows, if the data can still be read and has one."""
-    found: set[str] = set()
+    prompts: set[str] = set()
     try:
         rows = DatasetReader(dataset, SourceOptions(streaming=True)).rows()
         for row in itertools.islice(rows, _LOOKED_AT_ROWS):
             if isinstance(row.example, Conversation):
                 first = row.example.messages[0]
-                found.add(first.content if first.role == "system" else "")
-            if len(found) > 1:
+                prompts.add(first.content if first.role == "system" else "")
+            if len(prompts) > 1:
                 return None
     except EngineError:  # it is gone, or was never on this machine
         return None
-    return found.pop() or None if found else None
+    return prompts.pop() or None if prompts else None
 
 
 def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:
@@ -195,13 +195,13 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report
         ModelError: If llama.cpp cannot load the file.
         WorkerError: If its process died.
     """
-    recorded = reference.answers
+    answers = reference.answers
     logits_file = written.file.with_suffix(".npy")
     params = {
         "gguf": str(written.file),
-        "context": max(len(one.prompt.ids) for one in recorded) + ANSWER_TOKENS,
+        "context": max(len(one.prompt.ids) for one in answers) + ANSWER_TOKENS,
         "prompts": [
-            {"text": one.prompt.text.removeprefix(written.implied_bos), "answer": list(one.answer)} for one in recorded
+            {"text": one.prompt.text.removeprefix(written.implied_bos), "answer": list(one.answer)} for one in answers
         ],
         "end_ids": sorted(reference.end_ids),
         "answer_tokens": ANSWER_TOKENS,
@@ -213,18 +213,20 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report
     finally:
         logits_file.unlink(missing_ok=True)
     share = PRECISIONS[written.gguf_type].needed_share
-    expected = torch.cat([one.logits for one in recorded])
+    expected = torch.cat([one.logits for one in answers])
     width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
     return Measured(
         largest_logit_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
-        equal_answers=sum(list(one.answer) == said for one, said in zip(recorded, answer["answers"], strict=True)),
-        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(recorded, answer["prompt_ids"], strict=True)),
-        needed_answers=round(len(recorded) * share) if share is not None else None,
+        equal_answers=sum(
+            list(one.answer) == llama_answer for one, llama_answer in zip(answers, answer["answers"], strict=True)
+        ),
+        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(answers, answer["prompt_ids"], strict=True)),
+        needed_answers=round(len(answers) * share) if share is not None else None,
     )
 
 
 def ask_perplexity(
-    written: WrittenGguf, chosen: PerplexityRows, log_file: Path, report: Callable[[float], None]
+    written: WrittenGguf, rows: PerplexityRows, log_file: Path, report: Callable[[float], None]
 ) -> float:
     """Let llama.cpp read rows, in a process of its own; returns the mean loss over their trained tokens, in nats.
 
@@ -236,11 +238,11 @@ def ask_perplexity(
     """
     params = {
         "gguf": str(written.file),
-        "context": max(len(row.input_ids) for row in chosen.rows),
-        "rows": [{"ids": row.input_ids, "labels": row.labels} for row in chosen.rows],
+        "context": max(len(row.input_ids) for row in rows.rows),
+        "rows": [{"ids": row.input_ids, "labels": row.labels} for row in rows.rows],
     }
     answer = ask_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
-    return float(answer["summed_loss"]) / chosen.tokens
+    return float(answer["summed_loss"]) / rows.tokens
 
 
 def look_into(written: WrittenGguf) -> str:
@@ -256,12 +258,12 @@ def look_into(written: WrittenGguf) -> str:
         *([] if compared else ["no tensor could be recognized by its name"]),
     ]
     if strange:
-        checked = f"compared with the merged model, {'; '.join(strange)}"
+        summary = f"compared with the merged model, {'; '.join(strange)}"
     else:
-        checked = f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
+        summary = f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
     return (
         f"The GGUF was not run, because llama-cpp-python is not installed (pip install 'loratory[llama-cpp]'). "
-        f"Looked at: {checked}."
+        f"Looked at: {summary}."
     )
 
 
@@ -289,9 +291,11 @@ def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, lis
         if tensor is None or len(plan.shape) < 2 or int(tensor.n_elements) != int(np.prod(plan.shape)):
             continue
         expected = float(merged.read(name).float().pow(2).mean())
-        found = float(np.square(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).mean(dtype=np.float64))
+        mean_square = float(
+            np.square(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).mean(dtype=np.float64)
+        )
         compared += 1
-        if not abs(found - expected) <= PRECISIONS[written.gguf_type].tolerance * expected:
+        if not abs(mean_square - expected) <= PRECISIONS[written.gguf_type].tolerance * expected:
             different.append(name)
     return compared, different
 
@@ -299,9 +303,9 @@ def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, lis
 def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:
     """Return how llama.cpp calls the tensors of transformers."""
     architecture = _field(reader, "general.architecture")
-    known = {text: number for number, text in MODEL_ARCH_NAMES.items()}
+    architectures = {text: number for number, text in MODEL_ARCH_NAMES.items()}
     blocks = _field(reader, f"{architecture}.block_count")
-    if architecture not in known or blocks is None:
+    if architecture not in architectures or blocks is None:
         return lambda _: None
-    table = get_tensor_name_map(known[architecture], int(blocks))
+    table = get_tensor_name_map(architectures[architecture], int(blocks))
     return lambda name: table.get_name(name, try_suffixes=(".weight",))

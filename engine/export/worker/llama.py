@@ -35,11 +35,11 @@ def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
         # As llama.cpp's own programs do: special tokens are read as such, and the file decides whether a token goes first.
         ids = llama.tokenize(prompt["text"].encode(), add_bos=True, special=True)
         all_ids.append(list(ids))
-        answer, seen = _answer(llama, ids, params["answer_tokens"], end_ids)
+        answer, answer_logits = _answer(llama, ids, params["answer_tokens"], end_ids)
         if answer != prompt["answer"]:  # else it has just been read
-            seen = _answer(llama, ids, len(prompt["answer"]), frozenset(), prompt["answer"])[1]
+            answer_logits = _answer(llama, ids, len(prompt["answer"]), frozenset(), prompt["answer"])[1]
         answers.append(answer)
-        logits.append(seen)
+        logits.append(answer_logits)
         request.progress({"fraction": number / len(prompts)})
     np.save(params["logits"], np.concatenate(logits), allow_pickle=False)
     return {"prompt_ids": all_ids, "answers": answers}
@@ -120,17 +120,17 @@ def _answer(
 
     llama.reset()
     answer: list[int] = []
-    seen: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
     unread = list(ids)
     for number in range(count):
         llama.eval(unread)
         pointer = llama_get_logits_ith(llama.ctx, -1)
-        seen.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
-        answer.append(forced[number] if forced else int(np.argmax(seen[-1])))
+        logits.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
+        answer.append(forced[number] if forced else int(np.argmax(logits[-1])))
         if answer[-1] in end_ids:
             break
         unread = answer[-1:]
-    return answer, np.stack(seen)
+    return answer, np.stack(logits)
 
 
 if __name__ == "__main__":

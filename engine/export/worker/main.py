@@ -94,8 +94,8 @@ def _write_adapter(export: ExportUnderWay) -> Verification | None:
         again = export.trained.model_copy(update={"folder": export.order.folder, "name": "the exported adapter"})
         plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
         reference, live = _record(export, plan, place)
-        measured = reference.compare(live.branch("second"), _reporting(export, _RECORDING_SHARE, 1.0))
-        return _verification("the export with the run", measured, 0.0, place, started)
+        difference = reference.compare(live.branch("second"), _reporting(export, _RECORDING_SHARE, 1.0))
+        return _verification("the export with the run", difference, 0.0, place, started)
     return None
 
 
@@ -110,20 +110,20 @@ def _write_merged(export: ExportUnderWay) -> Verification | None:
     may_be_exact = export.order.settings.dtype == "auto" and written.itemsize < 4 and place.dtype == torch.float32
     with _noting(export, "It", DeviceError):
         reference, allowed = _record_run(export, place, *({written, torch.float32} if may_be_exact else {written}))
-        measured = _ask_merged(export, place, reference)
-        if may_be_exact and measured.equal_answers < len(QUESTIONS):
+        difference = _ask_merged(export, place, reference)
+        if may_be_exact and difference.equal_answers < len(QUESTIONS):
             shutil.rmtree(folder)
             folder.mkdir()
             short = str(written).removeprefix("torch.")
             export.notes[:] = [
-                f"It was written in float32: rounded to the {short} of its base, it gave {measured.equal_answers} of the "
+                f"It was written in float32: rounded to the {short} of its base, it gave {difference.equal_answers} of the "
                 f"run's {len(QUESTIONS)} answers, because 16 bits cannot hold the sum of base and adapter exactly. Choose "
                 f"{short} to have half the size all the same."
             ]
             written = write_merged(export.with_dtype("float32"), folder)
-            measured = _ask_merged(export, place, reference)
+            difference = _ask_merged(export, place, reference)
         compared = "the merged model with the adapter on its unquantized base"
-        return _verification(compared, measured, allowed[written], place, started)
+        return _verification(compared, difference, allowed[written], place, started)
     return None
 
 
@@ -145,7 +145,7 @@ def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
     started, place = time.perf_counter(), _comparison_place(export)
     precision, log = PRECISIONS[written.gguf_type], export.logs / "llama_cpp.log"
     rows = choose_rows(export, written.tokenizer)
-    plan = LoadPlan(model=_unquantized(export), tuned=export.trained)
+    plan = LoadPlan(model=_without_quantization(export), tuned=export.trained)
     reference, live = _record(export, plan, place)
     with torch.inference_mode():
         expected = mean_loss(live.branch("tuned"), rows, export)
@@ -155,18 +155,18 @@ def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
         allowed = precision.roundings * reference.rounding_effect(live.branch("tuned"), rounded_to)
     del live
     gc.collect()  # modules and their hooks refer to each other
-    measured = ask_llama(written, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
+    difference = ask_llama(written, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
     loss = ask_perplexity(written, rows, log, _reporting(export, _RECORDING_SHARE, 1.0))
     compared = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
     perplexity = PerplexityCheck(
         run=perplexity_of(expected), written=perplexity_of(loss), tokens=rows.tokens, on=rows.on
     )
-    verified = _verification(compared, measured, allowed, place, started)
+    verified = _verification(compared, difference, allowed, place, started)
     # Where answers may differ, a file is sound as long as it predicts the rows about as well as the run does.
     is_close = allowed is not None or perplexity.written <= PERPLEXITY_LIMIT * perplexity.run
     # NaN is no JSON.
-    known = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.written) else None
-    return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": known})
+    finite = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.written) else None
+    return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": finite})
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _comparison_place(export: ExportUnderWay) -> ModelPlace:
     """Return where to verify; in float32 where memory is ample, because that hides nothing."""
     device, exact = export.order.device, export.base_in(torch.float32)
     free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
-    if weights_bytes(exact, _unquantized(export)) < _SHARE_FOR_FLOAT32 * free:
+    if weights_bytes(exact, _without_quantization(export)) < _SHARE_FOR_FLOAT32 * free:
         return exact
     return replace(exact, dtype=choose_dtype(export.order.plan.model, device))
 
@@ -195,7 +195,7 @@ def _record_run(
     Returns:
         The answers, and how far rounding moves their logits, for each precision to which weights may have been rounded.
     """
-    reference, live = _record(export, LoadPlan(model=_unquantized(export), tuned=export.trained), place)
+    reference, live = _record(export, LoadPlan(model=_without_quantization(export), tuned=export.trained), place)
     finest_first = sorted(set(written), key=lambda dtype: torch.finfo(dtype).eps)
     allowed = {dtype: reference.rounding_effect(live.branch("tuned"), dtype) for dtype in finest_first}
     del live
@@ -211,7 +211,9 @@ def _record(export: ExportUnderWay, plan: LoadPlan, place: ModelPlace) -> tuple[
 def _ask_merged(export: ExportUnderWay, place: ModelPlace, reference: Reference) -> Measured:
     """Load the merged model that was written, and ask it what the run was asked."""
     export.report("verifying", "Loading what was written.")
-    again = load_model(replace(place, folder=export.order.folder, name="the merged model"), _unquantized(export))
+    again = load_model(
+        replace(place, folder=export.order.folder, name="the merged model"), _without_quantization(export)
+    )
     branch = BranchWeights(AdaptedBase(again, "the merged model"))
     measured = reference.compare(branch, _reporting(export, _RECORDING_SHARE, 1.0))
     del again, branch
@@ -224,7 +226,7 @@ def _reporting(export: ExportUnderWay, start: float, end: float) -> Callable[[fl
     return lambda share: export.report("verifying", "Comparing answers.", start + (end - start) * share)
 
 
-def _unquantized(export: ExportUnderWay) -> ModelConfig:
+def _without_quantization(export: ExportUnderWay) -> ModelConfig:
     return export.order.plan.model.model_copy(update={"quantization": "none"})
 
 

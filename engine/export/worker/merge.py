@@ -67,7 +67,7 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
     merge = Merge(base, dtype)
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(trained.folder / ADAPTER_WEIGHTS).items():
-        path, part = _split(key.removeprefix(_KEY_PREFIX))
+        path, part = _split_key(key.removeprefix(_KEY_PREFIX))
         if part:
             modules.setdefault(path, {})[part] = tensor.float()
         else:
@@ -83,11 +83,11 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
     return merge
 
 
-def _split(key: str) -> tuple[str, str]:
+def _split_key(key: str) -> tuple[str, str]:
     """Module and part of an adapter's tensor; whole name and nothing for a tensor that was trained itself."""
     for part in ("lora_A", "lora_B", "lora_magnitude_vector", "ia3_l"):
-        path, found, rest = key.partition(f".{part}")
-        if found and rest in ("", ".weight"):
+        path, separator, rest = key.partition(f".{part}")
+        if separator and rest in ("", ".weight"):
             return path, part
     if any(mark in key for mark in (*tensor_marks(), "trainable_tokens")):
         raise NotByTensorError(f"it has {key.rsplit('.', 1)[-1]} tensors")

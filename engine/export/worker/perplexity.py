@@ -60,10 +60,10 @@ def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: TalkingToken
     return [row for row in cut if any(label >= 0 for label in row.labels[1:])]
 
 
-def mean_loss(branch: BranchWeights, chosen: PerplexityRows, export: ExportUnderWay) -> float:
+def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportUnderWay) -> float:
     """Return the mean loss of a loaded model over all trained tokens, in nats."""
     total = 0.0
-    for number, row in enumerate(chosen.rows, start=1):
+    for number, row in enumerate(rows.rows, start=1):
         total += branch.summed_loss(row.input_ids, row.labels)
-        export.report("verifying", f"Measuring the run's perplexity, row {number:,} of {len(chosen.rows):,}.")
-    return total / chosen.tokens
+        export.report("verifying", f"Measuring the run's perplexity, row {number:,} of {len(rows.rows):,}.")
+    return total / rows.tokens

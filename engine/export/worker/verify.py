@@ -111,7 +111,7 @@ class Reference:
         with torch.inference_mode():
             for parameter in model.parameters():
                 if parameter.is_floating_point():
-                    parameter.copy_(_moved(parameter, max(torch.finfo(written).eps, computed), random))
+                    parameter.copy_(_perturb(parameter, max(torch.finfo(written).eps, computed), random))
         effect = 0.0
         with _results_moved(model, computed, random):
             for one in self.answers:
@@ -139,8 +139,8 @@ def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], d
         unread = torch.tensor([[*prompt.ids, *answer]], device=branch.holder.model.device)
         while not _is_over(answer, end_ids):
             answer.append(int(branch.next_logits(unread, cache).argmax(dim=-1)))
-            read = [*prompt.ids, *answer] if cache is None else answer[-1:]
-            unread = torch.tensor([read], device=unread.device)
+            input_ids = [*prompt.ids, *answer] if cache is None else answer[-1:]
+            unread = torch.tensor([input_ids], device=unread.device)
     return RecordedAnswer(prompt, tuple(answer), _logits(branch, prompt, answer))
 
 
@@ -155,7 +155,7 @@ def _logits(branch: BranchWeights, prompt: PromptView, answer: Sequence[int]) ->
         return branch.logits_at([*prompt.ids, *answer[:-1]], range(first, first + len(answer))).cpu()
 
 
-def _moved(values: torch.Tensor, unit: float, random: torch.Generator) -> torch.Tensor:
+def _perturb(values: torch.Tensor, unit: float, random: torch.Generator) -> torch.Tensor:
     noise = torch.rand(values.shape, generator=random, device=values.device)
     return (values.float() * (1 + unit * (2 * noise - 1))).to(values.dtype)
 
@@ -166,7 +166,7 @@ def _results_moved(model: torch.nn.Module, unit: float, random: torch.Generator)
 
     def move(_module: torch.nn.Module, _arguments: object, result: object) -> object:
         is_number = isinstance(result, torch.Tensor) and result.is_floating_point()
-        return _moved(result, unit, random) if is_number else result
+        return _perturb(result, unit, random) if is_number else result
 
     hooks = [module.register_forward_hook(move) for module in model.modules() if not any(module.children())]
     try:

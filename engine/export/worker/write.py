@@ -94,15 +94,15 @@ def write_adapter(export: ExportUnderWay, aside: Path) -> None:
 
 def _write_for_vllm(export: ExportUnderWay, aside: Path) -> None:
     """Add a copy with the names that vLLM reads, where those of PEFT are others."""
-    seen = look_at_adapter(aside, Path(export.source.location), export.source.name)
-    if seen.note:
-        export.notes.append(seen.note)
-    if not seen.names:
+    facts = look_at_adapter(aside, Path(export.source.location), export.source.name)
+    if facts.note:
+        export.notes.append(facts.note)
+    if not facts.names:
         return
     (aside / VLLM_FOLDER).mkdir()
     shutil.copyfile(aside / ADAPTER_CONFIG, aside / VLLM_FOLDER / ADAPTER_CONFIG)
-    renamed = {seen.names[name]: tensor for name, tensor in load_file(aside / ADAPTER_WEIGHTS).items()}
-    save_file(renamed, aside / VLLM_FOLDER / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    tensors = {facts.names[name]: tensor for name, tensor in load_file(aside / ADAPTER_WEIGHTS).items()}
+    save_file(tensors, aside / VLLM_FOLDER / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _write_tokenizer(export: ExportUnderWay, aside: Path) -> None:

@@ -92,7 +92,7 @@ def read_shape(config: PreTrainedConfig) -> ModelShape:
     intermediate_size = _size(text, "intermediate_size")
     experts = _size(text, "num_experts")
     activation = _first(text, _NAMES["hidden_act"])
-    given: dict[str, Any] = {"hidden_act": activation} if isinstance(activation, str) else {}
+    options: dict[str, Any] = {"hidden_act": activation} if isinstance(activation, str) else {}
     return ModelShape(
         architecture="",
         model_type=str(config.model_type),
@@ -115,7 +115,7 @@ def read_shape(config: PreTrainedConfig) -> ModelShape:
         attention_dropout=_share(text, "attention_dropout"),
         final_logit_softcapping=_number(_value(text, "final_logit_softcapping")),
         attn_logit_softcapping=_number(_value(text, "attn_logit_softcapping")),
-        **given,
+        **options,
     )
 
 

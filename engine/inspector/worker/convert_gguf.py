@@ -71,16 +71,16 @@ def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
 
 def _prove(tokenizer: PreTrainedTokenizerBase, target: Path, vocab_size: int) -> None:
     """Require that the saved tokenizer is the one that was read, reproduces text, and fits the embeddings."""
-    saved = AutoTokenizer.from_pretrained(target)
+    reloaded = AutoTokenizer.from_pretrained(target)
     text = "In 2024, 3 of 17 runs failed;\n\n\tnaïve users said: “it's 98% done”."
-    token_ids = saved(text, add_special_tokens=False)["input_ids"]
-    if token_ids != tokenizer(text, add_special_tokens=False)["input_ids"] or saved.decode(token_ids) != text:
+    token_ids = reloaded(text, add_special_tokens=False)["input_ids"]
+    if token_ids != tokenizer(text, add_special_tokens=False)["input_ids"] or reloaded.decode(token_ids) != text:
         raise ModelError(
             "The tokenizer of this GGUF file does not give text back as it was.", "Use the original model."
         )
-    if len(saved) > vocab_size:
+    if len(reloaded) > vocab_size:
         raise ModelError(
-            f"The tokenizer of this GGUF file has {len(saved)} tokens, its model {vocab_size}.",
+            f"The tokenizer of this GGUF file has {len(reloaded)} tokens, its model {vocab_size}.",
             "Use the original model.",
         )
 

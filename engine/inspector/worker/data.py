@@ -34,7 +34,7 @@ _KEPT = 4
 _KEPT_SECONDS = 300.0  # a branch of a dataset may move; an address that the Hub signed is good for longer
 
 
-class _Opened(NamedTuple):
+class _OpenReader(NamedTuple):
     reader: DatasetReader
     since: float
 
@@ -45,7 +45,7 @@ class OpenReaders:
 
     open_reader: Callable[[DatasetConfig], DatasetReader]  # without a renderer
     clock: Callable[[], float] = time.monotonic  # in seconds
-    _opened: dict[str, _Opened] = field(default_factory=dict, init=False)  # the newest last
+    _readers: dict[str, _OpenReader] = field(default_factory=dict, init=False)  # the newest last
 
     def get(self, config: DatasetConfig, renderer: Renderer | None) -> DatasetReader:
         """Return a reader for this dataset and renderer.
@@ -56,13 +56,13 @@ class OpenReaders:
         if not all(map(is_on_hub, (config.source, *config.mix))):
             return self.open_reader(config).with_renderer(renderer)
         key = config.model_dump_json(exclude={"eval_fraction", "max_samples"})  # which do not change single rows
-        known = self._opened.pop(key, None)
-        if known is None or self.clock() - known.since > _KEPT_SECONDS:
-            known = _Opened(self.open_reader(config), self.clock())
-        self._opened[key] = known
-        while len(self._opened) > _KEPT:
-            del self._opened[next(iter(self._opened))]
-        return known.reader.with_renderer(renderer)
+        entry = self._readers.pop(key, None)
+        if entry is None or self.clock() - entry.since > _KEPT_SECONDS:
+            entry = _OpenReader(self.open_reader(config), self.clock())
+        self._readers[key] = entry
+        while len(self._readers) > _KEPT:
+            del self._readers[next(iter(self._readers))]
+        return entry.reader.with_renderer(renderer)
 
 
 class DatasetHandlers:
@@ -84,10 +84,10 @@ class DatasetHandlers:
         self._renderer_of = renderer_of
 
     def preview(self, params: JsonObject, request: Request) -> Steps:
-        wanted = PageRequest.model_validate(params["page"])
+        page = PageRequest.model_validate(params["page"])
         # Chosen rows come from a pass over all of them, for which a dataset of the Hub was fetched.
-        reader = self._reader(params, request, streaming=wanted.rows is None)
-        return (yield from _watched(read_page(reader, wanted), request))
+        reader = self._reader(params, request, streaming=page.rows is None)
+        return (yield from _reporting(read_page(reader, page), request))
 
     def columns(self, params: JsonObject, _request: Request) -> JsonObject:
         dataset = DatasetConfig.model_validate(params["dataset"])
@@ -95,19 +95,19 @@ class DatasetHandlers:
 
     def find(self, params: JsonObject, request: Request) -> Steps:
         reader = self._reader(params, request, streaming=True)
-        return (yield from _watched(search_rows(reader, params["text"], params["after_row"]), request))
+        return (yield from _reporting(search_rows(reader, params["text"], params["after_row"]), request))
 
     def check(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._asked(params, request)
+        dataset, renderer = self._parse(params, request)
         steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        return (yield from _watched(steps, request))
+        return (yield from _reporting(steps, request))
 
     def held_out(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._asked(params, request)
+        dataset, renderer = self._parse(params, request)
         if renderer is None:
             raise ValueError("held-out rows need a model")
         steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
-        return (yield from _watched(steps, request))
+        return (yield from _reporting(steps, request))
 
     def fetch(self, params: JsonObject, _request: Request) -> JsonObject:
         """Make a model of the Hub available on this machine; nothing but its configuration is read."""
@@ -124,12 +124,12 @@ class DatasetHandlers:
         return {"sequences": [sequence.model_dump(mode="json") for sequence in sequences]}
 
     def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
-        dataset, renderer = self._asked(params, request)
+        dataset, renderer = self._parse(params, request)
         if streaming:
             return self._previews.get(dataset, renderer)
         return DatasetReader(dataset, self._options, renderer)
 
-    def _asked(self, params: JsonObject, request: Request) -> tuple[DatasetConfig, Renderer | None]:
+    def _parse(self, params: JsonObject, request: Request) -> tuple[DatasetConfig, Renderer | None]:
         dataset = DatasetConfig.model_validate(params["dataset"])
         if params["model"] is None:
             return dataset, None
@@ -139,7 +139,7 @@ class DatasetHandlers:
         return dataset, replace(self._renderer_of(source, files), max_length=params["max_length"])
 
 
-def _watched(steps: Generator[BaseModel | None, None, BaseModel], request: Request) -> Steps:
+def _reporting(steps: Generator[BaseModel | None, None, BaseModel], request: Request) -> Steps:
     """Do long work step by step, with other requests answered in between; ends early when it is cancelled."""
     while True:
         try:
@@ -165,15 +165,15 @@ def torch_hidden() -> Iterator[None]:
 
     Importing a tokenizer takes torch in as well, where there is one: 240 MB and two seconds for nothing used here.
     """
-    known = sys.modules.get("torch")
+    torch_module = sys.modules.get("torch")
     sys.modules["torch"] = None  # type: ignore[assignment]  # what Python's import system reads as "not there"
     try:
         yield
     finally:
-        if known is None:
+        if torch_module is None:
             del sys.modules["torch"]
         else:
-            sys.modules["torch"] = known
+            sys.modules["torch"] = torch_module
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ _DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 M
 
 
 def complete_details(
-    described: ModelDetails, model: ModelConfig, home: LoratoryHome, request: Request | None = None
+    details: ModelDetails, model: ModelConfig, home: LoratoryHome, request: Request | None = None
 ) -> ModelDetails:
     """Return the details with what tokenizer and files add; fetches the tokenizer, never the weights.
 
@@ -27,14 +27,14 @@ def complete_details(
         ModelLimitError: If its files are known to overrun.
     """
     if model.id.strip() == DEMO_MODEL_ID and not is_demo_prepared(home):
-        return described.model_copy(update={"tokenizer_missing": _DEMO_NOT_HERE})
+        return details.model_copy(update={"tokenizer_missing": _DEMO_NOT_HERE})
     try:
         source = resolve_model(model, home, part=ModelPart.TOKENIZER)
         if request is not None:
             request.work_with(tokenizer_files_fingerprint(Path(source.location)))
-        return described.model_copy(update=_from_files(source, find_in_catalog(model.id) is not None))
+        return details.model_copy(update=_from_files(source, find_in_catalog(model.id) is not None))
     except ModelError as error:
-        return described.model_copy(update={"tokenizer_missing": str(error)})
+        return details.model_copy(update={"tokenizer_missing": str(error)})
 
 
 def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
@@ -44,7 +44,7 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
     if isinstance(template, dict):  # several, by name
         template = template.get("default") or next(iter(template.values()), None)
     config = read_config(folder / "config.json", source.name)
-    found: dict[str, object] = {
+    facts: dict[str, object] = {
         "dtype": str(config.get("dtype") or config.get("torch_dtype") or ""),
         "size_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None,
         "tokenizer_tokens": len(tokenizer),
@@ -56,11 +56,11 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
         "chat_template": template or None,
     }
     if not is_in_catalog:
-        found |= {"name": source.name, "hub_id": source.hub_id, "license": license_in(folder)}
-    return found
+        facts |= {"name": source.name, "hub_id": source.hub_id, "license": license_in(folder)}
+    return facts
 
 
 def answer_details(params: JsonObject, request: Request, home: LoratoryHome) -> JsonObject:
     """Answer a question for the details of a model."""
-    described, model = ModelDetails.model_validate(params["described"]), ModelConfig.model_validate(params["model"])
-    return complete_details(described, model, home, request).model_dump(mode="json")
+    details, model = ModelDetails.model_validate(params["described"]), ModelConfig.model_validate(params["model"])
+    return complete_details(details, model, home, request).model_dump(mode="json")

@@ -25,7 +25,7 @@ from engine.models.catalog import find_in_catalog
 from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from engine.paths import LoratoryHome
-from engine.processes.limits import TimeLimitError, confined, time_limit
+from engine.processes.limits import TimeLimitError, limited, time_limit
 from engine.processes.messages import JsonObject, Request, serve
 
 # The largest models in use take half a second and some megabytes.
@@ -63,7 +63,7 @@ def inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
         ModelLimitError: If building it takes far longer, or far more memory, than any model in use.
     """
     try:
-        with confined(2 * _SECONDS, _MEMORY_BYTES), time_limit(_SECONDS):
+        with limited(2 * _SECONDS, _MEMORY_BYTES), time_limit(_SECONDS):
             return _inventory_of(values)
     except (TimeLimitError, MemoryError) as error:
         raise ModelLimitError(
@@ -79,7 +79,7 @@ def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
     model = _build(config)
     modules = tuple(_list_modules(model, shape))
     gated = _has_gate(modules, shape)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "architecture": type(model).__name__,
         "num_parameters": sum(module.parameters for module in modules),
         "gated_mlp": gated,
@@ -91,8 +91,8 @@ def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
     }
     if "hidden_act" not in shape.model_fields_set:
         # Architectures without the field have it built in: plain ones use GELU, gated ones SiLU.
-        found["hidden_act"] = "silu" if gated else "gelu"
-    return shape.model_copy(update=found)
+        facts["hidden_act"] = "silu" if gated else "gelu"
+    return shape.model_copy(update=facts)
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
@@ -239,8 +239,8 @@ def _state_elements(text: PreTrainedConfig) -> int:
 
 
 def _first(text: PreTrainedConfig, names: tuple[str, ...]) -> Any:
-    found = (getattr(text, name, None) for name in names)
-    return next((value for value in found if isinstance(value, int | float)), 0)
+    values = (getattr(text, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int | float)), 0)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from engine.data.render.template import FrozenTemplate, freeze_template, renderi
 from engine.errors import ModelError, ModelLimitError
 from engine.models.folder import check_template_length, check_tokenizer_files
 from engine.models.source import ModelSource
-from engine.processes.limits import confined
+from engine.processes.limits import limited
 
 # Reading a vocabulary of the largest size and turning it into a fast tokenizer take less than half of each.
 _LOAD_SECONDS = 20.0
@@ -44,7 +44,7 @@ def open_tokenizer(source: ModelSource) -> Any:
     """
     check_tokenizer_files(Path(source.location), source.name)
     try:
-        with confined(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
+        with limited(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
             tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=True, trust_remote_code=False)
     except MemoryError as error:
         raise ModelLimitError(

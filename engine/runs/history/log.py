@@ -98,8 +98,8 @@ class EventWriter:
         """
         try:
             if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
-                deleted, self._descriptor = self._descriptor, -1
-                os.close(deleted)
+                old_descriptor, self._descriptor = self._descriptor, -1
+                os.close(old_descriptor)
             if self._descriptor < 0:
                 existed = self._path.exists()
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -205,33 +205,33 @@ def _cannot_write(error: OSError) -> StorageError:
 _NAME = "failed-process-{}.json"  # counted from 1, as people count
 
 
-class _NotedFailure(BaseModel):
+class _FailureRecord(BaseModel):
     attempt: int  # that the supervisor named; 0 without one
     failed: FailedData
 
 
 def note_failure(run: Path, rank: int, attempt: int, failed: FailedData) -> None:
     """Leave word of what went wrong in a process that is not the first; where the disk is full, the log has it."""
-    noted = _NotedFailure(attempt=attempt, failed=failed)
+    record = _FailureRecord(attempt=attempt, failed=failed)
     with contextlib.suppress(StorageError, OSError):
-        write_atomically(run / _NAME.format(rank + 1), noted.model_dump_json())
+        write_atomically(run / _NAME.format(rank + 1), record.model_dump_json())
 
 
 def noted_failure(run: Path, attempt: int) -> FailedData | None:
     """Return the word of the process that failed first in an attempt; None where none did, or an earlier one's is there."""
     # A process that loses another one fails too, a moment later.
-    own = [(when, noted.failed) for when, _, noted in _noted_failures(run) if noted.attempt in (0, attempt)]
+    own = [(when, record.failed) for when, _, record in _noted_failures(run) if record.attempt in (0, attempt)]
     return min(own, key=lambda one: one[0])[1] if own else None
 
 
 def forget_failures(run: Path, attempt: int) -> None:
     """Begin an attempt without what was noted in others; another process may have failed in it before the first began."""
-    for _, path, noted in _noted_failures(run):
-        if noted.attempt != attempt:
+    for _, path, record in _noted_failures(run):
+        if record.attempt != attempt:
             path.unlink(missing_ok=True)
 
 
-def _noted_failures(run: Path) -> Iterator[tuple[float, Path, _NotedFailure]]:
+def _noted_failures(run: Path) -> Iterator[tuple[float, Path, _FailureRecord]]:
     for path in run.glob(_NAME.format("*")):
         with contextlib.suppress(OSError, ValidationError):
-            yield path.stat().st_mtime, path, _NotedFailure.model_validate_json(path.read_bytes())
+            yield path.stat().st_mtime, path, _FailureRecord.model_validate_json(path.read_bytes())

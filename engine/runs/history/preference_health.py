@@ -47,14 +47,14 @@ def preference_findings(history: RunHistory, training: TrainingConfig) -> tuple[
 
 
 def _findings(history: RunHistory, training: TrainingConfig, objective: Objective) -> Iterator[Finding]:
-    if objective.has_reference and (found := _falling_together(history, training, objective)) is not None:
-        yield found
-    if (found := _overfitting(history)) is not None:
-        yield found
-    if (found := _longer_answers(history, objective)) is not None:
-        yield found
-    if objective.has_reference and (found := _nothing_learned(history, training)) is not None:
-        yield found
+    if objective.has_reference and (finding := _falling_together(history, training, objective)) is not None:
+        yield finding
+    if (finding := _overfitting(history)) is not None:
+        yield finding
+    if (finding := _longer_answers(history, objective)) is not None:
+        yield finding
+    if objective.has_reference and (finding := _nothing_learned(history, training)) is not None:
+        yield finding
 
 
 def _not_finite(history: RunHistory) -> Finding:
@@ -81,19 +81,17 @@ def _falling_together(history: RunHistory, training: TrainingConfig, objective: 
     return Finding(
         f"The {better} answers become unlikely together with the {worse} ones",
         f"Their rewards are {chosen:.2f} and {rejected:.2f}: {better} answers are {_times(-ratio)} less likely than at the start.",
-        f"{_listed(helps).capitalize()}.",
+        f"{_join(helps).capitalize()}.",
     )
 
 
 def _overfitting(history: RunHistory) -> Finding | None:
-    measured = [
-        (point, accuracy) for point in history.tuned_evals if (accuracy := point.preference_accuracy) is not None
-    ]
+    evals = [(point, accuracy) for point in history.tuned_evals if (accuracy := point.preference_accuracy) is not None]
     growth = change(history, MARGINS)
-    if len(measured) < 2 or growth is None or growth <= 0:
+    if len(evals) < 2 or growth is None or growth <= 0:
         return None
-    best, best_accuracy = max(measured, key=lambda one: one[1])
-    newest, accuracy = measured[-1]
+    best, best_accuracy = max(evals, key=lambda one: one[1])
+    newest, accuracy = evals[-1]
     if best_accuracy - accuracy < max(_FELL, 2 / max(1, newest.rows)) or newest.rows < _FEWEST_PAIRS:
         return None
     return Finding(
@@ -113,15 +111,15 @@ def _longer_answers(history: RunHistory, objective: Objective) -> Finding | None
     point = _newest(history, LONGER_PREFERRED)
     if better is None or point is None or point.step == 0 or point.rows < _FEWEST_PAIRS:
         return None
-    preferred = point.metrics[LONGER_PREFERRED]
-    if preferred < better + _LONGER:
+    share = point.metrics[LONGER_PREFERRED]
+    if share < better + _LONGER:
         return None
     fix = "Balance the lengths in the data"
     if "sigmoid_norm" in objective.losses:
         fix += ", or set loss_type to sigmoid_norm, which counts each token once"
     return Finding(
         "Answers grow longer",
-        f"The longer answer is preferred in {preferred:.0%} of the held-out pairs, but is the better one in {better:.0%}.",
+        f"The longer answer is preferred in {share:.0%} of the held-out pairs, but is the better one in {better:.0%}.",
         f"{fix}.",
     )
 
@@ -168,5 +166,5 @@ def _times(nats: float) -> str:
     return f"{math.exp(nats):,.0f} times" if nats < 10 else "over 20,000 times"
 
 
-def _listed(parts: list[str]) -> str:
+def _join(parts: list[str]) -> str:
     return f"{', '.join(parts[:-1])} or {parts[-1]}"

@@ -51,20 +51,20 @@ class HistoryCache:
     def load(self) -> tuple[HistoryFacts, Array, Array] | None:
         """Return what was saved, steps as (columns, steps), then their metrics, where it still is the beginning of the log."""
         try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                cached = _CachedFacts.model_validate_json(saved["facts"].tobytes())
-                offset = cached.facts.next_offset
-                if cached.version != _VERSION or cached.fingerprint != _fingerprint(self._log, offset):
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                entry = _CachedFacts.model_validate_json(arrays["facts"].tobytes())
+                offset = entry.facts.next_offset
+                if entry.version != _VERSION or entry.fingerprint != _fingerprint(self._log, offset):
                     return None
-                columns: Array = saved["columns"]
-                metrics: Array = saved["metrics"]
+                columns: Array = arrays["columns"]
+                metrics: Array = arrays["metrics"]
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, ValidationError):
             return None
         for one, width in ((columns, len(COLUMNS)), (metrics, 1 + len(METRICS))):
             if one.dtype != np.float64 or one.ndim != 2 or one.shape[0] != width:
                 return None
         self._saved_offset = offset
-        return cached.facts, columns, metrics
+        return entry.facts, columns, metrics
 
     def save(self, facts: HistoryFacts, columns: Array, metrics: Array) -> None:
         """Save what was read, where so much is new since the last save that the next reader would notice.
@@ -76,7 +76,7 @@ class HistoryCache:
         if new <= _WORTHWHILE_BYTES or new <= offset * _GROWN_BY:
             return
         self._saved_offset = offset
-        cached = _CachedFacts(version=_VERSION, fingerprint=_fingerprint(self._log, offset), facts=facts)
+        entry = _CachedFacts(version=_VERSION, fingerprint=_fingerprint(self._log, offset), facts=facts)
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}.tmp")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class HistoryCache:
                     file,
                     columns=columns,
                     metrics=metrics,
-                    facts=np.frombuffer(cached.model_dump_json().encode(), dtype=np.uint8),
+                    facts=np.frombuffer(entry.model_dump_json().encode(), dtype=np.uint8),
                 )
             temporary.replace(self._path)
         except OSError:
@@ -156,10 +156,10 @@ class HistoryReader:
                 self._facts, self._ends = HistoryFacts(), (b"", b"")
                 self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(METRICS))
                 start = -1
-            cached = self._cache.load() if self._cache is not None and not self._has_begun else None
+            entry = self._cache.load() if self._cache is not None and not self._has_begun else None
             self._has_begun = True
-            if cached is not None:
-                self._facts, columns, metrics = cached
+            if entry is not None:
+                self._facts, columns, metrics = entry
                 self._columns.extend(columns)
                 self._metrics.extend(metrics)
                 self._ends = self._ends_at(self._facts.next_offset, _ENDS_BYTES, _ENDS_BYTES)

@@ -65,7 +65,10 @@ class HistoryFacts(BaseModel):
             case EvalData() as point:
                 changes["evals"] = (*self.evals, point)
             case CheckpointData() as saved:
-                changes["checkpoints"] = (*(known for known in self.checkpoints if known.step != saved.step), saved)
+                changes["checkpoints"] = (
+                    *(checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step),
+                    saved,
+                )
             case StatusData() as status:
                 changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
             case MemoryData() as memory:
@@ -90,7 +93,7 @@ class HistoryFacts(BaseModel):
     def up_to(self, step: int) -> Self:
         """Drop what came after a step: a later attempt continued from there."""
         evals = tuple(point for point in self.evals if point.step <= step)
-        checkpoints = tuple(known for known in self.checkpoints if known.step <= step)
+        checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         return self.model_copy(update={"evals": evals, "checkpoints": checkpoints})
 
 
@@ -169,5 +172,5 @@ def seconds_left(history: RunHistory, clock: Callable[[], float] = time.time) ->
     if pace is None or newest is None or not history.total_steps:
         return None
     remaining = max(history.total_steps - history.last_step, 0)
-    left = max(remaining * pace - min(max(clock() - newest, 0.0), pace), 0.0)
-    return left if math.isfinite(left) else None
+    seconds = max(remaining * pace - min(max(clock() - newest, 0.0), pace), 0.0)
+    return seconds if math.isfinite(seconds) else None

@@ -26,21 +26,21 @@ def smooth(values: Array, weight: float) -> Array:
     assert 0.0 <= weight < 1.0, f"weight {weight} is not in [0, 1)"
     finite = np.isfinite(values)
     smoothed = np.full(len(values), np.nan)
-    smoothed[finite] = _debiased(values[finite], weight) if weight else values[finite]
+    smoothed[finite] = _debiased_average(values[finite], weight) if weight else values[finite]
     return smoothed
 
 
-def _debiased(values: Array, weight: float) -> Array:
+def _debiased_average(values: Array, weight: float) -> Array:
     """Return the moving average in rows of so few values that their weights, relative to the first, stay below a million."""
     count = len(values)
     width = max(1, min(count, int(np.log(1e6) / -np.log(weight))))
     rows = np.pad(values, (0, -count % width)).reshape(-1, width)
     powers = weight ** np.arange(width)
     sums = np.cumsum(rows / powers, axis=1) * powers  # of each row alone
-    carried = np.zeros(len(rows))
+    carry = np.zeros(len(rows))
     for row in range(1, len(rows)):
-        carried[row] = sums[row - 1, -1] + carried[row - 1] * weight**width
-    sums += np.outer(carried, powers * weight)
+        carry[row] = sums[row - 1, -1] + carry[row - 1] * weight**width
+    sums += np.outer(carry, powers * weight)
     averages: Array = sums.ravel()[:count] * (1 - weight) / (1 - weight ** np.arange(1, count + 1))
     return averages
 
@@ -84,8 +84,8 @@ class StepSeries:
         if name not in METRICS:
             return np.empty(0), np.empty(0)
         values = self._metrics[1 + METRICS.index(name)]
-        known = np.isfinite(values)
-        return self._metrics[0][known], values[known]
+        is_finite = np.isfinite(values)
+        return self._metrics[0][is_finite], values[is_finite]
 
     def is_complete(self, name: StepColumn) -> bool:
         """Whether every step has a finite value."""
@@ -95,9 +95,9 @@ class StepSeries:
     def throughput(self) -> tuple[float, float]:
         """Tokens and seconds of the training itself; loading, evaluations and saves do not count."""
         speeds, tokens = self.column("tokens_per_second"), np.diff(self.column("tokens"), prepend=0.0)
-        counted = (speeds > 0) & (tokens > 0) & np.isfinite(speeds)
-        seconds = np.divide(tokens, speeds, out=np.zeros_like(tokens), where=counted)
-        return float(np.sum(tokens, where=counted)), float(np.sum(seconds))
+        is_usable = (speeds > 0) & (tokens > 0) & np.isfinite(speeds)
+        seconds = np.divide(tokens, speeds, out=np.zeros_like(tokens), where=is_usable)
+        return float(np.sum(tokens, where=is_usable)), float(np.sum(seconds))
 
     def smoothed_losses(self, weight: float) -> Array:
         """Return what `smooth` makes of the losses, of shape (steps,); not to be written."""
@@ -115,7 +115,7 @@ class StepSeries:
     def highest(self, name: StepColumn) -> int | None:
         """The highest value; None where there is none."""
         values = self.column(name)
-        return int(values[known].max()) if (known := np.isfinite(values)).any() else None
+        return int(values[is_finite].max()) if (is_finite := np.isfinite(values)).any() else None
 
     @property
     def steps(self) -> Array:
@@ -143,16 +143,16 @@ class GrowingColumns:
         return float(self._buffer[0, self._count - 1]) if self._count else 0.0
 
     def extend(self, rows: Array) -> None:
-        needed = self._count + rows.shape[1]
-        if needed > self._buffer.shape[1]:
-            self._move(capacity=max(needed, 2 * self._buffer.shape[1]))
-        self._buffer[:, self._count : needed] = rows
-        self._count = needed
+        size = self._count + rows.shape[1]
+        if size > self._buffer.shape[1]:
+            self._move(capacity=max(size, 2 * self._buffer.shape[1]))
+        self._buffer[:, self._count : size] = rows
+        self._count = size
 
     def truncate(self, step: int) -> None:
-        kept = int(np.searchsorted(self._buffer[0, : self._count], step, side="right"))
-        if kept < self._count:
-            self._count = kept
+        count = int(np.searchsorted(self._buffer[0, : self._count], step, side="right"))
+        if count < self._count:
+            self._count = count
             self._move(capacity=self._buffer.shape[1])  # earlier series still show the rows beyond
 
     def _move(self, capacity: int) -> None:
@@ -186,11 +186,11 @@ def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, Array]
     Building a typed event for each of a million steps would take ten times as long.
     """
     try:
-        parsed: list[dict[str, Any]] = [pydantic_core.from_json(line) for line in lines]
-        if any(item["kind"] != "step" or item["attempt"] != attempt for item in parsed):
+        records: list[dict[str, Any]] = [pydantic_core.from_json(line) for line in lines]
+        if any(item["kind"] != "step" or item["attempt"] != attempt for item in records):
             return None
-        steps = [item["data"] for item in parsed]
-        columns = [[item["time"] for item in parsed] if name == "time" else _column(steps, name) for name in COLUMNS]
+        steps = [item["data"] for item in records]
+        columns = [[item["time"] for item in records] if name == "time" else _column(steps, name) for name in COLUMNS]
         metrics = _metric_rows([(step["step"], step.get("metrics") or {}) for step in steps])
         return np.array(columns, dtype=np.float64), metrics
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -223,13 +223,13 @@ def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     assert points >= 4, f"{points} points are too few for a curve"
     newest = len(y) - 1
     if len(y) > points and np.isfinite(y).all():
-        kept = _lttb(x, y, points - 1)
+        indexes = _lttb(x, y, points - 1)
     else:
         finite = np.flatnonzero(np.isfinite(y))
-        kept = finite if len(finite) <= points else finite[_lttb(x[finite], y[finite], points - 1)]
-    if len(y) and (not len(kept) or kept[-1] != newest):
-        kept = np.append(kept[: points - 1], newest)
-    return kept
+        indexes = finite if len(finite) <= points else finite[_lttb(x[finite], y[finite], points - 1)]
+    if len(y) and (not len(indexes) or indexes[-1] != newest):
+        indexes = np.append(indexes[: points - 1], newest)
+    return indexes
 
 
 def _lttb(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
@@ -237,7 +237,7 @@ def _lttb(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     from tsdownsample import MinMaxLTTBDownsampler
 
     # Four extremes are looked at for each point that is kept.
-    chosen: Any = MinMaxLTTBDownsampler().downsample(
+    indexes: Any = MinMaxLTTBDownsampler().downsample(
         np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points, minmax_ratio=4
     )
-    return np.asarray(chosen, dtype=np.intp)
+    return np.asarray(indexes, dtype=np.intp)

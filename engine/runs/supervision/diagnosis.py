@@ -52,7 +52,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         return Diagnosis("completed", "finished", evidence.status.message if ended_early else "", "")
     if evidence.status is not None and evidence.status.phase == "stopped":
         if evidence.cancel_requested:
-            return _cancelled(evidence)
+            return _diagnose_cancel(evidence)
         if end.word is not None and evidence.status.stopped_by == "sigterm":  # which the executor sent
             return _by_word(end.word, evidence, saved=True)
         if evidence.time_limit_hours is not None and evidence.status.stopped_by in (None, "request"):
@@ -65,7 +65,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.failed is not None and (end.word is None or evidence.failed.cause != "unexpected"):
         return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
     if _was_cancelled(evidence):
-        return _cancelled(evidence)
+        return _diagnose_cancel(evidence)
     if evidence.ended_by_us is not None:
         how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
         what = (
@@ -144,8 +144,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-_ASKED = "The worker was asked to end from outside ({name}) after step {step} and could not save."
-_CRASHED = Diagnosis(
+_ENDED_FROM_OUTSIDE = "The worker was asked to end from outside ({name}) after step {step} and could not save."
+_CRASH = Diagnosis(
     "failed",
     "crashed",
     "The worker crashed in native code ({name}) after step {step}.",
@@ -158,16 +158,16 @@ _ENDS_BY_SIGNAL = {
         "The worker was killed from outside (SIGKILL) after step {step}.",
         "{resume} If you did not kill it, memory may have run out: choose a smaller batch.",
     ),
-    "SIGTERM": Diagnosis("interrupted", "sigterm", _ASKED, "{resume}"),
-    "SIGINT": Diagnosis("interrupted", "signal", _ASKED, "{resume}"),
-    "SIGHUP": Diagnosis("interrupted", "signal", _ASKED, "{resume}"),
+    "SIGTERM": Diagnosis("interrupted", "sigterm", _ENDED_FROM_OUTSIDE, "{resume}"),
+    "SIGINT": Diagnosis("interrupted", "signal", _ENDED_FROM_OUTSIDE, "{resume}"),
+    "SIGHUP": Diagnosis("interrupted", "signal", _ENDED_FROM_OUTSIDE, "{resume}"),
     _signal_name(DEADLINE_SIGNAL): Diagnosis(
         "failed",
         "signal",
         "Reading the model's tokenizer, or rendering a batch of rows, took more computing time than it may.",
         "Use the original tokenizer and chat template of the model, or split very long rows, and start a new run.",
     ),
-    **dict.fromkeys(("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"), _CRASHED),
+    **dict.fromkeys(("SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT", "SIGFPE"), _CRASH),
 }
 _OTHER_SIGNAL = Diagnosis("failed", "signal", "The worker was ended by {name} after step {step}.", "{resume}")
 
@@ -186,7 +186,7 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
     return Diagnosis(state, reason, cause.format(**words), advice.format(**words))
 
 
-def _cancelled(evidence: Evidence) -> Diagnosis:
+def _diagnose_cancel(evidence: Evidence) -> Diagnosis:
     advice, host = _what_can_be_used(evidence), evidence.end.lost_host
     if host is not None and (evidence.status is None or evidence.status.phase != "stopped"):
         advice = f"The worker on {host} did not answer: make sure that it no longer runs there. {advice}"

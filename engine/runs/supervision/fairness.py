@@ -38,11 +38,11 @@ def order_fairly(
     """
     places: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
-        used = standing.used_seconds.get(person, 0.0)
+        seconds = standing.used_seconds.get(person, 0.0)
         ahead = standing.running.get(person, 0)
         # The age of a place is that of the person's oldest runs: moving a newer one forward costs them nothing.
         for place, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
-            places.append((person in over_quota, used + (ahead + place) * COUNTED_AHEAD_SECONDS, age, run_id))
+            places.append((person in over_quota, seconds + (ahead + place) * COUNTED_AHEAD_SECONDS, age, run_id))
     order = [run_id for *_, run_id in sorted(places)]
     return sorted(order, key=lambda run_id: run_id != standing.urgent)  # stable
 
@@ -102,10 +102,10 @@ def lab_reasons(
 def first_of_each(reasons: Mapping[str, Why], owners: Mapping[str, str], most: int) -> dict[str, Why]:
     """Return the reasons of each person's first waiting runs; those behind wait for these."""
     counts: dict[str, int] = {}
-    chosen: dict[str, Why] = {}
+    first_reasons: dict[str, Why] = {}
     for run_id, why in reasons.items():
         owner = owners.get(run_id, "")
         counts[owner] = counts.get(owner, 0) + 1
         if counts[owner] <= most:
-            chosen[run_id] = why
-    return chosen
+            first_reasons[run_id] = why
+    return first_reasons

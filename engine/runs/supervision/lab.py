@@ -137,7 +137,7 @@ class LabSupervision:
             if device.kind == "cuda" and name not in holders:
                 programs = self.programs(device.index)
                 if programs:
-                    occupied[name] = _occupied(name, programs)
+                    occupied[name] = _occupied_reason(name, programs)
         return StartRules(LabHold(turn.rules, turn.standing, turn.owners, free_gb), occupied)
 
     def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
@@ -177,14 +177,17 @@ class LabSupervision:
             present.add(attempt)
             if attempt.owner in hours:
                 hours[attempt.owner] += attempt.gpus * dict(weeks_of(attempt)).get(week, 0.0) / 3600
-        used = ledger.decayed.of_everyone(now, weight)
+        used_seconds = ledger.decayed.of_everyone(now, weight)
         for person, seconds in present.of_everyone(now, weight).items():
-            used[person] = used.get(person, 0.0) + seconds
+            used_seconds[person] = used_seconds.get(person, 0.0) + seconds
         urgent = None
         with contextlib.suppress(EngineError):
             urgent = self._slot.run_id()
         return LabStanding(
-            used, Counter(run.owner for run, state in active.values() if local_devices(state.device)), hours, urgent
+            used_seconds,
+            Counter(run.owner for run, state in active.values() if local_devices(state.device)),
+            hours,
+            urgent,
         )
 
     def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:
@@ -205,7 +208,7 @@ class LabSupervision:
                 _log.error("%s could not be stopped at its maximum run time: %s", run.id, error)
 
 
-def _occupied(name: str, programs: Sequence[GpuProgram]) -> Why:
+def _occupied_reason(name: str, programs: Sequence[GpuProgram]) -> Why:
     words = ", ".join(one.words for one in programs[:3])
     what = f"{device_words(name)} is in use outside Loratory ({words})."
     return Why("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")

@@ -21,7 +21,7 @@ _MOST_WAITING = 500  # messages; a sweep that fails at once must not fill the me
 _log = logging.getLogger(__name__)
 
 
-class _Ended(NamedTuple):
+class _EndedRun(NamedTuple):
     run: Run
     state: RunState
 
@@ -31,7 +31,7 @@ class Notifier:
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
-        self._waiting: queue.Queue[_Ended] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[_EndedRun] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
 
     def note_end(self, run: Run, state: RunState) -> None:
@@ -39,7 +39,7 @@ class Notifier:
         if WebhookStore(self._home, run.owner).read() is None:
             return
         try:
-            self._waiting.put_nowait(_Ended(run, state))
+            self._waiting.put_nowait(_EndedRun(run, state))
         except queue.Full:
             return
         if self._thread is None:
@@ -48,12 +48,12 @@ class Notifier:
 
     def _work(self) -> None:
         while True:
-            ended = self._waiting.get()
+            end = self._waiting.get()
             try:
-                tell(self._home, ended.run, ended.state)
+                tell(self._home, end.run, end.state)
             except Exception as error:
                 # The name of the error alone: its text might hold what is a secret.
-                _log.error("The end of %s could not be sent: %s", ended.run.id, type(error).__name__)
+                _log.error("The end of %s could not be sent: %s", end.run.id, type(error).__name__)
 
 
 def tell(home: LoratoryHome, run: Run, state: RunState) -> None:
@@ -111,8 +111,10 @@ def words_of(run: RunSummary, link: str) -> str:
     elif run.final_loss is not None:
         loss = f"Loss {run.final_loss:.3f}."
     cause = run.cause[:300] if run.state in ("failed", "interrupted") else ""
-    lasted = "" if run.seconds is None else f"{duration(run.seconds)}."
-    return " ".join(filter(None, (f"“{run.name[:200]}” {ENDED.get(run.state, run.state)}.", cause, loss, lasted, link)))
+    duration_words = "" if run.seconds is None else f"{duration(run.seconds)}."
+    return " ".join(
+        filter(None, (f"“{run.name[:200]}” {ENDED.get(run.state, run.state)}.", cause, loss, duration_words, link))
+    )
 
 
 def facts_of(run: RunSummary, link: str) -> dict[str, Any]:

@@ -87,16 +87,16 @@ class ProgressWatch:
         if now - self._last_sign < _CPU_LOOK_SECONDS:
             return  # it works; a look at its processes costs a millisecond
         if self._cpu is None:
-            used = worker.cpu_seconds()
-            self._cpu = None if used is None else (now, used)
+            seconds = worker.cpu_seconds()
+            self._cpu = None if seconds is None else (now, seconds)
             return
-        looked, before = self._cpu
+        last_look, before = self._cpu
         # Over the whole silence, so a little work now and then does not count as computing.
-        if now - looked < _CPU_LOOK_SECONDS:
+        if now - last_look < _CPU_LOOK_SECONDS:
             return
-        used = worker.cpu_seconds()
-        if used is not None:
-            self._computes = (used - before) > _IDLE_SHARE_OF_A_CORE * (now - looked)
+        seconds = worker.cpu_seconds()
+        if seconds is not None:
+            self._computes = (seconds - before) > _IDLE_SHARE_OF_A_CORE * (now - last_look)
 
     def _look(self) -> tuple[tuple[int, int], ...]:
         """Sizes and times of what the worker writes: one that waits for room on the disk can change the time alone."""

@@ -117,12 +117,12 @@ def plan_starts(
     """
     starts: dict[str, tuple[Device, ...]] = {}
     reasons: dict[str, Why] = {}
-    wanted: list[str] = []
+    waiting_for: list[str] = []
     spoken_for: dict[str, Waiting] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
-        held = rules.hold(waiting, starts.keys())
-        if held is not None:
-            reasons[waiting.run_id] = held
+        reason = rules.hold(waiting, starts.keys())
+        if reason is not None:
+            reasons[waiting.run_id] = reason
             continue
         occupied = {} if waiting.starts_anyway else rules.occupied
         others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
@@ -131,19 +131,19 @@ def plan_starts(
         except DeviceError as error:
             reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
             continue
-        taken = others.keys() | spoken_for.keys() | occupied.keys()
-        free = [option for option in options if taken.isdisjoint(map(lease_name, option))]
-        chosen = first_that_fits(free, waiting.needs)
-        if chosen is not None:
-            starts[waiting.run_id] = chosen
-            spoken_for.update((lease_name(device), waiting) for device in chosen)
+        unavailable = others.keys() | spoken_for.keys() | occupied.keys()
+        free = [option for option in options if unavailable.isdisjoint(map(lease_name, option))]
+        fit = first_that_fits(free, waiting.needs)
+        if fit is not None:
+            starts[waiting.run_id] = fit
+            spoken_for.update((lease_name(device), waiting) for device in fit)
             continue
         reasons[waiting.run_id] = _reason(waiting, options, free, Obstacles(others, spoken_for, occupied))
         for name in (lease_name(device) for option in options for device in option):
             if name in others:
-                wanted.append(name)
+                waiting_for.append(name)
             spoken_for.setdefault(name, waiting)
-    return QueuePlan(starts, reasons, tuple(dict.fromkeys(wanted)))
+    return QueuePlan(starts, reasons, tuple(dict.fromkeys(waiting_for)))
 
 
 def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Sequence[tuple[Device, ...]]:

@@ -76,7 +76,7 @@ class Scheduler:
         self._executors = settings.executors(context)
         self._states = StateFiles()
         self._owners: dict[str, OwnerFolder] = {}
-        self._explained: dict[str, float] = {}  # when the reason of a waiting run was last saved
+        self._explained_at: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
         self.waiting: dict[str, Run] = {}
         self._needs: dict[str, Waiting] = {}
@@ -116,11 +116,11 @@ class Scheduler:
             with self._problems.guard(run_id, "cannot be supervised"):
                 self._take_in(run)
                 folder.known.add(run_id)
-        for gone in folder.known - runs.keys():  # deleted under us
-            self._unqueue(gone)
-            self.active.pop(gone, None)
-            self._problems.forget(gone)
-            self._states.forget(gone)
+        for deleted in folder.known - runs.keys():  # deleted under us
+            self._unqueue(deleted)
+            self.active.pop(deleted, None)
+            self._problems.forget(deleted)
+            self._states.forget(deleted)
         folder.known &= runs.keys()
 
     def _lost_its_state(self, run: Run) -> bool:
@@ -149,8 +149,8 @@ class Scheduler:
             with self._problems.guard(run.id, "has a state that cannot be rebuilt"):
                 if not self._states.is_intact(run):
                     attempt, step = run.folder.attempts_seen(), run.folder.newest_checkpoint_step()
-                    queued = RunState(attempt=attempt, resumable_step=step, changed=time.time())
-                    self._states.rebuild(run, queued)
+                    queued_state = RunState(attempt=attempt, resumable_step=step, changed=time.time())
+                    self._states.rebuild(run, queued_state)
 
     def _look_at_workers(self, due: Sequence[WorkerMonitor]) -> None:
         for monitor in due:
@@ -207,8 +207,8 @@ class Scheduler:
                 if config is None:
                     return None
                 self._executor(config.run.executor)  # without it, no other one may start the run
-                predicted = read_provenance(run.folder)
-                self._needs[run_id] = Waiting(run_id, config.run, predicted.predicted_bytes, predicted.predicted_on)
+                provenance = read_provenance(run.folder)
+                self._needs[run_id] = Waiting(run_id, config.run, provenance.predicted_bytes, provenance.predicted_on)
             needs = self._needs[run_id]
             if run.folder.start_anyway_request.exists():
                 return needs._replace(needed_bytes=None, needed_on={}, starts_anyway=True)
@@ -273,8 +273,8 @@ class Scheduler:
         if record is None or not (record.is_alive() or record.attempt > before.attempt):
             return  # it has the lock, and has not yet said which attempt it is
         # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
-        held = device if record.is_alive() else ""
-        state = begun(before, self._executor(LocalExecutor.name), record.attempt, held)
+        held_device = device if record.is_alive() else ""
+        state = begun(before, self._executor(LocalExecutor.name), record.attempt, held_device)
         self._states.save(run, state)
         self._unqueue(run.id)
         self._attach(run, state)
@@ -310,18 +310,18 @@ class Scheduler:
         still = ((run_id, why) for run_id, why in reasons.items() if run_id in self.waiting)
         for run_id, why in itertools.islice(still, at_most):
             run = self.waiting[run_id]
-            if now - self._explained.get(run_id, 0.0) < _EXPLAIN_SECONDS:
+            if now - self._explained_at.get(run_id, 0.0) < _EXPLAIN_SECONDS:
                 continue
             with self._problems.guard(run_id, "could not save why it waits"):
                 state = run.folder.read_state()
                 if (state.reason, state.cause) != (why.reason, why.cause):
                     self._states.save(run, state.model_copy(update={**why._asdict(), "changed": now}))
-                    self._explained[run_id] = now
+                    self._explained_at[run_id] = now
 
     def _take_in(self, run: Run) -> None:
         state = self._states.load(run)
         if state is None:
-            state = self._recovered(run)
+            state = self._recover(run)
             if state.state == "queued" and not run.folder.state.exists():  # it is new
                 self._states.save(run, state)
             else:
@@ -335,20 +335,20 @@ class Scheduler:
         elif resumes_automatically(run.folder, state):
             self._resume_automatically(run)
 
-    def _recovered(self, run: Run) -> RunState:
+    def _recover(self, run: Run) -> RunState:
         """Return the state of a run that has none: new, or robbed of its file.
 
         One that has ended goes through its end again, where all that is known of it is weighed.
         """
-        known, now = run.folder.state_by_other_files(), time.time()
-        if known.state == "queued":
+        state, now = run.folder.state_by_other_files(), time.time()
+        if state.state == "queued":
             return RunState(changed=now)
         name: str = LocalExecutor.name
         with contextlib.suppress(EngineError):
             name = run.folder.read_config().run.executor
-        device, started = self._executor(name).held_for(run), known.started or now
+        device, since = self._executor(name).held_for(run), state.started or now
         return RunState(
-            state="running", attempt=known.attempt, executor=name, device=device, started=started, changed=now
+            state="running", attempt=state.attempt, executor=name, device=device, started=since, changed=now
         )
 
     def _resume(self, run: Run, attempt: int | None) -> None:
@@ -366,20 +366,20 @@ class Scheduler:
             if is_ours and resumes_automatically(run.folder, state):
                 self._put_back(run, state)
 
-    def _put_back(self, run: Run, ended: RunState) -> None:
-        self._states.save(run, put_back(run.folder.as_offered(ended)))
+    def _put_back(self, run: Run, state: RunState) -> None:
+        self._states.save(run, put_back(run.folder.as_offered(state)))
         self.waiting[run.id] = run
 
     def _unqueue(self, run_id: str) -> None:
-        for known in (self.waiting, self._needs, self._explained, self._put_off):
-            known.pop(run_id, None)
+        for table in (self.waiting, self._needs, self._explained_at, self._put_off):
+            table.pop(run_id, None)
 
     def _end_waiting(self, run: Run, state: State, why: Why) -> None:
         self._release(run)
         now = time.time()
         changes = {"state": state, **why._asdict(), "changed": now, "ended": now}
-        ended = run.folder.read_state().model_copy(update=changes)
-        self._states.save(run, ended)
+        end_state = run.folder.read_state().model_copy(update=changes)
+        self._states.save(run, end_state)
         self._unqueue(run.id)
         if state == "failed":
-            self._on_final(run, ended)
+            self._on_final(run, end_state)

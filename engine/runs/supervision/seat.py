@@ -51,7 +51,7 @@ class SupervisorSeat:
     def __init__(self, home: LoratoryHome, times: SeatTimes | None = None) -> None:
         self._folder = home.server / _FOLDER
         self._times = times or SeatTimes()
-        self._seen: tuple[tuple[int, int], float] | None = None  # number and beat of another host, and since when
+        self._last_seen: tuple[tuple[int, int], float] | None = None  # number and beat of another host, and since when
         self._number = 0  # that we hold
         self._beat = 0
         self._beaten = 0.0
@@ -65,9 +65,9 @@ class SupervisorSeat:
             return True
         # One that cannot be read may just be replaced.
         now, figure = self._times.clock(), (number, record.beat if record is not None else -1)
-        if self._seen is None or self._seen[0] != figure:
-            self._seen = figure, now
-        return now - self._seen[1] > self._times.stale_seconds
+        if self._last_seen is None or self._last_seen[0] != figure:
+            self._last_seen = figure, now
+        return now - self._last_seen[1] > self._times.stale_seconds
 
     def take(self) -> bool:
         """Take the seat where it is free; returns whether that worked.

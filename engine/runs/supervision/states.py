@@ -40,14 +40,14 @@ def begun(before: RunState, executor: Executor, attempt: int, device: str) -> Ru
     )
 
 
-def put_back(ended: RunState) -> RunState:
+def put_back(state: RunState) -> RunState:
     """Return the state of a run that has ended and waits for another attempt."""
-    step = ended.resumable_step
+    step = state.resumable_step
     cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
-    if ended.reason in ENDED_BY_THE_EXECUTOR:
-        cause = f"{ended.cause} {cause}"
+    if state.reason in ENDED_BY_THE_EXECUTOR:
+        cause = f"{state.cause} {cause}"
     why = Why("resumes", cause)._asdict()
-    return ended.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
+    return state.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
 
 
 def start_failure(run: Run, error: EngineError | OSError) -> Why:
@@ -61,14 +61,14 @@ def start_failure(run: Run, error: EngineError | OSError) -> Why:
 _FRUITLESS_AT_MOST = 3
 
 
-def with_progress(before: RunState, ended: RunState) -> RunState:
+def with_progress(before: RunState, after: RunState) -> RunState:
     """Count an attempt that ended without a newer checkpoint: after three in a row, no executor's end is resumed."""
-    if (ended.resumable_step or 0) > (before.resumable_step or 0):
-        return ended.model_copy(update={"fruitless_attempts": 0})
-    fruitless, advice = before.fruitless_attempts + 1, ended.advice
-    if ended.reason in ENDED_BY_THE_EXECUTOR and fruitless >= _FRUITLESS_AT_MOST:
+    if (after.resumable_step or 0) > (before.resumable_step or 0):
+        return after.model_copy(update={"fruitless_attempts": 0})
+    fruitless, advice = before.fruitless_attempts + 1, after.advice
+    if after.reason in ENDED_BY_THE_EXECUTOR and fruitless >= _FRUITLESS_AT_MOST:
         advice += f" It is not resumed again by itself: {fruitless} attempts in a row saved no newer checkpoint."
-    return ended.model_copy(update={"fruitless_attempts": fruitless, "advice": advice})
+    return after.model_copy(update={"fruitless_attempts": fruitless, "advice": advice})
 
 
 def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
@@ -143,8 +143,8 @@ class StateFiles:
         Raises:
             StorageError: If the disk or a file server fails at present.
         """
-        known = self._stamps.get(run.id)
-        if known is not None and stamp_of(run.folder.state) == known:
+        stamp = self._stamps.get(run.id)
+        if stamp is not None and stamp_of(run.folder.state) == stamp:
             return True
         return self.load(run) is not None or not run.folder.path.is_dir()
 
@@ -212,7 +212,7 @@ class OwnerFolder:
         self.store = store
         self.known: set[str] = set()
         self._modified = 0
-        self._looked = 0.0
+        self._last_look = 0.0
 
     def has_changed(self) -> bool:
         """Whether to look; the caller does so."""
@@ -221,10 +221,10 @@ class OwnerFolder:
         except FileNotFoundError:
             return bool(self.known)  # gone with all that was in it, or away: what comes back is taken in again
         now = time.time()
-        settled = now - modified / 1e9 > _UNSETTLED_SECONDS
-        if modified == self._modified and settled and now - self._looked < _LOOK_AGAIN_SECONDS:
+        is_settled = now - modified / 1e9 > _UNSETTLED_SECONDS
+        if modified == self._modified and is_settled and now - self._last_look < _LOOK_AGAIN_SECONDS:
             return False
-        self._modified, self._looked = modified, now
+        self._modified, self._last_look = modified, now
         return True
 
 
@@ -232,14 +232,14 @@ class ProblemLog:
     """Logs what goes wrong with a run or an owner, each problem once, and keeps it from stopping the rest."""
 
     def __init__(self) -> None:
-        self._logged: dict[str, dict[str, str]] = {}  # by run or owner, and by what was tried
+        self._last_texts: dict[str, dict[str, str]] = {}  # by run or owner, and by what was tried
 
     def report(self, about: str, text: str, tried: str = "") -> None:
         """Log what went wrong, unless it was the last problem with the same attempt at the same thing."""
-        logged = self._logged.setdefault(about, {})
-        if logged.get(tried) != text:
+        texts = self._last_texts.setdefault(about, {})
+        if texts.get(tried) != text:
             _log.error(text)
-        logged[tried] = text
+        texts[tried] = text
 
     @contextlib.contextmanager
     def guard(self, about: str, what: str) -> Iterator[None]:
@@ -251,4 +251,4 @@ class ProblemLog:
 
     def forget(self, about: str) -> None:
         """Forget what was logged about a run that is gone."""
-        self._logged.pop(about, None)
+        self._last_texts.pop(about, None)

@@ -173,27 +173,27 @@ class SupervisorLoop:
             rules = self._lab.start_rules(turn, devices, holders)
         here: list[Waiting] = []
         elsewhere: list[str] = []
-        held: dict[str, Why] = {}
+        admission_reasons: dict[str, Why] = {}
         for needs in waiting:
             if self._scheduler.needs_local_devices(needs):
                 here.append(needs)
             elif (why := rules.hold(needs, elsewhere)) is not None:
-                held[needs.run_id] = why
+                admission_reasons[needs.run_id] = why
             else:
                 elsewhere.append(needs.run_id)
                 self._scheduler.start(needs.run_id, ())
         plan = plan_starts(here, devices, holders, rules)
         for device in plan.wanted:
             self._book.ask_to_give_way(device)
-        for run_id, chosen in plan.starts.items():
-            self._scheduler.start(run_id, chosen)
-        plan_reasons = {**plan.reasons, **held}
+        for run_id, start_devices in plan.starts.items():
+            self._scheduler.start(run_id, start_devices)
+        plan_reasons = {**plan.reasons, **admission_reasons}
         if turn is None:
             self._scheduler.explain_waiting(plan_reasons)
             return plan_reasons
         reasons = lab_reasons(plan_reasons, here, turn.rules, turn.standing)
-        explained = first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
-        self._scheduler.explain_waiting(explained, at_most=len(reasons))
+        first_reasons = first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
+        self._scheduler.explain_waiting(first_reasons, at_most=len(reasons))
         return reasons
 
 
@@ -238,17 +238,17 @@ class Housekeeping:
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home
         self._clock = clock
-        self._looked = self._swept = float("-inf")
+        self._last_look = self._last_sweep = float("-inf")
 
     def tick(self) -> None:
         """Do what is due; costs nothing in between."""
         now = self._clock()
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
+        if now - self._last_look >= _LOOK_SECONDS:
+            self._last_look = now
             for log in self._home.logs.glob("*.log"):  # of helper processes, which may live for weeks
                 cap_log(log, most_bytes=5_000_000)
-        if now - self._swept >= _SWEEP_SECONDS:
-            self._swept = now
+        if now - self._last_sweep >= _SWEEP_SECONDS:
+            self._last_sweep = now
             self._sweep_keys()
             LeaseBook(self._home).sweep()
 

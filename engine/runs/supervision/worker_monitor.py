@@ -44,12 +44,12 @@ class WorkerMonitor:
         self._stop_was_passed_on = False
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
-        self._looked = float("-inf")
+        self._last_look = float("-inf")
         self.ended_on_this_boot = True  # known once it has ended
 
     def is_due(self) -> bool:
         """Whether it is time to look again."""
-        return time.monotonic() - self._looked >= self.job.look_seconds()
+        return time.monotonic() - self._last_look >= self.job.look_seconds()
 
     def look(self) -> RunState:
         """Return the state as it is now; it differs from `state` where something changed.
@@ -60,7 +60,7 @@ class WorkerMonitor:
         Raises:
             EngineError: If the executor cannot be asked at present.
         """
-        self._looked = time.monotonic()
+        self._last_look = time.monotonic()
         has_reported = self.state.state == "running" or self._history.update().attempt >= self.state.attempt
         status = self.job.poll(has_reported=has_reported)
         match status.phase:
@@ -87,27 +87,27 @@ class WorkerMonitor:
                 return self.state  # it came after the poll
             # Saved while the lock is ours: a worker that comes late can claim the run only after it, and then reads
             # that its attempt is over.
-            queued = self._waits_again()
-            folder.write_state(queued)
-            return queued
+            state = self._waits_again()
+            folder.write_state(state)
+            return state
 
     def _look_at_waiting(self, status: JobStatus) -> RunState:
         if asks_to_end(self.run.folder):
             self._ended_by_us = "cancel"  # it has nothing to save
             self.job.cancel()
-            return self._changed("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
-        return self._changed("submitted", status.why or _NO_REASON)
+            return self._with_state("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
+        return self._with_state("submitted", status.why or _NO_REASON)
 
     def _look_at_living(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
         folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
         history = self._history.update()
-        reported = history.attempt == self.state.attempt
+        has_reported = history.attempt == self.state.attempt
         self._note_cancel()
         activity, silence = self.job.activity(), None
         if activity is not None:
-            silence = self._watch.look(activity, is_training=reported and history.last_step > 0)
+            silence = self._watch.look(activity, is_training=has_reported and history.last_step > 0)
             self._last_silence = silence
         self._enforce(silence if is_seen else None)
         if not is_seen and (silence is None or not silence.is_unusual):
@@ -115,7 +115,7 @@ class WorkerMonitor:
         if folder.stop_request.exists() and not self._stop_was_passed_on:
             self.job.request_stop()
             self._stop_was_passed_on = True
-        has_begun = reported or self.state.state == "running"  # also where its log was lost
+        has_begun = has_reported or self.state.state == "running"  # also where its log was lost
         state: State = "running" if has_begun else "starting"
         why = out_of_sight or _NO_REASON
         if silence is not None and silence.is_suspended:
@@ -133,7 +133,7 @@ class WorkerMonitor:
             if hours is not None:
                 why = Why("time_limit", f"{time_limit_words(hours)} Saves and stops.")
         silent = self._silent(silence) if is_seen else _NOT_SILENT  # of the other, no end is announced
-        return self._changed(state, why, cancel_seen=self._cancel_seen, **silent)
+        return self._with_state(state, why, cancel_seen=self._cancel_seen, **silent)
 
     def _note_cancel(self) -> None:
         # By our clock: that of a file server, which dates the request, may be another.
@@ -151,10 +151,10 @@ class WorkerMonitor:
 
     def _enforce(self, silence: Silence | None) -> None:
         """End a worker that does not obey a cancel, or hangs; None where its silence means nothing."""
-        seen = self._cancel_seen
+        since = self._cancel_seen
         if silence is not None and silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
-        elif seen is not None and abs(time.monotonic() - seen) > self._patience.cancel_seconds:
+        elif since is not None and abs(time.monotonic() - since) > self._patience.cancel_seconds:
             self._ended_by_us = "cancel"
         else:
             return
@@ -164,15 +164,15 @@ class WorkerMonitor:
         folder = self.run.folder
         end = self.job.end()
         history = self._history.update()
-        reported = history.attempt == self.state.attempt
+        has_reported = history.attempt == self.state.attempt
         self.ended_on_this_boot = end.on_this_boot
         before, now = self.state.oom_kills, out_of_memory_kills()
         kills = now - before if end.on_this_boot and before is not None and now is not None else 0
         evidence = Evidence(
             end,
             self._last_silence,
-            status=history.status if reported else None,
-            failed=(history.failed if reported else None) or noted_failure(folder.path, self.state.attempt),
+            status=history.status if has_reported else None,
+            failed=(history.failed if has_reported else None) or noted_failure(folder.path, self.state.attempt),
             out_of_memory_kills=max(kills, 0),
             cancel_requested=folder.cancel_request.exists(),
             time_limit_hours=time_limit_hours(folder),
@@ -184,19 +184,19 @@ class WorkerMonitor:
         )
         diagnosis = diagnose(evidence)
         # A server that comes back later dates the end by the worker's last event.
-        watched = end.exit_code is not None or self._ended_by_us is not None
-        ended = time.time() if watched or not reported or history.last_time is None else history.last_time
+        was_watched = end.exit_code is not None or self._ended_by_us is not None
+        ended_at = time.time() if was_watched or not has_reported or history.last_time is None else history.last_time
         resumable_step = None if diagnosis.state == "completed" else evidence.resumable_step
-        return self._updated(**diagnosis._asdict(), ended=ended, resumable_step=resumable_step, **_NOT_SILENT)
+        return self._with_changes(**diagnosis._asdict(), ended=ended_at, resumable_step=resumable_step, **_NOT_SILENT)
 
     def _waits_again(self) -> RunState:
-        return self._updated(state="queued", **_NO_REASON._asdict(), device="", job_id="", **_NOT_SILENT)
+        return self._with_changes(state="queued", **_NO_REASON._asdict(), device="", job_id="", **_NOT_SILENT)
 
-    def _changed(self, state: State, why: Why, **changes: object) -> RunState:
+    def _with_state(self, state: State, why: Why, **changes: object) -> RunState:
         where = {"device": self.job.describe(), "job_id": self.job.id}  # some executors know the id only later
-        return self._updated(state=state, **why._asdict(), **where, **changes)
+        return self._with_changes(state=state, **why._asdict(), **where, **changes)
 
-    def _updated(self, **changes: object) -> RunState:
+    def _with_changes(self, **changes: object) -> RunState:
         if all(getattr(self.state, name) == value for name, value in changes.items()):
             return self.state
         return self.state.model_copy(update={**changes, "changed": time.time()})
