@@ -31,7 +31,7 @@ def test_a_process_that_was_replaced_stops_writing(home, spaces, bucket, monkeyp
     spaces.again()
     before = dict(bucket.files)
     a_run(home, seed=3)
-    first._mirror_bucket._checked = float("-inf")
+    first._mirror_bucket._last_check = float("-inf")
 
     with pytest.raises(PushError, match="Another process has begun to save"):
         first._save()
