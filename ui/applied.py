@@ -11,7 +11,7 @@ from ui.views.html import pick_button, short_name
 Settings = dict[str, Any]  # values by section.field; None for an empty one
 Sections = Mapping[str, Mapping[str, Any]]
 
-_NAMED = 2  # settings; the rest is counted
+_MOST_NAMES = 2  # settings; the rest is counted
 _LONGEST = 40  # characters of a value
 _TERMS = {"model.id": "model", "dataset.source": "dataset"}  # what is named first
 
@@ -50,8 +50,10 @@ class Applied:
 
     def until_changed(self, after: "Reading") -> "Applied":
         """Return the same, to be dropped as soon as a person changes anything in the form."""
-        left = {*self.after, *after.open_ones}
-        return replace(self, others={name: value for name, value in _flat(after.sections).items() if name not in left})
+        remaining = {*self.after, *after.open_ones}
+        return replace(
+            self, others={name: value for name, value in _flat(after.sections).items() if name not in remaining}
+        )
 
     def standing(self, now: "Reading") -> list[str]:
         """Return the names of its settings that no person has changed since."""
@@ -59,9 +61,9 @@ class Applied:
         names = [name for name, value in self.after.items() if values.get(name) == value or name in now.open_ones]
         if self.others is None:
             return names
-        untouched = len(names) == len(self.after) and self.others.items() <= values.items()
-        untouched = untouched and self.open_after <= set(now.open_ones)
-        return names if untouched else []
+        is_untouched = len(names) == len(self.after) and self.others.items() <= values.items()
+        is_untouched = is_untouched and self.open_after <= set(now.open_ones)
+        return names if is_untouched else []
 
     def taken_back(self, now: "Reading") -> "Reading":
         """Return the form without it, with None for empty ones; what a person changed since stays."""
@@ -78,14 +80,17 @@ class Applied:
         names = [name for name in self.standing(now) if self.before[name] != values.get(name)]
         if not names:
             return ""
-        words = [f"{_term(name)} {_shown(self.before[name])} → {_shown(values.get(name))}" for name in names[:_NAMED]]
-        if len(names) > _NAMED:
-            words.append(f"{len(names) - _NAMED} more")
+        words = [
+            f"{_term(name)} {_display(self.before[name])} → {_display(values.get(name))}"
+            for name in names[:_MOST_NAMES]
+        ]
+        if len(names) > _MOST_NAMES:
+            words.append(f"{len(names) - _MOST_NAMES} more")
         title = f"Undone: {self.title}" if self.undoes and self.title else "Undone" if self.undoes else self.title
-        said = f"{title}: {', '.join(words)}" if title else ", ".join(words)
+        text = f"{title}: {', '.join(words)}" if title else ", ".join(words)
         button = "redo" if self.undoes else "undo"
-        label = f"{button.capitalize()}: {said}"
-        return f'<p class="notice" role="status">{escape(said)} · {pick_button(button, button, label=label)}</p>'
+        label = f"{button.capitalize()}: {text}"
+        return f'<p class="notice" role="status">{escape(text)} · {pick_button(button, button, label=label)}</p>'
 
 
 def _flat(sections: Sections) -> Settings:
@@ -102,7 +107,7 @@ def _term(name: str) -> str:
     return _TERMS.get(name, name.rpartition(".")[2])
 
 
-def _shown(value: Any) -> str:
+def _display(value: Any) -> str:
     """Return a value as a person would type it."""
     if value is None or value in ("", [], {}):
         return "empty"

@@ -108,18 +108,20 @@ def _header(services: Services, reader: RunReader) -> _Header:
     devices = services.devices()
     usable = (device for device in devices if device.obstacle is None)
     device = max(usable, key=lambda device: (device.kind == "cuda", device.free_bytes), default=None)
-    unused = [f"{device.obstacle.what} {device.obstacle.fix}" for device in devices if device.obstacle is not None]
-    known = {run.id: run.folder.read_state() for run in services.runs.list()[:_COUNTED_RUNS]}
-    states = {run_id: state.state for run_id, state in known.items()}
+    problems = [f"{device.obstacle.what} {device.obstacle.fix}" for device in devices if device.obstacle is not None]
+    run_states = {run.id: run.folder.read_state() for run in services.runs.list()[:_COUNTED_RUNS]}
+    states = {run_id: state.state for run_id, state in run_states.items()}
     active = next((run_id for run_id, state in states.items() if state in LIVE_STATES), "")
     ended = max(
-        (run_id for run_id in known if known[run_id].is_final), key=lambda one: known[one].ended or 0.0, default=""
+        (run_id for run_id in run_states if run_states[run_id].is_final),
+        key=lambda one: run_states[one].ended or 0.0,
+        default="",
     )
     # The first answer of a poll, not the page as it was laid out long ago, is what a browser compares later ends with.
     titles = f'<div hidden id="tab-titles">{"".join(_tab_title(reader, run_id) for run_id in (active, ended) if run_id)}</div>'
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())
-    notice = " ".join(filter(None, [services.notice(), services.standing_by(), *unused]))
+    notice = " ".join(filter(None, [services.notice(), services.standing_by(), *problems]))
     return _Header(render_header(device, running, waiting, notice, services.person), titles, _digest(str(states)))
 
 

@@ -108,11 +108,11 @@ def save_csv_script(file_name: str) -> str:
 
 
 def pick_list(value: str = "", **presentation: Any) -> gr.HTML:
-    """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked`."""
+    """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked_value`."""
     return gr.HTML(value, js_on_load=script("pick"), **presentation)
 
 
-def picked(event: gr.EventData) -> str:
+def picked_value(event: gr.EventData) -> str:
     """Return the id of the row that was picked; a client's value, so look it up before you trust it."""
     return str(event._data.get("pick", "")) if isinstance(event._data, dict) else ""
 

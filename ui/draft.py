@@ -20,7 +20,7 @@ from engine.models.shape import ModelShape
 from engine.runs.lab_rules import lab_problems
 from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
-from ui.backend.background import explained
+from ui.backend.background import as_engine_error
 from ui.backend.dataset_checks import model_of, question_of
 from ui.form import Form, field_of
 
@@ -164,22 +164,22 @@ def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
     """Read the form; never raises for what a person typed, and never waits for another process."""
     mapping = form.mapping(values)
-    missing = tuple(text for name, text in _MISSING.items() if not _given(mapping, name))
+    missing = tuple(text for name, text in _MISSING.items() if not _is_given(mapping, name))
     shape = _shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
     rows = _rows_of(services, mapping)
-    known, kind = known_rows(services, mapping), _kind_of(services, mapping)
-    suited = suit(mapping, form.suited(values), known)
+    row_facts, kind = known_rows(services, mapping), _kind_of(services, mapping)
+    suited = suit(mapping, form.suited(values), row_facts)
     given = _given_by_a_person(
         mapping, suited
     )  # the engine chooses the rest, and once more where rows are counted later
-    config, problems = _checked(given, known)
+    config, problems = _check(given, row_facts)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
     assumed = config
     # There is an estimate before a dataset is chosen, of rows as long as they may be.
     if config is None and all(problem.field == "dataset.source" for problem in problems):
-        assumed, _ = _checked({**given, "dataset": {**given["dataset"], "source": "-"}}, known)
+        assumed, _ = _check({**given, "dataset": {**given["dataset"], "source": "-"}}, row_facts)
     model, named = mapping["model"], model_of(mapping)
     question = question_of(mapping)
     unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
@@ -204,21 +204,21 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
             options = place.options(assumed)
             if shape is not None:
                 options = place.suitable(options, assumed, shape, rows)
-            chosen = options[0] if shape is None else most_likely(shape, assumed, options, rows)
-            device = chosen[0]
-            problems = [*problems, *machine_problems(assumed, chosen)]
+            option = options[0] if shape is None else most_likely(shape, assumed, options, rows)
+            device = option[0]
+            problems = [*problems, *machine_problems(assumed, option)]
             if shape is not None:
                 estimate = estimate_memory(shape, assumed, device, rows)
                 ceiling = estimate_memory(shape, assumed, device) if rows is not None else None
         except Exception as error:
-            trouble = explained(error)
+            trouble = as_engine_error(error)
     return Draft(
         mapping=mapping,
         config=config,
         assumed=assumed,
         missing=missing,
         problems=tuple(
-            problem for problem in problems if problem.field not in _MISSING or _given(mapping, problem.field)
+            problem for problem in problems if problem.field not in _MISSING or _is_given(mapping, problem.field)
         ),
         shape=shape,
         device=device,
@@ -229,16 +229,16 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         kind=kind,
         suited=suited,
         ceiling=ceiling,
-        judged_elsewhere=_judged(form.judged_device(values), assumed, shape, rows),
+        judged_elsewhere=_judge_device(form.judged_device(values), assumed, shape, rows),
     )
 
 
-def _judged(
-    known: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None, rows: RowLengths | None
+def _judge_device(
+    known_device: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None, rows: RowLengths | None
 ) -> Judged | None:
-    if known is None:
+    if known_device is None:
         return None
-    device = known.device()
+    device = known_device.device()
     if config is None or shape is None:
         return Judged(device, None)
     try:
@@ -246,10 +246,10 @@ def _judged(
         ceiling = estimate_memory(shape, config, device) if rows is not None else None
         return Judged(device, estimate, problems=problems, ceiling=ceiling)
     except Exception as error:
-        return Judged(device, None, explained(error))
+        return Judged(device, None, as_engine_error(error))
 
 
-def _given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+def _is_given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     section, field = name.split(".")
     return bool(mapping.get(section, {}).get(field))
 
@@ -279,7 +279,7 @@ def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None)
     return []
 
 
-def _checked(mapping: Mapping[str, Any], rows: SeenRows | None) -> tuple[RunConfig | None, list[Problem]]:
+def _check(mapping: Mapping[str, Any], rows: SeenRows | None) -> tuple[RunConfig | None, list[Problem]]:
     try:
         return config_from_mapping(mapping, rows), []
     except ConfigError as error:

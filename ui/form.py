@@ -79,20 +79,22 @@ class Form:
 
     def judged_device(self, values: Sequence[Any]) -> KnownDevice | None:
         """Return the device that memory is judged for; None for this machine, which an unknown name means as well."""
-        named = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
-        return find_known_device(named) if isinstance(named, str) else None
+        name = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
+        return find_known_device(name) if isinstance(name, str) else None
 
     def suited(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that still have the value of a suited default, with that value."""
         try:
-            noted = json.loads(dict(zip(self._components, values, strict=True)).get(SUITED) or "{}")
+            saved_values = json.loads(dict(zip(self._components, values, strict=True)).get(SUITED) or "{}")
         except (TypeError, ValueError, RecursionError):  # of a client
             return {}
         mapping = self.mapping(values)
         return {
-            name: noted[name]
+            name: saved_values[name]
             for name in suited.SETTINGS
-            if isinstance(noted, dict) and name in noted and noted[name] == setting_in(mapping, name)
+            if isinstance(saved_values, dict)
+            and name in saved_values
+            and saved_values[name] == setting_in(mapping, name)
         }
 
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -103,7 +105,7 @@ class Form:
             if name in (JUDGE_FOR, SUITED):
                 values.append(mapping.get(section, {}).get(field, ""))
                 continue
-            value = _to_component(name, _offered(name, mapping.get(section, {}).get(field, _default_of(name))))
+            value = _to_component(name, _choice_in_form(name, mapping.get(section, {}).get(field, _default_of(name))))
             # For a browser, None in a box that was empty is a change, which every text box sends an event for.
             values.append("" if value is None and isinstance(self._components[name], gr.Textbox) else value)
         return values
@@ -192,11 +194,11 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     return gr.Textbox(**{"value": default or "", "lines": 1, "max_lines": 1, **shared})
 
 
-def number_of(typed: Any) -> Any:
+def number_of(value: Any) -> Any:
     """Return what a box holds that may be empty: None, a number, or the text that is not a number."""
-    if not isinstance(typed, str):
-        return typed
-    text = typed.strip()
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -241,7 +243,7 @@ def _default_of(name: str) -> Any:
     return None if field.is_required() else field.default
 
 
-def _offered(name: str, value: Any) -> Any:
+def _choice_in_form(name: str, value: Any) -> Any:
     """Return the value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
     annotation = field_of(name).annotation
     choices = _choices_of(_plain_type(annotation)) or _several_of(annotation)

@@ -71,12 +71,12 @@ def _standing_in(unused: Mapping[str, Sequence[str]], _module: ModuleType) -> It
     with ExitStack() as afterwards:
         for stand_in in stand_ins:
             afterwards.callback(_remove, stand_in)
-        afterwards.enter_context(_replaced(BaseModel, "model_config", ConfigDict(defer_build=True)))
+        afterwards.enter_context(_with_replaced(BaseModel, "model_config", ConfigDict(defer_build=True)))
         yield
 
 
 @contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+def _with_replaced(owner: type, name: str, value: Any) -> Iterator[None]:
     """Give a class another attribute for a while."""
     own = owner.__dict__[name]
     setattr(owner, name, value)
@@ -118,7 +118,7 @@ def _without_docs(module: ModuleType) -> Iterator[None]:
 @contextmanager
 def _without_rebuild(_module: ModuleType) -> Iterator[None]:
     """Let models of OpenAPI, which nothing here asks for, be built at their first use."""
-    with _replaced(BaseModel, "model_rebuild", classmethod(lambda *_, **__: None)):
+    with _with_replaced(BaseModel, "model_rebuild", classmethod(lambda *_, **__: None)):
         yield
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.components import QUICK, UNCHANGED, Updates, pick_list, picked, visible_if
+from ui.components import QUICK, UNCHANGED, Updates, pick_list, picked_value, visible_if
 from ui.draft import Draft
 from ui.page import Page
 from ui.tabs.start import why_not
@@ -51,7 +51,7 @@ class NextStepBar:
 
     def _open(self, event: gr.EventData) -> Updates:
         page = self._page
-        place, _, run_id = picked(event).partition(":")
+        place, _, run_id = picked_value(event).partition(":")
         if place in _TABS:
             return {page.tabs: gr.Tabs(selected=place), self._train.view: SET_UP}
         if not page.reader.exists(run_id):

@@ -41,8 +41,8 @@ class PagePolicy:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("content-length", "")
-        length = int(given) if given.isascii() and given.isdigit() else None
+        length_text = Headers(scope=scope).get("content-length", "")
+        length = int(length_text) if length_text.isascii() and length_text.isdigit() else None
         if scope["path"].startswith(_NOT_OFFERED):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
         elif scope["method"] == "POST" and length is None:
@@ -53,8 +53,8 @@ class PagePolicy:
         elif (length or 0) > _LARGEST_BODY_BYTES:
             await PlainTextResponse(_TOO_LARGE, 413)(scope, receive, send)
         else:
-            accepted = Headers(scope=scope).get("accept-encoding", "")
-            await self._app(scope, receive, _Answer(send, compress="gzip" in accepted))
+            encodings = Headers(scope=scope).get("accept-encoding", "")
+            await self._app(scope, receive, _Answer(send, compress="gzip" in encodings))
 
     async def _receive_upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         instead = "Copy it to this computer and give its path."

@@ -42,8 +42,8 @@ def poll(
         while_hidden: Whether it also asks, less often, while another tab of the browser is in front.
     """
 
-    def ask(asked: list[Any]) -> str | None:
-        question, seen = asked
+    def ask(values: list[Any]) -> str | None:
+        question, seen = values
         return answer(str(question), str(seen))
 
     return gr.HTML(

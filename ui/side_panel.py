@@ -13,7 +13,7 @@ from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import Advice, advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import PLACES, Draft
 from ui.gradio_internals import Dropdown
 from ui.page import DraftView, Page
@@ -57,7 +57,7 @@ class SidePanel:
             trigger(self._on_draft(handler), components, self._measuring, **QUICK)
 
         def apply(event: gr.EventData) -> dict[str, dict[str, Any]]:
-            return advised(picked(event))
+            return overrides_of(picked_value(event))
 
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
@@ -123,9 +123,9 @@ def _is_here(draft: Draft) -> bool:
 
 def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
     """Return the device that the browser's draft is judged for; a preset or a run names none, and the choice stays."""
-    named = mapping.get("page", {}).get("judge_for")
-    known = find_known_device(named) if isinstance(named, str) else None
-    return UNCHANGED if known is None else known.name
+    name = mapping.get("page", {}).get("judge_for")
+    device = find_known_device(name) if isinstance(name, str) else None
+    return UNCHANGED if device is None else device.name
 
 
 def _devices(place: str) -> list[tuple[str, str]]:
@@ -139,7 +139,7 @@ def _key(config: RunConfig) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def advised(pick: str) -> dict[str, dict[str, Any]]:
+def overrides_of(pick: str) -> dict[str, dict[str, Any]]:
     """Return the settings that a picked row of the advice changes, which is what it says, whatever has happened since.
 
     A client sends it, so it is read as what a person could type into the form.

@@ -20,7 +20,7 @@ from engine.memory.advice import advise
 from tests.invented_runs import a_config
 from tests.ui.drafts import small_shape
 from tests.ui.form_visitor import FormVisitor
-from ui.side_panel import advised
+from ui.side_panel import overrides_of
 from ui.tabs.method import MethodTab
 from ui.views.memory import render_advice
 
@@ -75,7 +75,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
         for pick in rows:
             free[0] = draw.uniform(0.4, 4)  # meanwhile another program took memory, or left some
 
-            visitor.change(advised(pick))
+            visitor.change(overrides_of(pick))
 
             said, now = with_overrides(before, offered[pick].overrides), visitor.mapping
             for section, _, name in (setting.partition(".") for setting in SETTINGS if f"{setting}=" not in pick):
@@ -108,10 +108,10 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
 )
 def test_what_no_row_says_changes_nothing_or_is_refused_in_words(forged):
     if not forged:
-        assert advised(forged) == {}
+        assert overrides_of(forged) == {}
     else:
         with pytest.raises(ConfigError):
-            advised(forged)
+            overrides_of(forged)
 
 
 def test_a_change_is_confirmed_in_words_and_undone(visitor):

@@ -22,7 +22,7 @@ def test_a_saved_webhook_shows_its_host_alone(part, services):
     assert shown[part.url] == ""
     assert "Slack at hooks.slack.com." in shown[part.state]
     assert SECRET not in str(shown)
-    assert SECRET not in str(part._shown())
+    assert SECRET not in str(part._render())
     assert WebhookStore(services.home, services.runs.owner).read() is not None
     assert part._remove()[part.test]["visible"] is False
 

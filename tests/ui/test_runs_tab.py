@@ -312,7 +312,7 @@ def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
 
     assert "at the stated 200 W" in described(tab, history[1]).details
     assert "kWh" in tab.compare([history[1], history[4]], "step", False)[tab.differences]
-    assert tab.electricity._read() == ["0.3", "€", "200"]
+    assert tab.electricity._read_values() == ["0.3", "€", "200"]
 
 
 def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):

@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 
 from engine.errors import ConfigError, EngineError, Problem
-from ui.components import picked, shown_as_message, shown_in_place
+from ui.components import picked_value, shown_as_message, shown_in_place
 from ui.views.dataset import render_length_histogram
 from ui.views.html import count, duration, error_box, gib, pickable, plural, size
 
@@ -84,7 +84,7 @@ def test_an_engine_error_leaves_the_page_as_it_was():
 def test_a_click_beside_the_rows_picks_nothing_dangerous(data):
     event = gr.EventData(None, data)
 
-    assert picked(event) in ("", "None")
+    assert picked_value(event) in ("", "None")
 
 
 def test_an_id_cannot_break_out_of_its_attribute():

@@ -114,8 +114,8 @@ class HeldOutPrompts:
     def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
         length = config.training.max_length
         held_out = self._inspector.held_out(config.dataset, config.model, length, seed=config.training.seed, count=200)
-        wanted: dict[str, Any] = {"rows": held_out.rows} if held_out.rows else {"count": 40}
-        page = self._inspector.preview(config.dataset, None, length, **wanted)
+        selection: dict[str, Any] = {"rows": held_out.rows} if held_out.rows else {"count": 40}
+        page = self._inspector.preview(config.dataset, None, length, **selection)
         prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
         return tuple(prompt for prompt in prompts if prompt is not None)
 

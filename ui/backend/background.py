@@ -12,7 +12,7 @@ from engine.errors import EngineError, RunError
 from engine.processes.messages import CancelledRequestError
 
 _log = logging.getLogger(__name__)
-_REMEMBERED = 200
+_MOST_ENTRIES = 200
 
 R = TypeVar("R")
 Finished = TypeVar("Finished", covariant=True)
@@ -22,7 +22,7 @@ UNEXPECTED = EngineError(
 )
 
 
-def explained(error: Exception) -> EngineError:
+def as_engine_error(error: Exception) -> EngineError:
     """Return what a person reads of any exception; the details of an unexpected one go to the log."""
     if isinstance(error, EngineError):
         return error
@@ -55,21 +55,21 @@ class FunctionJob(Generic[R]):
 
     def __init__(self, function: Callable[[Callable[[Message], None]], R]) -> None:
         self._function = function
-        self._stopped = threading.Event()
+        self._stop_requested = threading.Event()
 
     def run(self, on_progress: Callable[[Message], None]) -> R:
         worker = threading.get_ident()
 
         def report(progress: Message) -> None:
             # Another thread, such as one that downloads, could not end the job.
-            if self._stopped.is_set() and threading.get_ident() == worker:
+            if self._stop_requested.is_set() and threading.get_ident() == worker:
                 raise CancelledRequestError
             on_progress(progress)
 
         return self._function(report)
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stop_requested.set()
 
 
 @dataclass
@@ -125,7 +125,7 @@ class BackgroundWork(Generic[R]):
             work = Work(title, job)
             self._works[key] = work
             self._works.move_to_end(key)
-            for old in [name for name, one in self._works.items() if not one.is_under_way][:-_REMEMBERED]:
+            for old in [name for name, one in self._works.items() if not one.is_under_way][:-_MOST_ENTRIES]:
                 del self._works[old]
         threading.Thread(target=_run, args=(work, keep), name="background-work", daemon=True).start()
         return work
@@ -171,7 +171,7 @@ def _run(work: Work[R], keep: Callable[[R], None]) -> None:
         keep(result)
         work.result = result
     except Exception as error:
-        work.error = explained(error)
+        work.error = as_engine_error(error)
     finally:
         work.ended.set()
 
@@ -190,9 +190,9 @@ class Cache(Generic[R]):
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key]
-        made = make()
+        value = make()
         with self._lock:
-            self._results[key] = made
+            self._results[key] = value
             while len(self._results) > self._capacity:
                 self._results.popitem(last=False)
-        return made
+        return value

@@ -10,7 +10,7 @@ from engine.errors import EngineError
 from engine.executors.slurm.commands import Slurm
 from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
 from engine.executors.slurm.place import ClusterPlace
-from ui.backend.background import explained
+from ui.backend.background import as_engine_error
 
 _FRESH_SECONDS = 30.0
 
@@ -48,7 +48,7 @@ class ClusterForecast:
         self._lock = threading.Lock()  # guards what is below
         self._question: tuple[ClusterPlace, RunConfig] | None = None  # that was answered, or is being asked
         self._answer: Forecast | None = None
-        self._answered = 0.0
+        self._answered_at = 0.0
         self._is_asking = False
 
     @property
@@ -66,7 +66,7 @@ class ClusterForecast:
         question = place, config
         with self._lock:
             is_same = self._question == question
-            is_fresh = is_same and self._clock() - self._answered < _FRESH_SECONDS
+            is_fresh = is_same and self._clock() - self._answered_at < _FRESH_SECONDS
             if not is_fresh and not self._is_asking:
                 if not is_same and self._answer is not None:  # what is free does not depend on the job
                     self._answer = Forecast(self._answer.free)
@@ -78,6 +78,6 @@ class ClusterForecast:
         try:
             answer = self._ask(place, config)
         except Exception as error:
-            answer = Forecast(trouble=explained(error))
+            answer = Forecast(trouble=as_engine_error(error))
         with self._lock:
-            self._answer, self._answered, self._is_asking = answer, self._clock(), False
+            self._answer, self._answered_at, self._is_asking = answer, self._clock(), False

@@ -14,9 +14,9 @@ from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
 from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
-from ui.backend.background import explained
+from ui.backend.background import as_engine_error
 
-_REMEMBERED = 16
+_MOST_CHECKS = 16
 _PAGES = 64  # whose questions are remembered
 _UNWANTED_SECONDS = 300.0  # until a check ends that no page looks at; a hidden page looks once a minute
 _LEAVING_SECONDS = 10.0  # the same once its page was closed: a reloaded one asks again
@@ -60,9 +60,11 @@ def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | Non
         dataset = DatasetConfig.model_validate(mapping["dataset"])
     except ValueError:
         return None
-    given = mapping.get("training", {})
+    training = mapping.get("training", {})
     try:
-        lengths = TrainingConfig.model_validate({name: given[name] for name in ("max_length", "seed") if name in given})
+        lengths = TrainingConfig.model_validate(
+            {name: training[name] for name in ("max_length", "seed") if name in training}
+        )
     except ValueError:
         lengths = TrainingConfig()  # the panel shows what is wrong with them
     return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed)
@@ -122,10 +124,10 @@ class DatasetChecks:
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
         self._checks: OrderedDict[str, RunningCheck] = OrderedDict()
-        self._allowed: set[str] = set()  # datasets of the Hub that a person asked for
-        self._refused: OrderedDict[str, EngineError] = OrderedDict()  # why no row could be shown, by key
+        self._requested_hub_datasets: set[str] = set()  # datasets of the Hub that a person asked for
+        self._errors: OrderedDict[str, EngineError] = OrderedDict()  # why no row could be shown, by key
         self._formats: OrderedDict[str, DataFormatName] = OrderedDict()  # of datasets that were opened
-        self._asked: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
+        self._questions: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
         self._lock = threading.Lock()  # guards the five above: handlers of many pages ask at once
 
     def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
@@ -138,8 +140,8 @@ class DatasetChecks:
         if is_unused:
             self._inspector.stop_fetching()
         with self._lock:
-            check = self._known(question)
-            waits = reads_from_hub(question.dataset) and _identity(question.dataset) not in self._allowed
+            check = self._find(question)
+            waits = reads_from_hub(question.dataset) and _identity(question.dataset) not in self._requested_hub_datasets
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
             self._checks.move_to_end(question.key)
@@ -149,12 +151,12 @@ class DatasetChecks:
     def leave(self, page: str) -> None:
         """End soon the checks of a page that was closed, unless another page waits for them."""
         with self._lock:
-            left = self._asked.pop(page, {})
-            waited_for = {key for asked in self._asked.values() for key in asked}
-            for key in left.keys() - waited_for:
+            questions = self._questions.pop(page, {})
+            waited_for = {key for question_keys in self._questions.values() for key in question_keys}
+            for key in questions.keys() - waited_for:
                 if (check := self._checks.get(key)) is not None:
                     check.wanted_until = min(check.wanted_until, time.monotonic() + _LEAVING_SECONDS)
-        if left:
+        if questions:
             timer = threading.Timer(_LEAVING_SECONDS, self._end_unwanted)
             timer.daemon = True
             timer.start()
@@ -162,7 +164,7 @@ class DatasetChecks:
     def read(self, question: CheckQuestion) -> RunningCheck:
         """Read all rows now: a person asks for it, also after a stop or an error."""
         with self._lock:
-            self._allowed.add(_identity(question.dataset))
+            self._requested_hub_datasets.add(_identity(question.dataset))
             check = self._checks.get(question.key)
             if check is None or not check.is_under_way:
                 check = self._begin(RunningCheck(question))
@@ -172,7 +174,7 @@ class DatasetChecks:
     def stop(self, question: CheckQuestion) -> None:
         """Stop the check of this question; it stays stopped."""
         with self._lock:
-            self._allowed.discard(_identity(question.dataset))
+            self._requested_hub_datasets.discard(_identity(question.dataset))
             check = self._checks.get(question.key)
         if check is None or not check.is_under_way:
             return
@@ -183,22 +185,22 @@ class DatasetChecks:
     def find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of this question; None where it was never asked."""
         with self._lock:
-            if check := self._known(question):
+            if check := self._find(question):
                 _look_at(check)
             return check
 
     def note_refused(self, question: CheckQuestion, error: EngineError) -> None:
         """Remember why no row of a dataset could be shown, until one can."""
         with self._lock:
-            self._refused.pop(question.key, None)
-            self._refused[question.key] = error
-            while len(self._refused) > _REMEMBERED:
-                self._refused.popitem(last=False)
+            self._errors.pop(question.key, None)
+            self._errors[question.key] = error
+            while len(self._errors) > _MOST_CHECKS:
+                self._errors.popitem(last=False)
 
     def note_opened(self, question: CheckQuestion, format_: DataFormatName) -> None:
         """Remember the format of a dataset whose rows can be shown."""
         with self._lock:
-            self._refused.pop(question.key, None)
+            self._errors.pop(question.key, None)
             self._note_format(question, format_)
 
     def format_of(self, question: CheckQuestion) -> DataFormatName | None:
@@ -210,24 +212,24 @@ class DatasetChecks:
         """Return the lengths of the rows, once they were read with this tokenizer; those of another max_length are the same."""
         with self._lock:
             exact = self._checks.get(question.key)
-            known = [check for check in reversed(self._checks.values()) if check.question.has_lengths_of(question)]
-        found = (
-            check.report.row_lengths for check in (exact, *known) if check is not None and check.report is not None
+            checks = [check for check in reversed(self._checks.values()) if check.question.has_lengths_of(question)]
+        matches = (
+            check.report.row_lengths for check in (exact, *checks) if check is not None and check.report is not None
         )
-        return next(found, None)
+        return next(matches, None)
 
     def lengths_of(self, stamp: str) -> RowLengths | None:
         """Return lengths that are known, by their `lengths_stamp`; None where there are none."""
         with self._lock:
-            found = (check.report for check in self._checks.values() if stamp and lengths_stamp(check) == stamp)
-            return next((report.row_lengths for report in found if report is not None), None)
+            reports = (check.report for check in self._checks.values() if stamp and lengths_stamp(check) == stamp)
+            return next((report.row_lengths for report in reports if report is not None), None)
 
     def trouble(self, question: CheckQuestion) -> EngineError | None:
         """Return why a run cannot train on this, as far as its rows were read; a stop is not an error."""
         with self._lock:
             for key in (question.key, replace(question, model=None).key):
                 check = self._checks.get(key)
-                error = self._refused.get(key) or (check.error if check is not None else None)
+                error = self._errors.get(key) or (check.error if check is not None else None)
                 if error is not None and not isinstance(error, CancelledRequestError):
                     return error
         return None
@@ -239,7 +241,7 @@ class DatasetChecks:
         while len(self._formats) > _PAGES:
             self._formats.popitem(last=False)
 
-    def _known(self, question: CheckQuestion) -> RunningCheck | None:
+    def _find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of a question, or a finished one that answers it: of another max_length, where neither cuts a row."""
         if question.key not in self._checks:
             same = [
@@ -253,12 +255,12 @@ class DatasetChecks:
 
     def _end_outdated(self, question: CheckQuestion, page: str) -> bool:
         """End the checks that no page waits for now; return whether a download from the Hub is no longer needed."""
-        before = self._asked.pop(page, {})
-        compatible = {key: asked for key, asked in before.items() if asked.is_compatible(question)}
-        self._asked[page] = {**compatible, question.key: question}
-        while len(self._asked) > _PAGES:
-            self._asked.popitem(last=False)
-        waited_for = {key for asked in self._asked.values() for key in asked}
+        before = self._questions.pop(page, {})
+        compatible = {key: waiting for key, waiting in before.items() if waiting.is_compatible(question)}
+        self._questions[page] = {**compatible, question.key: question}
+        while len(self._questions) > _PAGES:
+            self._questions.popitem(last=False)
+        waited_for = {key for waiting in self._questions.values() for key in waiting}
         return bool(self._end(before.keys() - waited_for) - {_identity(question.dataset)})
 
     def _end_unwanted(self) -> None:
@@ -271,17 +273,17 @@ class DatasetChecks:
 
     def _end(self, keys: Iterable[str]) -> set[str]:
         """End and forget the checks of `keys`; return the datasets that no check fetches from the Hub any more."""
-        ended = [self._checks.pop(key) for key in keys if key in self._checks and self._checks[key].is_under_way]
-        for check in ended:
+        checks = [self._checks.pop(key) for key in keys if key in self._checks and self._checks[key].is_under_way]
+        for check in checks:
             check.stop.set()
         if any(check.fetches and check.is_under_way for check in self._checks.values()):
             return set()
-        return {_identity(check.question.dataset) for check in ended if check.fetches}
+        return {_identity(check.question.dataset) for check in checks if check.fetches}
 
     def _begin(self, check: RunningCheck) -> RunningCheck:
         self._checks[check.question.key] = check
         self._checks.move_to_end(check.question.key)
-        while len(self._checks) > _REMEMBERED:
+        while len(self._checks) > _MOST_CHECKS:
             self._checks.popitem(last=False)[1].stop.set()
         if not check.waits:
             threading.Thread(target=self._work, args=(check,), name="dataset-check", daemon=True).start()
@@ -304,7 +306,7 @@ class DatasetChecks:
                 self._note_format(question, report.format)
             check.report = report
         except Exception as error:
-            check.error = CancelledRequestError() if check.stop.is_set() else explained(error)
+            check.error = CancelledRequestError() if check.stop.is_set() else as_engine_error(error)
 
 
 def _look_at(check: RunningCheck) -> None:

@@ -203,10 +203,10 @@ class LabAdmin:
         """Return what people used by week, and what they have on disk; takes a moment where there are many files."""
         self._require()
         disks = tuple(self.disk.measure().values())
-        used = {(one.owner, one.week): one for one in usage_by_week(self.home, self.board.attempts())}
+        usage = {(one.owner, one.week): one for one in usage_by_week(self.home, self.board.attempts())}
         disk = {key: bytes_ for key, bytes_ in self.disk.by_week().items() if bytes_}
-        idle = {key: WeekOfPerson(*key, 0.0, 0.0, None, 0) for key in disk.keys() - used.keys()}
-        weeks = sorted((used | idle).values(), key=lambda one: (-one.week.year, -one.week.number, one.owner))
+        idle = {key: WeekOfPerson(*key, 0.0, 0.0, None, 0) for key in disk.keys() - usage.keys()}
+        weeks = sorted((usage | idle).values(), key=lambda one: (-one.week.year, -one.week.number, one.owner))
         return Usage(tuple(weeks), disk, disks, free_bytes(self.home))
 
     def models(self) -> ModelCache:
@@ -249,14 +249,14 @@ class LabAdmin:
             raise ConfigError(
                 [Problem(str(item["loc"][0]), f"{item['msg'].lower()}.") for item in error.errors()]
             ) from None
-        changed = [
+        changes = [
             f"{name}: {getattr(before, name)} to {getattr(limits, name)}"
             for name in LabLimits.model_fields
             if getattr(before, name) != getattr(limits, name)
         ]
-        if changed:
+        if changes:
             change_settings(self.home, limits=limits)
-            self._log(caller, "limits changed", "", "; ".join(changed))
+            self._log(caller, "limits changed", "", "; ".join(changes))
 
     def announce(self, caller: Caller, text: str) -> None:
         """Show a line on every page and on the sign-in page; empty text removes it.
@@ -277,13 +277,13 @@ class LabAdmin:
     def shared(self) -> list[SharedItem]:
         """Return the models and data that all people may read, with their sizes."""
         self._require()
-        found = []
+        items = []
         for kind, folder in (("model", self.home.shared_models), ("data", self.home.shared_data)):
             with contextlib.suppress(OSError):
                 for path in sorted(folder.iterdir())[:_SHARED_AT_MOST]:
                     bytes_ = folder_size_bytes(path) if path.is_dir() else path.stat().st_size
-                    found.append(SharedItem(kind, path.name, bytes_))
-        return found
+                    items.append(SharedItem(kind, path.name, bytes_))
+        return items
 
     def log_entries(self, words: str, kind: str, count: int) -> list[AuditEntry]:
         """Return the newest entries of the audit log, of one kind and with all words where these are given."""

@@ -53,11 +53,11 @@ class KnownShapes:
         self._inspector = inspector
         self._of_catalog: Shapes = {} if of_catalog is None else of_catalog
         self._own: Shapes = {}
-        self._failed: dict[tuple[str, str | None], EngineError] = {}
+        self._errors: dict[tuple[str, str | None], EngineError] = {}
 
     def trouble(self, model_id: str, revision: str | None) -> EngineError | None:
         """Return why a model could not be read the last time; None where it was read, or never asked for."""
-        return self._failed.get((model_id, revision)) if self.get(model_id, revision) is None else None
+        return self._errors.get((model_id, revision)) if self.get(model_id, revision) is None else None
 
     def get(self, model_id: str, revision: str | None) -> ModelShape | None:
         """Return the shape that is known already; None before `learn`."""
@@ -74,10 +74,10 @@ class KnownShapes:
             try:
                 shape = self._inspector.module_inventory(model)
             except EngineError as error:
-                self._failed[(model.id, model.revision)] = error
+                self._errors[(model.id, model.revision)] = error
                 raise
             self._known(model.id)[(model.id, model.revision)] = shape
-            self._failed.pop((model.id, model.revision), None)
+            self._errors.pop((model.id, model.revision), None)
         return shape
 
     def _known(self, model_id: str) -> Shapes:

@@ -95,13 +95,13 @@ class ResultWork:
             number += 1
         return folder
 
-    def allowed_folder(self, typed: str) -> Path:
+    def allowed_folder(self, path_text: str) -> Path:
         """Return the folder that a browser named, if the page may write there.
 
         Raises:
             StorageError: If there is none, or the page must not write there.
         """
-        text = (typed or "").strip()
+        text = (path_text or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
             raise StorageError("No folder.", "Type the folder to write to.")
         if (allowed := AllowedPaths.of(self.home)) is not None:
@@ -153,7 +153,7 @@ class Evaluations:
 
     def across(self) -> list[MeasuredRun]:
         """Return the evaluations of every run and checkpoint, the newest run first."""
-        found = []
+        rows = []
         for run in self._runs.list()[:300]:
             folder = evaluation_file(run.folder.path, None).parent
             for file in sorted(folder.glob("*.json")):
@@ -163,8 +163,8 @@ class Evaluations:
                 observed = self._reader.observe(run.id)
                 data = observed.config.dataset.source if observed.config is not None else ""
                 state = FINAL_WORDS if file.stem == FINAL else file.stem
-                found.append(MeasuredRun(run.id, file.stem, observed.title, state, Path(data).name, result))
-        return found
+                rows.append(MeasuredRun(run.id, file.stem, observed.title, state, Path(data).name, result))
+        return rows
 
     def _file(self, run_id: str, checkpoint: str | None) -> Path:
         return evaluation_file(self._runs.get(run_id).folder.path, checkpoint)

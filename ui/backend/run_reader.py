@@ -61,10 +61,10 @@ class ObservedRun:
     def stamp(self) -> str:
         """Changes whenever something that the page shows has changed."""
         state = self.state
-        asked = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
+        requests = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         # Nothing changes while a worker has no output, and still the page shows for how long.
         silent = "" if state.silent_since is None else f"{(time.time() - state.silent_since) // 10:.0f}"
-        parts = (state.changed, state.state, silent, state.notice, asked, self.title)
+        parts = (state.changed, state.state, silent, state.notice, requests, self.title)
         return stamp(self.run.id, self.history.next_offset, *parts)
 
     @property
@@ -91,7 +91,7 @@ class RunReader:
         self._runs = runs
         self._lock = threading.Lock()  # guards what follows: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
-        self._fixed: dict[str, tuple[RunConfig, Provenance]] = {}
+        self._configs: dict[str, tuple[RunConfig, Provenance]] = {}
         self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])  # when, of which folder, what
         self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
@@ -130,25 +130,25 @@ class RunReader:
                 waiting = run.id
         return waiting
 
-    def offered(self, wanted: Callable[[Run], bool], *chosen: str | None) -> list[RunSummary]:
-        """Return rows of the newest runs that `wanted` accepts, and of those that are `chosen`, however old they are."""
+    def offered(self, condition: Callable[[Run], bool], *extra_ids: str | None) -> list[RunSummary]:
+        """Return rows of the newest runs that `condition` accepts, and of those that are `extra_ids`, however old they are."""
         rows = self.summaries()
-        near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in chosen]
+        near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in extra_ids]
         # A run that was just stopped is chosen next: its state must not be that of a second ago.
-        near = [self.summary(row.id) if row.id in chosen else row for row in near]
-        return [row for row in near if wanted(self._runs.get(row.id))]
+        near = [self.summary(row.id) if row.id in extra_ids else row for row in near]
+        return [row for row in near if condition(self._runs.get(row.id))]
 
     def newest_of(
-        self, config: RunConfig, apart_from: Iterable[str] = (), wanted: Callable[[Run], bool] = lambda _: True
+        self, config: RunConfig, apart_from: Iterable[str] = (), condition: Callable[[Run], bool] = lambda _: True
     ) -> RunSummary | None:
-        """Return the newest run with these settings that `wanted` accepts; its name, its devices and what is `apart_from` them may differ."""
-        cleared = tuple(apart_from)
-        settings = _settings_of(with_absolute_paths(config), cleared)
+        """Return the newest run with these settings that `condition` accepts; its name, its devices and what is `apart_from` them may differ."""
+        ignored_settings = tuple(apart_from)
+        settings = _settings_of(with_absolute_paths(config), ignored_settings)
         for row in self.glance().rows[:_NEWEST]:
             with contextlib.suppress(RunError):  # it may be deleted meanwhile
                 run = self._runs.get(row.id)
-                known, _ = self._config_of(run)
-                if known is not None and _settings_of(known, cleared) == settings and wanted(run):
+                run_config, _ = self._config_of(run)
+                if run_config is not None and _settings_of(run_config, ignored_settings) == settings and condition(run):
                     return row
         return None
 
@@ -172,8 +172,8 @@ class RunReader:
     def _look(self, patience_seconds: float) -> Glance:
         now, (_, modified) = time.monotonic(), size_and_time(self._runs.folder)
         with self._lock:
-            looked, seen, rows = self._rows
-            if now - looked < 1.0 and seen == modified:
+            last_look, last_modified, rows = self._rows
+            if now - last_look < 1.0 and last_modified == modified:
                 return Glance(rows, 0)
         glance = self._index.glance(patience_seconds)
         if not glance.unread:
@@ -203,7 +203,7 @@ class RunReader:
         """Drop a deleted run."""
         with self._lock:
             self._histories.pop(run_id, None)
-            self._fixed.pop(run_id, None)
+            self._configs.pop(run_id, None)
         self.look_again()
 
     def _history_of(self, run: Run) -> RunHistory:
@@ -220,9 +220,9 @@ class RunReader:
 
     def _config_of(self, run: Run) -> tuple[RunConfig | None, Provenance]:
         with self._lock:
-            known = self._fixed.get(run.id)
-        if known is not None:
-            return known
+            entry = self._configs.get(run.id)
+        if entry is not None:
+            return entry
         try:
             config = run.folder.read_config()
         except (ConfigError, StorageError):
@@ -230,14 +230,14 @@ class RunReader:
         provenance = read_provenance(run.folder)
         if config is not None:  # a broken file may be repaired
             with self._lock:
-                self._fixed[run.id] = (config, provenance)
+                self._configs[run.id] = (config, provenance)
         return config, provenance
 
 
-def _settings_of(config: RunConfig, cleared: Iterable[str]) -> RunConfig:
+def _settings_of(config: RunConfig, ignored_settings: Iterable[str]) -> RunConfig:
     """Return what a check before the start leaves as it is: it pins the revision, and settles where a run runs."""
     changes: dict[str, dict[str, None]] = defaultdict(dict)
-    for name in ("model.revision", *cleared):
+    for name in ("model.revision", *ignored_settings):
         section, field = name.split(".")
         changes[section][field] = None
     sections = {name: getattr(config, name).model_copy(update=fields) for name, fields in changes.items()}

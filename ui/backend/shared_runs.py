@@ -20,7 +20,7 @@ from engine.runs.summary import RunSummary
 from ui.backend.background import Cache
 from ui.backend.run_reader import ObservedRun, RunReader
 
-_SHOWN = 200
+_MOST_RUNS = 200
 
 
 class SharedReaders:
@@ -73,14 +73,14 @@ class SharedRuns:
 
         Of a run that is not shared, an admin sees here that it exists; looking into it is logged.
         """
-        found = []
-        for run in self._lab.others()[:_SHOWN]:
+        summaries = []
+        for run in self._lab.others()[:_MOST_RUNS]:
             try:
                 shared = is_shared(run.folder)
-                found.append(self.summary(run) if shared else _unopened(run))
+                summaries.append(self.summary(run) if shared else _summary_without_details(run))
             except (EngineError, OSError):
                 continue
-        return found
+        return summaries
 
     def settings(self, name: str) -> tuple[dict[str, Any], list[str]]:
         """Return the settings of a run for the form, and which are left empty: they name what only its owner may use.
@@ -101,7 +101,7 @@ class SharedRuns:
         return self.readers.of(RunStore(self._home, owner))
 
 
-def _unopened(run: Run) -> RunSummary:
+def _summary_without_details(run: Run) -> RunSummary:
     return RunSummary(
         id=name_of(run), owner=run.owner, name="Not shared", state=run.folder.read_state().state,
         created=read_provenance(run.folder).created,
@@ -123,10 +123,10 @@ def without_folders(config: RunConfig) -> RunConfig:
         return Path(text).name if Path(text).is_absolute() else text
 
     dataset, start = config.dataset, config.adapter.warm_start
-    shown = {"source": last(dataset.source), "mix": {last(source): weight for source, weight in dataset.mix.items()}}
+    paths = {"source": last(dataset.source), "mix": {last(source): weight for source, weight in dataset.mix.items()}}
     return config.model_copy(
         update={
-            "dataset": dataset.model_copy(update=shown),
+            "dataset": dataset.model_copy(update=paths),
             "model": config.model.model_copy(update={"id": last(config.model.id)}),
             "adapter": config.adapter.model_copy(update={"warm_start": last(start) if start else start}),
         }

@@ -32,7 +32,7 @@ class Transfers:
     home: LoratoryHome
     largest_file_bytes: int = LARGEST_FILE_BYTES
     largest_total_bytes: int = _LARGEST_TOTAL_BYTES
-    _expected: list[int] = field(default_factory=list)  # bytes of each file that is being written
+    _pending_bytes: list[int] = field(default_factory=list)  # bytes of each file that is being written
     # Guards _expected: requests and handlers of all pages.
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -86,12 +86,12 @@ class Transfers:
             )
         with self._lock:
             self._require_room(bytes_)
-            self._expected.append(bytes_)
+            self._pending_bytes.append(bytes_)
         try:
             yield
         finally:
             with self._lock:
-                self._expected.remove(bytes_)
+                self._pending_bytes.remove(bytes_)
 
     def require_quota(self, bytes_: int) -> None:
         """Refuse an upload that the disk space of a person of a lab does not cover, other uploads under way included.
@@ -101,7 +101,7 @@ class Transfers:
         """
         if self.home.owner:
             with self._lock:
-                expected = sum(self._expected)
+                expected = sum(self._pending_bytes)
             require_disk_space(self.home, self.home.owner, bytes_ + expected)
 
     def require_uploaded(self, path: Path) -> Path:
@@ -114,7 +114,7 @@ class Transfers:
             raise StorageError("That file was not uploaded here.", "Upload it again.")
         return path
 
-    def keep_upload(self, uploaded: Path) -> Path:
+    def keep_upload(self, upload: Path) -> Path:
         """Move an uploaded dataset to its own folder, under a safe version of its name; the same file is stored once.
 
         Raises:
@@ -122,20 +122,20 @@ class Transfers:
         """
         if self.home.is_guest:
             raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
-        self.require_uploaded(uploaded)
+        self.require_uploaded(upload)
         folder = self.home.uploads
-        name = re.sub(r"[^\w.-]+", "-", uploaded.name).lstrip("-.")[-120:] or "upload"
+        name = re.sub(r"[^\w.-]+", "-", upload.name).lstrip("-.")[-120:] or "upload"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             target = folder / name
             number = 1
             while target.exists():
-                if filecmp.cmp(uploaded, target, shallow=False):
-                    uploaded.unlink()
+                if filecmp.cmp(upload, target, shallow=False):
+                    upload.unlink()
                     return target
                 number += 1
                 target = folder / f"{number}-{name}"
-            shutil.move(uploaded, target)
+            shutil.move(upload, target)
         except OSError as error:
             raise StorageError(
                 f"The upload {name} cannot be stored ({error.strerror}).", "Free some space, then upload it again."
@@ -167,7 +167,7 @@ class Transfers:
         return path
 
     def _require_room(self, bytes_: int) -> None:
-        used = sum(map(folder_size_bytes, (self.home.transfers, self.home.uploads))) + sum(self._expected)
+        used = sum(map(folder_size_bytes, (self.home.transfers, self.home.uploads))) + sum(self._pending_bytes)
         if used + bytes_ > self.largest_total_bytes:
             raise StorageError(
                 f"Uploads and downloads use {size(used)} of at most {size(self.largest_total_bytes)}; there is no space "

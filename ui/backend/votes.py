@@ -35,44 +35,44 @@ def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
         and answer.text.strip()
         and _is_of_one_model(turns[: number + 1], answer.branch)
     ]
-    found = (_pair(turns[: number + 1], one, other, turn.asked.system) for one, other in combinations(whole, 2))
-    return [pair for pair in found if pair is not None]
+    pairs = (_pair(turns[: number + 1], one, other, turn.asked.system) for one, other in combinations(whole, 2))
+    return [pair for pair in pairs if pair is not None]
 
 
 def _is_of_one_model(turns: Sequence[Turn], branch: Branch) -> bool:
     """Return whether one known model gave all answers of a branch: another one may have been loaded between two turns."""
-    answered = [turn for turn in turns if any(answer.branch == branch for answer in turn.answers)]
-    models = [turn.asked.models.get(branch) if turn.asked is not None else None for turn in answered]
+    branch_turns = [turn for turn in turns if any(answer.branch == branch for answer in turn.answers)]
+    models = [turn.asked.models.get(branch) if turn.asked is not None else None for turn in branch_turns]
     return models[0] is not None and all(model == models[0] for model in models)
 
 
 def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:
     sides = {branch: turns_of(messages_of(turns, branch, system)) for branch in (one, other)}
     first, second = sides.values()
-    shared = next(
+    prefix = next(
         (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
-    rests = {branch: said[shared:] for branch, said in sides.items()}
+    rests = {branch: messages[prefix:] for branch, messages in sides.items()}
     # A branch that was not asked earlier has another question where the other one has an answer.
     if not all(rest and rest[0].role == rest[-1].role == "assistant" for rest in rests.values()):
         return None
     words = [[turn.content.split() for turn in rest] for rest in rests.values()]
-    return TurnPair(first[:shared], rests) if words[0] != words[1] else None
+    return TurnPair(first[:prefix], rests) if words[0] != words[1] else None
 
 
 def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, bool]:
     """Return the answers of a turn that can be voted for, each with whether it was."""
     pairs = pairs_of_turn(turns, number)
-    offered = {branch for pair in pairs for branch in pair.sides}
-    known = [(pair, votes.find(pair.id)) for pair in pairs]
+    branches = {branch for pair in pairs for branch in pair.sides}
+    known_votes = [(pair, votes.find(pair.id)) for pair in pairs]
     voted = {
         branch
-        for pair, vote in known
+        for pair, vote in known_votes
         if vote is not None and not vote.is_tie
-        for branch, said in pair.sides.items()
-        if said == vote.sides[0].turns
+        for branch, messages in pair.sides.items()
+        if messages == vote.sides[0].turns
     }
-    return {branch: branch in voted for branch in offered}
+    return {branch: branch in voted for branch in branches}
 
 
 def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by: str) -> None:
@@ -91,8 +91,8 @@ def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by:
         if better not in pair.sides:
             continue
         left, right = (
-            VotedAnswer(turns=said, finish_reason=finishes[branch], model=turn.asked.models[branch])
-            for branch, said in sorted(pair.sides.items(), key=lambda side: side[0] != better)
+            VotedAnswer(turns=messages, finish_reason=finishes[branch], model=turn.asked.models[branch])
+            for branch, messages in sorted(pair.sides.items(), key=lambda side: side[0] != better)
         )
         facts = {"source": "chat", "by": by, "time": datetime.now(UTC), "sampling": turn.asked.sampling}
         votes.keep(Vote.new(pair.prompt, left, right, verdict="left", **facts))

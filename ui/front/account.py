@@ -131,10 +131,10 @@ def _session(session: SessionState, signed_in: SignedIn) -> str:
         f'<form method="post" action="{_SESSION}"><input type="hidden" name="session" value="{session.session}">'
         f'<button class="plain" aria-label="Sign out {escape(browser_name(session.browser), quote=True)}">Sign out</button></form>'
     )
-    used = "this session" if is_this else f"last used {ago(session.used)}"
+    last_use = "this session" if is_this else f"last used {ago(session.used)}"
     return (
         f"<li><div><b>{escape(browser_name(session.browser))}</b>"
-        f'<p class="small">{escape(session.address or "unknown address")} · {used} · signed in {ago(session.created)}</p>'
+        f'<p class="small">{escape(session.address or "unknown address")} · {last_use} · signed in {ago(session.created)}</p>'
         f"</div>{'' if is_this else end}</li>"
     )
 
@@ -142,7 +142,7 @@ def _session(session: SessionState, signed_in: SignedIn) -> str:
 def browser_name(description: str) -> str:
     """Return a browser as people know it, such as `Firefox on Linux`, from what it calls itself."""
     browser, system = _BROWSERS.search(_special_first(description)), _SYSTEMS.search(description)
-    names = [_LONG_NAMES.get(found[1], found[1]) for found in (browser, system) if found is not None]
+    names = [_LONG_NAMES.get(match[1], match[1]) for match in (browser, system) if match is not None]
     return " on ".join(names) or description[:40] or "Unknown browser"
 
 

@@ -36,7 +36,7 @@ _REFRESH_SECONDS = 10  # of the page, while the run trains
 _FRONT = Path(__file__).parent
 _STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
 _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; img-src data:; form-action 'self'; base-uri 'none'"
-_TYPED = "\n\t\u200c\u200d"  # also the joiners of Persian, Hindi and emoji
+_ALLOWED_CONTROLS = "\n\t\u200c\u200d"  # also the joiners of Persian, Hindi and emoji
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -77,7 +77,7 @@ class DemoPages:
         self._turn = asyncio.Lock()  # held by the question that is being answered
         self._waiting = 0
         self._looking = asyncio.Lock()  # one look at the run at a time
-        self._looked = float("-inf")  # monotonic seconds
+        self._last_look = float("-inf")  # monotonic seconds
         self._stamp = ""
         self._view = DemoView()
         self._body = ""
@@ -156,12 +156,12 @@ class DemoPages:
 
     async def _look(self) -> None:
         """Make the page again where the run has changed; those who come meanwhile get the last one."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS or (self._whole and self._looking.locked()):
+        if time.monotonic() - self._last_look < _LOOK_SECONDS or (self._whole and self._looking.locked()):
             return
         async with self._looking:
-            if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            if time.monotonic() - self._last_look >= _LOOK_SECONDS:
                 await asyncio.to_thread(self._make)
-                self._looked = time.monotonic()
+                self._last_look = time.monotonic()
 
     def _make(self) -> None:
         view = self._read()
@@ -205,4 +205,4 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 def _clean(prompt: str) -> str:
     """Return what was typed, without invisible characters."""
-    return "".join(one for one in prompt.replace("\r\n", "\n") if one in _TYPED or one.isprintable()).strip()
+    return "".join(one for one in prompt.replace("\r\n", "\n") if one in _ALLOWED_CONTROLS or one.isprintable()).strip()

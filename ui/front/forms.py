@@ -122,8 +122,8 @@ class Front(PlainPages):
             person = await asyncio.to_thread(self.accounts.check_password, name, password)
         except ThrottledError as error:
             if self.throttle.may_note():
-                known = await asyncio.to_thread(self._known, name)
-                await self._log(request, "", "sign-in failed", known, "throttled")
+                account_name = await asyncio.to_thread(self._account_name, name)
+                await self._log(request, "", "sign-in failed", account_name, "throttled")
             answer = self._sign_in_page(name, str(error), 429)
             answer.headers["Retry-After"] = str(error.seconds)
             return answer
@@ -131,7 +131,7 @@ class Front(PlainPages):
             return self._sign_in_page(name, str(error), 503)
         if person is None:
             self.throttle.failed(name)
-            await self._log(request, "", "sign-in failed", await asyncio.to_thread(self._known, name))
+            await self._log(request, "", "sign-in failed", await asyncio.to_thread(self._account_name, name))
             # The same words for every reason: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
         self.throttle.succeeded(name)
@@ -185,7 +185,7 @@ class Front(PlainPages):
     def _join_page(self, code: str, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
         return page("Join", _join_form(code, name, self.other_way, problem), status)
 
-    def _known(self, name: str) -> str:
+    def _account_name(self, name: str) -> str:
         """Return a name for the log: what is not the name of an account may be a password in the wrong field."""
         try:
             return self.accounts.person(name).name

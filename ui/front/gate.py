@@ -23,7 +23,7 @@ _LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
 _NOBODY = "'none'"
 _FRAMES = ("iframe", "frame", "embed", "object", "fencedframe")
-_FORWARDED = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
+_FORWARDED_HEADERS = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
 
 # What the page asks for; a route that a new Gradio adds is not offered. Ids are Gradio's own, of one person's page.
 _OFFERED_READS = re.compile(
@@ -115,12 +115,12 @@ class Gate:
             await self._front(scope, receive, send)
             return
         request = Request(scope)
-        scope = self._believed(scope, request.headers)
+        scope = self._with_trusted_headers(scope, request.headers)
         welcome = self._welcome if await self._is_for_strangers(request) else None
-        send = _hardened(send) if welcome is None else _hardened(send, welcome.framed_by)
+        send = _with_security_headers(send) if welcome is None else _with_security_headers(send, welcome.framed_by)
         refusal = self._refuse_foreign(request)
         if refusal is None and self._names is not None:
-            scope = await self._named(request, scope, self._names)
+            scope = await self._with_named_account(request, scope, self._names)
             request = Request(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
@@ -206,26 +206,26 @@ class Gate:
                 with suppress(asyncio.CancelledError):
                     await work
 
-    async def _named(self, request: Request, scope: Scope, names: NamedByProxy) -> Scope:
+    async def _with_named_account(self, request: Request, scope: Scope, names: NamedByProxy) -> Scope:
         """Take the header of the proxy out of a request, and the cookie of a session that is not for whom it names."""
-        given = request.headers.getlist(names.header)
-        name = given[0] if len(given) == 1 else ""  # of two, one is a client's
-        removed = {names.header.encode()}
+        values = request.headers.getlist(names.header)
+        name = values[0] if len(values) == 1 else ""  # of two, one is a client's
+        unwanted = {names.header.encode()}
         token = request.cookies.get(COOKIE, "")
         signed_in = await asyncio.to_thread(self._find_session, token) if token else None
         if signed_in is not None and not await asyncio.to_thread(names.may_continue, signed_in.person, name):
-            removed.add(b"cookie")
-        headers = [(key, value) for key, value in scope["headers"] if key.lower() not in removed]
+            unwanted.add(b"cookie")
+        headers = [(key, value) for key, value in scope["headers"] if key.lower() not in unwanted]
         return {**scope, "headers": headers, "state": {**scope.get("state", {}), PROXY_USER: name}}
 
-    def _believed(self, scope: Scope, headers: Headers) -> Scope:
+    def _with_trusted_headers(self, scope: Scope, headers: Headers) -> Scope:
         """Return a request with the scheme and host of the lab, and nothing that a client claims about its way here."""
         client = scope.get("client")
         if self._behind_proxy:
             # Our proxy appends what it saw, some to the header and some as another one; what a client claimed comes before it.
             last = ",".join(headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
             client = (last or "unknown", 0)
-        own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED)]
+        own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED_HEADERS)]
         return {**scope, "headers": own, "scheme": "https", "client": client}
 
 
@@ -245,7 +245,7 @@ def _ask_to_sign_in(request: Request) -> Response:
     return PlainTextResponse("Sign in first.", 401)
 
 
-def _hardened(send: Send, framed_by: str = _NOBODY) -> Send:
+def _with_security_headers(send: Send, framed_by: str = _NOBODY) -> Send:
     """Add the headers that limit what browsers do with an answer; a content security policy that it has stays.
 
     Args:

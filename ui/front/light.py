@@ -26,24 +26,24 @@ class _Packed(Mapping[str, Any]):
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._packed = zlib.compress(ORJSONResponse._render(description))
 
-    def _unpacked(self) -> dict[str, Any]:
+    def _unpack(self) -> dict[str, Any]:
         return dict(orjson.loads(zlib.decompress(self._packed)))
 
     def __getitem__(self, key: str) -> Any:
-        return self._unpacked()[key]
+        return self._unpack()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._unpacked())
+        return iter(self._unpack())
 
     def __len__(self) -> int:
-        return len(self._unpacked())
+        return len(self._unpack())
 
     def __deepcopy__(self, _: Any) -> dict[str, Any]:
-        return self._unpacked()
+        return self._unpack()
 
     def items(self) -> Any:
         """Return all parts, unpacked once."""
-        return self._unpacked().items()
+        return self._unpack().items()
 
 
 def lighten(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> None:
@@ -72,11 +72,11 @@ def lighten(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> N
 def _share_files(blocks: gr.Blocks) -> None:
     """Let the components of a page note their files in two sets, which are read together, instead of in two each."""
     files: set[str] = set()
-    kept: set[str] = set()
+    paths: set[str] = set()
     for block in blocks.blocks.values():
         files |= block.temp_files
-        kept |= block.keep_in_cache
-        block.temp_files, block.keep_in_cache, block.GRADIO_CACHE = files, kept, blocks.GRADIO_CACHE
+        paths |= block.keep_in_cache
+        block.temp_files, block.keep_in_cache, block.GRADIO_CACHE = files, paths, blocks.GRADIO_CACHE
         block.share_token = ""  # of a whole page that is shared by Gradio's tunnel
     blocks.temp_file_sets = [blocks.upload_file_set, files]
 
@@ -91,16 +91,16 @@ def _leave_to_classes(objects: Iterable[Any]) -> None:
     by_class: dict[type, list[Any]] = {}
     for one in objects:
         by_class.setdefault(type(one), []).append(one)
-    for kind, held in by_class.items():
-        common = set.intersection(*(set(vars(one)) for one in held))
-        counted = Counter(item for one in held for item in _plain(vars(one)))
-        for (name, _, value), count in counted.items():
-            if name in common and count > len(held) / 2 and not hasattr(kind, name):
+    for kind, instances in by_class.items():
+        common = set.intersection(*(set(vars(one)) for one in instances))
+        counts = Counter(item for one in instances for item in _plain(vars(one)))
+        for (name, _, value), count in counts.items():
+            if name in common and count > len(instances) / 2 and not hasattr(kind, name):
                 setattr(kind, name, value)
         of_class = set(_plain({name: getattr(kind, name) for name in common if hasattr(kind, name)}))
-        for one in held:
-            taken = {name for name, *_ in of_class.intersection(_plain(vars(one)))}
-            own = {name: value for name, value in vars(one).items() if name not in taken}
+        for one in instances:
+            names = {name for name, *_ in of_class.intersection(_plain(vars(one)))}
+            own = {name: value for name, value in vars(one).items() if name not in names}
             object.__setattr__(one, "__dict__", own)
 
 
@@ -113,15 +113,15 @@ def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, type, Any]]:
 
 def _remove_routes(router: APIRouter, is_offered: Callable[[str], bool]) -> None:
     """Remove the routes that cannot be reached, before FastAPI prepares each a second time at the first request."""
-    kept = []
+    routes = []
     for route in router.routes:
         included = getattr(route, "original_router", None)
         if included is not None:
             _remove_routes(included, is_offered)
         path = re.sub(r"\{[^}]*\}", "predict", getattr(route, "path", ""))  # by this name the page calls all its events
         if included is not None or is_offered(path):
-            kept.append(route)
-    router.routes[:] = kept
+            routes.append(route)
+    router.routes[:] = routes
 
 
 def end(blocks: gr.Blocks) -> None:
@@ -141,9 +141,9 @@ def settle() -> None:
 
 def reclaim() -> None:
     """Find all that pages which were closed have left; takes half a second where many are open."""
-    for cached in vars(fastapi.dependencies.models).values():  # they hold the routes of every app that there ever was
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
+    for cache in vars(fastapi.dependencies.models).values():  # they hold the routes of every app that there ever was
+        if hasattr(cache, "cache_clear"):
+            cache.cache_clear()
     gc.unfreeze()
     settle()
 

@@ -60,18 +60,18 @@ class OidcPages(IdentityPages):
 
     async def _come_back(self, request: Request) -> Response:
         query = request.query_params
-        given = {name: query[name] for name in ("state", "code", "iss", "error") if len(query.getlist(name)) == 1}
-        one = self._rounds.take(given.get("state", ""), request.cookies.get(ROUND_COOKIE, ""))
+        parameters = {name: query[name] for name in ("state", "code", "iss", "error") if len(query.getlist(name)) == 1}
+        one = self._rounds.take(parameters.get("state", ""), request.cookies.get(ROUND_COOKIE, ""))
         if one is None:
             text = "This sign-in has expired, was used before, or began in another browser. Begin again."
             return self.problem(text, "sign in", 400)
         wish = Wish(one.purpose, one.session, one.invitation, one.name)
         answer: Response
         try:
-            if "error" in given:
+            if "error" in parameters:
                 title = self.service.title
                 raise ProviderError(title, "refused by the provider", f"{title} did not sign you in.")
-            arrival = await self.provider.finish(one, given.get("code", ""), given.get("iss"))
+            arrival = await self.provider.finish(one, parameters.get("code", ""), parameters.get("iss"))
             answer = await self.arrived(request, wish, one, arrival)
         except ProviderError as error:
             answer = await self.failed(request, wish, error, error.reason)

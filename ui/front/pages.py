@@ -83,7 +83,7 @@ class PersonPages:
             if page is None:
                 page = await self._open(person)
             page.used = self._clock()
-        return _Counted(page, self._clock)
+        return _CountedApp(page, self._clock)
 
     def may_read_file(self, person: Person, path: str) -> bool:
         """Return whether a file is below the person's own folder for uploads and downloads, or part of the page itself."""
@@ -185,7 +185,7 @@ class PersonPages:
         await asyncio.to_thread(self._close_services, page.services)
 
 
-class _Counted:
+class _CountedApp:
     """Counts the requests that are being answered: a page with one is in use, however long it takes."""
 
     def __init__(self, page: _PersonPage, clock: Callable[[], float]) -> None:

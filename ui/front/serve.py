@@ -171,7 +171,7 @@ def serve_lab(
         EngineError: If a service cannot start.
     """
     prepare_memory()
-    bound = listener.open() if proxy is None else proxy.guard(listener.open())
+    server_socket = listener.open() if proxy is None else proxy.guard(listener.open())
     settings = read_settings(home)
     if settings.public_url != address.origin:
         save_settings(home, settings.model_copy(update={"public_url": address.origin}))
@@ -219,7 +219,7 @@ def serve_lab(
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     print(f"The lab is at {address.origin} (Ctrl+C closes it; runs continue).", flush=True)
     try:
-        server.run(sockets=[bound])
+        server.run(sockets=[server_socket])
     finally:
         supervisor.stop()
         if listener.socket_path is not None:

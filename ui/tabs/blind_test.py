@@ -50,7 +50,7 @@ class Judging:
     pair: Pair | None = None  # which waits for a verdict
     deck: tuple[RowPrompt, ...] = ()  # held-out questions that have not come yet
     vote: Vote | None = None  # on the pair, as a tie until it is judged
-    sides: str = ""  # which two answer, of `_SIDES`; where that was not chosen, the default of `compared`
+    sides: str = ""  # which two answer, of `_SIDES`; where that was not chosen, the default of `sides_to_compare`
     judged: tuple[Judgement, ...] = ()  # what a folder without a run has instead of a file
 
     def of(self, target: ChatTarget) -> Self:
@@ -160,14 +160,14 @@ class BlindTestPart:
         return _ONE_ALONE if branches else _NOT_LOADED
 
     def ask(
-        self, source: str, typed: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
+        self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
     ) -> Iterator[Updates]:
         """Let both branches answer one question, and show the answers together."""
         chat = self._page.services.chat
         ended: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
-            target, sides = compared(chat.state, judging.sides)
-            prompt, judging = self._question(source, typed, judging.of(target))
+            target, sides = sides_to_compare(chat.state, judging.sides)
+            prompt, judging = self._question(source, question, judging.of(target))
             words = prompt.system or (system or "").strip()
             messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
             settings, models = with_seed(read_sampling(sampling)), self._choice.answer_models()
@@ -197,7 +197,7 @@ class BlindTestPart:
                 return
             pair = blind_test.draw_pair(prompt.question, prompt.reference, texts, self._random)
             if pair.same_words:
-                judging = self._judged(judging, pair, "equal")
+                judging = self._with_judgement(judging, pair, "equal")
                 yield {**ended, self.pair: view.render_same_words(pair), self.judging: judging}
                 return
             left, right = (
@@ -223,7 +223,7 @@ class BlindTestPart:
             return UNCHANGED
         vote = judging.vote
         try:
-            judging = self._judged(judging, judging.pair, verdict)
+            judging = self._with_judgement(judging, judging.pair, verdict)
         except EngineError as error:
             return {self.trouble: error_box(error)}
         trouble = ""
@@ -241,18 +241,18 @@ class BlindTestPart:
             return names
         return names | {"base": "the base model", "tuned": "the tuned model"}
 
-    def _question(self, source: str, typed: str, judging: Judging) -> tuple[RowPrompt, Judging]:
+    def _question(self, source: str, text: str, judging: Judging) -> tuple[RowPrompt, Judging]:
         judging = replace(judging, pair=None, vote=None)
         if source == OWN:
-            question = (typed or "").strip()
+            question = (text or "").strip()
             if not question:
                 raise RunError("The question is empty.", "Type one, or use the held-out set.")
             return RowPrompt(-1, question, ""), judging
         assert judging.target is not None
-        deck = judging.deck or tuple(self._shuffled(judging.target))
+        deck = judging.deck or tuple(self._shuffle(judging.target))
         return deck[0], replace(judging, deck=deck[1:])
 
-    def _shuffled(self, target: ChatTarget) -> list[RowPrompt]:
+    def _shuffle(self, target: ChatTarget) -> list[RowPrompt]:
         config = self._choice.config_of(target)
         if config is None:
             raise RunError("A folder has no held-out set.", "Type the questions yourself.")
@@ -273,17 +273,17 @@ class BlindTestPart:
         against = f"{second.folder.name}-{second.checkpoint or FINAL}" if second is not None else None
         return blind_test.judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
-    def _judged(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
+    def _with_judgement(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
         judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self._page.services.runs.owner)
         file = self._file(judging.target, (pair.left, pair.right))
         if file is not None:
             blind_test.keep_judgement(file, judgement)
         return replace(judging, pair=None, vote=None, judged=(*judging.judged, judgement))
 
-    def _tallied(self, judging: Judging) -> tuple[BlindTally, Judging]:
+    def _tally(self, judging: Judging) -> tuple[BlindTally, Judging]:
         state = self._page.services.chat.state
         judging = judging.of(state.target) if state.target is not None else judging
-        target, sides = compared(state, judging.sides)
+        target, sides = sides_to_compare(state, judging.sides)
         file = self._file(target, sides)
         return blind_test.count_judgements(
             blind_test.read_judgements(file) if file is not None else judging.judged, *sides
@@ -292,7 +292,7 @@ class BlindTestPart:
     def _show_count(self, judging: Judging) -> Updates:
 
         try:
-            tally, judging = self._tallied(judging)
+            tally, judging = self._tally(judging)
         except EngineError:
             return {self.count: ""}
         votes = plural(len(self._votes.read().votes), "vote")
@@ -303,13 +303,13 @@ class BlindTestPart:
 
     def _show_tally(self, judging: Judging) -> Updates:
         try:
-            tally, judging = self._tallied(judging)
+            tally, judging = self._tally(judging)
         except EngineError as error:
             return {self.tally: error_box(error)}
         return {self.tally: view.render_tally(tally, self._names(judging.target)), self.judging: judging}
 
 
-def compared(state: ChatState, wanted: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:
+def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:
     """Return what is loaded, and its two sides: those of `_SIDES` that are wanted, else two runs, else base and tuned.
 
     Raises:
@@ -318,7 +318,7 @@ def compared(state: ChatState, wanted: str = "") -> tuple[ChatTarget, tuple[Bran
     if state.model is None or state.target is None:
         raise RunError("No model is loaded.", "Load a run first.")
     branches = state.model.branches
-    if (sides := _SIDES.get(wanted)) is not None and set(sides) <= set(branches):
+    if (sides := _SIDES.get(choice)) is not None and set(sides) <= set(branches):
         return state.target, sides
     if "second" in branches and "tuned" in branches:
         return state.target, ("tuned", "second")

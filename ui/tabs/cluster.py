@@ -69,7 +69,7 @@ class ClusterPart:
         }
 
     def _offer(self, draft: Draft) -> str:
-        config = self._settled(draft)
+        config = self._settle(draft)
         if isinstance(config, EngineError):
             return error_box(config)
         if config is None:
@@ -79,17 +79,17 @@ class ClusterPart:
         return render_resources(JobResources.of(config, place), kind.memory_gib if kind is not None else None, draft)
 
     def _forecast(self, draft: Draft) -> str:
-        config = self._settled(draft)
+        config = self._settle(draft)
         if config is None or isinstance(config, EngineError):
             return ""
         forecast = self._page.services.forecast
-        known = forecast.known(read_place(self._page.services.home), config)
-        return render_forecast(known, is_asking=forecast.is_asking)
+        answer = forecast.known(read_place(self._page.services.home), config)
+        return render_forecast(answer, is_asking=forecast.is_asking)
 
     def _look_on(self, draft: Draft) -> object:
         return gr.update(active=draft.where == WHERE and self._page.services.forecast.is_asking)
 
-    def _settled(self, draft: Draft) -> RunConfig | EngineError | None:
+    def _settle(self, draft: Draft) -> RunConfig | EngineError | None:
         """Return the draft with what the cluster would get to read; why that is not known; None elsewhere."""
         config, services = draft.config or draft.assumed, self._page.services
         if config is None or config.run.where != WHERE:
@@ -130,18 +130,18 @@ def render_resources(job: JobResources, gpu_gib: float | None, draft: Draft) -> 
     )
 
 
-def render_forecast(known: Forecast | None, *, is_asking: bool, now: float | None = None) -> str:
+def render_forecast(forecast: Forecast | None, *, is_asking: bool, now: float | None = None) -> str:
     """Return what is free in the cluster, and when the run would start."""
-    if known is None:
+    if forecast is None:
         return small("Asking Slurm what is free …", role="status") if is_asking else ""
-    free = ", ".join(f"{count} × {name or 'GPU'}" for name, count in known.free.items())
+    free = ", ".join(f"{count} × {name or 'GPU'}" for name, count in forecast.free.items())
     words = [f"Free now: {free}."] if free else []
-    if known.start is not None:
-        seconds = known.start.time - (time.time() if now is None else now)
+    if forecast.start is not None:
+        seconds = forecast.start.time - (time.time() if now is None else now)
         words.append(f"Expected start: in {duration(seconds)}." if seconds > _SOON_SECONDS else "Expected start: now.")
     elif is_asking:
         words.append("Asking Slurm when it would start …")
-    elif known.trouble is None:
+    elif forecast.trouble is None:
         words.append("Slurm does not say when it would start.")
-    trouble = error_box(known.trouble) if known.trouble is not None else ""
+    trouble = error_box(forecast.trouble) if forecast.trouble is not None else ""
     return (small(" ".join(words), role="status") if words else "") + trouble

@@ -10,9 +10,9 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from engine.data.source import SAMPLE_PREFIX
-from ui.backend.background import explained, stamp
+from ui.backend.background import as_engine_error, stamp
 from ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked_value, shown_as_message
 from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
 from ui.tabs.model import TokenizerStatus
@@ -155,7 +155,7 @@ class DataTab:
         try:
             page = self.rows.preview(question, number)
         except Exception as raised:
-            error = explained(raised)
+            error = as_engine_error(raised)
             services.checks.note_refused(question, error)
             return {
                 **around,
@@ -197,7 +197,7 @@ class DataTab:
         try:
             return self._page.services.inspector.columns(dataset)
         except Exception as error:
-            explained(error)
+            as_engine_error(error)
             return None
 
     def _tick(self, seen: str, listing: str, list_page: int, *values: Any) -> Updates:
@@ -277,7 +277,7 @@ def with_source(source: str) -> dict[str, Any]:
 
 
 def _pick_sample(event: gr.EventData) -> dict[str, Any]:
-    return with_source(picked(event)) if picked(event) in {source for source, _, _ in _SAMPLES} else {}
+    return with_source(picked_value(event)) if picked_value(event) in {source for source, _, _ in _SAMPLES} else {}
 
 
 def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.formats import FORMATS
 from engine.errors import ConfigError, Problem
-from ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked, shown_as_message, visible_if
+from ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message, visible_if
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
 from ui.page import Page
@@ -174,7 +174,7 @@ def _with_one_more(source: str, weight: float | None, mix: Mapping[str, float]) 
 
 
 def _without(event: gr.EventData, mix: Mapping[str, float]) -> dict[str, float]:
-    wanted = picked(event)
+    wanted = picked_value(event)
     return {source: weight for source, weight in mix.items() if source != wanted}
 
 

@@ -19,7 +19,7 @@ from ui.components import (
     Updates,
     clear_error_after,
     pick_list,
-    picked,
+    picked_value,
     shown_as_message,
     shown_in_place,
 )
@@ -66,7 +66,7 @@ class EvaluatePart:
         self.seen = gr.State("")
         self.timer = gr.Timer(1.0, active=False)
         self._target = [self._choice.run, self._choice.checkpoint]
-        self._looked = [
+        self._state_outputs = [
             self.seen, self.number, self.status, self.start, self.stop, self.result, self.answers, self.where, self.rows,
             self.across, self.previous, self.next,
         ]  # fmt: skip
@@ -82,10 +82,10 @@ class EvaluatePart:
         for event in (chosen, self._choice.checkpoint.input(lambda: "", None, self.seen, **QUICK)):
             self._look_after(event.then(lambda: (0, ""), None, page, **QUICK))
         looking = [*self._target, *page]
-        self.timer.tick(self.look, looking, self._looked, trigger_mode="once", **QUICK)
+        self.timer.tick(self.look, looking, self._state_outputs, trigger_mode="once", **QUICK)
         starting = [*self._target, self._choice.where, *self._settings]
         started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
-        started.success(self.look, looking, self._looked, **QUICK)
+        started.success(self.look, looking, self._state_outputs, **QUICK)
         clear_error_after(self.status, self._settings)
         self.stop.click(shown_as_message(self._stop), self._choice.run, None, **QUICK)
         for button, step in ((self.previous, -1), (self.next, 1)):
@@ -94,7 +94,7 @@ class EvaluatePart:
         self._look_after(self.across.click(self._pick, None, [*self._choice.outputs, *page], **QUICK))
 
     def _look_after(self, event: Dependency) -> None:
-        event.then(self.look, [*self._target, self.number, self.seen], self._looked, **QUICK)
+        event.then(self.look, [*self._target, self.number, self.seen], self._state_outputs, **QUICK)
 
     def look(self, run_id: str, checkpoint: str | None, number: int, seen: str) -> Updates:
         """Return the progress of the evaluation, and its result; nothing where nothing has changed."""
@@ -142,8 +142,8 @@ class EvaluatePart:
 
     def _start(self, run_id: str, checkpoint: str | None, where: str, *settings: Any) -> str:
         run = self._choice.run_of(run_id)
-        named = zip(_SETTINGS, map(number_of, settings), strict=True)
-        config = section_from_mapping(EvaluationConfig, {name: value for name, value in named if value is not None})
+        pairs = zip(_SETTINGS, map(number_of, settings), strict=True)
+        config = section_from_mapping(EvaluationConfig, {name: value for name, value in pairs if value is not None})
         results, chat = self._page.services.results, self._page.services.chat
         present = results.measuring.find(run.id)
         if present is not None and present.is_under_way:
@@ -156,7 +156,7 @@ class EvaluatePart:
         self._page.services.results.measuring.stop(self._choice.run_of(run_id).id)
 
     def _pick(self, event: gr.EventData) -> Updates:
-        run_id, _, checkpoint = picked(event).partition("/")
+        run_id, _, checkpoint = picked_value(event).partition("/")
         if not self._page.reader.exists(run_id):
             return UNCHANGED
         try:

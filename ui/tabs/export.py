@@ -26,7 +26,7 @@ from ui.components import (
     clear_error_after,
     nothing,
     pick_list,
-    picked,
+    picked_value,
     script,
     shown_as_message,
     shown_in_place,
@@ -98,11 +98,11 @@ class ExportTab:
         self._looking = [
             self.run, self.form, self.number, self.seen, self.checkpoint, self.forms.folder, self.exports,
         ]  # fmt: skip
-        self._looked = [
+        self._state_outputs = [
             self.seen, self.number, self.exports, self.status, self.start, self.stop, self.result, self.archive.panel,
             self.archive.download, self.use, self.before, self.forms.folder,
         ]  # fmt: skip
-        self._switched = [
+        self._format_outputs = [
             *self.forms.panels, self.text.panel, self.text.text, self.text.download, self.buttons, self.start,
         ]  # fmt: skip
 
@@ -121,8 +121,8 @@ class ExportTab:
         proposed = self.turn.change(
             self._propose, [*target, self.form], self.forms.folder, trigger_mode="always_last", **QUICK
         )
-        self._look_after(proposed.then(self._switch, [self.run, self.form], self._switched, **QUICK))
-        self.timer.tick(self.look, self._looking, self._looked, trigger_mode="once", **QUICK)
+        self._look_after(proposed.then(self._switch, [self.run, self.form], self._format_outputs, **QUICK))
+        self.timer.tick(self.look, self._looking, self._state_outputs, trigger_mode="once", **QUICK)
         starting = [
             *target, self.form, self.where, self.forms.folder, self.forms.repository, *self.forms.settings.values(),
         ]  # fmt: skip
@@ -143,7 +143,7 @@ class ExportTab:
         event.then(None, None, self.turn, js="() => String(Math.random())", **QUICK)
 
     def _look_after(self, event: Dependency) -> None:
-        event.then(self.look, self._looking, self._looked, **QUICK)
+        event.then(self.look, self._looking, self._state_outputs, **QUICK)
 
     def _offer(self, chosen_run: str, current: str | None) -> Updates:
         choices, proposed = offered_runs(self._page.reader, chosen_run, current)
@@ -261,8 +261,8 @@ class ExportTab:
 
     def _start_with_token(self, token: str | None, *chosen: Any) -> str:
         """Like `_start`; in a lab a push goes by the person's own token."""
-        given = (token or "").strip()
-        return self._start(*chosen, token=SecretStr(given) if given else None)
+        token_text = (token or "").strip()
+        return self._start(*chosen, token=SecretStr(token_text) if token_text else None)
 
     def _start(
         self, run_id: str | None, checkpoint: str | None, form: str, where: str, folder_name: str, repository: str,
@@ -299,7 +299,7 @@ class ExportTab:
         self._page.services.results.exporting.stop(self._observe(run_id).run.id)
 
     def _pick(self, event: gr.EventData) -> Updates:
-        number = picked(event)
+        number = picked_value(event)
         return {self.number: int(number), self.seen: ""} if number.isdigit() and len(number) < 6 else UNCHANGED
 
 

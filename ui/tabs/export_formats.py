@@ -105,14 +105,14 @@ class ExportForms:
 
     def settings_of(self, form: str, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that belong to the format; still a browser's values."""
-        given = {name: value for name, value in zip(self.settings, values, strict=True) if value is not None}
+        by_name = {name: value for name, value in zip(self.settings, values, strict=True) if value is not None}
         if form == HUB:
-            wanted: Sequence[str] = ("kind", "private", "verify")
+            names: Sequence[str] = ("kind", "private", "verify")
         else:
             kind = FOLDERS.get(form, KINDS["adapter"])
-            given["kind"] = kind.name
-            wanted = ("kind", *kind.settings, "verify")
-        return {name: given[name] for name in wanted if name in given}
+            by_name["kind"] = kind.name
+            names = ("kind", *kind.settings, "verify")
+        return {name: by_name[name] for name in names if name in by_name}
 
 
 def why_not(form: str, config: RunConfig | None) -> str:

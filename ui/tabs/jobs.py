@@ -132,7 +132,7 @@ class JobsPart:
         flavors: Sequence[Flavor] = ()
         with contextlib.suppress(EngineError):  # it is remembered, and shown with the draft
             flavors = self._page.services.hardware.ask()
-        choices = [_CHEAPEST, *((_described(flavor), flavor.name) for flavor in flavors)]
+        choices = [_CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
         return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
 
     def _offer(self, draft: Draft) -> str:
@@ -175,5 +175,5 @@ def render_offer(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str
     )
 
 
-def _described(flavor: Flavor) -> str:
+def _describe(flavor: Flavor) -> str:
     return f"{flavor.title} · {gib(flavor.device.total_bytes)} GiB · {dollars(flavor.price_per_hour_usd)}/h"

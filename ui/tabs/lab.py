@@ -21,7 +21,7 @@ from ui.components import (
     Confirmation,
     Updates,
     pick_list,
-    picked,
+    picked_value,
     script,
     shown_as_message,
     shown_in_place,
@@ -183,7 +183,7 @@ class LabTab:
             **self._runs.show(),
             self.shared: views.render_shared(self._admin.shared()),
             self.result: "",
-            **{part: _shown(getattr(limits, field), part) for field, part in self.limits.items()},
+            **{part: _value_of(getattr(limits, field), part) for field, part in self.limits.items()},
             self.announcement: settings.announcement,
             self.maintenance: settings.maintenance.is_on,
             self.maintenance_text: settings.maintenance.text,
@@ -196,11 +196,11 @@ class LabTab:
         return f"Remove {name} for good?", escape(views.removal_words(name, self._admin.runs_of(name)))
 
     def _show_log(self, words: Any, kind: Any) -> str:
-        wanted = "" if kind == _ANY_KIND else str(kind)
-        return views.render_log(self._admin.log_entries(str(words or "")[:200], wanted, _LOG_ROWS))
+        log_kind = "" if kind == _ANY_KIND else str(kind)
+        return views.render_log(self._admin.log_entries(str(words or "")[:200], log_kind, _LOG_ROWS))
 
     def _pick(self, event: gr.EventData) -> Updates:
-        return {**self._panel(picked(event)), self.result: ""}
+        return {**self._panel(picked_value(event)), self.result: ""}
 
     def _panel(self, name: str) -> Updates:
         people, invitations = self._admin.people()
@@ -226,9 +226,9 @@ class LabTab:
         self._admin.confirm(caller, str(password))
         return self._do(str(pending), str(name), caller) if pending else self._calm()
 
-    def _do(self, wanted: str, name: str, caller: Caller) -> Updates:
+    def _do(self, request_text: str, name: str, caller: Caller) -> Updates:
         """Do what a button asks for, or ask for the password first; both values are a client's, and are looked up."""
-        action, _, role = wanted.partition(":")
+        action, _, role = request_text.partition(":")
         if action in _NEEDS_NAME and not name:
             raise AccountError("No person is picked.", "Pick one in the list.")
         result = ""
@@ -248,15 +248,15 @@ class LabTab:
                 self._admin.remove(caller, name)
                 gr.Info(f"The account {name} was removed.", duration=4)
         except UnconfirmedError:
-            return {self.pending: wanted, self.confirmation: visible_if(True), self.password: "", self.result: ""}
+            return {self.pending: request_text, self.confirmation: visible_if(True), self.password: "", self.result: ""}
         return {**self._panel(name), **self._calm(), self.result: result}
 
     def _calm(self) -> Updates:
         return {self.pending: "", self.confirmation: HIDDEN, self.password: ""}
 
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
-        typed = dict(zip(self.limits, values, strict=True))
-        self._admin.save_limits(Caller.of(request), {name: _read(name, value) for name, value in typed.items()})
+        texts = dict(zip(self.limits, values, strict=True))
+        self._admin.save_limits(Caller.of(request), {name: _parse(name, value) for name, value in texts.items()})
         gr.Info("Limits saved.", duration=4)
 
     def _announce(self, text: Any, request: gr.Request) -> None:
@@ -284,7 +284,7 @@ def _other_way(service: str, has_passwords: bool) -> str:
     return f'{first} with {escape(service)} on <a href="{ACCOUNT}" target="_blank">your account\'s page</a>, then repeat this.'
 
 
-def _shown(value: Any, component: Any) -> Any:
+def _value_of(value: Any, component: Any) -> Any:
     """Return a limit as its component has it."""
     if not isinstance(component, gr.Textbox):
         return value
@@ -293,9 +293,9 @@ def _shown(value: Any, component: Any) -> Any:
     return text_of(value)
 
 
-def _read(name: str, typed: Any) -> Any:
+def _parse(name: str, text: Any) -> Any:
     """Return a limit from what was typed; what is not one is refused by its Field."""
     if not isinstance(LabLimits.model_fields[name].default, dict):
-        return number_of(typed)
-    pairs = (part.rpartition(":") for part in str(typed or "").strip(" {}").split(",") if part.strip())
+        return number_of(text)
+    pairs = (part.rpartition(":") for part in str(text or "").strip(" {}").split(",") if part.strip())
     return {device.strip(): number_of(weight) for device, _, weight in pairs}

@@ -7,7 +7,7 @@ import gradio as gr
 
 from engine.errors import RunError
 from ui.backend.lab import Caller, LabAdmin
-from ui.components import HIDDEN, QUICK, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.components import HIDDEN, QUICK, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.page import Page
 from ui.views.html import notice
 from ui.views.lab_queue import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
@@ -22,7 +22,7 @@ class LabRunsPart:
         gr.HTML("<h2>Devices and queue</h2>")
         self.devices = gr.HTML(elem_id="lab-devices")
         self.active = pick_list(elem_id="lab-active")
-        self.wanted = gr.Textbox("", visible=False)  # owner/run-id of the run that may become urgent
+        self.run_key = gr.Textbox("", visible=False)  # owner/run-id of the run that may become urgent
         with gr.Column(visible=False, elem_id="lab-urgent") as self.panel:
             self.question = gr.HTML()
             self.why = gr.Textbox(
@@ -37,10 +37,10 @@ class LabRunsPart:
     def wire(self, log_after: Callable[[Any], None]) -> None:
         """Connect the events; `log_after` shows the audit log after one that is logged."""
         page = self._page
-        panel = [self.panel, self.question, self.wanted, self.why]
+        panel = [self.panel, self.question, self.run_key, self.why]
         changed = [*self.outputs, *panel, page.other_run, page.tabs]
         log_after(self.active.click(shown_as_message(self._act), None, changed, **QUICK))
-        given = [self.wanted, self.why]
+        given = [self.run_key, self.why]
         for event in (self.confirm.click, self.why.submit):
             log_after(event(shown_as_message(self._make_urgent), given, [*self.outputs, *panel], **QUICK))
         self.cancel.click(lambda: HIDDEN, None, self.panel, **QUICK)
@@ -55,7 +55,7 @@ class LabRunsPart:
 
     def _act(self, event: gr.EventData, request: gr.Request) -> Updates:
         """Do what a button of a row asks for; the run is a client's value, and is looked up."""
-        name, caller = picked(event), Caller.of(request)
+        name, caller = picked_value(event), Caller.of(request)
         if name.startswith(LOOK_PREFIX):
             return {self._page.other_run: name.removeprefix(LOOK_PREFIX), self._page.tabs: gr.Tabs(selected="runs")}
         if name.startswith(URGENT_PREFIX):
@@ -72,9 +72,9 @@ class LabRunsPart:
         if name not in {f"{one.owner}/{one.run_id}" for one in self._admin.queue()}:
             raise RunError("There is no such run.", "Look at the list as it is now.")
         text = f"Start run {run_id[-4:]} of {owner} before all others? One run can be urgent at a time."
-        return {self.panel: visible_if(True), self.question: notice(text), self.wanted: name, self.why: ""}
+        return {self.panel: visible_if(True), self.question: notice(text), self.run_key: name, self.why: ""}
 
     def _make_urgent(self, name: Any, why: Any, request: gr.Request) -> Updates:
         self._admin.make_urgent(Caller.of(request), str(name), str(why or ""))
         gr.Info("The run starts next.", duration=4)
-        return {**self.show(), self.panel: HIDDEN, self.wanted: ""}
+        return {**self.show(), self.panel: HIDDEN, self.run_key: ""}

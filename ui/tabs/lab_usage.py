@@ -13,7 +13,7 @@ from ui.components import (
     Updates,
     chart,
     pick_list,
-    picked,
+    picked_value,
     save_csv_script,
     shown_as_message,
     shown_in_place,
@@ -81,9 +81,9 @@ class LabModelsPart:
         return views.render_cache(self._admin.models())
 
     def _ask(self, event: gr.EventData) -> Updates:
-        cache, name = self._admin.models(), picked(event)
-        wanted = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
-        ids = [one.id for one in cache.models if one.id in wanted and not one.use.needed_by]
+        cache, name = self._admin.models(), picked_value(event)
+        model_ids = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
+        ids = [one.id for one in cache.models if one.id in model_ids and not one.use.needed_by]
         if not ids:
             return {self.panel: HIDDEN, self.chosen: []}
         return {

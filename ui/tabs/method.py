@@ -15,7 +15,7 @@ from engine.config.run import AdapterConfig
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
 from engine.memory.config_changes import as_overrides
 from engine.memory.estimate import Estimator, Verdict
-from ui.components import QUICK, SLOW, nothing, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
 from ui.gradio_internals import CheckboxGroup, Radio
@@ -139,7 +139,7 @@ class MethodTab:
         page.change_undoably_after(applied, self._change)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
-        return change_of_row(self._page.draft(values), picked(event))
+        return change_of_row(self._page.draft(values), picked_value(event))
 
 
 def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:

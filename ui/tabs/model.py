@@ -11,10 +11,20 @@ from engine.errors import EngineError
 from engine.hardware.known_devices import THIS_MACHINE, find_known_device
 from engine.models.catalog import find_in_catalog, search_catalog
 from engine.models.hub import search_hub
-from ui.backend.background import Work, explained, stamp
+from ui.backend.background import Work, as_engine_error, stamp
 from ui.backend.dataset_checks import model_of
 from ui.backend.models import Fits, FitTable, key_of
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, nothing, pick_list, picked
+from ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    live_html,
+    nothing,
+    pick_list,
+    picked_value,
+)
 from ui.gradio_internals import changed_by_hand
 from ui.page import Page
 from ui.polls import poll, poll_answer
@@ -81,7 +91,7 @@ class ModelTab:
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
-            self._look_up_after(trigger(picked, None, self._wanted, **QUICK))
+            self._look_up_after(trigger(picked_value, None, self._wanted, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # what was typed there is no longer the model
         named = self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))
         named.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
@@ -169,7 +179,7 @@ class ModelTab:
             is_told = details.tokenizer_missing is not None and (tokenizer.is_under_way or tokenizer.error is not None)
             return render_details(details, has_tokenizer=not is_told), None
         except Exception as error:
-            shown = explained(error)
+            shown = as_engine_error(error)
             return error_box(shown), shown
 
     def _describe_form(self, *values: Any) -> Any:

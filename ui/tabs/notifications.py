@@ -46,12 +46,12 @@ class NotificationsPart:
                     "Remove webhook", visible=False, scale=0, min_width=140, elem_id="webhook-remove"
                 )
         shown = [self.state, self.test, self.remove]
-        fold.expand(self._shown, None, shown, **QUICK)
+        fold.expand(self._render, None, shown, **QUICK)
         save.click(self._save, [self.url, self.kind], [*shown, self.url], **QUICK)
         self.test.click(self._send_test, None, shown, trigger_mode="once", **SLOW)
         self.remove.click(self._remove, None, shown, **QUICK)
 
-    def _shown(self, problem: str = "") -> Updates:
+    def _render(self, problem: str = "") -> Updates:
         webhook = self._store.read()
         words = "" if webhook is None else notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.")
         return {
@@ -64,19 +64,19 @@ class NotificationsPart:
         try:
             self._store.save(parse_webhook(str(url or ""), str(kind)))
         except EngineError as error:
-            return {**self._shown(error_box(error)), self.url: gr.skip()}
-        return {**self._shown(), self.url: ""}
+            return {**self._render(error_box(error)), self.url: gr.skip()}
+        return {**self._render(), self.url: ""}
 
     def _send_test(self) -> Updates:
         try:
             deliver(self._store.home, self._store.owner, "This is a test from Loratory.", {"event": "test"})
         except EngineError as error:
-            return self._shown(error_box(error))
-        return self._shown()
+            return self._render(error_box(error))
+        return self._render()
 
     def _remove(self) -> Updates:
         self._store.forget()
-        return self._shown()
+        return self._render()
 
 
 def render_outcome(outcome: WebhookOutcome | None) -> str:

@@ -15,7 +15,7 @@ from engine.config.presets import Preset, find_preset, list_presets
 from engine.config.suited import open_settings
 from engine.runs.run import Run
 from ui.backend.run_reader import has_adapter
-from ui.components import QUICK, SLOW, Updates, pick_list, picked, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.form import field_of, label_of
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
@@ -23,7 +23,7 @@ from ui.page import Page
 from ui.views.html import pick_button
 
 _BASE = ""  # the choice of a start that is no adapter
-_OFFERED = 20  # adapters of earlier runs
+_MOST_ADAPTERS = 20  # adapters of earlier runs
 _PRESENTATION: dict[str, dict[str, Any]] = {
     "beta": {"elem_id": "beta"},
     "loss_weights": {"placeholder": "1, 0.2"}, "precompute_ref_log_probs": {"elem_id": "precompute"},
@@ -110,9 +110,9 @@ class ObjectivePart:
             return gr.update(visible=False)
         model = str(draft.mapping["model"].get("id") or "")
         rows = [row for row in self._page.reader.glance().rows if model and row.model in (model, Path(model).name)]
-        known = [row for row in rows if has_adapter(self._page.services.runs.get(row.id))][:_OFFERED]
+        adapters = [row for row in rows if has_adapter(self._page.services.runs.get(row.id))][:_MOST_ADAPTERS]
         choices = [("Base model, no adapter", _BASE)]
-        choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in known]
+        choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in adapters]
         if chosen not in {value for _, value in choices}:
             choices.append((self._page.begins_with(draft) or chosen, chosen))
         info = "The adapter of an earlier run, whose shape the new one takes."
@@ -149,17 +149,17 @@ class ObjectivePart:
 
     def _take_hint(self, event: gr.EventData) -> Updates:
         """Start from the result that the hint names, or load the preset that makes one."""
-        wanted, page = picked(event), self._page
-        if page.reader.exists(wanted):
-            return {self._change: self._start_from(wanted), self._preset: {}}
-        preset = find_preset(wanted)
+        hint, page = picked_value(event), self._page
+        if page.reader.exists(hint):
+            return {self._change: self._start_from(hint), self._preset: {}}
+        preset = find_preset(hint)
         page.services.shapes.learn(preset.load().model)
         return {self._change: {}, self._preset: preset.mapping(), page.copied_from: ""}
 
     def result_of(self, preset: Preset) -> Run | None:
         """Return the newest run with a preset's settings that has a result."""
         config = preset.load()
-        row = self._page.reader.newest_of(config, open_settings(config), wanted=has_adapter)
+        row = self._page.reader.newest_of(config, open_settings(config), condition=has_adapter)
         return self._page.services.runs.get(row.id) if row is not None else None
 
     def with_start(self, preset: Preset) -> dict[str, Any]:
@@ -181,16 +181,16 @@ def _preset_of(draft: Draft) -> Preset | None:
     if draft.config is None:
         return None
     for preset in _continuing_presets():
-        wanted = preset.load()
+        values = preset.load()
         is_same = (draft.config.model.id, draft.config.dataset.source, draft.config.training.objective) == (
-            wanted.model.id, wanted.dataset.source, wanted.training.objective
+            values.model.id, values.dataset.source, values.training.objective
         )  # fmt: skip
         if is_same:
             return preset
     return None
 
 
-def _offered(draft: Draft) -> list[Objective]:
+def _objectives_for(draft: Draft) -> list[Objective]:
     """Return the objectives that learn from the rows, and the chosen one, which may not; all while no rows are known."""
     if draft.kind is None:
         return list(OBJECTIVES.values())
@@ -199,14 +199,14 @@ def _offered(draft: Draft) -> list[Objective]:
 
 
 def _render_choice(draft: Draft) -> Any:
-    offered, chosen = _offered(draft), draft.objective
-    info = chosen.help
+    offered, current = _objectives_for(draft), draft.objective
+    info = current.help
     # What the rest would need, where a person has not found preferences yet.
-    for kind, words in ROWS_IN_WORDS.items() if not chosen.learns_preferences else ():
+    for kind, words in ROWS_IN_WORDS.items() if not current.learns_preferences else ():
         names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in offered]
         if names:
             info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {words}."
-    return gr.update(choices=[(one.label, one.name) for one in offered], value=chosen.name, info=info)
+    return gr.update(choices=[(one.label, one.name) for one in offered], value=current.name, info=info)
 
 
 def _render_losses(draft: Draft) -> Any:
@@ -217,6 +217,6 @@ def _render_losses(draft: Draft) -> Any:
 
 def _choose(name: str, losses: Sequence[str], weights: str) -> tuple[str, Sequence[str], str]:
     """Return the objective after a choice, and those of the losses that it has; their weights go with them."""
-    known = OBJECTIVES[name].losses
-    kept = [loss for loss in losses or () if loss in known]
-    return name, kept, weights if len(kept) == len(losses or ()) else ""
+    names = OBJECTIVES[name].losses
+    choices = [loss for loss in losses or () if loss in names]
+    return name, choices, weights if len(choices) == len(losses or ()) else ""

@@ -62,7 +62,7 @@ class OneRunPart:
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
         if page.shared is not None:
             self._changing.append(self.share)
-        self._described = [self.panel, *self._changing, self.name, self.tags, self.note]
+        self._details = [self.panel, *self._changing, self.name, self.tags, self.note]
 
     def wire(self, compared: gr.State) -> tuple[Dependency, Dependency]:
         """Connect the events; after the two that are returned, a note or a deletion, the table has changed."""
@@ -90,18 +90,18 @@ class OneRunPart:
             shared.then(self.changed, run_shown, self._changing, **QUICK)
         notes = [run_shown, self.name, self.tags, self.note]
         saved = self.save.click(shown_as_message(self.save_notes), notes, None, **QUICK)
-        saved.then(self.describe, run_shown, self._described, **QUICK)
+        saved.then(self.describe, run_shown, self._details, **QUICK)
         return saved, deleted
 
     def show_after(self, event: Dependency) -> Dependency:
         """After an event that may have chosen a run, show it. What is typed stays."""
         inputs = [self._page.chosen_run, *self.follow.look_inputs]
-        outputs = [*self._described, *self.follow.outputs]
+        outputs = [*self._details, *self.follow.outputs]
         return event.then(self.show, inputs, outputs, **QUICK)
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """After an event that may have changed the run that is shown, show it again; nothing where none is open."""
-        outputs = [*self._described, *self.follow.outputs]
+        outputs = [*self._details, *self.follow.outputs]
 
         def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
             return self._show_again(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
@@ -148,8 +148,8 @@ class OneRunPart:
             facts = render_run_details(observed, reader.summary(run_id), read_electricity(self._page.services.home))
             record = render_record(observed)
         except EngineError as error:
-            gone = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)
-            return {self.details: error_box(error), self.record: "", **gone}
+            hidden_parts = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)
+            return {self.details: error_box(error), self.record: "", **hidden_parts}
         can_delete = observed.state.is_final and not observed.resume_requested
         config = observed.config
         can_continue = has_adapter(observed.run) and config is not None and not config.adapter.traits.trains_all

@@ -12,7 +12,7 @@ from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from ui.backend.own_models import OwnDownloads
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, pick_list, picked
+from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, pick_list, picked_value
 from ui.page import Page
 from ui.polls import poll, poll_answer
 from ui.views.html import error_box, small, work_status
@@ -57,7 +57,7 @@ class _OwnPart(ABC):
                 )
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id=f"{name}-stop")
             self.status = live_html(elem_id=f"{name}-status")
-            self.list = pick_list(self._listed(""), elem_id=f"{name}-list")
+            self.list = pick_list(self._render_list(""), elem_id=f"{name}-list")
             self.poll = poll(self._news, 0.5, elem_id=f"{name}-live")
         self.wanted = gr.State("")
         self._shown = [self.status, self.start, self.stop, self.list, self.poll]
@@ -71,13 +71,13 @@ class _OwnPart(ABC):
         clear_error_after(self.status, [self.model, self.revision, self.token])
         self.stop.click(self._stop, None, self.status, **QUICK)
         self.list.click(self._remove, None, [self.list, self.status], **QUICK)
-        return self.poll.submit(self._ended, None, [self.wanted, *self._shown], **QUICK)
+        return self.poll.submit(self._end, None, [self.wanted, *self._shown], **QUICK)
 
     @abstractmethod
-    def _arrived(self, result: Any) -> _Arrival:
+    def _arrival_of(self, result: Any) -> _Arrival:
         """Return what follows the arrival."""
 
-    def _listed(self, asked: str) -> str:
+    def _render_list(self, asked: str) -> str:
         return render_own(f"{self._own.kind}s", self._own.list(), asked)
 
     def _download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
@@ -102,18 +102,18 @@ class _OwnPart(ABC):
         places = {str(self.status.elem_id): work_status(work, _STOPPED)}
         return poll_answer(now, places, submit=has_ended) if now != seen else None
 
-    def _ended(self) -> Updates:
+    def _end(self) -> Updates:
         work = self._own.work
         if work is not None and work.is_under_way:
             return UNCHANGED
         result = work.result if work is not None else None
-        arrival = self._arrived(result) if result is not None else _Arrival("", "")
+        arrival = self._arrival_of(result) if result is not None else _Arrival("", "")
         return {
             self.wanted: arrival.wanted,
             self.status: work_status(work, _STOPPED) or small(arrival.note, role="status"),
             self.start: gr.update(interactive=True),
             self.stop: gr.update(visible=False),
-            self.list: self._listed(""),
+            self.list: self._render_list(""),
             self.poll: "",
         }
 
@@ -123,7 +123,7 @@ class _OwnPart(ABC):
 
     def _remove(self, event: gr.EventData) -> Updates:
         """Ask once more at the first click, and remove at the second."""
-        pick = picked(event)
+        pick = picked_value(event)
         hub_id = pick.removeprefix(_REALLY)
         status = ""
         if pick.startswith(_REALLY):
@@ -131,8 +131,8 @@ class _OwnPart(ABC):
                 self._own.remove(hub_id)
             except EngineError as error:
                 status = error_box(error)
-        asked = "" if pick.startswith(_REALLY) else hub_id
-        return {self.list: self._listed(asked), self.status: status}
+        confirm_id = "" if pick.startswith(_REALLY) else hub_id
+        return {self.list: self._render_list(confirm_id), self.status: status}
 
 
 class OwnModelsPart(_OwnPart):
@@ -147,7 +147,7 @@ class OwnModelsPart(_OwnPart):
             return {}
         return {self.panel: gr.update(open=True), self.model: wanted}
 
-    def _arrived(self, result: Any) -> _Arrival:
+    def _arrival_of(self, result: Any) -> _Arrival:
         if result.revision is None:
             return _Arrival(f"{result.hub_id} is here. Your runs, chats and exports find it.", result.hub_id)
         return _Arrival(
@@ -161,5 +161,5 @@ class OwnDatasetsPart(_OwnPart):
     logged = "dataset downloaded"
     lead = "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run."
 
-    def _arrived(self, result: Any) -> _Arrival:
+    def _arrival_of(self, result: Any) -> _Arrival:
         return _Arrival(f"{result.hub_id} is here, in {result.folder}.", str(result.folder))

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
-from ui.backend.background import explained
+from ui.backend.background import as_engine_error
 from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked, script
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, script
 from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
 from ui.views import row_lists
@@ -107,7 +107,7 @@ class RowViewer:
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
-            return counts + error_box(explained(error))
+            return counts + error_box(as_engine_error(error))
         return titled + row_lists.render_row_list(found.rows, part)
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
@@ -130,7 +130,7 @@ class RowViewer:
         try:
             return render_row(self.preview(question, int(row or 0)), view == "tokens")
         except Exception as error:
-            return error_box(explained(error))
+            return error_box(as_engine_error(error))
 
     def _turn(self, step: int) -> Any:
 
@@ -152,7 +152,7 @@ class RowViewer:
 
     def _jump(self, row: float, event: gr.EventData, *values: Any) -> Updates:
         """Go to a row of the list, to another page of it, or to another list."""
-        what, _, which = picked(event).rpartition(":")
+        what, _, which = picked_value(event).rpartition(":")
         if not what and which.isdigit() and len(which) < 12:
             return {self.number: int(which)}
         if what == "page" and which.isdigit() and len(which) < 6:
@@ -168,8 +168,8 @@ class RowViewer:
 
 def _listing(chosen: str, report: DatasetReport | None) -> Listing:
     """Return the list that a page names, where it has rows."""
-    known = next((listing for listing in row_lists.LISTINGS if listing == chosen), None)
-    return known if known is not None and report is not None and row_lists.rows_of(report, known) else "all"
+    match = next((listing for listing in row_lists.LISTINGS if listing == chosen), None)
+    return match if match is not None and report is not None and row_lists.rows_of(report, match) else "all"
 
 
 class RowSearch:
@@ -201,34 +201,34 @@ class RowSearch:
         if question is None or not text.strip():
             yield {self.found: "", self.stop: HIDDEN}
             return
-        stopped = self._begin(str(request.session_hash))
+        stop = self._begin(str(request.session_hash))
         try:
             steps = self._page.services.inspector.find_steps(question.dataset, text.strip(), after_row=int(row or 0))
             for step in steps:
                 if isinstance(step, FoundRow):
                     number = step.row if step.row is not None else UNCHANGED
-                    yield {self._number: number, self.found: _found(step), self.stop: HIDDEN}
-                elif stopped.is_set():
+                    yield {self._number: number, self.found: _render_match(step), self.stop: HIDDEN}
+                elif stop.is_set():
                     yield {self.found: small("The search was stopped.", role="status"), self.stop: HIDDEN}
                     return
                 else:
                     yield {self.found: _progress(step), self.stop: gr.update(visible=True)}
         except Exception as error:
-            yield {self.found: error_box(explained(error)), self.stop: HIDDEN}
+            yield {self.found: error_box(as_engine_error(error)), self.stop: HIDDEN}
         finally:
             with self._lock:
-                if self._searches.get(str(request.session_hash)) is stopped:
+                if self._searches.get(str(request.session_hash)) is stop:
                     del self._searches[str(request.session_hash)]
 
     def _begin(self, page_id: str) -> threading.Event:
 
-        stopped = threading.Event()
+        stop = threading.Event()
         with self._lock:
             earlier = self._searches.get(page_id)
-            self._searches[page_id] = stopped
+            self._searches[page_id] = stop
         if earlier is not None:
             earlier.set()
-        return stopped
+        return stop
 
     def _stop(self, request: gr.Request) -> None:
         with self._lock:
@@ -237,10 +237,10 @@ class RowSearch:
             search.set()
 
 
-def _found(found: FoundRow) -> str:
-    if found.row is None:
+def _render_match(match: FoundRow) -> str:
+    if match.row is None:
         return small("No matching rows", role="status")
-    return small("Continued from the top.", role="status") if found.from_top else ""
+    return small("Continued from the top.", role="status") if match.from_top else ""
 
 
 def _progress(step: SearchProgress) -> str:

@@ -21,7 +21,7 @@ from ui.components import (
     Updates,
     chart,
     pick_list,
-    picked,
+    picked_value,
     save_csv_script,
     shown_as_message,
     visible_if,
@@ -146,9 +146,9 @@ class RunsTab:
     ) -> Updates:  # fmt: skip
         """Return the table, the queue and the choices; what is the same as in `last` is not sent."""
         rows, unread = self._page.reader.glance()
-        found = select_runs(rows, run_table.query_of(words, state, method, model, order))
+        matches = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
-        table = run_table.render_run_table(found, chosen, compared, shown, str(order)) if found else nothing
+        table = run_table.render_run_table(matches, chosen, compared, shown, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
@@ -162,8 +162,8 @@ class RunsTab:
         fresh = list(listing.values())
         if fresh == last:
             return UNCHANGED
-        known = dict(zip(listing, last or (), strict=False))
-        return {self.last: fresh, **{part: new for part, new in listing.items() if known.get(part) != new}}
+        last_rows = dict(zip(listing, last or (), strict=False))
+        return {self.last: fresh, **{part: new for part, new in listing.items() if last_rows.get(part) != new}}
 
     def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return every run that the filters leave, with every column."""
@@ -192,19 +192,19 @@ class RunsTab:
         }
 
     def _take(self, event: gr.EventData, compared: list[str], shown: int, *query: Any) -> Updates:
-        wanted = picked(event)
-        if wanted == run_table.MORE:
+        pick = picked_value(event)
+        if pick == run_table.MORE:
             return {self.shown_rows: shown + _PAGE_ROWS}
-        if wanted == run_table.ALL:
-            found = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))[:shown]
-            return {self.compared: [] if compared else [row.id for row in found]}
-        if wanted.startswith(run_table.SORT_PREFIX):
-            order = run_table.order_of(wanted.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
+        if pick == run_table.ALL:
+            matches = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))[:shown]
+            return {self.compared: [] if compared else [row.id for row in matches]}
+        if pick.startswith(run_table.SORT_PREFIX):
+            order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
             return {self.order: order} if order else UNCHANGED
-        run_id = wanted.removeprefix(run_table.COMPARE_PREFIX)
+        run_id = pick.removeprefix(run_table.COMPARE_PREFIX)
         if not self._page.reader.exists(run_id):
             return UNCHANGED
-        if not wanted.startswith(run_table.COMPARE_PREFIX):
+        if not pick.startswith(run_table.COMPARE_PREFIX):
             return {self._page.chosen_run: run_id}
         if run_id in compared:
             return {self.compared: [other for other in compared if other != run_id]}
@@ -220,25 +220,25 @@ class RunsTab:
     def delete_ticked(self, ticked: list[str], chosen: str) -> Updates:
         """Delete the ticked runs; those that wait or run stay, and stay ticked."""
         runs, reader, freed = self._page.services.runs, self._page.reader, 0
-        kept: list[str] = []
+        remaining: list[str] = []
         trouble: EngineError | None = None
         for run_id in filter(reader.exists, ticked):
             try:
                 freed += runs.delete(run_id)
             except EngineError as error:
-                trouble, kept = error, [*kept, run_id]
+                trouble, remaining = error, [*remaining, run_id]
             else:
                 self._page.services.log("run deleted", run_id)
                 reader.forget(run_id)
         if trouble is not None:
-            gr.Warning(with_code(str(trouble)), title=f"{plural(len(kept), 'run')} not deleted", duration=12)
+            gr.Warning(with_code(str(trouble)), title=f"{plural(len(remaining), 'run')} not deleted", duration=12)
         if freed:
             gr.Info(f"Deleted; {size(freed)} freed.", duration=5)
-        gone = chosen in ticked and chosen not in kept
-        return {self._page.chosen_run: "" if gone else UNCHANGED, self.compared: kept, self.confirm.panel: HIDDEN}
+        gone = chosen in ticked and chosen not in remaining
+        return {self._page.chosen_run: "" if gone else UNCHANGED, self.compared: remaining, self.confirm.panel: HIDDEN}
 
     def _order_queue(self, event: gr.EventData) -> None:
-        action, _, run_id = picked(event).partition(":")
+        action, _, run_id = picked_value(event).partition(":")
         reader = self._page.reader
         if not reader.exists(run_id):
             return
@@ -278,12 +278,12 @@ class ElectricityPart:
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
-        tab.select(self._read, None, self.inputs, **QUICK)
+        tab.select(self._read_values, None, self.inputs, **QUICK)
         self.save.click(shown_as_message(self._save), self.inputs, None, **QUICK)
 
-    def _read(self) -> list[Any]:
-        known = read_electricity(self._page.services.home)
-        return [text_of(known.price_per_kwh), known.currency, text_of(known.watts)]
+    def _read_values(self) -> list[Any]:
+        electricity = read_electricity(self._page.services.home)
+        return [text_of(electricity.price_per_kwh), electricity.currency, text_of(electricity.watts)]
 
     def _save(self, price_per_kwh: Any, currency: Any, watts: Any) -> None:
         save_electricity(self._page.services.home, number_of(price_per_kwh), currency, number_of(watts))

@@ -55,8 +55,8 @@ def read_sampling(values: Sequence[Any]) -> SamplingConfig:
         ConfigError: Lists every setting that is out of bounds.
     """
     *numbers, greedy = values
-    named = zip(_SAMPLING, map(number_of, numbers), strict=True)
-    given = {name: value for name, value in named if value is not None}
+    pairs = zip(_SAMPLING, map(number_of, numbers), strict=True)
+    settings = {name: value for name, value in pairs if value is not None}
     if greedy:
-        given["temperature"] = 0.0
-    return section_from_mapping(SamplingConfig, given)
+        settings["temperature"] = 0.0
+    return section_from_mapping(SamplingConfig, settings)

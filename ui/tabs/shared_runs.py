@@ -22,7 +22,7 @@ from ui.components import (
     chart,
     live_html,
     pick_list,
-    picked,
+    picked_value,
     shown_as_message,
     shown_in_place,
     visible_if,
@@ -74,7 +74,7 @@ class SharedRunsPart:
         """Connect the events."""
         page = self._page
         self.list_after(tab.select(self.show, self.shown, self._outputs, **QUICK))
-        taken = self.table.click(picked, None, self.shown, **QUICK)
+        taken = self.table.click(picked_value, None, self.shown, **QUICK)
         self.list_after(taken.then(self.show, self.shown, self._outputs, **QUICK))
         self.list_after(self.live.submit(self.show, self.shown, self._outputs, trigger_mode="always_last", **QUICK))
         self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
@@ -91,23 +91,23 @@ class SharedRunsPart:
         rows = self._shared.rows()
         return render_shared_runs(rows, shown) if rows else _NOTHING_SHARED
 
-    def answer(self, question: str, seen: str) -> str | None:
+    def answer(self, question: str, stamp: str) -> str | None:
         """Return the curve and the heading as far as they are new, as `ui.polls.poll` sends them.
 
         Where more has changed, or the run is no longer shared, the page asks for all of it by an event.
         """
         name, _, shown = question.partition(" ")
-        seen = seen or shown
+        stamp = stamp or shown
         try:
             observed = self._observe(name)
         except EngineError:
-            return poll_answer("gone", {}, submit=True) if seen != "gone" else None
+            return poll_answer("gone", {}, submit=True) if stamp != "gone" else None
         new = _stamp_of(observed)
-        if new == seen:
+        if new == stamp:
             return None
-        if new.rpartition(" ")[2] != seen.rpartition(" ")[2]:
+        if new.rpartition(" ")[2] != stamp.rpartition(" ")[2]:
             return poll_answer(new, {}, submit=True)
-        return self._shared.readers.drawn.get((name, new), lambda: _drawn(observed, new))
+        return self._shared.readers.drawn.get((name, new), lambda: _render(observed, new))
 
     def show(self, name: str) -> Updates:
         """Return the picked run, as far as this person may read it now."""
@@ -146,7 +146,7 @@ class SharedRunsPart:
         return mapping, ""
 
 
-def _drawn(observed: ObservedRun, stamp: str) -> str:
+def _render(observed: ObservedRun, stamp: str) -> str:
     loss = loss_figure(observed.history, ChartView(), observed.run.id)
     return poll_answer(stamp, {"shared-heading": _heading(observed), "shared-loss": loss})
 

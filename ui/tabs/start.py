@@ -105,7 +105,7 @@ class StartPart:
                 raise ConfigError(draft.problems)
             configs = [draft.config] if sweep is None else sweep(draft.config)
         except EngineError as error:
-            return self._refused(error)
+            return self._show_error(error)
         key, origin = start_key(token, configs), copied_from if self._page.reader.exists(copied_from) else None
 
         def start(report: Callable[[Message], None]) -> Sequence[Run]:
@@ -129,7 +129,7 @@ class StartPart:
 
     def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
         if work.error is not None:
-            return self._refused(work.error)
+            return self._show_error(work.error)
         if work.result is not None:
             # A new token: the same draft, started again on purpose, is another run.
             self._page.reader.look_again()
@@ -158,7 +158,7 @@ class StartPart:
             self.goes_to: "",
         }
 
-    def _refused(self, error: EngineError) -> Updates:
+    def _show_error(self, error: EngineError) -> Updates:
         return {**self._idle(), self.problems: error_box(error)}
 
 

@@ -16,7 +16,7 @@ from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from engine.evaluation.votes import Votes
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
-from ui.backend.background import explained
+from ui.backend.background import as_engine_error
 from ui.backend.votes import ballot, choose
 from ui.components import (
     HIDDEN,
@@ -26,7 +26,7 @@ from ui.components import (
     Updates,
     clear_error_after,
     pick_list,
-    picked,
+    picked_value,
     shown_as_message,
     shown_in_place,
 )
@@ -201,7 +201,7 @@ class TalkPart:
                     redrawn = time.monotonic()
                     yield {self.transcript: self._render(turns, writing=True)}
         except Exception as error:
-            problem = error_box(explained(error))
+            problem = error_box(as_engine_error(error))
         answered = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Without an answer, the question returns to its box.
         turns = [*before, turns[-1].ended()] if answered else before
@@ -248,7 +248,7 @@ class TalkPart:
         return {**self._shown(before_edit), self.question: "", self.row: None, **self._edited()}
 
     def _edit(self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn]) -> Updates:
-        kind, _, number = picked(event).partition(":")
+        kind, _, number = picked_value(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
             return UNCHANGED
         turn, before = turns[int(number)], turns[: int(number)]
@@ -257,7 +257,7 @@ class TalkPart:
         return {**asked, **self._shown(before), **kept}
 
     def _vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
-        kind, _, rest = picked(event).partition(":")
+        kind, _, rest = picked_value(event).partition(":")
         number, _, branch = rest.partition(":")
         if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
             return UNCHANGED
@@ -280,7 +280,7 @@ class TalkPart:
         return {self.suggestions: view.render_suggestions(prompts), self.offered: prompts}
 
     def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> Updates:
-        number = picked(event)
+        number = picked_value(event)
         if number == "others":
             return self._suggest(random.SystemRandom())
         if not number.isdigit() or int(number) >= len(offered):

@@ -15,7 +15,17 @@ from engine.hardware.lease import lease_name
 from engine.memory.estimate import estimate_memory
 from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked, shown_as_message, shown_in_place
+from ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    nothing,
+    pick_list,
+    picked_value,
+    shown_as_message,
+    shown_in_place,
+)
 from ui.draft import Draft
 from ui.form import section_fields
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
@@ -139,15 +149,15 @@ class TrainTab:
     def _arrive(self, chosen: str, entered: bool, wanted: bool = False) -> Updates:
         """Show a run that was asked for; on the first visit, an active one."""
         reader, page = self._page.reader, self._page
-        known = chosen if reader.exists(chosen) else ""
+        run_id = chosen if reader.exists(chosen) else ""
         active = reader.newest_active()
         updates: Updates = {self._entered: True, page.wants_run: False}
-        if known and (wanted or reader.observe(known).is_live):
+        if run_id and (wanted or reader.observe(run_id).is_live):
             follow = wanted or not entered
-            return updates | {page.chosen_run: known} | ({self.view: FOLLOW} if follow else {})
-        if active is not None and not known:
+            return updates | {page.chosen_run: run_id} | ({self.view: FOLLOW} if follow else {})
+        if active is not None and not run_id:
             return updates | {page.chosen_run: active} | ({} if entered else {self.view: FOLLOW})
-        return updates | ({} if known == chosen else {page.chosen_run: known})
+        return updates | ({} if run_id == chosen else {page.chosen_run: run_id})
 
     def _after_start(self, goes_to: str) -> Updates:
         """Follow the run that was just queued, or list the runs of a sweep; nothing while the start is under way."""
@@ -162,11 +172,11 @@ class TrainTab:
 
     def _presets(self, judged: str | None) -> str:
         """Return the presets; for a device that is not here, with what each comes to there, where its model is known."""
-        known = find_known_device(judged or "")
+        known_device = find_known_device(judged or "")
         presets = list_presets()
-        if known is None:
+        if known_device is None:
             return render_presets(presets)
-        shapes, device, verdicts = self._page.services.shapes, known.device(), {}
+        shapes, device, verdicts = self._page.services.shapes, known_device.device(), {}
         for preset in presets:
             config = preset.load()
             shape = shapes.get(config.model.id, config.model.revision)
@@ -176,7 +186,7 @@ class TrainTab:
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
         """Return what a preset sets; one whose model cannot be read leaves the form as it is, and says why."""
-        preset = find_preset(picked(event))
+        preset = find_preset(picked_value(event))
         self._page.services.shapes.learn(preset.load().model)
         return self.objective.with_start(preset)
 
@@ -228,7 +238,7 @@ class TrainTab:
         config = draft.config or draft.assumed
         if config is None or draft.device is None:
             return None
-        wanted = (config.model.id, config.method_name, preference_name(config), lease_name(draft.device))
-        measured = (row for row in self._page.reader.summaries() if row.tokens_per_second)
-        same = [row for row in measured if (row.model, row.method, row.objective, row.device) == wanted]
+        key = (config.model.id, config.method_name, preference_name(config), lease_name(draft.device))
+        rows = (row for row in self._page.reader.summaries() if row.tokens_per_second)
+        same = [row for row in rows if (row.model, row.method, row.objective, row.device) == key]
         return next((row for row in same if row.state == "completed"), same[0] if same else None)

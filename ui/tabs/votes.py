@@ -6,7 +6,7 @@ import gradio as gr
 
 from engine.errors import EngineError
 from engine.evaluation.votes import Votes, pairs_of_votes
-from ui.components import QUICK, SLOW, UNCHANGED, Confirmation, Updates, pick_list, picked, shown_as_message
+from ui.components import QUICK, SLOW, UNCHANGED, Confirmation, Updates, pick_list, picked_value, shown_as_message
 from ui.page import Page
 from ui.tabs.data import with_source
 from ui.views import votes as view
@@ -46,7 +46,7 @@ class VotesPart:
         self.list = pick_list(elem_id="votes-list")
         self.number = gr.State(0)  # of the page
         self._change = gr.State({})
-        self._looked = [
+        self._state_outputs = [
             self.counts, self.panel, self.use, self.newer, self.older, self.where, self.list, self.number,
             self.confirm.panel,
         ]  # fmt: skip
@@ -54,16 +54,16 @@ class VotesPart:
     def wire(self, switched: Any) -> None:
         """Connect the events; the votes are read whenever the mode is `switched` to."""
         page = self._page
-        switched.then(self.look, [self.number, self.with_cut_off], self._looked, **QUICK)
-        self.with_cut_off.input(self.look, [self.number, self.with_cut_off], self._looked, **QUICK)
+        switched.then(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
+        self.with_cut_off.input(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
         for button, step in ((self.newer, -1), (self.older, 1)):
             button.click(
                 lambda number, cut_off, step=step: self.look(number + step, cut_off),
-                [self.number, self.with_cut_off], self._looked, **QUICK,
+                [self.number, self.with_cut_off], self._state_outputs, **QUICK,
             )  # fmt: skip
-        self.list.click(self._delete, [self.number, self.with_cut_off], [*self._looked, self.status], **QUICK)
+        self.list.click(self._delete, [self.number, self.with_cut_off], [*self._state_outputs, self.status], **QUICK)
         self.confirm.wire(self.delete_all.click, self._ask, self.number)
-        self.confirm.really.click(self._delete_all, self.with_cut_off, [*self._looked, self.status], **QUICK)
+        self.confirm.really.click(self._delete_all, self.with_cut_off, [*self._state_outputs, self.status], **QUICK)
         used = self.use.click(
             shown_as_message(self._use), self.with_cut_off, [self._change, self.status], trigger_mode="once", **SLOW
         )
@@ -73,18 +73,18 @@ class VotesPart:
 
     def look(self, number: int, with_cut_off: bool) -> Updates:
         """Return how many votes there are, and a page of them."""
-        known = self._votes.read()
-        pairs = pairs_of_votes(known.votes, with_cut_off=bool(with_cut_off))
-        pages = view.pages_of(known.votes)
+        votes = self._votes.read()
+        pairs = pairs_of_votes(votes.votes, with_cut_off=bool(with_cut_off))
+        pages = view.pages_of(votes.votes)
         number = max(0, min(int(number), pages - 1))
         return {
-            self.counts: view.render_counts(known, pairs),
-            self.panel: gr.update(visible=bool(known.votes or known.damaged)),
+            self.counts: view.render_counts(votes, pairs),
+            self.panel: gr.update(visible=bool(votes.votes or votes.damaged)),
             self.use: gr.update(interactive=bool(pairs.rows)),
             self.newer: gr.update(interactive=number > 0),
             self.older: gr.update(interactive=number < pages - 1),
-            self.where: view.page_words(known.votes, number) if pages else "",
-            self.list: view.render_votes(known.votes, number),
+            self.where: view.page_words(votes.votes, number) if pages else "",
+            self.list: view.render_votes(votes.votes, number),
             self.number: number,
             self.confirm.panel: gr.update(visible=False),
         }
@@ -95,7 +95,7 @@ class VotesPart:
 
     def _delete(self, event: gr.EventData, number: int, with_cut_off: bool) -> Updates:
         """Ask once more at the first press, and delete at the second."""
-        pick = picked(event)
+        pick = picked_value(event)
         if pick.startswith(_DELETE):
             shown = view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
             return {self.list: shown, self.status: ""}

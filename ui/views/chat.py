@@ -201,7 +201,7 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
     failure = error_box(state.failure) if state.failure is not None else ""
     if state.model is None:
         return (notices([state.note]) if state.note else "") + (failure or _NOT_LOADED)
-    return failure + status(_loaded(state, state.model, results)) + notices(state.model.notes)
+    return failure + status(_loaded_line(state, state.model, results)) + notices(state.model.notes)
 
 
 def render_loading(progress: Progress | None) -> str:
@@ -217,7 +217,7 @@ def loaded_words(model: LoadedModel) -> str:
     return f"{short_name(model.name)}{trained}, {model.dtype} on {model.device}"
 
 
-def _loaded(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str:
+def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str:
     precision = model.quantization if model.quantization != "none" else model.dtype
     weights = f"{model.weights_bytes / 2**30:.2f} GiB of weights"
     if model.adapter_bytes:
@@ -258,11 +258,11 @@ def render_prompt(view: PromptView) -> str:
 
 def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random | None = None) -> list[RowPrompt]:
     """Return a few prompts that are short enough to read at a glance: spread evenly, or random where `draw` is given."""
-    found: dict[str, RowPrompt] = {}
+    unique: dict[str, RowPrompt] = {}
     for prompt in prompts:
         if len(prompt.question) <= 240:
-            found.setdefault(prompt.question, prompt)
-    short = list(found.values())
+            unique.setdefault(prompt.question, prompt)
+    short = list(unique.values())
     if draw is not None:
         return draw.sample(short, min(count, len(short)))
     return short[:: max(1, len(short) // count)][:count]

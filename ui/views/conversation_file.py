@@ -61,20 +61,20 @@ def read_conversation(content: bytes) -> SavedConversation:
         raise DatasetError("That file is not a conversation saved by Loratory.", _CHOOSE_ANOTHER) from error
 
 
-def as_json(saved: SavedConversation) -> str:
+def as_json(conversation: SavedConversation) -> str:
     """Return the file that can be opened again."""
-    return saved.model_dump_json(indent=2) + "\n"
+    return conversation.model_dump_json(indent=2) + "\n"
 
 
-def as_markdown(saved: SavedConversation) -> str:
+def as_markdown(conversation: SavedConversation) -> str:
     """Return the file to read."""
-    names = {**BRANCH_WORDS, **saved.names}
+    names = {**BRANCH_WORDS, **conversation.names}
     lines = ["# Conversation", ""]
-    if saved.model:
-        lines += [f"With {saved.model}.", ""]
-    if saved.system:
-        lines += ["**System prompt**", "", saved.system, ""]
-    for turn in saved.turns:
+    if conversation.model:
+        lines += [f"With {conversation.model}.", ""]
+    if conversation.system:
+        lines += ["**System prompt**", "", conversation.system, ""]
+    for turn in conversation.turns:
         lines += ["## You", "", turn.question, ""]
         for answer in turn.answers:
             lines += [f"### {turn.names(names)[answer.branch]}", "", answer.text.strip(), ""]
@@ -83,12 +83,12 @@ def as_markdown(saved: SavedConversation) -> str:
     return "\n".join(lines)
 
 
-def render_links(saved: SavedConversation) -> str:
+def render_links(conversation: SavedConversation) -> str:
     """Return two downloads that need no file on the server."""
-    if not saved.turns:
+    if not conversation.turns:
         return small("No messages yet.")
-    markdown = _link("conversation.md", "text/markdown", as_markdown(saved))
-    return f'<p class="links">{markdown}{_link("conversation.json", "application/json", as_json(saved))}</p>'
+    markdown = _link("conversation.md", "text/markdown", as_markdown(conversation))
+    return f'<p class="links">{markdown}{_link("conversation.json", "application/json", as_json(conversation))}</p>'
 
 
 def _link(name: str, kind: str, text: str) -> str:

@@ -115,10 +115,10 @@ def _ingredients(observed: ObservedRun) -> str:
     ]
     parameters = observed.history.parameters
     device = f", on {escape(parameters.device)}" if parameters is not None else ""
-    trained = ""
+    share = ""
     if parameters is not None:
-        trained = f" {count(parameters.trainable)} of {count(parameters.total)} parameters are trained{device}."
-    return f"{' '.join(parts)}.{trained}"
+        share = f" {count(parameters.trainable)} of {count(parameters.total)} parameters are trained{device}."
+    return f"{' '.join(parts)}.{share}"
 
 
 def _figures(observed: ObservedRun) -> str:
@@ -179,20 +179,20 @@ def _rows(sample: DemoSample) -> str:
     rows = [row for row in sample.page.rows if row.sequences]
     if not rows:
         return ""
-    shown = "".join(f"<h3>Row {row.row:,}</h3>{render_tokens(row)}" for row in rows)
+    rows_html = "".join(f"<h3>Row {row.row:,}</h3>{render_tokens(row)}" for row in rows)
     words = "Rows exactly as in training, token by token. Underlined tokens are trained; grey tokens are context."
-    return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{shown}</section>'
+    return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{rows_html}</section>'
 
 
 def _answers(sample: DemoSample) -> str:
     if not sample.answers:
         return ""
     words = "Questions of held-out rows, which were never trained. Both models answer without randomness."
-    shown = "".join(map(_recorded, sample.answers))
-    return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{shown}</section>'
+    answers_html = "".join(map(_render_answers, sample.answers))
+    return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{answers_html}</section>'
 
 
-def _recorded(one: SampleAnswers) -> str:
+def _render_answers(one: SampleAnswers) -> str:
     reference = escape(one.reference)
     return _exchange(one, f'<details><summary>Answer in the data</summary><p class="answer">{reference}</p></details>')
 

@@ -76,18 +76,18 @@ def _names(result: EvaluationResult) -> dict[Branch, str]:
 
 def _preference(result: EvaluationResult) -> str:
     """Return preference accuracies and margins of all branches, with what they are worth in words."""
-    found = result.preference
-    if found is None:
+    preference = result.preference
+    if preference is None:
         return ""
     rows = []
-    for branch, one in found.branches.items():
+    for branch, one in preference.branches.items():
         accuracy = reward = "–"
         if branch == "tuned":
-            low, high = interval(found.right, found.pairs)
-            accuracy = f"{found.accuracy:.0%} ({low:.0%}–{high:.0%})"
+            low, high = interval(preference.right, preference.pairs)
+            accuracy = f"{preference.accuracy:.0%} ({low:.0%}–{high:.0%})"
             reward = "–" if one.reward_margin is None else f"{one.reward_margin:+.3f}"
-        likelier = f"{one.preferred:,} of {found.pairs:,} · {one.preferred / found.pairs:.0%}"
-        cells = (accuracy, reward, likelier, f"{one.preferred_per_token / found.pairs:.0%}", f"{one.margin:+.2f}")
+        likelier = f"{one.preferred:,} of {preference.pairs:,} · {one.preferred / preference.pairs:.0%}"
+        cells = (accuracy, reward, likelier, f"{one.preferred_per_token / preference.pairs:.0%}", f"{one.margin:+.2f}")
         rows.append((escape(_names(result)[branch]), *cells))
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     columns = [Column("Model"), *map(Column.of_numbers, numbers)]
@@ -152,7 +152,7 @@ def render_answered(result: EvaluationResult, page: int) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
     rows = result.answered[page * ROWS_PER_PAGE : (page + 1) * ROWS_PER_PAGE]
     names = _names(result)
-    return f'<div class="answered">{"".join(_answered(row, names) for row in rows)}</div>' if rows else ""
+    return f'<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
 
 
 def pages_of(result: EvaluationResult) -> int:
@@ -171,11 +171,11 @@ def page_words(result: EvaluationResult, page: int) -> str:
 def question_of(prompt: str) -> str:
     """Return the last thing that was said in a rendered prompt, without the control tokens and roles of its template."""
     parts = (part.strip() for part in _CONTROL.split(prompt))
-    said = [words for part in parts if (words := _ROLE.sub("", part).strip())]
-    return said[-1] if said else prompt
+    texts = [words for part in parts if (words := _ROLE.sub("", part).strip())]
+    return texts[-1] if texts else prompt
 
 
-def _answered(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
+def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
     answers = answer_box("reference", "Reference", _text(row.reference)) + "".join(
         answer_box(branch, names[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
@@ -276,7 +276,7 @@ def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
         (f"{tally.equal:,}", "equally good"),
         (f"{tally.neither:,}", "neither good"),
     )
-    return f'{facts(figures)}{_split(tally)}<p class="sentence">{how_sure(tally, names)}</p>'
+    return f'{facts(figures)}{_split_bar(tally)}<p class="sentence">{how_sure(tally, names)}</p>'
 
 
 def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
@@ -304,7 +304,7 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     )
 
 
-def _split(tally: BlindTally) -> str:
+def _split_bar(tally: BlindTally) -> str:
     """Return the decided pairs as one bar, told apart by place as well as by colour."""
     if not tally.decided:
         return ""

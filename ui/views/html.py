@@ -84,8 +84,8 @@ def table(
     body = []
     for row in rows:
         cells, extra = row if isinstance(row, Row) else (row, "")
-        filled = zip(kinds, names, cells, strict=True)
-        inner = "".join(f"<td{_attribute('class', kind.css)}{name}>{cell}</td>" for kind, name, cell in filled)
+        triples = zip(kinds, names, cells, strict=True)
+        inner = "".join(f"<td{_attribute('class', kind.css)}{name}>{cell}</td>" for kind, name, cell in triples)
         body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     lines = "".join(body)
@@ -141,8 +141,8 @@ def fold(title: str, figure: str, html: str) -> str:
 
 def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
     """Return names with their values, as HTML; entries without a value are left out."""
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries if value)
-    return f"<dl{_attribute('class', css)}>{listed}</dl>" if listed else ""
+    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries if value)
+    return f"<dl{_attribute('class', css)}>{items}</dl>" if items else ""
 
 
 def progress_bar(label: str, fraction: float | None) -> str:

@@ -73,14 +73,14 @@ def render_link(link: str, what: str) -> str:
 
 def removal_words(name: str, runs: RunsOfPerson) -> str:
     """Return what becomes of an account and its runs when it is removed."""
-    kept = "There are no runs of this account."
+    runs_words = "There are no runs of this account."
     if runs.all:
-        kept = f"Kept: {plural(runs.all, 'run')}, which admins can read."
+        runs_words = f"Kept: {plural(runs.all, 'run')}, which admins can read."
     if runs.active or runs.waiting:
-        kept += (
+        runs_words += (
             f" {plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."
         )
-    return f"{name} is signed out and cannot sign in again; the name is not given to another person. {kept}"
+    return f"{name} is signed out and cannot sign in again; the name is not given to another person. {runs_words}"
 
 
 def render_cache(cache: ModelCache) -> str:
@@ -93,13 +93,13 @@ def render_cache(cache: ModelCache) -> str:
         text += f" Remove the {len(cache.offered):,} marked ones, used least recently, to get below it."
     elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
         text += " Runs need all of them at present."
-    rows = [_cached(one, one.id in cache.offered) for one in reversed(cache.models)]
+    rows = [_cache_row(one, one.id in cache.offered) for one in reversed(cache.models)]
     columns = ("Model", Column.of_numbers("Size"), "Last used", "Runs", "")
     below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}")
     return small(text) + table(columns, rows, css="rows", scrolls="scroll tall") + (below if cache.offered else "")
 
 
-def _cached(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
+def _cache_row(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
     needed = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
     remove = pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
     return (
@@ -110,10 +110,10 @@ def _cached(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
 
 def models_question(ids: Sequence[str], cache: ModelCache) -> str:
     """Return what is lost with models that are removed from the cache."""
-    chosen = [one for one in cache.models if one.id in ids]
-    runs = sum(one.use.runs for one in chosen)
+    models = [one for one in cache.models if one.id in ids]
+    runs = sum(one.use.runs for one in models)
     again = f" {plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
-    return f"Remove {', '.join(one.id for one in chosen)}? This frees {size(sum(one.bytes for one in chosen))}." + (
+    return f"Remove {', '.join(one.id for one in models)}? This frees {size(sum(one.bytes for one in models))}." + (
         again if runs else " Who needs them later downloads them again."
     )
 
@@ -154,10 +154,10 @@ def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
     people = sorted((owner for owner in totals if totals[owner]), key=lambda owner: -totals[owner])
     if not people:
         return ""
-    named = people if len(people) <= len(SERIES) else people[: len(SERIES) - 1]
-    groups: list[tuple[str, Collection[str]]] = [(owner, (owner,)) for owner in named]
-    if len(named) < len(people):
-        groups.append((_OTHERS, people[len(named) :]))
+    names = people if len(people) <= len(SERIES) else people[: len(SERIES) - 1]
+    groups: list[tuple[str, Collection[str]]] = [(owner, (owner,)) for owner in names]
+    if len(names) < len(people):
+        groups.append((_OTHERS, people[len(names) :]))
     traces: list[dict[str, Any]] = [
         {
             "type": "bar", "name": name, "x": [_week_name(week) for week in weeks],

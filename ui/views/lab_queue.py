@@ -112,12 +112,12 @@ def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
     return f'<span class="acts">{"".join(buttons)}</span>'
 
 
-def _left(seconds: float) -> str:
+def _time_left(seconds: float) -> str:
     return f"about {duration(seconds)} left" if seconds > _ABOUT_TO_END_SECONDS else "about to end"
 
 
 def _times(since: float | None, end: float | None, *, ends: bool) -> str:
     now = time.time()
     began = "" if since is None else f"for {duration(now - since)}"
-    left = "" if not ends else "end not known yet" if end is None else _left(end - now)
+    left = "" if not ends else "end not known yet" if end is None else _time_left(end - now)
     return ", ".join(filter(None, (began, left)))

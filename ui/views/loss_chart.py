@@ -63,10 +63,10 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
             | {"mode": "lines" if len(raw) > 1 else "markers", "marker": {"color": "var(--series-blue)"}}
         )
     if len(steps) > 1 and view.smoothing > 0:
-        curve = smoothed(history, view.smoothing)
-        kept = thin(steps, curve, _POINTS // 2)
-        x = steps[kept].astype(int).tolist()
-        traces.append(_scatter("train, smoothed", x, curve[kept], "var(--series-blue)", width=2.5))
+        curve = smooth_losses(history, view.smoothing)
+        indexes = thin(steps, curve, _POINTS // 2)
+        x = steps[indexes].astype(int).tolist()
+        traces.append(_scatter("train, smoothed", x, curve[indexes], "var(--series-blue)", width=2.5))
     held_out = held_out_points(history)
     if held_out:
         colour = "var(--series-vermilion)"
@@ -127,10 +127,10 @@ def panel_curve(
     name: str, steps: Array, values: Array, number: str, colour: str = "var(--series-blue)", dash: str = "solid"
 ) -> dict[str, Any]:
     """Return a curve of a small chart; `number` is how its values are written."""
-    kept = thin(steps, values, 300)
-    trace = _scatter(name, steps[kept].astype(int).tolist(), values[kept], colour, dash=dash)
+    indexes = thin(steps, values, 300)
+    trace = _scatter(name, steps[indexes].astype(int).tolist(), values[indexes], colour, dash=dash)
     hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
-    return trace | {"mode": "lines" if len(kept) > 1 else "markers", "hovertemplate": hover}
+    return trace | {"mode": "lines" if len(indexes) > 1 else "markers", "hovertemplate": hover}
 
 
 def panel_points(name: str, points: Sequence[tuple[int, float]], number: str, colour: str) -> dict[str, Any]:
@@ -192,19 +192,19 @@ def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> s
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
-        known, losses = finite(history, "step", "loss")
+        is_finite, losses = finite(history, "step", "loss")
         places = _places(history, view.against)
         if len(losses):
-            curve = smoothed(history, view.smoothing)
-            kept = thin(places, curve, _POINTS // 2)
-            trace = _scatter(name, _numbers(places[kept]), curve[kept], colour, width=2, dash=dash)
+            curve = smooth_losses(history, view.smoothing)
+            indexes = thin(places, curve, _POINTS // 2)
+            trace = _scatter(name, _numbers(places[indexes]), curve[indexes], colour, width=2, dash=dash)
             traces.append(trace | {"legendgroup": name})
         held_out = held_out_points(history)
         if held_out:
-            placed: Array = np.array([point.step for point in held_out], dtype=np.float64)
-            if view.against != "step" and len(known):
-                placed = np.interp(placed, known, places)
-            trace = _scatter(f"{name}, held-out", _numbers(placed), [point.eval_loss for point in held_out], colour)
+            points: Array = np.array([point.step for point in held_out], dtype=np.float64)
+            if view.against != "step" and len(is_finite):
+                points = np.interp(points, is_finite, places)
+            trace = _scatter(f"{name}, held-out", _numbers(points), [point.eval_loss for point in held_out], colour)
             marker = {"color": colour, "size": 8, "symbol": "diamond"}
             traces.append(
                 trace
@@ -290,11 +290,11 @@ def finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Ar
     # A million points are neither looked through nor copied where all of them are known.
     if history.steps.is_complete(x) and history.steps.is_complete(y):
         return places, values
-    known = np.isfinite(values) & np.isfinite(places)
-    return places[known], values[known]
+    is_finite = np.isfinite(values) & np.isfinite(places)
+    return places[is_finite], values[is_finite]
 
 
-def smoothed(history: RunHistory, weight: float) -> Array:
+def smooth_losses(history: RunHistory, weight: float) -> Array:
     """Return the smoothed training losses of the steps that `finite` returns."""
     curve = history.steps.smoothed_losses(weight)
     return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]

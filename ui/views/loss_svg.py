@@ -8,11 +8,11 @@ from typing import NamedTuple
 from engine.runs.history.run_history import RunHistory
 from engine.runs.history.steps import thin
 from ui.views.html import Column, table
-from ui.views.loss_chart import Array, finite, held_out_points, smoothed
+from ui.views.loss_chart import Array, finite, held_out_points, smooth_losses
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 14, 26  # around the plot
 _SMOOTHING = 0.9
-_LISTED = 12
+_MOST_POINTS = 12
 
 
 class _Plot(NamedTuple):
@@ -49,7 +49,7 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
     steps, losses = finite(history, "step", "loss")
     if len(steps) < 2:
         return ""
-    curve = smoothed(history, _SMOOTHING)
+    curve = smooth_losses(history, _SMOOTHING)
     held_out = held_out_points(history)
     base = history.base_eval.eval_loss if history.base_eval is not None else math.nan
     shown = [*map(float, losses), *(point.eval_loss for point in held_out), *([base] if math.isfinite(base) else [])]
@@ -97,8 +97,8 @@ def render_loss_table(history: RunHistory) -> str:
     steps, _ = finite(history, "step", "loss")
     if not len(steps):
         return ""
-    curve = smoothed(history, _SMOOTHING)
-    every = max(1, math.ceil(len(steps) / _LISTED))
+    curve = smooth_losses(history, _SMOOTHING)
+    every = max(1, math.ceil(len(steps) / _MOST_POINTS))
     training = {int(steps[place]): f"{curve[place]:.3f}" for place in [*range(0, len(steps), every), len(steps) - 1]}
     held_out = {point.step: f"{point.eval_loss:.3f}" for point in held_out_points(history)}
     rows = [(f"{step:,}", training.get(step, "–"), held_out.get(step, "–")) for step in sorted({*training, *held_out})]

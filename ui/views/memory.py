@@ -41,10 +41,10 @@ OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("
 
 def render_side_panel(draft: Draft, begins_with: str = "") -> str:
     """Return the whole panel for one reading of the form, which begins with the adapter in the words `begins_with`."""
-    return _chosen(draft, begins_with) + _to_do(draft) + _memory(draft)
+    return _choices_row(draft, begins_with) + _to_do(draft) + _memory(draft)
 
 
-def _chosen(draft: Draft, begins_with: str) -> str:
+def _choices_row(draft: Draft, begins_with: str) -> str:
     model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits, method = METHODS.get(str(adapter.get("method"))), "not chosen"
     if traits is not None:
@@ -55,12 +55,12 @@ def _chosen(draft: Draft, begins_with: str) -> str:
     batch = f"{rows_a_pass} × {passes}"
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {plural(rows_a_pass * passes, 'row')} a step"
-    named = [
+    parts = [
         (title, chosen_name(draft, name) + (" (cannot be used)" if draft.is_unusable(name) else ""))
         for title, name in (("Model", "model.id"), ("Data", "dataset.source"))
     ]
     rows = [
-        *named,
+        *parts,
         ("Method", method),
         *([("Objective", objective)] if objective else []),
         *([("Continues from", begins_with)] if begins_with else []),
@@ -74,10 +74,10 @@ def _chosen(draft: Draft, begins_with: str) -> str:
 
 def _objective(draft: Draft) -> str:
     """Return how preferences are learned; empty for supervised fine-tuning, which needs no words."""
-    given, objective = draft.mapping.get("training", {}), draft.objective
+    training, objective = draft.mapping.get("training", {}), draft.objective
     if not objective.learns_preferences:
         return ""
-    settings = {name: given[name] for name in ("beta", "loss_type") if given.get(name)}
+    settings = {name: training[name] for name in ("beta", "loss_type") if training.get(name)}
     try:
         return objective.summary(ObjectiveSettings.model_validate(settings))
     except ValueError:  # what is wrong is listed below
@@ -132,9 +132,9 @@ def _judged_for(draft: Draft) -> str:
     elsewhere = draft.judged_elsewhere
     if elsewhere is None or elsewhere.device is None:
         return ""
-    refused = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
+    obstacles = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
     place = _STARTS.get(draft.where, "on this machine")
-    return notices([f"Judged for {elsewhere.device.name}. A run still starts {place}.", *refused])
+    return notices([f"Judged for {elsewhere.device.name}. A run still starts {place}.", *obstacles])
 
 
 def _rows_words(draft: Draft) -> str:

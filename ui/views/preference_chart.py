@@ -78,13 +78,13 @@ def held_out(history: RunHistory, name: str) -> Iterator[tuple[int, float]]:
 def _panel(history: RunHistory, title: str, number: str, *curves: _Curve) -> Panel:
     traces: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
-    drawn = [(one, found) for one in curves if (found := _curve(history, one, number))]
-    for one, found in drawn:
-        traces += found
-        if len(drawn) > 1:  # named where they end: the upper one above its line, the lower one below
-            others = [other[-1]["y"][-1] for _, other in drawn if other is not found]
-            is_upper = found[-1]["y"][-1] >= max(others)
-            labels.append(panel_label(one.name, found[-1]["y"][-1], one.colour, above=is_upper))
+    pairs = [(one, curve) for one in curves if (curve := _curve(history, one, number))]
+    for one, curve in pairs:
+        traces += curve
+        if len(pairs) > 1:  # named where they end: the upper one above its line, the lower one below
+            others = [other[-1]["y"][-1] for _, other in pairs if other is not curve]
+            is_upper = curve[-1]["y"][-1] >= max(others)
+            labels.append(panel_label(one.name, curve[-1]["y"][-1], one.colour, above=is_upper))
     return Panel(title, traces, labels)
 
 

@@ -100,7 +100,9 @@ def render_counts(report: DatasetReport) -> str:
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
     """Return a page of rows with the problem of each; `reason` is the head of its column."""
-    return _listed([Column(escape(reason), "why")], (problem_row(problem, picks=True) for problem in problems), page)
+    return _render_rows(
+        [Column(escape(reason), "why")], (problem_row(problem, picks=True) for problem in problems), page
+    )
 
 
 def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
@@ -110,7 +112,7 @@ def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
         tokens = f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"
         cells = (f"{row.row:,}", _line(row.line), tokens, escape(row.raw[:160]))
         lines.append(Row(cells, pickable(str(row.row), chosen=None)))
-    return _listed([Column.of_numbers("Tokens")], lines, page)
+    return _render_rows([Column.of_numbers("Tokens")], lines, page)
 
 
 def problem_row(problem: RowProblem, *, picks: bool) -> Row:
@@ -129,7 +131,7 @@ def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
     return f'<div class="kinds num">{pick_button(f"show:{listing}", title)}<ul>{kinds}</ul></div>'
 
 
-def _listed(columns: Sequence[Column], rows: Iterable[Row], page: ListPage) -> str:
+def _render_rows(columns: Sequence[Column], rows: Iterable[Row], page: ListPage) -> str:
     html = table([*PROBLEM_COLUMNS, *columns, Column("Beginning", "soft begins")], rows, css="listed")
     if page.rows <= PAGE_ROWS:
         return html

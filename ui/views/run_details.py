@@ -83,21 +83,21 @@ def _data(report: DatasetReport | None) -> str:
     if report is None:
         return ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
-    listed = f"<ul class=small>{notes}</ul>" if notes else ""
+    items = f"<ul class=small>{notes}</ul>" if notes else ""
 
     lead = small(f"{report.source}, read as {report.format}: {report.format_reason}.")
-    return f"{lead}{render_facts(report)}{render_lengths(report)}{listed}{render_problems(report)}"
+    return f"{lead}{render_facts(report)}{render_lengths(report)}{items}{render_problems(report)}"
 
 
 def _environment(observed: ObservedRun) -> str:
-    known, parameters = observed.provenance, observed.history.parameters
+    provenance, parameters = observed.provenance, observed.history.parameters
     entries = [
-        ("Loratory", known.loratory),
-        ("Python", known.python),
-        ("Platform", known.platform),
-        *known.libraries.items(),
-        ("Source of the model", known.model_source or ""),
-        ("Fingerprint of the data", known.dataset_fingerprint or ""),
+        ("Loratory", provenance.loratory),
+        ("Python", provenance.python),
+        ("Platform", provenance.platform),
+        *provenance.libraries.items(),
+        ("Source of the model", provenance.model_source or ""),
+        ("Fingerprint of the data", provenance.dataset_fingerprint or ""),
     ]
     if parameters is not None:
         entries += [
@@ -189,9 +189,9 @@ def _losses_in_words(runs: Sequence[ComparedRun]) -> str:
     objectives = dict.fromkeys(objective_of(run.config) for run in runs if run.config is not None)
     if all(one.learns_preferences for one in objectives):
         return "they are of preferences with other objectives, losses or betas; compare how many pairs are preferred correctly"
-    named = ", ".join(one.label for one in objectives if one.learns_preferences)
+    names = ", ".join(one.label for one in objectives if one.learns_preferences)
     return (
-        f"a supervised loss is nats per token, and that of {named} is about pairs or ratings; compare their answers instead, in "
+        f"a supervised loss is nats per token, and that of {names} is about pairs or ratings; compare their answers instead, in "
         "Chat, in the blind test or by an evaluation of both on the same rows"
     )
 

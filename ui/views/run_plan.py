@@ -76,8 +76,8 @@ def render_presets(presets: Sequence[Preset], verdicts: Mapping[str, Verdict] | 
     """Return one choice a preset: its title, its device, what it is about, and its verdict by name where there is one."""
     if not presets:
         return ""
-    known = verdicts or {}
-    notes = {preset.name: f" · {_FITS[known[preset.name]]}" if preset.name in known else "" for preset in presets}
+    by_name = verdicts or {}
+    notes = {preset.name: f" · {_FITS[by_name[preset.name]]}" if preset.name in by_name else "" for preset in presets}
     items = "".join(
         f'<button type="button" data-pick="{escape(preset.name, quote=True)}" title="{escape(preset.about, quote=True)}">'
         f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}{notes[preset.name]}</span></button>"

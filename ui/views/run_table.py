@@ -202,7 +202,7 @@ def render_queue(waiting: Sequence[RunSummary]) -> str:
     """Return one line for each waiting run, the next one first, with buttons that move it."""
     if not waiting:
         return ""
-    lines = (_queued(place, row, len(waiting)) for place, row in enumerate(waiting[:_QUEUE_ROWS], start=1))
+    lines = (_queue_row(place, row, len(waiting)) for place, row in enumerate(waiting[:_QUEUE_ROWS], start=1))
     left = len(waiting) - _QUEUE_ROWS
     columns = (Column("", "r soft place"), Column("", "name"), Column("", "moves"))
     label = ' aria-label="Waiting runs, the next one first"'
@@ -210,7 +210,7 @@ def render_queue(waiting: Sequence[RunSummary]) -> str:
     return f"<h2>Queue</h2>{table(columns, lines, css='queue', attributes=label, scrolls='')}{more}"
 
 
-def _queued(place: int, row: RunSummary, count: int) -> tuple[str, str, str]:
+def _queue_row(place: int, row: RunSummary, count: int) -> tuple[str, str, str]:
     identifier = escape(row.id, quote=True)
     buttons = "".join(
         f'<button type="button" class="move" data-pick="{move}:{identifier}" title="{words}" '

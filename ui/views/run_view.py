@@ -68,11 +68,11 @@ def run_choices(rows: Iterable[RunSummary]) -> list[tuple[str, str]]:
     for row in rows:
         method = row.method if row.method not in row.name else ""
         parts = [row.name, method, STATE_WORDS[row.state], row.id[-4:]]
-        choices.append((f"{STATE_MARKS[row.state]} {_joined(parts)}", row.id))
+        choices.append((f"{STATE_MARKS[row.state]} {_join(parts)}", row.id))
     return choices
 
 
-def _joined(parts: Iterable[str]) -> str:
+def _join(parts: Iterable[str]) -> str:
     return " · ".join(filter(None, parts))
 
 
@@ -90,7 +90,7 @@ def render_heading(observed: ObservedRun, now: float | None = None) -> str:
     mark = state_mark(state, never_started=observed.state.started is None)
     return (
         f"{tab_title(observed)}<h2>{escape(observed.title)}</h2>"
-        f'<p class="status" role="status" aria-live="polite">{_joined([mark, status_line(observed, now)])}</p>'
+        f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(observed, now)])}</p>'
         f"{progress_bar('Progress of the run', done) if working else ''}"
         f'<p class="small">{_ingredients(observed)}</p>'
     )
@@ -112,11 +112,11 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     """Return the state of a run in one line of HTML."""
     state, history = observed.state, observed.history
     now = time.time() if now is None else now
-    asked = observed.stop_requested or observed.cancel_requested
+    requests = observed.stop_requested or observed.cancel_requested
     if observed.resume_requested and state.is_final:
         return "resuming"
     if state.state in ("queued", "submitted"):
-        if asked:
+        if requests:
             return "leaving the queue"
         return escape(state.cause.rstrip(".")) or "starts when the device is free"
     parts = []
@@ -132,12 +132,12 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
             parts.append("starting the worker" if history.status is None else _PHASE_WORDS[history.status.phase])
     if state.reason == "executor_unreachable":
         parts.append(escape(state.cause.rstrip(".")))
-    parts += [_elapsed(observed, now), _silence(state, now)]
+    parts += [_elapsed_words(observed, now), _silence(state, now)]
     speed = history.mean_tokens_per_second()
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
     parts.append(_held_out(observed))
-    return _joined(parts)
+    return _join(parts)
 
 
 def render_made_of(observed: ObservedRun) -> str:
@@ -194,10 +194,10 @@ def _job(observed: ObservedRun) -> str:
     page = (
         f'<a href="{escape(record.url, quote=True)}" target="_blank" rel="noopener noreferrer">job at Hugging Face</a>'
     )
-    named = page if record.url.startswith("https://") else "job at Hugging Face"
+    label = page if record.url.startswith("https://") else "job at Hugging Face"
     if record.cost_usd is None or record.most_usd is None:
-        return named
-    return f"{named}, {dollars(record.cost_usd)} of at most {dollars(record.most_usd)}"
+        return label
+    return f"{label}, {dollars(record.cost_usd)} of at most {dollars(record.most_usd)}"
 
 
 def render_trouble(observed: ObservedRun) -> str:
@@ -219,17 +219,17 @@ def render_trouble(observed: ObservedRun) -> str:
 
 def render_warnings(observed: ObservedRun) -> str:
     """Return what goes wrong in what is learned, then the warnings of the supervisor and of the worker, each once."""
-    found = ""
+    findings_html = ""
     if observed.config is not None:
         for one in preference_findings(observed.history, observed.config.training):
-            found += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {with_code(one.fix)}</div>'
-    warned = dict.fromkeys(message.text for message in observed.history.messages if message.kind == "warning")
+            findings_html += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {with_code(one.fix)}</div>'
+    texts = dict.fromkeys(message.text for message in observed.history.messages if message.kind == "warning")
     if observed.state.notice:
-        warned = {observed.state.notice: None, **warned}
-    if not warned:
-        return found
-    items = "".join(f"<li>{escape(text)}</li>" for text in warned)
-    return f'{found}<div class="warned"><h3>{plural(len(warned), "warning")}</h3><ul>{items}</ul></div>'
+        texts = {observed.state.notice: None, **texts}
+    if not texts:
+        return findings_html
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'{findings_html}<div class="warned"><h3>{plural(len(texts), "warning")}</h3><ul>{items}</ul></div>'
 
 
 def render_left_out(report: DatasetReport | None) -> str:
@@ -298,7 +298,7 @@ def _difference(difference: float | None) -> str:
     return f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
 
 
-def _elapsed(observed: ObservedRun, now: float) -> str:
+def _elapsed_words(observed: ObservedRun, now: float) -> str:
     state = observed.state
     if state.started is None:
         return ""

@@ -18,16 +18,16 @@ NO_VOTES = empty(
 )
 
 
-def render_counts(known: KnownVotes, pairs: PairsOfVotes) -> str:
+def render_counts(saved_votes: KnownVotes, pairs: PairsOfVotes) -> str:
     """Return how many votes there are, and what a dataset of them would hold."""
-    if not known.votes and not known.damaged:
+    if not saved_votes.votes and not saved_votes.damaged:
         return NO_VOTES
-    votes, rows = len(known.votes), len(pairs.rows)
+    votes, rows = len(saved_votes.votes), len(pairs.rows)
     figures = (
         (f"{votes:,}", "vote" if votes == 1 else "votes"),
         (f"{rows:,}", "pair to train on" if rows == 1 else "pairs to train on"),
     )
-    damaged = notices([f"{plural(known.damaged, 'damaged line')} skipped."] if known.damaged else ())
+    damaged = notices([f"{plural(saved_votes.damaged, 'damaged line')} skipped."] if saved_votes.damaged else ())
     return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damaged}"
 
 
@@ -58,7 +58,7 @@ def _vote(vote: Vote, is_asked: bool) -> str:
     )
     summary = " ".join(vote.question.split())
     summary = summary if len(summary) <= _LONGEST_SUMMARY else f"{summary[:_LONGEST_SUMMARY]} …"
-    prompt = "\n\n".join(f"{turn.role}: {_shortened(turn.content)}" for turn in vote.prompt)
+    prompt = "\n\n".join(f"{turn.role}: {_shorten(turn.content)}" for turn in vote.prompt)
     if is_asked:
         delete = pick_button(f"really:{vote.id}", "Delete for good", css="inline")
     else:
@@ -75,10 +75,10 @@ def _box(css: str, name: str, answer: VotedAnswer) -> str:
     model = answer.model
     place = f", {model.checkpoint}" if model.checkpoint else ""
     turns = [turn.content for turn in answer.turns]
-    text = _shortened("\n\n".join(turns))
-    cut = "cut off at the token limit" if answer.is_cut_off else ""
+    text = _shorten("\n\n".join(turns))
+    note = "cut off at the token limit" if answer.is_cut_off else ""
     title = f"{name}: {model.name}{place}"
-    return answer_box(css, title, escape(text) if text.strip() else NO_ANSWER, cut)
+    return answer_box(css, title, escape(text) if text.strip() else NO_ANSWER, note)
 
 
 def _sampling(vote: Vote) -> str:
@@ -88,6 +88,6 @@ def _sampling(vote: Vote) -> str:
     return f"temperature {vote.sampling.temperature:g}{seed}"
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     more = len(text) - _LONGEST_ANSWER
     return text if more <= 0 else f"{text[:_LONGEST_ANSWER]} … {more:,} more characters"
