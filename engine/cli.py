@@ -56,7 +56,7 @@ def run_command(arguments: Sequence[str], modules: Sequence[str] = COMMAND_MODUL
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="%(message)s")
     try:
         build_app(modules)(args=list(arguments), prog_name="loratory")
-    except SystemExit as wanted:  # Typer has said what was wrong with the usage
+    except SystemExit as wanted:  # Typer has printed the usage error
         return wanted.code if isinstance(wanted.code, int) else 1
     except EngineError as error:
         # A list of problems has lines of its own.

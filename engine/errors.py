@@ -1,4 +1,4 @@
-"""What can go wrong, said in two sentences: what happened, then what to do.
+"""Errors in two sentences: what happened, then how to fix it.
 
 Raised in `engine`, shown once: on the page by `ui.components`, in the terminal by `engine.cli`. No message holds a
 secret or the path of another person's files.
@@ -60,7 +60,7 @@ class ModelError(EngineError):
 
 
 class HubUnreachableError(ModelError):
-    """The Hub did not answer, and this machine has no copy; what the Hub would have said is unknown."""
+    """The Hub did not answer, and this machine has no copy."""
 
 
 class SignInNeededError(HubUnreachableError):
@@ -97,7 +97,7 @@ class DeviceError(EngineError):
 
 
 class GpuQuotaError(DeviceError):
-    """No GPU is lent, because a quota is used up."""
+    """No GPU is assigned because a quota is used up."""
 
 
 class StorageError(EngineError):
@@ -121,4 +121,4 @@ class ClusterError(EngineError):
 
 
 class ClusterUnreachableError(ClusterError):
-    """A cluster's scheduler did not answer; what it would have said is unknown."""
+    """A cluster's scheduler did not answer."""

@@ -41,7 +41,7 @@ def looks_in_working_folder() -> bool:
 def data_folders() -> tuple[Path, ...]:
     """Folders whose files the page may open as datasets; the command line reads all that its user may read.
 
-    The person's home folder, the working folder, the folder beside which Loratory was unpacked, and those that
+    The person's home folder, the working folder, the folder that contains Loratory's own, and those that
     `$LORATORY_DATA` names, separated as in `$PATH`.
     """
     extra = [typed_path(name) for name in os.environ.get("LORATORY_DATA", "").split(os.pathsep) if name]

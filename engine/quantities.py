@@ -25,7 +25,7 @@ def size(size_bytes: float) -> str:
 def count(number: float) -> str:
     """Return `4,812` in full up to a million, then `1.62 M`."""
     for suffix, factor, from_there in (("T", 1e12, 999.5e9), ("B", 1e9, 999.5e6), ("M", 1e6, 1e6)):
-        if number >= from_there:  # three figures of what lies just below would round to a thousand
+        if number >= from_there:  # a number just below would round to a thousand at three figures
             return f"{number / factor:.3g} {suffix}"
     return f"{number:,.0f}"
 

@@ -18,7 +18,7 @@ _TERMS = {"model.id": "model", "dataset.source": "dataset"}  # what is named fir
 
 @dataclass(frozen=True)
 class Reading:
-    """What the form holds, and which of it nobody has set: defaults that follow the rest."""
+    """The values of the form, and which of them are not set: defaults that follow the rest."""
 
     sections: Sections
     open_ones: Collection[str] = ()
@@ -33,7 +33,7 @@ class Applied:
     after: Settings
     undoes: bool = False  # it took back an earlier one
     others: Settings | None = None  # all others that a person set, where it lasts only until one of them changes
-    open_before: frozenset[str] = frozenset()  # settings that nobody had set: their defaults followed the rest
+    open_before: frozenset[str] = frozenset()  # settings that were not set: their defaults followed the rest
     open_after: frozenset[str] = frozenset()
 
     @classmethod
@@ -75,7 +75,7 @@ class Applied:
         return Reading(mapping, {*self.open_before.intersection(names), *set(now.open_ones).difference(names)})
 
     def render(self, now: "Reading") -> str:
-        """Return what changed, from which value to which, with a button that takes it back; nothing where none still stands."""
+        """Return what changed, from which value to which, with a button that undoes it; empty where no change still applies."""
         values = _flat(now.sections)
         names = [name for name in self.standing(now) if self.before[name] != values.get(name)]
         if not names:

@@ -40,7 +40,7 @@ def prepare() -> None:
 
 
 class _StandIn(ModuleType):
-    """Imports the module that it stands for when something of it is used."""
+    """Imports the module that it replaces when something of it is used."""
 
     def __init__(self, name: str, functions: Sequence[str]) -> None:
         super().__init__(name)

@@ -95,7 +95,7 @@ class PollAnswers:
         try:
             question = _Question.model_validate_json(body)
         except ValidationError:
-            return PlainTextResponse("That is no question of this page.", 422)
+            return PlainTextResponse("This is not a question of this page.", 422)
         ask = getattr(self._blocks.blocks.get(question.component_id), "ask", None)
         if ask is None:
             return PlainTextResponse("Not found", 404)

@@ -140,7 +140,7 @@ def _key(config: RunConfig) -> str:
 
 
 def overrides_of(pick: str) -> dict[str, dict[str, Any]]:
-    """Return the settings that a picked row of the advice changes, which is what it says, whatever has happened since.
+    """Return the settings that a picked row of the advice changes, exactly as its text says, whatever has happened since.
 
     A client sends it, so it is read as what a person could type into the form.
 

@@ -178,7 +178,7 @@ _CADDYFILE_WITH_NAMES = """\
 {host} {{
 	# tls internal   # a certificate of Caddy's own authority, where the name is not public
 	route {{
-		# Nobody is let in until a service that signs people in is named here; its answer has their name.
+		# Requests are refused until a service that signs people in is named here; its answer has their name.
 		request_header -{header}
 		# forward_auth 127.0.0.1:9091 {{
 		# 	uri /api/authz/forward-auth

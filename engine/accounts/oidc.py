@@ -59,7 +59,7 @@ class ProviderError(AccountError):
 
 @dataclass(frozen=True)
 class Endpoints:
-    """What a provider says about itself."""
+    """The configuration of a provider."""
 
     authorization: str
     token: str
@@ -119,9 +119,9 @@ class Arrival:
 
     identity: Identity
     claims: Claims = field(repr=False)
-    access_token: str = field(repr=False)  # opens what the provider says about the person
+    access_token: str = field(repr=False)  # for the provider's userinfo endpoint
     expires: float = 0.0  # when the token does, in seconds since the epoch; 0 where the provider does not say
-    scopes: frozenset[str] = frozenset()  # what the token may be used for, as far as the provider says so
+    scopes: frozenset[str] = frozenset()  # of the token, as the provider reports them
 
 
 class Provider:

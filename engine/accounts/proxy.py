@@ -1,4 +1,4 @@
-"""A proxy that says who a person is, in a header; believed on a Unix socket, from the proxy's own user alone."""
+"""A proxy that names the person in a header; trusted only on a Unix socket, from the proxy's own user."""
 
 import os
 import pwd

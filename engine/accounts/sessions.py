@@ -1,4 +1,4 @@
-"""Sessions of people who are signed in: a random token in a cookie, of which only the SHA-256 is kept."""
+"""Sessions of people who are signed in: a random token in a cookie; only its SHA-256 is stored."""
 
 import time
 from collections.abc import Callable

@@ -20,7 +20,7 @@ _ASKED_BY_ALL = RateLimitItemPerHour(120, namespace="asked by all")  # at some 1
 
 
 class ThrottledError(AccountError):
-    """Something was tried too often; `seconds` says when to try again."""
+    """Too many attempts; try again after `seconds`."""
 
     def __init__(self, seconds: float, what: str = "There were too many attempts to sign in.") -> None:
         self.seconds = max(1, math.ceil(seconds))

@@ -31,7 +31,7 @@ class ZeroGpu:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "ZeroGpu | None":
-        """Return what the environment of a Space says; None on other hardware."""
+        """Read the environment of a Space; None on other hardware."""
         if environment.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
             return None
         return cls({name: value for name, value in environment.items() if _VARIABLES.fullmatch(name)})
@@ -55,5 +55,5 @@ class ZeroGpu:
         process.kill()
         process.wait()
         raise DeviceError(
-            "Hugging Face was not told that this Space uses ZeroGPU.", f"See {log_file.name}, then restart the Space."
+            "This Space could not register with ZeroGPU.", f"See {log_file.name}, then restart the Space."
         )

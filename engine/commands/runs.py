@@ -24,7 +24,7 @@ from engine.commands.output import (
 )
 from engine.commands.train import findings_of, follow_to_the_end, report
 from engine.errors import RunError, shorten
-from engine.executors.huggingface_jobs.record import JobWish
+from engine.executors.huggingface_jobs.record import JobRequest
 from engine.paths import LoratoryHome
 from engine.quantities import duration, size
 from engine.runs.admission import resume_run
@@ -138,7 +138,7 @@ def resume(
     store = _store()
     run = store.get(run_id)
     if flavor or limit_hours is not None:
-        JobWish.of(run.folder, flavor, limit_hours).save(run.folder)
+        JobRequest.of(run.folder, flavor, limit_hours).save(run.folder)
     if where is not None:
         wish_place(run, where)
     resume_run(store.home, run)

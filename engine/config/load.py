@@ -40,11 +40,11 @@ _MESSAGES = {
     ),
     **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "{shown} is not a finite number."),
     **dict.fromkeys(("bool_parsing", "bool_type"), "{shown} is neither true nor false."),
-    **dict.fromkeys(("model_type", "dict_type"), "{shown} is no group of settings."),
+    **dict.fromkeys(("model_type", "dict_type"), "{shown} is not a group of settings."),
     "string_too_short": "it is empty.",
     "string_too_long": "it is longer than {max_length} characters.",
     "string_type": "{shown} is not text.",
-    "value_error": "{error}",  # a rule of our own, said by the setting itself
+    "value_error": "{error}",  # a rule of our own, with its own message
 }
 
 
@@ -104,7 +104,7 @@ def mapping_from_yaml(text: str) -> dict[str, Any]:
     """Parse YAML into plain nested values, before any of them is checked.
 
     Raises:
-        ConfigError: If the text is no YAML mapping.
+        ConfigError: If the text is not a YAML mapping.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError([Problem("", f"it is {len(text):,} characters long; a configuration has a few hundred.")])
@@ -126,7 +126,7 @@ def mapping_from_file(path: Path) -> dict[str, Any]:
 
     Raises:
         StorageError: If the file cannot be read as text.
-        ConfigError: If it is no YAML mapping.
+        ConfigError: If it is not a YAML mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -245,7 +245,7 @@ def _display(value: Any) -> str:
 
 
 def _closest_field(field: str) -> str | None:
-    # Else a setting that was put into the wrong section, or beside the sections.
+    # Else a setting in the wrong section, or outside all sections.
     last = field.rsplit(".", 1)[-1]
     same = (name for name in setting_names() if name.rsplit(".", 1)[-1] == last)
     return next(iter(difflib.get_close_matches(field, setting_names(), n=1, cutoff=0.7)), None) or next(same, None)

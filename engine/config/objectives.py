@@ -42,7 +42,7 @@ class Objective:
     adds_losses: bool = False  # several may be chosen
     kl_losses: frozenset[PreferenceLoss] = frozenset()  # those that need an estimate of the KL
     has_reference: bool = False  # compares with the model that training starts from
-    shardable: bool = True  # off where it passes more through the model than all processes have alike
+    shardable: bool = True  # False where the processes would pass different numbers of batches through the model
     trains_prompts: bool = False  # the loss is over the prompt as well
     trl: str = "SFT"  # how the names of TRL's trainer and its configuration begin
     settings: tuple[str, ...] = ()  # of `ObjectiveSettings`, that it reads

@@ -68,7 +68,7 @@ class Cadence:
     def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
         """Fill in the intervals that the settings leave empty; `measures` where there are held-out rows.
 
-        A checkpoint then comes with a measurement, whose loss says what it is worth.
+        Each checkpoint then has a held-out loss to compare it by.
         """
         eval_steps = training.eval_steps or max(1, math.ceil(total_steps / MEASUREMENTS))
         save_steps = max(1, math.ceil(total_steps / CHECKPOINTS))

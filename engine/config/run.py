@@ -126,7 +126,7 @@ class RunSection(Section):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another machine trains, of which this one knows no devices."""
+        """Whether another machine trains, whose devices are unknown here."""
         return self.where != "local"
 
     @property

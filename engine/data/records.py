@@ -193,7 +193,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield rows with these numbers, which ascend, in one pass; None, to let others run, after each step in between.
+        """Yield rows with these numbers, which ascend, in one pass; None after each step in between, so other work can run.
 
         Raises:
             DatasetError: If the source is damaged or too large, or its connection is lost.

@@ -68,7 +68,7 @@ class VotedAnswer(Value):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was said."""
+        """Whether all texts are empty."""
         return not any(turn.content.strip() for turn in self.turns if turn.role == "assistant")
 
     @property
@@ -78,7 +78,7 @@ class VotedAnswer(Value):
 
     @property
     def text(self) -> str:
-        """What the model said last."""
+        """The last answer of the model."""
         return self.turns[-1].content
 
 

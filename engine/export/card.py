@@ -105,7 +105,7 @@ def write_card(
 
     Args:
         folder: What loads it: the repository, or the name of the exported folder.
-        run: The run's folder, which knows everything; None for a bare adapter, of which little is known.
+        run: The run's folder, which knows everything; None for an adapter without a run.
     """
     assert plan.tuned is not None
     base = source.hub_id or source.name

@@ -16,7 +16,7 @@ _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at
 def list_devices() -> tuple[Device, ...]:
     """Every device of this machine as it is now: GPUs in the order of `nvidia-smi`, or Apple's; the processor last.
 
-    Takes milliseconds, needs no torch, and never fails for want of a driver.
+    Takes milliseconds, needs no torch, and works without a driver.
     """
     memory = memory_now()
     gpus = list_cuda_devices(load_nvml(), memory, installed_torch(LoratoryHome.located()))

@@ -89,7 +89,7 @@ def processor_name(cpuinfo: str) -> str:
 
 
 def _facts(cpuinfo: str) -> dict[str, str]:
-    """What is said of the first core, by name."""
+    """Return the facts of the first core, by name."""
     lines = itertools.takewhile(lambda line: ":" in line, cpuinfo.splitlines())
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 

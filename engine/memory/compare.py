@@ -155,7 +155,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
 def recommend(shares: Sequence[DeviceShare], free_bytes: int) -> str:
     """Return which way suits a run on several equal devices, in words: by the memory estimate, and by who waits for whom.
 
-    Nothing is said of the speed but its bound: split layers compute one after the other.
+    The only statement on speed is its bound: split layers compute one after the other.
 
     Args:
         shares: From `share_among`.

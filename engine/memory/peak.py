@@ -1,4 +1,4 @@
-"""The highest point of a training step: in which phase it lies, and what is alive there."""
+"""The memory peak of a training step: its phase, and the tensors that are alive then."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace

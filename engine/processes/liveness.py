@@ -171,8 +171,8 @@ def _start_time_of_living(pid: int) -> float | None:
 def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
     """Kill what is left of a process group, and only members whose environment bears our mark; returns how many.
 
-    A group outlives its leader, and its number may later belong to strangers: the mark, a variable that we set when we
-    started the leader, tells the two apart.
+    A group outlives its leader, and its number may later belong to other programs: the mark, a variable that we set when we
+    started the leader, distinguishes the two.
     """
     if not hasattr(os, "getpgid"):
         return 0

@@ -169,7 +169,7 @@ class MeasurementJob:
                 raise CancelledRequestError
             if has_ended:
                 raise WorkerError(
-                    "The process for the measurement ended without a result, perhaps for want of memory.",
+                    "The process for the measurement ended without a result, perhaps because memory ran out.",
                     "Lower what the run needs, or close other programs.",
                 )
             time.sleep(_LOOK_SECONDS)

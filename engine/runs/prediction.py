@@ -113,7 +113,7 @@ def advice_on_memory(
         changes = advise(shape, config, dataclasses.replace(device, free_bytes=room), rows).changes
     except (EngineError, OSError, MemoryError):
         return None
-    except Exception:  # why a run ended is said without advice as well
+    except Exception:  # the reason is reported without advice, too
         _log.exception("no advice on the memory of %s", config.model.id)
         return None
     best = next((change for change in changes if change.verdict == "fits"), changes[0] if changes else None)

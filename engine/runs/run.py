@@ -1,4 +1,4 @@
-"""A run as it lies on the disk: the names of its files, and its state."""
+"""A run on disk: the names of its files, and its state."""
 
 import contextlib
 import os
@@ -30,7 +30,10 @@ EVENTS_FILE = "events.jsonl"
 
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
-_JOB_VARIABLES = ("LORATORY_JOB", "SLURM_JOB_ID")  # by which an executor tells a worker its job; Slurm does so anyway
+_JOB_VARIABLES = (
+    "LORATORY_JOB",
+    "SLURM_JOB_ID",
+)  # by which an executor passes the job's id to its worker; Slurm sets its own
 
 # A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
 LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
@@ -203,7 +206,7 @@ class RunFolder:
         """What the log, `process.json`, the lock and the results show of a run whose state is missing or damaged."""
         has_left_results = any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
         if not self.attempts_seen() and not has_left_results:
-            return RunState()  # a worker that has the lock alone has not yet said which attempt it is
+            return RunState()  # a worker that has only the lock has not yet written its attempt
         # Asked before the log is read: of a worker that has ended, the log is complete.
         is_at_work = not is_claimed_by_us and self.has_living_worker()
         last = last_event(self.events)

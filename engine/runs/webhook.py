@@ -136,7 +136,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def payload_of(kind: WebhookKind, text: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a message; names of runs mention no one and are no markup.
+    """Return the JSON of a message; names of runs are neither mentions nor markup.
 
     Slack: https://docs.slack.dev/messaging/formatting-message-text; Discord: https://discord.com/developers/docs/resources/webhook.
     """

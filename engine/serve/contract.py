@@ -133,7 +133,7 @@ class ChatCompletionRequest(_Request):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end an answer and are no part of it."""
+        """Texts that end an answer and are not part of it."""
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         return tuple(text for text in stops if text)
 
@@ -143,7 +143,7 @@ class ChatCompletionRequest(_Request):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> SamplingConfig:
-        """Return the chat's settings, with the defaults of the chat for what was not said."""
+        """Return the chat's settings, with the chat's defaults for fields that are not given."""
         values = {
             "temperature": self.temperature,
             # 0 means what a very small share means: the most likely token alone.
@@ -181,7 +181,7 @@ def read_request(body: Any) -> ChatCompletionRequest:
         code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
         raise RefusedRequestError(f"{where}: {first['msg']}.", param=where, code=code) from None
     if len(request.stops) > 16 or any(len(text) > 1000 for text in request.stops):
-        what = "stop takes up to 16 texts of up to 1,000 characters."
+        what = "stop accepts up to 16 texts of up to 1,000 characters."
         raise RefusedRequestError(what, param="stop", code="invalid_value")
     return request
 

@@ -87,7 +87,7 @@ class LocalProgramsOnly:
 class OwnPageOnly:
     """The same for the page: it is asked by itself alone, and opened by a click on a link to it.
 
-    What a proxy says about a request is ignored, because a browser's page can send it as well; `GRADIO_ROOT_PATH` names
+    Headers of a proxy are ignored, because a browser's page can send it as well; `GRADIO_ROOT_PATH` names
     the address of a page that is behind one.
     """
 

@@ -71,7 +71,7 @@ class Admission:
                     connection.execute("DELETE FROM listed_names WHERE name = ?", (row["name"],))
 
     def role_of(self, visitor: Visitor) -> Role | None:
-        """Return what a person is here: the creator an admin, those whom the list lets in a member; None for strangers."""
+        """Return what a person is here: the creator an admin, those whom the list lets in a member; None for everyone else."""
         if visitor.account.subject == self._space.creator:
             return "admin"
         # Each is looked at: also those after the first are believed now, not later.

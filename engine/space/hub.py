@@ -311,7 +311,7 @@ class SpaceHub:
 
 
 def sdk_of(info: SpaceInfo) -> Sdk:
-    """Return of which kind a Space is.
+    """Return the kind of a Space.
 
     Raises:
         PushError: If it is of a kind that Loratory does not write.

@@ -158,7 +158,7 @@ def _is_log(name: str) -> bool:
 
 
 def _is_output(name: str) -> bool:
-    """Whether a file is a worker's output, of which the end is enough."""
+    """Whether a file is a worker's output; its end is enough."""
     return _is_of_run(name, _OUTPUT_FILE)
 
 

@@ -172,7 +172,7 @@ def _requirements(plan: SpacePlan) -> Iterator[str]:
             requirement.marker = None
             yield str(requirement)
     if plan.hardware == ZERO_GPU:
-        yield "spaces>=0.51.3"  # lends the GPU
+        yield "spaces>=0.51.3"  # assigns the GPU
 
 
 def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:

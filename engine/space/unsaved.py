@@ -14,7 +14,7 @@ from engine.space.mirror_index import RunKey
 class Unsaved(NamedTuple):
     """What a restart at this moment would lose of a person."""
 
-    runs: tuple[str, ...] = ()  # titles of runs of which nothing is saved yet
+    runs: tuple[str, ...] = ()  # titles of runs that are not saved at all yet
     # Titles of runs at work, each with the step from which it would continue; None where it would start over.
     training: tuple[tuple[str, int | None], ...] = ()
     uploads: int = 0  # how many uploaded files no run uses

@@ -296,6 +296,6 @@ def _require_pinned_data(pinned: str | None, dataset: DatasetConfig, report: Dat
     """
     if pinned is not None and report.fingerprint and pinned != report.fingerprint:
         raise DatasetError(
-            f"The rows of {dataset.source} are no longer those that this run was filed with; {report.kept:,} are usable now.",
+            f"The rows of {dataset.source} differ from those that this run was queued with; {report.kept:,} are usable now.",
             "Put the data back as it was and resume, or start a new run. For a dataset on the Hub, set dataset.revision.",
         )

@@ -22,7 +22,7 @@ from engine.training.placement import Placement
 
 
 def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
-    """Divide a model among the processes of a group, in each of which it is whole and the same, on its CPU.
+    """Divide a model among the processes of a group; each has the whole model on its CPU before.
 
     A layer goes to the device by itself and stays there with this process's share only, so no device ever holds the model.
 

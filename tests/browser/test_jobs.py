@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from engine.errors import PushError
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.login import HubLogin
-from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -122,5 +122,5 @@ def test_a_run_shows_what_its_job_cost_and_is_resumed_on_other_hardware(page, se
     page.locator("#resume").click()
     expect(page.locator("#next-flavor")).to_be_hidden()
     run = next(run for run in services.runs.list() if run.folder.job.exists())
-    assert JobWish.read(run.folder) == JobWish(flavor="a100-large", limit_hours=4)
+    assert JobRequest.read(run.folder) == JobRequest(flavor="a100-large", limit_hours=4)
     assert json.loads((services.home.server / "resume" / f"{run.owner}~{run.id}").read_text()) == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ConfigError, RunError
-from engine.executors.huggingface_jobs.record import JobRecord, JobWish, write_piece
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest, write_piece
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -29,10 +29,10 @@ def test_a_piece_of_the_log_is_written_once(tmp_path):
 
 
 def test_a_wish_is_for_the_next_attempt(folder):
-    assert JobWish.read(folder) == JobWish()
-    JobWish.of(folder, "a100-large", None).save(folder)
-    JobWish.of(folder, "", 5).save(folder)
-    assert JobWish.read(folder) == JobWish(flavor="a100-large", limit_hours=5)
+    assert JobRequest.read(folder) == JobRequest()
+    JobRequest.of(folder, "a100-large", None).save(folder)
+    JobRequest.of(folder, "", 5).save(folder)
+    assert JobRequest.read(folder) == JobRequest(flavor="a100-large", limit_hours=5)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_a_wish_is_for_the_next_attempt(folder):
 )
 def test_a_wish_that_no_configuration_could_have_is_refused(folder, flavor, hours):
     with pytest.raises(ConfigError):
-        JobWish.of(folder, flavor, hours)
+        JobRequest.of(folder, flavor, hours)
 
 
 def test_a_run_of_this_machine_has_no_wish(home):
     run = write_run(RunStore(home, "local"), a_config(), InventedRun(state="stopped"))
     with pytest.raises(RunError, match="no job at Hugging Face"):
-        JobWish.of(run.folder, "l4x1", None)
+        JobRequest.of(run.folder, "l4x1", None)
 
 
 def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_add():

@@ -12,7 +12,7 @@ from engine.executors import make_executors
 from engine.executors.huggingface_jobs.executor import JobsExecutor
 from engine.executors.huggingface_jobs.flavors import read_flavors
 from engine.executors.huggingface_jobs.login import HubLogin
-from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.inspector.session import Inspector
 from engine.runs.control import request_resume, request_stop
 from engine.runs.history.reader import HistoryReader
@@ -112,7 +112,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
     assert (state.state, state.reason, state.resumable_step) == ("interrupted", "ended_by_executor", saved[0])
     hugging_face.on_store = lambda _: None
     assert "its time limit of 0.5 h" in state.cause
-    JobWish(flavor="cpu-upgrade", limit_hours=2).save(run.folder)
+    JobRequest(flavor="cpu-upgrade", limit_hours=2).save(run.folder)
     request_resume(home, run)
     wait_until(lambda: len(hugging_face.jobs) == 2)
 

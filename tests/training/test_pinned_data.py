@@ -1,4 +1,4 @@
-"""What a worker does when the data is not what the run was filed with."""
+"""What a worker does when the data is not what the run was queued with."""
 
 import pytest
 
@@ -38,5 +38,5 @@ def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(worke
 
     failed = [event.data for event in events_of(filed) if isinstance(event.data, FailedData)][-1]
     assert failed.cause == "dataset"
-    assert "no longer those that this run was filed with" in failed.what
+    assert "differ from those that this run was queued with" in failed.what
     assert "start a new run" in failed.fix

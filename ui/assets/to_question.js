@@ -1,4 +1,4 @@
-// Puts the cursor in the question of the chat, which is laid out once its model is loaded; tells that it was done.
+// Focuses the chat's question, which is laid out once its model is loaded; reports when that is done.
 (wanted) => {
   // The tab may still have to come to the front, and Gradio to fetch the part that draws the box: a minute at most.
   const enter = (tries) => {

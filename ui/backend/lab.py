@@ -153,7 +153,7 @@ class LabAdmin:
         return person
 
     def runs_of(self, name: str) -> RunsOfPerson:
-        """Return how many runs a person has, for what is said before the account is removed."""
+        """Return how many runs a person has, for the question before the account is removed."""
         self._require()
         states = []
         for run in RunStore(self.home, self.accounts.person(name).name).list():

@@ -69,7 +69,7 @@ class NamedByProxy(NamedTuple):
 
 
 class Gate:
-    """Stands in front of everything that a lab serves.
+    """Authenticates each request to what a lab serves.
 
     A request is answered where it comes to the lab's own name, from the lab's own page, asks for something that the page
     needs, and carries the cookie of a session. Whatever else arrives gets 401, 403, 404, 421 or the sign-in page.
@@ -82,7 +82,7 @@ class Gate:
         front_paths: Of the sign-in page and what belongs to it.
         behind_proxy: Whether all requests come through a proxy of ours, which reports where from.
         names: How that proxy names people; None where it does not.
-        welcome: What strangers see; None where they are asked to sign in.
+        welcome: What people without an account see; None where they are asked to sign in.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Gate:
         await self._while_signed_in(token, person, _run(page, scope, receive, send))
 
     async def _is_for_strangers(self, request: Request) -> bool:
-        """Return whether what strangers see answers a request: `/` for them, and for everyone in a frame."""
+        """Return whether the welcome page answers a request: `/` without an account, and in a frame for everyone."""
         path = request.scope["path"]
         if self._welcome is None or path in self._welcome.paths:
             return self._welcome is not None

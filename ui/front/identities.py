@@ -37,7 +37,7 @@ _BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": JOIN, "link": ACCOUNT, 
 Suggest = Callable[[], Awaitable[str | None]]
 
 
-class Wish(NamedTuple):
+class Intent(NamedTuple):
     """What a person wants from another service's account."""
 
     purpose: Purpose
@@ -67,7 +67,7 @@ class IdentityPages(PlainPages, ABC):
         """The other service."""
 
     @abstractmethod
-    async def go(self, request: Request, wish: Wish) -> Response:
+    async def go(self, request: Request, intent: Intent) -> Response:
         """Find out who the person is, and answer with `arrive`, at once or when the browser comes back."""
 
     @property
@@ -82,7 +82,7 @@ class IdentityPages(PlainPages, ABC):
             Route(UNLINK, self._unlink, methods=["POST"]),
         ]
 
-    async def arrive(self, request: Request, wish: Wish, identity: Identity, suggest: Suggest) -> Response:
+    async def arrive(self, request: Request, intent: Intent, identity: Identity, suggest: Suggest) -> Response:
         """Do what a person wanted, now that it is known who they are.
 
         Args:
@@ -91,18 +91,18 @@ class IdentityPages(PlainPages, ABC):
         Raises:
             EngineError: If it is not allowed.
         """
-        if wish.purpose == "sign in":
+        if intent.purpose == "sign in":
             return await self._sign_in(request, identity, suggest)
-        if wish.purpose == "join":
-            invitation = await asyncio.to_thread(self.accounts.find_invitation, wish.invitation)
-            person = await asyncio.to_thread(self.identities.accept, wish.invitation, wish.name, identity)
+        if intent.purpose == "join":
+            invitation = await asyncio.to_thread(self.accounts.find_invitation, intent.invitation)
+            person = await asyncio.to_thread(self.identities.accept, intent.invitation, intent.name, identity)
             kind: AuditKind = "joined" if invitation.person is None else "linked"
             await self._log(request, person.name, kind, person.name, f"{person.role}, {self.service.log_name}")
             return await self._begin(request, person)
         signed_in = await self._find_session(request)
-        if signed_in is None or signed_in.session != wish.session:
+        if signed_in is None or signed_in.session != intent.session:
             raise AccountError("This session has ended.", "Sign in again.")
-        if wish.purpose == "link":
+        if intent.purpose == "link":
             await asyncio.to_thread(self.identities.link, signed_in.person, identity)
             await self._log(request, signed_in.person.name, "linked", signed_in.person.name, self.service.log_name)
             return RedirectResponse(f"{ACCOUNT}?linked=1", 303)
@@ -115,11 +115,11 @@ class IdentityPages(PlainPages, ABC):
         await asyncio.to_thread(self.sessions.confirm, request.cookies[COOKIE])
         return RedirectResponse(f"{ACCOUNT}?confirmed=1", 303)
 
-    async def failed(self, request: Request, wish: Wish, error: EngineError, reason: str = "") -> HTMLResponse:
-        """Log that a person did not get what they wanted, and return the page that says so."""
-        detail = f"{self.service.log_name}: {reason or wish.purpose}"
+    async def failed(self, request: Request, intent: Intent, error: EngineError, reason: str = "") -> HTMLResponse:
+        """Log a failed round, and return the page with the reason."""
+        detail = f"{self.service.log_name}: {reason or intent.purpose}"
         await self._log(request, "", "sign-in failed", "", detail)
-        return self.problem(str(error), wish.purpose, 403)
+        return self.problem(str(error), intent.purpose, 403)
 
     def problem(self, text: str, purpose: Purpose, status: int) -> HTMLResponse:
         """Return a page about what went wrong."""
@@ -154,7 +154,7 @@ class IdentityPages(PlainPages, ABC):
         if form is None or purpose is None:
             return self.problem("This is not one of our forms.", "sign in", 400)
         try:
-            return await self.go(request, await self._wish(request, form, purpose))
+            return await self.go(request, await self._intent(request, form, purpose))
         except ThrottledError as error:
             answer = self.problem(str(error), purpose, 429)
             answer.headers["Retry-After"] = str(error.seconds)
@@ -162,15 +162,15 @@ class IdentityPages(PlainPages, ABC):
         except EngineError as error:
             return self.problem(str(error), purpose, 400)
 
-    async def _wish(self, request: Request, form: Form, purpose: Purpose) -> Wish:
+    async def _intent(self, request: Request, form: Form, purpose: Purpose) -> Intent:
         if purpose == "sign in":
             self.throttle.begin(address_of(request), f"round {new_token()}")  # no name: by address and in all
-            return Wish(purpose)
+            return Intent(purpose)
         if purpose == "join":
             code, name = form.get("code", ""), form.get("name", "")
             self.throttle.begin(address_of(request), f"invitation {code[:16]}")
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
-            return Wish(purpose, invitation=code, name=invitation.person or require_name(name))
+            return Intent(purpose, invitation=code, name=invitation.person or require_name(name))
         signed_in = await self._find_session(request)
         if signed_in is None:
             raise AccountError("This session has ended.", "Sign in again.")
@@ -181,7 +181,7 @@ class IdentityPages(PlainPages, ABC):
             raise AccountError(f"{self.service.title} cannot confirm who you are.", "Use your password.")
         else:
             self.throttle.begin(address_of(request), f"round {new_token()}")
-        return Wish(purpose, signed_in.session)
+        return Intent(purpose, signed_in.session)
 
     async def _unlink(self, request: Request) -> Response:
         signed_in = await self._find_session(request)

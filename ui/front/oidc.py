@@ -12,7 +12,7 @@ from engine.accounts.accounts import digest_of, new_token
 from engine.accounts.oidc import CALLBACK, ROUND_SECONDS, Arrival, Provider, ProviderError, Round, Rounds
 from engine.errors import EngineError
 from ui.front.forms import page
-from ui.front.identities import IdentityPages, Service, Wish
+from ui.front.identities import IdentityPages, Intent, Service
 
 ROUND_COOKIE = "__Host-loratory-oidc"
 
@@ -34,15 +34,21 @@ class OidcPages(IdentityPages):
         """Return the pages."""
         return [*super().routes(), Route(CALLBACK, self._come_back, methods=["GET"])]
 
-    async def go(self, request: Request, wish: Wish) -> Response:
+    async def go(self, request: Request, intent: Intent) -> Response:
         """Return the page that leads to the provider."""
         try:
             endpoints = await self.provider.discover()
         except ProviderError as error:
-            return await self.failed(request, wish, error, error.reason)
+            return await self.failed(request, intent, error, error.reason)
         browser = new_token()
         one = Round(
-            wish.purpose, endpoints, self._rounds.now(), digest_of(browser), wish.session, wish.invitation, wish.name
+            intent.purpose,
+            endpoints,
+            self._rounds.now(),
+            digest_of(browser),
+            intent.session,
+            intent.invitation,
+            intent.name,
         )
         self._rounds.add(one)
         target = escape(self.provider.address_for(one))
@@ -65,28 +71,28 @@ class OidcPages(IdentityPages):
         if one is None:
             text = "This sign-in has expired, was used before, or began in another browser. Begin again."
             return self.problem(text, "sign in", 400)
-        wish = Wish(one.purpose, one.session, one.invitation, one.name)
+        intent = Intent(one.purpose, one.session, one.invitation, one.name)
         answer: Response
         try:
             if "error" in parameters:
                 title = self.service.title
                 raise ProviderError(title, "refused by the provider", f"{title} did not sign you in.")
             arrival = await self.provider.finish(one, parameters.get("code", ""), parameters.get("iss"))
-            answer = await self.arrived(request, wish, one, arrival)
+            answer = await self.arrived(request, intent, one, arrival)
         except ProviderError as error:
-            answer = await self.failed(request, wish, error, error.reason)
+            answer = await self.failed(request, intent, error, error.reason)
         except EngineError as error:
-            answer = await self.failed(request, wish, error)
+            answer = await self.failed(request, intent, error)
         answer.delete_cookie(ROUND_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         return answer
 
-    async def arrived(self, request: Request, wish: Wish, one: Round, arrival: Arrival) -> Response:
+    async def arrived(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
         """Answer a person whom the provider sent back.
 
         Raises:
             EngineError: If what they wanted is not allowed.
         """
-        return await self.arrive(request, wish, arrival.identity, lambda: self._suggest(one, arrival))
+        return await self.arrive(request, intent, arrival.identity, lambda: self._suggest(one, arrival))
 
     async def _suggest(self, one: Round, arrival: Arrival) -> str | None:
         rule = self.provider.settings.members

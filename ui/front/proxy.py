@@ -9,7 +9,7 @@ from engine.accounts.identities import Identity
 from engine.accounts.people import Person
 from engine.errors import AccountError, EngineError
 from ui.front.gate import PROXY_USER
-from ui.front.identities import IdentityPages, Service, Wish
+from ui.front.identities import IdentityPages, Intent, Service
 
 _LONGEST_NAME = 255
 
@@ -25,15 +25,15 @@ class ProxyPages(IdentityPages):
         """The proxy, which names people for as long as its own session lasts, so it confirms nothing."""
         return Service("single sign-on", f"proxy:{self.header}", "proxy", can_confirm=False)
 
-    async def go(self, request: Request, wish: Wish) -> Response:
+    async def go(self, request: Request, intent: Intent) -> Response:
         """Do at once what a person wants."""
         name = getattr(request.state, PROXY_USER, "")
         try:
             if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
                 raise AccountError("The proxy does not name you.", "Sign in there first.")
-            return await self.arrive(request, wish, Identity(self.service.issuer, name), _no_rule)
+            return await self.arrive(request, intent, Identity(self.service.issuer, name), _no_rule)
         except EngineError as error:
-            return await self.failed(request, wish, error)
+            return await self.failed(request, intent, error)
 
     def may_continue(self, person: Person, name: str) -> bool:
         """Return whether a person's session may be used by a browser of whom the proxy gives this name.

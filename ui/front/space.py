@@ -29,7 +29,7 @@ from engine.space.mirror import mirror_of
 from ui.front.demo import DemoPages, open_demo
 from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, page
 from ui.front.gate import SIGN_IN, Welcome
-from ui.front.identities import IdentityPages, Wish
+from ui.front.identities import IdentityPages, Intent
 from ui.front.oidc import OidcPages
 
 _USABLE_SCOPE = "jobs"  # a token without it starts nothing that a person asks for here
@@ -43,20 +43,20 @@ class Space:
 
     environment: SpaceEnvironment  # as Hugging Face and the owner describe it
     provider: Provider  # Hugging Face, to sign in with
-    demo: DemoPages  # for strangers
+    demo: DemoPages  # for people without an account
     # Returns what a person would lose at a restart, in words; empty where that is nothing.
     unsaved: Callable[[str], str]
     places: InspectorPlaces = field(default_factory=InspectorPlaces)  # for the inspectors' processes of all people
 
     @property
     def zero_gpu(self) -> ZeroGpu | None:
-        """What lends a GPU to chats; None on other hardware."""
+        """ZeroGPU, which gives chats a GPU for each answer; None on other hardware."""
         variables = self.environment.zero_gpu
         return ZeroGpu(variables) if variables else None
 
     @property
     def welcome(self) -> Welcome:
-        """What strangers see, also in the frame of the Space's page."""
+        """The page without an account, also in the frame of the Space's page."""
         routes = self.demo.routes()
         app = Starlette(routes=[Route("/", self.demo.welcome, methods=["GET"]), *routes])
         return Welcome(app, frozenset(route.path for route in routes), HUB)
@@ -131,10 +131,10 @@ class SpacePages(OidcPages):
         """There are no invitations to accept, and no passwords to link with."""
         return "sign in", "confirm"
 
-    async def arrived(self, request: Request, wish: Wish, one: Round, arrival: Arrival) -> Response:
+    async def arrived(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
         """Answer a person whom Hugging Face sent back."""
-        if wish.purpose == "confirm":
-            return await super().arrived(request, wish, one, arrival)
+        if intent.purpose == "confirm":
+            return await super().arrived(request, intent, one, arrival)
         visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(one, arrival))
         try:
             admitted = await asyncio.to_thread(self.admission.admit, visitor)

@@ -165,7 +165,7 @@ class ChatTab:
             self.blind.absent: self.blind.why_absent(branches),
             **self.blind.keep(judging),
         }
-        # What could not be loaded at all is no state of the session: its error stays until something is loaded.
+        # A failed load is not a state of the session: its error stays until something is loaded.
         if ready or loading or seen:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.

@@ -16,7 +16,7 @@ from engine.chat.contract import WorkPlace
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.executors.slurm.place import has_place
 from engine.runs.admission import resume_run
 from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
@@ -201,7 +201,7 @@ class FollowPart:
         """Resume a run in the place that was chosen; one of Hugging Face Jobs on the hardware and for the time that were typed."""
         run, hours = self._page.services.runs.get(run_id), number_of(limit)
         if _has_job(run) and (flavor or hours is not None):  # else typed for a run that was shown before
-            JobWish.of(run.folder, flavor.strip(), hours).save(run.folder)
+            JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
             wish_place(run, where)

@@ -109,7 +109,7 @@ class LabTab:
 
     def _lay_out_settings(self) -> None:
         with gr.Accordion("Limits", open=False, elem_id="lab-limits"):
-            gr.HTML(small("An empty field is no limit. A change holds from the next look at the queue."))
+            gr.HTML(small("An empty field means no limit. Changes apply from the next look at the queue."))
             self.limits: dict[str, Any] = {}
             fields = list(LabLimits.model_fields.items())
             for first in range(0, len(fields), 2):

@@ -1,4 +1,4 @@
-"""How a person hears that a run has ended: by their browser, and by a webhook."""
+"""Notifications when a run ends: in the browser, and by a webhook."""
 
 import time
 from html import escape

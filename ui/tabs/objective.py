@@ -22,7 +22,7 @@ from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
 from ui.page import Page
 from ui.views.html import pick_button
 
-_BASE = ""  # the choice of a start that is no adapter
+_BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
 _PRESENTATION: dict[str, dict[str, Any]] = {
     "beta": {"elem_id": "beta"},

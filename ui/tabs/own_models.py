@@ -24,7 +24,7 @@ _DOWNLOADING = "downloading"
 
 
 class _Arrival(NamedTuple):
-    note: str  # what a person is told
+    note: str  # the message for the person
     wanted: str  # what the page chooses now; empty where it chooses nothing
 
 

@@ -82,7 +82,7 @@ class StartPart:
         gr.on([button.click for button in self._buttons], self.begin, [*named, *components], outputs, **once)
         sweep = [self.rates, self.ranks, self.ratio]
         self.sweep.click(self.begin_sweep, [*named, *sweep, *components], outputs, **once)
-        clear_error_after(self.problems, sweep)  # these are no part of the draft
+        clear_error_after(self.problems, sweep)  # these are not part of the draft
         return self.timer.tick(self.look, self.pending, outputs, **once)
 
     def begin(self, token: str, copied_from: str, *values: Any) -> Updates:

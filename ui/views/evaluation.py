@@ -169,7 +169,7 @@ def page_words(result: EvaluationResult, page: int) -> str:
 
 
 def question_of(prompt: str) -> str:
-    """Return the last thing that was said in a rendered prompt, without the control tokens and roles of its template."""
+    """Return the last message of a rendered prompt, without the control tokens and roles of its template."""
     parts = (part.strip() for part in _CONTROL.split(prompt))
     texts = [words for part in parts if (words := _ROLE.sub("", part).strip())]
     return texts[-1] if texts else prompt
@@ -305,7 +305,7 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
 
 
 def _split_bar(tally: BlindTally) -> str:
-    """Return the decided pairs as one bar, told apart by place as well as by colour."""
+    """Return the decided pairs as one bar, distinguished by position as well as by colour."""
     if not tally.decided:
         return ""
     won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decided:.1f}%"></span>'

@@ -30,7 +30,7 @@ from ui.views.html import (
 )
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-# Okabe and Ito's palette: told apart by people with any kind of colour vision; the legend gives names and figures too.
+# Okabe and Ito's palette, safe for any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
 _STARTS = {"slurm": "on the Slurm cluster", "jobs": "on Hugging Face Jobs"}

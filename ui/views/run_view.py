@@ -97,7 +97,7 @@ def render_heading(observed: ObservedRun, now: float | None = None) -> str:
 
 
 def tab_title(observed: ObservedRun) -> str:
-    """Return, unseen, what the browser's tab shows of a run; the script `access` puts it there, and tells its end."""
+    """Return, hidden, a run's title for the browser's tab; the script `access` puts it there, and notifies at its end."""
     state, total = observed.state.state, observed.history.total_steps
     words = STATE_WORDS[state].capitalize()
     if state == "running" and total:

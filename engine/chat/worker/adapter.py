@@ -56,7 +56,7 @@ class Adapter:
 
 @dataclass
 class AdaptedBase:
-    """A base model with any number of adapters, of which one or none is in force.
+    """A base model with any number of adapters; at most one of them is active at a time.
 
     Switching touches two flags of each adapted layer: PEFT's `disable_adapter` and `set_adapter` also go through the
     gradients of every tensor, which takes longer than a token of a small model.

@@ -45,5 +45,5 @@ def method_of_peft_type(peft_type: str) -> PeftMethod | None:
 
 
 def tensor_marks() -> tuple[str, ...]:
-    """Return the parts of names by which tensors and modules of adapters are told from those of their base."""
+    """Return the parts of names that distinguish an adapter's tensors and modules from those of its base."""
     return tuple(dict.fromkeys(mark for method in _ALL for mark in method.tensor_marks))

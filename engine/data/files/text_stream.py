@@ -135,7 +135,7 @@ def _encoding_of(start: bytes) -> tuple[str, int]:
         return "utf-16-le", 2
     if start.startswith(codecs.BOM_UTF16_BE):
         return "utf-16-be", 2
-    # Without a mark: data files hold much ASCII, of which UTF-16 makes every other byte zero.
+    # Without a byte order mark: in UTF-16, every other byte of ASCII text is zero.
     first, second = start[::2].count(0), start[1::2].count(0)
     many, few = len(start) // 8, 1 + len(start) // 100
     if len(start) >= 4 and second > many and first <= few:

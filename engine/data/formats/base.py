@@ -135,7 +135,7 @@ class DataFormat(ABC):
 
 
 class Cells:
-    """The cells of a dataset's rows by their roles, of which `columns` has the names."""
+    """The cells of a row by role; `columns` maps roles to column names."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = columns

@@ -1,4 +1,4 @@
-"""Plain text: one column, all of which is trained."""
+"""Plain text: one column; every token is trained."""
 
 from engine.data.conversation import PlainText
 from engine.data.formats.base import Cells, Column, DataFormat, Detection, Evidence, Table
@@ -11,7 +11,7 @@ class Text(DataFormat):
 
     name = "text"
     label = "plain text"
-    columns = (Column("text", True, "plain text, all of which is trained"),)
+    columns = (Column("text", True, "plain text; every token is trained"),)
     has_turns = False
 
     def detect(self, table: Table) -> list[Detection]:

@@ -230,7 +230,7 @@ def _detect_by_itself(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], 
         return detect_format(config.model_copy(update={"format": "auto", "column_map": {}}), rows)
     except DatasetError as error:
         raise DatasetError(
-            f"{name}, which is mixed in, has no format of its own: {error.what}",
+            f"{name}, a source of the mixture, does not fit the format: {error.what}",
             "Rename its columns to those of a known format, or to those of the first dataset.",
         ) from error
 

@@ -69,7 +69,7 @@ def last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatToken
 
 
 def earlier_answer(encoded: Encoded, start: int, length: int, tokenizer: ChatTokenizer) -> tuple[int, int] | None:
-    """Return from which up to which token an answer within the text reaches; None where its prompt alone has others."""
+    """Return the first and last token of an answer within the text; None where its prompt alone is tokenized differently."""
     first = encoded.boundary(start, tokenizer)
     if first is None:
         return None

@@ -17,7 +17,7 @@ from engine.data.records import RowProblemError, shortened
 from engine.data.render.adapt import AdaptedConversation, abilities_of, tool_schema
 from engine.data.render.template import ChatMessages, ChatTokenizer, apply_template
 
-_WHOLE_TURNS = 32  # at the beginning; the next that is rendered in whole lies half as far on again, and so on
+_WHOLE_TURNS = 32  # at the beginning; later ones are rendered in whole each time the number of turns has grown by half
 _WINDOW_TURNS = 4
 _MAX_WORK = 150_000  # about two seconds: messages rendered, of all renderings of a row
 _CHARACTERS_OF_WORK = 2_000  # that take as long as a message: long lists of tools are rendered each time

@@ -162,7 +162,7 @@ def losses_of(weights: BranchWeights, rows: Sequence[TokenizedRow]) -> list[floa
 
 
 def _predicted_tokens(row: TokenizedRow) -> int:
-    """Return the trained tokens but the first of a sequence, which has nothing to be foretold from, and no loss."""
+    """Return the trained tokens except the first of a sequence, which has no context and no loss."""
     return sum(label >= 0 for label in row.labels[1:])
 
 

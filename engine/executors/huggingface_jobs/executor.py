@@ -12,7 +12,7 @@ from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobS
 from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS
 from engine.executors.huggingface_jobs.follower import JobFollower
 from engine.executors.huggingface_jobs.login import LoginOf, logins_of
-from engine.executors.huggingface_jobs.record import JobRecord, JobWish
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.paths import LoratoryHome
 from engine.runs.control import asks_to_end
 from engine.runs.run import Run, RunState, Why
@@ -44,12 +44,12 @@ class JobsExecutor(Executor):
 
     def submit(self, spec: JobSpec) -> Job:
         """Begin to send the run; raises StorageError where the disk is full."""
-        jobs, wish, before = spec.config.jobs, JobWish.read(spec.run.folder), JobRecord.read(spec.run.folder)
+        jobs, request, before = spec.config.jobs, JobRequest.read(spec.run.folder), JobRecord.read(spec.run.folder)
         record = JobRecord(
             attempt=spec.attempt,
             namespace=jobs.namespace,
-            flavor=wish.flavor or jobs.flavor,
-            limit_hours=wish.limit_hours or jobs.limit_hours or DEFAULT_LIMIT_HOURS,
+            flavor=request.flavor or jobs.flavor,
+            limit_hours=request.limit_hours or jobs.limit_hours or DEFAULT_LIMIT_HOURS,
             earlier_usd=before.cost_usd if before is not None else 0.0,
         )
         return self._follow(spec.run, record.save(spec.run.folder))

@@ -56,7 +56,7 @@ class JobRecord(SavedJob, frozen=True):
         return self.earlier_usd + self.price_per_hour_usd * hours
 
 
-class JobWish(BaseModel, frozen=True):
+class JobRequest(BaseModel, frozen=True):
     """What a person chose for the next job of a run: other hardware than the last one's, or a longer limit."""
 
     flavor: str = ""
@@ -64,12 +64,12 @@ class JobWish(BaseModel, frozen=True):
 
     @classmethod
     def read(cls, folder: RunFolder) -> Self:
-        """Load it; nothing is wished where nothing was saved."""
+        """Load it; empty where nothing was saved."""
         return read_model(folder.control / "job.json", cls) or cls()
 
     @classmethod
     def of(cls, folder: RunFolder, flavor: str, limit_hours: float | str | None) -> Self:
-        """Return a wish that changes what is given.
+        """Return a copy with the given changes.
 
         Raises:
             RunError: If the run is not one of Hugging Face Jobs.

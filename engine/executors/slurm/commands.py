@@ -114,7 +114,7 @@ class Slurm:
         self._scancel(job_id)
 
     def kill(self, job_id: str) -> None:
-        """End a job at once. SIGKILL for a whole job is the same as `cancel`, and for its step it is what it says."""
+        """End a job at once. Slurm treats SIGKILL for a whole job as `cancel`, so this kills its step."""
         self._scancel("--signal=KILL", f"{job_id}.0")
         self._scancel(job_id)
 

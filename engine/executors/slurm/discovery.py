@@ -19,7 +19,7 @@ _UNKNOWN_GIB = 8.0  # small, so nothing is promised that may not fit
 
 
 class NodeGroup(NamedTuple):
-    """Nodes of one partition that are alike."""
+    """Nodes of one partition with equal resources."""
 
     partition: str
     is_default: bool

@@ -144,7 +144,9 @@ class SlurmExecutor(Executor):
             for follower in followers:
                 follower.unreachable(error)
             return
-        own = defaultdict[str, list[JobLine]](list)  # by each word of the comments, of which one is a job's number
+        own = defaultdict[str, list[JobLine]](
+            list
+        )  # by each word of a job's comment; one of the words is the job's number
         for line in queue:
             for word in line.comment.split():
                 own[word].append(line)

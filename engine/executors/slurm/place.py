@@ -1,4 +1,4 @@
-"""`cluster.yaml`: what an admin says of the cluster; nothing of it belongs to a run."""
+"""`cluster.yaml`: an admin's description of the cluster, for all runs."""
 
 import sys
 from typing import Annotated

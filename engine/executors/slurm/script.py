@@ -61,7 +61,7 @@ def cores_of(resources: JobResources) -> int:
 
 
 def place_options(place: ClusterPlace) -> dict[str, str]:
-    """Return what the admin says of every job."""
+    """Return the options that the admin sets for every job."""
     options = {
         "partition": place.partition, "account": place.account, "qos": place.qos, "constraint": place.constraint
     }  # fmt: skip

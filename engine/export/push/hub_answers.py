@@ -1,6 +1,6 @@
 """The Hub's answers to a push, or to orders for a Space, as errors in words; and how long to retry.
 
-huggingface_hub repeats some requests itself, silently and for as long as a server wishes. Here every answer that means
+huggingface_hub repeats some requests itself, silently and for as long as the server asks. Here every answer that means
 "not now" comes out as an exception of ours at once, and one place decides whether to wait, reports it, and gives up in time.
 """
 

@@ -167,7 +167,7 @@ class HubPush:
         self.report(Progress(phase="committing", message=f"Committing to {order.repository}."))
         new_paths = {addition.path_in_repo for addition in additions}
         holds_weights = KINDS[order.settings.kind].holds_weights
-        first_attempt = iter([additions])  # what the Hub said of the files holds for the first attempt only
+        first_attempt = iter([additions])  # the Hub's answer about the files is valid for the first attempt only
 
         def commit() -> CommitInfo:
             there = self._require(order.repository, branch)
@@ -222,7 +222,7 @@ class HubPush:
 
 
 def _again(addition: CommitOperationAdd) -> CommitOperationAdd:
-    """The same file, with nothing remembered of what the Hub said about it; its checksum is not worked out twice."""
+    """Return the same file without the Hub's earlier answer about it; its checksum is computed only once."""
     fresh = CommitOperationAdd(addition.path_in_repo, addition.path_or_fileobj)
     fresh.upload_info = addition.upload_info
     return fresh

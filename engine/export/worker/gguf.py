@@ -157,7 +157,7 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied
             "then guesses one from the GGUF's own, and its prompts may differ from those of training; llama.cpp and "
             "LM Studio read the trained template from the GGUF."
         )
-        lines += ["# No TEMPLATE: the trained one, which the GGUF holds, cannot be said in Ollama's language.", ""]
+        lines += ["# No TEMPLATE: the trained one, which is in the GGUF, cannot be expressed in Ollama's language.", ""]
     else:
         note = "The Modelfile's TEMPLATE renders sample conversations exactly as the trained chat template does."
         lines += [f'TEMPLATE """{template.go_text}"""', ""]

@@ -1,7 +1,7 @@
 """A decoder: what it computes before its first layer, then norms, attention or another mixer, feed-forward and sums.
 
 State spaces, convolutions, latent and linear attention are not simulated operation by operation: there are dozens of them.
-What is known of each are its products, which hold most of what training keeps. What lies between these is taken to keep
+Known of each are its matrix products, which hold most of what training keeps. Everything between them is assumed to keep
 one activation a product, and a recurrence the states that it is known to write out.
 """
 

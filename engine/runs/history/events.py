@@ -145,7 +145,7 @@ class MemoryData(EventData):
     peak_reserved_bytes: int | None = None
     peak_process_bytes: int  # resident in RAM
     peak_device_process_bytes: int | None = None  # of the GPU, all that the driver counts for the process
-    predicted_bytes: int | None = None  # what the estimate said before the start
+    predicted_bytes: int | None = None  # by the estimate before the start
 
 
 class ParametersData(EventData):

@@ -1,4 +1,4 @@
-"""Preference runs that go wrong, called by name: read from what the worker reported, for the page and the commands alike."""
+"""Findings about preference runs that go wrong, from the worker's metrics alone; for the page and the commands."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from engine.runs.history.events import EvalData
 from engine.runs.history.run_history import RunHistory
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
-_FEWEST_STEPS = 10  # logged, before anything is said
+_FEWEST_STEPS = 10  # logged steps before a finding
 _WINDOW = 0.2  # share of the logged steps whose mean is the beginning, or the present
 _LESS_LIKELY = 2.0  # nats: a seventh as likely as before
 _HARDLY = 0.05  # nats of margin

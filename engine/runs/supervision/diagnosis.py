@@ -61,7 +61,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         what = evidence.status.message or f"Stopped on request after step {step}."
         reason = STOP_REASONS[evidence.status.stopped_by or "request"]
         return Diagnosis("stopped", reason, what, _what_can_be_used(evidence))
-    # Of a process that was killed beside it, or of its machine's end, a worker sees an unexpected error at most.
+    # When another process of the run is killed, or its machine ends, a worker sees an unexpected error at most.
     if evidence.failed is not None and (end.word is None or evidence.failed.cause != "unexpected"):
         return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
     if _was_cancelled(evidence):

@@ -1,4 +1,4 @@
-"""Tells a person's webhook how their runs ended, from a thread of its own: the supervisor never waits for it."""
+"""Sends the end of a person's runs to their webhook, in a thread of its own: the supervisor never waits for it."""
 
 import logging
 import queue

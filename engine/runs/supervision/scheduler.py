@@ -271,7 +271,7 @@ class Scheduler:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
         record, before = run.folder.read_worker(), run.folder.read_state()
         if record is None or not (record.is_alive() or record.attempt > before.attempt):
-            return  # it has the lock, and has not yet said which attempt it is
+            return  # it has the lock, and has not yet written its attempt
         # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
         held_device = device if record.is_alive() else ""
         state = begun(before, self._executor(LocalExecutor.name), record.attempt, held_device)

@@ -100,7 +100,7 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
 
 
 class StateFiles:
-    """Writes the state of every run of a home, and notices where a file is no longer what was written.
+    """Writes the state of every run of a home, and detects state files that something else changed.
 
     An unchanged file costs one `stat`.
     """

@@ -203,7 +203,7 @@ class WorkerMonitor:
 
 
 def with_advice(monitor: WorkerMonitor, state: RunState, home: LoratoryHome) -> RunState:
-    """Where the system ended a worker for want of RAM: what the estimate would change, in figures.
+    """Advise on a worker that the system killed because RAM ran out: what the estimate would change, in figures.
 
     The estimate of a run on a GPU is of the GPU's memory, and shows nothing of what filled the RAM.
     """

@@ -136,7 +136,7 @@ def _remove(checkpoint: Path) -> None:
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest checkpoint that a run can continue from; None where none was written.
 
-    Newer ones that are damaged are set aside under another name, so they are not listed; `warn` is told of each before.
+    Newer ones that are damaged are set aside under another name, so they are not listed; `warn` gets a message about each before that.
 
     Raises:
         RunError: If there are checkpoints and all of them are damaged. They are set aside, so the next attempt
