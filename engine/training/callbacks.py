@@ -1,4 +1,4 @@
-"""What the training loop calls: the cadence of a run, skipped steps, and hooks for the owner of the trainer."""
+"""Callbacks of the training loop: the cadence of a run, skipped steps, the PEFT method, and hooks for the trainer's owner."""
 
 import time
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from engine.config.rules import Cadence, keeps_best
 from engine.config.training import TrainingConfig
 from engine.runs.history.events import EvalData, StepData
 from engine.training.failure import DivergedError
+from engine.training.methods.base import MethodTrainer
 
 # Each skipped step halves the scale, which begins at 65,536: after so many, gradients overflow without any help.
 MOST_SKIPPED_IN_A_ROW = 20
@@ -157,3 +158,18 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
 
     def _remember(self, scale: torch.Tensor | None) -> None:
         self._before = None if scale is None else scale.clone()  # the scaler writes into its own
+
+
+@dataclass(eq=False)
+class MethodSteps(TrainerCallback):  # type: ignore[misc]
+    """Calls the PEFT method before the first step and after each, while gradients are still there."""
+
+    method: MethodTrainer
+    model: Any
+    total_steps: int
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self.method.begin(self.model, self.total_steps)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self.method.after_optimizer_step(self.model, int(state.global_step) + 1)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from engine.data.step_plan import EpochPlanner
@@ -24,10 +24,9 @@ from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.batches import PassTensors
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
-from engine.training.callbacks import Progress, SkippedSteps, TrainerHooks
+from engine.training.callbacks import MethodSteps, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.failure import check_held_out, is_out_of_memory
-from engine.training.methods.base import MethodTrainer
 from engine.training.objectives.pairs import DirectPreference
 from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
 from engine.training.ops.loss import TrainedTokens, causal_lm_of
@@ -103,7 +102,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
         self.add_callback(self._skipped)
-        self.add_callback(_MethodSteps(setup.method, self.model, self.total_steps))
+        self.add_callback(MethodSteps(setup.method, self.model, self.total_steps))
 
     @property
     def total_steps(self) -> int:
@@ -394,18 +393,3 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
 def _added(total: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
     return more if total is None else total if more is None else total + more.to(total.device)
-
-
-@dataclass(eq=False)
-class _MethodSteps(TrainerCallback):  # type: ignore[misc]
-    """Calls the PEFT method before the first step and after each, while gradients are still there."""
-
-    method: MethodTrainer
-    model: Any
-    total_steps: int
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self.method.begin(self.model, self.total_steps)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self.method.after_optimizer_step(self.model, int(state.global_step) + 1)

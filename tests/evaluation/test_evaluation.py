@@ -23,17 +23,14 @@ from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
 from engine.evaluation.general_text import general_text
 from engine.evaluation.job import (
-    BranchLoss,
     DataThen,
     EvaluationJob,
     EvaluationOrder,
     EvaluationRequest,
     EvaluationResult,
-    forgot_words,
     preference_sentences,
     read_evaluation,
 )
-from engine.evaluation.preference import PairLikelihoods, accuracy_words, interval, measure_preference, turned_words
 from engine.evaluation.ratings import measure_ratings, rating_words
 from engine.evaluation.worker.answers import decode, split_at_answer
 from engine.evaluation.worker.batched_answers import BatchedAnswers
@@ -198,31 +195,6 @@ def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path)
     assert "held-out pairs" in preference_sentences(result)[0]
 
 
-def test_preferences_are_counted_with_their_uncertainty():
-    found = measure_preference(
-        {
-            "base": PairLikelihoods([-2.0, -2.0, -2.0], [-1.0, -1.0, -3.0]),
-            "tuned": PairLikelihoods([-1.0, -1.0, -4.0], [-2.0, -3.0, -3.0]),
-        },
-        [(1, 1), (1, 1), (8, 1)], "base", 0.5,
-    )  # fmt: skip
-
-    assert (found.branches["base"].preferred, found.branches["tuned"].preferred) == (1, 2)
-    assert found.branches["tuned"].preferred_per_token == 3  # the third chosen answer is long
-    assert (found.branches["tuned"].gained, found.turned["base"]) == (2, (2, 1))
-    assert found.branches["tuned"].reward_margin == pytest.approx(0.5 * (2 + 3 - 2) / 3)
-    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-    assert interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert "may be chance" in turned_words(found, "base", "the base model")
-    certain = found.model_copy(update={"turned": {"base": (9, 0)}})
-    assert "that is clear" in turned_words(certain, "base", "the base model")
-    assert "Preference accuracy 67%: since the base model" in accuracy_words(found, {"base": "the base model"})[0]
-    without = found.model_copy(update={"branches": {"tuned": found.branches["base"]}})
-    assert "Preference accuracy 33%: the chosen answer is likelier in 1 of 3" in accuracy_words(without, {})[0]
-
-
 def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_path):
     file = tmp_path / "ratings.jsonl"
     rows = [
@@ -310,43 +282,6 @@ def test_forgetting_is_not_measured_unless_asked_for(home, run):
     assert result.general_losses == {}
     assert result.forgot is None
     assert EvaluationResult.model_validate(result.model_dump(exclude={"general_losses"})).forgot is None  # older files
-
-
-@pytest.mark.parametrize(
-    ("loss", "words"),
-    [
-        (2.06, "forgot 3%"),
-        (2.006, "forgot 0.3%"),
-        (2.0, "no forgetting"),
-        (2.0008, "no forgetting"),
-        (1.5, "no forgetting"),
-    ],
-)
-def test_forgetting_is_the_relative_rise_of_the_loss(loss, words):
-    losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss.of(loss, 10)}
-    result = EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses)
-
-    assert forgot_words(result.forgot) == words
-    assert result.gained == pytest.approx(-result.forgot)
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_forgetting_of_a_model_that_diverged_is_not_given_a_figure(loss):
-    losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss(loss=loss, perplexity=1.0, tokens=10)}
-
-    assert EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses).forgot is None
-
-
-def test_general_text_is_short_varied_and_without_repeats():
-    passages = general_text()
-
-    assert 30 <= len(passages) <= 60
-    assert len({passage.text for passage in passages}) == len(passages)
-    assert len({passage.kind for passage in passages}) >= 10
-    assert (
-        sum(len(language) == 2 for language in {passage.language for passage in passages}) == 14
-    )  # as the page has it
-    assert max(len(passage.text) for passage in passages) < 600
 
 
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):

@@ -11,6 +11,7 @@ from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
 from engine.paths import LoratoryHome
+from tests.jobs.followed_run import FollowedRun
 from tests.jobs.lab import SERVERS_OWN, Lab
 from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN, JobsStandIn
 
@@ -54,3 +55,8 @@ def lab(hugging_face, home, monkeypatch):
     open_database(home).close()
     monkeypatch.setenv("HF_TOKEN", SERVERS_OWN)
     return Lab(hugging_face, home)
+
+
+@pytest.fixture
+def followed_run(hugging_face, api, home):
+    return FollowedRun(hugging_face, api, home)

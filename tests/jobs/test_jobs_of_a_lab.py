@@ -28,7 +28,7 @@ from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.usage import usage_by_week
 from tests.invented_runs import a_config
 from tests.jobs.lab import SERVERS_OWN, TOKENS
-from tests.jobs.stand_in import Fault
+from tests.jobs.service import Fault
 from tests.runs.supervision import wait_until
 
 

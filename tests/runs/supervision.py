@@ -31,6 +31,10 @@ def cpu(free_gib: float = 16) -> Device:
     return Device("cpu", 0, "Test CPU", 16 * GIB, int(free_gib * GIB), has_fast_bfloat16=True, cores=2)
 
 
+def apple(*, has_fast_bfloat16: bool = True) -> Device:
+    return Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, has_fast_bfloat16=has_fast_bfloat16)
+
+
 def gpu(index: int, free_gib: float = 24) -> Device:
     return Device("cuda", index, f"Test GPU {index}", 24 * GIB, int(free_gib * GIB), has_fast_bfloat16=True)
 

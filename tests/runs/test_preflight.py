@@ -20,7 +20,7 @@ from engine.runs.provenance import predicted_figures, read_provenance
 from engine.runs.store import RunStore
 from engine.runs.supervision.queue import Waiting, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
-from tests.runs.supervision import GIB, config_for, cpu, gpu
+from tests.runs.supervision import GIB, apple, config_for, cpu, gpu
 
 SHAPE = published_shape(
     "tiny",
@@ -142,17 +142,6 @@ def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest_tha
     assert device_problems(config(training={"optim": optimizer}), gpu(0)) == []
 
 
-def test_dora_on_int8_weights_is_refused_on_a_processor():
-    wanted = config(model={"id": "m", "quantization": "int8"}, adapter={"use_dora": True})
-
-    (problem,) = device_problems(wanted, cpu())
-
-    assert problem.field == "adapter.use_dora"
-    assert "nf4 is the nearest" in problem.message
-    assert device_problems(wanted, gpu(0)) == []
-    assert device_problems(config(model={"id": "m", "quantization": "nf4"}, adapter={"use_dora": True}), cpu()) == []
-
-
 def test_all_that_the_device_cannot_do_is_said_together(preflight):
     impossible = config(
         training={"optim": "adamw_8bit"},
@@ -220,60 +209,14 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
     assert logged in caplog.text
 
 
-APPLE = Device("mps", 0, "Apple M2 GPU", 16 << 30, 12 << 30, has_fast_bfloat16=True)
-
-
-@pytest.mark.parametrize(
-    ("sections", "device", "bitsandbytes", "fields"),
-    [
-        ({"training": {"optim": "adamw_8bit"}}, APPLE, "0.50.2", ["training.optim"]),
-        ({"model": {"attn_implementation": "flash_attention_2"}}, APPLE, "0.50.2", ["model.attn_implementation"]),
-        ({"model": {"quantization": "nf4"}}, APPLE, "0.50.2", []),
-        ({"model": {"quantization": "nf4"}}, APPLE, "0.49.1", ["model.quantization"]),
-        (
-            {"model": {"quantization": "int8"}},
-            replace(APPLE, has_fast_bfloat16=False),
-            "0.50.2",
-            ["model.quantization"],
-        ),
-        (
-            {"model": {"compute_dtype": "bfloat16"}},
-            replace(APPLE, has_fast_bfloat16=False),
-            "0.50.2",
-            ["model.compute_dtype"],
-        ),
-        ({"model": {"compute_dtype": "float16"}}, APPLE, "0.50.2", []),
-    ],
-)
-def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bitsandbytes, fields):
-    monkeypatch.setattr("engine.hardware.devices.library_version", lambda _: bitsandbytes)
-    sections = {**sections, "model": {"id": "some/model", **sections.get("model", {})}}
-
-    problems = device_problems(config(**sections), device)
-
-    assert [problem.field for problem in problems] == fields
-    assert all("Apple's GPU" in problem.message for problem in problems)
-
-
-def test_a_refusal_of_quantized_weights_says_what_to_update(monkeypatch):
-    monkeypatch.setattr("engine.hardware.devices.library_version", lambda _: None)
-
-    (problem,) = device_problems(
-        config(model={"id": "some/model", "quantization": "nf4"}), replace(APPLE, has_fast_bfloat16=False)
-    )
-
-    assert "need macOS 14 and bitsandbytes 0.50 (this is missing)" in problem.message
-    assert "set run.devices to cpu" in problem.message
-
-
 def test_an_estimate_for_apples_gpu_says_that_nobody_measured_it(home, inspector):
-    preflight = Preflight(home, inspector, devices=lambda: (APPLE, cpu()), resolve=resolve)
+    preflight = Preflight(home, inspector, devices=lambda: (apple(), cpu()), resolve=resolve)
 
     assert preflight.check(config()).provenance.predicted_bytes > 0
-    apple, processor = (estimate_memory(SHAPE, config(), device) for device in (APPLE, cpu()))
-    assert apple.device_kind == "mps"
-    assert "never measured" in apple.notes[0]
-    assert apple.needed_bytes / apple.expected_bytes > processor.needed_bytes / processor.expected_bytes
+    on_gpu, processor = (estimate_memory(SHAPE, config(), device) for device in (apple(), cpu()))
+    assert on_gpu.device_kind == "mps"
+    assert "never measured" in on_gpu.notes[0]
+    assert on_gpu.needed_bytes / on_gpu.expected_bytes > processor.needed_bytes / processor.expected_bytes
 
 
 SPREAD = {"run": {"devices": [0, 1], "device_map": "balanced"}}

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from engine.cli import run_command
 from engine.commands import space as space_command
 from engine.export.push.hub_answers import Patience
 from engine.space import hub as space_hub
@@ -49,3 +50,13 @@ def home(spaces, monkeypatch):
     disk = spaces.disk()
     monkeypatch.setenv("LORATORY_HOME", str(disk.root))
     return disk
+
+
+@pytest.fixture
+def loratory(capfd):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run_command(("space", *arguments), ("engine.commands.space",))
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -8,7 +8,7 @@ from typing import ClassVar
 import yaml
 
 from tests.export.hub_stand_in import ACCOUNT, Blob, HubStandIn, StoredRepository
-from tests.jobs.stand_in import HARDWARE
+from tests.jobs.service import HARDWARE
 
 _NAME = r"[^/]+/[^/]+"
 # What each request may hold. Source: huggingface_hub.HfApi, version 2.4.

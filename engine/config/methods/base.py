@@ -67,7 +67,7 @@ class PeftMethod:
     checkpointing_conflict: ClassVar[str] = ""  # why gradient checkpointing cannot be used, as a clause; empty: it can
     why_not_mergeable: ClassVar[str] = ""  # why PEFT cannot merge it into the base, as a clause; empty: it can
     card: ClassVar[Mapping[str, str]] = {}  # rows of the model card; values name settings in braces
-    tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names by which its tensors are told from those of the base
+    tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names that distinguish its tensors from those of the base
     script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.model`, where training with PEFT needs one
     shardable: ClassVar[bool] = False  # FSDP2 can divide what it trains among processes
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss

@@ -1,10 +1,17 @@
-"""A provider of identities for the labs here, one throttle of all of them, and a demo."""
+"""A provider of identities for the labs here, one throttle of all of them, a lab's admin, and a demo."""
 
 import pytest
 
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import PublicAddress, audit_log_path
 from engine.accounts.throttle import SignInThrottle
+from engine.runs.disk_samples import DiskSamples
+from engine.runs.lab_queue import QueueBoard
+from tests.accounts.conftest import accounts, clock, database, make_person, quick_passwords, sessions  # noqa: F401
 from tests.space.demo_parts import a_demo, with_run, with_sample
 from tests.ui.front.institute import running_institute
+from tests.ui.front.lab_admin import MONDAY
+from ui.backend.lab import Caller, LabAdmin
 from ui.front import serve
 
 
@@ -36,3 +43,21 @@ def finished(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo)
     return with_sample(demo)
+
+
+@pytest.fixture
+def admin(home, accounts, sessions, clock, make_person):  # noqa: F811
+    """The lab as root manages it, with ann and bea in it."""
+    make_person("root", "admin")
+    make_person("ann")
+    make_person("bea", "guest")
+    address = PublicAddress.parse("https://gpu.lab.example")
+    audit = AuditLog(audit_log_path(home), clock)
+    board = QueueBoard(home, devices=tuple, programs=lambda _: ())
+    disk = DiskSamples(home, lambda: ("ann", "bea", "root"), lambda: MONDAY)
+    return LabAdmin(home, address, accounts, sessions, SignInThrottle(), audit, board, disk, "root")
+
+
+@pytest.fixture
+def caller(admin):
+    return Caller(admin.sessions.begin(admin.accounts.person("root"), "10.0.0.1", "test"), "10.0.0.1")

@@ -5,35 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import PublicAddress, audit_log_path, change_settings, read_notice, read_settings
+from engine.accounts.lab import audit_log_path, change_settings, read_notice, read_settings
 from engine.accounts.limits import LabLimits
 from engine.accounts.sessions import CONFIRMED_SECONDS
-from engine.accounts.throttle import SignInThrottle
-from engine.errors import AccountError, ConfigError, EngineError, ModelError, RunError
-from engine.runs.disk_samples import DiskSamples
-from engine.runs.lab_queue import QueueBoard
-from engine.runs.provenance import Provenance
+from engine.errors import AccountError, ConfigError, EngineError
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
-from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import Attempt
-from tests.accounts.conftest import (  # noqa: F401 - fixtures
-    PASSWORD,
-    accounts,
-    clock,
-    database,
-    make_person,
-    quick_passwords,
-    sessions,
-)
+from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.front.lab_admin import MONDAY, logged, waiting_runs
 from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
 from ui.views.lab import (
-    models_question,
     removal_words,
-    render_cache,
     render_log,
     render_people,
     render_usage,
@@ -41,31 +25,6 @@ from ui.views.lab import (
     usage_figure,
 )
 from ui.views.lab_queue import render_queue
-
-MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC
-
-
-@pytest.fixture
-def admin(home, accounts, sessions, clock, make_person):  # noqa: F811
-    """The lab as root manages it, with ann and bea in it."""
-    make_person("root", "admin")
-    make_person("ann")
-    make_person("bea", "guest")
-    address = PublicAddress.parse("https://gpu.lab.example")
-    audit = AuditLog(audit_log_path(home), clock)
-    board = QueueBoard(home, devices=tuple, programs=lambda _: ())
-    disk = DiskSamples(home, lambda: ("ann", "bea", "root"), lambda: MONDAY)
-    return LabAdmin(home, address, accounts, sessions, SignInThrottle(), audit, board, disk, "root")
-
-
-@pytest.fixture
-def caller(admin):
-    return Caller(admin.sessions.begin(admin.accounts.person("root"), "10.0.0.1", "test"), "10.0.0.1")
-
-
-def logged(admin):
-    return [(one.person, one.kind, one.subject, one.detail, one.address) for one in admin.audit.entries()]
-
 
 ACTIONS = {
     "people": lambda admin, caller: admin.people(),
@@ -124,7 +83,7 @@ def test_rights_end_with_the_role_although_the_page_is_open(admin, caller):
 
 
 @pytest.mark.parametrize("action", ["invite", "reset", "set_role", "enable", "remove"])
-def test_a_change_of_rights_asks_for_the_password_after_ten_minutes(admin, caller, clock, action):  # noqa: F811
+def test_a_change_of_rights_asks_for_the_password_after_ten_minutes(admin, caller, clock, action):
     clock.now += CONFIRMED_SECONDS + 1
     with pytest.raises(UnconfirmedError):
         ACTIONS[action](admin, caller)
@@ -198,25 +157,6 @@ def test_the_last_admin_stays(admin, caller):
     for change in (lambda: admin.set_role(caller, "root", "member"), lambda: admin.disable(caller, "root")):
         with pytest.raises(AccountError, match="No admin would be left"):
             change()
-    assert logged(admin) == []
-
-
-def test_a_run_of_another_is_stopped_and_logged(admin, caller):
-    run = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
-    admin.stop(caller, f"ann/{run.id}")
-
-    assert run.folder.stop_request.exists()
-    assert logged(admin) == [("root", "run stopped", f"ann/{run.id}", "", "10.0.0.1")]
-
-
-@pytest.mark.parametrize(
-    "name", ["", "ann", "ann/", "/", "../ann/{id}", "ann/../ann/{id}", "bea/{id}", "ann/{short}", "ann/x\0"]
-)
-def test_a_run_that_is_not_there_is_not_stopped(admin, caller, name):
-    run = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
-    with pytest.raises(RunError):
-        admin.stop(caller, name.format(id=run.id, short=run.id[-4:]))
-    assert not run.folder.stop_request.exists()
     assert logged(admin) == []
 
 
@@ -305,42 +245,7 @@ def test_usage_is_summed_by_person_and_week(admin):
     assert [trace["name"] for trace in disk["data"]] == ["ann", "root"]
 
 
-def waiting_runs(admin, *owners):
-    """Queued runs, one of each owner, and the queue as its supervisor has published it."""
-    runs = [write_run(RunStore(admin.home, owner), a_config(), InventedRun(state="queued")) for owner in owners]
-    places = tuple(WaitingPlace(owner=run.owner, run_id=run.id, reason="other_persons_run") for run in runs)
-    admin.home.server.mkdir(exist_ok=True)
-    (admin.home.server / SNAPSHOT_FILE).write_text(QueueSnapshot(waiting=places).model_dump_json())
-    return runs
-
-
-def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
-    first, second = waiting_runs(admin, "ann", "bea")
-    admin.make_urgent(caller, f"bea/{second.id}", " paper deadline\non Friday\x1b ")
-
-    assert UrgentSlot(admin.home).run_id() == second.id
-    seen = [one.urgent for one in admin.board.entries(admin.accounts.person("ann"))]
-    assert seen == ["", "Goes first: root made it urgent (paper deadline on Friday)."]
-    with pytest.raises(RunError, match="urgent already"):
-        admin.make_urgent(caller, f"ann/{first.id}", "")
-
-    admin.clear_urgent(caller)
-    admin.clear_urgent(caller)
-    assert UrgentSlot(admin.home).run_id() is None
-    assert [(kind, subject) for _, kind, subject, _, _ in logged(admin)] == [("urgent", f"bea/{second.id}")] * 2
-    assert [detail for *_, detail, _ in logged(admin)][1] == "no longer"
-
-
-def test_only_a_run_that_waits_becomes_urgent(admin, caller):
-    run = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="completed"))
-    for name in (f"ann/{run.id}", "ann/20261101-000000-000-abcd", "../ann", ""):
-        with pytest.raises(RunError):
-            admin.make_urgent(caller, name, "")
-    assert UrgentSlot(admin.home).run_id() is None
-    assert logged(admin) == []
-
-
-def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given_again(admin, caller, make_person):  # noqa: F811
+def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given_again(admin, caller, make_person):
     (waiting,) = waiting_runs(admin, "ann")
     write_run(RunStore(admin.home, "ann"), a_config(), InventedRun())
     active = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
@@ -361,45 +266,6 @@ def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given
 def test_the_last_admin_is_not_removed(admin, caller):
     with pytest.raises(AccountError, match="No admin would be left"):
         admin.remove(caller, "root")
-    assert logged(admin) == []
-
-
-@pytest.fixture
-def cached_models(tmp_path, monkeypatch):
-    """Two models of 1 MB in the cache."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(cache), raising=False)
-    for name in ("busy", "free"):
-        snapshot = cache / f"models--org--{name}" / "snapshots" / ("a" * 40)
-        snapshot.mkdir(parents=True)
-        (snapshot / "model.safetensors").write_bytes(bytes(10**6))
-    return cache
-
-
-def test_a_model_that_a_waiting_run_needs_stays_whatever_a_client_sends(admin, caller, cached_models):
-    RunStore(admin.home, "ann").create(a_config(), Provenance(model_source="org/busy"))
-    admin.save_limits(caller, {"model_cache_gb": 0.0001})
-    cache = admin.models()
-
-    assert cache.offered == ("org/free",)
-    html = render_cache(cache)
-    assert "needed by ann" in html
-    assert 'data-pick="model:org/free"' in html
-    assert 'data-pick="model:org/busy"' not in html
-    with pytest.raises(ModelError, match="needed by a run"):
-        admin.remove_models(caller, ["org/busy"])
-    assert "frees 1.0 MB" in models_question(cache.offered, cache)
-    assert admin.remove_models(caller, cache.offered) == 10**6
-    assert [one.id for one in admin.models().models] == ["org/busy"]
-    assert logged(admin)[1:] == [("root", "model removed", "org/free", "", "10.0.0.1")]
-
-
-@pytest.mark.parametrize("ids", [[], ["org/other"], ["../../etc"]])
-def test_what_is_not_in_the_cache_is_not_removed(admin, caller, cached_models, ids):
-    with pytest.raises(ModelError):
-        admin.remove_models(caller, ids)
-    assert len(admin.models().models) == 2
     assert logged(admin) == []
 
 

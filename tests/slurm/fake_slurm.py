@@ -1,0 +1,53 @@
+"""A Slurm whose answers a test decides."""
+
+from engine.executors.slurm.commands import JobLine
+
+
+class FakeSlurm:
+    """A controller in memory."""
+
+    limit_seconds = 1.0
+
+    def __init__(self):
+        self.jobs: dict[str, JobLine] = {}
+        self.scripts: list[str] = []
+        self.asked: list[str] = []
+        self.fails: dict[str, Exception] = {}
+
+    def _ask(self, what):
+        self.asked.append(what)
+        if what in self.fails:
+            raise self.fails[what]
+
+    def require_possible(self, script, options):
+        self._ask("test")
+
+    def submit(self, script, options):
+        job_id = str(100 + len(self.scripts))
+        self.scripts.append(script)
+        comment = next(one.removeprefix("--comment=") for one in options if one.startswith("--comment="))
+        if "lost answer" not in self.fails:
+            self._ask("submit")
+        self.jobs[job_id] = JobLine(job_id, "PENDING", "JobHeldUser", comment)
+        if "lost answer" in self.fails:
+            raise self.fails.pop("lost answer")
+        return job_id
+
+    def queue(self):
+        self._ask("queue")
+        return list(self.jobs.values())
+
+    def release(self, job_id):
+        self._ask("release")
+        self.change(job_id, reason="Priority")
+
+    def cancel(self, job_id):
+        self._ask(f"cancel {job_id}")
+        self.change(job_id, state="CANCELLED")
+
+    def kill(self, job_id):
+        self._ask(f"kill {job_id}")
+        self.change(job_id, state="FAILED", exit_code=-9)
+
+    def change(self, job_id, **changes):
+        self.jobs[job_id] = self.jobs[job_id]._replace(**changes)

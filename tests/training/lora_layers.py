@@ -1,0 +1,66 @@
+"""Small LoRA models of layers with one input, and what a pass through them gives."""
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from engine.training.ops.lora_linear import fuse_lora, lora_linears
+
+WIDTH, WIDE, NARROW = 24, 40, 10
+
+
+class Layer(nn.Module):
+    """Three linear layers with one input, as attention has them, and one behind them."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, WIDE, bias=bias)
+        self.k = nn.Linear(WIDTH, NARROW, bias=False)
+        self.v = nn.Linear(WIDTH, NARROW, bias=bias)
+        self.o = nn.Linear(WIDE, WIDTH, bias=False)
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.o(q * torch.sigmoid(k.sum(-1, keepdim=True)) + v.mean(-1, keepdim=True))
+
+
+def adapted(dtype=torch.float32, *, trained=torch.float32, **settings):
+    torch.manual_seed(0)
+    values = {"r": 4, "lora_alpha": 6, "target_modules": ["q", "k", "v", "o"]} | settings
+    model = get_peft_model(Layer().to(dtype), LoraConfig(**values))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(trained)
+        if "lora_B" in name:  # zero at the start, which would hide half of the gradients
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def fused(model, *, shared=True):
+    count = fuse_lora(model)
+    if shared:
+        with lora_linears(model).observing(), torch.no_grad():
+            model(torch.zeros(2, WIDTH, dtype=model.base_model.model.q.base_layer.weight.dtype))
+    return count
+
+
+def answer(model, x):
+    """Output, and gradients of what is trained and of the input."""
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    output = model(x)
+    (output.float().square().sum()).backward()
+    return output.detach(), {"x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+def require_equal(got, expected, **tolerance):
+    torch.testing.assert_close(got[0], expected[0], **tolerance)
+    assert got[1].keys() == expected[1].keys()
+    for name, gradient in got[1].items():
+        torch.testing.assert_close(
+            gradient, expected[1][name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def groups(model):
+    return sorted(len(group.layers) for group in lora_linears(model).groups)

@@ -1,0 +1,20 @@
+"""What tests of a lab's admin share: the audit log in short, and runs that wait."""
+
+from engine.runs.store import RunStore
+from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from tests.invented_runs import InventedRun, a_config, write_run
+
+MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC
+
+
+def logged(admin):
+    return [(one.person, one.kind, one.subject, one.detail, one.address) for one in admin.audit.entries()]
+
+
+def waiting_runs(admin, *owners):
+    """Queued runs, one of each owner, and the queue as its supervisor has published it."""
+    runs = [write_run(RunStore(admin.home, owner), a_config(), InventedRun(state="queued")) for owner in owners]
+    places = tuple(WaitingPlace(owner=run.owner, run_id=run.id, reason="other_persons_run") for run in runs)
+    admin.home.server.mkdir(exist_ok=True)
+    (admin.home.server / SNAPSHOT_FILE).write_text(QueueSnapshot(waiting=places).model_dump_json())
+    return runs
