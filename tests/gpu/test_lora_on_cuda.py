@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from engine.training.ops import frozen_weights
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.gpu.cuda_training import ROWS, auto_dtype, cuda_placement, train_on_gpu
-from tests.training.test_lora_linear import WIDTH, adapted, answer, quantized
+from tests.training.lora_layers import WIDTH, adapted, answer, quantize_layers
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +55,7 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(dtype, rows, cuda):
 @pytest.mark.parametrize("few_rows", [0, 1536], ids=["written out", "multiplied as they are"])
 def test_four_bit_weights_are_written_into_one_buffer(few_rows, cuda, monkeypatch):
     monkeypatch.setattr(frozen_weights, "_FEW_ROWS", few_rows)
-    model = quantized(adapted(), torch.float16, double_quant=True).cuda()
+    model = quantize_layers(adapted(), torch.float16, double_quant=True).cuda()
     x = torch.randn(2, 5, WIDTH, dtype=torch.float16, device=cuda)
     with torch.autocast("cuda", dtype=torch.float16):
         expected = answer(copy.deepcopy(model), x)

@@ -1,6 +1,7 @@
 """Small LoRA models of layers with one input, and what a pass through them gives."""
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -64,3 +65,22 @@ def require_equal(got, expected, **tolerance):
 
 def groups(model):
     return sorted(len(group.layers) for group in lora_linears(model).groups)
+
+
+def quantize_layers(model, dtype, *, double_quant):
+    """The same model with frozen layers in 4 bits."""
+    for name in "qkvo":
+        layer = getattr(model.base_model.model, name)
+        base = layer.base_layer
+        four_bit = Linear4bit(
+            base.in_features,
+            base.out_features,
+            bias=base.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=double_quant,
+            quant_type="nf4",
+        )
+        four_bit.load_state_dict(base.state_dict())
+        layer.base_layer = four_bit.to(dtype).to("cpu").requires_grad_(False)
+        layer.base_layer.support_avx512bf16_for_cpu = False
+    return model

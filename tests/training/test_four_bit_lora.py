@@ -5,37 +5,17 @@ import copy
 import bitsandbytes
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
 
 from engine.training.ops.frozen_weights import FrozenWeights
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
-from tests.training.lora_layers import WIDTH, adapted, answer, groups, require_equal
-
-
-def quantized(model, dtype, *, double_quant):
-    """The same model with frozen layers in 4 bits."""
-    for name in "qkvo":
-        layer = getattr(model.base_model.model, name)
-        base = layer.base_layer
-        four_bit = Linear4bit(
-            base.in_features,
-            base.out_features,
-            bias=base.bias is not None,
-            compute_dtype=dtype,
-            compress_statistics=double_quant,
-            quant_type="nf4",
-        )
-        four_bit.load_state_dict(base.state_dict())
-        layer.base_layer = four_bit.to(dtype).to("cpu").requires_grad_(False)
-        layer.base_layer.support_avx512bf16_for_cpu = False
-    return model
+from tests.training.lora_layers import WIDTH, adapted, answer, groups, quantize_layers, require_equal
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
-    model, x = quantized(adapted(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
+    model, x = quantize_layers(adapted(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
     alone = copy.deepcopy(model)
     make_lora_quick(alone)
     expected = answer(alone, x)
@@ -60,7 +40,7 @@ def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
 
     original = bitsandbytes.functional.dequantize_4bit
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
-    model = quantized(adapted(), torch.float32, double_quant=True)
+    model = quantize_layers(adapted(), torch.float32, double_quant=True)
     weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
     expected = [weights.of(base, torch.float32).clone() for base in bases]
     assert asked == [None] * 3  # not on a CPU, whose kernel takes none
