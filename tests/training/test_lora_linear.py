@@ -2,78 +2,17 @@
 
 import copy
 
-import bitsandbytes
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config.optimizations import VARIABLE
-from engine.training.ops.frozen_weights import FrozenWeights
 from engine.training.ops.lora_branch import make_lora_quick
-from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from engine.training.ops.lora_linear import lora_linears
+from tests.training.lora_layers import WIDTH, Layer, adapted, answer, fused, groups, require_equal
 from tests.training.tiny_training import make_config, make_rows, make_training
-
-WIDTH, WIDE, NARROW = 24, 40, 10
-
-
-class Layer(nn.Module):
-    """Three linear layers with one input, as attention has them, and one behind them."""
-
-    def __init__(self, *, bias: bool = True) -> None:
-        super().__init__()
-        self.q = nn.Linear(WIDTH, WIDE, bias=bias)
-        self.k = nn.Linear(WIDTH, NARROW, bias=False)
-        self.v = nn.Linear(WIDTH, NARROW, bias=bias)
-        self.o = nn.Linear(WIDE, WIDTH, bias=False)
-
-    def forward(self, x):
-        q, k, v = self.q(x), self.k(x), self.v(x)
-        return self.o(q * torch.sigmoid(k.sum(-1, keepdim=True)) + v.mean(-1, keepdim=True))
-
-
-def adapted(dtype=torch.float32, *, trained=torch.float32, **settings):
-    torch.manual_seed(0)
-    values = {"r": 4, "lora_alpha": 6, "target_modules": ["q", "k", "v", "o"]} | settings
-    model = get_peft_model(Layer().to(dtype), LoraConfig(**values))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(trained)
-        if "lora_B" in name:  # zero at the start, which would hide half of the gradients
-            nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def fused(model, *, shared=True):
-    count = fuse_lora(model)
-    if shared:
-        with lora_linears(model).observing(), torch.no_grad():
-            model(torch.zeros(2, WIDTH, dtype=model.base_model.model.q.base_layer.weight.dtype))
-    return count
-
-
-def answer(model, x):
-    """Output, and gradients of what is trained and of the input."""
-    model.zero_grad()
-    x = x.detach().clone().requires_grad_()
-    output = model(x)
-    (output.float().square().sum()).backward()
-    return output.detach(), {"x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-
-
-def require_equal(got, expected, **tolerance):
-    torch.testing.assert_close(got[0], expected[0], **tolerance)
-    assert got[1].keys() == expected[1].keys()
-    for name, gradient in got[1].items():
-        torch.testing.assert_close(
-            gradient, expected[1][name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def groups(model):
-    return sorted(len(group.layers) for group in lora_linears(model).groups)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -333,64 +272,6 @@ def test_each_can_be_left_out(name, monkeypatch):
 
     assert groups(model) == ([1, 1, 1, 1] if name == "shared_inputs" else [1, 3])
     assert copied is (name != "step_copies")
-
-
-def quantized(model, dtype, *, double_quant):
-    """The same model with frozen layers in 4 bits."""
-    for name in "qkvo":
-        layer = getattr(model.base_model.model, name)
-        base = layer.base_layer
-        four_bit = Linear4bit(
-            base.in_features,
-            base.out_features,
-            bias=base.bias is not None,
-            compute_dtype=dtype,
-            compress_statistics=double_quant,
-            quant_type="nf4",
-        )
-        four_bit.load_state_dict(base.state_dict())
-        layer.base_layer = four_bit.to(dtype).to("cpu").requires_grad_(False)
-        layer.base_layer.support_avx512bf16_for_cpu = False
-    return model
-
-
-@pytest.mark.parametrize("double_quant", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
-    model, x = quantized(adapted(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
-    alone = copy.deepcopy(model)
-    make_lora_quick(alone)
-    expected = answer(alone, x)
-    fuse_lora(model)
-    with lora_linears(model).observing(), torch.no_grad():
-        model(x)
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.05, "atol": 0.5}
-
-    assert groups(model) == [1, 3]
-    with lora_linears(model).step():
-        require_equal(answer(model, x), expected, **tolerance)
-
-
-def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
-    """On CUDA bitsandbytes writes into it; here its function is asked with a buffer all the same."""
-    asked: list[int | None] = []
-
-    def dequantize(packed, state, out=None):
-        found = original(packed, state)
-        asked.append(None if out is None else out.data_ptr())
-        return found if out is None else out.copy_(found)
-
-    original = bitsandbytes.functional.dequantize_4bit
-    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
-    model = quantized(adapted(), torch.float32, double_quant=True)
-    weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
-    expected = [weights.of(base, torch.float32).clone() for base in bases]
-    assert asked == [None] * 3  # not on a CPU, whose kernel takes none
-    monkeypatch.setattr(FrozenWeights, "_writes_into", lambda *_: True)
-
-    for base, matrix in zip(bases, expected, strict=True):
-        assert torch.equal(weights.of(base, torch.float32), matrix)
-    assert len(set(asked[3:])) == 1
 
 
 @pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.e2e)])

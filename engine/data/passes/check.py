@@ -139,7 +139,7 @@ class Counts:
             longest_held_out=int(held_out.max(initial=0)),
             per_row=per_row,
             kind=kind,
-            shared=tuple(np.asarray(self.shared)[chosen[:, 0] // 2].tolist()) if kind == "pairs" else (),
+            shared=tuple(np.asarray(self.shared)[numbers[:, 0] // 2].tolist()) if kind == "pairs" else (),
         )
 
     def _sequences_of(self, rows: Positions) -> np.ndarray:
