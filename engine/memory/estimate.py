@@ -326,7 +326,7 @@ _DEPENDS_ON: dict[ComponentKey, str] = {
     "unquantized": "What quantization leaves alone; it grows with the vocabulary and the hidden size.",
     "files": "Pages of the weight files while they are quantized; the system takes them back where memory is short.",
     "trained": "Everything that is trained, its gradients, and the optimizer state; it grows with rank and targets, and the "
-    "optimizer decides.",
+    "optimizer decides. From a warm start, a preference run keeps the first weights as well.",
     "activations": "What the layers keep for the backward pass, and weights written out while they are in use; it grows with "
     "batch × length and shrinks with gradient checkpointing.",
     "loss": "One number for every entry of the vocabulary at each position that is scored at once.",
@@ -341,7 +341,8 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
     """Divide what is needed at the peak; the parts add up to `need.needed_bytes`."""
     persistent, held = peak.persistent, peak.held
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
-    trained = persistent.adapter + persistent.optimizer + persistent.buckets + persistent.copies + held.gradients
+    adapter = persistent.adapter + persistent.reference
+    trained = adapter + persistent.optimizer + persistent.buckets + persistent.copies + held.gradients
     words, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
     if persistent.dense_experts > 0:
         rest, words["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY

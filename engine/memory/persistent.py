@@ -29,12 +29,14 @@ class Persistent:
     loading: int  # before the first step, on a CPU: pages of weight files that are quantized, and what is made of them
     buckets: int  # in which devices that train together exchange gradients
     copies: int  # of LoRA's matrices at the precision of products; on CUDA also the buffer that 4-bit weights are written into
+    reference: int  # weights of the adapter that a preference run starts from, and trained biases as they were
     dense_experts: int  # of `unquantized`: experts held as bare parameters, which no quantization reaches
 
     @property
     def total(self) -> int:
         """Without what is paged, or there before the first step only."""
-        return self.weights + self.unquantized + self.adapter + self.optimizer + self.buckets + self.copies
+        trained = self.adapter + self.reference + self.optimizer + self.buckets + self.copies
+        return self.weights + self.unquantized + trained
 
 
 def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[int, int]:
@@ -96,8 +98,18 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "Tra
         # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
         buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
         copies=_copied_bytes(structure, workload, counts),
+        reference=_reference_bytes(workload, counts),
         dense_experts=_dense_expert_bytes(structure, workload),
     )
+
+
+def _reference_bytes(workload: Workload, counts: "TrainableCount") -> int:
+    """Source: `Reference.of`, engine/training/objectives/reference.py."""
+    if not workload.has_reference or not workload.trains_adapter:
+        return 0
+    biases = counts.trainable - counts.added
+    kept = biases if workload.adapter.warm_start is None else counts.trainable
+    return kept * workload.precision.adapter
 
 
 def _copied_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:

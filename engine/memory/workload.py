@@ -123,6 +123,7 @@ class Workload:
     joined_lengths: tuple[int, ...] = ()
     trained_tokens: int | None = None  # of the pass; None where every token is trained
     pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
+    has_reference: bool = False  # the step compares with the model that training started from
     data_parallel: int = 1  # devices that each hold the whole model and average their gradients (DDP)
     sharded: int = 1  # devices that share weights, gradients and optimizer state among them (FSDP)
     # The device looks tokens up; else hidden states arrive from another one, and gradients go back.
@@ -263,6 +264,7 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         optimizer=_optimizer(config, device),
         layer_kernels=_layer_kernels(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
+        has_reference=objective_of(config).has_reference,
         data_parallel=1 if sharded else processes,
         sharded=processes if sharded else 1,
     )

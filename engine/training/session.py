@@ -63,6 +63,7 @@ class TrainingSession:
             callback.stopped_early = callback.has_stalled()
         elif len(prepared.data.held_out):
             self._measure_base(trainer, prepared)
+        prepared.replaced.clear()  # frees its memory
         if resumed_from is None or not (resumed_from.step >= total or callback.stopped_early):
             done = f" from step {resumed_from.step}" if resumed_from else ""
             events.status("training", f"Training{done}: {total:,} steps.", total)
@@ -121,7 +122,6 @@ class TrainingSession:
         off = not adapter.traits.starts_as_identity or is_other
         with untrained_base(trainer.model, prepared.replaced) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()
-        prepared.replaced.clear()  # frees its memory
         check_held_out(0, first.eval_loss)
         self._events.held_out(first.model_copy(update={"adapter_disabled": off}))
         self._preparation.check_requests()

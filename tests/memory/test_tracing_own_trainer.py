@@ -1,16 +1,20 @@
 """The estimate of a run against the step that our own trainer runs, to the byte."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engine.config.methods.registry import METHODS
+from engine.hardware.device import Device
 from engine.memory import workload
+from engine.memory.estimate import Estimator
 from engine.memory.layers import losses
 from engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, simulated, trace
 
+CPU = Device("cpu", 0, "a CPU", 2**35, 2**35, has_fast_bfloat16=True)
 CHECKPOINTED = {"training.gradient_checkpointing": True}
 NF4 = {"model.quantization": "nf4"}
 INT8 = {"model.quantization": "int8"}
@@ -159,3 +163,29 @@ def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides,
     assert abs(beyond) <= a_number_a_row, (
         f"{beyond} bytes beyond; a norm's factors and a chunk's targets are {a_number_a_row}"
     )
+
+
+WARM = {"adapter.warm_start": "an-earlier-run"}
+REFERENCES = {
+    "the base": {},
+    "the base, of which biases are trained": {"adapter.bias": "all"},
+    "an earlier adapter": WARM,
+    "an earlier adapter with biases": WARM | {"adapter.bias": "all"},
+    "an earlier adapter and a head": WARM | {"adapter.modules_to_save": ["lm_head"]},
+    "an earlier IA3": WARM | IA3,
+}
+
+
+@pytest.mark.parametrize("overrides", REFERENCES.values(), ids=REFERENCES.keys())
+def test_what_the_reference_of_a_preference_run_keeps_is_counted(overrides):
+    from engine.training.objectives.reference import Reference
+
+    own = prepare(DPO | overrides, batch=2, shared=4, model_type="qwen2")
+    kept = Reference.of(own.model, warm_started="adapter.warm_start" in overrides).start
+
+    predicted = Estimator(own.shape, CPU).peak(own.workload).persistent
+
+    assert predicted.reference == sum(weight.numel() * weight.element_size() for weight in kept.values())
+    assert (predicted.reference > 0) == bool(overrides)
+    without = Estimator(own.shape, CPU).peak(replace(own.workload, has_reference=False)).persistent
+    assert predicted.total - without.total == predicted.reference
