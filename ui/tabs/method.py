@@ -100,22 +100,22 @@ class MethodTab:
 
     def _lay_out(self, methods: Sequence[str], fields: Sequence[str]) -> None:
         """Place the settings of one group, which is shown for the methods that read it."""
-        with gr.Column(visible=DEFAULT_METHOD.name in methods) as column:
-            with gr.Row():
-                for name in fields:
-                    if name == "target_modules":
-                        continue
+        # A browser looks at each component of the page for each event: none is there for the layout alone.
+        with gr.Row(visible=DEFAULT_METHOD.name in methods) as row:
+            for name in fields:
+                if name == "target_modules":
+                    targets = CheckboxGroup(
+                        EVERY_LAYER, value=[ALL_LINEAR], label="Target modules (target_modules)",
+                        info="The model's linear layers, without the output head.", elem_id="targets",
+                    )  # fmt: skip
+                    self._page.form.register("adapter.target_modules", targets)
+                elif name == "lora_alpha":
                     with gr.Column(min_width=160):
-                        self._page.form.setting(f"adapter.{name}", **_PRESENTATION.get(name, {}))
-                        if name == "lora_alpha":
-                            self.linked.render()
-            if "target_modules" in fields:
-                targets = CheckboxGroup(
-                    EVERY_LAYER, value=[ALL_LINEAR], label="Target modules (target_modules)",
-                    info="The model's linear layers, without the output head.", elem_id="targets",
-                )  # fmt: skip
-                self._page.form.register("adapter.target_modules", targets)
-        self._page.on_draft(column, lambda draft: visible_if(_method(draft) in methods))
+                        self._page.form.setting(f"adapter.{name}", **_PRESENTATION[name])
+                        self.linked.render()
+                else:
+                    self._page.form.setting(f"adapter.{name}", min_width=160, **_PRESENTATION.get(name, {}))
+        self._page.on_draft(row, lambda draft: visible_if(_method(draft) in methods))
 
     def wire(self) -> None:
         """Connect the events."""
