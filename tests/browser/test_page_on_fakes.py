@@ -49,6 +49,12 @@ def nothing_is_beyond_the_window(page: Page) -> None:
         assert page.evaluate(_BEYOND_THE_WINDOW) == []
 
 
+def is_not_tall(page: Page) -> None:
+    """Wait until a page on which nothing was opened has found its height; what was just drawn may still take its place."""
+    page.set_viewport_size({"width": 1366, "height": 860})
+    page.wait_for_function("document.documentElement.scrollHeight <= 1600")
+
+
 def choose_model_and_data(page: Page) -> None:
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#model-details .facts")).to_be_visible()
@@ -240,6 +246,9 @@ def test_every_tab_is_open_to_everyone(page, services):
     assert barriers(page) == []
     page.locator("#samples [data-pick='sample:loratory-preferences']").click()
     expect(page.locator("#row-shown .pair .rejected .differs")).to_be_visible()
+    expect(page.locator("#lengths details").last).to_be_visible()
+    is_not_tall(page)
+    page.locator("#lengths summary").first.click()
     expect(page.locator("#lengths svg.differences")).to_be_visible()
     assert barriers(page) == []
 
@@ -253,6 +262,9 @@ def test_every_tab_is_open_to_everyone(page, services):
     expect(page.locator("#plan .facts")).to_be_visible()
     expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("look for"))
     expect(page.locator("#objective input:checked")).to_have_value("dpo")
+    page.locator("#presets").get_by_text("Preferences on a CPU").click()
+    expect(page.locator("#objective-hint .notice")).to_be_visible()
+    is_not_tall(page)
     page.locator("#preference-settings button").first.click()
     expect(page.locator("#loss-type input").first).to_be_visible()
     assert barriers(page) == []
