@@ -7,11 +7,13 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.objectives import OBJECTIVES
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.history.reader import read_history
 from engine.runs.history.run_history import RunHistory
@@ -24,18 +26,43 @@ SETTINGS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "max_length": 128,
-    "max_steps": 20,
+    "max_steps": 14,
     "early_stopping_patience": None,
 }
 
-# What is tried on a model of two layers, in float32, where nothing but the order of sums may differ.
-TINY = {
+# What is tried on a model of two layers, in float32, where nothing but the order of sums may differ: training and adapter.
+TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora": ({"learning_rate": 2e-3}, {"method": "lora", "r": 4}),
-    "packing": ({"learning_rate": 2e-3, "packing": True}, {"method": "lora", "r": 4}),
-    "ia3": ({"learning_rate": 1e-2}, {"method": "ia3"}),
+    "ia3, packed": ({"learning_rate": 1e-2, "packing": True}, {"method": "ia3"}),
     "prefix_tuning": ({"learning_rate": 1e-2}, {"method": "prefix_tuning", "num_virtual_tokens": 4}),
     "full": ({"learning_rate": 1e-4}, {"method": "none"}),
+    "dpo": (
+        {"objective": "dpo", "learning_rate": 5e-3, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
+        {"method": "lora", "r": 4, "warm_start": "lora"},
+    ),
+    "kto": (
+        {"objective": "kto", "learning_rate": 5e-3, "desirable_weight": 1.3},
+        {"method": "lora", "r": 4, "lora_dropout": 0.1},
+    ),
+    "orpo": ({"objective": "orpo", "learning_rate": 5e-3, "beta": 0.4}, {"method": "lora", "r": 4}),
 }
+
+
+def write_preferences(folder: Path, *, rated: bool) -> str:
+    """Write 29 rows, of which 23 are trained on: the last step of an epoch of four has a batch of two, and one of one."""
+    words = "sun rain wind snow hail fog".split()
+    rows = []
+    for number in range(29):
+        asked = [words[(5 * number + place) % 6] for place in range(2 + number % 5)]
+        row: dict[str, Any] = {"prompt": f"Repeat {' '.join(asked)} {number}"}
+        if rated:
+            row |= {"completion": " ".join(asked[number % 2 :]), "label": number % 3 > 0}
+        else:
+            row |= {"chosen": " ".join(asked), "rejected": " ".join(words[: 1 + number % 4])}
+        rows.append(row)
+    file = folder / "preferences.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
 
 
 def trained(config, folder: Path) -> str:
@@ -114,6 +141,7 @@ def script_of(home, run_id: str, folder: Path) -> tuple[RunHistory, Path]:
 ONE_BY_ONE = """
 import os, runpy, sys
 import datasets, peft, torch, transformers, trl
+import trl.experimental.orpo
 for script in sys.argv[1:]:
     if os.fork() == 0:
         sys.argv = [script, "--output", script.removesuffix(".py")]
@@ -129,27 +157,35 @@ def reproduced(tiny_model_folder, tmp_path_factory):
     """The history of a run with each of TINY, and what its script logged."""
     root = tmp_path_factory.mktemp("scripts")
     home = LoratoryHome(root / "home")
-    histories = {}
+    histories, scripts, runs = {}, {}, {}
     for name, (training, adapter) in TINY.items():
-        (root / name).mkdir()
+        folder = root / name.replace(", ", "-")
+        folder.mkdir()
+        objective = OBJECTIVES[training.get("objective", "sft")]
+        dataset = {"source": "sample:loratory-faq"}
+        if objective.learns_preferences:
+            rows = write_preferences(folder, rated="ratings" in objective.rows)
+            dataset = {"source": rows, "eval_fraction": 0.2}
+        start = {"warm_start": runs[adapter["warm_start"]]} if "warm_start" in adapter else {}
         config = config_from_mapping(
             {
                 "model": {"id": str(tiny_model_folder), "compute_dtype": "float32"},
-                "adapter": adapter,
-                "dataset": {"source": "sample:loratory-faq"},
+                "adapter": adapter | start,
+                "dataset": dataset,
                 "training": {**SETTINGS, **training},
             }
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LORATORY_HOME", str(home.root))
-            histories[name], _ = script_of(home, trained(config, root / name), root / name)
-    scripts = [root / name / "script.py" for name in TINY]
-    run_alone("-c", ONE_BY_ONE, *scripts, folder=root)
-    return {name: (histories[name], logged_by(script)) for name, script in zip(TINY, scripts, strict=True)}
+            runs[name] = trained(config, folder)
+            histories[name], scripts[name] = script_of(home, runs[name], folder)
+    run_alone("-c", ONE_BY_ONE, *scripts.values(), folder=root)
+    return {name: (histories[name], logged_by(scripts[name])) for name in TINY}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_every_method_of_a_tiny_model_is_reproduced(name, reproduced):
+def test_every_method_and_objective_of_a_tiny_model_is_reproduced(name, reproduced):
     history, log = reproduced[name]
 
+    assert len(history.evals) > 2
     assert_same_losses(history, log, within=1e-3)
