@@ -157,12 +157,14 @@ def reproduced(tiny_model_folder, tmp_path_factory):
     """The history of a run with each of TINY, and what its script logged."""
     root = tmp_path_factory.mktemp("scripts")
     home = LoratoryHome(root / "home")
-    histories, scripts, runs = {}, {}, {}
+    histories: dict[str, RunHistory] = {}
+    scripts: dict[str, Path] = {}
+    runs: dict[str, str] = {}
     for name, (training, adapter) in TINY.items():
         folder = root / name.replace(", ", "-")
         folder.mkdir()
         objective = OBJECTIVES[training.get("objective", "sft")]
-        dataset = {"source": "sample:loratory-faq"}
+        dataset: dict[str, Any] = {"source": "sample:loratory-faq"}
         if objective.learns_preferences:
             rows = write_preferences(folder, rated="ratings" in objective.rows)
             dataset = {"source": rows, "eval_fraction": 0.2}

@@ -52,10 +52,11 @@ def main() -> None:
     model = load_model(options.model)
     if facts.quantized:
         trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if facts.estimates_kl:
+        fewest = 2  # TRL asks for batches of two rows, for an estimate of its own; the batches are the run's
     arguments = facts.trl_config(
         output_dir=options.output,
-        # TRL refuses batches of one row where it estimates the KL in each batch; those of the run are made above.
-        per_device_train_batch_size=max(2, BATCH) if facts.estimates_kl else BATCH,
+        per_device_train_batch_size=max(BATCH, fewest) if facts.estimates_kl else BATCH,
         gradient_accumulation_steps=ACCUMULATE,
         seed=SEED,
         **facts.trainer_arguments,

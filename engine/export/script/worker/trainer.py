@@ -25,9 +25,9 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
         batches = Batches(
             list(self.train_dataset), lambda: self.state.global_step // math.ceil(len(batches) / ACCUMULATE)
         )
-        return DataLoader(
-            batches, batch_size=None, collate_fn=collate_preferences if facts.learns_preferences else collate
-        )
+        if facts.learns_preferences:
+            return DataLoader(batches, batch_size=None, collate_fn=collate_preferences)
+        return DataLoader(batches, batch_size=None, collate_fn=collate)
 
     if facts.learns_preferences:
         if facts.objective.has_reference:
@@ -104,7 +104,7 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
     if facts.measures:
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            """Log and return the mean loss over the trained tokens of the held-out rows, in nats."""
+            """Log and return the mean loss of the held-out rows, over what the training loss is averaged over."""
             self.model.eval()
             if facts.config.model.quantization == "int8":
                 for module in self.model.modules():
