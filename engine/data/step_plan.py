@@ -84,6 +84,7 @@ class Step(NamedTuple):
     """What one process contributes to one optimizer step."""
 
     passes: tuple[Pass, ...]
+    most_passes: int = 0  # of any of several processes
 
 
 class EpochPlanner:
@@ -132,11 +133,18 @@ class EpochPlanner:
 
     def _step(self, units: list[tuple[int, ...]]) -> Step:
         settings = self._settings
-        rows = [row for unit in units[settings.rank :: settings.world_size] for row in unit]
+        if settings.world_size == 1:
+            return Step(self._passes(units, 0))
+        shares = [self._passes(units, rank) for rank in range(settings.world_size)]
+        return Step(shares[settings.rank], max(map(len, shares)))
+
+    def _passes(self, units: list[tuple[int, ...]], rank: int) -> tuple[Pass, ...]:
+        settings = self._settings
+        rows = [row for unit in units[rank :: settings.world_size] for row in unit]
         if not rows:  # the last step of an epoch may hold fewer rows than there are processes
             shortest = min(units, key=lambda unit: sum(self._lengths[row] for row in unit))
-            return Step((Pass(shortest, is_trained=False),))
-        return Step(tuple(divide(rows, self._lengths, settings)))
+            return (Pass(shortest, is_trained=False),)
+        return tuple(divide(rows, self._lengths, settings))
 
 
 def divide(rows: Sequence[int], lengths: Sequence[int], settings: PlanSettings) -> list[Pass]:

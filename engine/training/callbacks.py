@@ -43,12 +43,13 @@ class Progress:
 
 @dataclass
 class TrainerHooks:
-    """Called when something happened; each may raise to end the run."""
+    """Called when something happened; each may raise to end the run. `stop_wanted` is asked in each step."""
 
     logged: Callable[[StepData], None] = lambda _: None
     measured: Callable[[EvalData], None] = lambda _: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None
+    stop_wanted: Callable[[], bool] = lambda: False
 
 
 @dataclass(eq=False)

@@ -31,18 +31,20 @@ class ModelPasses:
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self.is_sharded = is_sharded(model)
 
-    def with_company(self, passes: Sequence[_Pass], spare: Callable[[], _Pass]) -> list[_Pass]:
+    def with_company(self, passes: Sequence[_Pass], spare: Callable[[], _Pass], most: int | None = None) -> list[_Pass]:
         """Return passes, and as many that do not count as another process of a sharded model has more.
 
-        Each pass gathers every layer from all processes, which wait for one another.
+        Each pass gathers every layer from all processes, which wait for one another. `most` is how many a process has, where
+        the plan of a step says so; else they ask each other.
         """
-        missing = self._group.largest(len(passes)) - len(passes) if self.is_sharded else 0
+        if not self.is_sharded:
+            return list(passes)
+        missing = (self._group.largest(len(passes)) if most is None else most) - len(passes)
         return [*passes, *(spare() for _ in range(missing))]
 
-    def totals(self, passes: Sequence[PassTensors]) -> list[int]:
-        """Return the terms of each part of the loss, in these passes of all processes."""
-        terms = [self._objective.terms(one) for one in passes]
-        return [self.total(sum(part)) for part in zip(*terms, strict=True)]
+    def terms(self, passes: Sequence[PassTensors]) -> list[int]:
+        """Return the terms of each part of the loss in these passes."""
+        return [sum(part) for part in zip(*(self._objective.terms(one) for one in passes), strict=True)]
 
     def estimate(self, model: Any, passes: Iterable[PassTensors]) -> torch.Tensor | None:
         """Return what the objective needs of all passes before their losses, summed over all processes."""
@@ -84,12 +86,6 @@ class ModelPasses:
         """Return the context in which products have their dtype."""
         dtype = self._autocast
         return contextlib.nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
-
-    def total(self, count: int) -> int:
-        """Return the sum of a count over all processes."""
-        if self._accelerator.num_processes == 1:
-            return count
-        return int(self._accelerator.reduce(torch.tensor(count, device=self._device), reduction="sum"))
 
     def means(self, measured: torch.Tensor | None) -> dict[str, float]:
         """Return the objective's metrics over all processes, by name, as far as anything was measured."""

@@ -92,7 +92,7 @@ class TrainingSession:
         callback = RunCallback(
             training,
             bool(rows.held_out),
-            stop_requested=lambda: group.any(self._requests.stop_wanted()),
+            stop_requested=lambda: trainer.stop_voted(),
             progress=lambda: trainer.progress,
             # By the clock, several processes would not log the same steps.
             log_seconds=LOG_SECONDS if is_timed and group.world_size == 1 else 0.0,
@@ -108,6 +108,7 @@ class TrainingSession:
                 measured=self._on_measured,
                 save=lambda: self._save_checkpoint(trainer, prepared),
                 between_passes=self._requests.check_cancel,
+                stop_wanted=self._requests.stop_wanted,
             ),
             callbacks=[callback],
         )

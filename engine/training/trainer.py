@@ -33,6 +33,7 @@ from engine.training.ops.loss import TrainedTokens, causal_lm_of
 from engine.training.passes import ModelPasses
 from engine.training.placement import ProcessGroup
 from engine.training.sharding import reshard, trained_weights, whole
+from engine.training.step_counts import StepCounts
 
 _NOTHING = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
 
@@ -42,7 +43,7 @@ class _Interval:
     """Since the last logged step."""
 
     began: float = field(default_factory=time.perf_counter)
-    tokens: int = 0
+    tokens: int = 0  # of all processes
     paused_seconds: float = 0.0  # spent on measuring and saving
     poison: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
     measured: torch.Tensor | None = None  # sums and counts of the objective's metrics
@@ -99,6 +100,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 parameter.data = trained[name].to(parameter.device)
         causal_lm_of(self.model).forward = forward
         self._passes = ModelPasses(self.model, setup, self.accelerator, self.args.device)
+        self._counts = StepCounts(self.accelerator, self.args.device)
         self.remove_callback(PrinterCallback)
         self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
         self.add_callback(self._skipped)
@@ -135,9 +137,24 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; drop batches of steps that do not come."""
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
         finally:
             self._stop_prefetching()
+        self._count_progress()
+        return result
+
+    def stop_voted(self) -> bool:
+        """Whether this process wants the run to stop; of several, whether one did before the last step."""
+        wants = self.hooks.stop_wanted
+        if self.accelerator.num_processes == 1:
+            return wants()
+        return self._counts.stop_voted() if self._counts.has_begun else self._group.any(wants())
+
+    def _count_progress(self) -> None:
+        trained, tokens = self._counts.take()
+        self.progress.trained_tokens += trained
+        self.progress.tokens += tokens
+        self._interval.tokens += tokens
 
     def _stop_prefetching(self) -> None:
         if self._prefetched is not None:
@@ -172,10 +189,11 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _train_step(self, model: Any, inputs: StepBatch) -> torch.Tensor:
         model.train()
-        totals = self._passes.totals(inputs.passes)
-        trained = self._passes.total(inputs.trained_tokens)
+        terms = self._passes.terms(inputs.passes)
+        scales = self._counts.begin(terms, inputs.trained_tokens, inputs.tokens, stops=self.hooks.stop_wanted())
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        passes = self._passes.with_company(inputs.passes, min(inputs.passes, key=lambda one: one.tokens).untrained)
+        spare = min(inputs.passes, key=lambda one: one.tokens).untrained
+        passes = self._passes.with_company(inputs.passes, spare, inputs.planned.most_passes)
         estimate = self._passes.estimate(model, passes)
         with self._setup.method.step(self.model):
             for number, cpu_pass in enumerate(passes):
@@ -189,7 +207,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 ):
                     # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
                     found = self._passes.losses(model, one, estimate)
-                    scales = [self.accelerator.num_processes / max(1, total) for total in totals]
                     parts = [summed * scale for summed, scale in zip(found.sums, scales, strict=True)]
                     part = sum(parts[1:], start=parts[0])
                     if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
@@ -199,9 +216,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                     self.accelerator.backward(part)
                 loss += part.detach().to(loss.device)  # the head may be on another one
                 self._interval.measured = _added(self._interval.measured, found.measured)
-        self.progress.tokens += self._passes.total(inputs.tokens)
-        self.progress.trained_tokens += trained
-        self._interval.tokens += inputs.tokens
+        self._counts.end()
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -320,6 +335,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         norm = logs.get("grad_norm")
         if norm is not None and self._interval.poison is not None:
             norm += float(self._interval.poison)
+        self._count_progress()
         step = StepData(
             step=int(self.state.global_step),
             epoch=round(float(self.state.epoch or 0.0), 6),
@@ -328,7 +344,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             grad_norm=None if norm is None or self._skipped.in_a_row else float(norm),
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
-            tokens_per_second=self._passes.total(self._interval.tokens) / max(seconds, 1e-9),
+            tokens_per_second=self._interval.tokens / max(seconds, 1e-9),
             metrics=self._passes.means(self._interval.measured),
         )
         self._interval = _Interval(now)
@@ -344,6 +360,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def gather_state(self) -> GatheredState:
         """Return what `write_state` cannot get in the first process alone; all processes must ask."""
+        self._count_progress()
         return GatheredState(
             random=self._group.gather(state_files.random_state()),
             weights=trained_weights(self.model) if self._passes.is_sharded else None,

@@ -33,6 +33,8 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, rows, tiny
     assert first[0] == pytest.approx(alone.losses, rel=1e-4)
     assert len(first[0]) == EPOCHS * math.ceil(rows / 2)
     assert first[2] == [alone.trainer.progress.tokens, alone.trainer.progress.trained_tokens]
+    assert first[3] == []  # steps that are not logged wait for no value
+    assert first[4] == [False, False, False, True, True]  # the wish is counted as the third step begins
 
 
 @pytest.mark.parametrize(("rank", "action"), [("1", "out_of_memory"), ("0", "out_of_memory"), ("1", "raise")])

@@ -1,4 +1,4 @@
-"""Two processes learn a few rows, one of which has nothing to learn: writes what each of them has then.
+"""Two processes learn a few rows, one of which has nothing to learn: writes what each of them has then, and read on the way.
 
 Started by `tests.training.forked_ranks` as `-m tests.training.two_ranks MODEL FOLDER HEAD ROWS`.
 """
@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
+from engine.config.run import RunConfig
+from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement, ProcessGroup
+from tests.training.tensor_reads import Reads, WithinSteps
 from tests.training.tiny_training import CPU, Row, make_config, make_training
 
 ROWS = [
@@ -31,7 +35,35 @@ def main(model: str, folder: str, head: str, rows: str) -> None:
     training.trainer.train()
     recorded = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
     weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
-    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, recorded]))
+    quiet = learn_without_logs(config, Path(folder), placement)
+    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, recorded, *quiet]))
+
+
+def learn_without_logs(config: RunConfig, folder: Path, placement: Placement) -> tuple[list[str], list[bool]]:
+    """Train five steps of which the first and the last are logged; the second process wants to stop from the third on.
+
+    Returns:
+        What was read of tensors in the steps between, and after which steps this process knew of the wish to stop.
+    """
+    reads, voted = Reads(), []
+
+    class Votes(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args, state, control, **_):
+            voted.append(made.trainer.stop_voted())
+
+    settings = config.training.model_copy(update={"num_train_epochs": 1, "max_steps": 5, "logging_steps": 100})
+    hooks = TrainerHooks(stop_wanted=lambda: placement.group.rank == 1 and made.trainer.state.global_step >= 2)
+    made = make_training(
+        config.model_copy(update={"training": settings}),
+        ROWS[:2],
+        folder,
+        hooks=hooks,
+        callbacks=(Votes(), WithinSteps(reads, 5)),
+        placement=placement,
+    )
+    with reads:
+        made.trainer.train()
+    return [str(name) for name in reads.found], voted
 
 
 if __name__ == "__main__":
