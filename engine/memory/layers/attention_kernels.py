@@ -1,8 +1,10 @@
 """softmax(QKᵀ)V, operation by operation, for each kernel that may be taken."""
 
+import functools
 from typing import NamedTuple
 
 from engine.config.rules import QUERY_TILE
+from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
 from engine.memory.layers.step_context import StepContext, in_scope
 
@@ -226,20 +228,54 @@ def _split_rows(r: StepContext, x: Value, rows: int) -> Value:
 def _attend_in_tiles(r: StepContext, row: _Row, query: Value, key: Value, value: Value) -> Value:
     tape = r.tape
     parts = (query, key, value)
+    if not row.has_one_tile:
+        above = _peaks_above(row)
+        tape.use(above.forward)
+        output = tape.value(row.query_elements, row.width)
+        return tape.operation_in_place(output, parts, lambda _: _gradients_of_row(tape, row, above.backward), parts)
+    output, probabilities = _answer_in_tiles(tape, row)
+    saved = (*parts, probabilities)
+    return tape.operation_in_place(output, parts, lambda _: _gradients_in_tiles(tape, row), saved)
+
+
+class _PeaksAbove(NamedTuple):
+    """Bytes that a row of several tiles reaches above what is there before, its results included."""
+
+    forward: int
+    backward: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _peaks_above(row: _Row) -> _PeaksAbove:
+    """Go through the tiles once for all rows like this one: nothing of them is left, and a batch may have thousands."""
+    forward, backward = Tape(), Tape()
+    _answer_in_tiles(forward, row)
+    _gradients_in_tiles(backward, row)
+    return _PeaksAbove(forward.peak, backward.peak)
+
+
+def _gradients_of_row(tape: Tape, row: _Row, above: int) -> tuple[Storage, Storage, Storage]:
+    tape.use(above)
+    of_query, of_key, of_value = (
+        tape.allocate(elements * row.width) for elements in (row.query_elements, row.key_elements, row.key_elements)
+    )
+    return of_query, of_key, of_value
+
+
+def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
+    """The output, and the probabilities of the last tile."""
     keys32 = tape.value(row.key_elements if row.width < 4 else 0, 4)
     output = tape.value(row.query_elements, row.width)
     probabilities = tape.value(0, 1)
     for tile in row.tiles:
-        probabilities = tape.assign(probabilities, _probabilities(r, row, tile))
+        probabilities = tape.assign(probabilities, _probabilities(tape, row, tile))
         tape.use(tile.query_elements * row.width)
     tape.drop(keys32)
-    saved = (*parts, *([probabilities] if row.has_one_tile else []))
-    return tape.operation_in_place(output, parts, lambda _: _gradients_in_tiles(r, row), saved)
+    return output, probabilities
 
 
-def _probabilities(r: StepContext, row: _Row, tile: _Tile) -> Value:
+def _probabilities(tape: Tape, row: _Row, tile: _Tile) -> Value:
     """Queries at 32 bits, scores, their softmax, and that at the row's own precision."""
-    tape = r.tape
     copied = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
     queries = copied if row.width == 4 else tape.assign(copied, tape.value(tile.query_elements, 4))
     scores = tape.value(row.heads * tile.queries * tile.keys, 4)
@@ -249,8 +285,8 @@ def _probabilities(r: StepContext, row: _Row, tile: _Tile) -> Value:
     return result
 
 
-def _gradients_in_tiles(r: StepContext, row: _Row) -> tuple[Storage, Storage, Storage]:
-    tape, width = r.tape, row.width
+def _gradients_in_tiles(tape: Tape, row: _Row) -> tuple[Storage, Storage, Storage]:
+    width = row.width
     of_query = tape.allocate(row.query_elements * width)
     outer = tape.enter_scope()
     if not row.has_one_tile:
@@ -263,7 +299,7 @@ def _gradients_in_tiles(r: StepContext, row: _Row) -> tuple[Storage, Storage, St
         variables = iter(previous)
         scores, copied = row.heads * tile.queries * tile.keys, tile.query_elements if tile.copies_queries else 0
         of_keys = row.shared * tile.keys * row.size
-        probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(r, row, tile)
+        probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(tape, row, tile)
         previous = [tape.assign(next(variables), probabilities)]
         for elements in (copied, copied, scores, scores):  # queries, and gradients of outputs, probabilities, scores
             previous.append(tape.assign(next(variables), tape.value(elements, width)))
