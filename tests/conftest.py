@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import ui  # noqa: F401 - before gradio
 from engine.paths import LoratoryHome
 from tests.fork_server import forking_workers
+
+# Images forbid it; each of hundreds of processes would compile our modules, and each worker the assertions of all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 TESTS_AT_ONCE = 3  # on two cores: a third of the time, tests wait for processes and browsers
 LONGEST = (

@@ -41,8 +41,6 @@ SETTINGS = {
     "lora": ("quickstart-cpu", f"training.max_steps={STEPS}", "dataset.max_samples=24"),
     "qlora": ("quickstart-cpu-qlora", f"training.max_steps={STEPS}", "dataset.max_samples=24"),
 }
-# What the page proposes, and for the other run what needs neither to be measured nor to be written twice.
-MERGED_DTYPE = {"lora": "auto", "qlora": "float32"}
 ASKED_ONCE_MORE = 5  # questions, without our code
 
 
@@ -77,33 +75,25 @@ def trained(demo_home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def merged(trained, tmp_path_factory):
-    """Merges each run when it is asked for first."""
-    known: dict[str, ExportResult] = {}
-
-    def merge(name: str) -> ExportResult:
-        if name not in known:
-            run = trained(name)
-            request = ExportRequest(
-                target=ChatTarget.of_run(run.folder),
-                folder=tmp_path_factory.mktemp("merged") / name,
-                settings=ExportConfig(kind="merged", dtype=MERGED_DTYPE[name]),
-            )
-            known[name] = ExportJob(run.home, request, choose=lambda _: describe_processor()).run()
-        return known[name]
-
-    return merge
+def merged(trained, tmp_path_factory) -> ExportResult:
+    """The run on a quantized base. The other one is merged on its way to GGUF; `tests/export` has all precisions."""
+    run = trained("qlora")
+    request = ExportRequest(
+        target=ChatTarget.of_run(run.folder),
+        folder=tmp_path_factory.mktemp("merged") / "qlora",
+        settings=ExportConfig(kind="merged", dtype="float32"),
+    )
+    return ExportJob(run.home, request, choose=lambda _: describe_processor()).run()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_the_merged_model_answers_as_the_adapter_does(name, merged):
-    verified = merged(name).verified
+def test_the_merged_model_answers_as_the_adapter_does(merged):
+    verified = merged.verified
 
     assert verified is not None
     assert verified.passed, verified
     assert verified.largest_logit_difference <= verified.allowed_logit_difference
     assert (verified.prompts, verified.equal_answers) == (len(QUESTIONS), 20)
-    print(name, verified.model_dump(), merged(name).notes)
+    print(verified.model_dump(), merged.notes)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -116,13 +106,12 @@ def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained, tmp_pa
     assert_same_losses(history, executed(tmp_path / "script.py"), within=0.01)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_training_chat_merged_and_served_read_the_same_ids(name, trained, merged):
-    run, folder = trained(name), merged(name).path
+def test_training_chat_merged_and_served_read_the_same_ids(trained, merged):
+    run, folder = trained("qlora"), merged.path
     turns = (Message("user", "What does lora_alpha do?"),)
     asked = [{"role": "user", "content": turns[0].content}]
 
-    tokenizer, _ = load_tokenizer(ModelSource(str(run.folder / "adapter"), name))
+    tokenizer, _ = load_tokenizer(ModelSource(str(run.folder / "adapter"), "qlora"))
     row = Conversation((*turns, Message("assistant", "It sets the strength of the adapter.")))
     (taught,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
     first_learned = next(place for place, label in enumerate(taught.labels) if label != IGNORED_LABEL)

@@ -112,6 +112,7 @@ def every_answer(client, text):
             yield dependency, answer
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("prefix", ["", "ann/"])
 def test_no_handler_does_anything_with_the_run_of_another(lab, foreign, prefix):
     before = contents(foreign.folder.path)
@@ -128,6 +129,7 @@ def test_no_handler_does_anything_with_the_run_of_another(lab, foreign, prefix):
     assert not (lab.home.server / "resume" / f"ann~{foreign.id}").exists()
 
 
+@pytest.mark.e2e
 def test_a_shared_run_is_read_and_copied_and_nothing_else(lab, foreign):
     audit = AuditLog(audit_log_path(lab.home))
     person = lab.accounts.person("ann")
