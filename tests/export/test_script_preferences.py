@@ -130,6 +130,27 @@ def test_rows_that_nothing_is_left_of_are_left_out_as_in_the_run(tiny_model_fold
     assert held_out == [as_in_script(one) for one in data.held_out]
 
 
+def test_ratings_that_nothing_is_left_of_are_left_out_as_in_the_run(tiny_model_folder, home, tmp_path):
+    rows = lines_of({"prompt": "Q {n}?", "completion": "good {n}", "label": True})
+    odd = [
+        {"prompt": "", "completion": "kept all the same", "label": False},
+        {"prompt": None, "completion": "no prompt", "label": True},
+        {"prompt": "Empty?", "completion": "", "label": True},
+        {"prompt": "No label?", "completion": "good", "label": None},
+        {"prompt": "Which?", "completion": "good", "label": "maybe"},
+        {"completion": "no column", "label": True},
+    ]
+    source = str(write_lines(tmp_path / "rows.jsonl", [*odd, *rows]))
+    config = make_config(tiny_model_folder, source, {"objective": "kto", "max_length": 64}, format="kto")
+
+    train, held_out = sequences_of_script(config, home)
+
+    data = prepared(config, home)
+    assert data.report.dropped == 5
+    assert train == [as_in_script(one) for one in data.train]
+    assert held_out == [as_in_script(one) for one in data.held_out]
+
+
 def test_rows_that_share_one_prompt_are_trained_on_and_none_is_held_out(tiny_model_folder, home, tmp_path):
     rows = [{"prompt": "Q?", "completion": f"answer {n}", "label": True} for n in range(6)]
     config = make_config(

@@ -20,8 +20,8 @@ from engine.data.passes.reader import DatasetPart, DatasetReader
 from engine.data.records import Record
 from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
-from engine.export.script.facts import DataFacts, FileKind
 from engine.export.script.facts import facts as example
+from engine.export.script.row_facts import DataFacts, FileKind
 from engine.export.script.specialize import assemble
 from engine.paths import SAMPLES_FOLDER, LoratoryHome
 

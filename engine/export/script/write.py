@@ -12,8 +12,9 @@ from engine.config.objectives import objective_of, preference_name
 from engine.config.run import RunConfig
 from engine.errors import DatasetError, RunError
 from engine.export.script.data_facts import MODULES_OF_ROWS, look_at_data
-from engine.export.script.facts import DataFacts, RunRows, ScriptFacts
+from engine.export.script.facts import ScriptFacts
 from engine.export.script.model_facts import ModelFacts, look_at_model
+from engine.export.script.row_facts import DataFacts, RunRows
 from engine.export.script.specialize import assemble
 from engine.paths import LoratoryHome
 from engine.runs.history.reader import read_history

@@ -1,4 +1,4 @@
-"""The script of a preference run, in the shape of the usual tutorials: TRL's own trainer of DPO, KTO or ORPO."""
+"""The short form of a script of preferences, in the shape of the usual tutorials: TRL's trainer of DPO, KTO or ORPO."""
 
 import json
 import re
