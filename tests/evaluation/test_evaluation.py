@@ -229,6 +229,12 @@ def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_pat
     assert own.right == sum(reward > 0 for reward in good) + sum(reward < 0 for reward in bad)
     assert result.preference_accuracy == own.right / 8
     assert "base" not in found.branches
+    warm = order.run.model_copy(update={"adapter": order.run.adapter.model_copy(update={"warm_start": "gone"})})
+    gone = evaluate(
+        home, order.model_copy(update={"run": warm, "settings": EvaluationConfig(max_rows=1, answered_rows=0)})
+    )
+    assert gone.ratings is None
+    assert any("cannot be loaded any more" in note for note in gone.notes)
 
 
 def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():

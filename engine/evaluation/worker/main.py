@@ -87,7 +87,7 @@ class EvaluationWorker:
             },
             answered=tuple(sorted(answered, key=lambda row: row.answers["tuned"].scores.chrf)),
             seconds=time.perf_counter() - started,
-            notes=(*order.plan.notes, *_about_rows(order.run), *_changes(data, order.data_then)),
+            notes=(*order.plan.notes, *_about_rows(order), *_changes(data, order.data_then)),
             general_losses=general,
             preference=preference,
             ratings=ratings,
@@ -96,12 +96,16 @@ class EvaluationWorker:
         return result.model_dump(mode="json")
 
 
-def _about_rows(run: RunConfig) -> tuple[str, ...]:
-    if not objective_of(run).learns_preferences:
+def _about_rows(order: EvaluationOrder) -> tuple[str, ...]:
+    objective = objective_of(order.run)
+    if not objective.learns_preferences:
         return ()
-    return (
-        "The rows say which answer is better. Losses are those of the chosen or rated answers, as if they were learned.",
-    )
+    notes = [
+        "The rows say which answer is better. Losses are those of the chosen or rated answers, as if they were learned."
+    ]
+    if objective.has_reference and _start_of(order.run) == "second" and order.plan.second is None:
+        notes.append("The adapter that training started from cannot be loaded any more, so no rewards were measured.")
+    return tuple(notes)
 
 
 def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
