@@ -140,9 +140,14 @@ class ForkServer:
 
 
 class ForkServers:
-    """One server for each environment in which imports could differ; each starts when it is first needed."""
+    """One server for each environment in which imports could differ; each starts when it is first needed.
 
-    def __init__(self) -> None:
+    Args:
+        one_test: The variable that names a stand-in of one test, whose environment gets a server when it comes again.
+    """
+
+    def __init__(self, one_test: str | None = _OF_ONE_TEST) -> None:
+        self._one_test = one_test
         self._servers: dict[Key, ForkServer] = {}  # the one that forked last comes last
         self._met: set[Key] = set()  # keys of one test that were asked for
         self._lock = threading.Lock()  # one worker at a time
@@ -164,7 +169,7 @@ class ForkServers:
         with self._lock:
             server = self._servers.pop(key, None)
             if server is None:
-                if _OF_ONE_TEST in environment and key not in self._met:
+                if self._one_test is not None and self._one_test in environment and key not in self._met:
                     self._met.add(key)
                     return None
                 alike = [other for other in self._servers if other[0] == kind]
@@ -191,12 +196,12 @@ def _module_of(argv: list[str]) -> str:
 
 
 @contextmanager
-def forking_workers() -> Iterator[None]:
-    """Fork heavy workers wherever this process starts one with `subprocess`."""
+def forking_workers(one_test: str | None = _OF_ONE_TEST) -> Iterator[None]:
+    """Fork heavy workers wherever this process starts one with `subprocess`; the argument is that of `ForkServers`."""
     if sys.platform != "linux":
         yield
         return
-    servers = ForkServers()
+    servers = ForkServers(one_test)
     original = subprocess._fork_exec  # type: ignore[attr-defined]
 
     def fork_exec(*given: Any) -> int:

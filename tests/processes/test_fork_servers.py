@@ -47,6 +47,10 @@ def test_an_environment_of_one_test_gets_a_server_where_it_comes_again(started):
     assert servers.fork(WORKER, {"HF_ENDPOINT": "http://127.0.0.1:7"}, {}) == 1
 
 
+def test_where_one_stand_in_serves_many_workers_the_first_one_has_a_server(started):
+    assert ForkServers(one_test=None).fork(WORKER, {"HF_ENDPOINT": "http://127.0.0.1:7"}, {}) == 1
+
+
 def test_however_many_environments_there_were_the_next_one_has_a_server(started):
     servers = ForkServers()
     for number in range(20):

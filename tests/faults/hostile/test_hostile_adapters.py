@@ -49,8 +49,8 @@ def hostile(adapter, tmp_path):
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch):
-    """A tenth of the time that patterns get: what ends with it ends with all of it, too."""
-    monkeypatch.setattr(PatternMatcher.__init__, "__defaults__", (0.1,))
+    """A third of the time that patterns get: what ends with it ends with all of it, too."""
+    monkeypatch.setattr(PatternMatcher.__init__, "__defaults__", (0.3,))
 
 
 @pytest.fixture
