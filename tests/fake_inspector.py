@@ -240,7 +240,7 @@ class FakeInspector:
             raise EngineError("No format fits the columns 'q', 'a'.", "Say which column is which.")
         numbers = rows if rows is not None else tuple(range(first_row, min(first_row + count, 349)))
         kind = _kind_of(dataset)
-        row_of = {"answers": lambda row: row, "pairs": _pair, "ratings": _rated}
+        row_of = {"answers": lambda row: row, "pairs": _pair, "ratings": _rate}
         return DatasetPage(
             rows=tuple(row_of[kind](_row(number, with_tokens=model is not None, brief=brief)) for number in numbers),
             first_row=first_row,
@@ -316,7 +316,7 @@ def _row(number: int, *, with_tokens: bool = True, brief: bool = False) -> PageR
     )
 
 
-def _rated(row: PageRow) -> PageRow:
+def _rate(row: PageRow) -> PageRow:
     return row.model_copy(update={"desirable": row.row % 3 > 0})
 
 

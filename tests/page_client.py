@@ -103,7 +103,9 @@ class PageClient:
             "event_data": event_data,
             "trigger_id": event["targets"][0][0] if event["targets"] else None,
         }
-        answered = self._queued(body) if event["queue"] else self._http.post(f"{_API}/run/predict", json=body).json()
+        answered = (
+            self._post_event(body) if event["queue"] else self._http.post(f"{_API}/run/predict", json=body).json()
+        )
         data: list[Any] = answered["data"]
         for part, value in zip(event["outputs"], data, strict=True):
             is_update = isinstance(value, dict) and value.get("__type__") == "update"
@@ -113,7 +115,7 @@ class PageClient:
                 self._values[part] = value["value"]
         return data
 
-    def _queued(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _post_event(self, body: dict[str, Any]) -> dict[str, Any]:
         self._http.post(f"{_API}/queue/join", json=body).raise_for_status()
         with self._http.stream("GET", f"{_API}/queue/data", params={"session_hash": self.session}) as stream:
             messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]

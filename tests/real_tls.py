@@ -38,7 +38,7 @@ def certificate_for(host: str, folder: Path, name: str = "tls") -> Certificate:
 
 
 @contextmanager
-def served(
+def serve_over_tls(
     app: ASGIApp, bound: socket.socket, certificate: Certificate | None, grace_seconds: int = 1
 ) -> Iterator[None]:
     """Serve an app from a thread until the context ends; without a certificate, without TLS."""

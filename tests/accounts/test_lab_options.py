@@ -18,7 +18,7 @@ def provider(tmp_path):
     return path
 
 
-def refused(capsys, *options):
+def refusal_of(capsys, *options):
     assert main([*LAB, *map(str, options)]) == 1
     words = capsys.readouterr().err
     assert "canary" not in words
@@ -29,15 +29,15 @@ def test_a_header_that_names_people_needs_a_socket(tmp_path, capsys):
     pem = tmp_path / "pem"
     pem.write_text("")
     tls = ("--tls-cert", pem, "--tls-key", pem)
-    assert "Give --socket" in refused(capsys, *tls, "--identity-header", "X-Remote-User", "--proxy-user", OTHER)
+    assert "Give --socket" in refusal_of(capsys, *tls, "--identity-header", "X-Remote-User", "--proxy-user", OTHER)
 
 
 def test_people_are_named_by_one_service(tmp_path, capsys, provider):
     named = ("--identity-header", "X-Remote-User", "--proxy-user", OTHER)
-    assert "Give --oidc or" in refused(capsys, "--socket", tmp_path / "s", "--oidc", provider, *named)
+    assert "Give --oidc or" in refusal_of(capsys, "--socket", tmp_path / "s", "--oidc", provider, *named)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640])
 def test_a_secret_that_others_may_read_is_not_used(tmp_path, capsys, provider, mode):
     provider.chmod(mode)
-    assert f"chmod 600 {provider}" in refused(capsys, "--socket", tmp_path / "s", "--oidc", provider)
+    assert f"chmod 600 {provider}" in refusal_of(capsys, "--socket", tmp_path / "s", "--oidc", provider)

@@ -14,7 +14,7 @@ GOOD = "issuer: https://gitlab.example.edu\nclient_id: lab\nclient_secret: canar
 ENDPOINTS = Endpoints("https://id/a", "https://id/t", "https://id/k", None, False, False)
 
 
-def written(tmp_path, text, mode=0o600):
+def write_settings(tmp_path, text, mode=0o600):
     path = tmp_path / "oidc.yaml"
     path.write_text(text)
     path.chmod(mode)
@@ -22,7 +22,7 @@ def written(tmp_path, text, mode=0o600):
 
 
 def test_the_least_that_a_provider_needs(tmp_path):
-    settings = read_oidc_settings(written(tmp_path, GOOD))
+    settings = read_oidc_settings(write_settings(tmp_path, GOOD))
 
     assert (settings.title, settings.host, settings.scope) == (
         "gitlab.example.edu",
@@ -37,7 +37,7 @@ def test_the_least_that_a_provider_needs(tmp_path):
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
 def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
     with pytest.raises(AccountError, match="chmod 600"):
-        read_oidc_settings(written(tmp_path, GOOD, mode))
+        read_oidc_settings(write_settings(tmp_path, GOOD, mode))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
 )  # fmt: skip
 def test_a_mistake_is_named_without_a_value(tmp_path, text, words):
     with pytest.raises(AccountError, match=words) as refused:
-        read_oidc_settings(written(tmp_path, text))
+        read_oidc_settings(write_settings(tmp_path, text))
     assert "canary" not in str(refused.value)
     assert "canary" not in repr(refused.value.__cause__)
 

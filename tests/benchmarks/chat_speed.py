@@ -80,7 +80,7 @@ def print_speed(
             mine = [scale * pair[number] for pair in ours]
             other = [scale * pair[number] for pair in theirs]
             ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-            print(f"  {name:18} chat {spread(mine)}   generate {spread(other)}   ratio {ratio:.3f}")
+            print(f"  {name:18} chat {spread_words(mine)}   generate {spread_words(other)}   ratio {ratio:.3f}")
 
 
 def print_stop(session: ChatSession) -> None:
@@ -132,7 +132,7 @@ def ask(session: ChatSession, branches: Sequence[Branch], tokens: int):
     return list(session.stream(request_of(branches, tokens)))
 
 
-def spread(values: Sequence[float]) -> str:
+def spread_words(values: Sequence[float]) -> str:
     """Median with minimum and maximum."""
     return f"{statistics.median(values):7.1f} ({min(values):.1f}–{max(values):.1f})"
 

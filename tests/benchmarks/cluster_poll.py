@@ -64,7 +64,7 @@ def main() -> None:
             without = share_of_a_core(server, options.seconds)
             for _ in range(options.runs):
                 store.create(a_config(run__where="slurm"))
-            _wait_for(lambda: _submitted(store) == options.runs, "all runs to be submitted")
+            _wait_for(lambda: _count_submitted(store) == options.runs, "all runs to be submitted")
             time.sleep(_SETTLE_SECONDS)
             share = share_of_a_core(server, options.seconds)
             print(
@@ -97,7 +97,7 @@ def _write_commands(programs: Path, *, hang: bool) -> None:
         path.replace(programs / name)
 
 
-def _submitted(store: RunStore) -> int:
+def _count_submitted(store: RunStore) -> int:
     records = [run.folder.job for run in store.list() if run.folder.job.exists()]
     return sum(bool(json.loads(record.read_text())["is_released"]) for record in records)
 

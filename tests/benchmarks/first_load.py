@@ -45,18 +45,18 @@ class Load:
         """Count from now on."""
         session = page.context.new_cdp_session(page)
         session.send("Network.enable")
-        session.on("Network.requestWillBeSent", self._asked)
-        session.on("Network.dataReceived", lambda event: self._received(event, "encodedDataLength"))
-        session.on("Network.loadingFinished", self._finished)
+        session.on("Network.requestWillBeSent", self._on_request)
+        session.on("Network.dataReceived", lambda event: self._on_response(event, "encodedDataLength"))
+        session.on("Network.loadingFinished", self._on_end)
 
-    def _asked(self, event: dict[str, Any]) -> None:
+    def _on_request(self, event: dict[str, Any]) -> None:
         if not event["request"]["url"].startswith(("data:", "blob:")):
             self.urls[event["requestId"]] = event["request"]["url"]
 
-    def _received(self, event: dict[str, Any], name: str) -> None:
+    def _on_response(self, event: dict[str, Any], name: str) -> None:
         self.bytes_of[event["requestId"]] += event[name]
 
-    def _finished(self, event: dict[str, Any]) -> None:
+    def _on_end(self, event: dict[str, Any]) -> None:
         self.bytes_of[event["requestId"]] = event["encodedDataLength"]  # the whole, with headers
 
     def by_url(self) -> Iterator[tuple[int, int, str]]:

@@ -18,7 +18,7 @@ from engine.runs.history.events import EvalData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import Run
 from tests.browser.chromium import chromium, open_page, open_tab
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.page import Page as OurPage
@@ -97,7 +97,7 @@ def main() -> None:
         _say("an answer with nothing new", idle)
         assert answer is not None
         print(f"the answer has {len(answer) / 1000:.0f} kB")
-        with shown(services) as address, chromium() as browser:
+        with page_of(services) as address, chromium() as browser:
             tab = open_page(browser, address)
             open_tab(tab, "Train")
             tab.locator("#loss-chart .main-svg").first.wait_for(timeout=120_000)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.browser.chromium import chromium, open_page, open_tab
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 
 _CHANGE_AND_WAIT = """async (rank) => {
@@ -37,7 +37,7 @@ def main() -> None:
     repeat = parser.parse_args().repeat
     with tempfile.TemporaryDirectory(prefix="loratory-form-") as folder:
         services = fake_services(Path(folder))
-        with shown(services) as address, chromium() as browser:
+        with page_of(services) as address, chromium() as browser:
             page = open_page(browser, address)
             page.locator("#catalog [data-pick]").first.click()
             page.locator("#panel .bar").wait_for()

@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    chosen = list(_chosen(options))
+    chosen = list(_choose_cells(options))
     if options.list:
         for number, cell in chosen:
             print(number, *cell)
@@ -235,7 +235,7 @@ def main() -> int:
     return 1 if failed or not results else 0
 
 
-def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
+def _choose_cells(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
     grid: Sequence[Cell] = VARIED_CELLS if options.varied else DATA_CELLS if options.data else cells()
     grid = PREFERENCE_CELLS if options.preferences else grid
     if not options.cells:

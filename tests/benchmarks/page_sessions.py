@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.page_client import PageClient, read_config
 
@@ -38,7 +38,7 @@ def server(home: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 def serve(home: Path) -> None:
     """The server that is measured; prints its address, and ends with its standard input."""
-    with shown(fake_services(home)) as address:
+    with page_of(fake_services(home)) as address:
         print(address, flush=True)
         sys.stdin.read()
 

@@ -54,7 +54,7 @@ def use(server: RealServer) -> None:
         page.locator("#samples [data-pick]").first.click()
         expect(page.locator("#panel")).to_contain_text("Fits", timeout=_PATIENCE_MILLISECONDS)
         expect(page.locator("#row-shown .tokens").first).to_be_visible(timeout=_PATIENCE_MILLISECONDS)
-        heavy = sorted({name for name in ("libtorch", "tokenizers.abi3") if name in _mapped(server)})
+        heavy = sorted({name for name in ("libtorch", "tokenizers.abi3") if name in _mapped_files(server)})
         print(
             f"after estimate and preview it holds {_resident_mib(server):.0f} MiB; of torch and transformers: {heavy or 'nothing'}"
         )
@@ -64,7 +64,7 @@ def _resident_mib(server: RealServer) -> float:
     return float(psutil.Process(server.process.pid).memory_info().rss / _MIB)
 
 
-def _mapped(server: RealServer) -> str:
+def _mapped_files(server: RealServer) -> str:
     return " ".join(item.path for item in psutil.Process(server.process.pid).memory_maps())
 
 

@@ -8,7 +8,7 @@ faster. Printed are the losses side by side, the ratios of trained tokens per se
 import argparse
 from pathlib import Path
 
-from tests.benchmarks.train_speed import compare, spread
+from tests.benchmarks.train_speed import compare, spread_words
 from tests.benchmarks.training_trial import WARM_UP_STEPS, Recipe, TrialBook
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     print("  " + "   ".join(f"{p:.4f} · {o:.4f}" for p, o in zip(plain[0].losses, ours[0].losses, strict=True)))
     compare(f"DPO, {recipe.plain_dtype}, {recipe.rows_per_pass} × {recipe.accumulate} pairs a step", ours, plain)
     for name, trials in (("TRL", plain), ("ours", ours)):
-        print(f"  peak of {name:<8} MiB, min / median / max  {spread([trial.peak_mib for trial in trials])}")
+        print(f"  peak of {name:<8} MiB, min / median / max  {spread_words([trial.peak_mib for trial in trials])}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from tests.browser.chromium import chromium, open_page, open_tab
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.runs.supervision import config_for, fake_settings, wait_until
 
@@ -34,7 +34,7 @@ def serve(home: Path) -> None:
     services = fake_services(home)
     supervisor = Supervisor(services.home, fake_settings())
     supervisor.start()
-    with shown(services) as address:
+    with page_of(services) as address:
         print(address, flush=True)
         sys.stdin.read()
     supervisor.stop()

@@ -89,8 +89,8 @@ class TrainSpeed:
             bare.append(self._book.trial("bare", recipe, f"bare {number + 1}"))
         print("\nOur step against a bare loop over the same operations")
         pairs = list(zip(ours, bare, strict=True))
-        print(f"  time, min / median / max          {spread([o.seconds / b.seconds for o, b in pairs])}")
-        print(f"  processor time                    {spread([o.cpu_seconds / b.cpu_seconds for o, b in pairs])}")
+        print(f"  time, min / median / max          {spread_words([o.seconds / b.seconds for o, b in pairs])}")
+        print(f"  processor time                    {spread_words([o.cpu_seconds / b.cpu_seconds for o, b in pairs])}")
         best = max(ours, key=lambda trial: trial.speed)
         flops = best.tokens * FLOPS_PER_TOKEN + best.trained_tokens * HEAD_FLOPS_PER_TRAINED_TOKEN
         peaks = {name: measured_peak_flops(getattr(torch, name)) for name in ("bfloat16", "float32")}
@@ -102,7 +102,7 @@ class TrainSpeed:
         print(f"  seconds a step                    {best.seconds / (recipe.steps - WARM_UP_STEPS):.2f}", flush=True)
 
 
-def spread(values: list[float]) -> str:
+def spread_words(values: list[float]) -> str:
     """Smallest, middle and largest."""
     return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
 
@@ -113,8 +113,10 @@ def compare(title: str, ours: list[Trial], plain: list[Trial]) -> None:
     print(f"\n{title}")
     print(f"  plain   {statistics.median(t.speed for t in plain):8.0f} trained tokens/s")
     print(f"  ours    {statistics.median(t.speed for t in ours):8.0f} trained tokens/s")
-    print(f"  ratio, min / median / max         {spread([o.speed / p.speed for o, p in pairs])}")
-    print(f"  ratio of processor time           {spread([o.cpu_speed / p.cpu_speed for o, p in pairs])}", flush=True)
+    print(f"  ratio, min / median / max         {spread_words([o.speed / p.speed for o, p in pairs])}")
+    print(
+        f"  ratio of processor time           {spread_words([o.cpu_speed / p.cpu_speed for o, p in pairs])}", flush=True
+    )
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from engine.errors import RunError
 from engine.runs.control import request_stop
 from tests.browser.chromium import PATIENCE_MS, chromium, open_page, why_no_browser
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_launcher import FakeLauncher
 from tests.runs.supervision import wait_until
 from ui.services import Services
@@ -51,7 +51,7 @@ def no_run_is_left(services: Services) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def address(services: Services) -> Iterator[str]:
     """Where the page of a module's own `services` is; modules with a real server say it themselves."""
-    with shown(services) as address:
+    with page_of(services) as address:
         yield address
 
 

@@ -95,7 +95,7 @@ def _under_way(page: Page, folder: Path) -> None:
     page.wait_for_timeout(4000)
 
 
-def _failed(name: str) -> Callable[[Page, Path], None]:
+def _failure_scene(name: str) -> Callable[[Page, Path], None]:
     def scene(page: Page, folder: Path) -> None:
         open_file(page, folder, name)
         page.locator("#dataset-summary .trouble").wait_for()
@@ -111,8 +111,8 @@ DATA_SCENES: dict[str, Callable[[Page, Path], None]] = {
     "data-problems": _rows_of("problems.jsonl"),
     "data-odd": _rows_of("problems.jsonl", listing="odd"),
     "data-million": _under_way,
-    "data-no-format": _failed("odd-columns.csv"),
-    "data-missing": _failed("nothing-here.jsonl"),
+    "data-no-format": _failure_scene("odd-columns.csv"),
+    "data-missing": _failure_scene("nothing-here.jsonl"),
 }
 
 

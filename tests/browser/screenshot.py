@@ -13,7 +13,7 @@ from playwright.sync_api import Error as PlaywrightError
 
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.data_scenes import DATA_SCENES, data_services, make_files
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
 
@@ -50,7 +50,7 @@ def _follow(page: Page) -> None:
     page.locator("#loss-chart .main-svg").first.wait_for()
 
 
-def _failed(page: Page) -> None:
+def _show_failure(page: Page) -> None:
     _pick_run(page, "first try")
     page.locator("#run-to-train").click()
     page.locator("#train-view label", has_text="Follow").click()
@@ -69,7 +69,7 @@ def _runs(page: Page) -> None:
     page.locator("#runs-table tr[data-pick], #runs-table .empty").first.wait_for()
 
 
-def _compared(page: Page) -> None:
+def _show_comparison(page: Page) -> None:
     _runs(page)
     for number in (1, 3, 4):
         page.locator("#runs-table tbody .tick").nth(number).click()
@@ -122,7 +122,7 @@ def _blind_judged(page: Page) -> None:
     page.locator("#blind-tally .facts").wait_for()
 
 
-def _measured(page: Page) -> None:
+def _show_measurement(page: Page) -> None:
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Measure").click()
     page.locator("#measure-start:not([disabled])").wait_for()
@@ -155,20 +155,20 @@ SCENES: dict[str, Callable[[Page], None]] = {
     "train-incomplete": lambda page: open_tab(page, "Train"),
     "train-setup": _set_up,
     "train-follow": _follow,
-    "train-failed": _failed,
+    "train-failed": _show_failure,
     "chat-empty": _chat_empty,
     "chat-loaded": _chat_loaded,
     "chat-answered": _chat_answered,
     "blind-pair": _blind,
     "blind-judged": _blind_judged,
-    "measured": _measured,
+    "measured": _show_measurement,
     "export": _export,
     "export-merged": _export_form("Merged model", start=True),
     "export-hub": _export_form("Hub"),
     "export-script": _export_form("Script"),
     "runs": _runs,
     "runs-details": _details,
-    "runs-compared": _compared,
+    "runs-compared": _show_comparison,
 }
 _NEED_NO_RUNS = ("train-incomplete", "chat-empty", "export", "runs")
 
@@ -201,7 +201,7 @@ def _on_fakes(browser: Browser, folder: Path, arguments: argparse.Namespace, sce
         services.chat.unload()
         SCENES[scene](page)
 
-    with shown(services) as address:
+    with page_of(services) as address:
         _take(browser, address, arguments, scenes, act)
 
 
@@ -209,7 +209,7 @@ def _on_files(browser: Browser, folder: Path, arguments: argparse.Namespace, sce
     if not scenes:
         return
     make_files(folder, million="data-million" in scenes)
-    with data_services(folder) as services, shown(services) as address:
+    with data_services(folder) as services, page_of(services) as address:
         _take(browser, address, arguments, scenes, lambda scene, page: DATA_SCENES[scene](page, folder))
 
 

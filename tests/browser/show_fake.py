@@ -21,7 +21,7 @@ from ui.services import Services
 
 
 @contextmanager
-def shown(services: Services, port: int | None = None) -> Iterator[str]:
+def page_of(services: Services, port: int | None = None) -> Iterator[str]:
     """Serve the page on `services`; gives its address."""
     app = launch(services, "127.0.0.1", port)
     try:
@@ -41,7 +41,7 @@ def main() -> None:
         if not arguments.empty:
             invent_runs(services.runs)
             services.launcher.start(a_config(run__name="a run under way", training__max_steps=4000))
-        with shown(services, arguments.port) as address:
+        with page_of(services, arguments.port) as address:
             print(f"The page on fakes is at {address} (Ctrl+C ends it).", flush=True)
             while True:
                 time.sleep(3600)

@@ -12,7 +12,7 @@ from engine.models.prepared import ModelProgress
 from tests.browser.chromium import fits_its_window, open_page, open_tab
 from tests.browser.data_scenes import make_files
 from tests.browser.real_server import real_server
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from ui.backend.models import Tokenizers
 
@@ -168,7 +168,7 @@ def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser
         told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
         assert arrived.wait(LONGER_THAN_A_TEST)
 
-    with shown(replace(fake_services(tmp_path), tokenizers=Tokenizers(resolve))) as address:
+    with page_of(replace(fake_services(tmp_path), tokenizers=Tokenizers(resolve))) as address:
         page = open_page(browser, address)
         try:
             expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
@@ -198,7 +198,7 @@ def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser
         return describe(model)
 
     monkeypatch.setattr(services.inspector, "model_details", describe_slowly)
-    with shown(services) as address:
+    with page_of(services) as address:
         page = open_page(browser, address)
         try:
             page.locator("#catalog tr[data-pick]").first.click()

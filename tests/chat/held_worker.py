@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.01
 
 
 @contextmanager
-def held(home: LoratoryHome) -> Iterator[Path]:
+def hold_worker(home: LoratoryHome) -> Iterator[Path]:
     """Hold long answers until the block ends; gives the file, for a test that lets them go earlier."""
     file = home.root / "hold"
     home.root.mkdir(parents=True, exist_ok=True)

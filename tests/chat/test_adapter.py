@@ -40,7 +40,7 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> AdaptedBase:
     return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval(), "tiny")
 
 
-def planned(folder: Path, method: str = "lora") -> PlannedWeights:
+def plan(folder: Path, method: str = "lora") -> PlannedWeights:
     return PlannedWeights(folder=folder, name=folder.name, method=method, peft_type=method.upper())
 
 
@@ -61,7 +61,7 @@ def reference(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_model_folder, adapters, name, dtype):
     holder = load_base(tiny_model_folder, dtype)
-    adapter = holder.attach(planned(adapters[name], METHODS[name]), "tuned")
+    adapter = holder.attach(plan(adapters[name], METHODS[name]), "tuned")
     tuned, base = reference(tiny_model_folder, adapters[name], dtype), reference(tiny_model_folder, None, dtype)
     assert not torch.allclose(tuned, base)
 
@@ -74,8 +74,8 @@ def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_
 
 def test_two_adapters_stand_on_one_base(tiny_model_folder, adapters):
     holder = load_base(tiny_model_folder)
-    first = holder.attach(planned(adapters["lora"]), "tuned")
-    second = holder.attach(planned(adapters["other"]), "second")
+    first = holder.attach(plan(adapters["lora"]), "tuned")
+    second = holder.attach(plan(adapters["other"]), "second")
 
     holder.switch_to(first)
     assert torch.equal(logits(holder), reference(tiny_model_folder, adapters["lora"]))
@@ -89,7 +89,7 @@ def test_biases_that_were_trained_do_not_stay_in_the_base(tmp_path):
     base = make_tiny_model(tmp_path / "base", model_type="qwen2")  # has biases
     tuned = make_adapter(base, tmp_path / "tuned", lora(bias="all"))
     holder = load_base(base)
-    adapter = holder.attach(planned(tuned), "tuned")
+    adapter = holder.attach(plan(tuned), "tuned")
     assert adapter.biases
 
     holder.switch_to(adapter)
@@ -100,11 +100,11 @@ def test_biases_that_were_trained_do_not_stay_in_the_base(tmp_path):
 
 def test_adapters_come_off_and_leave_the_base_as_it_was(tiny_model_folder, adapters):
     holder = load_base(tiny_model_folder)
-    holder.switch_to(holder.attach(planned(adapters["ia3"], "ia3"), "tuned"))
+    holder.switch_to(holder.attach(plan(adapters["ia3"], "ia3"), "tuned"))
 
     holder.detach_all()
     assert torch.equal(logits(holder), reference(tiny_model_folder, None))
-    holder.switch_to(holder.attach(planned(adapters["lora"]), "tuned"))
+    holder.switch_to(holder.attach(plan(adapters["lora"]), "tuned"))
     assert torch.equal(logits(holder), reference(tiny_model_folder, adapters["lora"]))
 
 
@@ -112,7 +112,7 @@ def test_an_adapter_costs_no_second_copy_of_the_weights(tiny_model_folder, adapt
     holder = load_base(tiny_model_folder)
     before = sum(parameter.nbytes for parameter in holder.model.parameters())
 
-    adapter = holder.attach(planned(adapters["lora"]), "tuned")
+    adapter = holder.attach(plan(adapters["lora"]), "tuned")
 
     after = sum(parameter.nbytes for parameter in holder.model.parameters())
     assert after - before == adapter.size_bytes
@@ -125,7 +125,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_that_does_not_fit(tiny
     monkeypatch.setattr(PeftModel, "load_adapter", load_adapter)
 
     with pytest.raises(RuntimeError, match="can't allocate"):
-        load_base(tiny_model_folder).attach(planned(adapters["lora"]), "tuned")
+        load_base(tiny_model_folder).attach(plan(adapters["lora"]), "tuned")
 
 
 def test_an_adapter_of_another_size_of_model_is_refused_in_words(tiny_model_folder, tmp_path):
@@ -136,7 +136,7 @@ def test_an_adapter_of_another_size_of_model_is_refused_in_words(tiny_model_fold
         ModelError,
         match=r"run-7 was trained on a model of another size: \S+ has 64 out_features in tiny, 96 in the adapter",
     ):
-        load_base(tiny_model_folder).attach(planned(adapter), "tuned")
+        load_base(tiny_model_folder).attach(plan(adapter), "tuned")
 
 
 def test_an_adapter_with_layers_that_the_base_lacks_is_refused(tiny_model_folder, tmp_path):
@@ -145,7 +145,7 @@ def test_an_adapter_with_layers_that_the_base_lacks_is_refused(tiny_model_folder
     holder = load_base(tiny_model_folder)
 
     with pytest.raises(ModelError, match=r"deep has weights for model\.layers\.2\.\S+, which tiny does not have"):
-        holder.attach(planned(adapter), "tuned")
+        holder.attach(plan(adapter), "tuned")
     assert torch.equal(logits(holder), reference(tiny_model_folder, None))
 
 
@@ -155,7 +155,7 @@ def test_a_rank_that_differs_from_the_weights_is_refused(adapters, tiny_model_fo
     (copy / "adapter_config.json").write_text(json.dumps({**config, "r": 32}))
 
     with pytest.raises(ModelError, match="has rank 32, its weights have rank 4"):
-        load_base(tiny_model_folder).attach(planned(copy), "tuned")
+        load_base(tiny_model_folder).attach(plan(copy), "tuned")
 
 
 def test_missing_tensors_are_refused_instead_of_left_random(adapters, tiny_model_folder, tmp_path):
@@ -166,7 +166,7 @@ def test_missing_tensors_are_refused_instead_of_left_random(adapters, tiny_model
     holder = load_base(tiny_model_folder)
 
     with pytest.raises(ModelError, match=r"torn lacks 1 of its 8 tensors"):
-        holder.attach(planned(copy), "tuned")
+        holder.attach(plan(copy), "tuned")
     holder.detach_all()
     assert torch.equal(logits(holder), reference(tiny_model_folder, None))
 
@@ -176,7 +176,7 @@ def test_a_prefix_for_another_model_is_refused(tiny_model_folder, tmp_path):
     adapter = make_adapter(deeper, tmp_path / "prefix", prefix_tuning())
 
     with pytest.raises(ModelError, match="trained on a model of 4 layers; tiny has 2"):
-        load_base(tiny_model_folder).attach(planned(adapter, "prefix_tuning"), "tuned")
+        load_base(tiny_model_folder).attach(plan(adapter, "prefix_tuning"), "tuned")
 
 
 def test_a_method_that_chat_does_not_know_is_named(tiny_model_folder, tmp_path):

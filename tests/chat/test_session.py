@@ -19,7 +19,7 @@ from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.processes.liveness import ProcessIdentity
 from tests.chat.held_worker import MODULE as HELD_WORKER
-from tests.chat.held_worker import held
+from tests.chat.held_worker import hold_worker
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
@@ -53,7 +53,7 @@ def answers_can_be_held():
 @pytest.fixture
 def hold(session):
     """Long answers stop after their first token; `hold.unlink()` lets them continue."""
-    with held(session.home) as file:
+    with hold_worker(session.home) as file:
         yield file
 
 

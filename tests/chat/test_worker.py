@@ -49,7 +49,7 @@ def answer(worker: ChatWorker, *branches: str, messages=QUESTION, sampling=GREED
     return request.told
 
 
-def said(chunks: list[dict], branch: str) -> str:
+def text_of(chunks: list[dict], branch: str) -> str:
     return "".join(chunk["text"] for chunk in chunks if chunk["branch"] == branch)
 
 
@@ -69,9 +69,9 @@ def test_branches_take_turns_token_by_token(worker, adapters):
     chunks = answer(worker, "base", "tuned")
 
     assert [chunk["branch"] for chunk in chunks] == ["base", "tuned"] * 12
-    assert said(chunks, "base") != said(chunks, "tuned")
-    assert said(chunks, "base") == said(answer(worker, "base"), "base")
-    assert said(chunks, "tuned") == said(answer(worker, "tuned"), "tuned")
+    assert text_of(chunks, "base") != text_of(chunks, "tuned")
+    assert text_of(chunks, "base") == text_of(answer(worker, "base"), "base")
+    assert text_of(chunks, "tuned") == text_of(answer(worker, "tuned"), "tuned")
 
 
 @pytest.mark.parametrize("seen", [0, 1, 5])
@@ -102,12 +102,12 @@ def test_a_base_alone_answers_as_the_base_beneath_an_adapter(worker, home, adapt
     loaded, _ = load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
 
     assert loaded["branches"] == ["base"]
-    assert said(answer(alone, "base"), "base") == said(answer(worker, "base"), "base")
+    assert text_of(answer(alone, "base"), "base") == text_of(answer(worker, "base"), "base")
 
 
 def test_adapters_are_exchanged_without_loading_the_base_again(worker, adapters):
     load(worker, ChatTarget.of_run(adapters["lora"]))
-    base = said(answer(worker, "base"), "base")
+    base = text_of(answer(worker, "base"), "base")
     model = worker._loaded.weights._base.model
 
     loaded, told = load(worker, ChatTarget.of_run(adapters["ia3"]))
@@ -115,8 +115,8 @@ def test_adapters_are_exchanged_without_loading_the_base_again(worker, adapters)
     assert loaded["method"] == "IA3"
     assert [progress["phase"] for progress in told] == ["loading_adapter", "ready"]
     assert worker._loaded.weights._base.model is model
-    assert said(answer(worker, "base"), "base") == base
-    assert said(answer(worker, "tuned"), "tuned") != base
+    assert text_of(answer(worker, "base"), "base") == base
+    assert text_of(answer(worker, "tuned"), "tuned") != base
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_former_one_in_place(worker, adapters, tiny_model_folder, tmp_path):
@@ -140,9 +140,9 @@ def test_two_adapters_answer_beside_their_base(worker, adapters, tiny_model_fold
     chunks = answer(worker, "base", "tuned", "second")
 
     assert loaded["branches"] == ["base", "tuned", "second"]
-    assert len({said(chunks, branch) for branch in loaded["branches"]}) == 3
+    assert len({text_of(chunks, branch) for branch in loaded["branches"]}) == 3
     load(worker, ChatTarget.of_run(other))
-    assert said(answer(worker, "tuned"), "tuned") == said(chunks, "second")
+    assert text_of(answer(worker, "tuned"), "tuned") == text_of(chunks, "second")
 
 
 def test_a_fully_trained_model_loads_its_base_only_when_it_is_asked(worker, home, tiny_model_folder, tmp_path):
@@ -159,7 +159,7 @@ def test_a_fully_trained_model_loads_its_base_only_when_it_is_asked(worker, home
     assert len(list(worker._loaded.weights.holders())) == 2
     alone = ChatWorker(home)
     load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
-    assert said(chunks, "base") == said(answer(alone, "base"), "base") != said(chunks, "tuned")
+    assert text_of(chunks, "base") == text_of(answer(alone, "base"), "base") != text_of(chunks, "tuned")
 
 
 def test_an_answer_ends_when_another_model_takes_its_place(worker, adapters):

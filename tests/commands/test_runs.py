@@ -49,7 +49,7 @@ def loratory(capsys, monkeypatch):
     return call
 
 
-def ended(store, name="A run", state="completed", steps=2):
+def make_ended_run(store, name="A run", state="completed", steps=2):
     run = store.create(config_for(name))
     with EventWriter(run.folder.events, 1) as events:
         for step in range(1, steps + 1):
@@ -61,7 +61,7 @@ def ended(store, name="A run", state="completed", steps=2):
 
 
 def test_runs_are_found_by_method_model_and_tag_and_sorted(store, loratory):
-    long, short = ended(store, "Long", steps=9), ended(store, "Short", steps=2)
+    long, short = make_ended_run(store, "Long", steps=9), make_ended_run(store, "Short", steps=2)
     change_notes(short.folder, tags=("good", "kept"))
     row = json.loads(loratory("runs", "--json")[1])[0]
 
@@ -82,7 +82,7 @@ def test_runs_are_found_by_method_model_and_tag_and_sorted(store, loratory):
 
 
 def test_runs_are_listed_newest_first_and_filtered(store, loratory):
-    first, second = ended(store, "Morning"), ended(store, "Evening", state="failed")
+    first, second = make_ended_run(store, "Morning"), make_ended_run(store, "Evening", state="failed")
 
     code, out, _ = loratory("runs", "--json")
     rows = json.loads(out)
@@ -103,7 +103,7 @@ def test_an_empty_list_says_what_to_do(loratory, home):
 
 
 def test_one_run_is_shown_with_its_figures(store, loratory):
-    run = ended(store, "Evening", state="failed")
+    run = make_ended_run(store, "Evening", state="failed")
 
     shown = json.loads(loratory("show", run.id, "--json")[1])
     assert (shown["run_id"], shown["status"], shown["cause"], shown["steps"], shown["final_loss"]) == (
@@ -115,7 +115,7 @@ def test_one_run_is_shown_with_its_figures(store, loratory):
 
 
 def test_the_steps_and_the_list_come_as_csv(store, loratory):
-    run = ended(store)
+    run = make_ended_run(store)
     steps = list(csv.DictReader(io.StringIO(loratory("show", run.id, "--csv")[1])))
     runs = list(csv.DictReader(io.StringIO(loratory("runs", "--csv")[1])))
 
@@ -150,7 +150,7 @@ def test_a_running_run_is_not_deleted(store, loratory, server):
 
 
 def test_deleting_asks_first_and_does_nothing_where_nobody_answers(store, loratory, monkeypatch):
-    run = ended(store)
+    run = make_ended_run(store)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
 
     code, _, err = loratory("delete", run.id)
@@ -182,7 +182,7 @@ def test_a_run_that_is_not_there_is_two_sentences(loratory, home, command):
 
 
 def test_stopping_what_has_ended_says_so(store, loratory):
-    run = ended(store)
+    run = make_ended_run(store)
     code, _, err = loratory("stop", run.id)
     assert code == 1
     assert "already completed" in err
@@ -200,7 +200,7 @@ def test_a_run_for_slurm_is_refused_where_no_cluster_was_set_up(home, loratory, 
 
 
 def test_where_a_run_is_resumed_is_one_of_the_places_that_share_its_folder(store, loratory):
-    run = ended(store, state="stopped")
+    run = make_ended_run(store, state="stopped")
 
     code, _, err = loratory("resume", run.id, "--where", "jobs")
 

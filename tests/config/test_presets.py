@@ -49,7 +49,7 @@ def said_of(preset: Preset, field: str) -> str:
     return re.search(rf"^  {field}: .*?# (.+)$", preset.path.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
-def estimated(preset: Preset, *overrides: str) -> MemoryEstimate:
+def estimate_preset(preset: Preset, *overrides: str) -> MemoryEstimate:
     config = config_from_mapping(with_overrides(preset.mapping(), overrides))
     size = int(preset.memory_gib * GIB)
     device = Device("cuda", 0, preset.device, size, size, has_fast_bfloat16=True)
@@ -58,7 +58,7 @@ def estimated(preset: Preset, *overrides: str) -> MemoryEstimate:
 
 def test_what_double_quantization_is_said_to_save_is_what_the_estimate_says():
     preset = find_preset("llama2-7b-qlora")
-    with_it, without = estimated(preset), estimated(preset, "model.double_quant=false")
+    with_it, without = estimate_preset(preset), estimate_preset(preset, "model.double_quant=false")
 
     saved = without.components_bytes["Weights (nf4)"] - with_it.components_bytes["Weights (nf4)"]
 
@@ -77,7 +77,7 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memo
     said = said_of(preset, "gradient_accumulation_steps")
 
     assert said.startswith(f"{batch * batches} rows a step; halve the batch and double this for less memory")
-    assert estimated(preset, *halved).needed_bytes < estimated(preset).needed_bytes
+    assert estimate_preset(preset, *halved).needed_bytes < estimate_preset(preset).needed_bytes
 
 
 def test_the_batch_that_is_said_to_fit_without_checkpointing_is_the_largest_that_does():
@@ -86,7 +86,7 @@ def test_the_batch_that_is_said_to_fit_without_checkpointing_is_the_largest_that
 
     def verdict(batch: int) -> str:
         sizes = f"training.per_device_train_batch_size={batch}"
-        return estimated(preset, "training.gradient_checkpointing=false", sizes).verdict
+        return estimate_preset(preset, "training.gradient_checkpointing=false", sizes).verdict
 
     assert (verdict(said), verdict(said + 1)) == ("fits", "does_not_fit")
 

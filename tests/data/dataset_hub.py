@@ -103,7 +103,7 @@ class DatasetHub:
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "datasets"] and "/".join(parts[2:4]) in self.repositories:
             files = self.repositories["/".join(parts[2:4])]
-            _send(request, 200, json.dumps(_described(parts, files, getattr(request, "body", b""))).encode())
+            _send(request, 200, json.dumps(_describe(parts, files, getattr(request, "body", b""))).encode())
         elif parts[:1] == ["datasets"] and len(parts) > 5 and parts[3] == "resolve":
             name = "/".join(parts[5:])
             content = self.repositories.get("/".join(parts[1:3]), {}).get(name)
@@ -117,7 +117,7 @@ class DatasetHub:
             _send(request, 404, b"", **{"X-Error-Code": "RepoNotFound"})
 
 
-def _described(parts: list[str], files: dict[str, bytes], body: bytes) -> Any:
+def _describe(parts: list[str], files: dict[str, bytes], body: bytes) -> Any:
     entries = [
         {"type": "file", "path": name, "size": len(content), "oid": _etag(content)} for name, content in files.items()
     ]

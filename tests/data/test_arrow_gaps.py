@@ -59,7 +59,7 @@ ROWS = [
 ]
 
 
-def read(path):
+def read_rows(path):
     reader = DatasetReader(DatasetConfig(source=str(path)), SourceOptions())
     return [row.example or row.problem for row in reader.rows()]
 
@@ -74,13 +74,13 @@ def write_both(folder, rows):
 def test_the_same_rows_are_the_same_conversations_as_lines_and_as_parquet(tmp_path):
     lines, table = write_both(tmp_path, ROWS)
 
-    assert read(table) == read(lines)
+    assert read_rows(table) == read_rows(lines)
     prints = [check_dataset(DatasetConfig(source=str(path)), SourceOptions()).fingerprint for path in (lines, table)]
     assert prints[0] == prints[1]
-    assert read(table)[0].messages[1].tool_calls == (
+    assert read_rows(table)[0].messages[1].tool_calls == (
         ToolCall("get_weather", {"city": "Paris", "place": {"area": "centre"}}),
     )
-    assert read(table)[2].messages[1].tool_calls == (ToolCall("stop", {}),)
+    assert read_rows(table)[2].messages[1].tool_calls == (ToolCall("stop", {}),)
 
 
 def test_turns_of_several_makes_in_one_column_are_read(tmp_path):
@@ -97,8 +97,8 @@ def test_turns_of_several_makes_in_one_column_are_read(tmp_path):
     ]
     lines, table = write_both(tmp_path, rows)
 
-    assert read(table) == read(lines)
-    assert all(not isinstance(example, str) for example in read(table))
+    assert read_rows(table) == read_rows(lines)
+    assert all(not isinstance(example, str) for example in read_rows(table))
 
 
 def test_an_object_as_the_result_of_a_tool_has_its_own_keys_alone(tmp_path):
@@ -117,7 +117,7 @@ def test_a_null_that_the_author_of_a_jsonl_file_wrote_stays(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
 
-    (conversation,) = read(path)
+    (conversation,) = read_rows(path)
 
     assert conversation.messages[1].tool_calls == (ToolCall("stop", {"when": None}),)
     assert conversation.tools[0]["function"]["parameters"]["properties"]["when"]["default"] is None
@@ -170,7 +170,7 @@ def test_rows_from_the_hub_are_those_of_a_file_here(tmp_path, monkeypatch, kind,
 
     reader = DatasetReader(DatasetConfig(source="someone/data"), SourceOptions(streaming=streaming))
 
-    assert [row.example for row in reader.rows()] == read(lines)
+    assert [row.example for row in reader.rows()] == read_rows(lines)
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -12,7 +12,7 @@ def convert(row, **settings):
     return Converter(detect_format(DatasetConfig(source="x", **settings), [row])).convert(row)
 
 
-def said(conversation):
+def texts_of(conversation):
     return [(message.role, message.content) for message in conversation.messages]
 
 
@@ -26,7 +26,7 @@ ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 def test_alpaca_joins_instruction_and_input_and_takes_system_and_history():
     row = {**ALPACA, "system": "Be exact.", "history": [["Hi", "Hello"], ["Ready?", "Yes"]]}
 
-    assert said(convert(row)) == [
+    assert texts_of(convert(row)) == [
         ("system", "Be exact."),
         ("user", "Hi"),
         ("assistant", "Hello"),
@@ -41,10 +41,10 @@ def test_instruction_context_and_system_prompt_all_come_into_the_conversation():
     dolly = {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada", "category": "closed_qa"}
     orca = {"id": "flan.1", "system_prompt": "You are a pirate.", "question": "Hi?", "response": "Arr"}
 
-    assert said(convert(dolly)) == [("user", "Who?\n\nAda wrote it."), ("assistant", "Ada")]
-    assert said(convert({**dolly, "context": ""})) == [("user", "Who?"), ("assistant", "Ada")]
-    assert said(convert(orca)) == [("system", "You are a pirate."), ("user", "Hi?"), ("assistant", "Arr")]
-    assert said(
+    assert texts_of(convert(dolly)) == [("user", "Who?\n\nAda wrote it."), ("assistant", "Ada")]
+    assert texts_of(convert({**dolly, "context": ""})) == [("user", "Who?"), ("assistant", "Ada")]
+    assert texts_of(convert(orca)) == [("system", "You are a pirate."), ("user", "Hi?"), ("assistant", "Arr")]
+    assert texts_of(
         convert({**orca, "system_prompt": None}, column_map={"prompt": "question", "completion": "response"})
     ) == [
         ("user", "Hi?"),
@@ -128,7 +128,7 @@ def test_words_and_the_call_that_follows_them_are_one_turn():
 
 
 def test_prompt_and_completion_may_be_text_or_turns():
-    assert said(convert({"prompt": "Q", "completion": "A"})) == [("user", "Q"), ("assistant", "A")]
+    assert texts_of(convert({"prompt": "Q", "completion": "A"})) == [("user", "Q"), ("assistant", "A")]
 
     asked = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]
     conversation = convert({"prompt": asked, "completion": [{"role": "assistant", "content": "4"}]})
@@ -149,7 +149,7 @@ def test_text_is_text():
 def test_any_columns_can_be_mapped():
     row = {"q": "Ask", "a": "Answer", "topic": "x"}
 
-    assert said(convert(row, column_map={"instruction": "q", "output": "a"})) == [
+    assert texts_of(convert(row, column_map={"instruction": "q", "output": "a"})) == [
         ("user", "Ask"),
         ("assistant", "Answer"),
     ]
@@ -157,7 +157,7 @@ def test_any_columns_can_be_mapped():
     assert convert(row, format="text", column_map={"text": "a"}) == PlainText("Answer")
     talk = {"dialogue": [{"speaker": "human", "utterance": "1"}, {"speaker": "bing", "utterance": "2"}]}
     mapped = {"conversations": "dialogue", "from": "speaker", "value": "utterance"}
-    assert said(convert(talk, format="sharegpt", column_map=mapped)) == [("user", "1"), ("assistant", "2")]
+    assert texts_of(convert(talk, format="sharegpt", column_map=mapped)) == [("user", "1"), ("assistant", "2")]
 
 
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}

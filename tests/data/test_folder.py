@@ -8,7 +8,7 @@ from engine.data.source import SourceOptions, data_files, open_source
 from engine.errors import DatasetError
 
 
-def put(path, text="x"):
+def write_file(path, text="x"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{{"text": "{text}"}}\n')
 
@@ -20,7 +20,7 @@ def texts(folder, **settings):
 
 def test_the_files_of_a_folder_are_read_in_order_and_hidden_ones_never(tmp_path):
     for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", ".hidden.jsonl", ".cache/d.jsonl", "deep/.git/e.jsonl"):
-        put(tmp_path / name, name)
+        write_file(tmp_path / name, name)
     (tmp_path / "notes.pdf").write_text("no data")
 
     assert texts(tmp_path) == ["a.jsonl", "b.jsonl", "deep/er/c.jsonl"]
@@ -28,8 +28,8 @@ def test_the_files_of_a_folder_are_read_in_order_and_hidden_ones_never(tmp_path)
 
 
 def test_links_that_lead_outside_or_in_a_circle_are_left_alone(tmp_path):
-    put(tmp_path / "data" / "a.jsonl", "a")
-    put(tmp_path / "outside" / "secret.jsonl", "secret")
+    write_file(tmp_path / "data" / "a.jsonl", "a")
+    write_file(tmp_path / "outside" / "secret.jsonl", "secret")
     (tmp_path / "data" / "out").symlink_to(tmp_path / "outside")
     (tmp_path / "data" / "out.jsonl").symlink_to(tmp_path / "outside" / "secret.jsonl")
     (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
@@ -43,7 +43,7 @@ def test_a_folder_with_far_too_much_in_it_is_refused_without_walking_through_it(
     monkeypatch.setattr(source, "open_file", lambda *arguments: opened.append(arguments))
     for number in range(30):
         (tmp_path / "home" / f"{number}").mkdir(parents=True)
-        put(tmp_path / "home" / f"{number}" / "rows.jsonl")
+        write_file(tmp_path / "home" / f"{number}" / "rows.jsonl")
 
     with pytest.raises(DatasetError, match="The folder home holds more than 20 files and folders") as refusal:
         open_source(DatasetConfig(source=str(tmp_path / "home")), SourceOptions())
@@ -56,7 +56,7 @@ def test_a_folder_with_too_many_data_files_is_refused_before_one_is_opened(tmp_p
     monkeypatch.setattr(source, "MAX_FILES", 3)
     monkeypatch.setattr(source, "open_file", lambda *_: pytest.fail("a file was opened"))
     for number in range(4):
-        put(tmp_path / f"{number}.jsonl")
+        write_file(tmp_path / f"{number}.jsonl")
 
     with pytest.raises(DatasetError, match="holds 4 data files; 3 is the most"):
         open_source(DatasetConfig(source=str(tmp_path)), SourceOptions())
@@ -71,8 +71,8 @@ BESIDE_DATA = (
 
 @pytest.mark.parametrize("name", BESIDE_DATA)
 def test_what_describes_the_data_is_not_read_where_data_stands_beside_it(tmp_path, name):
-    put(tmp_path / "corpus.jsonl", "data")
-    put(tmp_path / name, "a description")
+    write_file(tmp_path / "corpus.jsonl", "data")
+    write_file(tmp_path / name, "a description")
 
     assert texts(tmp_path) == ["data"]
     assert texts(tmp_path, split="test") == ["data"]
@@ -82,8 +82,8 @@ def test_what_describes_the_data_is_not_read_where_data_stands_beside_it(tmp_pat
     "name", ["readme.jsonl", "README.csv", "readmedata.md", "notices.txt", "security.txt", "statements.json", "a.md"]
 )
 def test_data_of_similar_names_is_read(tmp_path, name):
-    put(tmp_path / "corpus.jsonl")
-    put(tmp_path / name)
+    write_file(tmp_path / "corpus.jsonl")
+    write_file(tmp_path / name)
 
     assert data_files(tmp_path, "train") == sorted([tmp_path / "corpus.jsonl", tmp_path / name])
 
@@ -96,6 +96,6 @@ def test_where_there_is_nothing_else_a_readme_is_the_data(tmp_path):
 
 def test_files_named_after_the_split_are_taken_alone(tmp_path):
     for name in ("train-00000.jsonl", "deep/Train.jsonl", "test.jsonl", "README.md"):
-        put(tmp_path / name, name)
+        write_file(tmp_path / name, name)
 
     assert texts(tmp_path, split="train") == ["deep/Train.jsonl", "train-00000.jsonl"]

@@ -26,7 +26,7 @@ def config(tmp_path) -> DatasetConfig:
     return DatasetConfig(source=str(path), eval_fraction=0.2)
 
 
-def found(config, tokenizer, home, count) -> HeldOutRows:
+def find_held_out(config, tokenizer, home, count) -> HeldOutRows:
     steps = held_out_steps(config, SourceOptions(home=home), seed=3, renderer=Renderer(tokenizer, 256), count=count)
     while True:
         try:
@@ -38,18 +38,20 @@ def found(config, tokenizer, home, count) -> HeldOutRows:
 def test_they_are_those_of_the_trainer(config, tokenizer, home):
     prepared = prepare_dataset(config, seed=3, max_length=256, tokenizer=tokenizer, home=home)
 
-    held_out = found(config, tokenizer, home, 200)
+    held_out = find_held_out(config, tokenizer, home, 200)
 
     assert list(held_out.rows) == sorted({row.row for row in prepared.held_out})
     assert held_out.total == len(held_out.rows) == 12
 
 
 def test_of_many_a_few_are_taken_from_the_first_to_the_last(config, tokenizer, home):
-    everything, few = found(config, tokenizer, home, 200), found(config, tokenizer, home, 3)
+    everything, few = find_held_out(config, tokenizer, home, 200), find_held_out(config, tokenizer, home, 3)
 
     assert few.total == 12
     assert few.rows == (everything.rows[0], everything.rows[4], everything.rows[8])
 
 
 def test_a_run_without_held_out_rows_has_none(config, tokenizer, home):
-    assert found(config.model_copy(update={"eval_fraction": 0.0}), tokenizer, home, 5) == HeldOutRows(rows=(), total=0)
+    assert find_held_out(config.model_copy(update={"eval_fraction": 0.0}), tokenizer, home, 5) == HeldOutRows(
+        rows=(), total=0
+    )

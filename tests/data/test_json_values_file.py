@@ -14,7 +14,7 @@ from engine.errors import DatasetError
 START = Position(0, 1, 0)
 
 
-def read(path, *, array=True, start=START):
+def read_values(path, *, array=True, start=START):
     reader = JsonValuesReader(TextStream(path), array=array)
     return list(reader.read(start)), reader.notes
 
@@ -39,7 +39,7 @@ def test_an_array_is_cut_as_json_reads_it_in_pieces_of_any_size(tmp_path, monkey
         for ensure_ascii in (True, False):
             path.write_text(json.dumps(rows, indent=indent, ensure_ascii=ensure_ascii), encoding="utf-8")
 
-            records, notes = read(path)
+            records, notes = read_values(path)
 
             assert [record.value for record in records] == rows
             assert [record.row for record in records] == list(range(len(rows)))
@@ -55,12 +55,12 @@ def test_lines_and_offsets_are_those_of_the_rows_and_reading_can_begin_at_any_of
     path = tmp_path / "rows.json"
     path.write_text(text)
 
-    records, _ = read(path)
+    records, _ = read_values(path)
 
     assert [record.line for record in records] == [3, 5, 6, 7]
     for record in records:
         assert text[record.offset] == "{"
-        rest, _ = read(path, start=Position(record.row, record.line, record.offset))
+        rest, _ = read_values(path, start=Position(record.row, record.line, record.offset))
         assert rest == records[record.row :]
 
 
@@ -70,7 +70,7 @@ def test_objects_over_several_lines_follow_each_other(tmp_path, monkeypatch, chu
     path = tmp_path / "rows.json"
     path.write_text('{\n "a": "}{"\n}\n{"a":\n {"b": [2]}}\n,\n{"a": 3}')
 
-    records, _ = read(path, array=False)
+    records, _ = read_values(path, array=False)
 
     assert [record.value for record in records] == [{"a": "}{"}, {"a": {"b": [2]}}, {"a": 3}]
     assert [record.line for record in records] == [1, 4, 7]
@@ -82,7 +82,7 @@ def test_a_row_that_is_wrong_leaves_the_others_alone(tmp_path):
         '[{"a": 1},\n {"a": tru},\n {"a": 1, "a": 2},\n 5,\n "x",\n null,\n {"a": [1}, {"a": 2]},\n {"a": 3}]'
     )
 
-    records, notes = read(path)
+    records, notes = read_values(path)
 
     assert [record.kind for record in records] == [
         None,
@@ -103,7 +103,7 @@ def test_a_string_that_is_never_closed_costs_its_row_and_no_other(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[\n{\n"a": "one,\n"b": 2\n},\n{\n"a": "two"\n}\n]')
 
-    records, notes = read(path)
+    records, notes = read_values(path)
 
     assert [record.kind for record in records] == ["not_json", None]
     assert records[0].line == 2
@@ -126,7 +126,7 @@ def test_what_is_odd_about_the_end_is_noted(tmp_path, text, kept, note):
     path = tmp_path / "rows.json"
     path.write_text(text)
 
-    records, notes = read(path)
+    records, notes = read_values(path)
 
     assert sum(record.kind is None for record in records) == kept
     assert note in notes[0]
@@ -135,10 +135,10 @@ def test_what_is_odd_about_the_end_is_noted(tmp_path, text, kept, note):
 def test_trailing_commas_and_an_empty_array_make_no_rows(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"a": 1}, ]')
-    assert len(read(path)[0]) == 1
+    assert len(read_values(path)[0]) == 1
 
     path.write_text("[ ]")
-    assert read(path) == ([], [])
+    assert read_values(path) == ([], [])
 
 
 def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monk
     path = tmp_path / "rows.json"
     path.write_text('[{"a": "' + "x" * 5000 + '"},\n{"a": "' + 'x\\n\\"' * 500 + '"},\n{"a": 1}]')
 
-    records, _ = read(path)
+    records, _ = read_values(path)
 
     assert [record.kind for record in records] == ["too_long", "too_long", None]
     assert [record.line for record in records] == [1, 2, 3]
@@ -161,7 +161,7 @@ def test_brackets_that_never_match_take_no_time_to_speak_of(tmp_path, inside):
     path = tmp_path / "rows.json"
     path.write_text(f'[{{"a": 1}}, {inside}')
 
-    records, _ = read(path)
+    records, _ = read_values(path)
 
     assert records[0].value == {"a": 1}
     assert all(record.kind for record in records[1:])
@@ -173,4 +173,4 @@ def test_endless_nesting_ends_the_reading(tmp_path, monkeypatch):
     path.write_text("[" * 5000)
 
     with pytest.raises(DatasetError, match="inside one another"):
-        read(path)
+        read_values(path)

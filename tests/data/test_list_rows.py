@@ -29,7 +29,7 @@ def write(path, rows, end="\n"):
     return path
 
 
-def read(path, first_row=0, **settings):
+def read_list(path, first_row=0, **settings):
     reader = DatasetReader(DatasetConfig(source=str(path), **settings), SourceOptions())
     return [
         row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[union-attr]
@@ -37,7 +37,7 @@ def read(path, first_row=0, **settings):
     ]
 
 
-def said(number):
+def answer_text(number):
     return [("user", f"Ask {number}"), ("assistant", "[Answer]")]
 
 
@@ -48,23 +48,29 @@ def test_each_line_that_is_a_list_of_turns_is_a_conversation(tmp_path, make, nam
     path = write(tmp_path / name, map(make, range(3)), end)
 
     assert open_file(path).kind.startswith("lists of turns, one on each line")
-    assert read(path) == [said(0), said(1), said(2)]
-    assert read(path, 2) == [said(2)]
+    assert read_list(path) == [answer_text(0), answer_text(1), answer_text(2)]
+    assert read_list(path, 2) == [answer_text(2)]
 
 
 def test_one_line_alone_is_one_conversation_too(tmp_path):
-    assert read(write(tmp_path / "rows.jsonl", [turns(0)])) == [said(0)]
-    assert read(write(tmp_path / "rows.jsonl", [turns(0)], end="")) == [said(0)]
+    assert read_list(write(tmp_path / "rows.jsonl", [turns(0)])) == [answer_text(0)]
+    assert read_list(write(tmp_path / "rows.jsonl", [turns(0)], end="")) == [answer_text(0)]
 
 
 @pytest.mark.parametrize("make", [turns, talk])
 def test_lists_may_stand_in_one_array(tmp_path, make):
-    assert read(write(tmp_path / "rows.json", [[make(0), make(1)]], end="")) == [said(0), said(1)]
+    assert read_list(write(tmp_path / "rows.json", [[make(0), make(1)]], end="")) == [answer_text(0), answer_text(1)]
 
 
 def test_a_chosen_format_finds_them(tmp_path):
-    assert read(write(tmp_path / "a.jsonl", map(talk, range(2))), format="sharegpt") == [said(0), said(1)]
-    assert read(write(tmp_path / "b.jsonl", map(turns, range(2))), format="messages") == [said(0), said(1)]
+    assert read_list(write(tmp_path / "a.jsonl", map(talk, range(2))), format="sharegpt") == [
+        answer_text(0),
+        answer_text(1),
+    ]
+    assert read_list(write(tmp_path / "b.jsonl", map(turns, range(2))), format="messages") == [
+        answer_text(0),
+        answer_text(1),
+    ]
 
 
 def test_what_is_no_list_of_turns_is_a_problem_of_its_line(tmp_path):
@@ -93,12 +99,12 @@ def test_arrays_of_rows_stay_arrays(tmp_path):
         path.write_text(text)
 
         assert open_file(path).kind == "JSON array"
-        assert len(read(path)) == 3
+        assert len(read_list(path)) == 3
 
 
 def test_a_first_line_beyond_what_is_looked_at_is_found_out_all_the_same(tmp_path):
     long = [{"role": "user", "content": "x" * 200_000}, {"role": "assistant", "content": "y"}]
-    assert len(read(write(tmp_path / "rows.jsonl", [long, turns(1)]))) == 2
+    assert len(read_list(write(tmp_path / "rows.jsonl", [long, turns(1)]))) == 2
 
     array = tmp_path / "array.json"
     array.write_text(json.dumps([{"text": "x" * 1000}] * 10_000))
@@ -111,7 +117,7 @@ def test_an_array_of_turns_in_one_file_is_no_dataset_of_single_turns(tmp_path):
     path.write_text(json.dumps(turns(0), indent=2))
 
     with pytest.raises(DatasetError, match="a single turn"):
-        read(path)
+        read_list(path)
 
 
 def test_a_call_without_words_is_a_turn_and_an_object_without_a_speaker_is_none():

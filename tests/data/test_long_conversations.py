@@ -71,16 +71,16 @@ def conversation(draw: random.Random, turns: int) -> Conversation:
     return Conversation(tuple(messages), TOOLS if kind == "tools" else ())
 
 
-def described(plan):
+def describe(plan):
     """All that a plan says, whatever its classes."""
     every = (*plan.sequences, *([plan.whole] if plan.whole else []))
     sequences = [(one.text, [(turn.prompt, turn.answer) for turn in one.trained]) for one in every]
     return sequences, plan.notes, plan.notices, plan.beyond_tokens
 
 
-def planned(plan, *arguments):
+def plan_row(plan, *arguments):
     try:
-        return described(plan(*arguments))
+        return describe(plan(*arguments))
     except RowProblemError as problem:
         return problem.kind, problem.problem
 
@@ -95,9 +95,9 @@ def test_the_plan_is_the_one_that_whole_renderings_give(monkeypatch, name):
         train_on = draw.choice(("assistant", "assistant", "completion", "last_assistant"))
         max_length = draw.choice((None, None, 64, 300))
 
-        expected = planned(whole_turns.plan_conversation, talk, tokenizer, train_on, max_length)
+        expected = plan_row(whole_turns.plan_conversation, talk, tokenizer, train_on, max_length)
 
-        assert planned(plan_conversation, talk, tokenizer, train_on, max_length) == expected, (name, number)
+        assert plan_row(plan_conversation, talk, tokenizer, train_on, max_length) == expected, (name, number)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1", "phi3", "deepseek-r1-distill", "llama2", "default"])

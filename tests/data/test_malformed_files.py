@@ -26,7 +26,7 @@ def write(tmp_path, name, data):
     return path
 
 
-def found(report):
+def problems_of(report):
     """(row, line, kind) of every problem."""
     return [(problem.row, problem.line, problem.kind) for problem in report.problems]
 
@@ -187,7 +187,7 @@ def test_files_that_are_only_unusual_are_kept_whole(readings, name):
 def test_rows_that_are_wrong_are_named_and_the_others_kept(readings, name):
     report = readings[name].report
 
-    assert found(report) == DROPPED[name][1]
+    assert problems_of(report) == DROPPED[name][1]
     assert report.kept >= 1
     assert all(problem.problem and "\n" not in problem.problem for problem in report.problems)
     assert all(problem.sample for problem in report.problems)
@@ -211,7 +211,7 @@ def test_keys_that_differ_by_case_beside_each_other_take_the_exact_one(readings)
 def test_unbalanced_quotes_in_csv_cost_their_own_row(readings):
     report = readings["unbalanced quotes"].report
 
-    assert found(report) == [(0, 2, "csv")]
+    assert problems_of(report) == [(0, 2, "csv")]
     assert report.kept == 2
 
 
@@ -222,7 +222,7 @@ def test_a_parquet_file_is_read_and_one_that_is_cut_is_refused(readings, tmp_pat
 
     report = check_dataset(DatasetConfig(source=str(path)), SourceOptions())
 
-    assert found(report) == [(1, None, "not_text")]
+    assert problems_of(report) == [(1, None, "not_text")]
     assert "cut off or damaged" in readings["Parquet that is cut"].what
 
 
@@ -233,7 +233,7 @@ def test_a_decompression_bomb_is_refused(readings):
 def test_one_row_of_200_megabytes_is_left_out_without_being_held(readings):
     reading = readings["a row of 200 megabytes"]
 
-    assert found(reading.report) == [(1, 2, "too_long")]
+    assert problems_of(reading.report) == [(1, 2, "too_long")]
     assert "200 MB" in reading.report.problems[0].problem
     assert reading.report.kept == 2
     assert reading.grown_bytes < 100 << 20

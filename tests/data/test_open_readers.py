@@ -37,7 +37,7 @@ def readers(clock):
     return OpenReaders(lambda config: DatasetReader(config, SourceOptions(streaming=True)), clock)
 
 
-def opened(hub):
+def opened_datasets(hub):
     return [asked for asked in hub.asked if isinstance(asked, tuple)]
 
 
@@ -48,7 +48,7 @@ def test_pages_of_one_dataset_open_it_once_with_and_without_a_tokenizer(hub, rea
     plain = readers.get(config, None)
     counted = readers.get(config.model_copy(update={"eval_fraction": 0.3}), renderer)
 
-    assert opened(hub) == [("hf://datasets/someone/data", None, "abc")]
+    assert opened_datasets(hub) == [("hf://datasets/someone/data", None, "abc")]
     for first in (0, 5):
         assert [row.record.row for row in islice(plain.rows(first), 3)] == [first, first + 1, first + 2]
         assert all(row.rendering is None for row in islice(plain.rows(first), 3))
@@ -61,7 +61,7 @@ def test_another_revision_subset_split_or_reading_is_opened_by_itself(hub, reade
     first = readers.get(config, None)
 
     assert readers.get(config.model_copy(update=changed), None).parts is not first.parts
-    assert len(opened(hub)) == 2
+    assert len(opened_datasets(hub)) == 2
 
 
 def test_a_dataset_is_opened_again_after_a_while_and_few_are_kept(hub, readers, clock):
@@ -69,12 +69,12 @@ def test_a_dataset_is_opened_again_after_a_while_and_few_are_kept(hub, readers, 
     readers.get(config, None)
     clock.now += 301
     readers.get(config, None)
-    assert len(opened(hub)) == 2
+    assert len(opened_datasets(hub)) == 2
 
     for number in range(4):
         readers.get(DatasetConfig(source=f"someone/other-{number}"), None)
     readers.get(config, None)
-    assert len(opened(hub)) == 7
+    assert len(opened_datasets(hub)) == 7
 
 
 def test_what_is_on_this_machine_is_never_kept(hub, readers, tmp_path):

@@ -28,7 +28,7 @@ def write(path, rows):
     return DatasetConfig(source=str(path), eval_fraction=0)
 
 
-def shown(config, tokenizer, max_length=256, **request):
+def preview(config, tokenizer, max_length=256, **request):
     """Return the rows of a page as the Data tab shows them."""
     steps = read_page(DatasetReader(config, SourceOptions(), Renderer(tokenizer, max_length)), PageRequest(**request))
     while True:
@@ -66,7 +66,7 @@ def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_pat
     batches = StepBatches(prepared.train, setup)
     planned = batches.measured()
 
-    for page_row, number in ((row, one.rows[0]) for one in planned for row in shown(config, tokenizer, CUT) if row.row == prepared.train[one.rows[0]].row):  # fmt: skip
+    for page_row, number in ((row, one.rows[0]) for one in planned for row in preview(config, tokenizer, CUT) if row.row == prepared.train[one.rows[0]].row):  # fmt: skip
         (held,) = batches.tensors([one for one in planned if one.rows == (number,)])
         for side, view in enumerate(page_row.sequences):
             ids, labels = tokens_of(view)
@@ -96,7 +96,7 @@ def _ends(view):
 def test_cut_tokens_are_shown_as_what_follows_the_rest(tmp_path):
     config = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": LONG * 4, "rejected": "It is."}])
 
-    (row,) = shown(config, tokenizer_of(family("qwen2.5")), CUT)
+    (row,) = preview(config, tokenizer_of(family("qwen2.5")), CUT)
 
     view = row.sequences[0]
     text = "".join(span.text for span in view.spans) + view.cut_text
@@ -206,7 +206,7 @@ def test_ratings_report_their_labels_and_their_prompts(tmp_path):
     config = write(tmp_path / "rows.jsonl", rows)
 
     report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), 256))
-    (row, *_) = shown(config, tokenizer_of(family("qwen2.5")))
+    (row, *_) = preview(config, tokenizer_of(family("qwen2.5")))
 
     assert (report.desirable, report.kept, report.prompts) == (9, 12, 3)
     assert report.row_lengths.kind == "ratings"

@@ -26,7 +26,7 @@ def write(path, table, **options):
     return path
 
 
-def repeated(values, picks):
+def repeat_values(values, picks):
     """Text that is stored once and stands in many rows."""
     return pa.DictionaryArray.from_arrays(pa.array(picks, pa.int32()), pa.array(values))
 
@@ -36,13 +36,17 @@ def lists(offsets, values):
 
 
 BOMBS = {
-    "a value of 4 MiB in 150 rows": lambda path: write(path, pa.table({"text": repeated(["x" * 4 * MIB], [0] * 150)})),
+    "a value of 4 MiB in 150 rows": lambda path: write(
+        path, pa.table({"text": repeat_values(["x" * 4 * MIB], [0] * 150)})
+    ),
     "a value of 20 MiB in every other row": lambda path: write(
-        path, pa.table({"text": repeated(["x" * 20 * MIB, "ok"], [0, 1] * 500)}), dictionary_pagesize_limit=100 * MIB
+        path,
+        pa.table({"text": repeat_values(["x" * 20 * MIB, "ok"], [0, 1] * 500)}),
+        dictionary_pagesize_limit=100 * MIB,
     ),
     "a list of 3,000 values of 1 MiB": lambda path: write(
         path,
-        pa.table({"m": lists([0, 3000, 3001], repeated(["x" * MIB, "ok"], [0] * 3000 + [1])), "text": ["a", "b"]}),
+        pa.table({"m": lists([0, 3000, 3001], repeat_values(["x" * MIB, "ok"], [0] * 3000 + [1])), "text": ["a", "b"]}),
         dictionary_pagesize_limit=100 * MIB,
     ),
     "a list of 60 million nothings": lambda path: write(
@@ -125,7 +129,7 @@ def test_rows_are_what_was_written_from_every_place(tmp_path, options):
 
 def test_shared_values_are_measured_and_read_as_if_each_row_had_its_own(tmp_path):
     """A list that shares 1 MiB with others, more often than fits: what fits is read, and is whole."""
-    shared = repeated(["x" * MIB, "ok", "fine"], [0] * 60 + [1, 2, 0, 1])
+    shared = repeat_values(["x" * MIB, "ok", "fine"], [0] * 60 + [1, 2, 0, 1])
     table = pa.table({"m": lists([0, 60, 62, 63, 64], shared)})
     path = write(tmp_path / "rows.parquet", table, dictionary_pagesize_limit=100 * MIB)
 
@@ -138,7 +142,7 @@ def test_shared_values_are_measured_and_read_as_if_each_row_had_its_own(tmp_path
 
 
 def test_sizes_follow_nulls_slices_and_nesting():
-    strings = repeated(["aaaa", "b"], [0, 1, 0, 1])
+    strings = repeat_values(["aaaa", "b"], [0, 1, 0, 1])
     held = lists([0, 2, 2, 4], pa.StructArray.from_arrays([strings, pa.array(["", "cc", None, "d"])], ["x", "y"]))
 
     assert row_sizes(held).tolist() == [5 + 2 + 16, 0, 5 + 1 + 16]

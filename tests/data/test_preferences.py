@@ -51,7 +51,7 @@ PAIRS = {
 }
 
 
-def read(row, **settings):
+def convert_row(row, **settings):
     return Converter(detect_format(DatasetConfig(source="x", **settings), [row])).convert(row)
 
 
@@ -80,7 +80,7 @@ RATINGS = {
 
 @pytest.mark.parametrize("row", RATINGS.values(), ids=RATINGS)
 def test_rated_answers_are_recognized(row):
-    rated = read(row)
+    rated = convert_row(row)
 
     assert isinstance(rated, Rated)
     assert not rated.desirable
@@ -91,17 +91,17 @@ def test_labels_that_are_classes_are_no_ratings():
     row = {"prompt": "Which bird?", "completion": "A heron.", "label": 1}
 
     assert detect_format(DatasetConfig(source="x"), [row]).format == "prompt_completion"
-    assert read(row, format="kto").desirable
+    assert convert_row(row, format="kto").desirable
 
 
 def test_columns_of_any_name_can_be_mapped():
     row = {"asked": "Which bird?", "win": "A heron.", "lose": "A fish."}
 
-    pair = read(row, column_map={"prompt": "asked", "chosen": "win", "rejected": "lose"})
+    pair = convert_row(row, column_map={"prompt": "asked", "chosen": "win", "rejected": "lose"})
 
     assert (pair.chosen[0].content, pair.rejected[0].content) == ("A heron.", "A fish.")
     # The chosen answers alone can still be learned as answers.
-    assert not isinstance(read(row, column_map={"prompt": "asked", "completion": "win"}), Comparison)
+    assert not isinstance(convert_row(row, column_map={"prompt": "asked", "completion": "win"}), Comparison)
 
 
 MALFORMED = {
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_a_pair_is_reported(row, problem):
     kind = "kto" if "label" in row else "hh" if "Human" in str(row) else "preference"
 
     with pytest.raises(RowProblemError, match=problem):
-        read(row, format=kind)
+        convert_row(row, format=kind)
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_search_gives_its_turn_away(files, monkeypatch):
     assert sum(1 for _ in steps) == COUNT
 
 
-def found(reader, text, after_row):
+def find_texts(reader, text, after_row):
     """Where a search ended, and the steps that it took."""
     steps, taken = search_rows(reader, text, after_row), []
     while True:
@@ -126,10 +126,10 @@ def test_a_search_continues_from_the_top_and_ends_where_it_began(files, monkeypa
     at_every_row(monkeypatch)
     reader = open_reader(files / "rows.jsonl")
 
-    assert found(reader, "ANSWER 12", 11)[0] == FoundRow(row=12)
-    assert found(reader, "answer 12", COUNT - 2)[0] == FoundRow(row=12, from_top=True)
-    assert found(reader, "answer 12", 12)[0] == FoundRow(row=120)
-    nowhere, steps = found(reader, "no such words", 1000)
+    assert find_texts(reader, "ANSWER 12", 11)[0] == FoundRow(row=12)
+    assert find_texts(reader, "answer 12", COUNT - 2)[0] == FoundRow(row=12, from_top=True)
+    assert find_texts(reader, "answer 12", 12)[0] == FoundRow(row=120)
+    nowhere, steps = find_texts(reader, "no such words", 1000)
 
     assert nowhere == FoundRow(row=None)
     assert steps[-1].rows == COUNT  # no row twice

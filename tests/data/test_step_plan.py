@@ -286,13 +286,13 @@ def test_another_number_of_processes_shares_the_steps_that_were_pinned(processes
         assert sorted(learned_rows_of(parts)) == sorted(rows_of([step]))
 
 
-def known(tokens, count=None) -> RowLengths:
+def row_lengths(tokens, count=None) -> RowLengths:
     return RowLengths(tokens=tuple(tokens), trained=tuple(length // 3 for length in tokens), count=count or len(tokens))
 
 
 @pytest.mark.parametrize("values", [{}, {"batching": "padded"}, {"packing": True}, {"num_train_epochs": 1}], ids=str)
 def test_the_largest_pass_of_known_rows_is_the_one_that_the_trainer_takes(values):
-    rows, settings = known(random_lengths(seed=3)), make_settings(**values)
+    rows, settings = row_lengths(random_lengths(seed=3)), make_settings(**values)
     planner = EpochPlanner(rows.tokens, settings)
     epochs = range(round(settings.training.num_train_epochs))
     passes = [
@@ -327,7 +327,7 @@ def test_answers_that_share_a_prompt_are_counted_as_they_pass():
 
 
 def test_rows_are_cut_and_steps_that_a_run_never_takes_do_not_count():
-    rows = known([10] * 30 + [5000])
+    rows = row_lengths([10] * 30 + [5000])
 
     assert max(largest_pass(rows, make_settings()).lengths) == 100
     assert sum(largest_pass(rows, make_settings(max_steps=1, seed=1)).lengths) == 60
@@ -336,5 +336,5 @@ def test_rows_are_cut_and_steps_that_a_run_never_takes_do_not_count():
 def test_a_step_of_more_rows_than_are_known_holds_more_of_the_like():
     settings = make_settings(per_device_train_batch_size=64, gradient_accumulation_steps=1)
 
-    assert sum(largest_pass(known([10] * 8, count=1_000_000), settings).lengths) == 640
-    assert sum(largest_pass(known([10] * 8), settings).lengths) == 80
+    assert sum(largest_pass(row_lengths([10] * 8, count=1_000_000), settings).lengths) == 640
+    assert sum(largest_pass(row_lengths([10] * 8), settings).lengths) == 80

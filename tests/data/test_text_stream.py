@@ -12,7 +12,7 @@ from engine.errors import DatasetError
 TEXT = '{"a": "é 語 😀"}\n{"a": 2}\n'
 
 
-def read(path, offset=0):
+def read_stream(path, offset=0):
     return b"".join(TextStream(path).chunks(offset)).decode()
 
 
@@ -45,10 +45,10 @@ def test_everything_becomes_utf_8(tmp_path, monkeypatch, data, compressed, chunk
 def test_bare_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\r{"a": 2}\r')
-    assert read(path) == '{"a": 1}\n{"a": 2}\n'
+    assert read_stream(path) == '{"a": 1}\n{"a": 2}\n'
 
     path.write_bytes(b'{"a": 1}\r\n{"a": 2}\r\n')
-    assert read(path) == '{"a": 1}\r\n{"a": 2}\r\n'
+    assert read_stream(path) == '{"a": 1}\r\n{"a": 2}\r\n'
 
 
 @pytest.mark.parametrize(

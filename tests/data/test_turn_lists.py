@@ -21,7 +21,7 @@ def detect(*rows, **settings):
     return detect_format(DatasetConfig(source="x", **settings), rows)
 
 
-def said(source):
+def turns_of(source):
     reader = DatasetReader(DatasetConfig(source=str(source)), SourceOptions())
     return [
         row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[union-attr]
@@ -61,14 +61,14 @@ def test_turns_are_recognised_as_text_and_under_other_names(row, format_, column
 def test_a_csv_file_with_nothing_but_turns_is_read_as_conversations(tmp_path, turns):
     path = write_csv(tmp_path / "rows.csv", *[{"messages": json.dumps(turns)}] * 2)
 
-    assert said(path) == [[("user", "Ask"), ("assistant", "Answer")]] * 2
+    assert turns_of(path) == [[("user", "Ask"), ("assistant", "Answer")]] * 2
 
 
 def test_turns_in_cells_are_a_prompt_and_its_completion_and_other_json_is_text(tmp_path):
     cells = {"prompt": json.dumps(TURNS + TURNS[:1]), "completion": json.dumps(TURNS[1:])}
     path = write_csv(tmp_path / "rows.csv", cells, {"prompt": "Sort.", "completion": '[{"role": 1}, {"from": 2}]'})
 
-    assert said(path) == [
+    assert turns_of(path) == [
         [("user", "Ask"), ("assistant", "Answer"), ("user", "Ask"), ("assistant", "Answer")],
         [("user", "Sort."), ("assistant", '[{"role": 1}, {"from": 2}]')],
     ]
@@ -79,7 +79,7 @@ def test_a_history_may_stand_in_a_cell(tmp_path):
         {"instruction": "Ask", "output": "Answer", "history": cell} for cell in ("[]", '[["Hi", "Hello"]]', "", "x")
     ]
 
-    first, second, third, fourth = said(write_csv(tmp_path / "rows.csv", *rows))
+    first, second, third, fourth = turns_of(write_csv(tmp_path / "rows.csv", *rows))
 
     assert first == third == [("user", "Ask"), ("assistant", "Answer")]
     assert second == [("user", "Hi"), ("assistant", "Hello"), *first]

@@ -106,7 +106,7 @@ def test_strings_that_cells_share_are_read(tmp_path):
     strings = b"<sst %s><si><t>Why?</t></si><si><r><t>So</t></r><r><t>.</t></r></si></sst>" % NAMESPACE
     row = b"<row><c t='s'><v>0</v></c><c t='s'><v>1</v></c></row>"
 
-    source = open_file(save(tmp_path / "rows.xlsx", changed(sheet=sheet(row), strings=strings)))
+    source = open_file(save(tmp_path / "rows.xlsx", with_parts(sheet=sheet(row), strings=strings)))
 
     assert [record.value for record in source.records()] == [{"instruction": "Why?", "output": "So."}]
 
@@ -130,7 +130,7 @@ STRINGS_TYPE = (
 )
 
 
-def changed(**parts):
+def with_parts(**parts):
     """The workbook with its sheet, strings or styles replaced."""
     replaced = {SHEET: parts.get("sheet"), "xl/styles.xml": parts.get("styles")}
     content = io.BytesIO()
@@ -168,34 +168,34 @@ ENTITIES = b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>'
 TOO_LARGE = "are too large, or decompress to far more"
 DAMAGED = "damaged, encrypted or another kind"
 HOSTILE = {
-    "a sheet of 300 MB of spaces": (lambda: changed(sheet=sheet(b" " * 300_000_000)), TOO_LARGE),
-    "a row of ten million cells": (lambda: changed(sheet=sheet(b"<row>" + b"<c/>" * 10_000_000)), TOO_LARGE),
+    "a sheet of 300 MB of spaces": (lambda: with_parts(sheet=sheet(b" " * 300_000_000)), TOO_LARGE),
+    "a row of ten million cells": (lambda: with_parts(sheet=sheet(b"<row>" + b"<c/>" * 10_000_000)), TOO_LARGE),
     "a cell of 60 MB": (
-        lambda: changed(sheet=sheet(b"<row><c t='inlineStr'><is><t>" + b"x" * 60_000_000)),
+        lambda: with_parts(sheet=sheet(b"<row><c t='inlineStr'><is><t>" + b"x" * 60_000_000)),
         TOO_LARGE,
     ),
     "ten million strings": (
-        lambda: changed(strings=b"<sst %s>" % NAMESPACE + b"<si/>" * 10_000_000 + b"</sst>"),
+        lambda: with_parts(strings=b"<sst %s>" % NAMESPACE + b"<si/>" * 10_000_000 + b"</sst>"),
         TOO_LARGE,
     ),
-    "styles of 5 MB": (lambda: changed(styles=b" " * 5_000_000), TOO_LARGE),
+    "styles of 5 MB": (lambda: with_parts(styles=b" " * 5_000_000), TOO_LARGE),
     "30,000 files": (lambda: listing(30_000), TOO_LARGE),
     "entities in the sheet": (
-        lambda: changed(sheet=sheet(b"<row><c t='inlineStr'><is><t>&b;</t></is></c></row>", ENTITIES)),
+        lambda: with_parts(sheet=sheet(b"<row><c t='inlineStr'><is><t>&b;</t></is></c></row>", ENTITIES)),
         DAMAGED,
     ),
     "a string that is not there": (
-        lambda: changed(sheet=sheet(b"<row><c t='s'><v>99999999</v></c></row>")),
+        lambda: with_parts(sheet=sheet(b"<row><c t='s'><v>99999999</v></c></row>")),
         DAMAGED,
     ),
-    "a sheet that breaks off": (lambda: changed(sheet=sheet(b"<row><c")[:-30]), DAMAGED),
+    "a sheet that breaks off": (lambda: with_parts(sheet=sheet(b"<row><c")[:-30]), DAMAGED),
     "half a workbook": (lambda: TABLE[: len(TABLE) // 2], DAMAGED),
     "any other zip archive": (lambda: listing(3), "is a zip archive without the sheets"),
     "no rows": (workbook, "are empty"),
     "a header alone": (lambda: workbook(["text"]), "names columns and holds no rows"),
     "a column twice": (lambda: workbook(["text", "text"]), "appears twice"),
     "a row number beyond the last": (
-        lambda: changed(sheet=sheet(b"<row r='999999999999'>%s</row>" % HEADER.replace(b"1", b"999999999999"))),
+        lambda: with_parts(sheet=sheet(b"<row r='999999999999'>%s</row>" % HEADER.replace(b"1", b"999999999999"))),
         1,
     ),
 }

@@ -19,7 +19,7 @@ from engine.evaluation.blind_test import (
 ANSWERS = {"base": "Alpha.", "tuned": "It scales the update."}
 
 
-def judged(left: str, verdict: str) -> Judgement:
+def judgement(left: str, verdict: str) -> Judgement:
     right = "tuned" if left == "base" else "base"
     pair = Pair(prompt="What?", left=left, right=right, answers=ANSWERS)
     return Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC))
@@ -47,8 +47,13 @@ def test_either_answer_stands_left_as_often_as_right():
 
 
 def test_what_is_preferred_is_an_answer_and_not_a_side():
-    judgements = [judged("base", "right"), judged("tuned", "left"), judged("base", "left"), judged("tuned", "equal")]
-    judgements += [judged("tuned", "neither"), judged("base", "right")]
+    judgements = [
+        judgement("base", "right"),
+        judgement("tuned", "left"),
+        judgement("base", "left"),
+        judgement("tuned", "equal"),
+    ]
+    judgements += [judgement("tuned", "neither"), judgement("base", "right")]
 
     tally = count_judgements(judgements, "base", "tuned")
 
@@ -57,7 +62,7 @@ def test_what_is_preferred_is_an_answer_and_not_a_side():
 
 
 def test_judgements_about_other_branches_do_not_count():
-    assert count_judgements([judged("base", "left")], "tuned", "second").judged == 0
+    assert count_judgements([judgement("base", "left")], "tuned", "second").judged == 0
 
 
 def test_equal_words_are_seen_whatever_the_white_space():
@@ -67,7 +72,7 @@ def test_equal_words_are_seen_whatever_the_white_space():
 
 def test_judgements_are_kept_one_after_the_other_and_a_damaged_line_costs_only_itself(tmp_path):
     file = judgements_file(tmp_path, "step-40")
-    first, second = judged("base", "right"), judged("tuned", "equal")
+    first, second = judgement("base", "right"), judgement("tuned", "equal")
     keep_judgement(file, first)
     with file.open("ab") as lines:
         lines.write(b'{"pair": {\n')

@@ -138,7 +138,7 @@ class HubStandIn:
             fault.times -= 1
             if fault.what == "reset":
                 request.rfile.read(length // 2)
-                _cut(request)
+                _close_connection(request)
                 return
         body = request.rfile.read(length)
         if fault is not None and isinstance(fault.what, int):
@@ -153,7 +153,7 @@ class HubStandIn:
             return
         status, answer = self._answer(step, path, body, request.command)
         if fault is not None:
-            _cut(request)
+            _close_connection(request)
             return
         headers = {"X-Error-Code": str(answer["code"])} if status == 404 and isinstance(answer, dict) else {}
         _send(request, status, answer, headers)
@@ -285,7 +285,7 @@ class HubStandIn:
         return 200, {"commitUrl": f"{self.address}/{name}/commit/{commit}", "commitOid": commit}
 
 
-def _cut(request: BaseHTTPRequestHandler) -> None:
+def _close_connection(request: BaseHTTPRequestHandler) -> None:
     """Reset the connection instead of closing it."""
     request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     request.close_connection = True

@@ -20,7 +20,7 @@ def renderer(tokenizer):
     return lambda messages: render_prompt(messages, tokenizer).text
 
 
-def translated(tokenizer, implied_bos: str = "") -> OllamaTemplate:
+def translate_template(tokenizer, implied_bos: str = "") -> OllamaTemplate:
     return translate(renderer(tokenizer), implied_bos)
 
 
@@ -29,7 +29,7 @@ def test_each_family_is_translated_exactly_or_refused(one):
     tokenizer = tokenizer_of(one)
     render = renderer(tokenizer)
     try:
-        template = translated(tokenizer)
+        template = translate_template(tokenizer)
     except (NotTranslatableError, ModelError):
         assert one.name in {"gpt-oss"}, "every other family only puts fixed words between turns"
         return
@@ -59,7 +59,7 @@ def test_ollama_reads_the_branches_by_which_the_words_are_proved():
 def test_a_default_system_prompt_stands_where_the_conversation_has_none():
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = SMOLLM
-    template = translated(tokenizer)
+    template = translate_template(tokenizer)
 
     assert template.render([Message("user", "Hi")]).startswith(
         "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>"
@@ -72,16 +72,16 @@ def test_the_token_that_llama_cpp_puts_first_is_left_to_it():
     one = next(family for family in FAMILIES if family.bos is not None)
     tokenizer = tokenizer_of(one)
 
-    with_bos, without = translated(tokenizer), translated(tokenizer, tokenizer.bos_token)
+    with_bos, without = translate_template(tokenizer), translate_template(tokenizer, tokenizer.bos_token)
 
     question = [Message("user", "Hi")]
     assert with_bos.render(question) == tokenizer.bos_token + without.render(question)
     with pytest.raises(NotTranslatableError, match="does not begin with the token"):
-        translated(make_tiny_tokenizer(), "<s>")
+        translate_template(make_tiny_tokenizer(), "<s>")
 
 
 def test_an_unfinished_answer_is_gone_on_with():
-    template = translated(make_tiny_tokenizer())
+    template = translate_template(make_tiny_tokenizer())
 
     text = template.render([Message("user", "Count."), Message("assistant", "One, two,")])
 
@@ -102,4 +102,4 @@ def test_what_does_more_than_put_words_between_turns_is_not_translated(template)
     tokenizer.chat_template = template
 
     with pytest.raises((NotTranslatableError, ModelError)):
-        translated(tokenizer)
+        translate_template(tokenizer)

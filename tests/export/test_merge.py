@@ -40,7 +40,7 @@ def base(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("merge") / "base", tie_word_embeddings=False, initializer_range=0.4)
 
 
-def planned(folder: Path, config: object) -> PlannedWeights:
+def plan_weights(folder: Path, config: object) -> PlannedWeights:
     method = "lora" if isinstance(config, LoraConfig) else "ia3"
     return PlannedWeights(folder=folder, name=folder.name, method=method)
 
@@ -68,7 +68,7 @@ def test_merged_as_peft_merges(base, tmp_path, name):
     config = CONFIGS[name]()
     adapter = make_adapter(base, tmp_path / "adapter", config)
 
-    merged = merge_into(tmp_path / "merged", base, planned(adapter, config))
+    merged = merge_into(tmp_path / "merged", base, plan_weights(adapter, config))
 
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     expected = logits(peft_merged(base, adapter))
@@ -86,7 +86,7 @@ def test_biases_are_merged_too(tmp_path, config):
     model.save_pretrained(biased)
     adapter = make_adapter(biased, tmp_path / "adapter", config())
 
-    merged = merge_into(tmp_path / "merged", biased, planned(adapter, config()))
+    merged = merge_into(tmp_path / "merged", biased, plan_weights(adapter, config()))
 
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     torch.testing.assert_close(logits(model), logits(peft_merged(biased, adapter)), rtol=1e-4, atol=1e-4)
@@ -109,7 +109,7 @@ def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
     )
     assert prefixed, "the file must name its tensors as the model does"
 
-    merged = merge_into(tmp_path / "merged", folder, planned(adapter, config))
+    merged = merge_into(tmp_path / "merged", folder, plan_weights(adapter, config))
 
     model = AutoModelForCausalLM.from_pretrained(merged)
     torch.testing.assert_close(logits(model), logits(peft_merged(folder, adapter)), rtol=1e-4, atol=1e-4)
@@ -118,7 +118,7 @@ def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_rounded_once_to_the_chosen_precision(base, tmp_path, dtype):
     adapter = make_adapter(base, tmp_path / "adapter", lora())
-    merged = merge_into(tmp_path / "merged", base, planned(adapter, lora()), dtype)
+    merged = merge_into(tmp_path / "merged", base, plan_weights(adapter, lora()), dtype)
 
     written = load_file(merged / "model.safetensors")
     exact = dict(peft_merged(base, adapter).named_parameters())
@@ -134,7 +134,7 @@ def test_a_model_of_several_files_is_divided_again_and_loads(tmp_path, base):
     shutil.copytree(base, tmp_path / "copy")
     adapter = make_adapter(base, tmp_path / "adapter", lora())
 
-    merged = merge_into(tmp_path / "merged", sharded, planned(adapter, lora()), shard=60_000)
+    merged = merge_into(tmp_path / "merged", sharded, plan_weights(adapter, lora()), shard=60_000)
 
     index = json.loads((merged / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in merged.glob("*.safetensors"))
@@ -148,7 +148,7 @@ def test_only_one_tensor_is_in_memory_at_a_time(base, tmp_path):
     import weakref
 
     adapter = make_adapter(base, tmp_path / "adapter", lora())
-    merge = plan_merge(planned(adapter, lora()), BaseFiles.open(base, "base"), torch.float32)
+    merge = plan_merge(plan_weights(adapter, lora()), BaseFiles.open(base, "base"), torch.float32)
     living: list[weakref.ref] = []
     most = 0
 
@@ -171,9 +171,9 @@ def test_what_the_files_do_not_show_is_distinguished(base, tmp_path):
     on_embedding = make_adapter(base, tmp_path / "embedding", lora(target_modules=["embed_tokens"]))
 
     with pytest.raises(NotByTensorError, match="bias"):
-        plan_merge(planned(with_bias, lora()), BaseFiles.open(base, "base"), None)
+        plan_merge(plan_weights(with_bias, lora()), BaseFiles.open(base, "base"), None)
     with pytest.raises(NotByTensorError, match="lora_embedding"):
-        plan_merge(planned(on_embedding, lora()), BaseFiles.open(base, "base"), None)
+        plan_merge(plan_weights(on_embedding, lora()), BaseFiles.open(base, "base"), None)
 
 
 def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
@@ -195,7 +195,7 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
     config = lora(modules_to_save=saved)
     adapter = make_adapter(base, tmp_path / "adapter", config)
     live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
-    merge = plan_merge(planned(adapter, config), BaseFiles.open(base, "base"), torch.float32)
+    merge = plan_merge(plan_weights(adapter, config), BaseFiles.open(base, "base"), torch.float32)
     ties = tied_weights(base)
 
     assert ties == {"lm_head.weight": "model.embed_tokens.weight"}
@@ -215,7 +215,7 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
 def test_a_tied_pair_that_no_adapter_touches_stays_tied(tmp_path):
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=True)
     merge = plan_merge(
-        planned(make_adapter(base, tmp_path / "adapter", lora()), lora()), BaseFiles.open(base, "base"), None
+        plan_weights(make_adapter(base, tmp_path / "adapter", lora()), lora()), BaseFiles.open(base, "base"), None
     )
 
     assert not untie_changed(merge)

@@ -19,33 +19,36 @@ from tests.export.test_script import make_config, names_of, write_lines
 from tests.export.test_short_script import STYLES
 
 
-def said(*turns: str) -> list[dict[str, str]]:
+def make_turns(*turns: str) -> list[dict[str, str]]:
     """Turns of user and assistant in turn, the first of which is named."""
     roles = {"s": "system", "u": "user", "a": "assistant"}
     return [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns]
 
 
-TALK = said("u:Hi {n}", "a:Hello", "u:And {n}?")
+TALK = make_turns("u:Hi {n}", "a:Hello", "u:And {n}?")
 SHAPES: dict[str, tuple[Any, str]] = {
     **STYLES,
-    "a prompt of several turns": ({"prompt": TALK, "chosen": said("a:good {n}"), "rejected": said("a:bad")}, "dpo"),
+    "a prompt of several turns": (
+        {"prompt": TALK, "chosen": make_turns("a:good {n}"), "rejected": make_turns("a:bad")},
+        "dpo",
+    ),
     "a prompt that both repeat": (
-        {"prompt": "And {n}?", "chosen": [*TALK, *said("a:good {n}")], "rejected": [*TALK, *said("a:bad")]},
+        {"prompt": "And {n}?", "chosen": [*TALK, *make_turns("a:good {n}")], "rejected": [*TALK, *make_turns("a:bad")]},
         "orpo",
     ),
     "answers of several turns": (
         {
-            "prompt": said("s:Be brief.", "u:Q {n}?"),
-            "chosen": said("a:Which?", "u:This", "a:good {n}"),
-            "rejected": said("a:Which?", "u:This", "a:bad"),
+            "prompt": make_turns("s:Be brief.", "u:Q {n}?"),
+            "chosen": make_turns("a:Which?", "u:This", "a:good {n}"),
+            "rejected": make_turns("a:Which?", "u:This", "a:bad"),
         },
         "dpo",
     ),
     "answers that part early": (
         {
             "prompt": "Q {n}?",
-            "chosen": said("a:good", "u:So?", "a:good {n}"),
-            "rejected": said("a:bad", "u:So?", "a:bad {n}"),
+            "chosen": make_turns("a:good", "u:So?", "a:good {n}"),
+            "rejected": make_turns("a:bad", "u:So?", "a:bad {n}"),
         },
         "dpo",
     ),
@@ -61,7 +64,7 @@ SHAPES: dict[str, tuple[Any, str]] = {
     ),
     "turns as text": ({"prompt": json.dumps(TALK), "completion": "good {n}", "label": False}, "kto"),
     "labels of several kinds": ({"prompt": "Q {n}?", "completion": "good {n}", "label": "{n}"}, "kto"),
-    "ratings without a prompt": ({"completion": [*TALK, *said("a:good {n}")], "label": True}, "kto"),
+    "ratings without a prompt": ({"completion": [*TALK, *make_turns("a:good {n}")], "label": True}, "kto"),
 }
 
 
@@ -79,7 +82,7 @@ def sequences_of_script(config, home) -> tuple[list, list]:
     return train, held_out
 
 
-def prepared(config, home):
+def prepare_script(config, home):
     tokenizer, _ = load_tokenizer(ModelSource(config.model.id, "tiny"))
     return prepare_dataset(
         config.dataset, seed=config.training.seed, max_length=config.training.max_length, tokenizer=tokenizer, home=home,
@@ -103,7 +106,7 @@ def test_a_script_makes_the_tokens_masks_and_split_of_the_run(row, objective, ti
 
     train, held_out = sequences_of_script(config, home)
 
-    data = prepared(config, home)
+    data = prepare_script(config, home)
     assert train == [as_in_script(one) for one in data.train]
     assert held_out == [as_in_script(one) for one in data.held_out]
     assert len(train) + len(held_out) == 12
@@ -124,7 +127,7 @@ def test_rows_that_nothing_is_left_of_are_left_out_as_in_the_run(tiny_model_fold
 
     train, held_out = sequences_of_script(config, home)
 
-    data = prepared(config, home)
+    data = prepare_script(config, home)
     assert data.report.dropped == 5
     assert train == [as_in_script(one) for one in data.train]
     assert held_out == [as_in_script(one) for one in data.held_out]
@@ -160,12 +163,12 @@ def test_rows_that_share_one_prompt_are_trained_on_and_none_is_held_out(tiny_mod
     train, held_out = sequences_of_script(config, home)
 
     assert (len(train), held_out) == (6, [])
-    assert len(prepared(config, home).held_out) == 0
+    assert len(prepare_script(config, home).held_out) == 0
 
 
 def test_rows_that_a_script_would_read_otherwise_are_refused(tiny_model_folder, home, tmp_path):
     rows = lines_of({"prompt": "Q {n}?", "chosen": "good {n}", "rejected": "bad"})
-    whole = {"prompt": "Q?", "chosen": [*TALK, *said("a:good")], "rejected": [*TALK, *said("a:bad")]}
+    whole = {"prompt": "Q?", "chosen": [*TALK, *make_turns("a:good")], "rejected": [*TALK, *make_turns("a:bad")]}
     config = make_config(
         tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", [*rows, whole])), {"objective": "dpo"}
     )
@@ -191,7 +194,7 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
     names = names_of(config, home)
     options = argparse.Namespace(model=names["MODEL"], data=names["DATA"])
     train, _ = names["prepare"](names["load_tokenizer"](options.model), options)
-    data = prepared(config, home)
+    data = prepare_script(config, home)
     objective = TRAINING_OBJECTIVES["kto"](config.training)
     settings = PlanSettings(config.training, batching)
     taken: list[tuple[list[int], list[int]]] = []

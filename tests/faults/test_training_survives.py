@@ -12,7 +12,7 @@ from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.checkpoints import newest_intact
 from tests.runs.supervision import wait_for_step, wait_until
-from tests.training.worker_runs import events_of, is_pending, losses_of, said
+from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -35,7 +35,7 @@ SAVES_OFTEN = {"training": {"save_steps": 2}, "adapter": {"lora_dropout": 0.1}}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
+def reference_run():
     """Losses of a run that nothing happened to, by what was asked for; each is trained once."""
     return {}
 
@@ -49,8 +49,8 @@ def losses_without_faults(uninterrupted, workers, runs, sections):
     return uninterrupted[key]
 
 
-def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs, uninterrupted):
-    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs, reference_run):
+    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
 
     for place, step in zip(KILLS, STEPS_LEFT, strict=True):
@@ -79,22 +79,22 @@ def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs
     ],
     ids=["LoRA with dropout", "QLoRA", "packing"],
 )
-def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, workers, runs, uninterrupted):
-    expected = losses_without_faults(uninterrupted, workers, runs, sections)
+def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, workers, runs, reference_run):
+    expected = losses_without_faults(reference_run, workers, runs, sections)
     run = runs.create(**sections)
 
     assert workers.run(run.folder.path, "training:step-7=kill") == KILLED
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    (resumed,) = said(run, "resumed")
+    (resumed,) = data_of_events(run, "resumed")
     assert (resumed.step, resumed.checkpoint) == (5, "step-5")
-    again = [(data.step, data.loss) for data in said(run, "step")][7:]
+    again = [(data.step, data.loss) for data in data_of_events(run, "step")][7:]
     assert [step for step, _ in again] == [6, 7, 8, 9, 10]
     assert losses_of(run) == expected
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, uninterrupted):
-    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, reference_run):
+    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     workers.run(run.folder.path, "training:step-9=kill")
     weights = run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors"
@@ -102,8 +102,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, uninterrupted
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    assert said(run, "resumed")[0].step == 6
-    (warning,) = [data for data in said(run, "warning") if data.code == "checkpoint_damaged"]
+    assert data_of_events(run, "resumed")[0].step == 6
+    (warning,) = [data for data in data_of_events(run, "warning") if data.code == "checkpoint_damaged"]
     assert warning.message.startswith("step-8 is damaged (adapter/adapter_model.safetensors has another content)")
     assert losses_of(run) == expected
     assert not list(run.folder.checkpoints.glob("damaged-*"))  # later ones stand
@@ -120,8 +120,8 @@ def test_a_damaged_checkpoint_stays_until_a_later_one_stands(workers, runs):
     assert {path.name for path in run.folder.checkpoints.iterdir()} == {"step-6", "damaged-step-8"}
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(workers, runs, uninterrupted):
-    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(workers, runs, reference_run):
+    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     workers.run(run.folder.path, "training:step-9=kill")
     for path in run.folder.checkpoints.glob("step-*/optimizer.safetensors"):
@@ -130,11 +130,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert "None of this run's checkpoints is as it was written (step-8, step-6" in failed.what
     assert {path.name for path in run.folder.checkpoints.iterdir()} == {"damaged-step-8", "damaged-step-6"}
     assert workers.run(run.folder.path) == EXIT_FINISHED
-    assert said(run, "resumed")[-1].step == 0
+    assert data_of_events(run, "resumed")[-1].step == 0
     assert losses_of(run) == expected
 
 
@@ -156,13 +156,13 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(fault, training, wo
 
     assert workers.run(run.folder.path, fault) == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     step = 8 if "step-8" in fault or "loss-7" in fault else 4
     assert failed.cause == "diverged"
     measured = "held-out " if fault.startswith("held_out") else ""
     assert f"The {measured}loss became nan at step {step}" in failed.what
-    assert [data.step for data in said(run, "checkpoint")] == ([] if step == 4 else [4])
-    assert all(data.eval_loss > 0 for data in said(run, "eval"))
+    assert [data.step for data in data_of_events(run, "checkpoint")] == ([] if step == 4 else [4])
+    assert all(data.eval_loss > 0 for data in data_of_events(run, "eval"))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_within_one_step(workers, runs):
@@ -170,10 +170,10 @@ def test_a_loss_that_is_no_number_ends_the_run_within_one_step(workers, runs):
 
     assert workers.run(run.folder.path, "training:loss-7=nan") == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == "diverged"
     assert "step 7" in failed.what
-    assert said(run, "step")[-1].step == 7
+    assert data_of_events(run, "step")[-1].step == 7
     assert newest_intact(run.folder.checkpoints).step == 5
 
 
@@ -185,7 +185,7 @@ def test_a_diverging_loss_ends_the_run(workers, runs):
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == "diverged"
     assert "The loss rose to" in failed.what
     assert "learning rate" in failed.fix
@@ -196,7 +196,7 @@ def test_a_gpu_out_of_memory_has_advice(workers, runs):
 
     assert workers.run(run.folder.path, "training:pass#12=out_of_memory") == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == "out_of_memory"
     assert "per_device_train_batch_size to 1" in failed.fix
     assert newest_intact(run.folder.checkpoints) is not None
@@ -213,21 +213,21 @@ def test_a_machine_out_of_memory_has_advice(workers, runs, tmp_path):
 
     assert workers.wait(pid) == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == "out_of_memory"
     assert failed.fix
 
 
-def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, runs, uninterrupted):
-    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, runs, reference_run):
+    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in (3, 4, 5))
 
     assert workers.run(run.folder.path, f"{full};disk_full:hurry=yes") == EXIT_FINISHED
 
-    codes = [data.code for data in said(run, "warning") if data.code.startswith("disk")]
+    codes = [data.code for data in data_of_events(run, "warning") if data.code.startswith("disk")]
     assert codes == ["disk_full", "disk_has_room"]
-    assert [data.step for data in said(run, "checkpoint")] == [2, 4, 6, 8, 10]
+    assert [data.step for data in data_of_events(run, "checkpoint")] == [2, 4, 6, 8, 10]
     assert losses_of(run) == expected
 
 
@@ -239,13 +239,13 @@ def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, 
     ],
     ids=["events", "adapter"],
 )
-def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, uninterrupted):
-    expected = losses_without_faults(uninterrupted, workers, runs, SAVES_OFTEN)
+def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, reference_run):
+    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
 
     assert workers.run(run.folder.path, f"{full};disk_full:hurry=yes") == EXIT_FINISHED
 
-    codes = [data.code for data in said(run, "warning") if data.code.startswith("disk")]
+    codes = [data.code for data in data_of_events(run, "warning") if data.code.startswith("disk")]
     assert codes[-1] == "disk_has_room"
     assert losses_of(run) == expected
     assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
@@ -258,13 +258,13 @@ def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_sav
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in range(3, 2000))
     pid = workers.start(run.folder.path, f"{full};signal:repeated=yes")
-    wait_until(lambda: any(data.code == "disk_full" for data in said(run, "warning")))
+    wait_until(lambda: any(data.code == "disk_full" for data in data_of_events(run, "warning")))
 
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGTERM)  # launchers and schedulers say it twice
 
     assert workers.wait(pid) == EXIT_FAILED
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == "disk_full"
     assert newest_intact(run.folder.checkpoints).step == 4
 
@@ -281,14 +281,14 @@ def test_a_sigterm_that_is_delivered_twice_saves_and_ends(workers, runs, tmp_pat
     (tmp_path / "go").touch()
 
     assert workers.wait(pid) == EXIT_FINISHED
-    assert "SIGTERM" in said(run, "status")[-1].message
+    assert "SIGTERM" in data_of_events(run, "status")[-1].message
     assert load_file(run.folder.adapter / "adapter_model.safetensors")
 
 
 def test_a_run_that_waits_for_the_disk_can_be_cancelled(workers, runs):
     run = runs.create(**SAVES_OFTEN)
     pid = workers.start(run.folder.path, "checkpoint:filled=disk_full;disk_full:hurry=yes")
-    wait_until(lambda: any(data.code == "disk_full" for data in said(run, "warning")))
+    wait_until(lambda: any(data.code == "disk_full" for data in data_of_events(run, "warning")))
 
     request_cancel(run)
 

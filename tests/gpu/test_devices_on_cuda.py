@@ -14,7 +14,7 @@ from engine.hardware.libraries import installed_torch, note_architectures
 from engine.training.placement import in_torch_order
 from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.gpu.cuda_training import the_gpu
-from tests.training.worker_runs import said
+from tests.training.worker_runs import data_of_events
 
 pytestmark = pytest.mark.gpu
 
@@ -90,9 +90,9 @@ def test_a_run_whose_gpu_is_hidden_fails_instead_of_training_on_the_processor(
 
     assert cuda_workers.run(run, visible=visible) == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert "CUDA_VISIBLE_DEVICES" in failed.what
-    assert said(run, "step") == []
+    assert data_of_events(run, "step") == []
 
 
 @pytest.mark.e2e
@@ -103,4 +103,4 @@ def test_a_worker_finds_its_gpu_by_uuid(cuda_runs, cuda_workers):
 
     assert cuda_workers.run(run, visible=gpu.uuid) == EXIT_FINISHED, cuda_workers.end_of_log()
 
-    assert said(run, "parameters")[0].device == gpu.name
+    assert data_of_events(run, "parameters")[0].device == gpu.name

@@ -8,7 +8,7 @@ from engine.training.worker import EXIT_FINISHED
 from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
-from tests.training.worker_runs import losses_of, said
+from tests.training.worker_runs import data_of_events, losses_of
 
 pytestmark = pytest.mark.gpu
 
@@ -61,6 +61,6 @@ def test_a_float16_run_goes_on_with_the_scale_of_its_loss(cuda_runs, cuda_worker
     assert (newest_intact(run.folder.checkpoints).folder / "scaler.json").is_file()
     assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
 
-    assert said(run, "parameters")[-1].compute_dtype == "float16"
+    assert data_of_events(run, "parameters")[-1].compute_dtype == "float16"
     for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
         assert got == pytest.approx(wanted, rel=RESUME_TOLERANCE)

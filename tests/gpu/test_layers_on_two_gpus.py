@@ -14,7 +14,7 @@ from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
-from tests.training.worker_runs import losses_of, said
+from tests.training.worker_runs import data_of_events, losses_of
 
 pytestmark = pytest.mark.gpu
 
@@ -115,6 +115,6 @@ def test_a_worker_on_two_gpus_learns_what_one_does_and_goes_on(run, sections, tw
     assert newest_intact(together.folder.checkpoints).step == 5
     assert work(together, two_gpus.spread, 2) == EXIT_FINISHED, together.folder.log.read_text()[-3000:]
 
-    assert said(together, "resumed")[0].step == 5
+    assert data_of_events(together, "resumed")[0].step == 5
     for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
         assert got == pytest.approx(wanted, rel=0.02)

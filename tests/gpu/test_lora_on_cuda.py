@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from engine.training.ops import frozen_weights
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.gpu.cuda_training import ROWS, auto_dtype, cuda_placement, train_on_gpu
-from tests.training.lora_layers import WIDTH, adapted, answer, quantize_layers
+from tests.training.lora_layers import WIDTH, adapt, answer, quantize_layers
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 pytestmark = pytest.mark.gpu
@@ -22,7 +22,7 @@ def distances(found, expected):
     return [float((a.float().cpu() - b).norm() / b.norm()) for a, b in pairs]
 
 
-def lowered(model, dtype):
+def with_dtype(model, dtype):
     for module in model.modules():
         if type(module) is torch.nn.Linear and not module.weight.requires_grad:
             module.to(dtype)
@@ -34,10 +34,10 @@ def lowered(model, dtype):
 def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(dtype, rows, cuda):
     if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU does not multiply bfloat16")
-    wide = adapted()
+    wide = adapt()
     x = torch.randn(rows, WIDTH)
     expected = answer(wide, x)
-    model = lowered(copy.deepcopy(wide), dtype)
+    model = with_dtype(copy.deepcopy(wide), dtype)
     with torch.autocast("cuda", dtype=dtype):
         of_peft = answer(copy.deepcopy(model), x.cuda().to(dtype))
     fuse_lora(model)
@@ -55,7 +55,7 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(dtype, rows, cuda):
 @pytest.mark.parametrize("few_rows", [0, 1536], ids=["written out", "multiplied as they are"])
 def test_four_bit_weights_are_written_into_one_buffer(few_rows, cuda, monkeypatch):
     monkeypatch.setattr(frozen_weights, "_FEW_ROWS", few_rows)
-    model = quantize_layers(adapted(), torch.float16, double_quant=True).cuda()
+    model = quantize_layers(adapt(), torch.float16, double_quant=True).cuda()
     x = torch.randn(2, 5, WIDTH, dtype=torch.float16, device=cuda)
     with torch.autocast("cuda", dtype=torch.float16):
         expected = answer(copy.deepcopy(model), x)

@@ -8,7 +8,7 @@ from engine.memory.estimate import Estimator
 from engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import CELLS, sections_of, the_gpu, write_long_answers
 from tests.memory.measured_on_gpu import assert_predicted
-from tests.training.worker_runs import WorkerRuns, said
+from tests.training.worker_runs import WorkerRuns, data_of_events
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
 
@@ -26,7 +26,7 @@ CASES = [
 ]
 
 
-def measured(run, home, cuda_workers, show):
+def measure_run(run, home, cuda_workers, show):
     """Train; compare what was taken with what was predicted."""
     config, gpu = run.folder.read_config(), the_gpu()
     shape = module_inventory(ModelConfig(id=config.model.id), home)
@@ -38,8 +38,8 @@ def measured(run, home, cuda_workers, show):
 
     assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
 
-    assert said(run, "data_report")[0].truncated_rows > 0  # rows fill the length that the estimate is for
-    memory = said(run, "memory")[-1]
+    assert data_of_events(run, "data_report")[0].truncated_rows > 0  # rows fill the length that the estimate is for
+    memory = data_of_events(run, "memory")[-1]
     show(
         gpu=gpu.name,
         predicted_allocated=need.allocated_bytes,
@@ -60,7 +60,7 @@ def test_the_demo_model_stays_within_what_was_predicted(
     data = write_long_answers(tmp_path / "long.jsonl", 60, words=128)
     run = cuda_runs.create(**sections_of(method, quantization), dataset={"source": str(data)})
 
-    measured(run, home, cuda_workers, show)
+    measure_run(run, home, cuda_workers, show)
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_real_shapes_stay_within_what_was_predicted(
         run={"devices": "auto"},
     )
 
-    measured(run, home, cuda_workers, show)
+    measure_run(run, home, cuda_workers, show)

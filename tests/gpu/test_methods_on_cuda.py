@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from engine.training.worker import EXIT_FINISHED
 from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import CELLS, sections_of
-from tests.training.worker_runs import losses_of, said
+from tests.training.worker_runs import data_of_events, losses_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
 
@@ -27,11 +27,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(method, quantization, c
     assert newest_intact(run.folder.checkpoints).step == 5
     assert cuda_workers.run(run) == EXIT_FINISHED
 
-    (resumed,) = said(run, "resumed")
+    (resumed,) = data_of_events(run, "resumed")
     expected, got = dict(losses_of(whole)), dict(losses_of(run))
     assert resumed.step == 5
     assert got.keys() == expected.keys()
-    assert "cpu" not in said(run, "parameters")[0].device.lower()
+    assert "cpu" not in data_of_events(run, "parameters")[0].device.lower()
     worst = max(abs(got[step] - expected[step]) / expected[step] for step in got)
     show(worst_loss_difference=round(worst, 6), tolerance=RESUME_TOLERANCE)
     assert worst < RESUME_TOLERANCE

@@ -8,7 +8,7 @@ from engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_rows
-from tests.training.worker_runs import losses_of, said
+from tests.training.worker_runs import data_of_events, losses_of
 
 pytestmark = pytest.mark.gpu
 
@@ -89,10 +89,10 @@ def test_a_killed_run_with_a_paged_optimizer_resumes_as_if_nothing_had_happened(
     assert cuda_workers.run(run, "training:step-7=kill") < 0
     assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
 
-    assert said(run, "resumed")[0].step == 5
+    assert data_of_events(run, "resumed")[0].step == 5
     for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
         assert got == pytest.approx(wanted, rel=RESUME_TOLERANCE)
-    peaks = [said(made, "memory")[-1].peak_allocated_bytes for made in (whole, run)]
+    peaks = [data_of_events(made, "memory")[-1].peak_allocated_bytes for made in (whole, run)]
     assert peaks[1] <= peaks[0] * 1.05
 
 

@@ -84,14 +84,14 @@ class JobsStandIn:
         self.public: set[str] = set()
         self.jobs: dict[str, FakeJob] = {}
         self.faults: list[Fault] = []
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.on_store: Callable[[str], None] = lambda _: None  # gets each name before it is stored
         self.on_stored: Callable[[str], None] = lambda _: None  # gets each name that a job or we store
         self.others: list[str] = []  # what was asked for besides
         self.accounts = {TOKEN: ACCOUNT}  # by token
         self.asked_as: list[tuple[str, str]] = []  # each step, with the token that came with it
         self.paths_as: list[tuple[str, str]] = []
-        self._stored: dict[str, bytes] = {}
+        self._contents: dict[str, bytes] = {}
         self._account = ""  # whose request is answered
         self._lock = threading.Lock()  # guards all of it: a request is answered as a whole
         stand_in = self
@@ -128,7 +128,7 @@ class JobsStandIn:
 
     def store(self, bucket: str, name: str, data: bytes) -> None:
         """Put a file into a bucket, as a job does."""
-        self._stored[_sha256(data)] = data
+        self._contents[_sha256(data)] = data
         self.files[bucket][name] = data
 
     def end(self, job: FakeJob, stage: str, message: str | None = None) -> None:
@@ -181,7 +181,7 @@ class JobsStandIn:
         path, query = unquote(parts.path), parse_qs(parts.query)
         step, found = _step(path)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        self.asked[step] += 1
+        self.requests[step] += 1
         with self._lock:
             fault = next((one for one in self.faults if one.step == step and one.times > 0), None)
             if fault is not None:
@@ -228,11 +228,11 @@ class JobsStandIn:
 
     def _submit(self, found: Any, query: Any, body: bytes, method: str) -> Any:
         if method == "GET":
-            self.asked["find"] += 1
+            self.requests["find"] += 1
             wanted = dict(text.split("=", 1) for text in query.get("label", []))
             mine = [one for one in self.jobs.values() if one.namespace == found[1]]
             matching = [one for one in mine if wanted.items() <= one.spec["labels"].items()]
-            return 200, [self._shown(one) for one in matching]
+            return 200, [self._job_json(one) for one in matching]
         spec = json.loads(body)
         wrong = wrong_with(spec, TOKEN)
         if wrong or found[1] not in (self._account, "lab"):
@@ -242,18 +242,18 @@ class JobsStandIn:
         job.folder.mkdir(parents=True)
         if self.starts_jobs:
             self.start(job)
-        return 200, self._shown(job)
+        return 200, self._job_json(job)
 
     def _inspect(self, found: Any, *_: Any) -> Any:
         job = self.jobs.get(found[2])
-        return (200, self._shown(job)) if job is not None else (404, {"error": "Job not found"})
+        return (200, self._job_json(job)) if job is not None else (404, {"error": "Job not found"})
 
     def _cancel(self, found: Any, *_: Any) -> Any:
         job = self.jobs.get(found[2])
         if job is None:
             return 404, {"error": "Job not found"}
         self.end(job, "CANCELED")
-        return 200, self._shown(job)
+        return 200, self._job_json(job)
 
     def _logs(self, found: Any, query: Any, *_: Any) -> Any:
         log = self.jobs[found[2]].log
@@ -264,7 +264,7 @@ class JobsStandIn:
         )
         return 200, events.encode(), {"Content-Type": "text/event-stream"}
 
-    def _shown(self, job: FakeJob) -> dict[str, Any]:
+    def _job_json(self, job: FakeJob) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         seconds = round((job.ended or time.monotonic()) - job.began)
         spec = job.spec
@@ -319,7 +319,7 @@ class JobsStandIn:
             asked = json.loads(line)
             if asked["type"] == "addFile":
                 self.on_store(asked["path"])
-                files[asked["path"]] = self._stored[asked["xetHash"]]
+                files[asked["path"]] = self._contents[asked["xetHash"]]
                 self.on_stored(asked["path"])
             elif asked["type"] == "deleteFile":
                 files.pop(asked["path"], None)
@@ -343,9 +343,9 @@ class JobsStandIn:
 
     def _storage(self, found: Any, _: Any, body: bytes, method: str) -> Any:
         if method == "GET":
-            return 200, self._stored[found[1]], {"Content-Type": "application/octet-stream"}
+            return 200, self._contents[found[1]], {"Content-Type": "application/octet-stream"}
         assert _sha256(body) == found[1]
-        self._stored[found[1]] = body
+        self._contents[found[1]] = body
         return 200, {}
 
 

@@ -209,13 +209,13 @@ def test_no_job_is_looked_at_once_another_process_may(followed_run, hugging_face
     hugging_face.starts_jobs = False
     executor = JobsExecutor(home, lambda _: HubLogin(api), 0.001)
     executor._follow(followed_run.run, followed_run.record)
-    wait_until(lambda: hugging_face.asked["inspect"] > 2)
+    wait_until(lambda: hugging_face.requests["inspect"] > 2)
 
     executor.close()
 
-    looks = hugging_face.asked["inspect"]
+    looks = hugging_face.requests["inspect"]
     followed_run.step()
-    assert hugging_face.asked["inspect"] == looks + 1  # its own
+    assert hugging_face.requests["inspect"] == looks + 1  # its own
 
 
 def test_the_stand_in_refuses_what_the_real_service_would(hugging_face, api):

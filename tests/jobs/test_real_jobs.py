@@ -91,7 +91,7 @@ def pieces_of_events(hugging_face):
     return sum("/events/" in name for name in list(hugging_face.files["ada/loratory-runs"]))
 
 
-def ended(run):
+def has_ended(run):
     wait_until(lambda: state_of(run).is_final)
     return state_of(run)
 
@@ -108,7 +108,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
     hugging_face.on_stored = end_at_the_first_checkpoint
     run, whole = start.run(max_steps=40), start.run(where="local", max_steps=40)
 
-    state = ended(run)
+    state = has_ended(run)
     assert (state.state, state.reason, state.resumable_step) == ("interrupted", "ended_by_executor", saved[0])
     hugging_face.on_store = lambda _: None
     assert "its time limit of 0.5 h" in state.cause
@@ -117,8 +117,8 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
     wait_until(lambda: len(hugging_face.jobs) == 2)
 
     _, second = hugging_face.jobs.values()
-    assert ended(run).state == "completed", (state_of(run), second.log.read_text())
-    assert ended(whole).state == "completed"
+    assert has_ended(run).state == "completed", (state_of(run), second.log.read_text())
+    assert has_ended(whole).state == "completed"
     assert losses(run) == losses(whole)
     assert len(losses(run)) == 40
     assert adapter_of(run) == adapter_of(whole)
@@ -135,7 +135,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
 def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugging_face, home):
     run = start.run(max_steps=100_000)
     wait_until(lambda: len(losses(run)) > 3)
-    before = hugging_face.asked["submit"]
+    before = hugging_face.requests["submit"]
     start.unsupervise()
     seen = len(losses(run))
     sent = pieces_of_events(hugging_face)
@@ -144,9 +144,9 @@ def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugg
     wait_until(lambda: len(losses(run)) > seen)
     request_stop(run)
 
-    state = ended(run)
+    state = has_ended(run)
     assert (state.state, state.reason) == ("stopped", "stopped_on_request"), state
-    assert hugging_face.asked["submit"] == before
+    assert hugging_face.requests["submit"] == before
     steps = [step for step, _ in losses(run)]
     assert steps == list(range(1, len(steps) + 1))
     assert (run.folder.adapter / "adapter_model.safetensors").is_file()

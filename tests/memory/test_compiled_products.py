@@ -20,7 +20,7 @@ def shape():
     return inventory_of(find_in_catalog("HuggingFaceTB/SmolLM2-135M-Instruct").config)
 
 
-def expected(shape, steps, device=CPU, **model):
+def expected_bytes(shape, steps, device=CPU, **model):
     training = {"max_steps": steps, "gradient_accumulation_steps": 1}
     sections = {"model": {"id": "m", **model}, "dataset": {"source": "-"}, "training": training}
     return estimate_memory(shape, config_from_mapping(sections), device).expected_bytes
@@ -28,17 +28,17 @@ def expected(shape, steps, device=CPU, **model):
 
 @pytest.mark.parametrize("model", [{}, {"quantization": "nf4"}, {"compute_dtype": "float16"}])
 def test_a_run_of_many_sizes_needs_more_within_a_bound(shape, model):
-    one, several, endless = (expected(shape, steps, **model) for steps in (1, 3, -1))
+    one, several, endless = (expected_bytes(shape, steps, **model) for steps in (1, 3, -1))
 
     assert 20 * MIB < several - one <= endless - one < 200 * MIB
-    assert expected(shape, 10**6, **model) == endless
+    assert expected_bytes(shape, 10**6, **model) == endless
 
 
 def test_products_that_are_not_compiled_add_nothing(shape):
     gpu = dataclasses.replace(CPU, kind="cuda", name="NVIDIA A100")
     apple = dataclasses.replace(CPU, kind="mps")
     for device, model in ((CPU, {"compute_dtype": "float32"}), (gpu, {}), (apple, {})):
-        assert expected(shape, 1, device, **model) == expected(shape, -1, device, **model)
+        assert expected_bytes(shape, 1, device, **model) == expected_bytes(shape, -1, device, **model)
 
 
 def test_the_first_size_is_part_of_the_process_itself():

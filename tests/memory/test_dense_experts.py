@@ -14,7 +14,7 @@ WITH_EXPERTS, WITHOUT = "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-4B"
 NOTE = "this model holds its experts as bare parameters"
 
 
-def estimated(model, quantization, **sections):
+def estimate_model(model, quantization, **sections):
     shape = inventory_of(find_in_catalog(model).config)
     values = {"model": {"id": model, "quantization": quantization}, "dataset": {"source": "-"}} | sections
     return shape, estimate_memory(shape, config_from_mapping(values), GPU)
@@ -22,7 +22,7 @@ def estimated(model, quantization, **sections):
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_experts_stand_among_what_quantization_leaves_alone(quantization):
-    shape, estimate = estimated(WITH_EXPERTS, quantization)
+    shape, estimate = estimate_model(WITH_EXPERTS, quantization)
     experts = sum(2 * module.parameters for module in shape.modules if module.kind == "experts")
     parts = {component.key: component for component in estimate.components}
 
@@ -38,13 +38,13 @@ def test_experts_stand_among_what_quantization_leaves_alone(quantization):
 
 @pytest.mark.parametrize(("model", "quantization"), [(WITH_EXPERTS, "none"), (WITHOUT, "nf4"), (WITHOUT, "none")])
 def test_where_nothing_is_left_dense_against_the_setting_nothing_is_noted(model, quantization):
-    _, estimate = estimated(model, quantization)
+    _, estimate = estimate_model(model, quantization)
 
     assert not [note for note in estimate.notes if NOTE in note]
     assert "Embeddings, norms, head" in estimate.components_bytes
 
 
 def test_the_parts_add_up():
-    _, estimate = estimated(WITH_EXPERTS, "nf4", training={"gradient_checkpointing": True})
+    _, estimate = estimate_model(WITH_EXPERTS, "nf4", training={"gradient_checkpointing": True})
 
     assert sum(estimate.components_bytes.values()) == estimate.needed_bytes

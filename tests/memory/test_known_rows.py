@@ -20,7 +20,7 @@ CPU = Device("cpu", None, "a CPU", 16 * GIB, 16 * GIB, has_fast_bfloat16=False)
 GPU = Device("cuda", 0, "a GPU", 16 * GIB, 16 * GIB, has_fast_bfloat16=True)
 
 
-def known(*tokens: int) -> RowLengths:
+def row_lengths(*tokens: int) -> RowLengths:
     return RowLengths(tokens=tokens, trained=tuple(length // 2 for length in tokens), count=len(tokens))
 
 
@@ -28,7 +28,7 @@ def config_of(**sections):
     return config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "-"}} | sections)
 
 
-SHORT = known(*(20 + number % 100 for number in range(300)))
+SHORT = row_lengths(*(20 + number % 100 for number in range(300)))
 CASES = {
     "joined on a processor": (CPU, {}),
     "padded on a GPU": (GPU, {}),
@@ -45,7 +45,7 @@ def test_short_rows_need_no_more_than_the_longest_and_full_ones_just_as_much(dev
     config = config_of(**sections)
     ceiling = Estimator(SHAPE, device).estimate(config)
 
-    full = Estimator(SHAPE, device, known(*[2000] * 300)).estimate(config)
+    full = Estimator(SHAPE, device, row_lengths(*[2000] * 300)).estimate(config)
     short = Estimator(SHAPE, device, SHORT).estimate(config)
 
     assert (full.pass_rows, full.pass_tokens) == (ceiling.pass_rows, ceiling.pass_tokens)
@@ -88,7 +88,7 @@ def test_another_device_of_a_step_takes_its_own_rows():
     assert [workload_of_run(SHAPE, config, CPU, SHORT).batch_size for config in (config_of(), two)] == [8, 8]
 
 
-def offered(config, device, rows=SHORT):
+def advise_changes(config, device, rows=SHORT):
     advice = advise(SHAPE, config, device, rows)
     return {change.kind: change for change in (*advice.changes, *advice.limits)}
 
@@ -99,7 +99,7 @@ def test_one_click_sets_the_length_that_the_rows_need(free_gib, max_length):
     device = replace(CPU, free_bytes=round(free_gib * GIB))
     config = config_of(training={"max_length": max_length})
 
-    changes = offered(config, device)
+    changes = advise_changes(config, device)
 
     if max_length == 64 and free_gib < 2:  # longer rows do not fit; it may stay as it is
         assert "data_length" not in changes
@@ -114,13 +114,13 @@ def test_one_click_sets_the_length_that_the_rows_need(free_gib, max_length):
 
 
 def test_no_length_is_offered_where_it_is_right_or_rows_are_packed():
-    assert "data_length" not in offered(config_of(training={"max_length": 128}), CPU)
-    assert "data_length" not in offered(config_of(training={"packing": True}), CPU)
-    assert "data_length" not in offered(config_of(), CPU, None)
+    assert "data_length" not in advise_changes(config_of(training={"max_length": 128}), CPU)
+    assert "data_length" not in advise_changes(config_of(training={"packing": True}), CPU)
+    assert "data_length" not in advise_changes(config_of(), CPU, None)
 
 
 def test_a_batch_is_at_most_all_rows():
-    assert advise(SHAPE, config_of(), replace(GPU, free_bytes=10**15), known(*[20] * 50)).largest_batch_size == 50
+    assert advise(SHAPE, config_of(), replace(GPU, free_bytes=10**15), row_lengths(*[20] * 50)).largest_batch_size == 50
 
 
 @pytest.mark.parametrize(("device", "sections"), CASES.values(), ids=CASES)

@@ -12,13 +12,13 @@ CPU = Device("cpu", 0, "a CPU", 64 * GIB, 64 * GIB, has_fast_bfloat16=True, core
 LLAMA = inventory_of(find_in_catalog("meta-llama/Llama-2-7b-hf").config)
 
 
-def estimated(quantization, max_length):
+def estimate(quantization, max_length):
     values = {"model": {"id": "m", "quantization": quantization}, "training": {"max_length": max_length}}
     return estimate_memory(LLAMA, config_from_mapping({**values, "dataset": {"source": "-"}}), CPU)
 
 
 def test_qlora_needs_less_than_lora_because_the_weight_files_are_left():
-    lora, qlora = estimated("none", 1024), estimated("nf4", 1024)
+    lora, qlora = estimate("none", 1024), estimate("nf4", 1024)
 
     assert qlora.expected_bytes < lora.expected_bytes - 8 * GIB
     assert qlora.components_bytes["Python and libraries"] < 3 * GIB
@@ -29,13 +29,13 @@ def test_qlora_needs_less_than_lora_because_the_weight_files_are_left():
     [("none", 1024, "are gaps between tensors"), ("nf4", 128, "12.1 GiB of it are pages of the weight files")],
 )
 def test_one_line_says_what_the_process_holds_besides_tensors(quantization, length, words):
-    (note,) = estimated(quantization, length).notes
+    (note,) = estimate(quantization, length).notes
 
     assert words in note
 
 
 def test_a_peak_before_the_first_step_is_called_by_its_parts():
-    loading, in_a_step = estimated("nf4", 128), estimated("nf4", 1024)
+    loading, in_a_step = estimate("nf4", 128), estimate("nf4", 1024)
 
     assert loading.phase_words == "loading of the weights, before the first step"
     assert [part.key for part in loading.components] == ["weights", "unquantized", "files", "runtime", "margin"]

@@ -13,19 +13,21 @@ SHAPE = published_shape(
 )
 
 
-def saved(*names: str) -> list[str]:
+def saved_modules(*names: str) -> list[str]:
     targets = find_targets(SHAPE, AdapterConfig(target_modules=("q_proj",), modules_to_save=names))
     return [module.name for module in targets.saved_in_full]
 
 
 def test_a_module_that_holds_others_is_trained_with_all_of_them():
-    assert saved("layers.1.mlp") == [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
-    assert saved("norm") == ["model.norm"]
+    assert saved_modules("layers.1.mlp") == [
+        f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")
+    ]
+    assert saved_modules("norm") == ["model.norm"]
 
 
 def test_a_name_that_matches_nothing_is_refused_with_what_exists():
     with pytest.raises(ConfigError) as caught:
-        saved("lm_head", "lm_haed")
+        saved_modules("lm_head", "lm_haed")
 
     (problem,) = caught.value.problems
     assert problem.field == "adapter.modules_to_save"

@@ -7,7 +7,7 @@ import torch
 
 from engine.config.run import AdapterConfig
 from tests.benchmarks.published.other_trainers import PlainLoss
-from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, simulated, trace, workload_of
+from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, simulate, trace, workload_of
 
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 LORA = AdapterConfig(r=7, target_modules=QKVO)
@@ -62,7 +62,7 @@ def test_simulation_is_equal_where_the_loss_alone_is_held(name):
 
     measured = trace(model, loss_alone_step(model))
 
-    assert simulated(case, replace(workload_of(case), loss=PlainLoss())) == measured
+    assert simulate(case, replace(workload_of(case), loss=PlainLoss())) == measured
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -72,4 +72,4 @@ def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
 
     measured = trace(model, plain_step(model))
 
-    assert simulated(case) == measured
+    assert simulate(case) == measured

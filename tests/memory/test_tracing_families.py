@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.config.run import AdapterConfig
-from tests.memory.traced_steps import LORA, Case, build_model, plain_step, simulated, trace
+from tests.memory.traced_steps import LORA, Case, build_model, plain_step, simulate, trace
 
 FULL = AdapterConfig(method="none")
 # Values that other families are given and GPT-2 has by other names would be read as its own.
@@ -73,7 +73,7 @@ INEXACT = {
 }
 
 
-def measured(case):
+def measure(case):
     torch.manual_seed(0)
     model = build_model(case)
     return trace(model, plain_step(model))
@@ -81,12 +81,12 @@ def measured(case):
 
 @pytest.mark.parametrize("case", EXACT.values(), ids=EXACT.keys())
 def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
-    assert simulated(case) == measured(case)
+    assert simulate(case) == measure(case)
 
 
 @pytest.mark.parametrize(("case", "residue", "words"), INEXACT.values(), ids=INEXACT.keys())
 def test_what_differs_is_what_is_known_to(case, residue, words):
-    real, predicted = measured(case), simulated(case)
+    real, predicted = measure(case), simulate(case)
 
     beyond = {phase: real[phase] - predicted[phase] for phase in real}
 

@@ -12,7 +12,7 @@ from engine.memory.estimate import Estimator
 from engine.memory.layers import losses
 from engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
-from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, simulated, trace
+from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, simulate, trace
 
 CPU = Device("cpu", 0, "a CPU", 2**35, 2**35, has_fast_bfloat16=True)
 CHECKPOINTED = {"training.gradient_checkpointing": True}
@@ -69,7 +69,7 @@ def test_estimate_is_equal_to_the_trainers_step(overrides, size):
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert simulated(None, own.workload, own.shape) == measured
+    assert simulate(None, own.workload, own.shape) == measured
 
 
 @pytest.mark.parametrize("overrides", QUANTIZED.values(), ids=QUANTIZED.keys())
@@ -78,7 +78,7 @@ def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, t
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert simulated(None, own.workload, own.shape) == measured
+    assert simulate(None, own.workload, own.shape) == measured
 
 
 @pytest.mark.parametrize("overrides", [NF4, NF4 | CHECKPOINTED, INT8], ids=["QLoRA", "QLoRA, checkpointed", "int8"])
@@ -88,7 +88,7 @@ def test_estimate_is_equal_to_the_trainers_step_on_quantized_layers_with_biases(
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert simulated(None, own.workload, own.shape) == measured
+    assert simulate(None, own.workload, own.shape) == measured
 
 
 # Of methods whose every kernel is followed the estimate is exact; of the rest, all but a few casts are.
@@ -131,7 +131,7 @@ def test_every_method_of_the_registry_takes_what_its_rule_says(method, settings,
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    predicted = simulated(None, own.workload, own.shape)
+    predicted = simulate(None, own.workload, own.shape)
     for phase, peak in measured.items():
         assert predicted[phase] == pytest.approx(peak, rel=MOST_BYTES_OFF), phase
 
@@ -156,7 +156,7 @@ def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides,
 
     measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    predicted = simulated(None, own.workload, own.shape)
+    predicted = simulate(None, own.workload, own.shape)
     assert predicted["backward"] == measured["backward"]
     beyond = measured["forward"] - predicted["forward"]
     a_number_a_row = 4 * own.workload.tokens

@@ -49,7 +49,7 @@ def offer(shape, values, device):
     return Offer(values, device, (*advice.changes, *advice.limits), compare_methods(shape, config, device))
 
 
-def offered(shape, values, device):
+def advise_changes(shape, values, device):
     """Overrides by the words with which they are offered."""
     found = offer(shape, values, device)
     return {change.change: change.overrides for change in found.changes}, {row.method: row for row in found.rows}
@@ -138,7 +138,7 @@ def test_a_change_keeps_its_kind_when_free_memory_changes_its_figures(shapes):
 
 
 def test_quantized_weights_are_offered_together_with_leaving_the_biases_alone(shapes):
-    changes, rows = offered(shapes[MODELS[0]], mapping(**BIASES), device_of("cuda", 16))
+    changes, rows = advise_changes(shapes[MODELS[0]], mapping(**BIASES), device_of("cuda", 16))
 
     assert changes["Hold the frozen weights in nf4 (QLoRA)"] == ("model.quantization=nf4", "adapter.bias=none")
     assert rows["QLoRA"].verdict is not None
@@ -149,13 +149,13 @@ def test_quantized_weights_are_offered_together_with_leaving_the_biases_alone(sh
 def test_what_is_spread_over_devices_is_offered_an_optimizer_without_pages(shapes):
     values = mapping(**SPREAD, adapter={"method": "none"})
 
-    changes, _ = offered(shapes[MODELS[0]], values, device_of("cuda", 60))
+    changes, _ = advise_changes(shapes[MODELS[0]], values, device_of("cuda", 60))
 
     assert ("training.optim=adamw_8bit",) in changes.values()
 
 
 def test_rows_are_not_cut_so_short_that_a_prefix_fills_them(shapes):
-    changes, rows = offered(shapes[MODELS[0]], mapping(**PREFIX), device_of("cuda", 16))
+    changes, rows = advise_changes(shapes[MODELS[0]], mapping(**PREFIX), device_of("cuda", 16))
     config = config_from_mapping(mapping(**PREFIX))
 
     assert not [overrides for overrides in changes.values() if "training.max_length=150" in overrides]
@@ -164,7 +164,7 @@ def test_rows_are_not_cut_so_short_that_a_prefix_fills_them(shapes):
 
 
 def test_prefix_tuning_takes_packing_off_with_it(shapes):
-    _, rows = offered(shapes[MODELS[0]], mapping(training={"packing": True}), device_of("cuda", 80))
+    _, rows = advise_changes(shapes[MODELS[0]], mapping(training={"packing": True}), device_of("cuda", 80))
 
     assert "training.packing=false" in rows["Prefix tuning"].overrides
     assert rows["Prefix tuning"].verdict == "fits"
@@ -173,7 +173,7 @@ def test_prefix_tuning_takes_packing_off_with_it(shapes):
 def test_a_method_that_nothing_reconciles_has_a_reason_and_no_figure(shapes):
     values = mapping(adapter={"num_virtual_tokens": 200}, training={"max_length": 128})
 
-    _, rows = offered(shapes[MODELS[0]], values, device_of("cuda", 80))
+    _, rows = advise_changes(shapes[MODELS[0]], values, device_of("cuda", 80))
 
     row = rows["Prefix tuning"]
     assert (row.needed_bytes, row.verdict, row.overrides) == (None, None, ())
@@ -183,7 +183,7 @@ def test_a_method_that_nothing_reconciles_has_a_reason_and_no_figure(shapes):
 def test_what_the_device_would_refuse_is_not_offered(shapes):
     dora = mapping(adapter={"use_dora": True})
 
-    changes, rows = offered(shapes[MODELS[0]], dora, device_of("cpu", 16))
+    changes, rows = advise_changes(shapes[MODELS[0]], dora, device_of("cpu", 16))
 
     assert not [overrides for overrides in changes.values() if "model.quantization=int8" in overrides]
     assert "DoRA" in rows["LoRA on int8"].why_not

@@ -171,7 +171,7 @@ def loss_alone_step(model):
     return step
 
 
-def simulated(case, workload=None, shape=None):
+def simulate(case, workload=None, shape=None):
     """Peaks of the same phases, from sizes alone."""
     workload = workload or workload_of(case)
     shape = shape or shape_of(case)
@@ -188,4 +188,4 @@ def simulated(case, workload=None, shape=None):
     }
 
 
-__all__ = ["Case", "build_model", "plain_step", "replace", "shape_of", "simulated", "trace", "workload_of"]
+__all__ = ["Case", "build_model", "plain_step", "replace", "shape_of", "simulate", "trace", "workload_of"]

@@ -16,7 +16,7 @@ from tests.runs.supervision import config_for
 
 
 @pytest.fixture
-def limited(home):
+def limited_home(home):
     """Makes the home a lab with these limits."""
     open_database(home).close()
 
@@ -26,8 +26,8 @@ def limited(home):
     return limit
 
 
-def test_a_start_beyond_the_places_in_the_queue_is_refused_with_the_values(home, store, limited):
-    limited(waiting_per_person=2)
+def test_a_start_beyond_the_places_in_the_queue_is_refused_with_the_values(home, store, limited_home):
+    limited_home(waiting_per_person=2)
     for _ in range(2):
         with admitted(home, "ann"):
             store.create(config_for())
@@ -43,8 +43,8 @@ def test_a_start_beyond_the_places_in_the_queue_is_refused_with_the_values(home,
         pass
 
 
-def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited):
-    limited(waiting_per_person=3)
+def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited_home):
+    limited_home(waiting_per_person=3)
     refused = []
 
     def start() -> None:
@@ -64,8 +64,8 @@ def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited):
     assert len(refused) == 5
 
 
-def test_a_resumed_run_takes_a_place_as_well(home, store, limited):
-    limited(waiting_per_person=1)
+def test_a_resumed_run_takes_a_place_as_well(home, store, limited_home):
+    limited_home(waiting_per_person=1)
     runs = [store.create(config_for()) for _ in range(2)]
     for run in runs:
         run.folder.write_state(RunState(state="stopped", attempt=1))
@@ -75,8 +75,8 @@ def test_a_resumed_run_takes_a_place_as_well(home, store, limited):
         resume_run(home, runs[1])
 
 
-def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(home, store, limited):
-    limited(disk_gb_per_person=0.001)
+def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(home, store, limited_home):
+    limited_home(disk_gb_per_person=0.001)
     run = store.create(config_for())
     (run.folder.path / "weights").write_bytes(bytes(400_000))
     for folder in (home.of("ann").uploads, home.of("ann").exports):
@@ -91,8 +91,8 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
     require_disk_space(home, "bob", 300_000)
 
 
-def test_the_floor_of_free_space_is_kept(home, limited):
-    limited(free_disk_gb=1_000_000)
+def test_the_floor_of_free_space_is_kept(home, limited_home):
+    limited_home(free_disk_gb=1_000_000)
 
     with pytest.raises(StorageError, match="the lab keeps 1e"):
         require_disk_space(home, "ann")
@@ -109,14 +109,14 @@ def test_a_home_without_accounts_has_no_limits(home):
     assert RulesReader(home).read() is None
 
 
-def test_limits_are_read_again_when_they_change_and_kept_when_the_file_is_damaged(home, limited):
-    limited(waiting_per_person=7)
+def test_limits_are_read_again_when_they_change_and_kept_when_the_file_is_damaged(home, limited_home):
+    limited_home(waiting_per_person=7)
     reader = RulesReader(home)
     first = reader.read()
     assert first is not None
     assert first.limits.waiting_per_person == 7
 
-    limited(waiting_per_person=12)
+    limited_home(waiting_per_person=12)
     second = reader.read()
     assert second is not None
     assert second.limits.waiting_per_person == 12
@@ -124,8 +124,8 @@ def test_limits_are_read_again_when_they_change_and_kept_when_the_file_is_damage
     assert reader.read() == second
 
 
-def test_a_lab_whose_file_was_always_damaged_has_the_default_limits(home, limited):
-    limited()
+def test_a_lab_whose_file_was_always_damaged_has_the_default_limits(home, limited_home):
+    limited_home()
     (home.root / "lab.yaml").write_text("{")
 
     assert RulesReader(home).read() == LabRules()

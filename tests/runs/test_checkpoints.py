@@ -24,7 +24,7 @@ def run(tmp_path):
     return folder
 
 
-def offered(run):
+def offered_steps(run):
     return [checkpoint.step for checkpoint in offered_checkpoints(run.checkpoints)]
 
 
@@ -49,7 +49,7 @@ def test_a_flipped_byte_takes_a_checkpoint_out_of_what_is_offered(run):
 
     flip_a_byte(run.checkpoint(10) / "adapter" / "adapter_model.safetensors")
 
-    assert offered(run) == [5]
+    assert offered_steps(run) == [5]
     assert run.newest_checkpoint_step() == 5
     assert talkable(run.path) == ("step-5",)
 
@@ -79,29 +79,29 @@ def test_a_run_with_damaged_checkpoints_alone_offers_none(run):
 
 def test_a_file_is_read_once_and_again_when_it_changed(run, reads):
     for _ in range(3):
-        offered(run)
+        offered_steps(run)
     assert sorted(reads) == ["adapter_model.safetensors"] * 2 + ["optimizer.safetensors"] * 2
 
     reads.clear()
     flip_a_byte(run.checkpoint(5) / "optimizer.safetensors")
     for _ in range(3):
-        offered(run)
+        offered_steps(run)
     assert reads == ["optimizer.safetensors"]
 
 
 def test_a_large_file_that_nobody_changed_is_not_read_for_a_list(run, reads, monkeypatch):
     monkeypatch.setattr(checkpoints, "_READ_FOR_A_LIST_BYTES", 1)
-    assert offered(run) == [10, 5]
+    assert offered_steps(run) == [10, 5]
     assert reads == []
 
     flip_a_byte(run.checkpoint(10) / "optimizer.safetensors")
 
-    assert offered(run) == [5]
+    assert offered_steps(run) == [5]
 
 
 def test_a_file_of_another_size_is_not_read_at_all(run, reads):
     os.truncate(run.checkpoint(10) / "optimizer.safetensors", 2)
     os.truncate(run.checkpoint(5) / "optimizer.safetensors", 2)
 
-    assert offered(run) == []
+    assert offered_steps(run) == []
     assert "optimizer.safetensors" not in reads

@@ -31,7 +31,7 @@ def samples(home, clock):
     return DiskSamples(home, lambda: ("ann", "bob"), clock)
 
 
-def put(home, owner, count):
+def write_bytes(home, owner, count):
     folder = home.of(owner).uploads
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.jsonl").write_bytes(bytes(count))
@@ -42,11 +42,11 @@ def lines(home):
 
 
 def test_one_sample_of_each_person_and_day_is_kept_and_survives_a_restart(home, clock, samples):
-    put(home, "ann", 100)
+    write_bytes(home, "ann", 100)
     samples.measure()
     samples.measure()
     clock.now += DAY  # Monday
-    put(home, "ann", 300)
+    write_bytes(home, "ann", 300)
     samples.measure()
 
     assert len(lines(home)) == 4
@@ -58,7 +58,7 @@ def test_one_sample_of_each_person_and_day_is_kept_and_survives_a_restart(home, 
 
 def test_the_present_week_is_as_measured_last(home, samples):
     samples.measure()
-    put(home, "ann", 500)
+    write_bytes(home, "ann", 500)
     samples.measure()
 
     assert samples.by_week()["ann", Week(2026, 47)] == 500
@@ -75,7 +75,7 @@ def test_who_joins_later_that_day_gets_a_sample_of_it(home, clock):
 def test_a_week_is_that_of_its_last_day(home, clock, samples):
     clock.now -= 3 * DAY
     for count in (700, 200):
-        put(home, "ann", count)
+        write_bytes(home, "ann", count)
         DiskSamples(home, lambda: ("ann",), clock).measure()
         clock.now += DAY
 

@@ -11,7 +11,7 @@ from engine.runs.summary import RunIndex, summarize
 from tests.runs.supervision import config_for
 
 
-def trained(store, name="A run", steps=3, state="completed"):
+def make_run(store, name="A run", steps=3, state="completed"):
     run = store.create(config_for(name), Provenance(predicted_memory=MemoryFigures(process_bytes=777)))
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="training", total_steps=steps))
@@ -28,7 +28,7 @@ def trained(store, name="A run", steps=3, state="completed"):
 
 
 def test_a_summary_holds_the_figures_of_the_run(store):
-    summary = summarize(trained(store, "Evening run"))
+    summary = summarize(make_run(store, "Evening run"))
 
     assert (summary.name, summary.state, summary.model, summary.method) == (
         "Evening run",
@@ -50,7 +50,7 @@ def test_a_run_without_a_name_is_called_by_model_method_and_data():
 
 
 def test_a_run_whose_config_was_damaged_is_listed_all_the_same(store):
-    run = trained(store, "Evening run")
+    run = make_run(store, "Evening run")
     run.folder.config.write_text("model: [")
     assert summarize(run).name == "Evening run"
 
@@ -60,15 +60,15 @@ def test_a_run_whose_config_was_damaged_is_listed_all_the_same(store):
 
 
 def test_a_run_whose_provenance_was_lost_is_described_by_its_config(store):
-    run = trained(store, "Evening run")
+    run = make_run(store, "Evening run")
     run.folder.provenance.write_text("{torn")
 
     assert (summarize(run).name, summarize(run).model) == ("Evening run", "some/model")
 
 
 def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(store, monkeypatch):
-    trained(store, "one")
-    trained(store, "two")
+    make_run(store, "one")
+    make_run(store, "two")
     assert [row.name for row in RunIndex(store).summaries()] == ["two", "one"]
 
     def refuse(*_args):
@@ -79,7 +79,7 @@ def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(st
 
 
 def test_who_cannot_wait_gets_the_newest_runs_first_and_the_rest_with_later_looks(store, home):
-    runs = [trained(store, f"Run {number}", steps=1) for number in range(4)]
+    runs = [make_run(store, f"Run {number}", steps=1) for number in range(4)]
     index = RunIndex(store)
 
     first = index.glance(patience_seconds=-1.0)
@@ -93,7 +93,7 @@ def test_who_cannot_wait_gets_the_newest_runs_first_and_the_rest_with_later_look
 
 
 def test_a_living_run_that_was_read_once_is_never_missing(store):
-    run = trained(store, state="running")
+    run = make_run(store, state="running")
     index = RunIndex(store)
     index.summaries()
 
@@ -101,7 +101,7 @@ def test_a_living_run_that_was_read_once_is_never_missing(store):
 
 
 def test_a_change_of_state_notes_or_events_shows(store):
-    run = trained(store, "one")
+    run = make_run(store, "one")
     index = RunIndex(store)
     index.summaries()
 
@@ -113,7 +113,7 @@ def test_a_change_of_state_notes_or_events_shows(store):
 
 
 def test_a_living_run_is_followed(store):
-    run = trained(store, state="running")
+    run = make_run(store, state="running")
     index = RunIndex(store)
     assert index.summaries()[0].steps == 3
     with EventWriter(run.folder.events, 1) as events:
@@ -123,8 +123,8 @@ def test_a_living_run_is_followed(store):
 
 
 def test_deleted_runs_leave_the_list_and_the_cache(store, home):
-    run = trained(store, "one")
-    kept = trained(store, "two")
+    run = make_run(store, "one")
+    kept = make_run(store, "two")
     index = RunIndex(store)
     index.summaries()
     store.delete(run.id)
@@ -135,7 +135,7 @@ def test_deleted_runs_leave_the_list_and_the_cache(store, home):
 
 @pytest.mark.parametrize("broken", [b"", b"{", b'{"version": 999, "runs": {}}', b"\0\0"])
 def test_a_broken_cache_is_drawn_up_again(store, home, broken):
-    trained(store, "one")
+    make_run(store, "one")
     (home.cache / "runs").mkdir(parents=True)
     (home.cache / "runs" / "ann.json").write_bytes(broken)
 
@@ -143,7 +143,7 @@ def test_a_broken_cache_is_drawn_up_again(store, home, broken):
 
 
 def test_losses_that_are_no_numbers_do_not_break_the_list(store):
-    run = trained(store)
+    run = make_run(store)
     with EventWriter(run.folder.events, 1) as events:
         events.append(EvalData(step=4, eval_loss=float("nan"), eval_tokens=1, rows=1, seconds=1))
         events.append(

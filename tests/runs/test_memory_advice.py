@@ -30,14 +30,14 @@ def config_for(folder, **sections):
 
 
 @pytest.fixture
-def known(tiny_model_folder, home):
+def inventory(tiny_model_folder, home):
     """A model whose modules were counted before, as every launch does."""
     module_inventory(config_for(tiny_model_folder).model, home)
     return tiny_model_folder
 
 
-def test_the_first_advice_keeps_the_result_and_has_figures(known, home):
-    config = config_for(known, training={"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1})
+def test_the_first_advice_keeps_the_result_and_has_figures(inventory, home):
+    config = config_for(inventory, training={"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1})
 
     advice = advice_on_memory(config, home, GPU)
 
@@ -48,9 +48,9 @@ def test_the_first_advice_keeps_the_result_and_has_figures(known, home):
     assert advice.endswith(".")
 
 
-def test_a_gpu_that_is_full_gets_the_estimates_words(known, home, monkeypatch):
+def test_a_gpu_that_is_full_gets_the_estimates_words(inventory, home, monkeypatch):
     monkeypatch.setattr(prediction, "list_devices", lambda: (GPU,))
-    config = config_for(known, training={"per_device_train_batch_size": 64})
+    config = config_for(inventory, training={"per_device_train_batch_size": 64})
 
     failed = explain(torch.OutOfMemoryError("CUDA out of memory."), config, home)
 
@@ -65,22 +65,22 @@ def test_a_model_that_nobody_counted_gets_general_advice(tiny_model_folder, home
     assert "per_device_train_batch_size to 1" in explain(MemoryError(), config, home).fix
 
 
-def test_the_estimate_itself_may_fail_without_hiding_the_cause(known, home, monkeypatch):
+def test_the_estimate_itself_may_fail_without_hiding_the_cause(inventory, home, monkeypatch):
     def out_of_memory(*_):
         raise MemoryError
 
     monkeypatch.setattr(prediction, "advise", out_of_memory)
 
-    assert explain(MemoryError(), config_for(known), home).cause == "out_of_memory"
+    assert explain(MemoryError(), config_for(inventory), home).cause == "out_of_memory"
 
 
-def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(known, home, monkeypatch):
+def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(inventory, home, monkeypatch):
     kills = itertools.count()
     # The kernel's count when the attempt begins, and when it ends.
     monkeypatch.setattr(states, "out_of_memory_kills", lambda: 0)
     monkeypatch.setattr(worker_monitor, "out_of_memory_kills", lambda: next(kills) + 1)
     run = RunStore(home, "ann").create(
-        config_for(known, run={"name": "steps=2 hold=1"}, training={"per_device_train_batch_size": 64})
+        config_for(inventory, run={"name": "steps=2 hold=1"}, training={"per_device_train_batch_size": 64})
     )
     supervisor = Supervisor(home, fake_settings())
     supervisor.start()

@@ -6,7 +6,7 @@ from engine.errors import StorageError
 from engine.runs.supervision.states import ProblemLog
 
 
-def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
@@ -19,7 +19,7 @@ def test_what_goes_wrong_again_and_again_is_said_once_for_each_thing_that_was_tr
             with problems.guard("run-1", "could not be started"):
                 raise OSError(5, "Input/output error")
 
-    assert logged(caplog) == [
+    assert log_lines(caplog) == [
         "run-1 could not be looked at: The disk is full. Free some space.",
         "run-1 could not be started: [Errno 5] Input/output error",
     ]
@@ -33,7 +33,7 @@ def test_another_reason_is_said_and_so_is_the_same_of_one_that_came_again(caplog
         problems.forget("run-1")
         problems.report("run-1", "The folder is gone.")
 
-    assert logged(caplog) == ["The disk is full.", "The folder is gone.", "The folder is gone."]
+    assert log_lines(caplog) == ["The disk is full.", "The folder is gone.", "The folder is gone."]
 
 
 def test_what_is_wrong_with_our_own_code_is_not_hidden():

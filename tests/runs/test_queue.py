@@ -18,14 +18,14 @@ def held_by(title: str = "Run X", purpose: str = "training") -> LeaseHolder:
     return LeaseHolder(purpose=purpose, title=title, process=ProcessIdentity.current())
 
 
-def started(plan) -> dict[str, list[str]]:
+def start_names(plan) -> dict[str, list[str]]:
     return {run_id: [f"{one.kind}:{one.index}" for one in devices] for run_id, devices in plan.starts.items()}
 
 
 def test_one_device_takes_one_run_and_the_others_say_what_they_wait_for():
     plan = plan_starts([waiting("a"), waiting("b")], [cpu()], {})
 
-    assert started(plan) == {"a": ["cpu:0"]}
+    assert start_names(plan) == {"a": ["cpu:0"]}
     assert plan.reasons == {"b": ("earlier_run", "a comes first.", "")}
 
 
@@ -40,7 +40,7 @@ def test_a_leased_device_is_not_used_and_its_holder_is_named():
 def test_two_gpus_take_two_runs_the_freer_one_first():
     plan = plan_starts([waiting("a"), waiting("b"), waiting("c")], [gpu(0, 10), gpu(1, 20), cpu()], {})
 
-    assert started(plan) == {"a": ["cuda:1"], "b": ["cuda:0"]}
+    assert start_names(plan) == {"a": ["cuda:1"], "b": ["cuda:0"]}
 
 
 def test_a_run_waits_until_the_free_memory_covers_its_need_other_programs_included():
@@ -48,7 +48,7 @@ def test_a_run_waits_until_the_free_memory_covers_its_need_other_programs_includ
 
     assert not plan.starts
     assert plan.reasons["a"] == ("memory", "It needs 12.0 GiB, and Test GPU 0 has 8.0 of 24.0 GiB free.", "")
-    assert started(plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=12)], {})) == {"a": ["cuda:0"]}
+    assert start_names(plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=12)], {})) == {"a": ["cuda:0"]}
 
 
 def test_nobody_overtakes_on_a_device_that_the_first_in_line_waits_for():
@@ -62,13 +62,13 @@ def test_a_run_for_another_device_need_not_wait_behind():
     queue = [waiting("gpu-run", devices=(0,)), waiting("cpu-run", devices="cpu")]
     plan = plan_starts(queue, [gpu(0), cpu()], {"cuda:0": held_by()})
 
-    assert started(plan) == {"cpu-run": ["cpu:0"]}
+    assert start_names(plan) == {"cpu-run": ["cpu:0"]}
 
 
 def test_a_run_on_several_gpus_needs_them_all():
     queue = [waiting("pair", devices=(0, 1))]
 
-    assert started(plan_starts(queue, [gpu(0), gpu(1)], {})) == {"pair": ["cuda:0", "cuda:1"]}
+    assert start_names(plan_starts(queue, [gpu(0), gpu(1)], {})) == {"pair": ["cuda:0", "cuda:1"]}
     assert not plan_starts(queue, [gpu(0), gpu(1)], {"cuda:1": held_by()}).starts
 
 
@@ -76,7 +76,7 @@ def test_a_device_that_is_held_for_the_run_itself_keeps_only_others_from_it():
     own = held_by().model_copy(update={"run_id": "pair"})
 
     alone = plan_starts([waiting("pair", devices=(0, 1))], [gpu(0), gpu(1)], {"cuda:0": own})
-    assert started(alone) == {"pair": ["cuda:0", "cuda:1"]}
+    assert start_names(alone) == {"pair": ["cuda:0", "cuda:1"]}
     other = plan_starts([waiting("other", devices=(0,))], [gpu(0)], {"cuda:0": own})
     assert other.reasons == {"other": ("device_in_use", "GPU 0 is in use for training (Run X).", "")}
 
@@ -85,7 +85,7 @@ def test_a_run_needs_on_each_card_what_was_predicted_for_that_card():
     needs_less_on_1 = waiting("a", 12)._replace(needed_on={"Test GPU 0": 12 * GIB, "Test GPU 1": 6 * GIB})
     cards = [gpu(0, 8), gpu(1, 7), cpu()]
 
-    assert started(plan_starts([needs_less_on_1], cards, {})) == {"a": ["cuda:1"]}
+    assert start_names(plan_starts([needs_less_on_1], cards, {})) == {"a": ["cuda:1"]}
     plan = plan_starts([needs_less_on_1], cards, {"cuda:1": held_by()})
     assert plan.reasons["a"].cause == "It needs 12.0 GiB, and Test GPU 0 has 8.0 of 24.0 GiB free."
 
@@ -96,21 +96,21 @@ def test_a_card_that_is_too_small_for_a_run_is_left_to_others():
 
     plan = plan_starts(queue, [small, gpu(1), cpu()], {"cuda:1": held_by()})
 
-    assert started(plan) == {"little": ["cuda:0"]}
+    assert start_names(plan) == {"little": ["cuda:0"]}
     assert plan.reasons["large"].reason == "device_in_use"
 
 
 def test_auto_passes_over_a_gpu_that_pytorch_cannot_use():
     blocked = replace(gpu(0, 20), obstacle=Obstacle("It has no kernels.", "Install others."))
 
-    assert started(plan_starts([waiting("a")], [blocked, gpu(1, 10), cpu()], {})) == {"a": ["cuda:1"]}
-    assert started(plan_starts([waiting("a")], [blocked, cpu()], {})) == {"a": ["cpu:0"]}
+    assert start_names(plan_starts([waiting("a")], [blocked, gpu(1, 10), cpu()], {})) == {"a": ["cuda:1"]}
+    assert start_names(plan_starts([waiting("a")], [blocked, cpu()], {})) == {"a": ["cpu:0"]}
 
 
 def test_auto_waits_for_apples_gpu_where_there_is_one():
     apple = Device("mps", 0, "Apple M2 GPU", 16 * GIB, 12 * GIB, has_fast_bfloat16=True)
 
-    assert started(plan_starts([waiting("a"), waiting("b", devices="cpu")], [apple, cpu()], {})) == {
+    assert start_names(plan_starts([waiting("a"), waiting("b", devices="cpu")], [apple, cpu()], {})) == {
         "a": ["mps:0"],
         "b": ["cpu:0"],
     }

@@ -41,7 +41,7 @@ def leave_in_the_midst(run: Run) -> Run:
     return run
 
 
-def said(run: Run, words: str) -> None:
+def require_reason(run: Run, words: str) -> None:
     """The worker's last words."""
     stopped_by = "sigterm" if "(SIGTERM)" in words else "sigint" if "(SIGINT)" in words else "cancel"
     with EventWriter(run.folder.events, 1) as events:
@@ -75,7 +75,7 @@ def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(restarted, st
 
 
 def test_a_restart_that_let_the_worker_save_is_one_as_well(restarted, home):
-    said(restarted, BY_SIGTERM)
+    require_reason(restarted, BY_SIGTERM)
 
     assert next_server_finds(home, restarted) == "queued"
 
@@ -106,7 +106,7 @@ def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, h
 def test_what_a_restart_overtook_still_holds(restarted, home, ask, words):
     ask(restarted)
     if words:
-        said(restarted, words)
+        require_reason(restarted, words)
 
     states = [next_server_finds(home, restarted) for _ in range(2)]
 
@@ -116,7 +116,7 @@ def test_what_a_restart_overtook_still_holds(restarted, home, ask, words):
 
 
 def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(restarted, home):
-    said(restarted, BY_SIGTERM)
+    require_reason(restarted, BY_SIGTERM)
     loop = SupervisorLoop(home, fake_settings())
     loop.tick(starts_runs=False)
     request_stop(restarted)
@@ -147,14 +147,14 @@ def test_what_ended_otherwise_before_a_restart_does_not_go_on_by_itself(store, h
     run.folder.write_state(state)
     move_to_an_earlier_boot(run)
     if words:
-        said(run, words)
+        require_reason(run, words)
 
     assert next_server_finds(home, run) == state.state
 
 
 def test_a_run_that_did_not_ask_for_it_waits_for_a_click(store, home):
     run = leave_in_the_midst(store.create(config_for("steps=5")))
-    said(run, BY_SIGTERM)
+    require_reason(run, BY_SIGTERM)
 
     assert next_server_finds(home, run) == "stopped"
 
@@ -177,7 +177,7 @@ def make_room(monkeypatch):
 @pytest.mark.parametrize("has_ended", [False, True], ids=["its end was not seen", "its end was seen"])
 def test_a_run_continues_once_there_is_room_to_say_so(restarted, home, make_room, has_ended):
     if has_ended:
-        said(restarted, BY_SIGTERM)
+        require_reason(restarted, BY_SIGTERM)
         restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     assert next_server_finds(home, restarted) == ("stopped" if has_ended else "running")
 
@@ -190,7 +190,7 @@ def test_a_run_continues_once_there_is_room_to_say_so(restarted, home, make_room
 
 def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
     monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
-    said(restarted, BY_SIGTERM)
+    require_reason(restarted, BY_SIGTERM)
     restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     loop = SupervisorLoop(home, fake_settings())
     loop.tick()

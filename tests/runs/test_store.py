@@ -19,7 +19,7 @@ from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
 from tests.runs.supervision import config_for
 
 
-def ended(run):
+def end_run(run):
     run.folder.write_state(RunState(state="completed"))
     return run
 
@@ -126,7 +126,7 @@ def test_processes_with_one_key_make_one_run(home, store):
 
 
 def test_a_key_whose_run_was_never_finished_or_was_deleted_starts_again(store, home):
-    first = ended(store.create(config_for(), key="k"))
+    first = end_run(store.create(config_for(), key="k"))
     store.delete(first.id)
 
     assert store.find_by_key("k") is None
@@ -142,7 +142,7 @@ def test_keys_of_two_owners_do_not_meet(home):
 
 
 def test_deleting_frees_what_the_run_had_saved(store):
-    run = ended(store.create(config_for()))
+    run = end_run(store.create(config_for()))
     run.folder.adapter.mkdir()
     (run.folder.adapter / "adapter_model.safetensors").write_bytes(b"x" * 5000)
 
@@ -153,7 +153,7 @@ def test_deleting_frees_what_the_run_had_saved(store):
 
 def test_a_deletion_that_a_starting_server_helps_with_is_no_error(store, home, monkeypatch):
     """The server sweeps before the deletion removes its first file, and once more behind its second."""
-    run, removed, remove = ended(store.create(config_for())), [], os.unlink
+    run, removed, remove = end_run(store.create(config_for())), [], os.unlink
     cached = cached_history_path(run)
     cached.parent.mkdir(parents=True)
     cached.touch()
@@ -173,7 +173,7 @@ def test_a_deletion_that_a_starting_server_helps_with_is_no_error(store, home, m
 
 
 def test_a_deletion_that_was_swept_away_before_it_began_is_no_error(store, home, monkeypatch):
-    run = ended(store.create(config_for()))
+    run = end_run(store.create(config_for()))
 
     def sweep_first(folder):
         RunStore(home, store.owner).sweep()
@@ -211,7 +211,7 @@ def test_a_run_that_waits_or_runs_is_never_deleted(store, state):
 def test_a_run_with_a_living_worker_is_never_deleted_whatever_its_state_says(store):
     run = store.create(config_for())
     claim = run.folder.claim()
-    ended(run)
+    end_run(run)
 
     with pytest.raises(RunError, match="cannot be deleted"):
         store.delete(run.id)

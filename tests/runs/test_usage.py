@@ -37,7 +37,7 @@ def attempt(seconds: float = 100.0, ended: float = NOW, **changes: object) -> At
     return Attempt(**{**values, **changes})
 
 
-def used(*attempts: Attempt, weight=lambda _: 1.0, now: float = NOW) -> float:
+def decayed_seconds(*attempts: Attempt, weight=lambda _: 1.0, now: float = NOW) -> float:
     decayed = DecayedSeconds(NOW)
     for one in attempts:
         decayed.add(one)
@@ -45,24 +45,24 @@ def used(*attempts: Attempt, weight=lambda _: 1.0, now: float = NOW) -> float:
 
 
 def test_seconds_of_a_half_life_ago_count_half():
-    assert used(attempt()) == pytest.approx(100, rel=1e-3)
-    assert used(attempt(), now=NOW + HALF_LIFE_SECONDS) == pytest.approx(50, rel=1e-3)
-    assert used(attempt(ended=NOW - 2 * HALF_LIFE_SECONDS)) == pytest.approx(25, rel=1e-3)
+    assert decayed_seconds(attempt()) == pytest.approx(100, rel=1e-3)
+    assert decayed_seconds(attempt(), now=NOW + HALF_LIFE_SECONDS) == pytest.approx(50, rel=1e-3)
+    assert decayed_seconds(attempt(ended=NOW - 2 * HALF_LIFE_SECONDS)) == pytest.approx(25, rel=1e-3)
 
 
 def test_a_long_attempt_decays_while_it_runs():
     whole = attempt(HALF_LIFE_SECONDS)
     halves = (attempt(HALF_LIFE_SECONDS / 2), attempt(HALF_LIFE_SECONDS / 2, NOW - HALF_LIFE_SECONDS / 2))
 
-    assert used(whole) == pytest.approx(used(*halves))
-    assert HALF_LIFE_SECONDS / 2 < used(whole) < HALF_LIFE_SECONDS
+    assert decayed_seconds(whole) == pytest.approx(decayed_seconds(*halves))
+    assert HALF_LIFE_SECONDS / 2 < decayed_seconds(whole) < HALF_LIFE_SECONDS
 
 
 def test_every_device_counts_with_its_weight():
     two = attempt(device="cuda:0, cuda:3")
 
-    assert used(two) == pytest.approx(200, rel=1e-3)
-    assert used(two, weight={"cuda:0": 1.0, "cuda:3": 4.0}.__getitem__) == pytest.approx(500, rel=1e-3)
+    assert decayed_seconds(two) == pytest.approx(200, rel=1e-3)
+    assert decayed_seconds(two, weight={"cuda:0": 1.0, "cuda:3": 4.0}.__getitem__) == pytest.approx(500, rel=1e-3)
 
 
 @pytest.mark.parametrize("words", ["1x Nvidia L4 at Hugging Face", "cpu-basic at Hugging Face", "Hugging Face", ""])

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.show_fake import shown
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from ui.backend.transfers import Transfers
 
@@ -28,7 +28,7 @@ def services(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(services):
-    with shown(services) as address:
+    with page_of(services) as address:
         yield urlsplit(address).netloc
 
 

@@ -36,7 +36,7 @@ def run(home):
 
 
 @pytest.fixture
-def followed(run, slurm):
+def follower(run, slurm):
     record = SlurmRecord(attempt=1, resources=JobResources(gpu_type="a100"), warning_seconds=300).save(run.folder)
     return SlurmFollower(run, record, ClusterPlace(), slurm)
 
@@ -56,56 +56,56 @@ def again(followed):
     return SlurmFollower(followed.run, record, followed.place, followed._slurm)
 
 
-def test_a_job_is_submitted_held_saved_and_then_released(followed, slurm):
+def test_a_job_is_submitted_held_saved_and_then_released(follower, slurm):
     slurm.fails["release"] = AWAY
-    step(followed)
-    saved = SlurmRecord.read(followed.run.folder)
+    step(follower)
+    saved = SlurmRecord.read(follower.run.folder)
     assert (saved.job_id, saved.is_released) == ("100", False)
 
     del slurm.fails["release"]
-    view = step(again(followed), 1)
+    view = step(again(follower), 1)
     assert view.words.startswith("Waiting at Slurm: None, job 100")
-    assert SlurmRecord.read(followed.run.folder).is_released
+    assert SlurmRecord.read(follower.run.folder).is_released
     assert len(slurm.scripts) == 1
 
 
-def test_a_submission_whose_answer_was_lost_is_found_and_not_repeated(followed, slurm):
+def test_a_submission_whose_answer_was_lost_is_found_and_not_repeated(follower, slurm):
     slurm.fails["lost answer"] = AWAY
-    view = step(followed)
+    view = step(follower)
     assert view.trouble is AWAY
-    assert followed.record.job_id == ""
+    assert follower.record.job_id == ""
 
-    step(again(followed))
+    step(again(follower))
 
-    assert SlurmRecord.read(followed.run.folder).job_id == "100"
+    assert SlurmRecord.read(follower.run.folder).job_id == "100"
     assert len(slurm.scripts) == 1
 
 
-def test_of_two_submissions_of_one_attempt_only_one_begins(followed, slurm):
-    step(followed)
+def test_of_two_submissions_of_one_attempt_only_one_begins(follower, slurm):
+    step(follower)
     slurm.jobs["999"] = slurm.jobs["100"]._replace(id="999")
 
-    step(followed)
+    step(follower)
 
     assert "cancel 999" in slurm.asked
     assert "cancel 100" not in slurm.asked
 
 
-def test_no_answer_and_a_job_that_is_missed_once_change_nothing(followed, slurm):
-    step(followed)
+def test_no_answer_and_a_job_that_is_missed_once_change_nothing(follower, slurm):
+    step(follower)
     slurm.change("100", state="RUNNING", nodes="node7")
-    assert step(followed).stage == "running"
+    assert step(follower).stage == "running"
 
     slurm.fails["queue"] = AWAY
-    assert step_or_trouble(followed).stage == "running"
+    assert step_or_trouble(follower).stage == "running"
     del slurm.fails["queue"]
 
     jobs, slurm.jobs = slurm.jobs, {}
-    assert step(followed, 2).stage == "running"
+    assert step(follower, 2).stage == "running"
     slurm.jobs = jobs
-    assert step(followed).stage == "running"
+    assert step(follower).stage == "running"
     slurm.jobs = {}
-    assert step(followed, 3).stage == "ended"
+    assert step(follower, 3).stage == "ended"
 
 
 def step_or_trouble(followed):
@@ -115,47 +115,47 @@ def step_or_trouble(followed):
     return followed.view
 
 
-def test_a_refusal_ends_the_run_with_slurms_words(followed, slurm):
+def test_a_refusal_ends_the_run_with_slurms_words(follower, slurm):
     slurm.fails["submit"] = ClusterError("Slurm refused sbatch: Invalid account.", "Correct cluster.yaml.")
 
-    view = step(followed)
+    view = step(follower)
 
     assert view.end.cause == "Slurm refused sbatch: Invalid account."
-    assert SlurmRecord.read(followed.run.folder).is_over
+    assert SlurmRecord.read(follower.run.folder).is_over
 
 
-def test_a_full_queue_of_the_account_is_waited_for(followed, slurm):
+def test_a_full_queue_of_the_account_is_waited_for(follower, slurm):
     slurm.fails["submit"] = ClusterError("Slurm refused sbatch: error: QOSMaxSubmitJobPerUserLimit.", "Ask its admin.")
 
-    view = step(followed, 3)
+    view = step(follower, 3)
 
     assert (view.stage, slurm.asked.count("submit")) == ("preparing", 1)  # not tried again at every look
     assert "no more jobs" in view.words
     del slurm.fails["submit"]
-    assert step(again(followed)).stage == "waiting"
+    assert step(again(follower)).stage == "waiting"
 
 
-def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(followed, slurm, home):
-    step(followed)
+def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(follower, slurm, home):
+    step(follower)
     other = SlurmFollower(
-        followed.run, SlurmRecord(attempt=2, resources=JobResources(), warning_seconds=1), ClusterPlace(), slurm
+        follower.run, SlurmRecord(attempt=2, resources=JobResources(), warning_seconds=1), ClusterPlace(), slurm
     )
     step(other)
     slurm.change("101", state="RUNNING")
     step(other)
-    followed.wants_cancel = other.wants_cancel = True
+    follower.wants_cancel = other.wants_cancel = True
 
-    step(followed)
+    step(follower)
     step(other)
 
     assert slurm.asked[-3:-2] == ["cancel 100"]
     assert slurm.asked[-1] == "kill 101"
 
 
-def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(followed, slurm):
-    followed.wants_cancel = True
+def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(follower, slurm):
+    follower.wants_cancel = True
 
-    assert step(followed).end.word == "cancelled"
+    assert step(follower).end.word == "cancelled"
     assert slurm.scripts == []
 
 
@@ -166,13 +166,13 @@ def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(followed, slur
         ("PREEMPTED", "preempted"), ("CANCELLED", "cancelled"), ("BOOT_FAIL", "node_failed"), ("FAILED", None), ("COMPLETED", None),
     ],
 )  # fmt: skip
-def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(followed, slurm, state, word):
-    step(followed)
+def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(follower, slurm, state, word):
+    step(follower)
     slurm.change("100", state=state, nodes="node7", exit_code=1, started=0.0, ended=60.0, limit_seconds=3600.0)
-    view = step(followed)
+    view = step(follower)
     slurm.jobs = {}
 
-    later = again(followed)
+    later = again(follower)
 
     assert view.end.word == later.view.end.word == word
     if word is not None:
@@ -180,11 +180,11 @@ def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(followed, slurm, st
         assert "{" not in view.end.cause
 
 
-def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(followed, slurm):
-    step(followed)
+def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(follower, slurm):
+    step(follower)
     slurm.change("100", state="COMPLETED", exit_code=0, started=0.0, ended=3400.0, limit_seconds=3600.0)
 
-    assert step(followed).end.word == "time_limit"
+    assert step(follower).end.word == "time_limit"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_reason_that_is_not_known_is_shown_as_it_is():
     assert waits_words(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
 
 
-def test_the_script_has_no_secret_and_becomes_the_worker(followed, monkeypatch):
+def test_the_script_has_no_secret_and_becomes_the_worker(follower, monkeypatch):
     for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "a-secret")
     offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -216,26 +216,26 @@ def test_the_script_has_no_secret_and_becomes_the_worker(followed, monkeypatch):
         monkeypatch.delenv(name, raising=False)  # the script has them from cluster.yaml
     place = ClusterPlace(setup=("module load cuda",), python="/opt/python it's")
 
-    script = job_script(followed.run, followed.record, place)
+    script = job_script(follower.run, follower.record, place)
 
     assert "a-secret" not in script
     assert "export LORATORY_ATTEMPT=1\n" in script
     assert all(f"export {name}=1\n" in script for name in offline)
-    assert "OFFLINE" not in job_script(followed.run, followed.record, place.model_copy(update={"offline": False}))
+    assert "OFFLINE" not in job_script(follower.run, follower.record, place.model_copy(update={"offline": False}))
     assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300\n" in script
     *_, setup, command = script.splitlines()
     assert setup == "module load cuda"
     srun, _, worker = command.partition(" '/opt/python it'\"'\"'s' ")
     assert srun.startswith("exec srun --export=ALL --kill-on-bad-exit=1 ")
     assert srun.endswith("--nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=4")
-    assert worker == f"-P -m engine.training.worker {followed.run.folder.path}"
+    assert worker == f"-P -m engine.training.worker {follower.run.folder.path}"
 
 
-def test_several_gpus_or_nodes_start_torchs_launcher(followed):
-    wide = followed.record.model_copy(update={"resources": JobResources(gpus=4, nodes=2)})
+def test_several_gpus_or_nodes_start_torchs_launcher(follower):
+    wide = follower.record.model_copy(update={"resources": JobResources(gpus=4, nodes=2)})
 
-    arguments = worker_arguments(followed.run, wide, ClusterPlace())
-    script = job_script(followed.run, wide, ClusterPlace())
+    arguments = worker_arguments(follower.run, wide, ClusterPlace())
+    script = job_script(follower.run, wide, ClusterPlace())
 
     assert arguments[arguments.index("--nproc-per-node") + 1] == "4"
     assert arguments[arguments.index("--nnodes") + 1] == "2"
@@ -316,21 +316,21 @@ def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
     executor.close()
 
 
-def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(followed, slurm):
+def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(follower, slurm):
     """Of that on another node, so one that hangs there does not look busy; see `ReportedActivity`."""
-    job, seen = SlurmJob(followed, lambda: None), []
-    step(followed)
+    job, seen = SlurmJob(follower, lambda: None), []
+    step(follower)
     for state in ("PENDING", "RUNNING", "SUSPENDED", "RUNNING"):
         slurm.change("100", state=state, nodes="node7")
-        step(followed)
+        step(follower)
         seen.append(type(job.activity()))
-    followed.unreachable(AWAY)
+    follower.unreachable(AWAY)
 
     assert seen == [type(None), ReportedActivity, type(None), ReportedActivity]
     assert job.activity() is None
 
 
-def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followed, home, slurm):
+def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(follower, home, slurm):
     wait_for_ever = threading.Event()
     slurm.queue = lambda: wait_for_ever.wait() and []
     executor = SlurmExecutor(home, ClusterPlace, slurm)
@@ -338,32 +338,32 @@ def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followe
         state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
     )
 
-    status = executor.attach(followed.run, saved).poll(has_reported=False)
+    status = executor.attach(follower.run, saved).poll(has_reported=False)
 
     assert (status.phase, status.why.cause) == ("waiting", "Waiting: Resources.")
     wait_for_ever.set()
     executor.close()
 
 
-def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(followed, slurm):
-    step(followed)
+def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(follower, slurm):
+    step(follower)
     slurm.change("100", state="COMPLETED", exit_code=0, nodes="node7")
-    step(followed)
-    job = SlurmJob(followed, lambda: None)
+    step(follower)
+    job = SlurmJob(follower, lambda: None)
 
     with pytest.raises(ClusterError, match="not visible here yet"):
         job.fetch_logs()
-    with EventWriter(followed.run.folder.events, 1) as events:
+    with EventWriter(follower.run.folder.events, 1) as events:
         events.append(StatusData(phase="finished", message="Finished."))
     job.fetch_logs()
 
 
-def test_no_word_is_waited_for_of_a_job_that_never_began(followed, slurm):
-    step(followed)
+def test_no_word_is_waited_for_of_a_job_that_never_began(follower, slurm):
+    step(follower)
     slurm.change("100", state="CANCELLED", exit_code=0)
-    step(followed)
+    step(follower)
 
-    SlurmJob(followed, lambda: None).fetch_logs()
+    SlurmJob(follower, lambda: None).fetch_logs()
 
 
 def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):

@@ -22,7 +22,7 @@ from tests.runs.supervision import (
     worker_of,
 )
 from tests.slurm.conftest import file_run, record_of
-from tests.training.worker_runs import WorkerRuns, losses_of, said, write_questions
+from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
 
 pytestmark = pytest.mark.e2e
 
@@ -238,7 +238,9 @@ def test_two_nodes_train_what_one_process_does_and_one_process_resumes_where_the
     request_resume(home, run)
     end = wait_for_state(run, "completed", "failed", "interrupted")
     assert (end.state, end.executor) == ("completed", "local")
-    assert [one.step for one in said(run, "resumed")] == [4]
+    assert [one.step for one in data_of_events(run, "resumed")] == [4]
     # Sums over other groups of rows are rounded otherwise; seen: 2e-7 of the loss.
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in losses_of(alone)]
-    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-4)
+    assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
+        data_of_events(alone, "eval")[-1].eval_loss, rel=1e-4
+    )

@@ -124,15 +124,15 @@ def _first_answer(
         try:
             request = urllib.request.Request(f"http://127.0.0.1:{_PORT}{path}", headers=headers)
             with urllib.request.urlopen(request, timeout=300) as answer:
-                return _shown(answer, began)
+                return _result_json(answer, began)
         except urllib.error.HTTPError as error:
-            return _shown(error, began)
+            return _result_json(error, began)
         except OSError:
             time.sleep(0.2)
     return {"status": None, "seconds": time.monotonic() - began}
 
 
-def _shown(answer: Any, began: float) -> dict[str, Any]:
+def _result_json(answer: Any, began: float) -> dict[str, Any]:
     text = answer.read().decode(errors="replace")
     return {
         "status": answer.status, "seconds": time.monotonic() - began, "headers": dict(answer.headers.items()), "text": text,

@@ -132,12 +132,12 @@ class SpacesStandIn(HubStandIn):
         }
 
     def _secrets(self, path: str, body: bytes) -> tuple[int, object]:
-        return self._named(self.spaces[_name_in(path)].secrets, body, shows_values=False)
+        return self._add_names(self.spaces[_name_in(path)].secrets, body, shows_values=False)
 
     def _variables(self, path: str, body: bytes) -> tuple[int, object]:
-        return self._named(self.spaces[_name_in(path)].variables, body, shows_values=True)
+        return self._add_names(self.spaces[_name_in(path)].variables, body, shows_values=True)
 
-    def _named(self, there: dict[str, dict[str, str]], body: bytes, *, shows_values: bool) -> tuple[int, object]:
+    def _add_names(self, there: dict[str, dict[str, str]], body: bytes, *, shows_values: bool) -> tuple[int, object]:
         asked = json.loads(body) if body else {}
         if self.method == "POST":
             there[asked["key"]] = asked

@@ -141,8 +141,8 @@ def test_an_idle_hour_costs_no_request(spaces, home, hugging_face):  # noqa: F81
         a_run(home, seed=number)
     mirror = spaces.begin(home)
     mirror._save()
-    before = hugging_face.asked.copy()
+    before = hugging_face.requests.copy()
     for _ in range(240):  # looks of fifteen seconds
         mirror._save()
 
-    assert hugging_face.asked == before
+    assert hugging_face.requests == before

@@ -20,7 +20,7 @@ from tests.space.mirrored import a_checkpoint, a_run, files_of
 
 
 @pytest.fixture
-def saved(spaces):
+def space(spaces):
     """A run in the bucket."""
     home = spaces.disk()
     run = a_run(home, state="stopped", steps=200, resumable_step=300)
@@ -55,69 +55,69 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)
-def test_an_index_reaches_no_file_but_its_own(saved, bucket, spaces, path):
-    named = path.replace("{run}", f"runs/ann/{saved.id}")
-    change(bucket, saved, lambda files: files.update({named: {"text": "outside"}}))
+def test_an_index_reaches_no_file_but_its_own(space, bucket, spaces, path):
+    named = path.replace("{run}", f"runs/ann/{space.id}")
+    change(bucket, space, lambda files: files.update({named: {"text": "outside"}}))
 
     home = spaces.again()
 
     assert "is not a file of this run" in spaces.restored.words
-    assert RunStore(home, "ann").ids() == [saved.id]
+    assert RunStore(home, "ann").ids() == [space.id]
     for place in home.root.parent.rglob("*"):
         assert not place.is_file() or b"outside" not in place.read_bytes()
 
 
 @pytest.mark.parametrize("path", ["{run}/config.yaml/below", "{run}/adapter"])
-def test_a_name_that_is_file_and_folder_does_no_harm(saved, bucket, spaces, path):
-    named = path.replace("{run}", f"runs/ann/{saved.id}")
-    change(bucket, saved, lambda files: files.update({named: {"text": "odd"}}))
+def test_a_name_that_is_file_and_folder_does_no_harm(space, bucket, spaces, path):
+    named = path.replace("{run}", f"runs/ann/{space.id}")
+    change(bucket, space, lambda files: files.update({named: {"text": "odd"}}))
 
     home = spaces.again()
 
     assert "is damaged" in spaces.restored.words
-    assert (RunStore(home, "ann").folder / saved.id / "config.yaml").is_file()
+    assert (RunStore(home, "ann").folder / space.id / "config.yaml").is_file()
 
 
-def test_what_does_not_match_its_hash_is_left_out(saved, bucket, spaces):
-    whole = files_of(saved)
-    bucket.files[data_of(bucket, saved, "checkpoints/step-300/adapter/adapter_model.safetensors")] = os.urandom(19_000)
+def test_what_does_not_match_its_hash_is_left_out(space, bucket, spaces):
+    whole = files_of(space)
+    bucket.files[data_of(bucket, space, "checkpoints/step-300/adapter/adapter_model.safetensors")] = os.urandom(19_000)
 
-    back = RunStore(spaces.again(), "ann").get(saved.id)
+    back = RunStore(spaces.again(), "ann").get(space.id)
 
-    assert f"{saved.id}: checkpoints/step-300 is damaged in the bucket and was left out." in spaces.restored.left_out
+    assert f"{space.id}: checkpoints/step-300 is damaged in the bucket and was left out." in spaces.restored.left_out
     assert not back.folder.checkpoint(300).exists()
     assert files_of(back)["config.yaml"] == whole["config.yaml"]
 
 
-def test_a_torn_event_log_keeps_what_is_before(saved, bucket, spaces):
-    events = saved.folder.events.read_bytes()
+def test_a_torn_event_log_keeps_what_is_before(space, bucket, spaces):
+    events = space.folder.events.read_bytes()
     assert len(events) > 16_384
-    name = data_of(bucket, saved, "events.jsonl")
+    name = data_of(bucket, space, "events.jsonl")
     bucket.files[name] = bucket.files[name][:-100]
 
     home = spaces.disk()
     mirror = spaces.begin(home)
-    back = RunStore(home, "ann").get(saved.id)
+    back = RunStore(home, "ann").get(space.id)
     assert back.folder.events.read_bytes() == b""
     assert "events end early" in spaces.restored.words
 
     back.folder.events.write_bytes(events)  # as a worker continues
     mirror._save()
-    assert RunStore(spaces.again(), "ann").get(saved.id).folder.events.read_bytes() == events
+    assert RunStore(spaces.again(), "ann").get(space.id).folder.events.read_bytes() == events
 
 
-def test_what_arrives_torn_once_is_fetched_again(saved, bucket, spaces):
+def test_what_arrives_torn_once_is_fetched_again(space, bucket, spaces):
     bucket.torn = {name for name in bucket.files if name.startswith("data/")}
 
-    back = RunStore(spaces.again(), "ann").get(saved.id)
+    back = RunStore(spaces.again(), "ann").get(space.id)
 
     assert spaces.restored.left_out == ()
-    assert files_of(back)["adapter/adapter_model.safetensors"] == files_of(saved)["adapter/adapter_model.safetensors"]
+    assert files_of(back)["adapter/adapter_model.safetensors"] == files_of(space)["adapter/adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b'{"files": 3}', b"\xff\xfe", b"[" * 100_000])
-def test_an_index_that_cannot_be_read_is_left_and_nothing_it_may_name_is_removed(saved, bucket, spaces, content):
-    bucket.files[index_name(saved)] = content
+def test_an_index_that_cannot_be_read_is_left_and_nothing_it_may_name_is_removed(space, bucket, spaces, content):
+    bucket.files[index_name(space)] = content
     before = dict(bucket.files)
 
     home = spaces.again()
@@ -130,8 +130,8 @@ def test_an_index_that_cannot_be_read_is_left_and_nothing_it_may_name_is_removed
     }
 
 
-def test_what_is_sent_after_an_index_that_cannot_be_read_is_collected_all_the_same(saved, bucket, spaces):
-    bucket.files[index_name(saved)] = b"{"
+def test_what_is_sent_after_an_index_that_cannot_be_read_is_collected_all_the_same(space, bucket, spaces):
+    bucket.files[index_name(space)] = b"{"
     home = spaces.disk()
     mirror = spaces.begin(home)
     before = set(bucket.files)
@@ -148,7 +148,7 @@ def test_what_is_sent_after_an_index_that_cannot_be_read_is_collected_all_the_sa
     assert before <= set(bucket.files)
 
 
-def test_an_index_larger_than_any_is_not_fetched(saved, bucket, spaces, monkeypatch):
+def test_an_index_larger_than_any_is_not_fetched(space, bucket, spaces, monkeypatch):
     monkeypatch.setattr(mirror_index, "LARGEST_INDEX_BYTES", 100)
 
     home = spaces.again()
@@ -157,10 +157,10 @@ def test_an_index_larger_than_any_is_not_fetched(saved, bucket, spaces, monkeypa
     assert "cannot be read" in spaces.restored.words
 
 
-def test_a_checkpoint_larger_than_the_disk_is_not_fetched(saved, bucket, spaces):
+def test_a_checkpoint_larger_than_the_disk_is_not_fetched(space, bucket, spaces):
     sha256 = "0" * 64
-    change(bucket, saved, lambda files: files.update(
-        {f"runs/ann/{saved.id}/huge": {"parts": [{"sha256": sha256, "size": 10**12}]}}
+    change(bucket, space, lambda files: files.update(
+        {f"runs/ann/{space.id}/huge": {"parts": [{"sha256": sha256, "size": 10**12}]}}
     ))  # fmt: skip
 
     home = spaces.again()
@@ -170,11 +170,11 @@ def test_a_checkpoint_larger_than_the_disk_is_not_fetched(saved, bucket, spaces)
     a_run(home, seed=5)
     spaces.begin(home)._save()
     spaces.begin(home)._save()
-    assert index_name(saved) in bucket.files, "it was not deleted here"
+    assert index_name(space) in bucket.files, "it was not deleted here"
 
 
-def test_no_more_is_fetched_than_an_index_names(saved, bucket, spaces):
-    name = data_of(bucket, saved, "adapter/adapter_model.safetensors")
+def test_no_more_is_fetched_than_an_index_names(space, bucket, spaces):
+    name = data_of(bucket, space, "adapter/adapter_model.safetensors")
     bucket.files[name] = bytes(5_000_000)
 
     spaces.again()
@@ -182,7 +182,7 @@ def test_no_more_is_fetched_than_an_index_names(saved, bucket, spaces):
     assert "adapter is damaged" in spaces.restored.words
 
 
-def test_foreign_files_stay_where_they_are(saved, bucket, spaces):
+def test_foreign_files_stay_where_they_are(space, bucket, spaces):
     foreign = {"runs/x": b"1", "runs/ann/notes.txt": b"2", "photos/a.png": b"3", "data.bin": b"4", "mirror/other": b"5"}
     bucket.files |= foreign
 
@@ -194,18 +194,18 @@ def test_foreign_files_stay_where_they_are(saved, bucket, spaces):
     assert len(RunStore(home, "ann").ids()) == 2
 
 
-def test_a_checkpoint_whose_manifest_names_other_files_is_left_out(saved, bucket, spaces):
-    path = f"runs/ann/{saved.id}/checkpoints/step-300/adapter/chat_template.jinja"
-    change(bucket, saved, lambda files: files.pop(path))
+def test_a_checkpoint_whose_manifest_names_other_files_is_left_out(space, bucket, spaces):
+    path = f"runs/ann/{space.id}/checkpoints/step-300/adapter/chat_template.jinja"
+    change(bucket, space, lambda files: files.pop(path))
 
-    back = RunStore(spaces.again(), "ann").get(saved.id)
+    back = RunStore(spaces.again(), "ann").get(space.id)
 
     assert not back.folder.checkpoint(300).exists()
     assert "checkpoints/step-300 is damaged" in spaces.restored.words
 
 
-def test_a_run_without_a_configuration_is_left_out(saved, bucket, spaces):
-    change(bucket, saved, lambda files: files.pop(f"runs/ann/{saved.id}/config.yaml"))
+def test_a_run_without_a_configuration_is_left_out(space, bucket, spaces):
+    change(bucket, space, lambda files: files.pop(f"runs/ann/{space.id}/config.yaml"))
 
     home = spaces.again()
 
@@ -230,10 +230,10 @@ def test_damaged_accounts_are_left_out_in_words(spaces, bucket):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"space": 1}', bytes(20_000)])
-def test_a_marker_that_cannot_be_read_is_replaced(saved, bucket, spaces, content):
+def test_a_marker_that_cannot_be_read_is_replaced(space, bucket, spaces, content):
     bucket.files["mirror/space.json"] = content
 
-    assert RunStore(spaces.again(), "ann").ids() == [saved.id]
+    assert RunStore(spaces.again(), "ann").ids() == [space.id]
 
 
 def test_a_bucket_with_too_much_in_it_is_refused_in_words(monkeypatch):

@@ -23,7 +23,7 @@ from tests.runs.supervision import cpu, wait_for_state, wait_for_step, wait_unti
 from tests.space.fake_bucket import FakeBucket
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
 from tests.tiny_model import make_tiny_model
-from tests.ui.front.space.test_space_process import started
+from tests.ui.front.space.test_space_process import start_space
 
 pytestmark = pytest.mark.e2e
 
@@ -43,7 +43,7 @@ def weights(run):
 
 
 @contextlib.contextmanager
-def supervised(home):
+def run_supervisor(home):
     supervisor = Supervisor(home, SupervisorSettings(devices=lambda: (cpu(),), tick_seconds=0.05))
     supervisor.start()
     try:
@@ -69,7 +69,7 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
     })  # fmt: skip
     store = RunStore(home, "ann")
     mirror = spaces.begin(home)
-    with contextlib.closing(Inspector(home)) as inspector, supervised(home):
+    with contextlib.closing(Inspector(home)) as inspector, run_supervisor(home):
         launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),)))
         whole = launcher.start(config)
         wait_for_state(whole, "completed")
@@ -89,7 +89,7 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
     spaces.begin(home)
     assert (spaces.restored.runs, spaces.restored.left_out) == (2, ())
     assert run.folder.newest_checkpoint_step() == saved_step
-    with supervised(home):
+    with run_supervisor(home):
         state = wait_for_state(run, "completed", "failed")
 
     assert (state.state, state.attempt) == ("completed", 2), state
@@ -109,14 +109,14 @@ def test_a_space_that_is_asked_to_end_saves_and_the_next_one_has_everything(tmp_
         "HF_ENDPOINT": hugging_face.address, "HF_TOKEN": TOKEN, "LORATORY_BUCKET": "ada/mirror", "HF_HUB_OFFLINE": "",
         "PYTHONPATH": str(STORAGE_CLIENT),
     }  # fmt: skip
-    with started(tmp_path, **space) as (server, _, log):
+    with start_space(tmp_path, **space) as (server, _, log):
         pass
     assert server.returncode == 0, log.read_text()
     assert f"runs/ann/{run.id}.json" in hugging_face.files["ada/mirror"]
     assert "before everything was saved" not in log.read_text()
 
     shutil.rmtree(home.root)
-    with started(tmp_path, **space) as (_, _, log):
+    with start_space(tmp_path, **space) as (_, _, log):
         assert "Restored 1 run" in log.read_text()
         back = files_of(RunStore(home, "ann").get(run.id))
         assert back["adapter/adapter_model.safetensors"] == kept["adapter/adapter_model.safetensors"]

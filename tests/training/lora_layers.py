@@ -25,7 +25,7 @@ class Layer(nn.Module):
         return self.o(q * torch.sigmoid(k.sum(-1, keepdim=True)) + v.mean(-1, keepdim=True))
 
 
-def adapted(dtype=torch.float32, *, trained=torch.float32, **settings):
+def adapt(dtype=torch.float32, *, trained=torch.float32, **settings):
     torch.manual_seed(0)
     values = {"r": 4, "lora_alpha": 6, "target_modules": ["q", "k", "v", "o"]} | settings
     model = get_peft_model(Layer().to(dtype), LoraConfig(**values))
@@ -37,7 +37,7 @@ def adapted(dtype=torch.float32, *, trained=torch.float32, **settings):
     return model
 
 
-def fused(model, *, shared=True):
+def fuse(model, *, shared=True):
     count = fuse_lora(model)
     if shared:
         with lora_linears(model).observing(), torch.no_grad():

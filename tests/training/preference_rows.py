@@ -35,7 +35,7 @@ def _tokens(generator: random.Random, fewest: int, most: int) -> list[int]:
     return [generator.randrange(10, 250) for _ in range(generator.randint(fewest, most))]
 
 
-def split(row: TokenizedRow) -> tuple[list[int], list[int]]:
+def split_row(row: TokenizedRow) -> tuple[list[int], list[int]]:
     """Return prompt and answer of a sequence."""
     start = next(place for place, label in enumerate(row.labels) if label != IGNORED_LABEL)
     return row.input_ids[:start], row.input_ids[start:]

@@ -9,7 +9,7 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
 from engine.training.methods.registry import method_trainer  # noqa: F401 - before PEFT patches
-from tests.training.preference_rows import _Gradients, in_order, make_pairs, make_ratings, split, train_with_trl
+from tests.training.preference_rows import _Gradients, in_order, make_pairs, make_ratings, split_row, train_with_trl
 from tests.training.tiny_training import make_config, make_training
 
 pytestmark = pytest.mark.e2e
@@ -66,14 +66,14 @@ def assert_same(both, metrics, within=1e-4):
 
 
 def pairs_as_trl(pairs):
-    sides = [(split(pair), split(pair.rejected)[1]) for pair in pairs]
+    sides = [(split_row(pair), split_row(pair.rejected)[1]) for pair in pairs]
     return [
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected} for (prompt, chosen), rejected in sides
     ]
 
 
 def ratings_as_trl(ratings):
-    rows = [(*split(row), row.desirable) for row in ratings]
+    rows = [(*split_row(row), row.desirable) for row in ratings]
     names = ("prompt_ids", "completion_ids", "label", "KL_completion_ids")
     # In each batch of four, every answer also follows the next prompt.
     before = [number - 1 if number % 4 else number + 3 for number in range(len(rows))]

@@ -12,7 +12,7 @@ FIRST = Row([11, 12, 13, 14], [-100, -100, 13, 14])
 SECOND = Row([21, 22, 23], [21, 22, 23])  # even its first token is marked, but nothing stands before it
 
 
-def learned(one) -> list[tuple[int, int]]:
+def trained_pairs(one) -> list[tuple[int, int]]:
     """(token at the position, token that is learned there)."""
     flat = one.inputs["input_ids"].flatten()
     return [(int(flat[p]), int(t)) for p, t in zip(one.trained.positions, one.trained.targets, strict=True)]
@@ -24,7 +24,7 @@ def test_joined_rows_learn_within_themselves():
     assert one.inputs["input_ids"][0, :7].tolist() == [11, 12, 13, 14, 21, 22, 23]
     assert one.inputs["position_ids"][0, :7].tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert one.inputs["joined_rows"].lengths[:2] == (4, 3)
-    assert learned(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
+    assert trained_pairs(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
     assert (one.tokens, one.trained_tokens) == (7, 4)
 
 
@@ -45,7 +45,7 @@ def test_the_beginning_that_two_answers_share_is_there_once():
     assert one.inputs["position_ids"][0, :9].tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2]
     rows = one.inputs["joined_rows"]
     assert (rows.lengths, rows.forks) == ((6, 3, JOINED_MULTIPLE - 9), (Fork(3, 4), Fork(3, 3)))
-    assert learned(one) == [
+    assert trained_pairs(one) == [
         (12, 13), (13, 14), (12, 13), (13, 15), (15, 16), (21, 22), (22, 23), (21, 22), (22, 23),
     ]  # fmt: skip
     assert one.sequence_of.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3]
@@ -57,7 +57,7 @@ def test_padded_rows_learn_the_same():
 
     assert one.inputs["input_ids"].tolist() == [[11, 12, 13, 14], [21, 22, 23, 9]]
     assert one.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert learned(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
+    assert trained_pairs(one) == [(12, 13), (13, 14), (21, 22), (22, 23)]
     assert (one.tokens, one.trained_tokens) == (7, 4)
 
 
@@ -66,7 +66,7 @@ def test_what_is_not_learned_is_only_read(made):
     one = made.untrained()
 
     assert one.inputs == made.inputs
-    assert learned(one) == []
+    assert trained_pairs(one) == []
     assert (one.tokens, one.trained_tokens) == (0, 0)
 
 
@@ -83,4 +83,4 @@ def test_labels_may_differ_from_the_tokens():
     """Not that they do today; but what is learned is what the labels say."""
     one = join([Row([1, 2, 3], [-100, 7, -100])])
 
-    assert learned(one) == [(1, 7)]
+    assert trained_pairs(one) == [(1, 7)]

@@ -39,7 +39,7 @@ OLD = replace(GPU, has_fast_bfloat16=False)
 
 
 @pytest.fixture
-def loaded(monkeypatch):
+def loaded_modules(monkeypatch):
     """Stands in for from_pretrained and writes down what it was asked for."""
     asked = []
     model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list, parameters=list, buffers=list)
@@ -67,13 +67,13 @@ def loaded(monkeypatch):
         (ON_TWO, "nf4", {"layers": 2}),
     ],
 )
-def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected, loaded):
+def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected, loaded_modules):
     config = make_config(Path("m"), model={"quantization": quantization})
 
     load_model(ModelSource("m", "m"), config, choose_precision(config, where.device), where)
 
-    assert loaded[0].get("device_map") == expected
-    assert ("hooked" in loaded) is bool(where.spread)
+    assert loaded_modules[0].get("device_map") == expected
+    assert ("hooked" in loaded_modules) is bool(where.spread)
 
 
 @pytest.mark.parametrize(

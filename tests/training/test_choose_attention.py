@@ -28,13 +28,13 @@ def gpu(monkeypatch):
     return place
 
 
-def chosen(placement, **model):
+def choose(placement, **model):
     config = config_from_mapping({"model": {"id": "m", **model}, "dataset": {"source": "d"}})
     return choose_attention(config, placement)
 
 
 def test_flash_attention_is_taken_where_it_is_installed_and_runs(gpu):
-    assert chosen(gpu(AMPERE)) == "flash_attention_2"
+    assert choose(gpu(AMPERE)) == "flash_attention_2"
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_flash_attention_is_taken_where_it_is_installed_and_runs(gpu):
     ids=["not installed", "older than Ampere", "32 bits"],
 )
 def test_else_transformers_chooses(gpu, capability, installed, model):
-    assert chosen(gpu(capability, installed=installed), **model) is None
+    assert choose(gpu(capability, installed=installed), **model) is None
 
 
 def test_what_was_asked_for_is_kept(gpu):
-    assert chosen(gpu(AMPERE), attn_implementation="sdpa") == "sdpa"
+    assert choose(gpu(AMPERE), attn_implementation="sdpa") == "sdpa"
 
 
 @pytest.mark.parametrize(

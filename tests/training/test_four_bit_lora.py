@@ -9,13 +9,13 @@ import torch
 from engine.training.ops.frozen_weights import FrozenWeights
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
-from tests.training.lora_layers import WIDTH, adapted, answer, groups, quantize_layers, require_equal
+from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_layers, require_equal
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
-    model, x = quantize_layers(adapted(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
+    model, x = quantize_layers(adapt(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
     alone = copy.deepcopy(model)
     make_lora_quick(alone)
     expected = answer(alone, x)
@@ -40,7 +40,7 @@ def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
 
     original = bitsandbytes.functional.dequantize_4bit
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
-    model = quantize_layers(adapted(), torch.float32, double_quant=True)
+    model = quantize_layers(adapt(), torch.float32, double_quant=True)
     weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
     expected = [weights.of(base, torch.float32).clone() for base in bases]
     assert asked == [None] * 3  # not on a CPU, whose kernel takes none

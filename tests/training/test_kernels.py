@@ -22,7 +22,7 @@ GPU = Placement(Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=T
 
 
 @pytest.fixture
-def installed(monkeypatch):
+def liger_installed(monkeypatch):
     """Says which packages there are."""
 
     def set_installed(*names: str) -> None:
@@ -57,14 +57,14 @@ class FakeLiger:
 
 
 @pytest.fixture
-def liger(monkeypatch, installed):
+def liger(monkeypatch, liger_installed):
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
     monkeypatch.setattr(kernels, "why_no_fused_loss", lambda *_: "not here")
-    installed("liger_kernel")
+    liger_installed("liger_kernel")
     return FakeLiger(monkeypatch)
 
 
-def used(folder, tmp_path, **sections):
+def kernels_of(folder, tmp_path, **sections):
     """Which kernels a short run uses, its losses, and how many norms are no longer the model's own."""
     training = make_training(make_config(folder, **{"training": {"max_steps": 3}} | sections), make_rows(12), tmp_path)
     training.trainer.train()
@@ -90,8 +90,8 @@ def test_torch_compile_is_said_to_be_unused_on_a_processor(tiny_model_folder, tm
     assert len(training.losses) == 2
 
 
-def test_what_torch_compile_needs_is_named(installed):
-    installed()
+def test_what_torch_compile_needs_is_named(liger_installed):
+    liger_installed()
 
     assert "triton" in why_not_compiled(GPU)
 
@@ -99,10 +99,10 @@ def test_what_torch_compile_needs_is_named(installed):
 @pytest.mark.parametrize("method", ["lora", "ia3", "none"])
 def test_liger_replaces_everything_but_the_loss(method, tiny_model_folder, tmp_path, liger, monkeypatch):
     monkeypatch.setenv(VARIABLE, "liger_kernels,fused_norms")
-    _, losses, own = used(tiny_model_folder, tmp_path / "own", adapter={"method": method})
+    _, losses, own = kernels_of(tiny_model_folder, tmp_path / "own", adapter={"method": method})
     monkeypatch.delenv(VARIABLE)
 
-    reasons, again, replaced = used(tiny_model_folder, tmp_path / "liger", adapter={"method": method})
+    reasons, again, replaced = kernels_of(tiny_model_folder, tmp_path / "liger", adapter={"method": method})
 
     assert liger.given == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
     assert reasons == {"liger_kernels": "", "fused_norms": "Liger's norms are used"}
@@ -134,7 +134,7 @@ def test_kernels_that_change_loss_or_gradients_are_taken_back(wrong, tiny_model_
     if wrong == "rotation":
         liger.rotate = lambda q, k, *rest: rotate(q * 3, k, *rest)
 
-    reasons, _, replaced = used(tiny_model_folder, tmp_path)
+    reasons, _, replaced = kernels_of(tiny_model_folder, tmp_path)
 
     assert reasons["liger_kernels"] == ("they fail (RuntimeError)" if wrong == "fails" else kernels._DIFFERS)
     assert modeling_llama.apply_rotary_pos_emb is rotate
@@ -142,13 +142,13 @@ def test_kernels_that_change_loss_or_gradients_are_taken_back(wrong, tiny_model_
     assert replaced == 5  # by PyTorch's kernel
 
 
-def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, liger, installed, monkeypatch):
+def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, liger, liger_installed, monkeypatch):
     off = {"training": {"max_steps": 1, "use_liger_kernel": False}}
-    assert used(tiny_model_folder, tmp_path / "off", **off)[0]["liger_kernels"] == "use_liger_kernel is off"
+    assert kernels_of(tiny_model_folder, tmp_path / "off", **off)[0]["liger_kernels"] == "use_liger_kernel is off"
     sys.modules["liger_kernel.transformers.monkey_patch"].MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
-    assert used(tiny_model_folder, tmp_path / "a")[0]["liger_kernels"] == "Liger has none for llama"
-    installed()
-    assert used(tiny_model_folder, tmp_path / "b")[0]["liger_kernels"] == "liger-kernel is not installed"
+    assert kernels_of(tiny_model_folder, tmp_path / "a")[0]["liger_kernels"] == "Liger has none for llama"
+    liger_installed()
+    assert kernels_of(tiny_model_folder, tmp_path / "b")[0]["liger_kernels"] == "liger-kernel is not installed"
     assert liger.given == []
 
 

@@ -86,7 +86,7 @@ def no_autocast(monkeypatch):
 
 
 @pytest.fixture
-def spread(no_autocast):
+def no_split(no_autocast):
     """A model over two pretended devices as the worker prepares it, and a batch on the first."""
     with contextlib.ExitStack() as stack:
 
@@ -138,8 +138,8 @@ def pretended(tensor):
     [(method, False) for method in METHODS] + [(method, True) for method in METHODS if method != "prefix_tuning"],
 )
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, spread):
-    model, causal_lm, batch = spread(method, tied=tied, checkpointing=checkpointing)
+def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, no_split):
+    model, causal_lm, batch = no_split(method, tied=tied, checkpointing=checkpointing)
 
     loss = model(**batch.inputs, trained_tokens=batch.trained)
     loss.backward()
@@ -152,15 +152,15 @@ def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing,
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mistral"])
-def test_other_families_too(model_type, spread):
-    model, _, batch = spread(model_type=model_type)
+def test_other_families_too(model_type, no_split):
+    model, _, batch = no_split(model_type=model_type)
 
     model(**batch.inputs, trained_tokens=batch.trained).backward()
 
 
-def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(spread):
+def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(no_split):
     """Torch saves the random numbers of those devices alone: with others, dropout would differ when a layer runs again."""
-    model, causal_lm, batch = spread(checkpointing=True)
+    model, causal_lm, batch = no_split(checkpointing=True)
     seen = {}
 
     for number, layer in enumerate(causal_lm.model.layers):
@@ -178,8 +178,8 @@ def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(spread):
     assert set(own.values()) == {0, 1}
 
 
-def test_what_all_layers_are_given_is_copied_once_for_a_device(spread):
-    model, causal_lm, batch = spread()
+def test_what_all_layers_are_given_is_copied_once_for_a_device(no_split):
+    model, causal_lm, batch = no_split()
     given = []
     for layer in list(causal_lm.model.layers)[-2:]:
         layer.self_attn.register_forward_pre_hook(

@@ -11,17 +11,17 @@ from torch.utils.checkpoint import checkpoint
 from engine.config.optimizations import VARIABLE
 from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import lora_linears
-from tests.training.lora_layers import WIDTH, Layer, adapted, answer, fused, groups, require_equal
+from tests.training.lora_layers import WIDTH, Layer, adapt, answer, fuse, groups, require_equal
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("shape", [(7, WIDTH), (2, 5, WIDTH), (1, WIDTH), (0, WIDTH), (2, 0, WIDTH)], ids=str)
 def test_outputs_and_gradients_are_those_of_peft(shape, shared):
-    model, x = adapted(), torch.randn(shape)
+    model, x = adapt(), torch.randn(shape)
     expected = answer(model, x)
 
-    assert fused(model, shared=shared) == 4
+    assert fuse(model, shared=shared) == 4
 
     require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
     assert groups(model) == ([1, 3] if shared else [1, 1, 1, 1])
@@ -31,18 +31,18 @@ def test_outputs_and_gradients_are_those_of_peft(shape, shared):
     "settings", [{"use_rslora": True}, {"rank_pattern": {"q": 8, "k": 3}, "alpha_pattern": {"q": 12, "k": 4.5}}]
 )
 def test_ranks_may_differ_among_layers_with_one_input(settings):
-    model, x = adapted(**settings), torch.randn(3, WIDTH)
+    model, x = adapt(**settings), torch.randn(3, WIDTH)
     expected = answer(model, x)
-    fused(model)
+    fuse(model)
 
     require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
     assert groups(model) == [1, 3]
 
 
 def test_layers_with_other_scalings_stay_apart():
-    model, x = adapted(alpha_pattern={"k": 30}), torch.randn(3, WIDTH)
+    model, x = adapt(alpha_pattern={"k": 30}), torch.randn(3, WIDTH)
     expected = answer(model, x)
-    fused(model)
+    fuse(model)
 
     require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
     assert groups(model) == [1, 1, 1, 1]
@@ -51,8 +51,8 @@ def test_layers_with_other_scalings_stay_apart():
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients_are_the_derivatives(shared, dropout):
-    model = adapted(torch.float64, trained=torch.float64, lora_dropout=dropout)
-    fused(model, shared=shared)
+    model = adapt(torch.float64, trained=torch.float64, lora_dropout=dropout)
+    fuse(model, shared=shared)
     trained = [p for p in model.parameters() if p.requires_grad]
     x = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
 
@@ -66,7 +66,7 @@ def test_gradients_are_the_derivatives(shared, dropout):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("copies", [False, True], ids=["cast at each call", "cast once a step"])
 def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
-    wide = adapted()
+    wide = adapt()
     model = copy.deepcopy(wide)
     for module in model.modules():
         if type(module) is nn.Linear and not module.weight.requires_grad:
@@ -75,7 +75,7 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
     expected = answer(wide, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         of_peft = answer(copy.deepcopy(model), x.bfloat16())
-    fused(model, shared=shared)
+    fuse(model, shared=shared)
     assert lora_linears(model).copies
     if copies:
         with lora_linears(model).step():
@@ -92,10 +92,10 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
 
 
 def test_dropout_draws_what_the_branch_alone_draws():
-    model, x = adapted(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
+    model, x = adapt(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
     alone = copy.deepcopy(model)
     make_lora_quick(alone)
-    fused(model)
+    fuse(model)
     torch.manual_seed(4)
     expected = answer(alone, x)
     torch.manual_seed(4)
@@ -104,8 +104,8 @@ def test_dropout_draws_what_the_branch_alone_draws():
 
 
 def test_recomputed_passes_give_the_same_and_leave_nothing_waiting():
-    model, x = adapted(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
-    fused(model)
+    model, x = adapt(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
+    fuse(model)
     torch.manual_seed(5)
     expected = answer(model, x)
     torch.manual_seed(5)
@@ -118,8 +118,8 @@ def test_recomputed_passes_give_the_same_and_leave_nothing_waiting():
 
 
 def test_nothing_is_computed_for_an_input_that_needs_no_gradient():
-    model, x = adapted(), torch.randn(3, WIDTH)
-    fused(model)
+    model, x = adapt(), torch.randn(3, WIDTH)
+    fuse(model)
 
     model(x).sum().backward()
 
@@ -128,10 +128,10 @@ def test_nothing_is_computed_for_an_input_that_needs_no_gradient():
 
 
 def test_without_gradients_nothing_is_kept():
-    model, x = adapted(), torch.randn(3, WIDTH)
+    model, x = adapt(), torch.randn(3, WIDTH)
     with torch.no_grad():
         expected = model(x)
-        fused(model)
+        fuse(model)
         got = model(x)
 
     torch.testing.assert_close(got, expected)
@@ -141,8 +141,8 @@ def test_without_gradients_nothing_is_kept():
 
 
 def test_a_switched_off_adapter_is_the_base_model():
-    model, x = adapted(), torch.randn(3, WIDTH)
-    fused(model)
+    model, x = adapt(), torch.randn(3, WIDTH)
+    fuse(model)
     with torch.no_grad(), model.disable_adapter():
         off = model(x)
 
@@ -152,8 +152,8 @@ def test_a_switched_off_adapter_is_the_base_model():
 
 
 def test_a_second_adapter_is_pefts_own_business():
-    model, x = adapted(), torch.randn(3, WIDTH)
-    fused(model)
+    model, x = adapt(), torch.randn(3, WIDTH)
+    fuse(model)
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q", "k", "v", "o"], init_lora_weights=False))
     model.set_adapter("other")
     plain = copy.deepcopy(model)
@@ -165,8 +165,8 @@ def test_a_second_adapter_is_pefts_own_business():
 
 def test_weights_that_are_swapped_within_a_step_are_seen():
     """As the reference of a warm-started preference run is: the weights that it started from, for one pass."""
-    model, x = adapted(torch.bfloat16), torch.randn(3, WIDTH, dtype=torch.bfloat16)
-    fused(model)
+    model, x = adapt(torch.bfloat16), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    fuse(model)
     a = model.base_model.model.q.lora_A["default"].weight
     with torch.no_grad():
         before = model(x)
@@ -181,8 +181,8 @@ def test_weights_that_are_swapped_within_a_step_are_seen():
 
 
 def test_copies_follow_the_optimizer():
-    model, x = adapted(torch.bfloat16), torch.randn(3, WIDTH, dtype=torch.bfloat16)
-    fused(model)
+    model, x = adapt(torch.bfloat16), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    fuse(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
     for _ in range(3):
         with lora_linears(model).step():
@@ -194,9 +194,9 @@ def test_copies_follow_the_optimizer():
 
 
 def test_a_shared_layer_and_another_input_are_computed_for_themselves():
-    model = adapted()
+    model = adapt()
     plain = copy.deepcopy(model)
-    fused(model)
+    fuse(model)
     x, other = torch.randn(3, WIDTH), torch.randn(3, WIDTH)
     got, expected = model.base_model.model, plain.base_model.model
 
@@ -209,9 +209,9 @@ def test_a_shared_layer_and_another_input_are_computed_for_themselves():
 
 
 def test_an_input_that_is_changed_between_two_calls_is_another_one():
-    model = adapted()
+    model = adapt()
     plain = copy.deepcopy(model)
-    fused(model)
+    fuse(model)
     x = torch.randn(3, WIDTH)
     with torch.no_grad():
         model.base_model.model.q(x)
@@ -220,8 +220,8 @@ def test_an_input_that_is_changed_between_two_calls_is_another_one():
 
 
 def test_a_graph_that_is_kept_gives_its_gradients_twice():
-    model, x = adapted(), torch.randn(3, WIDTH)
-    fused(model)
+    model, x = adapt(), torch.randn(3, WIDTH)
+    fuse(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     loss = model(x).square().sum()
 
@@ -233,16 +233,16 @@ def test_a_graph_that_is_kept_gives_its_gradients_twice():
 
 @pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"use_dora": True}], ids=str)
 def test_what_one_function_does_not_describe_is_computed_as_before(settings):
-    model, x = adapted(**settings), torch.randn(3, WIDTH)
+    model, x = adapt(**settings), torch.randn(3, WIDTH)
     expected = answer(model, x)
-    fused(model)
+    fuse(model)
 
     require_equal(answer(model, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_hooks_of_the_frozen_layer_are_called():
-    model, x = adapted(), torch.randn(3, WIDTH)
-    fused(model)
+    model, x = adapt(), torch.randn(3, WIDTH)
+    fuse(model)
     seen = []
     model.base_model.model.k.base_layer.register_forward_hook(lambda *_: seen.append("called"))
 
@@ -252,9 +252,9 @@ def test_hooks_of_the_frozen_layer_are_called():
 
 
 def test_autocast_casts_as_for_any_layer():
-    model, x = adapted(torch.bfloat16), torch.randn(3, WIDTH)
+    model, x = adapt(torch.bfloat16), torch.randn(3, WIDTH)
     plain = copy.deepcopy(model)
-    fused(model)
+    fuse(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got, expected = answer(model, x), answer(plain, x)
 
@@ -265,8 +265,8 @@ def test_autocast_casts_as_for_any_layer():
 @pytest.mark.parametrize("name", ["shared_inputs", "step_copies"])
 def test_each_can_be_left_out(name, monkeypatch):
     monkeypatch.setenv(VARIABLE, name)
-    model = adapted(torch.bfloat16)
-    fused(model)
+    model = adapt(torch.bfloat16)
+    fuse(model)
     with lora_linears(model).step():
         copied = any(group.copies is not None for group in lora_linears(model).groups)
 

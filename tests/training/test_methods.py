@@ -119,7 +119,7 @@ class Fresh(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model_folder, tmp_path_factory):
+def trained_runs(tiny_model_folder, tmp_path_factory):
     """Trains each method with each settings once, when they are first asked for."""
     known: dict[str, Trained] = {}
 
@@ -168,13 +168,13 @@ def method(request):
     return request.param
 
 
-def reloaded(folder: Path, adapter: Path) -> PeftModel:
+def reload(folder: Path, adapter: Path) -> PeftModel:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained, tiny_model_folder, tmp_path):
-    whole = trained(method)
+def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained_runs, tiny_model_folder, tmp_path):
+    whole = trained_runs(method)
     again = train(tiny_model_folder, method, tmp_path / "other", resume_from=whole.state)
 
     for what in ("step", "loss", "grad_norm", "tokens"):
@@ -187,26 +187,26 @@ def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, train
 @pytest.mark.parametrize(("method", "settings"), VARIANTS)
 @pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")
 def test_a_variant_of_a_method_resumes_loads_and_is_counted_too(
-    method, settings, trained, fresh, tiny_model_folder, tmp_path, monkeypatch
+    method, settings, trained_runs, fresh, tiny_model_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(SETTINGS, method, settings)
 
-    test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained, tiny_model_folder, tmp_path)
-    test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained, tiny_model_folder)
+    test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained_runs, tiny_model_folder, tmp_path)
+    test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained_runs, tiny_model_folder)
     test_the_estimate_counts_the_parameters_that_peft_counts(method, fresh, tiny_model_folder)
 
 
-def test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained, tiny_model_folder):
-    run = trained(method)
+def test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained_runs, tiny_model_folder):
+    run = trained_runs(method)
     before = logits_of(AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32))
 
-    assert torch.allclose(logits_of(reloaded(tiny_model_folder, run.adapter)), run.logits, atol=1e-5)
+    assert torch.allclose(logits_of(reload(tiny_model_folder, run.adapter)), run.logits, atol=1e-5)
     assert not torch.allclose(run.logits, before, atol=1e-3)
 
 
-def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, trained, tiny_model_folder):
-    run = trained(method)
-    model = reloaded(tiny_model_folder, run.adapter)
+def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, trained_runs, tiny_model_folder):
+    run = trained_runs(method)
+    model = reload(tiny_model_folder, run.adapter)
     if not METHODS[method].mergeable:
         assert not hasattr(model.base_model, "merge_and_unload")
         return

@@ -19,7 +19,7 @@ PLAIN = {"compute_dtype": "float32", "attn_implementation": "eager"}  # any inpu
 ROWS: dict[str, Callable[[int], list[Any]]] = {"dpo": make_pairs, "orpo": make_pairs, "kto": make_ratings}
 
 
-def trained(objective, folder, home, *, held_out=0, adapter=None, **training):
+def train_run(objective, folder, home, *, held_out=0, adapter=None, **training):
     whole_steps = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4}
     config = make_config(folder, adapter=adapter or {}, training={**whole_steps, "objective": objective, **training})
     rows = ROWS[objective](8 + held_out)
@@ -35,8 +35,8 @@ def test_each_objective_has_both_halves(tiny_model_folder):
 
 @pytest.mark.parametrize("objective", ROWS)
 def test_a_preference_loss_does_not_depend_on_how_a_step_is_divided(objective, tiny_model_folder, tmp_path):
-    two_passes = trained(objective, tiny_model_folder, tmp_path / "two")
-    one_pass = trained(
+    two_passes = train_run(objective, tiny_model_folder, tmp_path / "two")
+    one_pass = train_run(
         objective, tiny_model_folder, tmp_path / "one", per_device_train_batch_size=8, gradient_accumulation_steps=1
     )
 
@@ -61,9 +61,9 @@ def test_padded_and_joined_pairs_have_the_same_losses(attention, tiny_model_fold
 def test_a_prompt_that_passes_once_for_both_answers_changes_no_loss(
     objective, tiny_model_folder, tmp_path, monkeypatch
 ):
-    once = trained(objective, tiny_model_folder, tmp_path / "once", held_out=3)
+    once = train_run(objective, tiny_model_folder, tmp_path / "once", held_out=3)
     monkeypatch.setenv(VARIABLE, "shared_prompts")
-    twice = trained(objective, tiny_model_folder, tmp_path / "twice", held_out=3)
+    twice = train_run(objective, tiny_model_folder, tmp_path / "twice", held_out=3)
 
     first, second = (
         built.trainer._batches.__getitems__(next(built.trainer._planner.steps(0))) for built in (once, twice)
@@ -90,7 +90,7 @@ def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, 
 
 @pytest.mark.parametrize("objective", ROWS)
 def test_held_out_preferences_are_measured_by_the_same_loss(objective, tiny_model_folder, tmp_path):
-    measured = trained(objective, tiny_model_folder, tmp_path, held_out=3).trainer.measure_held_out()
+    measured = train_run(objective, tiny_model_folder, tmp_path, held_out=3).trainer.measure_held_out()
 
     assert measured.eval_tokens == measured.rows == 3
     assert measured.eval_loss > 0
@@ -98,7 +98,7 @@ def test_held_out_preferences_are_measured_by_the_same_loss(objective, tiny_mode
 
 
 def test_pairs_are_told_apart_after_some_steps(tiny_model_folder, tmp_path):
-    last = trained("dpo", tiny_model_folder, tmp_path, max_steps=20, learning_rate=2e-2).steps[-1]
+    last = train_run("dpo", tiny_model_folder, tmp_path, max_steps=20, learning_rate=2e-2).steps[-1]
 
     assert last.metrics["rewards/accuracies"] == 1.0
     assert last.metrics["rewards/margins"] > 0.05

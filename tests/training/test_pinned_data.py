@@ -15,28 +15,28 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def filed(runs, home):
+def queued_run(runs, home):
     """A run of two steps with the fingerprint of its data, as a start pins it."""
     config = runs.create(training={"max_steps": 2, "save_steps": 1}).folder.read_config()
     report = check_dataset(config.dataset, SourceOptions(), seed=config.training.seed)
     return RunStore(home, "ann").create(config, Provenance(dataset_fingerprint=report.fingerprint))
 
 
-def test_data_that_is_the_same_is_trained_on(workers, filed):
-    assert workers.run(filed.folder.path) == EXIT_FINISHED
+def test_data_that_is_the_same_is_trained_on(workers, queued_run):
+    assert workers.run(queued_run.folder.path) == EXIT_FINISHED
 
 
 @pytest.mark.parametrize("attempts_before", [0, 1], ids=["start", "resume"])
-def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(workers, filed, runs, attempts_before):
+def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(workers, queued_run, runs, attempts_before):
     for _ in range(attempts_before):
-        request_stop(filed)
-        assert workers.run(filed.folder.path) == EXIT_FINISHED
-        filed.folder.stop_request.unlink()  # as a resume does
+        request_stop(queued_run)
+        assert workers.run(queued_run.folder.path) == EXIT_FINISHED
+        queued_run.folder.stop_request.unlink()  # as a resume does
     write_questions(runs.data, count=31)
 
-    assert workers.run(filed.folder.path) == EXIT_FAILED
+    assert workers.run(queued_run.folder.path) == EXIT_FAILED
 
-    failed = [event.data for event in events_of(filed) if isinstance(event.data, FailedData)][-1]
+    failed = [event.data for event in events_of(queued_run) if isinstance(event.data, FailedData)][-1]
     assert failed.cause == "dataset"
     assert "differ from those that this run was queued with" in failed.what
     assert "start a new run" in failed.fix

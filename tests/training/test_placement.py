@@ -33,7 +33,7 @@ def machine(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def chosen(**run):
+def choose(**run):
     config = config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "d"}, "run": run})
     return choose_placement(config)
 
@@ -45,13 +45,13 @@ def chosen(**run):
 def test_the_quickest_device_there_is(machine, cuda, mps, kind):
     machine(cuda=cuda, mps=mps)
 
-    assert chosen().torch_device.type == kind
+    assert choose().torch_device.type == kind
 
 
 def test_the_processor_where_it_is_asked_for(machine):
     machine(cuda=True, mps=True)
 
-    assert chosen(devices="cpu").torch_device.type == "cpu"
+    assert choose(devices="cpu").torch_device.type == "cpu"
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["torch tells", "torch does not"])
@@ -64,7 +64,7 @@ def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine, monkeypat
     else:
         monkeypatch.delattr(torch.mps, "recommended_max_memory")
 
-    device = chosen().device
+    device = choose().device
 
     assert (device.kind, device.name) == ("mps", "Apple M2 GPU")
     assert (device.total_bytes, device.free_bytes) == ((5 << 30, 5 << 30) if asked else (8 << 30, 6 << 30))
@@ -77,7 +77,7 @@ def test_a_launched_process_takes_the_gpu_of_its_rank(machine, monkeypatch, rank
     other = Device("cuda", 1, "another GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
     monkeypatch.setattr(placement, "list_devices", lambda: (GPU, other, PROCESSOR))
 
-    assert chosen().torch_device.index == expected
+    assert choose().torch_device.index == expected
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ def test_a_gpu_that_torch_cannot_use_is_never_left_for_the_processor(home, drive
     driver(nvml, build)
 
     with pytest.raises(DeviceError) as caught:
-        chosen()
+        choose()
 
     assert all(fact in caught.value.what for fact in facts)
     assert fix in caught.value.fix
-    assert chosen(devices="cpu").torch_device.type == "cpu"
+    assert choose(devices="cpu").torch_device.type == "cpu"
 
 
 @pytest.mark.parametrize(("shown", "run"), [("7", {}), ("GPU-ffff", {}), ("", {"devices": [0]})])
@@ -130,21 +130,21 @@ def test_a_run_with_a_gpu_says_that_its_environment_hides_it(home, driver, shown
     driver(FakeNvml(RTX_4090), WITH_CUDA, shown=shown)
 
     with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES"):
-        chosen(**run)
+        choose(**run)
 
 
 @pytest.mark.parametrize("shown", ["", "-1", "NoDevFiles"])
 def test_gpus_that_are_hidden_on_purpose_leave_the_processor(home, driver, shown):
     driver(FakeNvml(RTX_4090), WITH_CUDA, shown=shown)
 
-    assert chosen().torch_device.type == "cpu"
+    assert choose().torch_device.type == "cpu"
 
 
 def test_a_gpu_without_kernels_is_refused_before_anything_is_loaded(home, driver):
     driver(FakeNvml(GTX_1080), WITH_CUDA, sees_gpus=True)
 
     with pytest.raises(DeviceError, match=r"no kernels for GeForce GTX 1080, whose compute capability is 6\.1"):
-        chosen()
+        choose()
 
 
 def test_a_gpu_that_auto_passed_over_is_mentioned(home, driver):
@@ -160,4 +160,4 @@ def test_a_gpu_that_auto_passed_over_is_mentioned(home, driver):
 def test_torchs_first_gpu_is_the_first_that_the_environment_names(home, driver, shown, first):
     driver(FakeNvml(RTX_4090, RTX_4090), WITH_CUDA, sees_gpus=True, shown=shown)
 
-    assert chosen().device.index == first
+    assert choose().device.index == first

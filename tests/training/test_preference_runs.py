@@ -7,7 +7,7 @@ import pytest
 from engine.runs.history.events import DataReportData
 from engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import launch_ranks
-from tests.training.worker_runs import WORDS, losses_of, said
+from tests.training.worker_runs import WORDS, data_of_events, losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -44,7 +44,7 @@ def adapter_of(run):
 
 
 def measured_by(run):
-    return {data.step: (data.eval_loss, data.metrics) for data in said(run, "eval")}
+    return {data.step: (data.eval_loss, data.metrics) for data in data_of_events(run, "eval")}
 
 
 @pytest.mark.parametrize("precomputed", [False, True], ids=["at each step", "precomputed"])
@@ -67,7 +67,7 @@ def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers,
     assert loss == pytest.approx(0.693147, abs=1e-5)
     assert metrics["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert measured_by(whole)[10] != measured_by(whole)[0]
-    report: DataReportData = said(whole, "data_report")[0]
+    report: DataReportData = data_of_events(whole, "data_report")[0]
     assert report.train_rows + report.eval_rows + report.dropped_rows == 40
     kept = list((runs.home.cache / "reference").rglob("*.safetensors"))
     assert len(kept) == (2 if precomputed else 0)  # to train on, and held out: once for all runs

@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
     }
 
 
-def assembled(folder, change=lambda _: None, **sections):
+def assemble_model(folder, change=lambda _: None, **sections):
     """A run of rows up to 200 tokens, tried on the processor; `change` gets the model before."""
     config = make_config(folder, **({"training": {"max_length": 200}} | sections))
     precision, source, placement = (
@@ -48,7 +48,7 @@ def assembled(folder, change=lambda _: None, **sections):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_stay_apart_are_joined(folders, family, dtype):
-    made = assembled(folders[family], model={"compute_dtype": dtype})
+    made = assemble_model(folders[family], model={"compute_dtype": dtype})
 
     assert (made.setup.settings.batching, made.notes) == ("joined", ())
 
@@ -60,7 +60,7 @@ def test_attention_that_forgets_a_window_beyond_the_first_tokens_is_noticed(fold
         attention, "joined_attention", lambda *given, **named: own(*given, **named | {"sliding_window": None})
     )
 
-    made = assembled(folders[family])
+    made = assemble_model(folders[family])
 
     assert made.setup.settings.batching == "padded"
     assert "apart" in made.notes[0]
@@ -73,9 +73,9 @@ def test_attention_that_errs_in_its_second_tile_is_noticed(folders, monkeypatch)
         lambda length, _: [attention._Tile(s, min(s + QUERY_TILE, length), s) for s in range(0, length, QUERY_TILE)],
     )
 
-    assert assembled(folders["llama"]).setup.settings.batching == "padded"
+    assert assemble_model(folders["llama"]).setup.settings.batching == "padded"
     assert (
-        assembled(folders["llama"], training={"max_length": 100}).setup.settings.batching == "joined"
+        assemble_model(folders["llama"], training={"max_length": 100}).setup.settings.batching == "joined"
     )  # has no second tile
 
 
@@ -106,7 +106,7 @@ def test_a_few_layers_are_tried_with_the_long_row(folders, monkeypatch):
                 lambda _module, inputs, _output, number=number: ran.append((number, inputs[0].shape[1]))
             )
 
-    assembled(folders["llama"], count)
+    assemble_model(folders["llama"], count)
 
     assert {number for number, _ in ran} == {0, 1}  # for the short rows
     assert {number for number, tokens in ran if tokens == QUERY_TILE + 32} == {0}
@@ -122,7 +122,7 @@ def test_memory_that_runs_out_is_not_taken_for_attention_that_is_not_supported(f
     monkeypatch.setattr(attention, "joined_attention", run_out)
 
     with pytest.raises(type(error), match="out of memory"):
-        assembled(folders["llama"])
+        assemble_model(folders["llama"])
 
 
 @pytest.mark.parametrize(("dtype", "advice"), [("bfloat16", "compute_dtype to float32"), ("float32", "another model")])
@@ -131,7 +131,7 @@ def test_a_loss_that_is_nan_from_the_start_is_said_as_that(folders, dtype, advic
         next(model.parameters()).data.fill_(float("nan"))
 
     with pytest.raises(ModelError) as caught:
-        assembled(folders["llama"], spoil, model={"compute_dtype": dtype})
+        assemble_model(folders["llama"], spoil, model={"compute_dtype": dtype})
 
     assert "nan before any training" in caught.value.what
     assert advice in caught.value.fix

@@ -54,7 +54,7 @@ def writer(log):
         yield writer
 
 
-def said(log):
+def messages_of(log):
     return [event.data for event in read_events(log).events]
 
 
@@ -76,7 +76,7 @@ def full_for_ever():
 def test_a_pause_is_said_once_and_so_is_its_end(writer, log, tmp_path):
     RunEvents(writer, tmp_path, Requests()).when_there_is_room(full_for(5))
 
-    assert [data.code for data in said(log)] == ["disk_full", "disk_has_room"]
+    assert [data.code for data in messages_of(log)] == ["disk_full", "disk_has_room"]
 
 
 class KernelsFullDisk:
@@ -112,10 +112,10 @@ def test_that_there_is_room_again_may_be_told_to_a_full_disk(writer, log, tmp_pa
 
     events.when_there_is_room(write)
 
-    assert [data.code for data in said(log)] == ["disk_full"]
+    assert [data.code for data in messages_of(log)] == ["disk_full"]
     disk[0].end()
     events.status("training", "It goes on.")
-    assert said(log)[-1] == StatusData(phase="training", message="It goes on.")
+    assert messages_of(log)[-1] == StatusData(phase="training", message="It goes on.")
 
 
 @needs_dev_full
@@ -129,8 +129,8 @@ def test_an_event_that_the_kernel_has_no_room_for_comes_later_and_once(writer, l
     events.status("training", "Meanwhile.")
 
     assert requests.looks >= 3
-    assert [data.message for data in said(log) if isinstance(data, StatusData)] == ["Before.", "Meanwhile."]
-    assert [event.seq for event in read_events(log).events] == list(range(1, len(said(log)) + 1))
+    assert [data.message for data in messages_of(log) if isinstance(data, StatusData)] == ["Before.", "Meanwhile."]
+    assert [event.seq for event in read_events(log).events] == list(range(1, len(messages_of(log)) + 1))
 
 
 def test_a_pause_ends_when_somebody_cancels(writer, tmp_path):
@@ -154,7 +154,7 @@ def test_a_run_that_shall_stop_still_saves_where_there_is_room_soon(writer, log,
 
     events.when_there_is_room(full_for(8))
 
-    assert [data.code for data in said(log)] == ["disk_full", "disk_has_room"]
+    assert [data.code for data in messages_of(log)] == ["disk_full", "disk_has_room"]
 
 
 def test_what_fails_for_another_reason_is_not_waited_for(writer, tmp_path):

@@ -31,7 +31,7 @@ from tests.training.forked_ranks import launch_ranks
 from tests.training.sharded_ranks import config_of
 from tests.training.test_preference_runs import write_preferences
 from tests.training.tiny_training import CPU
-from tests.training.worker_runs import WorkerRuns, losses_of, said, write_questions
+from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
 
 pytestmark = pytest.mark.e2e
 
@@ -44,7 +44,7 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def made(tiny_model_folder, tmp_path_factory) -> WorkerRuns:
+def worker_runs(tiny_model_folder, tmp_path_factory) -> WorkerRuns:
     folder = tmp_path_factory.mktemp("sharded")
     return WorkerRuns(LoratoryHome(folder / "home"), tiny_model_folder, write_questions(folder / "questions.jsonl"))
 
@@ -58,30 +58,32 @@ def train(made: WorkerRuns, **where: str) -> Run:
 
 
 @pytest.fixture(scope="module")
-def copies(made) -> Run:
+def copies(worker_runs) -> Run:
     """A model in each process."""
-    return train(made, devices="cpu", launcher="accelerate")
+    return train(worker_runs, devices="cpu", launcher="accelerate")
 
 
 @pytest.fixture(scope="module")
-def sharded(made) -> Run:
-    return train(made, **SHARDED)
+def sharded_run(worker_runs) -> Run:
+    return train(worker_runs, **SHARDED)
 
 
-def test_losses_are_those_of_a_model_in_each_process(copies, sharded):
-    assert len(losses_of(sharded)) == 20
-    assert [loss for _, loss in losses_of(sharded)] == pytest.approx([loss for _, loss in losses_of(copies)], rel=1e-4)
+def test_losses_are_those_of_a_model_in_each_process(copies, sharded_run):
+    assert len(losses_of(sharded_run)) == 20
+    assert [loss for _, loss in losses_of(sharded_run)] == pytest.approx(
+        [loss for _, loss in losses_of(copies)], rel=1e-4
+    )
 
 
-def test_held_out_rows_are_measured_although_processes_have_unequal_passes(copies, sharded):
-    measured, expected = said(sharded, "eval"), said(copies, "eval")
+def test_held_out_rows_are_measured_although_processes_have_unequal_passes(copies, sharded_run):
+    measured, expected = data_of_events(sharded_run, "eval"), data_of_events(copies, "eval")
     assert [one.rows for one in measured] == [3, 3, 3]
     assert [one.eval_tokens for one in measured] == [one.eval_tokens for one in expected]
     assert [one.eval_loss for one in measured] == pytest.approx([one.eval_loss for one in expected], rel=1e-4)
 
 
-def test_a_checkpoint_holds_whole_tensors(copies, sharded):
-    ours, theirs = sharded.folder.checkpoint(20), copies.folder.checkpoint(20)
+def test_a_checkpoint_holds_whole_tensors(copies, sharded_run):
+    ours, theirs = sharded_run.folder.checkpoint(20), copies.folder.checkpoint(20)
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     weights, expected = (load_file(folder / "adapter" / ADAPTER_WEIGHTS) for folder in (ours, theirs))
     assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in expected.items()}
@@ -90,7 +92,7 @@ def test_a_checkpoint_holds_whole_tensors(copies, sharded):
         torch.testing.assert_close(state[number], values, rtol=1e-2, atol=1e-6)
 
 
-def test_the_adapter_loads_with_plain_peft(copies, sharded, tiny_model_folder):
+def test_the_adapter_loads_with_plain_peft(copies, sharded_run, tiny_model_folder):
     ids = torch.arange(20, 60).unsqueeze(0)
 
     def logits(run: Run) -> torch.Tensor:
@@ -100,17 +102,19 @@ def test_the_adapter_loads_with_plain_peft(copies, sharded, tiny_model_folder):
 
     with torch.no_grad():
         base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)(ids).logits
-    torch.testing.assert_close(logits(sharded), logits(copies), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(logits(sharded), base, atol=1e-3)
+    torch.testing.assert_close(logits(sharded_run), logits(copies), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(sharded_run), base, atol=1e-3)
 
 
-def test_its_result_is_merged_and_answers_in_chat(made, sharded, few_questions, tmp_path):  # noqa: F811
-    verified = export(made.home, sharded.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
+def test_its_result_is_merged_and_answers_in_chat(worker_runs, sharded_run, few_questions, tmp_path):  # noqa: F811
+    verified = export(
+        worker_runs.home, sharded_run.folder.path, tmp_path / "merged", kind="merged", dtype="float32"
+    ).verified
     assert (verified.passed, verified.equal_answers) == (True, ASKED), verified
 
-    session = ChatSession(made.home, choose=lambda _: CPU)
+    session = ChatSession(worker_runs.home, choose=lambda _: CPU)
     try:
-        session.load(ChatTarget.of_run(sharded.folder.path))
+        session.load(ChatTarget.of_run(sharded_run.folder.path))
         question, sampling = (Message("user", "What is a rank?"),), SamplingConfig(temperature=0, max_new_tokens=4)
         request = ChatRequest(messages=question, branches=("base", "tuned"), sampling=sampling)
         ended = [chunk.branch for chunk in session.stream(request) if chunk.done]
@@ -122,9 +126,9 @@ def test_its_result_is_merged_and_answers_in_chat(made, sharded, few_questions, 
 @pytest.mark.parametrize(
     ("before", "after"), [("sharded", 1), ("copies", 2)], ids=["by one process", "from whole models"]
 )
-def test_it_resumes_with_another_number_of_processes(before, after, made, workers, request):
+def test_it_resumes_with_another_number_of_processes(before, after, worker_runs, workers, request):
     first = request.getfixturevalue(before)
-    run = made.create(model={"compute_dtype": "float32"}, training=STEPS, run=SHARDED if after > 1 else {})
+    run = worker_runs.create(model={"compute_dtype": "float32"}, training=STEPS, run=SHARDED if after > 1 else {})
     shutil.copytree(first.folder.checkpoint(10), run.folder.checkpoint(10))
 
     if after == 1:
@@ -134,7 +138,9 @@ def test_it_resumes_with_another_number_of_processes(before, after, made, worker
         assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
 
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(first) if step > 10]
-    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(first, "eval")[-1].eval_loss, rel=1e-3)
+    assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
+        data_of_events(first, "eval")[-1].eval_loss, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,50 +151,52 @@ def test_it_resumes_with_another_number_of_processes(before, after, made, worker
     ],
     ids=["full fine-tuning, resumed", "QLoRA"],
 )
-def test_other_trained_weights_are_sharded_too(sections, fault, made, workers, few_questions, tmp_path):  # noqa: F811
+def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, workers, few_questions, tmp_path):  # noqa: F811
     short = {"training": {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 6, "gradient_checkpointing": True}}
     values = {"model": {"compute_dtype": "float32"}, **short, **sections}
     # One process takes twice as many rows at once for the same step.
-    alone = made.create(**{**values, "training": {**short["training"], "gradient_accumulation_steps": 4}})
+    alone = worker_runs.create(**{**values, "training": {**short["training"], "gradient_accumulation_steps": 4}})
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
-    run = made.create(**values, run=SHARDED)
+    run = worker_runs.create(**values, run=SHARDED)
     attempts = [{VARIABLE: fault}, {}] if fault else [{}]
     for environment in attempts:
         ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment)
 
     assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
-    assert [one.step for one in said(run, "resumed")] == ([3] if fault else [])
+    assert [one.step for one in data_of_events(run, "resumed")] == ([3] if fault else [])
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
-    assert said(run, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-3)
+    assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
+        data_of_events(alone, "eval")[-1].eval_loss, rel=1e-3
+    )
     trained = list(run.folder.adapter.glob("*.safetensors"))
     assert trained
     assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
-    verified = export(made.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
+    verified = export(worker_runs.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
     assert verified.passed, verified
 
 
-def test_pairs_are_compared_with_a_reference_that_is_sharded_too(made, workers, tmp_path):
+def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, workers, tmp_path):
     """From a warm start, whose weights take the place of the trained ones: asked at each step, and once before the first."""
     training = {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 3, "learning_rate": 5e-3, "save_total_limit": 9}
     values = {
         "model": {"compute_dtype": "float32"},
         "dataset": {"source": write_preferences(tmp_path / "pairs.jsonl", 31)},
     }
-    first = made.create(**values, training={**training, "objective": "orpo", "max_steps": 3})
+    first = worker_runs.create(**values, training={**training, "objective": "orpo", "max_steps": 3})
     assert workers.run(first.folder.path) == EXIT_FINISHED
     values |= {"adapter": {"warm_start": str(first.folder.adapter)}}
-    alone = made.create(**values, training={**training, "objective": "dpo", "gradient_accumulation_steps": 4})
+    alone = worker_runs.create(**values, training={**training, "objective": "dpo", "gradient_accumulation_steps": 4})
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
     for precomputed in (False, True):
         settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputed}
-        run = made.create(**values, training=settings, run=SHARDED)
+        run = worker_runs.create(**values, training=settings, run=SHARDED)
         ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
         assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
         assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
-        for one, other in zip(said(run, "eval"), said(alone, "eval"), strict=True):
+        for one, other in zip(data_of_events(run, "eval"), data_of_events(alone, "eval"), strict=True):
             # Rounding may turn a preference, of which there are three.
             names = [name for name in one.metrics if name.startswith("logps") or name.endswith(("chosen", "rejected"))]
             assert len(names) == 4

@@ -7,7 +7,7 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.training.trackers import TENSORBOARD_FOLDER, Tracker, Trackers, start_trackers
-from tests.training.worker_runs import said
+from tests.training.worker_runs import data_of_events
 
 
 def config_with(*names):
@@ -94,6 +94,6 @@ def test_a_run_sends_every_logged_step_and_measurement(workers, runs):
 
     scalars = read_scalars(run.folder.path / TENSORBOARD_FOLDER)
 
-    assert scalars["train/loss"] == [(data.step, data.loss) for data in said(run, "step")]
-    assert scalars["eval/loss"] == [(data.step, data.eval_loss) for data in said(run, "eval")]
-    assert "tracker" not in [data.code for data in said(run, "warning")]
+    assert scalars["train/loss"] == [(data.step, data.loss) for data in data_of_events(run, "step")]
+    assert scalars["eval/loss"] == [(data.step, data.eval_loss) for data in data_of_events(run, "eval")]
+    assert "tracker" not in [data.code for data in data_of_events(run, "warning")]

@@ -14,7 +14,7 @@ from engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import launch_ranks
 from tests.training.tiny_training import make_config, make_training
 from tests.training.two_ranks import EPOCHS, ROWS
-from tests.training.worker_runs import said
+from tests.training.worker_runs import data_of_events
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +45,7 @@ def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, acti
     ended = launch_ranks("tests.training.faulty_rank", run.folder.path, folder=run.folder.path, environment=fault)
 
     assert ended.returncode != 0
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     if action == "out_of_memory":
         assert failed.cause == "out_of_memory", failed
         assert "memory" in failed.what
@@ -66,10 +66,12 @@ def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(work
     ended = launch_ranks("tests.training.blind_rank", run.folder.path, folder=run.folder.path)
 
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert said(run, "resumed")[-1].step == 5
-    assert said(run, "warning") == []
-    assert "Going back to step 5, whose held-out loss was the lowest." in [one.message for one in said(run, "status")]
-    assert said(run, "status")[-1].phase == "finished"
+    assert data_of_events(run, "resumed")[-1].step == 5
+    assert data_of_events(run, "warning") == []
+    assert "Going back to step 5, whose held-out loss was the lowest." in [
+        one.message for one in data_of_events(run, "status")
+    ]
+    assert data_of_events(run, "status")[-1].phase == "finished"
 
 
 def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(workers, runs):
@@ -80,7 +82,7 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
     ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
     assert ended.returncode != 0
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert "None of this run's checkpoints is as it was written" in failed.what
     assert noted_failure(run.folder.path, 1) is None
     assert "reports why" in ended.stderr

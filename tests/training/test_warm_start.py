@@ -27,7 +27,7 @@ def base(tmp_path_factory):
     return make_tiny_model(folder, model_type="qwen2", tie_word_embeddings=False)
 
 
-def adapted(base, **adapter):
+def adapt(base, **adapter):
     config = make_config(base, adapter=adapter)
     source, placement = ModelSource(str(base), "base"), Placement(CPU, torch.device("cpu"))
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ def adapted(base, **adapter):
 
 def earlier(base, folder, **adapter):
     """An adapter whose every trained weight has moved."""
-    model = adapted(base, **adapter)
+    model = adapt(base, **adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -47,7 +47,7 @@ def earlier(base, folder, **adapter):
 @pytest.mark.parametrize("adapter", [{}, EMBEDDINGS, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
 def test_an_adapter_that_is_continued_is_saved_whole(base, tmp_path, adapter):
     folder = earlier(base, tmp_path / "first", **adapter)
-    model = adapted(base, **adapter)
+    model = adapt(base, **adapter)
     load_warm_start(model, folder)
     save_adapter(model, make_tiny_tokenizer(), tmp_path / "second")
     again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "second").eval()
@@ -66,7 +66,7 @@ def test_an_adapter_that_is_continued_is_saved_whole(base, tmp_path, adapter):
     ids=str,
 )
 def test_the_base_beneath_a_warm_start_is_the_untrained_one(base, tmp_path, adapter, recwarn):
-    model = adapted(base, **adapter)
+    model = adapt(base, **adapter)
     replaced = load_warm_start(model, earlier(base, tmp_path / "first", **adapter))
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
     ids = torch.arange(10, 40).view(1, -1)
@@ -89,7 +89,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
     def set_state(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    folder, model = earlier(base, tmp_path / "first"), adapted(base)
+    folder, model = earlier(base, tmp_path / "first"), adapt(base)
     monkeypatch.setattr(peft, "set_peft_model_state_dict", set_state)
 
     with pytest.raises(RuntimeError, match="can't allocate"):
@@ -108,7 +108,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
 )
 def test_an_adapter_of_another_make_is_refused_and_changes_nothing(base, tmp_path, was, is_, words):
     folder = earlier(base, tmp_path / "first", **was)
-    model = adapted(base, **is_)
+    model = adapt(base, **is_)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     with pytest.raises(ConfigError, match=words):
@@ -121,7 +121,7 @@ def test_weights_of_the_base_that_its_configuration_does_not_name_are_refused(ba
     folder = earlier(base, tmp_path / "first", **EMBEDDINGS)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}))
-    model = adapted(base)
+    model = adapt(base)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
 
     with pytest.raises(ConfigError, match=r"lm_head\.weight, which this run does not train"):
@@ -136,4 +136,4 @@ def test_an_adapter_that_rewrote_its_base_is_refused(base, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
 
     with pytest.raises(ConfigError, match="initialized with pissa, which changes its base's weights"):
-        load_warm_start(adapted(base), folder)
+        load_warm_start(adapt(base), folder)

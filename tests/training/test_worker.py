@@ -19,7 +19,7 @@ from engine.runs.history.log import EventWriter
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
 from tests.runs.supervision import wait_for_step
 from tests.training.forked_ranks import launch_ranks
-from tests.training.worker_runs import events_of, history_of, losses_of, said
+from tests.training.worker_runs import data_of_events, events_of, history_of, losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +40,7 @@ def test_a_run_from_beginning_to_end(workers, runs):
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    phases = [data.phase for data in said(run, "status")]
+    phases = [data.phase for data in data_of_events(run, "status")]
     assert list(dict.fromkeys(phases)) == [
         "loading_model",
         "reading_data",
@@ -50,19 +50,19 @@ def test_a_run_from_beginning_to_end(workers, runs):
         "saving",
         "finished",
     ]
-    assert all(data.message for data in said(run, "status"))
-    (parameters,) = said(run, "parameters")
+    assert all(data.message for data in data_of_events(run, "status"))
+    (parameters,) = data_of_events(run, "parameters")
     assert 0 < parameters.trainable < parameters.total
     assert parameters.compute_dtype in ("bfloat16", "float32")
     assert parameters.batching == "joined"
-    (report,) = said(run, "data_report")
+    (report,) = data_of_events(run, "data_report")
     assert (report.train_rows, report.eval_rows) == (27, 3)
-    assert [data.step for data in said(run, "step")] == list(range(1, 11))
-    assert [data.step for data in said(run, "eval")] == [0, 5, 10]
-    assert [data.name for data in said(run, "checkpoint")] == ["step-5", "step-10"]
-    assert said(run, "memory")[-1].peak_process_bytes > 100e6
+    assert [data.step for data in data_of_events(run, "step")] == list(range(1, 11))
+    assert [data.step for data in data_of_events(run, "eval")] == [0, 5, 10]
+    assert [data.name for data in data_of_events(run, "checkpoint")] == ["step-5", "step-10"]
+    assert data_of_events(run, "memory")[-1].peak_process_bytes > 100e6
     assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
-    assert said(run, "failed") == said(run, "warning") == []
+    assert data_of_events(run, "failed") == data_of_events(run, "warning") == []
     files = {path.name for path in run.folder.adapter.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
@@ -77,7 +77,7 @@ def test_the_tokens_that_a_run_reports_are_those_that_an_epoch_learns(workers, r
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    (report,), last = said(run, "data_report"), said(run, "step")[-1]
+    (report,), last = data_of_events(run, "data_report"), data_of_events(run, "step")[-1]
     assert (report.train_rows, report.eval_rows) == (9, 3)
     assert report.trained_tokens == last.trained_tokens
     assert report.trained_tokens + report.masked_tokens == last.tokens
@@ -93,7 +93,7 @@ def test_what_is_settled_about_a_tokenizer_is_logged_and_a_template_of_ours_is_w
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    (warning,) = said(run, "warning")
+    (warning,) = data_of_events(run, "warning")
     assert (warning.code, "no chat template" in warning.message) == ("template", True)
     log = run.folder.log.read_text()
     assert "Padding uses the token" in log
@@ -107,7 +107,7 @@ def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
     workers.run(run.folder.path)
     workers.run(other.folder.path)
 
-    prefix, lora = said(run, "eval")[0], said(other, "eval")[0]
+    prefix, lora = data_of_events(run, "eval")[0], data_of_events(other, "eval")[0]
     assert prefix.adapter_disabled
     assert not lora.adapter_disabled
     assert prefix.eval_loss == pytest.approx(lora.eval_loss, rel=0.01)
@@ -128,10 +128,10 @@ def test_stop_saves_and_ends(workers, runs, tmp_path):
         request_stop(run)
 
     assert workers.wait(pid) == EXIT_FINISHED
-    last = said(run, "status")[-1]
+    last = data_of_events(run, "status")[-1]
     assert last.phase == "stopped"
     assert "Stopped on request" in last.message
-    assert said(run, "step")[-1].step == 4
+    assert data_of_events(run, "step")[-1].step == 4
     assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [4]
     assert load_file(run.folder.adapter / "adapter_model.safetensors")
     assert not run.folder.has_living_worker()
@@ -143,7 +143,7 @@ def test_sigterm_saves_and_ends(workers, runs, tmp_path):
         os.kill(pid, signal.SIGTERM)
 
     assert workers.wait(pid) == EXIT_FINISHED
-    assert "SIGTERM" in said(run, "status")[-1].message
+    assert "SIGTERM" in data_of_events(run, "status")[-1].message
     assert (run.folder.adapter / "adapter_model.safetensors").is_file()
 
 
@@ -153,8 +153,8 @@ def test_cancel_ends_at_once(workers, runs, tmp_path):
         request_cancel(run)
 
     assert workers.wait(pid) == EXIT_CANCELLED
-    assert said(run, "status")[-1].phase == "stopped"
-    assert said(run, "step")[-1].step == 3
+    assert data_of_events(run, "status")[-1].phase == "stopped"
+    assert data_of_events(run, "step")[-1].step == 3
     assert not run.folder.adapter.exists()
     assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [2]  # earlier ones stay
 
@@ -165,8 +165,8 @@ def test_a_request_before_the_first_step_is_obeyed(workers, runs):
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    assert said(run, "status")[-1].phase == "stopped"
-    assert said(run, "step") == []
+    assert data_of_events(run, "status")[-1].phase == "stopped"
+    assert data_of_events(run, "step") == []
 
 
 def test_a_stopped_run_continues_where_it_stopped(workers, runs, tmp_path):
@@ -181,8 +181,8 @@ def test_a_stopped_run_continues_where_it_stopped(workers, runs, tmp_path):
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
     assert losses_of(run) == losses_of(whole)
-    assert said(run, "status")[-1].phase == "finished"
-    assert said(run, "resumed")[0].checkpoint.startswith("step-")
+    assert data_of_events(run, "status")[-1].phase == "finished"
+    assert data_of_events(run, "resumed")[0].checkpoint.startswith("step-")
 
 
 def test_a_run_that_lacks_only_its_adapter_is_not_trained_further(workers, runs):
@@ -208,11 +208,11 @@ def test_early_stopping_ends_with_the_best_weights(workers, runs):
 
     workers.run(run.folder.path)
 
-    assert said(run, "failed") == []
-    measured = {data.step: data.eval_loss for data in said(run, "eval") if data.step}
+    assert data_of_events(run, "failed") == []
+    measured = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
     best = min(measured, key=measured.get)
     assert max(measured) == best + 2 < 200
-    assert "stopped improving" in said(run, "status")[-1].message
+    assert "stopped improving" in data_of_events(run, "status")[-1].message
     kept = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
     assert kept.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
 
@@ -224,10 +224,10 @@ def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
 
     assert workers.run(second.folder.path) == EXIT_FINISHED
 
-    base, *later = said(second, "eval")
+    base, *later = data_of_events(second, "eval")
     assert base.adapter_disabled
-    assert base.eval_loss == pytest.approx(said(first, "eval")[0].eval_loss, rel=0.01)
-    assert later[0].eval_loss < said(first, "eval")[1].eval_loss
+    assert base.eval_loss == pytest.approx(data_of_events(first, "eval")[0].eval_loss, rel=0.01)
+    assert later[0].eval_loss < data_of_events(first, "eval")[1].eval_loss
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_what_cannot_work_is_said_with_its_cause(workers, runs, sections, cause,
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
-    (failed,) = said(run, "failed")
+    (failed,) = data_of_events(run, "failed")
     assert failed.cause == cause
     assert words in failed.what
     assert failed.fix
@@ -299,9 +299,11 @@ def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, run
     assert [step for step, _ in losses_of(together)] == list(range(1, 11))
     for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
         assert got == pytest.approx(wanted, rel=1e-3)
-    assert said(together, "eval")[-1].eval_loss == pytest.approx(said(alone, "eval")[-1].eval_loss, rel=1e-3)
-    assert said(together, "step")[-1].trained_tokens == said(alone, "step")[-1].trained_tokens
-    assert [data.name for data in said(together, "checkpoint")] == ["step-5", "step-10"]
+    assert data_of_events(together, "eval")[-1].eval_loss == pytest.approx(
+        data_of_events(alone, "eval")[-1].eval_loss, rel=1e-3
+    )
+    assert data_of_events(together, "step")[-1].trained_tokens == data_of_events(alone, "step")[-1].trained_tokens
+    assert [data.name for data in data_of_events(together, "checkpoint")] == ["step-5", "step-10"]
     names = {path.name for path in together.folder.checkpoint(10).iterdir()}
     assert {"random-0.safetensors", "random-1.safetensors"} <= names
-    assert said(together, "status")[-1].phase == "finished"
+    assert data_of_events(together, "status")[-1].phase == "finished"

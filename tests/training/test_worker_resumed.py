@@ -10,7 +10,7 @@ from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
 from tests.runs.supervision import wait_until
 from tests.training.forked_ranks import launch_ranks
-from tests.training.worker_runs import history_of, losses_of, said, write_questions
+from tests.training.worker_runs import data_of_events, history_of, losses_of, write_questions
 
 pytestmark = pytest.mark.e2e
 
@@ -30,25 +30,25 @@ def test_a_run_that_lacks_only_its_adapter_still_ends_with_the_best_weights(work
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    measured = {data.step: data.eval_loss for data in said(run, "eval") if data.step}
+    measured = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
     best = min(measured, key=measured.get)
     assert best < 40
     assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
-    assert said(run, "status")[-1].message == "Finished after step 40."
+    assert data_of_events(run, "status")[-1].message == "Finished after step 40."
 
 
 def test_a_run_that_had_stopped_early_learns_nothing_more_when_it_is_resumed(workers, runs):
     training = {**BEST, "max_steps": 200, "eval_steps": 1, "save_steps": 50, "early_stopping_patience": 2}
     run = runs.create(training={**training, "logging_steps": 50})
     workers.run(run.folder.path, "folder:begun=kill")
-    stopped_at = max(data.step for data in said(run, "eval"))
+    stopped_at = max(data.step for data in data_of_events(run, "eval"))
     assert history_of(run).last_step == stopped_at  # a step that ends a run is logged, whatever logging_steps says
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    assert max(data.step for data in said(run, "eval")) == stopped_at
+    assert max(data.step for data in data_of_events(run, "eval")) == stopped_at
     assert history_of(run).last_step == stopped_at < 200
-    last = said(run, "status")[-1].message
+    last = data_of_events(run, "status")[-1].message
     assert last == f"Finished after step {stopped_at}. The held-out loss had stopped improving."
     best = stopped_at - 2
     assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
@@ -58,19 +58,19 @@ def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers
     run = runs.create(training={"max_steps": 12, "save_steps": 5})
     workers.run(run.folder.path, "training:step-8=kill")
     pid = workers.start(run.folder.path, f"session:load_model=wait:{tmp_path / 'go'}")
-    wait_until(lambda: bool(said(run, "resumed")))
+    wait_until(lambda: bool(data_of_events(run, "resumed")))
     request_stop(run)
     (tmp_path / "go").touch()
     workers.wait(pid)
 
-    message = said(run, "status")[-1].message
+    message = data_of_events(run, "status")[-1].message
     assert message.endswith("Nothing more was trained; the checkpoint of step 5 remains.")
 
 
 def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_choose(workers, runs):
     run = runs.create(training={"max_steps": 8, "save_steps": 5})
     workers.run(run.folder.path, "training:step-7=kill")
-    (first,) = said(run, "parameters")
+    (first,) = data_of_events(run, "parameters")
     manifest = run.folder.checkpoint(5) / MANIFEST
     written = json.loads(manifest.read_text())
     assert written["compute_dtype"] == first.compute_dtype
@@ -79,7 +79,7 @@ def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    assert said(run, "parameters")[-1].compute_dtype == other
+    assert data_of_events(run, "parameters")[-1].compute_dtype == other
     last = json.loads((run.folder.checkpoint(8) / MANIFEST).read_text())
     assert last["compute_dtype"] == other
 
@@ -97,8 +97,8 @@ def test_a_run_keeps_the_order_of_its_rows_where_they_pass_through_the_model_in_
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    assert [data.batching for data in said(run, "parameters")] == ["padded", "joined"]
-    assert said(run, "warning") == []
+    assert [data.batching for data in data_of_events(run, "parameters")] == ["padded", "joined"]
+    assert data_of_events(run, "warning") == []
     for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
         assert got == pytest.approx(wanted, rel=1e-3)
     ended = read_manifest(run.folder.checkpoint(12)).row_plan
@@ -111,8 +111,8 @@ def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, r
 
     workers.run(run.folder.path)
 
-    measured = said(run, "eval")[-1]
-    assert measured.rows < 1000 < said(run, "data_report")[0].eval_rows
+    measured = data_of_events(run, "eval")[-1]
+    assert measured.rows < 1000 < data_of_events(run, "data_report")[0].eval_rows
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -131,9 +131,9 @@ def test_a_run_continues_with_another_number_of_processes_in_the_same_steps(work
             code, _ = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=armed)
         assert (code == EXIT_FINISHED) == (processes == after)
 
-    assert said(run, "resumed")[0].step == 5
+    assert data_of_events(run, "resumed")[0].step == 5
     assert [step for step, _ in losses_of(run)] == list(range(1, 11))
     for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
         assert got == pytest.approx(wanted, rel=1e-3)
-    assert said(run, "step")[-1].trained_tokens == said(whole, "step")[-1].trained_tokens
-    assert said(run, "step")[-1].epoch == said(whole, "step")[-1].epoch
+    assert data_of_events(run, "step")[-1].trained_tokens == data_of_events(whole, "step")[-1].trained_tokens
+    assert data_of_events(run, "step")[-1].epoch == data_of_events(whole, "step")[-1].epoch

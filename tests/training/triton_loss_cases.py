@@ -17,7 +17,7 @@ TRANSFORM_NAMES = ["plain", "scaled", "capped", "both"]
 PLAIN = LogitTransform()
 
 
-def fused(transform=PLAIN):
+def fused_loss(transform=PLAIN):
     return LogitTransform(transform.scale, transform.cap, fused=True)
 
 
@@ -43,7 +43,7 @@ def test_losses_and_gradients_are_those_of_the_reference(transform, trained, dty
     expected = summed_loss(hidden, targets, head, transform)
     expected_gradients = gradients(expected / 7, hidden, head)
 
-    got = summed_loss(hidden, targets, head, fused(transform))
+    got = summed_loss(hidden, targets, head, fused_loss(transform))
     got_gradients = gradients(got / 7, hidden, head)
 
     assert got.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
@@ -57,7 +57,7 @@ def test_each_position_has_its_own_loss_and_weight(trained):
     head, hidden, targets = make(6, 131, torch.float32, trained=trained)
     weights = torch.rand(6)
     expected = loss_of_each(hidden, targets, head)
-    got = loss_of_each(hidden, targets, head, fused())
+    got = loss_of_each(hidden, targets, head, fused_loss())
 
     torch.testing.assert_close(got, expected)
     for own, reference in zip(
@@ -72,7 +72,7 @@ def test_each_position_has_its_own_loss_and_weight(trained):
 def test_an_ignored_target_has_no_loss_and_no_gradient(trained):
     head, hidden, targets = make(4, 131, torch.float32, trained=trained)
     targets[1] = -100
-    losses = loss_of_each(hidden, targets, head, fused())
+    losses = loss_of_each(hidden, targets, head, fused_loss())
     (gradient, *_) = gradients(losses.sum(), hidden, head)
 
     assert losses[1] == 0
@@ -84,7 +84,7 @@ def test_an_ignored_target_has_no_loss_and_no_gradient(trained):
 def test_measuring_leaves_the_logits_alone():
     head, hidden, targets = make(4, 131, torch.float32)
     with torch.no_grad():
-        got = summed_loss(hidden, targets, head, fused())
+        got = summed_loss(hidden, targets, head, fused_loss())
 
     torch.testing.assert_close(got, summed_loss(hidden, targets, head).detach())
 

@@ -84,7 +84,7 @@ def events_of(run: Run) -> list[Event]:
     return list(read_events(run.folder.events).events)
 
 
-def said(run: Run, kind: str) -> list[Any]:
+def data_of_events(run: Run, kind: str) -> list[Any]:
     """The data of all events of one kind."""
     return [event.data for event in events_of(run) if event.kind == kind]
 

@@ -38,7 +38,7 @@ class FormVisitor:
         return self.page._read(self._form())
 
     @property
-    def applied(self) -> str:
+    def applied_notice(self) -> str:
         """What the page says of the last change that was applied."""
         self.refresh()
         return str(self.values.get(self.page.applied, ""))

@@ -33,7 +33,7 @@ def gpu(gib):
     return Device("cuda", 0, "a GPU", int(gib * GIB), int(gib * GIB), has_fast_bfloat16=True)
 
 
-def offered(shape, gib, draft=DRAFT):
+def advise_changes(shape, gib, draft=DRAFT):
     config, device = config_from_mapping(draft), gpu(gib)
     estimate = estimate_memory(shape, config, device)
     advice = advise(shape, config, device)
@@ -43,7 +43,7 @@ def offered(shape, gib, draft=DRAFT):
 
 
 def test_where_it_fits_the_room_can_be_picked(shape):
-    estimate, rows = offered(shape, 80)
+    estimate, rows = advise_changes(shape, 80)
 
     assert estimate.verdict == "fits"
     kinds = [change.kind for change in rows]
@@ -57,7 +57,7 @@ def test_where_it_fits_the_room_can_be_picked(shape):
 def test_where_it_does_not_fit_the_largest_batch_and_length_can_be_picked(shape):
     greedy = DRAFT | {"training": DRAFT["training"] | {"per_device_train_batch_size": 64, "max_length": 4096}}
 
-    estimate, rows = offered(shape, 24, greedy)
+    estimate, rows = advise_changes(shape, 24, greedy)
 
     assert estimate.verdict == "does_not_fit"
     assert any(change.kind == "largest_batch" and change.verdict == "fits" for change in rows)

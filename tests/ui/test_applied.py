@@ -118,10 +118,10 @@ def test_a_change_is_confirmed_in_words_and_undone(visitor):
     visitor.fill(a_config(training__max_length=1024).model_dump(mode="json"))
     visitor.change({"training": {"max_length": 144}})
 
-    assert "max_length 1024 → 144 · <button" in visitor.applied
+    assert "max_length 1024 → 144 · <button" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping["training"]["max_length"] == 1024
-    assert "Undone: max_length 144 → 1024" in visitor.applied
+    assert "Undone: max_length 144 → 1024" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping["training"]["max_length"] == 144
 
@@ -131,8 +131,8 @@ def test_undo_leaves_what_was_set_by_hand_since(visitor):
     visitor.change({"training": {"max_length": 144, "gradient_checkpointing": True}})
     visitor.set_by_hand(training__max_length=200, training__learning_rate=5e-4)
 
-    assert "gradient_checkpointing off → on" in visitor.applied
-    assert "max_length" not in visitor.applied
+    assert "gradient_checkpointing off → on" in visitor.applied_notice
+    assert "max_length" not in visitor.applied_notice
     visitor.undo()
 
     training = visitor.mapping["training"]
@@ -144,7 +144,7 @@ def test_what_no_longer_stands_is_no_longer_offered_to_undo(visitor):
     visitor.change({"training": {"max_length": 144}})
     visitor.set_by_hand(training__max_length=200)
 
-    assert visitor.applied == ""
+    assert visitor.applied_notice == ""
     visitor.undo()
     assert visitor.mapping["training"]["max_length"] == 200
 
@@ -154,8 +154,8 @@ def test_a_preset_or_copied_settings_are_undone_as_a_whole(visitor):
     before = visitor.mapping
     visitor.fill(a_config(adapter__r=512, dataset__source="/data/<b>.jsonl").model_dump(mode="json"), "Settings copied")
 
-    assert re.search(r"Settings copied: model empty → .+, \d+ more · <button", visitor.applied)
-    assert "<b>" not in visitor.applied
+    assert re.search(r"Settings copied: model empty → .+, \d+ more · <button", visitor.applied_notice)
+    assert "<b>" not in visitor.applied_notice
     visitor.values[visitor.page.copied_from] = "a run"
     visitor.undo()
     assert visitor.mapping == before
@@ -167,16 +167,16 @@ def test_a_restored_draft_can_be_undone_until_something_is_changed(visitor):
     saved = a_config(training__max_length=640).model_dump(mode="json")
     visitor.take(visitor.page._restore(saved))
 
-    assert "Draft restored" in visitor.applied
+    assert "Draft restored" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping == empty
 
     visitor.take(visitor.page._restore(saved))
     visitor.set_by_hand(training__learning_rate=5e-4)
-    assert visitor.applied == ""
+    assert visitor.applied_notice == ""
 
 
 def test_a_page_without_a_draft_has_nothing_to_undo(visitor):
     visitor.undo()
 
-    assert visitor.applied == ""
+    assert visitor.applied_notice == ""

@@ -35,7 +35,7 @@ class AJob:
         self.go_on.set()
 
 
-def ended(background: BackgroundWork, job: AJob, key: str = "run"):
+def run_to_end(background: BackgroundWork, job: AJob, key: str = "run"):
     job.go_on.set()
     work = background.find(key)
     assert work.ended.wait(WAIT_SECONDS)
@@ -51,7 +51,7 @@ def test_whoever_looks_sees_how_far_it_has_come_and_then_the_result():
     work = background.find("run")
     assert (work.is_under_way, work.message, work.fraction) == (True, "Half of it.", 0.5)
 
-    assert ended(background, job).result == "result"
+    assert run_to_end(background, job).result == "result"
     assert kept == ["result"]
     assert background.find("another run") is None
 
@@ -64,11 +64,11 @@ def test_one_at_a_time_under_each_key():
         background.start("run", "A push", AJob())
     background.start("another run", "An export", other)
 
-    ended(background, job)
-    ended(background, other, "another run")
+    run_to_end(background, job)
+    run_to_end(background, other, "another run")
     again = AJob("second")
     background.start("run", "An export", again)
-    assert ended(background, again).result == "second"
+    assert run_to_end(background, again).result == "second"
 
 
 def test_stopping_leaves_neither_result_nor_trouble():
@@ -77,7 +77,7 @@ def test_stopping_leaves_neither_result_nor_trouble():
 
     background.stop("run")
 
-    work = ended(background, job)
+    work = run_to_end(background, job)
     assert work.was_stopped
     assert work.stopping
     assert work.result is None
@@ -90,7 +90,7 @@ def test_errors_are_kept_in_two_sentences(raised, shown):
     background, job = BackgroundWork[str](), AJob(raised)
     background.start("run", "An export", job)
 
-    error = ended(background, job).error
+    error = run_to_end(background, job).error
 
     assert isinstance(error, EngineError)
     assert str(error) == str(shown)
@@ -103,7 +103,7 @@ def test_a_result_that_cannot_be_kept_is_reported():
     background, job = BackgroundWork[str](), AJob()
     background.start("run", "An export", job, keep)
 
-    assert "disk is full" in str(ended(background, job).error)
+    assert "disk is full" in str(run_to_end(background, job).error)
 
 
 def test_leaving_stops_everything_that_is_under_way():

@@ -24,13 +24,13 @@ def run(services):
     return write_run(services.runs, a_config(run__name="first"), InventedRun())
 
 
-def chosen(run_id, checkpoint=FINAL, model="", folder="", against=NOTHING, precision=AS_TRAINED) -> Chosen:
+def make_choice(run_id, checkpoint=FINAL, model="", folder="", against=NOTHING, precision=AS_TRAINED) -> Chosen:
     return Chosen(run_id, checkpoint, model, folder, against, precision)
 
 
 def test_a_model_is_loaded_on_the_cluster_where_that_is_chosen(choice):
     where = {
-        place: choice.target(chosen(A_MODEL, model="demo")._replace(where=place)).where
+        place: choice.target(make_choice(A_MODEL, model="demo")._replace(where=place)).where
         for place in ("slurm", "moon", "")
     }
 
@@ -39,11 +39,11 @@ def test_a_model_is_loaded_on_the_cluster_where_that_is_chosen(choice):
 
 
 def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(choice, run):
-    target = choice.target(chosen(run.id, "step-90", precision="nf4"))
+    target = choice.target(make_choice(run.id, "step-90", precision="nf4"))
 
     assert (target.tuned.folder, target.tuned.checkpoint) == (run.folder.path, "step-90")
     assert target.quantization == "nf4"
-    assert choice.target(chosen(run.id, precision="5 bits")).quantization is None
+    assert choice.target(make_choice(run.id, precision="5 bits")).quantization is None
 
 
 def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, run, monkeypatch):
@@ -64,13 +64,13 @@ def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, 
     assert offered == [NOTHING, f"{run.id}/step-120", f"{run.id}/step-90", f"{other.id}/final"]
     assert not [value for value in offered if elsewhere.id in value]
 
-    target = choice.target(chosen(run.id, against=f"{other.id}/final"))
+    target = choice.target(make_choice(run.id, against=f"{other.id}/final"))
     assert (target.second.folder, target.second.checkpoint) == (other.folder.path, None)
     assert choice.names(target) == {"base": "Base model", "tuned": "first", "second": "second"}
 
 
 def test_two_states_of_one_run_are_distinguished(choice, run):
-    names = choice.names(choice.target(chosen(run.id, against=f"{run.id}/step-90")))
+    names = choice.names(choice.target(make_choice(run.id, against=f"{run.id}/step-90")))
 
     assert names["tuned"] == "first, final result"
     assert names["second"] == "first, step-90"
@@ -80,24 +80,24 @@ def test_what_is_loaded_is_called_by_the_names_of_its_runs(choice, run, tmp_path
     assert choice.results(None) == ()
     assert choice.results(ChatTarget.of_model(ModelConfig(id="some-model"))) == ()
     assert choice.results(ChatTarget.of_run(tmp_path / "an-adapter")) == ("an-adapter",)
-    both = choice.target(chosen(run.id, against=f"{run.id}/step-90"))
+    both = choice.target(make_choice(run.id, against=f"{run.id}/step-90"))
     assert choice.results(both) == ("first", "first, checkpoint step-90")
 
 
 def test_what_a_browser_names_is_looked_up(choice, run):
     with pytest.raises(RunError):
-        choice.target(chosen("../../etc"))
+        choice.target(make_choice("../../etc"))
     with pytest.raises(RunError):
-        choice.target(chosen(run.id, against="../../etc/final"))
+        choice.target(make_choice(run.id, against="../../etc/final"))
     with pytest.raises(RunError):
-        choice.target(chosen(A_MODEL, model="x" * 2000))
+        choice.target(make_choice(A_MODEL, model="x" * 2000))
 
 
 def test_a_folder_with_an_adapter_and_its_base(choice, tmp_path, monkeypatch):
     monkeypatch.setattr(chat_choice, "data_folders", lambda: (tmp_path.resolve(),))
     write_adapter(tmp_path / "mine")
 
-    target = choice.target(chosen(A_FOLDER, folder=str(tmp_path / "mine"), model="smollm2-135m-instruct"))
+    target = choice.target(make_choice(A_FOLDER, folder=str(tmp_path / "mine"), model="smollm2-135m-instruct"))
 
     assert target.tuned.folder == (tmp_path / "mine").resolve()
     assert target.model.id == "smollm2-135m-instruct"
@@ -109,4 +109,4 @@ def test_other_folders_are_refused(choice, tmp_path, monkeypatch, typed):
     path = str(Path(tmp_path, typed)) if typed in ("missing", "../..") else typed
 
     with pytest.raises(ModelError):
-        choice.target(chosen(A_FOLDER, folder=path))
+        choice.target(make_choice(A_FOLDER, folder=path))

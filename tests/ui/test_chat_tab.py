@@ -57,7 +57,7 @@ def turns_of(steps: list) -> list:
     return next(step.turns for step in reversed(steps) if isinstance(step.turns, list))
 
 
-def looked(tab: ChatTab, seen: str = "") -> dict:
+def look(tab: ChatTab, seen: str = "") -> dict:
     return tab._look(seen, Judging())
 
 
@@ -111,9 +111,9 @@ def test_a_failed_load_is_reported_until_something_else_happens_whoever_looked_m
     seen = f"\n{render_loading(None)}"
 
     assert "cannot be reached" in Changes(tab, list(loading)[-1]).state
-    assert "cannot be reached" in looked(tab, seen)[tab.state]
+    assert "cannot be reached" in look(tab, seen)[tab.state]
     load(tab, run.id)
-    assert "cannot be reached" not in looked(tab, seen)[tab.state]
+    assert "cannot be reached" not in look(tab, seen)[tab.state]
     assert "cannot be reached" in render_chat_state(
         tab._page.services.chat.state.model_copy(update={"failure": ModelError("It cannot be reached.", "Wait.")})
     )
@@ -159,7 +159,7 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     other = write_run(services.runs, a_config(run__name="the <other>"), InventedRun())
     load(tab, run.id, against=f"{other.id}/final")
 
-    shown = looked(tab)
+    shown = look(tab)
     html = ask(tab, "one?", branches=RUNS)[-1].transcript
 
     assert ("Both runs", RUNS) in shown[tab.talk.branches]["choices"]
@@ -326,24 +326,24 @@ def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_besid
 
 def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
     load(tab, run.id)
-    branches, first = tab.talk.branches, looked(tab)
+    branches, first = tab.talk.branches, look(tab)
     loaded, _, _ = first[tab.seen].partition("\n")
 
     assert first[branches]["value"] == SIDE_BY_SIDE
-    assert branches not in looked(tab, f"{loaded}\nmore memory")
+    assert branches not in look(tab, f"{loaded}\nmore memory")
 
     load(tab, run.id, checkpoint="step-90")
-    assert looked(tab, first[tab.seen])[branches]["value"] == SIDE_BY_SIDE
+    assert look(tab, first[tab.seen])[branches]["value"] == SIDE_BY_SIDE
 
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     load(tab, write_run(services.runs, a_config(run__name="first"), InventedRun()).id)
-    shown = looked(tab)
+    shown = look(tab)
 
     assert "result of <b>first</b> is loaded" in shown[tab.state]
-    assert looked(tab, shown[tab.seen]) == gr.skip()
+    assert look(tab, shown[tab.seen]) == gr.skip()
     tab._unload()
-    assert "No model loaded" in looked(tab, shown[tab.seen])[tab.state]
+    assert "No model loaded" in look(tab, shown[tab.seen])[tab.state]
 
 
 def test_when_an_idle_model_is_unloaded_and_why_it_was_is_shown():

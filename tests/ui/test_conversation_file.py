@@ -24,29 +24,29 @@ TURNS = [
 
 
 @pytest.fixture
-def saved():
+def conversation():
     return SavedConversation(model="SmolLM2", names={"tuned": "faq, rank 16"}, system="Be brief.", turns=TURNS)
 
 
-def test_json_comes_back_as_it_was(saved):
-    opened = read_conversation(as_json(saved).encode())
+def test_json_comes_back_as_it_was(conversation):
+    opened = read_conversation(as_json(conversation).encode())
 
-    assert opened == saved
+    assert opened == conversation
     assert list(opened.turns) == TURNS
 
 
-def test_markdown_names_who_said_what(saved):
-    text = as_markdown(saved)
+def test_markdown_names_who_said_what(conversation):
+    text = as_markdown(conversation)
 
     assert "### faq, rank 16\n\nHallo." in text
     assert "### Reference\n\nGuten Tag." in text
     assert "Be brief." in text
 
 
-def test_the_links_hold_the_files_themselves(saved):
-    markdown, values = (b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", render_links(saved)))
+def test_the_links_hold_the_files_themselves(conversation):
+    markdown, values = (b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", render_links(conversation)))
 
-    assert markdown == as_markdown(saved)
+    assert markdown == as_markdown(conversation)
     assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
     assert "No messages yet" in render_links(SavedConversation())
 
@@ -57,10 +57,10 @@ def test_other_files_are_refused(content):
         read_conversation(content)
 
 
-def test_a_saved_file_is_opened_again(tmp_path, saved):
-    (tmp_path / "saved.json").write_text(as_json(saved))
+def test_a_saved_file_is_opened_again(tmp_path, conversation):
+    (tmp_path / "saved.json").write_text(as_json(conversation))
 
-    assert open_conversation(tmp_path / "saved.json") == saved
+    assert open_conversation(tmp_path / "saved.json") == conversation
     with pytest.raises(DatasetError, match="cannot be read"):
         open_conversation(tmp_path / "gone.json")
 

@@ -32,7 +32,7 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq <16>"), InventedRun())
 
 
-def started(part):
+def start_evaluation(part):
     start = shown_in_place(part._start)  # as the page has it
     return lambda run_id, checkpoint, *settings: start(run_id, checkpoint, "local", *settings)
 
@@ -41,8 +41,8 @@ def look(part, run_id, checkpoint=FINAL, number=0, seen="") -> Changes:
     return Changes(part, part.look(run_id, checkpoint, number, seen))
 
 
-def measured(part, services, run, checkpoint=FINAL, answered=20):
-    started(part)(run.id, checkpoint, None, answered, 64, True)
+def measure(part, services, run, checkpoint=FINAL, answered=20):
+    start_evaluation(part)(run.id, checkpoint, None, answered, 64, True)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
 
 
@@ -60,7 +60,7 @@ def test_a_model_alone_cannot_be_measured(part):
 
     assert "Choose a run to measure" in shown.result
     assert not shown.start["interactive"]
-    assert "No run is chosen" in started(part)(A_MODEL, FINAL, None, 20, 64, True)
+    assert "No run is chosen" in start_evaluation(part)(A_MODEL, FINAL, None, 20, 64, True)
 
 
 def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, run):
@@ -70,7 +70,7 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
     shown = look(part, run.id, FINAL, 0, "")
     assert shown.stop["visible"]
     assert not shown.start["interactive"]
-    assert "is under way" in started(part)(run.id, FINAL, None, 20, 64, True)
+    assert "is under way" in start_evaluation(part)(run.id, FINAL, None, 20, 64, True)
 
     part._stop(run.id)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
@@ -80,7 +80,7 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
 
 
 def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, services, run, laid_out):
-    measured(part, services, run)
+    measure(part, services, run)
 
     shown = look(part, run.id, FINAL, 0, "")
     assert "1.0821" in shown.result
@@ -97,7 +97,7 @@ def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, servi
 
 
 def test_each_state_of_a_run_has_its_own_result(part, services, run):
-    measured(part, services, run, "step-90")
+    measure(part, services, run, "step-90")
 
     assert "Not measured yet" in look(part, run.id, FINAL, 0, "").result
     assert "1.0821" in look(part, run.id, "step-90", 0, "").result
@@ -105,8 +105,8 @@ def test_each_state_of_a_run_has_its_own_result(part, services, run):
 
 def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services, run):
     other = write_run(services.runs, a_config(run__name="other"), InventedRun())
-    measured(part, services, run, "step-90")
-    measured(part, services, other)
+    measure(part, services, run, "step-90")
+    measure(part, services, other)
 
     html = look(part, run.id, FINAL, 0, "").across
 
@@ -119,13 +119,13 @@ def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services,
 def test_the_model_of_the_chat_is_let_go_of_first(tab, services, run):
     list(tab._load(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
 
-    measured(tab.evaluate, services, run)
+    measure(tab.evaluate, services, run)
 
     assert services.chat.state.phase == "empty"
 
 
 def test_settings_out_of_bounds_are_reported_in_place(part, services, run):
-    html = started(part)(run.id, FINAL, 0, -1, 64, True)
+    html = start_evaluation(part)(run.id, FINAL, 0, -1, 64, True)
 
     assert "2 settings need your attention" in html
     assert services.results.measuring.find(run.id) is None

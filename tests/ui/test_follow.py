@@ -54,7 +54,7 @@ def log_a_step(run) -> None:
         writer.append(StepData(step=11, epoch=0.3, loss=1.0, learning_rate=1e-4, tokens=6000, tokens_per_second=500.0))
 
 
-def shown(update) -> bool:
+def is_visible(update) -> bool:
     return update["visible"]
 
 
@@ -92,7 +92,7 @@ def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
 
     assert (said["places"], said["submit"]) == ({}, True)
     drawn = refresh(follow, run.id)
-    assert not shown(drawn.stop)
+    assert not is_visible(drawn.stop)
     assert "Step 11 of 120" in drawn.heading
     assert any(run.id == value for _, value in drawn.choice["choices"])
     assert answer(follow, drawn) is None
@@ -160,7 +160,7 @@ def test_another_server_on_the_same_home_shows_the_same(services, laid_out, inve
 def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
     drawn = look(follow, invent(**story).id)
 
-    offered = {name for name in ("stop", "cancel", "resume", "chat") if shown(getattr(drawn, name))}
+    offered = {name for name in ("stop", "cancel", "resume", "chat") if is_visible(getattr(drawn, name))}
 
     assert offered == buttons
 
@@ -174,14 +174,14 @@ def cluster(services):
 def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, invent, services, cluster):
     run = invent(state="stopped", steps=3)
     drawn = look(follow, run.id)
-    assert (shown(drawn.place), drawn.place["value"]) == (True, "local")
+    assert (is_visible(drawn.place), drawn.place["value"]) == (True, "local")
     assert "value" not in look(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
 
     follow.resume_shown(run.id, "", "", "slurm")
 
     assert in_wished_place(run.folder.read_config(), run.folder).run.where == "slurm"
     assert resume_is_requested(services.home, run)
-    assert not shown(look(follow, run.id).place)
+    assert not is_visible(look(follow, run.id).place)
     assert look(follow, run.id).place["value"] == "slurm"
 
 
@@ -196,7 +196,7 @@ def test_a_place_that_no_run_can_be_resumed_in_is_refused(follow, invent, servic
 @pytest.mark.parametrize("where", [None, "", "slurm"])
 def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, services, where):
     run = invent(state="stopped", steps=3)
-    assert not shown(look(follow, run.id).place)
+    assert not is_visible(look(follow, run.id).place)
 
     follow.resume_shown(run.id, "", "", where)
 
@@ -206,11 +206,11 @@ def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, service
 
 def test_hardware_of_hugging_face_is_offered_for_its_own_jobs_alone(follow, invent):
     run = invent(state="stopped", steps=3)
-    assert not shown(look(follow, run.id).next_job)
+    assert not is_visible(look(follow, run.id).next_job)
     SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=60).save(run.folder)
-    assert not shown(look(follow, run.id).next_job)
+    assert not is_visible(look(follow, run.id).next_job)
     JobRecord(attempt=1, namespace="ada", flavor="l4x1", limit_hours=1).save(run.folder)
-    assert shown(look(follow, run.id).next_job)
+    assert is_visible(look(follow, run.id).next_job)
 
 
 def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
@@ -219,8 +219,8 @@ def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
 
     drawn = look(follow, run.id)
 
-    assert not shown(drawn.stop)
-    assert shown(drawn.cancel)
+    assert not is_visible(drawn.stop)
+    assert is_visible(drawn.cancel)
 
 
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):
@@ -305,21 +305,21 @@ def test_a_question_names_its_run_and_goes_with_it(follow, invent):
     title, _ = follow.ask_cancel(asked.id)
     assert "smollm2-135m-instruct" in title
     assert question_of(look(follow, asked.id, run_shown=asked.id)) == NOTHING
-    assert not shown(question_of(look(follow, other.id, run_shown=asked.id)))
+    assert not is_visible(question_of(look(follow, other.id, run_shown=asked.id)))
     asked.folder.cancel_request.touch()
-    assert not shown(question_of(look(follow, asked.id, run_shown=asked.id)))
+    assert not is_visible(question_of(look(follow, asked.id, run_shown=asked.id)))
 
 
 def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
     waits = invent(state="queued", reason="memory", cause="It needs 9.0 GiB, and the CPU has 2.0 of 16.0 GiB free.")
     stands_behind = invent(state="queued", reason="earlier_run", cause="Another run comes first.")
 
-    assert shown(look(follow, waits.id).anyway)
-    assert not shown(look(follow, stands_behind.id).anyway)
+    assert is_visible(look(follow, waits.id).anyway)
+    assert not is_visible(look(follow, stands_behind.id).anyway)
     drawn = look(follow, waits.id)
     request_start_anyway(waits)
     assert answer(follow, drawn)["submit"] is True
-    assert not shown(look(follow, waits.id).anyway)
+    assert not is_visible(look(follow, waits.id).anyway)
 
 
 def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
@@ -328,7 +328,7 @@ def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
     write_checkpoint(run, 10)
 
     assert answer(follow, drawn)["submit"] is True
-    assert shown(look(follow, run.id).chat)
+    assert is_visible(look(follow, run.id).chat)
 
 
 def test_a_preference_run_begins_with_its_own_charts_and_the_rest_folded(follow, services, invent):

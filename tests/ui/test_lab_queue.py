@@ -29,12 +29,14 @@ def running(**changes: object) -> QueueEntry:
     return replace(entry, **changes)
 
 
-def used(name: str, **changes: object) -> DeviceUse:
+def device_use(name: str, **changes: object) -> DeviceUse:
     return replace(DeviceUse(name, "NVIDIA H100", "ann", "training", time.time() - 720, ()), **changes)
 
 
 def test_a_device_shows_who_has_it_what_for_and_until_when():
-    html = render_devices([used("cuda:0"), used("cuda:1"), used("cuda:2", owner="", purpose=None)], [running()])
+    html = render_devices(
+        [device_use("cuda:0"), device_use("cuda:1"), device_use("cuda:2", owner="", purpose=None)], [running()]
+    )
 
     assert html.count("<b>ann</b>, for training") == 2
     assert html.count("for 12 min, about 1 h 06 min left") == 2
@@ -44,7 +46,7 @@ def test_a_device_shows_who_has_it_what_for_and_until_when():
 
 def test_programs_outside_loratory_are_named():
     program = GpuProgram(4711, "eve", 3 * 2**30)
-    html = render_devices([used("cuda:0", owner="", purpose=None, programs=(program,))], [])
+    html = render_devices([device_use("cuda:0", owner="", purpose=None, programs=(program,))], [])
 
     assert "in use by other programs" in html
     assert "Outside Loratory: process 4711 of eve, 3.0 GiB" in html

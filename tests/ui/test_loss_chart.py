@@ -38,14 +38,14 @@ def history(tmp_path):
     return make
 
 
-def parsed(value: str) -> tuple[go.Figure, dict]:
+def parse_figure(value: str) -> tuple[go.Figure, dict]:
     """The figure as Plotly accepts it; an attribute that it does not know raises. CSS colours are looked up first."""
     chart = json.loads(re.sub(r"var\(--[a-z-]+\)", "#0072B2", value))
     return go.Figure(data=chart["data"], layout=chart["layout"]), chart
 
 
 def test_the_loss_chart_shows_raw_smoothed_and_held_out_curves_and_the_base_model(history):
-    figure, chart = parsed(loss_figure(history(40), ChartView(), "run-1"))
+    figure, chart = parse_figure(loss_figure(history(40), ChartView(), "run-1"))
 
     traces = {trace.name: trace for trace in figure.data}
     assert set(traces) == {"train, each step", "train, smoothed", "held-out", "base model"}
@@ -73,7 +73,7 @@ def test_zoom_survives_new_steps_but_not_another_axis(history):
 
 
 def test_a_long_run_is_thinned_and_keeps_its_newest_point(history):
-    figure, chart = parsed(loss_figure(history(20_000), ChartView(), "run-1"))
+    figure, chart = parse_figure(loss_figure(history(20_000), ChartView(), "run-1"))
 
     raw = figure.data[0]
     assert len(raw.x) <= 1500
@@ -89,20 +89,20 @@ def test_losses_that_are_not_numbers_leave_a_gap_and_valid_json(tmp_path):
                 StepData(step=step, epoch=0.1, loss=loss, learning_rate=1e-4, tokens=1, tokens_per_second=1.0)
             )
 
-    figure, _ = parsed(loss_figure(read_history(log), ChartView(), "run-1"))
+    figure, _ = parse_figure(loss_figure(read_history(log), ChartView(), "run-1"))
 
     assert list(figure.data[0].x) == [1, 4]
 
 
 def test_a_run_without_held_out_rows_has_no_base_line(history):
-    figure, _ = parsed(loss_figure(history(5, held_out=False), ChartView(smoothing=0), "run-1"))
+    figure, _ = parse_figure(loss_figure(history(5, held_out=False), ChartView(smoothing=0), "run-1"))
 
     assert [trace.name for trace in figure.data] == ["train, each step"]
     assert not figure.layout.annotations
 
 
 def test_memory_stands_against_what_was_predicted(history):
-    figure, _ = parsed(small_figures(history(30), int(1.5 * 2**30), "run-1"))
+    figure, _ = parse_figure(small_figures(history(30), int(1.5 * 2**30), "run-1"))
 
     names = [trace.name for trace in figure.data]
     assert names == ["Learning rate", "Gradient norm", "Tokens per second", "Memory, GiB", "predicted"]
@@ -114,7 +114,7 @@ def test_memory_stands_against_what_was_predicted(history):
 def test_several_runs_are_distinguished_by_colour_and_dash(history, against, last):
     runs = [(name, history(30, name=f"{name}.jsonl")) for name in ("one", "two")]
 
-    figure, _ = parsed(overlay_figure(runs, ChartView(against=against)))
+    figure, _ = parse_figure(overlay_figure(runs, ChartView(against=against)))
 
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     assert [trace.name for trace in lines] == ["one", "two"]

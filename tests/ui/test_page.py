@@ -23,16 +23,16 @@ def settings_in(page: Page, updates: dict) -> dict:
     return {name: updates[page.form[name]] for name in page.form.names if page.form[name] in updates}
 
 
-def filled(page: Page, config) -> dict:
+def fill(page: Page, config) -> dict:
     return settings_in(page, page._fill(config.model_dump(mode="json")))
 
 
-def restored(page: Page, saved) -> dict:
+def restore(page: Page, saved) -> dict:
     return settings_in(page, page._restore(saved))
 
 
 def test_a_draft_comes_back_before_its_model_is_known(page):
-    values = restored(page, a_config(adapter__target_modules=["q_proj"], adapter__r=24).model_dump(mode="json"))
+    values = restore(page, a_config(adapter__target_modules=["q_proj"], adapter__r=24).model_dump(mode="json"))
 
     assert values["model.id"] == "smollm2-135m-instruct"
     assert values["adapter.r"] == 24
@@ -42,7 +42,7 @@ def test_a_draft_comes_back_before_its_model_is_known(page):
 def test_every_linear_layer_stays_meant_while_the_layers_are_not_known_and_once_they_are(page, services):
     config = a_config()
     form = page.form
-    waiting = restored(page, config.model_dump(mode="json"))["adapter.target_modules"]
+    waiting = restore(page, config.model_dump(mode="json"))["adapter.target_modules"]
     values = [
         waiting["value"] if name == "adapter.target_modules" else value
         for name, value in zip(form.names, form.updates(config.model_dump(mode="json")), strict=True)
@@ -57,7 +57,7 @@ def test_every_linear_layer_stays_meant_while_the_layers_are_not_known_and_once_
 
 @pytest.mark.parametrize("saved", [None, {}, [], "{}", {"model": "of another version", "gone": {}}])
 def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved):
-    values = restored(page, saved)
+    values = restore(page, saved)
 
     assert values.get("model.id") is None
     assert page._restore(saved)[page._restored] is True
@@ -71,7 +71,7 @@ def test_a_draft_is_kept_only_once_the_browsers_own_was_brought_back(page):
 
 
 def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
-    values = filled(page, a_config(adapter__r=512, adapter__lora_alpha=64))
+    values = fill(page, a_config(adapter__r=512, adapter__lora_alpha=64))
 
     assert values["adapter.r"] == gr.update(value=512, maximum=512)
     assert values["adapter.lora_alpha"] == 64

@@ -46,7 +46,7 @@ def history(services):
     return services.runs.ids()
 
 
-def listed(tab: RunsTab, last=None, **asked: str) -> Changes:
+def list_runs(tab: RunsTab, last=None, **asked: str) -> Changes:
     query: dict[str, Any] = {
         "words": "",
         "state": "All",
@@ -59,10 +59,10 @@ def listed(tab: RunsTab, last=None, **asked: str) -> Changes:
 
 
 def table_of(tab: RunsTab, **asked: str) -> str:
-    return listed(tab, **asked).table
+    return list_runs(tab, **asked).table
 
 
-def described(tab: RunsTab, run_id: str) -> Changes:
+def describe(tab: RunsTab, run_id: str) -> Changes:
     return Changes(tab.one, tab.one.describe(run_id))
 
 
@@ -93,16 +93,16 @@ def test_search_filter_and_order_narrow_the_table(tab, history):
     assert "No matching runs" in table_of(tab, words="nothing of the kind")
     assert table_of(tab, method="QLoRA").count("<tr data-pick") == 1
     assert table_of(tab, model="Qwen/Qwen3-0.6B").count("<tr data-pick") == 2
-    assert listed(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
+    assert list_runs(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
     by_loss = table_of(tab, order="Lowest held-out loss first")
     assert by_loss.index("faq, rank 16<") < by_loss.index("first try")
 
 
 def test_an_unchanged_table_is_not_sent_again(tab, history):
-    first = listed(tab)
+    first = list_runs(tab)
 
-    assert listed(tab, last=first.last).names() == []
-    narrowed = listed(tab, last=first.last, words="faq")
+    assert list_runs(tab, last=first.last).names() == []
+    narrowed = list_runs(tab, last=first.last, words="faq")
     assert narrowed.table != first.table
     assert set(narrowed.names()) == {"table", "last"}  # queue and choices are as they were
 
@@ -243,7 +243,7 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
 
 def test_details_show_the_record_and_offer_what_can_be_done(tab, history, services):
-    shown = described(tab, history[1])
+    shown = describe(tab, history[1])
     record = shown.record
 
     assert shown.panel["visible"]
@@ -256,7 +256,7 @@ def test_details_show_the_record_and_offer_what_can_be_done(tab, history, servic
     assert shown.continuing["visible"]
     assert shown.delete["visible"]
     assert not tab.one.describe(history[1])[tab.one.confirm.panel]["visible"]
-    waiting = described(tab, history[0])
+    waiting = describe(tab, history[0])
     assert not waiting.continuing["visible"]
     assert not waiting.delete["visible"]
 
@@ -277,7 +277,7 @@ def test_name_note_and_tags_are_kept_beside_the_configuration(tab, history, serv
     html = table_of(tab, words="good paper")
     assert html.count("<tr data-pick") == 1
     assert "The good one" in html
-    facts = described(tab, history[1]).details
+    facts = describe(tab, history[1]).details
     assert "rank 8 was enough &lt;i&gt;" in facts
     assert services.runs.get(history[1]).folder.read_config().run.name == "faq, rank 16"
     assert read_notes(services.runs.get(history[2]).folder).name == ""
@@ -293,11 +293,11 @@ def test_the_table_is_saved_as_it_is_filtered(tab, history):
 def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
     first, second = (services.runs.create(a_config(run__name=f"waits {n}")) for n in (1, 2))
     first.folder.write_state(RunState(reason="memory", cause="It needs 9 GiB, and the CPU has 2 of 16 GiB free."))
-    assert listed(tab).queue.index("waits 1") < listed(tab).queue.index("waits 2")
-    assert listed(tab).queue.count("Start anyway") == 1
+    assert list_runs(tab).queue.index("waits 1") < list_runs(tab).queue.index("waits 2")
+    assert list_runs(tab).queue.count("Start anyway") == 1
 
     tab._order_queue(pick(f"first:{second.id}"))
-    assert listed(tab).queue.index("waits 2") < listed(tab).queue.index("waits 1")
+    assert list_runs(tab).queue.index("waits 2") < list_runs(tab).queue.index("waits 1")
     tab._order_queue(pick(f"anyway:{first.id}"))
     assert first.folder.start_anyway_request.exists()
     tab._order_queue(pick(f"out:{second.id}"))
@@ -307,10 +307,10 @@ def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
 
 
 def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
-    assert "kWh" not in described(tab, history[1]).details
+    assert "kWh" not in describe(tab, history[1]).details
     tab.electricity._save("0.3", "€", " 200 ")
 
-    assert "at the stated 200 W" in described(tab, history[1]).details
+    assert "at the stated 200 W" in describe(tab, history[1]).details
     assert "kWh" in tab.compare([history[1], history[4]], "step", False)[tab.differences]
     assert tab.electricity._read_values() == ["0.3", "€", "200"]
 
@@ -333,7 +333,7 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     assert (changed[tab._page.chosen_run], changed[tab.one.follow.shown]) == ("", "")
     assert changed[tab.compared] == [history[2]]
     assert victim not in services.runs.ids()
-    assert described(tab, victim).panel["visible"] is False
+    assert describe(tab, victim).panel["visible"] is False
 
 
 def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
@@ -352,7 +352,7 @@ def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
 
 def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab, services):
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-    assert "Duration" not in described(tab, run.id).details
+    assert "Duration" not in describe(tab, run.id).details
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed", "ended": time.time()}))
 
     again = tab.one._show_again(run.id, 0.9, False, False, run.id)

@@ -26,7 +26,7 @@ def visitor(page) -> FormVisitor:
     return FormVisitor(page)
 
 
-def shown(visitor: FormVisitor, name: str) -> object:
+def value_of(visitor: FormVisitor, name: str) -> object:
     """What the component holds, which the browser shows."""
     return visitor.values[visitor.page.form[name]]
 
@@ -43,20 +43,20 @@ def test_an_untouched_learning_rate_follows_the_method_on_the_page_and_in_the_dr
         # At once in what would be started, whatever the box still shows.
         assert visitor.mapping["training"]["learning_rate"] == METHODS[method].learning_rate
         visitor.refresh()
-        assert shown(visitor, "training.learning_rate") == METHODS[method].learning_rate
+        assert value_of(visitor, "training.learning_rate") == METHODS[method].learning_rate
 
 
 def test_a_value_that_a_person_set_stays_also_after_a_reload(visitor, page):
     visitor.set_by_hand(training__learning_rate=3e-4)
     visitor.refresh()
     choose(visitor, "ia3")
-    assert shown(visitor, "training.learning_rate") == 3e-4
+    assert value_of(visitor, "training.learning_rate") == 3e-4
 
     saved = visitor.values[page.saved_draft]
     other = FormVisitor(page)
     other.take(page._restore(json.loads(json.dumps(saved))))
     choose(other, "none")
-    assert shown(other, "training.learning_rate") == 3e-4
+    assert value_of(other, "training.learning_rate") == 3e-4
     assert other.mapping["training"].get("early_stopping_patience") is None  # of full fine-tuning, as nobody set it
 
 
@@ -66,20 +66,20 @@ def test_a_default_typed_by_hand_after_another_value_is_the_persons(visitor):
         visitor.refresh()
     choose(visitor, "ia3")
 
-    assert shown(visitor, "training.learning_rate") == 2e-4
+    assert value_of(visitor, "training.learning_rate") == 2e-4
 
 
 def test_an_emptied_box_stays_empty(visitor):
-    assert shown(visitor, "training.early_stopping_patience") == "3"
+    assert value_of(visitor, "training.early_stopping_patience") == "3"
     visitor.set_by_hand(training__early_stopping_patience="")
     visitor.refresh()
     choose(visitor, "ia3")
 
-    assert shown(visitor, "training.early_stopping_patience") == ""
+    assert value_of(visitor, "training.early_stopping_patience") == ""
     assert "early_stopping_patience" not in visitor.mapping["training"]
     visitor.change({"training": {"max_length": 144}})
     visitor.undo()
-    assert shown(visitor, "training.early_stopping_patience") == ""
+    assert value_of(visitor, "training.early_stopping_patience") == ""
 
 
 def test_a_wrong_setting_elsewhere_makes_nothing_a_persons(visitor):
@@ -89,17 +89,17 @@ def test_a_wrong_setting_elsewhere_makes_nothing_a_persons(visitor):
     visitor.set_by_hand(adapter__r=16)
     visitor.refresh()
 
-    assert shown(visitor, "training.learning_rate") == METHODS["ia3"].learning_rate
+    assert value_of(visitor, "training.learning_rate") == METHODS["ia3"].learning_rate
 
 
 def test_what_a_preset_or_a_run_has_stays_until_what_it_follows_changes(visitor):
     visitor.fill(a_config(training__learning_rate=1e-3).model_dump(mode="json"))
     choose(visitor, "ia3")
-    assert shown(visitor, "training.learning_rate") == 1e-3
+    assert value_of(visitor, "training.learning_rate") == 1e-3
 
     visitor.fill({"model": {"id": "some/model"}, "adapter": {"method": "none"}})
     visitor.refresh()
-    assert shown(visitor, "training.learning_rate") == METHODS["none"].learning_rate
+    assert value_of(visitor, "training.learning_rate") == METHODS["none"].learning_rate
 
 
 def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it(visitor):
@@ -107,11 +107,11 @@ def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it
     visitor.change({"adapter": {"method": "lora"}})
     visitor.refresh()
 
-    assert shown(visitor, "training.learning_rate") == 2e-4
+    assert value_of(visitor, "training.learning_rate") == 2e-4
     visitor.undo()
     visitor.refresh()
-    assert shown(visitor, "training.learning_rate") == METHODS["none"].learning_rate
-    assert shown(visitor, "adapter.method") == "none"
+    assert value_of(visitor, "training.learning_rate") == METHODS["none"].learning_rate
+    assert value_of(visitor, "adapter.method") == "none"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_forged_note_makes_every_value_the_persons(visitor, page, forged):
     visitor.values[page._suited] = forged
     choose(visitor, "ia3")
 
-    assert shown(visitor, "training.learning_rate") == 2e-4
+    assert value_of(visitor, "training.learning_rate") == 2e-4
 
 
 def test_the_page_says_what_a_default_is_suited_to(visitor, page):
@@ -162,14 +162,14 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
     visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}})
     visitor.refresh()
     before = draft_of(visitor, page)
-    assert shown(visitor, "training.max_length") == 1024
+    assert value_of(visitor, "training.max_length") == 1024
     assert notes(visitor).count("settled once your rows are counted") == 2  # warm-up as well
 
     count_rows(visitor, page)
 
     after = draft_of(visitor, page)
-    assert shown(visitor, "training.max_length") == after.config.training.max_length == 240
-    assert shown(visitor, "training.warmup_steps") == after.config.training.warmup_steps == 0.1
+    assert value_of(visitor, "training.max_length") == after.config.training.max_length == 240
+    assert value_of(visitor, "training.warmup_steps") == after.config.training.warmup_steps == 0.1
     assert "suited to the longest row, 240 tokens" in notes(visitor)
     assert "settled once" not in notes(visitor)
     assert start_key("token", [before.config]) == start_key("token", [after.config]), (
@@ -181,19 +181,19 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
 
     visitor.set_by_hand(dataset__source="others.jsonl")
     visitor.refresh()
-    assert shown(visitor, "training.max_length") == 1024
+    assert value_of(visitor, "training.max_length") == 1024
 
 
 def test_max_length_that_a_person_a_preset_or_a_run_gives_stays(visitor, page):
     given = {"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
     visitor.fill(given)
     count_rows(visitor, page)
-    assert shown(visitor, "training.max_length") == 1024
-    assert shown(visitor, "training.warmup_steps") == 0.1  # left out
+    assert value_of(visitor, "training.max_length") == 1024
+    assert value_of(visitor, "training.warmup_steps") == 0.1  # left out
 
     visitor.fill({**given, "training": {}})
     visitor.refresh()
-    assert shown(visitor, "training.max_length") == 240
+    assert value_of(visitor, "training.max_length") == 240
     visitor.set_by_hand(training__max_length=512)
     visitor.refresh()
     assert draft_of(visitor, page).config.training.max_length == 512
@@ -204,14 +204,14 @@ def test_undo_gives_back_what_was_set_and_what_followed(visitor, page):
     count_rows(visitor, page)
     visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "others.jsonl"}})
     visitor.refresh()
-    assert (shown(visitor, "training.max_length"), shown(visitor, "training.warmup_steps")) == (1024, 0.03)
+    assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (1024, 0.03)
     count_rows(visitor, page)
-    assert (shown(visitor, "training.max_length"), shown(visitor, "training.warmup_steps")) == (240, 0.1)
-    assert "warmup_steps 7 → 0.1" in visitor.applied
+    assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 0.1)
+    assert "warmup_steps 7 → 0.1" in visitor.applied_notice
 
     visitor.undo()
     visitor.refresh()
-    assert (shown(visitor, "training.max_length"), shown(visitor, "training.warmup_steps")) == (240, 7)
+    assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 7)
     assert draft_of(visitor, page).suited.keys() >= {"training.max_length"}
     assert "training.warmup_steps" not in draft_of(visitor, page).suited
 

@@ -66,12 +66,12 @@ def waited_for(tab: TrainTab, shown: Changes) -> Changes:
     return shown
 
 
-def started(tab: TrainTab, token: str, config) -> Changes:
+def start_run(tab: TrainTab, token: str, config) -> Changes:
     return waited_for(tab, begin(tab, token, "", *values_of(tab, config)))
 
 
 def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
-    shown = started(tab, "token", a_config(training__max_steps=3))
+    shown = start_run(tab, "token", a_config(training__max_steps=3))
 
     run = tab._page.services.runs.get(chosen(tab, shown))
     assert shown.problems == ""
@@ -83,14 +83,14 @@ def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
 def test_the_same_draft_sent_twice_starts_one_run(tab):
     config = a_config(training__max_steps=3)
 
-    first, second = started(tab, "token", config), started(tab, "token", config)
+    first, second = start_run(tab, "token", config), start_run(tab, "token", config)
 
     assert chosen(tab, first) == chosen(tab, second)
     assert len(tab._page.services.runs.ids()) == 1
 
 
 def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
-    original = chosen(tab, started(tab, "token", a_config(training__max_steps=3)))
+    original = chosen(tab, start_run(tab, "token", a_config(training__max_steps=3)))
     values = values_of(tab, a_config(training__max_steps=4))
     runs = tab._page.services.runs
 
@@ -106,9 +106,9 @@ def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
 
 def test_a_changed_draft_or_a_later_start_is_another_run(tab):
     ids = {
-        chosen(tab, started(tab, "token", a_config(training__max_steps=3))),
-        chosen(tab, started(tab, "token", a_config(training__max_steps=4))),
-        chosen(tab, started(tab, "later", a_config(training__max_steps=3))),
+        chosen(tab, start_run(tab, "token", a_config(training__max_steps=3))),
+        chosen(tab, start_run(tab, "token", a_config(training__max_steps=4))),
+        chosen(tab, start_run(tab, "later", a_config(training__max_steps=3))),
     }
 
     assert len(ids) == 3
@@ -154,11 +154,11 @@ def test_a_start_that_is_refused_says_why_and_can_be_tried_again(tab, monkeypatc
     launcher = tab._page.services.launcher
     monkeypatch.setattr(launcher, "start", refuse)
     config = a_config(training__max_steps=3)
-    shown = started(tab, "token", config)
+    shown = start_run(tab, "token", config)
     assert "The file is gone." in shown.problems
     assert shown.start["interactive"]
     monkeypatch.undo()
-    assert chosen(tab, started(tab, "token", config)) in tab._page.services.runs.ids()
+    assert chosen(tab, start_run(tab, "token", config)) in tab._page.services.runs.ids()
 
 
 def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
@@ -205,7 +205,7 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
     assert "GiB" in reason
 
 
-def arrived(tab: TrainTab, *before) -> tuple:
+def arrive(tab: TrainTab, *before) -> tuple:
     updates, page = tab._arrive(*before), tab._page
     return updates[tab.view], updates[tab._entered], updates[page.chosen_run], updates[page.wants_run]
 
@@ -220,8 +220,8 @@ def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
 
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert arrived(tab, "", False) == (FOLLOW, True, run.id, False)
-    assert arrived(tab, "gone", False) == (FOLLOW, True, run.id, False)
+    assert arrive(tab, "", False) == (FOLLOW, True, run.id, False)
+    assert arrive(tab, "gone", False) == (FOLLOW, True, run.id, False)
     assert tab.view not in tab._arrive("", True)  # afterwards the person decides
 
 
@@ -229,7 +229,7 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     ended = write_run(services.runs, a_config(), InventedRun())
     write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert arrived(tab, ended.id, True, True) == (FOLLOW, True, ended.id, False)
+    assert arrive(tab, ended.id, True, True) == (FOLLOW, True, ended.id, False)
     assert tab.view not in tab._arrive(ended.id, True, False)
 
 

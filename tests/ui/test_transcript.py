@@ -14,12 +14,15 @@ from ui.views.chat import Answer, Turn, messages_of, render_suggestions, render_
 from ui.views.html import markdown
 
 
-def said(branch: str, text: str) -> Answer:
+def make_answer(branch: str, text: str) -> Answer:
     return Answer(branch, text=text, tokens=3, tokens_per_second=12.5, done=True, finish_reason="eos")
 
 
 def test_each_branch_remembers_its_own_answers():
-    turns = [Turn("one?", (said("base", "B1"), said("tuned", "T1"))), Turn("two?", (Answer("base"), Answer("tuned")))]
+    turns = [
+        Turn("one?", (make_answer("base", "B1"), make_answer("tuned", "T1"))),
+        Turn("two?", (Answer("base"), Answer("tuned"))),
+    ]
 
     base, tuned = messages_of(turns, "base", " be brief "), messages_of(turns, "tuned", "")
 
@@ -30,7 +33,7 @@ def test_each_branch_remembers_its_own_answers():
 
 
 def test_a_question_that_a_branch_never_answered_is_not_in_its_memory():
-    turns = [Turn("only for tuned?", (said("tuned", "T"),)), Turn("for both?", (Answer("base"),))]
+    turns = [Turn("only for tuned?", (make_answer("tuned", "T"),)), Turn("for both?", (Answer("base"),))]
 
     assert [m.content for m in messages_of(turns, "base", "")] == ["for both?"]
 
@@ -46,7 +49,7 @@ def test_chunks_grow_the_answer_of_their_branch_only():
 
 
 def test_everything_that_was_said_is_escaped_and_line_breaks_stay():
-    html = render_transcript([Turn("<b>me</b>", (said("base", "1 < 2\n<script>x</script>"),))])
+    html = render_transcript([Turn("<b>me</b>", (make_answer("base", "1 < 2\n<script>x</script>"),))])
 
     assert "<script" not in html
     assert "&lt;b&gt;me&lt;/b&gt;" in html
@@ -97,7 +100,7 @@ def test_markdown_keeps_lists_code_and_tables_and_its_headings_are_not_the_pages
 
 
 def test_speed_and_reason_of_the_end_stand_under_each_answer():
-    html = render_transcript([Turn("?", (said("base", "x"), Answer("tuned", text="y", tokens=1)))])
+    html = render_transcript([Turn("?", (make_answer("base", "x"), Answer("tuned", text="y", tokens=1)))])
 
     assert "3 tokens · 12.5 tokens/s · stop token" in html
     assert 'class="text writing"' in html  # the other one is still being written
@@ -119,7 +122,7 @@ def test_a_finished_answer_says_how_full_the_context_is():
 
 
 def test_a_reference_is_shown_next_to_it_and_questions_can_be_edited_once_all_is_answered():
-    turns = [Turn("?", (said("tuned", "x"),), reference="<so>")]
+    turns = [Turn("?", (make_answer("tuned", "x"),), reference="<so>")]
 
     assert "&lt;so&gt;" in render_transcript(turns)
     assert "data-pick" not in render_transcript(turns)

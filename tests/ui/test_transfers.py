@@ -21,7 +21,7 @@ def transfers(home, monkeypatch) -> Transfers:
     return transfers
 
 
-def uploaded(transfers: Transfers, name: str, content: bytes = b"{}"):
+def upload(transfers: Transfers, name: str, content: bytes = b"{}"):
     incoming = transfers.home.transfers / "digest"
     incoming.mkdir(exist_ok=True)
     (incoming / name).write_bytes(content)
@@ -39,12 +39,12 @@ def test_files_pass_through_a_folder_of_the_home_that_is_closed_to_others(home, 
 
 
 def test_what_is_older_than_six_hours_is_swept_and_nothing_else(transfers):
-    old, new = uploaded(transfers, "old.zip"), uploaded(transfers, "new.zip")
+    old, new = upload(transfers, "old.zip"), upload(transfers, "new.zip")
     forgotten = transfers.home.transfers / "forgotten"
     forgotten.mkdir()
     now = time.time()
     os.utime(old, (now - 7 * HOURS,) * 2)
-    kept = transfers.keep_upload(uploaded(transfers, "rows.jsonl"))
+    kept = transfers.keep_upload(upload(transfers, "rows.jsonl"))
     os.utime(kept, (now - 7 * HOURS,) * 2)
 
     transfers.sweep()
@@ -58,7 +58,7 @@ def test_what_is_older_than_six_hours_is_swept_and_nothing_else(transfers):
 
 
 def test_a_server_sweeps_when_it_starts(transfers):
-    left = uploaded(transfers, "left-by-a-killed-server.zip")
+    left = upload(transfers, "left-by-a-killed-server.zip")
     os.utime(left, (time.time() - 7 * HOURS,) * 2)
 
     transfers.prepare()
@@ -74,8 +74,8 @@ def refusal(transfers: Transfers, bytes_: int) -> str:
 
 def test_one_file_and_all_together_have_a_limit(transfers):
     assert refusal(transfers, 1001) == "The file is 1.0 kB; the page moves files of at most 1.0 kB. Copy it."
-    transfers.keep_upload(uploaded(transfers, "rows.jsonl", b"x" * 900))
-    uploaded(transfers, "result.zip", b"x" * 900)
+    transfers.keep_upload(upload(transfers, "rows.jsonl", b"x" * 900))
+    upload(transfers, "result.zip", b"x" * 900)
 
     assert "use 1.8 kB of at most 2.5 kB" in refusal(transfers, 800)
     with transfers.room_for(400, instead=""):  # not written yet, and counted
@@ -92,7 +92,7 @@ def test_a_full_disk_is_noticed_before_it_is_full(transfers, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "-rf", "a b\n.jsonl", "x" * 300 + ".csv", "…", "‮cod.exe"])
 def test_an_upload_gets_a_safe_name_inside_its_folder(transfers, name):
-    kept = transfers.keep_upload(uploaded(transfers, name.replace("/", "_")[-200:]))
+    kept = transfers.keep_upload(upload(transfers, name.replace("/", "_")[-200:]))
 
     assert kept.parent == transfers.home.uploads
     assert len(kept.name) <= 130
@@ -101,13 +101,13 @@ def test_an_upload_gets_a_safe_name_inside_its_folder(transfers, name):
 
 
 def test_a_second_upload_of_the_same_name_does_not_replace_the_first(transfers):
-    kept = [transfers.keep_upload(uploaded(transfers, "rows.jsonl", content)) for content in (b"one", b"two")]
+    kept = [transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two")]
 
     assert [path.read_text() for path in kept] == ["one", "two"]
 
 
 def test_the_same_file_uploaded_again_is_kept_once(transfers):
-    kept = [transfers.keep_upload(uploaded(transfers, "rows.jsonl", content)) for content in (b"one", b"two", b"two")]
+    kept = [transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two", b"two")]
 
     assert kept[1] == kept[2]
     assert len(list(transfers.home.uploads.iterdir())) == 2

@@ -70,12 +70,12 @@ class CachingAllocator:
         if position < len(free):
             block = free.pop(position)[2]
         elif self._expandable:
-            block = self._expanded(size, is_small=is_small)
+            block = self._expand(size, is_small=is_small)
         else:
             block = self._new_segment(size, is_small=is_small)
         rest = block.size - size
         if rest >= _SMALLEST if is_small or self._expandable else rest > _SMALL:
-            self._cut(block, size)
+            self._split_block(block, size)
         block.is_free = False
         self.allocated += block.size
         self.peak_allocated = max(self.peak_allocated, self.allocated)
@@ -111,7 +111,7 @@ class CachingAllocator:
         self._reserve(segment)
         return Block(self._next_address, segment, is_small=is_small)
 
-    def _expanded(self, size: int, *, is_small: bool) -> Block:
+    def _expand(self, size: int, *, is_small: bool) -> Block:
         """Let a segment grow at its end; a free block there is part of the answer."""
         page = _SMALL_SEGMENT if is_small else _LARGE_SEGMENT
         end = self._ends.get(is_small)
@@ -134,7 +134,7 @@ class CachingAllocator:
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
 
-    def _cut(self, block: Block, size: int) -> None:
+    def _split_block(self, block: Block, size: int) -> None:
         rest = Block(block.address + size, block.size - size, is_small=block.is_small)
         rest.before, rest.behind = block, block.behind
         if rest.behind is not None:

@@ -174,7 +174,7 @@ def _full_logits(r: StepContext, hidden: Value) -> Value:
     wide = tape.cast(logits, 4 if loss.upcasts else logits.width)
     padded = tape.value(positions + r.workload.batch_size, 8)
     labels = tape.value(positions, 8)
-    compared = _shifted(r, wide) if loss.shifts else wide
+    compared = _shift_logits(r, wide) if loss.shifts else wide
     value = _fused_cross_entropy(r, compared) if loss.path == "fused" else cross_entropy(r, compared, labels)
     tape.drop(padded, labels, wide, compared)
     if loss.converts_output:
@@ -185,7 +185,7 @@ def _full_logits(r: StepContext, hidden: Value) -> Value:
 
 
 @in_scope
-def _shifted(r: StepContext, logits: Value) -> Value:
+def _shift_logits(r: StepContext, logits: Value) -> Value:
     """`logits[..., :-1, :].contiguous()`: a copy forward, and a second one of its gradient backward."""
     rows = r.workload.batch_size * (r.workload.length - 1)
     return r.tape.clone(r.tape.view(logits, logits.elements // r.tokens * rows))

@@ -58,7 +58,7 @@ def base(tiny_model_folder):
     return AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
 
 
-def refused(hostile, base, **values: object) -> str:
+def refusal_of(hostile, base, **values: object) -> str:
     """Why the adapter is refused; empty where it is not, because its patterns mean modules, or no module, at once."""
     message = ""
     try:
@@ -73,7 +73,7 @@ def refused(hostile, base, **values: object) -> str:
 @pytest.mark.parametrize("pattern", [*HANGS_RE, HANGS_REGEX, "x" * 5000, "(", "(" * 1900], ids=lambda text: text[:20])
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
 def test_a_pattern_of_an_adapter_never_hangs_it(field, pattern, hostile, base):
-    message = refused(hostile, base, **{field: pattern})
+    message = refusal_of(hostile, base, **{field: pattern})
 
     if field == "target_modules":
         assert message
@@ -92,7 +92,7 @@ def test_all_other_patterns_of_an_adapter_never_hang_it_either(pattern, hostile,
         {"modules_to_save": [pattern]},
     ):
         started = time.process_time()  # of computing, whatever runs beside this test
-        refused(hostile, base, **values)
+        refusal_of(hostile, base, **values)
         assert time.process_time() - started < ANSWERED_WITHIN_SECONDS / 2, values
         base.detach_all()
         shutil.rmtree(hostile.folder)
@@ -109,7 +109,7 @@ def test_all_other_patterns_of_an_adapter_never_hang_it_either(pattern, hostile,
     ids=lambda values: "-".join(values)[:40],
 )
 def test_what_cannot_be_meant_is_refused_with_its_name(values, hostile, base):
-    assert f"The {[*values][-1]} of the adapter hostile-adapter" in refused(hostile, base, **values)
+    assert f"The {[*values][-1]} of the adapter hostile-adapter" in refusal_of(hostile, base, **values)
 
 
 def test_a_second_adapter_is_bounded_as_the_first(hostile, adapter, base):

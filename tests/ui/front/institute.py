@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from engine.serve.guard import bound_socket
-from tests.real_tls import certificate_for, served
+from tests.real_tls import certificate_for, serve_over_tls
 
 CLIENT, SECRET = "lab of ann".replace(" ", "-"), "s3cr%t +/?&=:canary"
 
@@ -50,7 +50,7 @@ class Institute:
     sign: Callable[[dict[str, Any]], str] | None = None
     discovery: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, Callable[[], Response]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    request_paths: list[str] = field(default_factory=list)
     sent: list[dict[str, str]] = field(default_factory=list)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -59,14 +59,14 @@ class Institute:
         self.user, self.sign = "4711", None
         for changed in (self.claims, self.userinfo, self.token, self.discovery, self.answers, self.codes):
             changed.clear()
-        self.asked.clear()
+        self.request_paths.clear()
         self.sent.clear()
 
     def rotate(self) -> None:
         """Sign with another key from now on."""
         self.keys = new_keys()
 
-    def signed(self, claims: dict[str, Any]) -> str:
+    def sign_claims(self, claims: dict[str, Any]) -> str:
         """Return an ID token as the provider signs it."""
         key = self.keys.keys[0]
         return jwt.encode({"alg": "RS256", "kid": key.kid}, claims, key)
@@ -85,7 +85,7 @@ class Institute:
 
     def _or_else(self, path: str, answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
-            self.asked.append(path)
+            self.request_paths.append(path)
             other = self.answers.get(path)
             return other() if other is not None else await answer(request)
 
@@ -144,7 +144,7 @@ class Institute:
             {
                 "access_token": f"access-{self.user}",
                 "token_type": "Bearer",
-                "id_token": (self.sign or self.signed)(claims),
+                "id_token": (self.sign or self.sign_claims)(claims),
                 **self.token,
             }
         )
@@ -168,5 +168,5 @@ def running_institute(folder) -> Iterator[Institute]:
     bound = bound_socket("127.0.0.1", 0)
     certificate = certificate_for("127.0.0.1", folder, "institute")  # to browsers another site than a lab on localhost
     institute = Institute(f"https://127.0.0.1:{bound.getsockname()[1]}", certificate.trust, new_keys())
-    with served(institute.app(), bound, certificate):
+    with serve_over_tls(institute.app(), bound, certificate):
         yield institute

@@ -21,7 +21,7 @@ from engine.models.own import OwnModel
 from engine.paths import LoratoryHome
 from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
-from tests.real_tls import certificate_for, served
+from tests.real_tls import certificate_for, serve_over_tls
 from ui.backend.background import FunctionJob
 from ui.backend.own_models import OwnDatasets, OwnModels
 from ui.front.gate import COOKIE
@@ -101,7 +101,7 @@ def running_lab(
         home, address, make, behind_proxy=behind_proxy, provider=provider, space=space, logins=logins
     )
     quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-    with served(gate, bound, certificate, grace_seconds=2), contextlib.closing(open_database(home)) as database:
+    with serve_over_tls(gate, bound, certificate, grace_seconds=2), contextlib.closing(open_database(home)) as database:
         yield Lab(
             home,
             address.origin,

@@ -7,7 +7,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC
 
 
-def logged(admin):
+def audit_entries(admin):
     return [(one.person, one.kind, one.subject, one.detail, one.address) for one in admin.audit.entries()]
 
 

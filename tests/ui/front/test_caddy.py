@@ -15,7 +15,7 @@ from engine.accounts.deployment import Deployment
 from engine.accounts.lab import Listener, PublicAddress, audit_log_path
 from engine.accounts.logins import Logins
 from engine.serve.guard import bound_socket
-from tests.real_tls import served
+from tests.real_tls import serve_over_tls
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of
 from ui.front.serve import build_gate
 
@@ -39,7 +39,7 @@ def lab(home, tmp_path, address):
         home, address, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=listener.behind_proxy,
         logins=Logins(),
     )  # fmt: skip
-    with served(gate, listener.open(), None):
+    with serve_over_tls(gate, listener.open(), None):
         yield home
 
 
@@ -57,12 +57,12 @@ def caddy(lab, tmp_path, address):
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
-            yield _trusted(address, tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt", process)
+            yield _trust(address, tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt", process)
         finally:
             process.terminate()
 
 
-def _trusted(address, certificate, process):
+def _trust(address, certificate, process):
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, "caddy did not start"

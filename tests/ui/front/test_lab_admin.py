@@ -14,7 +14,7 @@ from engine.runs.store import RunStore
 from engine.runs.usage import Attempt
 from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.front.lab_admin import MONDAY, logged, waiting_runs
+from tests.ui.front.lab_admin import MONDAY, audit_entries, waiting_runs
 from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
 from ui.views.lab import (
     removal_words,
@@ -71,7 +71,7 @@ def test_only_an_admin_does_anything(admin, caller, action, name):
         ACTIONS[action](replace(admin, name=name), Caller(token, ""))
 
     assert (admin.accounts.people(), read_settings(admin.home)) == before
-    assert logged(admin) == []
+    assert audit_entries(admin) == []
 
 
 def test_rights_end_with_the_role_although_the_page_is_open(admin, caller):
@@ -139,7 +139,7 @@ def test_what_is_done_is_logged_with_the_address_and_without_the_link(admin, cal
     admin.announce(caller, "Driver update")
     admin.set_maintenance(caller, True, "until 14:00")
 
-    assert logged(admin) == [
+    assert audit_entries(admin) == [
         ("root", "invited", "", "guest", "10.0.0.1"),
         ("root", "invited", "bea", "password", "10.0.0.1"),
         ("root", "role changed", "bea", "member", "10.0.0.1"),
@@ -157,7 +157,7 @@ def test_the_last_admin_stays(admin, caller):
     for change in (lambda: admin.set_role(caller, "root", "member"), lambda: admin.disable(caller, "root")):
         with pytest.raises(AccountError, match="No admin would be left"):
             change()
-    assert logged(admin) == []
+    assert audit_entries(admin) == []
 
 
 def test_limits_are_saved_and_what_changed_is_logged(admin, caller):
@@ -165,7 +165,7 @@ def test_limits_are_saved_and_what_changed_is_logged(admin, caller):
 
     limits = read_settings(admin.home).limits
     assert (limits.running_per_person, limits.weekly_gpu_hours, limits.device_weights) == (1, 40.5, {"cuda:0": 2})
-    ((_, kind, _, detail, _),) = logged(admin)
+    ((_, kind, _, detail, _),) = audit_entries(admin)
     assert kind == "limits changed"
     assert "running_per_person: 2 to 1" in detail
     assert "idle_minutes" not in detail
@@ -258,7 +258,7 @@ def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given
     assert admin.sessions.find(token) is None
     assert [person.name for person in admin.people()[0]] == ["bea", "root"]
     assert waiting.folder.read_state().state == "queued"
-    assert logged(admin) == [("root", "removed", "ann", "member", "10.0.0.1")]
+    assert audit_entries(admin) == [("root", "removed", "ann", "member", "10.0.0.1")]
     with pytest.raises(AccountError, match="taken"):
         make_person("ann")
 
@@ -266,7 +266,7 @@ def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given
 def test_the_last_admin_is_not_removed(admin, caller):
     with pytest.raises(AccountError, match="No admin would be left"):
         admin.remove(caller, "root")
-    assert logged(admin) == []
+    assert audit_entries(admin) == []
 
 
 def test_what_is_shown_is_no_markup(admin, caller):

@@ -7,7 +7,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.runs.supervision.urgent import UrgentSlot
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.front.lab_admin import logged, waiting_runs
+from tests.ui.front.lab_admin import audit_entries, waiting_runs
 from ui.views.lab import (
     models_question,
     render_cache,
@@ -19,7 +19,7 @@ def test_a_run_of_another_is_stopped_and_logged(admin, caller):
     admin.stop(caller, f"ann/{run.id}")
 
     assert run.folder.stop_request.exists()
-    assert logged(admin) == [("root", "run stopped", f"ann/{run.id}", "", "10.0.0.1")]
+    assert audit_entries(admin) == [("root", "run stopped", f"ann/{run.id}", "", "10.0.0.1")]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_run_that_is_not_there_is_not_stopped(admin, caller, name):
     with pytest.raises(RunError):
         admin.stop(caller, name.format(id=run.id, short=run.id[-4:]))
     assert not run.folder.stop_request.exists()
-    assert logged(admin) == []
+    assert audit_entries(admin) == []
 
 
 def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
@@ -46,8 +46,8 @@ def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
     admin.clear_urgent(caller)
     admin.clear_urgent(caller)
     assert UrgentSlot(admin.home).run_id() is None
-    assert [(kind, subject) for _, kind, subject, _, _ in logged(admin)] == [("urgent", f"bea/{second.id}")] * 2
-    assert [detail for *_, detail, _ in logged(admin)][1] == "no longer"
+    assert [(kind, subject) for _, kind, subject, _, _ in audit_entries(admin)] == [("urgent", f"bea/{second.id}")] * 2
+    assert [detail for *_, detail, _ in audit_entries(admin)][1] == "no longer"
 
 
 def test_only_a_run_that_waits_becomes_urgent(admin, caller):
@@ -56,7 +56,7 @@ def test_only_a_run_that_waits_becomes_urgent(admin, caller):
         with pytest.raises(RunError):
             admin.make_urgent(caller, name, "")
     assert UrgentSlot(admin.home).run_id() is None
-    assert logged(admin) == []
+    assert audit_entries(admin) == []
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_model_that_a_waiting_run_needs_stays_whatever_a_client_sends(admin, c
     assert "frees 1.0 MB" in models_question(cache.offered, cache)
     assert admin.remove_models(caller, cache.offered) == 10**6
     assert [one.id for one in admin.models().models] == ["org/busy"]
-    assert logged(admin)[1:] == [("root", "model removed", "org/free", "", "10.0.0.1")]
+    assert audit_entries(admin)[1:] == [("root", "model removed", "org/free", "", "10.0.0.1")]
 
 
 @pytest.mark.parametrize("ids", [[], ["org/other"], ["../../etc"]])
@@ -95,4 +95,4 @@ def test_what_is_not_in_the_cache_is_not_removed(admin, caller, cached_models, i
     with pytest.raises(ModelError):
         admin.remove_models(caller, ids)
     assert len(admin.models().models) == 2
-    assert logged(admin) == []
+    assert audit_entries(admin) == []

@@ -100,7 +100,7 @@ def test_a_page_that_was_lightened_describes_itself_as_before_and_shares_nothing
         assert not lists["ann"] & lists["bea"]
 
 
-def lightened(lines):
+def share_lines(lines):
     """Three boxes of a page with what they had before; only two of them have a `mark`."""
     with gr.Blocks() as blocks:
         boxes = [gr.Textbox(lines=lines, max_lines=number) for number in (7, 8, 9)]
@@ -113,7 +113,7 @@ def lightened(lines):
 
 
 def test_what_a_class_got_from_one_page_changes_no_value_of_another():
-    for boxes, had in [lightened(lines) for lines in (2, 3, True)]:
+    for boxes, had in [share_lines(lines) for lines in (2, 3, True)]:
         for box, values in zip(boxes, had, strict=True):
             assert len(vars(box)) < len(values) - 10
             for name in values.keys() - {"temp_files", "keep_in_cache", "GRADIO_CACHE", "share_token"}:

@@ -15,7 +15,7 @@ from engine.accounts.logins import Logins
 from engine.accounts.proxy import TrustedProxy
 from engine.accounts.sessions import Sessions
 from tests.accounts.conftest import quick_passwords  # noqa: F401 - a fixture
-from tests.real_tls import served
+from tests.real_tls import serve_over_tls
 from tests.ui.front.lab import PASSWORD, fake_services_of, running_lab
 from ui.front.gate import COOKIE
 from ui.front.serve import build_gate
@@ -25,20 +25,20 @@ HEADER = "X-Remote-User"
 
 
 @contextmanager
-def proxied(home, path, user_id):
+def behind_proxy(home, path, user_id):
     listener = Listener.chosen(str(path), "", 0, None, None)
     proxy = TrustedProxy(HEADER.lower(), user_id)
     gate, _ = build_gate(
         home, ADDRESS, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=True, proxy=proxy,
         logins=Logins(),
     )  # fmt: skip
-    with served(gate, proxy.guard(listener.open()), None):
+    with serve_over_tls(gate, proxy.guard(listener.open()), None):
         yield
 
 
 @pytest.fixture
 def path(home, tmp_path):
-    with proxied(home, tmp_path / "page.sock", os.geteuid()):
+    with behind_proxy(home, tmp_path / "page.sock", os.geteuid()):
         yield tmp_path / "page.sock"
 
 
@@ -124,7 +124,7 @@ def test_a_disabled_person_is_not_let_in_and_nothing_is_confirmed(path, accounts
 
 
 def test_another_user_of_the_machine_gets_no_answer(home, tmp_path):
-    with proxied(home, tmp_path / "page.sock", os.geteuid() + 1):
+    with behind_proxy(home, tmp_path / "page.sock", os.geteuid() + 1):
         for _ in range(3):  # and it goes on listening
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)):
                 ask(tmp_path / "page.sock", "GET", "/sign-in", ["root"])

@@ -70,7 +70,7 @@ def log_of(lab):
     return [(one.person, one.kind, one.detail) for one in AuditLog(audit_log_path(lab.home)).entries()]
 
 
-def refused(lab, browser, answer):
+def refusal_of(lab, browser, answer):
     """Whether an answer lets nobody in and says nothing of tokens."""
     assert answer.status_code in (400, 403), answer.text
     assert COOKIE not in answer.cookies

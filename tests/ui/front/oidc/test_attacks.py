@@ -19,7 +19,7 @@ from tests.ui.front.oidc.rounds import (
     come_back,
     go,
     log_of,
-    refused,
+    refusal_of,
     settings_of,
     start,
     visit,
@@ -40,19 +40,19 @@ def test_a_state_is_used_once_and_a_code_too(either, institute):
         assert come_back(browser, values).status_code == 303
     with either.browser() as replay:
         replay.cookies.set(ROUND_COOKIE, cookie)
-        assert refused(either, replay, come_back(replay, values))
+        assert refusal_of(either, replay, come_back(replay, values))
         other = visit(institute, start(replay))
-        assert refused(either, replay, come_back(replay, {**other, "code": values["code"]}))
+        assert refusal_of(either, replay, come_back(replay, {**other, "code": values["code"]}))
 
 
 def test_a_round_that_began_in_another_browser_signs_nobody_in(either, institute):
     with either.browser() as attacker, either.browser() as victim:
         values = visit(institute, start(attacker))
         start(victim)  # has a cookie of its own
-        assert refused(either, victim, come_back(victim, values))
-        assert refused(either, attacker, come_back(attacker, values)), "used up"
+        assert refusal_of(either, victim, come_back(victim, values))
+        assert refusal_of(either, attacker, come_back(attacker, values)), "used up"
         victim.cookies.delete(ROUND_COOKIE)
-        assert refused(either, victim, come_back(victim, visit(institute, start(attacker))))
+        assert refusal_of(either, victim, come_back(victim, visit(institute, start(attacker))))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_round_that_began_in_another_browser_signs_nobody_in(either, institute
 def test_a_state_or_code_that_is_not_the_one_is_refused(either, institute, change):
     with either.browser() as browser:
         values = {**visit(institute, start(browser)), **change}
-        assert refused(
+        assert refusal_of(
             either, browser, come_back(browser, {name: value for name, value in values.items() if value is not None})
         )
 
@@ -69,9 +69,9 @@ def test_a_state_or_code_that_is_not_the_one_is_refused(either, institute, chang
 def test_parameters_that_come_twice_are_refused(either, institute):
     with either.browser() as browser:
         values = visit(institute, start(browser))
-        assert refused(either, browser, come_back(browser, [*values.items(), ("state", "other")]))
+        assert refusal_of(either, browser, come_back(browser, [*values.items(), ("state", "other")]))
         values = visit(institute, start(browser))
-        assert refused(either, browser, come_back(browser, [*values.items(), ("code", "other")]))
+        assert refusal_of(either, browser, come_back(browser, [*values.items(), ("code", "other")]))
 
 
 def test_an_error_of_the_provider_is_reported_in_our_words(either, institute):
@@ -79,7 +79,7 @@ def test_an_error_of_the_provider_is_reported_in_our_words(either, institute):
         values = visit(institute, start(browser))
         forged = {"state": values["state"], "error": "access_denied", "error_description": "<b>call 555-1234</b>"}
         answer = come_back(browser, forged)
-        assert refused(either, browser, answer)
+        assert refusal_of(either, browser, answer)
         assert "555" not in answer.text
         assert "did not sign you in" in answer.text
 
@@ -87,12 +87,12 @@ def test_an_error_of_the_provider_is_reported_in_our_words(either, institute):
 def test_an_answer_of_another_provider_is_refused(either, institute):
     with either.browser() as browser:
         values = visit(institute, start(browser))
-        assert refused(either, browser, come_back(browser, {**values, "iss": "https://evil.example"}))
+        assert refusal_of(either, browser, come_back(browser, {**values, "iss": "https://evil.example"}))
         institute.discovery["authorization_response_iss_parameter_supported"] = True
-        assert refused(either, browser, come_back(browser, visit(institute, start(browser))))
+        assert refusal_of(either, browser, come_back(browser, visit(institute, start(browser))))
         values = visit(institute, start(browser))
         assert come_back(browser, {**values, "iss": institute.issuer}).status_code == 303
-    assert institute.asked.count("/token") == 1
+    assert institute.request_paths.count("/token") == 1
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example"])
@@ -139,7 +139,7 @@ WRONG_CLAIMS = {
 def test_an_id_token_with_wrong_claims_is_refused(lab, institute, name):
     institute.claims |= WRONG_CLAIMS[name]
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser))
+        assert refusal_of(lab, browser, go(lab, institute, browser))
     person, kind, detail = log_of(lab)[-1]
     assert (person, kind) == ("", "sign-in failed")
     assert detail.startswith(f"{urlsplit(institute.issuer).netloc}: ")
@@ -149,7 +149,7 @@ def part(value):
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-def unsigned(algorithm):
+def unsigned_token(algorithm):
     return lambda institute, claims: f"{part({'alg': algorithm, 'kid': institute.keys.keys[0].kid})}.{part(claims)}."
 
 
@@ -174,23 +174,23 @@ def with_unknown_key(institute, claims):
     return jwt.encode({"alg": "RS256", "kid": "../../other"}, claims, RSAKey.generate_key(2048))
 
 
-def altered(institute, claims):
-    head, _, signature = institute.signed(claims).split(".")
+def altered_token(institute, claims):
+    head, _, signature = institute.sign_claims(claims).split(".")
     return f"{head}.{part({**claims, 'sub': '4711', 'extra': True})}.{signature}"
 
 
 def critical(institute, claims):
     key = institute.keys.keys[0]
     head = part({"alg": "RS256", "kid": key.kid, "crit": ["exp"], "exp": 1})
-    return f"{head}.{'.'.join(institute.signed(claims).split('.')[1:])}"
+    return f"{head}.{'.'.join(institute.sign_claims(claims).split('.')[1:])}"
 
 
 FORGERIES = {
-    "none": unsigned("none"), "None": unsigned("None"), "no algorithm": unsigned(""), "a list": unsigned(["RS256"]),
-    "no signature": unsigned("RS256"), "HS256 with the public key": with_public_key, "HS256 with the secret": with_client_secret,
-    "a key of one's own": with_own_key, "an unknown key": with_unknown_key, "other claims": altered, "critical": critical,
+    "none": unsigned_token("none"), "None": unsigned_token("None"), "no algorithm": unsigned_token(""), "a list": unsigned_token(["RS256"]),
+    "no signature": unsigned_token("RS256"), "HS256 with the public key": with_public_key, "HS256 with the secret": with_client_secret,
+    "a key of one's own": with_own_key, "an unknown key": with_unknown_key, "other claims": altered_token, "critical": critical,
     "not a token": lambda institute, claims: "x.y.z", "nothing": lambda institute, claims: "", "encrypted": lambda institute, claims: "a.b.c.d.e",
-    "not an object": lambda institute, claims: institute.signed(claims).replace(".", "..", 1),
+    "not an object": lambda institute, claims: institute.sign_claims(claims).replace(".", "..", 1),
 }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ FORGERIES = {
 def test_a_forged_id_token_is_refused(lab, institute, name):
     institute.sign = lambda claims: FORGERIES[name](institute, claims)
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser))
+        assert refusal_of(lab, browser, go(lab, institute, browser))
 
 
 def test_a_symmetric_key_that_the_provider_publishes_is_not_used(lab, institute):
@@ -207,7 +207,7 @@ def test_a_symmetric_key_that_the_provider_publishes_is_not_used(lab, institute)
     institute.answers["/keys"] = lambda: JSONResponse(published)
     institute.sign = lambda claims: jwt.encode({"alg": "HS256", "kid": "shared"}, claims, key, ["HS256"])
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser))
+        assert refusal_of(lab, browser, go(lab, institute, browser))
         institute.sign = None
         assert go(lab, institute, browser).status_code == 303, "the others still hold"
 
@@ -219,7 +219,7 @@ def test_a_rotated_key_works_at_once_and_the_old_one_no_longer(lab, institute):
         assert go(lab, institute, browser).status_code == 303
     institute.sign = lambda claims: jwt.encode({"alg": "RS256", "kid": old.keys[0].kid}, claims, old.keys[0])
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser))
+        assert refusal_of(lab, browser, go(lab, institute, browser))
 
 
 # A provider that is ill, or not the one that it was.
@@ -250,7 +250,7 @@ def test_an_answer_that_makes_no_sense_signs_nobody_in(lab, institute, path, nam
     with lab.browser() as browser:
         institute.answers[path] = ANSWERS[name]
         answer = start(browser) if path.startswith("/.") else go(lab, institute, browser)
-        assert refused(lab, browser, answer)
+        assert refusal_of(lab, browser, answer)
         assert "secret" not in answer.text
 
 
@@ -284,14 +284,14 @@ def test_a_provider_that_is_slow_is_not_waited_for(lab, institute, monkeypatch):
 def test_a_configuration_that_leads_elsewhere_is_refused(lab, institute, change):
     institute.discovery |= change
     with lab.browser() as browser:
-        assert refused(lab, browser, start(browser))
-    assert institute.asked == ["/.well-known/openid-configuration"]
+        assert refusal_of(lab, browser, start(browser))
+    assert institute.request_paths == ["/.well-known/openid-configuration"]
 
 
 def test_the_issuer_is_compared_letter_by_letter(institute, lab):
     institute.discovery["issuer"] = f"{institute.issuer}/"
     with lab.browser() as browser:
-        assert refused(lab, browser, start(browser))
+        assert refusal_of(lab, browser, start(browser))
 
 
 def test_a_secret_goes_into_the_body_where_the_provider_asks_for_that(lab, institute):
@@ -310,4 +310,4 @@ def test_beginning_is_throttled_by_address(tmp_path, institute):
         answers = [browser.post("/sign-in/with", data={"for": "sign in"}) for _ in range(22)]
         assert [answer.status_code for answer in answers[-2:]] == [429, 429]
         assert int(answers[-1].headers["retry-after"]) >= 1
-    assert len(institute.asked) == 20
+    assert len(institute.request_paths) == 20

@@ -18,7 +18,7 @@ from tests.ui.front.oidc.rounds import (
     identities,
     log_of,
     person_in,
-    refused,
+    refusal_of,
     settings_of,
     start,
     visit,
@@ -67,9 +67,9 @@ def test_an_account_of_the_provider_alone_opens_nothing(lab, institute):
     }
     with lab.browser() as browser:
         answer = go(lab, institute, browser)
-        assert refused(lab, browser, answer)
+        assert refusal_of(lab, browser, answer)
         assert "invitation" in answer.text
-    assert "/userinfo" not in institute.asked
+    assert "/userinfo" not in institute.request_paths
     assert {person.name for person in lab.accounts.people()} >= {"root", "ann"}
 
 
@@ -95,7 +95,7 @@ def test_a_name_that_is_taken_leaves_the_invitation(lab, institute):
     institute.user = "another"
     invitation = lab.accounts.invite("member", by="root")
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser, "join", code=invitation.token, name="ann"))
+        assert refusal_of(lab, browser, go(lab, institute, browser, "join", code=invitation.token, name="ann"))
         answer = start(browser, "join", code=invitation.token, name="../ann")
         assert answer.status_code == 400
     assert lab.accounts.find_invitation(invitation.token).role == "member"
@@ -115,7 +115,7 @@ def test_an_account_is_linked_with_its_password_and_unlinked(lab, institute):
         assert person_in(browser) == "cid"
         assert browser.post("/account/unlink").headers["location"] == "/account?unlinked=1"
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser))
+        assert refusal_of(lab, browser, go(lab, institute, browser))
     kinds = [kind for person, kind, _ in log_of(lab) if person == "cid"]
     assert kinds == ["sign-in failed", "linked", "signed in", "unlinked"]
 
@@ -145,7 +145,7 @@ def test_without_a_session_nothing_is_linked_confirmed_or_unlinked(lab, institut
             for purpose in ("link", "confirm", "unknown", ""):
                 assert start(client, purpose, password=PASSWORD).status_code == 400
             assert client.post("/account/unlink").headers["location"] == "/sign-in"
-    assert institute.asked == []
+    assert institute.request_paths == []
 
 
 def test_a_person_who_was_disabled_or_removed_stays_out(lab, institute):
@@ -155,11 +155,11 @@ def test_a_person_who_was_disabled_or_removed_stays_out(lab, institute):
     lab.accounts.disable("eva")
     with lab.browser() as browser:
         disabled = go(lab, institute, browser)
-        assert refused(lab, browser, disabled)
+        assert refusal_of(lab, browser, disabled)
     lab.accounts.remove("eva")
     with lab.browser() as browser:
         removed = go(lab, institute, browser)
-        assert refused(lab, browser, removed)
+        assert refusal_of(lab, browser, removed)
     institute.user = "unknown"
     with lab.browser() as browser:
         assert go(lab, institute, browser).text == removed.text == disabled.text
@@ -216,7 +216,7 @@ def test_a_reset_ends_the_link(lab, institute):
     identities(lab).link(person, Identity(institute.issuer, "of-hal"))
     invitation = lab.accounts.reset("hal", by="root")
     with lab.browser() as browser:
-        assert refused(lab, browser, go(lab, institute, browser))
+        assert refusal_of(lab, browser, go(lab, institute, browser))
         go(lab, institute, browser, "join", code=invitation.token, name="")
         assert person_in(browser) == "hal"
 
@@ -233,7 +233,7 @@ def test_the_routes_of_a_provider_are_a_list_that_was_decided(lab, institute):
                 assert answer.status_code in (303, 400, 405), (method, path)
                 assert answer.headers.get("location", "/sign-in") == "/sign-in"
                 assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
-    assert institute.asked == []
+    assert institute.request_paths == []
 
 
 def test_secrets_tokens_and_codes_are_in_no_page_log_or_file(lab, institute, capfd):
@@ -286,4 +286,4 @@ def test_pages_of_other_sites_begin_link_and_unlink_nothing(lab, institute, orig
         frame = {**NAVIGATION, "Sec-Fetch-Dest": "iframe"}
         assert ann.get("/oidc/callback?state=x&code=y", headers=frame).status_code == 403
     assert identities(lab).person_of(Identity(institute.issuer, "4711")).name == "ann"
-    assert institute.asked == []
+    assert institute.request_paths == []

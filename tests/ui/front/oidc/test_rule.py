@@ -3,7 +3,7 @@
 import pytest
 
 from engine.accounts.identities import Identity
-from tests.ui.front.oidc.rounds import go, identities, person_in, refused
+from tests.ui.front.oidc.rounds import go, identities, person_in, refusal_of
 
 ADMITTED = {"email": "ivy@example.edu", "email_verified": True, "groups": ["gpu-lab"], "preferred_username": "Ivy.Lee"}
 
@@ -36,7 +36,7 @@ def test_a_rule_lets_in_nobody_else(open_lab, institute, way, change):
     institute.user = "of-eve"
     getattr(institute, way).update(ADMITTED | change)
     with open_lab.browser() as browser:
-        assert refused(open_lab, browser, go(open_lab, institute, browser))
+        assert refusal_of(open_lab, browser, go(open_lab, institute, browser))
     assert not identities(open_lab).was_linked(Identity(institute.issuer, "of-eve"))
 
 
@@ -45,14 +45,14 @@ def test_an_address_is_not_verified_by_another_source(open_lab, institute):
     institute.claims |= {"email": "kim@example.edu", "groups": ["gpu-lab"]}
     institute.userinfo |= {"email": "kim@evil.example", "email_verified": True}
     with open_lab.browser() as browser:
-        assert refused(open_lab, browser, go(open_lab, institute, browser))
+        assert refusal_of(open_lab, browser, go(open_lab, institute, browser))
 
 
 def test_what_is_told_about_another_person_lets_nobody_in(open_lab, institute):
     institute.user = "of-liz"
     institute.userinfo |= {**ADMITTED, "sub": "of-ivy"}
     with open_lab.browser() as browser:
-        assert refused(open_lab, browser, go(open_lab, institute, browser))
+        assert refusal_of(open_lab, browser, go(open_lab, institute, browser))
 
 
 def test_the_name_of_an_admin_gives_a_stranger_another_one(open_lab, institute):
@@ -72,5 +72,5 @@ def test_a_person_who_was_removed_does_not_come_back_by_the_rule(open_lab, insti
         assert person_in(browser) == "ned"
     open_lab.accounts.remove("ned")
     with open_lab.browser() as browser:
-        assert refused(open_lab, browser, go(open_lab, institute, browser))
+        assert refusal_of(open_lab, browser, go(open_lab, institute, browser))
     assert {person.name for person in open_lab.accounts.people()}.isdisjoint({"ned", "ned-2"})

@@ -14,7 +14,7 @@ from engine.chat.zero_gpu import ZeroGpu
 from engine.errors import DeviceError, PushError
 from engine.space.unsaved import Unsaved
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
-from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refused, start, visit
+from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refusal_of, start, visit
 from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
 from ui.front.gate import COOKIE
 from ui.front.space import open_space
@@ -93,7 +93,7 @@ def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(l
     institute.token |= {name: value for name, value in TOKEN.items() if name != "access_token"}
     with lab.browser() as browser:
         answer = sign_in(lab, institute, browser, "sub-eve", "<b>eve</b>", "elsewhere")
-        assert refused(lab, browser, answer)
+        assert refusal_of(lab, browser, answer)
         assert DEMO_WORDS in answer.text
         assert "Ask Ann to add you, or duplicate" in answer.text
     assert names_of(lab) == before
@@ -104,7 +104,7 @@ def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(l
 def test_a_name_taken_over_by_another_account_opens_nothing(lab, institute):
     with lab.browser() as bea, lab.browser() as thief, lab.browser() as renamed:
         sign_in(lab, institute, bea, "sub-bea", "bea")
-        assert refused(lab, thief, sign_in(lab, institute, thief, "sub-thief", "bea"))
+        assert refusal_of(lab, thief, sign_in(lab, institute, thief, "sub-thief", "bea"))
         assert sign_in(lab, institute, renamed, "sub-bea", "beatrice").headers["location"] == "/"
         assert person_in(renamed) == "bea"
 
@@ -162,7 +162,7 @@ def test_a_disabled_person_loses_token_and_way_in(lab, institute):
         lab.accounts.disable("dan")
         assert DEMO_WORDS in browser.get("/").text
         answer = sign_in(lab, institute, browser, "sub-dan", "dan", "gpu-lab")
-        assert refused(lab, browser, answer)
+        assert refusal_of(lab, browser, answer)
         assert "disabled your account" in answer.text
     deadline = time.monotonic() + PATIENCE_SECONDS
     while lab.logins.token_of("dan") is not None:
@@ -179,7 +179,7 @@ def test_passwords_and_invitations_open_nothing(lab):
         assert browser.post("/join", data=form).status_code == 401
         assert browser.post("/sign-in", data={"name": "pat", "password": PASSWORD}).status_code == 405
         for purpose in ("join", "link"):
-            assert refused(lab, browser, browser.post("/sign-in/with", data={"for": purpose, **form}))
+            assert refusal_of(lab, browser, browser.post("/sign-in/with", data={"for": purpose, **form}))
     assert "mal" not in names_of(lab)
 
 
@@ -300,7 +300,7 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, s
     ) as second:
         with second.browser(token) as browser:
             assert browser.get("/config").status_code == 401
-            assert refused(second, browser, sign_in(second, institute, browser, "sub-bea", "bea"))
+            assert refusal_of(second, browser, sign_in(second, institute, browser, "sub-bea", "bea"))
         assert [person.name for person in second.accounts.people()] == ["bea"], "with their runs"
         database = open_database(second.home)
         assert Sessions(database).of(second.accounts.person("bea")) == []
@@ -330,14 +330,14 @@ class Bucket:
         return Unsaved(runs=(f"first of {owner}",))
 
 
-def opened(monkeypatch, home, mirror):
+def open_space_app(monkeypatch, home, mirror):
     monkeypatch.setattr("ui.front.space.mirror_of", lambda *_: mirror)
     return open_space(environment_at("https://ann-loratory.hf.space", "https://huggingface.co"), home)
 
 
 def test_a_space_is_restored_first_and_mirrored_to_its_end(monkeypatch, home):
     mirror = Bucket(home)
-    with opened(monkeypatch, home, mirror) as space:
+    with open_space_app(monkeypatch, home, mirror) as space:
         assert mirror.asked == ["restore", "start"]
         assert space.unsaved("ann") == "A restart of this Space would lose all of “first of ann”."
     assert mirror.asked == ["restore", "start", "stop 7"]
@@ -345,13 +345,13 @@ def test_a_space_is_restored_first_and_mirrored_to_its_end(monkeypatch, home):
 
 def test_a_space_whose_runs_cannot_be_brought_back_does_not_start_on_an_empty_disk(monkeypatch, home):
     mirror = Bucket(home, refuses=True)
-    with pytest.raises(PushError, match="another Space"), opened(monkeypatch, home, mirror):
+    with pytest.raises(PushError, match="another Space"), open_space_app(monkeypatch, home, mirror):
         raise AssertionError("it was opened")
     assert mirror.asked == ["restore"]
 
 
 def test_without_a_bucket_people_are_told_that_nothing_is_kept(monkeypatch, home):
-    with opened(monkeypatch, home, None) as space:
+    with open_space_app(monkeypatch, home, None) as space:
         assert "are lost when this Space sleeps or restarts" in space.unsaved("ann")
 
 

@@ -30,7 +30,7 @@ HOST = {"Host": GIVEN["SPACE_HOST"]}
 
 
 @contextmanager
-def started(folder, **changes):
+def start_space(folder, **changes):
     """A server as Hugging Face starts it, once it answers, with its address and its log."""
     reserved = bound_socket("127.0.0.1", 0)  # until the end: one that is free again goes to whoever asks
     port = reserved.getsockname()[1]
@@ -108,7 +108,7 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
             "OPENID_PROVIDER_URL": institute.issuer, "OAUTH_CLIENT_ID": CLIENT, "OAUTH_CLIENT_SECRET": SECRET,
             "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
         }  # fmt: skip
-        with started(tmp_path, **changes) as (server, url, log):
+        with start_space(tmp_path, **changes) as (server, url, log):
             pages = [
                 httpx.get(url + path, headers=HOST, timeout=300).content
                 for path in ("/", "/sign-in", "/demo", "/config")
@@ -131,7 +131,7 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
 
 @pytest.mark.e2e
 def test_a_space_without_sign_in_says_so_on_its_page_and_in_its_log(tmp_path):
-    with started(tmp_path, OAUTH_CLIENT_ID="") as (_, url, log):
+    with start_space(tmp_path, OAUTH_CLIENT_ID="") as (_, url, log):
         answers = [
             httpx.get(url + path, headers={"Host": name}, timeout=300)
             for path in ("/", "/x")
