@@ -208,7 +208,7 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
     Source: best-fit decreasing, as in TRL's `pack_dataset` (Ding et al. 2024, arXiv:2404.10830).
     """
     by_space: list[list[int]] = [[] for _ in range(max_length + 1)]  # sequences that have so many tokens free
-    spaces: list[int] = []  # those of which there is one, ascending
+    spaces: list[int] = []  # those that occur, ascending
     packed: list[list[int]] = []
     for row in sorted(order, key=lambda row: -lengths[row]):
         length = min(lengths[row], max_length)
@@ -249,7 +249,7 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
     `fills_up_to` is what the tokens of joined rows are filled up to a multiple of.
     """
     training, order, cut = settings.training, settings.order, settings.training.max_length
-    # A step may have more rows than are known; the others are like these.
+    # A step may have more rows than are known; those are assumed to be like these.
     known = len(rows.tokens) // rows.per_row
     copies = math.ceil(min(rows.count, order.rows_per_step, _MOST_ROWS) / known)
     sequences = _in_groups([min(length, cut) for length in rows.tokens], rows.per_row) * copies

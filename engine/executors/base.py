@@ -131,7 +131,7 @@ class Job(ABC):
 
 
 class LostJob(Job):
-    """An attempt of which nothing was saved: it was never submitted."""
+    """An attempt without a saved record: it was never submitted."""
 
     def __init__(self, where: str, advice: str) -> None:
         self._where = where

@@ -37,7 +37,7 @@ class VllmAdapter(NamedTuple):
         return _RENAMED if self.names else ""
 
     def section(self, folder: str, base: str) -> str:
-        """Return what a model card says; `folder` is the export's name."""
+        """Return the section of a model card; `folder` is the export's name."""
         if self.refusal:
             return f"## vLLM\n\nvLLM does not load this adapter: {self.refusal}. Merge it into its base first.\n"
         where = f"{folder}/{VLLM_FOLDER}" if self.names else folder

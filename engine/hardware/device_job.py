@@ -110,7 +110,7 @@ class DeviceJob:
 
         Args:
             stopped: Set by another thread that wants no more of it; the process is gone some seconds later.
-            on_wait: Told who has the device while it is waited for.
+            on_wait: Called with the holder of the device while this waits for it.
 
         Raises:
             EngineError: As raised by the handler, of the same class.

@@ -78,7 +78,7 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
         raise DeviceError(obstacle.what, obstacle.fix)
     if len(selection) > 1 and any(gpu.is_mig for gpu in selection):
         raise DeviceError(
-            f"run.devices names {list(indexes)}, of which one is a MIG instance; CUDA gives a process one instance alone.",
+            f"run.devices names {list(indexes)}, and one of them is a MIG instance; CUDA gives a process only one instance.",
             "Name one device, or switch MIG off on GPUs that are to work together.",
         )
     return (selection,)
@@ -87,7 +87,7 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
 def first_that_fits(
     options: Sequence[tuple[Device, ...]], need: Callable[[Device], int | None]
 ) -> tuple[Device, ...] | None:
-    """Return the first set of devices on each of which the memory is free that the run needs there.
+    """Return the first set of devices that all have enough free memory for the run.
 
     Args:
         options: As `device_options` gives them.

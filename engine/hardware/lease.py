@@ -34,11 +34,11 @@ class LeaseHolder(BaseModel, frozen=True):
     run_id: str | None = None  # what for, where one process holds devices for several
     since: float = 0.0  # seconds since the epoch
     preemptible: bool = False  # releases the device when asked, as an idle chat does
-    owner: str = ""  # the person whose it is; empty where there are no accounts
+    owner: str = ""  # the person who uses it; empty without accounts
 
     @property
     def why_wait(self) -> str:
-        """What those are told who wait for the device."""
+        """The message for those who wait for the device."""
         return f"Waiting for the device, which is in use {self.use}."
 
     @property
@@ -111,7 +111,9 @@ class LeaseBook:
                 # The first of several may have been passed on before the disk was full.
                 is_ours = present is not None and present.process in (giver, holder.process)
                 if present is None or not is_ours or present.run_id != holder.run_id:
-                    raise DeviceError(f"{device_words(device)} is no longer ours to pass on.", "Try again.")
+                    raise DeviceError(
+                        f"{device_words(device)} cannot be passed on, because its lease has ended.", "Try again."
+                    )
             for device in devices:
                 self._write(device, holder)
 
@@ -230,7 +232,7 @@ class Wait:
     """How to wait for devices that are in use."""
 
     seconds: float
-    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # told who has the device, each time that is looked at
+    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # called with the holder of the device at each look
     stopped: threading.Event = field(default_factory=threading.Event)  # set by another thread that no longer wants it
 
 

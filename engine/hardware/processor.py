@@ -95,7 +95,7 @@ def _facts(cpuinfo: str) -> dict[str, str]:
 
 
 def _own_cgroups(own: str, root: Path) -> list[Path]:
-    """The cgroup of this process and all above it, each of which may set a limit."""
+    """The cgroup of this process and those above it; each may set a limit."""
     relative = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/")
     folder = root / relative.lstrip("/")
     return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
@@ -124,7 +124,7 @@ def this_system() -> AppleSystem:
 
 
 def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
-    """The GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for Macs with others.
+    """The GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
 
     Args:
         memory: RAM, which such a GPU shares with the processor.

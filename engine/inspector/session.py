@@ -76,7 +76,7 @@ _WAITS_FOR_MODELS_SECONDS = 300.0
 class Inspector:
     """Asks about data and about models; processes for each start when they are needed, and again after they ended.
 
-    They end after some idle minutes. One for data is kept where there are no accounts: a preview would wait for its imports,
+    They end after some idle minutes. Without accounts, one for data stays: a preview would wait for its imports,
     1.3 s of processor time.
 
     Args:

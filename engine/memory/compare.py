@@ -120,7 +120,7 @@ def _training(estimator: Estimator, config: RunConfig, name: str, changes: Chang
 
 
 def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[DeviceShare, ...]:
-    """Figures for so many devices like the estimator's, each of which gets a whole batch of `config`.
+    """Figures for several devices like the estimator's; each gets a whole batch of `config`.
 
     Raises:
         ConfigError: If the adapter matches no module of the model, or a setting is absurd.

@@ -1,4 +1,4 @@
-"""How many parameters a fine-tune trains, equal to what PEFT's `print_trainable_parameters` says."""
+"""The number of trained parameters, equal to PEFT's `print_trainable_parameters`."""
 
 import math
 from collections.abc import Iterable
@@ -93,7 +93,7 @@ def _grouped(
 
 
 def _weight_shape(module: ModuleShape, elements: int) -> TensorShape:
-    """In a module of unknown kind, what is unknown counts as a vector, of which optimizers keep most."""
+    """Parameters of unknown shape count as vectors, for which optimizers keep the most state."""
     if module.kind == "norm" or elements != module.in_features * module.out_features:
         return (elements,)
     is_linear = module.kind == "linear"

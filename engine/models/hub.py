@@ -96,7 +96,7 @@ def fetch_from_hub(
 
     Args:
         revision: Branch, tag or commit; None for the default branch.
-        on_progress: Told the bytes that have arrived, from another thread.
+        on_progress: Called with the bytes that have arrived, from another thread.
         timeout_seconds: How long the Hub may take to list its files.
         token: Goes along with the requests; without one, those go by the login of this process.
         require_room: Raises where there is no space for so many bytes.

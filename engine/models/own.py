@@ -64,7 +64,7 @@ class TokenDownload:
         """
         home, secret, self.token = self.home, self.token.get_secret_value(), SecretStr("")
         if not home.owner:
-            raise AccountError("There are no accounts here.", "Log in with `hf auth login` or HF_TOKEN.")
+            raise AccountError("This Loratory has no accounts.", "Log in with `hf auth login` or HF_TOKEN.")
         secret = require_token(secret, "read access")
         require_disk_space(home, home.owner)
         home.own_models.joinpath("hub").mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def limit_memory(memory_bytes: int) -> tuple[int, int] | None:
     """Bound what this process, and those that it starts, may allocate from now on.
 
     Returns:
-        The bounds that held before, of which a smaller one stays; None where the system enforces none.
+        The earlier bounds; a smaller one stays. None where the system enforces none.
     """
     if sys.platform != "linux":
         return None

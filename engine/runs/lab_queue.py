@@ -58,7 +58,7 @@ class QueueEntry:
     reason: Reason | None  # why it waits, or stops
     words: str  # the same for the viewer
     run_id: str  # empty where the viewer may do nothing with it
-    urgent: str = ""  # why it goes before all others; empty where it does not
+    urgent: str = ""  # why it comes first; empty where it does not
 
 
 @dataclass(frozen=True)

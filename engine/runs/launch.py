@@ -35,7 +35,7 @@ from engine.runs.summary import RunIndex, RunSummary
 
 _log = logging.getLogger(__name__)
 
-OnProgress = Callable[[str], None]  # told in words what is being checked
+OnProgress = Callable[[str], None]  # called with a sentence on what is being checked
 ResolveModel = Callable[[ModelConfig, LoratoryHome, Callable[[ModelProgress], None], ModelPart], ModelSource]
 
 

@@ -211,7 +211,7 @@ class RunFolder:
         is_at_work = not is_claimed_by_us and self.has_living_worker()
         last = last_event(self.events)
         fields: dict[str, object] = {
-            "attempt": max(self.attempts_seen(), 1),  # a worker of which there are only results had one at least
+            "attempt": max(self.attempts_seen(), 1),  # results alone prove at least one attempt
             "resumable_step": self.newest_checkpoint_step(),
             "started": last.time if last is not None else None,
         }

@@ -58,7 +58,7 @@ class LabRuns:
         """Look up a run for an action; where the audit log records such a look, it is written first.
 
         Raises:
-            RunError: If there is no such run or the person may not; the words are the same.
+            RunError: If the run does not exist or the person may not see it; the message is the same.
             StorageError: If the look cannot be logged.
         """
         owner, _, run_id = name.rpartition("/")

@@ -164,7 +164,7 @@ class Peak(NamedTuple):
 
 
 def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
-    """Return every figure of which something is known."""
+    """Return every figure that was predicted or measured."""
     figures = measured_figures(history)
     peaks = (Peak(kind, predicted.of(kind), figures.of(kind)) for kind in get_args(PeakKind))
     return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)

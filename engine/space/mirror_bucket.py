@@ -191,7 +191,7 @@ class MirrorBucket:
         self._damaged -= uploaded_hashes
 
     def _remove(self, deletions: Iterable[str]) -> None:
-        """Remove the indexes of runs that were deleted: what no index names is no run, and is collected."""
+        """Remove the indexes of deleted runs; contents that no index names are then collected."""
         names = [name for name in deletions if name in self.indexes]
         if names:
             self._require_ours()

@@ -133,7 +133,7 @@ def _try(probe: Probe, expected: float, change: Callable[[], int], *, has_gradie
             return "the model has none to replace"
         same = agrees(probe.loss(probe.padded()), expected)
         same = same and _same_gradients(probe.gradients() if has_gradients else [], before)
-    except Exception as error:  # kernels of others, and their compiler, fail as anything
+    except Exception as error:  # third-party kernels and their compiler can raise anything
         restore()
         if is_out_of_memory(error):
             raise

@@ -153,7 +153,7 @@ def test_html_in_what_slurm_answers_is_text():
     found = render_forecast(Forecast({"<b>x</b>": 1}), is_asking=False)
 
     assert "<b>" not in found
-    assert "Slurm does not say when it would start." in found
+    assert "Slurm gives no expected start." in found
     assert "Expected start: now." in render_forecast(Forecast(start=ExpectedStart(10.0)), is_asking=False, now=9.0)
 
 

@@ -61,7 +61,7 @@ class SharedItem(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What people used."""
+    """The usage of people."""
 
     weeks: tuple[WeekOfPerson, ...]  # by person and week, the newest in front
     disk: Mapping[tuple[str, Week], int]  # bytes of each person at the end of each week; of this week, now

@@ -92,7 +92,11 @@ class RunReader:
         self._lock = threading.Lock()  # guards what follows: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._configs: dict[str, tuple[RunConfig, Provenance]] = {}
-        self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])  # when, of which folder, what
+        self._rows: tuple[float, int, list[RunSummary]] = (
+            -math.inf,
+            0,
+            [],
+        )  # time of reading, the folder's mtime, rows
         self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
 

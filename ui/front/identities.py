@@ -204,7 +204,8 @@ class IdentityPages(PlainPages, ABC):
         if person is None:
             # The same words whether it is unknown, or the account is disabled or was removed.
             raise AccountError(
-                f"This {self.service.title} account opens no account of the lab.", "Ask an admin for an invitation."
+                f"This {self.service.title} account is not linked to an account of the lab.",
+                "Ask an admin for an invitation.",
             )
         return await self._begin(request, person)
 

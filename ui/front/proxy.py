@@ -30,7 +30,7 @@ class ProxyPages(IdentityPages):
         name = getattr(request.state, PROXY_USER, "")
         try:
             if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
-                raise AccountError("The proxy does not name you.", "Sign in there first.")
+                raise AccountError("The proxy did not send your name.", "Sign in there first.")
             return await self.arrive(request, intent, Identity(self.service.issuer, name), _no_rule)
         except EngineError as error:
             return await self.failed(request, intent, error)

@@ -142,6 +142,6 @@ def render_forecast(forecast: Forecast | None, *, is_asking: bool, now: float | 
     elif is_asking:
         words.append("Asking Slurm when it would start …")
     elif forecast.trouble is None:
-        words.append("Slurm does not say when it would start.")
+        words.append("Slurm gives no expected start.")
     trouble = error_box(forecast.trouble) if forecast.trouble is not None else ""
     return (small(" ".join(words), role="status") if words else "") + trouble

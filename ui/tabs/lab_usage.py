@@ -33,7 +33,7 @@ class LabUsagePart:
         self.kind = Radio(
             list(get_args(views.UsageKind)), value="Hours", show_label=False, container=False, elem_id="lab-usage-kind"
         )
-        self.chart = chart("Nothing to show yet: it begins with the first run.", elem_id="lab-usage-chart")
+        self.chart = chart("Nothing to show yet; usage is recorded from the first run on.", elem_id="lab-usage-chart")
         self.usage = gr.HTML(elem_id="lab-usage")
         self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
         self._csv_text = gr.Textbox(visible=False)

@@ -115,7 +115,7 @@ class ObjectivePart:
         choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in adapters]
         if chosen not in {value for _, value in choices}:
             choices.append((self._page.begins_with(draft) or chosen, chosen))
-        info = "The adapter of an earlier run, whose shape the new one takes."
+        info = "The adapter of an earlier run; the new one has the same shape."
         if objective.has_reference:
             info += " It is the reference as well."
         return gr.update(choices=choices, value=chosen, info=info, visible=True)

@@ -195,7 +195,7 @@ def _figures(answer: Answer, context_tokens: int | None) -> str:
 
 
 def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
-    """Return what is loaded, `results` of which runs, on which device, and its memory; before it, why a load failed."""
+    """Return the loaded model, the runs of its `results`, its device and memory, after the reason why a load failed."""
     if state.phase == "loading":
         return render_loading(state.progress)
     failure = error_box(state.failure) if state.failure is not None else ""

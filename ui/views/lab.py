@@ -114,7 +114,7 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
     runs = sum(one.use.runs for one in models)
     again = f" {plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
     return f"Remove {', '.join(one.id for one in models)}? This frees {size(sum(one.bytes for one in models))}." + (
-        again if runs else " Who needs them later downloads them again."
+        again if runs else " They are downloaded again when needed."
     )
 
 

@@ -33,7 +33,7 @@ class Flavor:
 
 
 def price_per_hour_usd(hardware: JobHardwareInfo) -> float:
-    """Return the price of an hour; Hugging Face names one for a minute, or for the unit that it says."""
+    """Return the price of an hour; Hugging Face gives it per minute, or per another unit that it names."""
     units = {"second": 3600, "minute": 60, "hour": 1}
     return hardware.unit_cost_usd * units.get(hardware.unit_label.lower(), 60)
 

@@ -90,7 +90,7 @@ class JobFollower:
         self._account = "", ""  # a token, and the name of its account
         self._output_due = -math.inf
         self._ended_at: float | None = None
-        self._end = JobEnd()  # after a restart, what the worker wrote says more
+        self._end = JobEnd()  # after a restart, the worker's own files tell more
 
     def step(self) -> float:
         """Do what is due; returns how many seconds later to call again."""

@@ -98,7 +98,7 @@ def _read_off(render: RenderPrompt) -> OllamaTemplate:
 
 
 def _split_at(text: str, *words: str) -> list[str]:
-    """Return what is before, between and after some words, each of which occurs once."""
+    """Return the text before, between and after some words that occur once each."""
     pieces = []
     for word in words:
         before, separator, text = text.partition(word)

@@ -164,7 +164,7 @@ def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
     verified = _verification(compared, difference, allowed, place, started)
     # Where answers may differ, a file is sound as long as it predicts the rows about as well as the run does.
     is_close = allowed is not None or perplexity.written <= PERPLEXITY_LIMIT * perplexity.run
-    # NaN is no JSON.
+    # JSON has no NaN.
     finite = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.written) else None
     return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": finite})
 

@@ -93,7 +93,7 @@ def write_adapter(export: ExportUnderWay, aside: Path) -> None:
 
 
 def _write_for_vllm(export: ExportUnderWay, aside: Path) -> None:
-    """Add a copy with the names that vLLM reads, where those of PEFT are others."""
+    """Add a copy with vLLM's names, where they differ from PEFT's."""
     facts = look_at_adapter(aside, Path(export.source.location), export.source.name)
     if facts.note:
         export.notes.append(facts.note)

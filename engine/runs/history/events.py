@@ -207,5 +207,5 @@ class ResumedData(EventData):
 
 
 def is_last_word(data: EventData) -> bool:
-    """Whether a worker says nothing more after this event."""
+    """Whether this event is a worker's last one."""
     return isinstance(data, FailedData) or (isinstance(data, StatusData) and data.phase in ("finished", "stopped"))

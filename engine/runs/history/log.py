@@ -1,4 +1,4 @@
-"""The append-only event log: what a worker writes, and what all others read from a byte offset."""
+"""The append-only event log: a worker writes it, everything else reads it from a byte offset."""
 
 import contextlib
 import os
@@ -133,7 +133,7 @@ class EventWriter:
 def read_events(path: Path, offset: int = 0) -> EventBatch:
     """Read what was written at or after `offset`: 0, or `next_offset` of an earlier batch.
 
-    A missing log holds nothing yet. Lines that are no event of a known kind are skipped.
+    A missing log holds nothing yet. Lines that are not an event of a known kind are skipped.
     """
     lines, next_offset = read_lines(path, offset)
     return EventBatch(tuple(event for event in map(parse_event, lines) if event is not None), next_offset)
@@ -225,7 +225,7 @@ def noted_failure(run: Path, attempt: int) -> FailedData | None:
 
 
 def forget_failures(run: Path, attempt: int) -> None:
-    """Begin an attempt without what was noted in others; another process may have failed in it before the first began."""
+    """Delete the failures of other attempts; in this one, another process may have failed before the first began."""
     for _, path, record in _noted_failures(run):
         if record.attempt != attempt:
             path.unlink(missing_ok=True)

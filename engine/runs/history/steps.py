@@ -209,7 +209,7 @@ def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
     """Choose which points to draw: extremes stay, and so do the first and the newest.
 
     MinMaxLTTB (Van Der Donckt et al. 2023, arXiv:2305.00332): of the extremes of each stretch those are kept that
-    change the picture most. Points whose y is NaN are no picture and are left out, except the newest.
+    change the picture most. Points whose y is NaN are left out, except the newest.
 
     Args:
         x: Rising, shape (n,).

@@ -25,7 +25,7 @@ class Diagnosis(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a worker that is no longer there."""
+    """The facts about a worker that has ended."""
 
     end: JobEnd
     silence: Silence  # before we ended it

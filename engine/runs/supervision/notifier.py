@@ -76,7 +76,7 @@ def deliver(home: LoratoryHome, owner: str, text: str, facts: dict[str, Any]) ->
     store, problem = WebhookStore(home, owner), ""
     webhook = store.read()
     if webhook is None:
-        return "There is no webhook."
+        return "No webhook is set."
     try:
         send(webhook, text, facts, allows_private=_allows_private(home))
     except WebhookError as error:

@@ -26,7 +26,7 @@ class SilenceLimits:
     suspended_seconds: float = 300.0  # stopped by SIGSTOP or a debugger
     preparing_idle_seconds: float = 1800.0  # as idle, before the first step: a download may stall and continue
     busy_seconds: float = 7200.0  # silent, and computing
-    unusual_seconds: float = 60.0  # people are told of it; at least twice as long as this worker was silent before
+    unusual_seconds: float = 60.0  # shown on the page; at least twice as long as this worker was silent before
 
 
 class Silence(NamedTuple):
@@ -35,7 +35,7 @@ class Silence(NamedTuple):
     seconds: float  # since the worker last gave a sign
     limit_seconds: float  # that holds at present
     is_suspended: bool
-    unusual_seconds: float = math.inf  # beyond which people are told
+    unusual_seconds: float = math.inf  # shown on the page beyond this
 
     @property
     def is_unusual(self) -> bool:

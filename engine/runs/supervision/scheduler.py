@@ -44,8 +44,10 @@ _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 
-OnEnd = Callable[[Run, RunState, RunState], None]  # told each attempt that has ended: the states before and after
-OnFinal = Callable[[Run, RunState], None]  # told each run that has ended and does not continue by itself
+OnEnd = Callable[
+    [Run, RunState, RunState], None
+]  # called for each attempt that has ended, with the states before and after
+OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not continue by itself
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ class Scheduler:
 
     def _executor(self, name: str) -> Executor:
         if name not in self._executors:
-            raise RunError(f"There is no executor {name!r} in this version.", "Start the version that the run is of.")
+            raise RunError(f"There is no executor {name!r} in this version.", "Start the version that made the run.")
         return self._executors[name]
 
     def _release(self, run: Run) -> None:

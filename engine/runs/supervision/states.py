@@ -79,7 +79,7 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
 
     All of it is on the disk, so the next supervisor comes to the same answer: a server that was killed or
     found no room before it had put the run back, as well as one that comes after a server that had seen the end. Within
-    one boot the answer is no: a scheduler's SIGTERM looks like that of a shutdown until the machine has been restarted.
+    one boot this returns False: a scheduler's SIGTERM looks like that of a shutdown until the machine has been restarted.
     """
     if state.state not in ("stopped", "interrupted"):
         return False

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Supervises every run of a home, of all owners. One per home, whichever hosts share it: others wait and take over.
+    """Supervises every run of a home, of all owners. One per home, on whichever host; others stand by and take over.
 
     Workers outlive it: after a restart it finds them again.
     """

@@ -99,7 +99,7 @@ class StepBatches:
         return divide(rows, lengths, settings)
 
     def shortest(self) -> Pass:
-        """Plan a pass of one row that does not count, for a process that only keeps others company."""
+        """Plan a pass of one row that does not count, so a process takes part in the collective calls of the others."""
         return Pass((min(range(len(self._rows)), key=lambda row: self._rows[row].length),), is_trained=False)
 
     def tensors(self, passes: Sequence[Pass]) -> Iterator[PassTensors]:

@@ -60,7 +60,7 @@ class TrainingObjective:
         return torch.zeros(2)
 
     def accompany(self, model: Any, one: PassTensors) -> None:
-        """Pass through the model what `losses` does before its own pass, of which nothing counts: other processes wait for it."""
+        """Run the passes that `losses` runs before its own, without using the result: other processes wait for them."""
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         """Return the losses of a pass, which is on the device and has a term; `estimate` is the sum over the whole step.

@@ -140,7 +140,7 @@ def why_no_varlen_attention(device: torch.device, dtype: torch.dtype, heads: tup
     except (
         RuntimeError,
         ValueError,
-    ) as error:  # a build without the kernel; also memory, of which this takes a megabyte
+    ) as error:  # a build without the kernel; also a lack of memory, though this takes a megabyte
         return f"PyTorch's kernel fails ({str(error).splitlines()[0][:80]})"
     return "" if agrees else "PyTorch's kernel gives something else than row by row"
 
