@@ -65,7 +65,7 @@ def write_preferences(folder: Path, *, rated: bool) -> str:
     return str(file)
 
 
-def trained(config, folder: Path) -> str:
+def train(config, folder: Path) -> str:
     """Train, and return the run's id."""
     (folder / "config.yaml").write_text(config_to_yaml(config))
     return json.loads(loratory("train", folder / "config.yaml", "--json"))["run_id"]
@@ -115,7 +115,7 @@ def logged_by(script: Path) -> list[dict]:
     return json.loads((out / "log_history.json").read_text())
 
 
-def executed(script: Path) -> list[dict]:
+def execute(script: Path) -> list[dict]:
     """Run a script as somebody would who has only the file, and return what it logged."""
     run_alone(script, "--output", script.with_suffix(""), folder=script.parent)
     return logged_by(script)
@@ -153,7 +153,7 @@ for script in sys.argv[1:]:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tiny_model_folder, tmp_path_factory):
+def reproduction(tiny_model_folder, tmp_path_factory):
     """The history of a run with each of TINY, and what its script logged."""
     root = tmp_path_factory.mktemp("scripts")
     home = LoratoryHome(root / "home")
@@ -179,15 +179,15 @@ def reproduced(tiny_model_folder, tmp_path_factory):
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LORATORY_HOME", str(home.root))
-            runs[name] = trained(config, folder)
+            runs[name] = train(config, folder)
             histories[name], scripts[name] = script_of(home, runs[name], folder)
     run_alone("-c", ONE_BY_ONE, *scripts.values(), folder=root)
     return {name: (histories[name], logged_by(scripts[name])) for name in TINY}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_every_method_and_objective_of_a_tiny_model_is_reproduced(name, reproduced):
-    history, log = reproduced[name]
+def test_every_method_and_objective_of_a_tiny_model_is_reproduced(name, reproduction):
+    history, log = reproduction[name]
 
     assert len(history.evals) > 2
     assert_same_losses(history, log, within=1e-3)
