@@ -31,7 +31,7 @@ from engine.runs.history.reader import read_history
 from engine.runs.store import RunStore
 from engine.serve.model import ServedModel
 from tests.data.conversations import render_conversation
-from tests.e2e.test_scripts_for_real import assert_same_losses, executed, loratory
+from tests.e2e.test_scripts_for_real import assert_same_losses, execute, loratory
 from tests.serve.running import listening
 
 pytestmark = pytest.mark.e2e
@@ -103,7 +103,7 @@ def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained, tmp_pa
     history = read_history(run.folder / "events.jsonl")
 
     assert len(history.steps) == STEPS
-    assert_same_losses(history, executed(tmp_path / "script.py"), within=0.01)
+    assert_same_losses(history, execute(tmp_path / "script.py"), within=0.01)
 
 
 def test_training_chat_merged_and_served_read_the_same_ids(trained, merged):

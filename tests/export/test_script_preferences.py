@@ -148,7 +148,7 @@ def test_ratings_that_nothing_is_left_of_are_left_out_as_in_the_run(tiny_model_f
 
     train, held_out = sequences_of_script(config, home)
 
-    data = prepared(config, home)
+    data = prepare_script(config, home)
     assert data.report.dropped == 5
     assert train == [as_in_script(one) for one in data.train]
     assert held_out == [as_in_script(one) for one in data.held_out]
