@@ -1,4 +1,4 @@
-"""Answers whose tokens repeat a CUDA graph are those computed pass by pass, and come faster."""
+"""Answers whose tokens repeat a CUDA graph, or that are written side by side, are those computed one by one, and come faster."""
 
 import time
 
@@ -12,6 +12,7 @@ from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.static_cache import FixedCaches, LentCache
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
+from engine.evaluation.worker.batched_answers import BatchedAnswers, most_rows
 from engine.models.demo import DEMO_MODEL_ID
 from tests.chat.tiny_adapters import lora, make_adapter
 
@@ -33,9 +34,9 @@ def load(folder, **values):
     return AdaptedBase(model.eval(), "demo")
 
 
-def begin(weights, folder, **sampling):
+def begin(weights, folder, prompt=PROMPT, **sampling):
     values = {"temperature": 0, "max_new_tokens": TOKENS, **sampling}
-    rules = AnswerRules(PROMPT, frozenset({-1}), SamplingConfig(**values), 2048)
+    rules = AnswerRules(prompt, frozenset({-1}), SamplingConfig(**values), 2048)
     return Answer("base", weights, rules, AutoTokenizer.from_pretrained(folder))
 
 
@@ -94,3 +95,23 @@ def test_a_graph_answers_faster(in_shape, show):
     )
     assert caches.why_not == ""
     assert speeds["graph"] > speeds["growing"]
+
+
+@torch.inference_mode()
+def test_answers_side_by_side_are_those_one_by_one(demo_home, show):
+    folder = demo_home.models / DEMO_MODEL_ID
+    weights = BranchWeights(load(folder, dtype=torch.float32))
+    prompts = [PROMPT[:length] for length in range(64, 52, -1)]
+    began = time.perf_counter()
+    expected = [list(finish(begin(weights, folder, prompt))[0]) for prompt in prompts]
+    alone = time.perf_counter() - began
+    assert most_rows(weights, len(PROMPT) + TOKENS) >= len(prompts)
+
+    began = time.perf_counter()
+    answers = BatchedAnswers(weights, prompts, [TOKENS] * len(prompts), frozenset())
+    assert answers.keeps_rows_apart()
+    while not answers.done:
+        answers.advance()
+
+    show(gpu=torch.cuda.get_device_name(0), ratio=round(alone / (time.perf_counter() - began), 2))
+    assert answers.tokens == expected
