@@ -27,14 +27,14 @@ def build_wheel() -> Wheel:
 
     Source: packaging.python.org/specifications/binary-distribution-format.
     """
-    installed = metadata.distribution("loratory")
-    about = f"loratory-{installed.version}.dist-info"
+    distribution = metadata.distribution("loratory")
+    about = f"loratory-{distribution.version}.dist-info"
     files = {name: path.read_bytes() for name, path in _sources()}
     # A checkout on the path has an egg-info of the same text, which comes before what pip installed.
-    described = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
-    files[f"{about}/METADATA"] = described.encode()
+    metadata_text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    files[f"{about}/METADATA"] = metadata_text.encode()
     files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: loratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files[f"{about}/entry_points.txt"] = (installed.read_text("entry_points.txt") or "").encode()
+    files[f"{about}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
     record = "".join(f"{name},sha256={_wheel_digest(data)},{len(data)}\n" for name, data in files.items())
     files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
     wheel = io.BytesIO()
@@ -42,7 +42,7 @@ def build_wheel() -> Wheel:
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), data, zipfile.ZIP_DEFLATED)
     number = hashlib.sha256(record.encode()).hexdigest()[:12]
-    return Wheel(f"loratory-{installed.version}-py3-none-any.whl", number, wheel.getvalue())
+    return Wheel(f"loratory-{distribution.version}-py3-none-any.whl", number, wheel.getvalue())
 
 
 def _wheel_digest(data: bytes) -> str:

@@ -237,9 +237,9 @@ def cache_bytes(shape: ModelShape, workload: Workload) -> int:
     """
     tokens = workload.tokens
     limits = (None,) * shape.num_hidden_layers if shape.kept_tokens is None else shape.kept_tokens
-    kept = [tokens if window is None else min(tokens, window - 1 + PIECE_TOKENS) for window in limits]
+    positions = [tokens if window is None else min(tokens, window - 1 + PIECE_TOKENS) for window in limits]
     a_token = 2 * shape.num_key_value_heads * shape.head_dim * workload.precision.compute
-    return a_token * (sum(kept) + max(kept, default=0)) + 4 * shape.state_elements
+    return a_token * (sum(positions) + max(positions, default=0)) + 4 * shape.state_elements
 
 
 def _passage_bytes(structure: ModelStructure, workload: Workload, layer: LayerStructure) -> int:

@@ -42,22 +42,20 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
         for module in shape.modules
         if module.name not in saved_names and module.kind in _ADAPTABLE and module.in_features > 0
     ]
-    wanted = adapter.target_modules
-    if wanted == ALL_LINEAR:
+    patterns = adapter.target_modules
+    if patterns == ALL_LINEAR:
         modules = tuple(module for module in shape.all_linear() if module.name not in saved_names)
-    elif isinstance(wanted, str):
-        matched = set(match_pattern(wanted, [module.name for module in adaptable]))
+    elif isinstance(patterns, str):
+        matched = set(match_pattern(patterns, [module.name for module in adaptable]))
         modules = tuple(module for module in adaptable if module.name in matched)
     else:
-        modules = tuple(m for m in adaptable if ends_with_one_of(m.name, wanted))
+        modules = tuple(m for m in adaptable if ends_with_one_of(m.name, patterns))
     _refuse_experts(shape, modules)
     modules = tuple(module for module in modules if module.kind in adapter.traits.layer_kinds)
     if not modules:
-        known = ", ".join(shape.linear_names()) or "none at all"
-        shown = wanted if isinstance(wanted, str) else ", ".join(wanted)
-        message = (
-            f"{shown or 'an empty list'!r} matches no module of {shape.architecture}; its linear modules are {known}."
-        )
+        names = ", ".join(shape.linear_names()) or "none at all"
+        patterns_text = patterns if isinstance(patterns, str) else ", ".join(patterns)
+        message = f"{patterns_text or 'an empty list'!r} matches no module of {shape.architecture}; its linear modules are {names}."
         raise ConfigError([Problem("adapter.target_modules", message)])
     for module in modules:
         problem = adapter.traits.layer_problem(adapter, module.in_features, module.out_features)
@@ -67,10 +65,10 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
 
 
 def _refuse_experts(shape: ModelShape, modules: Iterable[ModuleShape]) -> None:
-    meant = stacked_experts_among(module.name for module in modules) if shape.has_stacked_experts else []
-    if meant:
+    stacked_experts = stacked_experts_among(module.name for module in modules) if shape.has_stacked_experts else []
+    if stacked_experts:
         problem = (
-            f"{', '.join(meant)} would mean the stacked experts of {shape.architecture}, which take no adapter here; "
+            f"{', '.join(stacked_experts)} would mean the stacked experts of {shape.architecture}, which take no adapter here; "
             f"its linear modules are {', '.join(shape.linear_names())}."
         )
         raise ConfigError([Problem("adapter.target_modules", problem)])
@@ -92,8 +90,10 @@ def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> 
     names = [module.name for module in shape.modules]
     unknown = [wanted for wanted in modules_to_save if not any(_is_saved_in_full(name, (wanted,)) for name in names)]
     if unknown:
-        known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-        problem = f"{', '.join(unknown)} match{'es' if len(unknown) == 1 else ''} no module; this model's are {known}."
+        last_parts = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+        problem = (
+            f"{', '.join(unknown)} match{'es' if len(unknown) == 1 else ''} no module; this model's are {last_parts}."
+        )
         raise ConfigError([Problem("adapter.modules_to_save", problem)])
 
 

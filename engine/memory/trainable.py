@@ -80,9 +80,9 @@ def _grouped(
         is_copied = as_copies and module.tied_to is not None
         total = module.in_features * module.out_features if is_copied else module.parameters
         if module.bare_parameters and total:
-            named = module.bare_parameters.items()
-            weights = [shape for name, shape in named if not name.endswith("bias")]
-            biases = [shape for name, shape in named if name.endswith("bias")]
+            parameters = module.bare_parameters.items()
+            weights = [shape for name, shape in parameters if not name.endswith("bias")]
+            biases = [shape for name, shape in parameters if name.endswith("bias")]
         else:
             bias = module.bias_parameters if total > module.bias_parameters else 0
             weights = [_weight_shape(module, total - bias)] if total else []

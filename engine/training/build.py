@@ -88,9 +88,9 @@ def choose_attention(config: RunConfig, placement: Placement) -> str | None:
 
     Flash attention is taken where it is installed and can run on each of its GPUs.
     """
-    asked = config.model.attn_implementation
-    if asked != "auto":
-        return asked
+    setting = config.model.attn_implementation
+    if setting != "auto":
+        return setting
     runs = all(can_run_flash_attention(config, device) for device in placement.spread or (placement.device,))
     return FLASH_ATTENTION if runs and is_flash_attn_2_available() else None
 

@@ -178,24 +178,24 @@ def fuse_norms(causal_lm: Any) -> int:
 
 
 def _epsilon(norm: Any) -> float | None:
-    found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    return found if isinstance(found, float) else None
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    return epsilon if isinstance(epsilon, float) else None
 
 
 def _is_plain_rms_norm(module: Any) -> bool:
     """Whether a module multiplies by its weight alone; Gemma's adds one to it, others have a gate."""
     weight = getattr(module, "weight", None)
-    named = type(module).__name__.endswith("RMSNorm")
-    if not named or "forward" in vars(module) or weight is None or weight.dim() != 1 or _epsilon(module) is None:
+    has_name = type(module).__name__.endswith("RMSNorm")
+    if not has_name or "forward" in vars(module) or weight is None or weight.dim() != 1 or _epsilon(module) is None:
         return False
     generator = torch.Generator(weight.device).manual_seed(0)
-    drawn = torch.randn(2, weight.shape[0], device=weight.device, generator=generator).to(weight.dtype)
+    sample = torch.randn(2, weight.shape[0], device=weight.device, generator=generator).to(weight.dtype)
     with torch.no_grad():
         try:
-            expected = module(drawn).float()
+            expected = module(sample).float()
         except (RuntimeError, TypeError, ValueError):
             return False
-        return float((_rms_norm(module, drawn).float() - expected).norm() / expected.norm().clamp_min(1e-6)) < 0.01
+        return float((_rms_norm(module, sample).float() - expected).norm() / expected.norm().clamp_min(1e-6)) < 0.01
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

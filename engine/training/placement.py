@@ -109,9 +109,9 @@ class ProcessGroup:
         distributed.all_gather(sizes, torch.tensor([own.numel()], device=self._device))
         lengths = [int(size) for size in sizes]
         padded = functional.pad(own, (0, max(lengths) - own.numel()))
-        gathered = [torch.empty_like(padded) for _ in lengths]
-        distributed.all_gather(gathered, padded)
-        return [entry[:length].cpu().numpy().tobytes() for entry, length in zip(gathered, lengths, strict=True)]
+        buffers = [torch.empty_like(padded) for _ in lengths]
+        distributed.all_gather(buffers, padded)
+        return [entry[:length].cpu().numpy().tobytes() for entry, length in zip(buffers, lengths, strict=True)]
 
     @property
     def _device(self) -> str:
@@ -161,7 +161,7 @@ def choose_placement(config: RunConfig) -> Placement:
         require_usable(gpus, names_gpus=config.run.devices != "auto")
     if torch.cuda.is_available() and config.run.devices != "cpu":
         if config.run.spread_over > 1:
-            return _spread(gpus, config.run.spread_over, group)
+            return _spread_over(gpus, config.run.spread_over, group)
         # The supervisor hides every GPU but ours, so torch's first is the first that is listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), group, sharded=sharded)
@@ -189,8 +189,8 @@ def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
 
     def place(gpu: Device) -> int:
-        named = (name == str(gpu.index) or (name and gpu.uuid.startswith(name)) for name in names)
-        return next((place for place, is_it in enumerate(named) if is_it), gpu.index)
+        matches = (name == str(gpu.index) or (name and gpu.uuid.startswith(name)) for name in names)
+        return next((place for place, is_it in enumerate(matches) if is_it), gpu.index)
 
     return sorted(gpus, key=place)
 
@@ -203,7 +203,7 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
     Raises:
         DeviceError: If torch cannot use them.
     """
-    version, cuda, shown = str(torch.__version__), torch.version.cuda, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    version, cuda, visible = str(torch.__version__), torch.version.cuda, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if torch.cuda.is_available():
         build = TorchBuild(version, cuda, tuple(torch.cuda.get_arch_list()))
         for gpu in gpus:
@@ -220,18 +220,18 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
         raise DeviceError(
             f"PyTorch {version} (CUDA {cuda or 'none'}) cannot use {gpus[0].name}, which NVIDIA's driver "
             f"{driver.version if driver is not None else '(version unknown)'} lists.",
-            f"Run `nvidia-smi` here, and check that CUDA_VISIBLE_DEVICES ({shown or 'not set'}) is right; then restart or "
+            f"Run `nvidia-smi` here, and check that CUDA_VISIBLE_DEVICES ({visible or 'not set'}) is right; then restart or "
             "reinstall the driver, or set run.devices to cpu.",
         )
     # An empty CUDA_VISIBLE_DEVICES, -1 or NoDevFiles hides all GPUs on purpose.
-    is_named = shown[:1].isdigit() or shown.startswith(("GPU-", "MIG-"))
+    is_named = visible[:1].isdigit() or visible.startswith(("GPU-", "MIG-"))
     count = ask_driver(nvml, nvml.nvmlDeviceGetCount) if nvml is not None and is_named else 0
     if names_gpus or count:
-        what = f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {shown or 'not set'}."
+        what = f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {visible or 'not set'}."
         raise DeviceError(what, "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.")
 
 
-def _spread(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placement:
+def _spread_over(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placement:
     if group.world_size > 1:
         what = f"run.device_map divides layers within one process, and a launcher started {group.world_size} of them."
         raise DeviceError(what, "Start one process, or set run.device_map to none, so each process has a whole model.")

@@ -39,10 +39,10 @@ def choose_precision(config: RunConfig, device: Device, begun_in: str | None = N
     A resumed run continues in the precision that its checkpoint was `begun_in`, wherever that can be computed: another
     rounding is another trajectory.
     """
-    asked = config.model.compute_dtype
-    if asked == "auto":
-        asked = next((name for name in _DTYPES if name == begun_in and _trains_in(name, device)), asked)
-    compute = _DTYPES[choose_compute_dtype(asked, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
+    setting = config.model.compute_dtype
+    if setting == "auto":
+        setting = next((name for name in _DTYPES if name == begun_in and _trains_in(name, device)), setting)
+    compute = _DTYPES[choose_compute_dtype(setting, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
     return Precision(compute, torch.float32 if config.adapter.traits.trains_all else compute)
 
 

@@ -117,7 +117,7 @@ class RunEvents:
             Exception: Whatever `write` raises for other reasons; what it raises about the full disk where the run shall
                 stop and there is no room soon.
         """
-        reported = 0.0
+        reported_at = 0.0
         give_up_at: float | None = None
         while True:
             try:
@@ -127,15 +127,15 @@ class RunEvents:
                 if not is_disk_full(error) or (give_up_at is not None and time.monotonic() >= give_up_at):
                     raise
             now = time.monotonic()
-            if not reported or now - reported > _REPORT_AGAIN_SECONDS:
-                reported = now
+            if not reported_at or now - reported_at > _REPORT_AGAIN_SECONDS:
+                reported_at = now
                 self._empty_reserve()
                 self._try_to_warn(
                     "The disk is full. The run waits and continues by itself once there is room.", "disk_full"
                 )
             if self._wait_for_room(stops=give_up_at is not None) and give_up_at is None:
                 give_up_at = time.monotonic() + self._stop_patience_seconds
-        if reported:
+        if reported_at:
             self._fill_reserve()
             self._try_to_warn("There is room on the disk again; the run continues.", "disk_has_room")
 
@@ -148,10 +148,10 @@ class RunEvents:
             self._requests.check_cancel()
             if not stops and self._requests.stop_wanted():
                 return True
-            left = end - time.monotonic()
-            if left <= 0:
+            rest = end - time.monotonic()
+            if rest <= 0:
                 return stops
-            time.sleep(min(left, _LOOK_FOR_REQUESTS_SECONDS))
+            time.sleep(min(rest, _LOOK_FOR_REQUESTS_SECONDS))
 
     def _try_to_warn(self, message: str, code: str) -> None:
         with contextlib.suppress(StorageError, OSError):  # full again: the next write waits for it

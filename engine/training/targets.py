@@ -24,32 +24,34 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
         ConfigError: If a name or the expression matches nothing, or would adapt the output head.
     """
     linear = linear_module_names(model)
-    wanted = adapter.target_modules
+    patterns = adapter.target_modules
     head = _output_head_name(model)
     experts = has_stacked_experts(model)
-    if wanted == ALL_LINEAR:
+    if patterns == ALL_LINEAR:
         plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
         return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
-    known = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
-    if isinstance(wanted, str):
-        names = match_pattern(wanted, [name for name in linear if name != head])
+    suffix = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
+    if isinstance(patterns, str):
+        names = match_pattern(patterns, [name for name in linear if name != head])
         if not names:
-            raise _refusal(f"the regular expression {wanted!r} matches no module; {known}")
+            raise _refusal(f"the regular expression {patterns!r} matches no module; {suffix}")
     else:
-        names = list(wanted)
+        names = list(patterns)
         missing = [ending for ending in names if not any(ends_with_one_of(name, (ending,)) for name in linear)]
         if missing or not names:
             what = (
                 f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if names else "it is empty"
             )
-            raise _refusal(f"{what}; {known}")
+            raise _refusal(f"{what}; {suffix}")
         if head is not None and ends_with_one_of(head, names):
             what = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
             raise _refusal(
                 what,
             )
-    if experts and (meant := stacked_experts_among(names)):
-        raise _refusal(f"{', '.join(meant)} would mean the stacked experts of this model, which take no adapter here.")
+    if experts and (stacked_experts := stacked_experts_among(names)):
+        raise _refusal(
+            f"{', '.join(stacked_experts)} would mean the stacked experts of this model, which take no adapter here."
+        )
     return names
 
 
@@ -63,26 +65,26 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
         ConfigError: If a name matches nothing, or what it matches has no weights that can be trained.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    meant: list[str] = []
-    for wanted in adapter.modules_to_save:
-        found = [name for name in modules if ends_with_one_of(name, (wanted,))]
-        if not found:
-            known = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
-            message = f"{wanted} matches no module; this model's are {', '.join(known)}."
+    selected: list[str] = []
+    for pattern in adapter.modules_to_save:
+        matches = [name for name in modules if ends_with_one_of(name, (pattern,))]
+        if not matches:
+            last_parts = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
+            message = f"{pattern} matches no module; this model's are {', '.join(last_parts)}."
             raise _refusal(message, "adapter.modules_to_save")
-        for name in found:
+        for name in matches:
             if any(type(part).__name__ in _QUANTIZED for part in modules[name].modules()):
                 message = (
-                    f"{name} is quantized, and quantized weights cannot be trained; take {wanted} out, or set "
+                    f"{name} is quantized, and quantized weights cannot be trained; take {pattern} out, or set "
                     "model.quantization to none."
                 )
                 raise _refusal(message, "adapter.modules_to_save")
             if next(modules[name].parameters(), None) is None:
-                message = f"{name} has no weights to train; take {wanted} out."
+                message = f"{name} has no weights to train; take {pattern} out."
                 raise _refusal(message, "adapter.modules_to_save")
-        meant += found
-    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if meant else set()
-    return (list(adapter.modules_to_save) if by_letters == set(meant) else sorted(set(meant))) or None
+        selected += matches
+    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if selected else set()
+    return (list(adapter.modules_to_save) if by_letters == set(selected) else sorted(set(selected))) or None
 
 
 def has_stacked_experts(model: Any) -> bool:
@@ -101,15 +103,17 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str
     Raises:
         ConfigError: As `choose_targets`.
     """
-    chosen = choose_targets(model, adapter)
+    patterns = choose_targets(model, adapter)
     head = _output_head_name(model)
     names = [name for name in linear_module_names(model) if name != head]
-    targeted = [name for name in names if chosen == ALL_LINEAR or ends_with_one_of(name, chosen)]
-    wanted = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
-    feedforward = {ending for ending in wanted if any(ends_with_one_of(name, (ending,)) for name in targeted)}
-    if chosen == ALL_LINEAR:
-        chosen = [_last_part(name) for name in targeted]
-    return {"target_modules": sorted({*chosen, *feedforward}), "feedforward_modules": sorted(feedforward)}
+    targets = [name for name in names if patterns == ALL_LINEAR or ends_with_one_of(name, patterns)]
+    feedforward_patterns = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
+    feedforward = {
+        ending for ending in feedforward_patterns if any(ends_with_one_of(name, (ending,)) for name in targets)
+    }
+    if patterns == ALL_LINEAR:
+        patterns = [_last_part(name) for name in targets]
+    return {"target_modules": sorted({*patterns, *feedforward}), "feedforward_modules": sorted(feedforward)}
 
 
 def linear_module_names(model: Any) -> list[str]:

@@ -35,9 +35,9 @@ class Trackers:
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Send figures of one step; those that are None are left out."""
-        known = {name: value for name, value in values.items() if value is not None}
+        present_values = {name: value for name, value in values.items() if value is not None}
         for name in list(self._trackers):
-            self._attempt(name, lambda tracker: tracker.log(step, known))
+            self._attempt(name, lambda tracker: tracker.log(step, present_values))
 
     def finish(self) -> None:
         """Finish every tracker."""
@@ -57,13 +57,13 @@ class Trackers:
 
 def start_trackers(config: RunConfig, folder: Path, title: str, warn: Warn) -> Trackers:
     """Start the trackers that `training.report_to` names; each gets the run's settings, and its title as a name."""
-    started: dict[TrackerName, Tracker] = {}
+    trackers: dict[TrackerName, Tracker] = {}
     for name in config.training.report_to:
         try:
-            started[name] = _STARTERS[name](config, folder, title)
+            trackers[name] = _STARTERS[name](config, folder, title)
         except Exception as error:
             warn(f"{name} did not start ({type(error).__name__}); the run continues without it.", "tracker")
-    return Trackers(started, warn)
+    return Trackers(trackers, warn)
 
 
 def _start_tensorboard(config: RunConfig, folder: Path, title: str) -> Tracker:

@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(Path(arguments[0]).resolve())
     if int(os.environ.get("RANK", "0")) > 0:
         _prepare_environment()
-        named = os.environ.get(ATTEMPT_VARIABLE, "")
-        return _attempt(folder, int(named) if named.isdecimal() else 0, None)
+        attempt_text = os.environ.get(ATTEMPT_VARIABLE, "")
+        return _attempt(folder, int(attempt_text) if attempt_text.isdecimal() else 0, None)
     try:
         claim = folder.claim()
     except EngineError as error:
@@ -167,9 +167,9 @@ def _first_cause(failed: FailedData, run: Path, attempt: int) -> FailedData:
     if failed.cause != "unexpected":
         return failed
     deadline = time.monotonic() + _REPORT_SECONDS
-    while (noted := noted_failure(run, attempt)) is None and time.monotonic() < deadline:
+    while (record := noted_failure(run, attempt)) is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    return noted or failed
+    return record or failed
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def project(r: StepContext, x: Value, module: ModuleShape) -> Value:
 def project_each(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Iterator[Value]:
     """Send x through linear layers that share it, one after the other; the first computes those that are one function."""
     together = [module for module in modules if module.name in r.targets.names]
-    known: dict[str, Value] = {}
+    cache: dict[str, Value] = {}
     for module in modules:
         if len(together) > 1 and module is together[0]:
             outer = r.tape.enter_scope()
             values = MEMORY_RULES[r.workload.adapter.method].project_together(r, x, together) or ()
             r.tape.leave_scope(outer, values)
-            known = {one.name: value for one, value in zip(together, values, strict=False)}
-        yield known[module.name] if module.name in known else project(r, x, module)
+            cache = {one.name: value for one, value in zip(together, values, strict=False)}
+        yield cache[module.name] if module.name in cache else project(r, x, module)

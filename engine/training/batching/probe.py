@@ -94,8 +94,8 @@ class Probe:
         some = trained[:: max(1, len(trained) // _MOST_GRADIENTS)]
         with self.casting():
             loss = self.model(**one.inputs, trained_tokens=one.trained)
-        found = torch.autograd.grad(loss, some, allow_unused=True)
-        return [torch.zeros(()) if gradient is None else gradient.float() for gradient in found]
+        gradients = torch.autograd.grad(loss, some, allow_unused=True)
+        return [torch.zeros(()) if gradient is None else gradient.float() for gradient in gradients]
 
     def attention_apart(self) -> list[list[torch.Tensor]]:
         """What attention gives for each of the long rows by itself, by layer; the loss must be attached."""
@@ -171,7 +171,7 @@ def _listening(causal_lm: Any, found: list[torch.Tensor]) -> Iterator[None]:
     layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     kinds = list(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ["full_attention"])
     last = max(kinds.index(kind) for kind in set(kinds))
-    tried = layers[: min(last + 1, _MOST_LAYERS)]
+    probed_layers = layers[: min(last + 1, _MOST_LAYERS)]
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         answer = output[0] if isinstance(output, tuple) else output
@@ -180,9 +180,9 @@ def _listening(causal_lm: Any, found: list[torch.Tensor]) -> Iterator[None]:
     def stop(_module: Any, _inputs: Any, _output: Any) -> None:
         raise _EnoughError
 
-    attentions = (module for layer in tried for module in layer.modules() if hasattr(module, "is_causal"))
+    attentions = (module for layer in probed_layers for module in layer.modules() if hasattr(module, "is_causal"))
     handles = [attention.register_forward_hook(keep) for attention in attentions]
-    handles.extend(layer.register_forward_hook(stop) for layer in tried[-1:])
+    handles.extend(layer.register_forward_hook(stop) for layer in probed_layers[-1:])
     try:
         yield
     finally:

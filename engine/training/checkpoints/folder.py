@@ -75,8 +75,8 @@ def _filled_aside(target: Path, fill: Callable[[Path], None], place: str) -> Ite
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints, by step; the best one stays as well."""
-    known = list_checkpoints(folder)
-    for checkpoint in known[: max(0, len(known) - keep)]:
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in checkpoints[: max(0, len(checkpoints) - keep)]:
         if checkpoint.step != best_step:
             _remove(checkpoint.folder)
             faults.reached("checkpoint:rotated", checkpoint.folder)
@@ -127,10 +127,10 @@ def restore_folder(target: Path) -> None:
 
 def _remove(checkpoint: Path) -> None:
     # Out of the list first, in one step; its files then take their time.
-    doomed = checkpoint.with_name(f"{_DOOMED_PREFIX}{checkpoint.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    trash = checkpoint.with_name(f"{_DOOMED_PREFIX}{checkpoint.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+    checkpoint.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -144,13 +144,13 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
         StorageError: If a file is there and cannot be read; then everything stays where it is.
     """
     damaged: list[tuple[Path, str]] = []
-    found = None
+    result = None
     for step, path in _newest_first(folder):
         manifest = _manifest(path)
         checkpoint = Checkpoint(step, path, manifest) if manifest is not None else None
         wrong = damage(checkpoint) if checkpoint is not None else ["its manifest is missing or torn"]
         if not wrong:
-            found = checkpoint
+            result = checkpoint
             break
         damaged.append((path, wrong[0]))
     for path, reason in damaged:
@@ -159,11 +159,11 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
             aside, number = folder / f"{_DAMAGED_PREFIX}{path.name}-{number}", number + 1
         warn(f"{path.name} is damaged ({reason}) and was passed over; it is set aside as {aside.name}.")
         path.rename(aside)
-    if damaged and found is None:
+    if damaged and result is None:
         names = ", ".join(path.name for path, _ in damaged)
         fix = "Resume once more to restart at step 0, or first put a copy of one into the run's checkpoints folder."
         raise RunError(f"None of this run's checkpoints is as it was written ({names}; {damaged[0][1]}).", fix)
-    return found
+    return result
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -215,13 +215,13 @@ def go_back_to_best(trainer: Any, last_step: int, folder: Path, events: RunEvent
 
 def _usable_checkpoint(step: int, folder: Path, events: RunEvents) -> str:
     """Return the name of the checkpoint of a step; empty where it cannot be used, which is reported."""
-    found = next((checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step == step), None)
+    match = next((checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step == step), None)
     try:
-        wrong = "it is missing" if found is None else "; ".join(damage(found))
+        wrong = "it is missing" if match is None else "; ".join(damage(match))
     except StorageError as error:
         wrong = error.what
-    if found is not None and not wrong:
-        return found.folder.name
+    if match is not None and not wrong:
+        return match.folder.name
     events.warn(
         f"The held-out loss was lowest at step {step:,}, whose checkpoint cannot be used ({wrong}); the run ends with the "
         "last weights.",

@@ -63,12 +63,12 @@ def _as_file(values: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return tensors and metadata of a safetensors file that holds nested values."""
     tensors: dict[str, torch.Tensor] = {}
     structure = _without_tensors(values, tensors)
-    seen: set[int] = set()
+    addresses: set[int] = set()
     for name, tensor in tensors.items():
-        held = tensor.detach().cpu().contiguous()
+        on_cpu = tensor.detach().cpu().contiguous()
         # Some optimizers share one lookup table among all parameters, which the format does not allow.
-        tensors[name] = held.clone() if held.data_ptr() in seen else held
-        seen.add(held.data_ptr())
+        tensors[name] = on_cpu.clone() if on_cpu.data_ptr() in addresses else on_cpu
+        addresses.add(on_cpu.data_ptr())
     return tensors, {_STRUCTURE: json.dumps(structure)}
 
 
@@ -187,11 +187,11 @@ def save_adapter(
     elif dtype is None:
         model.save_pretrained(str(folder), state_dict=weights)
     else:
-        rounded = {name: tensor.to(dtype) for name, tensor in (weights or model.state_dict()).items()}
+        tensors = {name: tensor.to(dtype) for name, tensor in (weights or model.state_dict()).items()}
         config_dtype = model.config.dtype
         model.config.dtype = dtype
         try:
-            model.save_pretrained(str(folder), state_dict=rounded)
+            model.save_pretrained(str(folder), state_dict=tensors)
         finally:
             model.config.dtype = config_dtype
     tokenizer.save_pretrained(str(folder))
@@ -215,9 +215,9 @@ def load_trained(model: Any, checkpoint: Path) -> None:
         weights |= load_file(path)
     missing, unexpected = model.load_state_dict(sharded_weights(model, weights), strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    lost = [name for name in missing if name not in tied]
-    if lost or unexpected:
-        raise ValueError(f"the checkpoint does not fit the model: {(lost or unexpected)[0]}")
+    missing_names = [name for name in missing if name not in tied]
+    if missing_names or unexpected:
+        raise ValueError(f"the checkpoint does not fit the model: {(missing_names or unexpected)[0]}")
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
