@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,17 @@ class Progress:
         self.measurements_since_best += 1
         if self.best_loss is None or measured.eval_loss < self.best_loss:
             self.best_loss, self.best_step, self.measurements_since_best = measured.eval_loss, measured.step, 0
+
+
+@dataclass
+class LoggedInterval:
+    """What happened since the last logged step."""
+
+    began: float = field(default_factory=time.perf_counter)
+    tokens: int = 0  # of all processes
+    paused_seconds: float = 0.0  # spent on measuring and saving
+    poison: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
+    measured: torch.Tensor | None = None  # sums and counts of the objective's metrics
 
 
 @dataclass

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.batches import PassTensors
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
-from engine.training.callbacks import MethodSteps, Progress, SkippedSteps, TrainerHooks
+from engine.training.callbacks import LoggedInterval, MethodSteps, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
+from engine.training.checkpoints.state_files import GatheredState
 from engine.training.failure import check_held_out, is_out_of_memory
 from engine.training.objectives.pairs import DirectPreference
 from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
@@ -36,26 +37,6 @@ from engine.training.sharding import reshard, trained_weights, whole
 from engine.training.step_counts import StepCounts
 
 _NOTHING = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
-
-
-@dataclass
-class _Interval:
-    """Since the last logged step."""
-
-    began: float = field(default_factory=time.perf_counter)
-    tokens: int = 0  # of all processes
-    paused_seconds: float = 0.0  # spent on measuring and saving
-    poison: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
-    measured: torch.Tensor | None = None  # sums and counts of the objective's metrics
-
-
-@dataclass(frozen=True)
-class GatheredState:
-    """What a checkpoint needs of all processes."""
-
-    random: list[bytes]  # states of random numbers, by rank
-    weights: dict[str, torch.Tensor] | None = None  # what is trained, whole; None where the model has it so
-    optimizer: Any = None  # its state, whole; None where the optimizer has it so
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
@@ -78,7 +59,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._setup = setup
         self.hooks = hooks
         self.progress = Progress()
-        self._interval = _Interval()
+        self._interval = LoggedInterval()
         self._prefetched: PrefetchedSteps | None = None
         self._passes_apart = False  # what was to be merged did not fit
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
@@ -347,7 +328,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             tokens_per_second=self._interval.tokens / max(seconds, 1e-9),
             metrics=self._passes.means(self._interval.measured),
         )
-        self._interval = _Interval(now)
+        self._interval = LoggedInterval(now)
         self.hooks.logged(step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 

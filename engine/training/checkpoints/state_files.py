@@ -7,6 +7,7 @@ schedule and random numbers.
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ SCHEDULER_FILE = "scheduler.json"
 RANDOM_FILE = "random-{rank}.safetensors"  # one for each process
 SCALER_FILE = "scaler.json"
 PROGRESS_FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class GatheredState:
+    """What a checkpoint needs of all processes."""
+
+    random: list[bytes]  # states of random numbers, by rank
+    weights: dict[str, torch.Tensor] | None = None  # what is trained, whole; None where the model has it so
+    optimizer: Any = None  # its state, whole; None where the optimizer has it so
+
+
 _METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
 
 
