@@ -1,5 +1,6 @@
 """Callbacks of the training loop: the cadence of a run, skipped steps, the PEFT method, and hooks for the trainer's owner."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,13 +55,14 @@ class LoggedInterval:
 
 @dataclass
 class TrainerHooks:
-    """Called when something happened; each may raise to end the run. `stop_wanted` is asked in each step."""
+    """Called when something happened; each may raise to end the run. `stop_wanted` and `log_vote` are asked in each step."""
 
     logged: Callable[[StepData], None] = lambda _: None
     measured: Callable[[EvalData], None] = lambda _: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None
     stop_wanted: Callable[[], bool] = lambda: False
+    log_vote: Callable[[], int] = lambda: 0
 
 
 @dataclass(eq=False)
@@ -73,8 +75,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     progress: Callable[[], Progress]  # the trainer's
     log_seconds: float = 0.0  # at least between two logged steps, but for those that must be logged
     clock: Callable[[], float] = time.monotonic
+    log_voted: Callable[[], int | None] | None = (
+        None  # of several processes; by their clocks they would log other steps
+    )
     cadence: Cadence | None = None
     _logged_at: float | None = None
+    _logged_step: int = 0
+    _step_began: float = 0.0
+    _step_seconds: float = math.inf  # of the last one
     stopped_on_request: bool = False
     stopped_early: bool = False
 
@@ -83,8 +91,25 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         patience = self.training.early_stopping_patience
         return patience is not None and self.progress().measurements_since_best >= patience
 
+    def log_vote(self) -> int:
+        """What the first of several processes says about logging: 2 for each step, 1 for the next one that hears it, 0."""
+        if self._step_seconds >= self.log_seconds:
+            return 2
+        return int(self._is_time(self.clock()))
+
+    def _is_time(self, now: float) -> bool:
+        return self._logged_at is None or now - self._logged_at >= self.log_seconds
+
+    def _may_log(self, step: int, now: float) -> bool:
+        if self.log_voted is None:
+            return self._is_time(now)
+        vote = self.log_voted()
+        # It was given as the step before began, perhaps before that one was logged.
+        return vote is None or vote == 2 or (vote == 1 and step - 1 > self._logged_step)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         self.cadence = Cadence.of(self.training, int(state.max_steps), measures=self.measures)
+        self._step_began = self.clock()
         if self.stop_requested():
             control.should_training_stop = True
 
@@ -101,10 +126,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         # measurement comes after the log.
         may_save = control.should_evaluate and keeps_best(self.training)
         now = self.clock()
-        control.should_log &= self._logged_at is None or now - self._logged_at >= self.log_seconds
+        self._step_seconds, self._step_began = now - self._step_began, now
+        control.should_log &= self._may_log(step, now)
         control.should_log |= control.should_save or may_save or ends
         if control.should_log:
-            self._logged_at = now
+            self._logged_at, self._logged_step = now, step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Save what may turn out the best, and end the run where the held-out loss has stopped improving."""

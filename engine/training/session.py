@@ -94,8 +94,8 @@ class TrainingSession:
             bool(rows.held_out),
             stop_requested=lambda: trainer.stop_voted(),
             progress=lambda: trainer.progress,
-            # By the clock, several processes would not log the same steps.
-            log_seconds=LOG_SECONDS if is_timed and group.world_size == 1 else 0.0,
+            log_seconds=LOG_SECONDS if is_timed else 0.0,
+            log_voted=(lambda: trainer.log_voted()) if group.world_size > 1 else None,
         )
         trainer = LoratoryTrainer(
             model=prepared.model,
@@ -109,6 +109,7 @@ class TrainingSession:
                 save=lambda: self._save_checkpoint(trainer, prepared),
                 between_passes=self._requests.check_cancel,
                 stop_wanted=self._requests.stop_wanted,
+                log_vote=callback.log_vote if group.is_main else lambda: 0,
             ),
             callbacks=[callback],
         )

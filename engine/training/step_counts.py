@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 import torch
 
 
-class _Vote(NamedTuple):
-    """How many processes want the run to stop, on its way to the processor."""
+class Votes(NamedTuple):
+    """What processes want, summed over them."""
 
-    count: torch.Tensor  # (1,), in memory that the processor reads
+    stops: int  # how many want the run to stop
+    logs: int  # what the first process has said about logging; `RunCallback.log_vote`
+
+
+class _Sent(NamedTuple):
+    """Votes on their way to the processor."""
+
+    votes: torch.Tensor  # (2,), in memory that the processor reads
     arrived: Any  # an event of CUDA; None on other devices
 
 
@@ -28,17 +35,17 @@ class StepCounts:
         self._step: Sequence[int] | torch.Tensor = (0, 0)  # trained and all tokens of the step under way
         self._known = [0, 0]
         self._unread: torch.Tensor | None = None
-        self._votes: deque[_Vote] = deque(maxlen=2)
+        self._sent: deque[_Sent] = deque(maxlen=2)
 
     @property
     def has_begun(self) -> bool:
         """Whether a step of several processes was counted."""
-        return bool(self._votes)
+        return bool(self._sent)
 
     def begin(
-        self, terms: Sequence[int], trained_tokens: int, tokens: int, *, stops: bool
+        self, terms: Sequence[int], trained_tokens: int, tokens: int, votes: Votes
     ) -> Sequence[float | torch.Tensor]:
-        """Count what this process contributes to a step, and whether it wants the run to stop.
+        """Count what this process contributes to a step, and what it wants.
 
         Returns:
             What the summed losses of each part are multiplied by: the mean over the terms of all processes, whose gradients
@@ -47,13 +54,13 @@ class StepCounts:
         if self._accelerator.num_processes == 1:
             self._step = (trained_tokens, tokens)
             return [1 / max(1, count) for count in terms]
-        own = torch.tensor([*terms, trained_tokens, tokens, int(stops)])
+        own = torch.tensor([*terms, trained_tokens, tokens, *votes])
         if self._device.type == "cuda":
             own = own.pin_memory()
         summed = self._accelerator.reduce(own.to(self._device, non_blocking=True), reduction="sum")
-        self._step = summed[-3:-1]
-        self._vote(summed[-1:])
-        return list((self._accelerator.num_processes / summed[:-3].clamp_min(1).double()).float())
+        self._step = summed[-4:-2]
+        self._send(summed[-2:])
+        return list((self._accelerator.num_processes / summed[:-4].clamp_min(1).double()).float())
 
     def end(self) -> None:
         """Count the tokens of the step that was begun last, which is complete."""
@@ -69,23 +76,23 @@ class StepCounts:
         self._known, self._unread = [0, 0], None
         return trained, tokens
 
-    def stop_voted(self) -> bool:
-        """Whether any process wanted to stop as the step before the last one began, which all know after the same step.
+    def voted(self) -> Votes | None:
+        """Return what processes wanted as the step before the last one began, which all know after the same step.
 
-        A GPU has counted these votes by then, while its queue still has most of a step.
+        A GPU has counted these votes by then, while its queue still has most of a step. None before there are any.
         """
-        if len(self._votes) < 2:
-            return False
-        vote = self._votes[0]
-        if vote.arrived is not None:
-            vote.arrived.synchronize()
-        return bool(vote.count.numpy()[0])
+        if len(self._sent) < 2:
+            return None
+        sent = self._sent[0]
+        if sent.arrived is not None:
+            sent.arrived.synchronize()
+        return Votes(*(int(count) for count in sent.votes.numpy()))
 
-    def _vote(self, summed: torch.Tensor) -> None:
+    def _send(self, summed: torch.Tensor) -> None:
         on_cuda = self._device.type == "cuda"
-        count = torch.empty(1, dtype=summed.dtype, pin_memory=on_cuda)
-        count.copy_(summed, non_blocking=True)
+        votes = torch.empty(len(summed), dtype=summed.dtype, pin_memory=on_cuda)
+        votes.copy_(summed, non_blocking=True)
         arrived = torch.cuda.Event() if on_cuda else None
         if arrived is not None:
             arrived.record()
-        self._votes.append(_Vote(count, arrived))
+        self._sent.append(_Sent(votes, arrived))

@@ -34,7 +34,7 @@ from engine.training.ops.loss import TrainedTokens, causal_lm_of
 from engine.training.passes import ModelPasses
 from engine.training.placement import ProcessGroup
 from engine.training.sharding import reshard, trained_weights, whole
-from engine.training.step_counts import StepCounts
+from engine.training.step_counts import StepCounts, Votes
 
 _NOTHING = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
 
@@ -129,7 +129,15 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         wants = self.hooks.stop_wanted
         if self.accelerator.num_processes == 1:
             return wants()
-        return self._counts.stop_voted() if self._counts.has_begun else self._group.any(wants())
+        if not self._counts.has_begun:
+            return self._group.any(wants())
+        voted = self._counts.voted()
+        return voted is not None and voted.stops > 0
+
+    def log_voted(self) -> int | None:
+        """What the first of several processes has said about logging, before the last step; None before it has."""
+        voted = self._counts.voted()
+        return None if voted is None else voted.logs
 
     def _count_progress(self) -> None:
         trained, tokens = self._counts.take()
@@ -171,7 +179,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
     def _train_step(self, model: Any, inputs: StepBatch) -> torch.Tensor:
         model.train()
         terms = self._passes.terms(inputs.passes)
-        scales = self._counts.begin(terms, inputs.trained_tokens, inputs.tokens, stops=self.hooks.stop_wanted())
+        votes = Votes(int(self.hooks.stop_wanted()), self.hooks.log_vote())
+        scales = self._counts.begin(terms, inputs.trained_tokens, inputs.tokens, votes)
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
         spare = min(inputs.passes, key=lambda one: one.tokens).untrained
         passes = self._passes.with_company(inputs.passes, spare, inputs.planned.most_passes)

@@ -114,3 +114,43 @@ def test_steps_in_quick_succession_are_logged_together():
     assert logged_steps(0.02, 60, saves=(30,)) == [1, 14, 27, 30, 43, 56, 60]
     assert logged_steps(0.02, 5, log_seconds=0.0) == [1, 2, 3, 4, 5]
     assert logged_steps(0.3, 5) == [1, 2, 3, 4, 5]
+
+
+def steps_of_several(seconds_a_step, steps):
+    """Numbers of the steps that each of two processes logs, whose clocks differ, and of which the first one votes."""
+    training = TrainingConfig(logging_steps=1, save_steps=10_000, max_steps=steps)
+    state, votes, now = SimpleNamespace(global_step=0, max_steps=steps), [], [0.0]
+    ranks = [
+        RunCallback(
+            training,
+            False,
+            lambda: False,
+            Progress,
+            log_seconds=0.25,
+            clock=lambda rank=rank: now[0] * (1 + rank) + 100 * rank,
+            log_voted=lambda: votes[-2] if len(votes) > 1 else None,
+        )
+        for rank in range(2)
+    ]
+    found = [[], []]
+    for rank in ranks:
+        rank.on_train_begin(None, state, SimpleNamespace())
+    for step in range(1, steps + 1):
+        votes.append(ranks[0].log_vote())
+        now[0] += seconds_a_step
+        state.global_step = step
+        for rank, logged in zip(ranks, found, strict=True):
+            control = SimpleNamespace(should_log=True, should_evaluate=False, should_save=False)
+            rank.on_step_end(None, state, control)
+            logged += [step] * control.should_log
+    return found
+
+
+def test_several_processes_log_the_same_steps_by_the_clock_of_the_first():
+    first, second = steps_of_several(0.02, 60)
+    assert first == second
+    assert first[0] == 1
+    assert first[-1] == 60
+    assert 5 <= len(first) <= 8  # 1.2 seconds, four times a second at most, and the first two
+
+    assert steps_of_several(0.3, 6) == [[1, 2, 3, 4, 5, 6]] * 2  # a slow step is worth a line
