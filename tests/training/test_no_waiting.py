@@ -119,7 +119,8 @@ def test_steps_in_quick_succession_are_logged_together():
 def steps_of_several(seconds_a_step, steps):
     """Numbers of the steps that each of two processes logs, whose clocks differ, and of which the first one votes."""
     training = TrainingConfig(logging_steps=1, save_steps=10_000, max_steps=steps)
-    state, votes, now = SimpleNamespace(global_step=0, max_steps=steps), [], [0.0]
+    state, now = SimpleNamespace(global_step=0, max_steps=steps), [0.0]
+    votes: list[int] = []
     ranks = [
         RunCallback(
             training,
@@ -132,7 +133,7 @@ def steps_of_several(seconds_a_step, steps):
         )
         for rank in range(2)
     ]
-    found = [[], []]
+    found: tuple[list[int], list[int]] = ([], [])
     for rank in ranks:
         rank.on_train_begin(None, state, SimpleNamespace())
     for step in range(1, steps + 1):
@@ -153,4 +154,4 @@ def test_several_processes_log_the_same_steps_by_the_clock_of_the_first():
     assert first[-1] == 60
     assert 5 <= len(first) <= 8  # 1.2 seconds, four times a second at most, and the first two
 
-    assert steps_of_several(0.3, 6) == [[1, 2, 3, 4, 5, 6]] * 2  # a slow step is worth a line
+    assert steps_of_several(0.3, 6) == ([1, 2, 3, 4, 5, 6],) * 2  # a slow step is worth a line
