@@ -24,7 +24,7 @@ from ui.views.preferences import render_preferences
 from ui.views.row_lists import listing_choices
 
 _SAMPLES = (
-    ("sample:loratory-faq", "loratory-faq", "354 questions and answers, Alpaca"),
+    ("sample:loratory-faq", "loratory-faq", "354 instructions, Alpaca"),
     ("sample:lab-chats", "lab-chats", "118 conversations, ShareGPT"),
     ("sample:loratory-preferences", "loratory-preferences", "152 preference pairs"),
 )
@@ -218,8 +218,7 @@ class DataTab:
         if report is not None:
             listed = self.rows.render_list(check.question, report, listing, list_page)
             facts = view.render_facts(report)
-            preferences = render_preferences(report)
-            lengths = preferences + view.render_lengths(report, folded=bool(preferences))
+            lengths = render_preferences(report) + view.render_lengths(report)
         elif check.waits:
             facts = view.render_waiting(page)
         elif check.was_stopped:

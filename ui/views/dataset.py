@@ -113,8 +113,8 @@ def render_facts(report: DatasetReport) -> str:
     return facts(figures) + notices(report.notes)
 
 
-def render_lengths(report: DatasetReport, *, folded: bool = False) -> str:
-    """Return how long the rows are, and how many trained tokens are truncated; `folded`, the longest stays in sight."""
+def render_lengths(report: DatasetReport) -> str:
+    """Return how long the rows are, and how many trained tokens are truncated; the longest is in sight."""
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
@@ -122,11 +122,9 @@ def render_lengths(report: DatasetReport, *, folded: bool = False) -> str:
     what = "rows" if report.sequences == report.kept else "sequences"
     words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
-    if folded:
-        return fold(
-            "Lengths", f"{lengths.max:,} tokens at most{f',{lost}' if lost else ''}".rstrip("."), _lead(words) + chart
-        )
-    return f"<section><h3>Lengths</h3>{_lead(words)}{chart}</section>"
+    return fold(
+        "Lengths", f"{lengths.max:,} tokens at most{f',{lost}' if lost else ''}".rstrip("."), _lead(words) + chart
+    )
 
 
 def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
