@@ -77,7 +77,7 @@ def _packed_preferences(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if config.training.packing and objective.learns_preferences:
         return (
-            f"{objective.name} keeps the answers of a row apart, and joins them without padding anyway where the model can; "
+            f"{objective.label} keeps the answers of a row apart, and joins them without padding anyway where the model can; "
             "switch packing off."
         )
     return None
@@ -87,7 +87,7 @@ def _packed_preferences(config: RunConfig) -> str | None:
 def _reference_without_adapter(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if objective.has_reference and config.adapter.traits.trains_all:
-        return f"{objective.name} compares with the model without its adapter, and full fine-tuning has none; choose lora, or orpo."
+        return f"{objective.label} compares with the model without its adapter, and full fine-tuning has none; choose LoRA, or ORPO."
     return None
 
 
@@ -98,11 +98,11 @@ def _losses_of_another_objective(config: RunConfig) -> str | None:
     if not objective.learns_preferences or not losses:
         return None
     if not objective.losses:
-        return f"{objective.name} has one loss of its own; leave this empty."
+        return f"{objective.label} has one loss of its own; leave this empty."
     if unknown:
-        return f"{objective.name} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
+        return f"{objective.label} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
     if len(set(losses)) < len(losses) or (len(losses) > 1 and not objective.adds_losses):
-        return f"{objective.name} takes {'each loss once' if objective.adds_losses else 'one loss'}."
+        return f"{objective.label} takes {'each loss once' if objective.adds_losses else 'one loss'}."
     return None
 
 
@@ -125,7 +125,7 @@ def _exo_without_smoothing(config: RunConfig) -> str | None:
 def _precomputed_for_others(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if config.training.precompute_ref_log_probs and objective.has_reference and not objective.precomputes:
-        return f"{objective.name} puts answers behind other prompts at every step, which cannot be computed before; switch it off."
+        return f"{objective.label} puts answers behind other prompts at every step, which cannot be computed before; switch it off."
     return None
 
 

@@ -8,8 +8,8 @@ from engine.errors import ConfigError
 
 CONFLICTS = {
     "packing": ({"objective": "dpo", "packing": True}, "switch packing off"),
-    "a loss of kto": ({"objective": "dpo", "loss_type": ["kto"]}, "dpo has no loss kto"),
-    "two losses of kto": ({"objective": "kto", "loss_type": ["kto", "apo_zero_unpaired"]}, "kto takes one loss"),
+    "a loss of kto": ({"objective": "dpo", "loss_type": ["kto"]}, "DPO has no loss kto"),
+    "two losses of kto": ({"objective": "kto", "loss_type": ["kto", "apo_zero_unpaired"]}, "KTO takes one loss"),
     "a loss twice": ({"objective": "dpo", "loss_type": ["ipo", "ipo"]}, "each loss once"),
     "a loss of orpo": ({"objective": "orpo", "loss_type": ["sigmoid"]}, "leave this empty"),
     "weights": ({"objective": "dpo", "loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 weights for 2 losses"),
