@@ -64,7 +64,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
     page = laid_out(MethodTab)._page
     page.services = replace(services, shapes=known, devices=lambda: (gpu(free[0]),))
     visitor = FormVisitor(page)
-    for _ in range(60):
+    for _ in range(200):
         free[0] = draw.uniform(0.4, 4)
         drawn = a_draft(draw)
         visitor.fill(drawn)
