@@ -190,4 +190,5 @@ def test_every_method_and_objective_of_a_tiny_model_is_reproduced(name, reproduc
     history, log = reproduction[name]
 
     assert len(history.evals) > 2
-    assert_same_losses(history, log, within=1e-3)
+    # Averaging over batches instead of steps differs by 1e-3.
+    assert_same_losses(history, log, within=1e-4 if "objective" in TINY[name][0] else 1e-3)
