@@ -124,7 +124,7 @@ def test_its_result_is_merged_and_answers_in_chat(worker_runs, sharded_run, few_
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("sharded", 1), ("copies", 2)], ids=["by one process", "from whole models"]
+    ("before", "after"), [("sharded_run", 1), ("copies", 2)], ids=["by one process", "from whole models"]
 )
 def test_it_resumes_with_another_number_of_processes(before, after, worker_runs, workers, request):
     first = request.getfixturevalue(before)
