@@ -228,17 +228,17 @@ def test_two_nodes_train_what_one_process_does_and_one_process_resumes_where_the
     (tmp_path / "go").touch()
 
     end = wait_for_state(run, "stopped", "completed", "failed", "interrupted")
-    assert (end.state, end.reason, end.resumable_step) == ("stopped", "stopped_on_request", 4), (
-        run.folder.log.read_text()
-    )
+    assert (end.state, end.reason) == ("stopped", "stopped_on_request"), run.folder.log.read_text()
+    stopped = end.resumable_step
+    assert 4 <= stopped <= 6  # each process learns a step late what the others were asked
     assert end.device == f"slurm {end.job_id} · node[1-2] · 2 nodes, CPU each"
-    assert (run.folder.checkpoint(4) / "random-1.safetensors").exists()  # of the second process
+    assert (run.folder.checkpoint(stopped) / "random-1.safetensors").exists()  # of the second process
 
     wish_place(run, "local")
     request_resume(home, run)
     end = wait_for_state(run, "completed", "failed", "interrupted")
     assert (end.state, end.executor) == ("completed", "local")
-    assert [one.step for one in data_of_events(run, "resumed")] == [4]
+    assert [one.step for one in data_of_events(run, "resumed")] == [stopped]
     # Sums over other groups of rows are rounded otherwise; seen: 2e-7 of the loss.
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in losses_of(alone)]
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
