@@ -117,7 +117,7 @@ def test_the_space_reports_its_function_before_the_page(api, home):
 
 def test_a_report_that_fails_is_said_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.chat.zero_gpu.WORKER_MODULE", "engine.chat.worker.no_such_module")
-    with pytest.raises(DeviceError, match=r"not told.*See report.log"):
+    with pytest.raises(DeviceError, match=r"could not register.*See report.log"):
         ZeroGpu({"SPACES_ZERO_GPU": "true"}).report(tmp_path / "report.log")
 
 

@@ -225,7 +225,7 @@ def test_a_source_of_a_mixture_that_has_no_format_is_named(tmp_path):
     first = write_rows(tmp_path / "a.jsonl", [row(0), row(1)])
     other = write_rows(tmp_path / "strange.jsonl", [{"x": "1", "y": "2"}])
 
-    with pytest.raises(DatasetError, match=r"strange.jsonl, which is mixed in.*'x', 'y'"):
+    with pytest.raises(DatasetError, match=r"strange.jsonl, a source of the mixture.*'x', 'y'"):
         check_dataset(DatasetConfig(source=str(first), format="alpaca", mix={str(other): 1.0}), SourceOptions())
 
 

@@ -111,7 +111,7 @@ def test_handing_over_needs_to_hold(book, another_process):
 
     assert book.holder("cpu").process == another_process
     assert book.holder_of_run("run-1").process == another_process
-    with pytest.raises(DeviceError, match="no longer ours"):
+    with pytest.raises(DeviceError, match="its lease has ended"):
         book.hand_over(["cpu"], ourselves, holder(ourselves, run_id="run-1"))
 
 
@@ -151,7 +151,7 @@ def test_one_server_holds_a_device_for_one_thing_at_a_time(book):
 
     with pytest.raises(DeviceError, match=r"in use for training \(Run A\)"):
         book.take(["cpu"], holder(run_id="run-2", title="Run B"))
-    with pytest.raises(DeviceError, match="no longer ours"):
+    with pytest.raises(DeviceError, match="its lease has ended"):
         book.hand_over(["cpu"], ProcessIdentity.current(), holder(run_id="run-2"))
     book.take(["cpu"], holder(run_id="run-1"))
     assert book.holder("cpu").run_id == "run-1"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.config.optimizations import OPTIMIZATIONS, VARIABLE
+from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
 from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, main, measure, table, why_not
 from tests.benchmarks.lora_launches import count_launches
 from tests.tiny_model import make_tiny_model
@@ -30,7 +30,7 @@ def test_the_most_telling_cells_come_first():
     order = list(cells(["0.5B", "8B"]))
 
     assert [cell.words for cell in order[:4]] == ["ours"] * 4
-    assert {cell.without for cell in order} == {"", *OPTIMIZATIONS}
+    assert {cell.without for cell in order} == {"", *TRAINING_OPTIMIZATIONS}
     assert len(set(order)) == len(order)
 
 
