@@ -133,8 +133,11 @@ class EvaluationResult(Value):
 
     @property
     def gained(self) -> float | None:
-        """By what part of the base's loss the tuned loss on the held-out rows is lower; negative where it is higher."""
-        rise = _rise(self.losses)
+        """By what part of the base's loss the tuned loss on the held-out rows is lower; negative where it is higher.
+
+        None where every row is a completion that the model should not give.
+        """
+        rise = _rise(self.losses) if self.ratings is None or self.ratings.desirable else None
         return None if rise is None else -rise
 
     @property

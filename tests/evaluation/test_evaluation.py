@@ -1,99 +1,35 @@
 """Base and tuned are measured on the rows that training held out, with the masking that training had."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.chat.contract import Branch, ChatTarget
-from engine.chat.target import plan_load
+from engine.chat.contract import ChatTarget
 from engine.chat.worker.answer import Answer
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.objectives import DPO, KTO
 from engine.config.results import EvaluationConfig
-from engine.data.passes.prepare import prepare_dataset, spread_evenly
-from engine.data.render.template import freeze_template
+from engine.data.passes.prepare import spread_evenly
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError, RunError
 from engine.evaluation.general_text import general_text
 from engine.evaluation.job import (
     DataThen,
     EvaluationJob,
-    EvaluationOrder,
     EvaluationRequest,
     EvaluationResult,
-    preference_sentences,
     read_evaluation,
 )
-from engine.evaluation.ratings import measure_ratings, rating_words
 from engine.evaluation.worker.answers import decode, split_at_answer
 from engine.evaluation.worker.batched_answers import BatchedAnswers
-from engine.evaluation.worker.main import EvaluationWorker
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
-from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import lora, prefix_tuning
+from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
 from tests.recorded_request import RecordedRequest
-from tests.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("eval") / "base", tie_word_embeddings=False, initializer_range=0.4)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows = [
-        {"instruction": f"What is {number} and one?", "output": f"It is {number + 1}, the number after {number}."}
-        for number in range(40)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def write_run(folder: Path, base: Path, data: Path, adapter_config: object, method: str = "lora") -> Path:
-    make_adapter(base, folder / "adapter", adapter_config)
-    config = config_from_mapping(
-        {
-            "model": {"id": str(base), "compute_dtype": "float32"},
-            "dataset": {"source": str(data), "eval_fraction": 0.2},
-            "adapter": {"method": method},
-            "training": {"max_length": 256},
-        }
-    )
-    (folder / "config.yaml").write_text(config_to_yaml(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(base, data, tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "run", base, data, lora())
-
-
-def order_of(run: Path, **settings: Any) -> EvaluationOrder:
-    plan = plan_load(ChatTarget.of_run(run))
-    from engine.runs.run import RunFolder
-
-    values = {"answered_rows": 0, "max_new_tokens": 8, "general_text": False, **settings}
-    return EvaluationOrder(
-        plan=plan,
-        run=RunFolder(run).read_config(),
-        settings=EvaluationConfig(**values),
-        device=describe_processor(),
-    )
-
-
-def evaluate(home, order: EvaluationOrder, request=None) -> EvaluationResult:
-    answer = EvaluationWorker(home).evaluate(order.model_dump(mode="json"), request or RecordedRequest())
-    return EvaluationResult.model_validate(answer)
 
 
 @torch.inference_mode()
@@ -106,16 +42,6 @@ def expected_loss(model, rows) -> float:
         total += float(functional.cross_entropy(logits, labels, reduction="sum"))
         tokens += int((labels != -100).sum())
     return total / tokens
-
-
-def held_out(run: Path, home, order: EvaluationOrder, objective=None):
-    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
-    freeze_template(tokenizer)
-    training = order.run.training
-    return prepare_dataset(
-        order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home,
-        objective=objective,
-    ).held_out  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
@@ -133,125 +59,6 @@ def test_losses_are_those_of_plain_cross_entropy(home, base, data, tmp_path, met
     assert result.losses["base"].loss != pytest.approx(result.losses["tuned"].loss, rel=1e-3)
     assert result.rows == len(rows) == 8
     assert result.losses["base"].perplexity == pytest.approx(2.718281828 ** result.losses["base"].loss, rel=1e-6)
-
-
-@torch.inference_mode()
-def log_probability(model, row) -> float:
-    """Of the trained tokens, the whole sequence at once."""
-    labels = torch.tensor(row.labels[1:])
-    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
-    return -float(functional.cross_entropy(logits, labels, reduction="sum"))
-
-
-def expected_margins(model, pairs) -> list[float]:
-    """By how much each chosen answer is likelier than the rejected one."""
-    return [log_probability(model, pair) - log_probability(model, pair.rejected) for pair in pairs]
-
-
-def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    rows = [
-        {
-            "prompt": f"What is {number} and one?",
-            "chosen": f"It is {number + 1}.",
-            "rejected": f"No idea, {number} maybe?",
-        }
-        for number in range(40)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
-    make_adapter(base, tuned / "adapter", lora(), seed=2)
-    settings = yaml.safe_load((tuned / "config.yaml").read_text())
-    settings["adapter"]["warm_start"] = str(run / "adapter")
-    settings["training"] |= {"objective": "dpo", "beta": 0.3}
-    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
-    request = EvaluationRequest(
-        target=ChatTarget.of_run(tuned),
-        settings=EvaluationConfig(answered_rows=1, max_new_tokens=4, general_text=False),
-    )
-
-    order, _ = EvaluationJob(home, request)._order(describe_processor())
-    result = evaluate(home, order)
-
-    found = result.preference
-    assert found is not None
-    assert (found.pairs, found.reference, found.beta, result.start) == (8, "second", 0.3, "adapter")
-    pairs = held_out(tuned, home, order, DPO)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    margins: dict[Branch, list[float]] = {"base": expected_margins(model, pairs)}
-    model = PeftModel.from_pretrained(model, run / "adapter", adapter_name="second").eval()
-    margins["second"] = expected_margins(model, pairs)
-    model.load_adapter(tuned / "adapter", adapter_name="tuned")
-    model.set_adapter("tuned")
-    margins["tuned"] = expected_margins(model.eval(), pairs)
-    for branch, expected in margins.items():
-        assert found.branches[branch].margin == pytest.approx(sum(expected) / 8, rel=1e-4, abs=1e-4)
-        assert found.branches[branch].preferred == sum(margin > 0 for margin in expected)
-    gains = [now - then for now, then in zip(margins["tuned"], margins["second"], strict=True)]
-    assert found.branches["tuned"].reward_margin == pytest.approx(0.3 * sum(gains) / 8, rel=1e-3, abs=1e-4)
-    assert found.branches["tuned"].gained == sum(gain > 0 for gain in gains)
-    assert found.branches["second"].gained is None
-    assert set(result.answered[0].answers) == {"base", "tuned", "second"}
-    assert "held-out pairs" in preference_sentences(result)[0]
-
-
-def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_path):
-    file = tmp_path / "ratings.jsonl"
-    rows = [
-        {"prompt": f"What is {number} and one?", "completion": f"It is {number + 1}.", "label": number % 3 > 0}
-        for number in range(40)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
-    make_adapter(base, tuned / "adapter", lora(), seed=2)
-    settings = yaml.safe_load((tuned / "config.yaml").read_text())
-    settings["training"] |= {"objective": "kto", "beta": 0.3}
-    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
-
-    order = order_of(tuned, general_text=False)
-    result = evaluate(home, order)
-
-    found = result.ratings
-    assert found is not None
-    held = held_out(tuned, home, order, KTO)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    before = [log_probability(model, row) for row in held]
-    model = PeftModel.from_pretrained(model, tuned / "adapter").eval()
-    after = [log_probability(model, row) for row in held]
-    rewards = [(0.3 * (now - then), row.desirable) for now, then, row in zip(after, before, held, strict=True)]
-    good, bad = ([reward for reward, label in rewards if label is wanted] for wanted in (True, False))
-    assert (found.desirable, found.undesirable, found.reference) == (len(good), len(bad), "base")
-    assert good
-    assert bad
-    own = found.branches["tuned"]
-    assert own.reward_desirable == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-4)
-    assert own.reward_undesirable == pytest.approx(sum(bad) / len(bad), rel=1e-3, abs=1e-4)
-    assert own.right == sum(reward > 0 for reward in good) + sum(reward < 0 for reward in bad)
-    assert result.preference_accuracy == own.right / 8
-    assert "base" not in found.branches
-    warm = order.run.model_copy(update={"adapter": order.run.adapter.model_copy(update={"warm_start": "gone"})})
-    gone = evaluate(
-        home, order.model_copy(update={"run": warm, "settings": EvaluationConfig(max_rows=1, answered_rows=0)})
-    )
-    assert gone.ratings is None
-    assert any("cannot be loaded any more" in note for note in gone.notes)
-
-
-def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
-    found = measure_ratings({"base": [-2.0, -2.0, -2.0], "tuned": [-1.0, -2.0, -3.0]}, [True, True, True], "base", 0.5)
-
-    assert found is not None
-    assert (found.right, found.undesirable, found.branches["tuned"].difference) == (1, 0, None)  # no gain is not right
-    words = rating_words(found, {"base": "the base model"})
-    assert "(1 of 3 desirable)" in words[0]
-    assert "Mean reward +0.000. Every completion is desirable" in words[2]
-    alone = measure_ratings({"second": [-2.0], "base": [-9.0], "tuned": [-3.0]}, [False], "second", 0.1)
-    assert alone is not None
-    assert alone.accuracy == 1.0
-    assert (alone.branches["base"].right, alone.branches["base"].reward_desirable) == (1, None)
-    assert "between 21% and 100%" in rating_words(alone, {"second": "its start"})[0]
-    assert measure_ratings({"base": [-1.0], "tuned": [-1.0]}, [True], "second", 0.1) is None  # the start is gone
-    assert measure_ratings({"base": [], "tuned": []}, [], "base", 0.1) is None
 
 
 def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):

@@ -40,6 +40,7 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
     assert told["reading"]["visible"]
     assert told["fold"]["open"]
     assert not told["mapping"]["visible"]
+    assert visitor.open(dataset__source="/missing/rows.jsonl")["fold"] == gr.skip(), "a file has neither"
 
 
 def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):

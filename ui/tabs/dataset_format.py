@@ -10,6 +10,7 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.formats import FORMATS
 from engine.errors import ConfigError, Problem
+from engine.models.source import is_hub_id
 from ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message, visible_if
 from ui.form import field_of
 from ui.gradio_internals import Dropdown
@@ -82,9 +83,10 @@ class DatasetFormat:
         return self._boxes(page.format, page.columns, page.column_map, mapping=wants_mapping)
 
     def of_columns(self, dataset: DatasetConfig, known: DatasetColumns | None) -> Updates:
-        """Return the settings where reading failed; without columns it cannot be opened at all, perhaps for its split."""
+        """Return the settings where reading failed; a dataset of the Hub without columns perhaps for its split."""
         if known is None:
-            return {**self._boxes("auto", (), {}, mapping=False), self.fold: gr.update(open=True)}
+            fold = {self.fold: gr.update(open=True)} if is_hub_id(dataset.source) else {}
+            return {**self._boxes("auto", (), {}, mapping=False), **fold}
         return self._boxes(known.format, known.columns, dataset.column_map, mapping=True)
 
     def _boxes(self, format_: str, columns: Any, column_map: Mapping[str, str], *, mapping: bool) -> Updates:

@@ -60,9 +60,9 @@ def render_evaluation(result: EvaluationResult) -> str:
         (_perplexity(tuned.perplexity), "perplexity, tuned"),
         (_perplexity(base.perplexity), "perplexity, base"),
     )
-    worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    if tuned.perplexity < base.perplexity:
-        worse = ""
+    worse = ""
+    if result.gained is not None and tuned.perplexity >= base.perplexity:
+        worse = "<b>Training made it worse:</b> the base model has the lower loss. "
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
         f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'

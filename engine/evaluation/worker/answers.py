@@ -21,7 +21,7 @@ from engine.training.failure import is_out_of_memory
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: what is measured with which weights, and who is told."""
+    """One evaluation: what is measured with which weights, and who asked."""
 
     order: EvaluationOrder
     request: Request

@@ -73,21 +73,26 @@ class EvaluationWorker:
         evaluation = Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
             row_losses = _row_losses(evaluation, rows, "the loss, row")
-            losses = _mean_losses(row_losses, rows)
+            wanted = [number for number, row in enumerate(rows) if not isinstance(row, RatedRow) or row.desirable]
+            measured = wanted or range(len(rows))
+            losses = _mean_losses(
+                {branch: [found[number] for number in measured] for branch, found in row_losses.items()},
+                [rows[number] for number in measured],
+            )
             preference = _measure_preference(evaluation, rows, row_losses)
             ratings = _measure_ratings(order.run, rows, row_losses)
             texts = general_rows(tokenizer) if asks_general else []
             general = _mean_losses(_row_losses(evaluation, texts, "forgetting, text"), texts) if texts else {}
-            answered = answer_rows(evaluation, rows)
+            answered = answer_rows(evaluation, [rows[number] for number in wanted])
         result = EvaluationResult(
             losses=losses,
-            rows=len({row.row for row in rows}),
+            rows=len({rows[number].row for number in measured}),
             scores={
                 branch: mean_scores([row.answers[branch].scores for row in answered]) for branch in losses if answered
             },
             answered=tuple(sorted(answered, key=lambda row: row.answers["tuned"].scores.chrf)),
             seconds=time.perf_counter() - started,
-            notes=(*order.plan.notes, *_about_rows(order), *_changes(data, order.data_then)),
+            notes=(*order.plan.notes, *_about_rows(order, wants_some=bool(wanted)), *_changes(data, order.data_then)),
             general_losses=general,
             preference=preference,
             ratings=ratings,
@@ -96,13 +101,15 @@ class EvaluationWorker:
         return result.model_dump(mode="json")
 
 
-def _about_rows(order: EvaluationOrder) -> tuple[str, ...]:
+def _about_rows(order: EvaluationOrder, *, wants_some: bool) -> tuple[str, ...]:
     objective = objective_of(order.run)
     if not objective.learns_preferences:
         return ()
     notes = [
-        "The rows say which answer is better. Losses are those of the chosen or rated answers, as if they were learned."
+        "The rows say which answer is better. Losses are those of the chosen or desirable answers, as if they were learned."
     ]
+    if not wants_some:
+        notes = ["Every held-out completion is undesirable: the losses are theirs, and a lower one is no gain."]
     if objective.has_reference and _start_of(order.run) == "second" and order.plan.second is None:
         notes.append("The adapter that training started from cannot be loaded any more, so no rewards were measured.")
     return tuple(notes)

@@ -1,0 +1,87 @@
+"""A tiny run with held-out rows, and its evaluation in this process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from engine.chat.contract import ChatTarget
+from engine.chat.target import plan_load
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.results import EvaluationConfig
+from engine.data.passes.prepare import prepare_dataset
+from engine.data.render.template import freeze_template
+from engine.evaluation.job import (
+    EvaluationOrder,
+    EvaluationResult,
+)
+from engine.evaluation.worker.main import EvaluationWorker
+from engine.hardware.processor import describe_processor
+from tests.chat.tiny_adapters import lora, make_adapter
+from tests.recorded_request import RecordedRequest
+from tests.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("eval") / "base", tie_word_embeddings=False, initializer_range=0.4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {"instruction": f"What is {number} and one?", "output": f"It is {number + 1}, the number after {number}."}
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(base, data, tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", base, data, lora())
+
+
+def write_run(folder: Path, base: Path, data: Path, adapter_config: object, method: str = "lora") -> Path:
+    make_adapter(base, folder / "adapter", adapter_config)
+    config = config_from_mapping(
+        {
+            "model": {"id": str(base), "compute_dtype": "float32"},
+            "dataset": {"source": str(data), "eval_fraction": 0.2},
+            "adapter": {"method": method},
+            "training": {"max_length": 256},
+        }
+    )
+    (folder / "config.yaml").write_text(config_to_yaml(config))
+    return folder
+
+
+def order_of(run: Path, **settings: Any) -> EvaluationOrder:
+    plan = plan_load(ChatTarget.of_run(run))
+    from engine.runs.run import RunFolder
+
+    values = {"answered_rows": 0, "max_new_tokens": 8, "general_text": False, **settings}
+    return EvaluationOrder(
+        plan=plan,
+        run=RunFolder(run).read_config(),
+        settings=EvaluationConfig(**values),
+        device=describe_processor(),
+    )
+
+
+def evaluate(home, order: EvaluationOrder, request=None) -> EvaluationResult:
+    answer = EvaluationWorker(home).evaluate(order.model_dump(mode="json"), request or RecordedRequest())
+    return EvaluationResult.model_validate(answer)
+
+
+def held_out(run: Path, home, order: EvaluationOrder, objective=None):
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    freeze_template(tokenizer)
+    training = order.run.training
+    return prepare_dataset(
+        order.run.dataset, seed=training.seed, max_length=training.max_length, tokenizer=tokenizer, home=home,
+        objective=objective,
+    ).held_out  # fmt: skip

@@ -1,0 +1,154 @@
+"""What is measured on held-out pairs and rated completions."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from engine.chat.contract import Branch, ChatTarget
+from engine.config.load import config_from_mapping, config_to_yaml
+from engine.config.objectives import DPO, KTO
+from engine.config.results import EvaluationConfig
+from engine.evaluation.job import (
+    BranchLoss,
+    EvaluationJob,
+    EvaluationRequest,
+    EvaluationResult,
+    preference_sentences,
+)
+from engine.evaluation.ratings import measure_ratings, rating_words
+from engine.hardware.processor import describe_processor
+from tests.chat.tiny_adapters import lora, make_adapter
+from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
+
+
+def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": f"What is {number} and one?",
+            "chosen": f"It is {number + 1}.",
+            "rejected": f"No idea, {number} maybe?",
+        }
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
+    make_adapter(base, tuned / "adapter", lora(), seed=2)
+    settings = yaml.safe_load((tuned / "config.yaml").read_text())
+    settings["adapter"]["warm_start"] = str(run / "adapter")
+    settings["training"] |= {"objective": "dpo", "beta": 0.3}
+    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+    request = EvaluationRequest(
+        target=ChatTarget.of_run(tuned),
+        settings=EvaluationConfig(answered_rows=1, max_new_tokens=4, general_text=False),
+    )
+
+    order, _ = EvaluationJob(home, request)._order(describe_processor())
+    result = evaluate(home, order)
+
+    found = result.preference
+    assert found is not None
+    assert (found.pairs, found.reference, found.beta, result.start) == (8, "second", 0.3, "adapter")
+    pairs = held_out(tuned, home, order, DPO)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    margins: dict[Branch, list[float]] = {"base": expected_margins(model, pairs)}
+    model = PeftModel.from_pretrained(model, run / "adapter", adapter_name="second").eval()
+    margins["second"] = expected_margins(model, pairs)
+    model.load_adapter(tuned / "adapter", adapter_name="tuned")
+    model.set_adapter("tuned")
+    margins["tuned"] = expected_margins(model.eval(), pairs)
+    for branch, expected in margins.items():
+        assert found.branches[branch].margin == pytest.approx(sum(expected) / 8, rel=1e-4, abs=1e-4)
+        assert found.branches[branch].preferred == sum(margin > 0 for margin in expected)
+    gains = [now - then for now, then in zip(margins["tuned"], margins["second"], strict=True)]
+    assert found.branches["tuned"].reward_margin == pytest.approx(0.3 * sum(gains) / 8, rel=1e-3, abs=1e-4)
+    assert found.branches["tuned"].gained == sum(gain > 0 for gain in gains)
+    assert found.branches["second"].gained is None
+    assert set(result.answered[0].answers) == {"base", "tuned", "second"}
+    assert "held-out pairs" in preference_sentences(result)[0]
+
+
+def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_path):
+    file = tmp_path / "ratings.jsonl"
+    rows = [
+        {"prompt": f"What is {number} and one?", "completion": f"It is {number + 1}.", "label": number % 3 > 0}
+        for number in range(40)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
+    make_adapter(base, tuned / "adapter", lora(), seed=2)
+    settings = yaml.safe_load((tuned / "config.yaml").read_text())
+    settings["training"] |= {"objective": "kto", "beta": 0.3}
+    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+
+    order = order_of(tuned, general_text=False)
+    result = evaluate(home, order)
+
+    found = result.ratings
+    assert found is not None
+    held = held_out(tuned, home, order, KTO)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    before = [log_probability(model, row) for row in held]
+    model = PeftModel.from_pretrained(model, tuned / "adapter").eval()
+    after = [log_probability(model, row) for row in held]
+    rewards = [(0.3 * (now - then), row.desirable) for now, then, row in zip(after, before, held, strict=True)]
+    good, bad = ([reward for reward, label in rewards if label is wanted] for wanted in (True, False))
+    assert (found.desirable, found.undesirable, found.reference) == (len(good), len(bad), "base")
+    assert good
+    assert bad
+    own = found.branches["tuned"]
+    assert own.reward_desirable == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-4)
+    assert own.reward_undesirable == pytest.approx(sum(bad) / len(bad), rel=1e-3, abs=1e-4)
+    assert own.right == sum(reward > 0 for reward in good) + sum(reward < 0 for reward in bad)
+    assert result.preference_accuracy == own.right / 8
+    assert "base" not in found.branches
+    tokens = sum(label >= 0 for row in held if row.desirable for label in row.labels[1:])
+    lost = -sum(now for now, row in zip(after, held, strict=True) if row.desirable)
+    assert (result.rows, result.losses["tuned"].tokens) == (len(good), tokens)
+    assert result.losses["tuned"].loss == pytest.approx(lost / tokens, rel=1e-4)
+    assert {row.row for row in result.answered} <= {row.row for row in held if row.desirable}
+    assert result.gained is not None
+    warm = order.run.model_copy(update={"adapter": order.run.adapter.model_copy(update={"warm_start": "gone"})})
+    gone = evaluate(
+        home, order.model_copy(update={"run": warm, "settings": EvaluationConfig(max_rows=1, answered_rows=0)})
+    )
+    assert gone.ratings is None
+    assert any("cannot be loaded any more" in note for note in gone.notes)
+
+
+def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
+    found = measure_ratings({"base": [-2.0, -2.0, -2.0], "tuned": [-1.0, -2.0, -3.0]}, [True, True, True], "base", 0.5)
+
+    assert found is not None
+    assert (found.right, found.undesirable, found.branches["tuned"].difference) == (1, 0, None)  # no gain is not right
+    words = rating_words(found, {"base": "the base model"})
+    assert "(1 of 3 desirable)" in words[0]
+    assert "Mean reward +0.000. Every completion is desirable" in words[2]
+    alone = measure_ratings({"second": [-2.0], "base": [-9.0], "tuned": [-3.0]}, [False], "second", 0.1)
+    assert alone is not None
+    assert alone.accuracy == 1.0
+    assert (alone.branches["base"].right, alone.branches["base"].reward_desirable) == (1, None)
+    losses = {"base": BranchLoss.of(2.0, 5), "tuned": BranchLoss.of(1.0, 5)}
+    assert EvaluationResult(losses=losses, rows=3, scores={}, ratings=found).gained == 0.5
+    assert EvaluationResult(losses=losses, rows=1, scores={}, ratings=alone).gained is None  # it should not be given
+    assert "between 21% and 100%" in rating_words(alone, {"second": "its start"})[0]
+    assert measure_ratings({"base": [-1.0], "tuned": [-1.0]}, [True], "second", 0.1) is None  # the start is gone
+    assert measure_ratings({"base": [], "tuned": []}, [], "base", 0.1) is None
+
+
+@torch.inference_mode()
+def log_probability(model, row) -> float:
+    """Of the trained tokens, the whole sequence at once."""
+    labels = torch.tensor(row.labels[1:])
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
+    return -float(functional.cross_entropy(logits, labels, reduction="sum"))
+
+
+def expected_margins(model, pairs) -> list[float]:
+    """By how much each chosen answer is likelier than the rejected one."""
+    return [log_probability(model, pair) - log_probability(model, pair.rejected) for pair in pairs]
