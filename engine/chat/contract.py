@@ -1,4 +1,4 @@
-"""What a conversation's two sides say to each other: the page or the terminal here, the process with the model there."""
+"""Messages between a chat client (the page or the terminal) and the process that holds the model."""
 
 import uuid
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from engine.models.prepared import ModelProgress
 
 Branch = Literal["base", "tuned", "second"]
 FinishReason = Literal["eos", "length", "context", "stopped"]
-# A job goes through its own in this order; a wait for the Hub is reported within the phase that it holds up.
+# In order; a job goes through some of them. A wait for the Hub is reported in the phase that it delays.
 Phase = Literal[
     "starting", "checking", "preparing", "fetching", "loading_model", "loading_adapter", "measuring", "writing",
     "verifying", "uploading", "committing", "ready",
@@ -26,40 +26,40 @@ ChatPhase = Literal["empty", "loading", "ready", "generating"]
 
 
 class Value(BaseModel):
-    """A frozen value that crosses the line between the two processes."""
+    """A frozen value that processes exchange."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class AdapterChoice(Value):
-    """What was trained: a run's folder, or any folder with an adapter or a fully trained model in it."""
+    """A run's folder, or any folder with an adapter or a fully trained model."""
 
     folder: Path
     checkpoint: str | None = None  # name under the run's checkpoints/, such as step-40; None takes the final adapter
 
 
 class ChatTarget(Value):
-    """What to talk to: a base model alone, or with one or two adapters on one copy of its weights."""
+    """The model to chat with: a base model alone, or with one or two adapters that share its weights."""
 
     model: ModelConfig | None = None  # None: the one that the run or the adapter names
-    tuned: AdapterChoice | None = None  # None: the base alone
+    tuned: AdapterChoice | None = None  # None: the base model alone
     second: AdapterChoice | None = None  # another adapter of the same base, to compare with
     quantization: Quantization | None = None  # None: as in the run's (or model's) configuration
     where: WorkPlace = "local"
 
     @classmethod
     def of_run(cls, folder: Path, checkpoint: str | None = None) -> "ChatTarget":
-        """Talk to a run, or to an adapter's folder."""
+        """Return the target for the folder of a run or an adapter."""
         return cls(tuned=AdapterChoice(folder=folder, checkpoint=checkpoint))
 
     @classmethod
     def of_model(cls, model: ModelConfig) -> "ChatTarget":
-        """Talk to a model as it is."""
+        """Return the target for a base model without an adapter."""
         return cls(model=model)
 
 
 class Progress(Value):
-    """How far a job has come; `fraction` from 0 to 1 where it is known, of the phase."""
+    """Progress of a job; `fraction` is the completed part of the phase, from 0 to 1, if known."""
 
     phase: Phase
     message: str
@@ -67,9 +67,9 @@ class Progress(Value):
 
     @classmethod
     def fetching(cls, model: ModelProgress) -> "Progress":
-        """Return how far a model is fetched."""
-        done, total = model.done_bytes, model.total_bytes
-        fraction = done / total if done is not None and total else None
+        """Return the progress of a model download."""
+        done_bytes, total_bytes = model.done_bytes, model.total_bytes
+        fraction = done_bytes / total_bytes if done_bytes is not None and total_bytes else None
         return cls(phase="fetching", message=model.message, fraction=fraction)
 
 
@@ -77,22 +77,22 @@ OnProgress = Callable[[Progress], None]
 
 
 class LoadedModel(Value):
-    """What the process holds. Bytes are measured after loading."""
+    """The model in memory; sizes are measured after loading."""
 
     name: str  # the base model, as the person chose it
     method: str  # "LoRA", "QLoRA", "IA3", "Prefix tuning", "Full fine-tuning" or "" for a base alone
-    branches: tuple[Branch, ...]  # which answers can be asked for
+    branches: tuple[Branch, ...]  # that can answer
     device: str  # in words, such as "NVIDIA RTX 4090" or "CPU"
     dtype: str  # of computation, such as "bfloat16"
     quantization: Quantization
     weights_bytes: int  # base and adapters
     adapter_bytes: int
-    context_length: int | None  # positions the model was made for; None where it does not say
-    notes: tuple[str, ...] = ()  # what a person should know, such as a precision other than the run's
+    context_length: int | None  # maximum positions; None if the model's config has none
+    notes: tuple[str, ...] = ()  # for the user, such as a precision other than the run's
 
 
 class ChatRequest(Value):
-    """One question to one or more branches; every branch is given the same prompt and the same seed."""
+    """A request to one or more branches, which all get the same prompt and seed."""
 
     messages: tuple[Message, ...] = Field(min_length=1)
     branches: tuple[Branch, ...] = Field(default=("tuned",), min_length=1)
@@ -100,11 +100,11 @@ class ChatRequest(Value):
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # what `ChatSession.stop` takes
     gpu_token: str = Field(
         default="", max_length=LONGEST_TOKEN, repr=False
-    )  # for whom ZeroGPU counts it; expires in minutes
+    )  # whose ZeroGPU quota is charged; expires in minutes
 
 
 class ChatChunk(Value):
-    """What one branch has added since its last chunk. Each branch ends with one chunk whose `done` is true."""
+    """Text that a branch added since its last chunk. The last chunk of each branch has `done` set."""
 
     branch: Branch
     text: str  # to be appended; only whole characters
@@ -114,18 +114,18 @@ class ChatChunk(Value):
     first_token_seconds: float | None = None  # from the request's start in the process to this branch's first token
     done: bool = False
     finish_reason: FinishReason | None = None  # with `done`
-    note: str = ""  # what it waits for, where that takes long
+    note: str = ""  # why it waits, if that takes long
 
 
 class PromptView(Value):
-    """Exactly what the model reads."""
+    """The rendered prompt and its token ids."""
 
     text: str
     ids: tuple[int, ...]
 
 
 class ChatState(Value):
-    """What the session is doing now; cheap, safe to poll."""
+    """A snapshot of the session; cheap to poll."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -133,8 +133,8 @@ class ChatState(Value):
     target: ChatTarget | None = None
     model: LoadedModel | None = None
     progress: Progress | None = None  # while loading
-    generating: int = 0  # requests under way, of all callers
+    generating: int = 0  # running requests of all callers
     process_bytes: int | None = None  # resident memory of the process that holds the model
-    note: str = ""  # why the model was unloaded, where that was not asked for
+    note: str = ""  # why the model was unloaded automatically
     failure: EngineError | None = None  # of the last load, until the next one or an unload
     expires_after_seconds: float | None = None  # without a request, in a lab

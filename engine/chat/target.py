@@ -1,4 +1,4 @@
-"""From what a person wants to talk to, to what has to be loaded: looked up on the disk, before any process starts."""
+"""Resolve a chat target to the folders to load, before any process starts."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -29,12 +29,12 @@ class PlannedWeights(Value):
 
     folder: Path
     name: str  # of the run or the folder, for messages
-    method: str  # by name; empty where it is not one that Loratory trains
-    peft_type: str = ""  # as the adapter's own configuration has it
+    method: str  # its name; empty if Loratory does not train it
+    peft_type: str = ""  # from the adapter's configuration
 
     @property
     def traits(self) -> PeftMethod | None:
-        """The method; None where it is not one that Loratory trains."""
+        """The method; None if Loratory does not train it."""
         return METHODS.get(self.method)
 
     @property
@@ -44,31 +44,32 @@ class PlannedWeights(Value):
 
 
 class LoadPlan(Value):
-    """What the process loads."""
+    """The base model and the adapters to load."""
 
-    model: ModelConfig  # the base, in the precision that was asked for
+    model: ModelConfig  # the base model, with the requested quantization
     tuned: PlannedWeights | None = None
     second: PlannedWeights | None = None
-    notes: tuple[str, ...] = ()  # what a person should know about this combination
+    notes: tuple[str, ...] = ()  # for the user, about this combination
     owner: str = ""  # in a lab, the person to whose folders a path of the base is confined
 
     def home(self, home: LoratoryHome) -> LoratoryHome:
-        """Return the home in which the base is looked up: a path as its owner may name it, a Hub id as the asker has it.
+        """Return the home in which to look up the base model: its owner's for a path, the requester's for a Hub id.
 
-        Who shares a run does not share what only their own token opens. On the machine itself, its admin asks for the owner.
+        Sharing a run does not share a gated model that only the owner's token can open. An admin on the machine itself
+        acts for the owner.
         """
         is_asked_by_another = home.owner not in ("", self.owner) and is_hub_id(self.model.id.strip())
         return home.of(self.owner) if self.owner and not is_asked_by_another else home
 
     @property
-    def trained(self) -> dict[Branch, PlannedWeights]:
-        """What was trained, by the branch that answers with it."""
-        found: dict[Branch, PlannedWeights | None] = {"tuned": self.tuned, "second": self.second}
-        return {branch: weights for branch, weights in found.items() if weights is not None}
+    def trained_weights(self) -> dict[Branch, PlannedWeights]:
+        """The trained weights by the branch that uses them."""
+        weights_of: dict[Branch, PlannedWeights | None] = {"tuned": self.tuned, "second": self.second}
+        return {branch: weights for branch, weights in weights_of.items() if weights is not None}
 
     @property
     def method_name(self) -> str:
-        """How people call what was trained; empty for a base alone."""
+        """Display name of the training method; empty for a base model alone."""
         if self.tuned is None:
             return ""
         traits, quantization = self.tuned.traits, self.model.quantization
@@ -78,41 +79,41 @@ class LoadPlan(Value):
 
 
 class LoadRequest(Value):
-    """What the process is asked for."""
+    """A request to load a plan on a device."""
 
     plan: LoadPlan
     device: Device
 
 
-class _Found(NamedTuple):
+class _WeightsAndBase(NamedTuple):
     weights: PlannedWeights
     model: ModelConfig  # the base that the run or the adapter names
 
 
 def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
-    """Find everything that `target` names, in a lab as far as the person whose home it is may name it.
+    """Find the folders that a target names. In a lab, only those that the home's owner may open.
 
     Raises:
         RunError: If a run has no adapter yet, or a checkpoint does not exist.
-        ModelError: If a folder holds nothing to talk to, or two adapters have different bases.
+        ModelError: If a folder has no model or adapter, or two adapters have different bases.
     """
-    owner = _confined(target, home) if home is not None and home.owner else ""
+    owner = _base_owner(target, home) if home is not None and home.owner else ""
     tuned = None if target.tuned is None else _find(target.tuned)
     second = None if target.second is None else _find(target.second)
-    found = tuned or second
-    model = target.model or (found.model if found is not None else None)
+    one = tuned or second
+    model = target.model or (one.model if one is not None else None)
     if model is None:
-        raise ModelError("No model was chosen.", "Choose a run, an adapter or a model to talk to.")
+        raise ModelError("No model was chosen.", "Choose a run, an adapter or a model.")
     if home is not None and owner and find_in_catalog(model.id.strip()) is None:
         if home.is_guest:
             raise ModelError("A guest uses the models of the catalogue.", "Choose one of them, or one of your runs.")
         model_path(model.id.strip(), home.of(owner))
-    if target.model is None and found is not None:
+    if target.model is None and one is not None:
         _require_same_base(tuned, second)
         base = Path(model.id)
         if base.is_absolute() and not base.exists():
-            fix = "Copy it to where it was, or name the model that takes its place."
-            raise ModelError(f"The base model of {found.weights.name}, {base.name}, is not on this machine.", fix)
+            fix = "Copy it back, or choose the model that replaces it."
+            raise ModelError(f"The base model of {one.weights.name}, {base.name}, is not on this machine.", fix)
     notes: tuple[str, ...] = ()
     if target.quantization is not None and target.quantization != model.quantization:
         if tuned is not None:
@@ -125,8 +126,8 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
     return LoadPlan(model=model, tuned=trained, second=other, notes=notes, owner=owner)
 
 
-def _confined(target: ChatTarget, home: LoratoryHome) -> str:
-    """Return whose folders the base is looked up in: the run's owner's where a run names it, else the person's.
+def _base_owner(target: ChatTarget, home: LoratoryHome) -> str:
+    """Return the owner of the folders in which to look up the base: the run's owner, or the home's if no run names it.
 
     Raises:
         ModelError: If the person may not name one of the folders.
@@ -141,7 +142,7 @@ def _confined(target: ChatTarget, home: LoratoryHome) -> str:
 
 
 def _owner_of_run(folder: Path, home: LoratoryHome) -> str:
-    """Return whose run a folder is, where the person may load it: an own one, or one that is shared; an admin, any."""
+    """Return the owner of a run that the person may load (own, shared, or any for an admin); empty otherwise."""
     resolved = folder.resolve()
     owner = resolved.parent.name
     if resolved.parent.parent != home.runs.resolve() or not RUN_ID.fullmatch(resolved.name):
@@ -151,7 +152,7 @@ def _owner_of_run(folder: Path, home: LoratoryHome) -> str:
     return owner if may_load else ""
 
 
-def _require_same_base(tuned: _Found | None, second: _Found | None) -> None:
+def _require_same_base(tuned: _WeightsAndBase | None, second: _WeightsAndBase | None) -> None:
     if tuned is None or second is None:
         return
     one, other = tuned.model, second.model
@@ -161,13 +162,13 @@ def _require_same_base(tuned: _Found | None, second: _Found | None) -> None:
 
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:
-    """Return names of a run's checkpoints that can be talked to, newest first; damaged ones are not among them."""
-    # Talking needs no optimizer, whose state is most of what a checkpoint holds.
-    offered = offered_checkpoints(RunFolder(run).checkpoints, below=f"{ADAPTER_SUBFOLDER}/")
-    return tuple(checkpoint.folder.name for checkpoint in offered)
+    """Return the names of a run's usable checkpoints, newest first; damaged ones are left out."""
+    # Chat needs no optimizer state, which is most of a checkpoint.
+    usable = offered_checkpoints(RunFolder(run).checkpoints, below=f"{ADAPTER_SUBFOLDER}/")
+    return tuple(checkpoint.folder.name for checkpoint in usable)
 
 
-def _find(choice: AdapterChoice) -> _Found:
+def _find(choice: AdapterChoice) -> _WeightsAndBase:
     run = RunFolder(choice.folder)
     if run.config.is_file() and not (choice.folder / ADAPTER_CONFIG).is_file():
         return _find_in_run(run, choice.checkpoint)
@@ -183,27 +184,27 @@ def _find(choice: AdapterChoice) -> _Found:
     raise ModelError(f"{choice.folder.name or 'That folder'} holds neither a run nor an adapter.", fix)
 
 
-def _find_in_run(run: RunFolder, checkpoint: str | None) -> _Found:
+def _find_in_run(run: RunFolder, checkpoint: str | None) -> _WeightsAndBase:
     config = run.read_config()
     name = run_title(config)
     folder = run.adapter if checkpoint is None else _intact_folder(run, checkpoint)
     if folder is None or not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
-        there = ", ".join(list_checkpoints(run.path)[:5])
-        offered = f"Choose one of its checkpoints: {there}." if there else ""
+        names = ", ".join(list_checkpoints(run.path)[:5])
+        hint = f"Choose one of its checkpoints: {names}." if names else ""
         if checkpoint is None:
-            fix = offered or "Wait for its first checkpoint or its end."
+            fix = hint or "Wait for its first checkpoint or its end."
             raise RunError(f"The run {name} has no adapter yet.", fix)
-        what = f"The run {name} has no checkpoint {checkpoint[:60]!r} that is whole."
-        raise RunError(what, offered or "It has none yet; leave the checkpoint out, or wait for the first one.")
+        what = f"The run {name} has no complete checkpoint {checkpoint[:60]!r}."
+        raise RunError(what, hint or "It has none yet; leave the checkpoint out, or wait for the first one.")
     if config.adapter.traits.trains_all:
         weights = PlannedWeights(folder=folder, name=name, method=config.adapter.method)
     else:
         weights = _find_adapter(folder, name).weights
-    return _Found(weights, config.model)
+    return _WeightsAndBase(weights, config.model)
 
 
 def _intact_folder(run: RunFolder, name: str) -> Path | None:
-    """Return the folder of the trained weights of a checkpoint, if it is complete and they are as they were written."""
+    """Return the folder of a checkpoint's trained weights; None if it is incomplete or damaged."""
     below = f"{ADAPTER_SUBFOLDER}/"
     for checkpoint in complete_checkpoints(run.checkpoints):
         if checkpoint.folder.name == name:
@@ -213,7 +214,7 @@ def _intact_folder(run: RunFolder, name: str) -> Path | None:
     return None
 
 
-def _find_adapter(folder: Path, name: str) -> _Found:
+def _find_adapter(folder: Path, name: str) -> _WeightsAndBase:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             what = f"The adapter {name} is a pickle file (adapter_model.bin), which can run code when it is read."
@@ -228,10 +229,10 @@ def _find_adapter(folder: Path, name: str) -> _Found:
         what = f"The adapter {name} was initialized with {initialization}, which changes the weights of its base."
         raise ModelError(what, PLAIN_LORA_FIX)
     if not isinstance(base, str) or not base or len(base) > 400:
-        base = "unknown"  # only matters where the person names no base; then that is what cannot be found
-    # The demo model has its catalogue name where the Hub cannot be reached.
+        base = "unknown"  # only used if no base is chosen; the error then names it
+    # Without access to the Hub, the demo model has its catalogue name.
     if base == DEMO_HUB_ID and revision is None:
         base = DEMO_MODEL_ID
     method = method_of_peft_type(peft_type)
     weights = PlannedWeights(folder=folder, name=name, method=method.name if method else "", peft_type=peft_type)
-    return _Found(weights, ModelConfig(id=base, revision=revision if isinstance(revision, str) else None))
+    return _WeightsAndBase(weights, ModelConfig(id=base, revision=revision if isinstance(revision, str) else None))

@@ -1,4 +1,4 @@
-"""ZeroGPU of Hugging Face: a GPU that is lent to a Space for each answer, in a process of its own."""
+"""ZeroGPU of Hugging Face: a Space borrows a GPU for each answer, in a separate process."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ from engine.hardware.device import Device
 from engine.processes.spawn import spawn, worker_argv
 
 ZERO_GPU = "zero-a10g"  # as hardware of a Space
-TOKEN_HEADER = "x-ip-token"  # noqa: S105 - with it, Hugging Face's proxy says for whom a request is counted
+TOKEN_HEADER = "x-ip-token"  # noqa: S105 - Hugging Face's proxy sets it; names whose quota a request uses
 LONGEST_TOKEN = 8192
 WORKER_MODULE = "engine.chat.worker.zero_gpu"
 REPORT = "--report"
@@ -26,7 +26,7 @@ _MEMORY_BYTES = 48 * 1024**3
 class ZeroGpu:
     """The variables of a Space on such hardware."""
 
-    # For the process that borrows the GPU. The page does without: Gradio would load torch there.
+    # For the process that borrows the GPU. The page must not have them: Gradio would load torch there.
     variables: Mapping[str, str]
 
     @classmethod
@@ -38,15 +38,15 @@ class ZeroGpu:
 
     @property
     def device(self) -> Device:
-        """The GPU, before there is one."""
+        """The GPU that will be lent."""
         return Device("cuda", 0, "ZeroGPU", _MEMORY_BYTES, _MEMORY_BYTES, has_fast_bfloat16=True)
 
     def report(self, log_file: Path) -> None:
         """Report to Hugging Face that this Space has a function to lend a GPU to, as it expects before the page is served.
 
         Raises:
-            DeviceError: If that fails; chat gets no GPU then.
-            WorkerError: If there is no process for it.
+            DeviceError: If it fails; chat then has no GPU.
+            WorkerError: If no process can be started.
         """
         process = spawn(worker_argv(WORKER_MODULE, [REPORT]), log_file=log_file, environment=self.variables)
         with contextlib.suppress(subprocess.TimeoutExpired):

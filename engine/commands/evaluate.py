@@ -23,8 +23,8 @@ from engine.evaluation.job import (
     EvaluationJob,
     EvaluationRequest,
     EvaluationResult,
-    forgot_words,
-    gained_words,
+    forgetting_words,
+    gain_words,
     preference_sentences,
 )
 from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
@@ -55,7 +55,7 @@ def evaluate(
     result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run)
     if as_json:
         values = result.model_dump(mode="json")
-        print_json(values.pop("losses") | values | {"gained": result.gained, "forgot": result.forgot})
+        print_json(values.pop("losses") | values | {"gained": result.gain, "forgot": result.forgetting})
     else:
         _report(result)
 
@@ -91,10 +91,10 @@ def _report(result: EvaluationResult) -> None:
     typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered)} answered.")
     for sentence in preference_sentences(result):
         typer.echo(sentence)
-    if result.gained is not None and result.forgot is not None:
+    if result.gain is not None and result.forgetting is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         typer.echo(
-            f"{gained_words(result.gained)}, {forgot_words(result.forgot)}: loss on general text {base.loss:.4f} before, "
+            f"{gain_words(result.gain)}, {forgetting_words(result.forgetting)}: loss on general text {base.loss:.4f} before, "
             f"{tuned.loss:.4f} after ({tuned.tokens:,} tokens)."
         )
     for note in result.notes:

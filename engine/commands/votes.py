@@ -20,14 +20,17 @@ def list_(as_json: AsJson = False) -> None:
     saved_votes = _votes().read()
     if as_json:
         print_json(
-            {"votes": [vote.model_dump(mode="json") for vote in saved_votes.votes], "damaged": saved_votes.damaged}
+            {
+                "votes": [vote.model_dump(mode="json") for vote in saved_votes.votes],
+                "damaged": saved_votes.damaged_lines,
+            }
         )
         return
     if saved_votes.votes:
         print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in saved_votes.votes])
     typer.echo(f"{len(saved_votes.votes):,} votes give {pairs_of_votes(saved_votes.votes).words}")
-    if saved_votes.damaged:
-        typer.echo(f"Damaged lines skipped: {saved_votes.damaged:,}.")
+    if saved_votes.damaged_lines:
+        typer.echo(f"Damaged lines skipped: {saved_votes.damaged_lines:,}.")
 
 
 @votes.command()

@@ -1,6 +1,6 @@
-"""The blind test: which of two answers a person prefers without knowing whose they are, and how sure the tally is.
+"""The blind test: a person prefers one of two answers without knowing which model wrote it.
 
-Judgements are kept with the run, one JSON line each, so several people can judge at the same time.
+Judgements are stored with the run as JSON lines, so several people can judge at the same time.
 """
 
 import math
@@ -17,27 +17,27 @@ from engine.files import append_model, read_models
 
 Verdict = Literal["left", "right", "equal", "neither"]
 
-# Below this chance that a coin would do the same, the difference is called clear.
-CLEAR_CHANCE = 0.05
+# p-value below which a difference is called clear.
+SIGNIFICANCE_LEVEL = 0.05
 
 
 class Pair(Value):
     """Two answers to one prompt, in the order in which they are shown."""
 
     prompt: str
-    reference: str = ""  # "" where the right answer is unknown
+    reference: str = ""  # empty if the right answer is unknown
     left: Branch
     right: Branch
     answers: dict[Branch, str]
 
     @property
     def same_words(self) -> bool:
-        """Whether there is nothing to choose between."""
+        """Whether both answers have the same words."""
         return " ".join(self.answers[self.left].split()) == " ".join(self.answers[self.right].split())
 
 
 class Judgement(Value):
-    """What a person chose."""
+    """A person's verdict on a pair."""
 
     pair: Pair
     verdict: Verdict
@@ -45,13 +45,13 @@ class Judgement(Value):
     by: str = ""  # the person's name on this machine
 
     @property
-    def preferred(self) -> Branch | None:
-        """Whose answer was chosen; None where neither side won."""
+    def winner(self) -> Branch | None:
+        """The branch whose answer was chosen; None if neither side won."""
         return {"left": self.pair.left, "right": self.pair.right}.get(self.verdict)
 
 
 class BlindTally(Value):
-    """All judgements about two branches, counted."""
+    """Counts of the judgements about two branches."""
 
     first: Branch
     second: Branch
@@ -61,47 +61,47 @@ class BlindTally(Value):
     neither: int = 0
 
     @property
-    def judged(self) -> int:
-        """Pairs that were judged."""
-        return self.decided + self.equal + self.neither
+    def total(self) -> int:
+        """Number of judgements."""
+        return self.decisive + self.equal + self.neither
 
     @property
-    def decided(self) -> int:
-        """Pairs in which one side won."""
+    def decisive(self) -> int:
+        """Judgements in which one side won."""
         return self.first_preferred + self.second_preferred
 
     @property
-    def chance(self) -> float:
-        """How probably a fair coin would decide at least as one-sidedly; see `sign_test`."""
+    def p_value(self) -> float:
+        """The p-value of `sign_test`."""
         return sign_test(self.first_preferred, self.second_preferred)
 
 
 def draw_pair(prompt: str, reference: str, answers: dict[Branch, str], draw: random.Random) -> Pair:
-    """Put the answers of two branches into an order that is drawn for every prompt; `draw` is random but in tests."""
+    """Return the answers of two branches in random order."""
     first, second = answers
     left, right = (first, second) if draw.random() < 0.5 else (second, first)
     return Pair(prompt=prompt, reference=reference, left=left, right=right, answers=answers)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The exact two-sided binomial sign test: the chance of a result at least this one-sided if both are equally good.
+    """Return the two-sided p-value of the exact binomial sign test.
 
-    Ties are left out, as Dixon and Mood (1946) have it. 1 where nothing was decided.
+    Ties are left out (Dixon and Mood 1946). The p-value is 1 without wins and losses.
 
     Source: Conover 1999, "Practical Nonparametric Statistics", section 3.4.
     """
-    decided = wins + losses
+    pairs = wins + losses
     fewer = min(wins, losses)
-    if 2 * fewer == decided:
+    if 2 * fewer == pairs:
         return 1.0
-    tail = sum(math.comb(decided, count) for count in range(fewer + 1))
-    return min(1.0, 2 * tail / (1 << decided))
+    tail = sum(math.comb(pairs, count) for count in range(fewer + 1))
+    return min(1.0, 2 * tail / (1 << pairs))
 
 
 def count_judgements(judgements: Iterable[Judgement], first: Branch, second: Branch) -> BlindTally:
     """Count the judgements about exactly these two branches."""
     counts: Counter[str] = Counter(
-        judgement.preferred or judgement.verdict
+        judgement.winner or judgement.verdict
         for judgement in judgements
         if {judgement.pair.left, judgement.pair.right} == {first, second}
     )
@@ -116,20 +116,20 @@ def count_judgements(judgements: Iterable[Judgement], first: Branch, second: Bra
 
 
 def judgements_file(run: Path, checkpoint: str | None, against: str | None = None) -> Path:
-    """Where a run keeps them: one file for each of its states, and for each other run that it was compared with."""
+    """Return the file of judgements: one for each checkpoint, and one for each run that it was compared with."""
     name = f"blind-test-{checkpoint or 'final'}"
     return run / "evaluations" / (f"{name}.jsonl" if against is None else f"{name}-against-{against}.jsonl")
 
 
 def keep_judgement(file: Path, judgement: Judgement) -> None:
-    """Add one judgement.
+    """Append a judgement.
 
     Raises:
         StorageError: If it cannot be written.
     """
-    append_model(file, judgement, "The judgement cannot be kept", "Free some space, or check the run's folder.")
+    append_model(file, judgement, "The judgement could not be saved", "Free some space, or check the run's folder.")
 
 
 def read_judgements(file: Path) -> tuple[Judgement, ...]:
-    """Return everything that was judged, oldest first; a damaged line is left out."""
+    """Return all judgements, oldest first; damaged lines are skipped."""
     return read_models(file, Judgement)

@@ -1,4 +1,4 @@
-"""General text that no run here trains on: what a model unlearned shows in its loss on it."""
+"""General text that no run trains on; a higher loss on it shows forgetting."""
 
 from importlib.resources import files
 
@@ -6,7 +6,7 @@ from engine.chat.contract import Value
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import TokenizedRow
 
-# Longer ones are cut: byte-level tokenizers need a token for each byte, and some models have short contexts.
+# Longer passages are truncated: byte-level tokenizers need a token for each byte, and some models have short contexts.
 MAX_TOKENS = 256
 
 
@@ -19,12 +19,12 @@ class Passage(Value):
 
 
 def general_text() -> tuple[Passage, ...]:
-    """Return the passages, always the same in the same order: written for Loratory, two poems in the public domain."""
+    """Return the passages in a fixed order; written for Loratory, except for two poems in the public domain."""
     lines = files("engine.evaluation").joinpath("general_text.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Passage.model_validate_json(line) for line in lines)
 
 
 def general_rows(tokenizer: ChatTokenizer) -> list[TokenizedRow]:
-    """Tokenize them as plain text: with the tokenizer's own bos, without a chat template; every token is predicted."""
+    """Tokenize the passages as plain text: with the tokenizer's bos, without a chat template, every token predicted."""
     ids = [tokenizer(passage.text)["input_ids"][:MAX_TOKENS] for passage in general_text()]
     return [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]

@@ -1,4 +1,4 @@
-"""Measures a run on its held-out rows: what is asked and what comes out, checked here, done in a process of its own."""
+"""Evaluate a run on its held-out rows: the request, the result, and the job that runs in a separate process."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
-from engine.evaluation.preference import PreferenceResult, accuracy_words, turned_words
+from engine.evaluation.preference import PreferenceResult, accuracy_words, flip_words
 from engine.evaluation.ratings import RatingResult, rating_words
 from engine.executors.work import machine_of
 from engine.files import read_model, write_atomically
@@ -33,14 +33,14 @@ WORKER_MODULE = "engine.evaluation.worker.main"
 
 
 class EvaluationRequest(Value):
-    """Which run, with how many rows."""
+    """The run to evaluate, and the settings."""
 
     target: ChatTarget  # a run, with or without a checkpoint
     settings: EvaluationConfig = EvaluationConfig()
 
 
 class DataThen(Value):
-    """What the trainer got, by which it is seen whether the data has changed since; None where it was not recorded."""
+    """The data that the run was trained on, to detect later changes; None where it was not recorded."""
 
     train_rows: int | None = None
     held_out_rows: int | None = None
@@ -48,7 +48,7 @@ class DataThen(Value):
 
 
 class EvaluationOrder(Value):
-    """The same for the process that does it, with everything found."""
+    """The request for the worker process, with folders, settings and device resolved."""
 
     plan: LoadPlan
     run: RunConfig
@@ -58,7 +58,7 @@ class EvaluationOrder(Value):
 
 
 def perplexity_of(loss: float) -> float:
-    """Return e to a loss in nats; beyond an exponent of 700 it would overflow."""
+    """Return the perplexity of a loss in nats; the exponent is limited to 700, where it would overflow."""
     return math.exp(min(loss, 700.0))
 
 
@@ -66,12 +66,12 @@ class BranchLoss(Value):
     """Mean loss over all trained tokens of the held-out rows, in nats."""
 
     loss: float
-    perplexity: float  # e to the loss: among how many equally likely tokens the model chooses, on average
+    perplexity: float  # exp(loss)
     tokens: int
 
     @classmethod
     def of(cls, loss: float, tokens: int) -> "BranchLoss":
-        """Work out the perplexity."""
+        """Return the loss with its perplexity."""
         return cls(loss=loss, perplexity=perplexity_of(loss), tokens=tokens)
 
 
@@ -84,7 +84,7 @@ class AnswerScores(Value):
 
 
 class BranchAnswer(Value):
-    """What one branch wrote on a row."""
+    """The answer of one branch to a row."""
 
     text: str
     tokens: int
@@ -110,41 +110,40 @@ class MeanScores(Value):
 
 
 class EvaluationResult(Value):
-    """What came out. Every branch saw the same rows with the same masking."""
+    """The result of an evaluation. All branches have the same rows with the same masking."""
 
     losses: dict[Branch, BranchLoss]
     rows: int  # that the loss was measured on
-    scores: dict[Branch, MeanScores]  # empty where no row was answered
+    scores: dict[Branch, MeanScores]  # empty if no row was answered
     answered: tuple[AnsweredRow, ...] = ()  # those with the worst tuned answers first
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty where not asked for
-    preference: PreferenceResult | None = None  # on held-out pairs, where the run learned from pairs
-    ratings: RatingResult | None = None  # on held-out completions with a label, where the run learned from such
-    start: str = (
-        ""  # name of what a preference run started from, which is the branch `second`; empty where not measured
-    )
+    general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty if not requested
+    preference: PreferenceResult | None = None  # on held-out pairs, for runs that train on pairs
+    ratings: RatingResult | None = None  # on held-out completions, for runs that train on labels
+    # Name of what a preference run started from, which is the branch `second`; empty where not measured.
+    start: str = ""
 
     @property
     def preference_accuracy(self) -> float | None:
-        """The share of held-out pairs, or of completions with a label, on which the tuned model is right."""
-        found = self.preference or self.ratings
-        return found.accuracy if found is not None and "tuned" in found.branches else None
+        """The share of held-out pairs, or of labelled completions, on which the tuned model is right."""
+        result = self.preference or self.ratings
+        return result.accuracy if result is not None and "tuned" in result.branches else None
 
     @property
-    def gained(self) -> float | None:
-        """By what part of the base's loss the tuned loss on the held-out rows is lower; negative where it is higher.
+    def gain(self) -> float | None:
+        """Relative decrease of the loss on held-out rows from base to tuned; negative if it rose.
 
-        None where every row is a completion that the model should not give.
+        None if every row is an undesirable completion.
         """
         rise = _rise(self.losses) if self.ratings is None or self.ratings.desirable else None
         return None if rise is None else -rise
 
     @property
-    def forgot(self) -> float | None:
-        """By what part of the base's loss the tuned loss on general text is higher; negative where it is lower.
+    def forgetting(self) -> float | None:
+        """Relative increase of the loss on general text from base to tuned; negative if it fell.
 
-        None where it was not measured.
+        None if it was not measured.
         """
         return _rise(self.general_losses)
 
@@ -156,17 +155,17 @@ def _rise(losses: Mapping[Branch, BranchLoss]) -> float | None:
     return tuned.loss / base.loss - 1
 
 
-_SHOWN = 0.0005  # smaller ones would be shown as 0.0%
+_SMALLEST_CHANGE = 0.0005  # smaller ones would be shown as 0.0%
 
 
-def forgot_words(forgot: float) -> str:
-    """Return "forgot 3%", or "no forgetting" where the loss on general text did not rise."""
-    return f"forgot {_percent(forgot)}" if forgot >= _SHOWN else "no forgetting"
+def forgetting_words(forgetting: float) -> str:
+    """Return "forgot 3%", or "no forgetting" if the loss on general text did not rise."""
+    return f"forgot {_percent(forgetting)}" if forgetting >= _SMALLEST_CHANGE else "no forgetting"
 
 
-def gained_words(gained: float) -> str:
-    """Return "gained 21%", or "no gain" where the loss on the held-out rows did not fall."""
-    return f"gained {_percent(gained)}" if gained >= _SHOWN else "no gain"
+def gain_words(gain: float) -> str:
+    """Return "gained 21%", or "no gain" if the loss on the held-out rows did not fall."""
+    return f"gained {_percent(gain)}" if gain >= _SMALLEST_CHANGE else "no gain"
 
 
 def _percent(part: float) -> str:
@@ -174,19 +173,19 @@ def _percent(part: float) -> str:
 
 
 def preference_sentences(result: EvaluationResult) -> list[str]:
-    """Return what was measured on pairs or labels, with its uncertainty; nothing where the run did not learn from such."""
+    """Return sentences about the accuracy on pairs or labels with its uncertainty; none for other objectives."""
     names: dict[Branch, str] = {"base": "the base model", "second": f"its start, {result.start}"}
     if result.ratings is not None:
         return rating_words(result.ratings, names)
-    found = result.preference
-    if found is None or "tuned" not in found.branches:
+    preference = result.preference
+    if preference is None or "tuned" not in preference.branches:
         return []
-    turned = [turned_words(found, branch, names[branch]) for branch in found.turned if branch in names]
-    return [*accuracy_words(found, names), *turned]
+    flips = [flip_words(preference, branch, names[branch]) for branch in preference.turned if branch in names]
+    return [*accuracy_words(preference, names), *flips]
 
 
 def evaluation_file(run: Path, checkpoint: str | None) -> Path:
-    """Return where a run keeps what was measured on it; one file for the final result and one for each checkpoint."""
+    """Return the file of a run's evaluation: one for the final result and one for each checkpoint."""
     return run / "evaluations" / f"{checkpoint or 'final'}.json"
 
 
@@ -197,14 +196,14 @@ class EvaluationJob:
     home: LoratoryHome
     request: EvaluationRequest
     choose: Callable[[RunSection], Device] = choose_device
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _stop_event: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> EvaluationResult:
-        """Measure, and keep the result in the run's folder, where `read_evaluation` finds it.
+        """Evaluate, and save the result in the run's folder for `read_evaluation`.
 
         Raises:
             RunError: If this is not a run, it has no adapter yet, or the checkpoint does not exist.
-            DatasetError: If its data is gone, or it held no rows out.
+            DatasetError: If its data is missing, or it has no held-out rows.
             ModelError: If base and adapter cannot be loaded together.
             DeviceError: If the device is in use, or its memory too small.
             CancelledRequestError: If it was stopped.
@@ -223,7 +222,7 @@ class EvaluationJob:
         answer = job.run(
             "evaluate",
             order.model_dump(mode="json"),
-            self._stopped,
+            self._stop_event,
             lambda value: on_progress(Progress.model_validate(value)),
             lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
         )
@@ -231,17 +230,17 @@ class EvaluationJob:
         try:
             file.parent.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            what = f"The result cannot be kept ({error.strerror})."
+            what = f"The result could not be saved ({error.strerror})."
             raise StorageError(what, "Free some space, or check the run's folder.") from error
         write_atomically(file, result.model_dump_json(indent=1))
         return result
 
     def stop(self) -> None:
-        """End it within seconds; nothing is kept of it."""
-        self._stopped.set()
+        """Stop within seconds; no result is saved."""
+        self._stop_event.set()
 
     def _plan(self, target: ChatTarget, config: RunConfig, run: RunFolder) -> LoadPlan:
-        """Plan for base and tuned; next to a run that learned preferences, also for the adapter that it started from."""
+        """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
         start = None
         if objective_of(config).learns_preferences and target.second is None:
             start = start_of(config, run.path.parent, self.home if self.home.owner else None)
@@ -252,11 +251,11 @@ class EvaluationJob:
 
     def _order(self, device: Device) -> tuple[EvaluationOrder, Path]:
         target = self.request.target
-        chosen = target.tuned
-        if chosen is None or not RunFolder(chosen.folder).config.is_file():
-            what = "Only a run can be evaluated: it alone knows which rows it was not trained on."
+        choice = target.tuned
+        if choice is None or not RunFolder(choice.folder).config.is_file():
+            what = "Only a run can be evaluated, because only a run has held-out rows."
             raise RunError(what, "Choose a run.")
-        run = RunFolder(chosen.folder)
+        run = RunFolder(choice.folder)
         report = read_history(run.events).data_report
         config = run.read_config()
         order = EvaluationOrder(
@@ -270,9 +269,9 @@ class EvaluationJob:
                 fingerprint=read_provenance(run).dataset_fingerprint,
             ),
         )
-        return order, evaluation_file(chosen.folder, chosen.checkpoint)
+        return order, evaluation_file(choice.folder, choice.checkpoint)
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:
-    """Return what was measured last on a run or one of its checkpoints; None where nothing was."""
+    """Return the last evaluation of a run or one of its checkpoints; None if there is none."""
     return read_model(evaluation_file(run, checkpoint), EvaluationResult)

@@ -1,4 +1,4 @@
-"""How often a model prefers the better answer of held-out pairs, by how much, and how sure that is."""
+"""Preference accuracy and margins on held-out pairs, with their uncertainty."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from engine.chat.contract import Branch, Value
-from engine.evaluation.blind_test import CLEAR_CHANCE, sign_test
+from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, sign_test
 
 _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _Z = 1.959963984540054  # of a two-sided 95% interval
@@ -21,28 +21,29 @@ class PairLikelihoods(NamedTuple):
 
     @property
     def margins(self) -> list[float]:
-        """By how much each chosen answer is likelier than the rejected one."""
+        """Log-probability of each chosen answer minus that of the rejected one."""
         return [chosen - rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True)]
 
 
 class BranchPreference(Value):
-    """What one branch makes of the pairs."""
+    """The results of one branch on the pairs."""
 
     preferred: int  # pairs in which the chosen answer as a whole is likelier
     preferred_per_token: int  # the same by the average over each answer's tokens, which favours no short answer
     margin: float  # mean log-probability of the chosen minus that of the rejected answer, in nats
-    gained: int | None = (
-        None  # pairs in which the chosen gained on the rejected one since the reference; None for that itself
-    )
+    # Pairs in which the chosen answer gained on the rejected one since the reference; None for the reference itself.
+    gained: int | None = None
     reward_margin: float | None = None  # mean of beta times that gain
 
 
 class PreferenceResult(Value):
-    """Held-out pairs, the same for every branch."""
+    """Results on held-out pairs, which are the same for every branch."""
 
     pairs: int
     branches: dict[Branch, BranchPreference]
-    reference: Branch | None = None  # what training started from; None where the objective has none, or it is not here
+    reference: Branch | None = (
+        None  # what training started from; None if the objective has none, or it cannot be loaded
+    )
     beta: float = 0.1
     turned: dict[Branch, tuple[int, int]] = Field(
         default_factory=dict
@@ -64,19 +65,19 @@ class PreferenceResult(Value):
 
 
 def measure_preference(
-    found: Mapping[Branch, PairLikelihoods],
+    likelihoods: Mapping[Branch, PairLikelihoods],
     tokens: Sequence[tuple[int, int]],
     reference: Branch | None,
     beta: float,
 ) -> PreferenceResult:
-    """Count what every branch prefers.
+    """Compute the preferences of every branch.
 
     Args:
-        found: Of at least one pair.
+        likelihoods: Of at least one pair.
         tokens: Of the chosen and the rejected answer of each pair.
         reference: The branch to which rewards relate, as in DPO: beta times the gained log-probability.
     """
-    margins = {branch: likelihoods.margins for branch, likelihoods in found.items()}
+    margins = {branch: one.margins for branch, one in likelihoods.items()}
     count = len(tokens)
 
     def of(branch: Branch, one: PairLikelihoods) -> BranchPreference:
@@ -95,21 +96,23 @@ def measure_preference(
             reward_margin=beta * math.fsum(gains) / count if gains is not None else None,
         )
 
-    def turned(other: Branch) -> tuple[int, int]:
-        sides = [(one > 0, two > 0) for one, two in zip(margins["tuned"], margins[other], strict=True)]
-        return sum(one and not two for one, two in sides), sum(two and not one for one, two in sides)
+    def flips(other: Branch) -> tuple[int, int]:
+        sides = [(first > 0, second > 0) for first, second in zip(margins["tuned"], margins[other], strict=True)]
+        return sum(first and not second for first, second in sides), sum(
+            second and not first for first, second in sides
+        )
 
     return PreferenceResult(
         pairs=count,
-        branches={branch: of(branch, found[branch]) for branch in _IN_ORDER_OF_TRAINING if branch in found},
-        reference=reference if reference in found else None,
+        branches={branch: of(branch, likelihoods[branch]) for branch in _IN_ORDER_OF_TRAINING if branch in likelihoods},
+        reference=reference if reference in likelihoods else None,
         beta=beta,
-        turned={branch: turned(branch) for branch in found if branch != "tuned" and "tuned" in found},
+        turned={branch: flips(branch) for branch in likelihoods if branch != "tuned" and "tuned" in likelihoods},
     )
 
 
 def interval(successes: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share.
+    """Return the Wilson 95% confidence interval of a proportion.
 
     Source: Wilson 1927; Brown, Cai and DasGupta 2001, "Interval Estimation for a Binomial Proportion".
     """
@@ -129,20 +132,19 @@ def accuracy_words(result: PreferenceResult, names: Mapping[Branch, str]) -> lis
     return [
         f"Preference accuracy {result.accuracy:.0%}: since {names[result.reference]}, the chosen answer gained on the "
         f"rejected one {pairs}; {sure} Reward margin {tuned.reward_margin:.3f} at beta {result.beta:g}.",
-        f"That the chosen answer as a whole is likelier than the rejected one is another matter: {tuned.preferred:,} of "
-        f"{result.pairs:,} pairs ({tuned.preferred / result.pairs:.0%}); length and wording decide as well.",
+        f"The chosen answer as a whole is likelier than the rejected one in {tuned.preferred:,} of "
+        f"{result.pairs:,} pairs ({tuned.preferred / result.pairs:.0%}), which also depends on length and wording.",
     ]
 
 
-def turned_words(result: PreferenceResult, branch: Branch, name: str) -> str:
-    """Return in how many pairs tuned and another branch differ, and whether that is more than chance."""
+def flip_words(result: PreferenceResult, branch: Branch, name: str) -> str:
+    """Return in how many pairs tuned and another branch differ, and whether that is significant."""
     better, worse = result.turned[branch]
     if not better and not worse:
-        return f"Against {name}, no pair has another likelier answer."
-    clear = sign_test(better, worse) < CLEAR_CHANCE
+        return f"Compared with {name}, the likelier answer is the same in every pair."
+    clear = sign_test(better, worse) < SIGNIFICANCE_LEVEL
     verdict = "that is clear" if clear else "that may be chance"
     return (
-        f"Against {name}, the likelier answer turned to the chosen one in {better:,} of {result.pairs:,} pairs and "
-        f"away from it in {worse:,}: "
-        f"{verdict} (exact sign test)."
+        f"Compared with {name}, the likelier answer changed to the chosen one in {better:,} of {result.pairs:,} pairs "
+        f"and away from it in {worse:,}: {verdict} (exact sign test)."
     )

@@ -1,4 +1,4 @@
-"""How often the reward of a held-out completion agrees with its label, as KTO learns it, and how sure that is."""
+"""Reward accuracy on held-out completions with a label (KTO), with its uncertainty."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 
 
 class BranchRatings(Value):
-    """What one branch makes of the completions; rewards are means, None where no completion has the label."""
+    """The results of one branch. Rewards are means; None if no completion has the label."""
 
     right_desirable: int  # desirable completions with a reward above zero
     right_undesirable: int  # undesirable completions with a reward below zero
@@ -24,14 +24,14 @@ class BranchRatings(Value):
 
     @property
     def difference(self) -> float | None:
-        """By how much desirable completions are rewarded more; TRL logs it as rewards/margins."""
+        """Mean reward of desirable minus that of undesirable completions, TRL's rewards/margins."""
         if self.reward_desirable is None or self.reward_undesirable is None:
             return None
         return self.reward_desirable - self.reward_undesirable
 
 
 class RatingResult(Value):
-    """Held-out completions with a label, the same for every branch; the reference itself has no reward and is not here."""
+    """Results on held-out completions with a label. The reference has no rewards and is left out."""
 
     desirable: int
     undesirable: int
@@ -55,24 +55,24 @@ class RatingResult(Value):
 
 
 def measure_ratings(
-    found: Mapping[Branch, Sequence[float]], desirable: Sequence[bool], reference: Branch, beta: float
+    likelihoods: Mapping[Branch, Sequence[float]], desirable: Sequence[bool], reference: Branch, beta: float
 ) -> RatingResult | None:
-    """Work out the rewards of every branch: beta times the log-probability that a completion gained since the reference.
+    """Compute the rewards of every branch: beta times the gain in log-probability over the reference.
 
     Args:
-        found: Log-probability of each completion by each branch, in nats.
+        likelihoods: Log-probability of each completion by each branch, in nats.
         desirable: The label of each completion.
 
     Returns:
-        None where the reference or the tuned model was not measured, or there is no completion.
+        None if the reference or the tuned model was not measured, or there is no completion.
     """
-    if reference not in found or "tuned" not in found or reference == "tuned" or not desirable:
+    if reference not in likelihoods or "tuned" not in likelihoods or reference == "tuned" or not desirable:
         return None
 
     def of(branch: Branch) -> BranchRatings:
-        pairs = zip(found[branch], found[reference], strict=True)
+        pairs = zip(likelihoods[branch], likelihoods[reference], strict=True)
         rewards = [(beta * (now - then), label) for (now, then), label in zip(pairs, desirable, strict=True)]
-        good, bad = ([reward for reward, label in rewards if label is wanted] for wanted in (True, False))
+        good, bad = ([reward for reward, label in rewards if label is kind] for kind in (True, False))
         return BranchRatings(
             right_desirable=sum(reward > 0 for reward in good),
             right_undesirable=sum(reward < 0 for reward in bad),
@@ -83,7 +83,7 @@ def measure_ratings(
     return RatingResult(
         desirable=sum(desirable),
         undesirable=len(desirable) - sum(desirable),
-        branches={one: of(one) for one in _IN_ORDER_OF_TRAINING if one in found and one != reference},
+        branches={one: of(one) for one in _IN_ORDER_OF_TRAINING if one in likelihoods and one != reference},
         reference=reference,
         beta=beta,
     )
@@ -111,7 +111,7 @@ def rating_words(result: RatingResult, names: Mapping[Branch, str]) -> list[str]
         label = "desirable" if result.desirable else "undesirable"
         mean = tuned.reward_desirable if result.desirable else tuned.reward_undesirable
         words.append(
-            f"Mean reward {mean:+.3f}. Every completion is {label}, so this does not show whether the model tells good from bad."
+            f"Mean reward {mean:+.3f}. Every completion is {label}, so this does not show whether the model separates good from bad."
         )
     else:
         words.append(
@@ -122,7 +122,7 @@ def rating_words(result: RatingResult, names: Mapping[Branch, str]) -> list[str]
 
 
 def rating_cells(one: BranchRatings, result: RatingResult) -> list[str]:
-    """Return what a branch gets right, its mean rewards and their difference, as the cells of a table."""
+    """Return a branch's accuracy, its mean rewards and their difference, as the cells of a table."""
     rewards = (one.reward_desirable, one.reward_undesirable, one.difference)
     return [f"{one.right / result.completions:.0%}", *("–" if value is None else f"{value:+.3f}" for value in rewards)]
 

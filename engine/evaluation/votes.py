@@ -1,6 +1,6 @@
-"""Votes: which of two answers a person preferred, kept as pairs that preference tuning can learn from.
+"""Votes: which of two answers a person preferred, stored as pairs for preference tuning.
 
-Each person has one file of JSON lines, to which votes are added. A vote on the same two answers replaces the one before.
+Each person has one JSON Lines file. A vote on the same two answers replaces the earlier one.
 """
 
 import contextlib
@@ -42,14 +42,14 @@ _LEFT_OUT_WORDS: Mapping[LeftOut, tuple[str, str]] = {
 
 
 class VotedTurn(Value):
-    """One turn, as datasets hold it."""
+    """One turn in the format of datasets."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class AnswerModel(Value):
-    """What wrote an answer."""
+    """The model that wrote an answer."""
 
     name: str  # as people saw it
     base: str  # catalogue name, Hub id or folder of the base model
@@ -60,7 +60,7 @@ class AnswerModel(Value):
 
 
 class VotedAnswer(Value):
-    """One of the two answers; several turns where the two conversations differed earlier."""
+    """One of the two answers; has several turns if the two conversations differ earlier."""
 
     turns: tuple[VotedTurn, ...] = Field(min_length=1)
     finish_reason: FinishReason | None = None
@@ -83,7 +83,7 @@ class VotedAnswer(Value):
 
 
 class Vote(Value):
-    """What a person chose between two answers to one prompt."""
+    """A person's choice between two answers to one prompt."""
 
     id: str
     time: AwareDatetime
@@ -97,12 +97,12 @@ class Vote(Value):
 
     @classmethod
     def new(cls, prompt: Sequence[VotedTurn], left: VotedAnswer, right: VotedAnswer, **facts: Any) -> Self:
-        """Return a vote with its id, which is that of every vote on these two answers to this prompt."""
+        """Return a vote; its id is the same for every vote on these two answers to this prompt."""
         return cls(id=vote_id(prompt, left.turns, right.turns), prompt=tuple(prompt), left=left, right=right, **facts)
 
     @property
     def sides(self) -> tuple[VotedAnswer, VotedAnswer]:
-        """The better and the worse answer; of a tie in any order."""
+        """The better and the worse answer; in any order for a tie."""
         return (self.right, self.left) if self.verdict == "right" else (self.left, self.right)
 
     @property
@@ -112,13 +112,13 @@ class Vote(Value):
 
     @property
     def question(self) -> str:
-        """What was asked last."""
+        """The last turn of the prompt."""
         return self.prompt[-1].content
 
     def left_out(self, *, with_cut_off: bool = False) -> LeftOut | None:
-        """Return why it cannot be a pair of a dataset; None where it can.
+        """Return why the vote gives no pair of a dataset; None if it gives one.
 
-        A better answer that was cut off would teach to stop in the middle of a sentence.
+        A better answer that was cut off would train the model to stop in mid-sentence.
         """
         if self.is_tie:
             return "tie"
@@ -141,49 +141,49 @@ class Vote(Value):
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[VotedTurn, ...]:
-    """Return the turns of a conversation as votes hold them."""
+    """Return the turns of a conversation in the format of votes."""
     return tuple(VotedTurn(role=one.role, content=_storable(one.content)) for one in messages if one.role != "tool")
 
 
 def _storable(text: str) -> str:
-    """Return text without half characters, which a browser can send and no file can hold."""
+    """Replace lone surrogates, which a browser can send and UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
 
 
 def vote_id(prompt: Sequence[VotedTurn], *answers: Sequence[VotedTurn]) -> str:
-    """Return what names a vote on two answers to a prompt, whichever of them is on the left."""
+    """Return the id of a vote; it does not depend on which answer is on the left."""
     sides = sorted([[turn.role, turn.content] for turn in answer] for answer in answers)
-    asked = [[turn.role, turn.content] for turn in prompt]
-    return hashlib.sha256(json.dumps([asked, sides]).encode()).hexdigest()[:20]
+    question = [[turn.role, turn.content] for turn in prompt]
+    return hashlib.sha256(json.dumps([question, sides]).encode()).hexdigest()[:20]
 
 
-class KnownVotes(NamedTuple):
-    """What a person's file holds."""
+class StoredVotes(NamedTuple):
+    """The votes in a person's file."""
 
     votes: tuple[Vote, ...] = ()  # the newest first
-    damaged: int = 0  # lines that cannot be read
+    damaged_lines: int = 0  # lines that cannot be read
 
 
 class PairsOfVotes(NamedTuple):
-    """The pairs of a dataset, and what was left out."""
+    """The pairs of a dataset, and counts of the votes that were left out."""
 
     rows: tuple[dict[str, Any], ...]
     left_out: Mapping[LeftOut, int]
 
     @property
     def words(self) -> str:
-        """How many pairs there are, and what was left out."""
+        """The number of pairs, and of the votes that were left out."""
         words = f"{len(self.rows):,} {'pair' if len(self.rows) == 1 else 'pairs'}."
         out = [f"{count:,} {_LEFT_OUT_WORDS[why][count != 1]}" for why, count in self.left_out.items()]
         return f"{words} Left out: {', '.join(out)}." if out else words
 
     def json_lines(self) -> str:
-        """Return the rows as the text of a file."""
+        """Return the rows as JSON Lines."""
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 
 def pairs_of_votes(votes: Sequence[Vote], *, with_cut_off: bool = False) -> PairsOfVotes:
-    """Return the pairs of votes, the oldest first; ties and what cannot be learned from are left out."""
+    """Return the pairs of votes, oldest first; votes that give no pair are left out."""
     reasons = [(vote, vote.left_out(with_cut_off=with_cut_off)) for vote in reversed(votes)]
     left_out = Counter(why for _, why in reasons if why is not None)
     return PairsOfVotes(tuple(vote.pair() for vote, why in reasons if why is None), dict(left_out))
@@ -191,78 +191,80 @@ def pairs_of_votes(votes: Sequence[Vote], *, with_cut_off: bool = False) -> Pair
 
 @dataclass(eq=False)
 class Votes:
-    """The votes of the person whose home it is."""
+    """The votes of a home's owner."""
 
     home: LoratoryHome
-    _known: tuple[tuple[int, int], KnownVotes] | None = field(default=None, init=False)  # what was read last
+    _cache: tuple[tuple[int, int], StoredVotes] | None = field(
+        default=None, init=False
+    )  # stamp and votes of the last read
 
     @property
     def file(self) -> Path:
-        """Where they are."""
+        """The file with the votes."""
         return self.home.votes / "votes.jsonl"
 
     @property
     def may_keep(self) -> bool:
-        """Whether votes are kept: a guest of a lab trains on samples alone."""
+        """Whether votes are saved; those of a lab's guests are not."""
         return not self.home.is_guest
 
-    def read(self) -> KnownVotes:
-        """Return all votes; a damaged line costs only itself."""
+    def read(self) -> StoredVotes:
+        """Return all votes; damaged lines are skipped and counted."""
         stamp = size_and_time(self.file)
-        known = self._known
-        if known is None or known[0] != stamp:
-            known = self._known = (stamp, self._read())
-        return known[1]
+        cache = self._cache
+        if cache is None or cache[0] != stamp:
+            cache = self._cache = (stamp, self._read())
+        return cache[1]
 
     def find(self, identifier: str) -> Vote | None:
-        """Return a vote by its id; None where this person has none."""
+        """Return a vote by its id; None if there is none."""
         return next((vote for vote in self.read().votes if vote.id == identifier), None)
 
     def keep(self, vote: Vote) -> None:
-        """Add a vote, in place of an earlier one on the same answers.
+        """Save a vote; it replaces an earlier one on the same answers.
 
         Raises:
-            StorageError: If it is too long, there are too many, or it cannot be written; the file is then as before.
+            StorageError: If it is too long, there are too many, or it cannot be written; the file is then unchanged.
         """
         if not self.may_keep:
-            raise StorageError("The votes of a guest are not kept.", "Ask an admin of the lab to become a member.")
+            raise StorageError("Votes of guests are not saved.", "Ask an admin of the lab to become a member.")
         length = sum(len(turn.content) for turn in (*vote.prompt, *vote.left.turns, *vote.right.turns))
         if length > LONGEST_CHARACTERS:
             raise StorageError(
-                f"The conversation has {length:,} characters; a vote keeps at most {LONGEST_CHARACTERS:,}.",
+                f"The conversation has {length:,} characters; a vote may have at most {LONGEST_CHARACTERS:,}.",
                 "Ask in a new conversation, or lower Max new tokens.",
             )
         line = vote.model_dump_json().encode() + b"\n"
         if self.home.owner:
             require_disk_space(self.home, self.home.owner, len(line))
-        with self._locked():
-            known = self._read()
-            if any(earlier.id == vote.id for earlier in known.votes):
+        with self._lock():
+            stored = self._read()
+            if any(earlier.id == vote.id for earlier in stored.votes):
                 write_atomically(self.file, b"".join((*self._lines_without({vote.id}), line)))
                 return
-            if len(known.votes) >= MOST_VOTES or size_and_time(self.file)[0] + len(line) > LARGEST_FILE_BYTES:
+            if len(stored.votes) >= MOST_VOTES or size_and_time(self.file)[0] + len(line) > LARGEST_FILE_BYTES:
                 raise StorageError(
-                    f"{len(known.votes):,} votes are kept, which is the limit.",
+                    f"There are {len(stored.votes):,} votes, which is the limit.",
                     "Use them as a dataset, then delete them.",
                 )
             self._append(line)
 
     def remove(self, identifiers: Collection[str] | None = None) -> int:
-        """Delete votes, or all with damaged lines where None; returns how many there were.
+        """Delete votes, or all votes and damaged lines if None; return the number of deleted votes.
 
         Raises:
-            StorageError: If the file cannot be written; it is then as before.
+            StorageError: If the file cannot be written; it is then unchanged.
         """
-        with self._locked():
-            gone = [vote.id for vote in self._read().votes if identifiers is None or vote.id in identifiers]
+        with self._lock():
+            ids = [vote.id for vote in self._read().votes if identifiers is None or vote.id in identifiers]
             if identifiers is None and self.file.exists():
                 write_atomically(self.file, b"")
-            elif gone:
-                write_atomically(self.file, b"".join(self._lines_without(gone)))
-        return len(gone)
+            elif ids:
+                write_atomically(self.file, b"".join(self._lines_without(ids)))
+        return len(ids)
 
     def snapshot(self, *, with_cut_off: bool = False) -> tuple[Path, PairsOfVotes]:
-        """Write the pairs to a file among the person's uploads, a new one where they have changed.
+        """Write the pairs to a file in the person's uploads; a new file if they have changed.
 
         Raises:
             StorageError: If there is no pair, or it cannot be written.
@@ -280,11 +282,11 @@ class Votes:
         write_atomically(path, text, makes_folder=True)
         return path, pairs
 
-    def _read(self) -> KnownVotes:
-        parsed = [_parsed(line) for line in self._lines()]
-        latest = {vote.id: vote for vote in parsed if vote is not None}
+    def _read(self) -> StoredVotes:
+        votes = [_parse(line) for line in self._lines()]
+        latest = {vote.id: vote for vote in votes if vote is not None}
         newest_first = sorted(latest.values(), key=lambda vote: vote.time, reverse=True)
-        return KnownVotes(tuple(newest_first), parsed.count(None))
+        return StoredVotes(tuple(newest_first), votes.count(None))
 
     def _lines(self) -> list[bytes]:
         with contextlib.suppress(OSError), self.file.open("rb") as file:
@@ -292,11 +294,11 @@ class Votes:
         return []
 
     def _lines_without(self, identifiers: Collection[str]) -> list[bytes]:
-        kept = [line for line in self._lines() if (vote := _parsed(line)) is None or vote.id not in identifiers]
-        return [line + b"\n" for line in kept]
+        lines = [line for line in self._lines() if (vote := _parse(line)) is None or vote.id not in identifiers]
+        return [line + b"\n" for line in lines]
 
     def _append(self, line: bytes) -> None:
-        """Add a line and nothing of it where it does not fit; behind a line that a crash has cut, on a new one."""
+        """Append a line, or nothing if it does not fit; starts a new line after one that a crash has cut off."""
         try:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "rb+", buffering=0) as file:
@@ -313,11 +315,11 @@ class Votes:
                     raise
         except OSError as error:
             raise StorageError(
-                f"The vote cannot be kept ({error.strerror}).", "Free some space, then vote again."
+                f"The vote could not be saved ({error.strerror}).", "Free some space, then vote again."
             ) from error
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         lock = FileLock(self.home.votes / "lock")
         if not lock.acquire(_LOCK_SECONDS):
             raise StorageError("Another process is writing your votes.", "Try again in a moment.")
@@ -327,7 +329,7 @@ class Votes:
             lock.release()
 
 
-def _parsed(line: bytes) -> Vote | None:
+def _parse(line: bytes) -> Vote | None:
     with contextlib.suppress(ValidationError):
         return Vote.model_validate_json(line)
     return None

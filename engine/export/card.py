@@ -20,7 +20,7 @@ from engine.data.source import SAMPLE_PREFIX
 from engine.errors import EngineError, ModelError
 from engine.evaluation.job import (
     EvaluationResult,
-    forgot_words,
+    forgetting_words,
     perplexity_of,
     preference_sentences,
     read_evaluation,
@@ -267,11 +267,11 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
         )
         head = f"| | {' | '.join(RATING_COLUMNS)} |\n|---|{'---:|' * len(RATING_COLUMNS)}"
         yield _preferences(result, head, rows)
-    if result.forgot is not None:
+    if result.forgetting is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
-            f"{_loss(base.loss)}: {forgot_words(result.forgot)}.\n"
+            f"{_loss(base.loss)}: {forgetting_words(result.forgetting)}.\n"
         )
 
 

@@ -55,7 +55,7 @@ def demo_session(home: LoratoryHome) -> ChatSession:
     return ChatSession(
         home.of(DEMO_OWNER),
         choose=lambda _: choose_device(RunSection(devices="cpu")),
-        gives_way_after_seconds=0.0,
+        preemptible_after_seconds=0.0,
         expires_after_seconds=_IDLE_SECONDS,
         waits_seconds=0.0,
     )

@@ -50,15 +50,15 @@ class LoggedInterval:
     tokens: int = 0  # of all processes
     paused_seconds: float = 0.0  # spent on measuring and saving
     poison: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
-    measured: torch.Tensor | None = None  # sums and counts of the objective's metrics
+    metrics: torch.Tensor | None = None  # sums and counts of the objective's metrics
 
 
 @dataclass
 class TrainerHooks:
     """Called when something happened; each may raise to end the run. `stop_wanted` and `log_vote` are asked in each step."""
 
-    logged: Callable[[StepData], None] = lambda _: None
-    measured: Callable[[EvalData], None] = lambda _: None
+    on_logged: Callable[[StepData], None] = lambda _: None
+    on_measured: Callable[[EvalData], None] = lambda _: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None
     stop_wanted: Callable[[], bool] = lambda: False

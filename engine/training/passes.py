@@ -1,41 +1,49 @@
-"""Passes through a model and what they give, alone or with the other processes of a run."""
+"""Losses and metrics of passes through a model, in one or several processes."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from engine.training.batching.batches import PassTensors
-from engine.training.batching.steps import TrainerSetup
+from engine.training.batching.steps import StepBatches, TrainerSetup
 from engine.training.objectives.base import PassLosses
+from engine.training.objectives.pairs import DirectPreference
+from engine.training.ops.loss import TrainedTokens
 from engine.training.placement import ProcessGroup
-from engine.training.sharding import is_sharded
+from engine.training.sharding import is_sharded, reshard
 
 _Pass = TypeVar("_Pass")
+_EMPTY_PASS = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
+
+
+def add_tensors(total: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the sum of two tensors, each of which may be missing, on the first one's device."""
+    return more if total is None else total if more is None else total + more.to(total.device)
 
 
 class ModelPasses:
     """Computes losses and metrics of passes, in training and in measurements.
 
     Args:
-        accelerator: Of the trainer, which adds up over all processes.
-        device: That passes and sums are on.
+        accelerator: The trainer's, which sums over all processes.
+        device: The device of passes and sums.
     """
 
     def __init__(self, model: Any, setup: TrainerSetup, accelerator: Any, device: torch.device) -> None:
+        self._setup = setup
         self._objective = setup.objective
-        self._autocast = setup.autocast
         self._accelerator = accelerator
         self._device = device
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self.is_sharded = is_sharded(model)
 
     def with_company(self, passes: Sequence[_Pass], spare: Callable[[], _Pass], most: int | None = None) -> list[_Pass]:
-        """Return passes, and as many that do not count as another process of a sharded model has more.
+        """Return passes, with spare ones up to the most passes of any process of a sharded model.
 
-        Each pass gathers every layer from all processes, which wait for one another. `most` is how many a process has, where
-        the plan of a step says so; else they ask each other.
+        Each pass gathers every layer from all processes, which wait for each other. `most` is that number where the plan of
+        a step has it; otherwise the processes exchange it.
         """
         if not self.is_sharded:
             return list(passes)
@@ -47,19 +55,19 @@ class ModelPasses:
         return [sum(part) for part in zip(*(self._objective.terms(one) for one in passes), strict=True)]
 
     def estimate(self, model: Any, passes: Iterable[PassTensors]) -> torch.Tensor | None:
-        """Return what the objective needs of all passes before their losses, summed over all processes."""
+        """Return the objective's estimate over all passes and processes; None if it needs none."""
         objective, device = self._objective, self._device
         if not objective.needs_estimate:
             return None
-        found = torch.zeros(2, device=device)
+        total = torch.zeros(2, device=device)
         for one in passes:
             if one.also is not None:
                 with self.casting():
-                    found += objective.estimate(model, one.also.to(device)).to(device)
-        return found if self._accelerator.num_processes == 1 else self._accelerator.reduce(found, reduction="sum")
+                    total += objective.estimate(model, one.also.to(device)).to(device)
+        return total if self._accelerator.num_processes == 1 else self._accelerator.reduce(total, reduction="sum")
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
-        """Return the losses of a pass; zeros where it has nothing to train on."""
+        """Return the losses of a pass; zeros if it has nothing to train on."""
         objective = self._objective
         if max(terms := objective.terms(one)) == 0:  # a row whose only trained token is its first
             nothing = torch.zeros((), device=self._device)
@@ -70,11 +78,11 @@ class ModelPasses:
             return objective.losses(model, one, estimate)
 
     def _no_gradient(self, model: Any, one: PassTensors) -> torch.Tensor:
-        """A loss of zero, which gives every trained weight a gradient of zero."""
+        """Return a loss of zero that gives every trained weight a gradient of zero."""
         if self._accelerator.num_processes == 1:
             # A gradient of zero for each, or a step of such rows alone would move one of them alone.
-            trained = (p.sum().float().to(self._device) for p in model.parameters() if p.requires_grad)
-            return torch.stack(list(trained)).sum() * 0.0
+            weights = (p.sum().float().to(self._device) for p in model.parameters() if p.requires_grad)
+            return torch.stack(list(weights)).sum() * 0.0
         # Other processes wait for this one's gradients, which only a pass through the model sends.
         one = one.with_any_token()
         with self.casting():
@@ -83,20 +91,78 @@ class ModelPasses:
             return model(**one.inputs, trained_tokens=one.trained) * 0.0
 
     def casting(self) -> Any:
-        """Return the context in which products have their dtype."""
-        dtype = self._autocast
+        """Return the context of autocast, if the run uses it."""
+        dtype = self._setup.autocast
         return contextlib.nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
 
-    def means(self, measured: torch.Tensor | None) -> dict[str, float]:
-        """Return the objective's metrics over all processes, by name, as far as anything was measured."""
+    @contextlib.contextmanager
+    def _evaluating(self, model: Any) -> Iterator[None]:
+        """Put a model into evaluation mode within the block."""
+        was_training = model.training
+        model.eval()
+        for module in model.modules():
+            # Outside training, bitsandbytes also rounds the inputs of 8-bit layers, which training does not.
+            if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
+                module.train()
+        yield
+        model.train(was_training)
+        if self.is_sharded:
+            reshard(model)
+
+    def held_out_losses(
+        self, model: Any, rows: Sequence[Any], between_passes: Callable[[], None]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the sum and the terms of each part of the loss over held-out rows, (2, parts), and the mean metrics."""
+        batches, objective = StepBatches(rows, self._setup), self._objective
+        totals: torch.Tensor | None = None
+        metrics: torch.Tensor | None = None
+        with torch.no_grad(), self._evaluating(model):
+            passes = self.with_company(batches.evaluation_passes(), batches.shortest)
+            estimate = self.estimate(model, batches.tensors(passes))
+            for one in batches.tensors(passes):
+                between_passes()
+                losses = self.losses(model, one.to(self._device), estimate)
+                sums = torch.stack([part.cpu().double() for part in losses.sums])  # MPS has no float64
+                terms = torch.tensor(objective.terms(one), dtype=torch.float64)
+                totals = add_tensors(totals, torch.stack([sums, terms]))
+                metrics = add_tensors(metrics, losses.metrics)
+        if totals is None:  # more processes than rows
+            totals = torch.zeros(2, len(objective.terms(_EMPTY_PASS)), dtype=torch.float64)
+        if self._accelerator.num_processes > 1:
+            totals = self._accelerator.reduce(totals.to(self._device), reduction="sum").cpu()
+        return totals, self.means(metrics)
+
+    def reference_log_probabilities(
+        self, model: Any, pairs: Sequence[Any], between_passes: Callable[[], None]
+    ) -> torch.Tensor:
+        """Return the reference's log-probabilities of the answers of all pairs, (pairs, 2)."""
+        batches, objective = StepBatches(pairs, self._setup), self._objective
+        assert isinstance(objective, DirectPreference)
+        values = torch.zeros(len(pairs), 2, device=self._device)
+        with self._evaluating(model):
+            passes = self.with_company(batches.evaluation_passes(), batches.shortest)
+            for one, tensors in zip(passes, batches.tensors(passes), strict=True):
+                between_passes()
+                with self.casting():
+                    if not one.is_trained:
+                        objective.pass_through_reference(model, tensors.with_any_token().to(self._device))
+                        continue
+                    answers = objective.reference_log_probabilities(model, tensors.to(self._device))
+                values[list(one.rows)] = answers.view(-1, 2).to(values.device)
+        if self._accelerator.num_processes > 1:
+            values = self._accelerator.reduce(values, reduction="sum")
+        return values.cpu()
+
+    def means(self, metrics: torch.Tensor | None) -> dict[str, float]:
+        """Return the objective's mean metrics over all processes, by name, without those that have no values."""
         names = self._objective.traits.metrics
         if not names:
             return {}
-        if measured is None:
-            measured = torch.zeros(len(names), 2, device=self._device)
+        if metrics is None:
+            metrics = torch.zeros(len(names), 2, device=self._device)
         if self._accelerator.num_processes > 1:
-            measured = self._accelerator.reduce(measured, reduction="sum")
-        pairs = zip(names, measured.double().cpu().tolist(), strict=True)
+            metrics = self._accelerator.reduce(metrics, reduction="sum")
+        pairs = zip(names, metrics.double().cpu().tolist(), strict=True)
         means = {name: total / count for name, (total, count) in pairs if count}
         if "rewards/margins" not in names and {"rewards/chosen", "rewards/rejected"} <= means.keys():
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]

@@ -59,7 +59,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """Everything that the training loop needs."""
 
     placement: Placement
@@ -99,7 +99,7 @@ class Preparation:
         if self.group.world_size == 1 and self.requests.stop_wanted():
             raise StoppedBeforeTrainingError
 
-    def run(self) -> Prepared:
+    def run(self) -> PreparedRun:
         """Prepare everything in the order in which it can fail; raises what `check_requests` does.
 
         Raises:
@@ -135,7 +135,7 @@ class Preparation:
         self._report_parameters(parameters, precision, placement, assembly)
         self.check_requests()
         reference = self._reference_cache(source, precision)
-        return Prepared(placement, precision, tokenizer, data, model, assembly, plan, replaced, reference)
+        return PreparedRun(placement, precision, tokenizer, data, model, assembly, plan, replaced, reference)
 
     def _reference_cache(self, source: ModelSource, precision: Precision) -> ReferenceCache | None:
         config, home = self.attempt.config, self.attempt.home

@@ -16,7 +16,7 @@ from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, save_adapter
 from engine.training.checkpoints.warm_start import untrained_base
 from engine.training.failure import check_held_out, check_loss
-from engine.training.preparation import Attempt, Preparation, Prepared, StoppedBeforeTrainingError
+from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
 from engine.training.reporting import RunEvents
 from engine.training.sharding import trained_weights
 from engine.training.signals import StopRequests
@@ -24,7 +24,7 @@ from engine.training.trainer import LoratoryTrainer
 
 
 class TrainingSession:
-    """Runs one attempt; `events` get everything that happens, `requests` are asked whether the run shall end."""
+    """Runs one attempt, reports it to `events`, and asks `requests` whether to end."""
 
     def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
         self._config = attempt.config
@@ -39,7 +39,7 @@ class TrainingSession:
         """Train to the end, or until a stop is requested.
 
         Raises:
-            EngineError: If something cannot work; see `engine.training.failure` for everything else.
+            EngineError: If something fails in a known way; see `engine.training.failure` for everything else.
             CancelledError: If the run was ended at once.
         """
         try:
@@ -51,12 +51,12 @@ class TrainingSession:
                 done = f"Nothing more was trained; the checkpoint of step {resumed.step:,} remains."
             self._events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by)
 
-    def _train(self, prepared: Prepared) -> None:
+    def _train(self, prepared: PreparedRun) -> None:
         events, resumed_from = self._events, self._preparation.resumed_from
         trainer, callback = self._build_trainer(prepared)
         total = trainer.total_steps
         if prepared.reference is not None:
-            events.status("preparing", "Asking the reference model about every pair.", total)
+            events.status("preparing", "Computing the reference log-probabilities of all pairs.", total)
             trainer.precompute_reference(prepared.reference)
         if resumed_from is not None:
             trainer.restore_progress(resumed_from.folder)
@@ -68,7 +68,7 @@ class TrainingSession:
             done = f" from step {resumed_from.step}" if resumed_from else ""
             events.status("training", f"Training{done}: {total:,} steps.", total)
             trainer.train(resume_from_checkpoint=str(resumed_from.folder) if resumed_from else None)
-        else:  # everything was trained; only the adapter is missing
+        else:  # training is complete; only the adapter is missing
             load_trained(trainer.model, resumed_from.folder)
         step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
         events.memory()
@@ -82,7 +82,7 @@ class TrainingSession:
             early = " The held-out loss had stopped improving." if callback.stopped_early else ""
             events.status("finished", f"Finished after step {step:,}.{early}", total)
 
-    def _build_trainer(self, prepared: Prepared) -> tuple[LoratoryTrainer, RunCallback]:
+    def _build_trainer(self, prepared: PreparedRun) -> tuple[LoratoryTrainer, RunCallback]:
         trainer: LoratoryTrainer
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
         rows = choose_rows(prepared.data, setup.settings)
@@ -104,8 +104,8 @@ class TrainingSession:
             rows=rows,
             setup=setup,
             hooks=TrainerHooks(
-                logged=functools.partial(self._on_logged, vocabulary=vocabulary),
-                measured=self._on_measured,
+                on_logged=functools.partial(self._on_logged, vocabulary=vocabulary),
+                on_measured=self._on_measured,
                 save=lambda: self._save_checkpoint(trainer, prepared),
                 between_passes=self._requests.check_cancel,
                 stop_wanted=self._requests.stop_wanted,
@@ -115,11 +115,11 @@ class TrainingSession:
         )
         return trainer, callback
 
-    def _measure_base(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
-        """Measure the held-out loss before the first step, without an adapter that changes the model from the start."""
+    def _measure_base(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
+        """Measure the held-out loss before the first step, without an adapter that already changes the model."""
         self._events.status("evaluating", "Measuring the base model on held-out rows.", trainer.total_steps)
         adapter = self._config.adapter
-        # What a preference run starts from is its reference, and shall be measured.
+        # The start of a preference run is its reference, so it is measured.
         is_other = adapter.warm_start is not None and not objective_of(self._config).has_reference
         off = not adapter.traits.starts_as_identity or is_other
         with untrained_base(trainer.model, prepared.replaced) if off else contextlib.nullcontext():
@@ -128,8 +128,8 @@ class TrainingSession:
         self._events.held_out(first.model_copy(update={"adapter_disabled": off}))
         self._preparation.check_requests()
 
-    def _save_result(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
-        self._events.status("saving", "Saving what was trained.")
+    def _save_result(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
+        self._events.status("saving", "Saving the trained weights.")
         weights = trained_weights(trainer.model) if prepared.placement.sharded else None
         if self._preparation.group.is_main:
             dtype = prepared.precision.compute
@@ -148,11 +148,11 @@ class TrainingSession:
         check_loss(step.step, step.loss, step.grad_norm, self._first_loss, vocabulary)
         faults.reached(f"training:step-{step.step}")
 
-    def _on_measured(self, measured: EvalData) -> None:
-        self._last_held_out = measured
-        self._events.held_out(measured)
+    def _on_measured(self, evaluation: EvalData) -> None:
+        self._last_held_out = evaluation
+        self._events.held_out(evaluation)
 
-    def _save_checkpoint(self, trainer: LoratoryTrainer, prepared: Prepared) -> None:
+    def _save_checkpoint(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
         group, last, folder = self._preparation.group, self._last_held_out, self._folder.checkpoints
         step, best_step = int(trainer.state.global_step), trainer.progress.best_step
         manifest = Manifest(

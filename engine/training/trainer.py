@@ -1,8 +1,8 @@
 """TRL's `SFTTrainer` with our batches, our loss, our measurements and our checkpoints.
 
-TRL and transformers keep the loop: optimizer, schedule, clipping, accumulation across devices. What is replaced here is
-what they do for generality and this program does not need: tokenizing, padding, scoring of masked positions, metrics over
-them, and checkpoints that are pickled in place.
+TRL and transformers own the loop: optimizer, schedule, clipping, accumulation across devices. Replaced are general parts
+that this program does not need: tokenizing, padding, scoring of masked positions, metrics over them, and pickled
+checkpoints.
 """
 
 import contextlib
@@ -22,21 +22,17 @@ from trl import SFTTrainer
 from engine.data.step_plan import EpochPlanner
 from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
-from engine.training.batching.batches import PassTensors
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
 from engine.training.callbacks import LoggedInterval, MethodSteps, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import GatheredState
 from engine.training.failure import check_held_out, is_out_of_memory
-from engine.training.objectives.pairs import DirectPreference
 from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
-from engine.training.ops.loss import TrainedTokens, causal_lm_of
-from engine.training.passes import ModelPasses
+from engine.training.ops.loss import causal_lm_of
+from engine.training.passes import ModelPasses, add_tensors
 from engine.training.placement import ProcessGroup
-from engine.training.sharding import reshard, trained_weights, whole
+from engine.training.sharding import trained_weights, whole
 from engine.training.step_counts import StepCounts, Votes
-
-_NOTHING = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
@@ -60,11 +56,11 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks = hooks
         self.progress = Progress()
         self._interval = LoggedInterval()
-        self._prefetched: PrefetchedSteps | None = None
-        self._passes_apart = False  # what was to be merged did not fit
+        self._prefetch: PrefetchedSteps | None = None
+        self._passes_apart = False  # merged passes did not fit
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
-        trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         forward = causal_lm_of(model).forward
         super().__init__(
             model=model,
@@ -75,16 +71,16 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             data_collator=lambda batch: batch,
             callbacks=list(callbacks),
         )
-        # TRL rounds trained weights to bfloat16 on quantized bases, and puts a loss of its own before the model.
+        # TRL casts trained weights to bfloat16 on quantized bases, and wraps the model's forward in a loss of its own.
         for name, parameter in self.model.named_parameters():
-            if name in trained:
-                parameter.data = trained[name].to(parameter.device)
+            if name in weights:
+                parameter.data = weights[name].to(parameter.device)
         causal_lm_of(self.model).forward = forward
         self._passes = ModelPasses(self.model, setup, self.accelerator, self.args.device)
         self._counts = StepCounts(self.accelerator, self.args.device)
         self.remove_callback(PrinterCallback)
-        self._skipped = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
-        self.add_callback(self._skipped)
+        self._skipped_steps = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
+        self.add_callback(self._skipped_steps)
         self.add_callback(MethodSteps(setup.method, self.model, self.total_steps))
 
     @property
@@ -101,22 +97,22 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return StepBatches(self._rows.train, self._setup)
 
     def get_train_dataloader(self) -> Any:
-        """Return batches of one optimizer step each: this process's share of it."""
+        """Return batches of one optimizer step each, with this process's share of it."""
         batches = self._batches
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self._planner.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=lambda batch: batch, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Return the batches of one round of the loop; on a GPU, start to make the next ones."""
+        """Return the batches of one optimizer step; on a GPU, start to prefetch the next ones."""
         if self._setup.prefetches:
-            if self._prefetched is None or self._prefetched.steps is not epoch_iterator:
+            if self._prefetch is None or self._prefetch.steps is not epoch_iterator:
                 self._stop_prefetching()
-                self._prefetched = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
-            epoch_iterator = self._prefetched
+                self._prefetch = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
+            epoch_iterator = self._prefetch
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; drop batches of steps that do not come."""
+        """Train, then drop prefetched batches."""
         try:
             result = super().train(*args, **kwargs)
         finally:
@@ -125,52 +121,52 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return result
 
     def stop_voted(self) -> bool:
-        """Whether this process wants the run to stop; of several, whether one did before the last step."""
+        """Whether to stop: because this process wants to, or one of several did before the last step."""
         wants = self.hooks.stop_wanted
         if self.accelerator.num_processes == 1:
             return wants()
         if not self._counts.has_begun:
             return self._group.any(wants())
-        voted = self._counts.voted()
-        return voted is not None and voted.stops > 0
+        votes = self._counts.latest_votes()
+        return votes is not None and votes.stops > 0
 
     def log_voted(self) -> int | None:
-        """What the first of several processes has said about logging, before the last step; None before it has."""
-        voted = self._counts.voted()
-        return None if voted is None else voted.logs
+        """Return the first process's vote on logging before the last step; None if there is none yet."""
+        votes = self._counts.latest_votes()
+        return None if votes is None else votes.logs
 
     def _count_progress(self) -> None:
-        trained, tokens = self._counts.take()
-        self.progress.trained_tokens += trained
+        trained_tokens, tokens = self._counts.take()
+        self.progress.trained_tokens += trained_tokens
         self.progress.tokens += tokens
         self._interval.tokens += tokens
 
     def _stop_prefetching(self) -> None:
-        if self._prefetched is not None:
-            self._prefetched.close()
-        self._prefetched = None
+        if self._prefetch is not None:
+            self._prefetch.close()
+        self._prefetch = None
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """Not counted: nothing here asks for it."""
+        """Return 0: the count is not used."""
         return 0
 
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
-        """All passes of one optimizer step, forward and backward; returns the mean loss over its terms.
+        """Run all passes of one optimizer step, forward and backward; return the mean loss over its terms.
 
-        Where merged passes run out of memory, the step is repeated, and the run continues, with passes as they were set.
+        If merged passes run out of memory, the step is repeated and the run continues with the configured passes.
         """
         if self._passes_apart:
             inputs = self._batches.apart(inputs)
-        measured = self._interval.measured
+        metrics = self._interval.metrics
         try:
             return self._train_step(model, inputs)
         except RuntimeError as error:
             may_divide = self._setup.settings.merged > 1 and not self._passes_apart
             if not may_divide or self.accelerator.num_processes > 1 or not is_out_of_memory(error):
                 raise
-        # Only here: the error held everything that the step had allocated.
-        print("Memory ran out with merged passes; the run continues with passes as they were set.", flush=True)
-        self._passes_apart, self._interval.measured = True, measured
+        # Not in `except`, where the error still holds the tensors of the step.
+        print("Memory ran out with merged passes; the run continues with passes of the configured size.", flush=True)
+        self._passes_apart, self._interval.metrics = True, metrics
         model.zero_grad(set_to_none=True)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -196,24 +192,24 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                     contextlib.nullcontext() if is_last or self._passes.is_sharded else self.accelerator.no_sync(model)
                 ):
                     # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
-                    found = self._passes.losses(model, one, estimate)
-                    parts = [summed * scale for summed, scale in zip(found.sums, scales, strict=True)]
+                    losses = self._passes.losses(model, one, estimate)
+                    parts = [total * scale for total, scale in zip(losses.sums, scales, strict=True)]
                     part = sum(parts[1:], start=parts[0])
                     if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
                         part = part + penalty
                     if faults.is_armed(f"training:loss-{self.state.global_step + 1}"):
                         part = part * float("nan")
                     self.accelerator.backward(part)
-                loss += part.detach().to(loss.device)  # the head may be on another one
-                self._interval.measured = _added(self._interval.measured, found.measured)
+                loss += part.detach().to(loss.device)  # the head may be on another device
+                self._interval.metrics = add_tensors(self._interval.metrics, losses.metrics)
         self._counts.end()
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Note on the device whether the norm is finite: steps that are not logged are checked with the next one that is."""
+        """Record on the device whether the norm is finite; steps that are not logged are checked with the next logged one."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if isinstance(norm, torch.Tensor) and self._scaler is None and not self._passes.is_sharded:
-            self._interval.poison = _added(self._interval.poison, norm.detach() * 0.0)
+            self._interval.poison = add_tensors(self._interval.poison, norm.detach() * 0.0)
         return norm
 
     @property
@@ -224,72 +220,28 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return None if self._scaler is None else self._scaler._get_scale_async()  # get_scale waits for the GPU
 
     def precompute_reference(self, cache: ReferenceCache) -> None:
-        """Give every pair the reference's log-probabilities, from a cache or from one pass over all of them."""
+        """Add the reference's log-probabilities to every pair, from a cache or from one pass over all of them."""
         rows = self._rows
         train, held_out = (self._with_reference(pairs, cache) for pairs in (rows.train, rows.held_out))
         self._rows = replace(rows, train=train, held_out=held_out)
 
     def _with_reference(self, pairs: Sequence[Any], cache: ReferenceCache) -> Sequence[Any]:
-        known = cache.load(pairs) if len(pairs) else torch.zeros(0, 2)
-        if not self._group.largest(int(known is None)):
-            assert known is not None
-            return PairsWithReference(pairs, known)
-        objective, batches = self._setup.objective, StepBatches(pairs, self._setup)
-        assert isinstance(objective, DirectPreference)
-        was_training = self.model.training
-        self.model.eval()
-        found = torch.zeros(len(pairs), 2, device=self.args.device)
-        planned = self._passes.with_company(batches.measured(), batches.shortest)
-        for one, tensors in zip(planned, batches.tensors(planned), strict=True):
-            self.hooks.between_passes()
-            with self._passes.casting():
-                if not one.is_trained:
-                    objective.pass_through_reference(self.model, tensors.with_any_token().to(self.args.device))
-                    continue
-                values = objective.reference_log_probabilities(self.model, tensors.to(self.args.device))
-            found[list(one.rows)] = values.view(-1, 2).to(found.device)
-        self.model.train(was_training)
-        if self._passes.is_sharded:
-            reshard(self.model)
-        if self.accelerator.num_processes > 1:
-            found = self.accelerator.reduce(found, reduction="sum")
-        found = found.cpu()
-        if self._setup.settings.rank == 0:
-            cache.save(pairs, found)
-        return PairsWithReference(pairs, found)
+        values = cache.load(pairs) if len(pairs) else torch.zeros(0, 2)
+        if self._group.largest(int(values is None)):
+            values = self._passes.reference_log_probabilities(self.model, pairs, self.hooks.between_passes)
+            if self._setup.settings.rank == 0:
+                cache.save(pairs, values)
+        assert values is not None
+        return PairsWithReference(pairs, values)
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
     def measure_held_out(self) -> EvalData:
         """Return the mean loss over the terms of the held-out rows: in nats over trained tokens, or over pairs."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         rows = self._rows.held_out
-        was_training = self.model.training
-        self.model.eval()
-        for module in self.model.modules():
-            # Outside training, bitsandbytes rounds the inputs of 8-bit layers as well, which nothing was trained with.
-            if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
-                module.train()
-        batches = StepBatches(rows, self._setup)
-        objective, totals, metrics = self._setup.objective, None, None
-        with torch.no_grad():
-            planned = self._passes.with_company(batches.measured(), batches.shortest)
-            estimate = self._passes.estimate(self.model, batches.tensors(planned))
-            for one in batches.tensors(planned):
-                self.hooks.between_passes()
-                found = self._passes.losses(self.model, one.to(self.args.device), estimate)
-                sums = torch.stack([part.cpu().double() for part in found.sums])  # MPS has no float64
-                counted = torch.stack([sums, torch.tensor(objective.terms(one), dtype=torch.float64)])
-                totals = _added(totals, counted)
-                metrics = _added(metrics, found.measured)
-        self.model.train(was_training)
-        if self._passes.is_sharded:
-            reshard(self.model)
-        if totals is None:  # more processes than rows
-            totals = torch.zeros(2, len(objective.terms(_NOTHING)), dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            totals = self.accelerator.reduce(totals.to(self.args.device), reduction="sum").cpu()
-        seconds = time.perf_counter() - began
+        totals, metrics = self._passes.held_out_losses(self.model, rows, self.hooks.between_passes)
+        seconds = time.perf_counter() - start
         self._interval.paused_seconds += seconds
         return EvalData(
             step=int(self.state.global_step),
@@ -297,27 +249,27 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             eval_tokens=int(totals[1, 0]),
             rows=len(rows),
             seconds=seconds,
-            metrics=self._passes.means(metrics),
+            metrics=metrics,
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the held-out loss at this step, and remember whether it is the best so far.
+        """Measure the held-out loss at this step, and record whether it is the best so far.
 
         Raises:
             DivergedError: If it is NaN or infinite.
         """
-        measured = self.measure_held_out()
-        if faults.is_armed(f"held_out:step-{measured.step}"):
-            measured = measured.model_copy(update={"eval_loss": math.nan})
-        check_held_out(measured.step, measured.eval_loss)
-        self.progress.count(measured)
-        self.hooks.measured(measured)
-        metrics = {"eval_loss": measured.eval_loss}
+        evaluation = self.measure_held_out()
+        if faults.is_armed(f"held_out:step-{evaluation.step}"):
+            evaluation = evaluation.model_copy(update={"eval_loss": math.nan})
+        check_held_out(evaluation.step, evaluation.eval_loss)
+        self.progress.count(evaluation)
+        self.hooks.on_measured(evaluation)
+        metrics = {"eval_loss": evaluation.eval_loss}
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Pass on one logged step; what the loop logs besides steps is not used."""
+        """Report one logged step; other logs of the loop are not used."""
         if "loss" not in logs:
             return
         now = time.perf_counter()
@@ -331,14 +283,14 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             epoch=round(float(self.state.epoch or 0.0), 6),
             loss=logs["loss"],
             learning_rate=logs["learning_rate"],
-            grad_norm=None if norm is None or self._skipped.in_a_row else float(norm),
+            grad_norm=None if norm is None or self._skipped_steps.in_a_row else float(norm),
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
             tokens_per_second=self._interval.tokens / max(seconds, 1e-9),
-            metrics=self._passes.means(self._interval.measured),
+            metrics=self._passes.means(self._interval.metrics),
         )
         self._interval = LoggedInterval(now)
-        self.hooks.logged(step)
+        self.hooks.on_logged(step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -349,7 +301,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval.paused_seconds += time.perf_counter() - began
 
     def gather_state(self) -> GatheredState:
-        """Return what `write_state` cannot get in the first process alone; all processes must ask."""
+        """Gather what `write_state` needs from all processes; all of them must call this."""
         self._count_progress()
         return GatheredState(
             random=self._group.gather(state_files.random_state()),
@@ -357,13 +309,13 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             optimizer=whole(self.optimizer.state_dict()) if self._passes.is_sharded else None,
         )
 
-    def write_state(self, folder: Path, gathered: GatheredState) -> None:
-        """Write everything that the next step depends on into a folder, in the first process."""
-        state_files.save_trained(self.model, self.processing_class, folder, gathered.weights)
-        optimizer = self.optimizer.state_dict() if gathered.optimizer is None else gathered.optimizer
+    def write_state(self, folder: Path, gathered_state: GatheredState) -> None:
+        """Write the training state into a folder, in the first process."""
+        state_files.save_trained(self.model, self.processing_class, folder, gathered_state.weights)
+        optimizer = self.optimizer.state_dict() if gathered_state.optimizer is None else gathered_state.optimizer
         state_files.save_nested(optimizer, folder / state_files.OPTIMIZER_FILE)
         state_files.save_plain(self.lr_scheduler.state_dict(), folder / state_files.SCHEDULER_FILE)
-        for rank, state in enumerate(gathered.random):
+        for rank, state in enumerate(gathered_state.random):
             (folder / state_files.RANDOM_FILE.format(rank=rank)).write_bytes(state)
         if self._scaler is not None:
             state_files.save_plain(self._scaler.state_dict(), folder / state_files.SCALER_FILE)
@@ -371,7 +323,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def restore_progress(self, folder: Path) -> None:
-        """Restore the progress of a checkpoint; `train` does so with all the rest."""
+        """Restore the progress of a checkpoint; `train` also restores everything else."""
         self.progress = Progress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -396,7 +348,3 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
             path = Path(checkpoint) / state_files.SCALER_FILE
             if path.is_file():
                 self._scaler.load_state_dict(state_files.load_plain(path))
-
-
-def _added(total: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
-    return more if total is None else total if more is None else total + more.to(total.device)

@@ -163,7 +163,7 @@ def _train_ours(
         if step.step == clock.warm_up:
             before.append(step.tokens)
 
-    made.trainer.hooks.logged = remember
+    made.trainer.hooks.on_logged = remember
     made.trainer.train()
     batch = {"training.per_device_train_batch_size": ROWS_PER_PASS * merged}
     predicted = Estimator(shape, device, known).estimate_step(with_changes(config, batch)).allocated_bytes

@@ -20,7 +20,7 @@ from tests.benchmarks.training_trial import (
     LEARNING_RATE,
     WARM_UP_STEPS,
     Clock,
-    Prepared,
+    PreparedRun,
     Recipe,
     Trial,
     config_for,
@@ -32,7 +32,7 @@ class Built(NamedTuple):
     """Model, rows and settings, ready to train."""
 
     config: Any
-    prepared: Prepared
+    prepared: PreparedRun
     model: Any
     assembly: Assembly
     placement: Placement
@@ -61,7 +61,7 @@ def trainer_of(built: Built, logged: Callable[[StepData], None]) -> LoratoryTrai
         tokenizer=prepared.tokenizer,
         rows=TrainerRows(data.train, data.train.lengths(), data.held_out),
         setup=assembly.setup,
-        hooks=TrainerHooks(logged=logged),
+        hooks=TrainerHooks(on_logged=logged),
     )
 
 

@@ -52,7 +52,7 @@ def rules(sampling=GREEDY, prompt=PROMPT, end_ids=NEVER, context_length=512) -> 
 
 def finish(answer: Answer) -> list[ChatChunk]:
     chunks = []
-    while not answer.done:
+    while not answer.is_done:
         chunk = answer.advance()
         if chunk is not None:
             chunks.append(chunk)
@@ -162,7 +162,7 @@ def test_answers_that_take_turns_are_the_same_as_alone(both, tokenizer):
     alone = {branch: tokens_of(Answer(branch, weights, rules(), tokenizer)) for branch, weights in both.items()}
     beside = {branch: Answer(branch, weights, rules(), tokenizer) for branch, weights in both.items()}
 
-    while not all(answer.done for answer in beside.values()):
+    while not all(answer.is_done for answer in beside.values()):
         for answer in beside.values():
             answer.advance()
 
@@ -233,7 +233,7 @@ def test_a_stopped_answer_keeps_what_it_has(base, tokenizer):
 
     last = answer.stop()
 
-    assert answer.done
+    assert answer.is_done
     assert (last.finish_reason, last.tokens, last.done) == ("stopped", 4, True)
 
 

@@ -81,7 +81,7 @@ def test_side_by_side_says_what_generate_says(session, demo_home, folder, adapte
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.6), ("int8", 0.75)])
 def test_fewer_bits_take_less_and_answer_too(session, adapter, quantization, share):
     whole = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
-    pid = session._loaded.process.pid
+    pid = session._active.process.pid
 
     quantized = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter), quantization=quantization))
 

@@ -58,7 +58,7 @@ def hold(session):
 
 
 def pid_of(session: ChatSession) -> int:
-    pid = session._loaded.process.pid
+    pid = session._active.process.pid
     assert pid is not None
     return pid
 
@@ -175,7 +175,7 @@ def test_one_id_serves_one_request_at_a_time(session, target, hold):
     stream = session.stream(request)
     next(stream)
 
-    with pytest.raises(RunError, match="being answered already"):
+    with pytest.raises(RunError, match="already running"):
         next(session.stream(request))
     session.stop(request.id)
     assert list(stream)[-1].finish_reason == "stopped"
@@ -225,7 +225,7 @@ def test_what_stayed_after_a_failed_exchange_still_gives_way(session, target, ti
 
     with pytest.raises(Exception, match="stranger has weights for"):
         session.load(wrong, look_meanwhile)
-    monkeypatch.setattr(session, "gives_way_after_seconds", 0.0)
+    monkeypatch.setattr(session, "preemptible_after_seconds", 0.0)
 
     wait_until_given_up(LeaseBook(session.home), pid)
     assert "because a run waited for its device" in session.state.note
@@ -245,7 +245,7 @@ def test_unloading_at_the_very_beginning_of_an_exchange_ends_the_process(
 
     monkeypatch.setattr(session, "_load_in", unload_first)
 
-    with pytest.raises(WorkerError, match="Loading was ended"):
+    with pytest.raises(WorkerError, match="Loading was stopped"):
         session.load(other)
 
     wait_until_gone(pid)
@@ -298,14 +298,14 @@ def test_unloading_ends_a_loading(session, target):
     loading = threading.Thread(target=load)
     loading.start()
     assert begun.wait(300)
-    with pytest.raises(RunError, match="A model is being loaded already"):
+    with pytest.raises(RunError, match="A model is already being loaded"):
         session.load(target)
 
     session.unload()
 
     go.set()
     loading.join(300)
-    assert "Loading was ended" in str(caught[0])
+    assert "Loading was stopped" in str(caught[0])
     assert session.state.phase == "empty"
 
 
@@ -325,7 +325,7 @@ def test_a_device_that_somebody_else_holds_is_not_taken(session, target, monkeyp
 
 def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatch, hold):
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(session, "gives_way_after_seconds", 0.0)
+    monkeypatch.setattr(session, "preemptible_after_seconds", 0.0)
     session.load(target)
     pid = pid_of(session)
     book = LeaseBook(session.home)

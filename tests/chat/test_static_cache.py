@@ -96,7 +96,7 @@ def answer(weights, tokenizer, sampling=GREEDY, prompt=PROMPT) -> Answer:
 
 
 def finish(one: Answer) -> list[int]:
-    while not one.done:
+    while not one.is_done:
         one.advance()
     return list(one.tokens)
 
@@ -159,9 +159,9 @@ def test_answers_that_take_turns_have_a_cache_and_a_graph_each(holder, tokenizer
     use_fixed_caches(holder["base"].holder, recorder)
     beside = {branch: answer(holder[branch], tokenizer) for branch in branches}
 
-    while not all(one.done for one in beside.values()):
+    while not all(one.is_done for one in beside.values()):
         for one in beside.values():
-            if not one.done:
+            if not one.is_done:
                 one.advance()
 
     assert {branch: list(one.tokens) for branch, one in beside.items()} == expected
@@ -310,7 +310,7 @@ def test_models_that_cannot_have_one_are_named(tiny_model_folder, tmp_path, monk
     assert "LORATORY_WITHOUT" in reason_against(model)
     monkeypatch.delenv(VARIABLE)
     model.config._attn_implementation = "flex_attention"
-    assert "flex_attention takes no mask" in reason_against(model)
+    assert "flex_attention does not support a mask" in reason_against(model)
     quantized = load(tiny_model_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).model
     assert "int8" in reason_against(quantized)
     mamba = make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)

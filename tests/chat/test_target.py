@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     run = write_run(tmp_path / "run-1", checkpoints=(5, 10))
     (run / "checkpoints" / "step-10" / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
 
-    with pytest.raises(RunError, match=r"has no checkpoint 'step-10' that is whole"):
+    with pytest.raises(RunError, match=r"has no complete checkpoint 'step-10'"):
         plan_load(ChatTarget.of_run(run, "step-10"))
 
 
@@ -87,7 +87,9 @@ def test_a_run_without_an_adapter_says_so_and_offers_its_checkpoints(tmp_path):
 def test_an_unknown_checkpoint_is_refused_with_those_that_exist(tmp_path, name):
     run = write_run(tmp_path / "run-1", checkpoints=(5, 10))
 
-    with pytest.raises(RunError, match=r"has no checkpoint .* Choose one of its checkpoints: step-10, step-5\."):
+    with pytest.raises(
+        RunError, match=r"has no complete checkpoint .* Choose one of its checkpoints: step-10, step-5\."
+    ):
         plan_load(ChatTarget.of_run(run, name))
 
 
@@ -144,7 +146,7 @@ def test_two_runs_on_one_base_stand_side_by_side_and_on_two_bases_do_not(tmp_pat
     other = write_run(tmp_path / "run-3", model={"id": "org/another"})
 
     plan = plan_load(ChatTarget(tuned=AdapterChoice(folder=one), second=AdapterChoice(folder=two)))
-    assert list(plan.trained) == ["tuned", "second"]
+    assert list(plan.trained_weights) == ["tuned", "second"]
     with pytest.raises(ModelError, match=r"run-1 was trained on org/model, run-3 on org/another\. Compare two runs"):
         plan_load(ChatTarget(tuned=AdapterChoice(folder=one), second=AdapterChoice(folder=other)))
 

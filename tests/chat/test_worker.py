@@ -108,13 +108,13 @@ def test_a_base_alone_answers_as_the_base_beneath_an_adapter(worker, home, adapt
 def test_adapters_are_exchanged_without_loading_the_base_again(worker, adapters):
     load(worker, ChatTarget.of_run(adapters["lora"]))
     base = text_of(answer(worker, "base"), "base")
-    model = worker._loaded.weights._base.model
+    model = worker._active.weights._base.model
 
     loaded, told = load(worker, ChatTarget.of_run(adapters["ia3"]))
 
     assert loaded["method"] == "IA3"
     assert [progress["phase"] for progress in told] == ["loading_adapter", "ready"]
-    assert worker._loaded.weights._base.model is model
+    assert worker._active.weights._base.model is model
     assert text_of(answer(worker, "base"), "base") == base
     assert text_of(answer(worker, "tuned"), "tuned") != base
 
@@ -153,10 +153,10 @@ def test_a_fully_trained_model_loads_its_base_only_when_it_is_asked(worker, home
     )
 
     load(worker, ChatTarget.of_run(run))
-    assert len(list(worker._loaded.weights.holders())) == 1
+    assert len(list(worker._active.weights.holders())) == 1
     chunks = answer(worker, "base", "tuned")
 
-    assert len(list(worker._loaded.weights.holders())) == 2
+    assert len(list(worker._active.weights.holders())) == 2
     alone = ChatWorker(home)
     load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
     assert text_of(chunks, "base") == text_of(answer(alone, "base"), "base") != text_of(chunks, "tuned")
@@ -213,7 +213,7 @@ def test_a_question_before_anything_is_loaded_is_refused(worker):
 
 def test_a_conversation_that_the_template_refuses_is_reported(worker, adapters, tmp_path):
     load(worker, ChatTarget.of_run(adapters["lora"]))
-    worker._loaded.tokenizer.chat_template = "{{ raise_exception('Only one turn.') }}"
+    worker._active.tokenizer.chat_template = "{{ raise_exception('Only one turn.') }}"
 
     with pytest.raises(ModelError, match=r"chat template refuses this conversation: .*Only one turn"):
         answer(worker, "tuned")

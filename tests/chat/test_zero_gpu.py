@@ -94,9 +94,9 @@ def lends(api):
 )
 def test_refusals_are_explained_in_our_words(title, message, words):
     pytest.importorskip("spaces")
-    from engine.chat.worker.zero_gpu import _explained
+    from engine.chat.worker.zero_gpu import _gpu_error
 
-    assert _explained(SimpleNamespace(title=title, message=message)).what == words
+    assert _gpu_error(SimpleNamespace(title=title, message=message)).what == words
 
 
 def test_other_hardware_has_none():
@@ -184,9 +184,9 @@ def test_a_wait_is_shown_and_can_be_stopped(session, api):
 @pytest.mark.e2e
 def test_a_killed_process_leaves_no_child_with_a_gpu(session, api):
     ask(session)
-    children = [one for one in psutil.Process(session._loaded.process.pid).children() if one.pid in api.children]
+    children = [one for one in psutil.Process(session._active.process.pid).children() if one.pid in api.children]
     assert children
-    loaded = session._loaded
+    loaded = session._active
     os.kill(loaded.process.pid, 9)
     wait_until(lambda: not loaded.is_alive)  # or the next test would find its model loaded
     wait_until(lambda: not any(map(is_at_work, children)))

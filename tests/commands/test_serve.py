@@ -68,7 +68,7 @@ def test_the_base_alone_is_served_without_the_adapter(served, run_id, tiny_model
 
 def test_a_checkpoint_that_is_not_there_is_reported_before_anything_starts(served, run_id, capsys):
     assert run_command(["serve", run_id, "--checkpoint", "step-9"], MODULES) == 1
-    assert "has no checkpoint 'step-9' that is whole" in capsys.readouterr().err
+    assert "has no complete checkpoint 'step-9'" in capsys.readouterr().err
     assert served == []
 
 

@@ -64,7 +64,7 @@ def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_pat
         objective=TRAINING_OBJECTIVES["dpo"](),
     )  # fmt: skip
     batches = StepBatches(prepared.train, setup)
-    planned = batches.measured()
+    planned = batches.evaluation_passes()
 
     for page_row, number in ((row, one.rows[0]) for one in planned for row in preview(config, tokenizer, CUT) if row.row == prepared.train[one.rows[0]].row):  # fmt: skip
         (held,) = batches.tensors([one for one in planned if one.rows == (number,)])

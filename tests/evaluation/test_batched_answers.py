@@ -49,7 +49,7 @@ def alone(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
     for prompt, tokens in zip(PROMPTS, most, strict=True):
         sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)
         answer = Answer("base", weights, AnswerRules(prompt, end_ids, sampling, None), tokenizer)
-        while not answer.done:
+        while not answer.is_done:
             answer.advance()
         found.append(list(answer.tokens))
     return found
@@ -59,7 +59,7 @@ def alone(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
 def together(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
     answers = BatchedAnswers(weights, PROMPTS, most, end_ids)
     assert answers.keeps_rows_apart()
-    while not answers.done:
+    while not answers.is_done:
         answers.advance()
     return answers.tokens
 
@@ -96,9 +96,9 @@ def test_each_row_ends_by_itself(branches):
     with torch.inference_mode():
         answers = BatchedAnswers(branches["base"], PROMPTS, most, end_ids)
         ended = []
-        while not answers.done:
+        while not answers.is_done:
             answers.advance()
-            ended.append(answers.ended)
+            ended.append(answers.complete_count)
 
     assert answers.tokens == expected
     assert ended == [sum(one <= step for one in steps) for step in range(1, max(steps) + 1)]

@@ -58,11 +58,11 @@ def test_what_is_preferred_is_an_answer_and_not_a_side():
     tally = count_judgements(judgements, "base", "tuned")
 
     assert (tally.first_preferred, tally.second_preferred, tally.equal, tally.neither) == (1, 3, 1, 1)
-    assert (tally.judged, tally.decided, tally.chance) == (6, 4, sign_test(1, 3))
+    assert (tally.total, tally.decisive, tally.p_value) == (6, 4, sign_test(1, 3))
 
 
 def test_judgements_about_other_branches_do_not_count():
-    assert count_judgements([judgement("base", "left")], "tuned", "second").judged == 0
+    assert count_judgements([judgement("base", "left")], "tuned", "second").total == 0
 
 
 def test_equal_words_are_seen_whatever_the_white_space():

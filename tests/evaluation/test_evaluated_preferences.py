@@ -112,13 +112,13 @@ def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_pat
     assert (result.rows, result.losses["tuned"].tokens) == (len(good), tokens)
     assert result.losses["tuned"].loss == pytest.approx(lost / tokens, rel=1e-4)
     assert {row.row for row in result.answered} <= {row.row for row in held if row.desirable}
-    assert result.gained is not None
+    assert result.gain is not None
     warm = order.run.model_copy(update={"adapter": order.run.adapter.model_copy(update={"warm_start": "gone"})})
     gone = evaluate(
         home, order.model_copy(update={"run": warm, "settings": EvaluationConfig(max_rows=1, answered_rows=0)})
     )
     assert gone.ratings is None
-    assert any("cannot be loaded any more" in note for note in gone.notes)
+    assert any("can no longer be loaded" in note for note in gone.notes)
 
 
 def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
@@ -134,8 +134,8 @@ def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
     assert alone.accuracy == 1.0
     assert (alone.branches["base"].right, alone.branches["base"].reward_desirable) == (1, None)
     losses = {"base": BranchLoss.of(2.0, 5), "tuned": BranchLoss.of(1.0, 5)}
-    assert EvaluationResult(losses=losses, rows=3, scores={}, ratings=found).gained == 0.5
-    assert EvaluationResult(losses=losses, rows=1, scores={}, ratings=alone).gained is None  # it should not be given
+    assert EvaluationResult(losses=losses, rows=3, scores={}, ratings=found).gain == 0.5
+    assert EvaluationResult(losses=losses, rows=1, scores={}, ratings=alone).gain is None  # it should not be given
     assert "between 21% and 100%" in rating_words(alone, {"second": "its start"})[0]
     assert measure_ratings({"base": [-1.0], "tuned": [-1.0]}, [True], "second", 0.1) is None  # the start is gone
     assert measure_ratings({"base": [], "tuned": []}, [], "base", 0.1) is None

@@ -86,15 +86,17 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
     assert result.general_losses["base"].loss == pytest.approx(before, rel=1e-5)
     assert result.general_losses["tuned"].tokens == sum(len(tokens) - 1 for tokens in ids)
     assert abs(after / before - 1) > 1e-4
-    assert result.forgot == pytest.approx(after / before - 1, abs=1e-5)
+    assert result.forgetting == pytest.approx(after / before - 1, abs=1e-5)
 
 
 def test_forgetting_is_not_measured_unless_asked_for(home, run):
     result = evaluate(home, order_of(run, max_rows=1))
 
     assert result.general_losses == {}
-    assert result.forgot is None
-    assert EvaluationResult.model_validate(result.model_dump(exclude={"general_losses"})).forgot is None  # older files
+    assert result.forgetting is None
+    assert (
+        EvaluationResult.model_validate(result.model_dump(exclude={"general_losses"})).forgetting is None
+    )  # older files
 
 
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):

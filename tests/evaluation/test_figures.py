@@ -6,9 +6,9 @@ from engine.evaluation.general_text import general_text
 from engine.evaluation.job import (
     BranchLoss,
     EvaluationResult,
-    forgot_words,
+    forgetting_words,
 )
-from engine.evaluation.preference import PairLikelihoods, accuracy_words, interval, measure_preference, turned_words
+from engine.evaluation.preference import PairLikelihoods, accuracy_words, flip_words, interval, measure_preference
 
 
 def test_preferences_are_counted_with_their_uncertainty():
@@ -28,9 +28,9 @@ def test_preferences_are_counted_with_their_uncertainty():
     assert interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert "may be chance" in turned_words(found, "base", "the base model")
+    assert "may be chance" in flip_words(found, "base", "the base model")
     certain = found.model_copy(update={"turned": {"base": (9, 0)}})
-    assert "that is clear" in turned_words(certain, "base", "the base model")
+    assert "that is clear" in flip_words(certain, "base", "the base model")
     assert "Preference accuracy 67%: since the base model" in accuracy_words(found, {"base": "the base model"})[0]
     without = found.model_copy(update={"branches": {"tuned": found.branches["base"]}})
     assert "Preference accuracy 33%: the chosen answer is likelier in 1 of 3" in accuracy_words(without, {})[0]
@@ -50,15 +50,15 @@ def test_forgetting_is_the_relative_rise_of_the_loss(loss, words):
     losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss.of(loss, 10)}
     result = EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses)
 
-    assert forgot_words(result.forgot) == words
-    assert result.gained == pytest.approx(-result.forgot)
+    assert forgetting_words(result.forgetting) == words
+    assert result.gain == pytest.approx(-result.forgetting)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_forgetting_of_a_model_that_diverged_is_not_given_a_figure(loss):
     losses = {"base": BranchLoss.of(2.0, 10), "tuned": BranchLoss(loss=loss, perplexity=1.0, tokens=10)}
 
-    assert EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses).forgot is None
+    assert EvaluationResult(losses=losses, rows=1, scores={}, general_losses=losses).forgetting is None
 
 
 def test_general_text_is_short_varied_and_without_repeats():

@@ -84,11 +84,11 @@ def test_a_damaged_line_costs_only_itself(store, damage):
     store.keep(a_vote("Why?", minute=1))
 
     assert len(store.read().votes) == 2
-    assert store.read().damaged == 1
+    assert store.read().damaged_lines == 1
     store.remove([a_vote().id])
-    assert store.read().damaged == 1  # what cannot be read is not ours to delete
+    assert store.read().damaged_lines == 1  # what cannot be read is not ours to delete
     store.remove()
-    assert store.read().damaged == 0
+    assert store.read().damaged_lines == 0
 
 
 def test_pairs_are_a_dataset_that_is_recognized(store):

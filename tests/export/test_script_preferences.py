@@ -198,7 +198,7 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
     objective = TRAINING_OBJECTIVES["kto"](config.training)
     settings = PlanSettings(config.training, batching)
     taken: list[tuple[list[int], list[int]]] = []
-    mismatched = objective.mismatched
+    mismatched = objective.mismatched_sequence
     monkeypatch.setattr(
         objective, "mismatched", lambda *pair: taken.append((one := mismatched(*pair)).input_ids) or one
     )

@@ -42,9 +42,9 @@ def begin(weights, folder, prompt=PROMPT, **sampling):
 
 def finish(*answers):
     """Let answers take turns; returns what each answered."""
-    while not all(answer.done for answer in answers):
+    while not all(answer.is_done for answer in answers):
         for answer in answers:
-            if not answer.done:
+            if not answer.is_done:
                 answer.advance()
     return [answer.tokens for answer in answers]
 
@@ -110,7 +110,7 @@ def test_answers_side_by_side_are_those_one_by_one(demo_home, show):
     began = time.perf_counter()
     answers = BatchedAnswers(weights, prompts, [TOKENS] * len(prompts), frozenset())
     assert answers.keeps_rows_apart()
-    while not answers.done:
+    while not answers.is_done:
         answers.advance()
 
     show(gpu=torch.cuda.get_device_name(0), ratio=round(alone / (time.perf_counter() - began), 2))

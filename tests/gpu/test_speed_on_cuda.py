@@ -57,7 +57,7 @@ def train_ours(folder, rows, tmp_path):
     )
     made = make_training(make_config(folder, **sections), rows, tmp_path / "ours", placement=cuda_placement())
     clock = Clock()
-    made.trainer.hooks.logged = lambda step: (made.steps.append(step), clock.after(step.step))  # type: ignore[assignment]
+    made.trainer.hooks.on_logged = lambda step: (made.steps.append(step), clock.after(step.step))  # type: ignore[assignment]
     made.trainer.train()
     trained = made.steps[-1].trained_tokens - made.steps[WARM_UP - 1].trained_tokens
     order = [

@@ -36,7 +36,7 @@ def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
         check_loss(step.step, step.loss, step.grad_norm, first_loss=6.0, vocabulary=500)
 
     config = make_config(folder, training={"warmup_steps": 0, **training})
-    made = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(logged=logged), callbacks=(watching,))
+    made = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=logged), callbacks=(watching,))
     accelerator = made.trainer.accelerator
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     accelerator.native_amp = True

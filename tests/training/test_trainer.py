@@ -142,8 +142,8 @@ def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):
     plain.trainer.train()
     hooks = TrainerHooks()
     measuring = make_training(config, ROWS, tmp_path, held_out=HELD_OUT, hooks=hooks)
-    previous = hooks.logged
-    hooks.logged = lambda step: (measuring.trainer.measure_held_out(), previous(step))  # type: ignore[assignment]
+    previous = hooks.on_logged
+    hooks.on_logged = lambda step: (measuring.trainer.measure_held_out(), previous(step))  # type: ignore[assignment]
     measuring.trainer.train()
 
     assert measuring.losses == plain.losses
@@ -185,7 +185,7 @@ def test_a_saved_run_continues_bit_by_bit(tiny_model_folder, tmp_path, sections)
     hooks, saved = TrainerHooks(), tmp_path / "saved"
     whole = make_training(config, ROWS, tmp_path, hooks=hooks)
     total = whole.trainer.total_steps
-    save_at, previous = total // 2, hooks.logged
+    save_at, previous = total // 2, hooks.on_logged
 
     def save(step):
         previous(step)
@@ -193,7 +193,7 @@ def test_a_saved_run_continues_bit_by_bit(tiny_model_folder, tmp_path, sections)
             saved.mkdir()
             whole.trainer.write_state(saved, whole.trainer.gather_state())
 
-    hooks.logged = save
+    hooks.on_logged = save
     whole.trainer.train()
     torch.manual_seed(12345)  # a new process has other random numbers
     resumed = make_training(config, ROWS, tmp_path)

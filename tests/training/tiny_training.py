@@ -110,8 +110,8 @@ def make_training(
     assembly = replace(assembly, setup=replace(assembly.setup, settings=settings))
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()
-    previous = hooks.logged
-    hooks.logged = lambda step: (steps.append(step), previous(step))[1]
+    previous = hooks.on_logged
+    hooks.on_logged = lambda step: (steps.append(step), previous(step))[1]
     trainer = LoratoryTrainer(
         model=model,
         args=training_arguments(config.training, folder, precision, placement),

@@ -181,7 +181,7 @@ def test_preferences_are_shown_for_base_start_and_result_with_their_uncertainty(
     assert "28 of 30 · 93%" in html
     assert "93% (79%–98%)" in html
     assert "the true share lies between 79% and 98%" in html
-    assert "turned to the chosen one in 15 of 30 pairs and away from it in 0: that is clear" in html
+    assert "changed to the chosen one in 15 of 30 pairs and away from it in 0: that is clear" in html
     assert "since its start, faq &lt;b&gt;, the chosen answer gained" in html
     assert "Forgot: how far" in html, "the other measures stay"
     assert "Preferences" not in render_evaluation(an_evaluation())

@@ -157,7 +157,7 @@ def test_a_vote_that_cannot_be_kept_says_why(tab, run, votes, monkeypatch):
 
     pressed = vote(tab, turns, "vote:0:base")
 
-    assert "a vote keeps at most 10" in pressed.trouble
+    assert "a vote may have at most 10" in pressed.trouble
     assert 'aria-pressed="true"' not in pressed.transcript
 
 

@@ -296,9 +296,7 @@ class BlindTestPart:
         except EngineError:
             return {self.count: ""}
         votes = plural(len(self._votes.read().votes), "vote")
-        words = (
-            f'<p class="small num">{plural(tally.judged, "pair")} judged · {votes} in all</p>' if tally.judged else ""
-        )
+        words = f'<p class="small num">{plural(tally.total, "pair")} judged · {votes} in all</p>' if tally.total else ""
         return {self.count: words, self.judging: judging}
 
     def _show_tally(self, judging: Judging) -> Updates:

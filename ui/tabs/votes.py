@@ -79,7 +79,7 @@ class VotesPart:
         number = max(0, min(int(number), pages - 1))
         return {
             self.counts: view.render_counts(votes, pairs),
-            self.panel: gr.update(visible=bool(votes.votes or votes.damaged)),
+            self.panel: gr.update(visible=bool(votes.votes or votes.damaged_lines)),
             self.use: gr.update(interactive=bool(pairs.rows)),
             self.newer: gr.update(interactive=number > 0),
             self.older: gr.update(interactive=number < pages - 1),

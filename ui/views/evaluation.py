@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from engine.chat.contract import Branch
-from engine.evaluation.blind_test import CLEAR_CHANCE, BlindTally, Judgement, Pair
+from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindTally, Judgement, Pair
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     EvaluationResult,
-    forgot_words,
-    gained_words,
+    forgetting_words,
+    gain_words,
     preference_sentences,
 )
 from engine.evaluation.preference import interval
@@ -61,7 +61,7 @@ def render_evaluation(result: EvaluationResult) -> str:
         (_perplexity(base.perplexity), "perplexity, base"),
     )
     worse = ""
-    if result.gained is not None and tuned.perplexity >= base.perplexity:
+    if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
     measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
@@ -116,13 +116,13 @@ def _ratings(result: EvaluationResult) -> str:
 
 def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
     """What training brought and what it cost, next to each other; nothing where forgetting was not measured."""
-    if result.gained is None or result.forgot is None:
+    if result.gain is None or result.forgetting is None:
         return ()
-    return ((gained_words(result.gained), "held-out rows"), (forgot_words(result.forgot), "general text"))
+    return ((gain_words(result.gain), "held-out rows"), (forgetting_words(result.forgetting), "general text"))
 
 
 def _forgetting(result: EvaluationResult) -> str:
-    if result.forgot is None:
+    if result.forgetting is None:
         return ""
     base, tuned = result.general_losses["base"], result.general_losses["tuned"]
     return small(
@@ -219,7 +219,7 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
         f"{tuned.loss:.4f}" if tuned else "–",
         _perplexity(tuned.perplexity) if tuned else "–",
         _perplexity(base.perplexity) if base else "–",
-        f"{max(0.0, result.forgot):.1%}" if result.forgot is not None else "–",
+        f"{max(0.0, result.forgetting):.1%}" if result.forgetting is not None else "–",
     ]
     cells += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"] if scores else ["–"] * 3
     if with_preferences:
@@ -244,7 +244,7 @@ def render_writing(prompt: str, tokens: int, most: int) -> str:
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     """Return the choice, and whose answers these were."""
-    pair, preferred = judgement.pair, judgement.preferred
+    pair, preferred = judgement.pair, judgement.winner
     if preferred is not None:
         words = f"You preferred <b>{escape(names[preferred])}</b>."
     elif judgement.verdict == "equal":
@@ -268,7 +268,7 @@ def render_same_words(pair: Pair) -> str:
 
 def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return how often each side was preferred, and whether that is significant."""
-    if not tally.judged:
+    if not tally.total:
         return empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
     figures = (
         (f"{tally.second_preferred:,}", f"preferred {escape(names[tally.second])}"),
@@ -281,20 +281,20 @@ def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
 
 def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return the sign test in plain words."""
-    if not tally.decided:
-        return f"Of {plural(tally.judged, 'pair')} none was decided: no result yet."
+    if not tally.decisive:
+        return f"Of {plural(tally.total, 'pair')} none was decided: no result yet."
     ahead = tally.second if tally.second_preferred >= tally.first_preferred else tally.first
     wins = max(tally.first_preferred, tally.second_preferred)
-    decided = plural(tally.decided, "decided pair")
-    if 2 * wins == tally.decided:
+    decided = plural(tally.decisive, "decided pair")
+    if 2 * wins == tally.decisive:
         return f"Of {decided}, each side won {wins:,}: no difference."
     name = names[ahead]
-    chance = f"{tally.chance:.1%}" if tally.chance < 0.1 else f"{tally.chance:.0%}"
-    if tally.chance < 0.001:
+    chance = f"{tally.p_value:.1%}" if tally.p_value < 0.1 else f"{tally.p_value:.0%}"
+    if tally.p_value < 0.001:
         chance = "less than 0.1%"
-    if tally.chance < CLEAR_CHANCE:
+    if tally.p_value < SIGNIFICANCE_LEVEL:
         verdict = "That is clear."
-    elif wins == tally.decided and tally.decided < _CLEAR_WINS:
+    elif wins == tally.decisive and tally.decisive < _CLEAR_WINS:
         verdict = f"That may be chance. At least {_CLEAR_WINS} decided pairs are needed for a clear result."
     else:
         verdict = "That may be chance. Judge more pairs to be surer."
@@ -306,9 +306,9 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
 
 def _split_bar(tally: BlindTally) -> str:
     """Return the decided pairs as one bar, distinguished by position as well as by colour."""
-    if not tally.decided:
+    if not tally.decisive:
         return ""
-    won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decided:.1f}%"></span>'
+    won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
     return f'<div class="split" aria-hidden="true">{won}<span class="lost"></span></div>'
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from engine.evaluation.votes import KnownVotes, PairsOfVotes, Vote, VotedAnswer
+from engine.evaluation.votes import PairsOfVotes, StoredVotes, Vote, VotedAnswer
 from ui.views.chat import NO_ANSWER, answer_box
 from ui.views.html import empty, facts, log, notices, pick_button, plural, short_name, small
 
@@ -18,16 +18,18 @@ NO_VOTES = empty(
 )
 
 
-def render_counts(saved_votes: KnownVotes, pairs: PairsOfVotes) -> str:
+def render_counts(saved_votes: StoredVotes, pairs: PairsOfVotes) -> str:
     """Return how many votes there are, and what a dataset of them would hold."""
-    if not saved_votes.votes and not saved_votes.damaged:
+    if not saved_votes.votes and not saved_votes.damaged_lines:
         return NO_VOTES
     votes, rows = len(saved_votes.votes), len(pairs.rows)
     figures = (
         (f"{votes:,}", "vote" if votes == 1 else "votes"),
         (f"{rows:,}", "pair to train on" if rows == 1 else "pairs to train on"),
     )
-    damaged = notices([f"{plural(saved_votes.damaged, 'damaged line')} skipped."] if saved_votes.damaged else ())
+    damaged = notices(
+        [f"{plural(saved_votes.damaged_lines, 'damaged line')} skipped."] if saved_votes.damaged_lines else ()
+    )
     return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damaged}"
 
 

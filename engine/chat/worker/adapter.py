@@ -1,4 +1,4 @@
-"""Adapters on a base that stays what it is: checked against it, attached to it, switched off and taken off again."""
+"""Attach adapters to a base model: check that they fit, load, switch and detach them."""
 
 import inspect
 import types
@@ -35,12 +35,12 @@ class Bias(NamedTuple):
 
     parameter: nn.Parameter
     of_base: torch.Tensor
-    trained: torch.Tensor
+    of_adapter: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter in memory: injected into the base's layers, or keys and values before every sequence."""
+    """One adapter in memory: layers injected into the base, or virtual tokens before every sequence."""
 
     name: str
     peft: PeftModel
@@ -58,18 +58,18 @@ class Adapter:
 class AdaptedBase:
     """A base model with any number of adapters; at most one of them is active at a time.
 
-    Switching touches two flags of each adapted layer: PEFT's `disable_adapter` and `set_adapter` also go through the
-    gradients of every tensor, which takes longer than a token of a small model.
+    Switching sets two flags of each adapted layer. PEFT's `disable_adapter` and `set_adapter` also visit the gradients
+    of every tensor, which takes longer than a token of a small model.
     """
 
     model: PreTrainedModel
     name: str
-    _injected: PeftModel | None = None
+    _peft_model: PeftModel | None = None
     _layers: tuple[nn.Module, ...] = ()
-    _in_force: Adapter | None = None
+    _active: Adapter | None = None
 
     def __post_init__(self) -> None:
-        self._keeps_some = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._can_slice_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.fixed_caches = FixedCaches.of(self.model)
 
     def forward(
@@ -79,39 +79,41 @@ class AdaptedBase:
         positions: torch.Tensor | None = None,
         **padding: torch.Tensor,
     ) -> torch.Tensor:
-        """Run the model with the adapter that is in force.
+        """Run the model with the active adapter.
 
         Args:
             ids: Shape (rows, tokens).
-            cache: What came before, and takes these tokens in; None where `ids` is everything.
-            positions: Of the tokens whose logits are wanted, shape (n,); None for the last one.
-            padding: Mask and positions of the model, where rows differ in length.
+            cache: The tokens before `ids`, to which these are added; None where `ids` is the whole sequence.
+            positions: Positions to compute logits for, shape (n,); None for the last one.
+            padding: Attention mask and position ids, for rows that differ in length.
 
         Returns:
-            Logits of the tokens that follow those, shape (rows, n or 1, vocabulary).
+            Logits of the next tokens, shape (rows, n or 1, vocabulary).
         """
         several = ids.shape[1] > 1
         if several and positions is None:
             positions = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        remembered = {"cache": cache} if cache is not None else {}
-        # A tensor, although the last position could be asked for by number: that takes a view of the hidden states, for
-        # which torch copies a frozen output layer before it multiplies, which here takes as long as the whole prompt.
-        kept = {"logits_to_keep": positions if several else 1} if self._keeps_some else {}
-        logits = self.model(input_ids=ids, use_cache=cache is not None, **remembered, **kept, **padding).logits
-        return logits if self._keeps_some or not several else logits[:, positions]
+        cache_argument = {"cache": cache} if cache is not None else {}
+        # A tensor even for the last position: with a number, transformers takes a view of the hidden states, for which
+        # torch copies the frozen output layer before it multiplies. That takes as long as the whole prompt.
+        logits_argument = {"logits_to_keep": positions if several else 1} if self._can_slice_logits else {}
+        logits = self.model(
+            input_ids=ids, use_cache=cache is not None, **cache_argument, **logits_argument, **padding
+        ).logits
+        return logits if self._can_slice_logits or not several else logits[:, positions]
 
     def lend_cache(self, positions: int) -> LentCache | None:
-        """Lend a cache of fixed size for the adapter that is in force, where there is one."""
-        adapter, caches = self._in_force, self.fixed_caches
+        """Lend a static cache for the active adapter, if one is available."""
+        adapter, caches = self._active, self.fixed_caches
         if adapter is not None and adapter.is_prefix:
             if not caches.why_not:
                 caches.report(f"{adapter.name} has virtual tokens before the prompt")
             return None
-        lent: LentCache | None = caches.lend(adapter.name if adapter is not None else "", positions, self.forward)
-        return lent
+        cache: LentCache | None = caches.lend(adapter.name if adapter is not None else "", positions, self.forward)
+        return cache
 
     def attach(self, weights: PlannedWeights, adapter_name: str) -> Adapter:
-        """Add an adapter to those that are loaded; none is active afterwards.
+        """Load an adapter next to those already loaded; none is active afterwards.
 
         Raises:
             ModelError: If it was made for another model, is damaged, or cannot be combined with the loaded ones.
@@ -123,7 +125,7 @@ class AdaptedBase:
         resolve_patterns(config, base_module_names(self.model), weights.name)
         _check_fit(records, config, self.model, weights, self.name)
         before = {name: parameter.detach().clone() for name, parameter in self._biases(config)}
-        # As PEFT loads it by default. In the base's 16 bits it would be rounded, and on a processor no quicker.
+        # PEFT's default. The base's 16 bits would round it, and are not faster on a CPU.
         in_float32 = self.model.device.type == "cpu"
         with _peft_errors(weights.name, self.name):
             if config.is_prompt_learning:
@@ -131,12 +133,14 @@ class AdaptedBase:
                     self.model, str(weights.folder), adapter_name=adapter_name, config=config
                 )
             else:
-                if self._injected is None:
+                if self._peft_model is None:
                     # Set before its weights are read, so it can be removed again if that fails.
-                    self._injected = get_peft_model(self.model, config, adapter_name, autocast_adapter_dtype=in_float32)
-                else:  # else PEFT would read the configuration again, patterns and all
-                    self._injected.add_adapter(adapter_name, config, autocast_adapter_dtype=in_float32)
-                peft = self._injected
+                    self._peft_model = get_peft_model(
+                        self.model, config, adapter_name, autocast_adapter_dtype=in_float32
+                    )
+                else:  # otherwise load_adapter would read the unresolved patterns again
+                    self._peft_model.add_adapter(adapter_name, config, autocast_adapter_dtype=in_float32)
+                peft = self._peft_model
                 peft.load_adapter(str(weights.folder), adapter_name, autocast_adapter_dtype=in_float32)
         peft.eval()
         self._layers = tuple(
@@ -145,49 +149,49 @@ class AdaptedBase:
         use_plain_branches(self._layers)
         tensors = get_peft_model_state_dict(peft, adapter_name=adapter_name, save_embedding_layers=False)
         _require_all_keys(tensors.keys(), records, weights.name)
-        changed = tuple(
+        biases = tuple(
             Bias(parameter, before[name], parameter.detach().clone())
             for name, parameter in self._biases(config)
             if not torch.equal(parameter, before[name])
         )
         size_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        adapter = Adapter(adapter_name, peft, size_bytes, config.is_prompt_learning, changed)
-        self._set_in_force(None)
-        for bias in changed:
+        adapter = Adapter(adapter_name, peft, size_bytes, config.is_prompt_learning, biases)
+        self._set_active(None)
+        for bias in biases:
             bias.parameter.data = bias.of_base
         return adapter
 
     def detach_all(self) -> None:
-        """Give the base back as it was."""
+        """Remove all adapters from the base."""
         self.switch_to(None)
         self.fixed_caches.clear()
-        if self._injected is not None:
-            self.model = self._injected.unload()
-            self._injected = None
+        if self._peft_model is not None:
+            self.model = self._peft_model.unload()
+            self._peft_model = None
         self._layers = ()
 
     def switch_to(self, adapter: Adapter | None) -> None:
-        """Put one adapter in force, or none; takes microseconds."""
-        if adapter is self._in_force:
+        """Activate one adapter, or none; takes microseconds."""
+        if adapter is self._active:
             return
-        if self._in_force is not None:
-            for bias in self._in_force.biases:
+        if self._active is not None:
+            for bias in self._active.biases:
                 bias.parameter.data = bias.of_base
         if adapter is not None:
             for bias in adapter.biases:
-                bias.parameter.data = bias.trained
-        self._set_in_force(adapter)
+                bias.parameter.data = bias.of_adapter
+        self._set_active(adapter)
 
-    def _set_in_force(self, adapter: Adapter | None) -> None:
-        disabled = adapter is None or adapter.is_prefix
+    def _set_active(self, adapter: Adapter | None) -> None:
+        is_disabled = adapter is None or adapter.is_prefix
         for layer in self._layers:
-            layer._disable_adapters = disabled
-            if adapter is not None and not disabled:
+            layer._disable_adapters = is_disabled
+            if adapter is not None and not is_disabled:
                 layer._active_adapter = [adapter.name]
-        self._in_force = adapter
+        self._active = adapter
 
     def _biases(self, config: PeftConfig) -> Iterator[tuple[str, nn.Parameter]]:
-        """Biases that loading an adapter may overwrite; by their names before anything was injected."""
+        """Yield the biases that an adapter may overwrite, with their names in the plain base."""
         if getattr(config, "bias", "none") != "none":
             for name, parameter in self.model.named_parameters():
                 if name.endswith(".bias"):
@@ -201,8 +205,8 @@ def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
         what = f"The configuration of the adapter {weights.name} cannot be read ({type(error).__name__})."
         raise ModelError(what, "Copy the adapter folder again, or update PEFT if a newer one wrote it.") from error
     if config.is_prompt_learning and weights.traits is None:
-        known = ", ".join(method.label for method in METHODS.values() if not method.trains_all)
-        fix = f"Choose an adapter of one of these methods: {known}."
+        methods = ", ".join(method.label for method in METHODS.values() if not method.trains_all)
+        fix = f"Choose an adapter of one of these methods: {methods}."
         raise ModelError(f"{weights.name} is a {weights.peft_type} adapter, which the chat cannot load.", fix)
     config.inference_mode = True
     return config
@@ -215,7 +219,7 @@ def _check_fit(
     weights: PlannedWeights,
     base_name: str,
 ) -> None:
-    """Compare shapes before anything is injected, so a mismatch is an error in words and the base stays untouched."""
+    """Compare shapes before injection, so a mismatch gets a clear error and the base stays unchanged."""
     name = weights.name
     if config.is_prompt_learning:
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -223,10 +227,10 @@ def _check_fit(
             what = f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}."
             raise ModelError(what, _WRONG_BASE_FIX)
         width = model.get_input_embeddings().weight.shape[1]
-        learned = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
-        if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and learned != width:
+        adapter_width = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
+        if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and adapter_width != width:
             raise ModelError(
-                f"The virtual tokens {name} have {learned:,} numbers each; embeddings of {base_name} have {width:,}.",
+                f"The virtual tokens {name} have {adapter_width:,} numbers each; embeddings of {base_name} have {width:,}.",
                 _WRONG_BASE_FIX,
             )
     for record in records:
@@ -242,15 +246,15 @@ def _check_fit(
             module = module.get_base_layer()
         rank = getattr(config, "r", None) if weights.traits is not None and "r" in weights.traits.fields else None
         if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
-            found = record.shape[0] if marker == "lora_A" else record.shape[1]
-            if found != rank:
-                what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {found}."
+            adapter_rank = record.shape[0] if marker == "lora_A" else record.shape[1]
+            if adapter_rank != rank:
+                what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {adapter_rank}."
                 raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
-        wanted = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker)
-        if wanted is not None and getattr(module, wanted[0], record.shape[wanted[1]]) != record.shape[wanted[1]]:
+        attribute, axis = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker, ("", 0))
+        if attribute and getattr(module, attribute, record.shape[axis]) != record.shape[axis]:
             raise ModelError(
                 f"The adapter {name} was trained on a model of another size: {path} has "
-                f"{getattr(module, wanted[0]):,} {wanted[0]} in {base_name}, {record.shape[wanted[1]]:,} in the adapter.",
+                f"{getattr(module, attribute):,} {attribute} in {base_name}, {record.shape[axis]:,} in the adapter.",
                 _WRONG_BASE_FIX,
             )
 
@@ -259,8 +263,8 @@ def _module_path(key: str) -> tuple[str, str]:
     """Return the adapted module that an adapter's tensor belongs to, and the tensor's own name; empty for other keys."""
     path = key.removeprefix(_KEY_PREFIX) if key.startswith(_KEY_PREFIX) else ""
     for mark in tensor_marks():
-        head, found, rest = path.partition(f".{mark}")
-        if found:
+        head, dot, rest = path.partition(f".{mark}")
+        if dot:
             return head, mark + rest.partition(".")[0]
     return "", ""
 
@@ -277,7 +281,7 @@ def _require_all_keys(expected: Set[str], records: tuple[TensorRecord, ...], nam
 def _peft_errors(name: str, base_name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PEFT warns of here is checked, and refused in words
+            warnings.simplefilter("ignore")  # PEFT's warnings are about what `_check_fit` checks
             yield
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         if is_out_of_memory(error):
@@ -286,7 +290,7 @@ def _peft_errors(name: str, base_name: str) -> Iterator[None]:
         raise ModelError(what, _WRONG_BASE_FIX) from error
 
 
-# Layers whose branch is the sum below. Others of PEFT's (convolutions, experts, attention as a whole) keep their own pass.
+# Layers with the plain branch below. PEFT's other layers (convolutions, experts, attention) keep their own forward.
 _QUANTIZED_LAYERS = ("Linear4bit", "Linear8bitLt")
 
 
@@ -296,19 +300,19 @@ class _Branch(NamedTuple):
     a: torch.Tensor  # (r, in_features)
     b: torch.Tensor  # (out_features, r)
     scaling: float
-    rounds_before: bool  # PEFT rounds what is added to a quantized layer's result, and elsewhere the sum
+    rounds_before: bool  # PEFT casts the update of a quantized layer before adding it, elsewhere the sum
 
 
 def use_plain_branches(layers: Iterable[torch.nn.Module]) -> None:
-    """Replace the forward pass of plain LoRA layers by one for answering, without gradients.
+    """Replace the forward pass of plain LoRA layers by a faster one without gradients.
 
-    To be called again when an adapter was added. The layers' own switches stay in force: `_disable_adapters`, and
-    `_active_adapter` with one name. Adapters with DoRA or another variant, or with a bias of their own, keep PEFT's pass.
-    On a processor the others' matrices are held in float32, as PEFT loads them by default.
+    Call it again after an adapter was added. The layers' switches still work: `_disable_adapters`, and `_active_adapter`
+    with one name. Adapters with DoRA or another variant, or with a bias of their own, keep PEFT's forward pass. On a CPU
+    the matrices of plain adapters are held in float32, as PEFT loads them by default.
     """
     for layer in layers:
         if isinstance(layer, LoraLayer) and type(layer).__name__ in ("Linear", *_QUANTIZED_LAYERS):
-            # Bound to the instance: PEFT sees the class that it knows.
+            # Bound to the instance, which keeps PEFT's class.
             layer.forward = types.MethodType(_forward_with(_plain_branches(layer)), layer)
 
 
@@ -333,7 +337,7 @@ def _forward_with(branches: dict[str, _Branch]) -> Callable[..., torch.Tensor]:
             return type(layer).forward(layer, x, *args, **kwargs)
         result = layer.base_layer(x)
         between = functional.linear(x.to(branch.a.dtype), branch.a)
-        added = functional.linear(between, branch.b).mul_(branch.scaling)
-        return result.add_(added.to(result.dtype) if branch.rounds_before else added)
+        update = functional.linear(between, branch.b).mul_(branch.scaling)
+        return result.add_(update.to(result.dtype) if branch.rounds_before else update)
 
     return forward

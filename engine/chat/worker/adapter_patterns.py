@@ -1,4 +1,4 @@
-"""The patterns of an adapter_config.json, resolved to names of modules: PEFT would match them without a limit on time."""
+"""Resolve the patterns of an adapter_config.json to module names, with a time limit that PEFT does not have."""
 
 import re
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ _LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
 
 
 def base_module_names(model: nn.Module) -> list[str]:
-    """Return names of a base's modules, without what adapters that are on it already have put there."""
+    """Return the names of a base's modules, without those of attached adapters."""
     adapters = (f".{mark}" for mark in tensor_marks())
     marks = (".base_layer", ".modules_to_save", ".original_module", *adapters)
     return [name for name, _ in model.named_modules() if name and not any(mark in name for mark in marks)]
 
 
 def resolve_patterns(config: PeftConfig, names: Sequence[str], adapter: str) -> None:
-    """Replace every pattern of a configuration, in place, by names that it matches.
+    """Replace the patterns of a configuration, in place, by the names that they match.
 
     Raises:
-        ModelError: If a pattern is unusable or takes too long, or what should be a name is none.
+        ModelError: If a pattern is invalid or takes too long, or a name is invalid.
     """
     settings: Any = config
     matcher = PatternMatcher()
@@ -55,30 +55,30 @@ def resolve_patterns(config: PeftConfig, names: Sequence[str], adapter: str) -> 
 
 
 def _resolve_layers(settings: Any, names: Sequence[str], matcher: PatternMatcher) -> None:
-    """Choose among the targets those of the layers that are named; as PEFT's `check_target_module_exists` does."""
+    """Keep the targets in `layers_to_transform`, as PEFT's `check_target_module_exists` does."""
     layers = getattr(settings, "layers_to_transform", None)
     patterns = getattr(settings, "layers_pattern", None)
     if layers is None or layers == [] or isinstance(settings.target_modules, str) or settings.target_modules is None:
         if patterns:
             settings.layers_pattern = None
         return
-    wanted = {layers} if isinstance(layers, int) else set(layers)
-    if not all(isinstance(layer, int) for layer in wanted):
+    indices = {layers} if isinstance(layers, int) else set(layers)
+    if not all(isinstance(layer, int) for layer in indices):
         raise PatternError("needs layers_to_transform to be a list of numbers")
-    whole = [name for name in names if name in settings.target_modules]  # PEFT takes these in any layer
+    exact = [name for name in names if name in settings.target_modules]  # PEFT takes these in any layer
     by_ending = [name for name in names if name.endswith(tuple(f".{target}" for target in settings.target_modules))]
-    chosen = set(whole)
-    for name in set(by_ending) - chosen:
+    targets = set(exact)
+    for name in set(by_ending) - targets:
         index = _layer_index(name, [patterns] if isinstance(patterns, str) else list(patterns or ()), matcher)
-        if index in wanted:
-            chosen.add(name)
-    settings.target_modules, settings.layers_to_transform, settings.layers_pattern = chosen, None, None
+        if index in indices:
+            targets.add(name)
+    settings.target_modules, settings.layers_to_transform, settings.layers_pattern = targets, None, None
 
 
 def _layer_index(name: str, patterns: Sequence[str], matcher: PatternMatcher) -> int | None:
     if not patterns:
-        found = _LAYER_INDEX.match(name)
-        return int(found["idx"]) if found else None
+        match = _LAYER_INDEX.match(name)
+        return int(match["idx"]) if match else None
     for number in re.finditer(r"\.(\d+)\.", name):
         # The first number in the name right after a pattern, as a whole part of the name.
         before = name[: number.start()]
@@ -89,14 +89,14 @@ def _layer_index(name: str, patterns: Sequence[str], matcher: PatternMatcher) ->
 
 
 def _resolve_keys(values: dict[str, Any], names: Sequence[str], matcher: PatternMatcher) -> dict[str, Any]:
-    """Keys that are names stay; others become the whole names that they match, in the same order."""
-    resolved: dict[str, Any] = {}
+    """Replace keys that are patterns by the full names that they match, in the same order."""
+    by_name: dict[str, Any] = {}
     for key, value in values.items():
         if PLAIN_NAME.fullmatch(key):
-            resolved[key] = value
+            by_name[key] = value
             continue
         for name in matcher.matching(rf"(.*\.)?({key})$", names, whole=False):
-            resolved.setdefault(name, value)
-        if len(resolved) > max(_MAX_PATTERN_KEYS, len(values)):
-            raise PatternError(f"means more than {_MAX_PATTERN_KEYS} modules one by one")
-    return resolved
+            by_name.setdefault(name, value)
+        if len(by_name) > max(_MAX_PATTERN_KEYS, len(values)):
+            raise PatternError(f"matches more than {_MAX_PATTERN_KEYS} modules")
+    return by_name

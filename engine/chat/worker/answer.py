@@ -1,4 +1,4 @@
-"""One answer on one branch: the prompt as training saw it, then one token a turn, and its text piece by piece."""
+"""Generate one answer on one branch: the prompt as in training, then one token a turn, with its text streamed."""
 
 import time
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class TalkingTokenizer(ChatTokenizer, Protocol):
-    """A tokenizer that renders prompts and reads answers back."""
+    """A tokenizer that renders prompts and decodes answers."""
 
     def decode(
         self,
@@ -43,23 +43,23 @@ class TalkingTokenizer(ChatTokenizer, Protocol):
     ) -> str: ...
 
 
-def load_chat_tokenizer(trained: Sequence[Path], base: Path, name: str) -> TalkingTokenizer:
-    """Load the first tokenizer with the template that training froze; where there is none, freeze the base's own.
+def load_chat_tokenizer(folders: Sequence[Path], base: Path, name: str) -> TalkingTokenizer:
+    """Load the tokenizer that training saved, with its template; the base model's if there is none.
 
     Raises:
         ModelError: If the tokenizer cannot be read.
     """
-    folder = next((folder for folder in trained if (folder / TOKENIZER_CONFIG).is_file()), base)
+    folder = next((folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()), base)
     tokenizer: TalkingTokenizer
     tokenizer, _ = load_tokenizer(ModelSource(str(folder), name))
     return tokenizer
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> PromptView:
-    """Turn a conversation into exactly what the model reads to answer it.
+    """Render a conversation as the prompt that the model gets.
 
     Raises:
-        ModelError: If the chat template refuses the conversation, or overruns.
+        ModelError: If the chat template refuses the conversation, or exceeds its time limit.
     """
     try:
         with rendering_confined(sum(len(message.content) for message in messages)):
@@ -72,17 +72,17 @@ def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Prom
 
 
 def end_token_ids(tokenizer: ChatTokenizer, generation: GenerationConfig | None) -> frozenset[int]:
-    """Tokens that end an answer: those of the template that was trained on, and those that the model's makers name."""
-    named = generation.eos_token_id if generation is not None else None
-    made = named if isinstance(named, list) else [named]
-    return frozenset([*stop_token_ids(tokenizer), *(token for token in made if token is not None)])
+    """Return the stop tokens of the chat template and of the model's generation config."""
+    eos = generation.eos_token_id if generation is not None else None
+    eos_ids = eos if isinstance(eos, list) else [eos]
+    return frozenset([*stop_token_ids(tokenizer), *(token for token in eos_ids if token is not None)])
 
 
 class TextStream:
-    """Turns tokens into text piece by piece; all pieces joined are the text of all tokens decoded together.
+    """Decodes tokens incrementally; the joined pieces equal the text of all tokens decoded at once.
 
-    What a token adds depends on the one before it (SentencePiece puts the space there), so each piece is the difference
-    between two decodings of a short window, as in Hugging Face's text-generation-inference.
+    The text of a token depends on the one before it (SentencePiece puts the space there), so each piece is the
+    difference between two decodings of a short window, as in Hugging Face's text-generation-inference.
     """
 
     def __init__(self, tokenizer: TalkingTokenizer) -> None:
@@ -92,9 +92,9 @@ class TextStream:
         self._shown_until = 0
 
     def add(self, token: int) -> str:
-        """Return text that is certain now; empty while a character is incomplete."""
+        """Return the text that is final now; empty while a character is incomplete."""
         self._tokens.append(token)
-        piece = self._unshown()
+        piece = self._pending_text()
         # Decoders write U+FFFD for bytes that do not make a character, or do not yet.
         if not piece or piece.endswith("\ufffd"):
             return ""
@@ -102,21 +102,21 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """Return what was held back, complete or not."""
-        piece = self._unshown()
+        """Return the remaining text, complete or not."""
+        piece = self._pending_text()
         self._window_start = self._shown_until = len(self._tokens)
         return piece
 
-    def _unshown(self) -> str:
-        shown = self._decode(self._tokens[self._window_start : self._shown_until])
-        return self._decode(self._tokens[self._window_start :])[len(shown) :]
+    def _pending_text(self) -> str:
+        before = self._decode(self._tokens[self._window_start : self._shown_until])
+        return self._decode(self._tokens[self._window_start :])[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class Sampler:
-    """Draws tokens as transformers' `generate` does: the same processors in the same order, the same random numbers."""
+    """Samples tokens as transformers' `generate`: the same processors, order and random numbers."""
 
     def __init__(self, sampling: SamplingConfig, device: torch.device) -> None:
         self._greedy = sampling.greedy
@@ -151,7 +151,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class AnswerRules:
-    """What a request fixes for all its branches."""
+    """What all branches of a request share."""
 
     prompt_ids: tuple[int, ...]
     end_ids: frozenset[int]
@@ -160,7 +160,7 @@ class AnswerRules:
 
 
 class Answer:
-    """An answer under way.
+    """An answer in progress.
 
     Raises:
         ModelError: If the prompt leaves no room in the context.
@@ -168,26 +168,26 @@ class Answer:
 
     def __init__(self, branch: Branch, weights: BranchWeights, rules: AnswerRules, tokenizer: TalkingTokenizer) -> None:
         self.branch = branch
-        self.done = False
+        self.is_done = False
         self._weights = weights
         self._rules = rules
         self._room = _room_for_tokens(weights, rules)
         device = weights.holder.model.device
         self._sampler = Sampler(rules.sampling, device)
         self._ids = torch.tensor([rules.prompt_ids], device=device)
-        self._read = 0  # tokens of `_ids` that the cache holds
+        self._cached_tokens = 0  # tokens of `_ids` that the cache holds
         longest = len(rules.prompt_ids) + min(self._room, rules.sampling.max_new_tokens)
         with torch.inference_mode():
             self._cache = weights.answer_cache(int(longest))
         self._text = TextStream(tokenizer)
         self._tokens = 0
-        self._started = time.perf_counter()
+        self._start_time = time.perf_counter()
         self._first_token_at: float | None = None
 
     def advance(self) -> ChatChunk | None:
-        """Take one turn: a piece of the prompt (then nothing is returned), or one token."""
+        """Read a piece of the prompt, which returns None, or generate one token."""
         with torch.inference_mode():
-            logits = self._read_on()
+            logits = self._next_logits()
             return None if logits is None else self._take(self._sampler.choose(self._ids, logits))
 
     def _take(self, token: int) -> ChatChunk:
@@ -206,24 +206,24 @@ class Answer:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What was answered so far, without the token that ends it."""
+        """Tokens generated so far, without the stop token."""
         return tuple(self._ids[0, len(self._rules.prompt_ids) :].tolist())
 
     def stop(self) -> ChatChunk:
-        """End it here, because the person wants no more."""
+        """End the answer early."""
         return self._finish("stopped")
 
-    def _read_on(self) -> torch.Tensor | None:
-        """Read the next tokens; returns the logits after the last one, None while some are left."""
+    def _next_logits(self) -> torch.Tensor | None:
+        """Read the next tokens; return the logits after the last one, None while the prompt is incomplete."""
         if self._cache is None:
             return self._weights.next_logits(self._ids, None)
-        piece = self._ids[:, self._read : self._read + PIECE_TOKENS]
+        piece = self._ids[:, self._cached_tokens : self._cached_tokens + PIECE_TOKENS]
         logits = self._weights.next_logits(piece, self._cache)
-        self._read += piece.shape[1]
-        return logits if self._read == self._ids.shape[1] else None
+        self._cached_tokens += piece.shape[1]
+        return logits if self._cached_tokens == self._ids.shape[1] else None
 
     def _finish(self, reason: FinishReason, text: str = "") -> ChatChunk:
-        self.done = True
+        self.is_done = True
         self._cache = None
         return self._chunk(text + self._text.finish(), reason)
 
@@ -236,7 +236,7 @@ class Answer:
             tokens=self._tokens,
             tokens_per_second=(self._tokens - 1) / seconds if self._tokens > 1 and seconds > 0 else 0.0,
             prompt_tokens=len(self._rules.prompt_ids),
-            first_token_seconds=first - self._started if first is not None else None,
+            first_token_seconds=first - self._start_time if first is not None else None,
             done=reason is not None,
             finish_reason=reason,
         )
@@ -245,11 +245,11 @@ class Answer:
 def _room_for_tokens(weights: BranchWeights, rules: AnswerRules) -> float:
     if rules.context_length is None:
         return float("inf")
-    used = len(rules.prompt_ids) + weights.virtual_tokens
-    if used >= rules.context_length:
-        what = f"The conversation takes {used:,} tokens, and {weights.holder.name} holds {rules.context_length:,}."
-        raise ModelError(what, "Start a new conversation, or take turns out of this one.")
-    return rules.context_length - used
+    length = len(rules.prompt_ids) + weights.virtual_tokens
+    if length >= rules.context_length:
+        what = f"The conversation takes {length:,} tokens, and {weights.holder.name} holds {rules.context_length:,}."
+        raise ModelError(what, "Start a new conversation, or remove turns from this one.")
+    return rules.context_length - length
 
 
 def begin_answer(
@@ -259,7 +259,7 @@ def begin_answer(
     sampling: SamplingConfig,
     tokenizer: TalkingTokenizer,
 ) -> Answer:
-    """Begin an answer that ends where the model and its context do.
+    """Start an answer, limited by the model's stop tokens and its context.
 
     Raises:
         ModelError: If the prompt leaves no room in the context.
@@ -270,5 +270,5 @@ def begin_answer(
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Return the positions that a model was made for; None where it does not say."""
+    """Return the model's maximum positions; None if its config has none."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)

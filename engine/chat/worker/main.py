@@ -1,4 +1,4 @@
-"""The process that holds a model and answers: `python -P -m engine.chat.worker.main HOME`, JSON lines on stdio."""
+"""The process that holds a model and generates answers, over JSON lines: `python -P -m engine.chat.worker.main HOME`."""
 
 import sys
 from collections.abc import Callable
@@ -22,22 +22,22 @@ _WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _ActiveModel:
     weights: Weights
     tokenizer: TalkingTokenizer
 
 
 class ChatWorker:
-    """Answers the questions of `ChatSession`."""
+    """Serves the requests of `ChatSession`."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
-        self._loaded: _Loaded | None = None
+        self._active: _ActiveModel | None = None
 
     def load(self, params: JsonObject, request: Request) -> JsonObject:
         """Load a plan; only its adapters where the base is in memory already."""
-        asked = LoadRequest.model_validate(params)
-        plan = asked.plan
+        load_request = LoadRequest.model_validate(params)
+        plan = load_request.plan
 
         def report(progress: Progress) -> None:
             request.progress(progress.model_dump(mode="json"))
@@ -45,17 +45,17 @@ class ChatWorker:
         def announce(phase: Phase) -> Announce:
             return lambda message: report(Progress(phase=phase, message=message))
 
-        has_base = self._loaded is not None and self._loaded.weights.plan.model == plan.model
-        place = self._loaded.weights.place if self._loaded is not None and has_base else self.find(asked, report)
+        has_base = self._active is not None and self._active.weights.plan.model == plan.model
+        place = self._active.weights.place if self._active is not None and has_base else self.find(load_request, report)
         weights = self.hold(plan, place, announce)
-        branches: tuple[Branch, ...] = (*plan.trained,) or ("base",)
+        branches: tuple[Branch, ...] = (*plan.trained_weights,) or ("base",)
         for branch in branches:
             _warm_up(weights.branch(branch), weights.place)
         report(Progress(phase="ready", message=f"{weights.place.name} is ready.", fraction=1.0))
         return LoadedModel(
             name=weights.place.name,
             method=plan.method_name,
-            branches=weights.offered,
+            branches=weights.branch_names,
             device=weights.place.device.name,
             dtype=str(weights.place.dtype).removeprefix("torch."),
             quantization=plan.model.quantization,
@@ -65,68 +65,72 @@ class ChatWorker:
             notes=plan.notes,
         ).model_dump(mode="json")
 
-    def find(self, asked: LoadRequest, report: Callable[[Progress], None]) -> ModelPlace:
-        """Download the base of a plan where it is not here yet, and give up the login with which that is done."""
-        model = asked.plan.model
-        source = resolve_model(model, asked.plan.home(self._home), lambda fetched: report(Progress.fetching(fetched)))
+    def find(self, load_request: LoadRequest, report: Callable[[Progress], None]) -> ModelPlace:
+        """Download the base model if needed, then drop the login for it."""
+        model = load_request.plan.model
+        source = resolve_model(
+            model, load_request.plan.home(self._home), lambda download: report(Progress.fetching(download))
+        )
         give_up_access(Access.HUB)
-        return ModelPlace(Path(source.location), source.name, asked.device, choose_dtype(model, asked.device))
+        return ModelPlace(
+            Path(source.location), source.name, load_request.device, choose_dtype(model, load_request.device)
+        )
 
     def hold(self, plan: LoadPlan, place: ModelPlace, announce: Callable[[Phase], Announce]) -> Weights:
-        """Have the weights of a plan in memory: only its adapters are loaded where the base is there already."""
-        loaded = self._loaded
-        if loaded is not None and loaded.weights.plan == plan:
-            return loaded.weights
-        if loaded is not None and loaded.weights.plan.model == plan.model:
-            weights = loaded.weights
+        """Load the weights of a plan; only its adapters if the base is in memory already."""
+        active = self._active
+        if active is not None and active.weights.plan == plan:
+            return active.weights
+        if active is not None and active.weights.plan.model == plan.model:
+            weights = active.weights
             weights.exchange(plan, announce("loading_adapter"))
         else:
-            self._loaded = loaded = None  # its memory is needed
+            self._active = active = None  # frees its memory first
             weights = Weights(plan, place, announce("loading_model"))
-        folders = [trained.folder for trained in plan.trained.values()]
+        folders = [trained_weights.folder for trained_weights in plan.trained_weights.values()]
         tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
-        self._loaded = _Loaded(weights, tokenizer)
+        self._active = _ActiveModel(weights, tokenizer)
         return weights
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
-        """Write an answer on each branch, one token a turn."""
+        """Generate an answer on each branch, one token a turn."""
         ask = ChatRequest.model_validate(params)
-        loaded = self._require_loaded()
-        prompt = render_prompt(ask.messages, loaded.tokenizer)
+        active = self._require_loaded()
+        prompt = render_prompt(ask.messages, active.tokenizer)
         answers = [
-            begin_answer(branch, loaded.weights.branch(branch), prompt.ids, ask.sampling, loaded.tokenizer)
+            begin_answer(branch, active.weights.branch(branch), prompt.ids, ask.sampling, active.tokenizer)
             for branch in ask.branches
         ]
         while answers:
             for answer in answers:
-                if self._loaded is not loaded:
+                if self._active is not active:
                     raise RunError("Another model was loaded while this answer was written.", "Ask again.")
-                with memory_errors(loaded.weights.place):
+                with memory_errors(active.weights.place):
                     chunk = answer.stop() if request.is_cancelled() else answer.advance()
                 if chunk is not None:
                     request.progress(chunk.model_dump(mode="json"))
                 yield
-            answers = [answer for answer in answers if not answer.done]
+            answers = [answer for answer in answers if not answer.is_done]
         return {}
 
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
-        """Return what the model would read."""
+        """Return the prompt that the model would get."""
         ask = ChatRequest.model_validate(params)
         return render_prompt(ask.messages, self._require_loaded().tokenizer).model_dump(mode="json")
 
-    def _require_loaded(self) -> _Loaded:
-        if self._loaded is None:
+    def _require_loaded(self) -> _ActiveModel:
+        if self._active is None:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
-        return self._loaded
+        return self._active
 
 
 def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:
-    """Read a few tokens, so the first answer does not wait for pages and kernels that are touched once."""
+    """Run a few tokens, so the first answer does not wait for memory pages and kernels."""
     ids = torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.long, device=branch.holder.model.device)
     with torch.inference_mode(), memory_errors(place):
         cache = branch.answer_cache(_WARM_UP_TOKENS + 1)
         branch.next_logits(ids, cache)
-        if isinstance(cache, LentCache):  # records the pass of a token
+        if isinstance(cache, LentCache):  # captures the pass of a token
             branch.next_logits(ids[:, :1], cache)
 
 

@@ -1,4 +1,4 @@
-"""A cache of fixed size, with which a CUDA graph repeats the pass of one token: most of its time goes into launching kernels."""
+"""A static KV cache for answers, with which a CUDA graph replays the pass of one token without launch overhead."""
 
 import sys
 import traceback
@@ -13,23 +13,21 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.hardware.processor import memory_now
 
-Forward = Callable[
-    [torch.Tensor, Cache], torch.Tensor
-]  # ids (1, tokens) and what came before → logits (1, n, vocabulary)
+Forward = Callable[[torch.Tensor, Cache], torch.Tensor]  # ids (1, tokens) and the cache → logits (1, n, vocabulary)
 Pass = Callable[[], torch.Tensor]  # of one token; returns the logits of the next, (1, vocabulary)
-Capture = Callable[[Pass], Pass]  # records a pass; what it returns repeats it, into the same tensor
+Capture = Callable[[Pass], Pass]  # records a pass; returns its replay, which writes into the same tensor
 
 _FEWEST_POSITIONS = 1024  # of a cache; doubled for longer conversations, so a graph serves several of their turns
 _MOST_OF_FREE_MEMORY = 0.5  # the next conversation, or a second model, may need the rest
 _TOLERANCE = 0.05  # of the largest logit, which rounding to 16 bits stays below and a wrong mask does not
-_TRIED_TOKENS = 8
+_TRIAL_TOKENS = 8
 
 
 class FixedCache(Cache):  # type: ignore[misc]
     """Keys and values of one answer, at the same addresses from its first token to its last.
 
-    Layers with a sliding window keep every position, of which their mask hides the old ones. transformers' own static layer
-    for them keeps count in Python, which a graph does not repeat.
+    Layers with a sliding window keep every position; their mask hides the old ones. transformers' static layer for them
+    counts in Python, which a graph does not replay.
     """
 
     def __init__(self, layers: int, positions: int) -> None:
@@ -38,15 +36,15 @@ class FixedCache(Cache):  # type: ignore[misc]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of what was read and of the room for the rest, once anything was read."""
+        """Bytes of keys and values, used and free; available after the first token."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def length(self) -> torch.Tensor:
-        """Return how many positions are taken."""
+        """Return the number of used positions."""
         return self.layers[0].cumulative_length.clone()
 
     def rewind(self, length: torch.Tensor) -> None:
-        """Take no more positions than `length`; later ones are overwritten."""
+        """Go back to `length` used positions; later ones are overwritten."""
         for layer in self.layers:
             layer.cumulative_length.copy_(length)
 
@@ -66,7 +64,7 @@ class _Place:
 
 
 class LentCache:
-    """The cache of one answer, which returns it by dropping this."""
+    """A borrowed cache; the answer returns it by dropping this object."""
 
     def __init__(self, caches: "FixedCaches", place: _Place, forward: Forward) -> None:
         self._caches = caches
@@ -76,25 +74,25 @@ class LentCache:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read `ids`, shape (1, tokens), after what was read before; returns logits of the next token, (1, vocabulary)."""
+        """Append `ids`, shape (1, tokens); return the logits of the next token, (1, vocabulary)."""
         place, forward = self._place, self._forward
         if ids.shape[1] > 1 or (place.repeat is None and self._caches.capture is None):
             return forward(ids, place.cache)[:, -1].float()
         place.ids.copy_(ids)
         if place.repeat is None:
-            return self._caches.captured(place, lambda: forward(place.ids, place.cache)[:, -1].float())
+            return self._caches.capture_pass(place, lambda: forward(place.ids, place.cache)[:, -1].float())
         return place.repeat()
 
 
 class FixedCaches:
-    """The caches of one model: one for each adapter and one for none, each lent to one answer at a time.
+    """The static caches of one model: one for each adapter and one for the base, each lent to one answer at a time.
 
-    A graph has the addresses of weights and adapters in it, so `clear` has to be called before these change.
+    A graph holds addresses of weights and adapters: call `clear` before these change.
 
     Args:
-        model: What answers.
-        why_not: Why it has none; empty where it has.
-        capture: How a pass is recorded; None to compute each.
+        model: The model that answers.
+        why_not: Why static caches are not used; empty if they are.
+        capture: Records a pass; None to compute each one.
     """
 
     def __init__(self, model: PreTrainedModel, why_not: str = "", capture: Capture | None = None) -> None:
@@ -104,11 +102,11 @@ class FixedCaches:
         self._layers = 0
         self._bytes_a_position = 0.0
         self._places: dict[str, _Place] = {}
-        self._reported: set[str] = set()
+        self._reported_reasons: set[str] = set()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "FixedCaches":
-        """Return those of a model where it is: on a processor none, where a pass waits for memory and not for launches."""
+        """Return the caches of a model; none on a CPU, where memory bandwidth limits a pass and not its launches."""
         if model.device.type != "cuda":
             return cls(model, "needs CUDA")
         caches = cls(model, capture=capture_on_cuda)
@@ -118,11 +116,11 @@ class FixedCaches:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def lend(self, adapter: str, positions: int, forward: Forward) -> LentCache | None:
-        """Lend an empty cache for at least so many positions; None where an answer has to do with a growing one.
+        """Lend an empty cache of at least so many positions; None if the answer has to use a growing one.
 
         Args:
-            adapter: What is in force; empty for none.
-            positions: Those of the prompt and of the longest answer.
+            adapter: The active adapter; empty for none.
+            positions: Positions of the prompt and the longest answer.
             forward: The model with that adapter.
         """
         if self.why_not or not (self._layers or self._try(forward)):
@@ -134,10 +132,10 @@ class FixedCaches:
             self._places.pop(adapter, None)
             place = None  # before the next one takes memory
             size = max(_FEWEST_POSITIONS, 1 << (positions - 1).bit_length())
-            needed, free = self._bytes_a_position * size, _MOST_OF_FREE_MEMORY * free_bytes(self._model.device)
-            if needed > free:
+            cache_bytes, free = self._bytes_a_position * size, _MOST_OF_FREE_MEMORY * free_bytes(self._model.device)
+            if cache_bytes > free:
                 self.report(
-                    f"a cache of {size:,} positions takes {needed / 2**30:.2f} of at most {free / 2**30:.2f} GiB"
+                    f"a cache of {size:,} positions takes {cache_bytes / 2**30:.2f} of at most {free / 2**30:.2f} GiB"
                 )
                 return None
             ids = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
@@ -146,8 +144,8 @@ class FixedCaches:
             place.cache.reset()
         return LentCache(self, place, forward)
 
-    def captured(self, place: _Place, one_token: Pass) -> torch.Tensor:
-        """Compute a pass, record it and repeat it, which must give the same; where it does not, compute all from now on."""
+    def capture_pass(self, place: _Place, one_token: Pass) -> torch.Tensor:
+        """Compute a pass, record it and replay it; if the results differ, compute every pass from now on."""
         assert self.capture is not None
         cache = place.cache
         before = cache.length()
@@ -156,10 +154,10 @@ class FixedCaches:
             cache.rewind(before)
             repeat = self.capture(one_token)
             cache.rewind(before)
-            found = repeat()
-            if logits_agree(found, expected):
+            logits = repeat()
+            if logits_agree(logits, expected):
                 place.repeat = repeat
-                return found
+                return logits
             reason = "a repeated CUDA graph gives other logits"
         except Exception as error:  # of CUDA, or of any layer that cannot be recorded
             traceback.print_exc()
@@ -169,7 +167,7 @@ class FixedCaches:
         return one_token()
 
     def give_up(self, reason: str) -> None:
-        """Lend none from now on; answers under way keep theirs."""
+        """Lend no caches from now on; running answers keep theirs."""
         self.why_not, self.capture = reason, None
         self.clear()
         self.report(reason)
@@ -179,43 +177,43 @@ class FixedCaches:
         self._places.clear()
 
     def report(self, reason: str) -> None:
-        """Write into the log why answers use a growing cache, each reason once."""
-        if reason not in self._reported:
-            self._reported.add(reason)
+        """Log why answers use a growing cache, each reason once."""
+        if reason not in self._reported_reasons:
+            self._reported_reasons.add(reason)
             print(f"Answers without a static cache: {reason}.", file=sys.stderr, flush=True)
 
     def _try(self, forward: Forward) -> bool:
-        """Read a few tokens with both kinds of cache, whose logits must agree, and see how large a position is."""
+        """Compare the logits of both kinds of cache on a few tokens, and measure the bytes of a position."""
         config = self._model.config.get_text_config(decoder=True)
-        ids = torch.arange(1, _TRIED_TOKENS + 1, device=self._model.device).unsqueeze(0) % config.vocab_size
-        fixed = FixedCache(len(StaticCache(config=config, max_cache_len=1).layers), 2 * _TRIED_TOKENS)
-        found = []
+        ids = torch.arange(1, _TRIAL_TOKENS + 1, device=self._model.device).unsqueeze(0) % config.vocab_size
+        fixed = FixedCache(len(StaticCache(config=config, max_cache_len=1).layers), 2 * _TRIAL_TOKENS)
+        logits = []
         for cache in (fixed, DynamicCache(config=config)):
             forward(ids[:, :-1], cache)
-            found.append(forward(ids[:, -1:], cache)[:, -1].float())
-        if not logits_agree(*found):
+            logits.append(forward(ids[:, -1:], cache)[:, -1].float())
+        if not logits_agree(*logits):
             self.give_up("its logits differ from those with a growing cache")
             return False
         self._layers, self._bytes_a_position = len(fixed.layers), fixed.size_bytes / fixed.positions
         return True
 
 
-def logits_agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits are the same but for rounding to 16 bits."""
-    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+def logits_agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are equal up to rounding to 16 bits."""
+    return bool((actual - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
 def reason_against(model: PreTrainedModel) -> str:
-    """Return why a model cannot answer from a cache of fixed size; empty where it may."""
+    """Return why a model cannot use a static cache; empty if it can."""
     config = model.config.get_text_config(decoder=True)
     if not is_wanted("static_cache"):
         return LEFT_OUT
     if config._attn_implementation not in ("sdpa", "eager"):
-        return f"{config._attn_implementation} takes no mask over the positions that are not taken yet"
+        return f"{config._attn_implementation} does not support a mask over unused positions"
     if not model._can_compile_fullgraph or not model._supports_default_dynamic_cache():
-        return f"transformers has none for {type(model).__name__}"
+        return f"transformers has no static cache for {type(model).__name__}"
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
-        return "int8 layers wait for the GPU to look for outliers"
+        return "int8 layers wait for the GPU to find outliers"
     kinds = {type(layer) for layer in StaticCache(config=config, max_cache_len=1).layers}
     if not kinds <= {StaticLayer, StaticSlidingWindowLayer}:
         return "not every layer keeps keys and values of its own"
@@ -223,11 +221,11 @@ def reason_against(model: PreTrainedModel) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return what a device has left, with what PyTorch holds of it and does not use."""
+    """Return the free bytes of a device, with those that PyTorch has reserved and does not use."""
     if device.type != "cuda":
         return memory_now().free_bytes
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + unused)
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + spare)
 
 
 def capture_on_cuda(one_token: Pass) -> Pass:

@@ -1,4 +1,4 @@
-"""The models in memory: loaded once, answering as base and as tuned from one copy of the weights wherever that can be."""
+"""Load models for chat and evaluation; base and tuned answer from one copy of the weights where possible."""
 
 import gc
 import math
@@ -34,10 +34,10 @@ from engine.training.precision import quantization_of
 
 
 def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
-    """The configured precision; for `auto` bfloat16 or float16 on GPUs, and on processors the one that generates faster.
+    """Return the configured dtype; for `auto`, bfloat16 or float16 on GPUs and the faster one on CPUs.
 
-    One row at a time, memory sets the pace, and bfloat16 moves half the bytes: with instructions for it a processor is no
-    slower in it, also where products of many rows are. Without, it is measured.
+    Generation is limited by memory bandwidth, and bfloat16 moves half the bytes: a CPU with instructions for it is never
+    slower with it, even for many rows. On other CPUs the speed is measured.
     """
     if model.compute_dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[model.compute_dtype]
@@ -49,30 +49,30 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
 def faster_dtype_on_this_processor() -> torch.dtype:
     """Measure a token's matrix product in bfloat16 and float32; takes about a tenth of a second.
 
-    The two take turns and the best time of each counts, so other programs on the machine seldom decide.
+    The two alternate and the best time of each counts, which limits the influence of other programs.
     """
-    # Larger than processor caches, as a model's weights are, so memory sets the pace.
+    # Larger than CPU caches, like a model's weights, so memory bandwidth is measured.
     weights = {dtype: torch.ones(8192, 2048, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
     best = dict.fromkeys(weights, float("inf"))
     with torch.inference_mode():
         for _ in range(12):
             for dtype, weight in weights.items():
                 row = torch.ones(1, 2048, dtype=dtype)
-                started = time.perf_counter()
+                start = time.perf_counter()
                 functional.linear(row, weight)
-                best[dtype] = min(best[dtype], time.perf_counter() - started)
+                best[dtype] = min(best[dtype], time.perf_counter() - start)
     return min(best, key=lambda dtype: best[dtype])
 
 
 Announce = Callable[[str], None]
 
-# A long text is read in pieces: other answers continue meanwhile, a stop is seen, and logits stay small.
+# A long prompt is read in pieces: other answers continue, a stop takes effect, and logits stay small.
 PIECE_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """Where a model's folder is, what people call it, and on which device in which precision it is wanted."""
+    """A model's folder and display name, and the device and dtype to load it with."""
 
     folder: Path
     name: str
@@ -82,7 +82,7 @@ class ModelPlace:
 
 @dataclass(frozen=True)
 class BranchWeights:
-    """What answers on one branch: a model, and the adapter that is in force while it does."""
+    """The model of one branch, and the adapter that is active when it answers."""
 
     holder: AdaptedBase
     adapter: Adapter | None = None
@@ -93,14 +93,14 @@ class BranchWeights:
         return self.adapter.virtual_tokens if self.adapter is not None else 0
 
     def answer_cache(self, positions: int) -> Cache | LentCache | None:
-        """Return what `new_cache` does for an answer that takes so many positions with its prompt, faster where that can be."""
+        """Return a cache for an answer of so many positions with its prompt; a static one where possible."""
         self.holder.switch_to(self.adapter)
         return self.holder.lend_cache(positions) or self.new_cache()
 
     def new_cache(self) -> Cache | None:
-        """Return an empty memory for one answer, or one with the adapter's virtual tokens in it.
+        """Return an empty cache for one answer, or one with the adapter's virtual tokens.
 
-        None for the few architectures that keep their state in another way; they read everything again for each token.
+        None for the few architectures without such a cache, which read everything again for each token.
         """
         self.holder.switch_to(self.adapter)
         prompt: Any = None
@@ -137,39 +137,39 @@ class BranchWeights:
             end = min(start + step, len(ids))
             positions = [index for index in range(start, end) if index + 1 < len(ids) and labels[index + 1] >= 0]
             piece = torch.tensor([list(ids[start:end])], device=device)
-            # A piece without trained tokens has to be read too; it is then asked for one token's logits.
-            wanted = torch.tensor([index - start for index in positions] or [0], device=device)
-            logits = self.holder.forward(piece, cache, wanted)[0]
+            # A piece without trained tokens has to be read too; it computes one token's logits.
+            indices = torch.tensor([index - start for index in positions] or [0], device=device)
+            logits = self.holder.forward(piece, cache, indices)[0]
             if positions:
                 targets = torch.tensor([labels[index + 1] for index in positions], device=device)
                 total += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
         return total
 
     def summed_losses(self, rows: Sequence[TokenizedRow]) -> list[float]:
-        """Return what `summed_loss` does for each of several rows, read side by side.
+        """Return `summed_loss` of each row, computed as one batch.
 
-        Rows are padded at their ends, which no token before sees, so they need no mask. Logits are computed chunk by chunk,
-        of trained tokens alone. An adapter with virtual tokens, and inputs that int8 layers round together, need single rows.
+        Rows are padded on the right, so they need no mask. Logits are computed in chunks, of trained tokens only. Not for
+        adapters with virtual tokens, nor for int8 layers, which look for outliers over the whole batch.
         """
         self.holder.switch_to(self.adapter)
         model, device = self.holder.model, self.holder.model.device
         one = pad(rows, 0).to(device)
         with_text = {"input_ids": one.inputs["input_ids"], "use_cache": False}
         states = model.base_model(**with_text).last_hidden_state
-        chosen = states.reshape(-1, states.shape[-1])[one.trained.positions]
+        trained_states = states.reshape(-1, states.shape[-1])[one.trained.positions]
         transform = logit_transform(model.config.get_text_config(decoder=True))
-        losses = loss_of_each(chosen, one.trained.targets, model.get_output_embeddings(), transform)
+        losses = loss_of_each(trained_states, one.trained.targets, model.get_output_embeddings(), transform)
         sums = torch.zeros(len(rows), device=device).index_add(0, one.sequence_of.to(device), losses)
         return [float(value) for value in sums.tolist()]
 
     def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Read a whole sequence at once; returns the logits after the tokens at `positions`, (positions, vocabulary)."""
+        """Read a whole sequence; return the logits after the tokens at `positions`, (positions, vocabulary)."""
         cache, device = self.new_cache(), self.holder.model.device
-        piece, wanted = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
-        return self.holder.forward(piece, cache, wanted)[0].float()
+        piece, indices = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
+        return self.holder.forward(piece, cache, indices)[0].float()
 
     def next_logits(self, ids: torch.Tensor, cache: Cache | LentCache | None) -> torch.Tensor:
-        """Read `ids`, shape (1, tokens), after what the cache holds; returns logits of the next token, (1, vocabulary)."""
+        """Append `ids`, shape (1, tokens), to the cache; return the logits of the next token, (1, vocabulary)."""
         self.holder.switch_to(self.adapter)
         if isinstance(cache, LentCache):
             return cache.read(ids)
@@ -177,10 +177,10 @@ class BranchWeights:
 
 
 class Weights:
-    """A base and what was trained on it.
+    """A base model and the weights that were trained on it.
 
     Raises:
-        ModelError: If something cannot be read or does not belong together.
+        ModelError: If weights cannot be read or do not fit together.
         DeviceError: If memory is too small.
     """
 
@@ -193,12 +193,12 @@ class Weights:
         self._load_trained(plan)
 
     @property
-    def offered(self) -> tuple[Branch, ...]:
-        """Branches that can be asked."""
-        return ("base", *self.plan.trained)
+    def branch_names(self) -> tuple[Branch, ...]:
+        """Branches that can answer."""
+        return ("base", *self.plan.trained_weights)
 
     def exchange(self, plan: LoadPlan, announce: Announce) -> None:
-        """Take the adapters off and put those of another plan on, or leave everything as it was.
+        """Replace the adapters by those of another plan; keep the previous ones if that fails.
 
         Raises:
             ModelError: If the new ones cannot be read or do not fit.
@@ -212,12 +212,12 @@ class Weights:
             raise
 
     def branch(self, branch: Branch) -> BranchWeights:
-        """Return what answers on a branch.
+        """Return the weights of a branch.
 
-        A fully trained model needs its base only for comparison, which is loaded when it is first asked.
+        A fully trained model needs its base only for comparison, so the base is loaded on first use.
 
         Raises:
-            DeviceError: If there is no memory for a second model.
+            DeviceError: If the memory is too small for a second model.
         """
         if branch == "base" and branch not in self._branches:
             self._branches[branch] = BranchWeights(self._need_base())
@@ -229,7 +229,7 @@ class Weights:
 
     @property
     def has_virtual_tokens(self) -> bool:
-        """Whether a branch has tokens of its own before every text."""
+        """Whether a branch has virtual tokens."""
         return any(weights.virtual_tokens for weights in self._branches.values())
 
     @property
@@ -256,18 +256,22 @@ class Weights:
         if self._base is not None:
             self._base.detach_all()
         gc.collect()  # adapters and their layers refer to each other
-        branches = {branch: self._load_one(branch, trained) for branch, trained in plan.trained.items()}
+        branches = {
+            branch: self._load_one(branch, trained_weights) for branch, trained_weights in plan.trained_weights.items()
+        }
         if self._base is not None or not branches:
             branches["base"] = BranchWeights(self._need_base())
         self.plan, self._branches = plan, branches
 
-    def _load_one(self, branch: Branch, trained: PlannedWeights) -> BranchWeights:
-        if trained.is_whole_model:
-            return BranchWeights(self._read(replace(self.place, folder=trained.folder, name=trained.name)))
+    def _load_one(self, branch: Branch, trained_weights: PlannedWeights) -> BranchWeights:
+        if trained_weights.is_whole_model:
+            return BranchWeights(
+                self._read(replace(self.place, folder=trained_weights.folder, name=trained_weights.name))
+            )
         base = self._need_base()
-        self._announce(f"Reading the adapter {trained.name}.")
+        self._announce(f"Reading the adapter {trained_weights.name}.")
         with memory_errors(self.place):
-            return BranchWeights(base, base.attach(trained, branch))
+            return BranchWeights(base, base.attach(trained_weights, branch))
 
     def _need_base(self) -> AdaptedBase:
         if self._base is None:
@@ -320,32 +324,32 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
 
 
 def _require_memory(place: ModelPlace, config: ModelConfig) -> None:
-    """Compare the weights with the free memory, before loading takes it all."""
-    needed = weights_bytes(place, config) / 1024**3
+    """Check that the weights fit into the free memory."""
+    size = weights_bytes(place, config) / 1024**3
     free = (torch.cuda.mem_get_info()[0] if place.device.kind == "cuda" else memory_now().free_bytes) / 1024**3
-    if needed > free:
+    if size > free:
         raise DeviceError(
-            f"{place.name} needs {needed:.1f} GiB for its weights; {place.device.name} has {free:.1f} GiB free.",
+            f"{place.name} needs {size:.1f} GiB for its weights; {place.device.name} has {free:.1f} GiB free.",
             "Choose a smaller model." if config.quantization != "none" else "Load it with nf4 quantization.",
         )
 
 
 def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
-    """Return bytes that the weights take once loaded, from the headers of their files."""
+    """Return the bytes of the loaded weights, from the headers of their files."""
     # 4 bits and the scales of a block of 64; 8 bits and a scale per row.
     quantized_bytes = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}.get(config.quantization, place.dtype.itemsize)
     total = 0.0
     for file in weight_files(place.folder, place.name):
         for record in read_safetensors_header(file, place.name):
-            # Only matrices inside the layers are quantized; embeddings and norms stay as they are.
-            quantized = len(record.shape) == 2 and "embed" not in record.name and "lm_head" not in record.name
-            total += math.prod(record.shape) * (quantized_bytes if quantized else place.dtype.itemsize)
+            # Only matrices inside the layers are quantized, not embeddings and norms.
+            is_quantized = len(record.shape) == 2 and "embed" not in record.name and "lm_head" not in record.name
+            total += math.prod(record.shape) * (quantized_bytes if is_quantized else place.dtype.itemsize)
     return int(total)
 
 
 @contextmanager
 def memory_errors(place: ModelPlace) -> Iterator[None]:
-    """Explain that memory ran out, on any device."""
+    """Turn out-of-memory errors of any device into a DeviceError."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:

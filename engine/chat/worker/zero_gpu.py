@@ -1,6 +1,6 @@
 """Chat on ZeroGPU: this process has the tokenizer, and one function to which Hugging Face lends a GPU for each answer.
 
-`python -P -m engine.chat.worker.zero_gpu HOME` answers `ChatSession`; with `--report`, it only reports the function. The
+`python -P -m engine.chat.worker.zero_gpu HOME` serves `ChatSession`; with `--report`, it only registers the function. The
 `spaces` library runs the function in a child of this process, which holds the weights until its GPU is lent elsewhere.
 """
 
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from engine.chat.worker.main import ChatWorker
     from engine.chat.worker.weights import ModelPlace
 
-# It shows torch a GPU before there is one, which needs a build with CUDA: without, it must not find torch.
-_found = sys.modules["torch"]
+# It makes torch show a GPU before there is one, which needs a build with CUDA. Hide torch from it otherwise.
+_torch = sys.modules["torch"]
 if torch.version.cuda is None:
     sys.modules["torch"] = None  # type: ignore[assignment]
 import spaces  # noqa: E402
 import spaces.utils  # noqa: E402
 import spaces.zero  # noqa: E402
 
-sys.modules["torch"] = _found
+sys.modules["torch"] = _torch
 
 _NOTE = (
-    "Each answer borrows a GPU from Hugging Face. Its seconds count against your daily ZeroGPU quota where Hugging Face "
-    "knows you, which is inside huggingface.co alone; at this address, against that of your network address."
+    "Each answer borrows a GPU from Hugging Face. Its seconds count against your daily ZeroGPU quota if you are "
+    "signed in and opened the Space on huggingface.co, and otherwise against the quota of your network address."
 )
 _WAITING = "waiting for a GPU …"
 _NOTHING_YET = ChatChunk(branch="base", text="", tokens=0, tokens_per_second=0.0, prompt_tokens=0)
@@ -57,53 +57,53 @@ _SECONDS_PER_TOKEN = 0.05
 _LONGEST_SECONDS = 120  # what Hugging Face lends to people without a plan
 
 
-class _Lent(Request):
-    """What the handlers of `ChatWorker` send, while a GPU is lent."""
+class _GpuRequest(Request):
+    """Collects what the handlers of `ChatWorker` send while a GPU is lent."""
 
     def __init__(self) -> None:
-        self.sent: list[JsonObject] = []
+        self.messages: list[JsonObject] = []
 
     def progress(self, value: JsonObject) -> None:
-        self.sent.append(value)
+        self.messages.append(value)
 
     def is_cancelled(self) -> bool:
         return False  # the generator is closed instead
 
     def take(self) -> Iterator[JsonObject]:
-        sent, self.sent = self.sent, []
-        yield from sent
+        messages, self.messages = self.messages, []
+        yield from messages
 
 
 @functools.cache
 def _chat() -> "ChatWorker":
-    """Return what holds the weights in this process; each GPU has one of its own."""
+    """Return the worker that holds the weights in this process; each GPU has its own."""
     from engine.chat.worker.main import ChatWorker
 
     return ChatWorker(LoratoryHome(Path(sys.argv[1])))
 
 
 def _seconds(plan: LoadPlan, _place: "ModelPlace", ask: ChatRequest) -> int:
-    """How long an answer may take; a quota must have as much left, and is charged what was used."""
-    models = len(ask.branches) if any(one.is_whole_model for one in plan.trained.values()) else 1
+    """Return the longest time of an answer; the quota must have that much left, and is charged for what was used."""
+    models = len(ask.branches) if any(one.is_whole_model for one in plan.trained_weights.values()) else 1
     tokens = len(ask.branches) * ask.sampling.max_new_tokens
     return round(min(_LOADING_SECONDS * models + tokens * _SECONDS_PER_TOKEN, _LONGEST_SECONDS))
 
 
 @spaces.GPU(duration=_seconds)  # type: ignore[untyped-decorator]
 def _answer(plan: LoadPlan, place: "ModelPlace", ask: ChatRequest) -> Iterator[JsonObject]:
-    """Yield a first word once there is a GPU, then the chunks of the answers, or the error that ended them."""
+    """Yield an empty message once there is a GPU, then the chunks of the answers or an error."""
     yield {}
-    lent = _Lent()
+    gpu_request = _GpuRequest()
     try:
         _chat().hold(plan, place, lambda _phase: lambda _message: None)
-        for _ in _chat().generate(ask.model_dump(mode="json"), lent):
-            yield from lent.take()
-        yield from lent.take()
+        for _ in _chat().generate(ask.model_dump(mode="json"), gpu_request):
+            yield from gpu_request.take()
+        yield from gpu_request.take()
     except EngineError as error:
         yield {"error": error_to_json(error)}
 
 
-class _Planned(NamedTuple):
+class _Model(NamedTuple):
     plan: LoadPlan
     place: "ModelPlace"
     tokenizer: "TalkingTokenizer"
@@ -111,25 +111,25 @@ class _Planned(NamedTuple):
 
 @dataclass
 class _Call:
-    """One answer: a thread waits for the GPU, so other requests and a stop are heard meanwhile."""
+    """One answer. A thread waits for the GPU, so other requests and a stop are handled meanwhile."""
 
     ask: ChatRequest
-    planned: _Planned
-    sent: "Queue[JsonObject | Exception | None]" = field(default_factory=Queue)  # None: the end
-    stopped: threading.Event = field(default_factory=threading.Event)
+    model: _Model
+    messages: "Queue[JsonObject | Exception | None]" = field(default_factory=Queue)  # None: the end
+    stop_event: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         spaces.utils.gradio_request_var().set(_Visitor(self.ask.gpu_token))
         ask = self.ask.model_copy(update={"gpu_token": ""})
         try:
-            with contextlib.closing(_answer(self.planned.plan, self.planned.place, ask)) as answer:
-                for sent in answer:
-                    if self.stopped.is_set():
+            with contextlib.closing(_answer(self.model.plan, self.model.place, ask)) as answer:
+                for message in answer:
+                    if self.stop_event.is_set():
                         break
-                    self.sent.put(sent)
+                    self.messages.put(message)
         except Exception as error:
-            self.sent.put(error)
-        self.sent.put(None)
+            self.messages.put(error)
+        self.messages.put(None)
 
 
 class _Visitor:
@@ -143,32 +143,32 @@ class _Visitor:
 
 
 class ZeroGpuWorker:
-    """Answers the questions of `ChatSession` on a GPU that is not there between them."""
+    """Serves the requests of `ChatSession` on a GPU that is borrowed for each answer."""
 
     def __init__(self) -> None:
-        self._planned: _Planned | None = None
+        self._model: _Model | None = None
 
     def load(self, params: JsonObject, request: Request) -> JsonObject:
-        """Download and check what a plan names; weights are loaded with the first answer, and by each new GPU."""
+        """Download and check a plan's model; each GPU loads the weights with its first answer."""
         from engine.chat.worker.answer import load_chat_tokenizer
         from engine.chat.worker.weights import weights_bytes
 
-        asked = LoadRequest.model_validate(params)
-        plan = asked.plan
-        place = _chat().find(asked, lambda progress: request.progress(progress.model_dump(mode="json")))
+        load_request = LoadRequest.model_validate(params)
+        plan = load_request.plan
+        place = _chat().find(load_request, lambda progress: request.progress(progress.model_dump(mode="json")))
         check_model_folder(place.folder, place.name)
-        folders = [trained.folder for trained in plan.trained.values()]
-        planned = _Planned(plan, place, load_chat_tokenizer(folders, place.folder, place.name))
+        folders = [weights.folder for weights in plan.trained_weights.values()]
+        model = _Model(plan, place, load_chat_tokenizer(folders, place.folder, place.name))
         adapters = sum(file.stat().st_size for folder in folders if (file := folder / ADAPTER_WEIGHTS).is_file())
         config = read_config(place.folder / "config.json", place.name)
         positions = config.get("max_position_embeddings")
-        self._planned = planned
+        self._model = model
         ready = Progress(phase="ready", message=f"{place.name} is ready.", fraction=1.0)
         request.progress(ready.model_dump(mode="json"))
         return LoadedModel(
             name=place.name,
             method=plan.method_name,
-            branches=("base", *plan.trained),
+            branches=("base", *plan.trained_weights),
             device=place.device.name,
             dtype=str(place.dtype).removeprefix("torch."),
             quantization=plan.model.quantization,
@@ -179,7 +179,7 @@ class ZeroGpuWorker:
         ).model_dump(mode="json")
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
-        """Pass on what the borrowed GPU answers."""
+        """Forward the chunks from the borrowed GPU."""
         ask = ChatRequest.model_validate(params)
         call = _Call(ask, self._require_loaded())
         latest = {branch: _NOTHING_YET.model_copy(update={"branch": branch}) for branch in ask.branches}
@@ -187,24 +187,24 @@ class ZeroGpuWorker:
         looks = 0
         while True:
             try:
-                sent = call.sent.get(timeout=_LOOK_SECONDS)
+                message = call.messages.get(timeout=_LOOK_SECONDS)
             except Empty:
-                sent, looks = {}, looks + 1
+                message, looks = {}, looks + 1
                 if looks == round(_QUIET_SECONDS / _LOOK_SECONDS):
                     for chunk in latest.values():
                         request.progress(chunk.model_copy(update={"note": _WAITING}).model_dump(mode="json"))
-            if isinstance(sent, Exception):
-                raise _explained(sent) from sent
-            if sent is None:
+            if isinstance(message, Exception):
+                raise _gpu_error(message) from message
+            if message is None:
                 return {}
-            if "error" in sent:
-                raise error_from_json(sent["error"])
-            if sent:
-                chunk = ChatChunk.model_validate(sent)
+            if "error" in message:
+                raise error_from_json(message["error"])
+            if message:
+                chunk = ChatChunk.model_validate(message)
                 latest[chunk.branch] = chunk
-                request.progress(sent)
+                request.progress(message)
             if request.is_cancelled():
-                call.stopped.set()
+                call.stop_event.set()
                 for chunk in latest.values():
                     if not chunk.done:
                         request.progress(chunk.model_copy(update=_STOPPED).model_dump(mode="json"))
@@ -212,16 +212,16 @@ class ZeroGpuWorker:
             yield
 
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
-        """Return what the model would read."""
+        """Return the prompt that the model would get."""
         from engine.chat.worker.answer import render_prompt
 
         ask = ChatRequest.model_validate(params)
         return render_prompt(ask.messages, self._require_loaded().tokenizer).model_dump(mode="json")
 
-    def _require_loaded(self) -> _Planned:
-        if self._planned is None:
+    def _require_loaded(self) -> _Model:
+        if self._model is None:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
-        return self._planned
+        return self._model
 
 
 # What `spaces` raises is Gradio's error, with these titles (zero/client.py and zero/wrappers.py).
@@ -250,8 +250,8 @@ _OF_THE_SPACE = ("This Space has used up its ZeroGPU quota", _ON_CPU)
 _AMOUNTS = re.compile(r"\d+s requested vs\. \d+s left|Try again in [\w ,:]{1,40}")
 
 
-def _explained(error: Exception) -> EngineError:
-    """Return why there was no GPU, in our words: those of `spaces` are partly HTML, and about other pages."""
+def _gpu_error(error: Exception) -> EngineError:
+    """Convert an error of `spaces`, whose messages are partly HTML and refer to other pages."""
     message, title = str(getattr(error, "message", "")), str(getattr(error, "title", ""))
     if not title.startswith("ZeroGPU"):
         traceback.print_exception(error)
@@ -263,9 +263,9 @@ def _explained(error: Exception) -> EngineError:
         what, fix = _OF_THE_SPACE
     elif message.startswith("No GPU was available"):  # without a token, such a wait is called an exceeded quota as well
         what, fix = _NO_GPU
-    amounts = [found[0].lower() + found[1:] for found in _AMOUNTS.findall(message)]
-    shown = f" ({', '.join(amounts)})" if amounts else ""
-    return (GpuQuotaError if fix is _ON_CPU else DeviceError)(f"{what}{shown}.", fix)
+    amounts = [match[0].lower() + match[1:] for match in _AMOUNTS.findall(message)]
+    details = f" ({', '.join(amounts)})" if amounts else ""
+    return (GpuQuotaError if fix is _ON_CPU else DeviceError)(f"{what}{details}.", fix)
 
 
 if __name__ == "__main__":

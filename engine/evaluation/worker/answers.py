@@ -1,4 +1,4 @@
-"""Answers of every branch to questions of the held-out rows: side by side where the model keeps rows apart, else one by one."""
+"""Answer held-out rows with every branch: in batches where rows do not affect each other, else one by one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from engine.training.failure import is_out_of_memory
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: what is measured with which weights, and who asked."""
+    """One evaluation: its order, weights and tokenizer, and the request to report to."""
 
     order: EvaluationOrder
     request: Request
@@ -34,8 +34,8 @@ class Evaluation:
 
     @property
     def keeps_rows_apart(self) -> bool:
-        """Whether rows that go through the model together do not change each other."""
-        rounds_together = self.order.plan.model.quantization == "int8"  # looks for outliers over all that a layer gets
+        """Whether the rows of a batch do not affect each other."""
+        rounds_together = self.order.plan.model.quantization == "int8"  # looks for outliers over the whole batch
         return not rounds_together and not self.weights.has_virtual_tokens
 
     def end_if_stopped(self) -> None:
@@ -44,11 +44,11 @@ class Evaluation:
 
 
 def split_at_answer(row: TokenizedRow) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the prompt of a sequence and its last trained tokens; None where nothing comes before, as in plain text."""
-    trained = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
-    if not trained:
+    """Return a sequence's prompt and its last trained tokens; None if it has no prompt, as in plain text."""
+    positions = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
+    if not positions:
         return None
-    end = trained[-1] + 1
+    end = positions[-1] + 1
     start = end - 1
     while start > 0 and row.labels[start - 1] != IGNORED_LABEL:
         start -= 1
@@ -58,14 +58,14 @@ def split_at_answer(row: TokenizedRow) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
-    """Return tokens as a person reads them, without control tokens."""
+    """Decode tokens without special tokens."""
     controls = set(tokenizer.all_special_ids)
     return tokenizer.decode([token for token in ids if token not in controls]).strip()
 
 
 @dataclass(frozen=True)
 class _Question:
-    """What a held-out row asks, and what it has for an answer."""
+    """The prompt of a held-out row, and its reference answer."""
 
     row: int
     prompt_ids: tuple[int, ...]
@@ -73,38 +73,38 @@ class _Question:
 
 
 def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
-    """Let every branch answer some of the rows, in their order; a row that fills the whole context is left out."""
-    parted = [_Question(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
-    chosen = spread_evenly(parted, evaluation.order.settings.answered_rows)
+    """Answer some of the rows with every branch, in their order; rows that fill the whole context are left out."""
+    questions = [_Question(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
+    selection = spread_evenly(questions, evaluation.order.settings.answered_rows)
     writer = _Writer(evaluation)
-    chosen = [question for question in chosen if writer.has_room(question)]
-    return writer.answer(chosen)
+    selection = [question for question in selection if writer.has_room(question)]
+    return writer.answer(selection)
 
 
 class _Writer:
-    """Writes the answers of one evaluation, and reports how many are complete."""
+    """Generates the answers of one evaluation, and reports how many are complete."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
         self._tokenizer = evaluation.tokenizer
-        self._branches = evaluation.weights.offered
+        self._branches = evaluation.weights.branch_names
         self._longest = evaluation.order.settings.max_new_tokens
-        self._done = self._all = 0
+        self._complete = self._total = 0
 
     def has_room(self, question: _Question) -> bool:
-        """Whether every branch can answer with a token at least."""
+        """Whether every branch can answer with at least one token."""
         return all(self._most(branch, question.prompt_ids) > 0 for branch in self._branches)
 
     def answer(self, questions: Sequence[_Question]) -> list[AnsweredRow]:
-        """Return what every branch answers to every question, in their order."""
-        self._done, self._all = 0, len(questions) * len(self._branches)
-        found: list[dict[Branch, BranchAnswer]] = [{} for _ in questions]
+        """Return the answers of every branch to every question, in their order."""
+        self._complete, self._total = 0, len(questions) * len(self._branches)
+        by_question: list[dict[Branch, BranchAnswer]] = [{} for _ in questions]
         for batch in self._batches(questions):
             together = [questions[number] for number in batch]
             for branch in self._branches:
-                written = self._write(branch, [question.prompt_ids for question in together])
-                for number, tokens in zip(batch, written, strict=True):
-                    found[number][branch] = self._scored(tokens, questions[number])
+                token_lists = self._write(branch, [question.prompt_ids for question in together])
+                for number, tokens in zip(batch, token_lists, strict=True):
+                    by_question[number][branch] = self._score(tokens, questions[number])
         return [
             AnsweredRow(
                 row=question.row,
@@ -112,7 +112,7 @@ class _Writer:
                 reference=decode(question.reference_ids, self._tokenizer),
                 answers=answers,
             )
-            for question, answers in zip(questions, found, strict=True)
+            for question, answers in zip(questions, by_question, strict=True)
         ]
 
     def _batches(self, questions: Sequence[_Question]) -> list[list[int]]:
@@ -124,7 +124,7 @@ class _Writer:
         return batches_of_prompts(lengths, rows)
 
     def _write(self, branch: Branch, prompts: Sequence[tuple[int, ...]]) -> list[Sequence[int]]:
-        """Return the tokens of answers to prompts, the longest first: together, or in halves where memory runs out."""
+        """Generate answers to prompts, the longest first, as one batch; in halves if memory runs out."""
         if len(prompts) == 1:
             return [self._write_alone(branch, prompts[0])]
         try:
@@ -134,49 +134,49 @@ class _Writer:
                 raise
         else:
             return together if together is not None else [self._write_alone(branch, prompt) for prompt in prompts]
-        # Only here: the error held what was allocated.
+        # Not in `except`, where the error still holds the tensors.
         if self._evaluation.weights.place.device.kind == "cuda":
             torch.cuda.empty_cache()
         half = (len(prompts) + 1) // 2
         return [*self._write(branch, prompts[:half]), *self._write(branch, prompts[half:])]
 
     def _write_together(self, branch: Branch, prompts: Sequence[tuple[int, ...]]) -> list[Sequence[int]] | None:
-        """Return the tokens of answers that are written side by side; None where one row changes another."""
+        """Generate answers as one batch; None if rows affect each other."""
         weights = self._evaluation.weights.branch(branch)
         end_ids = end_token_ids(self._tokenizer, weights.holder.model.generation_config)
         most = [self._most(branch, prompt) for prompt in prompts]
         answers = BatchedAnswers(weights, prompts, most, end_ids)
         if not answers.keeps_rows_apart():
             return None
-        while not answers.done:
+        while not answers.is_done:
             self._evaluation.end_if_stopped()
-            before = answers.ended
+            before = answers.complete_count
             answers.advance()
-            if answers.ended > before:
-                self._report(self._done + answers.ended)
-        self._done += len(prompts)
+            if answers.complete_count > before:
+                self._report(self._complete + answers.complete_count)
+        self._complete += len(prompts)
         return list(answers.tokens)
 
     def _write_alone(self, branch: Branch, prompt: tuple[int, ...]) -> Sequence[int]:
         sampling = SamplingConfig(temperature=0, max_new_tokens=self._longest)
         answer = begin_answer(branch, self._evaluation.weights.branch(branch), prompt, sampling, self._tokenizer)
-        while not answer.done:
+        while not answer.is_done:
             self._evaluation.end_if_stopped()
             answer.advance()
-        self._done += 1
-        self._report(self._done)
+        self._complete += 1
+        self._report(self._complete)
         return answer.tokens
 
     def _most(self, branch: Branch, prompt: tuple[int, ...]) -> int:
-        """Tokens that an answer may have, beyond which its context or the order ends it."""
+        """Return the most tokens that an answer may have, by its context and the settings."""
         weights = self._evaluation.weights.branch(branch)
         most = context_length(weights.holder.model)
         room = self._longest if most is None else most - len(prompt) - weights.virtual_tokens
         return min(self._longest, room)
 
-    def _report(self, done: int) -> None:
-        self._evaluation.report(f"Answering, {done:,} of {self._all:,} answers.", done / self._all)
+    def _report(self, complete: int) -> None:
+        self._evaluation.report(f"Answering, {complete:,} of {self._total:,} answers.", complete / self._total)
 
-    def _scored(self, tokens: Sequence[int], question: _Question) -> BranchAnswer:
+    def _score(self, tokens: Sequence[int], question: _Question) -> BranchAnswer:
         text, reference = decode(tokens, self._tokenizer), decode(question.reference_ids, self._tokenizer)
         return BranchAnswer(text=text, tokens=len(tokens), scores=score_answer(text, reference))

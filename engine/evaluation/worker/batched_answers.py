@@ -1,4 +1,4 @@
-"""Greedy answers to several prompts side by side, a token of each at a time: the weights are read once for all of them."""
+"""Greedy decoding of several prompts as one batch: the weights are read once for all of them."""
 
 import inspect
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from engine.chat.worker.static_cache import free_bytes, logits_agree
 from engine.chat.worker.weights import PIECE_TOKENS, BranchWeights
 
-_MOST_ROWS = {"cpu": 8, "cuda": 32}  # more gain little on a processor, whose products then take the time
-_MOST_PADDED = 1.25  # times the tokens of the prompts; a processor takes longer for padding than it gains
+_MOST_ROWS = {"cpu": 8, "cuda": 32}  # more gain little on a CPU, which is then limited by its products
+_MOST_PADDED = 1.25  # times the tokens of the prompts; with more padding, a CPU loses more than it gains
 _MOST_OF_FREE_MEMORY = 0.5
 _TOKENS_AT_ONCE = 4096  # of prompts that a GPU reads together
 
@@ -19,12 +19,12 @@ _TOKENS_AT_ONCE = 4096  # of prompts that a GPU reads together
 class BatchedAnswers:
     """Answers of one branch to several prompts.
 
-    Shorter prompts are filled up at their beginning, which a mask hides and positions leave out. A row that has ended leaves.
+    Prompts are padded on the left, with a mask and matching positions. Rows leave the batch when they end.
 
     Args:
-        weights: What answers, without virtual tokens.
+        weights: The model, without virtual tokens.
         prompts: Their tokens, the longest first.
-        most: Tokens that each answer may have.
+        most: The most tokens of each answer.
         end_ids: Tokens that end an answer.
     """
 
@@ -40,35 +40,35 @@ class BatchedAnswers:
         self._prompts = prompts
         self._most = most
         self._end_ids = end_ids
-        self._rows = list(range(len(prompts)))  # those that are written still
+        self._rows = list(range(len(prompts)))  # those that are not complete
         self._cache = weights.new_cache()
         longest, device = len(prompts[0]), weights.holder.model.device
-        filled = [[0] * (longest - len(prompt)) for prompt in prompts]
-        rows = zip(filled, prompts, strict=True)
+        padding = [[0] * (longest - len(prompt)) for prompt in prompts]
+        rows = zip(padding, prompts, strict=True)
         self._ids = torch.tensor([[*before, *prompt] for before, prompt in rows], device=device)
-        self._mask = torch.tensor([[0] * len(one) + [1] * (longest - len(one)) for one in filled], device=device)
+        self._mask = torch.tensor([[0] * len(one) + [1] * (longest - len(one)) for one in padding], device=device)
         self._logits = self._read_prompts()
 
     @property
-    def ended(self) -> int:
-        """How many answers are complete."""
+    def complete_count(self) -> int:
+        """Number of complete answers."""
         return len(self.tokens) - len(self._rows)
 
     @property
-    def done(self) -> bool:
-        """Whether all are."""
+    def is_done(self) -> bool:
+        """Whether all answers are complete."""
         return not self._rows
 
     def keeps_rows_apart(self) -> bool:
-        """Whether the prompt with most padding has the logits that it has alone; to be asked before the first token."""
+        """Whether the prompt with most padding has the same logits as alone; to be called before `advance`."""
         prompt = self._prompts[-1]
         return logits_agree(self._logits[-1:], self._weights.logits_at(prompt, [len(prompt) - 1]))
 
     def advance(self) -> None:
-        """Write the next token of every answer that has not ended."""
-        chosen: list[int] = self._logits.argmax(dim=-1).tolist()
+        """Generate the next token of every incomplete answer."""
+        next_tokens: list[int] = self._logits.argmax(dim=-1).tolist()
         stay = []
-        for place, (row, token) in enumerate(zip(self._rows, chosen, strict=True)):
+        for place, (row, token) in enumerate(zip(self._rows, next_tokens, strict=True)):
             if token not in self._end_ids:
                 self.tokens[row].append(token)
                 if len(self.tokens[row]) < self._most[row]:
@@ -76,7 +76,7 @@ class BatchedAnswers:
         if len(stay) < len(self._rows):
             self._keep(stay)
         if stay:
-            ids = self._mask.new_tensor([[chosen[place]] for place in stay])
+            ids = self._mask.new_tensor([[next_tokens[place]] for place in stay])
             positions = self._mask.sum(dim=1, keepdim=True)
             self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
             self._logits = self._forward(ids, self._mask, positions)
@@ -84,10 +84,10 @@ class BatchedAnswers:
     def _keep(self, places: Sequence[int]) -> None:
         self._rows = [self._rows[place] for place in places]
         if places:
-            assert self._cache is not None  # `most_rows` allows no other
-            chosen = torch.tensor(places, device=self._mask.device)
-            self._mask = self._mask[chosen]
-            self._cache.batch_select_indices(chosen)
+            assert self._cache is not None  # `most_rows` requires one
+            indices = torch.tensor(places, device=self._mask.device)
+            self._mask = self._mask[indices]
+            self._cache.batch_select_indices(indices)
 
     def _read_prompts(self) -> torch.Tensor:
         at_once = PIECE_TOKENS if self._ids.device.type == "cpu" else _TOKENS_AT_ONCE
@@ -106,7 +106,7 @@ class BatchedAnswers:
 
 
 def most_rows(weights: BranchWeights, positions: int) -> int:
-    """Return how many answers fit side by side, of so many positions with their prompts; 1 where rows cannot be batched."""
+    """Return the batch size for answers of so many positions with their prompts; 1 where rows cannot be batched."""
     model, cache = weights.holder.model, weights.new_cache()
     takes = inspect.signature(model.forward).parameters
     if (
@@ -125,12 +125,12 @@ def most_rows(weights: BranchWeights, positions: int) -> int:
 
 
 def batches_of_prompts(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Return numbers of prompts that are answered together, the longest first: so many at most, and little padding."""
+    """Group prompts into batches of at most `rows`, the longest first and with little padding."""
     batches: list[list[int]] = []
     tokens = 0
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        padded = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
-        if batches and len(batches[-1]) < rows and padded <= _MOST_PADDED * (tokens + lengths[number]):
+        padded_tokens = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
+        if batches and len(batches[-1]) < rows and padded_tokens <= _MOST_PADDED * (tokens + lengths[number]):
             batches[-1].append(number)
         else:
             batches.append([number])

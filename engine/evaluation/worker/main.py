@@ -33,22 +33,22 @@ _TOKENS_AT_ONCE = 4096  # of rows that a GPU reads together
 
 
 class EvaluationWorker:
-    """Answers the orders of `engine.evaluation.job`."""
+    """Runs the orders of `engine.evaluation.job`."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
 
     def evaluate(self, params: JsonObject, request: Request) -> JsonObject:
-        """Measure losses on the held-out rows, then let every branch answer some of them."""
-        started = time.perf_counter()
+        """Compute losses on the held-out rows, then answer some of them with every branch."""
+        start = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
         home = order.plan.home(self._home)
         source = resolve_model(order.plan.model, home)
         if not reads_from_hub(order.run.dataset):
             give_up_access(Access.HUB)
         folder = Path(source.location)
-        trained = [weights.folder for weights in order.plan.trained.values()]
-        tokenizer = load_chat_tokenizer(trained, folder, source.name)
+        folders = [weights.folder for weights in order.plan.trained_weights.values()]
+        tokenizer = load_chat_tokenizer(folders, folder, source.name)
 
         def announce(message: str) -> None:
             request.progress(Progress(phase="starting", message=message).model_dump(mode="json"))
@@ -73,26 +73,32 @@ class EvaluationWorker:
         evaluation = Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
             row_losses = _row_losses(evaluation, rows, "the loss, row")
-            wanted = [number for number, row in enumerate(rows) if not isinstance(row, RatedRow) or row.desirable]
-            measured = wanted or range(len(rows))
+            desirable = [number for number, row in enumerate(rows) if not isinstance(row, RatedRow) or row.desirable]
+            numbers = desirable or range(len(rows))
             losses = _mean_losses(
-                {branch: [found[number] for number in measured] for branch, found in row_losses.items()},
-                [rows[number] for number in measured],
+                {branch: [losses[number] for number in numbers] for branch, losses in row_losses.items()},
+                [rows[number] for number in numbers],
             )
             preference = _measure_preference(evaluation, rows, row_losses)
             ratings = _measure_ratings(order.run, rows, row_losses)
             texts = general_rows(tokenizer) if asks_general else []
             general = _mean_losses(_row_losses(evaluation, texts, "forgetting, text"), texts) if texts else {}
-            answered = answer_rows(evaluation, [rows[number] for number in wanted])
+            answered_rows = answer_rows(evaluation, [rows[number] for number in desirable])
         result = EvaluationResult(
             losses=losses,
-            rows=len({rows[number].row for number in measured}),
+            rows=len({rows[number].row for number in numbers}),
             scores={
-                branch: mean_scores([row.answers[branch].scores for row in answered]) for branch in losses if answered
+                branch: mean_scores([row.answers[branch].scores for row in answered_rows])
+                for branch in losses
+                if answered_rows
             },
-            answered=tuple(sorted(answered, key=lambda row: row.answers["tuned"].scores.chrf)),
-            seconds=time.perf_counter() - started,
-            notes=(*order.plan.notes, *_about_rows(order, wants_some=bool(wanted)), *_changes(data, order.data_then)),
+            answered=tuple(sorted(answered_rows, key=lambda row: row.answers["tuned"].scores.chrf)),
+            seconds=time.perf_counter() - start,
+            notes=(
+                *order.plan.notes,
+                *_about_rows(order, has_desirable=bool(desirable)),
+                *_changes(data, order.data_then),
+            ),
             general_losses=general,
             preference=preference,
             ratings=ratings,
@@ -101,25 +107,23 @@ class EvaluationWorker:
         return result.model_dump(mode="json")
 
 
-def _about_rows(order: EvaluationOrder, *, wants_some: bool) -> tuple[str, ...]:
+def _about_rows(order: EvaluationOrder, *, has_desirable: bool) -> tuple[str, ...]:
     objective = objective_of(order.run)
     if not objective.learns_preferences:
         return ()
-    notes = [
-        "The rows say which answer is better. Losses are those of the chosen or desirable answers, as if they were learned."
-    ]
-    if not wants_some:
-        notes = ["Every held-out completion is undesirable: the losses are theirs, and a lower one is no gain."]
+    notes = ["The rows say which answer is better. Losses are those of the chosen or desirable answers."]
+    if not has_desirable:
+        notes = ["Every held-out completion is undesirable: the losses are theirs, so a lower one is not better."]
     if objective.has_reference and _start_of(order.run) == "second" and order.plan.second is None:
-        notes.append("The adapter that training started from cannot be loaded any more, so no rewards were measured.")
+        notes.append("The adapter that training started from can no longer be loaded, so no rewards were measured.")
     return tuple(notes)
 
 
 def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
-    """Warn where the data is not what it was: the split is then another, and rows may have been trained on."""
+    """Warn if the data has changed: the split then differs, and rows may have been trained on."""
     now = DataThen(train_rows=len(data.train), held_out_rows=len(data.held_out), fingerprint=data.report.fingerprint)
-    recorded = then.model_dump(exclude_none=True)
-    if now.model_dump(include=set(recorded)) == recorded:
+    before = then.model_dump(exclude_none=True)
+    if now.model_dump(include=set(before)) == before:
         return ()
     return (
         "The data has changed since this run was trained: some of the rows measured here may have been trained on, so "
@@ -128,24 +132,24 @@ def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
 
 
 def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
-    """Return the summed loss of each row. Batch by batch and branch by branch: adapters are only switched and never moved."""
-    found = {branch: [0.0] * len(rows) for branch in evaluation.weights.offered}
-    # A processor gains nothing from rows that are read together.
+    """Return the summed loss of each row by branch; batches are the outer loop, since switching adapters is cheap."""
+    by_branch = {branch: [0.0] * len(rows) for branch in evaluation.weights.branch_names}
+    # Batches gain nothing on a CPU.
     together = evaluation.keeps_rows_apart and evaluation.weights.place.device.kind != "cpu"
-    done = 0
+    count = 0
     for batch in batches_of(rows, _TOKENS_AT_ONCE if together else 0):
-        chosen = [rows[number] for number in batch]
-        for branch, losses in found.items():
+        batch_rows = [rows[number] for number in batch]
+        for branch, losses in by_branch.items():
             evaluation.end_if_stopped()
-            for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), chosen), strict=True):
+            for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), batch_rows), strict=True):
                 losses[number] = loss
-        done += len(batch)
-        evaluation.report(f"Measuring {what} {done:,} of {len(rows):,}.", done / len(rows))
-    return found
+        count += len(batch)
+        evaluation.report(f"Measuring {what} {count:,} of {len(rows):,}.", count / len(rows))
+    return by_branch
 
 
 def batches_of(rows: Sequence[TokenizedRow], tokens: int) -> list[list[int]]:
-    """Return numbers of rows that are read together: of like length, and with padding of so many tokens at most."""
+    """Group rows of similar length into batches of at most so many tokens with padding."""
     order = sorted(range(len(rows)), key=lambda number: -rows[number].length) if tokens else range(len(rows))
     batches: list[list[int]] = []
     for number in order:
@@ -157,7 +161,7 @@ def batches_of(rows: Sequence[TokenizedRow], tokens: int) -> list[list[int]]:
 
 
 def losses_of(weights: BranchWeights, rows: Sequence[TokenizedRow]) -> list[float]:
-    """Return the summed losses of rows, read together where memory suffices and the first one's loss stays what it is."""
+    """Return the summed losses of rows, as one batch if memory suffices and the first row's loss stays the same."""
     alone = weights.summed_loss(rows[0].input_ids, rows[0].labels)
     if len(rows) == 1:
         return [alone]
@@ -177,15 +181,17 @@ def _predicted_tokens(row: TokenizedRow) -> int:
     return sum(label >= 0 for label in row.labels[1:])
 
 
-def _mean_losses(found: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]) -> dict[Branch, BranchLoss]:
+def _mean_losses(
+    row_losses: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]
+) -> dict[Branch, BranchLoss]:
     tokens = sum(map(_predicted_tokens, rows))
-    return {branch: BranchLoss.of(sum(losses) / tokens, tokens) for branch, losses in found.items()}
+    return {branch: BranchLoss.of(sum(losses) / tokens, tokens) for branch, losses in row_losses.items()}
 
 
 def _measure_preference(
     evaluation: Evaluation, rows: Sequence[TokenizedRow], chosen: Mapping[Branch, Sequence[float]]
 ) -> PreferenceResult | None:
-    """Measure the rejected answers as well; `chosen` has the losses of the others. None where the rows are not pairs."""
+    """Measure the rejected answers too; `chosen` has the losses of the chosen ones. None if the rows are not pairs."""
     pairs = [row for row in rows if isinstance(row, TokenizedPair)]
     if not pairs or len(pairs) < len(rows):
         return None
@@ -203,11 +209,11 @@ def _measure_preference(
 def _measure_ratings(
     run: RunConfig, rows: Sequence[TokenizedRow], losses: Mapping[Branch, Sequence[float]]
 ) -> RatingResult | None:
-    """Compare the rewards of completions with their labels. None where the rows have none."""
+    """Compare the rewards of completions with their labels. None if the rows have no labels."""
     labels = [row.desirable for row in rows if isinstance(row, RatedRow)]
     if len(labels) < len(rows):
         return None
-    likelihoods = {branch: [-loss for loss in found] for branch, found in losses.items()}
+    likelihoods = {branch: [-loss for loss in row_losses] for branch, row_losses in losses.items()}
     return measure_ratings(likelihoods, labels, _start_of(run), run.training.beta)
 
 

@@ -1,4 +1,4 @@
-"""How near an answer comes to its reference."""
+"""Scores of an answer against its reference."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class _WordsOfAnyScript:
-    """Words in lower case, as rouge-score's own tokenizer has them, which keeps only a to z and digits."""
+    """Splits words of any script in lower case; rouge-score's own tokenizer keeps only a to z and digits."""
 
     def tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text.lower())
@@ -24,7 +24,7 @@ _CHRF = CHRF()
 
 
 def score_answer(answer: str, reference: str) -> AnswerScores:
-    """Compare one answer with its reference."""
+    """Score an answer against its reference."""
     exact = " ".join(answer.split()) == " ".join(reference.split())
     return AnswerScores(exact=exact, rouge_l=rouge_l(answer, reference), chrf=chrf(answer, reference))
 

@@ -91,7 +91,7 @@ class StepBatches:
         ]
         return StepBatch(tuple(self._tensors(one.rows, order) for one in passes), Step(tuple(passes)))
 
-    def measured(self) -> list[Pass]:
+    def evaluation_passes(self) -> list[Pass]:
         """Plan passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
         settings = self._setup.settings
         lengths = [row.length for row in self._rows]
@@ -115,7 +115,7 @@ class StepBatches:
         one = self._batched([sequence for row in rows for sequence in objective.sequences(row)])
         before = dict(zip(order, (*order[-1:], *order[:-1]), strict=True)) if objective.needs_estimate else {}
         pairs = ((row, self._rows[before[number]]) for row, number in zip(rows, numbers, strict=True) if before)
-        others = [found for row, other in pairs if (found := objective.mismatched(row, other)) is not None]
+        others = [found for row, other in pairs if (found := objective.mismatched_sequence(row, other)) is not None]
         return replace(one, extras=objective.extras(rows), also=self._batched(others) if others else None)
 
     def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:

@@ -1,4 +1,4 @@
-"""How rows become a loss: the half of each objective in `engine.config.objectives` that needs torch, by the same name."""
+"""The training part of each objective in `engine.config.objectives`, by the same name."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of an objective, and supervised fine-tuning, which is the plainest one."""
+"""The interface of training objectives; its base class is supervised fine-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from engine.training.objectives.reference import Reference
 
 @dataclass(frozen=True)
 class PassLosses:
-    """What a pass gave: the sum of each part of the loss, float32 scalars, and sums and counts of what is measured."""
+    """The losses of a pass: the sum of each part, float32 scalars, and sums and counts of the metrics."""
 
     sums: tuple[torch.Tensor, ...]
-    measured: torch.Tensor | None = None  # (metrics of the objective, 2), detached
+    metrics: torch.Tensor | None = None  # (metrics of the objective, 2), detached
 
 
 class TrainingObjective:
-    """How rows become a loss: supervised fine-tuning, the mean of -log p(token) over trained tokens.
+    """Computes the loss of rows: supervised fine-tuning, the mean of -log p(token) over trained tokens.
 
-    The trainer owns passes, accumulation, averaging and the backward pass; a subclass is another objective. A loss has
+    The trainer owns passes, accumulation, averaging and the backward pass; subclasses are other objectives. A loss has
     one or more parts, each a mean over its own terms (tokens, pairs) of all passes of a step on all processes.
     """
 
@@ -38,29 +38,29 @@ class TrainingObjective:
         """Return the token sequences of one row, in the order in which `losses` expects them."""
         return (row,)
 
-    def mismatched(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:  # noqa: ARG002
-        """Return a sequence of one row's prompt with another one's answer, where `estimate` needs it."""
+    def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:  # noqa: ARG002
+        """Return a row's prompt with another row's answer, if `estimate` needs it."""
         return None
 
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Return what else `losses` needs to know about the rows of a pass."""
+        """Return further tensors about the rows of a pass, for `losses`."""
         return {}
 
     def terms(self, one: PassTensors) -> tuple[int, ...]:
-        """Return how many terms each part of a pass's loss has."""
+        """Return the number of terms of each part of a pass's loss."""
         return (one.trained_tokens,)
 
     @property
     def needs_estimate(self) -> bool:
-        """Whether `losses` needs something of all passes of a step first: the sum of what `estimate` returns."""
+        """Whether `losses` needs the sum of `estimate` over all passes of a step."""
         return False
 
     def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:  # noqa: ARG002
-        """Return a sum and a count over mismatched sequences, (2,), without gradient; nothing where none is needed."""
+        """Return a sum and a count over mismatched sequences, (2,), without gradient."""
         return torch.zeros(2)
 
     def accompany(self, model: Any, one: PassTensors) -> None:
-        """Run the passes that `losses` runs before its own, without using the result: other processes wait for them."""
+        """Run the extra passes of `losses` without using the result, because other processes wait for them."""
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         """Return the losses of a pass, which is on the device and has a term; `estimate` is the sum over the whole step.
@@ -82,13 +82,13 @@ def sequence_lengths(one: PassTensors, device: torch.device) -> torch.Tensor:
     return count_by_sequence(one, torch.ones_like(one.sequence_of, dtype=torch.float32, device=device))
 
 
-def count_by_sequence(one: PassTensors, counted: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the trained tokens of each sequence, at least 1, (sequences,); no GPU is waited for."""
-    places = one.sequence_of.to(counted.device)
-    return counted.new_zeros(one.sequences).index_add(0, places, counted).clamp_min(1)
+def count_by_sequence(one: PassTensors, counts: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the trained tokens of each sequence, at least 1, (sequences,), without waiting for a GPU."""
+    places = one.sequence_of.to(counts.device)
+    return counts.new_zeros(one.sequences).index_add(0, places, counts).clamp_min(1)
 
 
-class Chosen(NamedTuple):
+class MaskedValues(NamedTuple):
     """Elements of a tensor where a mask is true. Indexing with the mask would wait for the GPU to count them."""
 
     values: torch.Tensor
@@ -99,11 +99,11 @@ class Chosen(NamedTuple):
         return torch.where(self.mask, self.values, 0.0).sum()
 
 
-def sums_and_counts(measured: Sequence[torch.Tensor | Chosen]) -> torch.Tensor:
+def sums_and_counts(metrics: Sequence[torch.Tensor | MaskedValues]) -> torch.Tensor:
     """Return the sum and the number of elements of each tensor, (tensors, 2), detached."""
     pairs = []
-    for one in measured:
-        values = one.values if isinstance(one, Chosen) else one
-        count = one.mask.sum().float() if isinstance(one, Chosen) else values.new_full((), values.numel()).float()
+    for one in metrics:
+        values = one.values if isinstance(one, MaskedValues) else one
+        count = one.mask.sum().float() if isinstance(one, MaskedValues) else values.new_full((), values.numel()).float()
         pairs.append(torch.stack([one.sum().detach().float(), count]))
     return torch.stack(pairs)

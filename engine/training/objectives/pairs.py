@@ -1,4 +1,4 @@
-"""Objectives that learn from pairs: DPO, which compares with a reference, and ORPO, which needs none."""
+"""Objectives on preference pairs: DPO, which has a reference model, and ORPO, which has none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from engine.config.preference import PreferenceLoss
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (
-    Chosen,
+    MaskedValues,
     PassLosses,
     TrainingObjective,
     count_by_sequence,
@@ -25,7 +25,7 @@ _LOG_HALF = -0.6931471805599453
 
 
 class DirectPreference(TrainingObjective):
-    """Direct preference optimization: the chosen answer shall gain on the rejected one, seen from the reference.
+    """Direct preference optimization: raise the chosen answer over the rejected one, relative to the reference.
 
     Source: Rafailov et al. 2023, arXiv:2305.18290.
     """
@@ -36,31 +36,31 @@ class DirectPreference(TrainingObjective):
         return (row, row.rejected) if isinstance(row, TokenizedPair) else (row,)
 
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
-        known = [row.reference for row in rows if isinstance(row, TokenizedPair) and row.reference is not None]
-        return {"reference": torch.tensor(known).flatten()} if known else {}
+        references = [row.reference for row in rows if isinstance(row, TokenizedPair) and row.reference is not None]
+        return {"reference": torch.tensor(references).flatten()} if references else {}
 
     def terms(self, one: PassTensors) -> tuple[int, ...]:
         pairs = one.sequences // 2
         return (pairs, sum(one.sequence_tokens[0::2])) if "sft" in self._weights else (pairs,)
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
-        expected = self.reference_log_probabilities(model, one)
+        reference = self.reference_log_probabilities(model, one)
         own, tokens = sequence_log_probabilities(model, one)
-        ratios, lengths = own - expected.to(own.device), sequence_lengths(one, own.device)
+        ratios, lengths = own - reference.to(own.device), sequence_lengths(one, own.device)
         pairs = PairScores(
             ratios[0::2], ratios[1::2], lengths[0::2], lengths[1::2], self.training.beta, self.training.label_smoothing
         )
-        compared = [weight * PAIR_LOSSES[name](pairs) for name, weight in self._weights.items() if name in PAIR_LOSSES]
-        sums = [torch.stack([part.sum() for part in compared]).sum() if compared else own.new_zeros(())]
+        parts = [weight * PAIR_LOSSES[name](pairs) for name, weight in self._weights.items() if name in PAIR_LOSSES]
+        sums = [torch.stack([part.sum() for part in parts]).sum() if parts else own.new_zeros(())]
         if "sft" in self._weights:
-            sums.append(self._weights["sft"] * -Chosen(tokens, one.sequence_of.to(tokens.device) % 2 == 0).sum())
+            sums.append(self._weights["sft"] * -MaskedValues(tokens, one.sequence_of.to(tokens.device) % 2 == 0).sum())
         chosen, rejected = (self.training.beta * side.detach() for side in (pairs.chosen, pairs.rejected))
         longer = _longer_preferred(chosen, rejected, lengths)
-        measured = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2], longer)
-        return PassLosses(tuple(sums), sums_and_counts(measured))
+        metrics = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2], longer)
+        return PassLosses(tuple(sums), sums_and_counts(metrics))
 
     def reference_log_probabilities(self, model: Any, one: PassTensors) -> torch.Tensor:
-        """Return the reference's log-probability of each answer, (sequences,): as precomputed, or from a pass of its own."""
+        """Return the reference's log-probability of each answer, (sequences,): precomputed, or from a pass of its own."""
         if "reference" in one.extras:
             return one.extras["reference"]
         with self.reference.replacing(model) as reference:
@@ -71,7 +71,7 @@ class DirectPreference(TrainingObjective):
             self.pass_through_reference(model, one)
 
     def pass_through_reference(self, model: Any, one: PassTensors) -> None:
-        """Pass through the reference what does not count, for processes that wait for it."""
+        """Run a pass of the reference without using the result, because other processes wait for it."""
         with self.reference.replacing(model) as reference:
             reference(**one.inputs, trained_tokens=one.trained)
 
@@ -114,20 +114,20 @@ class OddsRatio(TrainingObjective):
         chosen, rejected = means[0::2], means[1::2]
         odds = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))
         ratio, beta = logsigmoid(odds), self.training.beta
-        likelihood = Chosen(-tokens, sequence % 2 == 0)
+        likelihood = MaskedValues(-tokens, sequence % 2 == 0)
         rewards = (beta * chosen.detach(), beta * rejected.detach())
         longer = _longer_preferred(*rewards, lengths)
-        measured = (
+        metrics = (
             *rewards, rewards[0] - rewards[1], (rewards[0] > rewards[1]).float(), chosen, rejected, likelihood, ratio, odds,
             longer,
         )  # fmt: skip
-        return PassLosses((-beta * ratio.sum(), likelihood.sum()), sums_and_counts(measured))
+        return PassLosses((-beta * ratio.sum(), likelihood.sum()), sums_and_counts(metrics))
 
 
-def _longer_preferred(chosen: torch.Tensor, rejected: torch.Tensor, lengths: torch.Tensor) -> Chosen:
-    """Return, of each pair of two lengths, whether the longer answer has the higher reward: 1, 0, or a half where they are equal."""
+def _longer_preferred(chosen: torch.Tensor, rejected: torch.Tensor, lengths: torch.Tensor) -> MaskedValues:
+    """Return for each pair of unequal lengths 1 if the longer answer has the higher reward, 0 if not, 0.5 for equal rewards."""
     difference, margins = lengths[0::2] - lengths[1::2], chosen - rejected
-    return Chosen(0.5 + 0.5 * torch.sign(difference) * torch.sign(margins), difference != 0)
+    return MaskedValues(0.5 + 0.5 * torch.sign(difference) * torch.sign(margins), difference != 0)
 
 
 def _log_one_minus_exp(values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Log-probabilities of the reference, computed once for all pairs and kept for later attempts and other runs."""
+"""Log-probabilities of the reference, computed once for all pairs and cached for later attempts and other runs."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ _NAME = "log_probabilities"  # (pairs, 2): of the chosen and of the rejected ans
 
 
 class PairsWithReference(Sequence[Any]):
-    """Pairs that know the reference's log-probabilities, (pairs, 2)."""
+    """Pairs with the reference's log-probabilities, (pairs, 2)."""
 
     def __init__(self, pairs: Sequence[Any], log_probabilities: torch.Tensor) -> None:
         self._pairs = pairs
@@ -36,13 +36,13 @@ class PairsWithReference(Sequence[Any]):
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Where the log-probabilities of some pairs are kept; `path` is named after everything that they depend on."""
+    """A disk cache of log-probabilities; `path` is named after everything that they depend on, except the pairs."""
 
     path: Path
 
     @classmethod
     def of(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
-        """Name the file after base, adapter to start from, precision and batches; the pairs follow in `load` and `save`."""
+        """Return the cache for a base, an adapter to start from, a precision and batches."""
         weights = [path for place in (base, start) if place is not None for path in sorted(place.glob("*.safetensors"))]
         model = config.model
         facts = (
@@ -53,15 +53,15 @@ class ReferenceCache:
         return cls(folder / "reference" / hashlib.sha256(repr(facts).encode()).hexdigest())
 
     def load(self, pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
-        """Return what was kept for exactly these pairs; None where nothing can be read."""
+        """Return the cached values of exactly these pairs; None if there are none."""
         with contextlib.suppress(OSError, SafetensorError, KeyError):
-            found = load_file(self._file(pairs))[_NAME]
-            if found.shape == (len(pairs), 2) and bool(torch.isfinite(found).all()):
-                return found
+            values = load_file(self._file(pairs))[_NAME]
+            if values.shape == (len(pairs), 2) and bool(torch.isfinite(values).all()):
+                return values
         return None
 
     def save(self, pairs: Sequence[TokenizedPair], log_probabilities: torch.Tensor) -> None:
-        """Keep them; a disk that is full costs time and nothing else."""
+        """Save the values; errors are ignored, since the values can be computed again."""
         file = self._file(pairs)
         partial = file.with_suffix(".partial")
         with contextlib.suppress(OSError, SafetensorError):

@@ -1,4 +1,4 @@
-"""The losses of DPO by TRL's names: what each makes of the scores of pairs.
+"""The losses of DPO by their names in TRL.
 
 Source: `DPOTrainer._compute_loss`, trl/trainer/dpo_trainer.py.
 """
@@ -15,7 +15,7 @@ from engine.config.preference import PreferenceLoss
 
 @dataclass(frozen=True)
 class PairScores:
-    """Log-probabilities of both answers of each pair relative to the reference, (pairs,) each, and what weighs them."""
+    """Log-probabilities of both answers of each pair relative to the reference, (pairs,) each, and the losses' settings."""
 
     chosen: torch.Tensor
     rejected: torch.Tensor
@@ -26,20 +26,20 @@ class PairScores:
 
     @property
     def margin(self) -> torch.Tensor:
-        """By how much the chosen answer gained on the rejected one."""
+        """The gain of the chosen over the rejected answer."""
         return self.chosen - self.rejected
 
     @property
     def margin_per_token(self) -> torch.Tensor:
-        """The same with each answer's average over its tokens."""
+        """The same with the average over the tokens of each answer."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
 
 def _exo_pair(pairs: PairScores) -> torch.Tensor:
     """Ji et al. 2024, arXiv:2402.00856, equation 16."""
-    gained = pairs.beta * pairs.margin
-    better = torch.sigmoid(gained) * (logsigmoid(gained) - math.log1p(-pairs.smoothing))
-    return better + torch.sigmoid(-gained) * (logsigmoid(-gained) - math.log(pairs.smoothing))
+    gain = pairs.beta * pairs.margin
+    better = torch.sigmoid(gain) * (logsigmoid(gain) - math.log1p(-pairs.smoothing))
+    return better + torch.sigmoid(-gain) * (logsigmoid(-gain) - math.log(pairs.smoothing))
 
 
 def _nca_pair(pairs: PairScores) -> torch.Tensor:
@@ -50,8 +50,8 @@ def _nca_pair(pairs: PairScores) -> torch.Tensor:
 
 def _robust(pairs: PairScores) -> torch.Tensor:
     """Chowdhury et al. 2024, arXiv:2403.00409."""
-    gained, flipped = pairs.beta * pairs.margin, pairs.smoothing
-    return (-(1 - flipped) * logsigmoid(gained) + flipped * logsigmoid(-gained)) / (1 - 2 * flipped)
+    gain, smoothing = pairs.beta * pairs.margin, pairs.smoothing
+    return (-(1 - smoothing) * logsigmoid(gain) + smoothing * logsigmoid(-gain)) / (1 - 2 * smoothing)
 
 
 def _apo_down(pairs: PairScores) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""KTO: answers that were rated good or bad by themselves, without a pair."""
+"""KTO: an objective on single answers with a label, good or bad."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from engine.config.objectives import KTO
 from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (
-    Chosen,
+    MaskedValues,
     PassLosses,
     TrainingObjective,
     sequence_log_probabilities,
@@ -18,17 +18,17 @@ from engine.training.objectives.base import (
 
 
 class KahnemanTversky(TrainingObjective):
-    """Kahneman-Tversky optimization: good answers shall gain on the reference, bad ones lose, beyond what all answers do.
+    """Kahneman-Tversky optimization: raise good answers and lower bad ones, relative to the reference and an estimated KL.
 
-    What all do is estimated from the answers of a step put behind each other's prompts. TRL does so within each batch;
-    here it is the whole step of a process, so dividing a step into passes changes nothing.
+    The KL is estimated from answers of a step after each other's prompts. TRL estimates it within each batch; here it is
+    the whole step of a process, so dividing a step into passes changes nothing.
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306; `KTOTrainer._compute_loss`, trl/trainer/kto_trainer.py.
     """
 
     traits = KTO
 
-    def mismatched(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:
+    def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:
         start = next(place for place, label in enumerate(row.labels) if label != IGNORED_LABEL)
         answer = next(place for place, label in enumerate(other.labels) if label != IGNORED_LABEL)
         cut = self.training.max_length
@@ -51,8 +51,8 @@ class KahnemanTversky(TrainingObjective):
             own, _ = sequence_log_probabilities(getattr(model, "module", model), mismatched)
         with self.reference.replacing(model) as reference:
             expected, _ = sequence_log_probabilities(reference, mismatched)
-        gained = own - expected
-        return sums_and_counts((gained,))[0]
+        gains = own - expected
+        return sums_and_counts((gains,))[0]
 
     def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
         with self.reference.replacing(model) as reference:
@@ -65,8 +65,14 @@ class KahnemanTversky(TrainingObjective):
             else (estimate[0] / estimate[1].clamp_min(1)).clamp_min(0).to(own.device)
         )
         desirable = one.extras["desirable"].to(own.device)
-        gained = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
+        utilities = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
         weights = torch.where(desirable, self.training.desirable_weight, self.training.undesirable_weight)
         rewards, bad = beta * ratios.detach(), ~desirable
-        measured = (Chosen(rewards, desirable), Chosen(rewards, bad), Chosen(own, desirable), Chosen(own, bad), kl)
-        return PassLosses(((weights * (1 - gained)).sum(),), sums_and_counts(measured))
+        metrics = (
+            MaskedValues(rewards, desirable),
+            MaskedValues(rewards, bad),
+            MaskedValues(own, desirable),
+            MaskedValues(own, bad),
+            kl,
+        )
+        return PassLosses(((weights * (1 - utilities)).sum(),), sums_and_counts(metrics))
