@@ -256,22 +256,18 @@ class Weights:
         if self._base is not None:
             self._base.detach_all()
         gc.collect()  # adapters and their layers refer to each other
-        branches = {
-            branch: self._load_one(branch, trained_weights) for branch, trained_weights in plan.trained_weights.items()
-        }
+        branches = {branch: self._load_one(branch, weights) for branch, weights in plan.trained_weights.items()}
         if self._base is not None or not branches:
             branches["base"] = BranchWeights(self._need_base())
         self.plan, self._branches = plan, branches
 
-    def _load_one(self, branch: Branch, trained_weights: PlannedWeights) -> BranchWeights:
-        if trained_weights.is_whole_model:
-            return BranchWeights(
-                self._read(replace(self.place, folder=trained_weights.folder, name=trained_weights.name))
-            )
+    def _load_one(self, branch: Branch, weights: PlannedWeights) -> BranchWeights:
+        if weights.is_whole_model:
+            return BranchWeights(self._read(replace(self.place, folder=weights.folder, name=weights.name)))
         base = self._need_base()
-        self._announce(f"Reading the adapter {trained_weights.name}.")
+        self._announce(f"Reading the adapter {weights.name}.")
         with memory_errors(self.place):
-            return BranchWeights(base, base.attach(trained_weights, branch))
+            return BranchWeights(base, base.attach(weights, branch))
 
     def _need_base(self) -> AdaptedBase:
         if self._base is None:
