@@ -164,9 +164,9 @@ class TrainingSession:
             compute_dtype=prepared.precision.compute_name,
             row_plan=prepared.row_plan,
         )
-        gathered = trainer.gather_state()
+        gathered_state = trainer.gather_state()
         if group.is_main:
-            fill = functools.partial(trainer.write_state, gathered=gathered)
+            fill = functools.partial(trainer.write_state, gathered_state=gathered_state)
             write = functools.partial(checkpoints.write_checkpoint, folder, manifest, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
             checkpoints.rotate(folder, self._config.training.save_total_limit, best_step)

@@ -20,7 +20,7 @@ from tests.benchmarks.training_trial import (
     LEARNING_RATE,
     WARM_UP_STEPS,
     Clock,
-    PreparedRun,
+    Prepared,
     Recipe,
     Trial,
     config_for,
@@ -32,7 +32,7 @@ class Built(NamedTuple):
     """Model, rows and settings, ready to train."""
 
     config: Any
-    prepared: PreparedRun
+    prepared: Prepared
     model: Any
     assembly: Assembly
     placement: Placement
