@@ -86,9 +86,9 @@ def build_app(services: Services) -> gr.Blocks:
             is_beside = tab.id in ("model", "data", "method", "train")
             tab.select(None, None, side, js=SHOWN if is_beside else NOT_SHOWN, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
-        restored = page.restore(app)
-        model_tab.open_restored(restored)
-        data_tab.open_restored(restored)
+        restore_event = page.restore(app)
+        model_tab.open_restored(restore_event)
+        data_tab.open_restored(restore_event)
         data_tab.open_after(undone)
 
         def leave(request: gr.Request) -> None:
@@ -112,13 +112,13 @@ def _header(services: Services, reader: RunReader) -> _Header:
     run_states = {run.id: run.folder.read_state() for run in services.runs.list()[:_COUNTED_RUNS]}
     states = {run_id: state.state for run_id, state in run_states.items()}
     active = next((run_id for run_id, state in states.items() if state in LIVE_STATES), "")
-    ended = max(
+    end_time = max(
         (run_id for run_id in run_states if run_states[run_id].is_final),
         key=lambda one: run_states[one].ended or 0.0,
         default="",
     )
     # The first answer of a poll, not the page as it was laid out long ago, is what a browser compares later ends with.
-    titles = f'<div hidden id="tab-titles">{"".join(_tab_title(reader, run_id) for run_id in (active, ended) if run_id)}</div>'
+    titles = f'<div hidden id="tab-titles">{"".join(_tab_title(reader, run_id) for run_id in (active, end_time) if run_id)}</div>'
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *problems]))
@@ -167,14 +167,16 @@ def _digest(text: str) -> str:
 def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None]:
     cache: Cache[_Header] = Cache(capacity=1)
 
-    def answer(_question: str, seen: str) -> str | None:
+    def answer(_question: str, last_stamp: str) -> str | None:
         # Every open page asks; one look at the runs and devices serves them all.
         html, titles, states = cache.get(
             time.monotonic() // _HEADER_SECONDS, lambda: _header(page.services, page.reader)
         )
         now = f"{_digest(html + titles)} {states}"
-        if now == seen:
+        if now == last_stamp:
             return None
-        return poll_answer(now, {header.elem_id: html + titles}, submit=bool(seen) and not seen.endswith(states))
+        return poll_answer(
+            now, {header.elem_id: html + titles}, submit=bool(last_stamp) and not last_stamp.endswith(states)
+        )
 
     return answer

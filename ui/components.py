@@ -50,7 +50,7 @@ def shown_in_place(handler: Callable[P, R]) -> Callable[P, R | str]:
     """Let a handler whose one output is HTML return the box of an error instead of raising it."""
 
     @functools.wraps(handler)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | str:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | str:
         try:
             return handler(*args, **kwargs)
         except EngineError as error:
@@ -59,14 +59,14 @@ def shown_in_place(handler: Callable[P, R]) -> Callable[P, R | str]:
             _log.exception("a handler of the page failed")
             return error_box(UNEXPECTED)
 
-    return guarded
+    return wrapper
 
 
 def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
     """Let a handler's EngineError appear as a message over the page; the outputs stay as they are."""
 
     @functools.wraps(handler)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return handler(*args, **kwargs)
         except EngineError as error:
@@ -74,19 +74,17 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
                 with_code(str(error)), title="That did not work", duration=12, print_exception=False
             ) from error
 
-    return guarded
+    return wrapper
 
 
-def clear_error_after(place: Component, components: Iterable[Component], restored: gr.Textbox | None = None) -> None:
+def clear_error_after(place: Component, components: Iterable[Component], typed_box: gr.Textbox | None = None) -> None:
     """Let the box of an error in `place` go once a person changes one of `components`: what it was about may be mended.
 
-    With the error, `restored` gets back what was typed into it: that is no reason, so what is typed there counts alone.
+    With the error, `typed_box` gets back what was typed into it: that is no reason, so what is typed there counts alone.
     """
-    changed: list[Any] = [changed_by_hand(component) for component in components if hasattr(component, "input")]
-    changed += [restored.input] if restored is not None else []
-    gr.on(
-        changed, None, place, place, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK
-    )
+    events: list[Any] = [changed_by_hand(component) for component in components if hasattr(component, "input")]
+    events += [typed_box.input] if typed_box is not None else []
+    gr.on(events, None, place, place, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK)
 
 
 def script(name: str) -> str:
@@ -159,7 +157,7 @@ class Confirmation:
                 self.really = gr.Button(yes, variant="stop", scale=0, min_width=150, elem_id=yes_id)
                 self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
-    def wire(self, opened: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
+    def wire(self, open_event: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
         """Connect what opens and what closes it; `ask` returns the title of the shown run, and as HTML what is lost."""
 
         def question(run_id: Any) -> str:
@@ -169,5 +167,5 @@ class Confirmation:
         def open_for(run_id: Any) -> Updates:
             return {self.panel: gr.update(visible=True), self.question: shown_in_place(question)(run_id)}
 
-        opened(open_for, run_shown, [self.panel, self.question], **QUICK)
+        open_event(open_for, run_shown, [self.panel, self.question], **QUICK)
         self.keep.click(lambda: HIDDEN, None, self.panel, **QUICK)

@@ -35,7 +35,7 @@ _MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."
 
 
 @dataclass(frozen=True)
-class Judged:
+class DeviceMemory:
     """The memory of a draft on one device."""
 
     device: Device | None
@@ -52,7 +52,7 @@ class Draft:
     mapping: dict[str, dict[str, Any]]
     config: RunConfig | None  # None while something is missing or wrong
     # The same with a stand-in where only the dataset is missing: memory can be judged without it.
-    assumed: RunConfig | None
+    memory_config: RunConfig | None
     missing: tuple[str, ...]
     problems: tuple[Problem, ...]  # also what this machine cannot run, of a config that another one could
     shape: ModelShape | None  # None until the model's modules are known
@@ -63,16 +63,18 @@ class Draft:
     rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
     kind: RowKind | None = None  # of the rows; None until the dataset was opened
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
-    suited: Mapping[str, Suited] = field(
+    suited_defaults: Mapping[str, Suited] = field(
         default_factory=dict
     )  # settings that a person did not give, and their defaults
     # On a device that is not here, where a person chose one. Whether the draft can start never depends on it.
-    judged_elsewhere: Judged | None = None
+    memory_elsewhere: DeviceMemory | None = None
 
     @property
-    def judged(self) -> Judged:
+    def device_memory(self) -> DeviceMemory:
         """What panel, method table, catalogue and advice are about: the chosen device, else the one that it would run on."""
-        return self.judged_elsewhere or Judged(self.device, self.estimate, self.estimate_error, ceiling=self.ceiling)
+        return self.memory_elsewhere or DeviceMemory(
+            self.device, self.estimate, self.estimate_error, ceiling=self.ceiling
+        )
 
     @property
     def objective(self) -> Objective:
@@ -106,7 +108,7 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return what the form holds, as a draft has it, without judging it."""
     mapping = form.mapping(values)
     _widen_targets(mapping, _shape_of(services, mapping))
-    suit(mapping, form.suited(values), known_rows(services, mapping))
+    suit(mapping, form.suited_defaults(values), known_rows(services, mapping))
     return mapping
 
 
@@ -121,11 +123,11 @@ def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRow
         config = config_in_the_making(_given_by_a_person(mapping, open_ones))
     except ValueError:
         return {}
-    chosen = {name: suited for name, suited in suited_settings(config, rows).items() if name in open_ones}
-    for name, suited in chosen.items():
+    chosen = {name: default for name, default in suited_settings(config, rows).items() if name in open_ones}
+    for name, default in chosen.items():
         section, _, field = name.partition(".")
-        mapping.setdefault(section, {})[field] = suited.value
-        if suited.value is None:
+        mapping.setdefault(section, {})[field] = default.value
+        if default.value is None:
             del mapping[section][field]
     return chosen
 
@@ -134,14 +136,14 @@ def _given_by_a_person(
     mapping: Mapping[str, Mapping[str, Any]], open_ones: Container[str]
 ) -> dict[str, dict[str, Any]]:
     """Return the settings without those that follow the rest; one of these that a person emptied has the Field's default."""
-    given = {
+    settings_given = {
         section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
         for section, settings in mapping.items()
     }
     for name in (name for name in SETTINGS if name not in open_ones):
         section, _, setting = name.partition(".")
-        given.setdefault(section, {}).setdefault(setting, field_of(name).default)
-    return given
+        settings_given.setdefault(section, {}).setdefault(setting, field_of(name).default)
+    return settings_given
 
 
 def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> SeenRows | None:
@@ -169,53 +171,55 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     target_problems = _widen_targets(mapping, shape)
     rows = _rows_of(services, mapping)
     row_facts, kind = known_rows(services, mapping), _kind_of(services, mapping)
-    suited = suit(mapping, form.suited(values), row_facts)
-    given = _given_by_a_person(
-        mapping, suited
+    defaults = suit(mapping, form.suited_defaults(values), row_facts)
+    given_settings = _given_by_a_person(
+        mapping, defaults
     )  # the engine chooses the rest, and once more where rows are counted later
-    config, problems = _check(given, row_facts)
+    config, problems = _check(given_settings, row_facts)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
-    assumed = config
+    memory_config = config
     # There is an estimate before a dataset is chosen, of rows as long as they may be.
     if config is None and all(problem.field == "dataset.source" for problem in problems):
-        assumed, _ = _check({**given, "dataset": {**given["dataset"], "source": "-"}}, row_facts)
-    model, named = mapping["model"], model_of(mapping)
+        memory_config, _ = _check(
+            {**given_settings, "dataset": {**given_settings["dataset"], "source": "-"}}, row_facts
+        )
+    model, model_config = mapping["model"], model_of(mapping)
     question = question_of(mapping)
     unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
     if unread is not None:
         problems = [*problems, Problem("model.id", "cannot be read. The Model tab shows the reason.")]
-    elif named is not None and services.tokenizers.trouble(named) is not None:
+    elif model_config is not None and services.tokenizers.trouble(model_config) is not None:
         problems = [*problems, Problem("model.id", "has no tokenizer here. The Model tab shows the reason.")]
     elif question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
         problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]
-    if assumed is not None and (unfit := _unfit_objective(assumed, kind)) is not None:
+    if memory_config is not None and (unfit := _unfit_objective(memory_config, kind)) is not None:
         problems, rows = [*problems, unfit], None  # what they take is known for objectives that learn from them
     devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None
     ceiling: MemoryEstimate | None = None
     trouble: EngineError | None = None
-    if assumed is not None:
+    if memory_config is not None:
         try:
-            place = services.place(assumed.run.where)
-            options = place.options(assumed)
+            place = services.place(memory_config.run.where)
+            options = place.options(memory_config)
             if shape is not None:
-                options = place.suitable(options, assumed, shape, rows)
-            option = options[0] if shape is None else most_likely(shape, assumed, options, rows)
+                options = place.suitable(options, memory_config, shape, rows)
+            option = options[0] if shape is None else most_likely(shape, memory_config, options, rows)
             device = option[0]
-            problems = [*problems, *machine_problems(assumed, option)]
+            problems = [*problems, *machine_problems(memory_config, option)]
             if shape is not None:
-                estimate = estimate_memory(shape, assumed, device, rows)
-                ceiling = estimate_memory(shape, assumed, device) if rows is not None else None
+                estimate = estimate_memory(shape, memory_config, device, rows)
+                ceiling = estimate_memory(shape, memory_config, device) if rows is not None else None
         except Exception as error:
             trouble = as_engine_error(error)
     return Draft(
         mapping=mapping,
         config=config,
-        assumed=assumed,
+        memory_config=memory_config,
         missing=missing,
         problems=tuple(
             problem for problem in problems if problem.field not in _MISSING or _is_given(mapping, problem.field)
@@ -227,26 +231,26 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         estimate_error=trouble,
         rows=rows,
         kind=kind,
-        suited=suited,
+        suited_defaults=defaults,
         ceiling=ceiling,
-        judged_elsewhere=_judge_device(form.judged_device(values), assumed, shape, rows),
+        memory_elsewhere=_judge_device(form.judged_device(values), memory_config, shape, rows),
     )
 
 
 def _judge_device(
     known_device: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None, rows: RowLengths | None
-) -> Judged | None:
+) -> DeviceMemory | None:
     if known_device is None:
         return None
     device = known_device.device()
     if config is None or shape is None:
-        return Judged(device, None)
+        return DeviceMemory(device, None)
     try:
         estimate, problems = estimate_memory(shape, config, device, rows), tuple(device_problems(config, device))
         ceiling = estimate_memory(shape, config, device) if rows is not None else None
-        return Judged(device, estimate, problems=problems, ceiling=ceiling)
+        return DeviceMemory(device, estimate, problems=problems, ceiling=ceiling)
     except Exception as error:
-        return Judged(device, None, as_engine_error(error))
+        return DeviceMemory(device, None, as_engine_error(error))
 
 
 def _is_given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:

@@ -82,7 +82,7 @@ class Form:
         name = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
         return find_known_device(name) if isinstance(name, str) else None
 
-    def suited(self, values: Sequence[Any]) -> dict[str, Any]:
+    def suited_values(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that still have the value of a suited default, with that value."""
         try:
             saved_values = json.loads(dict(zip(self._components, values, strict=True)).get(SUITED) or "{}")

@@ -34,7 +34,7 @@ def prepare() -> None:
     """Let Gradio start without what the page does not use. Without effect once Gradio is imported."""
     if "gradio" in sys.modules:
         return
-    around: dict[str, _Around] = {name: partial(_standing_in, unused) for name, unused in _UNUSED.items()}
+    around: dict[str, _Around] = {name: partial(_standing_in, unused_names) for name, unused_names in _UNUSED.items()}
     around |= {_STUB_MODULE: _without_stubs, _EVENTS_MODULE: _without_docs, _MODELS_MODULE: _without_rebuild}
     sys.meta_path.insert(0, _Finder(around))
 
@@ -61,12 +61,12 @@ class _StandIn(ModuleType):
 
 
 @contextmanager
-def _standing_in(unused: Mapping[str, Sequence[str]], _module: ModuleType) -> Iterator[None]:
+def _standing_in(unused_names: Mapping[str, Sequence[str]], _module: ModuleType) -> Iterator[None]:
     """Have modules stood in for while another is executed; later imports get the modules themselves.
 
     Pydantic models of what is executed are built at their first use; most have none here.
     """
-    stand_ins = [_StandIn(name, functions) for name, functions in unused.items() if name not in sys.modules]
+    stand_ins = [_StandIn(name, functions) for name, functions in unused_names.items() if name not in sys.modules]
     sys.modules.update({stand_in.__name__: stand_in for stand_in in stand_ins})
     with ExitStack() as afterwards:
         for stand_in in stand_ins:

@@ -264,8 +264,8 @@ class PageSessions(StateHolder):  # type: ignore[misc]
         """Return the session of a page, made at its first event."""
         if session_id not in self.session_data:
             while len(self.session_data) >= self._capacity:
-                closed = (name for name, session in self.session_data.items() if session.is_closed)
-                self._forget(next(closed, None) or next(iter(self.session_data)))
+                closed_pages = (name for name, session in self.session_data.items() if session.is_closed)
+                self._forget(next(closed_pages, None) or next(iter(self.session_data)))
             self.session_data[session_id] = PageSession(self.blocks)
         session: PageSession = super().__getitem__(session_id)
         return session

@@ -34,8 +34,8 @@ class NextStepBar:
         """Connect the events."""
         page, train = self._page, self._train
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
-        opened = self.line.click(self._open, None, opening, **QUICK)
-        train.follow.show_after(opened, train.view)
+        open_event = self.line.click(self._open, None, opening, **QUICK)
+        train.follow.show_after(open_event, train.view)
         # Progress and errors of a start are shown there.
         self.start.click(lambda: (gr.Tabs(selected="train"), SET_UP), None, [page.tabs, train.view], **QUICK)
 
@@ -45,7 +45,7 @@ class NextStepBar:
 
     def _step(self, draft: Draft) -> NextStep:
         # What follows the rows is settled once they are counted, which may be after the start.
-        open_ones = [name for name, suited in draft.suited.items() if suited.awaits_rows]
+        open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
         run = self._page.reader.newest_of(draft.config, open_ones) if draft.config is not None else None
         return next_step(draft, run, can_start=why_not(draft) is None)
 

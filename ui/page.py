@@ -14,13 +14,13 @@ from gradio.events import Dependency
 from engine.config.suited import SETTINGS
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
-from ui.applied import Applied, Reading
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
 from ui.draft import Draft, known_rows, read_draft, read_settings, suit
 from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, SUITED, Form, setting_in
+from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
 from ui.services import Services
 from ui.views.html import small
@@ -59,7 +59,7 @@ class Page:
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
-        self._suited = self.form.register(SUITED, gr.Textbox("", visible=False))
+        self._suited_note = self.form.register(SUITED, gr.Textbox("", visible=False))
         self.chosen_run = browser_state("", "run")
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
@@ -73,11 +73,11 @@ class Page:
         # Changes with the lengths of its rows once they are known, for which memory is then judged.
         self.data_lengths = gr.Textbox("", visible=False)
         # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
-        self._restored = gr.Checkbox(False, visible=False)
+        self._is_restored = gr.Checkbox(False, visible=False)
         self._turn = gr.Textbox("", visible=False)  # changes where the form was changed by an event
         # What was put into the form at once, and its undo; the side panel has its place.
-        self.applied = pick_list(elem_id="applied", render=False)
-        self._applied = gr.State(None)
+        self.change_line = pick_list(elem_id="applied", render=False)
+        self._last_change = gr.State(None)
         self._views: dict[Component, DraftView] = {}
         self._later_views: dict[Component, DraftView] = {}
         self._fill_views: dict[Component, FillView] = {}
@@ -90,10 +90,10 @@ class Page:
         """Place a line here that says what the default of a setting is suited to; none where a person set it."""
 
         def view(draft: Draft) -> str:
-            suited = draft.suited.get(name)
-            if suited is not None and suited.awaits_rows and not draft.missing:
+            default = draft.suited_defaults.get(name)
+            if default is not None and default.awaits_rows and not draft.missing:
                 return small("settled once your rows are counted")
-            return small(f"suited to {suited.to}") if suited is not None and suited.to else ""
+            return small(f"suited to {default.to}") if default is not None and default.to else ""
 
         self.on_draft(gr.HTML(elem_classes="suited"), view)
 
@@ -117,8 +117,8 @@ class Page:
 
     def open_in_chat(self, click: Any, run: Component) -> None:
         """Let a click load a run in Chat, and bring it to the front."""
-        wanted = [self.chosen_run, self.wants_chat]
-        self.open_tab(click(lambda name: (name, True), run, wanted, **QUICK), "chat")
+        outputs = [self.chosen_run, self.wants_chat]
+        self.open_tab(click(lambda name: (name, True), run, outputs, **QUICK), "chat")
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
@@ -128,7 +128,7 @@ class Page:
         return read_settings(self.services, self.form, values)
 
     def _read(self, values: Sequence[Any]) -> Reading:
-        return Reading(self.settings(values), self.form.suited(values))
+        return Reading(self.settings(values), self.form.suited_values(values))
 
     def begins_with(self, draft: Draft) -> str:
         """Return the adapter that a draft continues from, in words; empty where it starts a new one."""
@@ -155,20 +155,22 @@ class Page:
         # What was typed beyond the end of a slider is moved there when its box is left.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         inputs.append(self._turn.change)
-        refreshed = gr.on(inputs, self._refresh, self._refreshing, self._refreshed, trigger_mode="always_last", **QUICK)
-        self._follow(refreshed)
-        found: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
-        self.refresh_after(gr.on(found, nothing, None, None, **QUICK))
-        outputs = [*self._filled, self._applied, self.copied_from]
-        return self.refresh_after(self.applied.click(self._undo, self._refreshing, outputs, **QUICK))
+        refresh_event = gr.on(
+            inputs, self._refresh, self._refresh_inputs, self._refresh_outputs, trigger_mode="always_last", **QUICK
+        )
+        self._follow(refresh_event)
+        data_events: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
+        self.refresh_after(gr.on(data_events, nothing, None, None, **QUICK))
+        outputs = [*self._fill_outputs, self._last_change, self.copied_from]
+        return self.refresh_after(self.change_line.click(self._undo, self._refresh_inputs, outputs, **QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """When the page opens, restore the draft of this browser, and draw all views of it.
 
         This asks no other process: it is over before a hand is at the form. Until then the browser's draft is not written.
         """
-        drawn = [*self._filled, *self._views, self._applied, self.applied, self._restored]
-        return self._follow(app.load(self._restore, self.saved_draft, drawn, **QUICK))
+        outputs = [*self._fill_outputs, *self._views, self._last_change, self.change_line, self._is_restored]
+        return self._follow(app.load(self._restore, self.saved_draft, outputs, **QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set the form's values by itself.
@@ -176,17 +178,17 @@ class Page:
         Twice: a hand may change the form meanwhile, and on a busy machine the redraw of that change may come back first.
         The second one is the redraw after a hand's changes itself, which runs once more where it is wanted while it runs.
         """
-        redrawn = event.then(self._refresh, self._refreshing, self._refreshed, **QUICK)
+        redrawn = event.then(self._refresh, self._refresh_inputs, self._refresh_outputs, **QUICK)
         return redrawn.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """After an event that changed what views of the draft show besides it, draw those."""
 
-        def redraw(restored: bool, _applied: Applied | None, *values: Any) -> Updates:
+        def redraw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
             views = {component: self._views[component] for component in components}
-            return _drawn(views, self.draft(values)) if restored else UNCHANGED
+            return _draw_views(views, self.draft(values)) if is_restored else UNCHANGED
 
-        return event.then(redraw, self._refreshing, list(components), trigger_mode="always_last", **QUICK)
+        return event.then(redraw, self._refresh_inputs, list(components), trigger_mode="always_last", **QUICK)
 
     def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
         """After an event that succeeded, put the nested values that `mapping` holds into the form, then redraw.
@@ -195,7 +197,7 @@ class Page:
         of targets.
         """
         fill = functools.partial(self._fill_undoably, title)
-        outputs = [*self._filled, self._applied]
+        outputs = [*self._fill_outputs, self._last_change]
         return self.refresh_after(event.success(fill, [mapping, *self.form.components], outputs, **SLOW))
 
     def settle_targets_after(self, event: Dependency) -> Dependency:
@@ -213,7 +215,7 @@ class Page:
 
     def change_undoably_after(self, event: Dependency, change: Component) -> Dependency:
         """Like `change_after`; the page then says what changed, and offers to undo it."""
-        outputs = [*self._filled, self._applied]
+        outputs = [*self._fill_outputs, self._last_change]
         return self.refresh_after(
             event.success(self._change_undoably, [change, *self.form.components], outputs, **SLOW)
         )
@@ -222,41 +224,55 @@ class Page:
         if not self._later_views:
             return event
         later = list(self._later_views)
-        return event.then(self._refresh_later, self._refreshing, later, trigger_mode="always_last", **QUICK)
+        return event.then(self._refresh_later, self._refresh_inputs, later, trigger_mode="always_last", **QUICK)
 
     @property
-    def _refreshing(self) -> list[Component]:
-        return [self._restored, self._applied, *self.form.components]
+    def _refresh_inputs(self) -> list[Component]:
+        return [self._is_restored, self._last_change, *self.form.components]
 
     @property
-    def _refreshed(self) -> list[Component]:
-        suited = [self.form[name] for name in SETTINGS]
-        return [*self._views, *suited, self._suited, self.applied, self.saved_draft]
+    def _refresh_outputs(self) -> list[Component]:
+        components = [self.form[name] for name in SETTINGS]
+        return [*self._views, *components, self._suited_note, self.change_line, self.saved_draft]
 
     @property
-    def _filled(self) -> list[Component]:
+    def _fill_outputs(self) -> list[Component]:
         return [*self.form.components, *self._fill_views]
 
-    def _refresh(self, restored: bool, applied: Applied | None, *values: Any) -> Updates:
-        if not restored:
+    def _refresh(self, is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
+        if not is_restored:
             return UNCHANGED
         draft = self.draft(values)
-        known, suited = self.form.judged_device(values), self._follow_suited(draft, values)
-        page = {"suited": suited.get(self._suited, "")} | ({"judge_for": known.name} if known is not None else {})
-        told = applied.render(Reading(draft.mapping, self.form.suited(values))) if applied is not None else ""
-        kept = {**draft.mapping, "page": page}
-        return {**_drawn(self._views, draft), **suited, self.applied: told, self.saved_draft: kept}
+        device, suited_updates = self.form.judged_device(values), self._follow_suited(draft, values)
+        page = {"suited": suited_updates.get(self._suited_note, "")} | (
+            {"judge_for": device.name} if device is not None else {}
+        )
+        line = (
+            last_change.render(Reading(draft.mapping, self.form.suited_values(values)))
+            if last_change is not None
+            else ""
+        )
+        draft_to_save = {**draft.mapping, "page": page}
+        return {
+            **_draw_views(self._views, draft),
+            **suited_updates,
+            self.change_line: line,
+            self.saved_draft: draft_to_save,
+        }
 
     def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
         """Return the suited defaults that changed with the rest of the form, and a note of all that nobody has set."""
-        now = self.form.suited(values)
-        noted = {name: draft.suited[name].value if name in draft.suited else value for name, value in now.items()}
-        moved = [name for name, value in noted.items() if value != now[name]]
-        filled = self._components(draft.mapping) if moved else {}
-        return {self._suited: json.dumps(noted), **{self.form[name]: filled[self.form[name]] for name in moved}}
+        now = self.form.suited_values(values)
+        note = {
+            name: draft.suited_defaults[name].value if name in draft.suited_defaults else value
+            for name, value in now.items()
+        }
+        names = [name for name, value in note.items() if value != now[name]]
+        components = self._components(draft.mapping) if names else {}
+        return {self._suited_note: json.dumps(note), **{self.form[name]: components[self.form[name]] for name in names}}
 
-    def _refresh_later(self, restored: bool, _applied: Applied | None, *values: Any) -> Updates:
-        return _drawn(self._later_views, self.draft(values)) if restored else UNCHANGED
+    def _refresh_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
+        return _draw_views(self._later_views, self.draft(values)) if is_restored else UNCHANGED
 
     def _restore(self, saved: Any) -> Updates:
         """A browser may send anything; what no version of Loratory can have saved leaves an empty form."""
@@ -270,13 +286,13 @@ class Page:
         mapping = self._suit(saved)
         values = self.form.updates(mapping)
         draft, now = self.draft(values), self._read(values)
-        drawn = {**self._fill(mapping), **_drawn(self._views, draft), self._restored: True}
+        updates = {**self._fill(mapping), **_draw_views(self._views, draft), self._is_restored: True}
         if not saved:
-            return drawn
-        applied = Applied.between("Draft restored", self._read(self.form.updates(self._suit({}))), now).until_changed(
+            return updates
+        change = FormChange.between("Draft restored", self._read(self.form.updates(self._suit({}))), now).until_changed(
             now
         )
-        return {**drawn, self._applied: applied, self.applied: applied.render(now)}
+        return {**updates, self._last_change: change, self.change_line: change.render(now)}
 
     def _suit(self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None) -> dict[str, Any]:
         """Fill in suited defaults, and note those that nobody has set: `open_ones`.
@@ -291,68 +307,82 @@ class Page:
         as_chosen: dict[str, dict[str, Any]] = {"model": {}, "dataset": {}}
         as_chosen |= {name: dict(settings) for name, settings in sections.items()}
         rows = known_rows(self.services, as_chosen)
-        noted = {}
-        for name, suited in suit(as_chosen, SETTINGS if open_ones is None else open_ones, rows).items():
+        note = {}
+        for name, default in suit(as_chosen, SETTINGS if open_ones is None else open_ones, rows).items():
             section, _, field = name.partition(".")
             settings = sections.setdefault(section, {})
-            is_same = field in settings and settings[field] == suited.value and not suited.awaits_rows
+            is_same = field in settings and settings[field] == default.value and not default.awaits_rows
             if open_ones is not None or field not in settings or is_same:
-                noted[name] = settings[field] = suited.value
-        for name in set(open_ones or ()) - noted.keys():  # a wrong setting keeps the rules from choosing
-            noted[name] = setting_in(sections, name)
-        return {**sections, "page": {**page, "suited": json.dumps(noted)}}
+                note[name] = settings[field] = default.value
+        for name in set(open_ones or ()) - note.keys():  # a wrong setting keeps the rules from choosing
+            note[name] = setting_in(sections, name)
+        return {**sections, "page": {**page, "suited": json.dumps(note)}}
 
     def _fill_undoably(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
         if not mapping:
             return UNCHANGED
-        suited = self._suit(mapping)
-        applied = Applied.between(title, self._read(values), self._read(self.form.updates(suited)))
-        return {**self._fill(suited), self._applied: applied}
+        sections = self._suit(mapping)
+        change = FormChange.between(title, self._read(values), self._read(self.form.updates(sections)))
+        return {**self._fill(sections), self._last_change: change}
 
     def _change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
-        before, named = self._read(values), {f"{section}.{name}" for section in change for name in change[section]}
-        suited = json.dumps({name: value for name, value in self.form.suited(values).items() if name not in named})
-        after = self._read(self.form.updates({**_merged(before.sections, change), "page": {"suited": suited}}))
-        drawn = _drawn(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
-        applied = Applied.between("", before, after)
-        return {**self._change(change, *values), **drawn, self._suited: suited, self._applied: applied}
+        before, names = self._read(values), {f"{section}.{name}" for section in change for name in change[section]}
+        suited_note = json.dumps(
+            {name: value for name, value in self.form.suited_values(values).items() if name not in names}
+        )
+        after = self._read(self.form.updates({**_merge(before.sections, change), "page": {"suited": suited_note}}))
+        views = _draw_views(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
+        form_change = FormChange.between("", before, after)
+        return {
+            **self._change(change, *values),
+            **views,
+            self._suited_note: suited_note,
+            self._last_change: form_change,
+        }
 
-    def _undo(self, _restored: bool, applied: Applied | None, *values: Any) -> Updates:
+    def _undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
         """Give the settings of the last change their former values, as far as nothing has changed them since."""
-        if applied is None:
+        if last_change is None:
             return UNCHANGED
         now = self._read(values)
-        before = applied.taken_back(now)
+        before = last_change.undo(now)
         mapping = self._suit(before.sections, before.open_ones)
-        undone = Applied.between(applied.title, now, self._read(self.form.updates(mapping)), undoes=not applied.undoes)
-        filled = self._components(mapping)
-        changed = {self.form[name]: filled[self.form[name]] for name in [*undone.after, SUITED]}
-        drawn = _drawn(self._fill_views, mapping)
-        return {**changed, **drawn, self._applied: undone, self.copied_from: "" if applied.title else gr.skip()}
+        undone = FormChange.between(
+            last_change.title, now, self._read(self.form.updates(mapping)), undoes=not last_change.undoes
+        )
+        components = self._components(mapping)
+        settings = {self.form[name]: components[self.form[name]] for name in [*undone.after, SUITED]}
+        views = _draw_views(self._fill_views, mapping)
+        return {
+            **settings,
+            **views,
+            self._last_change: undone,
+            self.copied_from: "" if last_change.title else gr.skip(),
+        }
 
     def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
-        changed = {f"{section}.{name}" for section, settings in change.items() for name in settings}
-        filled = self._components(_merged(self.form.mapping(values), change))
-        return {self.form[name]: filled[self.form[name]] for name in changed}
+        names = {f"{section}.{name}" for section, settings in change.items() for name in settings}
+        components = self._components(_merge(self.form.mapping(values), change))
+        return {self.form[name]: components[self.form[name]] for name in names}
 
     def _fill(self, mapping: Mapping[str, Any] | None) -> Updates:
-        return {**self._components(mapping), **_drawn(self._fill_views, mapping)} if mapping else UNCHANGED
+        return {**self._components(mapping), **_draw_views(self._fill_views, mapping)} if mapping else UNCHANGED
 
     def _components(self, mapping: Mapping[str, Any]) -> Updates:
-        filled = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
+        updates = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
         if "judge_for" not in mapping.get(
             "page", {}
         ):  # a preset or a run names no device to judge for, and the choice stays
-            del filled[self.judge_for]
+            del updates[self.judge_for]
         if "suited" not in mapping.get("page", {}):
-            del filled[self._suited]
+            del updates[self._suited_note]
         targets = mapping.get("adapter", {}).get("target_modules", ALL_LINEAR)
-        filled[self.form["adapter.target_modules"]] = targets_update(self._shape(mapping), targets)
-        return {component: _within_reach(component, value) for component, value in filled.items()}
+        updates[self.form["adapter.target_modules"]] = targets_update(self._shape(mapping), targets)
+        return {component: _within_reach(component, value) for component, value in updates.items()}
 
     def _settle_targets(self, *values: Any) -> Any:
         mapping = self.draft(values).mapping
@@ -364,11 +394,11 @@ class Page:
         return self.services.shapes.get(model.id, model.revision) if model is not None else None
 
 
-def _merged(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _merge(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {**mapping, **{section: {**mapping.get(section, {}), **settings} for section, settings in change.items()}}
 
 
-def _drawn(views: Mapping[Component, Callable[[Any], Any]], value: Draft | Mapping[str, Any]) -> Updates:
+def _draw_views(views: Mapping[Component, Callable[[Any], Any]], value: Draft | Mapping[str, Any]) -> Updates:
     return {component: view(value) for component, view in views.items()}
 
 
@@ -384,8 +414,8 @@ def targets_update(shape: ModelShape | None, targets: object) -> Any:
     if not targets or targets == ALL_LINEAR:
         return gr.update(choices=names or EVERY_LAYER, value=names or [ALL_LINEAR])
     chosen = [targets] if isinstance(targets, str) else [str(target) for target in targets]  # type: ignore[attr-defined]
-    known = [name for name in chosen if name in names]
-    if not known:
+    present = [name for name in chosen if name in names]
+    if not present:
         # Nothing of it exists in this model, or its modules are not known yet: show it as it is.
         return gr.update(choices=[*names, *chosen], value=chosen)
-    return gr.update(choices=names, value=known)
+    return gr.update(choices=names, value=present)

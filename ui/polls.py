@@ -43,8 +43,8 @@ def poll(
     """
 
     def ask(values: list[Any]) -> str | None:
-        question, seen = values
-        return answer(str(question), str(seen))
+        question, last_stamp = values
+        return answer(str(question), str(last_stamp))
 
     return gr.HTML(
         question, elem_id=elem_id, elem_classes="live", html_template="<i></i>",

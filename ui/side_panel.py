@@ -25,19 +25,19 @@ class SidePanel:
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        page.applied.render()
+        page.change_line.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
         self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Judge memory for", elem_id="judge-for")
         # Changes with the place: the choices are sent then alone, not under a hand that is choosing.
         self._place = gr.Textbox(PLACES["local"], visible=False)
-        self.measured = gr.HTML(elem_id="measured-step")
+        self.measurement = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.longest = gr.Button("Measure longest rows", size="sm", visible=False, elem_id="measure-longest")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
         self.timer = gr.Timer(1.5, active=False)
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
-        self._measuring = [self.measured, self.start, self.longest, self.stop, self.timer]
+        self._measuring = [self.measurement, self.start, self.longest, self.stop, self.timer]
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
@@ -62,8 +62,8 @@ class SidePanel:
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
         self._place.change(lambda words: gr.update(choices=_devices(words)), self._place, self.judge, **QUICK)
-        clicked = self.advice.click(shown_as_message(apply), None, self._change, **SLOW)
-        page.change_undoably_after(clicked, self._change)
+        change_event = self.advice.click(shown_as_message(apply), None, self._change, **SLOW)
+        page.change_undoably_after(change_event, self._change)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self._measurement(draft)[component]
@@ -98,7 +98,7 @@ class SidePanel:
         can_start = _is_here(draft) and bool(configs) and not under_way
         most = configs[-1].training.max_length if configs else 0
         return {
-            self.measured: "".join(map(render_measured_step, works)),
+            self.measurement: "".join(map(render_measured_step, works)),
             self.start: visible_if(can_start),
             self.longest: gr.update(value=f"Measure {most:,}-token rows", visible=can_start and len(configs) > 1),
             self.stop: visible_if(under_way),
@@ -108,17 +108,17 @@ class SidePanel:
 
 def _measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
     """Return what can be measured: a step of the chosen rows, then one of the longest rows allowed where those need more."""
-    if draft.assumed is None or draft.estimate is None or draft.shape is None or draft.device is None:
+    if draft.memory_config is None or draft.estimate is None or draft.shape is None or draft.device is None:
         return ()
-    of_rows = config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.assumed)
+    of_rows = config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.memory_config)
     ceiling = draft.ceiling
     has_ceiling = ceiling is not None and ceiling.pass_tokens > draft.estimate.pass_tokens
-    return (of_rows, draft.assumed) if has_ceiling else (of_rows,)
+    return (of_rows, draft.memory_config) if has_ceiling else (of_rows,)
 
 
 def _is_here(draft: Draft) -> bool:
     """Whether the figures in the panel are of a device of this machine."""
-    return draft.judged_elsewhere is None and not draft.is_elsewhere
+    return draft.memory_elsewhere is None and not draft.is_elsewhere
 
 
 def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -130,7 +130,7 @@ def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
 
 def _devices(place: str) -> list[tuple[str, str]]:
     """Return what memory can be judged for: what a run gets in its place, or a device that is not here."""
-    return [(place, ""), *((known.title, known.name) for known in KNOWN_DEVICES)]
+    return [(place, ""), *((device.title, device.name) for device in KNOWN_DEVICES)]
 
 
 def _key(config: RunConfig) -> str:
@@ -151,12 +151,12 @@ def overrides_of(pick: str) -> dict[str, dict[str, Any]]:
 
 
 def _advice(draft: Draft) -> Advice | None:
-    device, estimate = draft.judged.device, draft.judged.estimate
-    if draft.shape is None or draft.assumed is None or device is None or estimate is None:
+    device, estimate = draft.device_memory.device, draft.device_memory.estimate
+    if draft.shape is None or draft.memory_config is None or device is None or estimate is None:
         return None
-    return advise(draft.shape, draft.assumed, device, draft.rows)
+    return advise(draft.shape, draft.memory_config, device, draft.rows)
 
 
 def _render_advice(draft: Draft) -> str:
-    advice, estimate = _advice(draft), draft.judged.estimate
+    advice, estimate = _advice(draft), draft.device_memory.estimate
     return render_advice(advice, estimate) if advice is not None and estimate is not None else ""

@@ -244,10 +244,10 @@ def test_a_person_reads_one_sentence_about_it_until_the_next_attempt(store, home
     run.folder.state.write_bytes(b"{")
     loop.tick()
 
-    observed = RunReader(store).observe(run.id)
+    snapshot = RunReader(store).observe(run.id)
 
-    assert render_warnings(observed).count("state.json was damaged (it is kept as state.json.damaged)") == 1
-    assert summarize(run).notice == observed.state.notice
+    assert render_warnings(snapshot).count("state.json was damaged (it is kept as state.json.damaged)") == 1
+    assert summarize(run).notice == snapshot.state.notice
     ends_once(loop, run)
 
 

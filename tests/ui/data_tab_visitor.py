@@ -23,13 +23,13 @@ class Shown:
     def __init__(self, tab: DataTab, updates: dict) -> None:
         self._updates = updates
         self._parts = {
-            "samples": tab.samples, "summary": tab.summary, "opened": tab.opened, "facts": tab.facts,
-            "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "seen": tab._seen,
+            "samples": tab.samples, "summary": tab.summary, "rows_column": tab.rows_column, "facts": tab.facts,
+            "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "last_stamp": tab._last_stamp,
             "source": tab._shown_source, "trouble": tab._page.data_trouble, "kind": tab._page.data_kind,
-            "row": tab.rows.number, "shown": tab.rows.shown, "list": tab.rows.list, "listing": tab.rows.listing,
+            "row": tab.rows.number, "row_html": tab.rows.row_html, "list": tab.rows.list, "listing": tab.rows.listing,
             "fetching": tab.tokenizer.line, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
             "reading": tab.format.column, "mapping": tab.format.mapping, "fold": tab.format.fold,
-            "seen_columns": tab.format.seen,
+            "box_format": tab.format.box_format,
             **{f"role{number}": role for number, role in enumerate(tab.format.roles)},
         }  # fmt: skip
 
@@ -51,8 +51,8 @@ class Visitor:
         told = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
         return Shown(self.tab, told)
 
-    def tick(self, seen="", listing="all", **settings):
-        return Shown(self.tab, self.tab._tick(seen, listing, 0, *self.values(**settings)))
+    def tick(self, last_stamp="", listing="all", **settings):
+        return Shown(self.tab, self.tab._tick(last_stamp, listing, 0, *self.values(**settings)))
 
 
 def wait_for(condition) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.applied import Reading
+from ui.form_change import Reading
 from ui.page import Page
 
 
@@ -41,7 +41,7 @@ class FormVisitor:
     def applied_notice(self) -> str:
         """What the page says of the last change that was applied."""
         self.refresh()
-        return str(self.values.get(self.page.applied, ""))
+        return str(self.values.get(self.page.change_line, ""))
 
     def set_by_hand(self, **settings: Any) -> None:
         """Change settings as a person does: `training__max_length=144`."""

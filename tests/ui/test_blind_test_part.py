@@ -81,7 +81,7 @@ def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
     assert (judging.pair, judged.choosing["visible"], judged.trouble) == (None, False, "")
     (kept,) = read_judgements(judgements_file(run.folder.path, None))
     assert kept.winner == "tuned"
-    assert kept == judging.judged[0]
+    assert kept == judging.judgements[0]
     assert "1 pair judged" in blind._show_count(judging)[blind.count]
     assert "At least 6 decided pairs" in blind._show_tally(judging)[blind.tally]
 
@@ -161,15 +161,15 @@ def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, servic
 
     assert kept.judging == Judging(services.chat.state.target)
     assert (kept.pair, kept.choosing["visible"], kept.tally, kept.count) == ("", False, "", "")
-    assert tab._look(seen[tab.seen], kept.judging) == gr.skip()
+    assert tab._look(seen[tab.last_look], kept.judging) == gr.skip()
     assert len(judging_of(draw(blind, judging=drawn)).deck) == 49, "a deck of the other's own"
 
 
 def test_a_run_on_the_same_base_is_seen_to_be_another(tab, blind, services, run):
-    seen = tab._look("", Judging())[tab.seen]
+    seen = tab._look("", Judging())[tab.last_look]
     load(tab, write_run(services.runs, a_config(), InventedRun()))
 
-    assert tab._look(seen, Judging())[tab.seen] != seen
+    assert tab._look(seen, Judging())[tab.last_look] != seen
 
 
 def test_what_answered_while_something_else_was_loaded_is_no_pair(tab, blind, services):

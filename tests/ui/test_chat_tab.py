@@ -202,7 +202,7 @@ def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
 
     assert (first.row, last.row) == (None, gr.skip())
     assert last.again["visible"]
-    assert json.loads(last.kept)["turns"][0]["reference"] == "The reference."
+    assert json.loads(last.browser_copy)["turns"][0]["reference"] == "The reference."
 
 
 def test_a_question_that_was_not_answered_keeps_its_reference(tab):
@@ -320,20 +320,20 @@ def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_besid
     turns = turns_of(ask(tab, question, row=row))
     assert turns[0].reference == prompts[1].reference
     assert turns_of(ask(tab, "something else?", row=row))[0].reference == ""
-    assert tab.talk._take(pick("others"), prompts)[tab.talk.offered]
+    assert tab.talk._take(pick("others"), prompts)[tab.talk.suggested_prompts]
     assert tab.talk._take(pick("9"), prompts) == gr.skip()
 
 
 def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
     load(tab, run.id)
     branches, first = tab.talk.branches, look(tab)
-    loaded, _, _ = first[tab.seen].partition("\n")
+    loaded, _, _ = first[tab.last_look].partition("\n")
 
     assert first[branches]["value"] == SIDE_BY_SIDE
     assert branches not in look(tab, f"{loaded}\nmore memory")
 
     load(tab, run.id, checkpoint="step-90")
-    assert look(tab, first[tab.seen])[branches]["value"] == SIDE_BY_SIDE
+    assert look(tab, first[tab.last_look])[branches]["value"] == SIDE_BY_SIDE
 
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
@@ -341,9 +341,9 @@ def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     shown = look(tab)
 
     assert "result of <b>first</b> is loaded" in shown[tab.state]
-    assert look(tab, shown[tab.seen]) == gr.skip()
+    assert look(tab, shown[tab.last_look]) == gr.skip()
     tab._unload()
-    assert "No model loaded" in look(tab, shown[tab.seen])[tab.state]
+    assert "No model loaded" in look(tab, shown[tab.last_look])[tab.state]
 
 
 def test_when_an_idle_model_is_unloaded_and_why_it_was_is_shown():

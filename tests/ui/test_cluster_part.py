@@ -98,7 +98,7 @@ def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once(
     )
 
     def know(epochs: int) -> Forecast | None:
-        known = forecast.known(ClusterPlace(), a_config(training__num_train_epochs=epochs))
+        known = forecast.find(ClusterPlace(), a_config(training__num_train_epochs=epochs))
         wait_until(lambda: not forecast.is_asking)
         return known
 
@@ -117,7 +117,7 @@ def test_a_question_that_fails_unexpectedly_is_not_asked_for_ever():
         raise ValueError("nonsense")
 
     forecast = ClusterForecast(fail)
-    forecast.known(ClusterPlace(), a_config())
+    forecast.find(ClusterPlace(), a_config())
     wait_until(lambda: not forecast.is_asking)
     assert forecast.latest is not None
     assert forecast.latest.trouble is not None

@@ -30,7 +30,7 @@ def test_where_no_format_fits_the_format_and_the_columns_can_be_chosen(visitor):
     ]
     assert told["role0"]["choices"] == ["(none)", "q", "a"]
     assert not told["role4"]["visible"]
-    assert not told["opened"]["visible"]
+    assert not told["rows_column"]["visible"]
 
 
 def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(visitor):
@@ -76,20 +76,20 @@ def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services)
     tab = next(function.fn.__self__ for function in app.fns.values() if getattr(function.fn, "__name__", "") == "_open")
 
     openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab._open]
-    asking = [function for function in app.fns.values() if tab._asked in function.outputs]
+    asking = [function for function in app.fns.values() if tab._open_request in function.outputs]
     assert len(openings) == 1
     assert openings[0].trigger_mode == "always_last"
     assert openings[0].concurrency_limit is None
     assert len(asking) > 10
-    assert all(function.outputs == [tab._asked] for function in asking)
+    assert all(function.outputs == [tab._open_request] for function in asking)
 
 
 def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):
     told = visitor.open(dataset__source="rows.jsonl")
 
-    assert told["opened"]["visible"]
+    assert told["rows_column"]["visible"]
     assert not told["mapping"]["visible"]
-    assert "exactly as in training" in told["shown"]
+    assert "exactly as in training" in told["row_html"]
 
 
 def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(visitor, services):
@@ -107,8 +107,8 @@ def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(
 
 
 def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_place(visitor):
-    assert "Row 0 of" in visitor.open(row=40, shown_source="other.jsonl", dataset__source="rows.jsonl")["shown"]
-    assert "Row 40 of" in visitor.open(row=40, shown_source="rows.jsonl", dataset__source="rows.jsonl")["shown"]
+    assert "Row 0 of" in visitor.open(row=40, shown_source="other.jsonl", dataset__source="rows.jsonl")["row_html"]
+    assert "Row 40 of" in visitor.open(row=40, shown_source="rows.jsonl", dataset__source="rows.jsonl")["row_html"]
 
 
 def test_choosing_columns_settles_the_format_that_they_are_columns_of():
@@ -146,7 +146,7 @@ def test_what_nobody_foresaw_is_told_in_two_sentences(visitor, monkeypatch, hand
     elif handler == "_show":
         told = rows._show(0, "tokens", *values)
     elif handler == "_find":
-        told = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][rows.search.found]
+        told = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][rows.search.result_line]
     else:
         told = rows.render_list(question_on("rows.jsonl"), check.report, "longest", 0)
 
@@ -190,9 +190,9 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
 
     assert "Downloading the demo model. 41.0 MB of 93.0 MB." in told["fetching"]
     assert "Rows are shown without tokens" in told["fetching"]
-    assert told["opened"]["visible"]
-    assert "What does lora_alpha do?" in told["shown"]
-    assert "exactly as in training" not in told["shown"]
+    assert told["rows_column"]["visible"]
+    assert "What does lora_alpha do?" in told["row_html"]
+    assert "exactly as in training" not in told["row_html"]
     assert told["fetch_key"] == key_of(MODEL)
     assert '"submit":false' in tab.tokenizer._news(told["fetch_key"], "")
 
@@ -202,7 +202,7 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
     told = visitor.open(**settings)
 
     assert (told["fetching"], told["fetch_key"]) == ("", "")
-    assert "exactly as in training" in told["shown"]
+    assert "exactly as in training" in told["row_html"]
     assert slow.asked == 1
 
 
@@ -215,7 +215,7 @@ def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(v
 
     assert "cannot be downloaded" in told["fetching"]
     assert told["fetch_again"]["visible"]
-    assert "What does lora_alpha do?" in told["shown"]
+    assert "What does lora_alpha do?" in told["row_html"]
     assert visitor.open(**settings)["fetch_again"]["visible"]
     assert slow.asked == 1  # looking again does not try again
 

@@ -120,23 +120,23 @@ def test_a_search_says_how_far_it_is_and_can_be_stopped(visitor, services):
 
     steps = search._find("alpha", 0, request, *values)
     first = Changes(search, next(steps))
-    assert "Searching: 0 rows" in first.found
+    assert "Searching: 0 rows" in first.result_line
     assert first.stop["visible"]
     search._stop(request)
     last = Changes(search, list(steps)[-1])
 
-    assert "The search was stopped" in last.found
+    assert "The search was stopped" in last.result_line
     assert not last.stop["visible"]
     assert search._searches == {}
 
 
 def test_a_search_finds_the_next_row_or_says_where_it_began_again(visitor):
     assert (last := find(visitor, "lora_alpha")[-1])._number == 4
-    assert last.found == ""
-    assert "Continued from the top" in find(visitor, "lora_alpha", row=348)[-1].found
-    assert "No matching rows" in find(visitor, "nothing like it")[-1].found
+    assert last.result_line == ""
+    assert "Continued from the top" in find(visitor, "lora_alpha", row=348)[-1].result_line
+    assert "No matching rows" in find(visitor, "nothing like it")[-1].result_line
 
 
 def test_a_text_too_long_to_find_is_refused_in_words(visitor):
-    assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1].found
+    assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1].result_line
     assert visitor.tab.rows.search.text.max_length == 1000

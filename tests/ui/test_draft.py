@@ -139,9 +139,11 @@ def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(fo
     here, there = (draft_of(form, small_shape(), **settings, page__judge_for=name) for name in ("", "RTX 4090"))
     panel, table = render_side_panel(there), render_method_table(there)
 
-    assert there.judged.device.name == "NVIDIA RTX 4090"
-    assert there.judged.estimate.free_bytes == there.judged.device.total_bytes
-    assert there.estimate.components == here.estimate.components == here.judged.estimate.components  # free memory moves
+    assert there.device_memory.device.name == "NVIDIA RTX 4090"
+    assert there.device_memory.estimate.free_bytes == there.device_memory.device.total_bytes
+    assert (
+        there.estimate.components == here.estimate.components == here.device_memory.estimate.components
+    )  # free memory moves
     assert (there.config, there.mapping, there.problems) == (here.config, here.mapping, here.problems)
     assert "Judged for NVIDIA RTX 4090. A run still starts on this machine." in panel
     assert "Memory on NVIDIA RTX 4090" in panel
@@ -184,8 +186,8 @@ def test_a_model_too_big_for_another_device_starts_here_and_one_too_big_here_doe
 def test_a_device_that_is_not_in_the_table_means_this_machine(form, name):
     draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES), page__judge_for=name)
 
-    assert draft.judged_elsewhere is None
-    assert draft.judged.device == draft.device
+    assert draft.memory_elsewhere is None
+    assert draft.device_memory.device == draft.device
 
 
 def test_what_a_person_typed_cannot_become_markup(form):

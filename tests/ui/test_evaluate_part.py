@@ -52,7 +52,7 @@ def test_before_it_is_measured_it_says_what_would_be(part, run):
     assert "Not measured yet" in shown.result
     assert shown.start["value"] == "Measure"
     assert not shown.answers["visible"]
-    assert look(part, run.id, FINAL, 0, shown.seen).names() == []
+    assert look(part, run.id, FINAL, 0, shown.last_stamp).names() == []
 
 
 def test_a_model_alone_cannot_be_measured(part):
@@ -74,7 +74,7 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
 
     part._stop(run.id)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
-    shown = look(part, run.id, FINAL, 0, shown.seen)
+    shown = look(part, run.id, FINAL, 0, shown.last_stamp)
     assert "nothing was saved" in shown.status
     assert "Not measured yet" in shown.result
 

@@ -106,7 +106,7 @@ def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert "exports/mine" in shown.result
     assert Changes(tab.archive, shown._updates).panel["visible"]
     assert f"loratory export {run.id}" in shown.use
-    assert look(tab, run.id, form, shown.seen).names() == []
+    assert look(tab, run.id, form, shown.last_stamp).names() == []
 
 
 def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, services, run):
@@ -124,7 +124,7 @@ def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, servi
 
 def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
     taken = tab._propose(run.id, FINAL, ADAPTER)
-    before = look(tab, run.id, ADAPTER, "").seen
+    before = look(tab, run.id, ADAPTER, "").last_stamp
     start(tab, run, ADAPTER, folder=taken)
 
     shown = look(tab, run.id, ADAPTER, before, FINAL, taken)
@@ -142,7 +142,7 @@ def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
     first = look(tab, run.id, ADAPTER, "")
     start(tab, run, MERGED, folder="two", checkpoint="step-90")
 
-    shown = look(tab, run.id, MERGED, first.seen, exports=first.exports)
+    shown = look(tab, run.id, MERGED, first.last_stamp, exports=first.exports)
     assert "exports/two" in shown.result
     assert "Merged model of step-90" in shown.result
     assert shown.before.count("data-pick") == 2
@@ -164,7 +164,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
 
     tab._stop(run.id)
     assert services.results.exporting.find(run.id).ended.wait(WAIT_SECONDS)
-    assert "nothing was written" in look(tab, run.id, ADAPTER, shown.seen).status
+    assert "nothing was written" in look(tab, run.id, ADAPTER, shown.last_stamp).status
 
 
 @pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", "."])
@@ -246,7 +246,7 @@ def test_a_run_that_was_deleted_is_said_to_be_gone(tab):
     shown = look(tab, "20250101-000000-000-abcd", ADAPTER, "")
 
     assert "There is no run" in shown.status
-    assert look(tab, "20250101-000000-000-abcd", ADAPTER, shown.seen).names() == []
+    assert look(tab, "20250101-000000-000-abcd", ADAPTER, shown.last_stamp).names() == []
 
 
 @pytest.mark.parametrize(

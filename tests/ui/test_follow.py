@@ -111,7 +111,7 @@ def test_a_page_asks_until_the_run_has_ended(follow, invent):
 
 @pytest.mark.parametrize(
     "forged",
-    ["", "x", "[]", '{"run": 3}', '{"run": "../..", "seen": "", "smoothing": 9, "log_axis": 0, "log_open": 1}'],
+    ["", "x", "[]", '{"run": 3}', '{"run": "../..", "last_stamp": "", "smoothing": 9, "log_axis": 0, "log_open": 1}'],
 )
 def test_a_question_that_no_page_of_ours_asks_gets_no_answer(follow, forged):
     assert follow.answer(forged, "") is None
@@ -294,9 +294,9 @@ def test_the_buttons_act_on_the_run_that_is_shown(services, prefix):
 def test_a_view_tells_which_run_it_shows(follow, invent):
     run = invent(state="running", steps=3)
 
-    assert look(follow, run.id).shown == run.id
-    assert look(follow, "").shown == ""
-    assert refresh(follow, run.id).shown == run.id
+    assert look(follow, run.id).run_shown == run.id
+    assert look(follow, "").run_shown == ""
+    assert refresh(follow, run.id).run_shown == run.id
 
 
 def test_a_question_names_its_run_and_goes_with_it(follow, invent):

@@ -53,12 +53,12 @@ def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(for
     one = draft_of(form, small_shape(), **settings)
     two = replace(one, gpus=(0, 1))
     change = change_of_row(two, "Sharded")
-    assert two.assumed is not None
-    run = two.assumed.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
+    assert two.memory_config is not None
+    run = two.memory_config.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
 
     table, chosen = (
         render_method_table(two),
-        render_method_table(replace(two, assumed=two.assumed.model_copy(update={"run": run}))),
+        render_method_table(replace(two, memory_config=two.memory_config.model_copy(update={"run": run}))),
     )
 
     assert "GPUs" not in render_method_table(replace(one, gpus=(0,)))

@@ -38,7 +38,7 @@ def test_a_revision_is_looked_up_so_that_its_memory_can_be_estimated(tab, servic
     assert "hidden size" in revised.details
     assert services.shapes.get(MODEL, "v2") is not None
     assert tab._page.draft(values(tab, model__revision="v2")).shape is not None
-    assert tab._revise(MODEL, "v2", revised._described) == gr.skip()  # a box that is only passed through
+    assert tab._revise(MODEL, "v2", revised._described_name) == gr.skip()  # a box that is only passed through
 
 
 def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
@@ -61,7 +61,7 @@ def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
     filled = page._change(chosen[tab._change], *values(tab))
     draft = page.draft([filled.get(component, value) for component, value in zip(page.form.components, values(tab), strict=True)])  # fmt: skip
     assert "cannot be reached" in chosen[tab.details]
-    assert chosen[tab._described] == ""
+    assert chosen[tab._described_name] == ""
     assert draft.missing == ("Choose a model.",)
     assert draft.config is None
 
@@ -200,7 +200,7 @@ def test_a_model_that_a_draft_brings_is_said_to_be_looked_up_until_it_is(tab):
     assert sought == ModelConfig(id=MODEL, revision="v2")
     found = tab._find(sought)
     assert "hidden size" in tab._show(found, MODEL, "v2")
-    again = tab._begin(MODEL, "v2", begun[tab._described], "")
+    again = tab._begin(MODEL, "v2", begun[tab._described_name], "")
     assert set(again) == {tab.catalog, tab._sought}
     assert again[tab._sought] is None
 
@@ -213,6 +213,6 @@ def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(t
 
 
 def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):
-    described = tab._choose(MODEL, "")[tab._described]
+    described = tab._choose(MODEL, "")[tab._described_name]
 
     assert tab._begin(MODEL, None, described, "")[tab._sought] is None

@@ -60,7 +60,7 @@ def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved
     values = restore(page, saved)
 
     assert values.get("model.id") is None
-    assert page._restore(saved)[page._restored] is True
+    assert page._restore(saved)[page._is_restored] is True
 
 
 def test_a_draft_is_kept_only_once_the_browsers_own_was_brought_back(page):
@@ -109,8 +109,8 @@ def test_the_run_whose_adapter_a_draft_begins_with_is_told_by_its_name_beside_ev
 def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, settings, told):
     mapping = a_config(**settings).model_dump(mode="json")
 
-    assert page._fill(mapping)[tab.linked] is told
-    assert page._restore(mapping)[tab.linked] is told
+    assert page._fill(mapping)[tab.link_alpha] is told
+    assert page._restore(mapping)[tab.link_alpha] is told
     assert list(page._change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == [page.form["adapter.r"]]
 
 

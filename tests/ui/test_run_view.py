@@ -14,7 +14,7 @@ from engine.runs.provenance import MemoryFigures, Provenance
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 from tests.invented_runs import GIB, InventedRun, a_config, write_run
-from ui.backend.run_reader import ObservedRun, RunReader, log_tail
+from ui.backend.run_reader import RunReader, RunSnapshot, log_tail
 from ui.views.run_table import render_run_table
 from ui.views.run_view import (
     render_heading,
@@ -37,7 +37,7 @@ def store(home) -> RunStore:
 def observe(store):
     """Observe an invented run."""
 
-    def make(**story: Any) -> ObservedRun:
+    def make(**story: Any) -> RunSnapshot:
         run = write_run(store, a_config(), InventedRun(**story))
         return RunReader(store).observe(run.id)
 
@@ -45,9 +45,9 @@ def observe(store):
 
 
 def test_a_running_run_says_step_time_speed_and_losses(observe):
-    observed = observe(state="running", steps=37, seconds_per_step=0.5)
+    snapshot = observe(state="running", steps=37, seconds_per_step=0.5)
 
-    line = status_line(observed, now=observed.state.started + 72)
+    line = status_line(snapshot, now=snapshot.state.started + 72)
 
     assert "Step 37 of 120" in line
     assert "1 min 12 s" in line
@@ -56,14 +56,14 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "tokens/s" in line
     assert "held-out loss 1.36" in line
     assert "base 2.71" in line
-    assert "2 × 4 = 8 rows a step" in render_made_of(observed)
+    assert "2 × 4 = 8 rows a step" in render_made_of(snapshot)
 
 
 def test_a_job_of_a_cluster_is_named_with_its_node_and_gpus_wherever_its_run_is_listed(observe):
-    observed = observe(state="running", steps=3)
+    snapshot = observe(state="running", steps=3)
     place = {"device": "slurm 1234 · node07 · 1×A100", "job_id": "1234"}
-    cluster = replace(observed, state=observed.state.model_copy(update=place))
-    row = summarize(observed.run).model_copy(update=place)
+    cluster = replace(snapshot, state=snapshot.state.model_copy(update=place))
+    row = summarize(snapshot.run).model_copy(update=place)
 
     assert "slurm 1234 · node07 · 1×A100" in render_heading(cluster)
     assert "slurm 1234 · node07 · 1×A100" in render_run_table([row], "", (), 1)
@@ -78,23 +78,23 @@ def test_why_a_job_of_a_cluster_waits_is_its_line(observe):
 
 
 def test_a_silent_worker_is_reported_with_its_limit(observe):
-    observed = observe(state="running", steps=37)
-    silent = observed.state.model_copy(update={"silent_since": 1000.0, "silence_limit_seconds": 300.0})
+    snapshot = observe(state="running", steps=37)
+    silent = snapshot.state.model_copy(update={"silent_since": 1000.0, "silence_limit_seconds": 300.0})
 
-    heading = render_heading(replace(observed, state=silent), now=1090.0)
+    heading = render_heading(replace(snapshot, state=silent), now=1090.0)
 
     assert "no output for 1 min 30 s; will be stopped after 5 min 00 s" in heading
-    assert "no output" not in render_heading(observed, now=1090.0)
+    assert "no output" not in render_heading(snapshot, now=1090.0)
     ended = silent.model_copy(update={"state": "failed"})
-    assert "no output" not in render_heading(replace(observed, state=ended), now=1090.0)
+    assert "no output" not in render_heading(replace(snapshot, state=ended), now=1090.0)
 
 
 def test_the_page_continues_counting_while_a_worker_is_silent(observe):
-    observed = observe(state="running", steps=37)
+    snapshot = observe(state="running", steps=37)
 
     def stamp(seconds: float) -> str:
         silent = {"silent_since": time.time() - seconds, "silence_limit_seconds": 300.0}
-        return replace(observed, state=observed.state.model_copy(update=silent)).stamp
+        return replace(snapshot, state=snapshot.state.model_copy(update=silent)).stamp
 
     assert stamp(65.0) != stamp(95.0)
 
@@ -107,20 +107,20 @@ def test_a_finished_run_says_how_long_it_took_and_nothing_is_left(observe):
 
 
 def test_what_was_asked_for_is_said_until_it_has_happened(store, observe):
-    observed = observe(state="running", steps=5)
-    observed.run.folder.stop_request.touch()
+    snapshot = observe(state="running", steps=5)
+    snapshot.run.folder.stop_request.touch()
 
-    asked = RunReader(store).observe(observed.run.id)
+    asked = RunReader(store).observe(snapshot.run.id)
 
     assert "saves after this step, then stops" in status_line(asked)
-    assert asked.stamp != observed.stamp
+    assert asked.stamp != snapshot.stamp
 
 
 def test_a_waiting_run_says_what_it_waits_for(observe):
-    observed = observe(state="queued", cause="The CPU is in use for training (faq).")
+    snapshot = observe(state="queued", cause="The CPU is in use for training (faq).")
 
-    assert status_line(observed) == "The CPU is in use for training (faq)"
-    assert "waiting" in render_heading(observed)
+    assert status_line(snapshot) == "The CPU is in use for training (faq)"
+    assert "waiting" in render_heading(snapshot)
 
 
 def test_a_failure_is_shown_with_cause_and_advice(observe):
@@ -145,7 +145,7 @@ def test_an_interrupted_run_says_from_where_it_can_go_on(observe):
 
 
 def test_a_job_out_of_sight_says_why_and_what_to_do(observe):
-    observed = observe(
+    snapshot = observe(
         state="running",
         steps=3,
         reason="executor_unreachable",
@@ -153,8 +153,8 @@ def test_a_job_out_of_sight_says_why_and_what_to_do(observe):
         advice="Give <it>.",
     )
 
-    assert "Sign in again to follow this job" in status_line(observed)
-    assert "Give &lt;it&gt;." in render_trouble(observed)
+    assert "Sign in again to follow this job" in status_line(snapshot)
+    assert "Give &lt;it&gt;." in render_trouble(snapshot)
 
 
 def test_a_warning_that_comes_often_is_listed_once_and_escaped(observe):
@@ -188,7 +188,7 @@ def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(obse
 
 
 def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
-    observed = observe(state="completed", steps=120)
+    snapshot = observe(state="completed", steps=120)
     predicted = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
     measured = MemoryData(
         peak_allocated_bytes=10 * GIB,
@@ -197,9 +197,9 @@ def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
         peak_device_process_bytes=12 * GIB + 5,
     )
     on_gpu = replace(
-        observed,
+        snapshot,
         provenance=Provenance(predicted_bytes=12 * GIB, predicted_memory=predicted),
-        history=observed.history.model_copy(update={"memory": measured}),
+        history=snapshot.history.model_copy(update={"memory": measured}),
     )
 
     assert cells(render_memory(on_gpu)) == [
@@ -210,12 +210,12 @@ def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
 
 
 def test_a_run_with_one_prediction_is_not_compared_with_what_it_did_not_predict(observe):
-    observed = observe()
+    snapshot = observe()
     measured = MemoryData(peak_allocated_bytes=GIB, peak_reserved_bytes=2 * GIB, peak_process_bytes=3 * GIB)
     old = replace(
-        observed,
+        snapshot,
         provenance=Provenance(predicted_memory=MemoryFigures(process_bytes=4 * GIB)),
-        history=observed.history.model_copy(update={"memory": measured}),
+        history=snapshot.history.model_copy(update={"memory": measured}),
     )
 
     assert cells(render_memory(old)) == [
@@ -226,11 +226,11 @@ def test_a_run_with_one_prediction_is_not_compared_with_what_it_did_not_predict(
 
 
 def test_a_resume_that_was_asked_for_keeps_the_page_looking(store, observe):
-    observed = observe(state="stopped", steps=44)
-    assert not observed.is_live
-    request_resume(store.home, observed.run)
+    snapshot = observe(state="stopped", steps=44)
+    assert not snapshot.is_live
+    request_resume(store.home, snapshot.run)
 
-    asked = RunReader(store).observe(observed.run.id)
+    asked = RunReader(store).observe(snapshot.run.id)
 
     assert asked.is_live
     assert "resuming" in status_line(asked)

@@ -162,15 +162,15 @@ def test_what_never_started_was_removed_from_the_queue(tab, services):
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):
     tab._page.reader.summaries()
     query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    ticked = tab._take(pick("all:"), [], 100, *query)[tab.compared]
+    ticked = tab._take(pick("all:"), [], 100, *query)[tab.ticked_runs]
     waiting = [run.id for run in services.runs.list() if run.folder.read_state().state == "queued"]
 
     assert ticked == history
-    assert tab._take(pick("all:"), ticked[:1], 100, *query)[tab.compared] == []
+    assert tab._take(pick("all:"), ticked[:1], 100, *query)[tab.ticked_runs] == []
     assert tab.ask_delete([*ticked, "../../etc"])[0] == plural(len(history), "run")
     left = tab.delete_ticked([*ticked, "../../etc"], history[-1])
 
-    assert list(services.runs.ids()) == waiting == left[tab.compared]
+    assert list(services.runs.ids()) == waiting == left[tab.ticked_runs]
     assert left[tab._page.chosen_run] == ""
 
 
@@ -236,8 +236,8 @@ def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, hist
 def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
     first = history[0]
 
-    assert take(tab, COMPARE_PREFIX + first, []).compared == [first]
-    assert take(tab, COMPARE_PREFIX + first, [first]).compared == []
+    assert take(tab, COMPARE_PREFIX + first, []).ticked_runs == [first]
+    assert take(tab, COMPARE_PREFIX + first, [first]).ticked_runs == []
     assert tab._take(pick(first), [], 100) == {tab._page.chosen_run: first}
     assert tab._take(pick("../../etc/passwd"), [], 100) == gr.skip()
 
@@ -330,8 +330,8 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     assert "faq, rank 16" in question
     changed = tab.one.delete_run(victim, victim, [victim, history[2]])
 
-    assert (changed[tab._page.chosen_run], changed[tab.one.follow.shown]) == ("", "")
-    assert changed[tab.compared] == [history[2]]
+    assert (changed[tab._page.chosen_run], changed[tab.one.follow.run_shown]) == ("", "")
+    assert changed[tab.ticked_runs] == [history[2]]
     assert victim not in services.runs.ids()
     assert describe(tab, victim).panel["visible"] is False
 
@@ -341,7 +341,7 @@ def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
     note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
 
     picked = tab.one.show(first, 0.9, False, False, "")
-    assert picked[tab.one.follow.shown] == first
+    assert picked[tab.one.follow.run_shown] == first
     assert picked[panel]["visible"]
     ticked = tab.one.show(first, 0.9, False, False, first)
     assert ticked == gr.skip()
@@ -364,9 +364,9 @@ def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab
 
 
 def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, history, services):
-    assert tab.one.changed(history[1])[tab.one.confirm.panel] == gr.skip()
+    assert tab.one.redraw(history[1])[tab.one.confirm.panel] == gr.skip()
     running = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-    assert tab.one.changed(running.id)[tab.one.confirm.panel] == gr.update(visible=False)
+    assert tab.one.redraw(running.id)[tab.one.confirm.panel] == gr.update(visible=False)
 
 
 def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):

@@ -30,13 +30,13 @@ def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_beside_it(panel, 
     offered = panel._measurement(draft)
 
     panel._start(draft)
-    wait_for(lambda: "One step, measured" in panel._measurement(draft)[panel.measured])
-    of_rows = panel._measurement(draft)[panel.measured]
+    wait_for(lambda: "One step, measured" in panel._measurement(draft)[panel.measurement])
+    of_rows = panel._measurement(draft)[panel.measurement]
     panel._start_longest(draft)
-    wait_for(lambda: panel._measurement(draft)[panel.measured].count("One step, measured") == 2)
+    wait_for(lambda: panel._measurement(draft)[panel.measurement].count("One step, measured") == 2)
 
     assert not before[panel.longest]["visible"]
     assert before[panel.start]["visible"]
     assert offered[panel.longest] == {"value": "Measure 1,024-token rows", "visible": True, "__type__": "update"}
     assert "a step of 8 rows of " in of_rows
-    assert "a step of 2 rows of 1,024 tokens" in panel._measurement(draft)[panel.measured]
+    assert "a step of 2 rows of 1,024 tokens" in panel._measurement(draft)[panel.measurement]

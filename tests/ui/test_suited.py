@@ -212,8 +212,8 @@ def test_undo_gives_back_what_was_set_and_what_followed(visitor, page):
     visitor.undo()
     visitor.refresh()
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 7)
-    assert draft_of(visitor, page).suited.keys() >= {"training.max_length"}
-    assert "training.warmup_steps" not in draft_of(visitor, page).suited
+    assert draft_of(visitor, page).suited_defaults.keys() >= {"training.max_length"}
+    assert "training.warmup_steps" not in draft_of(visitor, page).suited_defaults
 
 
 def test_an_emptied_box_is_what_is_started(visitor, page):

@@ -207,7 +207,7 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
 
 def arrive(tab: TrainTab, *before) -> tuple:
     updates, page = tab._arrive(*before), tab._page
-    return updates[tab.view], updates[tab._entered], updates[page.chosen_run], updates[page.wants_run]
+    return updates[tab.view], updates[tab._was_entered], updates[page.chosen_run], updates[page.wants_run]
 
 
 def count(tab: TrainTab, values) -> tuple:
@@ -306,7 +306,7 @@ def test_every_count_may_change_all_that_it_counts_for(services):
     counts = [one for one in build_app(services).fns.values() if getattr(one.fn, "__func__", None) is TrainTab.count]
 
     assert len(counts) > 3
-    assert all(one.outputs == one.fn.__self__._counted for one in counts)
+    assert all(one.outputs == one.fn.__self__._count_outputs for one in counts)
 
 
 def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once(tab, services, monkeypatch):

@@ -45,7 +45,7 @@ def test_chunks_grow_the_answer_of_their_branch_only():
     turn = turn.with_chunk(chunk).with_chunk(chunk.model_copy(update={"text": "scales", "tokens": 2}))
 
     assert {answer.branch: answer.text for answer in turn.answers} == {"tuned": "It scales", "base": ""}
-    assert all(answer.done for answer in turn.ended().answers)
+    assert all(answer.done for answer in turn.end().answers)
 
 
 def test_everything_that_was_said_is_escaped_and_line_breaks_stay():

@@ -19,7 +19,7 @@ from ui.tabs.blind_test import OWN, Judging
 from ui.tabs.chat import VOTES, ChatTab
 from ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
 from ui.tabs.talk import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
-from ui.views.chat import Answer, Asked, Turn
+from ui.views.chat import Answer, QuestionSettings, Turn
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={})
@@ -291,7 +291,7 @@ def test_a_start_that_is_gone_is_not_offered(tab, services, run, preferred):
 
 def test_a_hostile_answer_stays_text(tab, run, votes):
     load(tab, run)
-    asked = Asked(tab.choice.answer_models(), a_vote().sampling)
+    asked = QuestionSettings(tab.choice.answer_models(), a_vote().sampling)
     turn = Turn("Why?", (Answer("base", HOSTILE, 1, done=True), Answer("tuned", "Because.", 1, done=True)), "", asked)
 
     html = vote(tab, [turn], "vote:0:base").transcript

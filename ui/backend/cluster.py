@@ -61,7 +61,7 @@ class ClusterForecast:
         """The newest answer; None before the first."""
         return self._answer
 
-    def known(self, place: ClusterPlace, config: RunConfig) -> Forecast | None:
+    def find(self, place: ClusterPlace, config: RunConfig) -> Forecast | None:
         """Return what is known of a job at once, and ask where that is nothing or old; None while nothing is known."""
         question = place, config
         with self._lock:

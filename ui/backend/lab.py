@@ -223,12 +223,12 @@ class LabAdmin:
         self._require()
         if not ids:
             raise ModelError("No model is picked.", "Pick one in the list.")
-        freed = 0
+        freed_bytes = 0
         for model_id in ids:
             uses = model_uses(self.home)  # a run may have been started meanwhile
-            freed += remove_cached_model(model_id, {name for name, use in uses.items() if use.needed_by})
+            freed_bytes += remove_cached_model(model_id, {name for name, use in uses.items() if use.needed_by})
             self._log(caller, "model removed", model_id)
-        return freed
+        return freed_bytes
 
     def settings(self) -> LabSettings:
         """Return the settings of the lab."""

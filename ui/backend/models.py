@@ -61,7 +61,7 @@ class KnownShapes:
 
     def get(self, model_id: str, revision: str | None) -> ModelShape | None:
         """Return the shape that is known already; None before `learn`."""
-        return self._known(model_id).get((model_id, revision))
+        return self._shapes_of(model_id).get((model_id, revision))
 
     def learn(self, model: ModelConfig) -> ModelShape:
         """Return the shape of a model, read by the inspector the first time.
@@ -76,11 +76,11 @@ class KnownShapes:
             except EngineError as error:
                 self._errors[(model.id, model.revision)] = error
                 raise
-            self._known(model.id)[(model.id, model.revision)] = shape
+            self._shapes_of(model.id)[(model.id, model.revision)] = shape
             self._errors.pop((model.id, model.revision), None)
         return shape
 
-    def _known(self, model_id: str) -> Shapes:
+    def _shapes_of(self, model_id: str) -> Shapes:
         return self._own if find_in_catalog(model_id) is None else self._of_catalog
 
 
@@ -153,7 +153,7 @@ class KnownFits:
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
         # With when the model was looked at. The key ends with a hash of the rows.
-        self._known: OrderedDict[tuple[str, str, int, int], tuple[Needs, float]] = OrderedDict()
+        self._needs: OrderedDict[tuple[str, str, int, int], tuple[Needs, float]] = OrderedDict()
 
     def find(
         self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
@@ -161,32 +161,32 @@ class KnownFits:
         """Return the verdicts on a model for what is free now, estimated where its needs are not known for these rows."""
         key = (model_id, device.name, device.total_bytes, hash(rows))
         with self._lock:
-            needs, looked = self._known.get(key, ((), -math.inf))
-            if not needs and self._clock() - looked > _TRY_AGAIN_SECONDS:
+            needs, look_time = self._needs.get(key, ((), -math.inf))
+            if not needs and self._clock() - look_time > _TRY_AGAIN_SECONDS:
                 needs = estimate()
-                self._known[key] = (needs, self._clock())
-                if len(self._known) > _MOST_KNOWN:
-                    self._known.popitem(last=False)
-        known = {need.method: need.verdict_on(device) for need in needs}
-        return tuple(known.get(method) for method in METHODS_JUDGED)
+                self._needs[key] = (needs, self._clock())
+                if len(self._needs) > _MOST_KNOWN:
+                    self._needs.popitem(last=False)
+        verdicts = {need.method: need.verdict_on(device) for need in needs}
+        return tuple(verdicts.get(method) for method in METHODS_JUDGED)
 
 
 class FitTable:
     """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind.
 
     Args:
-        known: Verdicts of all pages of this process.
+        known_fits: Verdicts of all pages of this process.
     """
 
     def __init__(
         self,
         shape_of: Callable[[ModelConfig], ModelShape],
         devices: Callable[[], tuple[Device, ...]] = list_devices,
-        known: KnownFits | None = None,
+        known_fits: KnownFits | None = None,
     ) -> None:
         self._shape_of = shape_of
         self._devices = devices
-        self._known = known or KnownFits()
+        self._known_fits = known_fits or KnownFits()
         self._fits: OrderedDict[str, Fits] = OrderedDict()  # by device and rows, the latest ones
         self._works: BackgroundWork[None] = BackgroundWork()
 
@@ -215,7 +215,7 @@ class FitTable:
                     fits.verdicts[entry.id] = _UNKNOWN
                     continue
                 model = ModelConfig(id=entry.id)
-                fits.verdicts[entry.id] = self._known.find(
+                fits.verdicts[entry.id] = self._known_fits.find(
                     entry.id, device, partial(self._estimate, model, device, fits.rows), fits.rows
                 )
 

@@ -104,8 +104,8 @@ class ResultWork:
         text = (path_text or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
             raise StorageError("No folder.", "Type the folder to write to.")
-        if (allowed := AllowedPaths.of(self.home)) is not None:
-            return allowed.write(text)
+        if (paths := AllowedPaths.of(self.home)) is not None:
+            return paths.write(text)
         exports, own = self.home.exports.resolve(), self.home.root.resolve()
         folder = (exports / typed_path(text)).resolve()
         roots = [root.resolve() for root in (self.roots if self.roots is not None else data_folders())]
@@ -160,10 +160,10 @@ class Evaluations:
                 result = self._read(file)
                 if result is None or "tuned" not in result.losses:
                     continue
-                observed = self._reader.observe(run.id)
-                data = observed.config.dataset.source if observed.config is not None else ""
+                snapshot = self._reader.observe(run.id)
+                data = snapshot.config.dataset.source if snapshot.config is not None else ""
                 state = FINAL_WORDS if file.stem == FINAL else file.stem
-                rows.append(MeasuredRun(run.id, file.stem, observed.title, state, Path(data).name, result))
+                rows.append(MeasuredRun(run.id, file.stem, snapshot.title, state, Path(data).name, result))
         return rows
 
     def _file(self, run_id: str, checkpoint: str | None) -> Path:

@@ -34,7 +34,7 @@ _AT_ONCE_SECONDS = 0.1  # for runs that were never read
 
 
 @dataclass(frozen=True)
-class ObservedRun:
+class RunSnapshot:
     """One run as it is on disk at this moment."""
 
     run: Run
@@ -100,7 +100,7 @@ class RunReader:
         self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
 
-    def observe(self, run_id: str) -> ObservedRun:
+    def observe(self, run_id: str) -> RunSnapshot:
         """Return one run as it is now; only the new part of its log is read.
 
         Raises:
@@ -110,7 +110,7 @@ class RunReader:
         config, provenance = self._config_of(run)
         # The state first: "completed" must never come with a history that lacks the last step.
         state = run.folder.as_offered(run.folder.read_state())
-        return ObservedRun(
+        return RunSnapshot(
             run=run,
             config=config,
             state=state,
@@ -134,7 +134,7 @@ class RunReader:
                 waiting = run.id
         return waiting
 
-    def offered(self, condition: Callable[[Run], bool], *extra_ids: str | None) -> list[RunSummary]:
+    def newest_where(self, condition: Callable[[Run], bool], *extra_ids: str | None) -> list[RunSummary]:
         """Return rows of the newest runs that `condition` accepts, and of those that are `extra_ids`, however old they are."""
         rows = self.summaries()
         near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in extra_ids]
@@ -174,15 +174,15 @@ class RunReader:
         return glance
 
     def _look(self, patience_seconds: float) -> Glance:
-        now, (_, modified) = time.monotonic(), size_and_time(self._runs.folder)
+        now, (_, folder_time) = time.monotonic(), size_and_time(self._runs.folder)
         with self._lock:
             last_look, last_modified, rows = self._rows
-            if now - last_look < 1.0 and last_modified == modified:
+            if now - last_look < 1.0 and last_modified == folder_time:
                 return Glance(rows, 0)
         glance = self._index.glance(patience_seconds)
         if not glance.unread:
             with self._lock:
-                self._rows = (now, modified, glance.rows)
+                self._rows = (now, folder_time, glance.rows)
         return glance
 
     def _catch_up(self) -> None:

@@ -18,7 +18,7 @@ from engine.runs.sharing import LabRuns, is_shared
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
 from ui.backend.background import Cache
-from ui.backend.run_reader import ObservedRun, RunReader
+from ui.backend.run_reader import RunReader, RunSnapshot
 
 _MOST_RUNS = 200
 
@@ -27,7 +27,7 @@ class SharedReaders:
     """What the pages of a lab have in common of runs that several people read: each is read once, and drawn once."""
 
     def __init__(self) -> None:
-        self.drawn: Cache[str] = Cache()
+        self.html_cache: Cache[str] = Cache()
         self._lock = threading.Lock()  # guards _readers
         self._readers: dict[Path, RunReader] = {}  # by an owner's folder of runs
 
@@ -54,7 +54,7 @@ class SharedRuns:
         """
         return self._lab.open(name, action)
 
-    def observe(self, name: str, action: Action) -> ObservedRun:
+    def observe(self, name: str, action: Action) -> RunSnapshot:
         """Return a run as it is now.
 
         Raises:

@@ -151,26 +151,26 @@ class Transfers:
         files = list_files(folder)
         name = re.sub(r"\W+", "-", title).strip("-")[:60] or "result"
         target = self.home.transfers / hashlib.sha256(str(folder).encode()).hexdigest()
-        path, unfinished = target / f"{name}.zip", target / f"{name}.unfinished"
+        path, temporary = target / f"{name}.zip", target / f"{name}.unfinished"
         bytes_ = sum((folder / file).stat().st_size for file in files)
         with self.room_for(bytes_, instead="Copy its folder from the path shown above."):
             try:
                 target.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                     for file in files:
                         archive.write(folder / file, f"{name}/{file}")
-                unfinished.replace(path)
+                temporary.replace(path)
             except OSError as error:
                 with contextlib.suppress(OSError):
-                    unfinished.unlink()
+                    temporary.unlink()
                 raise StorageError(f"The .zip cannot be written ({error.strerror}).", "Free some space.") from error
         return path
 
     def _require_room(self, bytes_: int) -> None:
-        used = sum(map(folder_size_bytes, (self.home.transfers, self.home.uploads))) + sum(self._pending_bytes)
-        if used + bytes_ > self.largest_total_bytes:
+        used_bytes = sum(map(folder_size_bytes, (self.home.transfers, self.home.uploads))) + sum(self._pending_bytes)
+        if used_bytes + bytes_ > self.largest_total_bytes:
             raise StorageError(
-                f"Uploads and downloads use {size(used)} of at most {size(self.largest_total_bytes)}; there is no space "
+                f"Uploads and downloads use {size(used_bytes)} of at most {size(self.largest_total_bytes)}; there is no space "
                 f"for {size(bytes_)} more.",
                 "Delete datasets that you no longer need from the folder uploads in the Loratory home.",
             )

@@ -65,14 +65,14 @@ def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, boo
     pairs = pairs_of_turn(turns, number)
     branches = {branch for pair in pairs for branch in pair.sides}
     known_votes = [(pair, votes.find(pair.id)) for pair in pairs]
-    voted = {
+    chosen = {
         branch
         for pair, vote in known_votes
         if vote is not None and not vote.is_tie
         for branch, messages in pair.sides.items()
         if messages == vote.sides[0].turns
     }
-    return {branch: branch in voted for branch in branches}
+    return {branch: branch in chosen for branch in branches}
 
 
 def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by: str) -> None:

@@ -22,7 +22,7 @@ from engine.paths import LoratoryHome
 from engine.space.demo import Demo
 from engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
 from engine.space.environment import SpaceEnvironment
-from ui.backend.run_reader import ObservedRun, RunReader
+from ui.backend.run_reader import RunReader, RunSnapshot
 from ui.front.forms import address_of, hash_of, read_form
 from ui.front.gate import SIGN_IN
 from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_masthead
@@ -175,16 +175,16 @@ class DemoPages:
         if run is None:
             return DemoView(problem=self._demo.problem)
         try:
-            observed = self._reader.observe(run.id)
+            snapshot = self._reader.observe(run.id)
         except EngineError:  # it was deleted meanwhile
             return DemoView(problem=self._demo.problem)
-        return DemoView(observed, self._demo.sample_of(run), self._words_of_failure(observed))
+        return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
 
-    def _words_of_failure(self, observed: ObservedRun) -> str:
-        failed, state = observed.history.failed, observed.state
+    def _words_of_failure(self, snapshot: RunSnapshot) -> str:
+        failure, state = snapshot.history.failed, snapshot.state
         if state.state != "failed":
             return ""
-        words = failed.what if failed is not None else state.cause
+        words = failure.what if failure is not None else state.cause
         return self._demo.without_paths(words or "It failed for an unknown reason.")
 
     def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:

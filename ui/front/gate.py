@@ -180,8 +180,8 @@ class Gate:
 
     def _is_offered(self, request: Request, person: Person) -> bool:
         path = request.url.path if request.scope.get("root_path") else request.scope["path"]
-        offered = _OFFERED_READS if request.method in _SAFE_METHODS else _OFFERED_WRITES
-        if offered.fullmatch(path) is None:
+        routes = _OFFERED_READS if request.method in _SAFE_METHODS else _OFFERED_WRITES
+        if routes.fullmatch(path) is None:
             return False
         if path == _UPLOAD and not may(person, Action.USE_OWN_DATA):
             return False
@@ -210,12 +210,12 @@ class Gate:
         """Take the header of the proxy out of a request, and the cookie of a session that is not for whom it names."""
         values = request.headers.getlist(names.header)
         name = values[0] if len(values) == 1 else ""  # of two, one is a client's
-        unwanted = {names.header.encode()}
+        dropped_headers = {names.header.encode()}
         token = request.cookies.get(COOKIE, "")
         signed_in = await asyncio.to_thread(self._find_session, token) if token else None
         if signed_in is not None and not await asyncio.to_thread(names.may_continue, signed_in.person, name):
-            unwanted.add(b"cookie")
-        headers = [(key, value) for key, value in scope["headers"] if key.lower() not in unwanted]
+            dropped_headers.add(b"cookie")
+        headers = [(key, value) for key, value in scope["headers"] if key.lower() not in dropped_headers]
         return {**scope, "headers": headers, "state": {**scope.get("state", {}), PROXY_USER: name}}
 
     def _with_trusted_headers(self, scope: Scope, headers: Headers) -> Scope:

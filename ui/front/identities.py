@@ -106,8 +106,8 @@ class IdentityPages(PlainPages, ABC):
             await asyncio.to_thread(self.identities.link, signed_in.person, identity)
             await self._log(request, signed_in.person.name, "linked", signed_in.person.name, self.service.log_name)
             return RedirectResponse(f"{ACCOUNT}?linked=1", 303)
-        opened = await asyncio.to_thread(self.identities.person_of, identity)
-        if opened is None or opened.name != signed_in.person.name:
+        owner = await asyncio.to_thread(self.identities.person_of, identity)
+        if owner is None or owner.name != signed_in.person.name:
             raise AccountError(
                 f"This {self.service.title} account is not linked to yours.",
                 f"Use the one that opens {signed_in.person.name}.",
@@ -115,7 +115,9 @@ class IdentityPages(PlainPages, ABC):
         await asyncio.to_thread(self.sessions.confirm, request.cookies[COOKIE])
         return RedirectResponse(f"{ACCOUNT}?confirmed=1", 303)
 
-    async def failed(self, request: Request, intent: Intent, error: EngineError, reason: str = "") -> HTMLResponse:
+    async def show_failure(
+        self, request: Request, intent: Intent, error: EngineError, reason: str = ""
+    ) -> HTMLResponse:
         """Log a failed round, and return the page with the reason."""
         detail = f"{self.service.log_name}: {reason or intent.purpose}"
         await self._log(request, "", "sign-in failed", "", detail)

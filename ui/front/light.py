@@ -115,11 +115,11 @@ def _remove_routes(router: APIRouter, is_offered: Callable[[str], bool]) -> None
     """Remove the routes that cannot be reached, before FastAPI prepares each a second time at the first request."""
     routes = []
     for route in router.routes:
-        included = getattr(route, "original_router", None)
-        if included is not None:
-            _remove_routes(included, is_offered)
+        inner_router = getattr(route, "original_router", None)
+        if inner_router is not None:
+            _remove_routes(inner_router, is_offered)
         path = re.sub(r"\{[^}]*\}", "predict", getattr(route, "path", ""))  # by this name the page calls all its events
-        if included is not None or is_offered(path):
+        if inner_router is not None or is_offered(path):
             routes.append(route)
     router.routes[:] = routes
 

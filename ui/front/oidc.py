@@ -39,7 +39,7 @@ class OidcPages(IdentityPages):
         try:
             endpoints = await self.provider.discover()
         except ProviderError as error:
-            return await self.failed(request, intent, error, error.reason)
+            return await self.show_failure(request, intent, error, error.reason)
         browser = new_token()
         one = Round(
             intent.purpose,
@@ -78,15 +78,15 @@ class OidcPages(IdentityPages):
                 title = self.service.title
                 raise ProviderError(title, "refused by the provider", f"{title} did not sign you in.")
             arrival = await self.provider.finish(one, parameters.get("code", ""), parameters.get("iss"))
-            answer = await self.arrived(request, intent, one, arrival)
+            answer = await self.on_arrival(request, intent, one, arrival)
         except ProviderError as error:
-            answer = await self.failed(request, intent, error, error.reason)
+            answer = await self.show_failure(request, intent, error, error.reason)
         except EngineError as error:
-            answer = await self.failed(request, intent, error)
+            answer = await self.show_failure(request, intent, error)
         answer.delete_cookie(ROUND_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         return answer
 
-    async def arrived(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
+    async def on_arrival(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
         """Answer a person whom the provider sent back.
 
         Raises:

@@ -40,7 +40,7 @@ class _PersonPage:
     app: FastAPI
     answers: ASGIApp  # to requests: the app behind what comes before it
     stack: AsyncExitStack
-    used: float
+    last_use: float
     requests: int = 0
     upload_ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
@@ -82,7 +82,7 @@ class PersonPages:
                 page = None
             if page is None:
                 page = await self._open(person)
-            page.used = self._clock()
+            page.last_use = self._clock()
         return _CountedApp(page, self._clock)
 
     def may_read_file(self, person: Person, path: str) -> bool:
@@ -109,9 +109,9 @@ class PersonPages:
     async def close_unused(self) -> None:
         """Close the pages of people who have been away."""
         oldest = self._clock() - _CLOSED_AFTER_SECONDS
-        for name in [name for name, page in self._pages.items() if page.used < oldest and not page.requests]:
+        for name in [name for name, page in self._pages.items() if page.last_use < oldest and not page.requests]:
             async with self._locks[name]:
-                if name in self._pages and self._pages[name].used < oldest:
+                if name in self._pages and self._pages[name].last_use < oldest:
                     await self._close(name)
 
     async def close_all_but(self, names: Collection[str]) -> None:
@@ -172,9 +172,9 @@ class PersonPages:
                 os.environ.pop("GRADIO_TEMP_DIR", None)
                 if before is not None:
                     os.environ["GRADIO_TEMP_DIR"] = before
-            (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
-            use_mounted(blocks, mounted)
-            lighten(blocks, mounted, is_offered)
+            (inner_app,) = (route.app for route in app.routes if isinstance(route, Mount))
+            use_mounted(blocks, inner_app)
+            lighten(blocks, inner_app, is_offered)
         settle()
         return services, app, blocks
 
@@ -198,13 +198,13 @@ class _CountedApp:
             await self._page.answers(scope, receive, send)
         finally:
             self._page.requests -= 1
-            self._page.used = self._clock()
+            self._page.last_use = self._clock()
 
 
 @asynccontextmanager
 async def housekeeping(
     pages: PersonPages,
-    enabled: Callable[[], Collection[str]],
+    enabled_names: Callable[[], Collection[str]],
     seconds: float = 600,
     look_seconds: float = 5,
     tidy_seconds: float = 15,
@@ -212,7 +212,7 @@ async def housekeeping(
     """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
 
     Args:
-        enabled: Returns the names of the people who may sign in.
+        enabled_names: Returns the names of the people who may sign in.
         seconds: Between two looks for what is unused or old.
         look_seconds: Between two looks at who may sign in.
         tidy_seconds: Between two times that unused memory is given back.
@@ -228,7 +228,7 @@ async def housekeeping(
         while True:
             await asyncio.sleep(look_seconds)
             with suppress(EngineError):  # the accounts are in use: at the next look
-                await pages.close_all_but(await asyncio.to_thread(enabled))
+                await pages.close_all_but(await asyncio.to_thread(enabled_names))
 
     async def tidy() -> None:
         while True:

@@ -33,16 +33,16 @@ class ProxyPages(IdentityPages):
                 raise AccountError("The proxy did not send your name.", "Sign in there first.")
             return await self.arrive(request, intent, Identity(self.service.issuer, name), _no_rule)
         except EngineError as error:
-            return await self.failed(request, intent, error)
+            return await self.show_failure(request, intent, error)
 
     def may_continue(self, person: Person, name: str) -> bool:
         """Return whether a person's session may be used by a browser of whom the proxy gives this name.
 
         Where people share a browser, the session of one must not serve the next one.
         """
-        linked = self.identities.subject_of(person, self.service.issuer)
-        if linked is not None:
-            return name == linked
+        subject = self.identities.subject_of(person, self.service.issuer)
+        if subject is not None:
+            return name == subject
         return self.identities.person_of(Identity(self.service.issuer, name)) is None
 
 

@@ -105,22 +105,24 @@ def build_gate(
         lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with, doors) if is_admin else None
 
         def notice() -> str:
-            unsaved = "" if space is None else space.unsaved(person.name)
-            return " ".join(filter(None, (read_notice(home), unsaved, _disk_notice(home, disk.newest(person.name)))))
+            unsaved_words = "" if space is None else space.unsaved_words(person.name)
+            return " ".join(
+                filter(None, (read_notice(home), unsaved_words, _disk_notice(home, disk.newest(person.name))))
+            )
 
         def log(kind: AuditKind, run_id: str) -> None:
             audit.write(person.name, kind, f"{person.name}/{run_id}")
 
         return replace(services_of(person), notice=notice, log=log, lab=lab, board=board)
 
-    def enabled() -> set[str]:
+    def enabled_names() -> set[str]:
         names = {person.name for person in accounts.people() if person.disabled is None}
         logins.forget_all_but(names)
         return names
 
     pages = PersonPages(complete, address, close_services)
     routes = [*front.routes(), *account.routes(), *(other.routes() if other else ())]
-    plain = Starlette(routes=routes, lifespan=lambda _: _upkeep(pages, enabled, disk))
+    plain = Starlette(routes=routes, lifespan=lambda _: _upkeep(pages, enabled_names, disk))
     paths = frozenset(route.path for route in routes)
     welcome = None if space is None else space.welcome
     gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names, welcome=welcome)
@@ -128,7 +130,7 @@ def build_gate(
 
 
 @asynccontextmanager
-async def _upkeep(pages: PersonPages, enabled: Callable[[], set[str]], disk: DiskSamples) -> AsyncIterator[None]:
+async def _upkeep(pages: PersonPages, enabled_names: Callable[[], set[str]], disk: DiskSamples) -> AsyncIterator[None]:
     """Look after a lab until its server ends."""
 
     async def measure() -> None:
@@ -137,7 +139,7 @@ async def _upkeep(pages: PersonPages, enabled: Callable[[], set[str]], disk: Dis
                 await asyncio.to_thread(disk.measure)
             await asyncio.sleep(_MEASURE_SECONDS)
 
-    async with housekeeping(pages, enabled):
+    async with housekeeping(pages, enabled_names):
         measuring = asyncio.create_task(measure())
         try:
             yield

@@ -45,7 +45,7 @@ class Space:
     provider: Provider  # Hugging Face, to sign in with
     demo: DemoPages  # for people without an account
     # Returns what a person would lose at a restart, in words; empty where that is nothing.
-    unsaved: Callable[[str], str]
+    unsaved_words: Callable[[str], str]
     places: InspectorPlaces = field(default_factory=InspectorPlaces)  # for the inspectors' processes of all people
 
     @property
@@ -81,7 +81,7 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
         mirror.restore()
         mirror.start()
 
-    def unsaved(owner: str) -> str:
+    def unsaved_words(owner: str) -> str:
         return _LOST if mirror is None else mirror.unsaved(owner).words
 
     provider = Provider(environment.oidc, environment.address.origin, reauthenticates=False)
@@ -93,7 +93,7 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
             print(error, flush=True)
     try:
         with open_demo(home, environment, places) as demo:
-            yield Space(environment, provider, demo, unsaved, places)
+            yield Space(environment, provider, demo, unsaved_words, places)
     finally:
         if mirror is not None and not mirror.stop(_LAST_SECONDS):
             print("The Space ends before everything was saved.", flush=True)
@@ -131,23 +131,23 @@ class SpacePages(OidcPages):
         """There are no invitations to accept, and no passwords to link with."""
         return "sign in", "confirm"
 
-    async def arrived(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
+    async def on_arrival(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
         """Answer a person whom Hugging Face sent back."""
         if intent.purpose == "confirm":
-            return await super().arrived(request, intent, one, arrival)
+            return await super().on_arrival(request, intent, one, arrival)
         visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(one, arrival))
         try:
-            admitted = await asyncio.to_thread(self.admission.admit, visitor)
+            admission = await asyncio.to_thread(self.admission.admit, visitor)
         except AccountError as error:
             return await self._turn_away(request, visitor, str(error))
-        if admitted is None:
+        if admission is None:
             (subject, name), author = visitor.account, self.space.environment.author
             words = (
                 f"{name} (id {subject}) is not admitted to this Space. Ask {author} to add you, or duplicate the Space."
             )
             return await self._turn_away(request, visitor, words)
-        person = admitted.person
-        if admitted.is_new:
+        person = admission.person
+        if admission.is_new:
             await self._log(request, person.name, "joined", person.name, f"{person.role}, {self.service.log_name}")
         if arrival.access_token and _USABLE_SCOPE in (arrival.scopes or set(self.space.environment.scopes)):
             self.logins.put(person.name, arrival.access_token, arrival.expires)
@@ -156,10 +156,10 @@ class SpacePages(OidcPages):
 
     async def _turn_away(self, request: Request, visitor: Visitor, words: str) -> Response:
         """Show the demo to a person who is not admitted, and sign them out where they were before."""
-        known = await asyncio.to_thread(self.admission.known, visitor)
-        if known is not None:
-            await asyncio.to_thread(self.sessions.end_all, known)
-            self.logins.forget(known.name)
+        member = await asyncio.to_thread(self.admission.known, visitor)
+        if member is not None:
+            await asyncio.to_thread(self.sessions.end_all, member)
+            self.logins.forget(member.name)
         subject, detail = visitor.account.subject[:64], f"{self.service.log_name}: not admitted"
         await self._log(request, "", "sign-in failed", subject, detail)
         return await self.space.demo.welcome(request, words)

@@ -51,7 +51,7 @@ class Judging:
     deck: tuple[RowPrompt, ...] = ()  # held-out questions that have not come yet
     vote: Vote | None = None  # on the pair, as a tie until it is judged
     sides: str = ""  # which two answer, of `_SIDES`; where that was not chosen, the default of `sides_to_compare`
-    judged: tuple[Judgement, ...] = ()  # what a folder without a run has instead of a file
+    judgements: tuple[Judgement, ...] = ()  # what a folder without a run has instead of a file
 
     def of(self, target: ChatTarget) -> Self:
         """Return the same, if it is about this target; else a new beginning."""
@@ -107,20 +107,20 @@ class BlindTestPart:
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are those of the chat."""
         self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
-        asked = gr.on(
+        ask_event = gr.on(
             [self.next.click, self.question.submit], self.ask,
             [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs],
             [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally],
             trigger_mode="once", concurrency_limit=None, **SLOW,
         )  # fmt: skip
-        self.show_count_after(asked)
+        self.show_count_after(ask_event)
         clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
         self.stop.click(self._stop, None, None, **QUICK)
-        judged = [self.pair, self.judging, self.choosing, self.trouble]
+        judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
         for verdict, button in self.verdicts:
             self.show_count_after(
                 button.click(
-                    lambda judging, verdict=verdict: self.judge(verdict, judging), self.judging, judged, **QUICK
+                    lambda judging, verdict=verdict: self.judge(verdict, judging), self.judging, judge_outputs, **QUICK
                 )
             )
         sides = self.sides.input(self._choose_sides, [self.sides, self.judging], [self.judging, self.tally], **QUICK)
@@ -136,8 +136,8 @@ class BlindTestPart:
         target = self._page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
             return {}
-        cleared = dict.fromkeys((self.pair, self.trouble, self.tally), "")
-        return {**cleared, self.choosing: HIDDEN, **self._show_count(judging)}
+        empty_texts = dict.fromkeys((self.pair, self.trouble, self.tally), "")
+        return {**empty_texts, self.choosing: HIDDEN, **self._show_count(judging)}
 
     def sides_to_choose(self, target: ChatTarget | None, branches: Sequence[Branch]) -> Any:
         """Return the pairs of answers that can be judged, where more than two are loaded."""
@@ -164,7 +164,7 @@ class BlindTestPart:
     ) -> Iterator[Updates]:
         """Let both branches answer one question, and show the answers together."""
         chat = self._page.services.chat
-        ended: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
+        end_updates: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
             target, sides = sides_to_compare(chat.state, judging.sides)
             prompt, judging = self._question(source, question, judging.of(target))
@@ -172,7 +172,7 @@ class BlindTestPart:
             messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
             settings, models = with_seed(read_sampling(sampling)), self._choice.answer_models()
             most = settings.max_new_tokens * len(sides)
-            asked = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
+            chat_request = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
             yield {
                 self.pair: view.render_writing(prompt.question, 0, most),
                 self.judging: judging,
@@ -183,7 +183,7 @@ class BlindTestPart:
             }
             texts, counts, redrawn = dict.fromkeys(sides, ""), dict.fromkeys(sides, 0), 0
             finishes: dict[Branch, FinishReason | None] = dict.fromkeys(sides)
-            for chunk in self._stream.chunks([asked], request.session_hash or "", request.headers):
+            for chunk in self._stream.chunks([chat_request], request.session_hash or "", request.headers):
                 texts[chunk.branch] += chunk.text
                 counts[chunk.branch] = chunk.tokens
                 finishes[chunk.branch] = chunk.finish_reason
@@ -193,12 +193,12 @@ class BlindTestPart:
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if "stopped" in finishes.values():
-                yield {**ended, self.pair: ""}
+                yield {**end_updates, self.pair: ""}
                 return
             pair = blind_test.draw_pair(prompt.question, prompt.reference, texts, self._random)
             if pair.same_words:
                 judging = self._with_judgement(judging, pair, "equal")
-                yield {**ended, self.pair: view.render_same_words(pair), self.judging: judging}
+                yield {**end_updates, self.pair: view.render_same_words(pair), self.judging: judging}
                 return
             left, right = (
                 VotedAnswer(
@@ -213,9 +213,9 @@ class BlindTestPart:
                 by=self._page.services.runs.owner, source="blind test", sampling=settings,
             )  # fmt: skip
             waiting = {self.judging: replace(judging, pair=pair, vote=vote), self.choosing: gr.update(visible=True)}
-            yield {**ended, self.pair: view.render_pair(pair), **waiting}
+            yield {**end_updates, self.pair: view.render_pair(pair), **waiting}
         except EngineError as error:
-            yield {**ended, self.pair: "", self.trouble: error_box(error)}
+            yield {**end_updates, self.pair: "", self.trouble: error_box(error)}
 
     def judge(self, verdict: Verdict, judging: Judging) -> Updates:
         """Save a verdict with what answered, even if something else is loaded by now, and reveal the names."""
@@ -232,8 +232,8 @@ class BlindTestPart:
                 self._votes.keep(vote.model_copy(update={"verdict": verdict, "time": datetime.now(UTC)}))
         except EngineError as error:  # the tally has it
             trouble = error_box(error)
-        revealed = view.render_revealed(judging.judged[-1], self._names(judging.target))
-        return {self.pair: revealed, self.judging: judging, self.choosing: HIDDEN, self.trouble: trouble}
+        reveal = view.render_revealed(judging.judgements[-1], self._names(judging.target))
+        return {self.pair: reveal, self.judging: judging, self.choosing: HIDDEN, self.trouble: trouble}
 
     def _names(self, target: ChatTarget | None) -> dict[Branch, str]:
         names = self._choice.names(target)
@@ -278,7 +278,7 @@ class BlindTestPart:
         file = self._file(judging.target, (pair.left, pair.right))
         if file is not None:
             blind_test.keep_judgement(file, judgement)
-        return replace(judging, pair=None, vote=None, judged=(*judging.judged, judgement))
+        return replace(judging, pair=None, vote=None, judgements=(*judging.judgements, judgement))
 
     def _tally(self, judging: Judging) -> tuple[BlindTally, Judging]:
         state = self._page.services.chat.state
@@ -286,7 +286,7 @@ class BlindTestPart:
         target, sides = sides_to_compare(state, judging.sides)
         file = self._file(target, sides)
         return blind_test.count_judgements(
-            blind_test.read_judgements(file) if file is not None else judging.judged, *sides
+            blind_test.read_judgements(file) if file is not None else judging.judgements, *sides
         ), judging
 
     def _show_count(self, judging: Judging) -> Updates:

@@ -57,10 +57,10 @@ class ChatTab:
             self.loading, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode, self.votes_mode,
             self.choice.panel,
         ]  # fmt: skip
-        self.seen = gr.State("")  # what is loaded, then a line break, then the state line that the page shows
+        self.last_look = gr.State("")  # what is loaded, then a line break, then the state line that the page shows
         self.timer = gr.Timer(3.0, active=False)
-        self._looked: list[Component] = [
-            self.state, self.seen, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
+        self._look_outputs: list[Component] = [
+            self.state, self.last_look, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
             self.blind.absent, self.blind.sides, self.talk.trouble, *self.blind.outputs_of_keep,
         ]  # fmt: skip
 
@@ -68,55 +68,58 @@ class ChatTab:
         """Connect the events."""
         page, choice = self._page, self.choice
         looking: dict[str, Any] = {
-            "fn": self._look, "inputs": [self.seen, self.blind.judging], "outputs": self._looked, **QUICK,
+            "fn": self._look, "inputs": [self.last_look, self.blind.judging], "outputs": self._look_outputs, **QUICK,
         }  # fmt: skip
         page.rest_elsewhere(self._tab, self.timer, self.evaluate.timer)
         offering = [page.chosen_run, choice.run, choice.model]
-        listed = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
-        awake = listed.then(
-            lambda seen: (gr.update(active=True), _loaded(seen)), self.seen, [self.timer, self.seen], **QUICK
+        offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
+        awake = offer_event.then(
+            lambda last_look: (gr.update(active=True), _target_of(last_look)),
+            self.last_look,
+            [self.timer, self.last_look],
+            **QUICK,
         )
         self.talk.restore_after(awake.then(**looking))
         self.timer.tick(**looking, trigger_mode="once")
         chosen = choice.run.input(self._choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
         clear_error_after(self.state, choice.inputs)
-        loaded = gr.on(
+        load_event = gr.on(
             [self.load.click, choice.model.submit, choice.folder.submit], self._load, choice.inputs,
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
-        looked = loaded.then(**looking)
+        look_event = load_event.then(**looking)
         self._open_after(page.wants_chat.change, looking)
         self.unload.click(shown_in_place(self._unload), None, self.state, **SLOW).then(**looking)
-        self.talk.wire(looked)
+        self.talk.wire(look_event)
         self.blind.wire(self.talk)
-        switched = self.mode.input(self._switch, self.mode, self._modes, **QUICK)
-        self.evaluate.wire(awake, switched, chosen, self.mode)
-        self.votes.wire(switched)
-        self.blind.show_count_after(switched)
+        mode_event = self.mode.input(self._switch, self.mode, self._modes, **QUICK)
+        self.evaluate.wire(awake, mode_event, chosen, self.mode)
+        self.votes.wire(mode_event)
+        self.blind.show_count_after(mode_event)
 
-    def _open_after(self, wanted: Any, looking: Mapping[str, Any]) -> None:
+    def _open_after(self, trigger: Any, looking: Mapping[str, Any]) -> None:
         """When a run is to be opened here, choose and load it, and put the cursor in the box."""
         page, choice, modes = self._page, self.choice, [self.mode, *self._modes]
-        proposed = wanted(self._propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
-        opened = proposed.then(
+        propose_event = trigger(self._propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
+        load_event = propose_event.then(
             self._load_wanted, [page.wants_chat, *choice.inputs], [self.state, self.load, self.unload], **SLOW
         )
-        opened.then(**looking).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
+        load_event.then(**looking).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
 
-    def _propose(self, wanted: bool, run_id: str) -> Updates:
-        if not wanted:
+    def _propose(self, wants_chat: bool, run_id: str) -> Updates:
+        if not wants_chat:
             return UNCHANGED
         return {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self._switch(TALK)}
 
-    def _load_wanted(self, wanted: bool, *chosen: Any) -> Iterator[Updates]:
-        if wanted:
+    def _load_wanted(self, wants_chat: bool, *chosen: Any) -> Iterator[Updates]:
+        if wants_chat:
             yield from self._load(*chosen)
         else:  # a generator that yields nothing empties whatever it might have set
             yield UNCHANGED
 
     def _choose(self, run_id: str) -> Updates:
-        known = {self._page.chosen_run: run_id} if self._page.reader.exists(run_id) else {}
-        return {**self.choice.choose(run_id), **known}
+        run_update = {self._page.chosen_run: run_id} if self._page.reader.exists(run_id) else {}
+        return {**self.choice.choose(run_id), **run_update}
 
     def _load(self, *chosen: Any) -> Iterator[Updates]:
         busy = gr.update(value="Loading …", interactive=False)
@@ -145,19 +148,19 @@ class ChatTab:
     def _render_state(self, state: ChatState) -> str:
         return render_chat_state(state, self.choice.results(state.target))
 
-    def _look(self, seen: str, judging: Judging) -> Updates:
+    def _look(self, last_look: str, judging: Judging) -> Updates:
         """Return what is loaded now, by any page; nothing where nothing has changed."""
         state = self._page.services.chat.state
         html = self._render_state(state)
         ready, loading = state.model is not None, state.phase == "loading"
         # Two runs may have one name.
-        loaded = state.target.model_dump_json() if ready and state.target is not None else ""
-        now = f"{loaded}\n{html}"
-        if now == seen:
+        target = state.target.model_dump_json() if ready and state.target is not None else ""
+        now = f"{target}\n{html}"
+        if now == last_look:
             return UNCHANGED
         branches = state.model.branches if state.model is not None else ()
         updates: Updates = {
-            self.seen: now,
+            self.last_look: now,
             self.load: gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             self.unload: gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
             self.talk.panel: visible_if(ready),
@@ -166,10 +169,10 @@ class ChatTab:
             **self.blind.keep(judging),
         }
         # A failed load is not a state of the session: its error stays until something is loaded.
-        if ready or loading or seen:
+        if ready or loading or last_look:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.
-        if not loaded or loaded != _loaded(seen):
+        if not target or target != _target_of(last_look):
             updates[self.talk.trouble] = ""
             updates[self.talk.branches] = self.talk.branch_choices(branches, state.target)
             updates[self.blind.sides] = self.blind.sides_to_choose(state.target, branches)
@@ -189,6 +192,6 @@ class ChatTab:
         }
 
 
-def _loaded(seen: str) -> str:
+def _target_of(last_look: str) -> str:
     """Return what was loaded when the tab was last drawn; the rest is drawn again when the tab is opened."""
-    return seen.partition("\n")[0]
+    return last_look.partition("\n")[0]

@@ -18,7 +18,7 @@ from engine.paths import data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of
-from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun, RunReader, can_chat, has_adapter
+from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
 from ui.components import HIDDEN, Updates, visible_if
 from ui.draft import PLACES
 from ui.gradio_internals import Dropdown, Radio
@@ -58,17 +58,17 @@ class Chosen(NamedTuple):
     where: str = "local"
 
 
-def checkpoint_choices(observed: ObservedRun) -> list[tuple[str, str]]:
+def checkpoint_choices(snapshot: RunSnapshot) -> list[tuple[str, str]]:
     """Return label and name of the final result and of the checkpoints of a run, for a dropdown."""
-    names = [(f"checkpoint {name}", name) for name in list_checkpoints(observed.run.folder.path)]
-    return names if names and not has_adapter(observed.run) else [(FINAL_WORDS, FINAL), *names]
+    names = [(f"checkpoint {name}", name) for name in list_checkpoints(snapshot.run.folder.path)]
+    return names if names and not has_adapter(snapshot.run) else [(FINAL_WORDS, FINAL), *names]
 
 
-def offered_runs(reader: RunReader, *wanted: str | None) -> tuple[list[tuple[str, str]], str | None]:
+def offered_runs(reader: RunReader, *first_choices: str | None) -> tuple[list[tuple[str, str]], str | None]:
     """Return label and id of the runs with a result, for a dropdown, and the one to propose: a wanted one, else the newest."""
-    choices = run_choices(reader.offered(can_chat, *wanted))
+    choices = run_choices(reader.newest_where(can_chat, *first_choices))
     ids = [run_id for _, run_id in choices]
-    return choices, next((run for run in (*wanted, *ids) if run in ids), None)
+    return choices, next((run for run in (*first_choices, *ids) if run in ids), None)
 
 
 def checkpoint_of(chosen: str | None) -> str | None:
@@ -125,16 +125,16 @@ class ChatChoice:
         # What `offer` and `choose` change.
         self.outputs = [self.run, self.checkpoint, self.model, self.folder, self.against]
 
-    def offer(self, chosen_run: str, current: str, typed: str | None) -> Updates:
+    def offer(self, chosen_run: str, current: str, text: str | None) -> Updates:
         """Return the runs that can be loaded; the chosen one is proposed."""
-        runs, found = offered_runs(self._page.reader, chosen_run, current)
+        runs, run_id = offered_runs(self._page.reader, chosen_run, current)
         shared = self._shared_choices()
-        found = chosen_run if any(name == chosen_run for _, name in shared) else found
-        choices, proposed = [*runs, *shared, *_WITHOUT_RUN], found or A_MODEL
-        stays = (current in (A_MODEL, A_FOLDER) and typed) or proposed == current
+        run_id = chosen_run if any(name == chosen_run for _, name in shared) else run_id
+        choices, proposal = [*runs, *shared, *_WITHOUT_RUN], run_id or A_MODEL
+        stays = (current in (A_MODEL, A_FOLDER) and text) or proposal == current
         if stays:
             return {self.run: gr.update(choices=choices)}
-        return {self.run: gr.update(choices=choices, value=proposed), **self.choose(proposed)}
+        return {self.run: gr.update(choices=choices, value=proposal), **self.choose(proposal)}
 
     def choose(self, run_id: str) -> Updates:
         """Return the other fields, which depend on the run."""
@@ -178,7 +178,7 @@ class ChatChoice:
         shared = self._page.shared
         return self.run_of(name) if shared is None or "/" not in (name or "") else shared.open(name, Action.CHAT)
 
-    def _observe_shared(self, name: str) -> ObservedRun | None:
+    def _observe_shared(self, name: str) -> RunSnapshot | None:
         shared = self._page.shared
         if shared is None or "/" not in (name or ""):
             return None
@@ -190,12 +190,12 @@ class ChatChoice:
     def _shared_choices(self) -> list[tuple[str, str]]:
         rows = self._page.shared.rows() if self._page.shared is not None else []
         # Of one that is not shared, an admin knows nothing here; whether a result is there, its state shows.
-        offered = [row for row in rows if row.method and row.state in ("completed", "stopped")]
-        return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in offered]
+        candidates = [row for row in rows if row.method and row.state in ("completed", "stopped")]
+        return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in candidates]
 
-    def _adapter_folder(self, typed: str) -> Path:
-        allowed = AllowedPaths.of(self._page.services.home)
-        return _local_folder(typed) if allowed is None else allowed.read(typed or "", ModelError)
+    def _adapter_folder(self, text: str) -> Path:
+        paths = AllowedPaths.of(self._page.services.home)
+        return _local_folder(text) if paths is None else paths.read(text or "", ModelError)
 
     def target(self, chosen: Chosen) -> ChatTarget:
         """Return what is to be loaded.
@@ -227,13 +227,13 @@ class ChatChoice:
 
     def _start(self, run_id: str) -> tuple[AdapterChoice | None, bool]:
         """Return the adapter that an own run started from, and whether the run learned preferences."""
-        observed = self._page.reader.observe(run_id) if self._page.reader.exists(run_id) else None
-        if observed is None or observed.config is None:
+        snapshot = self._page.reader.observe(run_id) if self._page.reader.exists(run_id) else None
+        if snapshot is None or snapshot.config is None:
             return None, False
         services = self._page.services
         home = services.home if services.home.owner else None
-        folder = start_of(observed.config, observed.run.folder.path.parent, home)
-        learns = objective_of(observed.config).learns_preferences
+        folder = start_of(snapshot.config, snapshot.run.folder.path.parent, home)
+        learns = objective_of(snapshot.config).learns_preferences
         return AdapterChoice(folder=folder) if folder is not None else None, learns
 
     def compares_with_start(self, target: ChatTarget | None) -> bool:
@@ -270,10 +270,10 @@ class ChatChoice:
         config = self.config_of(target)
         base = target.model or (config.model if config is not None else None)
         names = {**BRANCH_WORDS, **self.names(target)}
-        trained = {"tuned": target.tuned, "second": target.second}
+        adapters = {"tuned": target.tuned, "second": target.second}
 
         def of(branch: Branch) -> AnswerModel:
-            choice = trained.get(branch)
+            choice = adapters.get(branch)
             return AnswerModel(
                 name=names[branch],
                 base=short_name(model.name) if Path(model.name).is_absolute() else model.name,
@@ -287,10 +287,10 @@ class ChatChoice:
 
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
         """Return the runs and checkpoints that are loaded, in words; none for a base model."""
-        loaded = (target.tuned, target.second) if target is not None else ()
+        choices = (target.tuned, target.second) if target is not None else ()
         return tuple(
             self._run_title(choice) + (f", checkpoint {choice.checkpoint}" if choice.checkpoint else "")
-            for choice in loaded
+            for choice in choices
             if choice is not None
         )
 
@@ -314,18 +314,18 @@ class ChatChoice:
     def _others(self, run_id: str) -> list[tuple[str, str]]:
         """Return other checkpoints of this run, then other runs on the same base model."""
         reader = self._page.reader
-        observed = reader.observe(run_id)
-        config = observed.config
-        own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in checkpoint_choices(observed)[1:]]
+        snapshot = reader.observe(run_id)
+        config = snapshot.config
+        own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in checkpoint_choices(snapshot)[1:]]
         if config is None:
             return own
-        found = []
-        for label, other in run_choices(reader.offered(can_chat)):
+        others = []
+        for label, other in run_choices(reader.newest_where(can_chat)):
             theirs = reader.observe(other)
             model = theirs.config.model if other != run_id and theirs.config is not None else None
             if model is not None and (model.id, model.revision) == (config.model.id, config.model.revision):
-                found.append((label, f"{other}/{checkpoint_choices(theirs)[0][1]}"))
-        return own + found
+                others.append((label, f"{other}/{checkpoint_choices(theirs)[0][1]}"))
+        return own + others
 
 
 def _local_folder(typed: str) -> Path:
@@ -335,9 +335,9 @@ def _local_folder(typed: str) -> Path:
     folder = typed_path(text).resolve()
     roots = data_folders()
     if not any(folder.is_relative_to(root) for root in roots):
-        listed = ", ".join(map(str, roots))
+        names = ", ".join(map(str, roots))
         raise ModelError(
-            f"{folder.name or text[:60]} is outside the folders that the page reads: {listed}.",
+            f"{folder.name or text[:60]} is outside the folders that the page reads: {names}.",
             "Copy it below one of them, or add its place to LORATORY_DATA.",
         )
     if not folder.is_dir():

@@ -83,7 +83,7 @@ class ClusterPart:
         if config is None or isinstance(config, EngineError):
             return ""
         forecast = self._page.services.forecast
-        answer = forecast.known(read_place(self._page.services.home), config)
+        answer = forecast.find(read_place(self._page.services.home), config)
         return render_forecast(answer, is_asking=forecast.is_asking)
 
     def _look_on(self, draft: Draft) -> object:
@@ -91,7 +91,7 @@ class ClusterPart:
 
     def _settle(self, draft: Draft) -> RunConfig | EngineError | None:
         """Return the draft with what the cluster would get to read; why that is not known; None elsewhere."""
-        config, services = draft.config or draft.assumed, self._page.services
+        config, services = draft.config or draft.memory_config, self._page.services
         if config is None or config.run.where != WHERE:
             return None
         try:
@@ -124,9 +124,9 @@ def render_resources(job: JobResources, gpu_gib: float | None, draft: Draft) -> 
         (f"{gib(job.memory_gib * GIB)} GiB", "RAM per node" if job.nodes > 1 else "RAM"),
         (duration(limit), "time limit"),
     ]
-    needed = f"It needs at most {gib(draft.estimate.needed_bytes)} GiB of a GPU (90%). " if draft.estimate else ""
+    needs = f"It needs at most {gib(draft.estimate.needed_bytes)} GiB of a GPU (90%). " if draft.estimate else ""
     return facts(figures) + small(
-        f"{needed if job.gpus else ''}Near the time limit the run saves, and continues as another job."
+        f"{needs if job.gpus else ''}Near the time limit the run saves, and continues as another job."
     )
 
 

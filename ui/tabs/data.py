@@ -55,7 +55,7 @@ class DataTab:
         self.summary = gr.HTML(view.NO_DATASET, elem_id="dataset-summary")
         self.tokenizer = TokenizerStatus(page, "data")
         self.format = DatasetFormat(page)
-        with gr.Column(visible=False) as self.opened:
+        with gr.Column(visible=False) as self.rows_column:
             self.facts = gr.HTML(elem_id="facts")
             with gr.Row(elem_id="reading-all"):
                 self.stop = gr.Button("Stop reading", size="sm", visible=False, scale=0, elem_id="stop-reading")
@@ -66,10 +66,10 @@ class DataTab:
         page.on_fill(self.own, _typed_in)
         self._change = gr.State({})
         self._shown_source = gr.State("")
-        self._seen = gr.State("")  # stamp of the check that the page shows
-        self._asked = gr.Textbox("", visible=False)  # changes with each wish to open the dataset once more
+        self._last_stamp = gr.State("")  # stamp of the check that the page shows
+        self._open_request = gr.Textbox("", visible=False)  # changes with each wish to open the dataset once more
         self._check_outputs = [
-            self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._seen,
+            self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._last_stamp,
             self._page.data_trouble, self._page.data_lengths,
         ]  # fmt: skip
 
@@ -83,32 +83,32 @@ class DataTab:
         ):
             self.open_after(page.change_after(chosen, self._change))
         if self.own_datasets is not None:
-            arrived = self.own_datasets.wire()
-            chosen = arrived.then(_take_path, self.own_datasets.wanted, self._change, **SLOW)
+            arrival_event = self.own_datasets.wire()
+            chosen = arrival_event.then(_take_path, self.own_datasets.arrival, self._change, **SLOW)
             self.open_after(page.change_after(chosen, self._change))
         self.samples.click(lambda: "", None, self.own, **SLOW)
-        for changed in self.format.wire():
-            self.open_after(changed)
+        for event in self.format.wire():
+            self.open_after(event)
         self.rows.wire()
         self._wire_opening()
         self.timer.tick(
-            self._tick, [self._seen, *self.rows.inputs, *values], self._check_outputs, trigger_mode="once",
+            self._tick, [self._last_stamp, *self.rows.inputs, *values], self._check_outputs, trigger_mode="once",
             concurrency_limit=None, **SLOW,
         )  # fmt: skip
         self.stop.click(self._stop, values, None, **SLOW)
         self.open_after(self.read.click(self._read, values, None, **SLOW))
         self.open_after(self.tokenizer.again.click(self._fetch_again, values, self.tokenizer.outputs, **SLOW))
-        self.open_after(page.refresh_after(self.tokenizer.ended(nothing, None, None, **SLOW)))
+        self.open_after(page.refresh_after(self.tokenizer.end_event(nothing, None, None, **SLOW)))
         # Train has the rows counted itself, and only once their longest is typed.
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
         gr.on(others, None, **self._asking_if_chosen)
         # A model that is looked up slowly may arrive while a person reads rows here already.
-        for changed in (page.form["model.id"], page.wants_data):
-            self.open_after(changed.change(nothing, None, None, **SLOW))
+        for event in (page.form["model.id"], page.wants_data):
+            self.open_after(event.change(nothing, None, None, **SLOW))
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset after an event: its first row, its format, and a check in the background."""
-        event.then(None, None, self._asked, js="() => String(Math.random())", **SLOW)
+        event.then(None, None, self._open_request, js="() => String(Math.random())", **SLOW)
 
     def open_restored(self, event: Any) -> None:
         """After the browser's draft was restored, open the dataset that it names; without one all is as it was laid out."""
@@ -117,23 +117,28 @@ class DataTab:
     @property
     def _asking_if_chosen(self) -> dict[str, Any]:
         js = "(source, asked) => source ? String(Math.random()) : asked"
-        return {"inputs": [self._page.form["dataset.source"], self._asked], "outputs": self._asked, "js": js, **SLOW}
+        return {
+            "inputs": [self._page.form["dataset.source"], self._open_request],
+            "outputs": self._open_request,
+            "js": js,
+            **SLOW,
+        }
 
     def _wire_opening(self) -> None:
         # One event for all that ask: Gradio then sends the next question after the answer to the last one. Answers of
         # several events arrive in any order, and an old one could be drawn over the rows of a dataset chosen since.
         page, source, rows = self._page, self._page.form["dataset.source"], self.rows
-        opening = self._asked.change(
+        opening = self._open_request.change(
             # A change of its settings redraws nothing.
-            lambda source, shown: view.render_opening(source) if source and source != shown else UNCHANGED,
+            lambda source, shown_source: view.render_opening(source) if source and source != shown_source else UNCHANGED,
             [source, self._shown_source], self.summary, trigger_mode="always_last", **QUICK,
         )  # fmt: skip
         opening.then(
             self._open,
             [rows.number, rows.view, self._shown_source, *rows.inputs, *page.form.components],
             [
-                self.samples, self.summary, *self.tokenizer.outputs, *self.format.outputs, self.opened, rows.number,
-                rows.shown, rows.search.found, self._shown_source, page.data_kind, *self._check_outputs,
+                self.samples, self.summary, *self.tokenizer.outputs, *self.format.outputs, self.rows_column, rows.number,
+                rows.row_html, rows.search.result_line, self._shown_source, page.data_kind, *self._check_outputs,
             ],
             trigger_mode="always_last",
             concurrency_limit=None,
@@ -144,13 +149,13 @@ class DataTab:
         self, row: float, row_view: str, shown_source: str, listing: str, list_page: int, request: gr.Request,
         *values: Any,
     ) -> Updates:  # fmt: skip
-        wanted = question_of(self._page.settings(values))
-        if wanted is None:
+        form_question = question_of(self._page.settings(values))
+        if form_question is None:
             around = {self.samples: render_samples(""), **self.tokenizer.updates(None), self.format.column: HIDDEN}
             return {**around, self.summary: view.NO_DATASET, **self._without_rows("", "")}
-        source, services = wanted.dataset.source, self._page.services
-        around = {self.samples: render_samples(source), **self.tokenizer.updates(wanted.model)}
-        question = services.tokenizers.answerable(wanted)
+        source, services = form_question.dataset.source, self._page.services
+        around = {self.samples: render_samples(source), **self.tokenizer.updates(form_question.model)}
+        question = services.tokenizers.answerable(form_question)
         number = int(row or 0) if source == shown_source else 0
         try:
             page = self.rows.preview(question, number)
@@ -160,7 +165,7 @@ class DataTab:
             return {
                 **around,
                 self.summary: view.HEADING + error_box(error),
-                **self.format.of_columns(wanted.dataset, self._columns(wanted.dataset)),
+                **self.format.of_columns(form_question.dataset, self._columns(form_question.dataset)),
                 **self._without_rows(source, error.what),
             }
         services.checks.note_opened(question, page.format)
@@ -168,11 +173,11 @@ class DataTab:
         return {
             **around,
             self.summary: view.render_format(source, page),
-            **self.format.of_page(wanted.dataset, page),
-            self.opened: gr.update(visible=True),
+            **self.format.of_page(form_question.dataset, page),
+            self.rows_column: gr.update(visible=True),
             self.rows.number: number if source != shown_source else UNCHANGED,
-            self.rows.search.found: "" if source != shown_source else UNCHANGED,
-            self.rows.shown: view.render_row(page, row_view == "tokens"),
+            self.rows.search.result_line: "" if source != shown_source else UNCHANGED,
+            self.rows.row_html: view.render_row(page, row_view == "tokens"),
             self._shown_source: source,
             self._page.data_kind: page.format,
             **self._render_check(check, listing, list_page, page),
@@ -180,9 +185,17 @@ class DataTab:
 
     def _without_rows(self, source: str, trouble: str) -> Updates:
         return {
-            **dict.fromkeys((self.opened, self.stop, self.read), HIDDEN),
+            **dict.fromkeys((self.rows_column, self.stop, self.read), HIDDEN),
             **dict.fromkeys(
-                (self.rows.shown, self.rows.search.found, self.facts, self.lengths, self.rows.list, self._seen), ""
+                (
+                    self.rows.row_html,
+                    self.rows.search.result_line,
+                    self.facts,
+                    self.lengths,
+                    self.rows.list,
+                    self._last_stamp,
+                ),
+                "",
             ),
             self._shown_source: source,
             self.timer: gr.Timer(active=False),
@@ -200,13 +213,13 @@ class DataTab:
             as_engine_error(error)
             return None
 
-    def _tick(self, seen: str, listing: str, list_page: int, *values: Any) -> Updates:
+    def _tick(self, last_stamp: str, listing: str, list_page: int, *values: Any) -> Updates:
         """Follow the check of the chosen dataset; idle once its answer is on the page."""
         question = self.rows.question(values)
         check = self._page.services.checks.find(question) if question is not None else None
         if check is None:
             return {self.timer: gr.Timer(active=False)}
-        if _stamp_of(check) != seen:
+        if _stamp_of(check) != last_stamp:
             return self._render_check(check, listing, list_page)
         progress = {self.facts: _progress_of(check)} if check.is_under_way else {}
         return {**progress, self.timer: gr.Timer(active=check.is_under_way)}
@@ -214,9 +227,9 @@ class DataTab:
     def _render_check(
         self, check: RunningCheck, listing: str, list_page: int, page: DatasetPage | None = None
     ) -> Updates:
-        report, lengths, listed = check.report, "", ""
+        report, lengths, row_list = check.report, "", ""
         if report is not None:
-            listed = self.rows.render_list(check.question, report, listing, list_page)
+            row_list = self.rows.render_list(check.question, report, listing, list_page)
             facts = view.render_facts(report)
             lengths = render_preferences(report) + view.render_lengths(report)
         elif check.waits:
@@ -232,12 +245,12 @@ class DataTab:
         return {
             self.facts: facts,
             self.lengths: lengths,
-            self.rows.list: listed,
+            self.rows.list: row_list,
             self.rows.listing: gr.update(choices=choices, value=chosen),
             self.stop: gr.update(visible=check.is_under_way),
             self.read: gr.update(value=again, visible=check.waits or check.error is not None),
             self.timer: gr.Timer(active=check.is_under_way),
-            self._seen: _stamp_of(check),
+            self._last_stamp: _stamp_of(check),
             self._page.data_trouble: trouble.what if trouble is not None else "",
             self._page.data_lengths: lengths_stamp(check),
         }

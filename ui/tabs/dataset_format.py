@@ -57,37 +57,39 @@ class DatasetFormat:
                     form.setting("dataset.subset", elem_id="dataset-subset")
                     form.setting("dataset.revision")
             self.mix = DatasetMix(page)
-        self.seen = gr.State(_UNSEEN)  # the format and the columns of the boxes
+        self.box_format = gr.State(_UNSEEN)  # the format and the columns of the boxes
         # What `of_page` and `of_columns` change.
-        self.outputs = [self.column, self.mapping, *self.roles, self.fold, self.seen]
+        self.outputs = [self.column, self.mapping, *self.roles, self.fold, self.box_format]
 
     def wire(self) -> list[Any]:
         """Connect the events."""
         page, form = self._page, self._page.form
         column_map, format_ = form["dataset.column_map"], form["dataset.format"]
         # Roles of another format would make the chosen one fail.
-        changed = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
+        events = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
         for name in ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
             component = form[f"dataset.{name}"]
             # A box is read when Enter is pressed, not at each letter: opening a dataset is more than a redraw.
-            settled = component.submit if hasattr(component, "submit") else component.input
-            changed.append(settled(nothing, None, None, **SLOW))
+            listener = component.submit if hasattr(component, "submit") else component.input
+            events.append(listener(nothing, None, None, **SLOW))
         for role in self.roles:
-            mapped = role.input(_map_columns, [self.seen, column_map, *self.roles], [column_map, format_], **SLOW)
-            changed.append(page.refresh_after(mapped))
-        return [*changed, *self.mix.wire()]
+            map_event = role.input(
+                _map_columns, [self.box_format, column_map, *self.roles], [column_map, format_], **SLOW
+            )
+            events.append(page.refresh_after(map_event))
+        return [*events, *self.mix.wire()]
 
     def of_page(self, dataset: DatasetConfig, page: DatasetPage) -> Updates:
         """Return the settings of readable rows; the mapping is shown where it may have to be corrected."""
         wants_mapping = not page.format_sure or bool(dataset.column_map) or dataset.format != "auto"
         return self._boxes(page.format, page.columns, page.column_map, mapping=wants_mapping)
 
-    def of_columns(self, dataset: DatasetConfig, known: DatasetColumns | None) -> Updates:
+    def of_columns(self, dataset: DatasetConfig, columns: DatasetColumns | None) -> Updates:
         """Return the settings where reading failed; a dataset of the Hub without columns perhaps for its split."""
-        if known is None:
+        if columns is None:
             fold = {self.fold: gr.update(open=True)} if is_hub_id(dataset.source) else {}
             return {**self._boxes("auto", (), {}, mapping=False), **fold}
-        return self._boxes(known.format, known.columns, dataset.column_map, mapping=True)
+        return self._boxes(columns.format, columns.columns, dataset.column_map, mapping=True)
 
     def _boxes(self, format_: str, columns: Any, column_map: Mapping[str, str], *, mapping: bool) -> Updates:
         names = list(columns)
@@ -109,7 +111,7 @@ class DatasetFormat:
             self.column: gr.update(visible=True),
             self.mapping: visible_if(mapping),
             **dict(zip(self.roles, boxes, strict=True)),
-            self.seen: {"format": format_, "columns": names},
+            self.box_format: {"format": format_, "columns": names},
         }
 
 
@@ -120,18 +122,18 @@ def _keep_mapping(format_: str, column_map: Mapping[str, str] | None) -> dict[st
 
 
 def _map_columns(
-    seen: Mapping[str, Any], column_map: Mapping[str, str] | None, *columns: str | None
+    box_format: Mapping[str, Any], column_map: Mapping[str, str] | None, *columns: str | None
 ) -> tuple[dict[str, str], str]:
     """Return the column of each role of the format that the boxes are for, and that format, which it settles."""
-    roles, names = _ROLES.get(seen["format"], ()), {name.strip().lower() for name in seen["columns"]}
-    mapped = {role: column for role, column in (column_map or {}).items() if role not in _ALL_ROLES}
+    roles, names = _ROLES.get(box_format["format"], ()), {name.strip().lower() for name in box_format["columns"]}
+    mapping = {role: column for role, column in (column_map or {}).items() if role not in _ALL_ROLES}
     for role, column in zip(roles, columns, strict=False):
         if column and column != _NOTHING:
             if column != role:
-                mapped[role] = column
+                mapping[role] = column
         elif role in names:
-            mapped[role] = ""  # the column of that name is there, and not meant
-    return mapped, seen["format"]
+            mapping[role] = ""  # the column of that name is there, and not meant
+    return mapping, box_format["format"]
 
 
 class DatasetMix:
@@ -154,12 +156,12 @@ class DatasetMix:
 
     def wire(self) -> tuple[Any, ...]:
         """Connect the events."""
-        added = gr.on(
+        add_event = gr.on(
             [self.add.click, self.source.submit], shown_as_message(_with_one_more),
             [self.source, self.weight, self._mix], [self.source, self._mix], **SLOW,
         )  # fmt: skip
-        removed = self.list.click(_without, self._mix, self._mix, **SLOW)
-        return self._page.refresh_after(added), self._page.refresh_after(removed)
+        remove_event = self.list.click(_without, self._mix, self._mix, **SLOW)
+        return self._page.refresh_after(add_event), self._page.refresh_after(remove_event)
 
 
 def _with_one_more(source: str, weight: float | None, mix: Mapping[str, float]) -> tuple[str, dict[str, float]]:
@@ -176,8 +178,8 @@ def _with_one_more(source: str, weight: float | None, mix: Mapping[str, float]) 
 
 
 def _without(event: gr.EventData, mix: Mapping[str, float]) -> dict[str, float]:
-    wanted = picked_value(event)
-    return {source: weight for source, weight in mix.items() if source != wanted}
+    removed_source = picked_value(event)
+    return {source: weight for source, weight in mix.items() if source != removed_source}
 
 
 def render_mix(mix: Mapping[str, float]) -> str:

@@ -63,54 +63,54 @@ class EvaluatePart:
             self.rows = gr.HTML(elem_id="measure-answered-rows")
         self.across = pick_list(elem_id="measure-across")
         self.number = gr.State(0)  # of the page of answered rows
-        self.seen = gr.State("")
+        self.last_stamp = gr.State("")
         self.timer = gr.Timer(1.0, active=False)
         self._target = [self._choice.run, self._choice.checkpoint]
         self._state_outputs = [
-            self.seen, self.number, self.status, self.start, self.stop, self.result, self.answers, self.where, self.rows,
+            self.last_stamp, self.number, self.status, self.start, self.stop, self.result, self.answers, self.where, self.rows,
             self.across, self.previous, self.next,
         ]  # fmt: skip
 
-    def wire(self, opened: Dependency, switched: Dependency, chosen: Dependency, mode: gr.Radio) -> None:
+    def wire(self, open_event: Dependency, mode_event: Dependency, chosen: Dependency, mode: gr.Radio) -> None:
         """Connect the events: the tab was opened, the mode changed, another run was chosen."""
-        page = [self.number, self.seen]
-        for event in (opened, switched):
+        page = [self.number, self.last_stamp]
+        for event in (open_event, mode_event):
             awake = event.then(
-                lambda mode: (gr.update(active=mode == "Measure"), ""), mode, [self.timer, self.seen], **QUICK
+                lambda mode: (gr.update(active=mode == "Measure"), ""), mode, [self.timer, self.last_stamp], **QUICK
             )
             self._look_after(awake)
-        for event in (chosen, self._choice.checkpoint.input(lambda: "", None, self.seen, **QUICK)):
+        for event in (chosen, self._choice.checkpoint.input(lambda: "", None, self.last_stamp, **QUICK)):
             self._look_after(event.then(lambda: (0, ""), None, page, **QUICK))
         looking = [*self._target, *page]
         self.timer.tick(self.look, looking, self._state_outputs, trigger_mode="once", **QUICK)
         starting = [*self._target, self._choice.where, *self._settings]
-        started = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
-        started.success(self.look, looking, self._state_outputs, **QUICK)
+        start_event = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
+        start_event.success(self.look, looking, self._state_outputs, **QUICK)
         clear_error_after(self.status, self._settings)
         self.stop.click(shown_as_message(self._stop), self._choice.run, None, **QUICK)
         for button, step in ((self.previous, -1), (self.next, 1)):
-            turned = button.click(lambda number, step=step: (max(0, number + step), ""), self.number, page, **QUICK)
-            self._look_after(turned)
+            page_event = button.click(lambda number, step=step: (max(0, number + step), ""), self.number, page, **QUICK)
+            self._look_after(page_event)
         self._look_after(self.across.click(self._pick, None, [*self._choice.outputs, *page], **QUICK))
 
     def _look_after(self, event: Dependency) -> None:
-        event.then(self.look, [*self._target, self.number, self.seen], self._state_outputs, **QUICK)
+        event.then(self.look, [*self._target, self.number, self.last_stamp], self._state_outputs, **QUICK)
 
-    def look(self, run_id: str, checkpoint: str | None, number: int, seen: str) -> Updates:
+    def look(self, run_id: str, checkpoint: str | None, number: int, last_stamp: str) -> Updates:
         """Return the progress of the evaluation, and its result; nothing where nothing has changed."""
         if run_id in (A_MODEL, A_FOLDER) or not self._page.reader.exists(run_id):
-            return self._without_run(seen)
+            return self._without_run(last_stamp)
         state = checkpoint_of(checkpoint)
         work = self._page.services.results.measuring.find(run_id)
         now = stamp(run_id, state, number, work.stamp if work else "", self._evaluations.stamp(run_id, state))
-        if now == seen:
+        if now == last_stamp:
             return UNCHANGED
         result = self._evaluations.read(run_id, state)
         working = work is not None and work.is_under_way
         pages = view.pages_of(result) if result is not None else 0
         number = min(number, max(0, pages - 1))
         updates: Updates = {
-            self.seen: now,
+            self.last_stamp: now,
             self.number: number,
             self.status: work_status(work, _STOPPED),
             self.start: gr.update(value="Measure again" if result is not None else "Measure", interactive=not working),
@@ -127,14 +127,14 @@ class EvaluatePart:
             updates[self.result] = view.render_evaluation(result)
         return updates
 
-    def _without_run(self, seen: str) -> Updates:
-        if seen == _WITHOUT_RUN:
+    def _without_run(self, last_stamp: str) -> Updates:
+        if last_stamp == _WITHOUT_RUN:
             return UNCHANGED
         return {
             **dict.fromkeys((self.status, self.where, self.rows), ""),
             **dict.fromkeys((self.stop, self.answers), HIDDEN),
             **dict.fromkeys((self.start, self.previous, self.next), gr.update(interactive=False)),
-            self.seen: _WITHOUT_RUN,
+            self.last_stamp: _WITHOUT_RUN,
             self.number: 0,
             self.result: view.NO_RESULT,
             self.across: view.render_across(self._evaluations.across(), ""),
@@ -166,4 +166,4 @@ class EvaluatePart:
         states = updates[self._choice.checkpoint]
         if checkpoint in [value for _, value in states["choices"]]:
             updates[self._choice.checkpoint] = {**states, "value": checkpoint}
-        return {self._choice.run: run_id, **updates, self.number: 0, self.seen: ""}
+        return {self._choice.run: run_id, **updates, self.number: 0, self.last_stamp: ""}

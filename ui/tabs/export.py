@@ -16,7 +16,7 @@ from engine.export.contract import ExportRecord, read_records
 from engine.export.kinds import loads_in_transformers
 from engine.runs.sharing import access_of
 from ui.backend.background import stamp
-from ui.backend.run_reader import FINAL, FINAL_WORDS, ObservedRun
+from ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -92,14 +92,14 @@ class ExportTab:
             self.before = pick_list(elem_id="export-before")
         self.number = gr.State(0)  # of the export that is shown, from the newest
         self.exports = gr.State(0)  # how many the page has seen
-        self.seen = gr.State("")
+        self.last_stamp = gr.State("")
         self.turn = gr.Textbox("", visible=False)  # changes where run, checkpoint or format did
         self.timer = gr.Timer(1.0, active=False)
         self._looking = [
-            self.run, self.form, self.number, self.seen, self.checkpoint, self.forms.folder, self.exports,
+            self.run, self.form, self.number, self.last_stamp, self.checkpoint, self.forms.folder, self.exports,
         ]  # fmt: skip
         self._state_outputs = [
-            self.seen, self.number, self.exports, self.status, self.start, self.stop, self.result, self.archive.panel,
+            self.last_stamp, self.number, self.exports, self.status, self.start, self.stop, self.result, self.archive.panel,
             self.archive.download, self.use, self.before, self.forms.folder,
         ]  # fmt: skip
         self._format_outputs = [
@@ -110,18 +110,18 @@ class ExportTab:
         """Connect the events."""
         page, target = self._page, [self.run, self.checkpoint]
         page.rest_elsewhere(self._tab, self.timer)
-        offered = [*target, self.empty, self.whole]
-        listed = self._tab.select(self._offer, [page.chosen_run, self.run], offered, **QUICK)
+        offer_outputs = [*target, self.empty, self.whole]
+        offer_event = self._tab.select(self._offer, [page.chosen_run, self.run], offer_outputs, **QUICK)
         chosen = self.run.input(self._choose, self.run, [page.chosen_run, self.checkpoint], **QUICK)
-        begun = [self.timer, self.seen, self.number, self.status]
-        for event in (listed, chosen, self.checkpoint.input(nothing, None, None, **QUICK)):
-            self._take_turn(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begun, **QUICK))
-        self._take_turn(self.form.input(lambda: ("", ""), None, [self.seen, self.status], **QUICK))
+        begin_outputs = [self.timer, self.last_stamp, self.number, self.status]
+        for event in (offer_event, chosen, self.checkpoint.input(nothing, None, None, **QUICK)):
+            self._take_turn(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begin_outputs, **QUICK))
+        self._take_turn(self.form.input(lambda: ("", ""), None, [self.last_stamp, self.status], **QUICK))
         # One chain of events for all, so the answer for a format that was chosen last also comes last.
-        proposed = self.turn.change(
+        propose_event = self.turn.change(
             self._propose, [*target, self.form], self.forms.folder, trigger_mode="always_last", **QUICK
         )
-        self._look_after(proposed.then(self._switch, [self.run, self.form], self._format_outputs, **QUICK))
+        self._look_after(propose_event.then(self._switch, [self.run, self.form], self._format_outputs, **QUICK))
         self.timer.tick(self.look, self._looking, self._state_outputs, trigger_mode="once", **QUICK)
         starting = [
             *target, self.form, self.where, self.forms.folder, self.forms.repository, *self.forms.settings.values(),
@@ -129,13 +129,13 @@ class ExportTab:
         start: Callable[..., str] = self._start
         if page.shared is not None:
             start, starting = self._start_with_token, [self.forms.token, *starting]
-        started = self.start.click(shown_in_place(start), starting, self.status, trigger_mode="once", **SLOW)
-        self._look_after(started)
+        start_event = self.start.click(shown_in_place(start), starting, self.status, trigger_mode="once", **SLOW)
+        self._look_after(start_event)
         clear_error_after(self.status, starting)
         if page.shared is not None:
-            started.then(lambda: "", None, self.forms.token, **QUICK)
+            start_event.then(lambda: "", None, self.forms.token, **QUICK)
         self.stop.click(shown_as_message(self._stop), self.run, None, **QUICK)
-        self._look_after(self.before.click(self._pick, None, [self.number, self.seen], **QUICK))
+        self._look_after(self.before.click(self._pick, None, [self.number, self.last_stamp], **QUICK))
         self.archive.wire([self.run, self.number], self._shown_folder)
 
     def _take_turn(self, event: Dependency) -> None:
@@ -146,10 +146,10 @@ class ExportTab:
         event.then(self.look, self._looking, self._state_outputs, **QUICK)
 
     def _offer(self, chosen_run: str, current: str | None) -> Updates:
-        choices, proposed = offered_runs(self._page.reader, chosen_run, current)
-        checkpoint = {self.checkpoint: self._checkpoints(proposed)} if proposed is not None else {}
+        choices, proposal = offered_runs(self._page.reader, chosen_run, current)
+        checkpoint = {self.checkpoint: self._checkpoints(proposal)} if proposal is not None else {}
         return {
-            self.run: gr.update(choices=choices, value=proposed),
+            self.run: gr.update(choices=choices, value=proposal),
             self.empty: visible_if(not choices),
             self.whole: visible_if(bool(choices)),
             **checkpoint,
@@ -164,7 +164,7 @@ class ExportTab:
         choices = checkpoint_choices(self._page.reader.observe(run_id))
         return gr.update(choices=choices, value=choices[0][1])
 
-    def _observe(self, run_id: str | None) -> ObservedRun:
+    def _observe(self, run_id: str | None) -> RunSnapshot:
         if not run_id:
             raise RunError("No run is chosen.", "Choose one above.")
         return self._page.reader.observe(run_id)
@@ -174,22 +174,22 @@ class ExportTab:
             return UNCHANGED
         return self._new_folder(self._observe(run_id), checkpoint, form)
 
-    def _new_folder(self, observed: ObservedRun, checkpoint: str | None, form: str) -> str:
+    def _new_folder(self, snapshot: RunSnapshot, checkpoint: str | None, form: str) -> str:
         name = checkpoint_of(checkpoint)
-        title = observed.title if name is None else f"{observed.title}-{name}"
+        title = snapshot.title if name is None else f"{snapshot.title}-{name}"
         return str(self._page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
 
     def _switch(self, run_id: str | None, form: str) -> Updates:
 
         try:
-            observed = self._observe(run_id)
+            snapshot = self._observe(run_id)
         except EngineError:
             return UNCHANGED
-        reason, is_text = why_not(form, observed.config), form in TEXTS
+        reason, is_text = why_not(form, snapshot.config), form in TEXTS
         outlook = ""
-        if form == GGUF and observed.config is not None:
-            outlook = gguf_outlook(observed.config, self._page.services.home)
-        text = self.text.updates(form, observed) if is_text else {self.text.text: "", self.text.download: HIDDEN}
+        if form == GGUF and snapshot.config is not None:
+            outlook = gguf_outlook(snapshot.config, self._page.services.home)
+        text = self.text.updates(form, snapshot) if is_text else {self.text.text: "", self.text.download: HIDDEN}
         return {
             **self.forms.updates(form, reason, outlook),
             **text,
@@ -199,7 +199,7 @@ class ExportTab:
         }
 
     def look(
-        self, run_id: str | None, form: str, number: int, seen: str, checkpoint: str | None = None,
+        self, run_id: str | None, form: str, number: int, last_stamp: str, checkpoint: str | None = None,
         folder_name: str = "", exports: int = 0,
     ) -> Updates:  # fmt: skip
         """Return the progress of the export, and the chosen one of this run; nothing where all is the same.
@@ -207,16 +207,16 @@ class ExportTab:
         The name of a folder that was just written is taken: another one is proposed.
         """
         try:
-            observed = self._observe(run_id)
+            snapshot = self._observe(run_id)
         except EngineError as error:
-            return {self.seen: _GONE, self.status: error_box(error)} if seen != _GONE else UNCHANGED
-        work = self._page.services.results.exporting.find(observed.run.id)
-        records = read_records(observed.run.folder.path)
+            return {self.last_stamp: _GONE, self.status: error_box(error)} if last_stamp != _GONE else UNCHANGED
+        work = self._page.services.results.exporting.find(snapshot.run.id)
+        records = read_records(snapshot.run.folder.path)
         # A new export is shown, even if another was picked before.
-        made = bool(seen) and len(records) > exports
-        number = 0 if made else min(number, max(0, len(records) - 1))
-        now = stamp(observed.run.id, form, number, len(records), work.stamp if work else "")
-        if now == seen:
+        is_new = bool(last_stamp) and len(records) > exports
+        number = 0 if is_new else min(number, max(0, len(records) - 1))
+        now = stamp(snapshot.run.id, form, number, len(records), work.stamp if work else "")
+        if now == last_stamp:
             return UNCHANGED
         working = work is not None and work.is_under_way
         record = records[number] if records else None
@@ -224,7 +224,7 @@ class ExportTab:
         visible = form not in TEXTS
         shows_result = visible and not working
         updates: Updates = {
-            self.seen: now,
+            self.last_stamp: now,
             self.number: number,
             self.exports: len(records),
             self.start: gr.update(interactive=not working),
@@ -232,7 +232,7 @@ class ExportTab:
             self.result: "",
             self.archive.panel: visible_if(shows_result and folder is not None),
             self.archive.download: HIDDEN,
-            self.use: self._use(observed, record, folder) if shows_result else "",
+            self.use: self._use(snapshot, record, folder) if shows_result else "",
             self.before: view.render_records(records, number) if visible else "",
         }
         if shows_result:
@@ -240,15 +240,15 @@ class ExportTab:
         # Without an export under way, the error of the start stays.
         if visible and work is not None:
             updates[self.status] = work_status(work, _STOPPED)
-        if made and folder is not None and Path(folder_name or "").name == folder.name:
+        if is_new and folder is not None and Path(folder_name or "").name == folder.name:
             updates[self.forms.folder] = self._propose(run_id, checkpoint, form)
         return updates
 
-    def _use(self, observed: ObservedRun, record: ExportRecord | None, folder: Path | None) -> str:
-        terminal = view.render_command_line(observed.run.id)
+    def _use(self, snapshot: RunSnapshot, record: ExportRecord | None, folder: Path | None) -> str:
+        terminal = view.render_command_line(snapshot.run.id)
         if record is None or folder is None or not loads_in_transformers(record.kind):
             return terminal
-        base = observed.config.model.id if observed.config is not None else ""
+        base = snapshot.config.model.id if snapshot.config is not None else ""
         return view.render_script(view.loading_script(folder, base)) + terminal
 
     def _shown_folder(self, run_id: str | None, number: int) -> Path:
@@ -268,25 +268,25 @@ class ExportTab:
         self, run_id: str | None, checkpoint: str | None, form: str, where: str, folder_name: str, repository: str,
         *values: Any, token: SecretStr | None = None,
     ) -> str:  # fmt: skip
-        observed = self._observe(run_id)
-        reason = why_not(form, observed.config)
+        snapshot = self._observe(run_id)
+        reason = why_not(form, snapshot.config)
         if reason:
             raise RunError(reason, "Choose another format.")
         name = checkpoint_of(checkpoint)
         person = self._page.services.person
-        require(person, Action.PUSH if form == HUB else Action.EXPORT, access_of(observed.run))
+        require(person, Action.PUSH if form == HUB else Action.EXPORT, access_of(snapshot.run))
         settings, results = self.forms.settings_of(form, values), self._page.services.results
         if form == HUB:
             push = section_from_mapping(PushConfig, settings)
             self._unload_idle_chat(needs_device=push.verify)
-            work = results.publish(observed.run, name, (repository or "").strip(), push, token)
+            work = results.publish(snapshot.run, name, (repository or "").strip(), push, token)
         else:
-            proposed = self._new_folder(observed, checkpoint, form)
-            folder = results.allowed_folder((folder_name or "").strip() or proposed)
+            proposal = self._new_folder(snapshot, checkpoint, form)
+            folder = results.allowed_folder((folder_name or "").strip() or proposal)
             export = section_from_mapping(ExportConfig, settings)
             self._unload_idle_chat(needs_device=export.verify)
-            work = results.write(observed.run, name, folder, export, chosen_place(where))
-        self._page.services.log("pushed" if form == HUB else "exported", observed.run.id)
+            work = results.write(snapshot.run, name, folder, export, chosen_place(where))
+        self._page.services.log("pushed" if form == HUB else "exported", snapshot.run.id)
         return work_status(work, _STOPPED)
 
     def _unload_idle_chat(self, *, needs_device: bool) -> None:
@@ -300,7 +300,7 @@ class ExportTab:
 
     def _pick(self, event: gr.EventData) -> Updates:
         number = picked_value(event)
-        return {self.number: int(number), self.seen: ""} if number.isdigit() and len(number) < 6 else UNCHANGED
+        return {self.number: int(number), self.last_stamp: ""} if number.isdigit() and len(number) < 6 else UNCHANGED
 
 
 def _folder_of(record: ExportRecord | None) -> Path | None:

@@ -18,7 +18,7 @@ from engine.export.gguf.precisions import predict_sizes
 from engine.export.kinds import KINDS
 from engine.models.source import find_model
 from engine.paths import LoratoryHome
-from ui.backend.run_reader import ObservedRun
+from ui.backend.run_reader import RunSnapshot
 from ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
 from ui.form import component_of_field
 from ui.page import Page
@@ -57,7 +57,7 @@ class ExportForms:
                 label="Folder", info="A new folder. A name alone is put among Loratory's exports.", max_lines=1,
                 elem_id="export-folder",
             )  # fmt: skip
-        with gr.Row(visible=False, elem_id="export-merged") as self.merged:
+        with gr.Row(visible=False, elem_id="export-merged") as self.merged_row:
             dtype = component_of_field(fields["dtype"], min_width=300, elem_id="export-dtype")
             shard = component_of_field(fields["max_shard_gb"], min_width=160, elem_id="export-shard")
         with gr.Row(visible=False, elem_id="export-gguf") as self.gguf:
@@ -83,7 +83,7 @@ class ExportForms:
             "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
             "private": private, "verify": self.verify,
         }  # fmt: skip
-        self.panels = [self.about, self.to_folder, self.merged, self.gguf, self.hub, self.verify, self.sizes]
+        self.panels = [self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.verify, self.sizes]
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
         """Show the settings of a format, and how large files will be; where it is not available, the reason alone."""
@@ -92,7 +92,7 @@ class ExportForms:
         settings = kind.settings if kind is not None else ()
         visible = {
             self.to_folder: kind is not None,
-            self.merged: "dtype" in settings,
+            self.merged_row: "dtype" in settings,
             self.gguf: "gguf_type" in settings,
             self.hub: form == HUB,
             self.verify: kind is not None or form == HUB,
@@ -157,9 +157,11 @@ class ArchivePart:
             return gr.update(value=str(path), label=label, visible=True)
 
         busy = gr.update(value="Making it …", interactive=False)
-        begun = self.make.click(lambda: (busy, HIDDEN), None, [self.make, self.download], **QUICK)
-        made = begun.then(shown_as_message(archive), list(inputs), self.download, trigger_mode="once", **SLOW)
-        made.then(lambda: gr.update(value="Make a .zip", interactive=True), None, self.make, **QUICK)
+        begin_event = self.make.click(lambda: (busy, HIDDEN), None, [self.make, self.download], **QUICK)
+        archive_event = begin_event.then(
+            shown_as_message(archive), list(inputs), self.download, trigger_mode="once", **SLOW
+        )
+        archive_event.then(lambda: gr.update(value="Make a .zip", interactive=True), None, self.make, **QUICK)
 
 
 class TextPart:
@@ -173,24 +175,24 @@ class TextPart:
             )
             self.text = gr.HTML(js_on_load=script("copy"), elem_id="export-text-shown")
 
-    def updates(self, form: str, observed: ObservedRun) -> Updates:
+    def updates(self, form: str, snapshot: RunSnapshot) -> Updates:
         """Return the text of a run with its download; where that fails, the error."""
         try:
-            if observed.config is None:
+            if snapshot.config is None:
                 raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
             name = "config.yaml" if form == YAML else "train.py"
-            text = config_to_yaml(observed.config) if form == YAML else self._script(observed, observed.config, form)
-            path = self._file(name, text, observed.run.id)
+            text = config_to_yaml(snapshot.config) if form == YAML else self._script(snapshot, snapshot.config, form)
+            path = self._file(name, text, snapshot.run.id)
         except EngineError as error:
             return {self.text: error_box(error), self.download: HIDDEN}
         download = gr.update(value=str(path), label=f"Download {name}", visible=True)
         return {self.text: copyable(text, name), self.download: download}
 
-    def _script(self, observed: ObservedRun, config: RunConfig, form: str) -> str:
+    def _script(self, snapshot: RunSnapshot, config: RunConfig, form: str) -> str:
         # It imports the readers of all data formats, which would double our own part of the start.
         from engine.export.script.write import gather_script_facts, write_script, write_short_script
 
-        facts = gather_script_facts(config, self._page.services.home, observed.run.folder)
+        facts = gather_script_facts(config, self._page.services.home, snapshot.run.folder)
         return write_short_script(facts) if form == SHORT else write_script(facts)
 
     def _file(self, name: str, text: str, run_id: str) -> Path:

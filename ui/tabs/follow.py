@@ -22,7 +22,7 @@ from engine.runs.admission import resume_run
 from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
-from ui.backend.run_reader import ObservedRun, can_chat, log_tail
+from ui.backend.run_reader import RunSnapshot, can_chat, log_tail
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -55,7 +55,7 @@ class Question(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str = Field(max_length=100)
-    seen: str = Field(max_length=1000)  # stamp of what the page showed when it began to poll
+    last_stamp: str = Field(max_length=1000)  # stamp of what the page showed when it began to poll
     smoothing: float = Field(ge=0, le=1)
     log_axis: bool
     log_open: bool
@@ -72,13 +72,13 @@ class FollowPart:
         self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading")
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
         with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
-            hidden: dict[str, Any] = {"visible": False, "scale": 0}
-            self.stop = gr.Button("Stop and save", elem_id=f"{prefix}stop", min_width=150, **hidden)
-            self.cancel = gr.Button("Cancel …", elem_id=f"{prefix}cancel", min_width=120, **hidden)
-            self.resume = gr.Button("Resume", elem_id=f"{prefix}resume", min_width=150, **hidden)
-            self.anyway = gr.Button("Start anyway", elem_id=f"{prefix}start-anyway", min_width=150, **hidden)
+            at_first: dict[str, Any] = {"visible": False, "scale": 0}
+            self.stop = gr.Button("Stop and save", elem_id=f"{prefix}stop", min_width=150, **at_first)
+            self.cancel = gr.Button("Cancel …", elem_id=f"{prefix}cancel", min_width=120, **at_first)
+            self.resume = gr.Button("Resume", elem_id=f"{prefix}resume", min_width=150, **at_first)
+            self.anyway = gr.Button("Start anyway", elem_id=f"{prefix}start-anyway", min_width=150, **at_first)
             self.chat = gr.Button(
-                "Open in Chat", variant="primary", elem_id=f"{prefix}open-chat", min_width=160, **hidden
+                "Open in Chat", variant="primary", elem_id=f"{prefix}open-chat", min_width=160, **at_first
             )
         with gr.Row(visible=False) as self.next_job:
             self.flavor = gr.Textbox(
@@ -122,10 +122,10 @@ class FollowPart:
                 self.log = live_html(elem_id=f"{prefix}run-log", follows_end=True)
         self._log_open = gr.State(False)
         # In the browser, next to what is shown: buttons act on the run that a person sees, even if another was chosen since.
-        self.shown = gr.Textbox("", visible=False)
+        self.run_shown = gr.Textbox("", visible=False)
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # What a step changes, then all that a look changes.
-        self._polled = [
+        self._poll_parts = [
             self.heading,
             self.loss,
             self.preferences,
@@ -136,14 +136,14 @@ class FollowPart:
             self.timeline,
             self.log,
         ]
-        self._texts = [self.trouble, *self._polled]
+        self._texts = [self.trouble, *self._poll_parts]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [
-            *self._texts, self.live, self.shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
+            *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
             self.small_fold, *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
         # What `look` needs besides the run.
-        self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.shown]
+        self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.run_shown]
 
     def lay_out_side(self) -> None:
         """Lay out what the side panel shows instead of the draft while a run is followed."""
@@ -154,8 +154,8 @@ class FollowPart:
     def wire(self) -> list[Dependency]:
         """Connect the events; after those that are returned, the actions on the shown run have changed."""
         page = self._page
-        looking = [self.shown, *self.look_inputs]
-        refreshed = self.live.submit(self.refresh, looking, self.outputs, trigger_mode="always_last", **QUICK)
+        looking = [self.run_shown, *self.look_inputs]
+        refresh_event = self.live.submit(self.refresh, looking, self.outputs, trigger_mode="always_last", **QUICK)
         gr.on(
             [self.smoothing.change, self.log_axis.change], self.redraw_loss, looking[:-1], [self.loss, self.live],
             trigger_mode="always_last", **QUICK,
@@ -163,18 +163,18 @@ class FollowPart:
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
             self._look_again_after(event(lambda is_open=is_open: is_open, None, self._log_open, **QUICK))
         if self.choice is not None:
-            picked = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
-            self._look_again_after(picked, page.chosen_run)
-        page.open_in_chat(self.chat.click, self.shown)
-        self.confirm.wire(self.cancel.click, self.ask_cancel, self.shown)
+            pick_event = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
+            self._look_again_after(pick_event, page.chosen_run)
+        page.open_in_chat(self.chat.click, self.run_shown)
+        self.confirm.wire(self.cancel.click, self.ask_cancel, self.run_shown)
         return [
-            refreshed,
+            refresh_event,
             self._request_by(self.anyway.click, request_start_anyway, "run started"),
             self._request_by(self.stop.click, request_stop, "run stopped"),
             self._look_again_after(
                 self.resume.click(
                     shown_as_message(self.resume_shown),
-                    [self.shown, self.flavor, self.limit, self.place],
+                    [self.run_shown, self.flavor, self.limit, self.place],
                     None,
                     trigger_mode="once",
                     **QUICK,
@@ -185,7 +185,7 @@ class FollowPart:
 
     def _look_again_after(self, event: Dependency, run: Component | None = None) -> Dependency:
         """After an event that changed something about a run, look at it: the shown one unless another is named."""
-        return event.then(self.look, [run or self.shown, *self.look_inputs], self.outputs, **QUICK)
+        return event.then(self.look, [run or self.run_shown, *self.look_inputs], self.outputs, **QUICK)
 
     def _request_by(
         self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
@@ -195,7 +195,7 @@ class FollowPart:
             request(run)
             self._page.services.log(kind, run.id)
 
-        return self._look_again_after(event(shown_as_message(ask), self.shown, None, trigger_mode="once", **QUICK))
+        return self._look_again_after(event(shown_as_message(ask), self.run_shown, None, trigger_mode="once", **QUICK))
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
         """Resume a run in the place that was chosen; one of Hugging Face Jobs on the hardware and for the time that were typed."""
@@ -224,141 +224,141 @@ class FollowPart:
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
         chosen = self._page.chosen_run
-        listed = event.then(self._list, [chosen, view], self.choice, **QUICK)
+        list_event = event.then(self._list, [chosen, view], self.choice, **QUICK)
 
         def look_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
             return self.look(run_id, *how) if view == "Follow" else UNCHANGED
 
-        return listed.then(look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
+        return list_event.then(look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
 
-    def answer(self, question: str, seen: str) -> str | None:
-        """Return what is new since `seen`, as `ui.polls.poll` sends it; None where nothing is new.
+    def answer(self, question: str, last_stamp: str) -> str | None:
+        """Return what is new since `last_stamp`, as `ui.polls.poll` sends it; None where nothing is new.
 
         Where other buttons are due, the page asks for all of it by an event, `refresh`: only that can change them.
         """
         try:
-            asked = Question.model_validate_json(question)
+            query = Question.model_validate_json(question)
         except ValidationError:
             return None
-        if not asked.run:
+        if not query.run:
             return None
-        seen = seen or asked.seen
+        last_stamp = last_stamp or query.last_stamp
         try:
-            observed = self._page.reader.observe(asked.run)
+            snapshot = self._page.reader.observe(query.run)
         except EngineError:
-            return poll_answer("gone", {}, submit=True) if seen != "gone" else None
-        new = _stamp_of(observed, asked.log_open)
-        if new == seen:
+            return poll_answer("gone", {}, submit=True) if last_stamp != "gone" else None
+        new = _stamp_of(snapshot, query.log_open)
+        if new == last_stamp:
             return None
-        if not seen.endswith(_actions_stamp(observed)):
+        if not last_stamp.endswith(_actions_stamp(snapshot)):
             return poll_answer(new, {}, submit=True)
-        view = _view_of(asked.smoothing, asked.log_axis)
-        return self._answers.get((new, view), lambda: poll_answer(new, self._places(observed, view, asked.log_open)))
+        view = _view_of(query.smoothing, query.log_axis)
+        return self._answers.get((new, view), lambda: poll_answer(new, self._places(snapshot, view, query.log_open)))
 
-    def _places(self, observed: ObservedRun, view: ChartView, log_open: bool) -> dict[str, str]:
-        updates = self._draw(observed, view, log_open)
-        return {part.elem_id: text for part in self._polled if isinstance(text := updates.get(part), str)}
+    def _places(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> dict[str, str]:
+        updates = self._draw(snapshot, view, log_open)
+        return {part.elem_id: text for part in self._poll_parts if isinstance(text := updates.get(part), str)}
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Look at a run after a poll found that more than its curves has changed; list the runs again."""
-        listed = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
-        return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **listed}
+        choice_update = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
+        return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Return everything about a run; an open question stays open only where `run_shown` is the same run."""
-        known = run_id if self._page.reader.exists(run_id) else ""
-        return self._look(known, smoothing, log_axis, log_open, run_shown)
+        known_id = run_id if self._page.reader.exists(run_id) else ""
+        return self._look(known_id, smoothing, log_axis, log_open, run_shown)
 
     def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         if not run_id:
             return self._without_run(run_view.NO_RUN)
         try:
-            observed = self._page.reader.observe(run_id)
+            snapshot = self._page.reader.observe(run_id)
         except EngineError as error:
             return self._without_run(error_box(error))
-        updates = self._draw(observed, _view_of(smoothing, log_axis), log_open)
+        updates = self._draw(snapshot, _view_of(smoothing, log_axis), log_open)
         if run_id != run_shown or not updates[self.cancel]["visible"]:
             updates[self.confirm.panel] = HIDDEN
         if run_id != run_shown:  # else a person may have chosen another one by now
-            updates[self.place]["value"] = self._place_of(observed.run, observed.config) or "local"
-            config = observed.config  # not its charts, which come with the first steps
+            updates[self.place]["value"] = self._place_of(snapshot.run, snapshot.config) or "local"
+            config = snapshot.config  # not its charts, which come with the first steps
             compares = config is not None and objective_of(config).learns_preferences
             updates[self.small_fold] = gr.update(open=not compares)
         return updates
 
     def _without_run(self, heading: str) -> Updates:
-        hidden = [self.body, *self._buttons, self.next_job, self.place, self.confirm.panel]
-        texts = dict.fromkeys([*self._texts, self.live, self.shown], "")
-        return {**dict.fromkeys(hidden, HIDDEN), **texts, self.heading: heading}
+        parts = [self.body, *self._buttons, self.next_job, self.place, self.confirm.panel]
+        texts = dict.fromkeys([*self._texts, self.live, self.run_shown], "")
+        return {**dict.fromkeys(parts, HIDDEN), **texts, self.heading: heading}
 
     def redraw_loss(self, run_id: str, smoothing: float | None, log_axis: bool, log_open: bool) -> Updates:
         """Redraw the loss curve alone, after its controls were moved; the poll draws it the same way."""
         view = _view_of(smoothing, log_axis)
         try:
-            observed = self._page.reader.observe(run_id)
+            snapshot = self._page.reader.observe(run_id)
         except EngineError:
             return UNCHANGED
-        return {self.loss: self._loss(observed, view), self.live: _question(observed, view, log_open)}
+        return {self.loss: self._loss(snapshot, view), self.live: _question(snapshot, view, log_open)}
 
     def _list(self, run_id: str, view: str) -> Any:
         if view != "Follow":
             return UNCHANGED
         choices = run_view.run_choices(self._page.reader.summaries()[:_LISTED])
-        known = any(value == run_id for _, value in choices)
-        return gr.update(choices=choices, value=run_id if known else None, visible=bool(choices))
+        is_known = any(value == run_id for _, value in choices)
+        return gr.update(choices=choices, value=run_id if is_known else None, visible=bool(choices))
 
-    def _draw(self, observed: ObservedRun, view: ChartView, log_open: bool) -> Updates:
-        state, resumable = observed.state.state, observed.state.resumable_step
-        asked = observed.stop_requested or observed.cancel_requested
-        resumes = state in ("stopped", "failed", "interrupted") and not observed.resume_requested
+    def _draw(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> Updates:
+        state, resumable = snapshot.state.state, snapshot.state.resumable_step
+        is_ending = snapshot.stop_requested or snapshot.cancel_requested
+        resumes = state in ("stopped", "failed", "interrupted") and not snapshot.resume_requested
         updates = {
-            self.live: _question(observed, view, log_open),
-            self.shown: observed.run.id,
+            self.live: _question(snapshot, view, log_open),
+            self.run_shown: snapshot.run.id,
             self.body: gr.update(visible=True),
-            self.heading: run_view.render_heading(observed),
-            self.trouble: run_view.render_trouble(observed),
-            self.loss: self._loss(observed, view),
-            self.preferences: self._preferences(observed),
-            self.small: self._small(observed),
-            self.made_of: run_view.render_made_of(observed) if self.choice is not None else "",
-            self.memory: run_view.render_memory(observed),
-            self.warnings: run_view.render_warnings(observed)
-            + run_view.render_left_out(observed.run.folder.read_dataset_report()),
-            self.timeline: run_view.render_timeline(observed),
+            self.heading: run_view.render_heading(snapshot),
+            self.trouble: run_view.render_trouble(snapshot),
+            self.loss: self._loss(snapshot, view),
+            self.preferences: self._preferences(snapshot),
+            self.small: self._small(snapshot),
+            self.made_of: run_view.render_made_of(snapshot) if self.choice is not None else "",
+            self.memory: run_view.render_memory(snapshot),
+            self.warnings: run_view.render_warnings(snapshot)
+            + run_view.render_left_out(snapshot.run.folder.read_dataset_report()),
+            self.timeline: run_view.render_timeline(snapshot),
             self.stop: gr.update(
-                visible=state in ("queued", "submitted", "starting", "running") and not asked,
+                visible=state in ("queued", "submitted", "starting", "running") and not is_ending,
                 value="Remove from queue" if state == "queued" else "Stop and save",
             ),
-            self.cancel: visible_if(state in LIVE_STATES and not observed.cancel_requested),
+            self.cancel: visible_if(state in LIVE_STATES and not snapshot.cancel_requested),
             self.resume: gr.update(
                 visible=resumes,
                 value=f"Resume from step {resumable:,}" if resumable else "Restart",
             ),
-            self.next_job: visible_if(resumes and _has_job(observed.run)),
-            self.place: visible_if(resumes and self._place_of(observed.run, observed.config) is not None),
-            self.anyway: visible_if(observed.waits_for_memory and not asked),
-            self.chat: visible_if(can_chat(observed.run)),
+            self.next_job: visible_if(resumes and _has_job(snapshot.run)),
+            self.place: visible_if(resumes and self._place_of(snapshot.run, snapshot.config) is not None),
+            self.anyway: visible_if(snapshot.waits_for_memory and not is_ending),
+            self.chat: visible_if(can_chat(snapshot.run)),
         }
         if log_open:
-            updates[self.log] = run_view.render_log(log_tail(observed.run.folder.log))
+            updates[self.log] = run_view.render_log(log_tail(snapshot.run.folder.log))
         return updates
 
-    def _loss(self, observed: ObservedRun, view: ChartView) -> str:
-        history = observed.history
-        key = (observed.run.id, history.next_offset, view)
-        return self._figures.get(key, lambda: loss_figure(history, view, observed.run.id))
+    def _loss(self, snapshot: RunSnapshot, view: ChartView) -> str:
+        history = snapshot.history
+        key = (snapshot.run.id, history.next_offset, view)
+        return self._figures.get(key, lambda: loss_figure(history, view, snapshot.run.id))
 
-    def _preferences(self, observed: ObservedRun) -> str:
-        history, config = observed.history, observed.config
+    def _preferences(self, snapshot: RunSnapshot) -> str:
+        history, config = snapshot.history, snapshot.config
         if config is None:
             return ""
-        key = (observed.run.id, history.next_offset, "preferences")
-        return self._figures.get(key, lambda: preference_figure(history, config.training, observed.run.id))
+        key = (snapshot.run.id, history.next_offset, "preferences")
+        return self._figures.get(key, lambda: preference_figure(history, config.training, snapshot.run.id))
 
-    def _small(self, observed: ObservedRun) -> str:
-        history, predicted = observed.history, observed.provenance.predicted_memory.of_step
-        key = (observed.run.id, history.next_offset, "small")
-        return self._figures.get(key, lambda: small_figures(history, predicted, observed.run.id))
+    def _small(self, snapshot: RunSnapshot) -> str:
+        history, predicted_bytes = snapshot.history, snapshot.provenance.predicted_memory.of_step
+        key = (snapshot.run.id, history.next_offset, "small")
+        return self._figures.get(key, lambda: small_figures(history, predicted_bytes, snapshot.run.id))
 
 
 def _has_job(run: Run) -> bool:
@@ -371,23 +371,25 @@ def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:
     return ChartView(min(max(smoothing or 0.0, 0.0), _MOST_SMOOTHING), log_axis)
 
 
-def _question(observed: ObservedRun, view: ChartView, log_open: bool) -> str:
+def _question(snapshot: RunSnapshot, view: ChartView, log_open: bool) -> str:
     """Return what the page polls; empty for a run that has ended."""
-    if not observed.is_live:
+    if not snapshot.is_live:
         return ""
-    seen, smoothing = _stamp_of(observed, log_open), view.smoothing
-    asked = Question(run=observed.run.id, seen=seen, smoothing=smoothing, log_axis=view.log_axis, log_open=log_open)
-    return asked.model_dump_json()
+    last_stamp, smoothing = _stamp_of(snapshot, log_open), view.smoothing
+    query = Question(
+        run=snapshot.run.id, last_stamp=last_stamp, smoothing=smoothing, log_axis=view.log_axis, log_open=log_open
+    )
+    return query.model_dump_json()
 
 
-def _stamp_of(observed: ObservedRun, log_open: bool) -> str:
-    return stamp(observed.stamp, observed.log_bytes if log_open else "-", "") + _actions_stamp(observed)
+def _stamp_of(snapshot: RunSnapshot, log_open: bool) -> str:
+    return stamp(snapshot.stamp, snapshot.log_bytes if log_open else "-", "") + _actions_stamp(snapshot)
 
 
-def _actions_stamp(observed: ObservedRun) -> str:
+def _actions_stamp(snapshot: RunSnapshot) -> str:
     """Return the end of a stamp: all that the buttons and the box of an error depend on."""
-    state = observed.state
-    requested = (observed.stop_requested, observed.cancel_requested, observed.resume_requested)
-    possible = (observed.waits_for_memory, can_chat(observed.run), state.resumable_step)
-    failed = observed.history.failed is not None
-    return stamp(observed.run.id, state.state, state.changed, *requested, *possible, failed)
+    state = snapshot.state
+    requests = (snapshot.stop_requested, snapshot.cancel_requested, snapshot.resume_requested)
+    possible = (snapshot.waits_for_memory, can_chat(snapshot.run), state.resumable_step)
+    has_failed = snapshot.history.failed is not None
+    return stamp(snapshot.run.id, state.state, state.changed, *requests, *possible, has_failed)

@@ -55,10 +55,10 @@ class JobsLogin:
 
     def wire(self) -> None:
         """Connect the events."""
-        used = gr.on(
+        use_event = gr.on(
             [self.use.click, self.token.submit], self._use, self.token, self.status, trigger_mode="once", **SLOW
         )
-        self._page.refresh_after(used.then(lambda: "", None, self.token, **QUICK))
+        self._page.refresh_after(use_event.then(lambda: "", None, self.token, **QUICK))
         clear_error_after(self.status, [self.token])
         self._page.refresh_after(self.forget.click(self._forget, None, self.status, **QUICK))
 
@@ -87,12 +87,12 @@ class JobsPart:
         self._login: JobsLogin | None = None
         self._is_offered = services.person is None or services.logins is not None
         self.cluster: cluster.ClusterPart | None = None
-        offered = ["local"]
-        offered += [cluster.WHERE] if cluster.is_offered(services) else []
-        offered += [_WHERE] if self._is_offered else []
-        if len(offered) == 1:
+        places = ["local"]
+        places += [cluster.WHERE] if cluster.is_offered(services) else []
+        places += [_WHERE] if self._is_offered else []
+        if len(places) == 1:
             return
-        choices = [(PLACES[name], name) for name in offered]
+        choices = [(PLACES[name], name) for name in places]
         page.form.setting("run.where", choices=choices, elem_id="where")
         if cluster.is_offered(services):
             self.cluster = cluster.ClusterPart(page)
@@ -122,8 +122,8 @@ class JobsPart:
             self.cluster.wire()
         if not self._is_offered:
             return
-        asked = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
-        self._page.refresh_after(asked)
+        ask_event = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
+        self._page.refresh_after(ask_event)
         if self._login is not None:
             self._login.wire()
 
@@ -136,7 +136,7 @@ class JobsPart:
         return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
 
     def _offer(self, draft: Draft) -> str:
-        config, services = draft.config or draft.assumed, self._page.services
+        config, services = draft.config or draft.memory_config, self._page.services
         if config is None or config.run.where != _WHERE:
             return ""
         try:
@@ -166,11 +166,11 @@ def render_offer(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str
         figures.append(("?", "time limit, known once the rows are counted"))
     else:
         figures += [(f"{limit_hours:g} h", "time limit"), (dollars(flavor.price_per_hour_usd * limit_hours), "at most")]
-    needed = (
+    needs = (
         f"The run needs at most {gib(draft.estimate.needed_bytes)} GiB (90%). " if draft.estimate is not None else ""
     )
     return facts(figures) + small(
-        f"{needed}Hugging Face bills your account by the minute. The data, the settings and what is trained travel through a "
+        f"{needs}Hugging Face bills your account by the minute. The data, the settings and what is trained travel through a "
         "private bucket there, which is emptied when the run has ended."
     )
 

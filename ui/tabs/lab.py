@@ -71,8 +71,8 @@ class LabTab:
     def _lay_out_people(self) -> None:
         who_gets_in = self._admin.who_gets_in
         has_passwords = not who_gets_in
-        done = "change the role, reset the password, or" if has_passwords else "change the role, or"
-        lead = f"Pick a person to {done} disable or remove the account. {escape(who_gets_in)}".strip()
+        actions = "change the role, reset the password, or" if has_passwords else "change the role, or"
+        lead = f"Pick a person to {actions} disable or remove the account. {escape(who_gets_in)}".strip()
         gr.HTML(f'<h2>People</h2><p class="lead">{lead}</p>')
         self.people = pick_list(elem_id="lab-people")
         self.name = gr.Textbox("", visible=False)  # of the person who is picked
@@ -130,11 +130,13 @@ class LabTab:
         self._page.rest_elsewhere(self._tab, self.timer)
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
         filters = [self.words, self.kind]
-        listed = [self.people, *self._runs.outputs, self.shared]
-        opened = self._tab.select(shown_as_message(self._show), self.name, [*listed, self.result, *settings], **QUICK)
-        opened.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
-        self._usage.wire(opened)
-        self._models.wire(opened, self._log_after)
+        list_outputs = [self.people, *self._runs.outputs, self.shared]
+        open_event = self._tab.select(
+            shown_as_message(self._show), self.name, [*list_outputs, self.result, *settings], **QUICK
+        )
+        open_event.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
+        self._usage.wire(open_event)
+        self._models.wire(open_event, self._log_after)
         self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
         self.timer.tick(shown_as_message(self._runs.show), None, self._runs.outputs, trigger_mode="once", **QUICK)
         self._runs.wire(self._log_after)
@@ -143,17 +145,17 @@ class LabTab:
         panel = [
             self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people, self.removal.panel,
         ]  # fmt: skip
-        changed = [*panel, self.pending, self.confirmation, self.password, self.result]
+        action_outputs = [*panel, self.pending, self.confirmation, self.password, self.result]
         self.people.click(shown_as_message(self._pick), None, [*panel, self.result], **QUICK)
         for button, action in (
             (self.invite, "invite"), (self.save_role, "role"), (self.reset, "reset"), (self.disable, "disable"),
             (self.enable, "enable"), (self.removal.really, "remove"),
         ):  # fmt: skip
             role = self.invited_role if action == "invite" else self.role
-            self._log_after(button.click(self._asks_for(action), [self.name, role], changed, **SLOW))
-        given = [self.password, self.pending, self.name]
+            self._log_after(button.click(self._asks_for(action), [self.name, role], action_outputs, **SLOW))
+        action_inputs = [self.password, self.pending, self.name]
         for event in (self.confirm.click, self.password.submit):
-            self._log_after(event(shown_as_message(self._confirm), given, changed, **SLOW))
+            self._log_after(event(shown_as_message(self._confirm), action_inputs, action_outputs, **SLOW))
 
         maintenance = [self.maintenance, self.maintenance_text]
         actions: tuple[tuple[Any, Callable[..., Any], Any, Any], ...] = (
@@ -205,13 +207,13 @@ class LabTab:
     def _panel(self, name: str) -> Updates:
         people, invitations = self._admin.people()
         chosen = next((person for person in people if person.name == name), None)
-        listed = views.render_people(people, invitations, name)
+        people_html = views.render_people(people, invitations, name)
         if chosen is None:
-            return {self.name: "", self.person: HIDDEN, self.people: listed, self.removal.panel: HIDDEN}
+            return {self.name: "", self.person: HIDDEN, self.people: people_html, self.removal.panel: HIDDEN}
         return {
             self.name: chosen.name, self.person: visible_if(True), self.heading: f"<h3>{chosen.name}</h3>",
             self.role: chosen.role, self.disable: visible_if(chosen.disabled is None),
-            self.enable: visible_if(chosen.disabled is not None), self.people: listed,
+            self.enable: visible_if(chosen.disabled is not None), self.people: people_html,
             self.removal.panel: HIDDEN,
         }  # fmt: skip
 

@@ -40,11 +40,11 @@ class LabQueuePart:
         live_html(first[_DISK], elem_id=_DISK)
         poll(self.news, _SECONDS, question="queue", elem_id="queue-live")
 
-    def news(self, _question: str, seen: str) -> str | None:
+    def news(self, _question: str, last_stamp: str) -> str | None:
         """Answer a poll: the queue as this person may see it now."""
         places = self._render()
         stamp = f"{zlib.crc32(repr(places).encode()):x}"
-        return None if stamp == seen else poll_answer(stamp, places)
+        return None if stamp == last_stamp else poll_answer(stamp, places)
 
     def _render(self) -> dict[str, str]:
         try:

@@ -38,11 +38,11 @@ class LabRunsPart:
         """Connect the events; `log_after` shows the audit log after one that is logged."""
         page = self._page
         panel = [self.panel, self.question, self.run_key, self.why]
-        changed = [*self.outputs, *panel, page.other_run, page.tabs]
-        log_after(self.active.click(shown_as_message(self._act), None, changed, **QUICK))
-        given = [self.run_key, self.why]
+        action_outputs = [*self.outputs, *panel, page.other_run, page.tabs]
+        log_after(self.active.click(shown_as_message(self._act), None, action_outputs, **QUICK))
+        action_inputs = [self.run_key, self.why]
         for event in (self.confirm.click, self.why.submit):
-            log_after(event(shown_as_message(self._make_urgent), given, [*self.outputs, *panel], **QUICK))
+            log_after(event(shown_as_message(self._make_urgent), action_inputs, [*self.outputs, *panel], **QUICK))
         self.cancel.click(lambda: HIDDEN, None, self.panel, **QUICK)
 
     def show(self) -> Updates:

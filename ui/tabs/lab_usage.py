@@ -38,15 +38,15 @@ class LabUsagePart:
         self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
         self._csv_text = gr.Textbox(visible=False)
 
-    def wire(self, opened: Any) -> None:
-        """Connect the events; the usage is shown after `opened`."""
+    def wire(self, open_event: Any) -> None:
+        """Connect the events; the usage is shown after `open_event`."""
         outputs = [self.usage, self.chart]
-        opened.then(shown_as_message(self._show), self.kind, outputs, **SLOW)
+        open_event.then(shown_as_message(self._show), self.kind, outputs, **SLOW)
         self.kind.input(shown_as_message(self._show), self.kind, outputs, **SLOW)
-        made = self.csv.click(
+        csv_event = self.csv.click(
             shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
         )
-        made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
+        csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
 
     def _show(self, kind: Any) -> Updates:
         usage = self._admin.usage()
@@ -67,14 +67,14 @@ class LabModelsPart:
                 self.remove = gr.Button("Remove", variant="stop", scale=0, min_width=150, elem_id="lab-models-yes")
                 self.keep = gr.Button("Keep", scale=0, min_width=150, elem_id="lab-models-no")
 
-    def wire(self, opened: Any, log_after: Callable[[Any], None]) -> None:
-        """Connect the events; the cache is listed after `opened`."""
-        opened.then(shown_in_place(self._list), None, self.models, **SLOW)
-        asked = [self.chosen, self.panel, self.question]
-        self.models.click(shown_as_message(self._ask), None, asked, **SLOW)
-        removed = self.remove.click(shown_as_message(self._remove), self.chosen, [self.panel, self.chosen], **SLOW)
-        listed = removed.then(shown_in_place(self._list), None, self.models, **SLOW)
-        log_after(listed)
+    def wire(self, open_event: Any, log_after: Callable[[Any], None]) -> None:
+        """Connect the events; the cache is listed after `open_event`."""
+        open_event.then(shown_in_place(self._list), None, self.models, **SLOW)
+        ask_outputs = [self.chosen, self.panel, self.question]
+        self.models.click(shown_as_message(self._ask), None, ask_outputs, **SLOW)
+        remove_event = self.remove.click(shown_as_message(self._remove), self.chosen, [self.panel, self.chosen], **SLOW)
+        list_event = remove_event.then(shown_in_place(self._list), None, self.models, **SLOW)
+        log_after(list_event)
         self.keep.click(lambda: HIDDEN, None, self.panel, **QUICK)
 
     def _list(self) -> str:
@@ -91,6 +91,6 @@ class LabModelsPart:
         }  # fmt: skip
 
     def _remove(self, ids: Any, request: gr.Request) -> Updates:
-        freed = self._admin.remove_models(Caller.of(request), [str(one) for one in ids or ()])
-        gr.Info(f"{size(freed)} freed.", duration=4)
+        freed_bytes = self._admin.remove_models(Caller.of(request), [str(one) for one in ids or ()])
+        gr.Info(f"{size(freed_bytes)} freed.", duration=4)
         return {self.panel: HIDDEN, self.chosen: []}

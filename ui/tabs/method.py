@@ -77,7 +77,7 @@ class MethodTab:
         form.register("adapter.method", Radio(list(METHODS), value=DEFAULT_METHOD.name, visible=False))
         form.register("adapter.warm_start", gr.State(None))
         self.begins = pick_list(elem_id="begins-with")
-        self.linked = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False, render=False)
+        self.link_alpha = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False, render=False)
         for methods, fields in _field_groups(advanced=False).items():
             self._lay_out(methods, fields)
         form.setting("model.quantization", elem_id="quantization")
@@ -95,7 +95,7 @@ class MethodTab:
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
         page.on_draft(self.begins, lambda draft: render_begins_with(page.begins_with(draft)))
-        page.on_fill(self.linked, is_linked)
+        page.on_fill(self.link_alpha, is_linked)
         page.on_draft_later(self.table, render_method_table)
 
     def _lay_out(self, methods: Sequence[str], fields: Sequence[str]) -> None:
@@ -112,7 +112,7 @@ class MethodTab:
                 elif name == "lora_alpha":
                     with gr.Column(min_width=160):
                         self._page.form.setting(f"adapter.{name}", **_PRESENTATION[name])
-                        self.linked.render()
+                        self.link_alpha.render()
                 else:
                     self._page.form.setting(f"adapter.{name}", min_width=160, **_PRESENTATION.get(name, {}))
         self._page.on_draft(row, lambda draft: visible_if(_method(draft) in methods))
@@ -128,15 +128,20 @@ class MethodTab:
         page.refresh_after(self.begins.click(lambda: None, None, start, **QUICK))
         # In the browser: the figures that depend on both wait for one round trip only.
         linking = {"js": "(r, linked, alpha) => linked && r ? 2 * r : alpha", **QUICK}
-        linking |= {"fn": None, "inputs": [rank, self.linked, alpha], "outputs": alpha}
-        page.refresh_after(gr.on([rank.input, self.linked.input], **linking))
+        linking |= {"fn": None, "inputs": [rank, self.link_alpha, alpha], "outputs": alpha}
+        page.refresh_after(gr.on([rank.input, self.link_alpha.input], **linking))
         # A rank beyond the end of its slider is moved there just after its box was left.
         page.refresh_after(rank.release(nothing, None, None, **QUICK).then(**linking))
         gr.on(
-            [alpha.input, alpha.release], None, [rank, alpha], self.linked, js="(r, alpha) => alpha === 2 * r", **QUICK
+            [alpha.input, alpha.release],
+            None,
+            [rank, alpha],
+            self.link_alpha,
+            js="(r, alpha) => alpha === 2 * r",
+            **QUICK,
         )
-        applied = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
-        page.change_undoably_after(applied, self._change)
+        use_event = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
+        page.change_undoably_after(use_event, self._change)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         return change_of_row(self._page.draft(values), picked_value(event))
@@ -206,7 +211,7 @@ def render_begins_with(words: str) -> str:
 
 def render_trainable(draft: Draft) -> str:
     """Return the number of trainable parameters, as PEFT counts them."""
-    estimate = draft.estimate or draft.judged.estimate
+    estimate = draft.estimate or draft.device_memory.estimate
     if estimate is None:
         return f'<div class="sentence">Trainable parameters: <span class="lead">{_next_step(draft)}</span></div>'
     parameters = estimate.parameters
@@ -219,7 +224,7 @@ def render_trainable(draft: Draft) -> str:
 
 
 def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
-    device, config = draft.judged.device, draft.config or draft.assumed
+    device, config = draft.device_memory.device, draft.config or draft.memory_config
     if draft.shape is None or device is None or config is None:
         return ()
     return compare_methods(draft.shape, config, device, draft.rows)
@@ -228,7 +233,7 @@ def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
 def render_method_table(draft: Draft) -> str:
     """Return what each method needs for this model; a row can be picked."""
     head = "<h2>Memory by method</h2>"
-    needs, config, device = _needs(draft), draft.config or draft.assumed, draft.judged.device
+    needs, config, device = _needs(draft), draft.config or draft.memory_config, draft.device_memory.device
     if not needs or device is None or config is None:
         return f'{head}<div class="empty">{_next_step(draft)} Every method is then compared for your device.</div>'
     training = config.training
@@ -255,8 +260,8 @@ def _need(need: MethodNeed) -> Row:
 
 def _render_shares_of(draft: Draft) -> str:
     """Return what each GPU of this machine needs where all train together; nothing where there is one, or none is meant."""
-    device, config = draft.judged.device, draft.assumed
-    if len(draft.gpus) < 2 or draft.judged_elsewhere is not None or draft.shape is None:
+    device, config = draft.device_memory.device, draft.memory_config
+    if len(draft.gpus) < 2 or draft.memory_elsewhere is not None or draft.shape is None:
         return ""
     if device is None or config is None or config.run.is_elsewhere:
         return ""

@@ -69,61 +69,67 @@ class ModelTab:
         self.tokenizer = TokenizerStatus(page, "model")
         with gr.Accordion("Advanced", open=False, elem_id="model-advanced"):
             form.setting("model.revision", elem_id="model-revision")
-        self._restored = gr.Textbox("", visible=False)  # the model of the browser's draft
+        self._restored_model = gr.Textbox("", visible=False)  # the model of the browser's draft
         page.on_fill(self.own, _typed_in)
         self._change = gr.State({})
-        self._wanted = gr.State("")
-        self._described = gr.State("")  # the model and revision whose details are shown, or are looked up
+        self._name_to_find = gr.State("")
+        self._described_name = gr.State("")  # the model and revision whose details are shown, or are looked up
         self._sought = gr.State(None)  # the model that is to be looked up
-        self._found = gr.State(("", ""))  # name and details of the model that was looked up
+        self._lookup = gr.State(("", ""))  # name and details of the model that was looked up
 
     def wire(self) -> None:
         """Connect the events."""
         page, model_id, revision = self._page, self._page.form["model.id"], self._page.form["model.revision"]
-        listed = [self.search, model_id, page.judge_for, page.data_lengths]
+        filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths]
         gr.on(
-            [changed_by_hand(self.search), self.search.submit], self._filter, listed, self.catalog,
+            [changed_by_hand(self.search), self.search.submit], self._filter, filter_inputs, self.catalog,
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
-        judged: list[Any] = [page.judge_for.change, page.data_lengths.change]
-        for triggers, handler in (([self._fits_poll.submit], self._fill_fits), (judged, self._judge)):
-            gr.on(triggers, handler, listed, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK)
+        judge_events: list[Any] = [page.judge_for.change, page.data_lengths.change]
+        for triggers, handler in (([self._fits_poll.submit], self._fill_fits), (judge_events, self._judge)):
+            gr.on(
+                triggers, handler, filter_inputs, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK
+            )
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
-            self._look_up_after(trigger(picked_value, None, self._wanted, **QUICK))
+            self._look_up_after(trigger(picked_value, None, self._name_to_find, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # what was typed there is no longer the model
-        named = self._look_up_after(self.own.submit(lambda text: text.strip(), self.own, self._wanted, **QUICK))
-        named.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
+        name_event = self._look_up_after(
+            self.own.submit(lambda text: text.strip(), self.own, self._name_to_find, **QUICK)
+        )
+        name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
         if self.own_models is not None:
-            arrived = self.own_models.wire()
-            self._look_up_after(arrived.then(lambda wanted: wanted, self.own_models.wanted, self._wanted, **QUICK))
-        revised = gr.on(
-            [revision.submit, revision.blur], self._revise, [model_id, revision, self._described],
-            [self.details, self._described], **SLOW,
+            arrival_event = self.own_models.wire()
+            self._look_up_after(
+                arrival_event.then(lambda name: name, self.own_models.arrival, self._name_to_find, **QUICK)
+            )
+        revise_event = gr.on(
+            [revision.submit, revision.blur], self._revise, [model_id, revision, self._described_name],
+            [self.details, self._described_name], **SLOW,
         )  # fmt: skip
-        self._fetch_after(page.refresh_after(revised))
+        self._fetch_after(page.refresh_after(revise_event))
         self._fetch_after(self.tokenizer.again.click(nothing, None, None, **QUICK))
-        ended = self.tokenizer.ended(self._describe_form, page.form.components, self.details, **SLOW)
-        self._fetch_after(page.refresh_after(ended), again=False)
+        tokenizer_event = self.tokenizer.end_event(self._describe_form, page.form.components, self.details, **SLOW)
+        self._fetch_after(page.refresh_after(tokenizer_event), again=False)
         # A preset, a run or the browser's draft may put a model into the form. The change fires before the rest of the form,
         # such as the revision, is filled.
-        changed = model_id.change(nothing, None, None, **QUICK)
-        begun = changed.then(
-            self._begin, [model_id, revision, self._described, self.search, page.judge_for, page.data_lengths],
-            [self.catalog, self.details, self._described, self._sought], **QUICK,
+        model_event = model_id.change(nothing, None, None, **QUICK)
+        begin_event = model_event.then(
+            self._begin, [model_id, revision, self._described_name, self.search, page.judge_for, page.data_lengths],
+            [self.catalog, self.details, self._described_name, self._sought], **QUICK,
         )  # fmt: skip
-        found = begun.then(self._find, self._sought, self._found, **SLOW)
-        shown = found.then(self._show, [self._found, model_id, revision], self.details, **QUICK)
-        self._fetch_after(page.settle_targets_after(shown), again=False)
+        find_event = begin_event.then(self._find, self._sought, self._lookup, **SLOW)
+        show_event = find_event.then(self._show, [self._lookup, model_id, revision], self.details, **QUICK)
+        self._fetch_after(page.settle_targets_after(show_event), again=False)
 
     def open_restored(self, event: Any) -> None:
         """After the browser's draft was restored, download the tokenizer of its model; without one nothing is asked.
 
         The catalogue follows the poll of what fits.
         """
-        event.then(None, self._page.form["model.id"], self._restored, js="(chosen) => chosen", **QUICK)
-        self._fetch_after(self._restored.change(nothing, None, None, **QUICK))
+        event.then(None, self._page.form["model.id"], self._restored_model, js="(chosen) => chosen", **QUICK)
+        self._fetch_after(self._restored_model.change(nothing, None, None, **QUICK))
 
     def _fetch_after(self, event: Any, *, again: bool = True) -> None:
         """After an event that settled the model, download its tokenizer where it is not here yet, also `again` after a failure."""
@@ -137,29 +143,29 @@ class ModelTab:
         page = self._page
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
         looked_up = event.then(
-            self._choose, [self._wanted, page.form["model.id"]],
-            [self.details, self._change, self._described, *own], api_visibility="private",
+            self._choose, [self._name_to_find, page.form["model.id"]],
+            [self.details, self._change, self._described_name, *own], api_visibility="private",
         )  # fmt: skip
         self._fetch_after(page.change_after(looked_up, self._change))
         return looked_up
 
     def _begin(
-        self, model_id: str | None, revision: str | None, described: str, search: str, *judged: str | None
+        self, model_id: str | None, revision: str | None, described_name: str, search: str, *judge_values: str | None
     ) -> Updates:
         """Mark the model in the catalogue, and show that it is looked up, unless its details are shown already."""
-        model, catalog = _model(model_id, revision), self._filter(search, model_id, *judged)
-        wanted = _name(model)
-        if model is None or wanted == described:
+        model, catalog = _model(model_id, revision), self._filter(search, model_id, *judge_values)
+        name = _name(model)
+        if model is None or name == described_name:
             return {self.catalog: catalog, self._sought: None}
         looking_up = render_looking_up(model.id)
-        return {self.catalog: catalog, self.details: looking_up, self._described: wanted, self._sought: model}
+        return {self.catalog: catalog, self.details: looking_up, self._described_name: name, self._sought: model}
 
     def _find(self, model: ModelConfig | None) -> tuple[str, str]:
         return ("", "") if model is None else (_name(model), self.describe(model))
 
-    def _show(self, found: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
+    def _show(self, lookup: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
         """Return the details, unless another model was chosen while they were looked up."""
-        name, details = found
+        name, details = lookup
         return details if name and name == _name(_model(model_id, revision)) else UNCHANGED
 
     def describe(self, model: ModelConfig | None) -> str:
@@ -179,61 +185,61 @@ class ModelTab:
             is_told = details.tokenizer_missing is not None and (tokenizer.is_under_way or tokenizer.error is not None)
             return render_details(details, has_tokenizer=not is_told), None
         except Exception as error:
-            shown = as_engine_error(error)
-            return error_box(shown), shown
+            problem = as_engine_error(error)
+            return error_box(problem), problem
 
     def _describe_form(self, *values: Any) -> Any:
         """Return the details of the form's model; a form without one may be from before a model was chosen."""
         model = model_of(self._page.form.mapping(values))
         return UNCHANGED if model is None else self.describe(model)
 
-    def _revise(self, model_id: str | None, revision: str | None, described: str) -> Updates:
+    def _revise(self, model_id: str | None, revision: str | None, described_name: str) -> Updates:
         """Look the model up at another revision; a box that was only passed through changes nothing."""
         model = _model(model_id, revision)
-        wanted = _name(model)
-        if model is None or wanted == described:
+        name = _name(model)
+        if model is None or name == described_name:
             return UNCHANGED
-        return {self.details: self.describe(model), self._described: wanted}
+        return {self.details: self.describe(model), self._described_name: name}
 
-    def _fits_for(self, judged: str | None, lengths: str | None) -> Fits:
+    def _fits_for(self, device: str | None, lengths: str | None) -> Fits:
         """Return the verdicts for a device and for known rows, both by names that a client sends."""
         rows = self._page.services.checks.lengths_of(lengths or "")
-        return self._fits.on(find_known_device(judged or ""), rows)
+        return self._fits.on(find_known_device(device or ""), rows)
 
-    def _filter(self, query: str, chosen: str | None, judged: str | None = "", lengths: str | None = "") -> str:
-        return render_catalog(search_catalog(query or ""), chosen or "", self._fits_for(judged, lengths))
+    def _filter(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> str:
+        return render_catalog(search_catalog(query or ""), chosen or "", self._fits_for(device, lengths))
 
-    def _fits_news(self, asked: str, seen: str) -> str | None:
-        judged, _, lengths = asked.partition(_AND)
-        known, is_done = self._fits_for(judged, lengths).progress
-        now = stamp(known // _JUDGED_TOGETHER, is_done)
-        return None if now in (seen, _NONE_JUDGED) else poll_answer(now, {}, submit=True)
+    def _fits_news(self, question: str, last_stamp: str) -> str | None:
+        device, _, lengths = question.partition(_AND)
+        done_count, is_done = self._fits_for(device, lengths).progress
+        now = stamp(done_count // _JUDGED_TOGETHER, is_done)
+        return None if now in (last_stamp, _NONE_JUDGED) else poll_answer(now, {}, submit=True)
 
-    def _fill_fits(self, query: str, chosen: str | None, judged: str | None = "", lengths: str | None = "") -> Updates:
+    def _fill_fits(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> Updates:
         """Return the catalogue with the verdicts that are known now; once these are all, the poll ends."""
-        _, is_done = self._fits_for(judged, lengths).progress
-        catalog = self._filter(query, chosen, judged, lengths)
+        _, is_done = self._fits_for(device, lengths).progress
+        catalog = self._filter(query, chosen, device, lengths)
         return {self.catalog: catalog, self._fits_poll: "" if is_done else UNCHANGED}
 
-    def _judge(self, query: str, chosen: str | None, judged: str | None, lengths: str | None = "") -> Updates:
+    def _judge(self, query: str, chosen: str | None, device: str | None, lengths: str | None = "") -> Updates:
         """Return the catalogue for another device or other rows; the poll asks until its verdicts are all known, and once more."""
-        asked = f"{judged or THIS_MACHINE}{_AND}{lengths}" if lengths else judged or THIS_MACHINE
-        return {self.catalog: self._filter(query, chosen, judged, lengths), self._fits_poll: asked}
+        question = f"{device or THIS_MACHINE}{_AND}{lengths}" if lengths else device or THIS_MACHINE
+        return {self.catalog: self._filter(query, chosen, device, lengths), self._fits_poll: question}
 
-    def _choose(self, wanted: str, current: str | None) -> Updates:
-        if not wanted or len(wanted) > _LONGEST_NAME:
+    def _choose(self, model_id: str, current: str | None) -> Updates:
+        if not model_id or len(model_id) > _LONGEST_NAME:
             return {self._change: {}}
-        model = _model(wanted, None)
+        model = _model(model_id, None)
         details, error = self._described_or_why_not(model)
-        if self._page.services.shapes.get(wanted, None) is None:
+        if self._page.services.shapes.get(model_id, None) is None:
             # It could not be read. The model from before would look like the one that was asked for.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
-            own = self.own_models.offer(wanted, error) if self.own_models is not None else {}
-            return {self.details: details, self._change: change, self._described: "", **own}
+            own = self.own_models.offer(model_id, error) if self.own_models is not None else {}
+            return {self.details: details, self._change: change, self._described_name: "", **own}
         # Targets of one model rarely exist in another, and an adapter never fits one.
-        adapter = {"target_modules": "all-linear"} | ({} if wanted == current else {"warm_start": None})
-        change = {"model": {"id": wanted, "revision": None}, "adapter": adapter}
-        return {self.details: details, self._change: change, self._described: _name(model)}
+        adapter = {"target_modules": "all-linear"} | ({} if model_id == current else {"warm_start": None})
+        change = {"model": {"id": model_id, "revision": None}, "adapter": adapter}
+        return {self.details: details, self._change: change, self._described_name: _name(model)}
 
 
 def _model(model_id: str | None, revision: str | None) -> ModelConfig | None:
@@ -261,7 +267,7 @@ def _search_hub(query: str) -> str:
 class TokenizerStatus:
     """Lays out the line with the progress of a tokenizer, in the same words on each tab.
 
-    Its `ended` fires when there is something new to show with the model.
+    Its `end_event` fires when there is something new to show with the model.
     """
 
     def __init__(self, page: Page, tab: str) -> None:
@@ -269,7 +275,7 @@ class TokenizerStatus:
         self.line = live_html(elem_id=f"{tab}-tokenizer")
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
         self.poll = poll(self._news, 0.5, elem_id=f"{tab}-tokenizer-live")
-        self.ended: Any = self.poll.submit  # trigger: the tokenizer is there, or cannot be downloaded
+        self.end_event: Any = self.poll.submit  # trigger: the tokenizer is there, or cannot be downloaded
         # What `updates` changes.
         self.outputs = [self.line, self.again, self.poll]
 
@@ -285,12 +291,12 @@ class TokenizerStatus:
             self.poll: key_of(model) if work.is_under_way else "",
         }
 
-    def _news(self, key: str, seen: str) -> str | None:
+    def _news(self, key: str, last_stamp: str) -> str | None:
         work = self._page.services.tokenizers.find(key)
         stamp = work.stamp if work is not None else "none"
         has_ended = work is None or not work.is_under_way
         places = {str(self.line.elem_id): _render_download(work)}
-        return poll_answer(stamp, places, submit=has_ended) if stamp != seen else None
+        return poll_answer(stamp, places, submit=has_ended) if stamp != last_stamp else None
 
 
 def _render_download(work: Work[object] | None) -> str:

@@ -45,11 +45,11 @@ class NotificationsPart:
                 self.remove = gr.Button(
                     "Remove webhook", visible=False, scale=0, min_width=140, elem_id="webhook-remove"
                 )
-        shown = [self.state, self.test, self.remove]
-        fold.expand(self._render, None, shown, **QUICK)
-        save.click(self._save, [self.url, self.kind], [*shown, self.url], **QUICK)
-        self.test.click(self._send_test, None, shown, trigger_mode="once", **SLOW)
-        self.remove.click(self._remove, None, shown, **QUICK)
+        outputs = [self.state, self.test, self.remove]
+        fold.expand(self._render, None, outputs, **QUICK)
+        save.click(self._save, [self.url, self.kind], [*outputs, self.url], **QUICK)
+        self.test.click(self._send_test, None, outputs, trigger_mode="once", **SLOW)
+        self.remove.click(self._remove, None, outputs, **QUICK)
 
     def _render(self, problem: str = "") -> Updates:
         webhook = self._store.read()

@@ -93,12 +93,12 @@ class ObjectivePart:
         page.refresh_after(
             self.choice.input(_choose, [self.choice, losses, weights], [objective, losses, weights], **QUICK)
         )
-        started = self.start.input(shown_as_message(self._start_from), self.start, self._change, **SLOW)
-        page.change_undoably_after(started, self._change)
+        start_event = self.start.input(shown_as_message(self._start_from), self.start, self._change, **SLOW)
+        page.change_undoably_after(start_event, self._change)
         outputs = [self._change, self._preset, page.copied_from]
-        hinted = self.hint.click(shown_as_message(self._take_hint), None, outputs, **SLOW)
-        page.change_undoably_after(hinted, self._change)
-        return page.fill_after(hinted, self._preset, "Preset")
+        hint_event = self.hint.click(shown_as_message(self._take_hint), None, outputs, **SLOW)
+        page.change_undoably_after(hint_event, self._change)
+        return page.fill_after(hint_event, self._preset, "Preset")
 
     # -- the adapter to start from ------------------------------------------------------------------------------------
 
@@ -199,14 +199,14 @@ def _objectives_for(draft: Draft) -> list[Objective]:
 
 
 def _render_choice(draft: Draft) -> Any:
-    offered, current = _objectives_for(draft), draft.objective
+    objectives, current = _objectives_for(draft), draft.objective
     info = current.help
     # What the rest would need, where a person has not found preferences yet.
     for kind, words in ROWS_IN_WORDS.items() if not current.learns_preferences else ():
-        names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in offered]
+        names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in objectives]
         if names:
             info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {words}."
-    return gr.update(choices=[(one.label, one.name) for one in offered], value=current.name, info=info)
+    return gr.update(choices=[(one.label, one.name) for one in objectives], value=current.name, info=info)
 
 
 def _render_losses(draft: Draft) -> Any:

@@ -64,34 +64,34 @@ class OneRunPart:
             self._changing.append(self.share)
         self._details = [self.panel, *self._changing, self.name, self.tags, self.note]
 
-    def wire(self, compared: gr.State) -> tuple[Dependency, Dependency]:
+    def wire(self, ticked_runs: gr.State) -> tuple[Dependency, Dependency]:
         """Connect the events; after the two that are returned, a note or a deletion, the table has changed."""
-        page, run_shown = self._page, self.follow.shown
-        self._compared = compared
-        for changed in self.follow.wire():
-            changed.then(self.changed, run_shown, self._changing, **QUICK)
+        page, run_shown = self._page, self.follow.run_shown
+        self._ticked_runs = ticked_runs
+        for event in self.follow.wire():
+            event.then(self.redraw, run_shown, self._changing, **QUICK)
         self.close.click(lambda: (HIDDEN, "", ""), None, [self.panel, run_shown, self.follow.live], **QUICK)
         train = [page.chosen_run, page.wants_run]
         page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
         for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
             # Together with its id: another run may be picked while the model of this one is looked up.
-            copied = button.click(
+            copy_event = button.click(
                 shown_as_message(lambda run_id, configuration=configuration: (configuration(run_id), run_id)),
                 run_shown, [self._change, page.copied_from], **SLOW,
             )  # fmt: skip
-            page.open_tab(page.fill_after(copied, self._change, "Settings copied"), "method")
+            page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
         self.confirm.wire(self.delete.click, self.ask_delete, run_shown)
-        deleted = self.confirm.really.click(
-            shown_as_message(self.delete_run), [run_shown, page.chosen_run, compared],
-            [page.chosen_run, compared, self.panel, run_shown], trigger_mode="once", **SLOW,
+        delete_event = self.confirm.really.click(
+            shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
+            [page.chosen_run, ticked_runs, self.panel, run_shown], trigger_mode="once", **SLOW,
         )  # fmt: skip
         if page.shared is not None:
             shared = self.share.click(shown_as_message(self.change_sharing), run_shown, None, **QUICK)
-            shared.then(self.changed, run_shown, self._changing, **QUICK)
+            shared.then(self.redraw, run_shown, self._changing, **QUICK)
         notes = [run_shown, self.name, self.tags, self.note]
-        saved = self.save.click(shown_as_message(self.save_notes), notes, None, **QUICK)
-        saved.then(self.describe, run_shown, self._details, **QUICK)
-        return saved, deleted
+        save_event = self.save.click(shown_as_message(self.save_notes), notes, None, **QUICK)
+        save_event.then(self.describe, run_shown, self._details, **QUICK)
+        return save_event, delete_event
 
     def show_after(self, event: Dependency) -> Dependency:
         """After an event that may have chosen a run, show it. What is typed stays."""
@@ -116,23 +116,23 @@ class OneRunPart:
 
     def _show_again(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         if run_id and run_id == run_shown and self._page.reader.exists(run_id):
-            described = {self.panel: gr.update(visible=True), **self.changed(run_id)}
+            updates = {self.panel: gr.update(visible=True), **self.redraw(run_id)}
         else:
-            described = self.describe(run_id)
-        return {**described, **self.follow.look(run_id, smoothing, log_axis, log_open, run_shown)}
+            updates = self.describe(run_id)
+        return {**updates, **self.follow.look(run_id, smoothing, log_axis, log_open, run_shown)}
 
     def describe(self, run_id: str) -> Updates:
         """Return the picked run, with the notes of a person."""
         if not self._page.reader.exists(run_id):
-            hidden = (self.panel, self.continuing, self.delete, self.confirm.panel)
+            parts = (self.panel, self.continuing, self.delete, self.confirm.panel)
             texts = (self.details, self.record, self.name, self.tags, self.note)
-            return {**dict.fromkeys(hidden, HIDDEN), **dict.fromkeys(texts, "")}
+            return {**dict.fromkeys(parts, HIDDEN), **dict.fromkeys(texts, "")}
         title = tags = note = ""
         with contextlib.suppress(EngineError):
-            observed = self._page.reader.observe(run_id)
-            title, tags, note = observed.title, ", ".join(observed.notes.tags), observed.notes.note
+            snapshot = self._page.reader.observe(run_id)
+            title, tags, note = snapshot.title, ", ".join(snapshot.notes.tags), snapshot.notes.note
         return {
-            **self.changed(run_id),
+            **self.redraw(run_id),
             self.panel: gr.update(visible=True),
             self.confirm.panel: HIDDEN,  # it may be about another run
             self.name: title,
@@ -140,26 +140,26 @@ class OneRunPart:
             self.note: note,
         }
 
-    def changed(self, run_id: str) -> Updates:
+    def redraw(self, run_id: str) -> Updates:
         """Return facts, record and possible actions of a run; the question about an impossible one closes."""
         reader = self._page.reader
         try:
-            observed = reader.observe(run_id)
-            facts = render_run_details(observed, reader.summary(run_id), read_electricity(self._page.services.home))
-            record = render_record(observed)
+            snapshot = reader.observe(run_id)
+            facts = render_run_details(snapshot, reader.summary(run_id), read_electricity(self._page.services.home))
+            record = render_record(snapshot)
         except EngineError as error:
             hidden_parts = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)
             return {self.details: error_box(error), self.record: "", **hidden_parts}
-        can_delete = observed.state.is_final and not observed.resume_requested
-        config = observed.config
-        can_continue = has_adapter(observed.run) and config is not None and not config.adapter.traits.trains_all
+        can_delete = snapshot.state.is_final and not snapshot.resume_requested
+        config = snapshot.config
+        can_continue = has_adapter(snapshot.run) and config is not None and not config.adapter.traits.trains_all
         return {
             self.details: facts,
             self.record: record,
             self.continuing: visible_if(can_continue),
             self.delete: visible_if(can_delete),
             self.confirm.panel: UNCHANGED if can_delete else HIDDEN,
-            **self._sharing(observed.run),
+            **self._sharing(snapshot.run),
         }
 
     def _sharing(self, run: Run) -> Updates:
@@ -195,31 +195,31 @@ class OneRunPart:
 
     def save_notes(self, run_id: str, name: str, tags: str, note: str) -> None:
         """Save the notes of a person; a name equal to the run's own title is not saved."""
-        observed = self._page.reader.observe(run_id)
+        snapshot = self._page.reader.observe(run_id)
         name = (name or "").strip()
-        if name == observed.title and not observed.notes.name:
+        if name == snapshot.title and not snapshot.notes.name:
             name = ""
-        change_notes(observed.run.folder, name=name, note=note or "", tags=tuple((tags or "").split(",")))
+        change_notes(snapshot.run.folder, name=name, note=note or "", tags=tuple((tags or "").split(",")))
         self._page.reader.look_again()
         gr.Info("Saved.", duration=3)
 
     def ask_delete(self, run_id: str) -> tuple[str, str]:
         """Return the run, and what would be lost if it is deleted, with its size."""
-        observed = self._page.reader.observe(run_id)
-        freed = size(folder_size_bytes(observed.run.folder.path))
-        words = f"will be deleted: adapter, checkpoints, curves and log, {freed} in all. This cannot be undone."
-        return observed.title, words
+        snapshot = self._page.reader.observe(run_id)
+        size_words = size(folder_size_bytes(snapshot.run.folder.path))
+        words = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."
+        return snapshot.title, words
 
-    def delete_run(self, run_id: str, chosen: str, compared: list[str]) -> Updates:
+    def delete_run(self, run_id: str, chosen: str, ticked_ids: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""
         run = self._page.services.runs.get(run_id)
-        freed = self._page.services.runs.delete(run.id)
+        freed_bytes = self._page.services.runs.delete(run.id)
         self._page.services.log("run deleted", run.id)
         self._page.reader.forget(run_id)
-        gr.Info(f"Deleted; {size(freed)} freed.", duration=5)
+        gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
         return {
             self._page.chosen_run: "" if chosen == run_id else UNCHANGED,
-            self._compared: [other for other in compared if other != run_id],
+            self._ticked_runs: [other for other in ticked_ids if other != run_id],
             self.panel: HIDDEN,
-            self.follow.shown: "",
+            self.follow.run_shown: "",
         }

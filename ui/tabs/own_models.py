@@ -25,13 +25,13 @@ _DOWNLOADING = "downloading"
 
 class _Arrival(NamedTuple):
     note: str  # the message for the person
-    wanted: str  # what the page chooses now; empty where it chooses nothing
+    arrival: str  # what the page chooses now; empty where it chooses nothing
 
 
 class _OwnPart(ABC):
-    """Lays out the part; `wire` connects it. Its `wanted` names what has just arrived."""
+    """Lays out the part; `wire` connects it. Its `arrival` names what has just arrived."""
 
-    logged: AuditKind
+    audit_kind: AuditKind
     lead: str
 
     def __init__(self, page: Page, own: OwnDownloads[Any]) -> None:
@@ -59,33 +59,33 @@ class _OwnPart(ABC):
             self.status = live_html(elem_id=f"{name}-status")
             self.list = pick_list(self._render_list(""), elem_id=f"{name}-list")
             self.poll = poll(self._news, 0.5, elem_id=f"{name}-live")
-        self.wanted = gr.State("")
-        self._shown = [self.status, self.start, self.stop, self.list, self.poll]
+        self.arrival = gr.State("")
+        self._outputs = [self.status, self.start, self.stop, self.list, self.poll]
 
     def wire(self) -> Any:
         """Connect the events; returns the one that fires when it has arrived, or cannot."""
-        started = self.start.click(
-            self._download, [self.model, self.revision, self.token], self._shown, trigger_mode="once", **SLOW
+        start_event = self.start.click(
+            self._download, [self.model, self.revision, self.token], self._outputs, trigger_mode="once", **SLOW
         )
-        started.then(lambda: "", None, self.token, **QUICK)
+        start_event.then(lambda: "", None, self.token, **QUICK)
         clear_error_after(self.status, [self.model, self.revision, self.token])
         self.stop.click(self._stop, None, self.status, **QUICK)
         self.list.click(self._remove, None, [self.list, self.status], **QUICK)
-        return self.poll.submit(self._end, None, [self.wanted, *self._shown], **QUICK)
+        return self.poll.submit(self._end, None, [self.arrival, *self._outputs], **QUICK)
 
     @abstractmethod
     def _arrival_of(self, result: Any) -> _Arrival:
         """Return what follows the arrival."""
 
-    def _render_list(self, asked: str) -> str:
-        return render_own(f"{self._own.kind}s", self._own.list(), asked)
+    def _render_list(self, asked_id: str) -> str:
+        return render_own(f"{self._own.kind}s", self._own.list(), asked_id)
 
     def _download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
         try:
             require(self._page.services.person, Action.USE_OWN_DATA)
             secret, name = SecretStr(require_token(token or "", "read access")), (hub_id or "").strip()
             work = self._own.start(name, (revision or "").strip() or None, secret)
-            self._page.services.log(self.logged, name)
+            self._page.services.log(self.audit_kind, name)
         except EngineError as error:
             return {self.status: error_box(error)}
         return {
@@ -95,12 +95,12 @@ class _OwnPart(ABC):
             self.poll: _DOWNLOADING,
         }
 
-    def _news(self, _question: str, seen: str) -> str | None:
+    def _news(self, _question: str, last_stamp: str) -> str | None:
         work = self._own.work
         now = work.stamp if work is not None else ""
         has_ended = work is None or not work.is_under_way
         places = {str(self.status.elem_id): work_status(work, _STOPPED)}
-        return poll_answer(now, places, submit=has_ended) if now != seen else None
+        return poll_answer(now, places, submit=has_ended) if now != last_stamp else None
 
     def _end(self) -> Updates:
         work = self._own.work
@@ -109,7 +109,7 @@ class _OwnPart(ABC):
         result = work.result if work is not None else None
         arrival = self._arrival_of(result) if result is not None else _Arrival("", "")
         return {
-            self.wanted: arrival.wanted,
+            self.arrival: arrival.arrival,
             self.status: work_status(work, _STOPPED) or small(arrival.note, role="status"),
             self.start: gr.update(interactive=True),
             self.stop: gr.update(visible=False),
@@ -138,14 +138,14 @@ class _OwnPart(ABC):
 class OwnModelsPart(_OwnPart):
     """Models, in the Model tab."""
 
-    logged = "model downloaded"
+    audit_kind = "model downloaded"
     lead = "Accept the model's terms on its page at the Hub first. It goes to your own folder, and only you use it."
 
-    def offer(self, wanted: str, error: Exception | None) -> Updates:
+    def offer(self, model_id: str, error: Exception | None) -> Updates:
         """Open the part, with the model filled in, where the Hub refused it to a server without a login."""
-        if not isinstance(error, ModelAccessError) or not is_hub_id(wanted):
+        if not isinstance(error, ModelAccessError) or not is_hub_id(model_id):
             return {}
-        return {self.panel: gr.update(open=True), self.model: wanted}
+        return {self.panel: gr.update(open=True), self.model: model_id}
 
     def _arrival_of(self, result: Any) -> _Arrival:
         if result.revision is None:
@@ -158,7 +158,7 @@ class OwnModelsPart(_OwnPart):
 class OwnDatasetsPart(_OwnPart):
     """Datasets, in the Data tab."""
 
-    logged = "dataset downloaded"
+    audit_kind = "dataset downloaded"
     lead = "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run."
 
     def _arrival_of(self, result: Any) -> _Arrival:

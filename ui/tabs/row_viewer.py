@@ -48,7 +48,7 @@ class RowViewer:
                 elem_id="show",
             )  # fmt: skip
             self.search = RowSearch(page)
-        self.shown = gr.HTML(elem_id="row-shown", js_on_load=script("tell_which"))
+        self.row_html = gr.HTML(elem_id="row-shown", js_on_load=script("tell_which"))
         self.list = pick_list(elem_id="problems")
         self._list_page = gr.State(0)
         # What `render_list` needs besides the question.
@@ -60,19 +60,19 @@ class RowViewer:
         viewing = [self.number, self.view, *values]
         turning = [self.number, self.listing, *values]
         listing = [self.number, self.listing, self._list_page]
-        turned = [
+        turn_events = [
             button.click(self._turn(step), turning, self.number, **SLOW)
             for button, step in ((self.previous, -1), (self.next, 1))
         ]
         # The row first, which a person waits for; a list may have to look many rows up.
-        for event in (*turned, self.search.wire(self.number)):
-            event.then(self._show, viewing, self.shown, **SLOW)
-        listed = self.listing.input(self._begin_list, turning, listing, **SLOW)
-        jumped = self.list.click(self._jump, [self.number, *values], listing, **SLOW)
-        for event in (listed, jumped):
-            shown = event.then(self._show, viewing, self.shown, **SLOW)
-            shown.then(self._list, [*self.inputs, *values], self.list, **SLOW)
-        gr.on([self.number.submit, self.view.input], self._show, viewing, self.shown, **SLOW)
+        for event in (*turn_events, self.search.wire(self.number)):
+            event.then(self._show, viewing, self.row_html, **SLOW)
+        list_event = self.listing.input(self._begin_list, turning, listing, **SLOW)
+        jump_event = self.list.click(self._jump, [self.number, *values], listing, **SLOW)
+        for event in (list_event, jump_event):
+            show_event = event.then(self._show, viewing, self.row_html, **SLOW)
+            show_event.then(self._list, [*self.inputs, *values], self.list, **SLOW)
+        gr.on([self.number.submit, self.view.input], self._show, viewing, self.row_html, **SLOW)
 
     def preview(self, question: CheckQuestion, row: int) -> DatasetPage:
         """Return the page of one row.
@@ -90,25 +90,25 @@ class RowViewer:
             return ""
         chosen = _listing(listing, report)
         # With all rows, those that are skipped matter most.
-        listed: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
+        kind: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
         counts = row_lists.render_counts(report)
-        rows = row_lists.rows_of(report, listed)
+        rows = row_lists.rows_of(report, kind)
         if not rows:
             return counts
-        entries = len(report.notices) if listed == "odd" else len(rows)  # a row can have several warnings
+        entries = len(report.notices) if kind == "odd" else len(rows)  # a row can have several warnings
         part = ListPage(min(max(0, page), (entries - 1) // row_lists.PAGE_ROWS), entries)
-        if listed == "left_out":
+        if kind == "left_out":
             return counts + row_lists.render_problem_list(report.problems[part.start : part.end], part, "Reason")
-        titled = f"{counts}<h3>{_TITLES[listed]}</h3>"
-        if listed == "odd":
-            return titled + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
+        heading = f"{counts}<h3>{_TITLES[kind]}</h3>"
+        if kind == "odd":
+            return heading + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
         try:
-            found = self._page.services.inspector.preview(
+            preview = self._page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
             return counts + error_box(as_engine_error(error))
-        return titled + row_lists.render_row_list(found.rows, part)
+        return heading + row_lists.render_row_list(preview.rows, part)
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         """Return what the form asks, as far as it can be answered now; None where it has no dataset."""
@@ -182,7 +182,7 @@ class RowSearch:
             max_length=MAX_SEARCH_CHARACTERS, scale=2, min_width=260, elem_id="row-find",
         )  # fmt: skip
         self.stop = gr.Button("Stop", size="sm", visible=False, scale=0, min_width=70, elem_id="row-find-stop")
-        self.found = gr.HTML(elem_id="row-found", scale=1)
+        self.result_line = gr.HTML(elem_id="row-found", scale=1)
         self._searches: dict[str, threading.Event] = {}  # by page: set to end its search
         self._lock = threading.Lock()  # guards _searches: handlers of many pages ask at once
 
@@ -190,16 +190,16 @@ class RowSearch:
         """Connect the events; returns the one after which `number` may name another row."""
         self._number = number
         self.stop.click(self._stop, None, None, **QUICK)
-        self.text.change(None, None, self.found, js="() => ''", **QUICK)  # it was about the text of before
+        self.text.change(None, None, self.result_line, js="() => ''", **QUICK)  # it was about the text of before
         inputs = [self.text, number, *self._page.form.components]
-        outputs = [number, self.found, self.stop]
+        outputs = [number, self.result_line, self.stop]
         return self.text.submit(self._find, inputs, outputs, concurrency_limit=None, **SLOW)
 
     def _find(self, text: str, row: float, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Find the next row that holds a text: after the shown one, else from the top."""
         question = question_of(self._page.settings(values))
         if question is None or not text.strip():
-            yield {self.found: "", self.stop: HIDDEN}
+            yield {self.result_line: "", self.stop: HIDDEN}
             return
         stop = self._begin(str(request.session_hash))
         try:
@@ -207,14 +207,14 @@ class RowSearch:
             for step in steps:
                 if isinstance(step, FoundRow):
                     number = step.row if step.row is not None else UNCHANGED
-                    yield {self._number: number, self.found: _render_match(step), self.stop: HIDDEN}
+                    yield {self._number: number, self.result_line: _render_match(step), self.stop: HIDDEN}
                 elif stop.is_set():
-                    yield {self.found: small("The search was stopped.", role="status"), self.stop: HIDDEN}
+                    yield {self.result_line: small("The search was stopped.", role="status"), self.stop: HIDDEN}
                     return
                 else:
-                    yield {self.found: _progress(step), self.stop: gr.update(visible=True)}
+                    yield {self.result_line: _progress(step), self.stop: gr.update(visible=True)}
         except Exception as error:
-            yield {self.found: error_box(as_engine_error(error)), self.stop: HIDDEN}
+            yield {self.result_line: error_box(as_engine_error(error)), self.stop: HIDDEN}
         finally:
             with self._lock:
                 if self._searches.get(str(request.session_hash)) is stop:

@@ -90,18 +90,18 @@ class RunsTab:
         self.shared = SharedRunsPart(page, page.shared) if page.shared is not None else None
         self.electricity = ElectricityPart(page)
         NotificationsPart(page)
-        self.compared = gr.State([])
+        self.ticked_runs = gr.State([])
         self.shown_rows = gr.State(_PAGE_ROWS)
         self.last = gr.State(None)  # the listing that the page shows
         self.timer = gr.Timer(4.0, active=False)
         self._query = [self.words, self.state, self.method, self.model, self.order]
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
-            [*self._query, page.chosen_run, self.compared, self.shown_rows, self.last],
+            [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
             [self.table, self.queue, self.method, self.model, self.last, self.below, self.delete],
         )
         self._comparing = (
-            [self.compared, self.against, self.log_axis],
+            [self.ticked_runs, self.against, self.log_axis],
             [self.comparison, self.overlay, self.differences],
         )
 
@@ -110,30 +110,30 @@ class RunsTab:
         page = self._page
         page.rest_elsewhere(self._tab, self.timer)
         self._tab.select(self.list_runs, *self._listing, **QUICK)
-        arrived = self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
-        self.one.refresh_after(arrived)
+        arrival_event = self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
+        self.one.refresh_after(arrival_event)
         self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
-        changed = [changed_by_hand(part) for part in self._query]
-        gr.on(changed, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
-        taken = self.table.click(
-            self._take, [self.compared, self.shown_rows, *self._query],
-            [page.chosen_run, self.compared, self.shown_rows, self.order], **QUICK,
+        query_events = [changed_by_hand(part) for part in self._query]
+        gr.on(query_events, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
+        take_event = self.table.click(
+            self._take, [self.ticked_runs, self.shown_rows, *self._query],
+            [page.chosen_run, self.ticked_runs, self.shown_rows, self.order], **QUICK,
         )  # fmt: skip
-        self.one.show_after(taken)
+        self.one.show_after(take_event)
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
-        self.confirm.wire(self.delete.click, self.ask_delete, self.compared)
-        deleted = self.confirm.really.click(
-            shown_as_message(self.delete_ticked), [self.compared, page.chosen_run],
-            [page.chosen_run, self.compared, self.confirm.panel], trigger_mode="once", **SLOW,
+        self.confirm.wire(self.delete.click, self.ask_delete, self.ticked_runs)
+        delete_event = self.confirm.really.click(
+            shown_as_message(self.delete_ticked), [self.ticked_runs, page.chosen_run],
+            [page.chosen_run, self.ticked_runs, self.confirm.panel], trigger_mode="once", **SLOW,
         )  # fmt: skip
-        taken.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
-        made = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
-        made.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
+        take_event.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
+        csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
+        csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self._order_queue), None, None, **QUICK))
         self.electricity.wire(self._tab)
         if self.shared is not None:
             self.shared.wire(self._tab)
-        for event in (taken, deleted, *self.one.wire(self.compared)):
+        for event in (take_event, delete_event, *self.one.wire(self.ticked_runs)):
             self._list_after(event)
             event.then(self.compare, *self._comparing, trigger_mode="always_last", **QUICK)
 
@@ -141,14 +141,14 @@ class RunsTab:
         event.then(self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
 
     def list_runs(
-        self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, compared: list[str], shown: int,
+        self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, ticked_ids: list[str], limit: int,
         last: list[Any] | None,
     ) -> Updates:  # fmt: skip
         """Return the table, the queue and the choices; what is the same as in `last` is not sent."""
         rows, unread = self._page.reader.glance()
         matches = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
-        table = run_table.render_run_table(matches, chosen, compared, shown, str(order)) if matches else nothing
+        table = run_table.render_run_table(matches, chosen, ticked_ids, limit, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
@@ -157,7 +157,7 @@ class RunsTab:
             self.method: gr.update(choices=[run_table.ANY_METHOD, *sorted(methods)]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *sorted(models)]),
             self.below: visible_if(bool(rows)),
-            self.delete: gr.update(value=f"Delete {plural(len(compared), 'run')} …", visible=bool(compared)),
+            self.delete: gr.update(value=f"Delete {plural(len(ticked_ids), 'run')} …", visible=bool(ticked_ids)),
         }
         fresh = list(listing.values())
         if fresh == last:
@@ -170,17 +170,17 @@ class RunsTab:
         query = run_table.query_of(words, state, method, model, order)
         return summaries_csv(select_runs(self._page.reader.summaries(), query))
 
-    def compare(self, compared: list[str], against: Any, log_axis: bool) -> Updates:
+    def compare(self, ticked_ids: list[str], against: Any, log_axis: bool) -> Updates:
         """Return the curves in one chart and the settings that differ; hidden below two runs."""
         runs, histories = [], []
-        for run_id in compared[:COMPARED_AT_MOST]:
+        for run_id in ticked_ids[:COMPARED_AT_MOST]:
             try:
-                observed = self._page.reader.observe(run_id)
+                snapshot = self._page.reader.observe(run_id)
                 row = self._page.reader.summary(run_id)
             except EngineError:
                 continue  # it was deleted meanwhile
-            runs.append(ComparedRun(row, observed.config, observed.provenance.dataset_fingerprint))
-            histories.append((f"{observed.title} · {observed.run.id[-4:]}", observed.history))
+            runs.append(ComparedRun(row, snapshot.config, snapshot.provenance.dataset_fingerprint))
+            histories.append((f"{snapshot.title} · {snapshot.run.id[-4:]}", snapshot.history))
         if len(runs) < 2:
             return {self.comparison: HIDDEN, self.overlay: "", self.differences: ""}
         view = ChartView(log_axis=log_axis, against=against)
@@ -188,16 +188,16 @@ class RunsTab:
             self.comparison: gr.update(visible=True),
             self.overlay: overlay_figure(histories, view),
             self.differences: render_differences(runs, read_electricity(self._page.services.home))
-            + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(compared) > COMPARED_AT_MOST else ""),
+            + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }
 
-    def _take(self, event: gr.EventData, compared: list[str], shown: int, *query: Any) -> Updates:
+    def _take(self, event: gr.EventData, ticked_ids: list[str], limit: int, *query: Any) -> Updates:
         pick = picked_value(event)
         if pick == run_table.MORE:
-            return {self.shown_rows: shown + _PAGE_ROWS}
+            return {self.shown_rows: limit + _PAGE_ROWS}
         if pick == run_table.ALL:
-            matches = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))[:shown]
-            return {self.compared: [] if compared else [row.id for row in matches]}
+            matches = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))[:limit]
+            return {self.ticked_runs: [] if ticked_ids else [row.id for row in matches]}
         if pick.startswith(run_table.SORT_PREFIX):
             order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
             return {self.order: order} if order else UNCHANGED
@@ -206,25 +206,25 @@ class RunsTab:
             return UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
             return {self._page.chosen_run: run_id}
-        if run_id in compared:
-            return {self.compared: [other for other in compared if other != run_id]}
-        return {self.compared: [*compared, run_id]}
+        if run_id in ticked_ids:
+            return {self.ticked_runs: [other for other in ticked_ids if other != run_id]}
+        return {self.ticked_runs: [*ticked_ids, run_id]}
 
-    def ask_delete(self, ticked: list[str]) -> tuple[str, str]:
+    def ask_delete(self, ticked_ids: list[str]) -> tuple[str, str]:
         """Return the ticked runs, and what would be lost if they are deleted, with their size."""
-        runs = [self._page.services.runs.get(run_id) for run_id in ticked if self._page.reader.exists(run_id)]
-        freed = size(sum(folder_size_bytes(run.folder.path) for run in runs))
-        words = f"will be deleted: adapters, checkpoints, curves and logs, {freed} in all. This cannot be undone."
+        runs = [self._page.services.runs.get(run_id) for run_id in ticked_ids if self._page.reader.exists(run_id)]
+        size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
+        words = f"will be deleted: adapters, checkpoints, curves and logs, {size_words} in all. This cannot be undone."
         return plural(len(runs), "run"), words
 
-    def delete_ticked(self, ticked: list[str], chosen: str) -> Updates:
+    def delete_ticked(self, ticked_ids: list[str], chosen: str) -> Updates:
         """Delete the ticked runs; those that wait or run stay, and stay ticked."""
-        runs, reader, freed = self._page.services.runs, self._page.reader, 0
+        runs, reader, freed_bytes = self._page.services.runs, self._page.reader, 0
         remaining: list[str] = []
         trouble: EngineError | None = None
-        for run_id in filter(reader.exists, ticked):
+        for run_id in filter(reader.exists, ticked_ids):
             try:
-                freed += runs.delete(run_id)
+                freed_bytes += runs.delete(run_id)
             except EngineError as error:
                 trouble, remaining = error, [*remaining, run_id]
             else:
@@ -232,10 +232,14 @@ class RunsTab:
                 reader.forget(run_id)
         if trouble is not None:
             gr.Warning(with_code(str(trouble)), title=f"{plural(len(remaining), 'run')} not deleted", duration=12)
-        if freed:
-            gr.Info(f"Deleted; {size(freed)} freed.", duration=5)
-        gone = chosen in ticked and chosen not in remaining
-        return {self._page.chosen_run: "" if gone else UNCHANGED, self.compared: remaining, self.confirm.panel: HIDDEN}
+        if freed_bytes:
+            gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
+        is_gone = chosen in ticked_ids and chosen not in remaining
+        return {
+            self._page.chosen_run: "" if is_gone else UNCHANGED,
+            self.ticked_runs: remaining,
+            self.confirm.panel: HIDDEN,
+        }
 
     def _order_queue(self, event: gr.EventData) -> None:
         action, _, run_id = picked_value(event).partition(":")

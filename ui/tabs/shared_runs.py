@@ -12,7 +12,7 @@ from engine.config.load import config_to_yaml
 from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
 from engine.runs.sharing import is_shared
-from ui.backend.run_reader import ObservedRun, can_chat
+from ui.backend.run_reader import RunSnapshot, can_chat
 from ui.backend.shared_runs import SharedRuns, name_of, without_folders
 from ui.components import (
     HIDDEN,
@@ -66,77 +66,79 @@ class SharedRunsPart:
                 self.copy = gr.Button("Copy settings", scale=0, min_width=150, elem_id="shared-copy")
             self.loss = chart("The curve begins with the first step.", elem_id="shared-loss", elem_classes="loss-chart")
             self.details = gr.HTML(elem_id="shared-details")
-        self.shown = page.other_run
+        self.run_name = page.other_run
         self._change = gr.State({})
-        self._outputs = [self.panel, self.live, self.heading, self.chat, self.loss, self.details, self.shown]
+        self._outputs = [self.panel, self.live, self.heading, self.chat, self.loss, self.details, self.run_name]
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
         page = self._page
-        self.list_after(tab.select(self.show, self.shown, self._outputs, **QUICK))
-        taken = self.table.click(picked_value, None, self.shown, **QUICK)
-        self.list_after(taken.then(self.show, self.shown, self._outputs, **QUICK))
-        self.list_after(self.live.submit(self.show, self.shown, self._outputs, trigger_mode="always_last", **QUICK))
-        self.shown.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
-        copied = self.copy.click(shown_as_message(self.settings), self.shown, [self._change, page.copied_from], **SLOW)
-        page.open_tab(page.fill_after(copied, self._change, "Settings copied"), "method")
-        page.open_in_chat(self.chat.click, self.shown)
+        self.list_after(tab.select(self.show, self.run_name, self._outputs, **QUICK))
+        pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
+        self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **QUICK))
+        self.list_after(self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **QUICK))
+        self.run_name.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
+        copy_event = self.copy.click(
+            shown_as_message(self.settings), self.run_name, [self._change, page.copied_from], **SLOW
+        )
+        page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
+        page.open_in_chat(self.chat.click, self.run_name)
 
     def list_after(self, event: Dependency) -> None:
         """List the runs after an event."""
-        event.then(shown_in_place(self.render), self.shown, self.table, **QUICK)
+        event.then(shown_in_place(self.render), self.run_name, self.table, **QUICK)
 
-    def render(self, shown: str) -> str:
+    def render(self, run_name: str) -> str:
         """Return the table of what is shared."""
         rows = self._shared.rows()
-        return render_shared_runs(rows, shown) if rows else _NOTHING_SHARED
+        return render_shared_runs(rows, run_name) if rows else _NOTHING_SHARED
 
     def answer(self, question: str, stamp: str) -> str | None:
         """Return the curve and the heading as far as they are new, as `ui.polls.poll` sends them.
 
         Where more has changed, or the run is no longer shared, the page asks for all of it by an event.
         """
-        name, _, shown = question.partition(" ")
-        stamp = stamp or shown
+        name, _, shown_stamp = question.partition(" ")
+        stamp = stamp or shown_stamp
         try:
-            observed = self._observe(name)
+            snapshot = self._observe(name)
         except EngineError:
             return poll_answer("gone", {}, submit=True) if stamp != "gone" else None
-        new = _stamp_of(observed)
+        new = _stamp_of(snapshot)
         if new == stamp:
             return None
         if new.rpartition(" ")[2] != stamp.rpartition(" ")[2]:
             return poll_answer(new, {}, submit=True)
-        return self._shared.readers.drawn.get((name, new), lambda: _render(observed, new))
+        return self._shared.readers.html_cache.get((name, new), lambda: _render(snapshot, new))
 
     def show(self, name: str) -> Updates:
         """Return the picked run, as far as this person may read it now."""
         if not name:
             return {self.panel: HIDDEN, self.live: ""}
         try:
-            observed = self._observe(name)
+            snapshot = self._observe(name)
         except EngineError as error:
             gr.Info(escape(str(error)))
-            return {self.panel: HIDDEN, self.live: "", self.shown: ""}
-        config, name = observed.config, name_of(observed.run)
+            return {self.panel: HIDDEN, self.live: "", self.run_name: ""}
+        config, name = snapshot.config, name_of(snapshot.run)
         facts = render_run_details(
-            observed, self._shared.summary(observed.run), read_electricity(self._page.services.home)
+            snapshot, self._shared.summary(snapshot.run), read_electricity(self._page.services.home)
         )
         # Each look of an admin into a run that is not shared is logged, so it is not repeated without being asked for.
-        follows = observed.is_live and is_shared(observed.run.folder)
+        follows = snapshot.is_live and is_shared(snapshot.run.folder)
         return {
             self.panel: gr.update(visible=True),
-            self.live: f"{name} {_stamp_of(observed)}" if follows else "",
-            self.heading: _heading(observed),
-            self.chat: visible_if(can_chat(observed.run)),
-            self.loss: loss_figure(observed.history, ChartView(), observed.run.id),
+            self.live: f"{name} {_stamp_of(snapshot)}" if follows else "",
+            self.heading: _heading(snapshot),
+            self.chat: visible_if(can_chat(snapshot.run)),
+            self.loss: loss_figure(snapshot.history, ChartView(), snapshot.run.id),
             self.details: facts + (log(config_to_yaml(config), "config.yaml") if config is not None else ""),
-            self.shown: name,
+            self.run_name: name,
         }
 
-    def _observe(self, name: str) -> ObservedRun:
-        observed = self._shared.observe(name, Action.READ)
-        return replace(observed, config=without_folders(observed.config) if observed.config is not None else None)
+    def _observe(self, name: str) -> RunSnapshot:
+        snapshot = self._shared.observe(name, Action.READ)
+        return replace(snapshot, config=without_folders(snapshot.config) if snapshot.config is not None else None)
 
     def settings(self, name: str) -> tuple[Any, Any]:
         """Return the settings for the form; what only the owner may use is left empty."""
@@ -146,15 +148,15 @@ class SharedRunsPart:
         return mapping, ""
 
 
-def _render(observed: ObservedRun, stamp: str) -> str:
-    loss = loss_figure(observed.history, ChartView(), observed.run.id)
-    return poll_answer(stamp, {"shared-heading": _heading(observed), "shared-loss": loss})
+def _render(snapshot: RunSnapshot, stamp: str) -> str:
+    loss = loss_figure(snapshot.history, ChartView(), snapshot.run.id)
+    return poll_answer(stamp, {"shared-heading": _heading(snapshot), "shared-loss": loss})
 
 
-def _heading(observed: ObservedRun) -> str:
-    return f'<p class="small">Of {escape(observed.run.owner)}, read only.</p>{render_heading(observed)}'
+def _heading(snapshot: RunSnapshot) -> str:
+    return f'<p class="small">Of {escape(snapshot.run.owner)}, read only.</p>{render_heading(snapshot)}'
 
 
-def _stamp_of(observed: ObservedRun) -> str:
+def _stamp_of(snapshot: RunSnapshot) -> str:
     """Return what changes with the curve; its last word changes with the rest of what is shown."""
-    return f"{observed.stamp} {observed.state.state}-{can_chat(observed.run):d}"
+    return f"{snapshot.stamp} {snapshot.state.state}-{can_chat(snapshot.run):d}"

@@ -77,11 +77,11 @@ class StartPart:
             self.problems, page.chosen_run, self.token, self.sweep, self.pending, self.timer, self.goes_to, *self._buttons,
         ]  # fmt: skip
         self._draft.change(None, None, self.problems, js="() => ''", **QUICK)
-        named = [self.token, page.copied_from]
+        name_inputs = [self.token, page.copied_from]
         once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
-        gr.on([button.click for button in self._buttons], self.begin, [*named, *components], outputs, **once)
+        gr.on([button.click for button in self._buttons], self.begin, [*name_inputs, *components], outputs, **once)
         sweep = [self.rates, self.ranks, self.ratio]
-        self.sweep.click(self.begin_sweep, [*named, *sweep, *components], outputs, **once)
+        self.sweep.click(self.begin_sweep, [*name_inputs, *sweep, *components], outputs, **once)
         clear_error_after(self.problems, sweep)  # these are not part of the draft
         return self.timer.tick(self.look, self.pending, outputs, **once)
 
@@ -210,12 +210,12 @@ def why_not(draft: Draft) -> str | None:
 
 def render_reason(draft: Draft) -> str:
     """Return the text next to the start button: why it is disabled, or what will happen."""
-    reason, listed = why_not(draft), ""
+    reason, list_html = why_not(draft), ""
     if reason is not None and draft.problems:
         problems = (f"<li><code>{escape(field)}</code> {with_code(message)}</li>" for field, message in draft.problems)
-        listed = f"<ul>{''.join(problems)}</ul>"
+        list_html = f"<ul>{''.join(problems)}</ul>"
     if reason is None:
         reason = "It runs in the background, and continues when you close the page."
         if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":
             reason = "It does not fit the free memory now: it will wait in the queue until there is room."
-    return f'<div class="reason" role="status">{escape(reason)}{listed}</div>'
+    return f'<div class="reason" role="status">{escape(reason)}{list_html}</div>'

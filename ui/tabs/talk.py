@@ -36,7 +36,7 @@ from ui.tabs.chat_choice import ChatChoice
 from ui.tabs.sampling import SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
 from ui.views import conversation_file as saving
-from ui.views.chat import Answer, Asked, Turn
+from ui.views.chat import Answer, QuestionSettings, Turn
 from ui.views.conversation_file import SavedConversation
 from ui.views.html import error_box, plural, small
 
@@ -91,66 +91,69 @@ class TalkPart:
             )
         self.turns = gr.State([])
         self.before_edit = gr.State([])  # the whole conversation, while one of its questions is edited
-        self.offered = gr.State([])  # row prompts that are suggested
+        self.suggested_prompts = gr.State([])  # row prompts that are suggested
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
         # A reload restores the conversation; it never leaves this browser.
-        self.kept = browser_state("", "conversation")
+        self.browser_copy = browser_state("", "conversation")
         self._conversation = [self.turns, self.sampling.system, self.transcript, self.again, self.clear]
         # What `ask` changes.
-        self._answered = [
+        self._answer_outputs = [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
-            self.suggestions, self.row, self.kept, self.links, self.keep_all, self.before_edit,
+            self.suggestions, self.row, self.browser_copy, self.links, self.keep_all, self.before_edit,
         ]  # fmt: skip
 
-    def wire(self, loaded: Dependency) -> None:
-        """Connect the events; after `loaded`, prompts are searched for the loaded run."""
+    def wire(self, load_event: Dependency) -> None:
+        """Connect the events; after `load_event`, prompts of the loaded run are suggested."""
         system = self.sampling.system
         asking: dict[str, Any] = {
             "fn": self.ask,
             "inputs": [self.question, self.turns, self.branches, self.row, system, *self.sampling.inputs],
-            "outputs": self._answered,
+            "outputs": self._answer_outputs,
             "concurrency_limit": None,
             **SLOW,
         }
-        asked = [self.turns, self.question, self.row]
-        again = self.again.click(_take_back, self.turns, asked, **QUICK)
-        for answered in (
+        question_outputs = [self.turns, self.question, self.row]
+        again = self.again.click(_take_back, self.turns, question_outputs, **QUICK)
+        for answer_event in (
             gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking),
             again.then(trigger_mode="once", **asking),
         ):
             # Not with the last answer: until the event is over, Gradio ignores a click.
-            answered.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
+            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
         self.stop.click(self._stop, None, None, **QUICK)
-        cleared = self.clear.click(
+        clear_event = self.clear.click(
             lambda: {
-                **self._shown([]), **dict.fromkeys((self.trouble, self.kept, self.links), ""), **self._edited(),
+                **self._turn_updates([]), **dict.fromkeys((self.trouble, self.browser_copy, self.links), ""), **self._end_edit(),
             }, None,
-            [self.keep_all, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.kept, self.links], **QUICK,
+            [self.keep_all, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.browser_copy, self.links], **QUICK,
         )  # fmt: skip
-        cleared.then(view.render_suggestions, self.offered, self.suggestions, **QUICK)
-        editing = [*asked, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
+        clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
+        editing = [*question_outputs, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
         self.transcript.click(self._edit, [self.turns, self.before_edit], editing, **QUICK)
         self.transcript.click(self._vote, self.turns, [self.transcript, self.trouble], **QUICK)
         self.keep_all.click(self._cancel_edit, self.before_edit, editing, **QUICK)
-        loaded.then(self._suggest, None, [self.suggestions, self.offered], **SLOW)
+        load_event.then(self._suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
         self.suggestions.click(
-            self._take, self.offered, [self.question, self.row, system, self.suggestions, self.offered], **QUICK
+            self._take,
+            self.suggested_prompts,
+            [self.question, self.row, system, self.suggestions, self.suggested_prompts],
+            **QUICK,
         )
         gr.on(
             [self.prompt_fold.expand, self.show_prompt.click], shown_in_place(self._prompt),
             [self.question, self.turns, self.branches, system], self.prompt, **SLOW,
         )  # fmt: skip
         self.keep_fold.expand(
-            lambda *of: saving.render_links(self._saved(*of)), [self.turns, system], self.links, **QUICK
+            lambda *of: saving.render_links(self._conversation_of(*of)), [self.turns, system], self.links, **QUICK
         )
-        opened = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
-        opened.then(self._keep, [self.turns, system], [self.kept, self.links], **QUICK)
+        open_event = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
+        open_event.then(self._keep, [self.turns, system], [self.browser_copy, self.links], **QUICK)
         self.sampling.wire()
-        clear_error_after(self.trouble, [system, *self.sampling.inputs], restored=self.question)
+        clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
     def restore_after(self, event: Dependency) -> None:
         """After an event, restore the conversation of this browser."""
-        event.then(self._restore, [self.kept, self.turns, self.sampling.system], self._conversation, **QUICK)
+        event.then(self._restore, [self.browser_copy, self.turns, self.sampling.system], self._conversation, **QUICK)
 
     def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
         """Return the branches that can be asked, once something is loaded."""
@@ -181,10 +184,10 @@ class TalkPart:
         reference = row.reference if row is not None and row.question == question else ""
         before, redrawn, problem = list(turns), 0.0, ""
         try:
-            asked, settings = self._branches(branches), with_seed(read_sampling(sampling))
-            with_what = Asked(self._choice.answer_models(), settings, system)
-            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked), reference, with_what)]
-            requests = _requests(turns, asked, system, settings)
+            asked_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
+            with_what = QuestionSettings(self._choice.answer_models(), settings, system)
+            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked_branches), reference, with_what)]
+            requests = _requests(turns, asked_branches, system, settings)
             yield {
                 **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
                 **dict.fromkeys((self.again, self.clear), HIDDEN),
@@ -193,7 +196,7 @@ class TalkPart:
                 self.send: gr.update(interactive=False),
                 self.stop: gr.update(visible=True),
                 self.row: None,
-                **self._edited(),
+                **self._end_edit(),
             }
             for chunk in self._stream.chunks(requests, request.session_hash or "", request.headers):
                 turns = [*before, turns[-1].with_chunk(chunk)]
@@ -202,19 +205,19 @@ class TalkPart:
                     yield {self.transcript: self._render(turns, writing=True)}
         except Exception as error:
             problem = error_box(as_engine_error(error))
-        answered = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
+        has_answer = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Without an answer, the question returns to its box.
-        turns = [*before, turns[-1].ended()] if answered else before
+        turns = [*before, turns[-1].end()] if has_answer else before
         # All in one answer: the next action, or a reload, finds the conversation saved.
         yield {
-            **self._shown(turns),
+            **self._turn_updates(turns),
             **self._keep(turns, system),
-            **({} if answered else {self.question: question, self.row: row}),
+            **({} if has_answer else {self.question: question, self.row: row}),
             self.trouble: problem,
             self.stop: HIDDEN,
         }
 
-    def _shown(self, turns: list[Turn]) -> Updates:
+    def _turn_updates(self, turns: list[Turn]) -> Updates:
         button = gr.update(visible=bool(turns))
         return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
 
@@ -230,102 +233,105 @@ class TalkPart:
         model = self._page.services.chat.state.model
         if model is None:
             raise RunError("No model is loaded.", "Load a run or a model first.")
-        found = tuple(branch for branch in _ASKED.get(choice, model.branches) if branch in model.branches)
+        available = tuple(branch for branch in _ASKED.get(choice, model.branches) if branch in model.branches)
         if self._choice.compares_with_start(self._page.services.chat.state.target):
-            found = tuple(sorted(found, key=_IN_ORDER_OF_TRAINING.index))
-        return found or model.branches
+            available = tuple(sorted(available, key=_IN_ORDER_OF_TRAINING.index))
+        return available or model.branches
 
     def _stop(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
-    def _edited(self) -> Updates:
+    def _end_edit(self) -> Updates:
         return {self.keep_all: HIDDEN, self.before_edit: []}
 
     def _cancel_edit(self, before_edit: list[Turn]) -> Updates:
         """Bring back the conversation as it was before a question was edited."""
         if not before_edit:
-            return self._edited()
-        return {**self._shown(before_edit), self.question: "", self.row: None, **self._edited()}
+            return self._end_edit()
+        return {**self._turn_updates(before_edit), self.question: "", self.row: None, **self._end_edit()}
 
     def _edit(self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn]) -> Updates:
         kind, _, number = picked_value(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
             return UNCHANGED
         turn, before = turns[int(number)], turns[: int(number)]
-        asked = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
-        kept = {self.keep_all: gr.update(visible=True), self.before_edit: before_edit or turns}
-        return {**asked, **self._shown(before), **kept}
+        question_updates = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
+        edit_updates = {self.keep_all: gr.update(visible=True), self.before_edit: before_edit or turns}
+        return {**question_updates, **self._turn_updates(before), **edit_updates}
 
     def _vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
         kind, _, rest = picked_value(event).partition(":")
         number, _, branch = rest.partition(":")
         if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
             return UNCHANGED
-        offered = next((one for one in ballot(self._votes, turns, int(number)) if one == branch), None)
-        if offered is None:
+        choice = next((one for one in ballot(self._votes, turns, int(number)) if one == branch), None)
+        if choice is None:
             return UNCHANGED
         try:
-            choose(self._votes, turns, int(number), offered, self._page.services.runs.owner)
+            choose(self._votes, turns, int(number), choice, self._page.services.runs.owner)
             count = plural(len(self._votes.read().votes), "vote")
-            told = small(f"{count} in all. “Votes” above lists them and makes a dataset of them.", role="status")
+            message = small(f"{count} in all. “Votes” above lists them and makes a dataset of them.", role="status")
         except EngineError as error:
-            told = error_box(error)
-        return {self.transcript: self._render(turns), self.trouble: told}
+            message = error_box(error)
+        return {self.transcript: self._render(turns), self.trouble: message}
 
     def _suggest(self, draw: random.Random | None = None) -> Updates:
         config = self._choice.config_of(self._page.services.chat.state.target)
         prompts: list[RowPrompt] = []
         with contextlib.suppress(EngineError):  # the data may be gone; chat works without it
             prompts = view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
-        return {self.suggestions: view.render_suggestions(prompts), self.offered: prompts}
+        return {self.suggestions: view.render_suggestions(prompts), self.suggested_prompts: prompts}
 
-    def _take(self, event: gr.EventData, offered: list[RowPrompt]) -> Updates:
+    def _take(self, event: gr.EventData, prompts: list[RowPrompt]) -> Updates:
         number = picked_value(event)
         if number == "others":
             return self._suggest(random.SystemRandom())
-        if not number.isdigit() or int(number) >= len(offered):
+        if not number.isdigit() or int(number) >= len(prompts):
             return UNCHANGED
-        prompt = offered[int(number)]
+        prompt = prompts[int(number)]
         system = {self.sampling.system: prompt.system} if prompt.system else {}
         return {self.question: prompt.question, self.row: prompt, **system}
 
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
         branch = self._branches(branches)[-1]
-        typed = (question or "").strip()
+        text = (question or "").strip()
         # With nothing typed: the prompt of the newest answer.
-        asked = [*turns, Turn(typed)] if typed else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
-        messages = view.messages_of(asked, branch, system or "")
+        next_turns = [*turns, Turn(text)] if text else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
+        messages = view.messages_of(next_turns, branch, system or "")
         if not messages:
             return small("Type a question to see its prompt.")
         return view.render_prompt(self._page.services.chat.prompt(messages))
 
-    def _saved(self, turns: list[Turn], system: str) -> SavedConversation:
+    def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
         state = self._page.services.chat.state
         model = view.loaded_words(state.model) if state.model is not None else ""
         names = self._choice.names(state.target)
         return SavedConversation(model=model, names=names, system=system or "", turns=tuple(turns))
 
     def _keep(self, turns: list[Turn], system: str) -> Updates:
-        saved = self._saved(turns, system)
-        text = saving.as_json(saved)
-        kept = text if turns and len(text) <= _KEPT_CHARACTERS else ""
-        return {self.kept: kept, self.links: saving.render_links(saved)}
+        conversation = self._conversation_of(turns, system)
+        text = saving.as_json(conversation)
+        browser_copy = text if turns and len(text) <= _KEPT_CHARACTERS else ""
+        return {self.browser_copy: browser_copy, self.links: saving.render_links(conversation)}
 
-    def _restore(self, kept: str, turns: list[Turn], system: str) -> Updates:
-        if turns or not kept:
+    def _restore(self, browser_copy: str, turns: list[Turn], system: str) -> Updates:
+        if turns or not browser_copy:
             return UNCHANGED
         try:
-            saved = saving.read_conversation(str(kept).encode())
+            conversation = saving.read_conversation(str(browser_copy).encode())
         except EngineError:
             return UNCHANGED  # of another version
-        return self._opened(saved, system)
+        return self._show_conversation(conversation, system)
 
     def _open(self, path: str) -> Updates:
         transfers = self._page.services.transfers
-        return self._opened(saving.open_conversation(transfers.require_uploaded(Path(path))))
+        return self._show_conversation(saving.open_conversation(transfers.require_uploaded(Path(path))))
 
-    def _opened(self, saved: SavedConversation, system: str = "") -> Updates:
-        return {**self._shown([turn.ended() for turn in saved.turns]), self.sampling.system: system or saved.system}
+    def _show_conversation(self, conversation: SavedConversation, system: str = "") -> Updates:
+        return {
+            **self._turn_updates([turn.end() for turn in conversation.turns]),
+            self.sampling.system: system or conversation.system,
+        }
 
 
 def _row_of(turn: Turn) -> RowPrompt | None:
@@ -338,12 +344,12 @@ def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
 
 
 def _requests(
-    turns: Sequence[Turn], asked: tuple[Branch, ...], system: str, sampling: SamplingConfig
+    turns: Sequence[Turn], branches: tuple[Branch, ...], system: str, sampling: SamplingConfig
 ) -> list[ChatRequest]:
     """Return one request for all branches while they remember the same; afterwards one for each."""
-    remembered = {branch: view.messages_of(turns, branch, system) for branch in asked}
-    groups = [asked] if len(set(remembered.values())) == 1 else [(branch,) for branch in asked]
+    histories = {branch: view.messages_of(turns, branch, system) for branch in branches}
+    groups = [branches] if len(set(histories.values())) == 1 else [(branch,) for branch in branches]
     return [
-        ChatRequest(messages=remembered[group[0]], branches=group, sampling=sampling, id=uuid.uuid4().hex)
+        ChatRequest(messages=histories[group[0]], branches=group, sampling=sampling, id=uuid.uuid4().hex)
         for group in groups
     ]

@@ -68,7 +68,7 @@ class TrainTab:
             choice = Dropdown(
                 [], label="Run", show_label=False, container=False, visible=False, elem_id="follow-run", min_width=260
             )
-        self._entered = gr.State(False)
+        self._was_entered = gr.State(False)
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
@@ -84,7 +84,7 @@ class TrainTab:
         self._change = gr.State({})
         self.counting = gr.Timer(0.5, active=False)
         page.on_draft_later(self.plan, self._plan)
-        self._counted = [self.plan, self.counting, self._page.data_trouble, self._page.data_lengths]
+        self._count_outputs = [self.plan, self.counting, self._page.data_trouble, self._page.data_lengths]
 
     def _settings(self) -> None:
         self.objective = ObjectivePart(self._page)
@@ -119,23 +119,23 @@ class TrainTab:
         self.jobs.wire()
         self._count_after(self.objective.wire())
         self.use_preset_by(self.presets.click)
-        judged: Any = page.judge_for.change
-        judged(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
+        device_change: Any = page.judge_for.change
+        device_change(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits until the box is left, or Enter is pressed.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
-        self.counting.tick(self.count, form.components, self._counted, trigger_mode="once", **QUICK)
+        self.counting.tick(self.count, form.components, self._count_outputs, trigger_mode="once", **QUICK)
         self.view.change(self._switch, self.view, [self.setup, self.follow_column, self.follow.choice], **QUICK)
         self.follow.wire()
-        arriving = [page.chosen_run, self._entered, page.wants_run]
-        arrived = self._tab.select(self._arrive, arriving, [self.view, *arriving], **QUICK)
-        self.follow.show_after(arrived, self.view)
-        self._count_after(arrived)
+        arriving = [page.chosen_run, self._was_entered, page.wants_run]
+        arrival_event = self._tab.select(self._arrive, arriving, [self.view, *arriving], **QUICK)
+        self.follow.show_after(arrival_event, self.view)
+        self._count_after(arrival_event)
         self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
         going = self.start.goes_to
-        started = self.start.wire().then(self._after_start, going, [self.view, page.tabs, going], **QUICK)
-        self.follow.show_after(started, self.view)
-        return started
+        start_event = self.start.wire().then(self._after_start, going, [self.view, page.tabs, going], **QUICK)
+        self.follow.show_after(start_event, self.view)
+        return start_event
 
     def use_preset_by(self, click: Any) -> None:
         """Let a click on a list of presets fill the form with the picked one."""
@@ -144,19 +144,19 @@ class TrainTab:
         self._count_after(self._page.fill_after(alone, self._change, "Preset"))
 
     def _count_after(self, event: Any) -> None:
-        event.then(self.count, self._page.form.components, self._counted, trigger_mode="always_last", **QUICK)
+        event.then(self.count, self._page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
 
-    def _arrive(self, chosen: str, entered: bool, wanted: bool = False) -> Updates:
+    def _arrive(self, chosen: str, was_entered: bool, wants_run: bool = False) -> Updates:
         """Show a run that was asked for; on the first visit, an active one."""
         reader, page = self._page.reader, self._page
         run_id = chosen if reader.exists(chosen) else ""
         active = reader.newest_active()
-        updates: Updates = {self._entered: True, page.wants_run: False}
-        if run_id and (wanted or reader.observe(run_id).is_live):
-            follow = wanted or not entered
+        updates: Updates = {self._was_entered: True, page.wants_run: False}
+        if run_id and (wants_run or reader.observe(run_id).is_live):
+            follow = wants_run or not was_entered
             return updates | {page.chosen_run: run_id} | ({self.view: FOLLOW} if follow else {})
         if active is not None and not run_id:
-            return updates | {page.chosen_run: active} | ({} if entered else {self.view: FOLLOW})
+            return updates | {page.chosen_run: active} | ({} if was_entered else {self.view: FOLLOW})
         return updates | ({} if run_id == chosen else {page.chosen_run: run_id})
 
     def _after_start(self, goes_to: str) -> Updates:
@@ -170,9 +170,9 @@ class TrainTab:
         follows = gr.update(visible=view == FOLLOW)
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
-    def _presets(self, judged: str | None) -> str:
+    def _presets(self, device_name: str | None) -> str:
         """Return the presets; for a device that is not here, with what each comes to there, where its model is known."""
-        known_device = find_known_device(judged or "")
+        known_device = find_known_device(device_name or "")
         presets = list_presets()
         if known_device is None:
             return render_presets(presets)
@@ -195,7 +195,7 @@ class TrainTab:
         check = self._page.services.checks.find(CheckQuestion.of(config)) if config is not None else None
         report = check.report if check is not None else None
         similar = self._similar(draft)
-        return render_plan(config or draft.assumed, report, similar, self._around_seconds(similar))
+        return render_plan(config or draft.memory_config, report, similar, self._around_seconds(similar))
 
     def _around_seconds(self, row: RunSummary | None) -> float | None:
         """Return what a run took to load, evaluate and save; None where it has not ended well."""
@@ -235,7 +235,7 @@ class TrainTab:
 
         One that completed is preferred: it also shows what loading, evaluation and saving take.
         """
-        config = draft.config or draft.assumed
+        config = draft.config or draft.memory_config
         if config is None or draft.device is None:
             return None
         key = (config.model.id, config.method_name, preference_name(config), lease_name(draft.device))

@@ -51,10 +51,10 @@ class VotesPart:
             self.confirm.panel,
         ]  # fmt: skip
 
-    def wire(self, switched: Any) -> None:
-        """Connect the events; the votes are read whenever the mode is `switched` to."""
+    def wire(self, mode_event: Any) -> None:
+        """Connect the events; the votes are read after each `mode_event`."""
         page = self._page
-        switched.then(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
+        mode_event.then(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
         self.with_cut_off.input(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
         for button, step in ((self.newer, -1), (self.older, 1)):
             button.click(
@@ -64,12 +64,12 @@ class VotesPart:
         self.list.click(self._delete, [self.number, self.with_cut_off], [*self._state_outputs, self.status], **QUICK)
         self.confirm.wire(self.delete_all.click, self._ask, self.number)
         self.confirm.really.click(self._delete_all, self.with_cut_off, [*self._state_outputs, self.status], **QUICK)
-        used = self.use.click(
+        use_event = self.use.click(
             shown_as_message(self._use), self.with_cut_off, [self._change, self.status], trigger_mode="once", **SLOW
         )
-        changed = page.change_undoably_after(used, self._change)
-        changed.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
-        page.open_tab(used, "data")
+        change_event = page.change_undoably_after(use_event, self._change)
+        change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
+        page.open_tab(use_event, "data")
 
     def look(self, number: int, with_cut_off: bool) -> Updates:
         """Return how many votes there are, and a page of them."""
@@ -97,8 +97,8 @@ class VotesPart:
         """Ask once more at the first press, and delete at the second."""
         pick = picked_value(event)
         if pick.startswith(_DELETE):
-            shown = view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
-            return {self.list: shown, self.status: ""}
+            votes_html = view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
+            return {self.list: votes_html, self.status: ""}
         if not pick.startswith(_REALLY):
             return UNCHANGED
         return self._deleting([pick.removeprefix(_REALLY)], number, with_cut_off)

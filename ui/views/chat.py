@@ -67,7 +67,7 @@ class Answer:
 
 
 @dataclass(frozen=True, config=_SAVED)
-class Asked:
+class QuestionSettings:
     """What a question was asked with, for votes on its answers."""
 
     models: Mapping[Branch, AnswerModel]
@@ -82,24 +82,24 @@ class Turn:
     question: str
     answers: tuple[Answer, ...] = ()
     reference: str = ""  # the answer of the data, where the question comes from a row
-    asked: Asked | None = None  # None in conversations that were saved before there were votes
+    asked: QuestionSettings | None = None  # None in conversations that were saved before there were votes
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
-        grown = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
-        return replace(self, answers=tuple(grown))
+        answers = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
+        return replace(self, answers=tuple(answers))
 
     def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
         """Return the names of the branches when it was asked; `words` where that is not known. Another run may be loaded by now."""
         models = self.asked.models if self.asked is not None else {}
         return {**words, **{branch: model.name for branch, model in models.items()}}
 
-    def ended(self) -> "Turn":
+    def end(self) -> "Turn":
         """Return the turn when no more chunks come: answers that were cut off are marked as stopped."""
-        closed = (
+        answers = (
             a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
         )
-        return replace(self, answers=tuple(closed))
+        return replace(self, answers=tuple(answers))
 
 
 def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
@@ -148,8 +148,8 @@ def _turn(
     answers, names = "", turn.names(words)
     for answer in turn.answers:
         name = names[answer.branch]
-        voted = ballot.get(answer.branch)
-        vote = "" if voted is None else _vote_button(f"vote:{number}:{answer.branch}", name, voted=voted)
+        is_voted = ballot.get(answer.branch)
+        vote = "" if is_voted is None else _vote_button(f"vote:{number}:{answer.branch}", name, is_voted=is_voted)
         text = markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
         figures = _figures(answer, context_tokens)
         answers += answer_box(answer.branch, name, text, figures, writing=not answer.done, below=vote)
@@ -161,12 +161,12 @@ def _turn(
     return f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div><div class="answers">{answers}</div>'
 
 
-def _vote_button(identifier: str, name: str, *, voted: bool) -> str:
+def _vote_button(identifier: str, name: str, *, is_voted: bool) -> str:
     label = f"{name}: this answer is better"
-    title = "Saved as a vote; press again to take it back" if voted else "Saves this answer as the better one"
+    title = "Saved as a vote; press again to take it back" if is_voted else "Saves this answer as the better one"
     return (
-        f'<button type="button" class="vote" data-pick="{identifier}" aria-pressed="{str(voted).lower()}" '
-        f'aria-label="{escape(label, quote=True)}" title="{title}">{"✓ " if voted else ""}This is better</button>'
+        f'<button type="button" class="vote" data-pick="{identifier}" aria-pressed="{str(is_voted).lower()}" '
+        f'aria-label="{escape(label, quote=True)}" title="{title}">{"✓ " if is_voted else ""}This is better</button>'
     )
 
 
@@ -189,8 +189,10 @@ def _figures(answer: Answer, context_tokens: int | None) -> str:
     if answer.done and answer.finish_reason is not None:
         parts.append(_FINISH_WORDS[answer.finish_reason])
     if answer.done and answer.prompt_tokens:
-        used = answer.prompt_tokens + answer.tokens
-        parts.append(f"context {used:,} of {context_tokens:,}" if context_tokens else f"context {used:,} tokens")
+        used_tokens = answer.prompt_tokens + answer.tokens
+        parts.append(
+            f"context {used_tokens:,} of {context_tokens:,}" if context_tokens else f"context {used_tokens:,} tokens"
+        )
     return " · ".join(parts)
 
 
@@ -213,8 +215,8 @@ def render_loading(progress: Progress | None) -> str:
 
 def loaded_words(model: LoadedModel) -> str:
     """Return what is loaded, as plain text."""
-    trained = f" with its {model.method} result" if "tuned" in model.branches and model.method else ""
-    return f"{short_name(model.name)}{trained}, {model.dtype} on {model.device}"
+    method_words = f" with its {model.method} result" if "tuned" in model.branches and model.method else ""
+    return f"{short_name(model.name)}{method_words}, {model.dtype} on {model.device}"
 
 
 def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str:

@@ -118,12 +118,16 @@ def render_lengths(report: DatasetReport) -> str:
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
-    lost = f" {plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
+    lost_words = (
+        f" {plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
+    )
     what = "rows" if report.sequences == report.kept else "sequences"
-    words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost}"
+    words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost_words}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
     return fold(
-        "Lengths", f"{lengths.max:,} tokens at most{f',{lost}' if lost else ''}".rstrip("."), _lead(words) + chart
+        "Lengths",
+        f"{lengths.max:,} tokens at most{f',{lost_words}' if lost_words else ''}".rstrip("."),
+        _lead(words) + chart,
     )
 
 
@@ -175,8 +179,8 @@ def render_problems(report: DatasetReport) -> str:
     columns = [*PROBLEM_COLUMNS, Column("Reason"), Column("Beginning", "soft begins")]
     rows = (problem_row(problem, picks=False) for problem in problems)
     more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
-    listed = table(columns, rows, scrolls="scroll tall")
-    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{listed}{small(more) if more else ''}"
+    table_html = table(columns, rows, scrolls="scroll tall")
+    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{table_html}{small(more) if more else ''}"
 
 
 def render_tokens(row: PageRow) -> str:
@@ -214,19 +218,19 @@ def _sequence(sequence: SequenceView, name: str = "The row", first: int = 0) -> 
     words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
     if sequence.uncut_tokens > sequence.tokens:
         words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
-    shown = sum(len(span.text) for span in sequence.spans)
-    if shown > _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens:
+    characters = sum(len(span.text) for span in sequence.spans)
+    if characters > _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens:
         words += "; only the beginning is shown"
     cut = f'<span class="cut">{escape(sequence.cut_text)}</span>' if sequence.cut_text else ""
     return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{words}.</p>'
 
 
 def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:
-    parts, shown = [], 0
+    parts, characters = [], 0
     for span in spans:
-        parts.append(_span(span, _SHOWN_CHARACTERS - shown))
-        shown += len(span.text)
-        if shown >= _SHOWN_CHARACTERS:
+        parts.append(_span(span, _SHOWN_CHARACTERS - characters))
+        characters += len(span.text)
+        if characters >= _SHOWN_CHARACTERS:
             after = ""
             break
     return (
@@ -261,27 +265,27 @@ def render_conversation(row: PageRow) -> str:
         return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'
     messages, start = row.conversation.messages, row.conversation.completion_start
     tools = row.conversation.tools
-    offered = (
+    tools_html = (
         f'<p class="small">{plural(len(tools), "tool is", "tools are")} offered to the assistant.</p>' if tools else ""
     )
     if not row.rejected or start is None:
-        return offered + _turns(messages, row.trained_turns)
+        return tools_html + _turns(messages, row.trained_turns)
     answers = (("Chosen", messages[start:]), ("Rejected", row.rejected))
     sides = "".join(
         f'<section class="{name.lower()}"><h3>{name}</h3>{_turns(side, _answers_in(side))}</section>'
         for name, side in answers
     )
-    return f'{offered}{_turns(messages[:start], ())}<div class="pair"><div class="sides">{sides}</div></div>'
+    return f'{tools_html}{_turns(messages[:start], ())}<div class="pair"><div class="sides">{sides}</div></div>'
 
 
 def _answers_in(turns: Sequence[Message]) -> frozenset[int]:
     return frozenset(number for number, turn in enumerate(turns) if turn.role == "assistant" and not turn.is_empty)
 
 
-def _turns(messages: Sequence[Message], trained: Container[int]) -> str:
+def _turns(messages: Sequence[Message], trained_turns: Container[int]) -> str:
     turns = []
     for number, message in enumerate(messages):
-        is_learned = number in trained
+        is_learned = number in trained_turns
         body = escape(message.content[:_SHOWN_CHARACTERS])
         if message.reasoning:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'

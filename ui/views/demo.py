@@ -7,7 +7,7 @@ from engine.runs.summary import compare_peaks
 from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
 from engine.space.demo_sample import DemoSample, SampleAnswers
 from ui.backend.background import stamp
-from ui.backend.run_reader import ObservedRun, has_adapter
+from ui.backend.run_reader import RunSnapshot, has_adapter
 from ui.views.dataset import render_tokens
 from ui.views.html import count, duration, facts, gib, short_name, small
 from ui.views.loss_svg import loss_words, render_loss_svg, render_loss_table
@@ -21,7 +21,7 @@ _END_WORDS = {"length": "token limit", "context": "context limit", "stopped": "t
 class DemoView:
     """What the page shows at one moment."""
 
-    run: ObservedRun | None = None
+    run: RunSnapshot | None = None
     sample: DemoSample = field(default_factory=DemoSample)
     problem: str = ""  # why there is no run, or why it failed
 
@@ -38,8 +38,8 @@ class DemoView:
     @property
     def is_changing(self) -> bool:
         """Whether the page will show something else soon."""
-        failed = self.run is not None and self.run.state.state == "failed"
-        return not self.is_complete and not failed
+        has_failed = self.run is not None and self.run.state.state == "failed"
+        return not self.is_complete and not has_failed
 
     @property
     def stamp(self) -> str:
@@ -65,24 +65,24 @@ def _link(address: str, words: str, css: str) -> str:
 
 def render_demo(view: DemoView) -> str:
     """Return the run: how far it is, or what came out."""
-    observed = view.run
-    if observed is None:
+    snapshot = view.run
+    if snapshot is None:
         words = view.problem or "A small model will be trained here in a moment. This page reloads by itself."
         title = "The demo cannot start" if view.problem else "The demo is being prepared"
         return f'<section><h2>{title}</h2><p class="lead">{escape(words)}</p></section>'
-    return _run(view, observed) + _rows(view.sample) + _answers(view.sample)
+    return _run(view, snapshot) + _rows(view.sample) + _answers(view.sample)
 
 
-def _run(view: DemoView, observed: ObservedRun) -> str:
+def _run(view: DemoView, snapshot: RunSnapshot) -> str:
     return (
-        f"<section>{_heading(view, observed)}{_figures(observed) if view.is_complete else ''}"
-        f"{_chart(observed)}{_memory(observed) if view.is_complete else ''}</section>"
+        f"<section>{_heading(view, snapshot)}{_figures(snapshot) if view.is_complete else ''}"
+        f"{_chart(snapshot)}{_memory(snapshot) if view.is_complete else ''}</section>"
     )
 
 
-def _heading(view: DemoView, observed: ObservedRun) -> str:
-    state, history = observed.state.state, observed.history
-    ingredients = f'<p class="lead">{_ingredients(observed)}</p>'
+def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
+    state, history = snapshot.state.state, snapshot.history
+    ingredients = f'<p class="lead">{_ingredients(snapshot)}</p>'
     if state == "completed":
         return f"<h2>A finished run</h2>{ingredients}"
     if state == "failed":
@@ -99,13 +99,13 @@ def _heading(view: DemoView, observed: ObservedRun) -> str:
         else ""
     )
     return (
-        f'<h2>Training now</h2><p class="lead" role="status">{status_line(observed) or "Starting"}</p>{bar}{ingredients}'
+        f'<h2>Training now</h2><p class="lead" role="status">{status_line(snapshot) or "Starting"}</p>{bar}{ingredients}'
         f"{small('A small model is trained on this machine. This page reloads by itself.')}"
     )
 
 
-def _ingredients(observed: ObservedRun) -> str:
-    config = observed.config
+def _ingredients(snapshot: RunSnapshot) -> str:
+    config = snapshot.config
     if config is None:
         return ""
     parts = [
@@ -113,7 +113,7 @@ def _ingredients(observed: ObservedRun) -> str:
         f"trained with {escape(method_words(config))}",
         f"on {escape(short_name(config.dataset.source))}",
     ]
-    parameters = observed.history.parameters
+    parameters = snapshot.history.parameters
     device = f", on {escape(parameters.device)}" if parameters is not None else ""
     share = ""
     if parameters is not None:
@@ -121,8 +121,8 @@ def _ingredients(observed: ObservedRun) -> str:
     return f"{' '.join(parts)}.{share}"
 
 
-def _figures(observed: ObservedRun) -> str:
-    state, history = observed.state, observed.history
+def _figures(snapshot: RunSnapshot) -> str:
+    state, history = snapshot.state, snapshot.history
     figures = []
     base, tuned = history.base_eval, history.tuned_evals
     if base is not None and tuned:
@@ -137,9 +137,9 @@ def _figures(observed: ObservedRun) -> str:
     return facts(figures)
 
 
-def _memory(observed: ObservedRun) -> str:
+def _memory(snapshot: RunSnapshot) -> str:
     """Return how good the estimate was."""
-    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history)
+    peaks = compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)
     peak = next((one for one in reversed(peaks) if one.difference is not None), None)
     if peak is None or peak.predicted_bytes is None or peak.measured_bytes is None or peak.difference is None:
         return ""
@@ -157,8 +157,8 @@ def _memory(observed: ObservedRun) -> str:
     )
 
 
-def _chart(observed: ObservedRun) -> str:
-    history = observed.history
+def _chart(snapshot: RunSnapshot) -> str:
+    history = snapshot.history
     wide, narrow = render_loss_svg(history, 760, 280), render_loss_svg(history, 340, 230)
     if not wide:
         return ""

@@ -63,9 +63,9 @@ def render_evaluation(result: EvaluationResult) -> str:
     worse = ""
     if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    measured = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
+    sample_words = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
     return (
-        f'{facts(figures)}<p class="small">{worse}Measured on {measured}, in {duration(result.seconds)}.</p>'
+        f'{facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {duration(result.seconds)}.</p>'
         f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
     )
 
@@ -98,14 +98,14 @@ def _preference(result: EvaluationResult) -> str:
 
 def _ratings(result: EvaluationResult) -> str:
     """Return what all branches make of completions with a label: the reference has no reward, and is not shown."""
-    found = result.ratings
-    if found is None:
+    ratings = result.ratings
+    if ratings is None:
         return ""
     rows = []
-    for branch, one in found.branches.items():
-        accuracy, *rewards = rating_cells(one, found)
+    for branch, one in ratings.branches.items():
+        accuracy, *rewards = rating_cells(one, ratings)
         if branch == "tuned":
-            low, high = interval(found.right, found.completions)
+            low, high = interval(ratings.right, ratings.completions)
             accuracy = f"{accuracy} ({low:.0%}–{high:.0%})"
         rows.append((escape(_names(result)[branch]), accuracy, *rewards))
     columns = [Column("Model"), *map(Column.of_numbers, RATING_COLUMNS)]
@@ -142,8 +142,8 @@ def _scores(result: EvaluationResult) -> str:
         (escape(_names(result)[branch]), f"{mean.exact:.0%}", f"{mean.rouge_l:.3f}", f"{mean.chrf:.3f}")
         for branch, mean in result.scores.items()
     ]
-    answered = plural(next(iter(result.scores.values())).rows, "row")
-    caption = f"Greedy answers to {answered}, compared with their references; 0 is nothing in common, 1 is identical."
+    row_words = plural(next(iter(result.scores.values())).rows, "row")
+    caption = f"Greedy answers to {row_words}, compared with their references; 0 is nothing in common, 1 is identical."
     columns = [Column("Answers of"), *map(Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
     return table(columns, rows, css="scores", caption=caption)
 
@@ -244,15 +244,15 @@ def render_writing(prompt: str, tokens: int, most: int) -> str:
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     """Return the choice, and whose answers these were."""
-    pair, preferred = judgement.pair, judgement.winner
-    if preferred is not None:
-        words = f"You preferred <b>{escape(names[preferred])}</b>."
+    pair, preference = judgement.pair, judgement.winner
+    if preference is not None:
+        words = f"You preferred <b>{escape(names[preference])}</b>."
     elif judgement.verdict == "equal":
         words = "You found them <b>equally good</b>."
     else:
         words = "You found <b>neither good</b>."
     answers = "".join(
-        _blind_answer(f"{side}: {names[branch]}", pair.answers[branch], chosen=preferred == branch)
+        _blind_answer(f"{side}: {names[branch]}", pair.answers[branch], chosen=preference == branch)
         for side, branch in (("Left", pair.left), ("Right", pair.right))
     )
     if pair.reference:
@@ -285,9 +285,9 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
         return f"Of {plural(tally.total, 'pair')} none was decided: no result yet."
     ahead = tally.second if tally.second_preferred >= tally.first_preferred else tally.first
     wins = max(tally.first_preferred, tally.second_preferred)
-    decided = plural(tally.decisive, "decided pair")
+    pair_words = plural(tally.decisive, "decided pair")
     if 2 * wins == tally.decisive:
-        return f"Of {decided}, each side won {wins:,}: no difference."
+        return f"Of {pair_words}, each side won {wins:,}: no difference."
     name = names[ahead]
     chance = f"{tally.p_value:.1%}" if tally.p_value < 0.1 else f"{tally.p_value:.0%}"
     if tally.p_value < 0.001:
@@ -299,7 +299,7 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     else:
         verdict = "That may be chance. Judge more pairs to be surer."
     return (
-        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
+        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {pair_words}. If both were equally good, a result at "
         f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
     )
 
@@ -308,8 +308,8 @@ def _split_bar(tally: BlindTally) -> str:
     """Return the decided pairs as one bar, distinguished by position as well as by colour."""
     if not tally.decisive:
         return ""
-    won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
-    return f'<div class="split" aria-hidden="true">{won}<span class="lost"></span></div>'
+    won_html = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
+    return f'<div class="split" aria-hidden="true">{won_html}<span class="lost"></span></div>'
 
 
 def _blind_pair(prompt: str, answers: str, words: str = "") -> str:

@@ -34,44 +34,44 @@ def render_record(record: ExportRecord) -> str:
     )
 
 
-def render_verification(verified: Verification | None) -> str:
+def render_verification(verification: Verification | None) -> str:
     """Return what was compared, and the largest difference."""
-    if verified is None:
+    if verification is None:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
-    answers = f"{verified.equal_answers} of {verified.prompts}"
-    allowed, perplexity = verified.allowed_logit_difference, verified.perplexity
-    if verified.passed and allowed is None:
+    answers = f"{verification.equal_answers} of {verification.prompts}"
+    tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
+    if verification.passed and tolerance is None:
         head = (
             f'<span class="yes">Verified within quantization.</span> Its perplexity is close to the run\'s; {answers} greedy '
             "answers are identical."
         )
-    elif verified.passed and verified.equal_answers < verified.prompts:
+    elif verification.passed and verification.equal_answers < verification.prompts:
         head = (
             f'<span class="yes">Verified within rounding.</span> {answers} greedy answers are identical; the rest differ '
             "where two tokens were about equally likely."
         )
-    elif verified.passed:
+    elif verification.passed:
         head = f'<span class="yes">Verified.</span> It was loaded again: {answers} greedy answers are identical to the run.'
     else:
         head = (
-            f'<span class="no">It differs from the run.</span> It {escape(verified.difference)}. Do not use it; '
+            f'<span class="no">It differs from the run.</span> It {escape(verification.difference)}. Do not use it; '
             "export the adapter instead."
         )
     figures = [
-        (f"{verified.largest_logit_difference:.3g}", "largest logit difference"),
-        *([(f"{allowed:.3g}", "allowed for rounding")] if allowed is not None else []),
+        (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
+        *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),
         (answers, "identical greedy answers"),
     ]
     if perplexity is not None:
         figures[:0] = [(f"{perplexity.written:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
-    if verified.equal_prompts is not None:
-        figures.append((f"{verified.equal_prompts} of {verified.prompts}", "equal prompt ids"))
-    needed = f" At least {verified.needed_answers} identical answers were needed." if verified.needed_answers else ""
-    read = f" Perplexity on {perplexity.on}, {plural(perplexity.tokens, 'token')}." if perplexity is not None else ""
-    compared = (
-        f"Compared: {verified.compared}, computed in {verified.dtype}, in {verified.seconds:.0f} s.{needed}{read}"
+    if verification.equal_prompts is not None:
+        figures.append((f"{verification.equal_prompts} of {verification.prompts}", "equal prompt ids"))
+    needed_words = (
+        f" At least {verification.needed_answers} identical answers were needed." if verification.needed_answers else ""
     )
-    return f'<p class="sentence">{head}</p>{facts(figures)}{small(compared)}'
+    read = f" Perplexity on {perplexity.on}, {plural(perplexity.tokens, 'token')}." if perplexity is not None else ""
+    comparison = f"Compared: {verification.compared}, computed in {verification.dtype}, in {verification.seconds:.0f} s.{needed_words}{read}"
+    return f'<p class="sentence">{head}</p>{facts(figures)}{small(comparison)}'
 
 
 def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:
@@ -102,10 +102,10 @@ def render_records(records: Sequence[ExportRecord], chosen: int) -> str:
 
 
 def _record(number: int, record: ExportRecord, is_chosen: bool) -> Row:
-    verified = record.verified
+    verification = record.verified
     mark, verdict = "tight", "not verified"
-    if verified is not None:
-        mark, verdict = ("yes", "verified") if verified.passed else ("no", "differs from the run")
+    if verification is not None:
+        mark, verdict = ("yes", "verified") if verification.passed else ("no", "differs from the run")
     kind = KIND_WORDS.get(record.kind, record.kind) + (f" · {record.checkpoint}" if record.checkpoint else "")
     cells = (
         escape(kind),

@@ -230,14 +230,14 @@ def attention(count: int) -> str:
     return "One setting needs your attention" if count == 1 else f"{count} settings need your attention"
 
 
-def work_status(work: Work[Any] | None, stopped: str) -> str:
-    """Return how background work is doing, `stopped` after a stop; empty where its result shows it, or there is none."""
+def work_status(work: Work[Any] | None, stop_text: str) -> str:
+    """Return how background work is doing, `stop_text` after a stop; empty where its result shows it, or there is none."""
     if work is None:
         return ""
     if work.is_under_way:
         return status(escape(work.words) + progress_bar(work.title, work.fraction))
     if work.was_stopped:
-        return f'<div class="notice" role="status">{escape(stopped)}</div>'
+        return f'<div class="notice" role="status">{escape(stop_text)}</div>'
     return error_box(work.error) if work.error is not None else ""
 
 

@@ -55,14 +55,14 @@ def render_people(people: Sequence[Person], invitations: Sequence[InvitationStat
         )
         for person in people
     ]
-    listed = table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
+    people_table = table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
     links = Counter(
         f"{one.role if one.person is None else f'new password of {one.person}'} by {one.invited_by or 'command line'}, "
         f"valid for {duration(max(one.expires - time.time(), 0))}"
         for one in invitations
     )
     words = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
-    return listed + (small(f"{plural(links.total(), 'open link')}: {words}.") if links else "")
+    return people_table + (small(f"{plural(links.total(), 'open link')}: {words}.") if links else "")
 
 
 def render_link(link: str, what: str) -> str:
@@ -100,11 +100,11 @@ def render_cache(cache: ModelCache) -> str:
 
 
 def _cache_row(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
-    needed = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
+    users = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
     remove = pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
     return (
         under(escape(one.id), "offered for removal" if is_offered else ""), size(one.bytes), escape(ago(one.last_used)),
-        under(f"{one.use.runs:,}", needed), "" if one.use.needed_by else remove,
+        under(f"{one.use.runs:,}", users), "" if one.use.needed_by else remove,
     )  # fmt: skip
 
 
@@ -121,10 +121,10 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
 def render_usage(usage: Usage) -> str:
     """Return what each person used in the last weeks, and what they have on disk."""
     weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
-    shown = sorted(
+    all_weeks = sorted(
         (one for one in usage.weeks if one.week in weeks), key=lambda one: (weeks.index(one.week), one.owner)
     )
-    rows = [_usage_row(one, usage.disk.get((one.owner, one.week))) for one in shown]
+    rows = [_usage_row(one, usage.disk.get((one.owner, one.week))) for one in all_weeks]
     total = sum(disk.total for disk in usage.disks)
     below = small(
         f"People have {size(total)} on disk now; {size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
@@ -146,8 +146,8 @@ def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
 def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
     """Return what each person used by week as stacked bars; empty where there is nothing. Hours on GPUs, if there is one."""
     weeks = sorted({one.week for one in usage.weeks})[-_CHART_WEEKS:]
-    shown = [one for one in usage.weeks if one.week in weeks]
-    title, values = _values(kind, usage, shown)
+    rows = [one for one in usage.weeks if one.week in weeks]
+    title, values = _values(kind, usage, rows)
     totals: dict[str, float] = {}
     for (owner, _), value in values.items():
         totals[owner] = totals.get(owner, 0.0) + value
@@ -173,15 +173,13 @@ def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
     return figure_json(traces, layout, f"{title} by week of {', '.join(name for name, _ in groups)}.")
 
 
-def _values(kind: UsageKind, usage: Usage, shown: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
+def _values(kind: UsageKind, usage: Usage, rows: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
     if kind == "Disk":
-        return "Disk space, GB", {
-            (one.owner, one.week): usage.disk.get((one.owner, one.week), 0) / 1e9 for one in shown
-        }
+        return "Disk space, GB", {(one.owner, one.week): usage.disk.get((one.owner, one.week), 0) / 1e9 for one in rows}
     if kind == "Energy":
-        return "Energy, kWh", {(one.owner, one.week): one.kwh or 0.0 for one in shown}
-    has_gpu = any(one.gpu_hours for one in shown)
-    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in shown}
+        return "Energy, kWh", {(one.owner, one.week): one.kwh or 0.0 for one in rows}
+    has_gpu = any(one.gpu_hours for one in rows)
+    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in rows}
     return "GPU hours" if has_gpu else "CPU hours", hours
 
 

@@ -105,9 +105,9 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
         steps, values = finite(history, "step", column)
         traces, labels = [panel_curve(title, steps, values if unit == 1 else values / unit, number)], []
         if column == "memory_bytes" and predicted_bytes:
-            predicted = predicted_bytes / GIB
-            traces.append(_level(history, predicted, "predicted"))
-            labels.append(_level_label(predicted, f"predicted peak {predicted:.2f}", log=False))
+            predicted_gib = predicted_bytes / GIB
+            traces.append(_level(history, predicted_gib, "predicted"))
+            labels.append(_level_label(predicted_gib, f"predicted peak {predicted_gib:.2f}", log=False))
         panels.append(Panel(title, traces, labels, {"rangemode": "tozero"}))
     return panels_json(
         history, panels, revision, "Learning rate, gradient norm, tokens per second and memory, by step."
@@ -301,11 +301,11 @@ def smooth_losses(history: RunHistory, weight: float) -> Array:
 
 
 def _places(history: RunHistory, against: Against) -> Array:
-    known = np.isfinite(history.steps.losses)
+    is_known = np.isfinite(history.steps.losses)
     if against == "time":
-        times = history.steps.column("time")[known]
+        times = history.steps.column("time")[is_known]
         return (times - times[0]) / 60 if len(times) else times
-    return history.steps.column("tokens" if against == "tokens" else "step")[known]
+    return history.steps.column("tokens" if against == "tokens" else "step")[is_known]
 
 
 def held_out_points(history: RunHistory) -> list[EvalData]:

@@ -52,11 +52,11 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
     curve = smooth_losses(history, _SMOOTHING)
     held_out = held_out_points(history)
     base = history.base_eval.eval_loss if history.base_eval is not None else math.nan
-    shown = [*map(float, losses), *(point.eval_loss for point in held_out), *([base] if math.isfinite(base) else [])]
-    ticks = _ticks(min(shown), max(shown), 5)
+    values = [*map(float, losses), *(point.eval_loss for point in held_out), *([base] if math.isfinite(base) else [])]
+    ticks = _ticks(min(values), max(values), 5)
     last_step = max(float(steps[-1]), float(history.total_steps or 0))
     plot = _Plot(width, height, last_step, ticks[0], ticks[-1])
-    raw, kept = thin(steps, losses, width), thin(steps, curve, width // 2)
+    raw, smooth = thin(steps, losses, width), thin(steps, curve, width // 2)
     places = [point.step for point in held_out], [point.eval_loss for point in held_out]
     parts = [
         *(_level(plot, tick) for tick in ticks),
@@ -64,7 +64,7 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
         plot.line(steps[raw], losses[raw], "each"),
         _base(plot, base) if math.isfinite(base) else "",
         plot.line(*places, "held") if len(held_out) > 1 else "",
-        plot.line(steps[kept], curve[kept], "smooth"),
+        plot.line(steps[smooth], curve[smooth], "smooth"),
         *(_diamond(plot.x(point.step), plot.y(point.eval_loss)) for point in held_out),
     ]
     name = f"loss-{width}"

@@ -109,15 +109,15 @@ def _to_do(draft: Draft) -> str:
 
 
 def _memory(draft: Draft) -> str:
-    judged = draft.judged
-    if judged.estimate is not None:
-        return _judged_for(draft) + render_memory_bar(judged.estimate, _rows_words(draft))
+    memory = draft.device_memory
+    if memory.estimate is not None:
+        return _judged_for(draft) + render_memory_bar(memory.estimate, _rows_words(draft))
     if (
-        judged.error is not None and draft.is_elsewhere and draft.judged_elsewhere is None
+        memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None
     ):  # the box is with the choice of the place
         return f'<div class="section"><h3>Memory</h3>{small("See the choice of hardware on the Train tab.")}</div>'
-    if judged.error is not None:
-        return f'<div class="section"><h3>Memory</h3>{error_box(judged.error)}</div>'
+    if memory.error is not None:
+        return f'<div class="section"><h3>Memory</h3>{error_box(memory.error)}</div>'
     if draft.shape is not None:
         reason = "Correct the settings above first."
     elif draft.mapping["model"].get("id"):
@@ -129,7 +129,7 @@ def _memory(draft: Draft) -> str:
 
 def _judged_for(draft: Draft) -> str:
     """Return whose memory is shown, and what cannot run there, where it is not that of this machine."""
-    elsewhere = draft.judged_elsewhere
+    elsewhere = draft.memory_elsewhere
     if elsewhere is None or elsewhere.device is None:
         return ""
     obstacles = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
@@ -139,7 +139,7 @@ def _judged_for(draft: Draft) -> str:
 
 def _rows_words(draft: Draft) -> str:
     """Return which rows the figures are about; where they are the chosen ones, also what the longest allowed would need."""
-    estimate, rows, most = draft.judged.estimate, draft.rows, _value(draft, "training.max_length")
+    estimate, rows, most = draft.device_memory.estimate, draft.rows, _value(draft, "training.max_length")
     if estimate is None:
         return ""
     if rows is None:
@@ -150,7 +150,7 @@ def _rows_words(draft: Draft) -> str:
     words = (
         f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
     )
-    ceiling = draft.judged.ceiling
+    ceiling = draft.device_memory.ceiling
     if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
         words += f" If all rows had {most:,} tokens: {gib(ceiling.expected_bytes)} GiB."
     return small(words)
@@ -169,23 +169,23 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
             f'<i style="background:{colour}"></i><span title="{title}">{escape(component.label)}</span>'
             f'<span class="v" title="{component.bytes:,} bytes">{gib(component.bytes)}</span>'
         )
-    expected, needed, free = map(gib, (estimate.expected_bytes, estimate.needed_bytes, estimate.free_bytes))
+    expected, most, free = map(gib, (estimate.expected_bytes, estimate.needed_bytes, estimate.free_bytes))
     margin = max(0, estimate.needed_bytes - estimate.expected_bytes)
     bound = (
-        f'<em class="bound" title="90% upper bound: {needed} GiB" '
+        f'<em class="bound" title="90% upper bound: {most} GiB" '
         f'style="left:{100 * estimate.expected_bytes / scale:.2f}%;width:{100 * margin / scale:.2f}%"></em>'
     )
     room = (
         f'<em class="free" title="{free} GiB are free now" '
         f'style="left:{100 * min(estimate.free_bytes, scale) / scale:.2f}%"></em>'
     )
-    reading = f"{expected} GiB expected, {needed} GiB at most, {free} of {gib(estimate.total_bytes)} GiB free"
+    reading = f"{expected} GiB expected, {most} GiB at most, {free} of {gib(estimate.total_bytes)} GiB free"
     return (
         f'<div class="section"><h3>Memory on {escape(estimate.device_name)}, GiB</h3>'
         f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>'
         f'<div class="legend">{"".join(legend)}</div>'
         f'<p class="verdict"><b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-        f"{expected} expected, {needed} at most, {free} free.</p>{rows}"
+        f"{expected} expected, {most} at most, {free} free.</p>{rows}"
         f"{small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(small, estimate.notes))}</div>"
     )
 
@@ -226,10 +226,10 @@ def _figures(step: MeasuredStep) -> str:
     what = "process" if step.measures_process else "allocator"
     within = "within" if step.measured_bytes <= step.bound_bytes else "above"
     title = f"Peak of the {what}: {step.measured_bytes:,} bytes"
-    predicted = f"{gib(step.predicted_bytes)} GiB ({step.error:+.1%})"
+    prediction = f"{gib(step.predicted_bytes)} GiB ({step.error:+.1%})"
     entries = [
         ("Measured", f'<span title="{title}"><b>{gib(step.measured_bytes)} GiB</b></span>'),
-        ("Predicted", f"{predicted}, {within} the bound of {gib(step.bound_bytes)} GiB"),
+        ("Predicted", f"{prediction}, {within} the bound of {gib(step.bound_bytes)} GiB"),
         ("Tensors alone", f"{gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
         ("Duration", f"{step.step_seconds:,.2f} s a step of {plural(step.rows, 'row')} of {step.tokens:,} tokens"),
     ]

@@ -30,12 +30,14 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
         Column("Model"), *map(Column.of_numbers, ("Parameters", "Context")), Column("Licence", "soft tag"),
         *(Column(escape(name.removesuffix(" fine-tuning"))) for name in METHODS_JUDGED),
     ]  # fmt: skip
-    done, is_done = fits.progress
+    done_count, is_done = fits.progress
     # Their tokens are counted by the chosen model's tokenizer; those of others differ by a few.
     rows = "your rows" if fits.rows is not None else "rows of 1,024 tokens"
     caption = f"Fits: {rows} at batch 2 on {fits.device_name}."
     if not is_done:
-        caption += f" {done} of {len(list_catalog())} models judged; an architecture takes seconds the first time."
+        caption += (
+            f" {done_count} of {len(list_catalog())} models judged; an architecture takes seconds the first time."
+        )
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
 
 
@@ -71,18 +73,19 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
     return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
 
 
-def render_own(what: str, models: Sequence[OwnModel | OwnDataset], asked: str) -> str:
-    """Return what a person downloaded with their own token; of the one that is `asked` about, whether to remove it.
+def render_own(what: str, models: Sequence[OwnModel | OwnDataset], asked_id: str) -> str:
+    """Return what a person downloaded with their own token; of the one with `asked_id`, whether to remove it.
 
     Args:
         what: "models" or "datasets".
         models: They.
-        asked: Id on the Hub of one of them, or empty.
+        asked_id: Id on the Hub of one of them, or empty.
     """
     if not models:
         return ""
     rows = [
-        (escape(model.hub_id), size(model.bytes), _removal(model, is_asked=model.hub_id == asked)) for model in models
+        (escape(model.hub_id), size(model.bytes), _removal(model, is_asked=model.hub_id == asked_id))
+        for model in models
     ]
     title = what.removesuffix("s").capitalize()
     return f"<h3>Your own {what}</h3>{table([Column(title), Column.of_numbers('On disk'), Column('')], rows)}"

@@ -80,15 +80,15 @@ def _unusable(draft: Draft, setting: str) -> str:
 
 
 def _link(tab: str, name: str, value: str) -> str:
-    shown = escape(value) if value else "not chosen"
+    value_html = escape(value) if value else "not chosen"
     css = "" if value else ' class="missing"'
-    return f'<button type="button" data-pick="{tab}"{css}><span>{name}</span> {shown}</button>'
+    return f'<button type="button" data-pick="{tab}"{css}><span>{name}</span> {value_html}</button>'
 
 
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
     if estimate is not None:
-        here = " here" if draft.judged_elsewhere is not None else ""  # where the panel is about another device
+        here = " here" if draft.memory_elsewhere is not None else ""  # where the panel is about another device
         return (
             f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
             f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}"

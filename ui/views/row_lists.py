@@ -94,8 +94,8 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
 
 def render_counts(report: DatasetReport) -> str:
     """Return the number of rows of each kind of problem, and of each kind of warning."""
-    skipped = _kinds(report.problem_counts, "left_out", f"{plural(report.dropped, 'row')} skipped")
-    return skipped + _kinds(report.notice_counts, "odd", "Kept with warnings")
+    skipped_html = _kinds(report.problem_counts, "left_out", f"{plural(report.dropped, 'row')} skipped")
+    return skipped_html + _kinds(report.notice_counts, "odd", "Kept with warnings")
 
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:

@@ -14,7 +14,7 @@ from engine.runs.electricity import Electricity, energy_words
 from engine.runs.history.log import read_lines
 from engine.runs.summary import RunSummary
 from engine.runs.table import differing_settings
-from ui.backend.run_reader import ObservedRun
+from ui.backend.run_reader import RunSnapshot
 from ui.views.dataset import render_facts, render_lengths, render_problems
 from ui.views.html import GIB, Column, count, definitions, duration, log, plural, size, small, table
 from ui.views.loss_chart import SERIES
@@ -30,9 +30,9 @@ class ComparedRun(NamedTuple):
     fingerprint: str | None = None  # of the rows that it was given
 
 
-def render_run_details(observed: ObservedRun, row: RunSummary, electricity: Electricity) -> str:
+def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity) -> str:
     """Return the facts that status and curves do not show."""
-    config = observed.config
+    config = snapshot.config
     model = data = method = ""
     if config is not None:
         revision = f" at {escape(config.model.revision[:12])}" if config.model.revision else ""
@@ -51,25 +51,25 @@ def render_run_details(observed: ObservedRun, row: RunSummary, electricity: Elec
         ("Duration", duration(row.seconds) if row.seconds is not None else ""),
         ("Electricity", escape(energy_words(row, electricity))),
         ("Created", when(row.created) if row.created else ""),
-        ("Copied from", escape(observed.provenance.copied_from or "")),
-        ("Id", f"<code>{escape(observed.run.id)}</code>"),
+        ("Copied from", escape(snapshot.provenance.copied_from or "")),
+        ("Id", f"<code>{escape(snapshot.run.id)}</code>"),
         ("On disk", size(row.size_bytes)),
     ]
     return definitions(entries, "details-grid")
 
 
-def render_record(observed: ObservedRun) -> str:
+def render_record(snapshot: RunSnapshot) -> str:
     """Return the record of a run as folds: configuration, data, environment, checkpoints and events."""
-    folder = observed.run.folder
+    folder = snapshot.run.folder
     count_words = plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
     config = small("Its config.yaml cannot be read.")
-    if observed.config is not None:
-        config = log(config_to_yaml(observed.config), "config.yaml")
+    if snapshot.config is not None:
+        config = log(config_to_yaml(snapshot.config), "config.yaml")
     parts = [
         ("Configuration", config),
         ("Data", _data(folder.read_dataset_report())),
-        ("Environment", _environment(observed)),
-        (f"{count_words} on disk", _checkpoints(observed)),
+        ("Environment", _environment(snapshot)),
+        (f"{count_words} on disk", _checkpoints(snapshot)),
         ("Newest lines of events.jsonl", _events(folder.events)),
     ]
     return "".join(
@@ -89,8 +89,8 @@ def _data(report: DatasetReport | None) -> str:
     return f"{lead}{render_facts(report)}{render_lengths(report)}{items}{render_problems(report)}"
 
 
-def _environment(observed: ObservedRun) -> str:
-    provenance, parameters = observed.provenance, observed.history.parameters
+def _environment(snapshot: RunSnapshot) -> str:
+    provenance, parameters = snapshot.provenance, snapshot.history.parameters
     entries = [
         ("Loratory", provenance.loratory),
         ("Python", provenance.python),
@@ -111,9 +111,9 @@ def _environment(observed: ObservedRun) -> str:
     return definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
 
 
-def _checkpoints(observed: ObservedRun) -> str:
-    present = {point.step for point in list_checkpoints(observed.run.folder.checkpoints)}
-    losses = {point.step: f"{point.eval_loss:.3f}" for point in observed.history.tuned_evals}
+def _checkpoints(snapshot: RunSnapshot) -> str:
+    present = {point.step for point in list_checkpoints(snapshot.run.folder.checkpoints)}
+    losses = {point.step: f"{point.eval_loss:.3f}" for point in snapshot.history.tuned_evals}
     rows = [
         (
             f"step {point.step:,}",
@@ -122,7 +122,7 @@ def _checkpoints(observed: ObservedRun) -> str:
             "best so far" if point.best else "",
             "" if point.step in present else "removed since",
         )
-        for point in reversed(observed.history.checkpoints)
+        for point in reversed(snapshot.history.checkpoints)
     ]
     columns = [Column("Checkpoint"), *map(Column.of_numbers, ("Size", "Held-out loss")), Column(""), Column("", "soft")]
     return table(columns, rows, scrolls="scroll tall") if rows else ""

@@ -65,8 +65,8 @@ def _data(report: DatasetReport | None) -> str:
         return ""
     held_out = f", {plural(report.held_out_rows, 'row')} held out" if report.held_out_rows else ", none held out"
     cut = report.token_lengths.over_max_length if report.token_lengths is not None else 0
-    lost = f"; {plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
-    return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{lost}.")
+    cut_words = f"; {plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
+    return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.")
 
 
 _FITS: Mapping[Verdict, str] = {"fits": "fits", "tight": "tight", "does_not_fit": "too big"}

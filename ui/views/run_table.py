@@ -96,21 +96,21 @@ def _heads(order: str, is_any_ticked: bool) -> list[Column]:
     return heads
 
 
-def _tick_box(pick: str, words: str, checked: str) -> str:
+def _tick_box(pick: str, words: str, aria_checked: str) -> str:
     label = escape(words, quote=True)
     return (
-        f'<button type="button" class="tick" role="checkbox" aria-checked="{checked}" aria-label="{label}" '
-        f'title="{label}" data-pick="{escape(pick, quote=True)}">{"–" if checked == "mixed" else "✓"}</button>'
+        f'<button type="button" class="tick" role="checkbox" aria-checked="{aria_checked}" aria-label="{label}" '
+        f'title="{label}" data-pick="{escape(pick, quote=True)}">{"–" if aria_checked == "mixed" else "✓"}</button>'
     )
 
 
 def render_run_table(
-    rows: Sequence[RunSummary], chosen: str, compared: Collection[str], shown: int, order: str = "Newest first"
+    rows: Sequence[RunSummary], chosen: str, ticked_ids: Collection[str], limit: int, order: str = "Newest first"
 ) -> str:
-    """Return the first `shown` rows; each can be picked and ticked, and a click on a column's title sorts by it."""
-    heads = _heads(order, bool(compared))
-    html = table(heads, (_row(row, row.id == chosen, row.id in compared) for row in rows[:shown]), css="runs")
-    left = len(rows) - shown
+    """Return the first `limit` rows; each can be picked and ticked, and a click on a column's title sorts by it."""
+    heads = _heads(order, bool(ticked_ids))
+    html = table(heads, (_row(row, row.id == chosen, row.id in ticked_ids) for row in rows[:limit]), css="runs")
+    left = len(rows) - limit
     return html + pick_button(MORE, f"Show {min(left, 100):,} more of {left:,}", css="quiet") if left > 0 else html
 
 
@@ -157,9 +157,9 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
     """Return the id of the run with the lowest held-out loss, where several were measured; None where the figures shown are the same."""
-    measured = [row for row in rows if row.best_eval_loss is not None]
-    best = best_by_held_out_loss(measured) if len(measured) > 1 else None
-    is_tied = best is not None and sum(_shown_loss(row) == _shown_loss(best) for row in measured) > 1
+    measured_rows = [row for row in rows if row.best_eval_loss is not None]
+    best = best_by_held_out_loss(measured_rows) if len(measured_rows) > 1 else None
+    is_tied = best is not None and sum(_shown_loss(row) == _shown_loss(best) for row in measured_rows) > 1
     return best.id if best is not None and not is_tied else None
 
 

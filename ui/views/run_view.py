@@ -14,7 +14,7 @@ from engine.runs.history.run_history import seconds_left
 from engine.runs.provenance import PeakKind
 from engine.runs.run import RunState, State
 from engine.runs.summary import RunSummary, compare_peaks
-from ui.backend.run_reader import ObservedRun
+from ui.backend.run_reader import RunSnapshot
 from ui.views.dataset import render_problems
 from ui.views.html import (
     GIB,
@@ -82,38 +82,38 @@ def state_mark(state: State, *, never_started: bool = False) -> str:
     return f'<span class="state {state}"><i aria-hidden="true">{STATE_MARKS[state]}</i> {words}</span>'
 
 
-def render_heading(observed: ObservedRun, now: float | None = None) -> str:
+def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
     """Return title, status line, progress and what is being trained."""
-    state, total = observed.state.state, observed.history.total_steps
-    done = min(1.0, observed.history.last_step / total) if total else 0.0
+    state, total = snapshot.state.state, snapshot.history.total_steps
+    fraction = min(1.0, snapshot.history.last_step / total) if total else 0.0
     working = state in ("running", "stopping", "starting")
-    mark = state_mark(state, never_started=observed.state.started is None)
+    mark = state_mark(state, never_started=snapshot.state.started is None)
     return (
-        f"{tab_title(observed)}<h2>{escape(observed.title)}</h2>"
-        f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(observed, now)])}</p>'
-        f"{progress_bar('Progress of the run', done) if working else ''}"
-        f'<p class="small">{_ingredients(observed)}</p>'
+        f"{tab_title(snapshot)}<h2>{escape(snapshot.title)}</h2>"
+        f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(snapshot, now)])}</p>'
+        f"{progress_bar('Progress of the run', fraction) if working else ''}"
+        f'<p class="small">{_ingredients(snapshot)}</p>'
     )
 
 
-def tab_title(observed: ObservedRun) -> str:
+def tab_title(snapshot: RunSnapshot) -> str:
     """Return, hidden, a run's title for the browser's tab; the script `access` puts it there, and notifies at its end."""
-    state, total = observed.state.state, observed.history.total_steps
+    state, total = snapshot.state.state, snapshot.history.total_steps
     words = STATE_WORDS[state].capitalize()
     if state == "running" and total:
-        words = f"{min(1.0, observed.history.last_step / total):.0%}"
-    kind = "ended" if observed.state.is_final else "active"
-    values = {"title": words, "run": observed.run.id, "at": f"{observed.state.ended or 0:.3f}", "name": observed.title}
+        words = f"{min(1.0, snapshot.history.last_step / total):.0%}"
+    kind = "ended" if snapshot.state.is_final else "active"
+    values = {"title": words, "run": snapshot.run.id, "at": f"{snapshot.state.ended or 0:.3f}", "name": snapshot.title}
     data = "".join(f' data-{name}="{escape(value, quote=True)}"' for name, value in values.items())
     return f'<i hidden class="tab-title {kind}"{data}></i>'
 
 
-def status_line(observed: ObservedRun, now: float | None = None) -> str:
+def status_line(snapshot: RunSnapshot, now: float | None = None) -> str:
     """Return the state of a run in one line of HTML."""
-    state, history = observed.state, observed.history
+    state, history = snapshot.state, snapshot.history
     now = time.time() if now is None else now
-    requests = observed.stop_requested or observed.cancel_requested
-    if observed.resume_requested and state.is_final:
+    requests = snapshot.stop_requested or snapshot.cancel_requested
+    if snapshot.resume_requested and state.is_final:
         return "resuming"
     if state.state in ("queued", "submitted"):
         if requests:
@@ -124,25 +124,25 @@ def status_line(observed: ObservedRun, now: float | None = None) -> str:
     if history.last_step or (total and state.state == "running"):
         parts.append(f"Step {history.last_step:,}" + (f" of {total:,}" if total else ""))
     if state.state in ("starting", "running"):
-        if observed.cancel_requested:
+        if snapshot.cancel_requested:
             parts.append("stops now")
-        elif observed.stop_requested:
+        elif snapshot.stop_requested:
             parts.append("saves after this step, then stops")
         else:
             parts.append("starting the worker" if history.status is None else _PHASE_WORDS[history.status.phase])
     if state.reason == "executor_unreachable":
         parts.append(escape(state.cause.rstrip(".")))
-    parts += [_elapsed_words(observed, now), _silence(state, now)]
+    parts += [_elapsed_words(snapshot, now), _silence(state, now)]
     speed = history.mean_tokens_per_second()
     if speed is not None:
         parts.append(f"{speed:,.0f} tokens/s")
-    parts.append(_held_out(observed))
+    parts.append(_held_out(snapshot))
     return _join(parts)
 
 
-def render_made_of(observed: ObservedRun) -> str:
+def render_made_of(snapshot: RunSnapshot) -> str:
     """Return what the run is made of, as the side panel shows a draft; empty where its configuration cannot be read."""
-    config = observed.config
+    config = snapshot.config
     if config is None:
         return ""
     training = config.training
@@ -165,30 +165,30 @@ def objective_entries(config: RunConfig) -> list[tuple[str, str]]:
     return [("Objective", escape(objective.summary(config.training)))] if objective.learns_preferences else []
 
 
-def _ingredients(observed: ObservedRun) -> str:
+def _ingredients(snapshot: RunSnapshot) -> str:
     """Return what the run is made of: always its saved configuration, never the form's."""
-    config = observed.config
+    config = snapshot.config
     if config is None:
         return "Its config.yaml cannot be read."
     data = escape(short_name(config.dataset.source))
-    report = observed.history.data_report
+    report = snapshot.history.data_report
     if report is not None:
         data += f" ({plural(report.train_rows, 'row')}, {count(report.trained_tokens)} trained tokens)"
     objective = [words for _, words in objective_entries(config)]
     parts = [escape(short_name(config.model.id)), escape(method_words(config)), *objective, data]
-    parameters = observed.history.parameters
+    parameters = snapshot.history.parameters
     if parameters is not None:
         parts.append(f"trains {count(parameters.trainable)} of {count(parameters.total)} parameters")
         parts.append(f"{escape(parameters.compute_dtype)} on {escape(parameters.device)}")
-    elif observed.state.device:
-        parts.append(escape(observed.state.device))
-    place = escape(observed.state.device) if parameters is not None and observed.state.job_id else ""
-    return " · ".join(filter(None, [*parts, place, _job(observed)]))
+    elif snapshot.state.device:
+        parts.append(escape(snapshot.state.device))
+    place = escape(snapshot.state.device) if parameters is not None and snapshot.state.job_id else ""
+    return " · ".join(filter(None, [*parts, place, _job(snapshot)]))
 
 
-def _job(observed: ObservedRun) -> str:
+def _job(snapshot: RunSnapshot) -> str:
     """Return the job at Hugging Face, with what it has cost; empty for a run of this machine."""
-    record = JobRecord.read(observed.run.folder)
+    record = JobRecord.read(snapshot.run.folder)
     if record is None:
         return ""
     page = (
@@ -200,13 +200,13 @@ def _job(observed: ObservedRun) -> str:
     return f"{label}, {dollars(record.cost_usd)} of at most {dollars(record.most_usd)}"
 
 
-def render_trouble(observed: ObservedRun) -> str:
+def render_trouble(snapshot: RunSnapshot) -> str:
     """Return cause and advice of a run that failed or was interrupted; a notice where it was stopped."""
-    state, failed = observed.state, observed.history.failed
+    state, failure = snapshot.state, snapshot.history.failed
     resumable = f" It can resume from step {state.resumable_step:,}." if state.resumable_step else ""
     if state.state == "failed":
-        what = failed.what if failed is not None else state.cause or "The run failed."
-        fix = failed.fix if failed is not None else state.advice or "See its log below."
+        what = failure.what if failure is not None else state.cause or "The run failed."
+        fix = failure.fix if failure is not None else state.advice or "See its log below."
         return alert(what, f"{with_code(fix)}{resumable}")
     if state.state == "interrupted":
         return alert(state.cause or "The run was interrupted.", f"{with_code(state.advice)}{resumable}")
@@ -217,15 +217,15 @@ def render_trouble(observed: ObservedRun) -> str:
     return ""
 
 
-def render_warnings(observed: ObservedRun) -> str:
+def render_warnings(snapshot: RunSnapshot) -> str:
     """Return what goes wrong in what is learned, then the warnings of the supervisor and of the worker, each once."""
     findings_html = ""
-    if observed.config is not None:
-        for one in preference_findings(observed.history, observed.config.training):
+    if snapshot.config is not None:
+        for one in preference_findings(snapshot.history, snapshot.config.training):
             findings_html += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {with_code(one.fix)}</div>'
-    texts = dict.fromkeys(message.text for message in observed.history.messages if message.kind == "warning")
-    if observed.state.notice:
-        texts = {observed.state.notice: None, **texts}
+    texts = dict.fromkeys(message.text for message in snapshot.history.messages if message.kind == "warning")
+    if snapshot.state.notice:
+        texts = {snapshot.state.notice: None, **texts}
     if not texts:
         return findings_html
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
@@ -239,16 +239,16 @@ def render_left_out(report: DatasetReport | None) -> str:
     return f'<div class="left-out">{render_problems(report)}</div>'
 
 
-def render_memory(observed: ObservedRun) -> str:
+def render_memory(snapshot: RunSnapshot) -> str:
     """Return peak memory, predicted and measured: every figure that the device has.
 
     The prediction is for all steps, so a lower peak is compared with it only once all are done.
     """
-    peaks = compare_peaks(observed.provenance.predicted_memory, observed.history)
+    peaks = compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)
     if not peaks:
         return ""
-    is_complete = observed.state.state == "completed"
-    measured = "Measured" if observed.state.is_final else "Measured so far"
+    is_complete = snapshot.state.state == "completed"
+    title = "Measured" if snapshot.state.is_final else "Measured so far"
     words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS
     rows = [
         (
@@ -259,7 +259,7 @@ def render_memory(observed: ObservedRun) -> str:
         )
         for peak in peaks
     ]
-    columns = [Column("Peak memory, GiB"), *map(Column.of_numbers, ("Predicted", measured, "Difference"))]
+    columns = [Column("Peak memory, GiB"), *map(Column.of_numbers, ("Predicted", title, "Difference"))]
     return f'<div class="section peaks">{table(columns, rows, scrolls="")}</div>'
 
 
@@ -268,15 +268,15 @@ def render_log(text: str) -> str:
     return log(text, "Log of the worker") if text.strip() else small("The log is empty.")
 
 
-def render_timeline(observed: ObservedRun) -> str:
+def render_timeline(snapshot: RunSnapshot) -> str:
     """Return the messages of a run and its checkpoints, newest first."""
     rows = [
         (time.strftime("%H:%M:%S", time.localtime(message.time)), escape(message.text))
-        for message in reversed(observed.history.messages)
+        for message in reversed(snapshot.history.messages)
     ]
     rows += [
         (f"step {point.step:,}", f"Checkpoint {escape(point.name)}, {size(point.size_bytes)}{', best so far' if point.best else ''}")
-        for point in reversed(observed.history.checkpoints)
+        for point in reversed(snapshot.history.checkpoints)
     ]  # fmt: skip
     if not rows:
         return small("No events yet.")
@@ -298,15 +298,15 @@ def _difference(difference: float | None) -> str:
     return f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
 
 
-def _elapsed_words(observed: ObservedRun, now: float) -> str:
-    state = observed.state
+def _elapsed_words(snapshot: RunSnapshot, now: float) -> str:
+    state = snapshot.state
     if state.started is None:
         return ""
     if state.is_final:
         return f"took {duration((state.ended or now) - state.started)}"
     words = duration(now - state.started)
-    left = seconds_left(observed.history, lambda: now)
-    if left is None or state.state != "running" or observed.stop_requested or observed.cancel_requested:
+    left = seconds_left(snapshot.history, lambda: now)
+    if left is None or state.state != "running" or snapshot.stop_requested or snapshot.cancel_requested:
         return words
     return f"{words}, {duration(left)} left"
 
@@ -318,8 +318,8 @@ def _silence(state: RunState, now: float) -> str:
     return f"<b>no output for {silent}; will be stopped after {limit}</b>"
 
 
-def _held_out(observed: ObservedRun) -> str:
-    tuned, base, best = observed.history.tuned_evals, observed.history.base_eval, observed.history.best_eval
+def _held_out(snapshot: RunSnapshot) -> str:
+    tuned, base, best = snapshot.history.tuned_evals, snapshot.history.base_eval, snapshot.history.best_eval
     base_loss = base.eval_loss if base is not None and math.isfinite(base.eval_loss) else None
     if not tuned:
         return f"base model's held-out loss {base_loss:.2f}" if base_loss is not None else ""

@@ -27,10 +27,8 @@ def render_counts(saved_votes: StoredVotes, pairs: PairsOfVotes) -> str:
         (f"{votes:,}", "vote" if votes == 1 else "votes"),
         (f"{rows:,}", "pair to train on" if rows == 1 else "pairs to train on"),
     )
-    damaged = notices(
-        [f"{plural(saved_votes.damaged_lines, 'damaged line')} skipped."] if saved_votes.damaged_lines else ()
-    )
-    return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damaged}"
+    damage_notice = notices([f"{plural(saved_votes.damaged_lines, 'damaged line')} skipped."] if saved_votes.damaged_lines else ())
+    return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damage_notice}"
 
 
 def pages_of(votes: Sequence[Vote]) -> int:
@@ -45,10 +43,14 @@ def page_words(votes: Sequence[Vote], page: int) -> str:
     return f'<p class="small num">{where} of {plural(len(votes), "vote")}, the newest first</p>'
 
 
-def render_votes(votes: Sequence[Vote], page: int, asked: str = "") -> str:
-    """Return one page of votes; `asked` is the id of the one that is to be deleted once that is confirmed."""
-    shown = votes[page * VOTES_PER_PAGE : (page + 1) * VOTES_PER_PAGE]
-    return f'<div class="answered">{"".join(_vote(vote, asked == vote.id) for vote in shown)}</div>' if shown else ""
+def render_votes(votes: Sequence[Vote], page: int, asked_id: str = "") -> str:
+    """Return one page of votes; `asked_id` is that of the one that is to be deleted once that is confirmed."""
+    page_votes = votes[page * VOTES_PER_PAGE : (page + 1) * VOTES_PER_PAGE]
+    return (
+        f'<div class="answered">{"".join(_vote(vote, asked_id == vote.id) for vote in page_votes)}</div>'
+        if page_votes
+        else ""
+    )
 
 
 def _vote(vote: Vote, is_asked: bool) -> str:

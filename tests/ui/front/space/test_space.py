@@ -339,7 +339,7 @@ def test_a_space_is_restored_first_and_mirrored_to_its_end(monkeypatch, home):
     mirror = Bucket(home)
     with open_space_app(monkeypatch, home, mirror) as space:
         assert mirror.asked == ["restore", "start"]
-        assert space.unsaved("ann") == "A restart of this Space would lose all of “first of ann”."
+        assert space.unsaved_words("ann") == "A restart of this Space would lose all of “first of ann”."
     assert mirror.asked == ["restore", "start", "stop 7"]
 
 
@@ -352,7 +352,7 @@ def test_a_space_whose_runs_cannot_be_brought_back_does_not_start_on_an_empty_di
 
 def test_without_a_bucket_people_are_told_that_nothing_is_kept(monkeypatch, home):
     with open_space_app(monkeypatch, home, None) as space:
-        assert "are lost when this Space sleeps or restarts" in space.unsaved("ann")
+        assert "are lost when this Space sleeps or restarts" in space.unsaved_words("ann")
 
 
 @pytest.mark.parametrize("fails", [False, True])

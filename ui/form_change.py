@@ -25,7 +25,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Applied:
+class FormChange:
     """Settings before and after; what was changed again since is no longer part of it."""
 
     title: str  # what they are, such as "Preset"; empty where the change is all there is to say
@@ -37,25 +37,25 @@ class Applied:
     open_after: frozenset[str] = frozenset()
 
     @classmethod
-    def between(cls, title: str, before: "Reading", after: "Reading", *, undoes: bool = False) -> "Applied":
+    def between(cls, title: str, before: "Reading", after: "Reading", *, undoes: bool = False) -> "FormChange":
         """Return the settings that differ between two readings of the form, in value or in whether a person set them."""
         old, new = _flat(before.sections), _flat(after.sections)
-        changed = [
+        names = [
             name
             for name in {**dict.fromkeys(_TERMS), **old, **new}
             if old.get(name) != new.get(name) or (name in before.open_ones) != (name in after.open_ones)
         ]
-        was, now = ({name: flat.get(name) for name in changed} for flat in (old, new))
+        was, now = ({name: flat.get(name) for name in names} for flat in (old, new))
         return cls(title, was, now, undoes, None, frozenset(before.open_ones), frozenset(after.open_ones))
 
-    def until_changed(self, after: "Reading") -> "Applied":
+    def until_changed(self, after: "Reading") -> "FormChange":
         """Return the same, to be dropped as soon as a person changes anything in the form."""
         remaining = {*self.after, *after.open_ones}
         return replace(
             self, others={name: value for name, value in _flat(after.sections).items() if name not in remaining}
         )
 
-    def standing(self, now: "Reading") -> list[str]:
+    def active_names(self, now: "Reading") -> list[str]:
         """Return the names of its settings that no person has changed since."""
         values = _flat(now.sections)
         names = [name for name, value in self.after.items() if values.get(name) == value or name in now.open_ones]
@@ -65,10 +65,10 @@ class Applied:
         is_untouched = is_untouched and self.open_after <= set(now.open_ones)
         return names if is_untouched else []
 
-    def taken_back(self, now: "Reading") -> "Reading":
+    def undo(self, now: "Reading") -> "Reading":
         """Return the form without it, with None for empty ones; what a person changed since stays."""
         mapping = {section: dict(settings) for section, settings in now.sections.items()}
-        names = self.standing(now)
+        names = self.active_names(now)
         for name in names:
             section, _, field = name.partition(".")
             mapping.setdefault(section, {})[field] = self.before[name]
@@ -77,7 +77,7 @@ class Applied:
     def render(self, now: "Reading") -> str:
         """Return what changed, from which value to which, with a button that undoes it; empty where no change still applies."""
         values = _flat(now.sections)
-        names = [name for name in self.standing(now) if self.before[name] != values.get(name)]
+        names = [name for name in self.active_names(now) if self.before[name] != values.get(name)]
         if not names:
             return ""
         words = [

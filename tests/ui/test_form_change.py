@@ -79,7 +79,9 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
 
             said, now = with_overrides(before, offered[pick].overrides), visitor.mapping
             for section, _, name in (setting.partition(".") for setting in SETTINGS if f"{setting}=" not in pick):
-                assert now[section].get(name) == said[section].get(name) or name in str(visitor.values[page._applied])
+                assert now[section].get(name) == said[section].get(name) or name in str(
+                    visitor.values[page._last_change]
+                )
                 said[section][name] = now[section][name] = (
                     None  # a default that nobody set follows, and the page says so
                 )
@@ -87,7 +89,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
             if "16 bits" not in offered[pick].change:
                 figures = [word.strip(",;") for word in offered[pick].change.split() if word[0].isdigit()]
                 assert all(f"={figure.replace(',', '')}" in pick for figure in figures)
-            assert visitor.values[page._applied].render(visitor.reading)
+            assert visitor.values[page._last_change].render(visitor.reading)
             visitor.undo()
             assert visitor.mapping == before
             pressed[offered[pick].kind] += 1
