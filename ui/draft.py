@@ -108,7 +108,7 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return what the form holds, as a draft has it, without judging it."""
     mapping = form.mapping(values)
     _widen_targets(mapping, _shape_of(services, mapping))
-    suit(mapping, form.suited_defaults(values), known_rows(services, mapping))
+    suit(mapping, form.suited_values(values), known_rows(services, mapping))
     return mapping
 
 
@@ -171,7 +171,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     target_problems = _widen_targets(mapping, shape)
     rows = _rows_of(services, mapping)
     row_facts, kind = known_rows(services, mapping), _kind_of(services, mapping)
-    defaults = suit(mapping, form.suited_defaults(values), row_facts)
+    defaults = suit(mapping, form.suited_values(values), row_facts)
     given_settings = _given_by_a_person(
         mapping, defaults
     )  # the engine chooses the rest, and once more where rows are counted later

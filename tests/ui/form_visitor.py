@@ -67,4 +67,4 @@ class FormVisitor:
         return [self.values[component] for component in self.page.form.components]
 
     def _inputs(self) -> list[Any]:
-        return [self.values.get(component) for component in self.page._refreshing]
+        return [self.values.get(component) for component in self.page._refresh_inputs]
