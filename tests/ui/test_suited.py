@@ -118,7 +118,7 @@ def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it
     "forged", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
 )
 def test_a_forged_note_makes_every_value_the_persons(visitor, page, forged):
-    visitor.values[page._suited] = forged
+    visitor.values[page._suited_note] = forged
     choose(visitor, "ia3")
 
     assert value_of(visitor, "training.learning_rate") == 2e-4
