@@ -27,7 +27,9 @@ def render_counts(saved_votes: StoredVotes, pairs: PairsOfVotes) -> str:
         (f"{votes:,}", "vote" if votes == 1 else "votes"),
         (f"{rows:,}", "pair to train on" if rows == 1 else "pairs to train on"),
     )
-    damage_notice = notices([f"{plural(saved_votes.damaged_lines, 'damaged line')} skipped."] if saved_votes.damaged_lines else ())
+    damage_notice = notices(
+        [f"{plural(saved_votes.damaged_lines, 'damaged line')} skipped."] if saved_votes.damaged_lines else ()
+    )
     return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damage_notice}"
 
 
