@@ -24,6 +24,9 @@ LIBRARY_ENVIRONMENT = {
     # to 600 MB, unless these say otherwise.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
     "LRU_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
+    # bitsandbytes, which PEFT imports, compiles functions that neither CPU nor CUDA calls. Without it a worker starts a fifth
+    # sooner: torch's compiler stays unloaded until `compile_layers` asks for it.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 # The system, the user and their language; Python; the way to the network; where models and data are kept, and whether the

@@ -6,6 +6,7 @@ must stay the same.
 
 import importlib.util
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,6 +190,7 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
     into its input, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
     fused are the steps between products.
     """
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # workers have it while they import: `engine.processes.spawn`
     AttentionInterface.register(JOINED_ATTENTION, torch.compiler.disable(joined_attention))
     for module in model.modules():
         if "forward" in vars(module) and hasattr(module, "lora_A"):

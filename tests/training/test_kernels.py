@@ -192,7 +192,9 @@ def test_other_dtypes_go_to_the_models_own():
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, tmp_path):
+def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # as a worker has it
+    torch._dynamo.utils.counters.clear()
     config = make_config(tiny_model_folder, training={"max_steps": 2, "gradient_checkpointing": checkpointing})
     plain = make_training(config, make_rows(12), tmp_path / "plain")
     plain.trainer.train()
@@ -201,6 +203,7 @@ def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, 
     assert compile_layers(compiled.trainer.model, backend="aot_eager") == 2
     compiled.trainer.train()
 
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
     assert compiled.weights().keys() == plain.weights().keys()  # names in checkpoints stay
     leave_uncompiled(compiled.trainer.model)
