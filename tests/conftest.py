@@ -23,6 +23,8 @@ from tests.fork_server import forking_workers
 # Images forbid it; each of hundreds of processes would compile our modules, and each worker the assertions of all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Files of tests survive a killed process without it, and no test cuts the power; other processes keep their own.
+os.fsync = os.fstat  # type: ignore[assignment]  # refuses what is not open
 
 TESTS_AT_ONCE = 3  # on two cores: a third of the time, tests wait for processes and browsers
 LONGEST = (

@@ -84,17 +84,17 @@ class Form:
 
     def suited_values(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that still have the value of a suited default, with that value."""
+        given = dict(zip(self._components, values, strict=True))
         try:
-            saved_values = json.loads(dict(zip(self._components, values, strict=True)).get(SUITED) or "{}")
+            saved_values = json.loads(given.get(SUITED) or "{}")
         except (TypeError, ValueError, RecursionError):  # of a client
             return {}
-        mapping = self.mapping(values)
+        if not isinstance(saved_values, dict):
+            return {}
         return {
             name: saved_values[name]
             for name in suited.SETTINGS
-            if isinstance(saved_values, dict)
-            and name in saved_values
-            and saved_values[name] == setting_in(mapping, name)
+            if name in saved_values and saved_values[name] == _from_component(name, given.get(name))
         }
 
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -238,15 +238,21 @@ def _plain_type(annotation: Any) -> Any:
     return members[0] if len(members) == 1 else str
 
 
+@functools.cache
 def _default_of(name: str) -> Any:
     field = field_of(name)
     return None if field.is_required() else field.default
 
 
+@functools.cache
+def _choices_in_form(name: str) -> list[str]:
+    annotation = field_of(name).annotation
+    return _choices_of(_plain_type(annotation)) or _several_of(annotation)
+
+
 def _choice_in_form(name: str, value: Any) -> Any:
     """Return the value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
-    annotation = field_of(name).annotation
-    choices = _choices_of(_plain_type(annotation)) or _several_of(annotation)
+    choices = _choices_in_form(name)
     if not choices:
         return value
     if isinstance(value, list | tuple):

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import functools
 import inspect
 import sys
 import time
@@ -9,11 +10,15 @@ from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import suppress
+from types import FunctionType, SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import fastapi.utils
 import gradio as gr
 import gradio.blocks
+import gradio.component_meta
+import gradio.components.base
 from gradio.blocks import Block
 from gradio.component_meta import ComponentMeta
 from gradio.context import Context
@@ -88,6 +93,42 @@ class _NoAppYet:
 gradio.blocks.App = _NoAppYet  # its own name for the class; launching and mounting use that of gradio.routes
 # FastAPI 0.165 imports all of pydantic.v1 at the first route, to refuse models of it; there are none.
 fastapi.utils.annotation_is_pydantic_v1 = lambda _: False  # type: ignore[attr-defined, assignment]
+
+
+@functools.cache
+def _server_functions(kind: type) -> tuple[str, ...]:
+    """Return the names of a component's functions for browsers.
+
+    Gradio 6.31 looks for them among all 200 attributes of each component that it makes, three times.
+    """
+    return tuple(name for name in dir(kind) if getattr(getattr(kind, name, None), "_is_server_fn", False))
+
+
+gradio.components.base.dir = _server_functions  # where a component looks for them, and nowhere else
+# Gradio 6.31 asks for the arguments of a class each time that a component of it is made.
+gradio.component_meta.inspect = SimpleNamespace(
+    **{**vars(inspect), "getfullargspec": functools.cache(inspect.getfullargspec)}
+)
+
+
+class _Hints:
+    """The types of the parameters of each handler, which Gradio 6.31 works out five times for each event."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[FunctionType, dict[str, Any]] = WeakKeyDictionary()
+        self._work_out = gradio.utils.get_type_hints
+
+    def __call__(self, handler: Any) -> dict[str, Any]:
+        function = getattr(handler, "__func__", handler)
+        if not isinstance(function, FunctionType):
+            return self._work_out(handler)  # type: ignore[no-any-return]
+        known = self._known.get(function)
+        if known is None:
+            known = self._known[function] = self._work_out(function)
+        return known
+
+
+gradio.utils.get_type_hints = _Hints()
 
 
 class Blocks(gr.Blocks):  # type: ignore[misc]
@@ -194,13 +235,14 @@ def _leave_no_event_out(layout: Any) -> None:
     """
     add = layout.set_event_trigger
 
-    def add_event(targets: Any, *arguments: Any, **options: Any) -> Any:
+    def add_event(targets: Any, fn: Any, *arguments: Any, **options: Any) -> Any:
+        _remember_signature(getattr(fn, "__func__", fn))
         if options.get("show_progress") == "hidden":
             options["show_progress_on"] = []
         follows = options.get("trigger_after") is not None or (targets and targets[0].event_name == "input")
         if follows and options.get("trigger_mode") is None:
             options["trigger_mode"] = "always_last"
-        return add(targets, *arguments, **options)
+        return add(targets, fn, *arguments, **options)
 
     layout.set_event_trigger = add_event
 
@@ -208,9 +250,13 @@ def _leave_no_event_out(layout: Any) -> None:
 def _remember_signatures() -> None:
     """Let the signature of each component be worked out once; Gradio 6.31 asks for it 7,000 times while a page starts."""
     for kind in _kinds(Block):
-        initialize = inspect.unwrap(kind.__init__)  # type: ignore[misc]  # that of the class itself
-        if not hasattr(initialize, "__signature__"):
-            initialize.__signature__ = inspect.signature(initialize)
+        _remember_signature(inspect.unwrap(kind.__init__))  # type: ignore[misc]  # that of the class itself
+
+
+def _remember_signature(function: Any) -> None:
+    """Let the signature of a function be worked out once; Gradio 6.31 asks for that of a handler five times."""
+    if isinstance(function, FunctionType) and not hasattr(function, "__signature__"):
+        function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
 
 
 def _kinds(kind: type) -> Iterator[type]:

@@ -9,6 +9,7 @@ from tests.fake_services import fake_services
 from tests.ui.data_tab_visitor import Visitor
 from ui.backend.models import FitTable
 from ui.form import Form
+from ui.gradio_internals import Blocks
 from ui.page import Page
 from ui.services import Services
 from ui.tabs.data import DataTab
@@ -20,7 +21,9 @@ from ui.tabs.train import TrainTab
 @pytest.fixture
 def services(home) -> Services:
     """Services that need no model; runs begin with nobody's."""
-    return fake_services(home.root, seconds_per_step=0.001)
+    made = fake_services(home.root, seconds_per_step=0.001)
+    made.transfers.prepare()
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ def laid_out(services):
     """Lay out one tab alone: `laid_out(TrainTab)` gives the tab, whose handlers can be called."""
 
     def lay_out(kind):
-        with gr.Blocks():
+        with Blocks():
             page = Page(services)
             with gr.Tabs() as page.tabs:
                 with gr.Tab("First", id="first"):
@@ -54,7 +57,7 @@ def laid_out(services):
 @pytest.fixture
 def page_form(services) -> Form:
     """The form as the page has it: every component where its tab has put it."""
-    with gr.Blocks():
+    with Blocks():
         page = Page(services)
         with gr.Tabs() as page.tabs:
             for kind in (lambda page: ModelTab(page, FitTable(services.shapes.learn)), DataTab, MethodTab, TrainTab):

@@ -17,6 +17,7 @@ from tests.fake_inspector import FakeInspector
 from ui.backend.dataset_checks import DatasetChecks
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR, Form
+from ui.gradio_internals import Blocks
 
 SIZES = {  # of a Llama with hidden size 64 and four heads
     "q_proj": (64, 64),
@@ -80,7 +81,7 @@ def small_shape() -> ModelShape:
 @pytest.fixture
 def form() -> Form:
     form = Form()
-    with gr.Blocks():
+    with Blocks():
         form.register("adapter.target_modules", gr.CheckboxGroup([]))
         form.register(JUDGE_FOR, gr.Textbox())
         form.complete()

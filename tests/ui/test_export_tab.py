@@ -325,4 +325,4 @@ def test_what_is_too_large_for_a_download_says_where_it_lies(run, services):
 
     with pytest.raises(StorageError, match="Copy its folder"):
         transfers.make_archive(run.folder.adapter, "faq")
-    assert not services.home.transfers.exists()
+    assert not any(services.home.transfers.iterdir())

@@ -8,11 +8,12 @@ from engine.config.run import RunConfig
 from engine.config.suited import SETTINGS
 from ui.build import build_app
 from ui.form import Form, component_for, field_of, label_of
+from ui.gradio_internals import Blocks
 
 
 def whole_form() -> Form:
     form = Form()
-    with gr.Blocks():
+    with Blocks():
         form.setting("adapter.r")
         form.setting("adapter.modules_to_save")
         form.setting("run.devices")

@@ -5,7 +5,6 @@ import re
 import time
 from dataclasses import replace
 
-import gradio as gr
 import pytest
 
 from engine.accounts.accounts import open_database
@@ -17,6 +16,7 @@ from engine.runs.lab_queue import DeviceUse, QueueBoard, QueueEntry
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.gradio_internals import Blocks
 from ui.tabs.lab_queue import LabQueuePart
 from ui.views.lab_queue import render_devices, render_own_disk, render_queue
 
@@ -102,7 +102,7 @@ def part_of(home, services):
     board = QueueBoard(home, devices=tuple, programs=lambda _: ())
 
     def make(name: str) -> LabQueuePart:
-        with gr.Blocks():
+        with Blocks():
             return LabQueuePart(replace(services, person=Person(name, "member", 0.0)), board)
 
     return make, at_work, waits

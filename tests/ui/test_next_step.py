@@ -4,6 +4,7 @@ import gradio as gr
 import pytest
 
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.gradio_internals import Blocks
 from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
@@ -11,7 +12,7 @@ from ui.tabs.train import FOLLOW, SET_UP, TrainTab
 
 @pytest.fixture
 def bar(services) -> NextStepBar:
-    with gr.Blocks():
+    with Blocks():
         page = Page(services)
         with gr.Tabs() as page.tabs, gr.Tab("Train", id="train"):
             train = TrainTab(page)

@@ -1,9 +1,9 @@
 """The fold in which a person sets a webhook: its address never comes back to a page, and problems are shown once."""
 
-import gradio as gr
 import pytest
 
 from engine.runs.webhook import WebhookOutcome, WebhookStore
+from ui.gradio_internals import Blocks
 from ui.page import Page
 from ui.tabs.notifications import NotificationsPart, render_outcome
 
@@ -12,7 +12,7 @@ SECRET = "T0pS3cret"
 
 @pytest.fixture
 def part(services) -> NotificationsPart:
-    with gr.Blocks():
+    with Blocks():
         return NotificationsPart(Page(services))
 
 

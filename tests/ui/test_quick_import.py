@@ -57,6 +57,9 @@ if sys.argv[2] == "gradio alone":
     refuses_old_models = fastapi.utils.annotation_is_pydantic_v1
     import ui.gradio_internals as internals
     gradio.blocks.App = gradio.routes.App
+    del gradio.components.base.dir
+    gradio.component_meta.inspect = gradio.utils.inspect
+    gradio.utils.get_type_hints = gradio.utils.get_type_hints._work_out
     fastapi.utils.annotation_is_pydantic_v1 = refuses_old_models
     class Patient(gradio.Blocks):  # without a look at the page for which a busy machine has three seconds
         launch = functools.partialmethod(gradio.Blocks.launch, _frontend=False)
