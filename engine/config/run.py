@@ -106,10 +106,14 @@ class DatasetConfig(Section):
     """Which tokens count in the loss. Turns with weight 0 never count, except with everything."""
 
 
+# Characters that turn the direction of what follows would turn the words after a name as well.
+ONE_LINE = r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]*$"
+
+
 class RunSection(Section):
     """What a run is called and where it executes."""
 
-    name: str = setting("", "Name", max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")
+    name: str = setting("", "Name", max_length=120, pattern=ONE_LINE)
     """What you will look for in a month. Empty makes one from model, data and method."""
     devices: Literal["auto", "cpu"] | tuple[int, ...] = setting("auto", "Device")
     """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, StringConstraints
 
 from engine.config.load import section_from_mapping
-from engine.config.run import RunConfig
+from engine.config.run import ONE_LINE, RunConfig
 from engine.errors import RunError, StorageError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
@@ -185,14 +185,13 @@ def _resume_path(home: LoratoryHome, run: Run) -> Path:
     return home.server / _FOLDER / f"{run.owner}~{run.id}"
 
 
-_PrintableLine = r"^[^\x00-\x1f\x7f]*$"
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_PrintableLine)]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=ONE_LINE)]
 
 
 class RunNotes(BaseModel, frozen=True):
     """Everything about a run that may change after its start."""
 
-    name: Annotated[str, StringConstraints(max_length=120, pattern=_PrintableLine)] = ""  # "" keeps the config's
+    name: Annotated[str, StringConstraints(max_length=120, pattern=ONE_LINE)] = ""  # "" keeps the config's
     note: Annotated[str, StringConstraints(max_length=10_000)] = ""
     tags: tuple[Tag, ...] = ()
 

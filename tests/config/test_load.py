@@ -154,6 +154,15 @@ def test_yaml_that_is_no_configuration_is_refused_in_words(text, words):
         config_from_mapping(mapping_from_yaml(text))
 
 
+@pytest.mark.parametrize("name", ["a\u202eb", "a\u2067b", "a\nb"])
+def test_a_name_that_would_turn_or_break_the_words_after_it_is_refused(name):
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping({**MINIMAL, "run": {"name": name}})
+
+    assert caught.value.problems[0].field == "run.name"
+    config_from_mapping({**MINIMAL, "run": {"name": "שלום 👩‍👩‍👧‍👦"}})
+
+
 def test_a_configuration_survives_the_round_trip_with_every_default_written_out():
     config = config_from_mapping(
         with_overrides(

@@ -3,6 +3,7 @@
 import gradio as gr
 import pytest
 
+from engine.errors import DatasetError
 from tests.invented_runs import a_config
 from ui.backend.models import FitTable
 from ui.page import Page
@@ -61,3 +62,8 @@ def test_what_could_not_be_read_changes_nothing(put_in, nothing):
 
 def test_an_empty_path_is_no_dataset():
     assert _take_path("  ") == {}
+
+
+def test_a_source_longer_than_any_name_is_refused_where_it_is_typed():
+    with pytest.raises(DatasetError, match=r"at most 1,000 characters; this one has 1,001"):
+        _take_path("a" * 1001)

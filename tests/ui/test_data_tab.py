@@ -40,7 +40,12 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
     assert told["reading"]["visible"]
     assert told["fold"]["open"]
     assert not told["mapping"]["visible"]
-    assert visitor.open(dataset__source="/missing/rows.jsonl")["fold"] == gr.skip(), "a file has neither"
+    again = visitor.open(dataset__source="missing/data", shown_source="missing/data")
+    assert again["fold"]["open"], "a person is typing there"
+    assert not visitor.open(dataset__source="/missing/rows.jsonl")["fold"]["open"], "a file has neither"
+    opened = visitor.open(dataset__source="rows.jsonl", shown_source="missing/data")
+    assert not opened["fold"]["open"], "it was opened for another dataset"
+    assert visitor.open(dataset__source="rows.jsonl", shown_source="rows.jsonl")["fold"] == gr.skip()
 
 
 def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):

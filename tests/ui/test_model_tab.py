@@ -66,6 +66,20 @@ def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
     assert draft.config is None
 
 
+def test_a_name_that_is_too_long_is_refused_and_leaves_no_model_chosen(tab):
+    chosen = tab._choose("a" * 401, MODEL)
+
+    assert "at most 400 characters" in chosen[tab.details]
+    assert chosen[tab._change]["model"]["id"] == ""
+
+
+def test_a_model_is_announced_while_it_is_looked_up_unless_it_is_known(tab):
+    assert "Looking up another/model" in tab._announce("another/model")
+    tab.describe(ModelConfig(id="another/model"))
+    assert tab._announce("another/model") == gr.skip()
+    assert tab._announce("") == gr.skip()
+
+
 def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(services, laid_out):
     goes_on = threading.Semaphore(0)
     trainable = [entry for entry in list_catalog() if not entry.untrainable]

@@ -10,6 +10,7 @@ from engine.config.run import DatasetConfig
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from engine.data.source import SAMPLE_PREFIX
+from engine.errors import DatasetError
 from ui.backend.background import as_engine_error, stamp
 from ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked_value, shown_as_message
@@ -28,6 +29,7 @@ _SAMPLES = (
     ("sample:lab-chats", "lab-chats", "118 conversations, ShareGPT"),
     ("sample:loratory-preferences", "loratory-preferences", "152 preference pairs"),
 )
+_LONGEST_SOURCE = 1000  # as in DatasetConfig
 
 
 class DataTab:
@@ -44,7 +46,7 @@ class DataTab:
             with gr.Column(scale=4, min_width=260):
                 self.own = gr.Textbox(
                     label="File or Hub dataset", placeholder="/path/to/rows.jsonl or owner/name",
-                    info="A path on this computer or a Hugging Face Hub id. Press Enter.", elem_id="dataset-own",
+                    info="A path on this computer or a Hugging Face Hub id. Press Enter.", max_lines=3, elem_id="dataset-own",
                 )  # fmt: skip
                 self.upload = gr.UploadButton(
                     "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload"
@@ -155,6 +157,8 @@ class DataTab:
             return {**around, self.summary: view.NO_DATASET, **self._without_rows("", "")}
         source, services = form_question.dataset.source, self._page.services
         around = {self.samples: render_samples(source), **self.tokenizer.updates(form_question.model)}
+        if source != shown_source:  # what was opened for the last one is not about this one
+            around[self.format.fold] = gr.update(open=False)
         question = services.tokenizers.answerable(form_question)
         number = int(row or 0) if source == shown_source else 0
         try:
@@ -299,7 +303,13 @@ def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _take_path(text: str) -> dict[str, Any]:
-    return with_source(text.strip()) if text.strip() else {}
+    source = text.strip()
+    if len(source) > _LONGEST_SOURCE:
+        raise DatasetError(
+            f"A dataset's name has at most {_LONGEST_SOURCE:,} characters; this one has {len(source):,}.",
+            "Type a path or a Hub id, or upload the rows as a file.",
+        )
+    return with_source(source) if source else {}
 
 
 def render_samples(chosen: str) -> str:

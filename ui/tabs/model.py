@@ -7,7 +7,8 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.config.run import ModelConfig
-from engine.errors import EngineError
+from engine.data.files import shown_name
+from engine.errors import EngineError, ModelError
 from engine.hardware.known_devices import THIS_MACHINE, find_known_device
 from engine.models.catalog import find_in_catalog, search_catalog
 from engine.models.hub import search_hub
@@ -35,6 +36,7 @@ from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hu
 _BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
+_TOO_LONG = f"A model's name has at most {_LONGEST_NAME} characters."
 _SCROLL_TO_DETAILS = "() => document.getElementById('model-details').scrollIntoView({block: 'nearest'})"
 _JUDGED_TOGETHER = 8  # models whose verdicts are drawn at once: each time the whole catalogue is sent
 _NONE_JUDGED = stamp(0, False)  # the catalogue as it is laid out
@@ -52,11 +54,12 @@ class ModelTab:
         with gr.Row(equal_height=True):
             self.search = gr.Textbox(
                 label="Search", placeholder="qwen, 8b, apache …", info="Filters as you type. Enter searches the Hub.",
-                scale=3, elem_id="model-search",
+                scale=3, min_width=240, elem_id="model-search",
             )  # fmt: skip
             self.own = gr.Textbox(
                 label="Other model", placeholder="owner/name, a folder, or a .gguf file",
-                info="A Hub id or a path on this computer. Press Enter.", scale=3, elem_id="model-own",
+                info="A Hub id or a path on this computer. Press Enter.", scale=3, min_width=240, max_lines=3,
+                elem_id="model-own",
             )  # fmt: skip
         self.hub = pick_list(elem_id="hub-results")
         laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
@@ -142,7 +145,8 @@ class ModelTab:
     def _look_up_after(self, event: Any) -> Dependency:
         page = self._page
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
-        looked_up = event.then(
+        announced = event.then(self._announce, self._name_to_find, self.details, **QUICK)
+        looked_up = announced.then(
             self._choose, [self._name_to_find, page.form["model.id"]],
             [self.details, self._change, self._described_name, *own], api_visibility="private",
         )  # fmt: skip
@@ -226,11 +230,19 @@ class ModelTab:
         question = f"{device or THIS_MACHINE}{_AND}{lengths}" if lengths else device or THIS_MACHINE
         return {self.catalog: self._filter(query, chosen, device, lengths), self._fits_poll: question}
 
+    def _announce(self, model_id: str) -> Any:
+        """Return that a model is looked up, which may take long; the details of the last one would look like its own."""
+        is_known = not model_id or self._page.services.shapes.get(model_id, None) is not None
+        return UNCHANGED if is_known else render_looking_up(shown_name(model_id))
+
     def _choose(self, model_id: str, current: str | None) -> Updates:
-        if not model_id or len(model_id) > _LONGEST_NAME:
+        if not model_id:
             return {self._change: {}}
-        model = _model(model_id, None)
-        details, error = self._described_or_why_not(model)
+        model, details, error = _model(model_id, None), "", None
+        if len(model_id) > _LONGEST_NAME:
+            details = error_box(ModelError(_TOO_LONG, "Type a Hub id or a path."))
+        else:
+            details, error = self._described_or_why_not(model)
         if self._page.services.shapes.get(model_id, None) is None:
             # It could not be read. The model from before would look like the one that was asked for.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}

@@ -101,16 +101,25 @@ def render_opening(source: str) -> str:
 
 def render_facts(report: DatasetReport) -> str:
     """Return the figures of a finished check."""
-    noun = {"pairs": "pairs", "ratings": "rated answers"}.get(FORMATS[report.format].rows, "rows")
-    figures = [(f"{report.kept:,}", f"{noun} kept"), (f"{report.dropped:,}", "rows skipped")]
+    noun = {"pairs": "pair", "ratings": "rated answer"}.get(FORMATS[report.format].rows, "row")
+    figures = [_counted(report.kept, noun, " kept"), _counted(report.dropped, "row", " skipped")]
     if report.desirable is not None:
-        figures += [(f"{report.desirable:,}", "good answers"), (f"{report.kept - report.desirable:,}", "bad answers")]
+        figures += [
+            _counted(report.desirable, "good answer"),
+            _counted(report.kept - report.desirable, "bad answer"),
+        ]
     if report.trained_tokens is not None and report.masked_tokens is not None:
-        figures += [(count(report.trained_tokens), "trained tokens"), (count(report.masked_tokens), "masked tokens")]
+        tokens = ((report.trained_tokens, "trained token"), (report.masked_tokens, "masked token"))
+        figures += [(count(number), _counted(number, noun)[1]) for number, noun in tokens]
     if report.token_lengths is not None:
         figures.append((f"{report.token_lengths.over_max_length:,}", f"truncated at {report.max_length:,}"))
-    figures += [(f"{report.duplicates:,}", "duplicates"), (f"{report.held_out_rows:,}", "held out")]
+    figures += [_counted(report.duplicates, "duplicate"), (f"{report.held_out_rows:,}", "held out")]
     return facts(figures) + notices(report.notes)
+
+
+def _counted(number: int, noun: str, after: str = "") -> tuple[str, str]:
+    figure, _, words = plural(number, noun).partition(" ")
+    return figure, words + after
 
 
 def render_lengths(report: DatasetReport) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.data.files.access import shown_name
 from engine.errors import ConfigError, EngineError
 from engine.quantities import GIB as GIB
 from engine.quantities import count as count
@@ -255,8 +256,9 @@ def copyable(text: str, what: str) -> str:
 
 
 def short_name(identifier: str) -> str:
-    """Return the last part of a path or of a Hub id."""
-    return identifier.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    """Return the last part of a path or of a Hub id, safe to show; a root of the file system is its own name."""
+    last = identifier.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return shown_name(last or identifier)
 
 
 def dollars(amount: float) -> str:
