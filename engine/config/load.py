@@ -41,6 +41,7 @@ _MESSAGES = {
     **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "{shown} is not a finite number."),
     **dict.fromkeys(("bool_parsing", "bool_type"), "{shown} is neither true nor false."),
     **dict.fromkeys(("model_type", "dict_type"), "{shown} is not a group of settings."),
+    "string_pattern_mismatch": "{shown} has characters that are not allowed here.",
     "string_too_short": "it is empty.",
     "string_too_long": "it is longer than {max_length} characters.",
     "string_type": "{shown} is not text.",

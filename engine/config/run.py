@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from engine.config.methods.base import PeftMethod
@@ -106,14 +106,15 @@ class DatasetConfig(Section):
     """Which tokens count in the loss. Turns with weight 0 never count, except with everything."""
 
 
-# Characters that turn the direction of what follows would turn the words after a name as well.
-ONE_LINE = r"^[^\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]*$"
+_TURNS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+# A line without the characters that turn the direction of text: they would turn the words after a name as well.
+OneLine = Annotated[str, BeforeValidator(lambda text: text.translate(_TURNS) if isinstance(text, str) else text)]
 
 
 class RunSection(Section):
     """What a run is called and where it executes."""
 
-    name: str = setting("", "Name", max_length=120, pattern=ONE_LINE)
+    name: OneLine = setting("", "Name", max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")
     """What you will look for in a month. Empty makes one from model, data and method."""
     devices: Literal["auto", "cpu"] | tuple[int, ...] = setting("auto", "Device")
     """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, StringConstraints
 
 from engine.config.load import section_from_mapping
-from engine.config.run import ONE_LINE, RunConfig
+from engine.config.run import OneLine, RunConfig
 from engine.errors import RunError, StorageError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
@@ -185,13 +185,14 @@ def _resume_path(home: LoratoryHome, run: Run) -> Path:
     return home.server / _FOLDER / f"{run.owner}~{run.id}"
 
 
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=ONE_LINE)]
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+Tag = Annotated[OneLine, StringConstraints(min_length=1, max_length=40, pattern=_PRINTABLE)]
 
 
 class RunNotes(BaseModel, frozen=True):
     """Everything about a run that may change after its start."""
 
-    name: Annotated[str, StringConstraints(max_length=120, pattern=ONE_LINE)] = ""  # "" keeps the config's
+    name: Annotated[OneLine, StringConstraints(max_length=120, pattern=_PRINTABLE)] = ""  # "" keeps the config's
     note: Annotated[str, StringConstraints(max_length=10_000)] = ""
     tags: tuple[Tag, ...] = ()
 
