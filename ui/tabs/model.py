@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.config.run import ModelConfig
-from engine.data.files import shown_name
+from engine.data.files.access import shown_name
 from engine.errors import EngineError, ModelError
 from engine.hardware.known_devices import THIS_MACHINE, find_known_device
 from engine.models.catalog import find_in_catalog, search_catalog
