@@ -98,9 +98,8 @@ class ChatRequest(Value):
     branches: tuple[Branch, ...] = Field(default=("tuned",), min_length=1)
     sampling: SamplingConfig = SamplingConfig()
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # what `ChatSession.stop` takes
-    gpu_token: str = Field(
-        default="", max_length=LONGEST_TOKEN, repr=False
-    )  # whose ZeroGPU quota is charged; expires in minutes
+    # Whose ZeroGPU quota is charged; expires in minutes.
+    gpu_token: str = Field(default="", max_length=LONGEST_TOKEN, repr=False)
 
 
 class ChatChunk(Value):

@@ -194,9 +194,8 @@ class Votes:
     """The votes of a home's owner."""
 
     home: LoratoryHome
-    _cache: tuple[tuple[int, int], StoredVotes] | None = field(
-        default=None, init=False
-    )  # stamp and votes of the last read
+    # Stamp and votes of the last read.
+    _cache: tuple[tuple[int, int], StoredVotes] | None = field(default=None, init=False)
 
     @property
     def file(self) -> Path:

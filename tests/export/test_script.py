@@ -271,7 +271,7 @@ def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_mode
     manifest = Manifest(step=5, files={}, row_plan=row_plan(settings, "rows"))
     write_checkpoint(run.checkpoints, manifest, lambda folder: (folder / "progress.json").write_text("{}"))
 
-    assert gather_script_facts(config, home, run).model.grouped == (begun == "padded")
+    assert gather_script_facts(config, home, run).model.groups_by_length == (begun == "padded")
 
 
 def test_a_warm_start_that_leaves_the_runs_is_refused(tiny_model_folder, home, tmp_path):

@@ -173,7 +173,7 @@ def test_rows_that_a_script_would_read_otherwise_are_refused(tiny_model_folder, 
         tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", [*rows, whole])), {"objective": "dpo"}
     )
 
-    with pytest.raises(DatasetError, match="which a short script cannot read"):
+    with pytest.raises(DatasetError, match="which a script cannot read"):
         names_of(config, home)
 
 
@@ -200,7 +200,7 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
     taken: list[tuple[list[int], list[int]]] = []
     mismatched = objective.mismatched_sequence
     monkeypatch.setattr(
-        objective, "mismatched", lambda *pair: taken.append((one := mismatched(*pair)).input_ids) or one
+        objective, "mismatched_sequence", lambda *pair: taken.append((one := mismatched(*pair)).input_ids) or one
     )
     steps = StepBatches(data.train, TrainerSetup(settings, 0, objective=objective))
 

@@ -231,7 +231,10 @@ def test_rows_that_the_template_refuses_are_left_out(plain_folder, home, tmp_pat
     config = make_config(model, str(write_lines(tmp_path / "rows.jsonl", rows)))
 
     assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
-    assert "1 rows are left out; of the first, the chat template refuses it: never say never" in capsys.readouterr().out
+    assert (
+        "1 rows are left out, the first because the chat template refuses it: never say never"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_base_model_gets_the_plain_template_behind_its_own_opening(plain_folder, home, tmp_path):

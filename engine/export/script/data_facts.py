@@ -1,4 +1,4 @@
-"""What a stand-alone script needs to know about the rows, and the proof that it reads them as the run does."""
+"""Facts about the rows for an exported script, and a check that the script reads the same rows as the run."""
 
 import hashlib
 import itertools
@@ -33,18 +33,18 @@ MODULES_OF_ROWS = (
 
 _MOST_LEFT_OUT = 1_000
 _MOST_ARRAY_BYTES = 1 << 30
-# Held-out rows of fewer tokens are all measured; a token is at least a byte, and a template adds some to each turn.
+# With fewer tokens, all held-out rows are measured. A token is at least a byte, and a template adds some to each turn.
 _ALL_MEASURED_TOKENS = 16_384
 _TEMPLATE_TOKENS = 40
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-_TAKE_YAML = "Take the settings as YAML, with which `loratory train` does the same."
+EXPORT_YAML = "Export the settings as YAML instead, and run them with `loratory train`."
 
 
 def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
-    """Read the rows without a tokenizer, and read them again by the very code of the script.
+    """Collect facts about the rows without a tokenizer, and check that the script's own code reads the same rows.
 
     Raises:
-        DatasetError: If the source cannot be read, or the script's code would make anything else of any row.
+        DatasetError: If the source cannot be read, or the script would read any row differently.
     """
     reader = DatasetReader(config.dataset.model_copy(update={"mix": {}}), SourceOptions(home=home))
     part = reader.parts[0]
@@ -55,7 +55,7 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
         format=part.detection.format,
         columns=part.detection.columns,
         files=files,
-        encoding="utf-8-sig" if form.encoding == "utf-8" else "utf-16",  # the codecs that look at the mark
+        encoding="utf-8-sig" if form.encoding == "utf-8" else "utf-16",  # codecs that read the byte order mark
         delimiter=form.delimiter or ",",
         gzip=form.is_gzipped,
         has_media=kind == "hub" and bool(part.source.notes),
@@ -75,45 +75,46 @@ def look_at_data(config: RunConfig, home: LoratoryHome) -> DataFacts:
             _look_at_conversation(facts, row.example, row.record, part.source.name)
     if len(facts.left_out) > _MOST_LEFT_OUT:
         raise DatasetError(
-            f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many for a script to name.",
+            f"More than {_MOST_LEFT_OUT:,} rows of {part.source.name} are left out, too many to list in a script.",
             "Correct the file; `loratory inspect` reports what is wrong with it.",
         )
     facts.fingerprint = hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()
     facts.can_hold_out = len(np.unique(groups)) > 1
     facts.held_out_draw = config.dataset.eval_fraction * most_tokens > _ALL_MEASURED_TOKENS
-    # What is on the Hub is read by the same library in both, and is fetched once.
+    # The run and the script read the Hub with the same library, so its rows are fetched once.
     rows = (record.value for record in reader.records() if record is not None) if kind == "hub" else None
     _require_same_rows(config, facts, digests, part, rows)
     return facts
 
 
-def _look_at_conversation(facts: DataFacts, found: Conversation, record: Record, name: str) -> None:
+def _look_at_conversation(facts: DataFacts, conversation: Conversation, record: Record, name: str) -> None:
     assert record.value is not None
-    if isinstance(found, Comparison):
+    if isinstance(conversation, Comparison):
         cells = [turn_list(record.value.get(facts.columns[role])) for role in ("chosen", "rejected")]
         opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
         facts.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
-    for side in found.sides() if isinstance(found, Comparison) else (found,):
+    for side in conversation.sides() if isinstance(conversation, Comparison) else (conversation,):
         _look_at_side(facts, side, record, name)
     facts.has_list_rows |= record.raw[:64].lstrip()[:1] in (b"[", "[")
     _look_at_turns(facts, record.value)
     facts.has_reasoning = facts.has_reasoning or any("<think>" in text for text in _texts(record.value))
 
 
-def _look_at_side(facts: DataFacts, found: Conversation, record: Record, name: str) -> None:
-    messages = found.messages
-    if found.tools or any(message.tool_calls or message.role == "tool" for message in messages):
+def _look_at_side(facts: DataFacts, conversation: Conversation, record: Record, name: str) -> None:
+    messages = conversation.messages
+    if conversation.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         raise DatasetError(
-            f"Row {record.row:,} of {name} holds tools or calls of them, which a short script cannot render.",
-            _TAKE_YAML,
+            f"Row {record.row:,} of {name} has tools or tool calls, which a script cannot render.",
+            EXPORT_YAML,
         )
     if not all(message.is_learned for message in messages):
         raise DatasetError(
-            f"Row {record.row:,} of {name} holds turns of weight 0, which a short script would learn all the same.",
-            _TAKE_YAML,
+            f"Row {record.row:,} of {name} has turns of weight 0, which a script would train.",
+            EXPORT_YAML,
         )
     answers = [message for message in messages if message.role == "assistant"]
-    start = found.completion_start if FORMATS[facts.format].rows != "answers" else 0  # preferences train no earlier one
+    # Preferences train only the last answer.
+    start = conversation.completion_start if FORMATS[facts.format].rows != "answers" else 0
     facts.most_answers = max(facts.most_answers, sum(message.role == "assistant" for message in messages[start:]))
     facts.has_system |= any(message.role == "system" for message in messages)
     facts.has_later_system |= any(message.role == "system" for message in messages[1:])
@@ -163,33 +164,33 @@ def _require_same_rows(
     part: DatasetPart,
     rows: Iterable[Mapping[str, Any] | None] | None,
 ) -> None:
-    """Run the script's own reading, and compare what it makes of each row with what the run makes of it.
+    """Run the script's reader, and compare each row with that of the run.
 
-    `rows` are taken for those that the script reads, where it asks the very library that the run asks.
+    `rows` replaces what the script would read, where it uses the same library as the run.
     """
     is_preference = FORMATS[facts.format].rows != "answers"
-    convert, digest = ("preference", "preference_digest") if is_preference else ("conversation", "digest")
-    roots = ["read_rows", digest, *([convert] if facts.has_turns else [])]
+    function, digest = ("preference", "preference_digest") if is_preference else ("conversation", "digest")
+    roots = ["read_rows", digest, *([function] if facts.has_turns else [])]
     code = assemble(MODULES_OF_ROWS, roots, replace(example, config=config, data=facts))
     names: dict[str, Any] = {}
     exec(compile(code, "script", "exec"), names)  # noqa: S102 - written by this program
-    says = names[convert] if facts.has_turns else lambda row: row[facts.columns["text"]]
-    found = names["read_rows"](list(facts.files)) if rows is None else rows
+    convert_row = names[function] if facts.has_turns else lambda row: row[facts.columns["text"]]
+    values = names["read_rows"](list(facts.files)) if rows is None else rows
     expected = iter(digests)
     number = 0
     try:
-        for number, row in enumerate(found):
-            if number not in facts.left_out and names[digest](says(row)) != next(expected, None):
+        for number, row in enumerate(values):
+            if number not in facts.left_out and names[digest](convert_row(row)) != next(expected, None):
                 raise ValueError("another row")
         number += 1
         if next(expected, None) is not None:
             raise ValueError("fewer rows")
     except DatasetError:  # of the reader
         raise
-    except Exception as error:  # any error of code that was not written for such rows
+    except Exception as error:  # the script's code may raise anything for rows that it does not support
         raise DatasetError(
-            f"{part.source.name} holds {part.source.kind}, which a short script cannot read as the run does: "
-            f"at row {number:,} it would go astray.",
+            f"{part.source.name} holds {part.source.kind}, which a script cannot read as the run does: "
+            f"row {number:,} would differ.",
             "Write the rows into one JSONL file in UTF-8, each with the same columns and fields, and train on that.",
         ) from error
 
@@ -203,12 +204,12 @@ def _files(config: RunConfig, part: DatasetPart) -> tuple[FileKind, tuple[str, .
     path = ANY_FILE.resolve(source)
     files = data_files(path, config.dataset.split) if path.is_dir() else [path]
     kinds = {open_file(file).form.kind for file in files}
-    # An array is read as a whole by the script, and here to prove that.
+    # The script reads an array as a whole, and so does this check.
     is_too_large = "json_array" in kinds and (part.source.size_bytes or 0) > _MOST_ARRAY_BYTES
     kind = kinds.pop() if len(kinds) == 1 and not is_too_large else None
     if kind not in get_args(FileKind):
         raise DatasetError(
-            f"{part.source.name} holds {part.source.kind}, which a short script cannot read.",
+            f"{part.source.name} holds {part.source.kind}, which a script cannot read.",
             "Write the rows into one JSONL file and train on that.",
         )
     return cast(FileKind, kind), tuple(str(file) for file in files)

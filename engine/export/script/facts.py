@@ -1,8 +1,7 @@
-"""What a script is written from: a configuration, and what a look at the data, the model and the run found.
+"""The facts that a script is generated from: a configuration, the data, the model and the run.
 
-The functions of a script are written against `facts`, an example; `engine.export.script.specialize` puts those of a
-configuration in its place. Whatever they ask for beyond the configuration has a name here. A training setting that neither
-form of a script passes on is in `NOT_EXPORTED`, with the reason.
+The functions of a script use `facts`, an example, which `engine.export.script.specialize` replaces by the facts of a
+configuration. Training settings that no form of a script passes on are in `NOT_EXPORTED`, with the reason.
 """
 
 from collections.abc import Mapping
@@ -45,7 +44,7 @@ _TRL_DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class ScriptFacts:
-    """Everything that a script is made of."""
+    """All facts of a script."""
 
     config: RunConfig
     data: DataFacts
@@ -54,9 +53,9 @@ class ScriptFacts:
     output: str = "output"
     origin: str = "a configuration"  # or "the run 2026…"
     versions: str = ""
-    run_rows: RunRows = RunRows()  # noqa: RUF009 - cannot be changed
+    run_rows: RunRows = RunRows()  # noqa: RUF009 - immutable
     results: tuple[str, ...] = ()
-    differences: tuple[str, ...] = ()  # what the script does otherwise than the run, in sentences
+    differences: tuple[str, ...] = ()  # how the script differs from the run, in sentences
 
     @property
     def data_location(self) -> str | list[str]:
@@ -67,17 +66,17 @@ class ScriptFacts:
     def hub_arguments(self) -> dict[str, Any]:
         """Arguments of `load_dataset` besides the dataset's id."""
         dataset = self.config.dataset
-        found = {"name": dataset.subset, "split": dataset.split, "revision": dataset.revision}
-        return {name: value for name, value in found.items() if value}
+        arguments = {"name": dataset.subset, "split": dataset.split, "revision": dataset.revision}
+        return {name: value for name, value in arguments.items() if value}
 
     @property
     def objective(self) -> Objective:
-        """What is optimized."""
+        """The training objective."""
         return objective_of(self.config)
 
     @property
     def learns_preferences(self) -> bool:
-        """Whether rows say which answer is better."""
+        """Whether the objective trains on preferences."""
         return self.objective.learns_preferences
 
     @property
@@ -92,12 +91,12 @@ class ScriptFacts:
 
     @property
     def estimates_kl(self) -> bool:
-        """Whether the loss needs answers behind other prompts."""
+        """Whether the loss needs a KL that is estimated from mismatched prompts and answers."""
         return not self.objective.kl_losses.isdisjoint(self.objective.losses_of(self.config))
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The losses that are added, each with its factor."""
+        """The weights of the losses, by name."""
         losses = self.objective.losses_of(self.config)
         return dict(zip(losses, self.config.training.loss_weights or (1.0,) * len(losses), strict=True))
 
@@ -113,14 +112,14 @@ class ScriptFacts:
 
     @property
     def precomputes_reference(self) -> bool:
-        """Whether TRL asks the reference before training, where its copy of the adapter is what the run compares with."""
-        is_same = self.model.warm_start is None or not self.quantized
+        """Whether TRL computes the reference before training, if its copy of the adapter is the run's reference."""
+        is_same = self.model.warm_start is None or not self.is_quantized
         is_asked = self.objective.precomputes and self.config.training.precompute_ref_log_probs
         return is_asked and is_same and self.config.adapter.traits.starts_as_identity
 
     @property
     def train_on(self) -> str:
-        """What of a conversation is trained; where answers are compared, they are."""
+        """Which turns of a conversation are trained; with preferences, the compared answers."""
         return "completion" if self.learns_preferences else self.config.dataset.train_on
 
     @property
@@ -162,18 +161,18 @@ class ScriptFacts:
         return list(self.config.adapter.feedforward_modules or FEEDFORWARD_ENDINGS)
 
     @property
-    def quantized(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether the frozen weights are quantized."""
         return self.config.model.quantization != "none"
 
     @property
     def loaded_dtype(self) -> str:
-        """Precision of the weights: what is trained is held in float32."""
+        """Dtype of the loaded weights; trained weights are held in float32."""
         return "float32" if self.config.adapter.traits.trains_all else self.model.compute
 
     @property
     def saved_dtype(self) -> str | None:
-        """Precision to which a model that was trained as a whole is rounded before it is saved."""
+        """Dtype in which a fully trained model is saved; None to keep it."""
         return self.model.compute if self.config.adapter.traits.trains_all and self.model.compute != "float32" else None
 
     @property
@@ -191,14 +190,14 @@ class ScriptFacts:
     @property
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` that do not depend on the model's name."""
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         if self.config.model.attn_implementation != "auto":
-            found["attn_implementation"] = self.config.model.attn_implementation
+            arguments["attn_implementation"] = self.config.model.attn_implementation
         if self.config.run.spread_over > 1:
-            found["device_map"] = "balanced"
-        elif self.quantized or not self.model.on_cpu:
-            found["device_map"] = {"": "cpu" if self.model.on_cpu else 0}
-        return found
+            arguments["device_map"] = "balanced"
+        elif self.is_quantized or not self.model.on_cpu:
+            arguments["device_map"] = {"": "cpu" if self.model.on_cpu else 0}
+        return arguments
 
     @property
     def peft_arguments(self) -> dict[str, Any]:
@@ -212,19 +211,19 @@ class ScriptFacts:
 
     @property
     def short_peft_arguments(self) -> dict[str, Any]:
-        """The same for the short form, which names no module that has to be looked for."""
-        known = {
+        """The same for the short form, without arguments that depend on the loaded model."""
+        arguments = {
             name: value
             for name, value in self.peft_arguments.items()
             if not isinstance(value, Source) or value == "MODEL"  # which both forms of a script have
         }
-        return {"task_type": "CAUSAL_LM", **known}
+        return {"task_type": "CAUSAL_LM", **arguments}
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of `SFTConfig`, without its defaults, by which the faithful form takes the run's steps."""
+        """Arguments of `SFTConfig` for the faithful form, without TRL's defaults."""
         adapter, checkpoints = self.config.adapter, self.config.training.gradient_checkpointing
-        found = self._trainer_arguments | {
+        arguments = self._trainer_arguments | {
             "activation_checkpointing": checkpoints,
             **({"activation_checkpointing_kwargs": {"use_reentrant": False}} if checkpoints else {}),
             "bf16": self.model.compute == "bfloat16" and not adapter.traits.trains_in_compute_dtype(adapter),
@@ -233,13 +232,13 @@ class ScriptFacts:
             "logging_nan_inf_filter": False,
             "disable_tqdm": True,
         }
-        return _changed(found)
+        return _without_defaults(arguments)
 
     @property
     def short_trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of `SFTConfig`, without its defaults, in the short form."""
+        """Arguments of `SFTConfig` for the short form, without TRL's defaults."""
         training = self.config.training
-        found = {
+        arguments = {
             "per_device_train_batch_size": training.per_device_train_batch_size,
             "gradient_accumulation_steps": training.gradient_accumulation_steps,
             **self._trainer_arguments,
@@ -250,10 +249,10 @@ class ScriptFacts:
             "gradient_checkpointing": training.gradient_checkpointing,
         }
         if not self.data.has_turns:
-            found["dataset_text_field"] = self.data.columns["text"]
+            arguments["dataset_text_field"] = self.data.columns["text"]
         elif self.config.dataset.train_on == "all":
-            found["completion_only_loss"] = False
-        return _changed(found)
+            arguments["completion_only_loss"] = False
+        return _without_defaults(arguments)
 
     @property
     def trl_trainer(self) -> Any:
@@ -270,38 +269,38 @@ class ScriptFacts:
         """Arguments of TRL's configuration that its objective alone has, in the faithful form; its rows are tokenized."""
         if not self.learns_preferences:
             return {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-        found = self._preference_settings | {"max_length": self.config.training.max_length}
+        arguments = self._preference_settings | {"max_length": self.config.training.max_length}
         if self.objective.precomputes:
-            found["precompute_ref_log_probs"] = self.precomputes_reference
-        return found
+            arguments["precompute_ref_log_probs"] = self.precomputes_reference
+        return arguments
 
     @property
     def preference_arguments(self) -> dict[str, Any]:
         """Arguments of TRL's configuration for an objective of preferences, in the short form."""
-        found = self.short_trainer_arguments | self._preference_settings
+        arguments = self.short_trainer_arguments | self._preference_settings
         for name in ("packing", "completion_only_loss", "dataset_text_field"):
-            found.pop(name, None)
-        return found
+            arguments.pop(name, None)
+        return arguments
 
     @property
     def _preference_settings(self) -> dict[str, Any]:
         """The settings of the objective, under TRL's names."""
         training, objective = self.config.training, self.objective
-        found = {name: getattr(training, name) for name in objective.settings}
+        arguments = {name: getattr(training, name) for name in objective.settings}
         if objective.losses:
             losses = list(objective.losses_of(self.config))
-            found["loss_type"] = losses if objective.adds_losses else losses[0]
-        if not found.get("loss_weights"):
-            found.pop("loss_weights", None)
+            arguments["loss_type"] = losses if objective.adds_losses else losses[0]
+        if not arguments.get("loss_weights"):
+            arguments.pop("loss_weights", None)
         if objective.kl_losses:  # the KL is estimated from neighbours
-            found["train_sampling_strategy"] = "sequential"
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+            arguments["train_sampling_strategy"] = "sequential"
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
 
     @property
     def _trainer_arguments(self) -> dict[str, Any]:
         training, on_cpu = self.config.training, self.model.on_cpu
         ends_above_zero = training.lr_scheduler_type == "cosine_with_min_lr"
-        found = {
+        arguments = {
             "num_train_epochs": training.num_train_epochs,
             "max_steps": training.max_steps,
             "learning_rate": training.learning_rate,
@@ -317,19 +316,23 @@ class ScriptFacts:
             "logging_steps": training.logging_steps,
             "report_to": "none",
             "save_strategy": "steps",
-            # A share of all steps, where no number is set.
+            # A fraction of all steps if not set.
             "save_steps": training.save_steps or 1 / CHECKPOINTS,
             "save_total_limit": training.save_total_limit,
         }
         if self.measures:
-            found |= {"eval_strategy": "steps", "eval_steps": training.eval_steps or 1 / MEASUREMENTS}
+            arguments |= {"eval_strategy": "steps", "eval_steps": training.eval_steps or 1 / MEASUREMENTS}
         if self.measures and keeps_best(training):
-            found |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-            found["save_steps"] = found["eval_steps"]  # transformers can only restore what it saved
-        return found
+            arguments |= {
+                "load_best_model_at_end": True,
+                "metric_for_best_model": "eval_loss",
+                "greater_is_better": False,
+            }
+            arguments["save_steps"] = arguments["eval_steps"]  # transformers can only restore what it saved
+        return arguments
 
 
-def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _without_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if _TRL_DEFAULTS.get(name, _UNSET) != value}
 
 

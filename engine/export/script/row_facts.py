@@ -1,4 +1,4 @@
-"""What a script knows of the rows: how they are read, and what the run made of them."""
+"""Facts about the rows: how to read them, and what the run made of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ FileKind = Literal["json_lines", "json_array", "delimited", "lines", "paragraphs
 
 @dataclass
 class DataFacts:
-    """What a look at the rows found; it is filled in while they are read."""
+    """Facts about the rows, collected while they are read."""
 
     kind: FileKind
     format: str
@@ -93,8 +93,8 @@ class DataFacts:
 
 
 class RunRows(NamedTuple):
-    """What a run made of its rows, by which a script proves that it makes the same of them."""
+    """The rows of a run, with which a script checks that it prepares the same."""
 
-    fingerprint: str | None = None  # of the rows that it kept
-    sequences: tuple[int, int] | None = None  # to train on, held out; None where the run did not get so far
+    fingerprint: str | None = None  # of the rows that it used
+    sequences: tuple[int, int] | None = None  # to train on, held out; None if the run did not get that far
     tokens: tuple[int, int] = (0, 0)  # trained, masked

@@ -1,14 +1,14 @@
-"""Scripts made of real functions: what depends on the facts alone is settled, and what is then unused is left out.
+"""Generate scripts from real functions: evaluate what depends only on the facts, and drop what is then unused.
 
-The functions are read as source, as `inspect.getsource` gives it, but without an import, which would bring torch into the
-page. Of a function nothing is rewritten but these:
+The functions are read as source, without importing them, which would load torch into the page. Only these are
+rewritten:
 
-- `if facts.x:` is replaced by the branch that holds, and so is `a if facts.x else b`
-- in `facts.x and y` and `facts.x or y` the facts are left out
+- `if facts.x:` is replaced by the branch that is taken, and so is `a if facts.x else b`
+- in `facts.x and y` and `facts.x or y` the facts are removed
 - any other expression of facts alone is replaced by its value
 - `**` of such a value, or of a dictionary that is written there, is replaced by keyword arguments
 - `getattr(module, "name")` is replaced by `module.name`
-- statements behind a `return` are left out
+- statements after a `return` are removed
 """
 
 import ast
@@ -37,7 +37,7 @@ _Imports = dict[str, tuple[str, str]]
 
 
 class _Edit(NamedTuple):
-    """Bytes of a source, and what takes their place."""
+    """A range of bytes of a source, and its replacement."""
 
     start: int
     end: int
@@ -48,35 +48,35 @@ def assemble(modules: Sequence[str], roots: Sequence[str], facts: ScriptFacts, *
     """Return the source of some functions with everything that they need: imports, constants and other functions.
 
     Args:
-        modules: Whose functions may be needed, in the order in which they are written; of two of one name, the later one is.
-        roots: Functions that are wanted.
-        facts: Put in the place of the example that the functions are written against.
+        modules: Modules of the functions, in output order; of two functions with one name, the later one is used.
+        roots: Functions to include.
+        facts: Replaces the example that the functions use.
         plain: Write as tutorials do: the body of `main` at the top level, no annotations, and arguments side by side.
     """
     constants, functions, imports = _read(tuple(modules))
     definitions = constants | functions
-    needed: dict[str, str] = {}
+    sources: dict[str, str] = {}
     names: set[str] = set()
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
-        if name in needed or name not in definitions:
+        if name in sources or name not in definitions:
             continue
-        needed[name] = settle(definitions[name], facts, plain=plain)
-        used = _names_used(needed[name])
-        names |= used
-        waiting += used
-    bound = {name: one for name, one in imports.items() if name in names}
-    head = "".join(needed[name] for name in constants if name in needed)
-    body = [needed[name] for name in functions if name in needed]
+        sources[name] = settle(definitions[name], facts, plain=plain)
+        used_names = _names_used(sources[name])
+        names |= used_names
+        waiting += used_names
+    used_imports = {name: one for name, one in imports.items() if name in names}
+    head = "".join(sources[name] for name in constants if name in sources)
+    body = [sources[name] for name in functions if name in sources]
     if plain:
         body[-1] = _body_of(body[-1])
-    return "\n\n".join([f"{_import_lines(bound)}\n{head}", *body])
+    return "\n\n".join([f"{_import_lines(used_imports)}\n{head}", *body])
 
 
 @lru_cache(maxsize=512)
 def _names_used(source: str) -> frozenset[str]:
-    """Return the names that a definition takes from outside of it."""
+    """Return the names that a definition uses from outside."""
     nodes = list(ast.walk(ast.parse(source)))
     own = {node.arg for node in nodes if isinstance(node, ast.arg)}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -84,7 +84,7 @@ def _names_used(source: str) -> frozenset[str]:
 
 
 def settle(source: str, facts: ScriptFacts, *, plain: bool = False) -> str:
-    """Return a definition with all that depends on the facts alone replaced by what they make of it."""
+    """Return a definition with everything evaluated that depends only on the facts."""
     if "facts" not in source and not plain:
         return source
     while edits := _edits(source, facts, plain=plain):
@@ -104,7 +104,7 @@ def literal(value: Any) -> str:
     if isinstance(value, Source):
         return value
     if isinstance(value, str):
-        # JSON's escapes are Python's as well, but for surrogates, which no UTF-8 file can hold.
+        # JSON's escapes are valid in Python, except for surrogates, which UTF-8 cannot encode.
         text = json.dumps(value, ensure_ascii=False)
         return text if text.isprintable() else json.dumps(value)
     if value is None or isinstance(value, bool | int | float):
@@ -147,22 +147,22 @@ def _read(modules: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str], _Im
     return constants, functions, imports
 
 
-def _import_lines(bound: _Imports) -> str:
+def _import_lines(used_imports: _Imports) -> str:
     lines: dict[bool, list[str]] = {True: [], False: []}
-    for module in sorted({module for module, name in bound.values() if not name}):
+    for module in sorted({module for module, name in used_imports.values() if not name}):
         lines[module.partition(".")[0] in sys.stdlib_module_names].append(f"import {module}\n")
-    for module in sorted({module for module, name in bound.values() if name}):
-        names = ", ".join(sorted({name for other, name in bound.values() if name and other == module}))
+    for module in sorted({module for module, name in used_imports.values() if name}):
+        names = ", ".join(sorted({name for other, name in used_imports.values() if name and other == module}))
         lines[module.partition(".")[0] in sys.stdlib_module_names].append(f"from {module} import {names}\n")
     return "\n".join("".join(group) for group in (lines[True], lines[False]) if group)
 
 
 def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
-    """Return what can be settled next: outer statements before inner ones, and statements before expressions."""
-    parsed = _parse(source)
-    look = _Look(source, parsed, facts, plain=plain)
-    for find in (look.at_if, look.behind_return, look.at_expression):
-        if edits := sorted(look.outermost(parsed.tree, find)):
+    """Return the next edits: outer statements before inner ones, and statements before expressions."""
+    source_tree = _parse(source)
+    look = _Look(source, source_tree, facts, plain=plain)
+    for find in (look.at_if, look.after_return, look.at_expression):
+        if edits := sorted(look.outermost(source_tree.tree, find)):
             return edits
     return []
 
@@ -175,8 +175,8 @@ class _Depends(IntEnum):
     MORE = 2
 
 
-class _Parsed(NamedTuple):
-    """A source as a tree, and of each node what is in it and what it depends on."""
+class _SourceTree(NamedTuple):
+    """A syntax tree, with the children and the dependency of each node."""
 
     tree: ast.AST
     children: dict[ast.AST, list[ast.AST]]
@@ -184,32 +184,32 @@ class _Parsed(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # most scripts settle the same functions in the same steps
-def _parse(source: str) -> _Parsed:
+def _parse(source: str) -> _SourceTree:
     children: dict[ast.AST, list[ast.AST]] = {}
     depends: dict[ast.AST, _Depends] = {}
 
     def visit(node: ast.AST) -> _Depends:
-        found = _Depends.NOTHING
+        depends_on = _Depends.NOTHING
         if isinstance(node, ast.Name):
-            found = _Depends.FACTS if node.id == "facts" else _Depends.MORE
+            depends_on = _Depends.FACTS if node.id == "facts" else _Depends.MORE
         elif isinstance(node, ast.Call):
-            found = _Depends.MORE
+            depends_on = _Depends.MORE
         children[node] = list(ast.iter_child_nodes(node))
         for child in children[node]:
-            found = max(found, visit(child))
-        depends[node] = found
-        return found
+            depends_on = max(depends_on, visit(child))
+        depends[node] = depends_on
+        return depends_on
 
     tree = ast.parse(source)
     visit(tree)
-    return _Parsed(tree, children, depends)
+    return _SourceTree(tree, children, depends)
 
 
 class _Look:
-    """Looks for what can be settled in a source."""
+    """Finds the edits of a source."""
 
-    def __init__(self, source: str, parsed: _Parsed, facts: ScriptFacts, *, plain: bool) -> None:
-        self._children, self._depends = parsed.children, parsed.depends
+    def __init__(self, source: str, source_tree: _SourceTree, facts: ScriptFacts, *, plain: bool) -> None:
+        self._children, self._depends = source_tree.children, source_tree.depends
         self._text = source.encode()
         self._plain = plain
         self._facts = facts
@@ -217,7 +217,7 @@ class _Look:
         self._starts = list(itertools.accumulate(map(len, self._lines), initial=0))
 
     def outermost(self, node: ast.AST, find: Callable[[ast.AST], _Edit | None]) -> Iterator[_Edit]:
-        """Yield what is found in a node, but nothing inside of that."""
+        """Yield the outermost edits in a node."""
         if (edit := find(node)) is not None:
             yield edit
             return
@@ -237,7 +237,7 @@ class _Look:
         end = node.body[-1].end_lineno or 0
         if self._value(node.test):
             body = self._lines[header:end]
-            text = b" " * node.col_offset + b"else:\n" + b"".join(body) if is_elif else _dedented(body)
+            text = b" " * node.col_offset + b"else:\n" + b"".join(body) if is_elif else _dedent(body)
         elif not node.orelse:
             text = b""
         else:
@@ -246,16 +246,16 @@ class _Look:
                 for line in range(end + 1, len(self._lines) + 1)
                 if self._lines[line - 1].lstrip().startswith((b"elif", b"else"))
             )
-            kept = self._lines[rest - 1 : node.end_lineno]
+            lines = self._lines[rest - 1 : node.end_lineno]
             if is_elif:
-                text = b"".join(kept)
-            elif kept[0].lstrip().startswith(b"elif"):
-                text = b"".join(kept).replace(b"elif", b"if", 1)
+                text = b"".join(lines)
+            elif lines[0].lstrip().startswith(b"elif"):
+                text = b"".join(lines).replace(b"elif", b"if", 1)
             else:
-                text = _dedented(kept[1:])
+                text = _dedent(lines[1:])
         return _Edit(self._starts[node.lineno - 1], self._starts[node.end_lineno], text.decode())
 
-    def behind_return(self, node: ast.AST) -> _Edit | None:
+    def after_return(self, node: ast.AST) -> _Edit | None:
         body = getattr(node, "body", None)
         for one in body[:-1] if isinstance(body, list) else ():
             if isinstance(one, ast.Return | ast.Raise):
@@ -265,27 +265,27 @@ class _Look:
     def at_expression(self, node: ast.AST) -> _Edit | None:
         """Settle an expression, or drop annotations of plain code."""
         if isinstance(node, ast.IfExp) and self._is_settled(node.test):
-            chosen = node.body if self._value(node.test) else node.orelse
-            return self._replaced(node, self._source(chosen), bare=not isinstance(chosen, ast.IfExp | ast.BoolOp))
+            branch = node.body if self._value(node.test) else node.orelse
+            return self._replace(node, self._source(branch), bare=not isinstance(branch, ast.IfExp | ast.BoolOp))
         if isinstance(node, ast.BoolOp) and not self._is_settled(node):
-            operands = self._unsettled(node)
+            operands = self._open_operands(node)
             joint = " and " if isinstance(node.op, ast.And) else " or "
             is_shorter = len(operands) < len(node.values)
-            return self._replaced(node, joint.join(operands), bare=len(operands) == 1) if is_shorter else None
+            return self._replace(node, joint.join(operands), bare=len(operands) == 1) if is_shorter else None
         if isinstance(node, ast.keyword) and node.arg is None and (items := self._items(node.value)) is not None:
             return self._spread(node, items)
         if isinstance(node, ast.Call) and (attribute := self._attribute(node)) is not None:
-            return self._replaced(node, attribute)
+            return self._replace(node, attribute)
         if isinstance(node, ast.FunctionDef) and self._plain and node.returns is not None:
             names = ", ".join(argument.arg for argument in node.args.args)
             return _Edit(self._span(node)[0], self._span(node.returns)[1], f"def {node.name}({names})")
         if isinstance(node, ast.expr) and not isinstance(node, ast.Constant) and self._is_settled(node):
             with contextlib.suppress(TypeError):  # a part of it is meant
-                return self._replaced(node, literal(self._value(node)), bare=False)
+                return self._replace(node, literal(self._value(node)), bare=False)
         return None
 
-    def _unsettled(self, node: ast.BoolOp) -> list[str]:
-        """Return the operands that decide; facts that settle the whole end them."""
+    def _open_operands(self, node: ast.BoolOp) -> list[str]:
+        """Return the operands that remain; facts that decide the whole end them."""
         decides = isinstance(node.op, ast.Or)
         operands = []
         for number, value in enumerate(node.values):
@@ -308,15 +308,15 @@ class _Look:
         return [(key, literal(value)) for key, value in self._value(node).items()]
 
     def _spread(self, node: ast.keyword, items: list[tuple[str, str]]) -> _Edit:
-        """Write keyword arguments in the place of `**`: one a line where it has a line of its own."""
+        """Replace `**` by keyword arguments, one a line where it has a line of its own."""
         start, end = self._span(node)
         arguments = [f"{name}={value}" for name, value in items]
         line = self._starts[node.lineno - 1]
         after = self._text[end:].partition(b"\n")[0]
         if self._text[line:start].strip() == b"" and after.strip() == b",":
             indent = self._text[line:start].decode()
-            written = _filled(arguments, _PLAIN_WIDTH - len(indent)) if self._plain else arguments
-            return _Edit(line, end + len(after) + 1, "".join(f"{indent}{one},\n" for one in written))
+            lines = _wrap(arguments, _PLAIN_WIDTH - len(indent)) if self._plain else arguments
+            return _Edit(line, end + len(after) + 1, "".join(f"{indent}{one},\n" for one in lines))
         if not arguments and self._text[:start].rstrip().endswith(b","):
             start = len(self._text[:start].rstrip()) - 1
         return _Edit(start, end, ", ".join(arguments))
@@ -327,8 +327,8 @@ class _Look:
         name = node.args[1]
         return f"{self._source(node.args[0])}.{self._value(name)}" if self._is_settled(name) else None
 
-    def _replaced(self, node: ast.expr, text: str, *, bare: bool = True) -> _Edit:
-        """Replace an expression; where it becomes a plain one, without the parentheses that it needed."""
+    def _replace(self, node: ast.expr, text: str, *, bare: bool = True) -> _Edit:
+        """Replace an expression, with its parentheses if the new one is plain."""
         start, end = self._span(node)
         before, after = self._text[:start].rstrip(), self._text[end:].lstrip()
         encloses = before.endswith(b"(") and after.startswith(b")") and not re.search(rb"[\w\])]\($", before)
@@ -354,7 +354,7 @@ class _Look:
         return self._text[start:end].decode()
 
 
-def _filled(pieces: Sequence[str], width: int) -> list[str]:
+def _wrap(pieces: Sequence[str], width: int) -> list[str]:
     lines: list[str] = []
     for piece in pieces:
         if lines and len(lines[-1]) + len(piece) + 2 <= width:
@@ -365,12 +365,12 @@ def _filled(pieces: Sequence[str], width: int) -> list[str]:
 
 
 def _body_of(function: str) -> str:
-    """Return the statements of a function without parameters, as they are written at the top level."""
+    """Return the statements of a function without parameters, dedented to the top level."""
     first = ast.parse(function).body[0]
     assert isinstance(first, ast.FunctionDef)
     lines = function.encode().splitlines(keepends=True)
-    return _dedented(lines[first.body[0].end_lineno or 0 :]).decode()  # the first statement is its docstring
+    return _dedent(lines[first.body[0].end_lineno or 0 :]).decode()  # the first statement is its docstring
 
 
-def _dedented(lines: Sequence[bytes]) -> bytes:
+def _dedent(lines: Sequence[bytes]) -> bytes:
     return b"".join(line.removeprefix(b"    ") for line in lines)

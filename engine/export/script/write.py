@@ -1,8 +1,8 @@
-"""A run as one stand-alone Python file on plain transformers, PEFT, TRL and datasets, with nothing of ours in it.
+"""Export a run as one Python file on plain transformers, PEFT, TRL and datasets, without Loratory.
 
-The faithful form does what the run did: the same text and masks, the same held-out rows, the same order, the same optimizer.
-What is ours alone (joined rows, a quicker LoRA, checkpoints that are proved whole) changes speed and safety and not the losses.
-The short form has the shape of the usual tutorials, and names what it leaves out.
+The faithful form repeats the run: the same text and masks, held-out rows, order and optimizer. Loratory's own features
+(joined rows, faster LoRA layers, verified checkpoints) change speed and safety, not losses. The short form looks like
+the usual tutorials, and lists what it leaves out.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from engine.config.objectives import objective_of, preference_name
 from engine.config.run import RunConfig
 from engine.errors import DatasetError, RunError
-from engine.export.script.data_facts import MODULES_OF_ROWS, look_at_data
+from engine.export.script.data_facts import EXPORT_YAML, MODULES_OF_ROWS, look_at_data
 from engine.export.script.facts import ScriptFacts
 from engine.export.script.model_facts import ModelFacts, look_at_model
 from engine.export.script.row_facts import DataFacts, RunRows
@@ -39,10 +39,10 @@ _START = '\n\nif __name__ == "__main__":\n    main()\n'
 
 
 def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | None = None) -> ScriptFacts:
-    """Look at the data, the model and, where there is one, the run.
+    """Collect the facts of the data, the model and, where there is one, the run.
 
     Raises:
-        DatasetError: If the data cannot be read, is not what the run was trained on, or is read otherwise by a script.
+        DatasetError: If the data cannot be read, is not what the run was trained on, or a script would read it differently.
         ModelError: If a model that is named by a path is not there.
     """
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
@@ -75,8 +75,8 @@ def write_script(facts: ScriptFacts) -> str:
     """
     if facts.objective.trains_prompts and facts.config.adapter.traits.virtual_tokens == "inputs":
         raise RunError(
-            f"TRL's {facts.trl_trainer} takes no virtual tokens before a prompt, which {facts.config.method_name} trains.",
-            "Take the settings as YAML, with which `loratory train` does the same.",
+            f"TRL's {facts.trl_trainer} does not support virtual tokens, which {facts.config.method_name} trains.",
+            EXPORT_YAML,
         )
     code = assemble(_MODULES, ["main"], facts)
     return f"{_head(facts)}{'' if facts.model.on_cpu else _ONE_GPU}{code}{_START}"
@@ -101,7 +101,7 @@ def write_short_script(facts: ScriptFacts) -> str:
         is_odd, module, does = is_odd or data.marks_completion, "short", config.method_name
     if is_odd:
         raise DatasetError(
-            f"{config.dataset.source} holds rows that `load_dataset` cannot read as they are.",
+            f"{config.dataset.source} holds rows that `load_dataset` cannot read.",
             "Use the faithful script, without --short, or write the rows into one JSONL file.",
         )
     head = [
@@ -137,7 +137,7 @@ def _left_out(facts: ScriptFacts) -> Iterator[str]:
     if facts.model.revision or (facts.model.warm_start and not facts.learns_preferences):
         yield "the pinned revision of the model and the adapter that training starts from"
     if len(facts.short_peft_arguments) <= len(facts.peft_arguments):
-        yield "arguments of PEFT that are worked out from the model or the batches"
+        yield "arguments of PEFT that depend on the model or the batches"
     if facts.method_callbacks:
         yield f"a callback that {config.method_name} needs in training"
 
@@ -147,7 +147,7 @@ def _head(facts: ScriptFacts) -> str:
     lines = [
         f"{facts.title}: {preference_name(facts.config)}{by}{facts.config.method_name} on plain transformers, PEFT, TRL and datasets.",
         "",
-        f"Written by Loratory from {facts.origin}; it needs nothing of Loratory.",
+        f"Written by Loratory from {facts.origin}; it does not need Loratory.",
         "",
         f"    pip install {_packages(facts.config)}",
         "    python THIS_FILE [--model HUB_ID_OR_FOLDER] [--data FILE] [--output FOLDER]",
@@ -156,7 +156,7 @@ def _head(facts: ScriptFacts) -> str:
         *facts.results,
     ]
     if facts.differences:
-        lines += ["", "What it does otherwise:", *(f"- {difference}" for difference in facts.differences)]
+        lines += ["", "Differences from the run:", *(f"- {difference}" for difference in facts.differences)]
     return _docstring(lines)
 
 
@@ -171,16 +171,16 @@ def _packages(config: RunConfig) -> str:
 
 
 def _rows_of(run: RunFolder, config: RunConfig, data: DataFacts) -> RunRows:
-    report, pinned = read_history(run.events).data_report, read_provenance(run).dataset_fingerprint
+    report, fingerprint = read_history(run.events).data_report, read_provenance(run).dataset_fingerprint
     if report is None or config.dataset.mix:  # rows that were mixed in are not in a script
         return RunRows()
-    # Rows that only the template refuses are found by the script itself.
-    if pinned is not None and report.dropped_rows <= len(data.left_out) and pinned != data.fingerprint:
+    # The script itself finds rows that only the template refuses.
+    if fingerprint is not None and report.dropped_rows <= len(data.left_out) and fingerprint != data.fingerprint:
         raise DatasetError(
             f"The rows of {config.dataset.source} are no longer those that this run was trained on.",
             "Restore the data, or write the script of a new run.",
         )
-    return RunRows(pinned, (report.train_rows, report.eval_rows), (report.trained_tokens, report.masked_tokens))
+    return RunRows(fingerprint, (report.train_rows, report.eval_rows), (report.trained_tokens, report.masked_tokens))
 
 
 def _results(run: RunFolder) -> Iterator[str]:
@@ -206,7 +206,7 @@ def _differences(config: RunConfig, model: ModelFacts) -> Iterator[str]:
     if training.early_stopping_patience is not None or training.load_best_model_at_end:
         yield "Checkpoints are saved at every evaluation, because transformers can only restore saved ones."
     if config.run.launcher == "accelerate":
-        sharded = " and the weights (FSDP2)" if config.run.fsdp != "none" else ""
-        yield f"It trains in one process; the run was started by Accelerate, whose processes shared each step{sharded}."
-    if not training.packing and not model.on_cpu and not model.grouped:
+        also_weights = " and the weights (FSDP2)" if config.run.fsdp != "none" else ""
+        yield f"It trains in one process; the run was started by Accelerate, whose processes shared each step{also_weights}."
+    if not training.packing and not model.on_cpu and not model.groups_by_length:
         yield "Rows are padded to the longest of their batch; the run may have joined them, with the same losses."

@@ -1,4 +1,4 @@
-"""The part of a script that takes the rows in the order of the run, and makes batches of them."""
+"""The part of a script that batches the rows in the order of the run."""
 
 import math
 import random
@@ -19,7 +19,7 @@ ACCUMULATE = facts.config.training.gradient_accumulation_steps  # batches in one
 
 
 def length_of(row: Any) -> int:
-    """Return the tokens of a row."""
+    """Return the number of tokens of a row."""
     if facts.learns_pairs:
         return len(row["input_ids"]) + len(row["rejected_ids"])
     return len(row["input_ids"])
@@ -37,16 +37,16 @@ class Batches(IterableDataset):  # type: ignore[misc]
             return math.ceil(len(pack_rows(range(len(self.rows)), self.lengths, MAX_LENGTH)) / BATCH)
         return math.ceil(len(self.rows) / BATCH)
 
-    def shuffled(self, items: Iterable[Any]) -> list[Any]:
+    def shuffle(self, items: Iterable[Any]) -> list[Any]:
         """Return the items in the order of this epoch."""
         items = list(items)
         random.Random(SEED * 1_000_003 + self.epoch()).shuffle(items)  # noqa: S311
         return items
 
-    if facts.model.grouped:
+    if facts.model.groups_by_length:
 
-        def grouped(self, order: list[int]) -> list[int]:
-            """Return the rows with those of similar length in one step, so little is computed for padding."""
+        def group_by_length(self, order: list[int]) -> list[int]:
+            """Return the rows with those of similar length in one step, which needs less padding."""
             size = BATCH * ACCUMULATE
             block = size * max(1, min(50, math.ceil(len(order) / size) // 4))
             whole = len(order) - len(order) % size
@@ -55,21 +55,21 @@ class Batches(IterableDataset):  # type: ignore[misc]
                 similar = sorted(order[begin : min(begin + block, whole)], key=lambda row: -self.lengths[row])
                 steps += [similar[start : start + size] for start in range(0, len(similar), size)]
             rest = sorted(order[whole:], key=lambda row: -self.lengths[row])
-            return [row for step in [*self.shuffled(steps), rest] for row in step]
+            return [row for step in [*self.shuffle(steps), rest] for row in step]
 
     def __iter__(self) -> Iterator[list[Any]]:
-        order = self.shuffled(range(len(self.rows)))
+        order = self.shuffle(range(len(self.rows)))
         if facts.config.training.packing:
-            packed = self.shuffled(pack_rows(order, self.lengths, MAX_LENGTH))
-            rows = [[self.rows[row] for row in sequence] for sequence in packed]
+            sequences = self.shuffle(pack_rows(order, self.lengths, MAX_LENGTH))
+            rows = [[self.rows[row] for row in sequence] for sequence in sequences]
         else:
-            if facts.model.grouped:
-                order = self.grouped(order)
+            if facts.model.groups_by_length:
+                order = self.group_by_length(order)
             rows = [self.rows[row] for row in order]
         if facts.estimates_kl:
             size = BATCH * ACCUMULATE
             steps = [rows[start : start + size] for start in range(0, len(rows), size)]
-            if facts.model.padded:
+            if facts.model.pads_rows:
                 steps = [sorted(step, key=lambda row: -length_of(row)) for step in steps]
             rows = [row for step in steps for row in with_mismatched(step)]
         for start in range(0, len(rows), BATCH):
@@ -77,14 +77,14 @@ class Batches(IterableDataset):  # type: ignore[misc]
 
 
 def collate(rows: list[Any]) -> dict[str, Any]:
-    """Return a batch, padded at the end; padding is neither seen nor trained."""
+    """Return a batch, padded on the right; padding is masked."""
     if facts.config.training.packing:
         longest = max(sum(len(row["input_ids"]) for row in sequence) for sequence in rows)
         ids, positions, labels = [], [], []
         for sequence in rows:
             missing = longest - sum(len(row["input_ids"]) for row in sequence)
             ids.append([token for row in sequence for token in row["input_ids"]] + [0] * missing)
-            # Positions start again with each row, by which transformers keeps rows apart.
+            # Positions restart with each row, which keeps the rows of a sequence apart in transformers.
             positions.append(
                 [place for row in sequence for place in range(len(row["input_ids"]))] + list(range(missing))
             )
@@ -100,11 +100,11 @@ def collate(rows: list[Any]) -> dict[str, Any]:
         rows = [{**row, "labels": [-100, *row["labels"][1:]]} for row in rows]
     longest = max(len(row["input_ids"]) for row in rows)
 
-    def filled(values: list[int], filler: int) -> list[int]:
+    def fill(values: list[int], filler: int) -> list[int]:
         return values + [filler] * (longest - len(values))
 
     return {
-        "input_ids": torch.tensor([filled(row["input_ids"], 0) for row in rows]),
-        "attention_mask": torch.tensor([filled([1] * len(row["input_ids"]), 0) for row in rows]),
-        "labels": torch.tensor([filled(row["labels"], -100) for row in rows]),
+        "input_ids": torch.tensor([fill(row["input_ids"], 0) for row in rows]),
+        "attention_mask": torch.tensor([fill([1] * len(row["input_ids"]), 0) for row in rows]),
+        "labels": torch.tensor([fill(row["labels"], -100) for row in rows]),
     }

@@ -1,4 +1,4 @@
-"""The part of a script that loads the model with what is trained, and what single PEFT methods need."""
+"""The part of a script that loads the model with its adapter, and what single PEFT methods need."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def feedforward_modules(model: Any) -> list[str]:
 
 
 def ia3_targets(model: Any) -> list[str]:
-    """Return the ends of the names of all modules that IA3 rescales; PEFT wants the feed-forward ones among them."""
+    """Return the ends of the names of all modules that IA3 rescales; PEFT needs the feed-forward ones among them."""
     if facts.config.adapter.target_modules == "all-linear":
         targets = [name.rsplit(".", 1)[-1] for name in linear_names(model)]
     else:
@@ -59,8 +59,8 @@ def ia3_targets(model: Any) -> list[str]:
 
 
 def load_model(name: str) -> Any:
-    """Load the model with what is trained."""
-    if facts.quantized:
+    """Load the model with its adapter."""
+    if facts.is_quantized:
         quantization = BitsAndBytesConfig(
             **facts.quantization_arguments,
         )
@@ -69,7 +69,7 @@ def load_model(name: str) -> Any:
         dtype=getattr(torch, facts.loaded_dtype),
         **facts.model_arguments,
         **({"revision": REVISION if name == MODEL else None} if facts.model.revision else {}),
-        **({"quantization_config": quantization} if facts.quantized else {}),
+        **({"quantization_config": quantization} if facts.is_quantized else {}),
     )
     model.config.use_cache = False
     if facts.config.model.quantization in ("nf4", "fp4") and facts.model.on_cpu:

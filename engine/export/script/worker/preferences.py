@@ -1,4 +1,4 @@
-"""The part of a script that reads which answer is better, and turns both into token ids, as `engine.data` does."""
+"""The part of a script that reads preferences and turns them into token ids, as `engine.data` does."""
 
 import json
 import re
@@ -7,7 +7,15 @@ from typing import Any
 from engine.data.formats.preferences import shared_words
 from engine.export.script.facts import facts
 from engine.export.script.worker.encoding import RefusedRowError, encode_row
-from engine.export.script.worker.rows import Message, answer, digest_of, joined, saved, turns_of, with_system
+from engine.export.script.worker.rows import (
+    Message,
+    answer,
+    content_fields,
+    digest_of,
+    text_of_turns,
+    turns_of,
+    with_system,
+)
 
 
 def turns_in(value: Any, role: str) -> list[Message]:
@@ -38,8 +46,8 @@ def preference(row: Any) -> dict[str, Any]:
                 prompt = turns_in(row[facts.data.columns["prompt"]], "user")
         completion = turns_in(row[facts.data.columns["completion"]], "assistant")
         messages = with_system([*prompt, *completion], row)
-        asked = max(place for place, message in enumerate(messages) if message["role"] == "user")
-        start = max(asked + 1, len(messages) - len(completion))
+        last_question = max(place for place, message in enumerate(messages) if message["role"] == "user")
+        start = max(last_question + 1, len(messages) - len(completion))
         label = str(row[facts.data.columns["label"]]).strip().lower() in ("true", "1")
         return {"prompt": messages[:start], "answers": [messages[start:]], "desirable": label}
     chosen, rejected = row[facts.data.columns["chosen"]], row[facts.data.columns["rejected"]]
@@ -64,7 +72,7 @@ def preference(row: Any) -> dict[str, Any]:
     if facts.data.turn_columns or facts.data.has_dialogues:
         if prompt and all(side[: len(prompt)] == prompt for side in sides):
             prompt = []  # both answers repeat it
-        while sides[0] and sides[1] and sides[0][0] == sides[1][0]:  # what both begin with is asked as well
+        while sides[0] and sides[1] and sides[0][0] == sides[1][0]:  # shared first turns belong to the prompt
             prompt.append(sides[0].pop(0))
             sides[1].pop(0)
     return {"prompt": with_system(prompt, row), "answers": sides}
@@ -73,38 +81,38 @@ def preference(row: Any) -> dict[str, Any]:
 def preference_digest(row: dict[str, Any]) -> int:
     """Return 64 bits that are equal for rows of equal content."""
     whole = {
-        "messages": saved([*row["prompt"], *row["answers"][0]]),
+        "messages": content_fields([*row["prompt"], *row["answers"][0]]),
         "tools": [],
         "completion_start": len(row["prompt"]),
     }
     if facts.data.is_rated:
         whole["desirable"] = row["desirable"]
     else:
-        whole["rejected"] = saved(row["answers"][1])
+        whole["rejected"] = content_fields(row["answers"][1])
     return digest_of(json.dumps(whole, ensure_ascii=False, sort_keys=True))
 
 
 def prompt_digest(row: dict[str, Any]) -> int:
-    """Return the same of the prompt alone: rows that share one are all held out, or none of them."""
+    """Return the same of the prompt alone; rows that share a prompt are all held out, or none of them."""
     prompt = row["prompt"]
     if facts.data.has_reasoning and any(message.get("reasoning") for message in prompt):
-        whole = {"messages": saved(prompt), "tools": [], "completion_start": None}
+        whole = {"messages": content_fields(prompt), "tools": [], "completion_start": None}
         return digest_of(json.dumps(whole, ensure_ascii=False, sort_keys=True))
-    return digest_of(joined(prompt))
+    return digest_of(text_of_turns(prompt))
 
 
 def encode_preference(row: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the token ids of the answers after their prompt, and labels that are -100 wherever nothing is trained."""
-    found = []
+    """Return the token ids of the answers after their prompt, and labels that are -100 for masked tokens."""
+    answers = []
     for turns in row["answers"]:
         messages = [*row["prompt"], *({**turn, "completion": True} for turn in turns)]
         sequences = encode_row(messages, tokenizer)
-        found.append([one for one in sequences if any(label != -100 for label in one["labels"])])
+        answers.append([one for one in sequences if any(label != -100 for label in one["labels"])])
     if facts.data.is_rated:
-        return [{**one, "desirable": row["desirable"]} for one in found[0]]
-    if any(len(sequences) > 1 for sequences in found):
+        return [{**one, "desirable": row["desirable"]} for one in answers[0]]
+    if any(len(sequences) > 1 for sequences in answers):
         raise RefusedRowError("the template rewrites turns of an answer, which must be one sequence")
-    if not all(found):
+    if not all(answers):
         return []
-    (chosen,), (rejected,) = found
+    (chosen,), (rejected,) = answers
     return [{**chosen, "rejected_ids": rejected["input_ids"], "rejected_labels": rejected["labels"]}]

@@ -1,4 +1,4 @@
-"""The part of a script that has the rows ready to train on, and proves that they are the run's."""
+"""The part of a script that prepares the rows for training, and checks that they are the run's."""
 
 import argparse
 import hashlib
@@ -30,7 +30,7 @@ def fingerprint(rows: Iterable[Any]) -> str:
 
 
 def load_rows(where: Any) -> list[Any]:
-    """Return what the rows hold, in order; stop where DATA is not what this script was written for."""
+    """Return the rows in order; exit if DATA is not what this script was written for."""
     if facts.data.left_out and where != DATA:
         LEFT_OUT.clear()  # they number rows of DATA
     try:
@@ -43,18 +43,18 @@ def load_rows(where: Any) -> list[Any]:
             rows = [value[facts.data.columns["text"]] for value in values]
         else:
             rows = [conversation(value) for value in values]
-        found = fingerprint(rows)
+        actual = fingerprint(rows)
     except Exception as error:  # a column is missing, a line is cut off …
         raise SystemExit(
             f"The rows of {where} cannot be read ({type(error).__name__}: {error}). "
-            "They must have the form of those that this script was written for."
+            "They must have the format of those that this script was written for."
         ) from error
-    if found != ROWS and where == DATA:
+    if actual != ROWS and where == DATA:
         raise SystemExit(
             f"The {len(rows):,} rows of {where} are not those that this script was written for. "
-            "Put them back as they were, or name other rows with --data."
+            "Restore them, or choose other rows with --data."
         )
-    if found != ROWS:
+    if actual != ROWS:
         print(f"The {len(rows):,} rows of {where} differ from those that this script was written for.")
     return rows
 
@@ -62,25 +62,25 @@ def load_rows(where: Any) -> list[Any]:
 def held_out(rows: list[Any]) -> Any:
     """Return for each row whether it is held out."""
     digests = map(prompt_digest if facts.learns_preferences else digest, rows)
-    found = draw_held_out(np.array(list(digests), dtype=np.uint64), EVAL_FRACTION, SEED)
-    if not found.any():
+    mask = draw_held_out(np.array(list(digests), dtype=np.uint64), EVAL_FRACTION, SEED)
+    if not mask.any():
         raise SystemExit(
             "All remaining rows have the same content, so none can be held out. "
             "Write this script again with other rows or with eval_fraction 0."
         )
-    return found
+    return mask
 
 
-def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]) -> None:
-    """Stop unless the rows became what they became in the run."""
+def require_rows_of_run(encoded_rows: list[Any], train: list[Any], evaluation: list[Any]) -> None:
+    """Exit if the rows do not give the sequences and tokens of the run."""
     labels = [row["labels"] for row in train]
     if facts.learns_pairs:
         labels += [row["rejected_labels"] for row in train]
-    trained = sum(label != -100 for one in labels for label in one)
-    tokens = (trained, sum(map(len, labels)) - trained)
+    trained_tokens = sum(label != -100 for one in labels for label in one)
+    tokens = (trained_tokens, sum(map(len, labels)) - trained_tokens)
     sequences = (len(train), len(evaluation))
     if (sequences, tokens) != (RUN_SEQUENCES, RUN_TOKENS) or (
-        facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in kept) != RUN_ROWS
+        facts.run_rows.fingerprint is not None and fingerprint(row for row, _ in encoded_rows) != RUN_ROWS
     ):
         raise SystemExit(
             f"The rows became {sequences} sequences of {tokens} tokens; in the run they were {RUN_SEQUENCES} of {RUN_TOKENS}. "
@@ -91,31 +91,36 @@ def require_rows_of_run(kept: list[Any], train: list[Any], evaluation: list[Any]
 def prepare(tokenizer: Any, options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """Return the sequences to train on, and those that are held out."""
     if not facts.data.has_turns:
-        kept = [(row, encode_row(row, tokenizer)) for row in load_rows(options.data)]
+        encoded_rows = [(row, encode_row(row, tokenizer)) for row in load_rows(options.data)]
     else:
-        kept, refused = [], []
+        encoded_rows, reasons = [], []
         for row in load_rows(options.data):
             try:
-                kept.append((row, (encode_preference if facts.learns_preferences else encode_row)(row, tokenizer)))
+                encoded_rows.append(
+                    (row, (encode_preference if facts.learns_preferences else encode_row)(row, tokenizer))
+                )
             except RefusedRowError as reason:
-                refused.append(reason)
-        if refused:
-            print(f"{len(refused)} rows are left out; of the first, {refused[0]}")
-    # Sequences whose trained part lies beyond MAX_LENGTH train nothing.
-    trained = [(row, [one for one in found if any(label != -100 for label in one["labels"])]) for row, found in kept]
-    kept = [(row, found) for row, found in trained if found]
-    if not kept:
-        raise SystemExit("No row has tokens to train on. Raise MAX_LENGTH, or name other rows with --data.")
-    sample = kept
-    if facts.config.dataset.max_samples and len(kept) > MAX_SAMPLES:
-        drawn = np.random.default_rng([SEED, 0]).choice(len(kept), size=MAX_SAMPLES, replace=False)
-        sample = [kept[row] for row in np.sort(drawn)]
+                reasons.append(reason)
+        if reasons:
+            print(f"{len(reasons)} rows are left out, the first because {reasons[0]}")
+    # Sequences without trained tokens within MAX_LENGTH are dropped.
+    trained_rows = [
+        (row, [one for one in sequences if any(label != -100 for label in one["labels"])])
+        for row, sequences in encoded_rows
+    ]
+    encoded_rows = [(row, sequences) for row, sequences in trained_rows if sequences]
+    if not encoded_rows:
+        raise SystemExit("No row has tokens to train on. Raise MAX_LENGTH, or choose other rows with --data.")
+    sample = encoded_rows
+    if facts.config.dataset.max_samples and len(encoded_rows) > MAX_SAMPLES:
+        numbers = np.random.default_rng([SEED, 0]).choice(len(encoded_rows), size=MAX_SAMPLES, replace=False)
+        sample = [encoded_rows[row] for row in np.sort(numbers)]
     if facts.measures:
-        apart = held_out([row for row, _ in sample])
-        train = [one for (_, found), out in zip(sample, apart, strict=True) if not out for one in found]
-        evaluation = [one for (_, found), out in zip(sample, apart, strict=True) if out for one in found]
+        mask = held_out([row for row, _ in sample])
+        train = [one for (_, sequences), out in zip(sample, mask, strict=True) if not out for one in sequences]
+        evaluation = [one for (_, sequences), out in zip(sample, mask, strict=True) if out for one in sequences]
     else:
-        train, evaluation = [one for _, found in sample for one in found], []
+        train, evaluation = [one for _, sequences in sample for one in sequences], []
     if facts.run_rows.sequences is not None and (options.model, options.data) == (MODEL, DATA):
-        require_rows_of_run(kept, train, evaluation)
+        require_rows_of_run(encoded_rows, train, evaluation)
     return train, evaluation

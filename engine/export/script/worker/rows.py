@@ -23,10 +23,10 @@ ROLES = facts.data.roles
 def read_rows(where: Any) -> Iterator[Any]:
     """Yield the rows in order."""
     if facts.data.kind == "hub":
-        found = load_dataset(where, **facts.hub_arguments)
+        dataset = load_dataset(where, **facts.hub_arguments)
         if facts.data.has_media:
-            found = found.select_columns(facts.data.read_columns)  # pictures and sound stay unread
-        yield from found
+            dataset = dataset.select_columns(facts.data.read_columns)  # pictures and sound stay unread
+        yield from dataset
     else:
         if facts.data.kind == "delimited":
             csv.field_size_limit(8 << 20)  # bytes of a cell; the module's own limit is 128 KiB
@@ -81,10 +81,10 @@ def text_of(content: Any) -> str:
 def answer(text: str) -> Message:
     """Return an assistant's turn."""
     if facts.data.has_reasoning:
-        # A block of reasoning at its start is kept apart, for the chat template to place.
-        opened = text.lstrip()
-        if opened.startswith("<think>") and "</think>" in opened:
-            reasoning, _, rest = opened.removeprefix("<think>").partition("</think>")
+        # A block of reasoning at its start is separated, for the chat template to place.
+        stripped = text.lstrip()
+        if stripped.startswith("<think>") and "</think>" in stripped:
+            reasoning, _, rest = stripped.removeprefix("<think>").partition("</think>")
             return {"role": "assistant", "content": rest.lstrip("\n"), "reasoning": reasoning.strip()}
     return {"role": "assistant", "content": text}
 
@@ -119,8 +119,8 @@ def conversation(row: Any) -> list[Message]:
             question = row[facts.data.columns["instruction"]]
         messages = [{"role": "user", "content": question}, answer(row[facts.data.columns["output"]])]
         if "history" in facts.data.columns:
-            for asked, answered in reversed(as_list(row.get(facts.data.columns["history"]))):
-                messages = [{"role": "user", "content": asked}, answer(answered), *messages]
+            for earlier, reply in reversed(as_list(row.get(facts.data.columns["history"]))):
+                messages = [{"role": "user", "content": earlier}, answer(reply), *messages]
     elif "prompt" in facts.data.columns:
         if facts.data.columns["prompt"] in facts.data.turn_columns:
             messages = turns_of(as_list(row[facts.data.columns["prompt"]]))
@@ -141,7 +141,7 @@ def conversation(row: Any) -> list[Message]:
 
 
 def with_system(messages: list[Message], row: Any) -> list[Message]:
-    """Return the messages with the row's system prompt before them, where it is in a column of its own."""
+    """Return the messages with the row's system prompt first, if it is in a column of its own."""
     if facts.data.has_system and "system" in facts.data.columns:
         system = row.get(facts.data.columns["system"]) or ""
         if system.strip() and messages and messages[0]["role"] == "system":
@@ -151,13 +151,13 @@ def with_system(messages: list[Message], row: Any) -> list[Message]:
     return messages
 
 
-def joined(messages: list[Message]) -> str:
-    """Return who says what as one text."""
+def text_of_turns(messages: list[Message]) -> str:
+    """Return roles and contents of messages as one text."""
     return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)
 
 
-def saved(messages: list[Message]) -> list[dict[str, Any]]:
-    """Return messages with every field that the run counts as their content."""
+def content_fields(messages: list[Message]) -> list[dict[str, Any]]:
+    """Return messages with all fields that the run hashes as their content."""
     return [
         {
             "role": message["role"],
@@ -178,13 +178,13 @@ def digest_of(content: str) -> int:
 
 def digest(row: Any) -> int:
     """Return 64 bits that are equal for rows of equal content."""
-    content = joined(row) if facts.data.has_turns else row
+    content = text_of_turns(row) if facts.data.has_turns else row
     if facts.data.has_reasoning and any(message.get("reasoning") for message in row):
         start = None
         if facts.data.marks_completion:
             start = sum("completion" not in message for message in row)
         elif "prompt" in facts.data.columns:
             start = len(row) - 1
-        whole = {"messages": saved(row), "tools": [], "completion_start": start}
+        whole = {"messages": content_fields(row), "tools": [], "completion_start": start}
         content = json.dumps(whole, ensure_ascii=False, sort_keys=True)
     return digest_of(content)

@@ -1,4 +1,4 @@
-"""The short form of a script, in the shape of the usual tutorials: load, train with TRL, merge, push."""
+"""The short form of a script, as in the usual tutorials: load, train with TRL, merge, push."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ ROLES = facts.data.roles
 
 
 def to_prompt_completion(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in TRL's format: what the model reads, and what it is trained to answer."""
+    """Return a row in TRL's prompt-completion format."""
     if "instruction" in facts.data.columns and "input" in facts.data.columns:
         parts = (row[facts.data.columns["instruction"]], row[facts.data.columns["input"]] or "")
         question, answer = "\n\n".join(part for part in parts if part.strip()), row[facts.data.columns["output"]]
@@ -45,7 +45,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     if facts.model.tokenizer.written_template and facts.model.tokenizer.default_template != "if_missing":
         tokenizer.chat_template = CHAT_TEMPLATE
-    if facts.quantized:
+    if facts.is_quantized:
         quantization = BitsAndBytesConfig(
             **facts.quantization_arguments,
         )
@@ -53,7 +53,7 @@ def main() -> None:
         MODEL,
         dtype=getattr(torch, facts.loaded_dtype),
         **facts.model_arguments,
-        **({"quantization_config": quantization} if facts.quantized else {}),
+        **({"quantization_config": quantization} if facts.is_quantized else {}),
     )
     if facts.data.kind == "hub":
         dataset = load_dataset(DATA, **facts.hub_arguments)
@@ -82,11 +82,11 @@ def main() -> None:
     trainer.train()
     trainer.save_model(OUTPUT)
     if facts.config.adapter.traits.mergeable and not facts.config.adapter.traits.trains_all:
-        if facts.quantized:
+        if facts.is_quantized:
             base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, facts.loaded_dtype))
-            merged = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()
+            merged_model = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()
         else:
-            merged = trainer.model.merge_and_unload()
+            merged_model = trainer.model.merge_and_unload()
         # Or merged.push_to_hub("you/your-model"), and the same for the tokenizer, after `hf auth login`.
-        merged.save_pretrained(f"{OUTPUT}-merged")
+        merged_model.save_pretrained(f"{OUTPUT}-merged")
         tokenizer.save_pretrained(f"{OUTPUT}-merged")

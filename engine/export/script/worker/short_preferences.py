@@ -1,4 +1,4 @@
-"""The short form of a script of preferences, in the shape of the usual tutorials: TRL's trainer of DPO, KTO or ORPO."""
+"""The short form of a script for preferences, as in the usual tutorials: TRL's trainer of DPO, KTO or ORPO."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def dialogue(text: str) -> list[dict[str, str]]:
 
 
 def to_preference(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in TRL's format: the prompt, and what shall be preferred to what."""
+    """Return a row in TRL's preference format."""
     if facts.data.is_rated:
         answer = turns_of(row[facts.data.columns["completion"]], "assistant")
         label = str(row[facts.data.columns["label"]]).lower() in ("true", "1")
@@ -79,7 +79,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     if facts.model.tokenizer.written_template and facts.model.tokenizer.default_template != "if_missing":
         tokenizer.chat_template = CHAT_TEMPLATE
-    if facts.quantized:
+    if facts.is_quantized:
         quantization = BitsAndBytesConfig(
             **facts.quantization_arguments,
         )
@@ -87,10 +87,10 @@ def main() -> None:
         MODEL,
         dtype=getattr(torch, facts.loaded_dtype),
         **facts.model_arguments,
-        **({"quantization_config": quantization} if facts.quantized else {}),
+        **({"quantization_config": quantization} if facts.is_quantized else {}),
     )
     if facts.model.warm_start:
-        # The trainer keeps a copy of this adapter as its reference.
+        # The trainer copies this adapter as its reference.
         model = peft.PeftModel.from_pretrained(model, WARM_START, is_trainable=True)
     if facts.data.kind == "hub":
         dataset = load_dataset(DATA, **facts.hub_arguments)
@@ -119,7 +119,7 @@ def main() -> None:
     trainer.save_model(OUTPUT)
     if facts.config.adapter.traits.mergeable and not facts.config.adapter.traits.trains_all:
         base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, facts.loaded_dtype))
-        merged = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()
+        merged_model = peft.PeftModel.from_pretrained(base, OUTPUT).merge_and_unload()
         # Or merged.push_to_hub("you/your-model"), and the same for the tokenizer, after `hf auth login`.
-        merged.save_pretrained(f"{OUTPUT}-merged")
+        merged_model.save_pretrained(f"{OUTPUT}-merged")
         tokenizer.save_pretrained(f"{OUTPUT}-merged")

@@ -1,4 +1,4 @@
-"""The part of a script that puts all together: rows, model, trainer and the result."""
+"""The main function of a script: rows, model, trainer and the result."""
 
 import argparse
 import json
@@ -44,16 +44,18 @@ def main() -> None:
             epochs = facts.config.training.max_steps / math.ceil(len(Batches(train, lambda: 0)) / ACCUMULATE)
         else:
             epochs = facts.config.training.num_train_epochs
-        chosen = choose_measured([length_of(row) for row in evaluation], int(tokens * epochs), SEED)
-        evaluation = [evaluation[row] for row in chosen]
+        numbers = choose_measured([length_of(row) for row in evaluation], int(tokens * epochs), SEED)
+        evaluation = [evaluation[row] for row in numbers]
 
     torch.manual_seed(SEED)  # the adapter starts from random numbers
     random.seed(SEED)
     model = load_model(options.model)
-    if facts.quantized:
-        trained = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if facts.is_quantized:
+        start_weights = {
+            name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
     if facts.estimates_kl:
-        fewest = 2  # TRL asks for batches of two rows, for an estimate of its own; the batches are the run's
+        fewest = 2  # TRL requires batches of two rows for its own estimate; the batches are the run's
     arguments = facts.trl_config(
         output_dir=options.output,
         per_device_train_batch_size=max(BATCH, fewest) if facts.estimates_kl else BATCH,
@@ -68,7 +70,7 @@ def main() -> None:
     if facts.patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(facts.patience)]
     if facts.copies_adapter and facts.config.adapter.traits.regularized:
-        # TRL copies the adapter as a reference, and of this kind PEFT takes only one that is trained.
+        # TRL copies the adapter as a reference; of this kind, PEFT allows only one that is trained.
         model.peft_config["default"].inference_mode = True
     trainer = Trainer(
         model=model,
@@ -83,12 +85,12 @@ def main() -> None:
     if facts.copies_adapter and facts.config.adapter.traits.regularized:
         model.peft_config["default"].inference_mode = False
     if facts.copies_adapter and not facts.model.warm_start:
-        trainer.model.delete_adapter("ref")  # TRL's copy of the new adapter: the reference is the base without any
-    if facts.quantized:
+        trainer.model.delete_adapter("ref")  # TRL's copy of the new adapter; the run's reference is the base
+    if facts.is_quantized:
         for name, parameter in trainer.model.named_parameters():
-            start = trained.get(name.replace(".ref.", ".default."))
+            start = start_weights.get(name.replace(".ref.", ".default."))
             if start is not None:
-                parameter.data = start.clone()  # TRL rounds them to bfloat16 where the base is quantized
+                parameter.data = start.clone()  # TRL casts them to bfloat16 on a quantized base
     trainer.train()
     if facts.measures and trainer.state.global_step % trainer.state.eval_steps:
         trainer.evaluate()

@@ -38,7 +38,7 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
         else:
 
             def tokenize_row(self, *_: Any, **__: Any) -> dict[str, Any]:
-                """Add nothing to a row, which is tokenized already."""
+                """Return nothing: rows are tokenized already."""
                 return {}
 
         def get_batch_samples(self, *args: Any) -> Any:
@@ -48,10 +48,10 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
             return self.step, items
 
         def begin_step(self, batches: list[Any]) -> None:
-            """Look at all batches that are averaged together."""
+            """Prepare the batches that are averaged together."""
             self.step = [self._prepare_inputs(batch) for batch in batches]
             if facts.estimates_kl:
-                # The run estimates the KL over a whole step, and TRL over each batch: every batch gets that of the step.
+                # The run estimates the KL over a whole step, TRL over each batch: every batch gets that of the step.
                 ask = super()._compute_kl_logps
                 reference = [self.compute_ref_log_probs(self.model, batch) for batch in self.step]
                 with self.compute_loss_context_manager():
@@ -59,10 +59,10 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
                 reference_kl = torch.cat([kl for _, kl in reference])
                 for batch, (logps, _) in zip(self.step, reference, strict=True):
                     batch |= {"ref_logps": logps, "ref_KL_logps": reference_kl}
-                self.precompute_ref_logps = True  # batches bring them from now on
+                self.precompute_ref_logps = True  # batches have them from now on
 
         def share(self, batch: Any, count: Callable[[Any], int]) -> float:
-            """Return how much a batch counts in its step; TRL divides by batches, of which the last may be smaller."""
+            """Return the weight of a batch in its step; TRL weighs all batches equally, and the last may be smaller."""
             return len(self.step) * count(batch) / sum(map(count, self.step))
 
         if facts.estimates_kl:
@@ -73,21 +73,21 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
     if facts.objective.trains_prompts:
 
         def concatenated_forward(self, model: Any, batch: Any) -> Any:
-            """Return what TRL does, with the likelihood averaged over the tokens of the whole step."""
-            found = list(super().concatenated_forward(model, batch))
-            found[4] = found[4] * self.share(batch, chosen_tokens)
+            """Average the likelihood over the tokens of the whole step."""
+            outputs = list(super().concatenated_forward(model, batch))
+            outputs[4] = outputs[4] * self.share(batch, chosen_tokens)
             self.pairs = self.share(batch, rows_of)
-            return tuple(found)
+            return tuple(outputs)
 
         def odds_ratio_loss(self, *args: Any) -> Any:
-            """Return what TRL does, with the odds averaged over the pairs of the whole step."""
+            """Average the odds over the pairs of the whole step."""
             odds, *others = super().odds_ratio_loss(*args)
             return odds * self.pairs, *others
 
     if facts.averages_rows or facts.config.adapter.traits.regularized:
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            """Return TRL's loss as the run averages it: over all rows of a step."""
+            """Return TRL's loss, averaged over all rows of a step as in the run."""
             if facts.averages_rows and facts.averages_tokens:
                 rows, tokens = self.share(inputs, rows_of), self.share(inputs, chosen_tokens)
                 self.loss_weights = [weight * (tokens if name == "sft" else rows) for name, weight in LOSSES.items()]
@@ -104,12 +104,12 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
     if facts.measures:
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            """Log and return the mean loss of the held-out rows, over what the training loss is averaged over."""
+            """Log and return the mean loss of the held-out rows, averaged as the training loss is."""
             self.model.eval()
             if facts.config.model.quantization == "int8":
                 for module in self.model.modules():
                     if type(module).__name__ == "Linear8bitLt" and not hasattr(module, "lora_A"):
-                        module.train()  # else its inputs would be rounded as well, as they are not in training
+                        module.train()  # otherwise its inputs would be rounded too, unlike in training
             if facts.measures_base_first and self.state.global_step == 0:
                 with self.model.disable_adapter():
                     metrics = {"eval_loss": self.held_out_loss()}
@@ -121,7 +121,7 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
             return metrics
 
         def held_out_loss(self) -> float:
-            """Return the mean loss without changing anything."""
+            """Return the mean loss of the held-out rows."""
             rows = sorted(self.eval_dataset, key=lambda row: -length_of(row))
             if facts.learns_preferences:
                 if facts.estimates_kl:
@@ -131,7 +131,7 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
                 )
                 losses = [self.prediction_step(self.model, one, prediction_loss_only=True)[0] for one in self.step]
                 return float(sum(losses)) / len(losses)
-            summed, tokens = 0.0, 0
+            total, tokens = 0.0, 0
             with torch.no_grad(), self.compute_loss_context_manager():
                 for start in range(0, len(rows), BATCH):
                     if facts.config.training.packing:
@@ -142,7 +142,7 @@ class Trainer(facts.trl_trainer):  # type: ignore[misc,name-defined]
                     labels = batch.pop("labels")[:, 1:].flatten()
                     length = batch["input_ids"].shape[1]  # without virtual tokens
                     logits = self.model(**batch).logits[:, -length:-1].flatten(0, 1)
-                    trained = labels != -100
-                    summed += cross_entropy(logits[trained].float(), labels[trained], reduction="sum").item()
-                    tokens += int(trained.sum())
-            return summed / tokens
+                    mask = labels != -100
+                    total += cross_entropy(logits[mask].float(), labels[mask], reduction="sum").item()
+                    tokens += int(mask.sum())
+            return total / tokens
