@@ -71,7 +71,7 @@ class Draft:
 
     @property
     def device_memory(self) -> DeviceMemory:
-        """What panel, method table, catalogue and advice are about: the chosen device, else the one that it would run on."""
+        """The memory that panel, method table, catalogue and advice show: on the chosen device, else where it would run."""
         return self.memory_elsewhere or DeviceMemory(
             self.device, self.estimate, self.estimate_error, ceiling=self.ceiling
         )
@@ -82,17 +82,17 @@ class Draft:
         return OBJECTIVES.get(str(self.mapping.get("training", {}).get("objective")), SUPERVISED)
 
     def is_unusable(self, setting: str) -> bool:
-        """Whether what was chosen for a setting, such as `model.id`, cannot be trained with."""
+        """Whether the value of a setting, such as `model.id`, cannot be used for training."""
         return any(problem.field == setting for problem in self.problems)
 
     @property
     def where(self) -> str:
-        """The place that would train it, as `run.where` names it."""
+        """Where it would train, as `run.where` has it."""
         return RunSection.model_construct(**self.mapping.get("run", {})).where
 
     @property
     def place_words(self) -> str:
-        """The place that would train it, and the device that it would get there, where that is known."""
+        """Where it would train and on which device, for people; the device only if it is known."""
         place = PLACES.get(self.where, PLACES["local"])
         if not self.is_elsewhere or self.device is None:
             return place
@@ -100,12 +100,12 @@ class Draft:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another machine would train it, also while some setting is wrong: what is wrong may be about that machine."""
+        """Whether it would train on another machine; also known while a setting is invalid."""
         return RunSection.model_construct(**self.mapping.get("run", {})).is_elsewhere
 
 
 def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Return what the form holds, as a draft has it, without judging it."""
+    """Return the form's values as a draft has them, without an estimate."""
     mapping = form.mapping(values)
     _widen_targets(mapping, _shape_of(services, mapping))
     suit(mapping, form.suited_values(values), known_rows(services, mapping))
@@ -113,10 +113,10 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
 
 
 def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None) -> dict[str, Suited]:
-    """Give those of the settings that a person did not give the defaults that suit the rest.
+    """Fill in the defaults of unset settings that depend on other settings.
 
     Returns:
-        Those defaults; none where a setting has a value that it cannot take.
+        Those defaults; empty if a setting has an invalid value.
     """
     open_ones = set(names)
     try:
@@ -135,7 +135,7 @@ def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRow
 def _given_by_a_person(
     mapping: Mapping[str, Mapping[str, Any]], open_ones: Container[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return the settings without those that follow the rest; one of these that a person emptied has the Field's default."""
+    """Return the settings without dependent defaults; one that was emptied gets its Field's default."""
     settings_given = {
         section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
         for section, settings in mapping.items()
@@ -147,7 +147,7 @@ def _given_by_a_person(
 
 
 def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> SeenRows | None:
-    """Return what is known of the rows of a draft; None until the dataset was opened."""
+    """Return the known facts about a draft's rows; None until its dataset was opened."""
     rows, kind = _rows_of(services, mapping), _kind_of(services, mapping)
     return rows.known if rows is not None else SeenRows(kind=kind) if kind is not None else None
 
@@ -164,7 +164,7 @@ def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
-    """Read the form; never raises for what a person typed, and never waits for another process."""
+    """Read the form; never raise for typed values, and never wait for another process."""
     mapping = form.mapping(values)
     missing = tuple(text for name, text in _MISSING.items() if not _is_given(mapping, name))
     shape = _shape_of(services, mapping)
@@ -196,7 +196,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]
     if memory_config is not None and (unfit := _unfit_objective(memory_config, kind)) is not None:
-        problems, rows = [*problems, unfit], None  # what they take is known for objectives that learn from them
+        problems, rows = [*problems, unfit], None  # the estimate assumes rows that fit the objective
     devices = services.devices()
     device: Device | None = None
     estimate: MemoryEstimate | None = None
@@ -264,7 +264,7 @@ def _shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None) -> list[Problem]:
-    """Turn all modules ticked into all-linear, which survives a change of model; none ticked is a problem."""
+    """Replace all ticked modules by all-linear, which fits any model; report a problem if none is ticked."""
     targets = mapping["adapter"].get("target_modules")
     if not isinstance(targets, list):
         return []

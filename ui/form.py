@@ -22,12 +22,12 @@ ALL_LINEAR = "all-linear"
 EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
 # What the browser remembers with the form and no run has: the name of the device that memory is judged for, or "".
 JUDGE_FOR = "page.judge_for"
-# Also remembered: as JSON, the values that suited defaults have on the page; one that differs was set by a person.
+# Also remembered: the page's suited defaults, as JSON; a setting with another value was set by the user.
 SUITED = "page.suited"
 # Settings whose text box holds several names or numbers.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules", "training.loss_weights")
 _LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
-# A slider is for figures that people feel their way along; beyond this many steps a number box is kinder.
+# More steps than this are hard to hit with a slider: a number box is used.
 _LARGEST_SLIDER = 100
 
 
@@ -49,7 +49,7 @@ class Form:
         return component
 
     def complete(self) -> None:
-        """Carry the settings that no tab shows: a preset or a run that sets them survives the form."""
+        """Add hidden components for settings that no tab shows, so presets and copied runs keep them."""
         for name in setting_names():
             if name not in self._components:
                 self._components[name] = gr.State(_default_of(name))
@@ -78,7 +78,7 @@ class Form:
         return nested
 
     def judged_device(self, values: Sequence[Any]) -> KnownDevice | None:
-        """Return the device that memory is judged for; None for this machine, which an unknown name means as well."""
+        """Return the device that memory is estimated for; None for this machine and for unknown names."""
         name = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
         return find_known_device(name) if isinstance(name, str) else None
 
@@ -112,7 +112,7 @@ class Form:
 
 
 def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:
-    """Return the value of a setting in nested plain values; None where there is none."""
+    """Return the value of a setting in nested plain values; None if it is absent."""
     section, _, field = name.partition(".")
     return mapping.get(section, {}).get(field)
 
@@ -157,7 +157,7 @@ def component_for(name: str, **presentation: Any) -> Any:
 
 
 def _opening_value(name: str) -> Any:
-    """Return what a suited default is in an empty form: a page that opens without a draft then changes nothing."""
+    """Return the suited default in an empty form, so a page without a draft sends no change."""
     return _to_component(name, _suited_to_nothing()[name].value)
 
 
@@ -195,7 +195,7 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
 
 
 def number_of(value: Any) -> Any:
-    """Return what a box holds that may be empty: None, a number, or the text that is not a number."""
+    """Return the value of a number box: None if empty, a number, or the text if it is not a number."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -231,7 +231,7 @@ def _takes_optional_number(name: str) -> bool:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Return the type that is asked for: `int` for `int | None`, whose empty box means None."""
+    """Return the type without None: `int` for `int | None`, for which an empty box means None."""
     members = [member for member in get_args(annotation) if member is not type(None)]
     if get_origin(annotation) is Literal or not members:
         return annotation
@@ -251,7 +251,7 @@ def _choices_in_form(name: str) -> list[str]:
 
 
 def _choice_in_form(name: str, value: Any) -> Any:
-    """Return the value, where it can be chosen; a browser may remember a draft of another version of Loratory."""
+    """Return the value if it is a valid choice; a stored draft may come from another version of Loratory."""
     choices = _choices_in_form(name)
     if not choices:
         return value

@@ -1,4 +1,4 @@
-"""What was put into the form at once, such as a preset or an advised change: in words, and what takes it back."""
+"""A change of several settings at once, such as a preset or advice: its description and its undo."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _TERMS = {"model.id": "model", "dataset.source": "dataset"}  # what is named fir
 
 @dataclass(frozen=True)
 class Reading:
-    """The values of the form, and which of them are not set: defaults that follow the rest."""
+    """The values of the form, and which of them are defaults that depend on the rest."""
 
     sections: Sections
     open_ones: Collection[str] = ()
@@ -26,19 +26,19 @@ class Reading:
 
 @dataclass(frozen=True)
 class FormChange:
-    """Settings before and after; what was changed again since is no longer part of it."""
+    """Settings before and after a change; a setting that is edited later drops out."""
 
-    title: str  # what they are, such as "Preset"; empty where the change is all there is to say
+    title: str  # such as "Preset"; empty: the changed values say enough
     before: Settings
     after: Settings
-    undoes: bool = False  # it took back an earlier one
-    others: Settings | None = None  # all others that a person set, where it lasts only until one of them changes
-    open_before: frozenset[str] = frozenset()  # settings that were not set: their defaults followed the rest
+    undoes: bool = False  # it undid an earlier change
+    others: Settings | None = None  # all other set values, if the change lasts only until one of them changes
+    open_before: frozenset[str] = frozenset()  # settings that had their dependent default
     open_after: frozenset[str] = frozenset()
 
     @classmethod
     def between(cls, title: str, before: "Reading", after: "Reading", *, undoes: bool = False) -> "FormChange":
-        """Return the settings that differ between two readings of the form, in value or in whether a person set them."""
+        """Return the settings that differ between two readings, in value or in whether they are set."""
         old, new = _flat(before.sections), _flat(after.sections)
         names = [
             name
@@ -49,14 +49,14 @@ class FormChange:
         return cls(title, was, now, undoes, None, frozenset(before.open_ones), frozenset(after.open_ones))
 
     def until_changed(self, after: "Reading") -> "FormChange":
-        """Return the same, to be dropped as soon as a person changes anything in the form."""
+        """Return a copy that expires with the next edit of the form."""
         remaining = {*self.after, *after.open_ones}
         return replace(
             self, others={name: value for name, value in _flat(after.sections).items() if name not in remaining}
         )
 
     def active_names(self, now: "Reading") -> list[str]:
-        """Return the names of its settings that no person has changed since."""
+        """Return the names of its settings that were not edited since."""
         values = _flat(now.sections)
         names = [name for name, value in self.after.items() if values.get(name) == value or name in now.open_ones]
         if self.others is None:
@@ -66,7 +66,7 @@ class FormChange:
         return names if is_untouched else []
 
     def undo(self, now: "Reading") -> "Reading":
-        """Return the form without it, with None for empty ones; what a person changed since stays."""
+        """Return the form without this change, with None for empty settings; later edits stay."""
         mapping = {section: dict(settings) for section, settings in now.sections.items()}
         names = self.active_names(now)
         for name in names:
@@ -75,7 +75,7 @@ class FormChange:
         return Reading(mapping, {*self.open_before.intersection(names), *set(now.open_ones).difference(names)})
 
     def render(self, now: "Reading") -> str:
-        """Return what changed, from which value to which, with a button that undoes it; empty where no change still applies."""
+        """Return old and new values with an undo button; empty if no setting still has its new value."""
         values = _flat(now.sections)
         names = [name for name in self.active_names(now) if self.before[name] != values.get(name)]
         if not names:
@@ -94,7 +94,7 @@ class FormChange:
 
 
 def _flat(sections: Sections) -> Settings:
-    """Return plain values by section.field; what a tuple holds comes back from a browser as a list."""
+    """Return plain values by section.field, tuples as lists, as browsers send them."""
     return {
         f"{section}.{field}": list(value) if isinstance(value, tuple) else value
         for section, settings in sections.items()
@@ -108,7 +108,7 @@ def _term(name: str) -> str:
 
 
 def _display(value: Any) -> str:
-    """Return a value as a person would type it."""
+    """Return a value as it is typed into the form."""
     if value is None or value in ("", [], {}):
         return "empty"
     if isinstance(value, bool):

@@ -25,7 +25,7 @@ from ui.gradio_internals import changed_by_hand
 from ui.services import Services
 from ui.views.html import small
 
-# What the browser keeps is not a secret; with a fixed key it can be read after the server was restarted.
+# Browser storage holds no secrets; a fixed key keeps it readable after a restart of the server.
 STORAGE_KEY = "loratory"
 
 _log = logging.getLogger(__name__)
@@ -35,16 +35,15 @@ FillView = Callable[[Mapping[str, Mapping[str, Any]]], Any]
 
 
 def browser_state(value: Any, name: str) -> gr.BrowserState:
-    """Return a value that the browser keeps: it survives a reload."""
+    """Return a value in browser storage, which survives a reload."""
     return gr.BrowserState(value, storage_key=f"loratory-{name}", secret=STORAGE_KEY)
 
 
 class Page:
     """One page under construction; tabs lay themselves out, then wire themselves once all are laid out.
 
-    Views that depend on the form register with `on_draft`; one event then redraws all of them. Views that take longer than
-    a blink register with `on_draft_later` and follow. Views that depend on how the form was filled, such as a tick that a
-    person may remove, register with `on_fill`.
+    Views of the form register with `on_draft`, slower ones with `on_draft_later`; one event redraws all of them. Views that
+    change only when the whole form is filled register with `on_fill`.
     """
 
     tabs: gr.Tabs  # set when they are laid out
@@ -54,7 +53,7 @@ class Page:
         self.form = Form()
         self.reader = RunReader(services.runs)  # what all tabs know about runs
         person = services.person
-        # Runs of other people of a lab; None where there are no accounts.
+        # Runs of other people of a lab; None without accounts.
         self.shared = SharedRuns(services.home, person, services.shared) if person is not None else None
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
@@ -63,19 +62,19 @@ class Page:
         self.chosen_run = browser_state("", "run")
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
-        self.wants_run = gr.State(False)  # whether Train shows the chosen run when it comes to the front
-        self.wants_chat = gr.Checkbox(False, visible=False)  # whether Chat shall load the chosen run
-        self.wants_data = gr.Textbox("", visible=False)  # changes where Data shall open another dataset of the form
-        # Why the chosen dataset cannot be trained on; a tab that finds out puts it here, and the panel follows.
+        self.wants_run = gr.State(False)  # whether Train shows the chosen run when it is opened
+        self.wants_chat = gr.Checkbox(False, visible=False)  # whether Chat should load the chosen run
+        self.wants_data = gr.Textbox("", visible=False)  # changes when Data should open the form's dataset
+        # Why the chosen dataset cannot be used for training; set by the tab that reads it, shown in the panel.
         self.data_trouble = gr.Textbox("", visible=False)
-        # What its rows are, once it was opened: the objective follows them, with a model or without one.
+        # The kind of its rows, once it was opened: the objective depends on it.
         self.data_kind = gr.Textbox("", visible=False)
-        # Changes with the lengths of its rows once they are known, for which memory is then judged.
+        # Changes with the lengths of its rows, on which the memory estimate depends.
         self.data_lengths = gr.Textbox("", visible=False)
-        # Sent along with the form: a form from before the browser's draft was restored is neither shown nor saved.
+        # Sent with the form: before the browser's draft is restored, the form is neither shown nor saved.
         self._is_restored = gr.Checkbox(False, visible=False)
-        self._turn = gr.Textbox("", visible=False)  # changes where the form was changed by an event
-        # What was put into the form at once, and its undo; the side panel has its place.
+        self._turn = gr.Textbox("", visible=False)  # changes when an event changed the form
+        # The last change of several settings, with its undo; laid out in the side panel.
         self.change_line = pick_list(elem_id="applied", render=False)
         self._last_change = gr.State(None)
         self._views: dict[Component, DraftView] = {}
@@ -87,18 +86,18 @@ class Page:
         self._views[component] = view
 
     def note_suited(self, name: str) -> None:
-        """Place a line here that says what the default of a setting is suited to; none where a person set it."""
+        """Place a line that shows what a setting's default is suited to; empty once the setting is set."""
 
         def view(draft: Draft) -> str:
             default = draft.suited_defaults.get(name)
             if default is not None and default.awaits_rows and not draft.missing:
-                return small("settled once your rows are counted")
+                return small("set once your rows are counted")
             return small(f"suited to {default.to}") if default is not None and default.to else ""
 
         self.on_draft(gr.HTML(elem_classes="suited"), view)
 
     def on_fill(self, component: Component, view: FillView) -> None:
-        """Redraw `component` when the whole form was filled with other values, and not when a person changes it."""
+        """Redraw `component` when the whole form is filled, not on single edits."""
         self._fill_views[component] = view
 
     def on_draft_later(self, component: Component, view: DraftView) -> None:
@@ -116,7 +115,7 @@ class Page:
         event.then(lambda: gr.Tabs(selected=tab), None, self.tabs, **QUICK)
 
     def open_in_chat(self, click: Any, run: Component) -> None:
-        """Let a click load a run in Chat, and bring it to the front."""
+        """Load a run in Chat on click, and open that tab."""
         outputs = [self.chosen_run, self.wants_chat]
         self.open_tab(click(lambda name: (name, True), run, outputs, **QUICK), "chat")
 
@@ -124,14 +123,14 @@ class Page:
         return read_draft(self.services, self.form, values)
 
     def settings(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
-        """Return what the form holds, as the draft has it; unlike `draft` it estimates nothing."""
+        """Return the form's values as the draft has them, without an estimate."""
         return read_settings(self.services, self.form, values)
 
     def _read(self, values: Sequence[Any]) -> Reading:
         return Reading(self.settings(values), self.form.suited_values(values))
 
     def begins_with(self, draft: Draft) -> str:
-        """Return the adapter that a draft continues from, in words; empty where it starts a new one."""
+        """Return a description of the adapter that a draft continues from; empty for a new adapter."""
         start = str(draft.mapping["adapter"].get("warm_start") or "")
         if self.reader.exists(start):
             return f"the adapter of {self.reader.observe(start).title}"
@@ -140,19 +139,19 @@ class Page:
         return f"the adapter in {Path(start).name}" if start else ""
 
     def wire(self, *, exclude: tuple[str, ...] = ()) -> Dependency:
-        """Redraw on every change that a person makes in the form, except where a setting's own event ends in a redraw already.
+        """Redraw on every edit of the form, except for settings in `exclude`, whose own events redraw.
 
         Returns:
-            The event after which what was applied to the form is taken back.
+            The event of an undo.
         """
         components = [self.form[name] for name in self.form.names if name not in exclude]
         inputs = [
-            # What cannot be seen is not changed by hand; the event that sets it redraws by `refresh_after`.
+            # Hidden components are set by events alone, which redraw with `refresh_after`.
             changed_by_hand(component) if component.visible else component.input
             for component in components
             if hasattr(component, "input")
         ]
-        # What was typed beyond the end of a slider is moved there when its box is left.
+        # Gradio clamps a number beyond the slider's end when its box loses focus.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         inputs.append(self._turn.change)
         refresh_event = gr.on(
@@ -165,24 +164,24 @@ class Page:
         return self.refresh_after(self.change_line.click(self._undo, self._refresh_inputs, outputs, **QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
-        """When the page opens, restore the draft of this browser, and draw all views of it.
+        """Restore this browser's draft when the page opens, and draw all views of it.
 
-        This asks no other process: it is over before a hand is at the form. Until then the browser's draft is not written.
+        It asks no other process, so it ends before a user can edit. The stored draft is not written before.
         """
         outputs = [*self._fill_outputs, *self._views, self._last_change, self.change_line, self._is_restored]
         return self._follow(app.load(self._restore, self.saved_draft, outputs, **QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
-        """Redraw after an event that set the form's values by itself.
+        """Redraw after an event that set form values.
 
-        Twice: a hand may change the form meanwhile, and on a busy machine the redraw of that change may come back first.
-        The second one is the redraw after a hand's changes itself, which runs once more where it is wanted while it runs.
+        Twice: the user may edit meanwhile, and on a busy machine that edit's redraw may arrive first. The second redraw is
+        the one of edits, which Gradio runs again if it is triggered while it runs.
         """
         redrawn = event.then(self._refresh, self._refresh_inputs, self._refresh_outputs, **QUICK)
         return redrawn.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
-        """After an event that changed what views of the draft show besides it, draw those."""
+        """Redraw views of the draft after an event that changed something else that they show."""
 
         def redraw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
             views = {component: self._views[component] for component in components}
@@ -191,7 +190,7 @@ class Page:
         return event.then(redraw, self._refresh_inputs, list(components), trigger_mode="always_last", **QUICK)
 
     def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
-        """After an event that succeeded, put the nested values that `mapping` holds into the form, then redraw.
+        """Fill the form with the nested values in `mapping` after a successful event, then redraw.
 
         The page names them by `title` and offers to undo it. Where the model's modules are known already, they are the choice
         of targets.
@@ -201,20 +200,20 @@ class Page:
         return self.refresh_after(event.success(fill, [mapping, *self.form.components], outputs, **SLOW))
 
     def settle_targets_after(self, event: Dependency) -> Dependency:
-        """After an event that made a model's modules known, let them be the choice of targets."""
+        """Offer a model's modules as targets after an event that made them known."""
         targets = self.form["adapter.target_modules"]
         return self.refresh_after(event.then(self._settle_targets, self.form.components, targets, **QUICK))
 
     def change_after(self, event: Dependency, change: Component) -> Dependency:
-        """After an event that succeeded, put the settings that `change` holds by section into the form; the rest stays.
+        """Set the values in `change`, by section, in the form after a successful event; the rest stays.
 
-        What a person set while a slow event, such as reading a model from the Hub, was under way is kept.
+        Edits made during a slow event, such as reading a model from the Hub, are kept.
         """
         components = self.form.components
         return self.refresh_after(event.success(self._change, [change, *components], components, **SLOW))
 
     def change_undoably_after(self, event: Dependency, change: Component) -> Dependency:
-        """Like `change_after`; the page then says what changed, and offers to undo it."""
+        """Like `change_after`; the page also shows what changed, with an undo."""
         outputs = [*self._fill_outputs, self._last_change]
         return self.refresh_after(
             event.success(self._change_undoably, [change, *self.form.components], outputs, **SLOW)
@@ -261,7 +260,7 @@ class Page:
         }
 
     def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
-        """Return the suited defaults that changed with the rest of the form, and a note of all that nobody has set."""
+        """Return the suited defaults that changed with the rest of the form, and a note of all unset ones."""
         now = self.form.suited_values(values)
         note = {
             name: draft.suited_defaults[name].value if name in draft.suited_defaults else value
@@ -275,7 +274,7 @@ class Page:
         return _draw_views(self._later_views, self.draft(values)) if is_restored else UNCHANGED
 
     def _restore(self, saved: Any) -> Updates:
-        """A browser may send anything; what no version of Loratory can have saved leaves an empty form."""
+        """Restore a stored draft; one that cannot be read leaves an empty form."""
         try:
             return self._opened_with(saved or {})
         except Exception:
@@ -295,10 +294,10 @@ class Page:
         return {**updates, self._last_change: change, self.change_line: change.render(now)}
 
     def _suit(self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None) -> dict[str, Any]:
-        """Fill in suited defaults, and note those that nobody has set: `open_ones`.
+        """Fill in suited defaults, and note the unset ones: `open_ones`.
 
-        A configuration does not say which these are: then they are what it leaves out, and what has the same value as they
-        would, unless another one may suit the rows. What the browser noted itself stays as it is.
+        Without `open_ones`, settings that are absent or equal to their suited default count as unset. A note from the
+        browser is kept.
         """
         sections = {name: dict(settings) for name, settings in mapping.items()}
         if "suited" in sections.get("page", {}):
@@ -343,7 +342,7 @@ class Page:
         }
 
     def _undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
-        """Give the settings of the last change their former values, as far as nothing has changed them since."""
+        """Restore the values before the last change, except for settings that were edited since."""
         if last_change is None:
             return UNCHANGED
         now = self._read(values)
@@ -374,9 +373,7 @@ class Page:
 
     def _components(self, mapping: Mapping[str, Any]) -> Updates:
         updates = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
-        if "judge_for" not in mapping.get(
-            "page", {}
-        ):  # a preset or a run names no device to judge for, and the choice stays
+        if "judge_for" not in mapping.get("page", {}):  # presets and runs name no device: the choice stays
             del updates[self.judge_for]
         if "suited" not in mapping.get("page", {}):
             del updates[self._suited_note]
@@ -403,19 +400,19 @@ def _draw_views(views: Mapping[Component, Callable[[Any], Any]], value: Draft | 
 
 
 def _within_reach(component: Component, value: Any) -> Any:
-    """Return the update of a slider that ends sooner than its setting: a value beyond its end moves the end."""
+    """Return the update of a component; a value beyond a slider's maximum raises that maximum."""
     beyond = isinstance(component, gr.Slider) and isinstance(value, int | float) and value > component.maximum
     return gr.update(value=value, maximum=value) if beyond else value
 
 
 def targets_update(shape: ModelShape | None, targets: object) -> Any:
-    """Return choices and ticks of the target modules for a model; all are ticked where all linear layers are meant."""
+    """Return choices and ticks of the target modules of a model; all-linear ticks all."""
     names = list(shape.linear_names()) if shape is not None else []
     if not targets or targets == ALL_LINEAR:
         return gr.update(choices=names or EVERY_LAYER, value=names or [ALL_LINEAR])
     chosen = [targets] if isinstance(targets, str) else [str(target) for target in targets]  # type: ignore[attr-defined]
     present = [name for name in chosen if name in names]
     if not present:
-        # Nothing of it exists in this model, or its modules are not known yet: show it as it is.
+        # None of them is in this model, or its modules are not known yet: show them unchanged.
         return gr.update(choices=[*names, *chosen], value=chosen)
     return gr.update(choices=names, value=present)

@@ -27,7 +27,7 @@ class SidePanel:
         self._page = page
         page.change_line.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
-        self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Judge memory for", elem_id="judge-for")
+        self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Estimate memory for", elem_id="judge-for")
         # Changes with the place: the choices are sent then alone, not under a hand that is choosing.
         self._place = gr.Textbox(PLACES["local"], visible=False)
         self.measurement = gr.HTML(elem_id="measured-step")

@@ -107,12 +107,12 @@ def test_panel_and_catalogue_follow_the_device_that_is_judged_for_and_the_choice
 
     judge_for(page, "RTX 4090 24 GB")
 
-    expect(page.locator("#panel")).to_contain_text("Judged for NVIDIA RTX 4090. A run still starts on this machine.")
+    expect(page.locator("#panel")).to_contain_text("Estimate for NVIDIA RTX 4090. A run still starts on this machine.")
     expect(page.locator("#catalog caption")).to_contain_text("on NVIDIA RTX 4090")
     expect(page.locator("#measure")).to_be_hidden()
     page.reload()
     expect(page.locator("#judge-for input")).to_have_value("RTX 4090 24 GB")
-    expect(page.locator("#panel")).to_contain_text("Judged for NVIDIA RTX 4090")
+    expect(page.locator("#panel")).to_contain_text("Estimate for NVIDIA RTX 4090")
     expect(page.locator("#catalog caption")).to_contain_text("on NVIDIA RTX 4090")
     judge_for(page, "This machine")
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")

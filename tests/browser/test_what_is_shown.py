@@ -168,7 +168,7 @@ def test_the_log_shows_its_end_and_holds_still_while_somebody_reads_above(kept_p
     run.folder.log.write_text("\n".join(lines), encoding="utf-8")
     open_tab(page, "Runs")
     pick_run(page, "says much")
-    page.get_by_text("Log of the worker").last.click()
+    page.get_by_text("Worker log").last.click()
     log = page.locator("#one-run-log .follows-end")
     expect(log).to_contain_text("line 199 of the log")
     place = log.element_handle()

@@ -187,7 +187,7 @@ def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services
     assert "Memory on t4" in shown
     place, shown = judged("slurm", "A100 80 GB")
     assert place == "Slurm cluster: t4, 15.0 GiB"
-    assert "Judged for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in shown
+    assert "Estimate for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in shown
     assert judged("local")[0] == judged("local", "A100 80 GB")[0] == "This machine"
     assert _devices(place)[0] == (place, "")
     assert [name for _, name in _devices(place)] == [name for _, name in _devices("This machine")]

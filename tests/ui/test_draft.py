@@ -23,7 +23,7 @@ def test_an_empty_form_says_what_to_choose_and_reports_no_mistake(form):
 
     assert draft.missing == ("Choose a model.", "Choose a dataset.")
     assert draft.problems == ()
-    assert "Choose a model, and its memory appears here." in render_side_panel(draft)
+    assert "Choose a model to see its memory." in render_side_panel(draft)
 
 
 def test_memory_is_estimated_before_a_dataset_is_chosen(form):
@@ -46,7 +46,7 @@ def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
     longer = draft_of(form, small_shape(), checks=checks, training__max_length=4096, **given)
 
     assert before.ceiling is None
-    assert "For rows of 1,024 tokens; for yours once all of them have been read." in render_side_panel(before)
+    assert "For rows of 1,024 tokens; for your rows once all are read." in render_side_panel(before)
     assert draft.ceiling.expected_bytes == before.estimate.expected_bytes
     assert draft.estimate.expected_bytes < before.estimate.expected_bytes
     assert "For your rows, the longest of 240 tokens: 8 rows at once" in render_side_panel(draft)
@@ -145,10 +145,10 @@ def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(fo
         there.estimate.components == here.estimate.components == here.device_memory.estimate.components
     )  # free memory moves
     assert (there.config, there.mapping, there.problems) == (here.config, here.mapping, here.problems)
-    assert "Judged for NVIDIA RTX 4090. A run still starts on this machine." in panel
+    assert "Estimate for NVIDIA RTX 4090. A run still starts on this machine." in panel
     assert "Memory on NVIDIA RTX 4090" in panel
     assert "Fits NVIDIA RTX 4090" in table
-    assert "Judged for" not in render_side_panel(here)
+    assert "Estimate for" not in render_side_panel(here)
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,13 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     assert tab._fits_news("fits", first["stamp"]) is None
     wait_for(lambda: tab._filter("", "").count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
     html, question = tab._fill_fits("", "").values()
-    assert f" of {count + others} models judged" in html
+    assert f" of {count + others} models estimated" in html
     assert question == gr.skip()
     goes_on.release(count - _JUDGED_TOGETHER)
     wait_for(lambda: fits.on(None).progress == (count + others, True))
     html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
-    assert "models judged" not in html
+    assert "models estimated" not in html
     assert html.count("–</span>") == 3 * (1 + others)
     assert question == ""
 

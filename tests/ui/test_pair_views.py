@@ -26,7 +26,7 @@ def test_the_prompt_of_a_pair_is_shown_once_and_then_both_answers():
     html = render_row(page_of("preferences.jsonl"), as_tokens=True)
 
     prompt, chosen, rejected = re.split(r"<h3>(?:Chosen|Rejected)</h3>", html)
-    assert "Both follow these 14 tokens." in prompt
+    assert "Shared prompt of 14 tokens." in prompt
     assert prompt.count("lora_alpha do?") == 1
     assert "lora_alpha do?" not in chosen + rejected
     assert "It scales the adapter" in chosen
@@ -35,7 +35,7 @@ def test_the_prompt_of_a_pair_is_shown_once_and_then_both_answers():
         assert 'class="trained differs"' in side
         assert "43 tokens, 29 of them trained" in side
     assert html.count('role="region"') == 3
-    assert "Highlighted is what the two answers do not share." in html
+    assert "Differences between the two answers are highlighted." in html
 
 
 def test_what_is_cut_is_struck_through_and_escaped():
@@ -80,8 +80,8 @@ def test_the_length_of_both_answers_is_a_sentence_and_a_chart():
         (300, "Set undesirable_weight to about 6.4"),
         (47, "Set desirable_weight to about 6.4"),
         (180, "Both labels have about the same weight."),
-        (347, "One label alone teaches no preference"),
-        (0, "One label alone teaches no preference"),
+        (347, "All answers have the same label"),
+        (0, "All answers have the same label"),
     ],
 )
 def test_the_balance_of_labels_comes_with_the_weights_that_even_it_out(good, advice):

@@ -67,7 +67,7 @@ def test_time_is_unknown_until_a_like_run_was_measured():
     similar = RunSummary(id="run", owner="", name="faq <1>", state="completed", tokens_per_second=100.0)
     whole = render_plan(config, report(), similar, 31)
     assert "in all" in whole
-    assert "with 31 s for loading, evaluation and saving as there" in whole
+    assert "with 31 s for loading, evaluation and saving" in whole
     known = render_plan(config, report(), similar)
     assert "≈ 3 min 30 s" in known  # 21,039 tokens at 100 a second
     assert "faq &lt;1&gt;" in known

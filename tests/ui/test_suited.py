@@ -163,7 +163,7 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
     visitor.refresh()
     before = draft_of(visitor, page)
     assert value_of(visitor, "training.max_length") == 1024
-    assert notes(visitor).count("settled once your rows are counted") == 2  # warm-up as well
+    assert notes(visitor).count("set once your rows are counted") == 2  # warm-up as well
 
     count_rows(visitor, page)
 
@@ -171,7 +171,7 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
     assert value_of(visitor, "training.max_length") == after.config.training.max_length == 240
     assert value_of(visitor, "training.warmup_steps") == after.config.training.warmup_steps == 0.1
     assert "suited to the longest row, 240 tokens" in notes(visitor)
-    assert "settled once" not in notes(visitor)
+    assert "set once" not in notes(visitor)
     assert start_key("token", [before.config]) == start_key("token", [after.config]), (
         "a second click starts no second run"
     )

@@ -17,9 +17,7 @@ _MOST_ENTRIES = 200
 R = TypeVar("R")
 Finished = TypeVar("Finished", covariant=True)
 
-UNEXPECTED = EngineError(
-    "Something unexpected happened.", "Try again; the terminal in which Loratory runs shows the details."
-)
+UNEXPECTED = EngineError("Something unexpected happened.", "Try again; details are in the terminal that runs Loratory.")
 
 
 def as_engine_error(error: Exception) -> EngineError:

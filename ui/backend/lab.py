@@ -49,7 +49,7 @@ class UnconfirmedError(AccountError):
     """The password was not given recently enough for a change of rights."""
 
     def __init__(self) -> None:
-        super().__init__("This needs your password once more.", "Type it below.")
+        super().__init__("Your password is needed to confirm this.", "Type it below.")
 
 
 class SharedItem(NamedTuple):
@@ -298,7 +298,7 @@ class LabAdmin:
             or RUN_ID.fullmatch(run_id) is None
             or not may(person, action, RunAccess(owner))
         ):
-            raise RunError("There is no such run.", "Look at the list as it is now.")
+            raise RunError("There is no such run.", "Reload the list.")
         return RunStore(self.home, owner).get(run_id)
 
     def _require_invitations(self) -> None:

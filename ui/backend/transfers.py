@@ -121,7 +121,7 @@ class Transfers:
             StorageError: If it cannot be stored.
         """
         if self.home.is_guest:
-            raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
+            raise StorageError("Guests can only train on the samples.", "Ask an admin of the lab to become a member.")
         self.require_uploaded(upload)
         folder = self.home.uploads
         name = re.sub(r"[^\w.-]+", "-", upload.name).lstrip("-.")[-120:] or "upload"

@@ -172,7 +172,11 @@ class Gate:
         site = headers.get("sec-fetch-site", "same-origin")
         if request.method not in _SAFE_METHODS:
             is_own = site == "same-origin" and ("origin" in headers or "sec-fetch-site" in headers)
-            return None if is_own else PlainTextResponse("Requests that change something come from its own page.", 403)
+            return (
+                None
+                if is_own
+                else PlainTextResponse("Requests that change data must come from the lab's own page.", 403)
+            )
         is_shown = _opens(headers, "document") or (self._welcome is not None and is_root and _opens(headers, "iframe"))
         if site not in ("same-origin", "none") and not is_shown:
             return PlainTextResponse("A page of another site may not ask this lab.", 403)

@@ -154,7 +154,7 @@ class IdentityPages(PlainPages, ABC):
         form = await read_form(request)
         purpose = next((one for one in self.purposes if form is not None and form.get("for") == one), None)
         if form is None or purpose is None:
-            return self.problem("This is not one of our forms.", "sign in", 400)
+            return self.problem("Invalid form.", "sign in", 400)
         try:
             return await self.go(request, await self._intent(request, form, purpose))
         except ThrottledError as error:

@@ -24,7 +24,7 @@ def serve_problem(error: EngineError, listener: Listener) -> None:
         DeviceError: If the port cannot be bound.
     """
     may_pass = isinstance(error, HubUnreachableError)
-    retry = f"<p>It tries again every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
+    retry = f"<p>Retrying every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
     plain = page("Loratory cannot start", problem_box(str(error)) + retry)
     policy = f"{plain.headers['Content-Security-Policy']}; frame-ancestors {HUB}"
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}

@@ -1,4 +1,4 @@
-"""The blind test: two answers without names, a choice, then whose they were; in the end the tally of all choices."""
+"""The blind test: two anonymous answers, a choice, their names, and the tally of all choices."""
 
 import random
 import uuid
@@ -44,21 +44,21 @@ _ONE_ALONE = empty("Nothing to compare", "A base model has no second answer. Loa
 
 @dataclass(frozen=True)
 class Judging:
-    """What one page has judged of one target, even if this page or another loads something else later."""
+    """A page's judgements about one target; they outlast a load of another one."""
 
     target: ChatTarget | None = None  # None before the first pair
     pair: Pair | None = None  # which waits for a verdict
-    deck: tuple[RowPrompt, ...] = ()  # held-out questions that have not come yet
+    deck: tuple[RowPrompt, ...] = ()  # held-out questions not asked yet
     vote: Vote | None = None  # on the pair, as a tie until it is judged
-    sides: str = ""  # which two answer, of `_SIDES`; where that was not chosen, the default of `sides_to_compare`
-    judgements: tuple[Judgement, ...] = ()  # what a folder without a run has instead of a file
+    sides: str = ""  # which two of `_SIDES` answer; by default those of `sides_to_compare`
+    judgements: tuple[Judgement, ...] = ()  # for folders without a run, which have no file
 
     def of(self, target: ChatTarget) -> Self:
-        """Return the same, if it is about this target; else a new beginning."""
+        """Return itself if it is about this target, else an empty one."""
         return self if self.target == target else type(self)(target)
 
     def is_about_another(self, target: ChatTarget | None) -> bool:
-        """Return whether something else is loaded now; no model does not count as something else."""
+        """Return whether another target is loaded now; no model does not count."""
         return self.target is not None and target is not None and self.target != target
 
 
@@ -99,13 +99,13 @@ class BlindTestPart:
                 self.count = gr.HTML(elem_id="blind-count")
                 self.end = gr.Button("Show tally", size="sm", scale=0, min_width=150, elem_id="blind-tally-show")
             self.tally = gr.HTML(elem_id="blind-tally")
-        # It stays on the server: nothing in the page shows whose answer is where.
+        # Kept on the server: nothing in the page reveals the sides.
         self.judging = gr.State(Judging())
         # What `keep` changes.
         self.outputs_of_keep = [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
 
     def wire(self, talk: TalkPart) -> None:
-        """Connect the events; system prompt and sampling are those of the chat."""
+        """Connect the events; system prompt and sampling are shared with the chat."""
         self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
         ask_event = gr.on(
             [self.next.click, self.question.submit], self.ask,
@@ -128,11 +128,11 @@ class BlindTestPart:
         self.end.click(self._show_tally, self.judging, [self.tally, self.judging], **QUICK)
 
     def show_count_after(self, event: Dependency) -> None:
-        """After an event, show how many pairs of what is loaded were judged, also earlier."""
+        """Show after an event how many pairs of the loaded target were ever judged."""
         event.then(self._show_count, self.judging, [self.count, self.judging], **QUICK)
 
     def keep(self, judging: Judging) -> Updates:
-        """Return what may stay on the page: nothing of it once something else is loaded."""
+        """Return the updates that clear the page once another target is loaded."""
         target = self._page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
             return {}
@@ -140,7 +140,7 @@ class BlindTestPart:
         return {**empty_texts, self.choosing: HIDDEN, **self._show_count(judging)}
 
     def sides_to_choose(self, target: ChatTarget | None, branches: Sequence[Branch]) -> Any:
-        """Return the pairs of answers that can be judged, where more than two are loaded."""
+        """Return the pairs of sides to choose from if more than two are loaded."""
         if len(branches) < len(_SIDES):
             return HIDDEN
         names = self._choice.names(target)
@@ -154,7 +154,7 @@ class BlindTestPart:
 
     @staticmethod
     def why_absent(branches: Sequence[Branch]) -> str:
-        """Return what is shown while there are no two answers."""
+        """Return the empty state for fewer than two branches."""
         if len(branches) > 1:
             return ""
         return _ONE_ALONE if branches else _NOT_LOADED
@@ -162,7 +162,7 @@ class BlindTestPart:
     def ask(
         self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
     ) -> Iterator[Updates]:
-        """Let both branches answer one question, and show the answers together."""
+        """Generate both answers to one question, and show them together."""
         chat = self._page.services.chat
         end_updates: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
@@ -218,7 +218,7 @@ class BlindTestPart:
             yield {**end_updates, self.pair: "", self.trouble: error_box(error)}
 
     def judge(self, verdict: Verdict, judging: Judging) -> Updates:
-        """Save a verdict with what answered, even if something else is loaded by now, and reveal the names."""
+        """Save a verdict with the models that answered, and reveal their names."""
         if judging.pair is None:
             return UNCHANGED
         vote = judging.vote
@@ -230,7 +230,7 @@ class BlindTestPart:
         try:
             if vote is not None and self._votes.may_keep:
                 self._votes.keep(vote.model_copy(update={"verdict": verdict, "time": datetime.now(UTC)}))
-        except EngineError as error:  # the tally has it
+        except EngineError as error:  # counted in the tally
             trouble = error_box(error)
         reveal = view.render_revealed(judging.judgements[-1], self._names(judging.target))
         return {self.pair: reveal, self.judging: judging, self.choosing: HIDDEN, self.trouble: trouble}
@@ -266,7 +266,7 @@ class BlindTestPart:
         self._stream.stop(request.session_hash or "")
 
     def _file(self, target: ChatTarget | None, sides: Collection[Branch]) -> Path | None:
-        """Return the file of the judgements about two sides of a target; None where it is not a run of this person."""
+        """Return the judgements file for two sides of a target; None unless it is the user's own run."""
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
             return None
         second = target.second if "second" in sides else None
@@ -308,10 +308,10 @@ class BlindTestPart:
 
 
 def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:
-    """Return what is loaded, and its two sides: those of `_SIDES` that are wanted, else two runs, else base and tuned.
+    """Return the loaded target and two sides: the requested ones, else two runs, else base and tuned.
 
     Raises:
-        RunError: If nothing is loaded, or it has no second answer.
+        RunError: If no model is loaded, or it has a single branch.
     """
     if state.model is None or state.target is None:
         raise RunError("No model is loaded.", "Load a run first.")

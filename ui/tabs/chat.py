@@ -57,7 +57,7 @@ class ChatTab:
             self.loading, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode, self.votes_mode,
             self.choice.panel,
         ]  # fmt: skip
-        self.last_look = gr.State("")  # what is loaded, then a line break, then the state line that the page shows
+        self.last_look = gr.State("")  # the loaded target, a line break, and the state line on the page
         self.timer = gr.Timer(3.0, active=False)
         self._look_outputs: list[Component] = [
             self.state, self.last_look, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
@@ -98,7 +98,7 @@ class ChatTab:
         self.blind.show_count_after(mode_event)
 
     def _open_after(self, trigger: Any, looking: Mapping[str, Any]) -> None:
-        """When a run is to be opened here, choose and load it, and put the cursor in the box."""
+        """Choose and load a run that another tab opens here, and focus the question."""
         page, choice, modes = self._page, self.choice, [self.mode, *self._modes]
         propose_event = trigger(self._propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
         load_event = propose_event.then(
@@ -114,7 +114,7 @@ class ChatTab:
     def _load_wanted(self, wants_chat: bool, *chosen: Any) -> Iterator[Updates]:
         if wants_chat:
             yield from self._load(*chosen)
-        else:  # a generator that yields nothing empties whatever it might have set
+        else:  # a generator without a yield would clear its outputs
             yield UNCHANGED
 
     def _choose(self, run_id: str) -> Updates:
@@ -149,7 +149,7 @@ class ChatTab:
         return render_chat_state(state, self.choice.results(state.target))
 
     def _look(self, last_look: str, judging: Judging) -> Updates:
-        """Return what is loaded now, by any page; nothing where nothing has changed."""
+        """Return the loaded model, from any page; no updates if nothing changed."""
         state = self._page.services.chat.state
         html = self._render_state(state)
         ready, loading = state.model is not None, state.phase == "loading"
@@ -168,7 +168,7 @@ class ChatTab:
             self.blind.absent: self.blind.why_absent(branches),
             **self.blind.keep(judging),
         }
-        # A failed load is not a state of the session: its error stays until something is loaded.
+        # A failed load is not part of the session's state: its error stays until the next load.
         if ready or loading or last_look:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.
@@ -179,7 +179,7 @@ class ChatTab:
         return updates
 
     def _switch(self, mode: str) -> Updates:
-        """Show the parts of a mode; measuring loads its own copy and votes need no model, so nothing of loading is shown."""
+        """Show the parts of a mode; Measure loads its own copy and Votes needs no model, so they hide loading."""
         chatting = visible_if(mode in (TALK, BLIND_TEST))
         return {
             self.loading: chatting,
@@ -193,5 +193,5 @@ class ChatTab:
 
 
 def _target_of(last_look: str) -> str:
-    """Return what was loaded when the tab was last drawn; the rest is drawn again when the tab is opened."""
+    """Return the target that was loaded when the tab was last drawn."""
     return last_look.partition("\n")[0]

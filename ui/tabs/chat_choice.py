@@ -1,4 +1,4 @@
-"""What chat and the blind test share: what is loaded, and what it is compared with."""
+"""The model choice of chat and blind test: what is loaded, and what it is compared with."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -47,7 +47,7 @@ _LONGEST_NAME = 1000
 
 
 class Chosen(NamedTuple):
-    """What the fields hold; a browser's values, looked up before they are used."""
+    """Values of the fields, from an untrusted browser; look them up before use."""
 
     run_id: str
     checkpoint: str | None
@@ -59,13 +59,13 @@ class Chosen(NamedTuple):
 
 
 def checkpoint_choices(snapshot: RunSnapshot) -> list[tuple[str, str]]:
-    """Return label and name of the final result and of the checkpoints of a run, for a dropdown."""
+    """Return labels and names of a run's final result and checkpoints, for a dropdown."""
     names = [(f"checkpoint {name}", name) for name in list_checkpoints(snapshot.run.folder.path)]
     return names if names and not has_adapter(snapshot.run) else [(FINAL_WORDS, FINAL), *names]
 
 
 def offered_runs(reader: RunReader, *first_choices: str | None) -> tuple[list[tuple[str, str]], str | None]:
-    """Return label and id of the runs with a result, for a dropdown, and the one to propose: a wanted one, else the newest."""
+    """Return labels and ids of runs with a result, and the default: the first choice that exists, else the newest."""
     choices = run_choices(reader.newest_where(can_chat, *first_choices))
     ids = [run_id for _, run_id in choices]
     return choices, next((run for run in (*first_choices, *ids) if run in ids), None)
@@ -77,7 +77,7 @@ def checkpoint_of(chosen: str | None) -> str | None:
 
 
 def work_place(services: Services, *, elem_id: str) -> gr.Radio:
-    """Return where a model is loaded that is chatted with, measured or exported; shown where there is a cluster."""
+    """Place the choice of where a model is loaded; visible with a cluster."""
     return Radio(
         [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Where", elem_id=elem_id,
         visible=has_place(services.home) and is_offered(services),
@@ -126,7 +126,7 @@ class ChatChoice:
         self.outputs = [self.run, self.checkpoint, self.model, self.folder, self.against]
 
     def offer(self, chosen_run: str, current: str, text: str | None) -> Updates:
-        """Return the runs that can be loaded; the chosen one is proposed."""
+        """Return the runs that can be loaded; the chosen one is preselected."""
         runs, run_id = offered_runs(self._page.reader, chosen_run, current)
         shared = self._shared_choices()
         run_id = chosen_run if any(name == chosen_run for _, name in shared) else run_id
@@ -164,7 +164,7 @@ class ChatChoice:
         }
 
     def run_of(self, run_id: str) -> Run:
-        """Return the run that a browser named.
+        """Look up a run by an untrusted id.
 
         Raises:
             RunError: If there is none.
@@ -174,7 +174,7 @@ class ChatChoice:
         return self._page.services.runs.get(run_id)
 
     def _run_to_chat(self, name: str) -> Run:
-        """Return an own run, or one of another person that may be talked to."""
+        """Return an own run, or a shared one that may be used for chat."""
         shared = self._page.shared
         return self.run_of(name) if shared is None or "/" not in (name or "") else shared.open(name, Action.CHAT)
 
@@ -189,7 +189,7 @@ class ChatChoice:
 
     def _shared_choices(self) -> list[tuple[str, str]]:
         rows = self._page.shared.rows() if self._page.shared is not None else []
-        # Of one that is not shared, an admin knows nothing here; whether a result is there, its state shows.
+        # Runs that are not shared are not read, even for admins; the state shows whether there is a result.
         candidates = [row for row in rows if row.method and row.state in ("completed", "stopped")]
         return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in candidates]
 
@@ -198,10 +198,10 @@ class ChatChoice:
         return _local_folder(text) if paths is None else paths.read(text or "", ModelError)
 
     def target(self, chosen: Chosen) -> ChatTarget:
-        """Return what is to be loaded.
+        """Return the target to load.
 
         Raises:
-            EngineError: If something is missing, or is not where a page may look.
+            EngineError: If a field is empty, or a path is missing or not allowed.
         """
         quantization: Any = chosen.precision if chosen.precision in get_args(Quantization) else None
         model = (chosen.model or "").strip()
@@ -226,7 +226,7 @@ class ChatChoice:
         return target.model_copy(update={"quantization": quantization, "where": chosen_place(chosen.where)})
 
     def _start(self, run_id: str) -> tuple[AdapterChoice | None, bool]:
-        """Return the adapter that an own run started from, and whether the run learned preferences."""
+        """Return the adapter that an own run started from, and whether it trained on preferences."""
         snapshot = self._page.reader.observe(run_id) if self._page.reader.exists(run_id) else None
         if snapshot is None or snapshot.config is None:
             return None, False
@@ -237,13 +237,13 @@ class ChatChoice:
         return AdapterChoice(folder=folder) if folder is not None else None, learns
 
     def compares_with_start(self, target: ChatTarget | None) -> bool:
-        """Return whether a run is loaded next to the adapter that it started from."""
+        """Return whether a run is compared with the adapter that it started from."""
         if target is None or target.tuned is None or target.second is None:
             return False
         return target.second == self._start(target.tuned.folder.name)[0]
 
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
-        """Return the configuration of the run that is loaded; None where it is not a run of this person."""
+        """Return the loaded run's configuration; None unless it is the user's own run."""
         if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
             return None
         return self._page.reader.observe(target.tuned.folder.name).config
@@ -262,7 +262,7 @@ class ChatChoice:
         return names
 
     def answer_models(self) -> dict[Branch, AnswerModel]:
-        """Return what writes the answers of each branch that is loaded, as votes keep it; paths of this machine are not in it."""
+        """Return the model of each loaded branch, as votes store it, without paths of this machine."""
         state = self._page.services.chat.state
         model, target = state.model, state.target
         if model is None or target is None:
@@ -286,7 +286,7 @@ class ChatChoice:
         return {branch: of(branch) for branch in model.branches}
 
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
-        """Return the runs and checkpoints that are loaded, in words; none for a base model."""
+        """Return the titles of the loaded runs and checkpoints; empty for a base model."""
         choices = (target.tuned, target.second) if target is not None else ()
         return tuple(
             self._run_title(choice) + (f", checkpoint {choice.checkpoint}" if choice.checkpoint else "")
@@ -331,7 +331,7 @@ class ChatChoice:
 def _local_folder(typed: str) -> Path:
     text = (typed or "").strip()
     if not text or len(text) > _LONGEST_NAME or "\0" in text:
-        raise ModelError("No folder.", "Type the folder that holds adapter_config.json.")
+        raise ModelError("No folder given.", "Type the folder that holds adapter_config.json.")
     folder = typed_path(text).resolve()
     roots = data_folders()
     if not any(folder.is_relative_to(root) for root in roots):

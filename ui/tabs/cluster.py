@@ -27,12 +27,12 @@ _SOON_SECONDS = 60.0
 
 
 def is_offered(services: Services) -> bool:
-    """Whether a person may choose it: in a lab, where an admin has set a cluster up; a guest may not."""
+    """Whether the user may choose the cluster; in a lab, an admin has to set it up, and guests may not."""
     return services.person is None or (has_place(services.home) and not services.home.is_guest)
 
 
 class ClusterPart:
-    """Lays out what a run on a cluster asks for; shown where that place is chosen."""
+    """Lays out the resources of a Slurm run; visible if the cluster is chosen."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -61,7 +61,7 @@ class ClusterPart:
         self.looking.tick(self.look, None, [self.forecast, self.looking], trigger_mode="once", **QUICK)
 
     def look(self) -> Updates:
-        """Show what Slurm has answered by now; nothing here waits for it."""
+        """Show Slurm's newest answer, without waiting for it."""
         forecast = self._page.services.forecast
         return {
             self.forecast: render_forecast(forecast.latest, is_asking=forecast.is_asking),
@@ -90,7 +90,7 @@ class ClusterPart:
         return gr.update(active=draft.where == WHERE and self._page.services.forecast.is_asking)
 
     def _settle(self, draft: Draft) -> RunConfig | EngineError | None:
-        """Return the draft with what the cluster would get to read; why that is not known; None elsewhere."""
+        """Return the draft as the cluster would read it, and why it is unknown; None elsewhere."""
         config, services = draft.config or draft.memory_config, self._page.services
         if config is None or config.run.where != WHERE:
             return None
@@ -116,7 +116,7 @@ def _types(home: LoratoryHome) -> list[tuple[str, str]]:
 
 
 def render_resources(job: JobResources, gpu_gib: float | None, draft: Draft) -> str:
-    """Return what the run asks Slurm for."""
+    """Return the resources that the run requests from Slurm."""
     memory = f", {gpu_gib:g} GiB" if gpu_gib is not None and job.gpus else ""
     limit = job.limit_minutes * 60
     figures = [
@@ -124,9 +124,9 @@ def render_resources(job: JobResources, gpu_gib: float | None, draft: Draft) -> 
         (f"{gib(job.memory_gib * GIB)} GiB", "RAM per node" if job.nodes > 1 else "RAM"),
         (duration(limit), "time limit"),
     ]
-    needs = f"It needs at most {gib(draft.estimate.needed_bytes)} GiB of a GPU (90%). " if draft.estimate else ""
+    needs = f"90% upper bound: {gib(draft.estimate.needed_bytes)} GiB of GPU memory. " if draft.estimate else ""
     return facts(figures) + small(
-        f"{needs if job.gpus else ''}Near the time limit the run saves, and continues as another job."
+        f"{needs if job.gpus else ''}Near the time limit, the run saves and continues as another job."
     )
 
 

@@ -69,7 +69,7 @@ class DataTab:
         self._change = gr.State({})
         self._shown_source = gr.State("")
         self._last_stamp = gr.State("")  # stamp of the check that the page shows
-        self._open_request = gr.Textbox("", visible=False)  # changes with each wish to open the dataset once more
+        self._open_request = gr.Textbox("", visible=False)  # changes to open the dataset again
         self._check_outputs = [
             self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._last_stamp,
             self._page.data_trouble, self._page.data_lengths,
@@ -101,19 +101,19 @@ class DataTab:
         self.open_after(self.read.click(self._read, values, None, **SLOW))
         self.open_after(self.tokenizer.again.click(self._fetch_again, values, self.tokenizer.outputs, **SLOW))
         self.open_after(page.refresh_after(self.tokenizer.end_event(nothing, None, None, **SLOW)))
-        # Train has the rows counted itself, and only once their longest is typed.
+        # Train counts the rows itself, after an edit of max_length.
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
         gr.on(others, None, **self._asking_if_chosen)
-        # A model that is looked up slowly may arrive while a person reads rows here already.
+        # A slow model lookup may end while rows are already shown here.
         for event in (page.form["model.id"], page.wants_data):
             self.open_after(event.change(nothing, None, None, **SLOW))
 
     def open_after(self, event: Any) -> None:
-        """Open the chosen dataset after an event: its first row, its format, and a check in the background."""
+        """Open the chosen dataset after an event: first row, format, and a check in the background."""
         event.then(None, None, self._open_request, js="() => String(Math.random())", **SLOW)
 
     def open_restored(self, event: Any) -> None:
-        """After the browser's draft was restored, open the dataset that it names; without one all is as it was laid out."""
+        """Open the dataset of the restored draft; do nothing if it has none."""
         event.then(None, **self._asking_if_chosen)
 
     @property
@@ -127,11 +127,11 @@ class DataTab:
         }
 
     def _wire_opening(self) -> None:
-        # One event for all that ask: Gradio then sends the next question after the answer to the last one. Answers of
-        # several events arrive in any order, and an old one could be drawn over the rows of a dataset chosen since.
+        # One event for all triggers: Gradio then sends the next request after the last answer. Answers of
+        # several events arrive in any order, and an old one could replace the rows of a newer dataset.
         page, source, rows = self._page, self._page.form["dataset.source"], self.rows
         opening = self._open_request.change(
-            # A change of its settings redraws nothing.
+            # Not for a change of its settings.
             lambda source, shown_source: view.render_opening(source) if source and source != shown_source else UNCHANGED,
             [source, self._shown_source], self.summary, trigger_mode="always_last", **QUICK,
         )  # fmt: skip
@@ -203,14 +203,14 @@ class DataTab:
             ),
             self._shown_source: source,
             self.timer: gr.Timer(active=False),
-            # With the dataset: what is wrong with the next one may be the same.
+            # With the source: the next dataset may have the same problem.
             self._page.data_trouble: f"{trouble} {source}".strip(),
             self._page.data_kind: "",
             self._page.data_lengths: "",
         }
 
     def _columns(self, dataset: DatasetConfig) -> DatasetColumns | None:
-        """Return the columns of a dataset with unreadable rows; None where it cannot be opened at all."""
+        """Return the columns of a dataset with unreadable rows; None if it cannot be opened."""
         try:
             return self._page.services.inspector.columns(dataset)
         except Exception as error:
@@ -218,7 +218,7 @@ class DataTab:
             return None
 
     def _tick(self, last_stamp: str, listing: str, list_page: int, *values: Any) -> Updates:
-        """Follow the check of the chosen dataset; idle once its answer is on the page."""
+        """Show the progress of the dataset's check; stop the timer once its result is shown."""
         question = self.rows.question(values)
         check = self._page.services.checks.find(question) if question is not None else None
         if check is None:
@@ -282,12 +282,12 @@ def _progress_of(check: RunningCheck) -> str:
 
 
 def _stamp_of(check: RunningCheck) -> str:
-    """Return what changes when there is something else to show than progress."""
+    """Return a stamp that changes with the check's state, not with its progress."""
     return stamp(check.question.key, check.waits, check.is_done, id(check))
 
 
 def with_source(source: str) -> dict[str, Any]:
-    """Return the change to a new source: its settings are the defaults, except for the split and the trained turns."""
+    """Return the change to a new source: default settings, except eval_fraction and train_on."""
     settings = DatasetConfig.model_construct(source=source).model_dump(mode="json")
     return {"dataset": {name: value for name, value in settings.items() if name not in ("eval_fraction", "train_on")}}
 
@@ -297,7 +297,7 @@ def _pick_sample(event: gr.EventData) -> dict[str, Any]:
 
 
 def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what the box for files shows of a form that was filled."""
+    """Return the text of the file box for a filled form."""
     source = str(mapping.get("dataset", {}).get("source") or "")
     return "" if source.startswith(SAMPLE_PREFIX) else source
 

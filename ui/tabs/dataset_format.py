@@ -1,4 +1,4 @@
-"""How a dataset is read: its format, columns, split, and the datasets mixed in; also shown where reading failed."""
+"""Dataset settings: format, columns, split and mix; also shown if reading failed."""
 
 from collections.abc import Mapping
 from html import escape
@@ -31,7 +31,7 @@ _UNSEEN = {"format": "auto", "columns": []}
 
 
 class DatasetFormat:
-    """Lays out the settings for reading rows; `wire` returns the events after which rows are read again."""
+    """Lays out the settings for reading rows; `wire` returns the events that need a new read."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -41,7 +41,7 @@ class DatasetFormat:
             with gr.Row():
                 form.setting("dataset.format", scale=1, min_width=170, elem_id="dataset-format")
                 train_on = form.setting("dataset.train_on", scale=3, min_width=320, choices=_TRAIN_ON, visible=True)
-                # What was rated or compared is the answer, whatever else is trained.
+                # Preference rows train on the answers only.
                 page.on_draft(train_on, lambda draft: visible_if(draft.kind in (None, "answers")))
             with gr.Row(visible=False, elem_id="mapping") as self.mapping:
                 self.roles = [
@@ -65,11 +65,11 @@ class DatasetFormat:
         """Connect the events."""
         page, form = self._page, self._page.form
         column_map, format_ = form["dataset.column_map"], form["dataset.format"]
-        # Roles of another format would make the chosen one fail.
+        # Roles of another format would be errors.
         events = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
         for name in ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
             component = form[f"dataset.{name}"]
-            # A box is read when Enter is pressed, not at each letter: opening a dataset is more than a redraw.
+            # On Enter, not on each keystroke: opening a dataset is expensive.
             listener = component.submit if hasattr(component, "submit") else component.input
             events.append(listener(nothing, None, None, **SLOW))
         for role in self.roles:
@@ -80,12 +80,12 @@ class DatasetFormat:
         return [*events, *self.mix.wire()]
 
     def of_page(self, dataset: DatasetConfig, page: DatasetPage) -> Updates:
-        """Return the settings of readable rows; the mapping is shown where it may have to be corrected."""
+        """Return the settings of readable rows, with the column mapping if it may need correction."""
         wants_mapping = not page.format_sure or bool(dataset.column_map) or dataset.format != "auto"
         return self._boxes(page.format, page.columns, page.column_map, mapping=wants_mapping)
 
     def of_columns(self, dataset: DatasetConfig, columns: DatasetColumns | None) -> Updates:
-        """Return the settings where reading failed; a dataset of the Hub without columns perhaps for its split."""
+        """Return the settings after a failed read; for a Hub dataset without columns, open split and subset."""
         if columns is None:
             fold = {self.fold: gr.update(open=True)} if is_hub_id(dataset.source) else {}
             return {**self._boxes("auto", (), {}, mapping=False), **fold}
@@ -116,7 +116,7 @@ class DatasetFormat:
 
 
 def _keep_mapping(format_: str, column_map: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the part of a mapping that belongs to a format; detection begins with none."""
+    """Return the part of a mapping that belongs to a format; empty for auto."""
     roles = _ROLES.get(format_, ())
     return {role: column for role, column in (column_map or {}).items() if role in roles}
 
@@ -124,7 +124,7 @@ def _keep_mapping(format_: str, column_map: Mapping[str, str] | None) -> dict[st
 def _map_columns(
     box_format: Mapping[str, Any], column_map: Mapping[str, str] | None, *columns: str | None
 ) -> tuple[dict[str, str], str]:
-    """Return the column of each role of the format that the boxes are for, and that format, which it settles."""
+    """Return the mapping from the boxes, and the format that they belong to."""
     roles, names = _ROLES.get(box_format["format"], ()), {name.strip().lower() for name in box_format["columns"]}
     mapping = {role: column for role, column in (column_map or {}).items() if role not in _ALL_ROLES}
     for role, column in zip(roles, columns, strict=False):
@@ -132,12 +132,12 @@ def _map_columns(
             if column != role:
                 mapping[role] = column
         elif role in names:
-            mapping[role] = ""  # the column of that name is there, and not meant
+            mapping[role] = ""  # ignore the column with the role's own name
     return mapping, box_format["format"]
 
 
 class DatasetMix:
-    """Lays out more datasets, each with a weight; `wire` returns the events after which the dataset has changed."""
+    """Lays out additional datasets with weights; `wire` returns the events that change the dataset."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -183,7 +183,7 @@ def _without(event: gr.EventData, mix: Mapping[str, float]) -> dict[str, float]:
 
 
 def render_mix(mix: Mapping[str, float]) -> str:
-    """Return the datasets that are mixed in, each with a button that removes it."""
+    """Return the table of additional datasets, with remove buttons."""
     if not mix:
         return ""
     rows = (

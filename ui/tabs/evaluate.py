@@ -1,4 +1,4 @@
-"""Measure: base against tuned on the held-out set, in the background, and across runs."""
+"""Measure: compare base and tuned on the held-out set, in the background, and across runs."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ class EvaluatePart:
         ]  # fmt: skip
 
     def wire(self, open_event: Dependency, mode_event: Dependency, chosen: Dependency, mode: gr.Radio) -> None:
-        """Connect the events: the tab was opened, the mode changed, another run was chosen."""
+        """Connect the events of opening the tab, changing the mode and choosing a run."""
         page = [self.number, self.last_stamp]
         for event in (open_event, mode_event):
             awake = event.then(
@@ -97,7 +97,7 @@ class EvaluatePart:
         event.then(self.look, [*self._target, self.number, self.last_stamp], self._state_outputs, **QUICK)
 
     def look(self, run_id: str, checkpoint: str | None, number: int, last_stamp: str) -> Updates:
-        """Return the progress of the evaluation, and its result; nothing where nothing has changed."""
+        """Return the evaluation's progress and result; no updates if nothing changed."""
         if run_id in (A_MODEL, A_FOLDER) or not self._page.reader.exists(run_id):
             return self._without_run(last_stamp)
         state = checkpoint_of(checkpoint)

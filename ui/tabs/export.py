@@ -65,9 +65,7 @@ class ExportTab:
             '<h2>Export</h2><p class="lead">The result of a run works without Loratory. Every export is loaded again and '
             "compared with the run, logit by logit.</p>"
         )
-        nothing_yet = empty(
-            "Nothing to export yet", "A run appears here when it has completed, or was stopped and saved."
-        )
+        nothing_yet = empty("Nothing to export yet", "Runs appear here once they complete, or are stopped and saved.")
         self.empty = gr.HTML(nothing_yet, elem_id="export-empty")
         with gr.Column(visible=False, elem_id="export") as self.whole:
             with gr.Row(elem_id="export-what"):
@@ -93,7 +91,7 @@ class ExportTab:
         self.number = gr.State(0)  # of the export that is shown, from the newest
         self.exports = gr.State(0)  # how many the page has seen
         self.last_stamp = gr.State("")
-        self.turn = gr.Textbox("", visible=False)  # changes where run, checkpoint or format did
+        self.turn = gr.Textbox("", visible=False)  # changes with run, checkpoint or format
         self.timer = gr.Timer(1.0, active=False)
         self._looking = [
             self.run, self.form, self.number, self.last_stamp, self.checkpoint, self.forms.folder, self.exports,
@@ -117,7 +115,7 @@ class ExportTab:
         for event in (offer_event, chosen, self.checkpoint.input(nothing, None, None, **QUICK)):
             self._take_turn(event.then(lambda: (gr.update(active=True), "", 0, ""), None, begin_outputs, **QUICK))
         self._take_turn(self.form.input(lambda: ("", ""), None, [self.last_stamp, self.status], **QUICK))
-        # One chain of events for all, so the answer for a format that was chosen last also comes last.
+        # One chain of events, so the answer for the last choice also arrives last.
         propose_event = self.turn.change(
             self._propose, [*target, self.form], self.forms.folder, trigger_mode="always_last", **QUICK
         )
@@ -139,7 +137,7 @@ class ExportTab:
         self.archive.wire([self.run, self.number], self._shown_folder)
 
     def _take_turn(self, event: Dependency) -> None:
-        """After an event that changed run, checkpoint or format: propose a folder, show the form, look."""
+        """Propose a folder and redraw after an event that changed run, checkpoint or format."""
         event.then(None, None, self.turn, js="() => String(Math.random())", **QUICK)
 
     def _look_after(self, event: Dependency) -> None:
@@ -202,9 +200,9 @@ class ExportTab:
         self, run_id: str | None, form: str, number: int, last_stamp: str, checkpoint: str | None = None,
         folder_name: str = "", exports: int = 0,
     ) -> Updates:  # fmt: skip
-        """Return the progress of the export, and the chosen one of this run; nothing where all is the same.
+        """Return the export's progress and the selected export of this run; no updates if nothing changed.
 
-        The name of a folder that was just written is taken: another one is proposed.
+        After an export, another folder is proposed.
         """
         try:
             snapshot = self._observe(run_id)
@@ -212,7 +210,7 @@ class ExportTab:
             return {self.last_stamp: _GONE, self.status: error_box(error)} if last_stamp != _GONE else UNCHANGED
         work = self._page.services.results.exporting.find(snapshot.run.id)
         records = read_records(snapshot.run.folder.path)
-        # A new export is shown, even if another was picked before.
+        # Show a new export, even if another one was picked.
         is_new = bool(last_stamp) and len(records) > exports
         number = 0 if is_new else min(number, max(0, len(records) - 1))
         now = stamp(snapshot.run.id, form, number, len(records), work.stamp if work else "")
@@ -237,7 +235,7 @@ class ExportTab:
         }
         if shows_result:
             updates[self.result] = view.render_record(record) if record is not None else view.NO_EXPORTS
-        # Without an export under way, the error of the start stays.
+        # Without an active export, keep the error of the start.
         if visible and work is not None:
             updates[self.status] = work_status(work, _STOPPED)
         if is_new and folder is not None and Path(folder_name or "").name == folder.name:
@@ -252,7 +250,7 @@ class ExportTab:
         return view.render_script(view.loading_script(folder, base)) + terminal
 
     def _shown_folder(self, run_id: str | None, number: int) -> Path:
-        """Return the folder of the shown export; what a browser names is looked up in the run's own list."""
+        """Return the folder of the shown export, looked up in the run's own list."""
         records = read_records(self._observe(run_id).run.folder.path)
         folder = _folder_of(records[number] if 0 <= number < len(records) else None)
         if folder is None:
@@ -260,7 +258,7 @@ class ExportTab:
         return folder
 
     def _start_with_token(self, token: str | None, *chosen: Any) -> str:
-        """Like `_start`; in a lab a push goes by the person's own token."""
+        """Like `_start`, with the user's own token for a push, as labs require."""
         token_text = (token or "").strip()
         return self._start(*chosen, token=SecretStr(token_text) if token_text else None)
 
@@ -290,7 +288,7 @@ class ExportTab:
         return work_status(work, _STOPPED)
 
     def _unload_idle_chat(self, *, needs_device: bool) -> None:
-        # It would hold the device.
+        # An idle chat would occupy the device.
         chat = self._page.services.chat
         if needs_device and chat.state.phase == "ready":
             chat.unload()

@@ -54,7 +54,7 @@ class ExportForms:
         self.about = gr.HTML(f'<p class="lead">{_ABOUT[ADAPTER]}</p>', elem_id="export-about")
         with gr.Column(elem_id="export-folder-form") as self.to_folder:
             self.folder = gr.Textbox(
-                label="Folder", info="A new folder. A name alone is put among Loratory's exports.", max_lines=1,
+                label="Folder", info="A new folder. A bare name is created in Loratory's exports folder.", max_lines=1,
                 elem_id="export-folder",
             )  # fmt: skip
         with gr.Row(visible=False, elem_id="export-merged") as self.merged_row:
@@ -67,18 +67,18 @@ class ExportForms:
         with gr.Column(visible=False, elem_id="export-hub") as self.hub:
             with gr.Row():
                 self.repository = gr.Textbox(
-                    label="Repository", info="owner/name, or a name alone for your own account.",
+                    label="Repository", info="owner/name, or a name in your own account.",
                     placeholder="me/support-lora", max_lines=1, min_width=240, elem_id="export-repository",
                 )  # fmt: skip
                 hub_kind = component_of_field(push["kind"], min_width=240, elem_id="export-hub-kind")
             private = component_of_field(push["private"], elem_id="export-private")
             if asks_token:
                 self.token = gr.Textbox(
-                    label="Your Hugging Face token", info="With write access. Used for this push, and not stored.",
+                    label="Your Hugging Face token", info="Needs write access. Used for this push and not stored.",
                     type="password", max_lines=1, elem_id="export-token",
                 )  # fmt: skip
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
-        # As `settings_of` takes them.
+        # In the order of `settings_of`.
         self.settings = {
             "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
             "private": private, "verify": self.verify,
@@ -86,7 +86,7 @@ class ExportForms:
         self.panels = [self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.verify, self.sizes]
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
-        """Show the settings of a format, and how large files will be; where it is not available, the reason alone."""
+        """Show the settings of a format and its file sizes, or why it is not available."""
         about = f'<p class="lead">{escape(_ABOUT.get(form, ""))}</p>{notices([reason] if reason else [])}'
         kind = FOLDERS.get(form)
         settings = kind.settings if kind is not None else ()
@@ -104,7 +104,7 @@ class ExportForms:
         }
 
     def settings_of(self, form: str, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the settings that belong to the format; still a browser's values."""
+        """Return the settings of the format, still untrusted."""
         by_name = {name: value for name, value in zip(self.settings, values, strict=True) if value is not None}
         if form == HUB:
             names: Sequence[str] = ("kind", "private", "verify")
@@ -116,14 +116,14 @@ class ExportForms:
 
 
 def why_not(form: str, config: RunConfig | None) -> str:
-    """Return why a run cannot be exported in a format; empty where it can."""
+    """Return why a run cannot be exported in a format; empty if it can."""
     kind = FOLDERS.get(form)
     reason = kind.why_not(config.adapter.traits) if kind is not None and config is not None else ""
     return f"{reason} {kind.instead}" if kind is not None and reason else ""
 
 
 def gguf_outlook(config: RunConfig, home: LoratoryHome) -> str:
-    """Return which program is missing, and how large the file will be in each precision where the base is here."""
+    """Return which program is missing, and the file size by precision if the base model is on disk."""
     missing = []
     for check in (find_converter, lambda: require_quantizer("q4_k_m")):
         try:
@@ -165,7 +165,7 @@ class ArchivePart:
 
 
 class TextPart:
-    """Lays out a run as text, to read, copy and download."""
+    """Lays out a run's script or YAML, to read, copy and download."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -176,7 +176,7 @@ class TextPart:
             self.text = gr.HTML(js_on_load=script("copy"), elem_id="export-text-shown")
 
     def updates(self, form: str, snapshot: RunSnapshot) -> Updates:
-        """Return the text of a run with its download; where that fails, the error."""
+        """Return a run's text with its download, or the error."""
         try:
             if snapshot.config is None:
                 raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
@@ -189,14 +189,14 @@ class TextPart:
         return {self.text: copyable(text, name), self.download: download}
 
     def _script(self, snapshot: RunSnapshot, config: RunConfig, form: str) -> str:
-        # It imports the readers of all data formats, which would double our own part of the start.
+        # Imports the readers of all data formats: it would double our part of the start-up time.
         from engine.export.script.write import gather_script_facts, write_script, write_short_script
 
         facts = gather_script_facts(config, self._page.services.home, snapshot.run.folder)
         return write_short_script(facts) if form == SHORT else write_script(facts)
 
     def _file(self, name: str, text: str, run_id: str) -> Path:
-        # Inside the page's own cache a file is served as it is, and swept with the rest.
+        # The page's own cache is served directly and cleaned up.
         folder = Path(self.download.GRADIO_CACHE) / hashlib.sha256(f"{run_id}{text}".encode()).hexdigest()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

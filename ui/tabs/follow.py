@@ -46,11 +46,11 @@ from ui.views.loss_chart import ChartView, loss_figure, small_figures
 from ui.views.preference_chart import preference_figure
 
 _MOST_SMOOTHING = 0.99
-_LISTED = 200  # newest runs that are offered
+_LISTED = 200  # newest runs in the dropdown
 
 
 class Question(BaseModel):
-    """Which run a page follows, and how it shows it; a browser may send anything."""
+    """Which run a page follows and how it shows it, as an untrusted browser sends it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,11 +82,11 @@ class FollowPart:
             )
         with gr.Row(visible=False) as self.next_job:
             self.flavor = gr.Textbox(
-                label="Hardware from now on", info="Hugging Face's name, such as a100-large. Empty keeps the last one.",
+                label="New hardware", info="Flavor, such as a100-large. Empty keeps the previous one.",
                 max_length=60, max_lines=1, elem_id=f"{prefix}next-flavor", min_width=240,
             )  # fmt: skip
             self.limit = gr.Textbox(
-                label="Time limit from now on, hours", info="Empty keeps the last one.", max_length=8, max_lines=1,
+                label="New time limit, hours", info="Empty keeps the previous one.", max_length=8, max_lines=1,
                 elem_id=f"{prefix}next-limit", min_width=240,
             )  # fmt: skip
         self.place = Radio(
@@ -118,13 +118,13 @@ class FollowPart:
             self.memory = live_html(elem_id=f"{prefix}run-memory", render=choice is None)
             with gr.Accordion("Timeline", open=False):
                 self.timeline = live_html(elem_id=f"{prefix}run-timeline")
-            with gr.Accordion("Log of the worker", open=False) as self.log_fold:
+            with gr.Accordion("Worker log", open=False) as self.log_fold:
                 self.log = live_html(elem_id=f"{prefix}run-log", follows_end=True)
         self._log_open = gr.State(False)
-        # In the browser, next to what is shown: buttons act on the run that a person sees, even if another was chosen since.
+        # Kept in the browser: buttons act on the visible run, even if another one was chosen since.
         self.run_shown = gr.Textbox("", visible=False)
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
-        # What a step changes, then all that a look changes.
+        # Changed by each step.
         self._poll_parts = [
             self.heading,
             self.loss,
@@ -146,13 +146,13 @@ class FollowPart:
         self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.run_shown]
 
     def lay_out_side(self) -> None:
-        """Lay out what the side panel shows instead of the draft while a run is followed."""
+        """Lay out the side panel of a run, which replaces the draft in the Follow view."""
         with gr.Column(elem_id="run-side"):
             self.made_of.render()
             self.memory.render()
 
     def wire(self) -> list[Dependency]:
-        """Connect the events; after those that are returned, the actions on the shown run have changed."""
+        """Connect the events; return those that change the actions on the shown run."""
         page = self._page
         looking = [self.run_shown, *self.look_inputs]
         refresh_event = self.live.submit(self.refresh, looking, self.outputs, trigger_mode="always_last", **QUICK)
@@ -184,7 +184,7 @@ class FollowPart:
         ]
 
     def _look_again_after(self, event: Dependency, run: Component | None = None) -> Dependency:
-        """After an event that changed something about a run, look at it: the shown one unless another is named."""
+        """Redraw a run, by default the shown one, after an event that changed it."""
         return event.then(self.look, [run or self.run_shown, *self.look_inputs], self.outputs, **QUICK)
 
     def _request_by(
@@ -198,9 +198,9 @@ class FollowPart:
         return self._look_again_after(event(shown_as_message(ask), self.run_shown, None, trigger_mode="once", **QUICK))
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
-        """Resume a run in the place that was chosen; one of Hugging Face Jobs on the hardware and for the time that were typed."""
+        """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
         run, hours = self._page.services.runs.get(run_id), number_of(limit)
-        if _has_job(run) and (flavor or hours is not None):  # else typed for a run that was shown before
+        if _has_job(run) and (flavor or hours is not None):  # else they were typed for the run shown before
             JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
@@ -209,7 +209,7 @@ class FollowPart:
         self._page.services.log("run resumed", run.id)
 
     def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
-        """Return where a run would be resumed; None where a person cannot choose that."""
+        """Return where a run would resume; None if there is no choice."""
         services = self._page.services
         if config is None or config.run.where not in get_args(WorkPlace) or not is_offered(services):
             return None
@@ -217,12 +217,12 @@ class FollowPart:
         return place if place == WHERE or has_place(services.home) else None
 
     def ask_cancel(self, run_id: str) -> tuple[str, str]:
-        """Return the run and the question before it is cancelled."""
+        """Return the run's title and the question before it is cancelled."""
         words = "stops now. Saved checkpoints stay; progress after the last one is lost."
         return self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
-        """After an event that may have brought the run view to the front: list the runs, look at the chosen one."""
+        """List the runs and draw the chosen one after an event that may have opened the view."""
         chosen = self._page.chosen_run
         list_event = event.then(self._list, [chosen, view], self.choice, **QUICK)
 
@@ -234,7 +234,7 @@ class FollowPart:
     def answer(self, question: str, last_stamp: str) -> str | None:
         """Return what is new since `last_stamp`, as `ui.polls.poll` sends it; None where nothing is new.
 
-        Where other buttons are due, the page asks for all of it by an event, `refresh`: only that can change them.
+        If the buttons change, the page is told to send an event, `refresh`, which alone can change them.
         """
         try:
             query = Question.model_validate_json(question)
@@ -260,12 +260,12 @@ class FollowPart:
         return {part.elem_id: text for part in self._poll_parts if isinstance(text := updates.get(part), str)}
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
-        """Look at a run after a poll found that more than its curves has changed; list the runs again."""
+        """Redraw a run and the list of runs after a poll found more than new curves."""
         choice_update = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
         return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
-        """Return everything about a run; an open question stays open only where `run_shown` is the same run."""
+        """Return everything about a run; an open question stays open only if `run_shown` is the same run."""
         known_id = run_id if self._page.reader.exists(run_id) else ""
         return self._look(known_id, smoothing, log_axis, log_open, run_shown)
 
@@ -279,9 +279,9 @@ class FollowPart:
         updates = self._draw(snapshot, _view_of(smoothing, log_axis), log_open)
         if run_id != run_shown or not updates[self.cancel]["visible"]:
             updates[self.confirm.panel] = HIDDEN
-        if run_id != run_shown:  # else a person may have chosen another one by now
+        if run_id != run_shown:  # else keep the user's choice
             updates[self.place]["value"] = self._place_of(snapshot.run, snapshot.config) or "local"
-            config = snapshot.config  # not its charts, which come with the first steps
+            config = snapshot.config  # its charts come with the first steps
             compares = config is not None and objective_of(config).learns_preferences
             updates[self.small_fold] = gr.update(open=not compares)
         return updates
@@ -292,7 +292,7 @@ class FollowPart:
         return {**dict.fromkeys(parts, HIDDEN), **texts, self.heading: heading}
 
     def redraw_loss(self, run_id: str, smoothing: float | None, log_axis: bool, log_open: bool) -> Updates:
-        """Redraw the loss curve alone, after its controls were moved; the poll draws it the same way."""
+        """Redraw the loss curve after a change of its controls; polls use them too."""
         view = _view_of(smoothing, log_axis)
         try:
             snapshot = self._page.reader.observe(run_id)
@@ -367,12 +367,12 @@ def _has_job(run: Run) -> bool:
 
 
 def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:
-    """Return the view of the curve; the box of the slider may be empty, or hold any number, while a person types."""
+    """Return the view of the curve; while typing, the slider's box may be empty or hold any number."""
     return ChartView(min(max(smoothing or 0.0, 0.0), _MOST_SMOOTHING), log_axis)
 
 
 def _question(snapshot: RunSnapshot, view: ChartView, log_open: bool) -> str:
-    """Return what the page polls; empty for a run that has ended."""
+    """Return the poll's question; empty for a run that has ended."""
     if not snapshot.is_live:
         return ""
     last_stamp, smoothing = _stamp_of(snapshot, log_open), view.smoothing
@@ -387,7 +387,7 @@ def _stamp_of(snapshot: RunSnapshot, log_open: bool) -> str:
 
 
 def _actions_stamp(snapshot: RunSnapshot) -> str:
-    """Return the end of a stamp: all that the buttons and the box of an error depend on."""
+    """Return the end of a stamp: the state that buttons and error box depend on."""
     state = snapshot.state
     requests = (snapshot.stop_requested, snapshot.cancel_requested, snapshot.resume_requested)
     possible = (snapshot.waits_for_memory, can_chat(snapshot.run), state.resumable_step)

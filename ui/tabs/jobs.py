@@ -1,4 +1,4 @@
-"""Where a run trains: here, on a cluster, or on Hugging Face's hardware, with what that costs at most."""
+"""Where a run trains: here, on a cluster, or at Hugging Face Jobs, with the maximum cost."""
 
 import contextlib
 from collections.abc import Sequence
@@ -21,24 +21,23 @@ from ui.tabs import cluster
 from ui.views.html import dollars, error_box, facts, gib, notice, small
 
 _SIGN_IN = (
-    "Jobs run in your own name, and your account at Hugging Face pays for them. Use a token of yours, above: then you see "
-    "hardware and prices."
+    "Jobs run under your Hugging Face account, which pays for them. Enter a token above to see hardware and prices."
 )
 _WHERE = "jobs"
 _CHEAPEST = ("the cheapest that fits", "")
 
 
 class JobsLogin:
-    """Lays out how a person of a lab signs in at Hugging Face, and out."""
+    """Lays out sign-in and sign-out at Hugging Face for a lab's users."""
 
     def __init__(self, page: Page, person: Person, logins: Logins) -> None:
         self._page, self._person, self._logins = page, person, logins
         self.token = gr.Textbox(
-            label="Your Hugging Face token", info="With write access and the right to jobs. Kept in memory until you sign out.",
+            label="Your Hugging Face token", info="Needs write access and jobs permission. Kept in memory until you sign out.",
             type="password", max_lines=1, elem_id="jobs-token",
         )  # fmt: skip
         signed_in = gr.HTML(
-            small("You are signed in at Hugging Face: jobs run in your name."), visible=False, elem_id="jobs-signed-in"
+            small("Signed in at Hugging Face. Jobs run under your account."), visible=False, elem_id="jobs-signed-in"
         )
         with gr.Row():
             self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
@@ -63,7 +62,7 @@ class JobsLogin:
         self._page.refresh_after(self.forget.click(self._forget, None, self.status, **QUICK))
 
     def _use(self, token: str | None) -> str:
-        """Keep a person's token, once Hugging Face has accepted it."""
+        """Keep a token in memory once Hugging Face has accepted it."""
         try:
             require(self._person, Action.USE_JOBS)
             account = sign_in(self._logins, self._person.name, token or "")
@@ -75,11 +74,11 @@ class JobsLogin:
     def _forget(self) -> str:
         self._logins.forget(self._person.name)
         self._page.services.hardware.forget()
-        return small("The token is forgotten. Jobs continue; they are followed again when you sign in.", role="status")
+        return small("Token removed. Jobs continue; monitoring resumes when you sign in.", role="status")
 
 
 class JobsPart:
-    """Lays out the choice of the place; a guest of a lab has none, and its other people sign in at Hugging Face here."""
+    """Lays out the choice of the place; lab guests have none, other users sign in at Hugging Face here."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -128,9 +127,9 @@ class JobsPart:
             self._login.wire()
 
     def ask(self) -> Updates:
-        """Ask Hugging Face for its hardware and prices; the draft shows what came of it."""
+        """Fetch hardware and prices from Hugging Face; the draft shows the result."""
         flavors: Sequence[Flavor] = ()
-        with contextlib.suppress(EngineError):  # it is remembered, and shown with the draft
+        with contextlib.suppress(EngineError):  # stored, and shown with the draft
             flavors = self._page.services.hardware.ask()
         choices = [_CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
         return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
@@ -142,7 +141,7 @@ class JobsPart:
         try:
             flavors = services.hardware.known()
         except EngineError as error:
-            if isinstance(error, SignInNeededError):  # the next step, and no error
+            if isinstance(error, SignInNeededError):  # shown as the next step, not as an error
                 return notice(_SIGN_IN)
             return small(error.what, role="status") if services.hardware.trouble is None else error_box(error)
         if draft.device is None or draft.estimate_error is not None:
@@ -156,7 +155,7 @@ class JobsPart:
 
 
 def render_offer(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str:
-    """Return hardware, price, and the most that the run can cost."""
+    """Return hardware, price, and the maximum cost of the run."""
     figures = [
         (escape(flavor.title), "hardware"),
         (f"{gib(flavor.device.total_bytes)} GiB", "memory"),
@@ -166,12 +165,10 @@ def render_offer(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str
         figures.append(("?", "time limit, known once the rows are counted"))
     else:
         figures += [(f"{limit_hours:g} h", "time limit"), (dollars(flavor.price_per_hour_usd * limit_hours), "at most")]
-    needs = (
-        f"The run needs at most {gib(draft.estimate.needed_bytes)} GiB (90%). " if draft.estimate is not None else ""
-    )
+    needs = f"90% upper bound: {gib(draft.estimate.needed_bytes)} GiB. " if draft.estimate is not None else ""
     return facts(figures) + small(
-        f"{needs}Hugging Face bills your account by the minute. The data, the settings and what is trained travel through a "
-        "private bucket there, which is emptied when the run has ended."
+        f"{needs}Hugging Face bills your account by the minute. Data, settings and results go through a private bucket, "
+        "which is emptied when the run ends."
     )
 
 

@@ -109,7 +109,7 @@ class LabTab:
 
     def _lay_out_settings(self) -> None:
         with gr.Accordion("Limits", open=False, elem_id="lab-limits"):
-            gr.HTML(small("An empty field means no limit. Changes apply from the next look at the queue."))
+            gr.HTML(small("Empty means no limit. Changes apply at the next scheduling pass."))
             self.limits: dict[str, Any] = {}
             fields = list(LabLimits.model_fields.items())
             for first in range(0, len(fields), 2):
@@ -195,7 +195,7 @@ class LabTab:
         return views.render_people(*self._admin.people(), chosen)
 
     def _ask_removal(self, name: str) -> tuple[str, str]:
-        return f"Remove {name} for good?", escape(views.removal_words(name, self._admin.runs_of(name)))
+        return f"Remove {name} permanently?", escape(views.removal_words(name, self._admin.runs_of(name)))
 
     def _show_log(self, words: Any, kind: Any) -> str:
         log_kind = "" if kind == _ANY_KIND else str(kind)

@@ -70,8 +70,8 @@ class LabRunsPart:
     def _ask(self, name: str) -> Updates:
         owner, _, run_id = name.partition("/")
         if name not in {f"{one.owner}/{one.run_id}" for one in self._admin.queue()}:
-            raise RunError("There is no such run.", "Look at the list as it is now.")
-        text = f"Start run {run_id[-4:]} of {owner} before all others? One run can be urgent at a time."
+            raise RunError("There is no such run.", "Reload the list.")
+        text = f"Start run {run_id[-4:]} of {owner} next? Only one run can be urgent."
         return {self.panel: visible_if(True), self.question: notice(text), self.run_key: name, self.why: ""}
 
     def _make_urgent(self, name: Any, why: Any, request: gr.Request) -> Updates:

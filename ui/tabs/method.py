@@ -206,7 +206,7 @@ def render_begins_with(words: str) -> str:
     if not words:
         return ""
     remove = pick_button("out", "Start a new adapter")
-    return f'<div class="sentence">Continues from {escape(words)}. Method, rank and alpha have to stay the same. {remove}</div>'
+    return f'<div class="sentence">Continues from {escape(words)}. Method, rank and alpha must stay the same. {remove}</div>'
 
 
 def render_trainable(draft: Draft) -> str:

@@ -34,7 +34,7 @@ class NotificationsPart:
             self.state = gr.HTML(elem_id="webhook-state")
             with gr.Row(elem_id="webhook-row"):
                 self.url = gr.Textbox(
-                    label="Webhook URL", info="Gets a message when a run of yours ends. Saved here, and not shown again.",
+                    label="Webhook URL", info="Receives a message when one of your runs ends. Saved here and never shown again.",
                     type="password", scale=3, min_width=240, elem_id="webhook-url",
                 )  # fmt: skip
                 names = [("Found from the URL", _BY_ADDRESS), *((_KIND_NAMES[kind], kind) for kind in KINDS)]

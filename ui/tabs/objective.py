@@ -117,7 +117,7 @@ class ObjectivePart:
             choices.append((self._page.begins_with(draft) or chosen, chosen))
         info = "The adapter of an earlier run; the new one has the same shape."
         if objective.has_reference:
-            info += " It is the reference as well."
+            info += " It is also the reference model."
         return gr.update(choices=choices, value=chosen, info=info, visible=True)
 
     def _start_from(self, run_id: str) -> dict[str, Any]:

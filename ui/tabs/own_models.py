@@ -18,7 +18,7 @@ from ui.polls import poll, poll_answer
 from ui.views.html import error_box, small, work_status
 from ui.views.model import render_own
 
-_STOPPED = "The download was stopped. What has arrived is not fetched again."
+_STOPPED = "Download stopped. Downloaded files are kept."
 _REALLY = "really:"
 _DOWNLOADING = "downloading"
 
@@ -44,11 +44,11 @@ class _OwnPart(ABC):
                     label=own.kind.capitalize(), info="A Hub id: owner/name.", max_lines=1, min_width=240, elem_id=name
                 )
                 self.revision = gr.Textbox(
-                    label="Revision", info="Empty takes the newest.", max_lines=1, min_width=160,
+                    label="Revision", info="Empty uses the latest revision.", max_lines=1, min_width=160,
                     elem_id=f"{name}-revision",
                 )  # fmt: skip
                 self.token = gr.Textbox(
-                    label="Your Hugging Face token", info="With read access. Not stored.",
+                    label="Your Hugging Face token", info="Needs read access. Not stored.",
                     type="password", max_lines=1, min_width=240, elem_id=f"{name}-token",
                 )  # fmt: skip
             with gr.Row():
@@ -139,7 +139,7 @@ class OwnModelsPart(_OwnPart):
     """Models, in the Model tab."""
 
     audit_kind = "model downloaded"
-    lead = "Accept the model's terms on its page at the Hub first. It goes to your own folder, and only you use it."
+    lead = "Accept the model's terms on its page at the Hub first. It is stored in your own folder, for you alone."
 
     def offer(self, model_id: str, error: Exception | None) -> Updates:
         """Open the part, with the model filled in, where the Hub refused it to a server without a login."""
@@ -149,7 +149,7 @@ class OwnModelsPart(_OwnPart):
 
     def _arrival_of(self, result: Any) -> _Arrival:
         if result.revision is None:
-            return _Arrival(f"{result.hub_id} is here. Your runs, chats and exports find it.", result.hub_id)
+            return _Arrival(f"{result.hub_id} is downloaded. Your runs, chats and exports can use it.", result.hub_id)
         return _Arrival(
             f"{result.hub_id} is here. Choose it as “Other model”, and {result.revision} under “Advanced”.", ""
         )

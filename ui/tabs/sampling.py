@@ -23,12 +23,10 @@ class SamplingPart:
             self.system = gr.Textbox(
                 label="System prompt",
                 lines=2,
-                info="Empty sends none of yours; the chat template may add its own, see Exact prompt.",
+                info="If empty, the chat template may still add its own; see Exact prompt.",
                 elem_id="chat-system",
             )
-            self.greedy = gr.Checkbox(
-                label="Greedy", info="Always the most likely token; not random.", elem_id="chat-greedy"
-            )
+            self.greedy = gr.Checkbox(label="Greedy", info="Always pick the most likely token.", elem_id="chat-greedy")
             with gr.Row():
                 self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
                 top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)

@@ -50,7 +50,7 @@ class StartPart:
                     min_width=240,
                 )  # fmt: skip
             self.ratio = gr.Checkbox(
-                True, label="Alpha follows the rank", info="Keeps lora_alpha / r of the form.", elem_id="sweep-ratio"
+                True, label="Alpha follows the rank", info="Keeps the form's lora_alpha / r.", elem_id="sweep-ratio"
             )
             self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
         self._buttons = [self.start]
@@ -215,7 +215,7 @@ def render_reason(draft: Draft) -> str:
         problems = (f"<li><code>{escape(field)}</code> {with_code(message)}</li>" for field, message in draft.problems)
         list_html = f"<ul>{''.join(problems)}</ul>"
     if reason is None:
-        reason = "It runs in the background, and continues when you close the page."
+        reason = "It runs in the background and continues when you close the page."
         if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":
-            reason = "It does not fit the free memory now: it will wait in the queue until there is room."
+            reason = "It does not fit in free memory now and will wait in the queue."
     return f'<div class="reason" role="status">{escape(reason)}{list_html}</div>'

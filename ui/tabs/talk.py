@@ -69,7 +69,7 @@ class TalkPart:
             self.trouble = gr.HTML(elem_id="chat-trouble")
             self.suggestions = pick_list(elem_id="suggestions")
             self.question = gr.Textbox(
-                label="Your question", lines=1, max_lines=8, placeholder="Enter sends, Shift+Enter begins a new line.",
+                label="Your question", lines=1, max_lines=8, placeholder="Enter sends, Shift+Enter adds a line.",
                 elem_id="chat-question",
             )  # fmt: skip
             with gr.Row(elem_id="chat-buttons"):
@@ -270,7 +270,9 @@ class TalkPart:
         try:
             choose(self._votes, turns, int(number), choice, self._page.services.runs.owner)
             count = plural(len(self._votes.read().votes), "vote")
-            message = small(f"{count} in all. “Votes” above lists them and makes a dataset of them.", role="status")
+            message = small(
+                f"{count} in total. See “Votes” above to review them or use them as a dataset.", role="status"
+            )
         except EngineError as error:
             message = error_box(error)
         return {self.transcript: self._render(turns), self.trouble: message}

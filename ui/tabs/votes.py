@@ -22,14 +22,14 @@ class VotesPart:
         self._page = page
         self._votes = Votes(page.services.home)
         gr.HTML(
-            '<p class="lead">A vote says which of two answers to the same prompt is better. Preference tuning (DPO, ORPO) '
-            "learns from such pairs.</p>"
+            '<p class="lead">A vote records which of two answers to the same prompt is better. Preference tuning (DPO, ORPO) '
+            "trains on such pairs.</p>"
         )
         self.counts = gr.HTML(elem_id="votes-counts")
         with gr.Column(visible=False, elem_id="votes") as self.panel:
             self.with_cut_off = gr.Checkbox(
                 label="Include cut-off answers",
-                info="Pairs whose better answer ended at the token limit teach the model to stop there.",
+                info="Pairs whose better answer hit the token limit train the model to stop there.",
                 elem_id="votes-cut-off",
             )
             with gr.Row(elem_id="votes-buttons"):
@@ -115,4 +115,4 @@ class VotesPart:
 
     def _ask(self, _number: int) -> tuple[str, str]:
         count = plural(len(self._votes.read().votes), "vote")
-        return f"Delete {count}?", "Datasets that were made of them stay."
+        return f"Delete {count}?", "Datasets made from them are kept."

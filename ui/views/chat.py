@@ -41,7 +41,7 @@ _FINISH_WORDS: dict[FinishReason, str] = {
 }
 _NOT_LOADED = empty(
     "No model loaded",
-    "Choose a run above and load it. It uses memory until you unload it; a run that waits for the device comes first.",
+    "Choose a run above and load it. It uses memory until you unload it or a queued run needs the device.",
 )
 
 
@@ -81,7 +81,7 @@ class Turn:
 
     question: str
     answers: tuple[Answer, ...] = ()
-    reference: str = ""  # the answer of the data, where the question comes from a row
+    reference: str = ""  # reference answer, where the question comes from a row
     asked: QuestionSettings | None = None  # None in conversations that were saved before there were votes
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
@@ -154,7 +154,7 @@ def _turn(
         figures = _figures(answer, context_tokens)
         answers += answer_box(answer.branch, name, text, figures, writing=not answer.done, below=vote)
     if turn.reference:
-        answers += answer_box("reference", "Reference", markdown(turn.reference), "the answer of the data")
+        answers += answer_box("reference", "Reference", markdown(turn.reference), "reference answer")
     edit = ""
     if number is not None:
         edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'

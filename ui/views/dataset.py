@@ -49,12 +49,12 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
         where += f", rated {'good' if row.desirable else 'bad'}"
     if as_tokens and row.sequences:
         words = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
-        words += " Highlighted is what the two answers do not share." if row.rejected else ""
+        words += " Differences between the two answers are highlighted." if row.rejected else ""
         return f"{_lead(words)}{notices(row.notices)}{render_tokens(row)}"
     what = "a pair" if row.rejected else "a conversation"
     words = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
     if as_tokens and not row.sequences:
-        words += " Its tokens appear once a model is chosen and its tokenizer is here."
+        words += " Tokens appear once a model is chosen and its tokenizer is downloaded."
     return f"{_lead(words)}{notices(row.notices)}{render_conversation(row)}"
 
 
@@ -217,7 +217,7 @@ def _pair(chosen: SequenceView, rejected: SequenceView) -> str:
         for name, side in (("Chosen", chosen), ("Rejected", rejected))
     )
     prompt = (
-        f'<p class="small num">Both follow these {shared:,} tokens.</p>{_tokens(before, "What both answers follow")}'
+        f'<p class="small num">Shared prompt of {shared:,} tokens.</p>{_tokens(before, "What both answers follow")}'
     )
     return f'<div class="pair">{prompt if before else ""}<div class="sides">{sides}</div></div>'
 

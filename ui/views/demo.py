@@ -67,7 +67,7 @@ def render_demo(view: DemoView) -> str:
     """Return the run: how far it is, or what came out."""
     snapshot = view.run
     if snapshot is None:
-        words = view.problem or "A small model will be trained here in a moment. This page reloads by itself."
+        words = view.problem or "A small model will be trained here in a moment. This page reloads automatically."
         title = "The demo cannot start" if view.problem else "The demo is being prepared"
         return f'<section><h2>{title}</h2><p class="lead">{escape(words)}</p></section>'
     return _run(view, snapshot) + _rows(view.sample) + _answers(view.sample)
@@ -88,7 +88,7 @@ def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
     if state == "failed":
         return f'<h2>The demo run failed</h2><p class="problem" role="alert">{escape(view.problem)}</p>{ingredients}'
     if state in ("stopped", "interrupted"):
-        words = "It gave its device to a run of a member, and continues afterwards."
+        words = "It was paused for a member's run and will resume."
         return f'<h2>The demo run is paused</h2><p class="lead" role="status">{words}</p>{ingredients}'
     if state in ("queued", "submitted"):
         return f'<h2>The demo run waits</h2><p class="lead" role="status">It starts when the device is free.</p>{ingredients}'
@@ -100,7 +100,7 @@ def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
     )
     return (
         f'<h2>Training now</h2><p class="lead" role="status">{status_line(snapshot) or "Starting"}</p>{bar}{ingredients}'
-        f"{small('A small model is trained on this machine. This page reloads by itself.')}"
+        f"{small('A small model is trained on this machine. This page reloads automatically.')}"
     )
 
 
@@ -130,7 +130,7 @@ def _figures(snapshot: RunSnapshot) -> str:
         figures.append((change, "held-out loss, base to tuned"))
     if history.data_report is not None:
         figures.append((f"{history.data_report.train_rows:,}", "rows trained"))
-        figures.append((count(history.data_report.trained_tokens), "trained tokens an epoch"))
+        figures.append((count(history.data_report.trained_tokens), "trained tokens per epoch"))
     figures.append((f"{history.last_step:,}", "steps"))
     if state.started is not None and state.ended is not None:
         figures.append((duration(state.ended - state.started), "in total"))
@@ -187,7 +187,7 @@ def _rows(sample: DemoSample) -> str:
 def _answers(sample: DemoSample) -> str:
     if not sample.answers:
         return ""
-    words = "Questions of held-out rows, which were never trained. Both models answer without randomness."
+    words = "Questions from held-out rows, which were not used for training. Both models answer greedily."
     answers_html = "".join(map(_render_answers, sample.answers))
     return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{answers_html}</section>'
 

@@ -143,7 +143,7 @@ def _scores(result: EvaluationResult) -> str:
         for branch, mean in result.scores.items()
     ]
     row_words = plural(next(iter(result.scores.values())).rows, "row")
-    caption = f"Greedy answers to {row_words}, compared with their references; 0 is nothing in common, 1 is identical."
+    caption = f"Greedy answers to {row_words}, compared with their references; 0 means no overlap, 1 means identical."
     columns = [Column("Answers of"), *map(Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
     return table(columns, rows, css="scores", caption=caption)
 
@@ -297,7 +297,7 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     elif wins == tally.decisive and tally.decisive < _CLEAR_WINS:
         verdict = f"That may be chance. At least {_CLEAR_WINS} decided pairs are needed for a clear result."
     else:
-        verdict = "That may be chance. Judge more pairs to be surer."
+        verdict = "That may be chance. Judge more pairs for a clearer result."
     return (
         f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {pair_words}. If both were equally good, a result at "
         f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"

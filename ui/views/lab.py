@@ -73,7 +73,7 @@ def render_link(link: str, what: str) -> str:
 
 def removal_words(name: str, runs: RunsOfPerson) -> str:
     """Return what becomes of an account and its runs when it is removed."""
-    runs_words = "There are no runs of this account."
+    runs_words = "This account has no runs."
     if runs.all:
         runs_words = f"Kept: {plural(runs.all, 'run')}, which admins can read."
     if runs.active or runs.waiting:
@@ -86,13 +86,13 @@ def removal_words(name: str, runs: RunsOfPerson) -> str:
 def render_cache(cache: ModelCache) -> str:
     """Return the models in the cache: size, last use, which runs need each; those offered for removal are marked."""
     if not cache.models:
-        return empty("No models yet", "Models from the Hub are downloaded once, and stay here for all people.")
+        return empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
     most = "no limit is set" if cache.most_bytes is None else f"the limit is {size(cache.most_bytes)}"
     text = f"{plural(len(cache.models), 'model')}, {size(cache.bytes)}; {most}."
     if cache.offered:
         text += f" Remove the {len(cache.offered):,} marked ones, used least recently, to get below it."
     elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
-        text += " Runs need all of them at present."
+        text += " All of them are needed by runs."
     rows = [_cache_row(one, one.id in cache.offered) for one in reversed(cache.models)]
     columns = ("Model", Column.of_numbers("Size"), "Last used", "Runs", "")
     below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}")

@@ -32,7 +32,7 @@ def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = 
         manages: Add what an admin does to runs of all.
     """
     if not entries:
-        return empty("No runs", "Nothing runs or waits: the next run starts at once.")
+        return empty("No runs", "No active or queued runs. The next run starts immediately.")
     rows = [_row(one, viewer, manages) for one in entries]
     columns = ("Owner", "State", "Expected end, or why it waits", *(("",) if manages else ()))
     return table(columns, rows, css="rows turns")

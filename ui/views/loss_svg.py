@@ -79,7 +79,7 @@ def loss_words(history: RunHistory) -> str:
     """Return what the curve shows, in a sentence."""
     steps, losses = finite(history, "step", "loss")
     if not len(steps):
-        return "No step was logged yet."
+        return "No steps logged yet."
     words = f"Training loss falls from {losses[0]:.2f} to {losses[-1]:.2f} in {int(steps[-1]):,} steps"
     if losses[-1] >= losses[0]:
         words = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"

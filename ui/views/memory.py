@@ -121,9 +121,9 @@ def _memory(draft: Draft) -> str:
     if draft.shape is not None:
         reason = "Correct the settings above first."
     elif draft.mapping["model"].get("id"):
-        reason = "It appears once the model has been looked up; the Model tab shows the progress."
+        reason = "Shown once the model is loaded; the Model tab shows the progress."
     else:
-        reason = "Choose a model, and its memory appears here."
+        reason = "Choose a model to see its memory."
     return f'<div class="section"><h3>Memory</h3>{small(reason)}</div>'
 
 
@@ -134,7 +134,7 @@ def _judged_for(draft: Draft) -> str:
         return ""
     obstacles = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
     place = _STARTS.get(draft.where, "on this machine")
-    return notices([f"Judged for {elsewhere.device.name}. A run still starts {place}.", *obstacles])
+    return notices([f"Estimate for {elsewhere.device.name}. A run still starts {place}.", *obstacles])
 
 
 def _rows_words(draft: Draft) -> str:
@@ -143,7 +143,7 @@ def _rows_words(draft: Draft) -> str:
     if estimate is None:
         return ""
     if rows is None:
-        return small(f"For rows of {most:,} tokens; for yours once all of them have been read.")
+        return small(f"For rows of {most:,} tokens; for your rows once all are read.")
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
     if rows.per_row > 1:
         several = f"{plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
@@ -195,7 +195,7 @@ def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
     if estimate.verdict == "fits":
         return _changes("Room for", (*advice.changes, *advice.limits))
     changes = [change for change in (*advice.changes, *advice.limits) if change.needed_bytes < estimate.needed_bytes]
-    return _changes("One click that helps", changes) or small("No single change makes it fit; a smaller model would.")
+    return _changes("Suggested changes", changes) or small("No single change makes it fit; a smaller model would.")
 
 
 def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:

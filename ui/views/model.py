@@ -36,7 +36,7 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
     caption = f"Fits: {rows} at batch 2 on {fits.device_name}."
     if not is_done:
         caption += (
-            f" {done_count} of {len(list_catalog())} models judged; an architecture takes seconds the first time."
+            f" {done_count} of {len(list_catalog())} models estimated; each architecture takes seconds the first time."
         )
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
 

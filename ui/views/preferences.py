@@ -101,7 +101,7 @@ def _balance(good: int, bad: int) -> str:
     )
     fewer, more = sorted((good, bad))
     if not fewer:
-        advice = "One label alone teaches no preference; add answers with the other one."
+        advice = "All answers have the same label; add answers with the other one."
     elif more > _MOST_LOPSIDED * fewer:
         name = "desirable_weight" if good < bad else "undesirable_weight"
         advice = f"Set {name} to about {more / fewer:.2g} on the Train tab, so both labels weigh the same."

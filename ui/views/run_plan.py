@@ -51,7 +51,7 @@ def render_plan(
         )
         without = "without loading and evaluation"
         if around_seconds:
-            without = f"with {duration(around_seconds)} for loading, evaluation and saving as there"
+            without = f"with {duration(around_seconds)} for loading, evaluation and saving"
         note = small(
             f"Estimated from {similar.tokens_per_second:,.0f} tokens/s in “{similar.name}”, a run with the same model, method "
             f"and device, {without}."

@@ -41,7 +41,7 @@ ORDERS: dict[str, tuple[SortKey, bool]] = {
 
 NO_RUNS = empty(
     "No runs yet",
-    "Every run is kept here with its settings, curves and result. Begin in the Model tab, or use a preset in Train.",
+    "All runs are listed here with settings, curves and results. Start in the Model tab, or with a preset in Train.",
 )
 NOTHING_FOUND = empty("No matching runs", "Use fewer words, or show all states.")
 

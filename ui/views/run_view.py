@@ -57,7 +57,7 @@ _PHASE_WORDS = {
 
 NO_RUN = empty(
     "No active run",
-    "Set one up and start it: it appears here, and continues when you close the page. Choose earlier runs above, or in the "
+    "Set up and start a run: it appears here and continues when you close the page. Choose earlier runs above, or in the "
     "Runs tab.",
 )
 
@@ -265,7 +265,7 @@ def render_memory(snapshot: RunSnapshot) -> str:
 
 def render_log(text: str) -> str:
     """Return the end of the worker's log."""
-    return log(text, "Log of the worker") if text.strip() else small("The log is empty.")
+    return log(text, "Worker log") if text.strip() else small("The log is empty.")
 
 
 def render_timeline(snapshot: RunSnapshot) -> str:

@@ -66,7 +66,7 @@ def _vote(vote: Vote, is_asked: bool) -> str:
     summary = summary if len(summary) <= _LONGEST_SUMMARY else f"{summary[:_LONGEST_SUMMARY]} …"
     prompt = "\n\n".join(f"{turn.role}: {_shorten(turn.content)}" for turn in vote.prompt)
     if is_asked:
-        delete = pick_button(f"really:{vote.id}", "Delete for good", css="inline")
+        delete = pick_button(f"really:{vote.id}", "Delete permanently", css="inline")
     else:
         delete = pick_button(f"delete:{vote.id}", "Delete", css="inline", label=f"Delete the vote on {summary}")
     figures = f"{escape(short_name(better.model.base))} · {_sampling(vote)}"
