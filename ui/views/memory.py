@@ -121,7 +121,7 @@ def _memory(draft: Draft) -> str:
     if draft.shape is not None:
         reason = "Correct the settings above first."
     elif draft.mapping["model"].get("id"):
-        reason = "Shown once the model is loaded; the Model tab shows the progress."
+        reason = "Shown once the model has been looked up; see the Model tab."
     else:
         reason = "Choose a model to see its memory."
     return f'<div class="section"><h3>Memory</h3>{small(reason)}</div>'
