@@ -37,7 +37,7 @@ class FakeChatSession:
         self._stopped: set[str] = set()
         self.may_answer = threading.Event()  # while it is not set, an answer goes on only once it is stopped
         self.may_answer.set()
-        self.asked: list[ChatRequest] = []
+        self.requests: list[ChatRequest] = []
 
     @property
     def state(self) -> ChatState:
@@ -82,7 +82,7 @@ class FakeChatSession:
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
         if self._state.model is None:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
-        self.asked.append(request)
+        self.requests.append(request)
         words = {branch: _ANSWERS[branch].split(" ") for branch in request.branches}
         for place in range(max(len(words[branch]) for branch in request.branches) + 1):
             time.sleep(self._pace)
@@ -90,13 +90,13 @@ class FakeChatSession:
                 pass
             stopped = request.id in self._stopped
             for branch in request.branches:
-                said = words[branch]
-                if place > len(said):
+                text = words[branch]
+                if place > len(text):
                     continue
-                done = stopped or place == len(said)
+                done = stopped or place == len(text)
                 yield ChatChunk(
                     branch=branch,
-                    text="" if done else said[place] + " ",
+                    text="" if done else text[place] + " ",
                     tokens=place + (not done),
                     tokens_per_second=1 / self._pace if self._pace else 999.0,
                     prompt_tokens=31,

@@ -38,7 +38,7 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
     answered = []
     for number in range(rows):
         question, reference = QUESTIONS[number % len(QUESTIONS)]
-        said = reference if number % 3 == 2 else reference[: 20 + 3 * number]
+        text = reference if number % 3 == 2 else reference[: 20 + 3 * number]
         worth = min(1.0, 0.21 + number / rows)
         answered.append(
             AnsweredRow(
@@ -52,9 +52,9 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
                         scores=AnswerScores(exact=False, rouge_l=0.11, chrf=0.14),
                     ),
                     "tuned": BranchAnswer(
-                        text=said,
+                        text=text,
                         tokens=28,
-                        scores=AnswerScores(exact=said == reference, rouge_l=worth, chrf=worth),
+                        scores=AnswerScores(exact=text == reference, rouge_l=worth, chrf=worth),
                     ),
                 },
             )
@@ -79,10 +79,10 @@ def a_preference_evaluation() -> EvaluationResult:
         "second": PairLikelihoods([-30.0] * 30, [-29.5] * 14 + [-31.0] * 16),
         "tuned": PairLikelihoods([-31.0] * 30, [-30.0] * 2 + [-44.0] * 28),
     }
-    found = measure_preference(likelihoods, [(20, 24)] * 30, "second", 0.1)  # type: ignore[arg-type]
+    preference = measure_preference(likelihoods, [(20, 24)] * 30, "second", 0.1)  # type: ignore[arg-type]
     result = an_evaluation()
     losses = {**result.losses, "second": BranchLoss.of(1.0532, 1508)}
-    return result.model_copy(update={"losses": losses, "preference": found, "start": "faq <b>"})
+    return result.model_copy(update={"losses": losses, "preference": preference, "start": "faq <b>"})
 
 
 def a_rated_evaluation() -> EvaluationResult:

@@ -191,8 +191,8 @@ def _module_of(argv: list[str]) -> str:
         return ""
     if argv[2] == "-m":
         return argv[3]
-    found = _RUNS_MODULE.search(argv[3]) if argv[2] == "-c" else None
-    return found[1] if found else ""
+    match = _RUNS_MODULE.search(argv[3]) if argv[2] == "-c" else None
+    return match[1] if match else ""
 
 
 @contextmanager
@@ -265,9 +265,9 @@ def _serve(server: socket.socket) -> None:
 
 def _become_worker(order: dict[str, Any], descriptors: list[int]) -> None:
     os.setsid()
-    given = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _FIRST_FREE_DESCRIPTOR) for descriptor in descriptors]
+    values = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _FIRST_FREE_DESCRIPTOR) for descriptor in descriptors]
     os.closerange(3, _FIRST_FREE_DESCRIPTOR)
-    for target, descriptor in zip(order["targets"], given, strict=True):
+    for target, descriptor in zip(order["targets"], values, strict=True):
         os.dup2(descriptor, target)
     os.closerange(_FIRST_FREE_DESCRIPTOR, _FIRST_FREE_DESCRIPTOR + _MOST_DESCRIPTORS)
     os.chdir(order["folder"])

@@ -32,7 +32,7 @@ class PageClient:
 
     @classmethod
     @contextmanager
-    def opened(cls, http: httpx.Client, config: dict[str, Any]) -> Iterator[Self]:
+    def open(cls, http: httpx.Client, config: dict[str, Any]) -> Iterator[Self]:
         """Open a page, with the stream that keeps it alive, and fire what a browser fires on its own; closes it."""
         page = cls(http, config)
         with http.stream("GET", f"{_API}/heartbeat/{page.session}") as alive:

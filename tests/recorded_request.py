@@ -5,11 +5,11 @@ class RecordedRequest:
     """Keeps what it is told; is cancelled once it has been told so much."""
 
     def __init__(self, cancel_after: int | None = None) -> None:
-        self.told: list[dict] = []
+        self.progress_log: list[dict] = []
         self._cancel_after = cancel_after
 
     def progress(self, value: dict) -> None:
-        self.told.append(value)
+        self.progress_log.append(value)
 
     def is_cancelled(self) -> bool:
-        return self._cancel_after is not None and len(self.told) >= self._cancel_after
+        return self._cancel_after is not None and len(self.progress_log) >= self._cancel_after

@@ -39,8 +39,8 @@ def comparisons_by_name(source: str) -> list[int]:
     lines = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare | ast.MatchValue):
-            found = constants(node) & NAMES
-            if found - AMBIGUOUS or (found and names_a_method(node)):
+            result = constants(node) & NAMES
+            if result - AMBIGUOUS or (result and names_a_method(node)):
                 lines.append(node.lineno)
         elif isinstance(node, ast.Dict):
             keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
@@ -51,14 +51,14 @@ def comparisons_by_name(source: str) -> list[int]:
 
 def test_nothing_compares_a_method_by_its_name_outside_the_registries():
     files = [path for top in ("engine", "ui") for path in (ROOT / top).rglob("*.py")] + [ROOT / "app.py"]
-    found = [
+    result = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in files
         if not any(home in path.parents for home in HOMES)
         for line in comparisons_by_name(path.read_text(encoding="utf-8"))
     ]
 
-    assert found == []
+    assert result == []
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_quantized_weights_are_refused_before_anything_starts(method, quantizati
     if quantization in method.quantization:
         config_from_mapping(mapping)
         return
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         config_from_mapping(mapping)
-    (problem,) = caught.value.problems
+    (problem,) = error_info.value.problems
     assert problem.field == "model.quantization"
     assert problem.message.startswith(f"{method.label} cannot be trained on {quantization} weights; set quantization")

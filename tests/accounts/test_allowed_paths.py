@@ -180,12 +180,12 @@ def test_what_exists_and_what_does_not_are_refused_alike(home):
     )
     for there, missing in pairs:
         for reader in READERS:
-            said = []
+            messages = []
             for text in (there, missing):
                 with pytest.raises(EngineError) as refused:
                     reader.use(home, text)
-                said.append(str(refused.value))
-            assert said[0] == said[1], reader
+                messages.append(str(refused.value))
+            assert messages[0] == messages[1], reader
 
 
 def test_own_files_and_the_labs_are_read(home):

@@ -82,9 +82,9 @@ def test_checkpoints_are_left_out_unless_wanted(lab, empty, tmp_path):
     write_backup(lab, tmp_path / "lab.tar", with_checkpoints=False)
     restore_backup(empty, tmp_path / "lab.tar")
 
-    kept = {path for path in files_of(lab) if "checkpoints" not in path.parts}
-    assert len(kept) < len(files_of(lab))
-    assert set(files_of(empty)) == kept
+    remaining = {path for path in files_of(lab) if "checkpoints" not in path.parts}
+    assert len(remaining) < len(files_of(lab))
+    assert set(files_of(empty)) == remaining
 
 
 def test_ended_sessions_and_used_links_do_not_come_back(lab, empty, accounts, sessions, tmp_path, quick_passwords):

@@ -107,8 +107,8 @@ def print_memory(session: ChatSession, base: ModelConfig, adapter: Path, tokens:
         session.load(target_of(base, trained))
         rates = [chunk.tokens_per_second for chunk in ask(session, branches, tokens) if chunk.done]
         resident[name] = session.state.process_bytes
-        shown = " and ".join(f"{rate:.1f}" for rate in rates)
-        print(f"{name}: {resident[name] / MIB:.0f} MiB resident, {shown} tokens per second")
+        text = " and ".join(f"{rate:.1f}" for rate in rates)
+        print(f"{name}: {resident[name] / MIB:.0f} MiB resident, {text} tokens per second")
     print(f"memory of side by side against one model: {resident['side by side'] / resident['one model']:.3f}")
     processes = {process.pid for process in psutil.Process().children(recursive=True)}
     session.unload()

@@ -84,7 +84,7 @@ def _page(home: LoratoryHome, programs: Path) -> Iterator[tuple[PageClient, psut
     with (
         real_server(home.root, PATH=path) as server,
         httpx.Client(base_url=server.url, timeout=120) as http,
-        PageClient.opened(http, read_config(http)) as page,
+        PageClient.open(http, read_config(http)) as page,
     ):
         yield page, psutil.Process(server.process.pid)
 

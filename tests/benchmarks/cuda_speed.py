@@ -295,21 +295,21 @@ def table(measured: dict[Cell, Figures | str]) -> str:
         "| shape | weights | trainer | tokens/s | of ours | passes merged | peak GiB | predicted GiB |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    for cell, found in measured.items():
-        if isinstance(found, str):
+    for cell, result in measured.items():
+        if isinstance(result, str):
             continue
         ours = measured.get(Cell(cell.shape, cell.base, "ours"))
-        share = f"{found.tokens_per_second / ours.tokens_per_second:.0%}" if isinstance(ours, Figures) else ""
-        predicted = f"{found.predicted_bytes / GIB:.2f}" if found.predicted_bytes else ""
+        share = f"{result.tokens_per_second / ours.tokens_per_second:.0%}" if isinstance(ours, Figures) else ""
+        predicted = f"{result.predicted_bytes / GIB:.2f}" if result.predicted_bytes else ""
         weights = "bfloat16" if cell.base == "none" else cell.base
         lines.append(
-            f"| {cell.shape} | {weights} | {cell.words} | {found.tokens_per_second:,.0f} | {share} | "
-            f"{found.merged_passes} | {found.peak_bytes / GIB:.2f} | {predicted} |"
+            f"| {cell.shape} | {weights} | {cell.words} | {result.tokens_per_second:,.0f} | {share} | "
+            f"{result.merged_passes} | {result.peak_bytes / GIB:.2f} | {predicted} |"
         )
     missing = [
-        f"- {cell.shape}, {cell.base}, {cell.words}: {found}"
-        for cell, found in measured.items()
-        if isinstance(found, str)
+        f"- {cell.shape}, {cell.base}, {cell.words}: {result}"
+        for cell, result in measured.items()
+        if isinstance(result, str)
     ]
     return "\n".join([*lines, *(["", "Not measured:", *missing] if missing else [])])
 
@@ -372,8 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cell", nargs=2, metavar=("CELL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.cell is not None:
-        found = measure(Cell(**json.loads(options.cell[0])), Path(options.cell[1]))
-        print(json.dumps(asdict(found)), flush=True)
+        result = measure(Cell(**json.loads(options.cell[0])), Path(options.cell[1]))
+        print(json.dumps(asdict(result)), flush=True)
     elif options.dry_run:
         print(table(dry_run()))
     else:

@@ -197,7 +197,7 @@ def main() -> None:
         for number, person in enumerate(people):
             http = stack.enter_context(_browser(server, sessions.begin(person, "127.0.0.1", "benchmark")))
             began = time.perf_counter()
-            page = stack.enter_context(PageClient.opened(http, read_config(http)))
+            page = stack.enter_context(PageClient.open(http, read_config(http)))
             visitors.append(Visitor(page, number, shared=shared if number else ""))
             if number in (0, len(people) - 1):
                 say_memory(f"{number + 1} open (this one in {time.perf_counter() - began:.1f} s)", server.process)

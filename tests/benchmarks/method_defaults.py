@@ -111,19 +111,19 @@ def main() -> None:
     parser.add_argument("--defaults", default="old,new", help="also overrides, such as training.learning_rate=1e-3")
     parser.add_argument("--folder", type=Path, default=Path(".method-defaults"), help="keeps what was measured")
     parser.add_argument("--parts", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    asked.data = str(Path(asked.data).resolve())
-    if asked.parts:
+    options.data = str(Path(options.data).resolve())
+    if options.parts:
         from engine.training.worker import keep_freed_memory
 
         keep_freed_memory()  # before torch, as the worker does
-        for part in json.loads(asked.parts):
-            print(json.dumps(train(Part(*part), asked.data)), flush=True)
+        for part in json.loads(options.parts):
+            print(json.dumps(train(Part(*part), options.data)), flush=True)
         return
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    if not table(asked):
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if not table(options):
         raise SystemExit("A new default is worse than the old one.")
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         config = read_config(http)
 
         def visit(_: int) -> None:
-            with PageClient.opened(http, config):
+            with PageClient.open(http, config):
                 pass
 
         list(clients.map(visit, range(_WARM_UP)))

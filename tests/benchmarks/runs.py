@@ -67,11 +67,11 @@ def measure_list(home: LoratoryHome, count: int) -> None:
     say(f"{count:,} runs, all others drawn up for the first time ever", time.perf_counter() - began)
     fresh = []
     for _ in range(ROUNDS):
-        shown = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", FIRST_TABLE, str(home.root)], capture_output=True, text=True, check=True
         ).stdout.split()
-        assert int(shown[0]) == count
-        fresh.append(float(shown[1]))
+        assert int(output[0]) == count
+        fresh.append(float(output[1]))
     say(f"{count:,} runs, first table of a fresh server (wanted: under 1 s)", statistics.median(fresh))
     say(f"{count:,} runs, the same table again", median(index.summaries))
     query = RunQuery(words="qwen lora 17", sort="eval_loss", descending=False)

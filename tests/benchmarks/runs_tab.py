@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5000)
     count = parser.parse_args().runs
     first: list[float] = []
-    found: list[float] = []
+    matches: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="loratory-benchmark-", ignore_cleanup_errors=True) as folder,
         chromium() as browser,
@@ -62,7 +62,7 @@ def main() -> None:
         make_runs(home, count, owner=local_owner())
         for start in range(_STARTS + 1):
             with real_server(home.root) as server:
-                shown = measure(browser, server.url, found if start else [])
+                shown = measure(browser, server.url, matches if start else [])
                 if start:
                     first.append(shown)
                 else:
@@ -71,7 +71,7 @@ def main() -> None:
                         [shown],
                     )
     say(f"{count:,} runs, from the click on Runs to the first table of a fresh server (wanted: 1 s)", first)
-    say(f"{count:,} runs, from the last letter to the filtered table (wanted: 200 ms)", found)
+    say(f"{count:,} runs, from the last letter to the filtered table (wanted: 200 ms)", matches)
 
 
 def measure(browser: Browser, address: str, found: list[float]) -> float:

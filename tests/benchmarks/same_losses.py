@@ -68,10 +68,10 @@ def main() -> int:
                 reference = losses(folder, method, steps, names, joins=joins)
                 for used in [*([name] for name in names), names]:
                     left_out = [name for name in names if name not in used]
-                    found = difference(losses(folder, method, steps, left_out, joins=joins), reference)
-                    worst = max(worst, found)
+                    result = difference(losses(folder, method, steps, left_out, joins=joins), reference)
+                    worst = max(worst, result)
                     label = used[0] if len(used) == 1 else "all"
-                    print(f"{method:6} {'joined' if joins else 'padded':7} {label:18} {100 * found:.4f}%", flush=True)
+                    print(f"{method:6} {'joined' if joins else 'padded':7} {label:18} {100 * result:.4f}%", flush=True)
     return 0 if worst <= TOLERANCE else 1
 
 

@@ -197,16 +197,16 @@ class TrialBook:
 
     def trial(self, kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
         """The trial of this recipe and label; measured unless the folder holds it."""
-        told = json.dumps([kind, asdict(recipe), label], sort_keys=True)
+        key_text = json.dumps([kind, asdict(recipe), label], sort_keys=True)
         kept = None
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            kept = self._folder / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+            kept = self._folder / f"{kind}-{hashlib.sha256(key_text.encode()).hexdigest()[:16]}.json"
             if kept.exists():
                 return Trial(**json.loads(kept.read_text())["trial"])
         result = measure(kind, recipe)
         if kept is not None:
-            kept.write_text(json.dumps({"recipe": json.loads(told), "trial": asdict(result)}))
+            kept.write_text(json.dumps({"recipe": json.loads(key_text), "trial": asdict(result)}))
         print(f"{kind}, {label}: {result.speed:.0f} trained tokens/s", file=sys.stderr, flush=True)
         return result
 

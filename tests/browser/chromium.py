@@ -65,14 +65,14 @@ def fits_its_window(page: Page) -> None:
 def barriers(page: Page) -> list[str]:
     """What axe-core finds on a page as it is, its dark colours as well: rule, element, and why."""
     page.emulate_media(reduced_motion="reduce")  # a colour on its way is not the one that stays
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     was_dark = page.evaluate("document.body.classList.contains('dark')")
     page.emulate_media(color_scheme="dark")
     page.evaluate("document.body.classList.add('dark')")
-    found += Axe().run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
+    violations += Axe().run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
     page.emulate_media(color_scheme="light")
     page.evaluate("dark => document.body.classList.toggle('dark', dark)", was_dark)
-    return [f"{rule['id']} {node['target']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+    return [f"{rule['id']} {node['target']} {node['failureSummary']}" for rule in violations for node in rule["nodes"]]
 
 
 def let_fold_settle(page: Page) -> None:

@@ -190,11 +190,11 @@ def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser
 
 
 def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser, tmp_path, monkeypatch):
-    found, services = threading.Event(), fake_services(tmp_path)
+    match_event, services = threading.Event(), fake_services(tmp_path)
     describe = services.inspector.model_details
 
     def describe_slowly(model):
-        assert found.wait(LONGER_THAN_A_TEST)
+        assert match_event.wait(LONGER_THAN_A_TEST)
         return describe(model)
 
     monkeypatch.setattr(services.inspector, "model_details", describe_slowly)
@@ -206,9 +206,9 @@ def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser
             page.locator("#samples [data-pick]").first.click()
             expect(page.locator("#row-shown .turn").first).to_be_visible()
 
-            found.set()
+            match_event.set()
 
             expect(page.locator("#row-shown .tokens")).to_be_visible()
         finally:
-            found.set()
+            match_event.set()
             page.context.close()

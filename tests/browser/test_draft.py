@@ -125,9 +125,9 @@ def test_a_slider_may_be_emptied_and_typed_again(page):
     open_tab(page, "Method")
     rank = page.locator("#rank input[type=number]")
 
-    for typed, said in (("", "r 16"), ("0", "out of range"), ("24", "r 24")):
+    for typed, text in (("", "r 16"), ("0", "out of range"), ("24", "r 24")):
         rank.fill(typed)
-        expect(page.locator("#panel")).to_contain_text(said)
+        expect(page.locator("#panel")).to_contain_text(text)
 
     expect(page.locator("#side .error, [data-testid=toast-body]")).to_have_count(0)
 

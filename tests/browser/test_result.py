@@ -170,8 +170,8 @@ def test_the_blind_test_tells_nothing_before_the_choice_and_keeps_the_tally(page
     expect(page.locator("#blind-tally")).to_contain_text("sign test")
     picture(page, "result-blind-tally")
 
-    (kept,) = (server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl")
-    assert json.loads(kept.read_text().splitlines()[0])["verdict"] == "left"
+    (remaining,) = (server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl")
+    assert json.loads(remaining.read_text().splitlines()[0])["verdict"] == "left"
 
 
 def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, server):

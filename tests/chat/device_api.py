@@ -42,7 +42,7 @@ class DeviceApi:
     """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
         self.mistakes: list[str] = []
         self.refusal: Refusal | None = None
         self.queues = False
@@ -84,22 +84,22 @@ class DeviceApi:
 
     def of(self, path: str) -> list[dict[str, str]]:
         """Return the parameters of all requests of a path."""
-        return [given for one, given in self.asked if one == path]
+        return [values for one, values in self.requests if one == path]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(request.path)
-        given = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        settings = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         required, optional = _ALLOWED.get(parts.path, ({"no such path"}, set()))
-        if not required <= given.keys() <= required | optional or int(request.headers.get("Content-Length") or 0):
+        if not required <= settings.keys() <= required | optional or int(request.headers.get("Content-Length") or 0):
             self.mistakes.append(request.path)
             _send(request, 422)
             return
-        self.asked.append((parts.path, given))
+        self.requests.append((parts.path, settings))
         by_path: dict[str, Callable[[BaseHTTPRequestHandler, dict[str, str]], None]] = {
             "/startup-report": lambda request, _: _send(request, 200), "/schedule": self._schedule, "/allow": self._allow,
             "/release": self._release,
         }  # fmt: skip
-        by_path[parts.path](request, given)
+        by_path[parts.path](request, settings)
 
     def _schedule(self, request: BaseHTTPRequestHandler, given: dict[str, str]) -> None:
         if not given["taskId"].isdigit() or (given["enableQueue"], given["tokenVersion"]) != ("true", "2"):

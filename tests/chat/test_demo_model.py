@@ -43,10 +43,10 @@ def session(demo_home):
 
 
 def say(session: ChatSession, *branches: str) -> dict[str, str]:
-    said = dict.fromkeys(branches, "")
+    answers = dict.fromkeys(branches, "")
     for chunk in session.stream(ChatRequest(messages=QUESTION, branches=branches, sampling=GREEDY)):
-        said[chunk.branch] += chunk.text
-    return said
+        answers[chunk.branch] += chunk.text
+    return answers
 
 
 def generate(folder: str, adapter, dtype: torch.dtype, ids: tuple[int, ...]) -> str:
@@ -68,14 +68,14 @@ def test_side_by_side_says_what_generate_says(session, demo_home, folder, adapte
     model = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
     ids = session.prompt(QUESTION).ids
 
-    said = say(session, "base", "tuned")
+    text = say(session, "base", "tuned")
 
     dtype = getattr(torch, model.dtype)
     # As the chat's worker does, in a process of its own: what other tests set in this one changes the last bits.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        assert said["base"] == fresh.submit(generate, folder, None, dtype, ids).result()
-        assert said["tuned"] == fresh.submit(generate, folder, adapter, dtype, ids).result()
-    assert said["base"] != said["tuned"]
+        assert text["base"] == fresh.submit(generate, folder, None, dtype, ids).result()
+        assert text["tuned"] == fresh.submit(generate, folder, adapter, dtype, ids).result()
+    assert text["base"] != text["tuned"]
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.6), ("int8", 0.75)])

@@ -281,7 +281,7 @@ def test_unloading_ends_the_process_and_the_answers(session, target, hold):
 
 def test_unloading_ends_a_loading(session, target):
     begun, go = threading.Event(), threading.Event()
-    caught = []
+    errors = []
 
     def wait_in_the_midst(progress):
         if progress.phase == "loading_model":
@@ -292,7 +292,7 @@ def test_unloading_ends_a_loading(session, target):
         try:
             session.load(target, wait_in_the_midst)
         except WorkerError as error:
-            caught.append(error)
+            errors.append(error)
 
     session.unload()
     loading = threading.Thread(target=load)
@@ -305,7 +305,7 @@ def test_unloading_ends_a_loading(session, target):
 
     go.set()
     loading.join(300)
-    assert "Loading was stopped" in str(caught[0])
+    assert "Loading was stopped" in str(errors[0])
     assert session.state.phase == "empty"
 
 
@@ -360,16 +360,16 @@ def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(ses
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
     session.load(target)
     pid = pid_of(session)
-    told: list[str] = []
-    monkeypatch.setattr(session, "on_unload", told.append)
+    messages: list[str] = []
+    monkeypatch.setattr(session, "on_unload", messages.append)
     assert session.state.expires_after_seconds is None
     monkeypatch.setattr(session, "expires_after_seconds", 0.01)
     wait_until_gone(pid)
-    wait_until(lambda: bool(told))
+    wait_until(lambda: bool(messages))
 
     assert session.state.phase == "empty"
     assert "because it was idle for" in session.state.note
-    assert told == [session.state.note]
+    assert messages == [session.state.note]
 
 
 def test_a_process_that_dies_is_noticed_and_replaced(session, target, hold):

@@ -38,18 +38,18 @@ class Recorder:
     """Stands in for CUDA graphs."""
 
     def __init__(self, fails_at=0):
-        self.recorded = self.repeated = 0
+        self.record_count = self.repeat_count = 0
         self._fails_at = fails_at
 
     def capture(self, one_token):
-        self.recorded += 1
-        if self.recorded == self._fails_at:
+        self.record_count += 1
+        if self.record_count == self._fails_at:
             one_token()  # as far as the pass may have come
             raise RuntimeError("operation not permitted when stream is capturing")
         result = one_token()
 
         def repeat():
-            self.repeated += 1
+            self.repeat_count += 1
             return result.copy_(one_token())
 
         return repeat
@@ -112,11 +112,11 @@ def test_answers_are_those_of_a_growing_cache(holder, tokenizer, branch, recorde
 
     first = answer(weights, tokenizer, sampling)
     assert isinstance(first._cache, LentCache)
-    before = recorder.repeated if recorder is not None else 0
+    before = recorder.repeat_count if recorder is not None else 0
     assert finish(first) == expected
     assert finish(answer(weights, tokenizer, sampling)) == expected  # in the same memory
     if recorder is not None:
-        assert recorder.repeated - before == 2 * 23  # the prompt's pass gives the first token
+        assert recorder.repeat_count - before == 2 * 23  # the prompt's pass gives the first token
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +132,7 @@ def test_families_and_windows_answer_the_same(family, tokenizer, tmp_path):
 
     assert finish(answer(weights, tokenizer)) == expected
     assert len(set(expected)) > 6
-    assert recorder.repeated == 23
+    assert recorder.repeat_count == 23
 
 
 def test_a_quantized_base_answers_the_same(tiny_model_folder, tokenizer, tmp_path):
@@ -149,7 +149,7 @@ def test_a_quantized_base_answers_the_same(tiny_model_folder, tokenizer, tmp_pat
     use_fixed_caches(base, recorder)
 
     assert [finish(answer(weights, tokenizer)) for weights in branches] == expected
-    assert recorder.recorded == 2
+    assert recorder.record_count == 2
 
 
 def test_answers_that_take_turns_have_a_cache_and_a_graph_each(holder, tokenizer):
@@ -165,7 +165,7 @@ def test_answers_that_take_turns_have_a_cache_and_a_graph_each(holder, tokenizer
                 one.advance()
 
     assert {branch: list(one.tokens) for branch, one in beside.items()} == expected
-    assert recorder.recorded == 3
+    assert recorder.record_count == 3
 
 
 def test_a_prompt_is_read_in_pieces(holder, tokenizer, monkeypatch):
@@ -204,7 +204,7 @@ def test_a_longer_conversation_gets_a_larger_cache_and_another_graph(holder, tok
         finish(one)
 
     assert sizes == [64, 64, 256, 256]
-    assert recorder.recorded == 2
+    assert recorder.record_count == 2
 
 
 def test_what_cannot_be_recorded_is_computed_and_reported_once(holder, tokenizer, capfd):
@@ -220,7 +220,7 @@ def test_what_cannot_be_recorded_is_computed_and_reported_once(holder, tokenizer
     log = capfd.readouterr().err
     assert log.count("Answers without a static cache: a token's pass cannot be recorded") == 1
     assert "RuntimeError" in caches.why_not
-    assert recorder.recorded == 1
+    assert recorder.record_count == 1
 
 
 def test_a_graph_that_gives_other_logits_is_not_used(holder, tokenizer, capfd):
@@ -285,7 +285,7 @@ def test_caches_and_graphs_are_dropped_when_adapters_change(tiny_model_folder, t
     adapter = base.attach(PlannedWeights(folder=other, name="other", method="lora"), "tuned")
 
     assert finish(answer(BranchWeights(base, adapter), tokenizer)) != tuned
-    assert recorder.recorded == 3
+    assert recorder.record_count == 3
 
 
 @pytest.mark.parametrize("config", [prefix_tuning(), prompt_tuning()], ids=["prefix", "prompt"])
@@ -299,7 +299,7 @@ def test_virtual_tokens_keep_a_growing_cache_and_the_log_says_so(config, tiny_mo
 
     assert finish(answer(BranchWeights(base, adapter), tokenizer)) == expected
     assert finish(answer(BranchWeights(base), tokenizer)) != expected
-    assert recorder.recorded == 1
+    assert recorder.record_count == 1
     assert capfd.readouterr().err.count("tuned has virtual tokens before the prompt") == 1
 
 

@@ -117,9 +117,9 @@ def test_a_base_that_the_person_names_counts_more_than_the_adapters(tmp_path):
 def test_a_base_that_is_gone_is_named_without_its_path(tmp_path):
     adapter = write_adapter(tmp_path / "mine", base_model_name_or_path="/home/somebody/models/llama-x")
 
-    with pytest.raises(ModelError, match=r"The base model of mine, llama-x, is not on this machine\.") as caught:
+    with pytest.raises(ModelError, match=r"The base model of mine, llama-x, is not on this machine\.") as error_info:
         plan_load(ChatTarget.of_run(adapter))
-    assert "somebody" not in str(caught.value)
+    assert "somebody" not in str(error_info.value)
 
 
 def test_another_quantization_than_the_runs_is_loaded_and_noted(tmp_path):
@@ -207,11 +207,11 @@ def test_no_message_tells_where_somebody_keeps_files(tmp_path):
     adapter = write_adapter(tmp_path / "one", base_model_name_or_path=str(tmp_path / "secret" / "base-a"))
     other = write_adapter(tmp_path / "two", base_model_name_or_path=str(tmp_path / "secret" / "base-b"))
 
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error_info:
         plan_load(ChatTarget(tuned=AdapterChoice(folder=adapter), second=AdapterChoice(folder=other)))
 
-    assert "secret" not in str(caught.value)
-    assert "base-a" in str(caught.value)
+    assert "secret" not in str(error_info.value)
+    assert "base-a" in str(error_info.value)
 
 
 def test_who_chats_with_a_shared_run_gets_none_of_its_owners_own_models(home):

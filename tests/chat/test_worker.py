@@ -38,15 +38,15 @@ def worker(home) -> ChatWorker:
 def load(worker: ChatWorker, target: ChatTarget, device: Device = CPU) -> tuple[dict, list[dict]]:
     request = RecordedRequest()
     params = LoadRequest(plan=plan_load(target), device=device).model_dump(mode="json")
-    return worker.load(params, request), request.told
+    return worker.load(params, request), request.progress_log
 
 
 def answer(worker: ChatWorker, *branches: str, messages=QUESTION, sampling=GREEDY, cancel_after=None) -> list[dict]:
     request = RecordedRequest(cancel_after)
-    asked = ChatRequest(messages=messages, branches=branches, sampling=sampling)
-    for _ in worker.generate(asked.model_dump(mode="json"), request):
+    chat_request = ChatRequest(messages=messages, branches=branches, sampling=sampling)
+    for _ in worker.generate(chat_request.model_dump(mode="json"), request):
         pass
-    return request.told
+    return request.progress_log
 
 
 def text_of(chunks: list[dict], branch: str) -> str:
@@ -54,9 +54,9 @@ def text_of(chunks: list[dict], branch: str) -> str:
 
 
 def test_loading_tells_what_it_does_and_what_came_of_it(worker, adapters):
-    loaded, told = load(worker, ChatTarget.of_run(adapters["lora"]))
+    loaded, messages = load(worker, ChatTarget.of_run(adapters["lora"]))
 
-    assert [progress["phase"] for progress in told] == ["loading_model", "loading_model", "ready"]
+    assert [progress["phase"] for progress in messages] == ["loading_model", "loading_model", "ready"]
     assert loaded["method"] == "LoRA"
     assert loaded["branches"] == ["base", "tuned"]
     assert loaded["context_length"] == 512
@@ -110,10 +110,10 @@ def test_adapters_are_exchanged_without_loading_the_base_again(worker, adapters)
     base = text_of(answer(worker, "base"), "base")
     model = worker._active.weights._base.model
 
-    loaded, told = load(worker, ChatTarget.of_run(adapters["ia3"]))
+    loaded, messages = load(worker, ChatTarget.of_run(adapters["ia3"]))
 
     assert loaded["method"] == "IA3"
-    assert [progress["phase"] for progress in told] == ["loading_adapter", "ready"]
+    assert [progress["phase"] for progress in messages] == ["loading_adapter", "ready"]
     assert worker._active.weights._base.model is model
     assert text_of(answer(worker, "base"), "base") == base
     assert text_of(answer(worker, "tuned"), "tuned") != base
@@ -164,8 +164,8 @@ def test_a_fully_trained_model_loads_its_base_only_when_it_is_asked(worker, home
 
 def test_an_answer_ends_when_another_model_takes_its_place(worker, adapters):
     load(worker, ChatTarget.of_run(adapters["lora"]))
-    asked = ChatRequest(messages=QUESTION, sampling=GREEDY).model_dump(mode="json")
-    writing = worker.generate(asked, RecordedRequest())
+    chat_request = ChatRequest(messages=QUESTION, sampling=GREEDY).model_dump(mode="json")
+    writing = worker.generate(chat_request, RecordedRequest())
     next(writing)
 
     load(worker, ChatTarget.of_run(adapters["ia3"]))
@@ -228,8 +228,8 @@ def test_the_prompt_is_the_one_that_training_used(worker, adapters):
     from tests.data.conversations import render_conversation
 
     load(worker, ChatTarget.of_run(adapters["lora"]))
-    asked = ChatRequest(messages=QUESTION).model_dump(mode="json")
-    view = worker.prompt(asked, RecordedRequest())
+    chat_request = ChatRequest(messages=QUESTION).model_dump(mode="json")
+    view = worker.prompt(chat_request, RecordedRequest())
 
     tokenizer = AutoTokenizer.from_pretrained(adapters["lora"])
     freeze_template(tokenizer)
@@ -252,7 +252,7 @@ def test_the_prompt_is_the_one_that_training_used(worker, adapters):
 def test_only_memory_that_ran_out_is_called_that(error, means_memory, tmp_path):
     place = ModelPlace(tmp_path, "a model", CPU, torch.float32)
 
-    with pytest.raises(DeviceError if means_memory else RuntimeError) as caught, memory_errors(place):
+    with pytest.raises(DeviceError if means_memory else RuntimeError) as error_info, memory_errors(place):
         raise error
 
-    assert (caught.value is error) is not means_memory
+    assert (error_info.value is error) is not means_memory

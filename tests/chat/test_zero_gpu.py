@@ -75,7 +75,7 @@ def session(api, home, target):
 def lends(api):
     api.refusal, api.queues = None, False
     api.free.clear()
-    api.asked.clear()
+    api.requests.clear()
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_other_hardware_has_none():
 
 
 def test_only_what_the_client_needs_is_passed_on(api):
-    given = {**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}
-    assert ZeroGpu.read(given).variables == api.variables
+    settings = {**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}
+    assert ZeroGpu.read(settings).variables == api.variables
 
 
 @pytest.mark.e2e
 def test_the_space_reports_its_function_before_the_page(api, home):
     pytest.importorskip("spaces")
     ZeroGpu(api.variables).report(home.logs / "report.log")
-    assert api.asked == [("/startup-report", {})]
+    assert api.requests == [("/startup-report", {})]
 
 
 def test_a_report_that_fails_is_said_in_words(tmp_path, monkeypatch):
@@ -127,8 +127,8 @@ def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api):
 
     assert "".join(chunk.text for chunk in first) == "".join(chunk.text for chunk in again)
     assert (again[-1].tokens, again[-1].finish_reason) == (6, "length")
-    assert [given.get("token") for given in api.of("/schedule")] == [TOKEN, None]
-    assert [given["fail"] for given in api.of("/release")] == ["false", "false"]
+    assert [values.get("token") for values in api.of("/schedule")] == [TOKEN, None]
+    assert [values["fail"] for values in api.of("/release")] == ["false", "false"]
     assert len(api.of("/allow")) <= 1  # the child that holds the weights answers again
 
 
@@ -160,11 +160,11 @@ def test_a_refusal_is_said_in_words(session, api, home, refusal, token, words):
 def test_a_wait_is_shown_and_can_be_stopped(session, api):
     api.queues = True
     asked, waits = question(), threading.Event()
-    seen = []
+    observations = []
 
     def follow() -> None:
         for chunk in session.stream(asked):
-            seen.append(chunk)
+            observations.append(chunk)
             waits.set()
 
     following = threading.Thread(target=follow)
@@ -173,8 +173,8 @@ def test_a_wait_is_shown_and_can_be_stopped(session, api):
     session.stop(asked.id)
     following.join(300)
 
-    assert seen[0].note == "waiting for a GPU …"
-    assert (seen[-1].finish_reason, seen[-1].note) == ("stopped", "")
+    assert observations[0].note == "waiting for a GPU …"
+    assert (observations[-1].finish_reason, observations[-1].note) == ("stopped", "")
     api.free.set()
     wait_until(lambda: api.of("/release"))  # what is lent too late is given back
     api.queues = False

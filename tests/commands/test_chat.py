@@ -173,20 +173,20 @@ def test_run_names_a_run_a_folder_or_a_model(home, run_id, tmp_path):
 
 
 def test_a_conversation_remembers_its_turns():
-    shown, partner = converse("one", "two")
+    output, partner = converse("one", "two")
 
     roles = [(message.role, message.content) for message in partner.requests[-1].messages]
     assert roles == [("user", "one"), ("assistant", "tuned: one "), ("user", "two")]
-    assert "tuned: two" in shown
-    assert "(2 tokens, 5.0 per second)" in shown
+    assert "tuned: two" in output
+    assert "(2 tokens, 5.0 per second)" in output
 
 
 def test_both_branches_answer_the_same_question():
-    shown, partner = converse("/both", "one", "two")
+    output, partner = converse("/both", "one", "two")
 
     assert [request.branches for request in partner.requests] == [("base",), ("tuned",)] * 2
     assert partner.requests[0].messages == partner.requests[1].messages
-    assert "[base]\nbase: one" in shown
+    assert "[base]\nbase: one" in output
     assert partner.requests[2].messages[1].content == "tuned: one "
 
 
@@ -198,34 +198,34 @@ def test_an_answer_can_be_had_again_and_a_conversation_restarted():
 
 
 def test_an_error_is_shown_and_the_conversation_continues():
-    shown, partner = converse("fail", "/nonsense", "one")
+    output, partner = converse("fail", "/nonsense", "one")
 
-    assert "The context is full. Start again." in shown
-    assert "There is no command /nonsense." in shown
+    assert "The context is full. Start again." in output
+    assert "There is no command /nonsense." in output
     assert [message.content for message in partner.requests[-1].messages] == ["one"]
 
 
 def test_an_interrupted_answer_keeps_what_it_had():
     partner = Echo()
     partner.interrupt_after = 3
-    shown, _ = converse("one two three", "/prompt", partner=partner)
+    output, _ = converse("one two three", "/prompt", partner=partner)
 
-    assert "(stopped)" in shown
-    assert "<assistant>tuned: one " in shown
+    assert "(stopped)" in output
+    assert "<assistant>tuned: one " in output
 
 
 def test_the_prompt_is_shown_as_the_model_reads_it():
-    shown, _ = converse("one", "/prompt")
+    output, _ = converse("one", "/prompt")
 
-    assert "<user>one<assistant>tuned: one \n(3 tokens)" in shown
+    assert "<user>one<assistant>tuned: one \n(3 tokens)" in output
 
 
 def test_a_conversation_is_saved_and_never_over_another_file(tmp_path):
     file = tmp_path / "talk.json"
 
-    shown, _ = converse("one", f"/save {file}", f"/save {file}", "/save", "/save ~nobody-of-that-name/x")
+    output, _ = converse("one", f"/save {file}", f"/save {file}", "/save", "/save ~nobody-of-that-name/x")
 
     assert [turn["role"] for turn in json.loads(file.read_text())["messages"]] == ["user", "assistant"]
-    assert "talk.json exists already." in shown
-    assert "No file was named." in shown
-    assert "~nobody-of-that-name is not the home of a user here" in shown
+    assert "talk.json exists already." in output
+    assert "No file was named." in output
+    assert "~nobody-of-that-name is not the home of a user here" in output

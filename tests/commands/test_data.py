@@ -58,11 +58,11 @@ def test_inspect_with_a_model_counts_tokens_that_add_up(run, file, tiny_model_fo
 
 
 def test_inspect_tells_people_what_is_left_out_and_why(run, file):
-    shown = run("inspect", file, *MAP).stdout
+    output = run("inspect", file, *MAP).stdout
 
-    assert "Kept 10, left out 1." in shown
-    assert "line 11" in shown
-    assert "the answer is empty" in shown
+    assert "Kept 10, left out 1." in output
+    assert "line 11" in output
+    assert "the answer is empty" in output
 
 
 def test_a_role_is_left_out_by_an_empty_name(run, tmp_path):
@@ -87,16 +87,16 @@ def test_render_prints_what_training_sees(run, file, tiny_model_folder):
     learned = [token for token, label in zip(rendered["tokens"], rendered["labels"], strict=True) if label != -100]
     assert learned[-1] == "<|im_end|>"
 
-    shown = run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder).stdout
-    assert "⟦Answer 3.<|im_end|>⟧" in shown
+    output = run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder).stdout
+    assert "⟦Answer 3.<|im_end|>⟧" in output
 
 
 @pytest.mark.parametrize("command", [("inspect",), ("render", "--row", 0)], ids=["inspect", "render"])
 def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypatch, tiny_model_folder, command):
-    asked = []
+    requests = []
 
     def remember(_, config, *rest, **options):
-        asked.append((config.source, config.subset, config.split, config.revision))
+        requests.append((config.source, config.subset, config.split, config.revision))
         raise DatasetError("Asked.", "Nothing.")
 
     monkeypatch.setattr("engine.inspector.session.Inspector.check", remember)
@@ -106,7 +106,7 @@ def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypat
     result = run(command[0], "owner/name", *command[1:], *named)
 
     assert isinstance(result.exception, DatasetError)
-    assert asked == [("owner/name", "en", "test", "v2")]
+    assert requests == [("owner/name", "en", "test", "v2")]
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,15 @@ def test_the_object_has_every_key_of_the_contract(home, tmp_path, tiny_model_fol
 
 def test_the_rows_of_the_dataset_are_judged_unless_others_are_asked_for(home, tmp_path, tiny_model_folder, capsys):
     config = write_config(tmp_path, tiny_model_folder)
-    asked = ["estimate", config, "--memory-gib", "8", "--json", "--set"]
-    judged = json.loads(run(asked, capsys, "training.seed=42")[1])
-    missing = json.loads(run(asked, capsys, "dataset.source=missing.jsonl")[1])
+    command = ["estimate", config, "--memory-gib", "8", "--json", "--set"]
+    judged = json.loads(run(command, capsys, "training.seed=42")[1])
+    missing = json.loads(run(command, capsys, "dataset.source=missing.jsonl")[1])
 
     assert judged["rows"]["longest"] < 1024
     assert judged["expected_bytes"] < judged["rows"]["ceiling_bytes"] == missing["expected_bytes"]
     assert missing["rows"] is None
     assert "the data cannot be read: " in missing["notes"][-1]
-    assert run(asked, capsys, "dataset.source=missing.jsonl", "--data")[0] == 1
+    assert run(command, capsys, "dataset.source=missing.jsonl", "--data")[0] == 1
 
 
 def test_several_devices_are_distinguished(home, tmp_path, tiny_model_folder, capsys):

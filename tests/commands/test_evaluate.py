@@ -86,12 +86,12 @@ def test_losses_of_both_branches_are_keys_of_the_json(job, run_id, capsys):
 def test_people_read_a_table_the_notes_and_the_worst_answers(run_id, capsys):
     assert run_command(["evaluate", run_id], MODULES) == 0
 
-    shown = capsys.readouterr().out
-    assert "tuned  1.0000        2.72" in shown
-    assert "gained 50%, forgot 4%: loss on general text 3.0000 before, 3.1200 after (900 tokens)." in shown
-    assert "The data has changed." in shown
-    assert "row 3: " + "R" * 59 + "…" in shown
-    assert "tuned (chrF 0.50): an answer" in shown
+    output = capsys.readouterr().out
+    assert "tuned  1.0000        2.72" in output
+    assert "gained 50%, forgot 4%: loss on general text 3.0000 before, 3.1200 after (900 tokens)." in output
+    assert "The data has changed." in output
+    assert "row 3: " + "R" * 59 + "…" in output
+    assert "tuned (chrF 0.50): an answer" in output
 
 
 def test_forgetting_can_be_left_out(job, run_id):
@@ -112,10 +112,10 @@ def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
     )
 
     assert run_command(["evaluate", run_id], MODULES) == 0
-    shown = capsys.readouterr().out
-    assert "chosen likelier" in shown
-    assert any(line.startswith("start") and "53%" in line for line in shown.splitlines())
-    assert "Preference accuracy 93%: since its start" in shown
+    output = capsys.readouterr().out
+    assert "chosen likelier" in output
+    assert any(line.startswith("start") and "53%" in line for line in output.splitlines())
+    assert "Preference accuracy 93%: since its start" in output
     assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
     assert json.loads(capsys.readouterr().out)["preference"]["branches"]["tuned"]["preferred"] == 28
 
@@ -124,11 +124,11 @@ def test_ratings_are_columns_and_sentences(run_id, capsys, monkeypatch):
     monkeypatch.setattr("tests.commands.test_evaluate.RESULT", a_rated_evaluation().model_copy(update={"scores": {}}))
 
     assert run_command(["evaluate", run_id], MODULES) == 0
-    shown = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in reversed(shown.splitlines()) if line}
-    assert "reward, desirable" in shown
+    output = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in reversed(output.splitlines()) if line}
+    assert "reward, desirable" in output
     assert lines["tuned"].split()[-4:] == ["83%", "+0.850", "-0.670", "+1.520"]
     assert lines["base"].split()[-4:] == ["–"] * 4  # it is the reference
-    assert "Accuracy 83%: the reward has the sign of the label in 25 of 30" in shown
+    assert "Accuracy 83%: the reward has the sign of the label in 25 of 30" in output
     assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
     assert json.loads(capsys.readouterr().out)["ratings"]["branches"]["tuned"]["right_desirable"] == 18

@@ -73,10 +73,10 @@ def test_an_export_is_reported_as_one_json_object(job, run_id, tmp_path, capsys)
 def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):
     assert run_command(["export", run_id, "--to", "adapter", "--out", str(tmp_path / "out")], MODULES) == 0
 
-    shown = capsys.readouterr().out
-    assert "2.0 kB  model.safetensors" in shown
-    assert "Be careful." in shown
-    assert "20 of 20 greedy answers are the same" in shown
+    output = capsys.readouterr().out
+    assert "2.0 kB  model.safetensors" in output
+    assert "Be careful." in output
+    assert "20 of 20 greedy answers are the same" in output
 
 
 def test_an_export_that_differs_from_its_run_is_an_error(job, run_id, tmp_path, capsys):
@@ -103,9 +103,9 @@ def test_sizes_are_printed_before_a_gguf_is_written(run_id, home, tmp_path, caps
 
     assert run_command(["export", str(adapter), "--to", "gguf", "--out", str(tmp_path / "out")], MODULES) == 0
 
-    told = capsys.readouterr().err
-    assert told.index("Predicted sizes: q4_k_m ") < told.index("Writing.")
-    assert "Rows of 64 weights do not fill blocks of 256" in told
+    output = capsys.readouterr().err
+    assert output.index("Predicted sizes: q4_k_m ") < output.index("Writing.")
+    assert "Rows of 64 weights do not fill blocks of 256" in output
 
 
 def test_gguf_takes_its_own_settings(job, run_id, tmp_path):

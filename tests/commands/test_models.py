@@ -49,8 +49,8 @@ def test_people_get_one_line_for_each_model(run):
 
 
 def test_the_hub_is_searched_on_demand(run, monkeypatch):
-    found = HubModel(id="org/model", parameters=None, tags=("license:mit",), gated=True, model_type=None)
-    monkeypatch.setattr("engine.models.hub.search_hub", lambda query: (found,))
+    result = HubModel(id="org/model", parameters=None, tags=("license:mit",), gated=True, model_type=None)
+    monkeypatch.setattr("engine.models.hub.search_hub", lambda query: (result,))
 
     (row,) = json.loads(run("model", "--hub", "--json").stdout)
 

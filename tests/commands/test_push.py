@@ -80,10 +80,10 @@ def test_options_arrive_in_the_request(job, run_id):
 def test_people_read_files_notes_and_where_it_is(run_id, capsys):
     assert run_command(["push", run_id, "ada/x"], MODULES) == 0
 
-    shown = capsys.readouterr().out
-    assert "2.0 kB  adapter_model.safetensors" in shown
-    assert "Be careful." in shown
-    assert "https://hub.example/ada/x (private), commit cccccccccccc, 1.0 kB sent" in shown
+    output = capsys.readouterr().out
+    assert "2.0 kB  adapter_model.safetensors" in output
+    assert "Be careful." in output
+    assert "https://hub.example/ada/x (private), commit cccccccccccc, 1.0 kB sent" in output
 
 
 def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, capsys):

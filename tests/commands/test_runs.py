@@ -75,9 +75,9 @@ def test_runs_are_found_by_method_model_and_tag_and_sorted(store, loratory):
     assert names("--sort", "steps") == ["Long", "Short"]
     assert names("--sort", "steps", "--ascending") == ["Short", "Long"]
     assert loratory("runs", "--tag", "bad")[1] == "No such runs.\n"
-    code, _, said = loratory("runs", "--sort", "beauty")
+    code, _, output = loratory("runs", "--sort", "beauty")
     assert code == 2
-    assert "eval_loss" in said
+    assert "eval_loss" in output
     assert long.folder.path.is_dir()
 
 
@@ -105,8 +105,8 @@ def test_an_empty_list_says_what_to_do(loratory, home):
 def test_one_run_is_shown_with_its_figures(store, loratory):
     run = make_ended_run(store, "Evening", state="failed")
 
-    shown = json.loads(loratory("show", run.id, "--json")[1])
-    assert (shown["run_id"], shown["status"], shown["cause"], shown["steps"], shown["final_loss"]) == (
+    record = json.loads(loratory("show", run.id, "--json")[1])
+    assert (record["run_id"], record["status"], record["cause"], record["steps"], record["final_loss"]) == (
         run.id, "failed", "It broke.", 2, 1.5,
     )  # fmt: skip
     text = loratory("show", run.id[-4:])[1]

@@ -16,7 +16,7 @@ MODULES = ("engine.commands.serve", "engine.commands.configs")
 
 
 @pytest.fixture
-def served(monkeypatch):
+def calls_to_serve(monkeypatch):
     """What would have been served."""
     calls = []
 
@@ -40,36 +40,36 @@ def run_id(home, tiny_model_folder) -> str:
     return run.id
 
 
-def test_a_run_is_served_under_its_id_and_says_where(served, run_id, capsys):
+def test_a_run_is_served_under_its_id_and_says_where(calls_to_serve, run_id, capsys):
     assert run_command(["serve", run_id, "--port", "8123", "--json"], MODULES) == 0
 
-    ((model, host, port),) = served
+    ((model, host, port),) = calls_to_serve
     assert (model.name, tuple(model.aliases)) == (run_id, ("my run", "tuned"))
     assert model.target.tuned.folder.name == run_id
     assert (host, port) == ("127.0.0.1", 8123)
     assert json.loads(capsys.readouterr().out) == {"url": "http://127.0.0.1:8123/v1", "models": [run_id, "base"]}
 
 
-def test_people_read_it_on_stderr(served, run_id, capsys):
+def test_people_read_it_on_stderr(calls_to_serve, run_id, capsys):
     assert run_command(["serve", run_id], MODULES) == 0
 
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert f"http://127.0.0.1:8000/v1 answers as {run_id} and base." in shown.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"http://127.0.0.1:8000/v1 answers as {run_id} and base." in output.err
 
 
-def test_the_base_alone_is_served_without_the_adapter(served, run_id, tiny_model_folder):
+def test_the_base_alone_is_served_without_the_adapter(calls_to_serve, run_id, tiny_model_folder):
     assert run_command(["serve", run_id, "--base"], MODULES) == 0
 
-    ((model, _, _),) = served
+    ((model, _, _),) = calls_to_serve
     assert model.target.tuned is None
     assert model.name == tiny_model_folder.name
 
 
-def test_a_checkpoint_that_is_not_there_is_reported_before_anything_starts(served, run_id, capsys):
+def test_a_checkpoint_that_is_not_there_is_reported_before_anything_starts(calls_to_serve, run_id, capsys):
     assert run_command(["serve", run_id, "--checkpoint", "step-9"], MODULES) == 1
     assert "has no complete checkpoint 'step-9'" in capsys.readouterr().err
-    assert served == []
+    assert calls_to_serve == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "::"])

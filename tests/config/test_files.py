@@ -50,10 +50,10 @@ def test_a_home_that_is_a_file_is_explained(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORATORY_HOME", str(tmp_path / "file"))
 
-    with pytest.raises(StorageError, match="is not a folder") as caught:
+    with pytest.raises(StorageError, match="is not a folder") as error_info:
         LoratoryHome.from_environment()
 
-    assert "LORATORY_HOME" in caught.value.fix
+    assert "LORATORY_HOME" in error_info.value.fix
 
 
 def test_the_owner_is_safe_as_a_folder_name(monkeypatch):

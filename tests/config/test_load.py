@@ -11,9 +11,9 @@ MINIMAL = {"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "samp
 
 
 def problems_of(*overrides: str, base: dict = MINIMAL) -> dict[str, str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         config_from_mapping(with_overrides(base, overrides))
-    return dict(caught.value.problems)
+    return dict(error_info.value.problems)
 
 
 def test_two_lines_make_a_whole_configuration():
@@ -133,10 +133,10 @@ def test_a_misspelt_setting_is_answered_with_the_nearest_one():
 
 
 def test_missing_sections_are_named():
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         config_from_mapping(mapping_from_yaml("training: {max_steps: 3}"))
 
-    assert {problem.field for problem in caught.value.problems} == {"model", "dataset"}
+    assert {problem.field for problem in error_info.value.problems} == {"model", "dataset"}
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,10 @@ def test_scientific_notation_is_a_number_with_or_without_a_point():
 
 
 def test_overrides_that_are_no_settings_are_refused_together():
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         with_overrides(MINIMAL, ["max_steps=3", "training.max_steps", "training..x=1"])
 
-    assert len(caught.value.problems) == 3
+    assert len(error_info.value.problems) == 3
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_text_settings_take_text_as_it_stands(name, text):
 
 
 def test_text_settings_can_be_quoted_and_emptied():
-    given = ["model.revision=null", "run.name='null'", "dataset.subset=", "dataset.split= test ", "run.name="]
+    values = ["model.revision=null", "run.name='null'", "dataset.subset=", "dataset.split= test ", "run.name="]
 
-    config = config_from_mapping(with_overrides(MINIMAL, given[:-1]))
+    config = config_from_mapping(with_overrides(MINIMAL, values[:-1]))
 
     assert (config.model.revision, config.dataset.subset, config.dataset.split) == (None, None, "test")
     assert config.run.name == "null"
-    assert config_from_mapping(with_overrides(MINIMAL, given)).run.name == ""
+    assert config_from_mapping(with_overrides(MINIMAL, values)).run.name == ""
     assert problems_of("run.name=[a, b]") == {"run.name": "['a', 'b'] is not text."}
 
 

@@ -74,21 +74,21 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memo
         f"training.gradient_accumulation_steps={batches * 2}",
     )
 
-    said = said_of(preset, "gradient_accumulation_steps")
+    text = said_of(preset, "gradient_accumulation_steps")
 
-    assert said.startswith(f"{batch * batches} rows a step; halve the batch and double this for less memory")
+    assert text.startswith(f"{batch * batches} rows a step; halve the batch and double this for less memory")
     assert estimate_preset(preset, *halved).needed_bytes < estimate_preset(preset).needed_bytes
 
 
 def test_the_batch_that_is_said_to_fit_without_checkpointing_is_the_largest_that_does():
     preset = find_preset("llama3.1-8b-lora-80gb")
-    said = int(re.search(r"a batch of (\d+)", said_of(preset, "gradient_checkpointing"))[1])
+    match = int(re.search(r"a batch of (\d+)", said_of(preset, "gradient_checkpointing"))[1])
 
     def verdict(batch: int) -> str:
         sizes = f"training.per_device_train_batch_size={batch}"
         return estimate_preset(preset, "training.gradient_checkpointing=false", sizes).verdict
 
-    assert (verdict(said), verdict(said + 1)) == ("fits", "does_not_fit")
+    assert (verdict(match), verdict(match + 1)) == ("fits", "does_not_fit")
 
 
 @pytest.mark.parametrize("name", ["nothing", "../pyproject", "", "-x", "a" * 400, "quickstart-cpu\n"])

@@ -25,10 +25,10 @@ def config_of(*overrides):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_learning_rate_follows_the_method_and_never_replaces_a_given_one(method):
     suited = config_of(f"adapter.method={method}")
-    given = config_of(f"adapter.method={method}", "training.learning_rate=0.0003")
+    settings = config_of(f"adapter.method={method}", "training.learning_rate=0.0003")
 
     assert suited.training.learning_rate == METHODS[method].learning_rate
-    assert given.training.learning_rate == 0.0003
+    assert settings.training.learning_rate == 0.0003
 
 
 def test_a_default_that_suits_all_stays_the_default_of_the_field():
@@ -75,8 +75,8 @@ def test_max_length_leaves_room_for_virtual_tokens():
 
 def test_what_follows_the_rows_waits_for_them_and_nothing_else_does():
     def waits(*overrides, rows=None):
-        found = suited_settings(config_of(*overrides), rows).items()
-        return [name.partition(".")[2] for name, suited in found if suited.awaits_rows]
+        result = suited_settings(config_of(*overrides), rows).items()
+        return [name.partition(".")[2] for name, suited in result if suited.awaits_rows]
 
     assert waits() == ["objective", "warmup_steps", "max_length"]
     assert waits("training.max_steps=40", "training.objective=sft") == ["objective", "max_length"]
@@ -86,11 +86,11 @@ def test_what_follows_the_rows_waits_for_them_and_nothing_else_does():
 
 def test_settings_without_suited_defaults_are_those_that_were_given():
     config = config_of("training.warmup_steps=5")
-    given = given_settings(config)
+    settings = given_settings(config)
 
-    assert given["training"]["warmup_steps"] == 5
-    assert not {"learning_rate", "max_length"} & given["training"].keys()
-    assert config_from_mapping(given) == config
+    assert settings["training"]["warmup_steps"] == 5
+    assert not {"learning_rate", "max_length"} & settings["training"].keys()
+    assert config_from_mapping(settings) == config
 
 
 def test_early_stopping_needs_held_out_rows_and_an_adapter():
@@ -111,11 +111,11 @@ def test_what_is_saved_has_the_values_and_no_later_rule_changes_it():
 
 def test_rules_leave_what_a_preset_gives():
     for preset in list_presets():
-        given, config = preset.mapping(), preset.load()
+        settings, config = preset.mapping(), preset.load()
         for setting in SETTINGS:
             section, _, name = setting.partition(".")
-            if name in given.get(section, {}):
-                assert getattr(getattr(config, section), name) == given[section][name], (preset.name, setting)
+            if name in settings.get(section, {}):
+                assert getattr(getattr(config, section), name) == settings[section][name], (preset.name, setting)
 
 
 def test_rows_that_become_known_change_only_what_was_not_given():
@@ -132,8 +132,8 @@ def test_every_rule_names_its_source():
 
 def test_preferences_are_learned_at_a_twentieth_of_the_rate():
     def rate(**training):
-        given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
-        return config_from_mapping(given).training.learning_rate
+        settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
+        return config_from_mapping(settings).training.learning_rate
 
     assert rate(objective="dpo") == pytest.approx(rate() / 20)
     assert rate(objective="dpo", learning_rate=3e-5) == 3e-5

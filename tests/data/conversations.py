@@ -56,12 +56,12 @@ WITH_TOOLS = Conversation(
 
 def spans(row):
     """Runs of learned tokens: (index of the first, index after the last)."""
-    found = []
+    matches = []
     start = None
     for index, label in enumerate([*row.labels, IGNORED_LABEL]):
         if label != IGNORED_LABEL and start is None:
             start = index
         elif label == IGNORED_LABEL and start is not None:
-            found.append((start, index))
+            matches.append((start, index))
             start = None
-    return found
+    return matches

@@ -127,8 +127,8 @@ def _describe(parts: list[str], files: dict[str, bytes], body: bytes) -> Any:
         folder = "/".join(parts[6:])
         return [entry for entry in entries if str(entry["path"]).rpartition("/")[0] == folder or not folder]
     if parts[4:5] == ["paths-info"]:
-        asked = json.loads(body)["paths"]
-        return [entry for entry in entries if entry["path"] in asked]
+        payload = json.loads(body)["paths"]
+        return [entry for entry in entries if entry["path"] in payload]
     return {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
 
 

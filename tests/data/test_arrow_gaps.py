@@ -142,30 +142,30 @@ def test_maps_and_lists_keep_their_empty_places():
     assert without_gaps(None) is None
 
 
-class Kept(datasets.GeneratorBasedBuilder):
+class CacheArguments(datasets.GeneratorBasedBuilder):
     """Stands for a repository whose rows are these files."""
 
     __module__ = "datasets.packaged_modules.json.json"
 
     def __init__(self, kind, path, cache):
-        self.asked = {"path": kind, "data_files": str(path), "split": "train", "cache_dir": str(cache)}
+        self.arguments = {"path": kind, "data_files": str(path), "split": "train", "cache_dir": str(cache)}
         self.config = datasets.BuilderConfig()
 
     def download_and_prepare(self):
         pass
 
     def as_dataset(self, split):
-        return datasets.load_dataset(**self.asked)
+        return datasets.load_dataset(**self.arguments)
 
     def as_streaming_dataset(self, split):
-        return datasets.load_dataset(**self.asked, streaming=True)
+        return datasets.load_dataset(**self.arguments, streaming=True)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_rows_from_the_hub_are_those_of_a_file_here(tmp_path, monkeypatch, kind, streaming):
     lines, table = write_both(tmp_path, ROWS)
-    kept = Kept(kind, lines if kind == "json" else table, tmp_path / "cache")
+    kept = CacheArguments(kind, lines if kind == "json" else table, tmp_path / "cache")
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: kept)
 
     reader = DatasetReader(DatasetConfig(source="someone/data"), SourceOptions(streaming=streaming))
@@ -178,9 +178,9 @@ def test_what_a_file_on_the_hub_holds_as_json_keeps_its_own_nulls(tmp_path, monk
     path = tmp_path / "rows.jsonl"
     rows = [{"id": 1, "given": {"x": {"a": None}, "y": None}}, {"id": 2, "given": {"x": {"b": 1}, "y": 2}}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = Kept("json", path, tmp_path / "cache")
+    kept = CacheArguments("json", path, tmp_path / "cache")
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: kept)
 
-    found = HubRows(DatasetConfig(source="someone/data"), streaming=streaming).records()
+    result = HubRows(DatasetConfig(source="someone/data"), streaming=streaming).records()
 
-    assert [record.value["given"]["x"] for record in found] == [{"a": None}, {"b": 1}]
+    assert [record.value["given"]["x"] for record in result] == [{"a": None}, {"b": 1}]

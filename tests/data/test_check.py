@@ -289,15 +289,15 @@ def test_lengths_are_those_of_the_rows_to_train_on_in_their_order_before_the_cut
     rows = [row(number, "one " * (2 * number + 1)) for number in range(40)]
     config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.25)
     renderer = Renderer(tokenizer_of(family("qwen2.5")), 100, "tiny")
-    seen = []
+    observations = []
 
     steps = pass_steps(
-        DatasetReader(config, SourceOptions(), renderer), 42, lambda row: seen.append(row.rendering.rows)
+        DatasetReader(config, SourceOptions(), renderer), 42, lambda row: observations.append(row.rendering.rows)
     )
     report, split, _ = finish(steps)
     uncut = check_dataset(config, SourceOptions(), renderer=Renderer(renderer.tokenizer, 1000, "tiny"))
 
-    kept = [one for number in split.train.tolist() for one in seen[number]]
+    kept = [one for number in split.train.tolist() for one in observations[number]]
     assert report.row_lengths.tokens == tuple(one.uncut_tokens for one in kept)
     assert max(report.row_lengths.tokens) > 100
     assert report.row_lengths == uncut.row_lengths

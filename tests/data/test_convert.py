@@ -130,8 +130,12 @@ def test_words_and_the_call_that_follows_them_are_one_turn():
 def test_prompt_and_completion_may_be_text_or_turns():
     assert texts_of(convert({"prompt": "Q", "completion": "A"})) == [("user", "Q"), ("assistant", "A")]
 
-    asked = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]
-    conversation = convert({"prompt": asked, "completion": [{"role": "assistant", "content": "4"}]})
+    messages = [
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "3"},
+    ]
+    conversation = convert({"prompt": messages, "completion": [{"role": "assistant", "content": "4"}]})
     assert conversation.completion_start == 3
     assert len(conversation.messages) == 4
 

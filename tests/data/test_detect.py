@@ -33,21 +33,21 @@ def detect(*rows, **settings):
     ],
 )
 def test_formats_are_recognised_with_their_columns(row, format_, columns):
-    found = detect(row)
+    detection = detect(row)
 
-    assert found.format == format_
-    assert dict(found.columns) == columns
-    assert found.sure
-    assert "every row has" in found.reason
+    assert detection.format == format_
+    assert dict(detection.columns) == columns
+    assert detection.sure
+    assert "every row has" in detection.reason
 
 
 def test_columns_of_other_names_are_guessed_and_said_to_be():
-    found = detect({"id": 1, "question": "a", "answer": "b"})
+    detection = detect({"id": 1, "question": "a", "answer": "b"})
 
-    assert found.format == "prompt_completion"
-    assert dict(found.columns) == {"prompt": "question", "completion": "answer"}
-    assert not found.sure
-    assert "question and answer" in found.reason
+    assert detection.format == "prompt_completion"
+    assert dict(detection.columns) == {"prompt": "question", "completion": "answer"}
+    assert not detection.sure
+    assert "question and answer" in detection.reason
 
 
 ALPACA_LIKE = {
@@ -90,11 +90,11 @@ ALPACA_LIKE = {
 
 @pytest.mark.parametrize(("row", "columns"), ALPACA_LIKE.values(), ids=ALPACA_LIKE)
 def test_whatever_belongs_to_a_question_is_read_with_it(row, columns):
-    found = detect(row)
+    detection = detect(row)
 
-    assert found.format == "alpaca"
-    assert dict(found.columns) == columns
-    assert not found.sure
+    assert detection.format == "alpaca"
+    assert dict(detection.columns) == columns
+    assert not detection.sure
 
 
 def test_what_is_read_under_another_name_is_reported():
@@ -149,10 +149,10 @@ def test_a_column_that_holds_no_text_takes_no_part_of_a_question():
     ],
 )  # fmt: skip
 def test_of_several_questions_the_one_that_says_most_is_taken(row, columns):
-    found = detect(row)
+    detection = detect(row)
 
-    assert found.format == "prompt_completion"
-    assert dict(found.columns) == columns
+    assert detection.format == "prompt_completion"
+    assert dict(detection.columns) == columns
 
 
 def test_turns_as_prompt_and_completion_need_no_text_beside_them():
@@ -176,10 +176,10 @@ def test_a_mapping_reads_what_it_names_and_guesses_nothing():
 def test_the_format_that_most_rows_have_wins():
     alpaca = {"instruction": "a", "output": "b"}
 
-    found = detect({"conversations": TALK}, alpaca, alpaca)
+    detection = detect({"conversations": TALK}, alpaca, alpaca)
 
-    assert found.format == "alpaca"
-    assert "2 of the first 3 rows" in found.reason
+    assert detection.format == "alpaca"
+    assert "2 of the first 3 rows" in detection.reason
 
 
 def test_richer_formats_go_before_text():
@@ -194,10 +194,10 @@ def test_a_chosen_format_is_taken_and_its_missing_columns_are_named():
 
 
 def test_a_mapping_makes_the_format():
-    found = detect({"q": "a", "a": "b"}, column_map={"instruction": "q", "output": "a"})
+    detection = detect({"q": "a", "a": "b"}, column_map={"instruction": "q", "output": "a"})
 
-    assert found.format == "alpaca"
-    assert dict(found.columns) == {"instruction": "q", "output": "a"}
+    assert detection.format == "alpaca"
+    assert dict(detection.columns) == {"instruction": "q", "output": "a"}
 
 
 @pytest.mark.parametrize(

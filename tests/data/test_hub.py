@@ -36,11 +36,11 @@ class FakeHub(datasets.GeneratorBasedBuilder):
         self.rows = rows
         self.error = error
         self.error_in = error_in
-        self.asked = []
+        self.requests = []
         self.config = datasets.BuilderConfig()
 
     def load_dataset_builder(self, path, name=None, *, revision):
-        self.asked.append((path, name, revision))
+        self.requests.append((path, name, revision))
         self._fail("opening")
         return self
 
@@ -48,11 +48,11 @@ class FakeHub(datasets.GeneratorBasedBuilder):
         self._fail("fetching")
 
     def as_dataset(self, split):
-        self.asked.append(split)
+        self.requests.append(split)
         return datasets.Dataset.from_list(self.rows)
 
     def as_streaming_dataset(self, split):
-        self.asked.append(split)
+        self.requests.append(split)
 
         def rows():
             for row in self.rows:
@@ -85,7 +85,7 @@ def test_rows_come_from_the_hub_with_subset_split_and_revision(hub, streaming):
     rows = list(reader.rows(first_row=28))
 
     assert [row.record.row for row in rows] == [28, 29]
-    assert fake.asked[:2] == [("hf://datasets/someone/data", "en", "abc"), "train"]
+    assert fake.requests[:2] == [("hf://datasets/someone/data", "en", "abc"), "train"]
     assert reader.total_rows == 30
     assert reader.columns == ("instruction", "output")
 
@@ -177,7 +177,7 @@ def test_names_of_files_are_never_asked_of_the_hub(hub, name):
     assert name in refusal.value.what
     assert "Check the path" in refusal.value.fix
 
-    assert fake.asked == []
+    assert fake.requests == []
 
 
 @pytest.mark.parametrize("streaming", [True, False])

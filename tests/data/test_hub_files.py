@@ -53,15 +53,15 @@ OWN = [(pattern, streaming) for pattern in (None, "data/*.jsonl") for streaming 
 def answers(hub, secret, tmp_path_factory):
     """What came of every repository, of its own files or not, in one process."""
     hub.repositories["some/other"] = {"rows.jsonl": LINES}
-    asked: dict[object, tuple[str, bool]] = {}
+    requests: dict[object, tuple[str, bool]] = {}
     for number, (pattern, streaming) in enumerate(OWN):
         described = {"README.md": readme(pattern)} if pattern is not None else {}
         hub.repositories[f"own/{number}"] = {"data/rows.jsonl": LINES, **described}
-        asked[pattern, streaming] = (f" own/{number} ", streaming)
+        requests[pattern, streaming] = (f" own/{number} ", streaming)
     for number, (name, make_readme) in enumerate(OUTSIDE.items()):
         hub.repositories[f"outside/{number}"] = {"README.md": make_readme(secret, hub), "rows.jsonl": LINES}
-        asked[name] = (f"outside/{number}", True)
-    return dict(zip(asked, hub.read(tmp_path_factory.mktemp("work"), list(asked.values())), strict=True))
+        requests[name] = (f"outside/{number}", True)
+    return dict(zip(requests, hub.read(tmp_path_factory.mktemp("work"), list(requests.values())), strict=True))
 
 
 @pytest.mark.parametrize("own", OWN, ids=str)

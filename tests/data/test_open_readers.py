@@ -38,7 +38,7 @@ def readers(clock):
 
 
 def opened_datasets(hub):
-    return [asked for asked in hub.asked if isinstance(asked, tuple)]
+    return [requests for requests in hub.requests if isinstance(requests, tuple)]
 
 
 def test_pages_of_one_dataset_open_it_once_with_and_without_a_tokenizer(hub, readers):

@@ -49,21 +49,21 @@ def rows_of(home, folder: Path, split: str):
 def test_its_owner_opens_it_as_an_upload_and_nobody_else_does(hub, home):
     ann, bea = home.of("ann"), home.of("bea")
 
-    found = job(ann).run()
+    result = job(ann).run()
 
-    assert found.folder.is_relative_to(ann.uploads)
-    assert {path.name for path in found.folder.rglob("*.*") if path.is_file() and ".cache" not in path.parts} == {
+    assert result.folder.is_relative_to(ann.uploads)
+    assert {path.name for path in result.folder.rglob("*.*") if path.is_file() and ".cache" not in path.parts} == {
         "train.jsonl", "test.jsonl",
     }  # fmt: skip
-    assert (rows_of(ann, found.folder, "train"), rows_of(ann, found.folder, "test")) == (["1", "2"], ["3"])
-    assert list_own_datasets(ann) == [found]
+    assert (rows_of(ann, result.folder, "train"), rows_of(ann, result.folder, "test")) == (["1", "2"], ["3"])
+    assert list_own_datasets(ann) == [result]
     assert (list_own_datasets(bea), list_own_datasets(home)) == ([], [])
     with pytest.raises(EngineError, match="outside the folders"):
-        rows_of(bea, found.folder, "train")
-    assert disk_use(home, "ann").uploads >= found.bytes > 0
+        rows_of(bea, result.folder, "train")
+    assert disk_use(home, "ann").uploads >= result.bytes > 0
 
     own = OwnDatasets(RunStore(ann, "ann"))
-    run = own.runs.create(a_config(dataset__source=str(found.folder / "data")))
+    run = own.runs.create(a_config(dataset__source=str(result.folder / "data")))
     with pytest.raises(DatasetError, match="needed by a run"):
         own.remove(DATASET)
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
@@ -73,17 +73,17 @@ def test_its_owner_opens_it_as_an_upload_and_nobody_else_does(hub, home):
 
 @pytest.mark.e2e
 def test_a_new_state_replaces_the_old_one_and_what_is_the_same_is_not_fetched(hub, home):
-    found = job(home.of("ann")).run()
-    fetched = hub.asked["get"]
+    result = job(home.of("ann")).run()
+    fetched = hub.requests["get"]
     job(home.of("ann")).run()
-    assert hub.asked["get"] == fetched
+    assert hub.requests["get"] == fetched
 
     hub.commits["main"] = NEXT_COMMIT
     hub.repositories[DATASET] = {"data/train.jsonl": ROW % 7}
     job(home.of("ann")).run()
 
-    assert rows_of(home.of("ann"), found.folder, "train") == ["7"]
-    assert not (found.folder / "data" / "test.jsonl").exists()
+    assert rows_of(home.of("ann"), result.folder, "train") == ["7"]
+    assert not (result.folder / "data" / "test.jsonl").exists()
 
 
 def test_another_token_opens_nothing_and_leaves_nothing(hub, home):

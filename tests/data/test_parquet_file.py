@@ -120,7 +120,7 @@ def test_rows_are_what_was_written_from_every_place(tmp_path, options):
     )
     path = write(tmp_path / "rows.parquet", pa.Table.from_pylist(rows, schema), row_group_size=700, **options)
     for row in rows:  # a key without a value is one that Arrow may have filled in
-        row["turns"] = [{key: said for key, said in turn.items() if said is not None} for turn in row["turns"]]
+        row["turns"] = [{key: text for key, text in turn.items() if text is not None} for turn in row["turns"]]
 
     assert rows_of(path) == rows
     assert rows_of(path, 1399) == rows[1399:]

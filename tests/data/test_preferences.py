@@ -57,15 +57,15 @@ def convert_row(row, **settings):
 
 @pytest.mark.parametrize(("row", "format_"), PAIRS.values(), ids=PAIRS)
 def test_pairs_are_recognized_in_all_their_styles(row, format_):
-    found = detect_format(DatasetConfig(source="x"), [row])
-    pair = Converter(found).convert(row)
+    detection = detect_format(DatasetConfig(source="x"), [row])
+    pair = Converter(detection).convert(row)
 
-    assert found.format == (format_ or "preference")
-    assert found.sure is (format_ is not None)
+    assert detection.format == (format_ or "preference")
+    assert detection.sure is (format_ is not None)
     assert isinstance(pair, Comparison)
     assert pair.prompt[-1] == Message("user", pair.prompt[-1].content)
     assert pair.prompt[-1].content.strip().removesuffix(" A") == "Which bird?"  # cut where the two begin to differ
-    assert len(pair.prompt) == (3 if found.format == "hh" else 1)
+    assert len(pair.prompt) == (3 if detection.format == "hh" else 1)
     words = [pair.chosen[0].content.split()[-1], pair.rejected[0].content.split()[-1]]
     assert words == ["heron.", "fish."]
 
@@ -173,12 +173,14 @@ def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, h
     ]
     config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
 
-    found = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"])
+    prepared_data = prepare_dataset(
+        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"]
+    )
 
-    sides = [{row.row % 10 for row in part} for part in (found.train, found.held_out)]
+    sides = [{row.row % 10 for row in part} for part in (prepared_data.train, prepared_data.held_out)]
     assert not sides[0] & sides[1]
-    assert len(found.train) + len(found.held_out) == 60
-    assert len(found.held_out) == 12
+    assert len(prepared_data.train) + len(prepared_data.held_out) == 60
+    assert len(prepared_data.held_out) == 12
 
 
 @pytest.mark.parametrize("name", [one.name for one in FAMILIES])
@@ -212,9 +214,11 @@ def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
         source=str(write(tmp_path / "rows.jsonl", [*rows[:5], "{broken\n", *rows[5:]])), eval_fraction=0.3
     )
 
-    found = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["kto"])
+    prepared_data = prepare_dataset(
+        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["kto"]
+    )
 
-    for row in (*found.train, *found.held_out):
+    for row in (*prepared_data.train, *prepared_data.held_out):
         assert isinstance(row, RatedRow)
         number = int(tokenizer.decode(row.input_ids).split("A ")[1].split(".")[0])
         assert row.desirable == (number % 3 == 0)
@@ -237,10 +241,10 @@ def test_where_losses_are_measured_a_pair_is_its_chosen_answer(tmp_path, tokeniz
     rows = [{"prompt": f"Q {n}", "chosen": "good", "rejected": "bad"} for n in range(6)]
     config = DatasetConfig(source=str(write(tmp_path / "pairs.jsonl", rows)))
 
-    found = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home)
+    prepared_data = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home)
 
-    assert len(found.train) + len(found.held_out) == 6
-    assert all("good" in tokenizer.decode(row.input_ids) for row in (*found.train, *found.held_out))
+    assert len(prepared_data.train) + len(prepared_data.held_out) == 6
+    assert all("good" in tokenizer.decode(row.input_ids) for row in (*prepared_data.train, *prepared_data.held_out))
 
 
 def test_the_sample_has_whole_pairs_of_balanced_lengths(tokenizer, home):

@@ -69,23 +69,23 @@ def test_any_place_of_any_kind_of_file_can_be_shown_before_and_after_it_is_index
     for _ in range(2):
         for first_row in (0, 2, STRIDE - 1, 4 * STRIDE + 5, COUNT - 2):
             reader = open_reader(files / name, home)
-            shown = page(reader, first_row=first_row, count=3)
+            rows = page(reader, first_row=first_row, count=3)
 
-            assert [row.row for row in shown.rows] == list(range(first_row, min(first_row + 3, COUNT)))
-            for row in shown.rows:
+            assert [row.row for row in rows.rows] == list(range(first_row, min(first_row + 3, COUNT)))
+            for row in rows.rows:
                 if row.row == 3:
                     assert row.problem
                 else:
                     assert row.conversation.messages[-1].content == f"Answer {row.row}"
-            assert shown.next_row == (first_row + 3 if first_row + 3 < COUNT else None)
+            assert rows.next_row == (first_row + 3 if first_row + 3 < COUNT else None)
     assert page(open_reader(files / name, home), first_row=0).total_rows == COUNT
 
 
 def test_a_page_beyond_the_end_is_empty(files, home):
-    shown = page(open_reader(files / "rows.jsonl", home), first_row=10 * COUNT)
+    rows = page(open_reader(files / "rows.jsonl", home), first_row=10 * COUNT)
 
-    assert shown.rows == ()
-    assert shown.next_row is None
+    assert rows.rows == ()
+    assert rows.next_row is None
 
 
 def test_search_finds_rows_in_any_case_from_a_place_on(files):
@@ -143,10 +143,10 @@ def test_a_text_too_long_to_search_for_is_refused_in_words():
 
 
 def test_chosen_rows_come_in_the_order_asked_for(files):
-    shown = page(open_reader(files / "rows.jsonl"), rows=(4000, 5, 3))
+    rows = page(open_reader(files / "rows.jsonl"), rows=(4000, 5, 3))
 
-    assert [row.row for row in shown.rows] == [4000, 5, 3]
-    assert shown.rows[2].problem == "the answer is empty"
+    assert [row.row for row in rows.rows] == [4000, 5, 3]
+    assert rows.rows[2].problem == "the answer is empty"
 
 
 def test_tokens_are_shown_with_a_tokenizer(files):
@@ -282,10 +282,10 @@ def test_rows_of_a_gzipped_file_come_from_one_pass(files, home, tmp_path, monkey
     wanted = tuple(range(COUNT - 1, 0, -25))[:200]
     sizes = unpacked_bytes(monkeypatch)
 
-    shown = page(reader, rows=wanted)
+    rows = page(reader, rows=wanted)
 
-    assert [row.row for row in shown.rows] == list(wanted)
-    assert [row.conversation.messages[0].content for row in shown.rows] == [f"Question {row}" for row in wanted]
+    assert [row.row for row in rows.rows] == list(wanted)
+    assert [row.conversation.messages[0].content for row in rows.rows] == [f"Question {row}" for row in wanted]
     assert 0 < sum(sizes) <= size
 
 
@@ -295,10 +295,10 @@ def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_
         reader = open_reader(files / name, home, mix={str(files / "rows.csv"): 1.0})
         wanted = (COUNT + 8, 4 * STRIDE + 5, 7, COUNT - 1, 7, 2 * COUNT - 1)
 
-        shown = page(reader, rows=wanted)
+        rows = page(reader, rows=wanted)
 
-        assert [row.row for row in shown.rows] == list(wanted)
-        assert [row.conversation.messages[1].content for row in shown.rows] == [
+        assert [row.row for row in rows.rows] == list(wanted)
+        assert [row.conversation.messages[1].content for row in rows.rows] == [
             f"Answer {row % COUNT}" for row in wanted
         ]
         with pytest.raises(

@@ -50,11 +50,11 @@ def write_csv(path, *rows):
     ],
 )
 def test_turns_are_recognised_as_text_and_under_other_names(row, format_, columns, sure):
-    found = detect(row)
+    detection = detect(row)
 
-    assert found.format == format_
-    assert dict(found.columns) == columns
-    assert found.sure == sure
+    assert detection.format == format_
+    assert dict(detection.columns) == columns
+    assert detection.sure == sure
 
 
 @pytest.mark.parametrize("turns", [TURNS, TALK])

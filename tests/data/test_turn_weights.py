@@ -91,10 +91,12 @@ def test_the_setting_and_the_weights_both_hold():
 
 def test_turns_that_a_template_makes_one_are_not_learned_with_one_that_is_not():
     abilities = replace(abilities_of(tokenizer_of(FAMILIES[1])), repeated_roles=False)
-    said = Conversation((Message("user", "Hi"), Message("assistant", "One."), Message("assistant", "Two.")))
+    conversation = Conversation((Message("user", "Hi"), Message("assistant", "One."), Message("assistant", "Two.")))
 
-    assert [message.is_learned for message in adapt_to_template(said, abilities).messages] == [True, True]
-    assert [message.is_learned for message in adapt_to_template(with_unlearned(said, 1), abilities).messages] == [
+    assert [message.is_learned for message in adapt_to_template(conversation, abilities).messages] == [True, True]
+    assert [
+        message.is_learned for message in adapt_to_template(with_unlearned(conversation, 1), abilities).messages
+    ] == [
         True,
         False,
     ]

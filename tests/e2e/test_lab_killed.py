@@ -177,8 +177,8 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
             first.send_signal(signal.SIGKILL)
             first.wait(300)
 
-        seen = last_step(ann)
-        wait_until(lambda: last_step(ann) > seen, PATIENCE_SECONDS)  # it trains without a server
+        step_before = last_step(ann)
+        wait_until(lambda: last_step(ann) > step_before, PATIENCE_SECONDS)  # it trains without a server
         with server.running():
             assert {name: server.name_on_account_page(token) for name, token in cookies.items()} == {
                 name: name for name in PEOPLE
@@ -189,8 +189,8 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
             assert [one.person for one in AuditLog(audit_log_path(home)).entries() if one.kind == "signed in"] == [
                 *PEOPLE
             ]
-            seen = last_step(ann)
-            wait_until(lambda: last_step(ann) > seen, PATIENCE_SECONDS)
+            step_before = last_step(ann)
+            wait_until(lambda: last_step(ann) > step_before, PATIENCE_SECONDS)
             wait_until(lambda: [(one.owner, one.urgent) for one in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS)
             assert (state_of(ann), state_of(bea), state_of(cid)) == ("running", "queued", "queued")
             assert ann.folder.read_worker() == worker, "the same process, at its first attempt"

@@ -53,7 +53,7 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained(demo_home, tmp_path_factory):
+def trained_runs(demo_home, tmp_path_factory):
     """Trains each of SETTINGS when it is asked for first."""
     home = LoratoryHome(tmp_path_factory.mktemp("results") / "home")
     home.make_writable()
@@ -65,19 +65,19 @@ def trained(demo_home, tmp_path_factory):
         if name not in known:
             preset, *settings = SETTINGS[name]
             changes = [word for setting in settings for word in ("--set", setting)]
-            told = json.loads(loratory("train", preset, *changes, "--json", home=home))
-            assert told["status"] == "completed"
-            folder = RunStore(home, local_owner()).get(told["run_id"]).folder.path
-            known[name] = Trained(told["run_id"], folder, home)
+            record = json.loads(loratory("train", preset, *changes, "--json", home=home))
+            assert record["status"] == "completed"
+            folder = RunStore(home, local_owner()).get(record["run_id"]).folder.path
+            known[name] = Trained(record["run_id"], folder, home)
         return known[name]
 
     return train
 
 
 @pytest.fixture(scope="module")
-def merged(trained, tmp_path_factory) -> ExportResult:
+def merged_export(trained_runs, tmp_path_factory) -> ExportResult:
     """The run on a quantized base. The other one is merged on its way to GGUF; `tests/export` has all precisions."""
-    run = trained("qlora")
+    run = trained_runs("qlora")
     request = ExportRequest(
         target=ChatTarget.of_run(run.folder),
         folder=tmp_path_factory.mktemp("merged") / "qlora",
@@ -86,19 +86,19 @@ def merged(trained, tmp_path_factory) -> ExportResult:
     return ExportJob(run.home, request, choose=lambda _: describe_processor()).run()
 
 
-def test_the_merged_model_answers_as_the_adapter_does(merged):
-    verified = merged.verified
+def test_the_merged_model_answers_as_the_adapter_does(merged_export):
+    verified = merged_export.verified
 
     assert verified is not None
     assert verified.passed, verified
     assert verified.largest_logit_difference <= verified.allowed_logit_difference
     assert (verified.prompts, verified.equal_answers) == (len(QUESTIONS), 20)
-    print(verified.model_dump(), merged.notes)
+    print(verified.model_dump(), merged_export.notes)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained, tmp_path):
-    run = trained(name)
+def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained_runs, tmp_path):
+    run = trained_runs(name)
     loratory("script", run.id, "--out", tmp_path / "script.py", home=run.home)
     history = read_history(run.folder / "events.jsonl")
 
@@ -106,23 +106,23 @@ def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained, tmp_pa
     assert_same_losses(history, execute(tmp_path / "script.py"), within=0.01)
 
 
-def test_training_chat_merged_and_served_read_the_same_ids(trained, merged):
-    run, folder = trained("qlora"), merged.path
+def test_training_chat_merged_and_served_read_the_same_ids(trained_runs, merged_export):
+    run, folder = trained_runs("qlora"), merged_export.path
     turns = (Message("user", "What does lora_alpha do?"),)
-    asked = [{"role": "user", "content": turns[0].content}]
+    messages = [{"role": "user", "content": turns[0].content}]
 
     tokenizer, _ = load_tokenizer(ModelSource(str(run.folder / "adapter"), "qlora"))
     row = Conversation((*turns, Message("assistant", "It sets the strength of the adapter.")))
     (taught,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
     first_learned = next(place for place, label in enumerate(taught.labels) if label != IGNORED_LABEL)
     in_merged = AutoTokenizer.from_pretrained(folder).apply_chat_template(
-        asked, add_generation_prompt=True, return_dict=False
+        messages, add_generation_prompt=True, return_dict=False
     )
     session = ChatSession(run.home, choose=lambda _: describe_processor())
     try:
         with listening(ServedModel(session, ChatTarget.of_run(run.folder), "tuned")) as url:
             answer = OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=300).chat.completions.create(
-                model="tuned", messages=asked, max_tokens=1, extra_body={"return_token_ids": True}
+                model="tuned", messages=messages, max_tokens=1, extra_body={"return_token_ids": True}
             )
         in_chat = list(session.prompt(turns).ids)
     finally:
@@ -150,8 +150,8 @@ def prompt_ids(tokenizer, question: str) -> list[int]:
 
 
 @pytest.mark.usefixtures("llama_cpp")
-def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_path):
-    run = trained("lora")
+def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, tmp_path):
+    run = trained_runs("lora")
     request = ExportRequest(
         target=ChatTarget.of_run(run.folder),
         folder=tmp_path / "out",
@@ -170,21 +170,21 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained, tmp_p
     # The same once more without any of our code: transformers here, llama-cpp-python there.
     from llama_cpp import Llama
 
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32).eval()
+    merged_export = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "merged")
     llama = Llama(str(tmp_path / "out" / "out-f16.gguf"), n_ctx=512, verbose=False)
     equal = 0
     for question in QUESTIONS[:ASKED_ONCE_MORE]:
         ids = prompt_ids(tokenizer, question)
         with torch.inference_mode():
-            whole = merged.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=ANSWER_TOKENS)
+            whole = merged_export.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=ANSWER_TOKENS)
         expected = [token for token in whole[0, len(ids) :].tolist() if token != tokenizer.eos_token_id]
-        said: list[int] = []
+        messages: list[int] = []
         for token in llama.generate(ids, temp=0.0, repeat_penalty=1.0):
-            if token == llama.token_eos() or len(said) == ANSWER_TOKENS:
+            if token == llama.token_eos() or len(messages) == ANSWER_TOKENS:
                 break
-            said.append(token)
-        equal += said == expected
+            messages.append(token)
+        equal += messages == expected
     assert equal >= ASKED_ONCE_MORE - 1, f"{equal} of {ASKED_ONCE_MORE} answers are the same"
 
     quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"

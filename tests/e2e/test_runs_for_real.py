@@ -67,10 +67,10 @@ def test_a_run_is_trained_shown_and_listed(home, config_file):
     assert worker is not None
     assert not worker.is_alive()
 
-    shown = json.loads(loratory("show", run.id, "--json")[1])
+    record = json.loads(loratory("show", run.id, "--json")[1])
     (listed,) = json.loads(run_here("runs", "--json")[1])
-    assert shown["status"] == listed["status"] == "completed"
-    assert shown["eval_loss"] == listed["eval_loss"] == result["eval_loss"]
+    assert record["status"] == listed["status"] == "completed"
+    assert record["eval_loss"] == listed["eval_loss"] == result["eval_loss"]
 
     again = json.loads(run_here("train", run.id, "--set", "training.max_steps=2", "--json")[1])
     assert (again["status"], again["steps"]) == ("completed", 2), "a run's config is a configuration"
@@ -92,12 +92,12 @@ def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_fi
 
     assert run_here("stop", run.id)[0] == 0
     wait_until(lambda: not run.folder.has_living_worker(), WAIT_SECONDS)
-    shown = json.loads(run_here("show", run.id, "--json")[1])
-    assert shown["status"] == "stopped"
-    assert shown["resumable_step"] == shown["steps"]
+    record = json.loads(run_here("show", run.id, "--json")[1])
+    assert record["status"] == "stopped"
+    assert record["resumable_step"] == record["steps"]
 
     command = start("resume", run.id, "--json")
-    wait_until(lambda: read_history(run.folder.events).last_step > shown["steps"], WAIT_SECONDS)
+    wait_until(lambda: read_history(run.folder.events).last_step > record["steps"], WAIT_SECONDS)
     assert run_here("cancel", run.id)[0] == 0
     out, _ = command.communicate(timeout=WAIT_SECONDS)
     result = json.loads(out)

@@ -155,9 +155,9 @@ def test_an_allowed_cell_trains_saves_loads_and_answers(cell, bases, tiny_model_
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if is_refused(*cell)], ids=name_of)
 def test_a_refused_cell_says_why(cell):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         cell_config("m", *cell)
 
     method, *_ = cell
     words = (METHODS[method].label, "packing") if METHODS[method].virtual_tokens != "none" else (METHODS[method].label,)
-    assert all(any(word in problem.message for word in words) for problem in caught.value.problems)
+    assert all(any(word in problem.message for word in words) for problem in error_info.value.problems)

@@ -45,14 +45,14 @@ def branches(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
 
 
 def alone(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
-    tokenizer, found = AutoTokenizer.from_pretrained(weights.holder.model.config._name_or_path), []
+    tokenizer, result = AutoTokenizer.from_pretrained(weights.holder.model.config._name_or_path), []
     for prompt, tokens in zip(PROMPTS, most, strict=True):
         sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)
         answer = Answer("base", weights, AnswerRules(prompt, end_ids, sampling, None), tokenizer)
         while not answer.is_done:
             answer.advance()
-        found.append(list(answer.tokens))
-    return found
+        result.append(list(answer.tokens))
+    return result
 
 
 @torch.inference_mode()

@@ -51,9 +51,9 @@ def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path)
     order, _ = EvaluationJob(home, request)._order(describe_processor())
     result = evaluate(home, order)
 
-    found = result.preference
-    assert found is not None
-    assert (found.pairs, found.reference, found.beta, result.start) == (8, "second", 0.3, "adapter")
+    preference = result.preference
+    assert preference is not None
+    assert (preference.pairs, preference.reference, preference.beta, result.start) == (8, "second", 0.3, "adapter")
     pairs = held_out(tuned, home, order, DPO)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     margins: dict[Branch, list[float]] = {"base": expected_margins(model, pairs)}
@@ -63,12 +63,12 @@ def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path)
     model.set_adapter("tuned")
     margins["tuned"] = expected_margins(model.eval(), pairs)
     for branch, expected in margins.items():
-        assert found.branches[branch].margin == pytest.approx(sum(expected) / 8, rel=1e-4, abs=1e-4)
-        assert found.branches[branch].preferred == sum(margin > 0 for margin in expected)
+        assert preference.branches[branch].margin == pytest.approx(sum(expected) / 8, rel=1e-4, abs=1e-4)
+        assert preference.branches[branch].preferred == sum(margin > 0 for margin in expected)
     gains = [now - then for now, then in zip(margins["tuned"], margins["second"], strict=True)]
-    assert found.branches["tuned"].reward_margin == pytest.approx(0.3 * sum(gains) / 8, rel=1e-3, abs=1e-4)
-    assert found.branches["tuned"].gained == sum(gain > 0 for gain in gains)
-    assert found.branches["second"].gained is None
+    assert preference.branches["tuned"].reward_margin == pytest.approx(0.3 * sum(gains) / 8, rel=1e-3, abs=1e-4)
+    assert preference.branches["tuned"].gained == sum(gain > 0 for gain in gains)
+    assert preference.branches["second"].gained is None
     assert set(result.answered[0].answers) == {"base", "tuned", "second"}
     assert "held-out pairs" in preference_sentences(result)[0]
 
@@ -89,8 +89,8 @@ def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_pat
     order = order_of(tuned, general_text=False)
     result = evaluate(home, order)
 
-    found = result.ratings
-    assert found is not None
+    ratings = result.ratings
+    assert ratings is not None
     held = held_out(tuned, home, order, KTO)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = [log_probability(model, row) for row in held]
@@ -98,15 +98,15 @@ def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_pat
     after = [log_probability(model, row) for row in held]
     rewards = [(0.3 * (now - then), row.desirable) for now, then, row in zip(after, before, held, strict=True)]
     good, bad = ([reward for reward, label in rewards if label is wanted] for wanted in (True, False))
-    assert (found.desirable, found.undesirable, found.reference) == (len(good), len(bad), "base")
+    assert (ratings.desirable, ratings.undesirable, ratings.reference) == (len(good), len(bad), "base")
     assert good
     assert bad
-    own = found.branches["tuned"]
+    own = ratings.branches["tuned"]
     assert own.reward_desirable == pytest.approx(sum(good) / len(good), rel=1e-3, abs=1e-4)
     assert own.reward_undesirable == pytest.approx(sum(bad) / len(bad), rel=1e-3, abs=1e-4)
     assert own.right == sum(reward > 0 for reward in good) + sum(reward < 0 for reward in bad)
     assert result.preference_accuracy == own.right / 8
-    assert "base" not in found.branches
+    assert "base" not in ratings.branches
     tokens = sum(label >= 0 for row in held if row.desirable for label in row.labels[1:])
     lost = -sum(now for now, row in zip(after, held, strict=True) if row.desirable)
     assert (result.rows, result.losses["tuned"].tokens) == (len(good), tokens)
@@ -122,11 +122,17 @@ def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_pat
 
 
 def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
-    found = measure_ratings({"base": [-2.0, -2.0, -2.0], "tuned": [-1.0, -2.0, -3.0]}, [True, True, True], "base", 0.5)
+    ratings = measure_ratings(
+        {"base": [-2.0, -2.0, -2.0], "tuned": [-1.0, -2.0, -3.0]}, [True, True, True], "base", 0.5
+    )
 
-    assert found is not None
-    assert (found.right, found.undesirable, found.branches["tuned"].difference) == (1, 0, None)  # no gain is not right
-    words = rating_words(found, {"base": "the base model"})
+    assert ratings is not None
+    assert (ratings.right, ratings.undesirable, ratings.branches["tuned"].difference) == (
+        1,
+        0,
+        None,
+    )  # no gain is not right
+    words = rating_words(ratings, {"base": "the base model"})
     assert "(1 of 3 desirable)" in words[0]
     assert "Mean reward +0.000. Every completion is desirable" in words[2]
     alone = measure_ratings({"second": [-2.0], "base": [-9.0], "tuned": [-3.0]}, [False], "second", 0.1)
@@ -134,7 +140,7 @@ def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
     assert alone.accuracy == 1.0
     assert (alone.branches["base"].right, alone.branches["base"].reward_desirable) == (1, None)
     losses = {"base": BranchLoss.of(2.0, 5), "tuned": BranchLoss.of(1.0, 5)}
-    assert EvaluationResult(losses=losses, rows=3, scores={}, ratings=found).gain == 0.5
+    assert EvaluationResult(losses=losses, rows=3, scores={}, ratings=ratings).gain == 0.5
     assert EvaluationResult(losses=losses, rows=1, scores={}, ratings=alone).gain is None  # it should not be given
     assert "between 21% and 100%" in rating_words(alone, {"second": "its start"})[0]
     assert measure_ratings({"base": [-1.0], "tuned": [-1.0]}, [True], "second", 0.1) is None  # the start is gone

@@ -145,7 +145,7 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
 
     with pytest.raises(CancelledRequestError):
         evaluate(home, order_of(run, answered_rows=5), request)
-    assert len(request.told) == after
+    assert len(request.progress_log) == after
 
 
 @pytest.mark.parametrize("rows", [1, 5], ids=["alone", "side by side"])
@@ -162,7 +162,9 @@ def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypat
     evaluate(home, order_of(run, max_rows=rows, answered_rows=rows), finished)
     assert advanced
     steps = len(advanced)
-    before_the_answers = next(n for n, told in enumerate(finished.told) if "Answering" in told["message"])
+    before_the_answers = next(
+        n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"]
+    )
     advanced.clear()
 
     with pytest.raises(CancelledRequestError):
@@ -177,12 +179,12 @@ def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypat
 def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, monkeypatch):
     request = RecordedRequest()
     together = evaluate(home, order_of(run, answered_rows=8), request)
-    told = [one["message"] for one in request.told if "Answering" in one["message"]]
+    progress = [one["message"] for one in request.progress_log if "Answering" in one["message"]]
     monkeypatch.setattr("engine.evaluation.worker.answers.most_rows", lambda *_: 1)
 
     assert together.answered == evaluate(home, order_of(run, answered_rows=8)).answered
-    assert told[-1] == "Answering, 16 of 16 answers."
-    assert told == sorted(told, key=lambda message: int(message.split()[1]))
+    assert progress[-1] == "Answering, 16 of 16 answers."
+    assert progress == sorted(progress, key=lambda message: int(message.split()[1]))
 
 
 def test_memory_that_runs_out_halves_the_rows_side_by_side(home, run, monkeypatch):
@@ -238,17 +240,17 @@ def test_a_job_measures_in_a_process_of_its_own_and_keeps_the_result(home, run):
     request = EvaluationRequest(
         target=ChatTarget.of_run(run), settings=EvaluationConfig(answered_rows=2, max_new_tokens=4)
     )
-    told: list[Any] = []
+    messages: list[Any] = []
     needs: list[ModelInUse] = []
 
     def note(progress):
-        told.append(progress)
+        messages.append(progress)
         needs.extend(models_in_use(home))
 
     result = EvaluationJob(home, request, choose=lambda _: describe_processor()).run(note)
 
     assert read_evaluation(run) == result
     assert set(result.losses) == {"base", "tuned"}
-    assert any(progress.fraction == 1.0 for progress in told)
+    assert any(progress.fraction == 1.0 for progress in messages)
     assert {use.purpose for use in needs} == {"evaluation"}  # its model stays in the cache
     assert models_in_use(home) == []

@@ -12,7 +12,7 @@ from engine.evaluation.preference import PairLikelihoods, accuracy_words, flip_w
 
 
 def test_preferences_are_counted_with_their_uncertainty():
-    found = measure_preference(
+    preference = measure_preference(
         {
             "base": PairLikelihoods([-2.0, -2.0, -2.0], [-1.0, -1.0, -3.0]),
             "tuned": PairLikelihoods([-1.0, -1.0, -4.0], [-2.0, -3.0, -3.0]),
@@ -20,19 +20,19 @@ def test_preferences_are_counted_with_their_uncertainty():
         [(1, 1), (1, 1), (8, 1)], "base", 0.5,
     )  # fmt: skip
 
-    assert (found.branches["base"].preferred, found.branches["tuned"].preferred) == (1, 2)
-    assert found.branches["tuned"].preferred_per_token == 3  # the third chosen answer is long
-    assert (found.branches["tuned"].gained, found.turned["base"]) == (2, (2, 1))
-    assert found.branches["tuned"].reward_margin == pytest.approx(0.5 * (2 + 3 - 2) / 3)
+    assert (preference.branches["base"].preferred, preference.branches["tuned"].preferred) == (1, 2)
+    assert preference.branches["tuned"].preferred_per_token == 3  # the third chosen answer is long
+    assert (preference.branches["tuned"].gained, preference.turned["base"]) == (2, (2, 1))
+    assert preference.branches["tuned"].reward_margin == pytest.approx(0.5 * (2 + 3 - 2) / 3)
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
     assert interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert "may be chance" in flip_words(found, "base", "the base model")
-    certain = found.model_copy(update={"turned": {"base": (9, 0)}})
+    assert "may be chance" in flip_words(preference, "base", "the base model")
+    certain = preference.model_copy(update={"turned": {"base": (9, 0)}})
     assert "that is clear" in flip_words(certain, "base", "the base model")
-    assert "Preference accuracy 67%: since the base model" in accuracy_words(found, {"base": "the base model"})[0]
-    without = found.model_copy(update={"branches": {"tuned": found.branches["base"]}})
+    assert "Preference accuracy 67%: since the base model" in accuracy_words(preference, {"base": "the base model"})[0]
+    without = preference.model_copy(update={"branches": {"tuned": preference.branches["base"]}})
     assert "Preference accuracy 33%: the chosen answer is likelier in 1 of 3" in accuracy_words(without, {})[0]
 
 

@@ -64,12 +64,12 @@ def test_the_same_two_answers_are_one_vote_and_the_last_choice_counts(store):
 
 
 def test_a_vote_is_taken_back(store):
-    kept, gone = a_vote(), a_vote("Why?")
-    for vote in (kept, gone):
+    first_vote, gone = a_vote(), a_vote("Why?")
+    for vote in (first_vote, gone):
         store.keep(vote)
 
     assert store.remove([gone.id, "not-a-vote"]) == 1
-    assert store.read().votes == (kept,)
+    assert store.read().votes == (first_vote,)
     assert store.find(gone.id) is None
     assert store.remove() == 1
     assert store.read() == ((), 0)
@@ -104,14 +104,14 @@ def test_pairs_are_a_dataset_that_is_recognized(store):
     assert pairs.words == f"1 pair. Left out: {out}."
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (row,) = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
-    found = detect_format(DatasetConfig(source="x"), [row])
-    pair = Converter(found).convert(row)
+    detection = detect_format(DatasetConfig(source="x"), [row])
+    pair = Converter(detection).convert(row)
     assert isinstance(pair, Comparison)
-    assert found.format == "preference"
+    assert detection.format == "preference"
     assert [turn.role for turn in pair.prompt] == ["system", "user"]
     assert pair.chosen[0].content == "A letter."
     assert pair.rejected[0].content == HOSTILE
-    assert unread_columns(found, {}, [row]) == ()
+    assert unread_columns(detection, {}, [row]) == ()
     assert row["vote"]["by"] == "Ada Augusta King of Lovelace"
     assert row["sampling"]["seed"] == 7
     assert len(pairs_of_votes(store.read().votes, with_cut_off=True).rows) == 2
@@ -175,16 +175,16 @@ def test_votes_are_listed_exported_and_deleted_by_command(store, tmp_path, capsy
         code = run_command(["votes", *map(str, arguments)], ("engine.commands.votes", "engine.commands.configs"))
         return code, capsys.readouterr().out
 
-    kept, tie = a_vote(), a_vote("Why?", verdict="equal", minute=1)
-    for vote in (kept, tie):
+    first_vote, tie = a_vote(), a_vote("Why?", verdict="equal", minute=1)
+    for vote in (first_vote, tie):
         store.keep(vote)
     file = tmp_path / "pairs.jsonl"
 
     code, text = run("list")
-    assert (code, "1 pair. Left out: 1 tie." in text, kept.id in text) == (0, True, True)
+    assert (code, "1 pair. Left out: 1 tie." in text, first_vote.id in text) == (0, True, True)
     assert len(json.loads(run("list", "--json")[1])["votes"]) == 2
     assert run("export", file)[1] == f"{file}: 1 pair. Left out: 1 tie.\n"
-    assert json.loads(file.read_text())["vote"]["id"] == kept.id
+    assert json.loads(file.read_text())["vote"]["id"] == first_vote.id
     assert run("export", file)[0] == 1  # it is there already
     assert run("delete", "nothing-like-it")[0] == 1
     assert run("delete")[0] == 2

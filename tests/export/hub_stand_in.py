@@ -89,7 +89,7 @@ class HubStandIn:
         self.repositories: dict[str, StoredRepository] = {}
         self.large: dict[str, bytes] = {}
         self.faults: list[Fault] = []
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.put: list[str] = []
         self.token = TOKEN
         self.organizations = ("lab",)
@@ -132,7 +132,7 @@ class HubStandIn:
         path = unquote(urlsplit(request.path).path)
         step = next((step for pattern, step in self.routes if re.fullmatch(pattern, path)), "other")
         length = int(request.headers.get("Content-Length") or 0)
-        self.asked[step] += 1
+        self.requests[step] += 1
         fault = next((fault for fault in self.faults if fault.step == step and fault.times > 0), None)
         if fault is not None:
             fault.times -= 1
@@ -168,21 +168,21 @@ class HubStandIn:
         return 200, {"type": "user", "name": ACCOUNT, "orgs": [{"name": name} for name in self.organizations]}
 
     def _create(self, _: str, body: bytes) -> tuple[int, object]:
-        asked = json.loads(body)
-        owner = asked.get("organization") or ACCOUNT
-        name = f"{owner}/{asked['name']}"
+        payload = json.loads(body)
+        owner = payload.get("organization") or ACCOUNT
+        name = f"{owner}/{payload['name']}"
         if owner.lower() not in (ACCOUNT, *self.organizations):
             return 403, {"error": f"You don't have the rights to create a model under the namespace {owner}"}
         known = name in self.repositories
         if not known:
-            private = asked.get("visibility") == "private" or asked.get("private") is True
+            private = payload.get("visibility") == "private" or payload.get("private") is True
             self.repositories[name] = StoredRepository(private)
         return (409 if known else 200), {"url": f"{self.address}/{name}"}
 
     def _info(self, path: str, _: bytes) -> tuple[int, object]:
-        found = re.fullmatch(r"/api/(?:models|spaces)/([^/]+/[^/]+)(?:/revision/(.+))?", path)
-        assert found is not None
-        name, revision = found[1], found[2] or "main"
+        match = re.fullmatch(r"/api/(?:models|spaces)/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        assert match is not None
+        name, revision = match[1], match[2] or "main"
         repository = self.repositories.get(name)
         if repository is None:
             return 404, {"error": "Repository not found", "code": "RepoNotFound"}
@@ -228,22 +228,22 @@ class HubStandIn:
         repository, revision = self.repositories["/".join(parts[3:5])], "/".join(parts[6:])
         there = repository.commits[repository.branches[revision]]
         files = []
-        for asked in json.loads(body)["files"]:
-            blob = there.get(asked["path"])
-            is_large = asked["path"].endswith((".safetensors", "tokenizer.json", ".whl"))
+        for payload in json.loads(body)["files"]:
+            blob = there.get(payload["path"])
+            is_large = payload["path"].endswith((".safetensors", "tokenizer.json", ".whl"))
             oid = None
             if blob is not None:
                 oid = _sha256(blob.content) if blob.is_large else _git_oid(blob.content)
             mode = "lfs" if is_large else "regular"
-            files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            files.append({"path": payload["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return 200, {"files": files}
 
     def _batch(self, _: str, body: bytes) -> tuple[int, object]:
         objects = []
-        for asked in json.loads(body)["objects"]:
-            answer: dict[str, object] = {"oid": asked["oid"], "size": asked["size"]}
-            if asked["oid"] not in self.large:
-                answer["actions"] = {"upload": {"href": f"{self.address}/large/{asked['oid']}"}}
+        for payload in json.loads(body)["objects"]:
+            answer: dict[str, object] = {"oid": payload["oid"], "size": payload["size"]}
+            if payload["oid"] not in self.large:
+                answer["actions"] = {"upload": {"href": f"{self.address}/large/{payload['oid']}"}}
             objects.append(answer)
         return 200, {"transfer": "basic", "objects": objects}
 

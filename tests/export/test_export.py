@@ -106,8 +106,8 @@ def test_16_bits_that_turn_answers_are_taken_only_where_they_are_asked_for(home,
     assert proposed.verified.passed
     assert proposed.verified.equal_answers == ASKED
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "proposed").dtype == torch.float32
-    (said,) = (note for note in proposed.notes if "float32" in note)
-    assert f"it gave {chosen.verified.equal_answers} of the run's {ASKED} answers" in said
+    (text,) = (note for note in proposed.notes if "float32" in note)
+    assert f"it gave {chosen.verified.equal_answers} of the run's {ASKED} answers" in text
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_what_the_converter_could_not_do_is_reported_in_words(home, run, tmp_pat
 @pytest.mark.usefixtures("few_questions")
 def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, monkeypatch, times, passed):
     quantized: list[tuple[str, int]] = []
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def quantize(source, target, file_type, log_file, on_wait):
         on_wait(5)
@@ -153,7 +153,7 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
         shutil.copyfile(source, target)
 
     def loss(written, rows, log_file, report):
-        asked.append(rows)
+        requests.append(rows)
         return math.log(times)  # the run's own is 0
 
     monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: True)
@@ -168,7 +168,7 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
     assert {file.name for file in result.files} == {"out-q4_k_m.gguf", "Modelfile", "README.md"}
     assert result.verified.passed is passed
     assert result.verified.allowed_logit_difference is None
-    assert asked[0].on == "general text"  # the data of this run is not here
+    assert requests[0].on == "general text"  # the data of this run is not here
     assert any("Rows of 64 weights do not fill blocks of 256" in note for note in result.notes)
     if passed:
         assert result.verified.perplexity.words.startswith("1.00 → 1.05 (+5.0%) on general text")
@@ -184,13 +184,13 @@ def test_an_unknown_architecture_is_refused_before_anything_is_merged(home, base
 
     with pytest.raises(ModelError, match="does not know the architecture of gemma, GemmaForCausalLM"):
         export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), request)
-    assert not any("merged weights" in told["message"] for told in request.told)
+    assert not any("merged weights" in progress["message"] for progress in request.progress_log)
 
 
 def test_a_stopped_conversion_ends_the_converter(home, run, tmp_path):
     class StopsWhileConverting(RecordedRequest):
         def is_cancelled(self) -> bool:
-            return any("GGUF" in told["message"] for told in self.told)
+            return any("GGUF" in progress["message"] for progress in self.progress_log)
 
     checkout = make_checkout(tmp_path / "llama.cpp", "slow")
 

@@ -79,8 +79,8 @@ def test_the_hub_reads_base_licence_and_tags(home):
 def test_settings_curve_and_result_are_told(home):
     card = card_of(make_run(home, training__learning_rate=3e-4, adapter__r=24, adapter__lora_alpha=48))
 
-    for told in ("sample:loratory-faq", "24, 48", "0.0003, cosine", "120 steps", "torch 2.13.0", "Held-out loss"):
-        assert told in card
+    for text in ("sample:loratory-faq", "24, 48", "0.0003, cosine", "120 steps", "torch 2.13.0", "Held-out loss"):
+        assert text in card
     rows = [line for line in card.splitlines() if line.startswith(("| 1", "| 2"))]
     assert len(rows) >= 3
     assert "| Step | Loss | Held-out loss |" in card

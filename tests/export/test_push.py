@@ -69,9 +69,9 @@ def push_processes() -> list[int]:
 
 @pytest.mark.e2e
 def test_an_adapter_is_pushed_and_loads_from_what_arrived(hub, home, run, tiny_model_folder, tmp_path):
-    told: list[Any] = []
+    messages: list[Any] = []
 
-    result = job(home, run).run(told.append)
+    result = job(home, run).run(messages.append)
 
     assert {file.name for file in result.files} == ADAPTER_FILES
     files = hub.repositories[NAME].files()
@@ -84,7 +84,7 @@ def test_an_adapter_is_pushed_and_loads_from_what_arrived(hub, home, run, tiny_m
     card = files["README.md"].decode()
     assert f'from_pretrained("{NAME}")' in card
     assert "rows.jsonl" in card
-    phases = list(dict.fromkeys(progress.phase for progress in told))
+    phases = list(dict.fromkeys(progress.phase for progress in messages))
     assert phases == ["checking", "preparing", "uploading", "committing", "ready"]
     assert list((home.cache / "pushes").glob("*/*")) == []
 
@@ -127,7 +127,7 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_done(hub, home, run
     with pytest.raises(PushError, match="cannot be a branch"):
         job(home, run, export, revision="../main").run()
     assert export.runs == 0
-    assert not hub.asked
+    assert not hub.requests
     assert not home.cache.exists()
 
 
@@ -138,10 +138,10 @@ def test_a_name_alone_belongs_to_the_account(hub, home, run):
 def test_an_owner_who_is_somebody_else_is_refused_before_anything_is_prepared(hub, home, run):
     export = QuickExport()
 
-    with pytest.raises(PushError, match="ada may not make one for someone") as caught:
+    with pytest.raises(PushError, match="ada may not make one for someone") as error_info:
         job(home, run, export, repository="someone/else").run()
 
-    assert "ada, lab" in caught.value.fix
+    assert "ada, lab" in error_info.value.fix
     assert export.runs == 0
     assert job(home, run, export, repository="Lab/ours").run().repository == "Lab/ours"
 
@@ -151,11 +151,11 @@ def test_without_a_token_nothing_is_prepared(hub, home, run, monkeypatch, tmp_pa
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     export = QuickExport()
 
-    with pytest.raises(PushError, match="needs a Hugging Face token, and there is none") as caught:
+    with pytest.raises(PushError, match="needs a Hugging Face token, and there is none") as error_info:
         job(home, run, export).run()
-    assert "hf auth login" in caught.value.fix
+    assert "hf auth login" in error_info.value.fix
     assert export.runs == 0
-    assert not hub.asked
+    assert not hub.requests
 
 
 def test_where_the_hub_may_not_be_asked_that_is_reported(hub, home, run, monkeypatch):
@@ -182,9 +182,9 @@ def test_what_differs_from_its_run_is_not_sent(hub, home, run):
 
 @pytest.mark.parametrize("extra", [f"{{# {TOKEN} #}}", "{# see /home/somebody/notes #}"])
 def test_a_file_that_says_too_much_is_not_sent(hub, home, run, extra):
-    with pytest.raises(PushError, match=r"chat_template\.jinja holds (an access token|a path)") as caught:
+    with pytest.raises(PushError, match=r"chat_template\.jinja holds (an access token|a path)") as error_info:
         job(home, run, QuickExport(extra=extra)).run()
-    assert TOKEN not in str(caught.value)
+    assert TOKEN not in str(error_info.value)
     assert hub.repositories == {}
 
 

@@ -116,9 +116,9 @@ def test_a_folder_is_found_in_a_configuration(tmp_path, value):
     folder = adapter_folder(tmp_path / "out")
     change(folder, base_model_name_or_path=value)
 
-    with pytest.raises(PushError, match=r"adapter_config\.json holds a path") as caught:
+    with pytest.raises(PushError, match=r"adapter_config\.json holds a path") as error_info:
         check(folder)
-    assert value not in str(caught.value)
+    assert value not in str(error_info.value)
 
 
 @pytest.mark.parametrize("value", ["org/base", "base", "/", "a / b", "and/or", "[/INST]", "</s>", "http://x/y", "~"])
@@ -134,9 +134,9 @@ def test_a_token_is_found_wherever_it_stands(tmp_path, name):
     folder = adapter_folder(tmp_path / "out")
     (folder / name).write_text(json.dumps({"note": f"x{TOKEN}y"}))
 
-    with pytest.raises(PushError, match=f"{name} holds an access token") as caught:
+    with pytest.raises(PushError, match=f"{name} holds an access token") as error_info:
         check(folder)
-    assert TOKEN not in str(caught.value)
+    assert TOKEN not in str(error_info.value)
 
 
 def test_somebody_elses_token_is_found_by_its_form(tmp_path):

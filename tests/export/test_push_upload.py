@@ -30,16 +30,16 @@ class Pusher:
     """Pushes and remembers what was told and how long it would have waited."""
 
     def __init__(self, hub: HubStandIn, token: str = TOKEN, patience: Patience = QUICK) -> None:
-        self.told: list[str] = []
-        self.waited: list[float] = []
+        self.messages: list[str] = []
+        self.waits: list[float] = []
         self._api = lambda: HfApi(endpoint=hub.address, token=token)
         self._patience = patience
 
     def push(self, folder, name=NAME, **settings):
         order = UploadOrder(folder=folder, repository=name, settings=PushConfig(**settings), message="Push my run")
         with hub_client() as traffic:
-            tell = lambda progress: self.told.append(progress.message)  # noqa: E731
-            push = HubPush(self._api(), tell, traffic, self._patience, self.waited.append)
+            tell = lambda progress: self.messages.append(progress.message)  # noqa: E731
+            push = HubPush(self._api(), tell, traffic, self._patience, self.waits.append)
             push.accounts()
             return push.upload(order)
 
@@ -107,14 +107,14 @@ def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path
     hub.faults = [Fault(step, status, times=9)]
     pusher = Pusher(hub)
 
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as error_info:
         pusher.push(adapter_folder(tmp_path / "out"))
 
-    assert said in caught.value.what
-    assert caught.value.fix
-    assert TOKEN not in str(caught.value)
-    assert pusher.waited == []
-    assert hub.asked[step] == 1
+    assert said in error_info.value.what
+    assert error_info.value.fix
+    assert TOKEN not in str(error_info.value)
+    assert pusher.waits == []
+    assert hub.requests[step] == 1
     assert all(repository.files() == {} for repository in hub.repositories.values())
 
 
@@ -126,11 +126,11 @@ def test_what_passes_is_waited_for(hub, tmp_path, step, what):
 
     pusher.push(adapter_folder(tmp_path / "out"))
 
-    assert pusher.waited == [0.01, 0.02]
+    assert pusher.waits == [0.01, 0.02]
     assert set(hub.repositories[NAME].files()) == ADAPTER_FILES
     assert len(hub.repositories[NAME].messages) == 1
     reason = {429: "slow down (HTTP 429)", "reset": "was lost"}.get(what, f"out of order (HTTP {what})")
-    assert any(reason in message and "asking again in" in message for message in pusher.told)
+    assert any(reason in message and "asking again in" in message for message in pusher.messages)
 
 
 ENDS = [
@@ -149,13 +149,13 @@ ENDS = [
 def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what, said, fix):
     hub.faults = [Fault(step, what, times=99)]
 
-    with pytest.raises(HubUnreachableError) as caught:
+    with pytest.raises(HubUnreachableError) as error_info:
         Pusher(hub).push(adapter_folder(tmp_path / "out"))
 
-    assert said in caught.value.what
-    assert fix in caught.value.fix
+    assert said in error_info.value.what
+    assert fix in error_info.value.fix
     assert hub.repositories[NAME].files() == {}
-    assert hub.asked[step] == QUICK.attempts
+    assert hub.requests[step] == QUICK.attempts
 
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "7"}, {"ratelimit": '"api";r=0;t=7'}])
@@ -165,8 +165,8 @@ def test_the_hub_says_how_long_to_wait(hub, tmp_path, headers):
 
     pusher.push(adapter_folder(tmp_path / "out"))
 
-    assert pusher.waited == [7.0]
-    assert "The Hub asks to slow down (HTTP 429); asking again in 7 s." in pusher.told
+    assert pusher.waits == [7.0]
+    assert "The Hub asks to slow down (HTTP 429); asking again in 7 s." in pusher.messages
 
 
 def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
@@ -175,7 +175,7 @@ def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
 
     with pytest.raises(HubUnreachableError, match="Wait 60 minutes; push again then"):
         pusher.push(adapter_folder(tmp_path / "out"))
-    assert pusher.waited == []
+    assert pusher.waits == []
 
 
 def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
@@ -223,7 +223,7 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_repeated(hub, tmp_path)
 
     assert result.commit == hub.repositories[NAME].branches["main"]
     assert hub.repositories[NAME].messages == ["Push my run"]
-    assert hub.asked["commit"] == 1
+    assert hub.requests["commit"] == 1
 
 
 def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub, tmp_path):
@@ -278,7 +278,7 @@ def test_a_hub_without_xet_is_sent_plain_files(hub, tmp_path, monkeypatch):
 
     Pusher(hub).push(adapter_folder(tmp_path / "out"))
 
-    assert hub.asked["xet"] == 1
+    assert hub.requests["xet"] == 1
     assert set(hub.repositories[NAME].files()) == ADAPTER_FILES
 
 
@@ -295,9 +295,9 @@ def test_a_refusal_of_the_native_uploader_is_one_of_the_hub(hub, tmp_path, monke
 def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
     folder = adapter_folder(tmp_path / "out")
 
-    with pytest.raises(PushError, match="does not accept your token") as caught:
+    with pytest.raises(PushError, match="does not accept your token") as error_info:
         Pusher(hub, token="hf_wrong" * 4).push(folder)
-    assert "huggingface.co/settings/tokens" in caught.value.fix
+    assert "huggingface.co/settings/tokens" in error_info.value.fix
     with pytest.raises(PushError, match="may not write to someone/else"):
         Pusher(hub).push(folder, name="someone/else")
 
@@ -315,10 +315,10 @@ def test_no_answer_at_all_is_told_with_the_address(monkeypatch, tmp_path):
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
     secret = "hf_secret\nwith-a-line"
 
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(EngineError) as error_info:
         Pusher(hub, token=secret).push(adapter_folder(tmp_path / "out"))
-    assert "secret" not in str(caught.value)
-    assert caught.value.__suppress_context__
+    assert "secret" not in str(error_info.value)
+    assert error_info.value.__suppress_context__
 
 
 def test_the_client_of_others_is_given_back(hub):

@@ -107,9 +107,9 @@ def sequences_of_run(config, home) -> tuple[list, list]:
 def assert_whole(text: str, folder: Path) -> None:
     """There is nothing unused or undefined in it."""
     (folder / "script.py").write_text(text)
-    asked = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(folder / "script.py")]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(folder / "script.py")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def alpaca(folder: Path) -> Path:

@@ -91,11 +91,11 @@ def prepare_script(config, home):
 
 
 def as_in_script(row: Any) -> dict[str, Any]:
-    found = {"input_ids": row.input_ids, "labels": row.labels}
+    result = {"input_ids": row.input_ids, "labels": row.labels}
     if isinstance(row, TokenizedPair):
-        return found | {"rejected_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
+        return result | {"rejected_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
     assert isinstance(row, RatedRow)
-    return found | {"desirable": row.desirable}
+    return result | {"desirable": row.desirable}
 
 
 @pytest.mark.parametrize(("row", "objective"), SHAPES.values(), ids=SHAPES)
@@ -206,6 +206,6 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
 
     for planned in EpochPlanner(data.train.lengths(), settings).steps(1):
         steps.__getitems__(planned)
-    found = [row["kl_ids"] for batch in names["Batches"](train, lambda: 1) for row in batch]
+    result = [row["kl_ids"] for batch in names["Batches"](train, lambda: 1) for row in batch]
 
-    assert found == taken
+    assert result == taken

@@ -116,7 +116,7 @@ def test_parquet_and_folders_are_read_as_the_run_reads_them(tiny_model_folder, h
 
 def test_a_dataset_on_the_hub_is_asked_for_as_the_run_asks(tiny_model_folder, home, monkeypatch):
     # Arrow fills in what only some turns have.
-    rows = [{"messages": [asked, {**said, **({"reasoning": "Hm."} if n % 2 else {})}]} for n, (asked, said) in TALKS]
+    rows = [{"messages": [asked, {**text, **({"reasoning": "Hm."} if n % 2 else {})}]} for n, (asked, text) in TALKS]
     hub = FakeHub(rows)
     asks = []
 

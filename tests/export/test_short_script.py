@@ -131,17 +131,17 @@ def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(nam
 
     def script(values: dict) -> str:
         training = {"early_stopping_patience": None, **base, **values}  # with it, others have no effect
-        given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
+        settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
         model = example.model.__class__("a/b", "bfloat16", on_cpu=False, tokenizer=example.model.tokenizer)
-        return write(example.__class__(config_from_mapping(given), data, model))
+        return write(example.__class__(config_from_mapping(settings), data, model))
 
     assert (script(other_value(name)) != script({})) == (name not in NOT_EXPORTED)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_both_forms_are_whole_for_every_method(method, tmp_path):
-    given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
-    written = replace(example, config=config_from_mapping({**given, "training": {"max_steps": 20}}))
+    settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
+    written = replace(example, config=config_from_mapping({**settings, "training": {"max_steps": 20}}))
 
     for text in (write_script(written), write_short_script(written)):
         compile(text, "script", "exec")
@@ -157,10 +157,10 @@ def test_every_exception_names_a_setting_and_its_reason():
 @pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
 @pytest.mark.parametrize("start", [None, "adapter"])
 def test_scripts_of_preferences_are_whole_and_name_trls_trainer(objective, start, tmp_path):
-    given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": {"objective": objective}}
+    settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": {"objective": objective}}
     model = replace(example.model, warm_start=start)
     data = RATINGS if objective == "kto" else PAIRS
-    written = replace(example, config=config_from_mapping(given), data=data, model=model)
+    written = replace(example, config=config_from_mapping(settings), data=data, model=model)
 
     faithful, short = write_script(written), write_short_script(written)
 
@@ -179,19 +179,19 @@ def test_scripts_of_preferences_are_whole_and_name_trls_trainer(objective, start
 
 
 def test_virtual_tokens_that_trls_trainer_cannot_take_are_refused(tmp_path):
-    given = {
+    settings = {
         "model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": {"objective": "orpo"},
         "adapter": {"method": "prompt_tuning"},
     }  # fmt: skip
 
     with pytest.raises(RunError, match="ORPOTrainer does not support virtual tokens"):
-        write_script(replace(example, config=config_from_mapping(given), data=PAIRS))
+        write_script(replace(example, config=config_from_mapping(settings), data=PAIRS))
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.trains_all])
 def test_scripts_of_preferences_are_whole_for_every_method(method, tmp_path):
-    given = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
-    config = config_from_mapping({**given, "training": {"objective": "dpo", "max_steps": 20}})
+    settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
+    config = config_from_mapping({**settings, "training": {"objective": "dpo", "max_steps": 20}})
 
     assert_whole(write_script(replace(example, config=config, data=PAIRS)), tmp_path)
 
@@ -249,11 +249,11 @@ def test_a_short_script_reads_preferences_as_the_run_does(row, objective, tiny_m
     names: dict[str, Any] = {}
     exec(compile(head, "script", "exec"), names)
 
-    found = [names["to_preference"](line) for line in lines]
+    result = [names["to_preference"](line) for line in lines]
 
     asked, good, bad = (
         {"role": role, "content": words}
         for role, words in (("user", "Q 3?"), ("assistant", "good 3"), ("assistant", "bad 3"))
     )
     answers = {"completion": [good], "label": True} if objective == "kto" else {"chosen": [good], "rejected": [bad]}
-    assert found[3] == {"prompt": [asked], **answers}
+    assert result[3] == {"prompt": [asked], **answers}

@@ -118,27 +118,29 @@ def test_names_that_lead_nowhere_are_unknown(base):
 def test_a_plain_model_is_read_as_it_is(tmp_path):
     base = base_in(tmp_path / "base", [name.replace("language_model.", "") for name in BASE])
 
-    seen = look_at_adapter(adapter_in(tmp_path / "adapter"), base, "me/base")
+    report = look_at_adapter(adapter_in(tmp_path / "adapter"), base, "me/base")
 
-    assert seen.note == ""
-    assert "--max-lora-rank 16 --lora-modules tuned=me/run\n" in seen.section("me/run", "me/base")
+    assert report.note == ""
+    assert "--max-lora-rank 16 --lora-modules tuned=me/run\n" in report.section("me/run", "me/base")
 
 
 def test_the_card_names_the_folder_that_vllm_reads(tmp_path):
-    seen = look_at_adapter(
+    report = look_at_adapter(
         adapter_in(tmp_path / "adapter", rank_pattern={"q_proj": 40}),
         base_in(tmp_path / "base", BASE, text_config={}),
         "base",
     )
 
-    assert "--max-lora-rank 64 --lora-modules tuned=run/vllm" in seen.section("run", "base")
-    assert "without a word" in seen.note
+    assert "--max-lora-rank 64 --lora-modules tuned=run/vllm" in report.section("run", "base")
+    assert "without a word" in report.note
 
 
 def test_what_is_unknown_is_told(tmp_path):
-    seen = look_at_adapter(adapter_in(tmp_path / "adapter"), base_in(tmp_path / "base", VISION, text_config={}), "base")
+    report = look_at_adapter(
+        adapter_in(tmp_path / "adapter"), base_in(tmp_path / "base", VISION, text_config={}), "base"
+    )
 
-    assert seen.note.startswith("vLLM may ignore this adapter")
+    assert report.note.startswith("vLLM may ignore this adapter")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_what_is_unknown_is_told(tmp_path):
     ],
 )
 def test_what_vllm_refuses_is_told(tmp_path, config, words):
-    seen = look_at_adapter(adapter_in(tmp_path / "adapter", **config), base_in(tmp_path / "base", BASE), "base")
+    report = look_at_adapter(adapter_in(tmp_path / "adapter", **config), base_in(tmp_path / "base", BASE), "base")
 
-    assert words in seen.section("run", "base")
-    assert "vllm serve" not in seen.section("run", "base")
+    assert words in report.section("run", "base")
+    assert "vllm serve" not in report.section("run", "base")

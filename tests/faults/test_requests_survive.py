@@ -26,14 +26,14 @@ SECTIONS = {"training": {"max_steps": STEPS, "save_steps": 4}, "adapter": {"lora
 
 def processes_of_session(leader):
     """Whatever the worker started lives in its session."""
-    found = []
+    matches = []
     for pid in psutil.pids():
         try:
             if os.getsid(pid) == leader and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
+                matches.append(pid)
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
-    return found
+    return matches
 
 
 @pytest.fixture(scope="module")

@@ -133,8 +133,8 @@ def test_the_same_is_known_after_the_server_was_replaced(store, number, state, w
     with server():
         wait_until(lambda: last_step(run) >= 4)
     with server() as running:
-        seen = last_step(run)
-        wait_until(lambda: last_step(run) > seen + 10)
+        step_before = last_step(run)
+        wait_until(lambda: last_step(run) > step_before + 10)
         os.kill(worker_identity(run).pid, number)
         hurry(running)
         ended = wait_for_state(run, "failed", "interrupted", "completed")

@@ -65,13 +65,13 @@ def test_answers_of_base_and_tuned_are_those_of_a_growing_cache(base, sampling, 
 
     answers = [begin(weights, folder, **sampling) for weights in branches]
     assert all(isinstance(answer._cache, LentCache) for answer in answers)
-    found = finish(*answers)
+    result = finish(*answers)
 
     assert caches.why_not == ""
     assert all(place.repeat is not None for place in caches._places.values())
     assert len(caches._places) == 2
-    assert found == expected
-    assert found[0] != found[1]
+    assert result == expected
+    assert result[0] != result[1]
 
 
 def test_a_graph_answers_faster(in_shape, show):

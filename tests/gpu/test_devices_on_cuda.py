@@ -26,14 +26,14 @@ def gpus():
 
 
 def test_the_driver_and_torch_tell_the_same_of_each_gpu():
-    found = gpus()
-    if any(gpu.is_mig for gpu in found):
+    result = gpus()
+    if any(gpu.is_mig for gpu in result):
         pytest.skip("torch shows one MIG instance at a time; see the test below")
-    if len(found) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+    if len(result) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         pytest.skip("torch numbers several GPUs by speed here, unless CUDA_DEVICE_ORDER is PCI_BUS_ID")
 
-    assert len(found) == torch.cuda.device_count()
-    for index, gpu in enumerate(found):
+    assert len(result) == torch.cuda.device_count()
+    for index, gpu in enumerate(result):
         properties = torch.cuda.get_device_properties(index)
         free, _ = torch.cuda.mem_get_info(index)
         assert gpu.name == properties.name.removeprefix("NVIDIA ")

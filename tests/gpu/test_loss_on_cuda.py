@@ -83,10 +83,10 @@ def test_preferences_get_the_same_loss_of_each_position(trained):
     head = make_head(trained=trained)
     hidden = torch.randn(64, HIDDEN, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     targets, weights = torch.randint(VOCABULARY, (64,), device="cuda"), torch.rand(64, device="cuda")
-    found = []
+    matches = []
     for fused in (False, True):
         losses = loss_of_each(hidden, targets, head, LogitTransform(fused=fused))
-        found.append((losses.detach(), *torch.autograd.grad((losses * weights).sum(), hidden)))
+        matches.append((losses.detach(), *torch.autograd.grad((losses * weights).sum(), hidden)))
 
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-3)
-    assert (found[1][1] - found[0][1]).norm() < 0.02 * found[0][1].norm()
+    torch.testing.assert_close(matches[1][0], matches[0][0], rtol=1e-4, atol=1e-3)
+    assert (matches[1][1] - matches[0][1]).norm() < 0.02 * matches[0][1].norm()

@@ -39,10 +39,10 @@ def test_a_full_gpu_is_named_with_what_helps(training, words, tiny_model_folder,
     made = make_training(config, make_rows(128, longest=500), tmp_path / "out", placement=cuda_placement())
     little_memory()
 
-    with pytest.raises(torch.OutOfMemoryError) as caught:
+    with pytest.raises(torch.OutOfMemoryError) as error_info:
         made.trainer.train()
 
-    failed = explain(caught.value, config)
+    failed = explain(error_info.value, config)
     assert failed.cause == "out_of_memory"
     assert "GPU" in failed.what
     assert words in failed.fix

@@ -95,8 +95,8 @@ def test_a_gpu_in_mig_mode_is_listed_as_its_instances_with_their_own_memory():
 def test_mig_instances_may_be_named_by_the_environment(monkeypatch, setting, indexes):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
 
-    found = list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM)
-    assert [device.index for device in found] == indexes
+    result = list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM)
+    assert [device.index for device in result] == indexes
 
 
 def test_a_worker_is_given_a_mig_instance_by_its_uuid():
@@ -149,11 +149,11 @@ def test_named_gpus_are_taken_in_the_order_given():
 
 
 def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(DeviceError) as error_info:
         device_options((gpu(0, free_gib=24), PROCESSOR), RunSection(devices=(0, 2)))[0]
 
-    assert "no CUDA device 2" in caught.value.what
-    assert "0 (GPU 0)" in caught.value.what
+    assert "no CUDA device 2" in error_info.value.what
+    assert "0 (GPU 0)" in error_info.value.what
 
 
 def test_naming_a_gpu_twice_or_none_is_refused():

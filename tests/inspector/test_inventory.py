@@ -218,13 +218,13 @@ NONSENSE = {
 
 @pytest.mark.parametrize("values", NONSENSE.values(), ids=NONSENSE.keys())
 def test_nonsense_gives_a_message_and_no_number(values):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error_info:
         inventory_of(values)
 
-    assert caught.value.what.endswith(".")
-    assert caught.value.fix.endswith(".")
-    assert "\n" not in str(caught.value)
-    assert "loratory-config" not in str(caught.value)  # the place where it was read is nobody's business
+    assert error_info.value.what.endswith(".")
+    assert error_info.value.fix.endswith(".")
+    assert "\n" not in str(error_info.value)
+    assert "loratory-config" not in str(error_info.value)  # the place where it was read is nobody's business
 
 
 def test_a_folder_with_only_a_configuration_is_enough(home, tmp_path):

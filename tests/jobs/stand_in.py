@@ -179,7 +179,7 @@ class JobsStandIn:
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(request.path)
         path, query = unquote(parts.path), parse_qs(parts.query)
-        step, found = _step(path)
+        step, result = _step(path)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.requests[step] += 1
         with self._lock:
@@ -201,14 +201,14 @@ class JobsStandIn:
             if account is None:
                 _send(request, 401, {"error": "Invalid credentials in Authorization header"})
                 return
-            namespace = found[1].split("/")[0] if found.groups() and step not in ("other",) else account
+            namespace = result[1].split("/")[0] if result.groups() and step not in ("other",) else account
             if namespace not in (account, "lab") and step != "submit":  # which answers by itself
                 hidden = step in ("inspect", "cancel", "logs")
                 _send(request, 404 if hidden else 403, {"error": "Not found" if hidden else "Forbidden"})
                 return
         with self._lock:
             self._account = self.accounts.get(token, "")
-            answer = getattr(self, f"_{step}")(found, query, body, request.command)
+            answer = getattr(self, f"_{step}")(result, query, body, request.command)
         if fault is not None:
             request.close_connection = True
             request.connection.close()
@@ -316,15 +316,15 @@ class JobsStandIn:
     def _batch(self, found: Any, _: Any, body: bytes, __: str) -> Any:
         files = self.files[found[1]]
         for line in body.splitlines():
-            asked = json.loads(line)
-            if asked["type"] == "addFile":
-                self.on_store(asked["path"])
-                files[asked["path"]] = self._contents[asked["xetHash"]]
-                self.on_stored(asked["path"])
-            elif asked["type"] == "deleteFile":
-                files.pop(asked["path"], None)
+            payload = json.loads(line)
+            if payload["type"] == "addFile":
+                self.on_store(payload["path"])
+                files[payload["path"]] = self._contents[payload["xetHash"]]
+                self.on_stored(payload["path"])
+            elif payload["type"] == "deleteFile":
+                files.pop(payload["path"], None)
             else:
-                return 400, {"error": asked["type"]}
+                return 400, {"error": payload["type"]}
         return 200, {"succeeded": len(body.splitlines()), "failed": []}
 
     def _about(self, found: Any, *_: Any) -> Any:
@@ -368,7 +368,7 @@ _ROUTES: list[tuple[str, str]] = [
 
 
 def _step(path: str) -> tuple[str, re.Match[str]]:
-    return next((step, found) for pattern, step in _ROUTES if (found := re.fullmatch(pattern, path)))
+    return next((step, match) for pattern, step in _ROUTES if (match := re.fullmatch(pattern, path)))
 
 
 def _send(request: BaseHTTPRequestHandler, status: int, value: object, headers: dict[str, str] | None = None) -> None:

@@ -39,18 +39,18 @@ def test_a_time_limit_grows_with_the_work_and_has_an_end(parameters, tokens, hou
 
 
 def test_prices_are_asked_once_an_hour():
-    asked = []
+    requests = []
 
     class Api:
         def list_jobs_hardware(self):
-            asked.append(1)
+            requests.append(1)
             return [JobHardwareInfo(**one) for one in HARDWARE]
 
     hardware = HardwareList(lambda: HubLogin(Api()))
     with pytest.raises(HubUnreachableError):
         hardware.known()
     assert hardware.ask() == hardware.ask() == hardware.known() == FLAVORS
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def check(home, resolve, flavors=lambda: FLAVORS, **sections):

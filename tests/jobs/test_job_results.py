@@ -101,10 +101,10 @@ def test_what_the_job_prints_is_in_the_log_until_its_companion_speaks(followed_r
     followed_run.step()
     assert followed_run.run.folder.log.read_text() == "Installed 40 packages\n"
 
-    asked = hugging_face.requests["logs"]
+    requests = hugging_face.requests["logs"]
     job.log.write_text("".join(f"line {number}\n" for number in range(1000)) + "x" * 9000)
     followed_run.step()
-    assert hugging_face.requests["logs"] == asked, "it is not asked for at each look"
+    assert hugging_face.requests["logs"] == requests, "it is not asked for at each look"
     followed_run.now += 15
     followed_run.step()
     lines = followed_run.run.folder.log.read_text().splitlines()
@@ -112,10 +112,10 @@ def test_what_the_job_prints_is_in_the_log_until_its_companion_speaks(followed_r
 
     followed_run.writes("worker.log", b"Step 1\n")
     followed_run.now += 15
-    asked = hugging_face.requests["logs"]
+    requests = hugging_face.requests["logs"]
     followed_run.step(2)
     assert followed_run.run.folder.log.read_text() == "Step 1\n"
-    assert hugging_face.requests["logs"] == asked
+    assert hugging_face.requests["logs"] == requests
 
     hugging_face.end(job, "ERROR", "Job failed with exit code: 137")
     followed_run.step()

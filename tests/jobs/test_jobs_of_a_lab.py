@@ -92,7 +92,7 @@ def test_a_token_that_expires_lets_the_run_wait_and_stops_are_kept(lab, hugging_
     there.stage = "RUNNING"
     follower.step()
     lab.now += 9 * 3600
-    asked = len(hugging_face.asked_as)
+    request_count = len(hugging_face.asked_as)
     job = HubJob(follower, lambda _: None)
     job.request_stop()
     pause = follower.step()
@@ -101,7 +101,7 @@ def test_a_token_that_expires_lets_the_run_wait_and_stops_are_kept(lab, hugging_
     assert job.poll(has_reported=True).why.cause == "Sign in again to follow this job."
     assert job.activity() is None  # its silence is not counted
     assert pause == 1.0  # it is noticed at once when the person signs in
-    assert len(hugging_face.asked_as) == asked
+    assert len(hugging_face.asked_as) == request_count
     lab.writes(run, layout.segment_name(0), b'{"n": 1}\n')
     lab.signs_in("ada", token=TOKENS["ada"])
     follower.step()
@@ -144,8 +144,8 @@ def test_another_account_does_not_look_for_the_job(lab, hugging_face):
     assert follower.view.trouble.what == (
         "This job is of ada-hub at Hugging Face, and you are signed in there as bob-hub."
     )
-    asked = [step for step, token in hugging_face.asked_as if token == TOKENS["bob"]]
-    assert asked == ["whoami"], "once for all steps"
+    requests = [step for step, token in hugging_face.asked_as if token == TOKENS["bob"]]
+    assert requests == ["whoami"], "once for all steps"
     lab.signs_in("ada")
     follower.step()
     assert follower.view.trouble is None

@@ -137,11 +137,11 @@ def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugg
     wait_until(lambda: len(losses(run)) > 3)
     before = hugging_face.requests["submit"]
     start.unsupervise()
-    seen = len(losses(run))
+    step_before = len(losses(run))
     sent = pieces_of_events(hugging_face)
     wait_until(lambda: pieces_of_events(hugging_face) > sent)  # none of which is lost
     start.supervise()
-    wait_until(lambda: len(losses(run)) > seen)
+    wait_until(lambda: len(losses(run)) > step_before)
     request_stop(run)
 
     state = has_ended(run)

@@ -32,12 +32,12 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {
+        settings = {
             leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
         }
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._meet(leaf.untyped_storage(), given)
+                self._meet(leaf.untyped_storage(), settings)
         return result
 
     def _meet(self, storage, given):

@@ -121,9 +121,11 @@ def test_where_it_fits_what_is_advised_makes_it_faster_or_more_exact(shape):
 
 @pytest.mark.parametrize(("limit", "answer"), [(0, None), (99, None), (100, 1), (12_345, 123), (10**9, 5_000)])
 def test_the_largest_value_is_found_of_a_need_that_grows(limit, answer):
-    found = largest_that_fits(lambda value: 100 * value, limit, start=700, upper=5_000)
+    result = largest_that_fits(lambda value: 100 * value, limit, start=700, upper=5_000)
 
-    assert found == answer or (found is not None and answer is not None and answer * 127 / 128 - 1 <= found <= answer)
+    assert result == answer or (
+        result is not None and answer is not None and answer * 127 / 128 - 1 <= result <= answer
+    )
 
 
 def test_all_methods_stand_side_by_side_and_order_as_they_must(shape):
@@ -246,10 +248,10 @@ def test_a_model_without_a_size_gives_a_message_and_no_number(shape, size):
 def test_a_product_of_unknown_size_gives_a_message_and_may_train(shape):
     unsized = [replace(m, in_features=0) if m.name.endswith("down_proj") else m for m in shape.modules]
 
-    with pytest.raises(MemoryUnknownError, match=r"down_proj of Qwen3ForCausalLM has a size of 0 ×") as caught:
+    with pytest.raises(MemoryUnknownError, match=r"down_proj of Qwen3ForCausalLM has a size of 0 ×") as error_info:
         estimate_memory(shape.model_copy(update={"modules": tuple(unsized)}), config_from_mapping(mapping()), gpu(8))
 
-    assert "while it trains" in caught.value.fix
+    assert "while it trains" in error_info.value.fix
 
 
 @pytest.mark.parametrize("mistake", [AssertionError, KeyError, ZeroDivisionError])

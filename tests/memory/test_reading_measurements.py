@@ -86,9 +86,9 @@ def test_an_entry_without_a_name_bears_its_number(tmp_path):
     ],
 )
 def test_a_format_has_many_names(text, base, double):
-    found = workload(quantization=text)
+    result = workload(quantization=text)
 
-    assert (found.base, found.double_quant) == (base, double)
+    assert (result.base, result.double_quant) == (base, double)
 
 
 @pytest.mark.parametrize("text", ["none", "No", "bf16", "16-bit", False, None, ""])
@@ -122,10 +122,10 @@ def test_who_trains_qlora_has_a_base_of_four_bits():
 
 @pytest.mark.parametrize("text", ["full", "Full fine-tuning", "full_ft", "FFT"])
 def test_full_fine_tuning_has_many_names(text):
-    found = workload(method=text, quantization="none", trainable_dtype="torch.bfloat16")
+    result = workload(method=text, quantization="none", trainable_dtype="torch.bfloat16")
 
-    assert not found.trains_adapter
-    assert found.precision.weights == 2
+    assert not result.trains_adapter
+    assert result.precision.weights == 2
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_full_fine_tuning_has_many_names(text):
     ],
 )
 def test_checkpointing_has_many_names(given, expected):
-    found = workload(grad_checkpointing=given, versions={"transformers": 4.45})
+    result = workload(grad_checkpointing=given, versions={"transformers": 4.45})
 
-    assert (found.checkpointing, found.reentrant) == (expected != "none", expected == "reentrant")
+    assert (result.checkpointing, result.reentrant) == (expected != "none", expected == "reentrant")
 
 
 @pytest.mark.parametrize("text", ["AdamW 8-bit", "adamw_8bit", "adamw_bnb_8bit", "AdamW8bit"])
@@ -204,9 +204,9 @@ def test_segments_expand_where_somebody_asked_for_it(changes, expands):
     ],
 )
 def test_a_gpus_name_tells_its_memory(name, gib):
-    found = memory_of_gpu(name)
+    result = memory_of_gpu(name)
 
-    assert found == (None if gib is None else pytest.approx(gib * GIB, rel=1e-6))
+    assert result == (None if gib is None else pytest.approx(gib * GIB, rel=1e-6))
 
 
 def test_a_part_of_a_name_is_not_the_name():

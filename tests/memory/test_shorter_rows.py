@@ -28,7 +28,7 @@ CASES = {
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "fused"], autouse=True)
-def fused(request, monkeypatch):
+def fused_loss(request, monkeypatch):
     """Whether Triton's kernel makes the loss on CUDA, whose chunks over a frozen head hold twice the positions."""
     monkeypatch.setattr("engine.memory.workload.compiles_triton", lambda: request.param)
     return request.param
@@ -98,13 +98,13 @@ def test_need_grows_with_the_batch(estimators, model, kind, sections):
     assert needs == sorted(needs)
 
 
-def test_rows_just_beyond_a_chunk_need_what_those_within_it_do(estimators, fused):
+def test_rows_just_beyond_a_chunk_need_what_those_within_it_do(estimators, fused_loss):
     model, kind, sections = CASES["a capped head"]
     estimator = estimators(model, kind)
     edge = edges(estimator, sections, 1)[0]
     within, beyond = (config_of(sections, length=length, batch=1) for length in (edge, edge + 1))
 
-    less = 0.97 if fused else 0.95  # the kernel holds a fraction of what separate operations do
+    less = 0.97 if fused_loss else 0.95  # the kernel holds a fraction of what separate operations do
     assert step_need(estimator, beyond).expected_bytes < less * step_need(estimator, within).expected_bytes
     run = estimator.need(beyond).expected_bytes
     assert step_need(estimator, within).expected_bytes <= run < 1.01 * step_need(estimator, within).expected_bytes

@@ -26,10 +26,10 @@ def test_a_module_that_holds_others_is_trained_with_all_of_them():
 
 
 def test_a_name_that_matches_nothing_is_refused_with_what_exists():
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         saved_modules("lm_head", "lm_haed")
 
-    (problem,) = caught.value.problems
+    (problem,) = error_info.value.problems
     assert problem.field == "adapter.modules_to_save"
     assert problem.message.startswith("lm_haed matches no module; this model's are ")
     assert "lm_head" in problem.message
@@ -48,9 +48,9 @@ def test_a_name_that_matches_nothing_is_refused_with_what_exists():
     ],
 )
 def test_sizes_that_peft_would_refuse_are_refused_before_a_start(settings, field, words):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         find_targets(SHAPE, AdapterConfig(method="miss", **settings))
 
-    (problem,) = caught.value.problems
+    (problem,) = error_info.value.problems
     assert problem.field == field
     assert problem.message.startswith(words)

@@ -51,8 +51,8 @@ def offer(shape, values, device):
 
 def advise_changes(shape, values, device):
     """Overrides by the words with which they are offered."""
-    found = offer(shape, values, device)
-    return {change.change: change.overrides for change in found.changes}, {row.method: row for row in found.rows}
+    result = offer(shape, values, device)
+    return {change.change: change.overrides for change in result.changes}, {row.method: row for row in result.rows}
 
 
 def refusal(values, overrides, device):
@@ -128,13 +128,13 @@ def test_each_change_is_of_another_kind(offers):
 
 
 def test_a_change_keeps_its_kind_when_free_memory_changes_its_figures(shapes):
-    found = []
+    matches = []
     for gib in (64, 80):
         advice = advise(shapes[MODELS[0]], config_from_mapping(mapping()), device_of("cuda", gib))
-        found.append({change.kind: change.change for change in (*advice.changes, *advice.limits)})
+        matches.append({change.kind: change.change for change in (*advice.changes, *advice.limits)})
 
-    assert found[0].keys() == found[1].keys()
-    assert found[0]["largest_batch"] != found[1]["largest_batch"]
+    assert matches[0].keys() == matches[1].keys()
+    assert matches[0]["largest_batch"] != matches[1]["largest_batch"]
 
 
 def test_quantized_weights_are_offered_together_with_leaving_the_biases_alone(shapes):

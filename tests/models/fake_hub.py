@@ -31,14 +31,14 @@ class FakeHub:
         self.repositories: dict[str, Mapping[str, bytes]] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.commits = {"main": COMMIT}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.queries: list[dict[str, list[str]]] = []
         self.tokens: set[str] = set()
         self.lost: set[str] = set()
         self.gated: set[str] = set()
         self.lists_gated = False
         self.token = "hf_secret"
-        self._counting = threading.Lock()  # guards `asked`: files are fetched side by side
+        self._counting = threading.Lock()  # guards `requests`: files are fetched side by side
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -73,8 +73,8 @@ class FakeHub:
         if url.path == "/api/models":
             self._count("search")
             self.queries.append(parse_qs(url.query))
-            found = [{"id": name, **json.loads(files["search.json"])} for name, files in self.repositories.items()]
-            _send_json(request, found)
+            result = [{"id": name, **json.loads(files["search.json"])} for name, files in self.repositories.items()]
+            _send_json(request, result)
             return
         parts = url.path.strip("/").split("/")
         if parts[0] == "datasets":
@@ -118,7 +118,7 @@ class FakeHub:
 
     def _count(self, kind: str) -> None:
         with self._counting:
-            self.asked[kind] += 1
+            self.requests[kind] += 1
 
     def _is_closed_to(self, request: BaseHTTPRequestHandler, repository: str) -> bool:
         return repository in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}"

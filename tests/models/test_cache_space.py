@@ -40,11 +40,11 @@ def limits(megabytes: float | None) -> LabLimits:
 
 
 def test_the_models_used_least_recently_are_offered_until_the_rest_fits(cache):
-    found = look_at_cache(limits(1.5), {})
+    result = look_at_cache(limits(1.5), {})
 
-    assert [model.id for model in found.models] == ["org/oldest", "org/middle", "org/newest"]
-    assert found.bytes == pytest.approx(3 * MB, rel=0.01)
-    assert found.offered == ("org/oldest", "org/middle")
+    assert [model.id for model in result.models] == ["org/oldest", "org/middle", "org/newest"]
+    assert result.bytes == pytest.approx(3 * MB, rel=0.01)
+    assert result.offered == ("org/oldest", "org/middle")
     assert all(path.exists() for path in cache.glob("*/blobs/weights")), "nothing is removed by looking"
 
 

@@ -51,18 +51,18 @@ def test_names_are_found_whatever_their_case():
     ],
 )
 def test_a_search_needs_every_word(query, first, count):
-    found = search_catalog(query)
+    entries = search_catalog(query)
 
-    assert len(found) == count
-    assert (found[0].id if found else None) == first
+    assert len(entries) == count
+    assert (entries[0].id if entries else None) == first
 
 
 def test_names_come_before_mentions():
-    found = [entry.id for entry in search_catalog("llama 2")]
+    entries = [entry.id for entry in search_catalog("llama 2")]
 
-    assert found[0] == "meta-llama/Llama-2-7b-hf"
-    assert found.index("meta-llama/Llama-2-70b-hf") < found.index("meta-llama/Llama-3.2-1B-Instruct")
-    assert found.index("meta-llama/Llama-3.2-3B-Instruct") < found.index("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+    assert entries[0] == "meta-llama/Llama-2-7b-hf"
+    assert entries.index("meta-llama/Llama-2-70b-hf") < entries.index("meta-llama/Llama-3.2-1B-Instruct")
+    assert entries.index("meta-llama/Llama-3.2-3B-Instruct") < entries.index("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
 
 
 def test_architectures_are_those_that_transformers_has():

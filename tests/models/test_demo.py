@@ -128,10 +128,10 @@ def test_the_demo_tokenizer_is_the_published_one(demo_home):
 def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(home, tmp_path):
     (tmp_path / "junk.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"junk" * 100)
 
-    with pytest.raises(ModelError, match=r"junk\.gguf cannot be converted") as caught:
+    with pytest.raises(ModelError, match=r"junk\.gguf cannot be converted") as error_info:
         resolve_model(ModelConfig(id=str(tmp_path / "junk.gguf")), home)
 
-    assert str(tmp_path) not in str(caught.value)
+    assert str(tmp_path) not in str(error_info.value)
     assert all(path.suffix == ".lock" for path in home.models.iterdir())
 
 

@@ -33,9 +33,9 @@ def folder(tmp_path):
 
 
 def refusal(folder, part=ModelPart.WEIGHTS):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error_info:
         check_model_folder(folder, "mine", part)
-    return caught.value
+    return error_info.value
 
 
 def test_a_complete_folder_is_used_where_it_stands(folder, home):

@@ -45,21 +45,21 @@ def test_a_model_is_fetched_and_pinned_to_its_commit(hub, home):
 
 def test_a_pinned_model_is_found_again_without_asking(hub, home):
     resolve_model(ModelConfig(id=MODEL), home)
-    hub.asked.clear()
+    hub.requests.clear()
 
     source = resolve_model(ModelConfig(id=MODEL, revision=COMMIT), home)
 
     assert source.revision == COMMIT
-    assert not hub.asked
+    assert not hub.requests
 
 
 def test_a_branch_is_looked_up_but_not_fetched_twice(hub, home):
     resolve_model(ModelConfig(id=MODEL), home)
-    hub.asked.clear()
+    hub.requests.clear()
 
     resolve_model(ModelConfig(id=MODEL), home)
 
-    assert hub.asked == {"info": 1}
+    assert hub.requests == {"info": 1}
 
 
 def test_a_branch_that_moved_is_fetched_again(hub, home):
@@ -165,11 +165,11 @@ def test_what_the_hub_refuses_is_reported_in_words(hub, monkeypatch, status, cod
     monkeypatch.setenv("HF_TOKEN", "hf_canarytoken")
     hub.refusals[MODEL] = (status, code)
 
-    with pytest.raises(error, match=words) as caught:
+    with pytest.raises(error, match=words) as error_info:
         fetch_from_hub(MODEL)
 
     assert hub.tokens == {"Bearer hf_canarytoken"}
-    assert "canary" not in str(caught.value)
+    assert "canary" not in str(error_info.value)
 
 
 def test_a_revision_that_is_not_there_is_named(hub):
@@ -192,7 +192,7 @@ def test_what_could_never_be_trained_is_refused_before_a_byte_is_fetched(hub, fi
 
     with pytest.raises(ModelError, match=words):
         fetch_from_hub(MODEL)
-    assert hub.asked == {"info": 1}
+    assert hub.requests == {"info": 1}
 
 
 def test_a_model_with_its_own_code_is_refused_before_its_weights_are_fetched(hub):

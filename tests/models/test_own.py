@@ -156,6 +156,6 @@ def test_a_gated_model_that_an_admin_put_there_serves_all_after_its_owner_change
     hub.commits["main"] = NEXT_COMMIT
     hub.lists_gated = True
 
-    found = resolve_model(MODEL, home.of("bea"))
+    result = resolve_model(MODEL, home.of("bea"))
 
-    assert Path(found.location) == here.folder
+    assert Path(result.location) == here.folder

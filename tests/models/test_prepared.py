@@ -40,13 +40,13 @@ def start_maker(folder):
 
 
 def test_a_finished_folder_is_used_again(folder):
-    told: list[ModelProgress] = []
-    assert prepare_once(folder, RECIPE, build, told.append) == folder
-    assert [progress.phase for progress in told] == ["verifying"]
+    messages: list[ModelProgress] = []
+    assert prepare_once(folder, RECIPE, build, messages.append) == folder
+    assert [progress.phase for progress in messages] == ["verifying"]
 
-    told.clear()
-    assert prepare_once(folder, RECIPE, never, told.append) == folder
-    assert told == []
+    messages.clear()
+    assert prepare_once(folder, RECIPE, never, messages.append) == folder
+    assert messages == []
     assert sorted(path.name for path in folder.parent.iterdir()) == [".mine.lock", "mine"]
 
 
@@ -151,8 +151,8 @@ def test_a_maker_killed_at_any_step_leaves_nothing_that_counts(folder, step):
 def test_two_makers_at_once_make_it_once(folder):
     makers = [start_maker(folder), start_maker(folder)]
 
-    told = [maker.communicate(timeout=600)[0].split() for maker in makers]
+    outputs = [maker.communicate(timeout=600)[0].split() for maker in makers]
 
-    assert all(lines[-1] == "done" for lines in told)
-    assert sum("begun" in lines for lines in told) == 1
+    assert all(lines[-1] == "done" for lines in outputs)
+    assert sum("begun" in lines for lines in outputs) == 1
     assert is_prepared(folder, RECIPE)

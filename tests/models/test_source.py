@@ -32,11 +32,11 @@ from engine.models.source import find_model, resolve_model
     ],
 )
 def test_names_that_lead_nowhere_are_refused_in_two_sentences(home, name, words):
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match=words) as error_info:
         resolve_model(ModelConfig(id=name), home)
 
-    assert caught.value.what.endswith(".")
-    assert caught.value.fix.endswith(".")
+    assert error_info.value.what.endswith(".")
+    assert error_info.value.fix.endswith(".")
 
 
 def test_a_single_file_is_distinguished_from_a_model(home, tmp_path):
@@ -82,14 +82,14 @@ def prepared_demo(home, monkeypatch):
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", " SmolLM2-135M-Instruct "])
 def test_a_prepared_demo_model_is_used_at_once(home, prepared_demo, name):
-    told: list[Any] = []
+    messages: list[Any] = []
 
-    source = resolve_model(ModelConfig(id=name), home, told.append)
+    source = resolve_model(ModelConfig(id=name), home, messages.append)
 
     assert (source.location, source.name) == (str(prepared_demo), "smollm2-135m-instruct")
     assert source.hub_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert source.revision is None
-    assert told == []
+    assert messages == []
     assert find_model(ModelConfig(id=name), home) == prepared_demo
 
 
@@ -125,10 +125,10 @@ def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, p
 
     monkeypatch.setattr("engine.models.demo.worker_argv", pip_argv)
 
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match=words) as error_info:
         prepare_demo(home)
 
-    assert str(home.root) not in str(caught.value)
+    assert str(home.root) not in str(error_info.value)
     assert [path.name for path in home.models.iterdir()] == [".smollm2-135m-instruct.lock"]
 
 

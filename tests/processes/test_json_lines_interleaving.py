@@ -24,7 +24,7 @@ def process(tmp_path):
 
 
 def test_two_requests_that_yield_advance_side_by_side(process):
-    seen: list[str] = []
+    observations: list[str] = []
     first = process.stream("count", {"name": "a", "to": ENOUGH_TO_STILL_RUN})
     next(first)
     second = process.stream("count", {"name": "b", "to": 50})
@@ -32,7 +32,7 @@ def test_two_requests_that_yield_advance_side_by_side(process):
     finished = threading.Event()
 
     def follow_second():
-        seen.extend(answer["progress"]["name"] for answer in second if "progress" in answer)
+        observations.extend(answer["progress"]["name"] for answer in second if "progress" in answer)
         finished.set()
 
     threading.Thread(target=follow_second, daemon=True).start()
@@ -43,7 +43,7 @@ def test_two_requests_that_yield_advance_side_by_side(process):
             break
     first.close()
 
-    assert seen == ["b"] * 50
+    assert observations == ["b"] * 50
     assert numbers == list(range(1, len(numbers) + 1))
 
 

@@ -19,9 +19,9 @@ print(peak_process_bytes())
 def test_a_process_counts_its_own_highest_use_and_not_that_of_its_starter():
     held = b"x" * (512 << 20)
 
-    said = subprocess.run([sys.executable, "-c", SAY_PEAK], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", SAY_PEAK], capture_output=True, text=True, check=True).stdout
 
-    before, after, later = (int(figure) for figure in said.split())
+    before, after, later = (int(figure) for figure in output.split())
     assert len(held) < peak_process_bytes()
     assert before < 200 << 20
     assert 60 << 20 < after - before < 70 << 20

@@ -46,11 +46,11 @@ def main(name: str, home: Path) -> None:
     times = SeatTimes(beat_seconds=0.05, stale_seconds=1800.0, clock=lambda: now(home))
     supervisor = Supervisor(LoratoryHome(home), fake_settings(seat=times))
     supervisor.start()
-    shown = ""
+    text = ""
     while True:
-        if supervisor.role != shown:
-            shown = supervisor.role
-            print(shown, flush=True)
+        if supervisor.role != text:
+            text = supervisor.role
+            print(text, flush=True)
         time.sleep(0.02)
 
 

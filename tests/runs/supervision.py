@@ -90,9 +90,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS)
 
 def wait_for_state(run: Run, *states: str) -> RunState:
     """Wait until a run is in one of these states, and return what it says then."""
-    seen: list[RunState] = []
-    wait_until(lambda: seen.append(run.folder.read_state()) or seen[-1].state in states)
-    return seen[-1]
+    observations: list[RunState] = []
+    wait_until(lambda: observations.append(run.folder.read_state()) or observations[-1].state in states)
+    return observations[-1]
 
 
 def executions(run: Run) -> list[str]:

@@ -111,8 +111,8 @@ def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, loo
     assert after is not None
     assert after.notice.startswith("state.json was ")
     assert after.model_copy(update={"notice": "", "changed": before.changed}) == before
-    kept = {path.name for path in run.folder.path.iterdir() if DAMAGED_STATE_FILE in path.name}
-    assert len(kept) == ("missing" not in after.notice)
+    remaining = {path.name for path in run.folder.path.iterdir() if DAMAGED_STATE_FILE in path.name}
+    assert len(remaining) == ("missing" not in after.notice)
     ends_once(loop, run)
 
 

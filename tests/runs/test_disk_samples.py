@@ -109,10 +109,10 @@ LIMITS = LabLimits(disk_gb_per_person=100, free_disk_gb=10)
     ],
 )
 def test_a_person_is_warned_before_starts_are_refused(used, free, words):
-    said = disk_warning(DiskUse("ann", used * GB, 0, 0), LIMITS, free * GB)
+    text = disk_warning(DiskUse("ann", used * GB, 0, 0), LIMITS, free * GB)
 
-    assert (said == "") == (words == [])
-    assert all(part in said for part in words), said
+    assert (text == "") == (words == [])
+    assert all(part in text for part in words), text
 
 
 def test_without_limits_nothing_is_warned_of():

@@ -77,9 +77,9 @@ def test_the_worst_case_keeps_what_memory_depends_on(tmp_path):
 
 @pytest.mark.e2e
 def test_a_step_is_measured_and_nothing_of_it_stays(home, tiny_model_folder):
-    config, said = config_for(tiny_model_folder), []
+    config, messages = config_for(tiny_model_folder), []
 
-    step = job_for(home, config).run(lambda progress: said.append(progress.message))
+    step = job_for(home, config).run(lambda progress: messages.append(progress.message))
 
     assert step.measures_process
     assert step.measured_bytes > 200 * 2**20
@@ -87,7 +87,7 @@ def test_a_step_is_measured_and_nothing_of_it_stays(home, tiny_model_folder):
     assert abs(step.error) < 0.8
     assert step.step_seconds > 0
     assert (step.rows, step.tokens) == (2, 96)
-    assert "Step 2 of 2 is done." in said
+    assert "Step 2 of 2 is done." in messages
     assert leftovers(home) == []
     assert LeaseBook(home).holder("cpu") is None
 
@@ -108,10 +108,10 @@ def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, mo
         "engine.runs.memory_measurement.read_events", lambda *_: read_events(home.root / "no").__class__((failed,), 0)
     )
 
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(DeviceError) as error_info:
         measuring(home, tiny_model_folder, fake_worker_command).run()
 
-    assert caught.value.fix == "Halve max_length."
+    assert error_info.value.fix == "Halve max_length."
     assert leftovers(home) == []
 
 
@@ -137,19 +137,19 @@ def measuring(home, folder, command):
 
 
 def test_no_worker_is_started_while_somebody_holds_the_device(home, tiny_model_folder, somebody):
-    book, started, said = LeaseBook(home), [], []
+    book, started, messages = LeaseBook(home), [], []
     book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=somebody))
     job = measuring(home, tiny_model_folder, lambda order: started.append(order) or fake_worker_command(order))
 
     def stop_once_it_waits(progress):
-        said.append(progress.message)
+        messages.append(progress.message)
         job.stop()
 
     with pytest.raises(CancelledRequestError):
         job.run(stop_once_it_waits)
 
     assert started == []
-    assert said == ["Waiting for the device, which is in use for training (a long run)."]
+    assert messages == ["Waiting for the device, which is in use for training (a long run)."]
     assert book.holder("cpu").title == "a long run"
     assert leftovers(home) == []
 
@@ -166,12 +166,12 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
         if progress.message == "Training.":
             begun.set()
 
-    caught = []
+    errors = []
 
     def measure():
         with pytest.raises(CancelledRequestError) as error:
             job.run(stop_when_it_has_begun)
-        caught.append(error)
+        errors.append(error)
 
     thread = threading.Thread(target=measure)
     thread.start()
@@ -184,7 +184,7 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
         job.stop()
         thread.join(300)
         supervisor.stop()
-    assert len(caught) == 1
+    assert len(errors) == 1
     assert orders == []
     assert LeaseBook(home).holder("cpu") is None
 

@@ -87,7 +87,7 @@ def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch
 
 
 @pytest.fixture
-def asked(store, home) -> Run:
+def resume_run(store, home) -> Run:
     """A run that somebody wants to go on."""
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
@@ -97,25 +97,25 @@ def asked(store, home) -> Run:
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["since it was seen", "from the beginning"])
 @pytest.mark.parametrize("is_there", [True, False], ids=["it cannot be looked into", "it is not there"])
-def test_a_request_to_resume_is_kept_while_the_folder_is_out_of_reach(store, home, asked, is_there, is_known):
+def test_a_request_to_resume_is_kept_while_the_folder_is_out_of_reach(store, home, resume_run, is_there, is_known):
     loop = SupervisorLoop(home, fake_settings(devices=lambda: ()))
     if is_known:
         loop.tick()
-        asked.folder.write_state(RunState(state="stopped", attempt=1))
-        request_resume(home, asked)
+        resume_run.folder.write_state(RunState(state="stopped", attempt=1))
+        request_resume(home, resume_run)
     away = take_away(store)
     if not is_there:
         store.folder.unlink()
     loop.tick()
-    assert resume_is_requested(home, asked)
+    assert resume_is_requested(home, resume_run)
 
     bring_back(store, away)
     loop.tick()
-    assert asked.folder.read_state().state == "queued"
-    assert not resume_is_requested(home, asked)
+    assert resume_run.folder.read_state().state == "queued"
+    assert not resume_is_requested(home, resume_run)
 
 
-def test_a_request_to_resume_is_kept_while_the_folder_cannot_be_swept(home, asked, monkeypatch):
+def test_a_request_to_resume_is_kept_while_the_folder_cannot_be_swept(home, resume_run, monkeypatch):
     def refuse(_: RunStore) -> None:
         raise StorageError(
             "The lock file create-ann.lock cannot be used (No space left on device).", "Free some space."
@@ -125,14 +125,14 @@ def test_a_request_to_resume_is_kept_while_the_folder_cannot_be_swept(home, aske
     with monkeypatch.context() as patch:
         patch.setattr(RunStore, "sweep", refuse)
         loop.tick()
-    assert resume_is_requested(home, asked)
+    assert resume_is_requested(home, resume_run)
 
     loop.tick()
-    assert asked.folder.read_state().state == "queued"
+    assert resume_run.folder.read_state().state == "queued"
 
 
-def test_a_request_to_resume_a_run_that_was_deleted_is_forgotten(home, asked):
-    shutil.rmtree(asked.folder.path)
+def test_a_request_to_resume_a_run_that_was_deleted_is_forgotten(home, resume_run):
+    shutil.rmtree(resume_run.folder.path)
     SupervisorLoop(home, fake_settings()).tick()
 
-    assert not resume_is_requested(home, asked)
+    assert not resume_is_requested(home, resume_run)

@@ -72,12 +72,12 @@ def test_nothing_is_said_of_a_supervised_run_or_after_a_few_steps(tmp_path):
 
 def test_chosen_answers_that_fall_with_rejected_ones_are_named_with_what_helps(tmp_path):
     log = log_of(tmp_path, lambda share: rewards(-0.5 * share, -2 * share))
-    (found,) = preference_findings(read_history(log), DPO)
+    (result,) = preference_findings(read_history(log), DPO)
 
-    assert found.name == "The chosen answers become unlikely together with the rejected ones"
-    assert "-0.50 and -2.00" in found.fact
-    assert "148 times less likely" in found.fact  # e to the fifth, at beta 0.1
-    assert "Add sft to loss_type" in found.fix
+    assert result.name == "The chosen answers become unlikely together with the rejected ones"
+    assert "-0.50 and -2.00" in result.fact
+    assert "148 times less likely" in result.fact  # e to the fifth, at beta 0.1
+    assert "Add sft to loss_type" in result.fix
     with_sft = TrainingConfig(objective="dpo", loss_type=("sigmoid", "sft"))
     assert "sft" not in preference_findings(read_history(log), with_sft)[0].fix
     # The same rewards at a higher beta are a small change.
@@ -97,22 +97,22 @@ def test_a_margin_that_grows_while_held_out_pairs_are_told_apart_worse_is_overfi
 
     log = log_of(tmp_path, lambda share: rewards(share, -3 * share, accuracy=1.0), held_out=held_out)
 
-    (found,) = preference_findings(read_history(log), DPO)
-    assert found.name == "Overfitting"
-    assert "60%" in found.fact
-    assert "step 10" in found.fact
+    (result,) = preference_findings(read_history(log), DPO)
+    assert result.name == "Overfitting"
+    assert "60%" in result.fact
+    assert "step 10" in result.fact
     assert names(log_of(tmp_path, lambda share: rewards(share, -3 * share), held_out=held_out, rows=10)) == []
 
 
 def test_longer_answers_that_are_preferred_beyond_what_the_data_says_are_named(tmp_path):
     log = log_of(tmp_path, lambda share: rewards(share, -share, longer=0.5 + 0.4 * share), chosen_longer=0.55)
 
-    (found,) = preference_findings(read_history(log), DPO)
+    (result,) = preference_findings(read_history(log), DPO)
 
-    assert found.name == "Answers grow longer"
-    assert "90%" in found.fact
-    assert "55%" in found.fact
-    assert "sigmoid_norm" in found.fix
+    assert result.name == "Answers grow longer"
+    assert "90%" in result.fact
+    assert "55%" in result.fact
+    assert "sigmoid_norm" in result.fix
     biased = log_of(tmp_path, lambda share: rewards(share, -share, longer=0.9), chosen_longer=0.9)
     assert names(biased) == [], "the data says so"
 

@@ -230,9 +230,9 @@ def test_devices_that_would_idle_are_refused(home, inspector, launcher):
     if launcher == "accelerate":
         assert preflight.check(asked).config.run.devices == (0, 1)
         return
-    with pytest.raises(ConfigError, match="one process trains a whole model on one") as caught:
+    with pytest.raises(ConfigError, match="one process trains a whole model on one") as error_info:
         preflight.check(asked)
-    assert [problem.field for problem in caught.value.problems] == ["run.devices"]
+    assert [problem.field for problem in error_info.value.problems] == ["run.devices"]
 
 
 def test_a_model_too_large_for_one_gpu_may_start_on_two(home, inspector):
@@ -274,35 +274,35 @@ def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
 
 
 def test_progress_is_reported_in_words(preflight):
-    said: list[str] = []
-    preflight.check(config(), said.append)
-    assert said == ["Looking for the model.", "Measuring the model.", "Checking the data."]
+    messages: list[str] = []
+    preflight.check(config(), messages.append)
+    assert messages == ["Looking for the model.", "Measuring the model.", "Checking the data."]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):
     monkeypatch.setattr("engine.runs.launch.importlib.util.find_spec", lambda name: None)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         preflight.check(config(training={"report_to": ["wandb"]}))
 
-    assert [problem.field for problem in caught.value.problems] == ["training.report_to"]
-    assert "pip install wandb" in caught.value.problems[0].message
+    assert [problem.field for problem in error_info.value.problems] == ["training.report_to"]
+    assert "pip install wandb" in error_info.value.problems[0].message
 
 
 def test_several_runs_are_filed_at_once_and_once_however_often_they_are_sent(home, preflight, inspector):
     launcher, store = Launcher(RunStore(home, "ann"), preflight), RunStore(home, "ann")
     configs = [config_for(f"Rank {r}", adapter={"r": r, "lora_alpha": 2 * r}) for r in (4, 8, 16)]
 
-    said: list[str] = []
-    first = launcher.start_all(configs, "sweep", on_progress=said.append)
+    messages: list[str] = []
+    first = launcher.start_all(configs, "sweep", on_progress=messages.append)
     again = launcher.start_all(configs, "sweep")
 
     assert [run.id for run in first] == [run.id for run in again]
     assert [run.folder.read_config().adapter.r for run in first] == [4, 8, 16]
     assert sorted(store.ids()) == [run.id for run in first]
     assert inspector.checks == 3
-    assert any(words.startswith("Run 2 of 3: ") for words in said)
+    assert any(words.startswith("Run 2 of 3: ") for words in messages)
 
 
 def test_a_sweep_with_one_run_that_cannot_work_files_none(home, preflight):

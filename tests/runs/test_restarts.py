@@ -30,7 +30,7 @@ RESUMES = {"resume_after_restart": True}
 
 
 @pytest.fixture
-def restarted(store) -> Run:
+def rebooted_run(store) -> Run:
     """A run in the midst of its first attempt when the machine was restarted; it shall go on by itself."""
     return leave_in_the_midst(store.create(config_for("steps=5", run=RESUMES)))
 
@@ -67,17 +67,17 @@ def test_a_machine_that_restarted_is_known_by_its_boot_id(store, start_superviso
     assert wait_for_state(run, "completed").attempt == 2
 
 
-def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(restarted, start_supervisor):
+def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(rebooted_run, start_supervisor):
     start_supervisor()
 
-    assert wait_for_state(restarted, "completed").attempt == 2
-    assert executions(restarted) == ["2"]
+    assert wait_for_state(rebooted_run, "completed").attempt == 2
+    assert executions(rebooted_run) == ["2"]
 
 
-def test_a_restart_that_let_the_worker_save_is_one_as_well(restarted, home):
-    require_reason(restarted, BY_SIGTERM)
+def test_a_restart_that_let_the_worker_save_is_one_as_well(rebooted_run, home):
+    require_reason(rebooted_run, BY_SIGTERM)
 
-    assert next_server_finds(home, restarted) == "queued"
+    assert next_server_finds(home, rebooted_run) == "queued"
 
 
 @pytest.mark.parametrize("mishap", ["", "term@6"], ids=["it saved", "it could not save"])
@@ -103,29 +103,29 @@ def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, h
 
 @pytest.mark.parametrize("ask", [request_stop, request_cancel])
 @pytest.mark.parametrize("words", ["", BY_SIGTERM], ids=["the worker was killed", "it saved"])
-def test_what_a_restart_overtook_still_holds(restarted, home, ask, words):
-    ask(restarted)
+def test_what_a_restart_overtook_still_holds(rebooted_run, home, ask, words):
+    ask(rebooted_run)
     if words:
-        require_reason(restarted, words)
+        require_reason(rebooted_run, words)
 
-    states = [next_server_finds(home, restarted) for _ in range(2)]
+    states = [next_server_finds(home, rebooted_run) for _ in range(2)]
 
     assert set(states) <= {"stopped", "interrupted"}
-    assert restarted.folder.stop_request.exists() or restarted.folder.cancel_request.exists()
-    assert ("Cancelled" in restarted.folder.read_state().cause) == (ask is request_cancel)
+    assert rebooted_run.folder.stop_request.exists() or rebooted_run.folder.cancel_request.exists()
+    assert ("Cancelled" in rebooted_run.folder.read_state().cause) == (ask is request_cancel)
 
 
-def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(restarted, home):
-    require_reason(restarted, BY_SIGTERM)
+def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(rebooted_run, home):
+    require_reason(rebooted_run, BY_SIGTERM)
     loop = SupervisorLoop(home, fake_settings())
     loop.tick(starts_runs=False)
-    request_stop(restarted)
+    request_stop(rebooted_run)
     loop.tick(starts_runs=False)
 
-    states = [next_server_finds(home, restarted) for _ in range(2)]
+    states = [next_server_finds(home, rebooted_run) for _ in range(2)]
 
     assert states == ["stopped", "stopped"]
-    assert restarted.folder.read_state().cause == "Taken out of the queue."
+    assert rebooted_run.folder.read_state().cause == "Taken out of the queue."
 
 
 @pytest.mark.parametrize(
@@ -175,41 +175,41 @@ def make_room(monkeypatch):
 
 
 @pytest.mark.parametrize("has_ended", [False, True], ids=["its end was not seen", "its end was seen"])
-def test_a_run_continues_once_there_is_room_to_say_so(restarted, home, make_room, has_ended):
+def test_a_run_continues_once_there_is_room_to_say_so(rebooted_run, home, make_room, has_ended):
     if has_ended:
-        require_reason(restarted, BY_SIGTERM)
-        restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
-    assert next_server_finds(home, restarted) == ("stopped" if has_ended else "running")
+        require_reason(rebooted_run, BY_SIGTERM)
+        rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
+    assert next_server_finds(home, rebooted_run) == ("stopped" if has_ended else "running")
 
     make_room()
 
-    assert next_server_finds(home, restarted) == "queued"
-    assert next_server_finds(home, restarted) == "queued"
-    assert restarted.folder.read_state().attempt == 1
+    assert next_server_finds(home, rebooted_run) == "queued"
+    assert next_server_finds(home, rebooted_run) == "queued"
+    assert rebooted_run.folder.read_state().attempt == 1
 
 
-def test_the_same_server_tries_again(restarted, home, make_room, monkeypatch):
+def test_the_same_server_tries_again(rebooted_run, home, make_room, monkeypatch):
     monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
-    require_reason(restarted, BY_SIGTERM)
-    restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
+    require_reason(rebooted_run, BY_SIGTERM)
+    rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     loop = SupervisorLoop(home, fake_settings())
     loop.tick()
     make_room()
 
-    wait_until(lambda: loop.tick() or restarted.folder.read_state().state == "completed")
+    wait_until(lambda: loop.tick() or rebooted_run.folder.read_state().state == "completed")
 
-    assert executions(restarted) == ["2"]
+    assert executions(rebooted_run) == ["2"]
 
 
-def test_a_run_that_is_being_deleted_does_not_come_back(restarted, store, home, monkeypatch):
-    restarted.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
+def test_a_run_that_is_being_deleted_does_not_come_back(rebooted_run, store, home, monkeypatch):
+    rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     check = store._refuse_to_delete
 
     def a_server_starts_after_the_check(run: Run, is_free: bool) -> None:
         check(run, is_free)
-        assert next_server_finds(home, restarted) == "stopped"
+        assert next_server_finds(home, rebooted_run) == "stopped"
 
     monkeypatch.setattr(store, "_refuse_to_delete", a_server_starts_after_the_check)
-    store.delete(restarted.id)
+    store.delete(rebooted_run.id)
 
     assert RunStore(home, store.owner).ids() == []

@@ -17,7 +17,7 @@ from tests.runs.supervision import config_for, cpu, executions, fake_settings, w
 
 
 @pytest.fixture
-def stopped(store) -> Run:
+def stopped_run(store) -> Run:
     """A run that was stopped in its first attempt."""
     run = store.create(config_for("steps=50000"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
@@ -29,93 +29,93 @@ def resume_late(home: LoratoryHome, run: Run) -> None:
     (home.server / "resume" / f"{run.owner}~{run.id}").write_text("1")
 
 
-def test_a_request_says_which_attempt_it_is_about(home, stopped):
-    request_resume(home, stopped)
+def test_a_request_says_which_attempt_it_is_about(home, stopped_run):
+    request_resume(home, stopped_run)
     (home.server / "resume" / ".half-written.tmp").touch()
 
     (request,) = resume_requests(home)
-    assert (request.owner, request.run_id, request.attempt()) == (stopped.owner, stopped.id, 1)
+    assert (request.owner, request.run_id, request.attempt()) == (stopped_run.owner, stopped_run.id, 1)
 
 
-def test_a_request_of_an_earlier_version_says_nothing_of_attempts_and_is_obeyed(home, stopped):
-    request_resume(home, stopped)
-    (home.server / "resume" / f"{stopped.owner}~{stopped.id}").write_bytes(b"")
+def test_a_request_of_an_earlier_version_says_nothing_of_attempts_and_is_obeyed(home, stopped_run):
+    request_resume(home, stopped_run)
+    (home.server / "resume" / f"{stopped_run.owner}~{stopped_run.id}").write_bytes(b"")
     loop = SupervisorLoop(home, fake_settings())
 
     loop.tick(starts_runs=False)
 
-    assert stopped.folder.read_state().state == "queued"
+    assert stopped_run.folder.read_state().state == "queued"
 
 
-def test_a_second_click_does_not_outlive_the_attempt(home, stopped):
+def test_a_second_click_does_not_outlive_the_attempt(home, stopped_run):
     loop = SupervisorLoop(home, fake_settings())
-    request_resume(home, stopped)
+    request_resume(home, stopped_run)
     loop.tick()
-    resume_late(home, stopped)
-    wait_for_step(stopped, 2)
+    resume_late(home, stopped_run)
+    wait_for_step(stopped_run, 2)
     loop.tick()
 
-    assert not resume_is_requested(home, stopped)
-    request_cancel(stopped)
-    wait_until(lambda: loop.tick() or stopped.folder.read_state().is_final)
+    assert not resume_is_requested(home, stopped_run)
+    request_cancel(stopped_run)
+    wait_until(lambda: loop.tick() or stopped_run.folder.read_state().is_final)
 
 
-def test_a_run_cancelled_between_two_looks_does_not_train_again_by_an_older_click(home, stopped):
+def test_a_run_cancelled_between_two_looks_does_not_train_again_by_an_older_click(home, stopped_run):
     loop = SupervisorLoop(home, fake_settings())
-    request_resume(home, stopped)
-    wait_until(lambda: loop.tick() or stopped.folder.read_state().state == "running")
-    resume_late(home, stopped)
-    request_cancel(stopped)
-    worker = worker_of(stopped)
+    request_resume(home, stopped_run)
+    wait_until(lambda: loop.tick() or stopped_run.folder.read_state().state == "running")
+    resume_late(home, stopped_run)
+    request_cancel(stopped_run)
+    worker = worker_of(stopped_run)
     wait_until(lambda: not worker.is_alive())  # its lock is free a moment before it has ended
 
     for _ in range(5):
         loop.tick()
 
-    assert (stopped.folder.read_state().state, executions(stopped)) == ("stopped", ["2"])
-    assert stopped.folder.cancel_request.exists()
-    assert not resume_is_requested(home, stopped)
+    assert (stopped_run.folder.read_state().state, executions(stopped_run)) == ("stopped", ["2"])
+    assert stopped_run.folder.cancel_request.exists()
+    assert not resume_is_requested(home, stopped_run)
 
 
-def test_a_run_stopped_while_it_waits_is_not_put_back_by_an_older_click(home, stopped):
+def test_a_run_stopped_while_it_waits_is_not_put_back_by_an_older_click(home, stopped_run):
     loop = SupervisorLoop(home, fake_settings(devices=lambda: ()))
-    request_resume(home, stopped)
+    request_resume(home, stopped_run)
     loop.tick()
-    assert stopped.folder.read_state().state == "queued"
-    resume_late(home, stopped)
-    request_stop(stopped)
+    assert stopped_run.folder.read_state().state == "queued"
+    resume_late(home, stopped_run)
+    request_stop(stopped_run)
 
     loop.tick()
     loop.tick()
 
-    assert stopped.folder.read_state().cause == "Taken out of the queue."
+    assert stopped_run.folder.read_state().cause == "Taken out of the queue."
 
 
-def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped):
+def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped_run):
     """Somebody started it by hand although its state still says that it was stopped."""
     loop = SupervisorLoop(home, fake_settings())
-    request_resume(home, stopped)
-    claim = stopped.folder.claim()
+    request_resume(home, stopped_run)
+    claim = stopped_run.folder.claim()
     loop.tick()
     claim.lock.release()
     loop.tick()
 
-    assert stopped.folder.read_state().state == "stopped"
-    assert not resume_is_requested(home, stopped)
+    assert stopped_run.folder.read_state().state == "stopped"
+    assert not resume_is_requested(home, stopped_run)
 
 
-def test_a_complete_run_is_not_resumed_by_a_request_that_came_before_it_was(home, stopped):
-    request_resume(home, stopped)
-    stopped.folder.write_state(RunState(state="completed", attempt=1))
+def test_a_complete_run_is_not_resumed_by_a_request_that_came_before_it_was(home, stopped_run):
+    request_resume(home, stopped_run)
+    stopped_run.folder.write_state(RunState(state="completed", attempt=1))
     SupervisorLoop(home, fake_settings()).tick()
 
-    assert stopped.folder.read_state().state == "completed"
-    assert not resume_is_requested(home, stopped)
+    assert stopped_run.folder.read_state().state == "completed"
+    assert not resume_is_requested(home, stopped_run)
 
 
-def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_is(home, stopped, monkeypatch):
+def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_is(home, stopped_run, monkeypatch):
     loop = SupervisorLoop(home, fake_settings(devices=lambda: (cpu(free_gib=0),)))
-    request_resume(home, stopped)
+    request_resume(home, stopped_run)
 
     def refuse(*_: object) -> None:
         raise StorageError("state.json cannot be written (No space left on device).", "Free some space.")
@@ -123,7 +123,7 @@ def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_i
     with monkeypatch.context() as patch:
         patch.setattr("engine.runs.run.RunFolder.write_state", refuse)
         loop.tick(starts_runs=False)
-    assert resume_is_requested(home, stopped)
+    assert resume_is_requested(home, stopped_run)
 
     loop.tick(starts_runs=False)
-    assert stopped.folder.read_state().state == "queued"
+    assert stopped_run.folder.read_state().state == "queued"

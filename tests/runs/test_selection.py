@@ -75,10 +75,10 @@ def test_only_settings_that_differ_are_shown():
 def test_thousands_of_rows_are_searched_and_sorted_alike_each_time():
     generator = random.Random(7)
     rows = [row(number, eval_loss=generator.random(), name=f"Run {number % 50}") for number in range(5000)]
-    found = select_runs(rows, RunQuery(words="run 17", sort="eval_loss", descending=False))
+    result = select_runs(rows, RunQuery(words="run 17", sort="eval_loss", descending=False))
 
-    assert {summary.name for summary in found} >= {"Run 17"}
-    losses = [summary.eval_loss for summary in found]
+    assert {summary.name for summary in result} >= {"Run 17"}
+    losses = [summary.eval_loss for summary in result]
     assert losses == sorted(losses)
 
 

@@ -71,7 +71,7 @@ def test_only_the_owner_or_an_admin_shares(home, audit, run):
 
     set_shared(run, ANN, True, audit)
     assert access_of(run).is_shared
-    assert [found.id for found in seen_by(BEA, home, audit).others()] == [run.id]
+    assert [result.id for result in seen_by(BEA, home, audit).others()] == [run.id]
     assert seen_by(GUEST, home, audit).others() == []
     set_shared(run, ANN, False, audit)
     assert seen_by(BEA, home, audit).others() == []

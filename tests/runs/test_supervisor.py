@@ -44,11 +44,11 @@ def test_a_run_goes_from_the_queue_to_completed(store, start_supervisor, home):
 
 
 def test_its_states_come_in_order(store, start_supervisor, monkeypatch):
-    seen: list[str] = []
+    observations: list[str] = []
     original = RunFolder.write_state
 
     def remember(self, state):
-        seen.append(state.state)
+        observations.append(state.state)
         original(self, state)
 
     monkeypatch.setattr(RunFolder, "write_state", remember)
@@ -58,7 +58,7 @@ def test_its_states_come_in_order(store, start_supervisor, monkeypatch):
     let_go(run)
     wait_for_state(run, "completed")
 
-    assert list(dict.fromkeys(seen)) == ["queued", "starting", "running", "completed"]
+    assert list(dict.fromkeys(observations)) == ["queued", "starting", "running", "completed"]
 
 
 def test_while_it_runs_it_holds_its_device_under_the_workers_name(store, start_supervisor, home):

@@ -15,21 +15,21 @@ def test_a_million_points_keep_their_extremes_their_start_and_the_newest():
     y[123_456], y[654_321] = 50.0, -50.0
     x = np.arange(1_000_000.0)
 
-    kept = thin(x, y, 1000)
+    sample = thin(x, y, 1000)
 
-    assert len(kept) <= 1000
-    assert {0, 123_456, 654_321, 999_999} <= set(kept.tolist())
-    assert np.all(np.diff(kept) > 0)
+    assert len(sample) <= 1000
+    assert {0, 123_456, 654_321, 999_999} <= set(sample.tolist())
+    assert np.all(np.diff(sample) > 0)
 
 
 def test_the_newest_point_is_there_even_when_its_loss_is_no_number():
     y = np.full(5000, np.nan)
     y[:4000] = 1.0
-    kept = thin(np.arange(5000.0), y, 100)
+    sample = thin(np.arange(5000.0), y, 100)
 
-    assert kept[-1] == 4999
-    assert len(kept) <= 100
-    assert np.all(np.isfinite(y[kept[:-1]]))
+    assert sample[-1] == 4999
+    assert len(sample) <= 100
+    assert np.all(np.isfinite(y[sample[:-1]]))
 
 
 def test_nothing_is_nothing():

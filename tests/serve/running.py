@@ -37,7 +37,7 @@ class ScriptedSession:
         self.error: Exception | None = None
         self.error_at: tuple[int, Exception] | None = None
         self.hold: threading.Event | None = None
-        self.asked: list[ChatRequest] = []
+        self.requests: list[ChatRequest] = []
         self.stopped: list[str] = []
         self.ended = 0
         self.at_once = 0
@@ -72,7 +72,7 @@ class ScriptedSession:
 
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
         with self._lock:
-            self.asked.append(request)
+            self.requests.append(request)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         is_written = False

@@ -50,7 +50,7 @@ def test_the_model_decides_who_answers(client, session, name, branch):
     answer = ask(client, model=name)
 
     assert answer.model == name
-    assert session.asked[0].branches == (branch,)
+    assert session.requests[0].branches == (branch,)
 
 
 def test_a_whole_answer_has_text_reason_and_counts(client):
@@ -107,7 +107,7 @@ def test_settings_arrive_as_the_chat_knows_them(client, session):
     ask(client, max_completion_tokens=3, max_tokens=9, top_p=0, extra_body={"top_k": -1})
     ask(client, temperature=None, stop=None, n=1, user="me", frequency_penalty=0, tools=[], logprobs=False)
 
-    first, second, third = (request.sampling for request in session.asked)
+    first, second, third = (request.sampling for request in session.requests)
     assert (first.temperature, first.top_p, first.max_new_tokens, first.seed) == (0.5, 0.25, 9, 2**32 - 1)
     assert (first.top_k, first.repetition_penalty) == (5, 1.5)
     assert (second.max_new_tokens, second.top_k) == (3, 0)
@@ -128,7 +128,7 @@ def test_messages_arrive_as_the_chat_knows_them(client, session):
         ],
     )
 
-    system, user, assistant, tool = session.asked[0].messages
+    system, user, assistant, tool = session.requests[0].messages
     assert (system.role, system.content) == ("system", "Be short.")
     assert user.content == "one two"
     assert (assistant.content, assistant.tool_calls[0].name) == ("", "look")
@@ -143,7 +143,7 @@ def test_stop_texts_end_the_answer_and_are_not_shown(client, session, stop):
 
     assert answer.choices[0].message.content == "Hel"
     assert answer.choices[0].finish_reason == "stop"
-    assert session.stopped == [session.asked[0].id]
+    assert session.stopped == [session.requests[0].id]
     wait_for(lambda: session.ended == 1)
 
 
@@ -180,12 +180,12 @@ REFUSED = [
 
 @pytest.mark.parametrize(("values", "param", "code"), REFUSED, ids=[case[1] for case in REFUSED])
 def test_what_cannot_be_done_is_refused_by_name(client, session, values, param, code):
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as error_info:
         ask(client, **values)
 
-    assert (caught.value.param, caught.value.code) == (param, code)
-    assert caught.value.type == "invalid_request_error"
-    assert session.asked == []
+    assert (error_info.value.param, error_info.value.code) == (param, code)
+    assert error_info.value.type == "invalid_request_error"
+    assert session.requests == []
 
 
 def test_pictures_are_refused(client, session):
@@ -195,9 +195,9 @@ def test_pictures_are_refused(client, session):
 
 
 def test_an_unknown_model_is_not_found(client):
-    with pytest.raises(openai.NotFoundError) as caught:
+    with pytest.raises(openai.NotFoundError) as error_info:
         ask(client, model="gpt-5")
-    assert caught.value.code == "model_not_found"
+    assert error_info.value.code == "model_not_found"
 
 
 ENGINE_ERRORS = [
@@ -212,18 +212,18 @@ ENGINE_ERRORS = [
 def test_what_goes_wrong_before_the_first_token_has_a_status(client, session, error, kind, stream):
     session.error = error
 
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as error_info:
         ask(client, stream=stream)
-    assert f"{error.what} {error.fix}" in str(caught.value)
+    assert f"{error.what} {error.fix}" in str(error_info.value)
 
 
 def test_what_goes_wrong_in_the_middle_ends_the_stream_with_an_error(client, session):
     session.error_at = (2, WorkerError("The process ended.", "Try again."))
-    shown: list[Any] = []
+    pieces: list[Any] = []
 
     with pytest.raises(openai.APIError, match="The process ended"):
-        shown.extend(chunk.choices[0].delta.content for chunk in ask(client, stream=True))
-    assert shown == ["", "Hel", "lo"]
+        pieces.extend(chunk.choices[0].delta.content for chunk in ask(client, stream=True))
+    assert pieces == ["", "Hel", "lo"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -235,12 +235,12 @@ def test_who_leaves_stops_the_model(url, session, stream):
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     body = json.dumps({"model": "my-run", "messages": HI, "stream": stream})
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    wait_for(lambda: len(session.asked) == 1)
+    wait_for(lambda: len(session.requests) == 1)
     assert session.stopped == []
 
     connection.sock.close()
 
-    wait_for(lambda: session.stopped == [session.asked[0].id])
+    wait_for(lambda: session.stopped == [session.requests[0].id])
     wait_for(lambda: session.ended == 1)
 
 
@@ -273,7 +273,7 @@ def test_a_device_in_use_is_said_with_when_to_come_back(client, session):
     session.unload()
     session.error = DeviceError("The CPU is in use for training (a run).", "Wait until it is free.")
 
-    with pytest.raises(openai.InternalServerError, match="in use for training") as caught:
+    with pytest.raises(openai.InternalServerError, match="in use for training") as error_info:
         ask(client)
-    assert caught.value.status_code == 503
-    assert caught.value.response.headers["retry-after"] == "30"
+    assert error_info.value.status_code == 503
+    assert error_info.value.response.headers["retry-after"] == "30"

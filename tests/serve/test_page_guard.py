@@ -50,16 +50,16 @@ def test_the_page_and_its_own_questions_are_answered(place):
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", "/gradio_api/queue/join"), ("GET", "/gradio_api/info")])
 def test_a_page_of_another_site_may_not_ask(place, headers, method, path):
-    status, said = ask(place, method, path, headers)
+    status, reply = ask(place, method, path, headers)
 
     assert status == 403
-    assert "A page of another site may not ask it." in said
+    assert "A page of another site may not ask it." in reply
 
 
 @pytest.mark.parametrize("host", ["rebound.evil.example", "127.0.0.1.evil.example:80"])
 @pytest.mark.parametrize("headers", [{}, A_CLICKED_LINK], ids=["script", "link"])
 def test_a_name_that_was_pointed_at_this_computer_opens_nothing(place, host, headers):
-    status, said = ask(place, "GET", "/", {"Host": host, **headers})
+    status, reply = ask(place, "GET", "/", {"Host": host, **headers})
 
     assert status == 403
-    assert "127.0.0.1 or localhost only" in said
+    assert "127.0.0.1 or localhost only" in reply

@@ -55,25 +55,25 @@ def ask(place: str, method: str, path: str, body: bytes | None = None, **headers
 )
 def test_every_answer_says_what_a_browser_may_do_with_it(place, method, path, headers, status):
     body = b"{}" if method == "POST" else None
-    answered, _, told = ask(place, method, path, body, **headers)
+    answered, _, answer_headers = ask(place, method, path, body, **headers)
 
     assert answered == status
-    assert told["x-content-type-options"] == "nosniff"
-    assert told["x-frame-options"] == "SAMEORIGIN"
-    assert told["referrer-policy"] == "no-referrer"
-    assert "frame-ancestors" in told["content-security-policy"]
-    assert "access-control-allow-origin" not in told
+    assert answer_headers["x-content-type-options"] == "nosniff"
+    assert answer_headers["x-frame-options"] == "SAMEORIGIN"
+    assert answer_headers["referrer-policy"] == "no-referrer"
+    assert "frame-ancestors" in answer_headers["content-security-policy"]
+    assert "access-control-allow-origin" not in answer_headers
 
 
 def test_the_page_runs_its_own_scripts_and_no_others(place):
-    _, html, told = ask(place, "GET", "/")
+    _, html, headers = ask(place, "GET", "/")
 
-    scripts = dict(part.strip().split(" ", 1) for part in told["content-security-policy"].split(";"))["script-src"]
+    scripts = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))["script-src"]
     inline = re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", html, re.DOTALL)
     hashes = {f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in inline}
     assert len(inline) >= 4
     assert set(scripts.split()) == {"'self'", "'unsafe-eval'", *hashes}
-    assert "http" not in told["content-security-policy"]
+    assert "http" not in headers["content-security-policy"]
 
 
 def test_the_front_end_finds_the_description_of_the_page_unwatched(place):
@@ -90,10 +90,10 @@ def test_what_a_request_says_of_a_proxy_is_not_believed(place, path, header):
     value = {"X-Gradio-Server": "http://evil.example", "X-Forwarded-Proto": "https"}.get(header, "evil.example")
 
     _, plain, _ = ask(place, "GET", path)
-    _, told, _ = ask(place, "GET", path, **{header: value})
+    _, headers, _ = ask(place, "GET", path, **{header: value})
 
-    assert "evil.example" not in told
-    assert re.findall(r'"root":"[^"]*"', told) == re.findall(r'"root":"[^"]*"', plain)
+    assert "evil.example" not in headers
+    assert re.findall(r'"root":"[^"]*"', headers) == re.findall(r'"root":"[^"]*"', plain)
 
 
 def test_the_document_and_the_answers_of_events_are_compressed_for_whoever_takes_that(place):
@@ -119,10 +119,10 @@ def test_what_is_too_large_is_refused_before_it_is_read(place):
         ("/gradio_api/queue/join", 17_000_000, 413, "at most 16 MB"),
         ("/gradio_api/component_server", 17_000_000, 413, "at most 16 MB"),
     ):
-        answered, said, _ = ask(place, "POST", path, None, Content_Length=str(length), **MULTIPART)
+        answered, reply, _ = ask(place, "POST", path, None, Content_Length=str(length), **MULTIPART)
 
         assert answered == status
-        assert words in said
+        assert words in reply
 
 
 def test_a_request_of_unknown_length_is_refused(place):
@@ -139,15 +139,15 @@ def test_a_request_of_unknown_length_is_refused(place):
 
 def test_an_upload_arrives_below_the_home_and_no_further_one_where_there_is_no_room(place, services):
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="rows.jsonl"\r\n\r\n{}\r\n--x--\r\n'
-    status, said, _ = ask(place, "POST", "/gradio_api/upload", body, **MULTIPART)
+    status, reply, _ = ask(place, "POST", "/gradio_api/upload", body, **MULTIPART)
     assert status == 200
-    (path,) = json.loads(said)
+    (path,) = json.loads(reply)
     assert path.startswith(str(services.home.transfers))
 
     (services.home.transfers / "large.zip").write_bytes(b"x" * 499_999)
-    status, said, _ = ask(place, "POST", "/gradio_api/upload", body, **MULTIPART)
+    status, reply, _ = ask(place, "POST", "/gradio_api/upload", body, **MULTIPART)
     assert status == 413
-    assert "Delete datasets that you no longer need" in said
+    assert "Delete datasets that you no longer need" in reply
 
 
 @pytest.mark.parametrize(

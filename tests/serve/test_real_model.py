@@ -120,10 +120,10 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
     open_database(home).close()  # makes it a lab's
     save_settings(home, LabSettings(limits=LabLimits(idle_minutes=1)))
-    told: list[str] = []
+    messages: list[str] = []
     own = home.of("ann")
     adapter = endless_adapter_in(own.uploads)
-    session = ChatSession(own, choose=lambda _: describe_processor(), on_unload=told.append)
+    session = ChatSession(own, choose=lambda _: describe_processor(), on_unload=messages.append)
     looks: list[float | None] = []
     expires_after = session._expires_after
     monkeypatch.setattr(session, "_expires_after", lambda: looks.append(expires_after()) or looks[-1])
@@ -148,10 +148,10 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
 
         wait_for(lambda: session.state.generating == 1)  # the long one is still being written
         let_a_minute_pass()
-        seen = len(looks)
-        wait_for(lambda: len(looks) > seen + 2)
+        step_before = len(looks)
+        wait_for(lambda: len(looks) > step_before + 2)
         assert session.state.phase == "generating"
-        assert told == []
+        assert messages == []
 
         stream.close()  # who leaves frees the model within a moment
         wait_for(lambda: session.state.phase == "ready")
@@ -159,8 +159,8 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
 
         let_a_minute_pass()
 
-        wait_for(lambda: bool(told))
-        assert told == ["tiny-llama was unloaded, because it was idle for 1 min."]
+        wait_for(lambda: bool(messages))
+        assert messages == ["tiny-llama was unloaded, because it was idle for 1 min."]
         assert leases.holder("cpu") is None
         assert say(client, "mine", **greedy) == answer
         assert leases.holder("cpu").owner == "ann"
@@ -184,17 +184,17 @@ def test_the_command_serves_the_demo_model_with_an_adapter_and_ends_without_a_tr
         text=True,
     )
     try:
-        told = json.loads(process.stdout.readline())
-        assert told["models"] == ["demo-adapter", "base"]
-        client = OpenAI(base_url=told["url"], api_key="unused", max_retries=0, timeout=300)
-        said = {name: say(client, name, temperature=0, max_tokens=12) for name in told["models"]}
+        record = json.loads(process.stdout.readline())
+        assert record["models"] == ["demo-adapter", "base"]
+        client = OpenAI(base_url=record["url"], api_key="unused", max_retries=0, timeout=300)
+        answers = {name: say(client, name, temperature=0, max_tokens=12) for name in record["models"]}
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(300) == 0, process.stderr.read()
     finally:
         process.kill()
-    assert all(said.values())
-    assert said["demo-adapter"] != said["base"]
+    assert all(answers.values())
+    assert answers["demo-adapter"] != answers["base"]
     deadline = time.monotonic() + 300
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert time.monotonic() < deadline

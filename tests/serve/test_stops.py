@@ -9,14 +9,14 @@ from engine.serve.model import StopScanner
 
 def scan(pieces, stops):
     scanner = StopScanner(stops)
-    shown = []
+    records = []
     for piece in pieces:
         scanned = scanner.add(piece)
-        shown.append(scanned.text)
+        records.append(scanned.text)
         if scanned.stopped:
-            return shown, True
-    shown.append(scanner.finish())
-    return shown, False
+            return records, True
+    records.append(scanner.finish())
+    return records, False
 
 
 def splits(text):

@@ -212,12 +212,12 @@ def _path() -> str:
 
 def _free_ports(count: int) -> list[int]:
     """Choose ports that nothing has, below those that the system gives to whoever asks for any."""
-    found: list[int] = []
+    matches: list[int] = []
     candidates = list(range(24_000, 32_000))
     random.shuffle(candidates)
-    while len(found) < count:
+    while len(matches) < count:
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", candidates[-1]))
-            found.append(candidates[-1])
+            matches.append(candidates[-1])
         candidates.pop()
-    return found
+    return matches

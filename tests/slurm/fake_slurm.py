@@ -11,11 +11,11 @@ class FakeSlurm:
     def __init__(self):
         self.jobs: dict[str, JobLine] = {}
         self.scripts: list[str] = []
-        self.asked: list[str] = []
+        self.commands: list[str] = []
         self.fails: dict[str, Exception] = {}
 
     def _ask(self, what):
-        self.asked.append(what)
+        self.commands.append(what)
         if what in self.fails:
             raise self.fails[what]
 

@@ -23,10 +23,10 @@ def test_a_cluster_is_described_checked_and_not_replaced_by_surprise(slurm, home
     file = home.root / "cluster.yaml"
 
     assert run_command(["cluster", "discover", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["gpu_types"] == [{"name": "toy", "memory_gib": 8.0, "per_node": 2, "count": 4}]
+    result = json.loads(capsys.readouterr().out)
+    assert result["gpu_types"] == [{"name": "toy", "memory_gib": 8.0, "per_node": 2, "count": 4}]
 
-    edited = {**found, "python": sys.executable, "memory_gib": 2.0}
+    edited = {**result, "python": sys.executable, "memory_gib": 2.0}
     file.write_text(yaml.safe_dump(edited))
     assert run_command(["cluster", "discover"]) == 1
     assert "memory_gib: 2.0, found" in capsys.readouterr().err

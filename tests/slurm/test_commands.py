@@ -69,10 +69,10 @@ def test_a_machine_without_slurm_is_no_answer(monkeypatch, tmp_path):
 def test_a_refusal_is_told_from_no_answer(program, words, kind):
     program("sbatch", f"echo '{words}' >&2; exit 1")
 
-    with pytest.raises(ClusterError) as caught:
+    with pytest.raises(ClusterError) as error_info:
         Slurm().submit("#!/bin/sh\n", [])
 
-    assert type(caught.value) is kind
+    assert type(error_info.value) is kind
 
 
 def test_no_secret_and_no_format_of_a_person_reaches_slurm(program, tmp_path, monkeypatch):

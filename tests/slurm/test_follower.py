@@ -87,8 +87,8 @@ def test_of_two_submissions_of_one_attempt_only_one_begins(follower, slurm):
 
     step(follower)
 
-    assert "cancel 999" in slurm.asked
-    assert "cancel 100" not in slurm.asked
+    assert "cancel 999" in slurm.commands
+    assert "cancel 100" not in slurm.commands
 
 
 def test_no_answer_and_a_job_that_is_missed_once_change_nothing(follower, slurm):
@@ -129,7 +129,7 @@ def test_a_full_queue_of_the_account_is_waited_for(follower, slurm):
 
     view = step(follower, 3)
 
-    assert (view.stage, slurm.asked.count("submit")) == ("preparing", 1)  # not tried again at every look
+    assert (view.stage, slurm.commands.count("submit")) == ("preparing", 1)  # not tried again at every look
     assert "no more jobs" in view.words
     del slurm.fails["submit"]
     assert step(again(follower)).stage == "waiting"
@@ -148,8 +148,8 @@ def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(follower, s
     step(follower)
     step(other)
 
-    assert slurm.asked[-3:-2] == ["cancel 100"]
-    assert slurm.asked[-1] == "kill 101"
+    assert slurm.commands[-3:-2] == ["cancel 100"]
+    assert slurm.commands[-1] == "kill 101"
 
 
 def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(follower, slurm):
@@ -250,11 +250,11 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
         run = store.create(config_for(f"run {number}", run={"where": "slurm"}))
         jobs.append(executor.submit(JobSpec(run, run.folder.read_config(), (), 1)))
     wait_until(lambda: all(job.id for job in jobs))
-    slurm.asked.clear()
-    wait_until(lambda: slurm.asked.count("queue") >= 3)
+    slurm.commands.clear()
+    wait_until(lambda: slurm.commands.count("queue") >= 3)
     executor.close()
 
-    assert set(slurm.asked) == {"queue"}
+    assert set(slurm.commands) == {"queue"}
     assert len(slurm.scripts) == 20
     assert len({job.id for job in jobs}) == 20
     assert all(job.poll(has_reported=False).phase == "waiting" for job in jobs)
@@ -318,15 +318,15 @@ def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
 
 def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(follower, slurm):
     """Of that on another node, so one that hangs there does not look busy; see `ReportedActivity`."""
-    job, seen = SlurmJob(follower, lambda: None), []
+    job, observations = SlurmJob(follower, lambda: None), []
     step(follower)
     for state in ("PENDING", "RUNNING", "SUSPENDED", "RUNNING"):
         slurm.change("100", state=state, nodes="node7")
         step(follower)
-        seen.append(type(job.activity()))
+        observations.append(type(job.activity()))
     follower.unreachable(AWAY)
 
-    assert seen == [type(None), ReportedActivity, type(None), ReportedActivity]
+    assert observations == [type(None), ReportedActivity, type(None), ReportedActivity]
     assert job.activity() is None
 
 

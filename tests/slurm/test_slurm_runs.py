@@ -169,9 +169,9 @@ def test_runs_of_a_sweep_have_the_gpus_that_slurm_gave_them_and_each_begins_once
     runs = [file_run(store, "steps=3 hold=1") for _ in range(8)]
     wait_until(lambda: sum(run.folder.read_worker() is not None for run in runs) == 4)  # as many as there are GPUs
 
-    given = [(run.folder.path / "gpus").read_text() for run in runs if run.folder.read_worker() is not None]
-    assert len(set(given)) == 4
-    assert all(text.split()[1].isdecimal() for text in given)
+    values = [(run.folder.path / "gpus").read_text() for run in runs if run.folder.read_worker() is not None]
+    assert len(set(values)) == 4
+    assert all(text.split()[1].isdecimal() for text in values)
 
     for run in runs:
         let_go(run)

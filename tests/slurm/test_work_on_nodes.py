@@ -124,10 +124,10 @@ def test_the_job_ends_when_the_server_is_killed(slurm, cluster_home):
 @pytest.mark.e2e
 def test_a_model_on_a_node_is_chatted_with(slurm, cluster_home, tiny_model_folder):
     describe(cluster_home, TOY.model_copy(update={"gpu_types": (), "memory_gib": 2}))
-    session, said = ChatSession(cluster_home), []
+    session, messages = ChatSession(cluster_home), []
     target = ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))).model_copy(update={"where": "slurm"})
     try:
-        loaded = session.load(target, lambda progress: said.append(progress.message))
+        loaded = session.load(target, lambda progress: messages.append(progress.message))
         state = session.state
         request = ChatRequest(
             messages=(Message("user", "hello"),), branches=("base",), sampling=SamplingConfig(max_new_tokens=4)
@@ -138,7 +138,7 @@ def test_a_model_on_a_node_is_chatted_with(slurm, cluster_home, tiny_model_folde
 
     assert loaded.device == "CPU of a node"
     assert state.process_bytes is None
-    assert said[0] == "Asking Slurm for a node with CPU."
+    assert messages[0] == "Asking Slurm for a node with CPU."
     wait_until(lambda: not jobs_of(slurm))
 
 

@@ -147,7 +147,7 @@ def main() -> None:
     # Of the base image; and the index, which is not to be asked here.
     container.environment = {"PATH": f"{order['python']}/bin:/usr/bin:/bin", "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
     container.follow()
-    found: dict[str, Any] = {"command": container.command, "runs": []}
+    result: dict[str, Any] = {"command": container.command, "runs": []}
     for run in order["runs"]:
         log = Path("/home/log")
         process = subprocess.Popen(
@@ -171,13 +171,13 @@ def main() -> None:
             os.killpg(process.pid, signal.SIGKILL)
             answer["exit"] = None
         answer["log"] = log.read_text(errors="replace")[-6000:]
-        found["runs"].append(answer)
+        result["runs"].append(answer)
     # Nothing outside its home belongs to the user.
     owned = subprocess.run(
         ["find", "/home", "-maxdepth", "1", "-user", str(_USER)], capture_output=True, text=True, check=True
     )
-    found["owned"] = owned.stdout.split()
-    print(json.dumps(found))
+    result["owned"] = owned.stdout.split()
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class FakeBucket:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.sent = 0
         self.refuse: Callable[[str], None] = lambda _: None
         self.after_each: Callable[[str], None] = lambda _: None
@@ -39,7 +39,7 @@ class FakeBucket:
         self.torn: set[str] = set()  # names whose next download is cut short
 
     def _ask(self, kind: str) -> None:
-        self.asked[kind] += 1
+        self.requests[kind] += 1
         self.refuse(kind)
 
     def _answer(self) -> None:

@@ -74,8 +74,8 @@ class SpacesStandIn(HubStandIn):
             unknown = json.loads(body).keys() - _KEYS[step]
             assert not unknown, f"{step} may not have {unknown}"
         self.method = method
-        found = re.match(rf"/api/spaces/({_NAME})(?:/|$)", path)
-        if found is not None and step != "list_hardware" and found[1] not in self.spaces:
+        match = re.match(rf"/api/spaces/({_NAME})(?:/|$)", path)
+        if match is not None and step != "list_hardware" and match[1] not in self.spaces:
             return 404, {"error": "Repository not found", "code": "RepoNotFound"}
         status, answer = super()._answer(step, path, body, method)
         if step == "info" and status == 200 and isinstance(answer, dict):
@@ -90,28 +90,31 @@ class SpacesStandIn(HubStandIn):
         return status, answer
 
     def _create(self, path: str, body: bytes) -> tuple[int, object]:
-        asked = json.loads(body)
-        assert asked["type"] == "space"
-        assert asked["sdk"] in ("docker", "gradio")
-        name = f"{asked['organization'] or ACCOUNT}/{asked['name']}"
-        is_free = (asked["sdk"], asked["hardware"]) == ("gradio", "zero-a10g")  # which the list with prices leaves out
-        if asked["hardware"] not in [one["name"] for one in HARDWARE] and not is_free:
-            return 400, {"error": f"Invalid hardware {asked['hardware']}"}
+        payload = json.loads(body)
+        assert payload["type"] == "space"
+        assert payload["sdk"] in ("docker", "gradio")
+        name = f"{payload['organization'] or ACCOUNT}/{payload['name']}"
+        is_free = (payload["sdk"], payload["hardware"]) == (
+            "gradio",
+            "zero-a10g",
+        )  # which the list with prices leaves out
+        if payload["hardware"] not in [one["name"] for one in HARDWARE] and not is_free:
+            return 400, {"error": f"Invalid hardware {payload['hardware']}"}
         if not self.has_plan and not is_free and name not in self.spaces:
             return 402, {"error": "Subscribe to PRO to create Spaces on cpu-basic"}
         status, answer = super()._create(path, body)
         if status == 200:
-            listed = {key: {one["key"]: one for one in asked.get(key) or ()} for key in ("secrets", "variables")}
+            listed = {key: {one["key"]: one for one in payload.get(key) or ()} for key in ("secrets", "variables")}
             self.spaces[name] = FakeSpace(
-                asked["sdk"], asked["hardware"], **listed, sleep_seconds=asked.get("sleepTimeSeconds")
+                payload["sdk"], payload["hardware"], **listed, sleep_seconds=payload.get("sleepTimeSeconds")
             )
         return status, answer
 
     def _delete(self, _: str, body: bytes) -> tuple[int, object]:
-        asked = json.loads(body)
+        payload = json.loads(body)
         assert self.method == "DELETE"
-        assert asked["type"] == "space"
-        name = f"{asked['organization']}/{asked['name']}"
+        assert payload["type"] == "space"
+        name = f"{payload['organization']}/{payload['name']}"
         if self.spaces.pop(name, None) is None:
             return 404, {"error": "Repository not found", "code": "RepoNotFound"}
         del self.repositories[name]
@@ -138,18 +141,18 @@ class SpacesStandIn(HubStandIn):
         return self._add_names(self.spaces[_name_in(path)].variables, body, shows_values=True)
 
     def _add_names(self, there: dict[str, dict[str, str]], body: bytes, *, shows_values: bool) -> tuple[int, object]:
-        asked = json.loads(body) if body else {}
+        payload = json.loads(body) if body else {}
         if self.method == "POST":
-            there[asked["key"]] = asked
-        elif self.method == "DELETE" and there.pop(asked["key"], None) is None:
+            there[payload["key"]] = payload
+        elif self.method == "DELETE" and there.pop(payload["key"], None) is None:
             return 404, {"error": "no such key", "code": "EntryNotFound"}
         shown = {"key", "value", "description"} if shows_values else {"key", "description"}
         return 200, {key: {name: text for name, text in one.items() if name in shown} for key, one in there.items()}
 
     def _hardware(self, path: str, body: bytes) -> tuple[int, object]:
-        asked, space = json.loads(body), self.spaces[_name_in(path)]
-        space.requested = asked["flavor"]
-        space.sleep_seconds = asked.get("sleepTimeSeconds", space.sleep_seconds)
+        payload, space = json.loads(body), self.spaces[_name_in(path)]
+        space.requested = payload["flavor"]
+        space.sleep_seconds = payload.get("sleepTimeSeconds", space.sleep_seconds)
         return self._runtime(path, b"")
 
     def _sleeptime(self, path: str, body: bytes) -> tuple[int, object]:

@@ -112,17 +112,17 @@ def test_whom_an_admin_disabled_or_removed_stays_out(make, accounts):  # noqa: F
 
 @pytest.mark.parametrize("subject", [CREATOR, BEA])
 def test_two_tabs_that_sign_in_at_once_get_one_account(make, accounts, subject):  # noqa: F811
-    admission, found = make("bea"), []
+    admission, result = make("bea"), []
 
     def admit():
-        found.append(admission.admit(visitor(subject, "bea")).person.name)
+        result.append(admission.admit(visitor(subject, "bea")).person.name)
 
     tabs = [threading.Thread(target=admit) for _ in range(8)]
     for tab in tabs:
         tab.start()
     for tab in tabs:
         tab.join()
-    assert found == ["bea"] * 8
+    assert result == ["bea"] * 8
     assert [one.name for one in accounts.people()] == ["bea"]
 
 
@@ -151,6 +151,6 @@ def test_a_tab_that_comes_a_moment_later_gets_the_account_of_the_first(make, mon
     ],
 )  # fmt: skip
 def test_only_claims_in_the_form_of_hugging_face_count(sources, name, organizations):
-    found = Visitor.of(BEA, sources)
-    assert (found.account.subject, found.account.name) == (BEA, name)
-    assert [tuple(one) for one in found.organizations] == organizations
+    result = Visitor.of(BEA, sources)
+    assert (result.account.subject, result.account.name) == (BEA, name)
+    assert [tuple(one) for one in result.organizations] == organizations

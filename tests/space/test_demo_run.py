@@ -170,15 +170,15 @@ def test_without_held_out_rows_nothing_is_asked_and_nothing_tried_again(demo, mo
 def test_what_was_computed_is_found_again(demo, tmp_path):
     run = with_run(demo)
     with_sample(demo)
-    asked = len(demo.chat.session.asked)
+    request_count = len(demo.chat.session.requests)
 
     session = FakeChatSession(0.0)
     restarted = a_demo(tmp_path, session)
     restarted.look()
 
     assert restarted.sample_of(run) == demo.sample_of(run)
-    assert session.asked == []
-    assert asked == 3
+    assert session.requests == []
+    assert request_count == 3
     SampleFile(demo.home, run).path.write_text("{ torn")
     assert a_demo(tmp_path).sample_of(run).page is None
 

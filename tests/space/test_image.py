@@ -55,7 +55,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def found(tiny_model_folder):
+def report(tiny_model_folder):
     """What was found where a Space's files were written, its Dockerfile followed, and its command started in turn."""
     if not _can_be_alone():
         pytest.skip("needs root and namespaces")
@@ -101,15 +101,15 @@ def _is_installed(line: str) -> bool:
         return False
 
 
-def test_at_home_it_serves_the_loopback_of_its_container_alone(found):
-    run = found["runs"]["home"]
+def test_at_home_it_serves_the_loopback_of_its_container_alone(report):
+    run = report["runs"]["home"]
     assert run["status"] == 200, run["log"]
     assert run["listens_on"] == ["0100007F"]  # 127.0.0.1
 
 
 @pytest.mark.parametrize("kind", ["space", "gradio"])
-def test_in_a_space_it_answers_everyone_and_lets_no_stranger_in(found, kind):
-    run = found["runs"][kind]
+def test_in_a_space_it_answers_everyone_and_lets_no_stranger_in(report, kind):
+    run = report["runs"][kind]
     assert run["status"] == 200, run["log"]
     assert run["listens_on"] == ["00000000"]  # 0.0.0.0
     assert "Duplicate this Space" in run["text"]
@@ -117,5 +117,5 @@ def test_in_a_space_it_answers_everyone_and_lets_no_stranger_in(found, kind):
     assert IN_A_SPACE["OAUTH_CLIENT_SECRET"] not in run["text"] + run["log"]
 
 
-def test_only_the_home_folder_belongs_to_its_user(found):
-    assert found["owned"] == ["/home/user"]
+def test_only_the_home_folder_belongs_to_its_user(report):
+    assert report["owned"] == ["/home/user"]

@@ -40,10 +40,10 @@ def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, spaces):
     for run in runs:
         back = RunStore(again, run.owner).get(run.id)
         steps = [one.step for one in list_checkpoints(run.folder.checkpoints)]
-        kept = {name: data for name, data in files_of(run).items() if not name.startswith("checkpoints/")}
+        remaining = {name: data for name, data in files_of(run).items() if not name.startswith("checkpoints/")}
         newest = f"checkpoints/step-{max(steps)}/"
-        kept |= {name: data for name, data in files_of(run).items() if name.startswith(newest)}
-        assert files_of(back) == kept
+        remaining |= {name: data for name, data in files_of(run).items() if name.startswith(newest)}
+        assert files_of(back) == remaining
         assert not damage(list_checkpoints(back.folder.checkpoints)[-1])
     assert spaces.restored.runs == 3
     assert spaces.restored.left_out == ()
@@ -75,11 +75,11 @@ def test_an_idle_mirror_asks_nothing(home, spaces, bucket):
     mirror._save()
     age(home)
     mirror._save()
-    before = bucket.asked.copy()
+    before = bucket.requests.copy()
     for _ in range(20):
         mirror._save()
 
-    assert bucket.asked == before
+    assert bucket.requests == before
 
 
 def test_a_long_event_log_is_sent_once(home, spaces, bucket):
@@ -213,7 +213,7 @@ def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, t
         (run.folder.adapter / name).write_bytes(os.urandom(19_000))
     run.folder.write_state(RunState(state="completed", attempt=1))
     after = what_restarts_find(run)
-    seen = []
+    observations = []
     for moment in itertools.count():
         bucket = FakeBucket()
         spaces = Spaces(bucket, tmp_path / str(moment))
@@ -229,15 +229,15 @@ def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, t
             break
         except Killed:
             bucket.after_each = lambda _: None
-        seen.append(what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)))
+        observations.append(what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)))
         assert spaces.restored.left_out == ()
         spaces.begin(disk)._save()  # the process starts again on its disk
         assert what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)) == after
-    assert len(seen) > 4
-    assert seen[0] == before
-    assert seen[-1] == after
+    assert len(observations) > 4
+    assert observations[0] == before
+    assert observations[-1] == after
     between = 4, *after[1:]  # all but the checkpoint, which comes last
-    assert all(one in (before, between, after) for one in seen)
+    assert all(one in (before, between, after) for one in observations)
 
 
 def kill_after(moment):

@@ -104,7 +104,7 @@ def test_a_space_that_is_asked_to_end_saves_and_the_next_one_has_everything(tmp_
     home.make_writable()
     run = a_run(home, state="stopped", resumable_step=300)
     a_checkpoint(run, 300)
-    kept = files_of(run)
+    remaining = files_of(run)
     space = {
         "HF_ENDPOINT": hugging_face.address, "HF_TOKEN": TOKEN, "LORATORY_BUCKET": "ada/mirror", "HF_HUB_OFFLINE": "",
         "PYTHONPATH": str(STORAGE_CLIENT),
@@ -119,7 +119,7 @@ def test_a_space_that_is_asked_to_end_saves_and_the_next_one_has_everything(tmp_
     with start_space(tmp_path, **space) as (_, _, log):
         assert "Restored 1 run" in log.read_text()
         back = files_of(RunStore(home, "ann").get(run.id))
-        assert back["adapter/adapter_model.safetensors"] == kept["adapter/adapter_model.safetensors"]
+        assert back["adapter/adapter_model.safetensors"] == remaining["adapter/adapter_model.safetensors"]
         assert run.folder.newest_checkpoint_step() == 300
     for part in (log.read_bytes(), *hugging_face.files["ada/mirror"].values(), *files_of(run).values()):
         assert TOKEN.encode() not in part

@@ -64,7 +64,7 @@ def test_a_dry_run_writes_the_files_without_a_request(hub, loratory, tmp_path, m
     code, out, _ = loratory("create", NAME, "--dry-run", str(tmp_path / "image"), "--json")
 
     assert code == 0
-    assert hub.asked == {}
+    assert hub.requests == {}
     written = {path.name: path.stat().st_size for path in (tmp_path / "image").iterdir()}
     assert json.loads(out) == {"folder": str(tmp_path / "image"), "files": written}
     assert loratory("create", NAME, "--dry-run", str(tmp_path / "image"))[0] == 1  # not empty

@@ -39,9 +39,9 @@ def test_an_update_whose_answer_was_lost_reports_what_it_changed(hub, loratory):
     with_space(hub, NAME, {"Dockerfile": b"FROM scratch"})
     hub.faults = [Fault("commit", "lost")]
 
-    shown = json.loads(loratory("update", NAME, "--json")[1])
+    record = json.loads(loratory("update", NAME, "--json")[1])
 
-    assert "Dockerfile changed" in shown["changed"]
+    assert "Dockerfile changed" in record["changed"]
 
 
 def test_a_gradio_space_stays_one(hub, loratory):
@@ -84,14 +84,14 @@ def test_the_status_is_one_object_with_price_and_sleep(hub, loratory):
     assert loratory("create", NAME, "--hardware", "l4x1", "--admit", "bob", *SHOWN)[0] == 0
     hub.stages = ["SLEEPING"]
 
-    shown = json.loads(loratory("status", NAME, "--json")[1])
+    record = json.loads(loratory("status", NAME, "--json")[1])
 
-    assert shown["stage"] == "SLEEPING"
-    assert shown["price_per_hour_usd"] == pytest.approx(0.8)
-    assert shown["sleep_seconds"] is None
-    assert shown["admitted"] == "bob"
-    assert shown["bucket"] == "ada/loratory-loratory"
-    assert shown["address"] == "https://ada-loratory.hf.space"
+    assert record["stage"] == "SLEEPING"
+    assert record["price_per_hour_usd"] == pytest.approx(0.8)
+    assert record["sleep_seconds"] is None
+    assert record["admitted"] == "bob"
+    assert record["bucket"] == "ada/loratory-loratory"
+    assert record["address"] == "https://ada-loratory.hf.space"
     text = loratory("status", NAME)[1]
     assert "is asleep" in text
     assert "$0.80 an hour" in text

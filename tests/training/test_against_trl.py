@@ -41,11 +41,11 @@ def train_both(kind, folder, home, rows, as_trl, quantization="none", **settings
         vars(module).pop("forward", None)
     model.get_base_model().set_attn_implementation("eager")
     built.trainer.train()
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     logged, theirs = train_with_trl(
         trainer, trl_config, model, as_trl(ordered), home / "trl",
         per_device_train_batch_size=STEPS["per_device_train_batch_size"], learning_rate=STEPS["learning_rate"],
-        lr_scheduler_type="constant", **given,
+        lr_scheduler_type="constant", **values,
     )  # fmt: skip
     return built.steps, logged, gradients.first, theirs
 

@@ -233,12 +233,12 @@ def test_a_whole_model_answers_the_same_with_copied_heads(monkeypatch, tiny_mode
 @pytest.mark.parametrize("window", [None, 7])
 def test_joined_rows_copy_heads_where_no_flash_kernel_takes_them(monkeypatch, heads_given, window):
     inputs = random_inputs((15, 25))
-    given = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
-    expected, _ = joined_attention(CausalModule(), *inputs, None, **given)
+    settings = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
+    expected, _ = joined_attention(CausalModule(), *inputs, None, **settings)
     monkeypatch.setattr(attention, "_attend_tiled", attention._attend_fused)
     monkeypatch.setattr(attention, "_takes_shared_heads", lambda *_, **__: False)
 
-    got, _ = joined_attention(CausalModule(), *inputs, None, **given)
+    got, _ = joined_attention(CausalModule(), *inputs, None, **settings)
 
     assert heads_given == [(HEADS, HEADS, False)] * 2
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -41,18 +41,18 @@ OLD = replace(GPU, has_fast_bfloat16=False)
 @pytest.fixture
 def loaded_modules(monkeypatch):
     """Stands in for from_pretrained and writes down what it was asked for."""
-    asked = []
+    requests = []
     model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list, parameters=list, buffers=list)
 
     def from_pretrained(location, **arguments):
-        asked.append(arguments)
+        requests.append(arguments)
         return model
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(build, "plan_spread", lambda source, config, devices: {"layers": len(devices)})
-    monkeypatch.setattr(build, "attach_device_hooks", lambda model: asked.append("hooked"))
+    monkeypatch.setattr(build, "attach_device_hooks", lambda model: requests.append("hooked"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (8, 6))
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_memory_that_runs_out_while_a_model_is_loaded_is_not_taken_for_a_broken_
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     config = make_config(Path("m"))
 
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError) as error_info:
         load_model(ModelSource("m", "m"), config, choose_precision(config, ON_CPU.device), ON_CPU)
 
-    assert explain(caught.value, None).cause == "out_of_memory"
+    assert explain(error_info.value, None).cause == "out_of_memory"
 
 
 def test_int8_layers_write_nothing_into_the_log(tiny_model_folder, tmp_path, caplog):
@@ -224,10 +224,10 @@ def test_joined_rows_attend_the_same_by_pytorchs_kernel(monkeypatch, window, hea
     query = torch.randn(1, 4, 40, 16, requires_grad=True)
     key, value = (torch.randn(1, heads, 40, 16, requires_grad=True) for _ in range(2))
     module = torch.nn.Module()
-    given = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
+    settings = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
 
     def attend():
-        output, _ = joined_attention(module, query, key, value, None, **given)
+        output, _ = joined_attention(module, query, key, value, None, **settings)
         return output, torch.autograd.grad(output.square().sum(), (query, key, value))
 
     tiled, tiled_gradients = attend()

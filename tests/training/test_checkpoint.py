@@ -35,14 +35,14 @@ def steps(folder):
 def test_a_written_checkpoint_is_found_intact(tmp_path):
     written = write(tmp_path, 5, event_seq=17, eval_loss=1.5, best=True)
 
-    found = newest_intact(tmp_path)
+    result = newest_intact(tmp_path)
 
-    assert found == written
-    assert found.folder == tmp_path / "step-5"
-    assert found.manifest.event_seq == 17
-    assert found.manifest.best
-    assert set(found.manifest.files) == {"adapter/weights", "state.json"}
-    assert found.size_bytes == len("weights") + 2
+    assert result == written
+    assert result.folder == tmp_path / "step-5"
+    assert result.manifest.event_seq == 17
+    assert result.manifest.best
+    assert set(result.manifest.files) == {"adapter/weights", "state.json"}
+    assert result.size_bytes == len("weights") + 2
 
 
 @pytest.mark.parametrize("harm", ["changed", "cut", "missing", "no manifest", "torn manifest"])

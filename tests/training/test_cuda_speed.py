@@ -17,13 +17,13 @@ def test_a_cell_is_measured_by_the_trainer_of_the_worker(tmp_path):
 
 def test_the_table_has_what_was_measured_and_names_the_rest():
     ours, other = Cell("8B", "nf4", "ours"), Cell("8B", "nf4", "ours", "fused_lora")
-    found = table(
+    result = table(
         {ours: Figures(2000.0, 5 * GIB, 6 * GIB, 4), other: Figures(1000.0, GIB), Cell("8B", "nf4", "trl"): "no time"}
     )
 
-    assert "| 8B | nf4 | ours | 2,000 | 100% | 4 | 5.00 | 6.00 |" in found
-    assert "| 8B | nf4 | ours without fused_lora | 1,000 | 50% | 1 | 1.00 |  |" in found
-    assert found.endswith("Not measured:\n- 8B, nf4, trl: no time")
+    assert "| 8B | nf4 | ours | 2,000 | 100% | 4 | 5.00 | 6.00 |" in result
+    assert "| 8B | nf4 | ours without fused_lora | 1,000 | 50% | 1 | 1.00 |  |" in result
+    assert result.endswith("Not measured:\n- 8B, nf4, trl: no time")
 
 
 def test_the_most_telling_cells_come_first():

@@ -63,10 +63,10 @@ def test_each_step_tells_its_own_peak_and_the_highest_of_all_is_kept():
 
 def test_the_process_is_what_the_driver_counts_outside_of_the_allocator_and_its_peak():
     cuda = Cuda(allocated=[5], reserved=[6])
-    asked = []
+    requests = []
 
     def driver(index):
-        asked.append(index)
+        requests.append(index)
         return 6 + 300
 
     memory = DeviceMemory("cuda", (0,), cuda, driver_indexes=(3,), ask_driver=driver)
@@ -74,7 +74,7 @@ def test_the_process_is_what_the_driver_counts_outside_of_the_allocator_and_its_
     cuda.take(0, 5, 6)
 
     assert memory.peak_process_bytes() == 300 + 42
-    assert asked == [3]
+    assert requests == [3]
     assert DeviceMemory("cuda", (0,), cuda, (3,), lambda _: None).peak_process_bytes() is None
 
 

@@ -102,11 +102,11 @@ def test_an_unexpected_error_shows_one_short_line():
     ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf), (9.0, 1.0)]
 )
 def test_a_run_that_cannot_recover_is_ended(loss, norm):
-    with pytest.raises(DivergedError) as caught:
+    with pytest.raises(DivergedError) as error_info:
         check_loss(7, loss, norm, first_loss=3.0, vocabulary=500)
 
-    assert "step 7" in caught.value.what
-    assert "learning rate" in caught.value.fix
+    assert "step 7" in error_info.value.what
+    assert "learning rate" in error_info.value.fix
 
 
 @pytest.mark.parametrize("loss", [0.0, 3.0, 5.9, 8.0])

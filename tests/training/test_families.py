@@ -130,10 +130,10 @@ def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
 
     make_lora_quick(model)
-    found = layer(x)
-    (found_grad,) = torch.autograd.grad(found.square().sum(), x)
+    result = layer(x)
+    (found_grad,) = torch.autograd.grad(result.square().sum(), x)
 
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     torch.testing.assert_close(found_grad, expected_grad)
 
 

@@ -31,21 +31,21 @@ def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
 
 def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
     """On CUDA bitsandbytes writes into it; here its function is asked with a buffer all the same."""
-    asked: list[int | None] = []
+    requests: list[int | None] = []
 
     def dequantize(packed, state, out=None):
-        found = original(packed, state)
-        asked.append(None if out is None else out.data_ptr())
-        return found if out is None else out.copy_(found)
+        result = original(packed, state)
+        requests.append(None if out is None else out.data_ptr())
+        return result if out is None else out.copy_(result)
 
     original = bitsandbytes.functional.dequantize_4bit
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
     model = quantize_layers(adapt(), torch.float32, double_quant=True)
     weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
     expected = [weights.of(base, torch.float32).clone() for base in bases]
-    assert asked == [None] * 3  # not on a CPU, whose kernel takes none
+    assert requests == [None] * 3  # not on a CPU, whose kernel takes none
     monkeypatch.setattr(FrozenWeights, "_writes_into", lambda *_: True)
 
     for base, matrix in zip(bases, expected, strict=True):
         assert torch.equal(weights.of(base, torch.float32), matrix)
-    assert len(set(asked[3:])) == 1
+    assert len(set(requests[3:])) == 1

@@ -62,10 +62,10 @@ def stand_in(monkeypatch):
 def test_joined_rows_attend_as_row_by_row(dtype, window, shared):
     parts = states(dtype, shared=shared)
     ends = torch.tensor((0, *LENGTHS)).cumsum(0).to(torch.int32)
-    module, given = torch.nn.Module(), {"sliding_window": window, "scaling": 0.3}
-    expected, _ = joined_attention(module, *parts, None, joined_rows=JoinedRows(LENGTHS), **given)
+    module, value = torch.nn.Module(), {"sliding_window": window, "scaling": 0.3}
+    expected, _ = joined_attention(module, *parts, None, joined_rows=JoinedRows(LENGTHS), **value)
 
-    got, _ = varlen_attention(module, *parts, None, cu_seq_lens_q=ends, max_length_q=max(LENGTHS), **given)
+    got, _ = varlen_attention(module, *parts, None, cu_seq_lens_q=ends, max_length_q=max(LENGTHS), **value)
 
     tolerance = 1e-5 if dtype is torch.float32 else 0.02
     assert got.shape == expected.shape
@@ -95,8 +95,8 @@ def test_padded_rows_attend_as_each_by_itself(window):
 
     for row, length in enumerate((20, 3, 11)):
         query, key, value = (part[row : row + 1, :, :length] for part in parts)
-        given = {"joined_rows": JoinedRows((length,)), "sliding_window": window}
-        expected, _ = joined_attention(module, query, key, value, None, **given)
+        settings = {"joined_rows": JoinedRows((length,)), "sliding_window": window}
+        expected, _ = joined_attention(module, query, key, value, None, **settings)
         torch.testing.assert_close(got[row, :length], expected[0])
 
 

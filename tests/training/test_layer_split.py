@@ -180,17 +180,17 @@ def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(no_split):
 
 def test_what_all_layers_are_given_is_copied_once_for_a_device(no_split):
     model, causal_lm, batch = no_split()
-    given = []
+    values = []
     for layer in list(causal_lm.model.layers)[-2:]:
         layer.self_attn.register_forward_pre_hook(
-            lambda _, __, kwargs: given.append((kwargs["attention_mask"], *kwargs["position_embeddings"])),
+            lambda _, __, kwargs: values.append((kwargs["attention_mask"], *kwargs["position_embeddings"])),
             with_kwargs=True,
         )
 
     model(**batch.inputs, trained_tokens=batch.trained)
 
-    assert [tensor.device.index for tensor in given[0]] == [1, 1, 1]
-    assert [id(tensor) for tensor in given[0]] == [id(tensor) for tensor in given[1]]
+    assert [tensor.device.index for tensor in values[0]] == [1, 1, 1]
+    assert [id(tensor) for tensor in values[0]] == [id(tensor) for tensor in values[1]]
 
 
 def test_the_plan_for_a_folder_places_every_tensor_of_the_model(tmp_path):

@@ -243,12 +243,12 @@ def test_what_one_function_does_not_describe_is_computed_as_before(settings):
 def test_hooks_of_the_frozen_layer_are_called():
     model, x = adapt(), torch.randn(3, WIDTH)
     fuse(model)
-    seen = []
-    model.base_model.model.k.base_layer.register_forward_hook(lambda *_: seen.append("called"))
+    observations = []
+    model.base_model.model.k.base_layer.register_forward_hook(lambda *_: observations.append("called"))
 
     model(x)
 
-    assert seen == ["called"]
+    assert observations == ["called"]
 
 
 def test_autocast_casts_as_for_any_layer():

@@ -167,10 +167,10 @@ def test_a_run_goes_on_with_its_own_passes_where_merged_ones_do_not_fit(
 
     def losses(self, model, one, estimate=None):
         tried.append(one.tokens)
-        found = original(self, model, one, estimate)
+        result = original(self, model, one, estimate)
         if one.tokens > 2 * 64:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return found
+        return result
 
     monkeypatch.setattr(ModelPasses, "losses", losses)
     merged = make_training(config, rows, tmp_path / "merged", merged=4)

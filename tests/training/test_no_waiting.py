@@ -101,13 +101,13 @@ def logged_steps(seconds_a_step, steps, *, log_seconds=0.25, saves=()):
     state = SimpleNamespace(global_step=0, max_steps=steps)
     control = SimpleNamespace(should_log=False, should_evaluate=False, should_save=False, should_training_stop=False)
     callback.on_train_begin(None, state, control)
-    found = []
+    matches = []
     for step in range(1, steps + 1):
         now[0] += seconds_a_step
         state.global_step, control.should_log, control.should_save = step, True, step in saves
         callback.on_step_end(None, state, control)
-        found += [step] * control.should_log
-    return found
+        matches += [step] * control.should_log
+    return matches
 
 
 def test_steps_in_quick_succession_are_logged_together():
@@ -133,18 +133,18 @@ def steps_of_several(seconds_a_step, steps):
         )
         for rank in range(2)
     ]
-    found: tuple[list[int], list[int]] = ([], [])
+    result: tuple[list[int], list[int]] = ([], [])
     for rank in ranks:
         rank.on_train_begin(None, state, SimpleNamespace())
     for step in range(1, steps + 1):
         votes.append(ranks[0].log_vote())
         now[0] += seconds_a_step
         state.global_step = step
-        for rank, logged in zip(ranks, found, strict=True):
+        for rank, logged in zip(ranks, result, strict=True):
             control = SimpleNamespace(should_log=True, should_evaluate=False, should_save=False)
             rank.on_step_end(None, state, control)
             logged += [step] * control.should_log
-    return found
+    return result
 
 
 def test_several_processes_log_the_same_steps_by_the_clock_of_the_first():

@@ -72,13 +72,13 @@ def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monke
     always = set(range(2, 100))
     made, _ = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, always, max_steps=60, logging_steps=50)
 
-    with pytest.raises(DivergedError) as caught:
+    with pytest.raises(DivergedError) as error_info:
         made.trainer.train()
 
     seen_at = made.trainer.state.global_step
     assert MOST_SKIPPED_IN_A_ROW < seen_at <= 1 + MOST_SKIPPED_IN_A_ROW + LOOK_STEPS
-    assert f"{seen_at - 1} steps in a row" in caught.value.what
-    assert "float32" in caught.value.fix
+    assert f"{seen_at - 1} steps in a row" in error_info.value.what
+    assert "float32" in error_info.value.fix
 
 
 def test_a_step_that_is_trained_begins_the_count_again():

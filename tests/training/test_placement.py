@@ -117,11 +117,11 @@ WITHOUT_CUDA = TorchBuild("2.13.0+cpu", None)
 def test_a_gpu_that_torch_cannot_use_is_never_left_for_the_processor(home, driver, nvml, build, facts, fix):
     driver(nvml, build)
 
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(DeviceError) as error_info:
         choose()
 
-    assert all(fact in caught.value.what for fact in facts)
-    assert fix in caught.value.fix
+    assert all(fact in error_info.value.what for fact in facts)
+    assert fix in error_info.value.fix
     assert choose(devices="cpu").torch_device.type == "cpu"
 
 

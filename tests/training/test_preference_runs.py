@@ -69,8 +69,8 @@ def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers,
     assert measured_by(whole)[10] != measured_by(whole)[0]
     report: DataReportData = data_of_events(whole, "data_report")[0]
     assert report.train_rows + report.eval_rows + report.dropped_rows == 40
-    kept = list((runs.home.cache / "reference").rglob("*.safetensors"))
-    assert len(kept) == (2 if precomputed else 0)  # to train on, and held out: once for all runs
+    remaining = list((runs.home.cache / "reference").rglob("*.safetensors"))
+    assert len(remaining) == (2 if precomputed else 0)  # to train on, and held out: once for all runs
 
 
 def test_two_processes_share_a_step_of_pairs(workers, create):

@@ -130,8 +130,8 @@ def test_a_loss_that_is_nan_from_the_start_is_said_as_that(folders, dtype, advic
     def spoil(model):
         next(model.parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error_info:
         assemble_model(folders["llama"], spoil, model={"compute_dtype": dtype})
 
-    assert "nan before any training" in caught.value.what
-    assert advice in caught.value.fix
+    assert "nan before any training" in error_info.value.what
+    assert advice in error_info.value.fix

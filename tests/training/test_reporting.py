@@ -141,10 +141,10 @@ def test_a_pause_ends_when_somebody_cancels(writer, tmp_path):
 def test_a_run_that_shall_stop_does_not_wait_for_ever(writer, log, tmp_path):
     events = RunEvents(writer, tmp_path, Requests(stop_after=3), stop_patience_seconds=0.05)
 
-    with pytest.raises(OSError, match="No space") as caught:
+    with pytest.raises(OSError, match="No space") as error_info:
         events.when_there_is_room(full_for_ever)
 
-    failed = explain(caught.value, None)
+    failed = explain(error_info.value, None)
     assert failed.cause == "disk_full"
     assert "earlier checkpoints are intact" in failed.fix
 

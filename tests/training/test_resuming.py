@@ -35,9 +35,9 @@ def flip_a_byte(checkpoint):
 
 
 def find(folder):
-    said: list[Any] = []
-    found = find_checkpoint(folder, said.append)
-    return found, said
+    messages: list[Any] = []
+    result = find_checkpoint(folder, messages.append)
+    return result, messages
 
 
 def names(folder):
@@ -45,9 +45,9 @@ def names(folder):
 
 
 def test_the_newest_checkpoint_is_taken_without_a_word(folder):
-    found, said = find(folder)
+    result, text = find(folder)
 
-    assert (found.step, said) == (15, [])
+    assert (result.step, text) == (15, [])
 
 
 def test_a_run_without_checkpoints_begins_without_a_word(tmp_path):
@@ -58,10 +58,10 @@ def test_what_is_passed_over_is_named_and_set_aside(folder):
     flip_a_byte(folder / "step-15")
     (folder / "step-10" / MANIFEST).unlink()
 
-    found, said = find(folder)
+    result, text = find(folder)
 
-    assert found.step == 5
-    assert said == [
+    assert result.step == 5
+    assert text == [
         "step-15 is damaged (adapter/weights has another content) and was passed over; "
         "it is set aside as damaged-step-15.",
         "step-10 is damaged (its manifest is missing or torn) and was passed over; it is set aside as damaged-step-10.",
@@ -85,11 +85,11 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(fold
     for path in list(folder.iterdir()):
         flip_a_byte(path)
 
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error_info:
         find(folder)
 
-    assert "step-15, step-10, step-5" in caught.value.what
-    assert "Resume once more to restart" in caught.value.fix
+    assert "step-15, step-10, step-5" in error_info.value.what
+    assert "Resume once more to restart" in error_info.value.fix
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "damaged-step-5"]
     assert find(folder) == (None, [])  # asked once more
 
@@ -110,12 +110,12 @@ def test_a_file_that_cannot_be_read_now_is_no_damaged_one(folder, monkeypatch, p
     monkeypatch.setattr(Path, "open", failing(Path.open))
     monkeypatch.setattr(Path, "read_bytes", failing(Path.read_bytes))
     monkeypatch.setattr(Path, "iterdir", failing(Path.iterdir))
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(StorageError) as error_info:
         find(folder)
     monkeypatch.undo()
 
-    assert "cannot be read (the disk fails)" in caught.value.what
-    assert "every checkpoint is kept" in caught.value.fix
+    assert "cannot be read (the disk fails)" in error_info.value.what
+    assert "every checkpoint is kept" in error_info.value.fix
     assert names(folder) == before
     assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [5, 10, 15]
 
@@ -147,11 +147,11 @@ def test_a_checkpoint_pins_the_order_of_its_rows(tmp_path, begun, now):
 def test_other_rows_than_the_checkpoints_are_refused(tmp_path):
     checkpoint = checkpoint_of(tmp_path, row_plan(make_settings(), "rows"))
 
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error_info:
         continue_from(checkpoint, make_settings(), rows="other rows")
 
-    assert "are not those of step-5" in caught.value.what
-    assert "start a new run" in caught.value.fix
+    assert "are not those of step-5" in error_info.value.what
+    assert "start a new run" in error_info.value.fix
 
 
 def test_a_checkpoint_that_does_not_record_its_rows_is_refused(tmp_path):

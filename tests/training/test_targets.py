@@ -27,10 +27,10 @@ def test_an_expression_becomes_the_names_that_it_matches(model):
 
 
 def test_one_unknown_name_among_known_ones_is_refused_with_what_exists(model):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         choose_targets(model, AdapterConfig(target_modules=("q_proj", "query")))
 
-    (problem,) = caught.value.problems
+    (problem,) = error_info.value.problems
     assert problem.field == "adapter.target_modules"
     assert problem.message.startswith("query matches no module")
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in problem.message
@@ -118,10 +118,10 @@ def test_a_name_that_others_end_with_means_itself_alone(model):
     ],
 )
 def test_modules_to_save_that_cannot_be_are_refused(model, wanted, words):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         choose_saved_modules(model, AdapterConfig(modules_to_save=("lm_head", wanted)))
 
-    (problem,) = caught.value.problems
+    (problem,) = error_info.value.problems
     assert problem.field == "adapter.modules_to_save"
     assert words in problem.message
 

@@ -48,8 +48,8 @@ class Visitor:
         return self.tab._page.form.updates(config.model_dump(mode="json"))
 
     def open(self, *, row=0, shown_source="", listing="all", **settings):
-        told = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
-        return Shown(self.tab, told)
+        updates = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
+        return Shown(self.tab, updates)
 
     def tick(self, last_stamp="", listing="all", **settings):
         return Shown(self.tab, self.tab._tick(last_stamp, listing, 0, *self.values(**settings)))

@@ -93,16 +93,16 @@ def test_the_order_changes_from_pair_to_pair(blind):
 def test_own_questions_can_be_asked(blind, services):
     steps = draw(blind, OWN, " Why <b>? ")
 
-    assert services.chat.asked[-1].messages[-1].content == "Why <b>?"
+    assert services.chat.requests[-1].messages[-1].content == "Why <b>?"
     assert "Why &lt;b&gt;?" in steps[-1].pair
     assert "The question is empty" in draw(blind, OWN, " ")[-1].trouble
 
 
 def test_a_held_out_question_comes_once_before_any_comes_twice(blind):
-    judging, seen = Judging(), []
+    judging, observations = Judging(), []
     for _ in range(50):
         judging = judging_of(draw(blind, judging=judging))
-        seen.append(judging.pair.prompt)
+        observations.append(judging.pair.prompt)
 
     assert judging.deck == ()
 

@@ -18,9 +18,11 @@ def put_in(laid_out):
 
     def put(change, config) -> dict:
         shown = page.form.updates(config.model_dump(mode="json"))
-        told = page._change(change, *shown)
+        updates = page._change(change, *shown)
         return {
-            name: told[page.form[name]] for name in page.form.names if told != gr.skip() and page.form[name] in told
+            name: updates[page.form[name]]
+            for name in page.form.names
+            if updates != gr.skip() and page.form[name] in updates
         }
 
     return put
@@ -32,11 +34,11 @@ def test_a_model_that_took_long_to_read_undoes_nothing_that_was_chosen_meanwhile
     change = chosen[tab._change]
     assert chosen[tab.details]
 
-    told = put_in(change, a_config(dataset__source="sample:lab-chats", training__learning_rate=7e-4))
+    updates = put_in(change, a_config(dataset__source="sample:lab-chats", training__learning_rate=7e-4))
 
-    assert told["model.id"] == "some/model"
-    assert set(told) <= {"model.id", "model.revision", "adapter.target_modules", "adapter.warm_start"}
-    assert "q_proj" in told["adapter.target_modules"]["value"]
+    assert updates["model.id"] == "some/model"
+    assert set(updates) <= {"model.id", "model.revision", "adapter.target_modules", "adapter.warm_start"}
+    assert "q_proj" in updates["adapter.target_modules"]["value"]
 
 
 def test_a_new_source_begins_with_settings_of_its_own(put_in):
@@ -45,14 +47,14 @@ def test_a_new_source_begins_with_settings_of_its_own(put_in):
         dataset__train_on="completion", training__max_length=640,
     )  # fmt: skip
 
-    told = put_in(_take_path(" other.jsonl "), config)
+    updates = put_in(_take_path(" other.jsonl "), config)
 
-    assert told["dataset.source"] == "other.jsonl"
-    assert told["dataset.format"] == "auto"
-    assert not told["dataset.column_map"]
-    assert "dataset.eval_fraction" not in told
-    assert "dataset.train_on" not in told
-    assert all(name.startswith("dataset.") for name in told)
+    assert updates["dataset.source"] == "other.jsonl"
+    assert updates["dataset.format"] == "auto"
+    assert not updates["dataset.column_map"]
+    assert "dataset.eval_fraction" not in updates
+    assert "dataset.train_on" not in updates
+    assert all(name.startswith("dataset.") for name in updates)
 
 
 @pytest.mark.parametrize("nothing", [{}, None])

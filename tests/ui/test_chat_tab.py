@@ -128,14 +128,14 @@ def test_both_branches_stream_into_one_transcript(tab, services, run):
     assert "first letter of the Greek alphabet" in html
     assert "It scales the adapter's update" in html
     assert "<b>lora_alpha" not in html
-    assert len(services.chat.asked) == 1  # one prompt for both
+    assert len(services.chat.requests) == 1  # one prompt for both
     assert steps[0].question == ""  # the question is taken from where it was typed
 
 
 def test_a_lent_gpu_is_counted_for_the_visitor_and_its_wait_is_shown(tab, services, run):
     load(tab, run.id)
     ask(tab, "Why?")
-    assert services.chat.asked[-1].gpu_token == "of the visitor"
+    assert services.chat.requests[-1].gpu_token == "of the visitor"
 
     chunk = ChatChunk(branch="tuned", text="", tokens=0, tokens_per_second=0, prompt_tokens=0, note="waiting for <b>")
     waiting = Turn("Why?", (Answer("tuned"),)).with_chunk(chunk)
@@ -149,7 +149,7 @@ def test_afterwards_each_branch_is_asked_with_its_own_memory(tab, services, run)
 
     steps = ask(tab, "two?", turns)
 
-    later = services.chat.asked[1:]
+    later = services.chat.requests[1:]
     assert sorted(request.branches for request in later) == [("base",), ("tuned",)]
     assert {request.messages[1].content[:5] for request in later} == {"Alpha", "It sc"}
     assert all(answer.done for answer in turns_of(steps)[-1].answers)
@@ -159,11 +159,11 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     other = write_run(services.runs, a_config(run__name="the <other>"), InventedRun())
     load(tab, run.id, against=f"{other.id}/final")
 
-    shown = look(tab)
+    changes = look(tab)
     html = ask(tab, "one?", branches=RUNS)[-1].transcript
 
-    assert ("Both runs", RUNS) in shown[tab.talk.branches]["choices"]
-    assert services.chat.asked[0].branches == ("tuned", "second")
+    assert ("Both runs", RUNS) in changes[tab.talk.branches]["choices"]
+    assert services.chat.requests[0].branches == ("tuned", "second")
     assert "the &lt;other&gt;" in html
     assert "Base model" not in html
 
@@ -241,7 +241,7 @@ def test_one_branch_can_be_asked_alone(tab, services, run):
 
     ask(tab, "one?", branches=TUNED)
 
-    assert services.chat.asked[0].branches == ("tuned",)
+    assert services.chat.requests[0].branches == ("tuned",)
 
 
 def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
@@ -253,10 +253,10 @@ def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
 
 
 def test_wrong_sampling_settings_are_listed_together(tab, run):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error_info:
         read_sampling((9.0, 0.0, "many", None, 0, 1.0, False))
 
-    assert [tuple(problem) for problem in caught.value.problems] == [
+    assert [tuple(problem) for problem in error_info.value.problems] == [
         ("temperature", "9.0 is out of range; it must be at most 5.0."),
         ("top_p", "0.0 is out of range; it must be above 0."),
         ("max_new_tokens", "'many' is not a whole number."),
@@ -288,7 +288,7 @@ def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run
 
     stream.close()
 
-    assert services.chat._stopped == {services.chat.asked[0].id}
+    assert services.chat._stopped == {services.chat.requests[0].id}
 
 
 def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
@@ -338,12 +338,12 @@ def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     load(tab, write_run(services.runs, a_config(run__name="first"), InventedRun()).id)
-    shown = look(tab)
+    changes = look(tab)
 
-    assert "result of <b>first</b> is loaded" in shown[tab.state]
-    assert look(tab, shown[tab.last_look]) == gr.skip()
+    assert "result of <b>first</b> is loaded" in changes[tab.state]
+    assert look(tab, changes[tab.last_look]) == gr.skip()
     tab._unload()
-    assert "No model loaded" in look(tab, shown[tab.last_look])[tab.state]
+    assert "No model loaded" in look(tab, changes[tab.last_look])[tab.state]
 
 
 def test_when_an_idle_model_is_unloaded_and_why_it_was_is_shown():

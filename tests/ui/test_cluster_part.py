@@ -40,7 +40,7 @@ def draft_for(tab: TrainTab, **changes):
     return read_draft(tab._page.services, form, list(values.values()))
 
 
-def shown(tab: TrainTab, draft):
+def panel_of(tab: TrainTab, draft):
     """What the panel has for a draft."""
     part, views = tab.jobs.cluster, {**tab._page._views, **tab._page._later_views}
     return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "looking")}
@@ -56,7 +56,7 @@ def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(c
     tab = laid_out(TrainTab)
     draft = draft_for(tab, slurm__gpu_type="a100", slurm__gpus=2, slurm__memory_gib=24, slurm__limit_hours=3)
 
-    panel = shown(tab, draft)
+    panel = panel_of(tab, draft)
     wait_until(lambda: not services.forecast.is_asking)
     now = tab.jobs.cluster.look()
 
@@ -69,22 +69,22 @@ def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(c
 
 def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
     hangs = threading.Event()
-    asked = []
+    requests = []
 
     def ask(*_: object) -> Forecast:
-        asked.append(threading.current_thread().name)
+        requests.append(threading.current_thread().name)
         hangs.wait()
         return Forecast(trouble=SLOW)
 
     answering(services, ask)
     tab = laid_out(TrainTab)
     for epochs in range(1, 6):
-        panel = shown(tab, draft_for(tab, training__num_train_epochs=epochs))
+        panel = panel_of(tab, draft_for(tab, training__num_train_epochs=epochs))
         assert "Asking Slurm" in panel["forecast"]
         assert panel["looking"]["active"] is True
         assert "Asking Slurm" in tab.jobs.cluster.look()[tab.jobs.cluster.forecast]
-    wait_until(lambda: asked != [])
-    assert asked == ["cluster-forecast"], "asked once, in a thread of its own"
+    wait_until(lambda: requests != [])
+    assert requests == ["cluster-forecast"], "asked once, in a thread of its own"
 
     hangs.set()
     wait_until(lambda: not services.forecast.is_asking)
@@ -92,9 +92,9 @@ def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
 
 
 def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once():
-    now, asked = [0.0], []
+    now, requests = [0.0], []
     forecast = ClusterForecast(
-        lambda place, config: asked.append(config) or Forecast({"a100": 1}), clock=lambda: now[0]
+        lambda place, config: requests.append(config) or Forecast({"a100": 1}), clock=lambda: now[0]
     )
 
     def know(epochs: int) -> Forecast | None:
@@ -104,12 +104,12 @@ def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once(
 
     assert know(1) is None
     assert know(1) == Forecast({"a100": 1})
-    assert len(asked) == 1
+    assert len(requests) == 1
     now[0] += 31
     know(1)
-    assert len(asked) == 2
+    assert len(requests) == 2
     assert know(2).start is None, "what is free is still known, and the start is another's"
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 def test_a_question_that_fails_unexpectedly_is_not_asked_for_ever():
@@ -133,7 +133,7 @@ def test_a_cluster_that_was_not_set_up_is_explained_where_it_is_chosen(home, lai
         (home.root / CLUSTER_FILE).write_text(text)
     tab = laid_out(TrainTab)
 
-    panel = shown(tab, draft_for(tab))
+    panel = panel_of(tab, draft_for(tab))
 
     assert words in panel["offer"]
     assert (panel["forecast"], panel["looking"]["active"]) == ("", False)
@@ -144,16 +144,16 @@ def test_a_run_here_or_at_hugging_face_shows_nothing_of_the_cluster_and_asks_not
     tab = laid_out(TrainTab)
 
     for where in ("local", "jobs"):
-        panel = shown(tab, draft_for(tab, run__where=where))
+        panel = panel_of(tab, draft_for(tab, run__where=where))
         assert not panel["panel"]["visible"]
         assert (panel["offer"], panel["forecast"]) == ("", "")
 
 
 def test_html_in_what_slurm_answers_is_text():
-    found = render_forecast(Forecast({"<b>x</b>": 1}), is_asking=False)
+    result = render_forecast(Forecast({"<b>x</b>": 1}), is_asking=False)
 
-    assert "<b>" not in found
-    assert "Slurm gives no expected start." in found
+    assert "<b>" not in result
+    assert "Slurm gives no expected start." in result
     assert "Expected start: now." in render_forecast(Forecast(start=ExpectedStart(10.0)), is_asking=False, now=9.0)
 
 
@@ -182,12 +182,12 @@ def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services
         draft = page.draft(list(values.values()))
         return page._views[panel._place](draft), page._views[panel.panel](draft)
 
-    place, shown = judged("slurm")
+    place, panel_of = judged("slurm")
     assert place == "Slurm cluster: t4, 15.0 GiB"
-    assert "Memory on t4" in shown
-    place, shown = judged("slurm", "A100 80 GB")
+    assert "Memory on t4" in panel_of
+    place, panel_of = judged("slurm", "A100 80 GB")
     assert place == "Slurm cluster: t4, 15.0 GiB"
-    assert "Estimate for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in shown
+    assert "Estimate for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in panel_of
     assert judged("local")[0] == judged("local", "A100 80 GB")[0] == "This machine"
     assert _devices(place)[0] == (place, "")
     assert [name for _, name in _devices(place)] == [name for _, name in _devices("This machine")]

@@ -20,26 +20,26 @@ from ui.views.dataset import render_progress
 
 
 def test_where_no_format_fits_the_format_and_the_columns_can_be_chosen(visitor):
-    told = visitor.open(dataset__source="odd-columns.csv")
+    updates = visitor.open(dataset__source="odd-columns.csv")
 
-    assert "No format fits" in told["summary"]
-    assert told["reading"]["visible"]
-    assert told["mapping"]["visible"]
-    assert [told[f"role{n}"]["label"] for n in range(4)] == [
+    assert "No format fits" in updates["summary"]
+    assert updates["reading"]["visible"]
+    assert updates["mapping"]["visible"]
+    assert [updates[f"role{n}"]["label"] for n in range(4)] == [
         f"Column for {role}" for role in ("prompt", "completion", "system", "tools")
     ]
-    assert told["role0"]["choices"] == ["(none)", "q", "a"]
-    assert not told["role4"]["visible"]
-    assert not told["rows_column"]["visible"]
+    assert updates["role0"]["choices"] == ["(none)", "q", "a"]
+    assert not updates["role4"]["visible"]
+    assert not updates["rows_column"]["visible"]
 
 
 def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(visitor):
-    told = visitor.open(dataset__source="missing/data")
+    updates = visitor.open(dataset__source="missing/data")
 
-    assert "does not exist" in told["summary"]
-    assert told["reading"]["visible"]
-    assert told["fold"]["open"]
-    assert not told["mapping"]["visible"]
+    assert "does not exist" in updates["summary"]
+    assert updates["reading"]["visible"]
+    assert updates["fold"]["open"]
+    assert not updates["mapping"]["visible"]
     again = visitor.open(dataset__source="missing/data", shown_source="missing/data")
     assert again["fold"]["open"], "a person is typing there"
     assert not visitor.open(dataset__source="/missing/rows.jsonl")["fold"]["open"], "a file has neither"
@@ -50,11 +50,11 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
 
 def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):
     page = visitor.tab._page
-    told = visitor.open(dataset__source="missing/data")
+    updates = visitor.open(dataset__source="missing/data")
 
     broken = page.draft(visitor.values(dataset__source="missing/data"))
-    assert told["trouble"].startswith("missing/data does not exist.")
-    assert told["trouble"] != visitor.open(dataset__source="missing/others")["trouble"], "the panel follows a change"
+    assert updates["trouble"].startswith("missing/data does not exist.")
+    assert updates["trouble"] != visitor.open(dataset__source="missing/others")["trouble"], "the panel follows a change"
     assert [tuple(problem) for problem in broken.problems] == [
         ("dataset.source", "cannot be trained on. The Data tab shows the reason.")
     ]
@@ -90,11 +90,11 @@ def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services)
 
 
 def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):
-    told = visitor.open(dataset__source="rows.jsonl")
+    updates = visitor.open(dataset__source="rows.jsonl")
 
-    assert told["rows_column"]["visible"]
-    assert not told["mapping"]["visible"]
-    assert "exactly as in training" in told["row_html"]
+    assert updates["rows_column"]["visible"]
+    assert not updates["mapping"]["visible"]
+    assert "exactly as in training" in updates["row_html"]
 
 
 def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(visitor, services):
@@ -147,16 +147,18 @@ def test_what_nobody_foresaw_is_told_in_two_sentences(visitor, monkeypatch, hand
         monkeypatch.setattr(inspector, name, broken)
     rows = visitor.tab.rows
     if handler == "_open":
-        told = visitor.open(dataset__source="rows.jsonl")["summary"]
+        updates = visitor.open(dataset__source="rows.jsonl")["summary"]
     elif handler == "_show":
-        told = rows._show(0, "tokens", *values)
+        updates = rows._show(0, "tokens", *values)
     elif handler == "_find":
-        told = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][rows.search.result_line]
+        updates = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][
+            rows.search.result_line
+        ]
     else:
-        told = rows.render_list(question_on("rows.jsonl"), check.report, "longest", 0)
+        updates = rows.render_list(question_on("rows.jsonl"), check.report, "longest", 0)
 
-    assert "Something unexpected happened." in told
-    assert "secret detail" not in told
+    assert "Something unexpected happened." in updates
+    assert "secret detail" not in updates
     assert "secret detail" in caplog.text
 
 
@@ -169,10 +171,10 @@ class SlowResolver:
     def __init__(self) -> None:
         self.go_on = threading.Event()
         self.error = None
-        self.asked = 0
+        self.lookups = 0
 
     def __call__(self, model, told):
-        self.asked += 1
+        self.lookups += 1
         told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
         assert self.go_on.wait(PATIENCE_SECONDS)
         if self.error is not None:
@@ -191,24 +193,24 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
     settings = {"dataset__source": "rows.jsonl", "model__id": MODEL.id}
     tab = visitor.tab
 
-    told = visitor.open(**settings)
+    updates = visitor.open(**settings)
 
-    assert "Downloading the demo model. 41.0 MB of 93.0 MB." in told["fetching"]
-    assert "Rows are shown without tokens" in told["fetching"]
-    assert told["rows_column"]["visible"]
-    assert "What does lora_alpha do?" in told["row_html"]
-    assert "exactly as in training" not in told["row_html"]
-    assert told["fetch_key"] == key_of(MODEL)
-    assert '"submit":false' in tab.tokenizer._news(told["fetch_key"], "")
+    assert "Downloading the demo model. 41.0 MB of 93.0 MB." in updates["fetching"]
+    assert "Rows are shown without tokens" in updates["fetching"]
+    assert updates["rows_column"]["visible"]
+    assert "What does lora_alpha do?" in updates["row_html"]
+    assert "exactly as in training" not in updates["row_html"]
+    assert updates["fetch_key"] == key_of(MODEL)
+    assert '"submit":false' in tab.tokenizer._news(updates["fetch_key"], "")
 
     slow.go_on.set()
     wait_for(lambda: tab._page.services.tokenizers.is_ready(MODEL))
-    assert '"submit":true' in tab.tokenizer._news(told["fetch_key"], "")  # the page opens the dataset anew
-    told = visitor.open(**settings)
+    assert '"submit":true' in tab.tokenizer._news(updates["fetch_key"], "")  # the page opens the dataset anew
+    updates = visitor.open(**settings)
 
-    assert (told["fetching"], told["fetch_key"]) == ("", "")
-    assert "exactly as in training" in told["row_html"]
-    assert slow.asked == 1
+    assert (updates["fetching"], updates["fetch_key"]) == ("", "")
+    assert "exactly as in training" in updates["row_html"]
+    assert slow.lookups == 1
 
 
 def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(visitor, slow):
@@ -216,18 +218,18 @@ def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(v
     slow.go_on.set()
     settings = {"dataset__source": "rows.jsonl", "model__id": MODEL.id}
 
-    told = visitor.open(**settings)
+    updates = visitor.open(**settings)
 
-    assert "cannot be downloaded" in told["fetching"]
-    assert told["fetch_again"]["visible"]
-    assert "What does lora_alpha do?" in told["row_html"]
+    assert "cannot be downloaded" in updates["fetching"]
+    assert updates["fetch_again"]["visible"]
+    assert "What does lora_alpha do?" in updates["row_html"]
     assert visitor.open(**settings)["fetch_again"]["visible"]
-    assert slow.asked == 1  # looking again does not try again
+    assert slow.lookups == 1  # looking again does not try again
 
     slow.error = None
     visitor.tab._fetch_again(*visitor.values(**settings))
     wait_for(lambda: visitor.tab._page.services.tokenizers.is_ready(MODEL))
-    assert slow.asked == 2
+    assert slow.lookups == 2
 
 
 def test_a_check_that_waits_for_the_processes_of_a_lab_shows_that():

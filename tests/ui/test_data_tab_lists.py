@@ -10,7 +10,7 @@ from ui.views.row_lists import PAGE_ROWS, ListPage, listing_choices, render_coun
 
 
 @pytest.fixture
-def checked(visitor, services):
+def checked_visitor(visitor, services):
     """The tab with a finished check whose report has something of everything."""
     question = question_on("rows.jsonl")
     services.tokenizers.ask(question.model).ended.wait(PATIENCE_SECONDS)
@@ -20,13 +20,13 @@ def checked(visitor, services):
     return visitor
 
 
-def test_a_list_that_another_dataset_does_not_have_is_left(checked, services):
+def test_a_list_that_another_dataset_does_not_have_is_left(checked_visitor, services):
     check = services.checks.find(question_on("rows.jsonl"))
     settings = {"dataset__source": "rows.jsonl"}
-    assert checked.open(listing="odd", **settings)["listing"]["value"] == "odd"
+    assert checked_visitor.open(listing="odd", **settings)["listing"]["value"] == "odd"
     check.report = some_report(notices=())
 
-    assert checked.open(listing="odd", **settings)["listing"]["value"] == "all"
+    assert checked_visitor.open(listing="odd", **settings)["listing"]["value"] == "all"
 
 
 def test_only_lists_with_rows_on_them_are_offered_with_their_counts():
@@ -45,24 +45,24 @@ def test_problems_and_oddities_are_counted_by_kind():
     assert "<b>2</b> turns out of order" in counts
 
 
-def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked):
-    values = checked.values(dataset__source="rows.jsonl")
+def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked_visitor):
+    values = checked_visitor.values(dataset__source="rows.jsonl")
     event = gr.EventData(None, {"pick": "page:29"})
 
-    rows = checked.tab.rows
+    rows = checked_visitor.tab.rows
     jumped = rows._jump(0, event, *values)
-    shown = rows._list("left_out", 29, *values)
+    html = rows._list("left_out", 29, *values)
 
     assert jumped == {rows._list_page: 29}
-    assert "reason 898" in shown
-    assert "reason 868" not in shown
-    assert "Later" not in shown
-    assert "436 to 450 of 450 listed" in shown
+    assert "reason 898" in html
+    assert "reason 868" not in html
+    assert "Later" not in html
+    assert "436 to 450 of 450 listed" in html
 
 
-def test_a_list_is_gone_through_with_previous_and_next(checked):
-    values = checked.values(dataset__source="rows.jsonl")
-    rows = checked.tab.rows
+def test_a_list_is_gone_through_with_previous_and_next(checked_visitor):
+    values = checked_visitor.values(dataset__source="rows.jsonl")
+    rows = checked_visitor.tab.rows
 
     assert rows._begin_list(0, "longest", *values) == {rows.number: 7, rows._list_page: 0}
     assert rows._turn(1)(7, "longest", *values) == 3
@@ -71,36 +71,36 @@ def test_a_list_is_gone_through_with_previous_and_next(checked):
     assert rows._turn(1)(7, "all", *values) == 8
 
 
-def test_the_longest_rows_are_listed_with_their_lengths(checked):
-    shown = checked.tab.rows._list("longest", 0, *checked.values(dataset__source="rows.jsonl"))
+def test_the_longest_rows_are_listed_with_their_lengths(checked_visitor):
+    html = checked_visitor.tab.rows._list("longest", 0, *checked_visitor.values(dataset__source="rows.jsonl"))
 
-    assert 'data-pick="7"' in shown
-    assert ">43</td>" in shown
+    assert 'data-pick="7"' in html
+    assert ">43</td>" in html
 
 
-def test_oddities_have_a_table_of_their_own(checked):
-    values = checked.values(dataset__source="rows.jsonl")
+def test_oddities_have_a_table_of_their_own(checked_visitor):
+    values = checked_visitor.values(dataset__source="rows.jsonl")
     event = gr.EventData(None, {"pick": "show:odd"})
 
-    rows = checked.tab.rows
+    rows = checked_visitor.tab.rows
     assert rows._jump(0, event, *values) == {rows.number: 5, rows.listing: "odd", rows._list_page: 0}
-    assert "turn 3 is odd" in checked.tab.rows._list("odd", 0, *values)
+    assert "turn 3 is odd" in checked_visitor.tab.rows._list("odd", 0, *values)
 
 
 @pytest.mark.parametrize("pick", ["page:x", "show:nothing", "9" * 40, "", "rm:1"])
-def test_a_forged_pick_changes_nothing(checked, pick):
-    values = checked.values(dataset__source="rows.jsonl")
+def test_a_forged_pick_changes_nothing(checked_visitor, pick):
+    values = checked_visitor.values(dataset__source="rows.jsonl")
 
-    assert checked.tab.rows._jump(0, gr.EventData(None, {"pick": pick}), *values) == gr.skip()
+    assert checked_visitor.tab.rows._jump(0, gr.EventData(None, {"pick": pick}), *values) == gr.skip()
 
 
 def test_a_problem_is_shown_as_text_whatever_it_says():
     problem = RowProblem(row=1, line=None, problem="<b>bad</b>", kind="empty", sample="<script>")
 
-    shown = render_problem_list([problem], ListPage(0, 1), "Left out because")
+    html = render_problem_list([problem], ListPage(0, 1), "Left out because")
 
-    assert "<script>" not in shown
-    assert "&lt;b&gt;bad" in shown
+    assert "<script>" not in html
+    assert "&lt;b&gt;bad" in html
     assert PAGE_ROWS > 1
 
 

@@ -13,11 +13,11 @@ from ui.backend.dataset_checks import DatasetChecks
 
 
 def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor, services):
-    told = visitor.open(dataset__source="somebody/some-data")
+    updates = visitor.open(dataset__source="somebody/some-data")
 
-    assert told["read"] == gr.update(value="Read all rows", visible=True)
-    assert "is on the Hub" in told["facts"]
-    assert "not read: photo." in told["facts"]  # nobody should have to fetch all of it to be told
+    assert updates["read"] == gr.update(value="Read all rows", visible=True)
+    assert "is on the Hub" in updates["facts"]
+    assert "not read: photo." in updates["facts"]  # nobody should have to fetch all of it to be told
     assert not services.checks.find(question_on("somebody/some-data")).is_under_way
 
     visitor.tab._read(*visitor.values(dataset__source="somebody/some-data"))
@@ -52,10 +52,10 @@ def test_a_stop_stays_until_a_person_reads_again(visitor, services):
 
     visitor.tab._stop(*visitor.values(**settings))
     wait_for(lambda: services.checks.find(question_on("rows.jsonl")).is_done)
-    told = visitor.open(**settings)
+    updates = visitor.open(**settings)
 
-    assert "Reading was stopped" in told["facts"]
-    assert told["read"] == gr.update(value="Read again", visible=True)
+    assert "Reading was stopped" in updates["facts"]
+    assert updates["read"] == gr.update(value="Read again", visible=True)
     assert inspector.checks == 1
 
     visitor.tab._read(*visitor.values(**settings))

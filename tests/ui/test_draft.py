@@ -37,13 +37,13 @@ def test_memory_is_estimated_before_a_dataset_is_chosen(form):
 
 def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
     checks = DatasetChecks(FakeInspector())
-    given = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
-    before = draft_of(form, small_shape(), checks=checks, **given)
+    settings = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
+    before = draft_of(form, small_shape(), checks=checks, **settings)
     check = checks.read(question_of(before.mapping))
     wait_for(lambda: check.is_done)
 
-    draft = draft_of(form, small_shape(), checks=checks, **given)
-    longer = draft_of(form, small_shape(), checks=checks, training__max_length=4096, **given)
+    draft = draft_of(form, small_shape(), checks=checks, **settings)
+    longer = draft_of(form, small_shape(), checks=checks, training__max_length=4096, **settings)
 
     assert before.ceiling is None
     assert "For rows of 1,024 tokens; for your rows once all are read." in render_side_panel(before)
@@ -54,7 +54,7 @@ def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
     assert "At 1,024 tokens, batch 2" in render_method_table(before)
     assert "For your rows, at most 1,024 tokens, batch 2" in render_method_table(draft)
     assert longer.estimate.pass_tokens == draft.estimate.pass_tokens, "their lengths are known whatever max_length is"
-    assert draft_of(form, small_shape(), checks=checks, **{**given, "model__id": "other"}).rows is None
+    assert draft_of(form, small_shape(), checks=checks, **{**settings, "model__id": "other"}).rows is None
 
 
 def test_a_model_that_is_looked_up_is_not_said_to_be_missing(form):
@@ -171,8 +171,8 @@ def test_a_model_too_big_for_another_device_starts_here_and_one_too_big_here_doe
 
     def too_big_on(kind):
         def estimate(shape, config, device, rows=None):
-            found = real(shape, config, device, rows)
-            return found.model_copy(update={"expected_bytes": 10**15}) if device.kind == kind else found
+            result = real(shape, config, device, rows)
+            return result.model_copy(update={"expected_bytes": 10**15}) if device.kind == kind else result
 
         return estimate
 
@@ -243,12 +243,12 @@ def test_a_failed_model_is_a_problem_of_the_draft(form):
 
 
 def test_what_failed_is_not_shown_as_chosen(form):
-    given = {"model__id": "m", "dataset__source": "gone.jsonl", "adapter__target_modules": list(NAMES)}
+    settings = {"model__id": "m", "dataset__source": "gone.jsonl", "adapter__target_modules": list(NAMES)}
     checks = DatasetChecks(FakeInspector())
     failed = ModelError("It cannot be downloaded.", "Check.")
-    checks.note_refused(question_of(draft_of(form, small_shape(), **given).mapping), failed)
-    of_data = draft_of(form, small_shape(), checks=checks, **given)
-    of_model = draft_of(form, small_shape(), checks=checks, untokenized=failed, **given)
+    checks.note_refused(question_of(draft_of(form, small_shape(), **settings).mapping), failed)
+    of_data = draft_of(form, small_shape(), checks=checks, **settings)
+    of_model = draft_of(form, small_shape(), checks=checks, untokenized=failed, **settings)
 
     assert [field for field, _ in of_data.problems] == ["dataset.source"]
     assert [field for field, _ in of_model.problems] == ["model.id"], "the rows are not read without it"
@@ -258,6 +258,6 @@ def test_what_failed_is_not_shown_as_chosen(form):
             draft, next_step(draft, None, can_start=False)
         )
         assert render_side_panel(draft).count("(cannot be used)") == 1
-    alone = draft_of(form, small_shape(), untokenized=failed, **{**given, "dataset__source": ""})
+    alone = draft_of(form, small_shape(), untokenized=failed, **{**settings, "dataset__source": ""})
     assert alone.is_unusable("model.id")
     assert alone.estimate is not None, "memory needs no tokenizer"

@@ -47,19 +47,19 @@ def measure(part, services, run, checkpoint=FINAL, answered=20):
 
 
 def test_before_it_is_measured_it_says_what_would_be(part, run):
-    shown = look(part, run.id, FINAL, 0, "")
+    changes = look(part, run.id, FINAL, 0, "")
 
-    assert "Not measured yet" in shown.result
-    assert shown.start["value"] == "Measure"
-    assert not shown.answers["visible"]
-    assert look(part, run.id, FINAL, 0, shown.last_stamp).names() == []
+    assert "Not measured yet" in changes.result
+    assert changes.start["value"] == "Measure"
+    assert not changes.answers["visible"]
+    assert look(part, run.id, FINAL, 0, changes.last_stamp).names() == []
 
 
 def test_a_model_alone_cannot_be_measured(part):
-    shown = look(part, A_MODEL, FINAL, 0, "")
+    changes = look(part, A_MODEL, FINAL, 0, "")
 
-    assert "Choose a run to measure" in shown.result
-    assert not shown.start["interactive"]
+    assert "Choose a run to measure" in changes.result
+    assert not changes.start["interactive"]
     assert "No run is chosen" in start_evaluation(part)(A_MODEL, FINAL, None, 20, 64, True)
 
 
@@ -67,27 +67,27 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
     request = EvaluationRequest(target=ChatTarget.of_run(run.folder.path))
     services.results.measuring.start(run.id, "An evaluation", FakeEvaluation(request, pace_seconds=5))
 
-    shown = look(part, run.id, FINAL, 0, "")
-    assert shown.stop["visible"]
-    assert not shown.start["interactive"]
+    changes = look(part, run.id, FINAL, 0, "")
+    assert changes.stop["visible"]
+    assert not changes.start["interactive"]
     assert "is under way" in start_evaluation(part)(run.id, FINAL, None, 20, 64, True)
 
     part._stop(run.id)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
-    shown = look(part, run.id, FINAL, 0, shown.last_stamp)
-    assert "nothing was saved" in shown.status
-    assert "Not measured yet" in shown.result
+    changes = look(part, run.id, FINAL, 0, changes.last_stamp)
+    assert "nothing was saved" in changes.status
+    assert "Not measured yet" in changes.result
 
 
 def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, services, run, laid_out):
     measure(part, services, run)
 
-    shown = look(part, run.id, FINAL, 0, "")
-    assert "1.0821" in shown.result
-    assert "15.09" in shown.result  # e to 2.7143
-    assert "1–5 of 20 answered rows" in shown.where
-    assert shown.rows.count("<section>") == 5
-    assert not shown.previous["interactive"]
+    changes = look(part, run.id, FINAL, 0, "")
+    assert "1.0821" in changes.result
+    assert "15.09" in changes.result  # e to 2.7143
+    assert "1–5 of 20 answered rows" in changes.where
+    assert changes.rows.count("<section>") == 5
+    assert not changes.previous["interactive"]
     last = look(part, run.id, FINAL, 99, "")
     assert last.number == 3
     assert not last.next["interactive"]

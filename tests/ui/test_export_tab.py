@@ -53,11 +53,11 @@ def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=Tr
 def test_runs_that_hold_something_are_offered(tab, services, run):
     write_run(services.runs, a_config(), InventedRun(state="failed", steps=3))
 
-    shown = offer(tab, "", None)
+    changes = offer(tab, "", None)
 
-    assert [value for _, value in shown.run["choices"]] == [run.id]
-    assert [value for _, value in shown.checkpoint["choices"]] == [FINAL, "step-120", "step-90"]
-    assert (shown.empty["visible"], shown.whole["visible"]) == (False, True)
+    assert [value for _, value in changes.run["choices"]] == [run.id]
+    assert [value for _, value in changes.checkpoint["choices"]] == [FINAL, "step-120", "step-90"]
+    assert (changes.empty["visible"], changes.whole["visible"]) == (False, True)
 
 
 def test_who_names_no_folder_gets_the_proposed_one(tab, run):
@@ -83,9 +83,9 @@ def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, 
 
 
 def test_without_a_result_it_says_when_there_will_be_one(tab):
-    shown = offer(tab, "", None)
+    changes = offer(tab, "", None)
 
-    assert (shown.empty["visible"], shown.whole["visible"]) == (True, False)
+    assert (changes.empty["visible"], changes.whole["visible"]) == (True, False)
     assert "Nothing to export yet" in tab.empty.value
 
 
@@ -98,15 +98,15 @@ def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
 def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert "trouble" not in start(tab, run, form, folder="mine")
 
-    shown = look(tab, run.id, form, "")
+    changes = look(tab, run.id, form, "")
 
-    assert file in shown.result
-    assert "20 of 20 greedy answers" in shown.result
-    assert "0.0312" in shown.result
-    assert "exports/mine" in shown.result
-    assert Changes(tab.archive, shown._updates).panel["visible"]
-    assert f"loratory export {run.id}" in shown.use
-    assert look(tab, run.id, form, shown.last_stamp).names() == []
+    assert file in changes.result
+    assert "20 of 20 greedy answers" in changes.result
+    assert "0.0312" in changes.result
+    assert "exports/mine" in changes.result
+    assert Changes(tab.archive, changes._updates).panel["visible"]
+    assert f"loratory export {run.id}" in changes.use
+    assert look(tab, run.id, form, changes.last_stamp).names() == []
 
 
 def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, services, run):
@@ -117,9 +117,9 @@ def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, servi
 
     request = services.results.exporting.find(run.id).job.request
     assert (request.repository, request.settings.private) == ("me/faq", False)
-    shown = look(tab, run.id, HUB, "")
-    assert 'href="https://huggingface.co/me/faq"' in shown.result
-    assert not Changes(tab.archive, shown._updates).panel["visible"]
+    changes = look(tab, run.id, HUB, "")
+    assert 'href="https://huggingface.co/me/faq"' in changes.result
+    assert not Changes(tab.archive, changes._updates).panel["visible"]
 
 
 def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
@@ -127,8 +127,8 @@ def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_st
     before = look(tab, run.id, ADAPTER, "").last_stamp
     start(tab, run, ADAPTER, folder=taken)
 
-    shown = look(tab, run.id, ADAPTER, before, FINAL, taken)
-    assert Changes(tab.forms, shown._updates).folder == f"{taken}-2"
+    changes = look(tab, run.id, ADAPTER, before, FINAL, taken)
+    assert Changes(tab.forms, changes._updates).folder == f"{taken}-2"
     assert Changes(tab.forms, look(tab, run.id, ADAPTER, before, FINAL, "mine")._updates).folder == {
         "__type__": "update"
     }
@@ -142,10 +142,10 @@ def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
     first = look(tab, run.id, ADAPTER, "")
     start(tab, run, MERGED, folder="two", checkpoint="step-90")
 
-    shown = look(tab, run.id, MERGED, first.last_stamp, exports=first.exports)
-    assert "exports/two" in shown.result
-    assert "Merged model of step-90" in shown.result
-    assert shown.before.count("data-pick") == 2
+    changes = look(tab, run.id, MERGED, first.last_stamp, exports=first.exports)
+    assert "exports/two" in changes.result
+    assert "Merged model of step-90" in changes.result
+    assert changes.before.count("data-pick") == 2
     number = tab._pick(EventData(None, {"pick": "1"}))[tab.number]
     assert "exports/one" in look(tab, run.id, MERGED, number=number).result
     assert tab._shown_folder(run.id, number).name == "one"
@@ -155,16 +155,16 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     slow = FakeExport(services.results.export, pace_seconds=5)
     services.results.exporting.start(run.id, "An export", slow)
 
-    shown = look(tab, run.id, ADAPTER, "")
-    assert shown.stop["visible"]
-    assert not shown.start["interactive"]
+    changes = look(tab, run.id, ADAPTER, "")
+    assert changes.stop["visible"]
+    assert not changes.start["interactive"]
     assert "An export is under way" in shown_in_place(tab._start)(
         run.id, FINAL, ADAPTER, "local", "mine", "", "auto", 5.0, "auto", False, "adapter", True, True
     )
 
     tab._stop(run.id)
     assert services.results.exporting.find(run.id).ended.wait(WAIT_SECONDS)
-    assert "nothing was written" in look(tab, run.id, ADAPTER, shown.last_stamp).status
+    assert "nothing was written" in look(tab, run.id, ADAPTER, changes.last_stamp).status
 
 
 @pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", "."])
@@ -180,10 +180,10 @@ def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
 def test_prefix_tuning_says_why_it_cannot_be_merged(tab, services):
     prefix = write_run(services.runs, a_config(adapter__method="prefix_tuning"), InventedRun())
 
-    shown = tab._switch(prefix.id, MERGED)
+    changes = tab._switch(prefix.id, MERGED)
 
-    assert "Prefix tuning cannot be merged" in shown[tab.forms.about]
-    assert not any(shown[panel]["visible"] for panel in tab.forms.panels[1:])
+    assert "Prefix tuning cannot be merged" in changes[tab.forms.about]
+    assert not any(changes[panel]["visible"] for panel in tab.forms.panels[1:])
     assert "Prefix tuning cannot be merged" in start(tab, prefix, GGUF, folder="mine")
     assert "cannot be merged" not in tab._switch(prefix.id, ADAPTER)[tab.forms.about]
 
@@ -224,29 +224,29 @@ def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, serv
 
 
 def test_yaml_is_the_whole_configuration(tab, run):
-    shown = tab._switch(run.id, YAML)
+    changes = tab._switch(run.id, YAML)
 
-    assert shown[tab.text.panel]["visible"]
-    assert not shown[tab.buttons]["visible"]
-    assert "loratory-faq" in shown[tab.text.text]
-    written = Path(shown[tab.text.download]["value"]).read_text()
+    assert changes[tab.text.panel]["visible"]
+    assert not changes[tab.buttons]["visible"]
+    assert "loratory-faq" in changes[tab.text.text]
+    written = Path(changes[tab.text.download]["value"]).read_text()
     assert config_from_mapping(mapping_from_yaml(written)) == a_config(run__name="faq: rank 16 / <b>")
 
 
 def test_the_script_is_python_and_names_the_run(tab, run, services):
-    shown = tab._switch(run.id, SCRIPT)
+    changes = tab._switch(run.id, SCRIPT)
 
-    assert "SFTTrainer" in shown[tab.text.text]
-    source = Path(shown[tab.text.download]["value"]).read_text()
+    assert "SFTTrainer" in changes[tab.text.text]
+    source = Path(changes[tab.text.download]["value"]).read_text()
     compile(source, "train.py", "exec")
     assert run.id in source
 
 
 def test_a_run_that_was_deleted_is_said_to_be_gone(tab):
-    shown = look(tab, "20250101-000000-000-abcd", ADAPTER, "")
+    changes = look(tab, "20250101-000000-000-abcd", ADAPTER, "")
 
-    assert "There is no run" in shown.status
-    assert look(tab, "20250101-000000-000-abcd", ADAPTER, shown.last_stamp).names() == []
+    assert "There is no run" in changes.status
+    assert look(tab, "20250101-000000-000-abcd", ADAPTER, changes.last_stamp).names() == []
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def question_of(changes: Changes):
 
 def answer(follow: FollowPart, drawn: Changes, seen: str = "") -> dict | None:
     """What the server says to a page that shows `drawn`."""
-    said = follow.answer(drawn.live, seen)
-    return None if said is None else json.loads(said)
+    reply = follow.answer(drawn.live, seen)
+    return None if reply is None else json.loads(reply)
 
 
 def log_a_step(run) -> None:
@@ -69,17 +69,17 @@ def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     drawn = look(follow, run.id)
     log_a_step(run)
 
-    said = answer(follow, drawn)
+    reply = answer(follow, drawn)
 
-    assert "Step 11 of 120" in said["places"]["run-heading"]
-    assert said["places"]["loss-chart"] not in ("", drawn.loss)
-    assert set(said["places"]) == {
+    assert "Step 11 of 120" in reply["places"]["run-heading"]
+    assert reply["places"]["loss-chart"] not in ("", drawn.loss)
+    assert set(reply["places"]) == {
         "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-warnings",
             "run-timeline",
     }  # fmt: skip
-    assert said["submit"] is False
-    assert answer(follow, drawn, said["stamp"]) is None
-    assert answer(follow, drawn) == said, "a page that missed the answer is told again"
+    assert reply["submit"] is False
+    assert answer(follow, drawn, reply["stamp"]) is None
+    assert answer(follow, drawn) == reply, "a page that missed the answer is told again"
 
 
 def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
@@ -88,9 +88,9 @@ def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
     log_a_step(run)
     run.folder.stop_request.touch()
 
-    said = answer(follow, drawn)
+    reply = answer(follow, drawn)
 
-    assert (said["places"], said["submit"]) == ({}, True)
+    assert (reply["places"], reply["submit"]) == ({}, True)
     drawn = refresh(follow, run.id)
     assert not is_visible(drawn.stop)
     assert "Step 11 of 120" in drawn.heading
@@ -236,9 +236,9 @@ def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, i
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "stopped"}))
     services.runs.delete(run.id)
 
-    said = answer(follow, drawn)
-    assert said["submit"] is True
-    assert answer(follow, drawn, said["stamp"]) is None, "it is said once"
+    reply = answer(follow, drawn)
+    assert reply["submit"] is True
+    assert answer(follow, drawn, reply["stamp"]) is None, "it is said once"
 
     drawn = refresh(follow, run.id)
     assert "There is no run" in drawn.heading

@@ -23,13 +23,13 @@ def whole_form() -> Form:
 
 
 def values_of(form: Form, **changed: object) -> list[object]:
-    given = {
+    settings = {
         "model.id": "m",
         "dataset.source": "d",
         **{name.replace("__", "."): value for name, value in changed.items()},
     }
     defaults = dict(zip(form.names, form.updates({}), strict=True))
-    return [given.get(name, defaults[name]) for name in form.names]
+    return [settings.get(name, defaults[name]) for name in form.names]
 
 
 def test_every_setting_is_carried_even_if_no_tab_shows_it():

@@ -77,15 +77,15 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
 
             visitor.change(overrides_of(pick))
 
-            said, now = with_overrides(before, offered[pick].overrides), visitor.mapping
+            text, now = with_overrides(before, offered[pick].overrides), visitor.mapping
             for section, _, name in (setting.partition(".") for setting in SETTINGS if f"{setting}=" not in pick):
-                assert now[section].get(name) == said[section].get(name) or name in str(
+                assert now[section].get(name) == text[section].get(name) or name in str(
                     visitor.values[page._last_change]
                 )
-                said[section][name] = now[section][name] = (
+                text[section][name] = now[section][name] = (
                     None  # a default that nobody set follows, and the page says so
                 )
-            assert now == said
+            assert now == text
             if "16 bits" not in offered[pick].change:
                 figures = [word.strip(",;") for word in offered[pick].change.split() if word[0].isdigit()]
                 assert all(f"={figure.replace(',', '')}" in pick for figure in figures)

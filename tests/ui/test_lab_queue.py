@@ -113,7 +113,7 @@ def test_a_page_asks_and_gets_what_is_new_without_another_persons_words(part_of)
     answer = make("cid").news("queue", "")
     assert answer is not None
     places = json.loads(answer)["places"]
-    shown = " ".join(places.values())  # without the stamp, in which any four digits may stand
+    text = " ".join(places.values())  # without the stamp, in which any four digits may stand
 
     assert set(places) == {"queue-devices", "queue-turns", "queue-disk"}
     assert "ann" in places["queue-turns"]
@@ -121,7 +121,7 @@ def test_a_page_asks_and_gets_what_is_new_without_another_persons_words(part_of)
     for secret in (SECRET, at_work.id, waits.id):
         assert secret not in answer
     for short in (at_work.id[-4:], waits.id[-4:]):
-        assert not re.search(rf"\b{short}\b", shown)
+        assert not re.search(rf"\b{short}\b", text)
 
 
 def test_the_owner_reads_the_whole_reason(part_of):

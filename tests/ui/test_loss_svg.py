@@ -50,9 +50,9 @@ def points(svg):
 def test_every_point_lies_inside(tmp_path, losses, width):
     svg = render_loss_svg(a_history(tmp_path, losses, [(0, 2.0), (2, 1.5)]), width, 230)
 
-    found = points(svg)
-    assert found
-    assert all(0 <= x <= width and 0 <= y <= 230 for x, y in found)
+    result = points(svg)
+    assert result
+    assert all(0 <= x <= width and 0 <= y <= 230 for x, y in result)
     assert "nan" not in svg
     assert "inf" not in svg
     assert len(svg) < 40_000

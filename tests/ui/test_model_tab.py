@@ -178,10 +178,10 @@ def test_details_are_those_of_the_revision_in_the_form(tab, services):
 
 
 def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
-    shown, again, key = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
+    changes, again, key = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
 
     assert services.tokenizers.is_ready(ModelConfig(id=MODEL))
-    assert (shown, again["visible"], key) == ("", False, "")
+    assert (changes, again["visible"], key) == ("", False, "")
 
 
 def test_the_box_for_other_models_shows_what_filled_the_form_and_nothing_of_before(tab):
@@ -200,9 +200,9 @@ def test_why_there_is_no_tokenizer_is_told_once(tab, services):
     tab._page.services = replace(services, tokenizers=Tokenizers(resolve))
 
     details = tab.describe(ModelConfig(id=MODEL))
-    shown, again, _ = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
+    changes, again, _ = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
     assert "hidden size" in details
-    assert (details + shown).count("No connection to the Hub.") == 1
+    assert (details + changes).count("No connection to the Hub.") == 1
     assert again["visible"]
 
 
@@ -212,17 +212,17 @@ def test_a_model_that_a_draft_brings_is_said_to_be_looked_up_until_it_is(tab):
 
     assert f"Looking up {MODEL}" in begun[tab.details]
     assert sought == ModelConfig(id=MODEL, revision="v2")
-    found = tab._find(sought)
-    assert "hidden size" in tab._show(found, MODEL, "v2")
+    result = tab._find(sought)
+    assert "hidden size" in tab._show(result, MODEL, "v2")
     again = tab._begin(MODEL, "v2", begun[tab._described_name], "")
     assert set(again) == {tab.catalog, tab._sought}
     assert again[tab._sought] is None
 
 
 def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(tab):
-    found = tab._find(ModelConfig(id=MODEL))
+    result = tab._find(ModelConfig(id=MODEL))
 
-    assert tab._show(found, "another/model", None) == gr.skip()
+    assert tab._show(result, "another/model", None) == gr.skip()
     assert tab._show(tab._find(None), MODEL, None) == gr.skip()
 
 

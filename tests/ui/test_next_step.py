@@ -108,8 +108,8 @@ def test_both_buttons_start_the_same_and_wait_together(bar):
     start = bar._train.start
 
     assert start._buttons == [start.start, bar.start]
-    shown = start.begin("token", "", *bar._page.form.updates(complete(training__max_steps=2)))
-    assert shown[bar.start] == shown[start.start] == gr.update(value="Starting …", interactive=False)
+    changes = start.begin("token", "", *bar._page.form.updates(complete(training__max_steps=2)))
+    assert changes[bar.start] == changes[start.start] == gr.update(value="Starting …", interactive=False)
 
 
 def test_the_card_of_a_first_visit_loads_a_preset_and_goes_with_the_first_choice(bar, services):

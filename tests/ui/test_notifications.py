@@ -17,11 +17,11 @@ def part(services) -> NotificationsPart:
 
 
 def test_a_saved_webhook_shows_its_host_alone(part, services):
-    shown = part._save(f"https://hooks.slack.com/services/{SECRET}", "auto")
+    changes = part._save(f"https://hooks.slack.com/services/{SECRET}", "auto")
 
-    assert shown[part.url] == ""
-    assert "Slack at hooks.slack.com." in shown[part.state]
-    assert SECRET not in str(shown)
+    assert changes[part.url] == ""
+    assert "Slack at hooks.slack.com." in changes[part.state]
+    assert SECRET not in str(changes)
     assert SECRET not in str(part._render())
     assert WebhookStore(services.home, services.runs.owner).read() is not None
     assert part._remove()[part.test]["visible"] is False
@@ -30,10 +30,10 @@ def test_a_saved_webhook_shows_its_host_alone(part, services):
 def test_what_is_no_address_is_refused_and_the_former_one_stays(part):
     part._save(f"https://discord.com/api/webhooks/1/{SECRET}", "auto")
 
-    shown = part._save("http://example.com/other", "slack")
+    changes = part._save("http://example.com/other", "slack")
 
-    assert "does not begin with https://" in shown[part.state]
-    assert "Discord at discord.com." in shown[part.state]
+    assert "does not begin with https://" in changes[part.state]
+    assert "Discord at discord.com." in changes[part.state]
 
 
 def test_a_problem_of_the_newest_message_is_shown_escaped():

@@ -81,9 +81,9 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
 
 
 def test_settings_are_in_sight_for_the_objectives_that_read_them(visitor):
-    shown = {name: set(_render_losses(draft_of(visitor, training__objective=name))["choices"]) for name in OBJECTIVES}
+    html = {name: set(_render_losses(draft_of(visitor, training__objective=name))["choices"]) for name in OBJECTIVES}
 
-    assert shown == {name: set(one.losses) for name, one in OBJECTIVES.items()}
+    assert html == {name: set(one.losses) for name, one in OBJECTIVES.items()}
 
 
 def test_another_objective_keeps_the_losses_that_it_has():

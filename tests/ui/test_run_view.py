@@ -269,11 +269,11 @@ def test_rows_that_the_run_never_saw_are_listed_with_the_reason():
         dropped=1, problems=(RowProblem(row=7, line=8, problem="no <answer>", kind="no_assistant_turn"),)
     )
 
-    shown = render_left_out(report)
+    html = render_left_out(report)
 
-    assert "1 row skipped" in shown
-    assert "no &lt;answer&gt;" in shown
-    assert "data-pick" not in shown
+    assert "1 row skipped" in html
+    assert "no &lt;answer&gt;" in html
+    assert "data-pick" not in html
     assert render_left_out(None) == ""
     assert render_left_out(DatasetReport.model_construct(dropped=0, problems=())) == ""
 

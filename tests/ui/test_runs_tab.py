@@ -195,11 +195,11 @@ def test_long_histories_are_shown_a_page_at_a_time(tab, services):
 
 
 def test_ticked_runs_are_laid_over_each_other_with_only_what_differs(tab, history):
-    shown = Changes(tab, tab.compare([history[1], history[4]], "step", False))
-    differences = shown.differences
+    changes = Changes(tab, tab.compare([history[1], history[4]], "step", False))
+    differences = changes.differences
 
-    assert shown.comparison["visible"]
-    assert shown.overlay
+    assert changes.comparison["visible"]
+    assert changes.overlay
     assert "adapter.r" in differences
     assert "model.quantization" in differences
     assert "training.max_steps" not in differences  # the same in both
@@ -243,18 +243,18 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
 
 def test_details_show_the_record_and_offer_what_can_be_done(tab, history, services):
-    shown = describe(tab, history[1])
-    record = shown.record
+    changes = describe(tab, history[1])
+    record = changes.record
 
-    assert shown.panel["visible"]
+    assert changes.panel["visible"]
     assert "lora_alpha: 32" in record
     assert "transformers" in record
     assert "Checkpoint" in record
     assert "&quot;kind&quot;:&quot;step&quot;" in record
-    assert history[1] in shown.details
-    assert shown.name == "faq, rank 16"
-    assert shown.continuing["visible"]
-    assert shown.delete["visible"]
+    assert history[1] in changes.details
+    assert changes.name == "faq, rank 16"
+    assert changes.continuing["visible"]
+    assert changes.delete["visible"]
     assert not tab.one.describe(history[1])[tab.one.confirm.panel]["visible"]
     waiting = describe(tab, history[0])
     assert not waiting.continuing["visible"]

@@ -77,7 +77,7 @@ def test_opened_pages_leave_little_behind(services):
         with httpx.Client(base_url=page.local_url, timeout=300) as http:
             config = read_config(http)
             for number in range(3):
-                with PageClient.opened(http, config):
+                with PageClient.open(http, config):
                     assert len(sessions.session_data) == number + 1
         left = list(sessions.session_data.values())
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -175,9 +175,9 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
     assert start_key("token", [before.config]) == start_key("token", [after.config]), (
         "a second click starts no second run"
     )
-    found = page.services.checks.find(CheckQuestion.of(after.config))  # without reading all rows again
-    assert found is not None
-    assert found.report.max_length == 240
+    result = page.services.checks.find(CheckQuestion.of(after.config))  # without reading all rows again
+    assert result is not None
+    assert result.report.max_length == 240
 
     visitor.set_by_hand(dataset__source="others.jsonl")
     visitor.refresh()
@@ -185,13 +185,13 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
 
 
 def test_max_length_that_a_person_a_preset_or_a_run_gives_stays(visitor, page):
-    given = {"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
-    visitor.fill(given)
+    settings = {"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
+    visitor.fill(settings)
     count_rows(visitor, page)
     assert value_of(visitor, "training.max_length") == 1024
     assert value_of(visitor, "training.warmup_steps") == 0.1  # left out
 
-    visitor.fill({**given, "training": {}})
+    visitor.fill({**settings, "training": {}})
     visitor.refresh()
     assert value_of(visitor, "training.max_length") == 240
     visitor.set_by_hand(training__max_length=512)

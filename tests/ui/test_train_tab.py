@@ -71,12 +71,12 @@ def start_run(tab: TrainTab, token: str, config) -> Changes:
 
 
 def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
-    shown = start_run(tab, "token", a_config(training__max_steps=3))
+    changes = start_run(tab, "token", a_config(training__max_steps=3))
 
-    run = tab._page.services.runs.get(chosen(tab, shown))
-    assert shown.problems == ""
-    assert tab._after_start(shown.goes_to)[tab.view] == FOLLOW
-    assert shown.token != "token"
+    run = tab._page.services.runs.get(chosen(tab, changes))
+    assert changes.problems == ""
+    assert tab._after_start(changes.goes_to)[tab.view] == FOLLOW
+    assert changes.token != "token"
     assert run.folder.read_config().training.max_steps == 3
 
 
@@ -119,13 +119,13 @@ def test_problems_are_shown_in_place_and_nothing_starts(tab):
     values = dict(zip(tab._page.form.names, values_of(tab, a_config()), strict=True))
     values |= {"training.learning_rate": 7.0, "adapter.r": 0}
 
-    shown = begin(tab, "token", "", *values.values())
+    changes = begin(tab, "token", "", *values.values())
 
-    assert "2 settings need your attention" in shown.problems
-    assert "training.learning_rate" in shown.problems
+    assert "2 settings need your attention" in changes.problems
+    assert "training.learning_rate" in changes.problems
     assert not tab._page.services.runs.ids()
-    assert tab._page.chosen_run not in shown._updates  # the chosen run stays
-    assert shown.timer["active"] is False
+    assert tab._page.chosen_run not in changes._updates  # the chosen run stays
+    assert changes.timer["active"] is False
 
 
 def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, monkeypatch):
@@ -138,13 +138,13 @@ def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, mo
         return start(config, key, copied_from=copied_from)
 
     monkeypatch.setattr(launcher, "start", slow)
-    shown = begin(tab, "token", "", *values_of(tab, a_config(training__max_steps=3)))
-    assert shown.timer["active"]
+    changes = begin(tab, "token", "", *values_of(tab, a_config(training__max_steps=3)))
+    assert changes.timer["active"]
     deadline = time.monotonic() + 300
-    while "12 rows" not in tab.start.look(shown.pending)[tab.start.problems]:
+    while "12 rows" not in tab.start.look(changes.pending)[tab.start.problems]:
         assert time.monotonic() < deadline
     goes_on.set()
-    assert waited_for(tab, shown).problems == ""
+    assert waited_for(tab, changes).problems == ""
 
 
 def test_a_start_that_is_refused_says_why_and_can_be_tried_again(tab, monkeypatch):
@@ -154,9 +154,9 @@ def test_a_start_that_is_refused_says_why_and_can_be_tried_again(tab, monkeypatc
     launcher = tab._page.services.launcher
     monkeypatch.setattr(launcher, "start", refuse)
     config = a_config(training__max_steps=3)
-    shown = start_run(tab, "token", config)
-    assert "The file is gone." in shown.problems
-    assert shown.start["interactive"]
+    changes = start_run(tab, "token", config)
+    assert "The file is gone." in changes.problems
+    assert changes.start["interactive"]
     monkeypatch.undo()
     assert chosen(tab, start_run(tab, "token", config)) in tab._page.services.runs.ids()
 
@@ -165,20 +165,20 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     values = values_of(tab, a_config(training__max_steps=3, adapter__r=16, adapter__lora_alpha=32))
 
     for _ in range(2):
-        shown = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
+        changes = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
 
     configs = [run.folder.read_config() for run in tab._page.services.runs.list()]
     assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
         (1e-4, 8, 16), (1e-4, 16, 32), (5e-4, 8, 16), (5e-4, 16, 32),
     ]  # fmt: skip
-    assert shown.goes_to == "runs"
+    assert changes.goes_to == "runs"
 
 
 @pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
 def test_a_sweep_that_cannot_work_says_so_and_files_nothing(tab, rates, ranks, said):
-    shown = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
+    changes = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
 
-    assert said in shown.problems
+    assert said in changes.problems
     assert not tab._page.services.runs.ids()
 
 

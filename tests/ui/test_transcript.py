@@ -81,14 +81,14 @@ def test_an_answer_in_markdown_fetches_nothing_and_runs_nothing(hostile):
 
 
 def tags_of(html: str) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = []
+    matches: list[tuple[str, list[str]]] = []
 
     class Tags(HTMLParser):
         def handle_starttag(self, tag, attrs):
-            found.append((tag, [name for name, _ in attrs]))
+            matches.append((tag, [name for name, _ in attrs]))
 
     Tags().feed(html)
-    return found
+    return matches
 
 
 def test_markdown_keeps_lists_code_and_tables_and_its_headings_are_not_the_pages():

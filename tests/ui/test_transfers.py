@@ -44,15 +44,15 @@ def test_what_is_older_than_six_hours_is_swept_and_nothing_else(transfers):
     forgotten.mkdir()
     now = time.time()
     os.utime(old, (now - 7 * HOURS,) * 2)
-    kept = transfers.keep_upload(upload(transfers, "rows.jsonl"))
-    os.utime(kept, (now - 7 * HOURS,) * 2)
+    stored_path = transfers.keep_upload(upload(transfers, "rows.jsonl"))
+    os.utime(stored_path, (now - 7 * HOURS,) * 2)
 
     transfers.sweep()
 
     assert not old.exists()
     assert not forgotten.exists()
     assert new.exists()
-    assert kept.exists()
+    assert stored_path.exists()
     transfers.sweep(now + 7 * HOURS)
     assert list(transfers.home.transfers.iterdir()) == []
 
@@ -92,23 +92,25 @@ def test_a_full_disk_is_noticed_before_it_is_full(transfers, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "-rf", "a b\n.jsonl", "x" * 300 + ".csv", "…", "‮cod.exe"])
 def test_an_upload_gets_a_safe_name_inside_its_folder(transfers, name):
-    kept = transfers.keep_upload(upload(transfers, name.replace("/", "_")[-200:]))
+    stored_path = transfers.keep_upload(upload(transfers, name.replace("/", "_")[-200:]))
 
-    assert kept.parent == transfers.home.uploads
-    assert len(kept.name) <= 130
-    assert not kept.name.startswith(("-", "."))
-    assert kept.read_text() == "{}"
+    assert stored_path.parent == transfers.home.uploads
+    assert len(stored_path.name) <= 130
+    assert not stored_path.name.startswith(("-", "."))
+    assert stored_path.read_text() == "{}"
 
 
 def test_a_second_upload_of_the_same_name_does_not_replace_the_first(transfers):
-    kept = [transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two")]
+    stored_paths = [transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two")]
 
-    assert [path.read_text() for path in kept] == ["one", "two"]
+    assert [path.read_text() for path in stored_paths] == ["one", "two"]
 
 
 def test_the_same_file_uploaded_again_is_kept_once(transfers):
-    kept = [transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two", b"two")]
+    stored_paths = [
+        transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two", b"two")
+    ]
 
-    assert kept[1] == kept[2]
+    assert stored_paths[1] == stored_paths[2]
     assert len(list(transfers.home.uploads.iterdir())) == 2
     assert not (transfers.home.transfers / "digest" / "rows.jsonl").exists()

@@ -37,7 +37,7 @@ def run(services):
 
 
 @pytest.fixture
-def preferred(services, run):
+def preference_run(services, run):
     """A run that learned preferences from where `run` ended."""
     config = a_config(
         run__name="plain answers", training__objective="dpo", adapter__warm_start=run.id,
@@ -72,28 +72,28 @@ def press(tab, pick: str, number=0) -> Changes:
 
 def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     load(tab, run)
-    asked = ask(tab, "What is <b>alpha</b>?")
-    assert asked.transcript.count('aria-pressed="false"') == 2
+    changes = ask(tab, "What is <b>alpha</b>?")
+    assert changes.transcript.count('aria-pressed="false"') == 2
 
-    pressed = vote(tab, asked.turns, "vote:0:tuned")
+    pressed = vote(tab, changes.turns, "vote:0:tuned")
 
     assert pressed.transcript.count('aria-pressed="true"') == 1
     assert "1 vote in all" in pressed.trouble
-    (kept,) = votes.read().votes
-    better, worse = kept.sides
-    assert [turn.role for turn in kept.prompt] == ["system", "user"]
+    (saved_vote,) = votes.read().votes
+    better, worse = saved_vote.sides
+    assert [turn.role for turn in saved_vote.prompt] == ["system", "user"]
     assert "scales the adapter" in better.text
     assert "Greek alphabet" in worse.text
     assert (better.model.run, better.model.name, worse.model.run, worse.model.base) == (
         run.id, "Tuned", "", "smollm2-135m-instruct",
     )  # fmt: skip
-    assert kept.sampling.seed is not None, "drawn, so it is known"
-    assert (kept.source, kept.by, better.finish_reason) == ("chat", "somebody", "eos")
+    assert saved_vote.sampling.seed is not None, "drawn, so it is known"
+    assert (saved_vote.source, saved_vote.by, better.finish_reason) == ("chat", "somebody", "eos")
 
-    changed = vote(tab, asked.turns, "vote:0:base")
+    changed = vote(tab, changes.turns, "vote:0:base")
     assert "Greek alphabet" in votes.read().votes[0].sides[0].text
     assert changed.transcript.count('aria-pressed="true"') == 1
-    assert 'aria-pressed="true"' not in vote(tab, asked.turns, "vote:0:base").transcript
+    assert 'aria-pressed="true"' not in vote(tab, changes.turns, "vote:0:base").transcript
     assert votes.read().votes == ()
 
 
@@ -124,14 +124,14 @@ def test_only_whole_and_different_answers_are_offered(tab, run):
 
 def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
     load(tab, run)
-    asked = ask(tab, "And why?", ask(tab, "What?").turns)
+    changes = ask(tab, "And why?", ask(tab, "What?").turns)
 
-    vote(tab, asked.turns, "vote:1:tuned")
+    vote(tab, changes.turns, "vote:1:tuned")
 
-    (kept,) = votes.read().votes
-    assert [turn.content for turn in kept.prompt] == ["Be brief.", "What?"]
-    assert [turn.role for turn in kept.sides[0].turns] == ["assistant", "user", "assistant"]
-    assert "scales" in kept.sides[0].turns[0].content
+    (saved_vote,) = votes.read().votes
+    assert [turn.content for turn in saved_vote.prompt] == ["Be brief.", "What?"]
+    assert [turn.role for turn in saved_vote.sides[0].turns] == ["assistant", "user", "assistant"]
+    assert "scales" in saved_vote.sides[0].turns[0].content
     # A branch that was not asked has no conversation to compare with.
     alone = ask(tab, "And why?", ask(tab, "What?", branches=TUNED).turns)
     assert "vote:1" not in alone.transcript
@@ -142,11 +142,11 @@ def test_a_conversation_with_two_models_on_one_side_is_no_pair(tab, run, service
     before = ask(tab, "What?").turns
     load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
 
-    asked = ask(tab, "And why?", before)
+    changes = ask(tab, "And why?", before)
 
-    assert "vote:0:tuned" in asked.transcript
-    assert "vote:1" not in asked.transcript
-    vote(tab, asked.turns, "vote:1:tuned")
+    assert "vote:0:tuned" in changes.transcript
+    assert "vote:1" not in changes.transcript
+    vote(tab, changes.turns, "vote:1:tuned")
     assert votes.read().votes == ()
 
 
@@ -227,40 +227,43 @@ def test_votes_become_the_data_of_the_draft(tab, votes):
 
 
 def test_the_mode_shows_votes_alone(tab):
-    shown = Changes(tab, tab._switch(VOTES))
+    changes = Changes(tab, tab._switch(VOTES))
 
-    assert shown.votes_mode["visible"]
-    assert not any(getattr(shown, name)["visible"] for name in ("loading", "talk_mode", "blind_mode", "measure_mode"))
-    assert not shown._updates[tab.choice.panel]["visible"]
+    assert changes.votes_mode["visible"]
+    assert not any(getattr(changes, name)["visible"] for name in ("loading", "talk_mode", "blind_mode", "measure_mode"))
+    assert not changes._updates[tab.choice.panel]["visible"]
 
 
-def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, run, preferred, votes):
-    choice = Changes(tab.choice, tab.choice.choose(preferred.id)).against
+def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, run, preference_run, votes):
+    choice = Changes(tab.choice, tab.choice.choose(preference_run.id)).against
     assert choice["value"] == START
-    load(tab, preferred, START)
+    load(tab, preference_run, START)
     target = services.chat.state.target
     assert target.second.folder == run.folder.path
 
-    shown = tab._look("", Judging())[tab.talk.branches]
-    asked = ask(tab, "Why?", branches=shown["value"])
+    changes = tab._look("", Judging())[tab.talk.branches]
+    answer_changes = ask(tab, "Why?", branches=changes["value"])
 
-    assert [label for label, _ in shown["choices"]][:3] == [
+    assert [label for label, _ in changes["choices"]][:3] == [
         "All three",
         "Supervised and preferred",
         "Base and preferred",
     ]
-    assert [answer.branch for answer in asked.turns[0].answers] == ["base", "second", "tuned"]
-    names = [asked.transcript.index(words) for words in ("Base model", "Supervised: faq", "Preferred: plain answers")]
+    assert [answer.branch for answer in answer_changes.turns[0].answers] == ["base", "second", "tuned"]
+    names = [
+        answer_changes.transcript.index(words)
+        for words in ("Base model", "Supervised: faq", "Preferred: plain answers")
+    ]
     assert names == sorted(names)
-    assert vote(tab, asked.turns, "vote:0:tuned").transcript.count('aria-pressed="true"') == 1
-    assert {kept.sides[1].model.name for kept in votes.read().votes} == {"Base model", "Supervised: faq"}
-    assert {kept.sides[0].model.run for kept in votes.read().votes} == {preferred.id}
+    assert vote(tab, answer_changes.turns, "vote:0:tuned").transcript.count('aria-pressed="true"') == 1
+    assert {saved_vote.sides[1].model.name for saved_vote in votes.read().votes} == {"Base model", "Supervised: faq"}
+    assert {saved_vote.sides[0].model.run for saved_vote in votes.read().votes} == {preference_run.id}
     ask(tab, "Why?", branches=BASE_AND_SECOND)
-    assert services.chat.asked[-1].branches == ("base", "second")
+    assert services.chat.requests[-1].branches == ("base", "second")
 
 
-def test_any_two_of_three_are_judged_blindly(tab, services, run, preferred):
-    load(tab, preferred, START)
+def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run):
+    load(tab, preference_run, START)
     offered = tab._look("", Judging())[tab.blind.sides]
     assert [label for label, _ in offered["choices"]] == [
         "Preferred: plain answers and Supervised: faq", "Base model and Preferred: plain answers",
@@ -275,15 +278,15 @@ def test_any_two_of_three_are_judged_blindly(tab, services, run, preferred):
         assert "1 pair judged" in tab.blind._show_count(judging)[tab.blind.count]
     assert tab.blind._choose_sides("nonsense", Judging())[tab.blind.judging].sides == ""
     # Base and result alone are in one file, whatever else was loaded.
-    assert len(read_judgements(judgements_file(preferred.folder.path, None))) == 1
+    assert len(read_judgements(judgements_file(preference_run.folder.path, None))) == 1
     load(tab, run)
     assert not tab._look("", Judging())[tab.blind.sides]["visible"]
 
 
-def test_a_start_that_is_gone_is_not_offered(tab, services, run, preferred):
+def test_a_start_that_is_gone_is_not_offered(tab, services, run, preference_run):
     services.runs.delete(run.id)
 
-    choices = Changes(tab.choice, tab.choice.choose(preferred.id)).against
+    choices = Changes(tab.choice, tab.choice.choose(preference_run.id)).against
 
     assert START not in [value for _, value in choices["choices"]]
     assert choices["value"] == NOTHING

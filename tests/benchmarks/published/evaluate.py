@@ -111,14 +111,14 @@ def evaluate(points: Iterable[MeasuredPoint], unreadable: Iterable[Unreadable] =
     declined = [Declined(id=entry.id, tier="?", reason=entry.reason) for entry in unreadable]
     for point in points:
         try:
-            found = compare(point)
+            result = compare(point)
         except EngineError as error:
             declined.append(Declined(id=point.id, tier=point.tier, reason=error.what))
             continue
-        if not found:
+        if not result:
             reason = f"{point.measured_kind} in {point.measured_unit} has no counterpart in an estimate."
             declined.append(Declined(id=point.id, tier=point.tier, reason=reason))
-        comparisons.extend(found)
+        comparisons.extend(result)
     groups: dict[tuple[str, str, MeasuredKind], list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault((comparison.source, comparison.tier, comparison.kind), []).append(comparison)

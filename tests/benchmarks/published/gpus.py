@@ -28,11 +28,11 @@ def memory_of_gpu(name: str) -> int | None:
     """
     table = _memory_table()
     known = next((sizes for word in words_of_gpu(name) if (sizes := table.get(word))), ())
-    said = re.search(r"(\d+)\s*GI?B", name.upper())
-    if said is None:
+    match = re.search(r"(\d+)\s*GI?B", name.upper())
+    if match is None:
         return round(max(known) * GIB) if known else None
-    like = [size for size in known if abs(size / int(said[1]) - 1) <= _SAME_SIZE]
-    nearest = min(like, key=lambda size: abs(size - int(said[1])), default=int(said[1]) * _VISIBLE_SHARE)
+    like = [size for size in known if abs(size / int(match[1]) - 1) <= _SAME_SIZE]
+    nearest = min(like, key=lambda size: abs(size - int(match[1])), default=int(match[1]) * _VISIBLE_SHARE)
     return round(nearest * GIB)
 
 

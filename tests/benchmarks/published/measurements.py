@@ -91,8 +91,8 @@ class MeasuredPoint(_Entry):
         if not isinstance(values, dict):
             return values
         lifted = dict(values)
-        given = lifted.get("extra")
-        extra = given if isinstance(given, dict) else {}
+        value = lifted.get("extra")
+        extra = value if isinstance(value, dict) else {}
         lifted["double_quant"] = any(
             _is_on(place.get(key)) for place in (lifted, extra) for key in ("double_quant", "bnb_4bit_use_double_quant")
         )
@@ -108,9 +108,9 @@ class MeasuredPoint(_Entry):
         """Whether PyTorch's allocator was asked for expandable segments, by a setting or by a framework that does so."""
         versions = {name: version for name, version in self.versions.items() if version}
         words = f"{self.framework} {json.dumps([self.extra, versions])}".casefold()
-        said = re.search(r"expandable[ _-]?segments?\W*(true|yes|on|1|false|no|off|0)?", words)
-        if said is not None:
-            return said[1] not in ("false", "no", "off", "0")
+        match = re.search(r"expandable[ _-]?segments?\W*(true|yes|on|1|false|no|off|0)?", words)
+        if match is not None:
+            return match[1] not in ("false", "no", "off", "0")
         return any(name in self.framework.casefold() for name in _EXPANDING_FRAMEWORKS)
 
     @property

@@ -58,9 +58,9 @@ def known_sizes(model_id: str) -> PublishedSizes | None:
     if entry is not None:
         return PublishedSizes.model_validate(dict(entry.config))
     name = model_id.rsplit("/", 1)[-1].casefold()
-    found = next((sizes for part, sizes in _models_by_name().items() if part in name), None)
+    result = next((sizes for part, sizes in _models_by_name().items() if part in name), None)
     # Of these families one size has the bare name; larger ones add theirs.
-    return None if found is not None and _OTHER_SIZES.search(name) else found
+    return None if result is not None and _OTHER_SIZES.search(name) else result
 
 
 @cache

@@ -57,33 +57,33 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
     Raises:
         DeclinedError: If its sizes are neither given nor known.
     """
-    given = point.arch
+    value = point.arch
     transformers = point.version("transformers")
     experts_are_modules = transformers is None or transformers < (5,)
-    if given is None:
+    if value is None:
         sizes = known_sizes(point.model_id)
         if sizes is None:
             raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
         return published_shape(point.model_id, sizes, experts_are_modules=experts_are_modules)
     named = known_sizes(point.model_id)
-    model_type = given.model_type or (named.model_type if named else guess_model_type(point.model_id))
+    model_type = value.model_type or (named.model_type if named else guess_model_type(point.model_id))
     sizes = PublishedSizes(
         model_type=model_type,
-        hidden_size=given.hidden_size,
-        intermediate_size=given.intermediate_size,
-        num_hidden_layers=given.num_layers,
-        num_attention_heads=given.num_attention_heads,
-        num_key_value_heads=given.num_kv_heads,
-        head_dim=given.head_dim,
-        vocab_size=given.vocab_size,
-        tie_word_embeddings=given.tie_word_embeddings,
-        num_experts=given.num_experts or (named.num_experts if named else 0),
-        num_experts_per_tok=given.num_experts_per_tok or (named.num_experts_per_tok if named else 0),
-        moe_intermediate_size=given.moe_intermediate_size or (named.moe_intermediate_size if named else None),
-        max_position_embeddings=given.max_position_embeddings or (named.max_position_embeddings if named else None),
+        hidden_size=value.hidden_size,
+        intermediate_size=value.intermediate_size,
+        num_hidden_layers=value.num_layers,
+        num_attention_heads=value.num_attention_heads,
+        num_key_value_heads=value.num_kv_heads,
+        head_dim=value.head_dim,
+        vocab_size=value.vocab_size,
+        tie_word_embeddings=value.tie_word_embeddings,
+        num_experts=value.num_experts or (named.num_experts if named else 0),
+        num_experts_per_tok=value.num_experts_per_tok or (named.num_experts_per_tok if named else 0),
+        moe_intermediate_size=value.moe_intermediate_size or (named.moe_intermediate_size if named else None),
+        max_position_embeddings=value.max_position_embeddings or (named.max_position_embeddings if named else None),
         **dropouts_of(model_type),
     )
-    return published_shape(given.name or point.model_id, sizes, experts_are_modules=experts_are_modules)
+    return published_shape(value.name or point.model_id, sizes, experts_are_modules=experts_are_modules)
 
 
 def device_of_point(point: MeasuredPoint) -> Device:
@@ -161,8 +161,8 @@ def _adapter(point: MeasuredPoint) -> AdapterConfig:
 
 
 def _targets(point: MeasuredPoint) -> tuple[str, ...] | Literal["all-linear"]:
-    given = point.target_modules
-    names = tuple(re.findall(r"[\w.]+", given)) if isinstance(given, str) and "," in given else given
+    value = point.target_modules
+    names = tuple(re.findall(r"[\w.]+", value)) if isinstance(value, str) and "," in value else value
     if isinstance(names, str):
         named = re.sub(r"[\s_]", "-", names.strip().casefold())
         return "all-linear" if named in ("all-linear", "all", "") else (names.strip(),)
@@ -170,10 +170,10 @@ def _targets(point: MeasuredPoint) -> tuple[str, ...] | Literal["all-linear"]:
 
 
 def _method(point: MeasuredPoint) -> MethodKind:
-    found = method_kind(point.method)
-    if found is None:
+    result = method_kind(point.method)
+    if result is None:
         raise DeclinedError(f"the method {point.method} is not one that is modelled.")
-    return found[0]
+    return result[0]
 
 
 def _base_format(point: MeasuredPoint) -> BaseFormat:
@@ -182,17 +182,17 @@ def _base_format(point: MeasuredPoint) -> BaseFormat:
         raise DeclinedError(f"the quantization {point.quantization} is not one that is modelled.")
     if base == "dense":  # left out, where another setting says it
         named = base_format(point.base_dtype)
-        found = method_kind(point.method)
-        promised = found is not None and found[1]
+        result = method_kind(point.method)
+        promised = result is not None and result[1]
         return named if named in ("nf4", "fp4", "int8", "gptq") else "nf4" if promised else "dense"
     return base
 
 
 def _gptq_group_size(point: MeasuredPoint, shape: ModelShape) -> int:
     """Inputs that share a scale. Who publishes large checkpoints gives them one group a row, to save memory."""
-    given = point.extra.get("group_size")
-    if isinstance(given, int) and given:
-        return given
+    value = point.extra.get("group_size")
+    if isinstance(value, int) and value:
+        return value
     return -1 if shape.num_parameters > _LARGE_CHECKPOINT else 128
 
 
@@ -246,10 +246,10 @@ def _trl_prepares(point: MeasuredPoint) -> bool:
 
 
 def _checkpointing(point: MeasuredPoint) -> Literal["none", "reentrant", "non_reentrant"]:
-    given = point.grad_checkpointing
-    if given is False or is_nothing(str(given)):
+    value = point.grad_checkpointing
+    if value is False or is_nothing(str(value)):
         return "none"
-    words = str(given).casefold().replace(" ", "")
+    words = str(value).casefold().replace(" ", "")
     if "use_reentrant=false" in words or "non" in words:
         return "non_reentrant"
     if "use_reentrant=true" in words:

@@ -149,9 +149,9 @@ def test_harmless_patterns_mean_the_same_modules_as_peft_finds(values, tiny_mode
 
     resolved = PeftConfig.from_pretrained(str(folder))
     resolve_patterns(resolved, base_module_names(model), "adapter")
-    found = PeftModel.from_pretrained(model, str(folder), config=resolved).state_dict()
+    result = PeftModel.from_pretrained(model, str(folder), config=resolved).state_dict()
 
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+    assert {name: tuple(tensor.shape) for name, tensor in result.items()} == {
         name: tuple(tensor.shape) for name, tensor in expected.items()
     }
     assert not isinstance(resolved.target_modules, str)

@@ -25,21 +25,21 @@ def throttle():
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def module_institute(tmp_path_factory):
     with running_institute(tmp_path_factory.mktemp("institute")) as running:
         yield running
 
 
 @pytest.fixture
-def institute(served, throttle):
-    served.reset()
+def institute(module_institute, throttle):
+    module_institute.reset()
     throttle._limiter.storage.reset()
-    yield served
-    served.reset()
+    yield module_institute
+    module_institute.reset()
 
 
 @pytest.fixture
-def finished(tmp_path):
+def demo_with_run(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo)
     return with_sample(demo)

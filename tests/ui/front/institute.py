@@ -99,22 +99,24 @@ class Institute:
         return JSONResponse(document | self.discovery)
 
     async def _authorize(self, request: Request) -> Response:
-        asked = dict(request.query_params)
-        assert asked["response_type"] == "code"
-        assert asked["client_id"] == CLIENT
-        assert asked["code_challenge_method"] == "S256"
-        assert "openid" in asked["scope"].split()
-        self.sent.append(asked)
+        payload = dict(request.query_params)
+        assert payload["response_type"] == "code"
+        assert payload["client_id"] == CLIENT
+        assert payload["code_challenge_method"] == "S256"
+        assert "openid" in payload["scope"].split()
+        self.sent.append(payload)
         code = secrets.token_urlsafe(16)
-        self.codes[code] = asked
-        return RedirectResponse(f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}", 303)
+        self.codes[code] = payload
+        return RedirectResponse(
+            f"{payload['redirect_uri']}?{urlencode({'code': code, 'state': payload['state']})}", 303
+        )
 
     async def _token(self, request: Request) -> Response:
         form = dict(parse_qsl((await request.body()).decode()))
         asked = self.codes.pop(form.get("code", ""), None)  # once
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         client, _, secret = base64.b64decode(credentials).decode().partition(":")
-        given = (
+        setting = (
             (unquote(client), unquote(secret))
             if scheme == "Basic"
             else (form.get("client_id"), form.get("client_secret"))
@@ -122,7 +124,7 @@ class Institute:
         challenge = base64.urlsafe_b64encode(hashlib.sha256(form.get("code_verifier", "").encode()).digest())
         if (
             asked is None
-            or given != (CLIENT, SECRET)
+            or setting != (CLIENT, SECRET)
             or form.get("grant_type") != "authorization_code"
             or form.get("redirect_uri") != asked["redirect_uri"]
             or challenge.rstrip(b"=").decode() != asked["code_challenge"]

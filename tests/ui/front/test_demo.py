@@ -82,8 +82,8 @@ def test_a_failed_run_says_why_without_a_path(tmp_path):
     assert 'http-equiv="refresh"' not in page
 
 
-def test_a_finished_run_shows_figures_curve_tokens_and_answers(finished):
-    page = visit(finished).get("/").text
+def test_a_finished_run_shows_figures_curve_tokens_and_answers(demo_with_run):
+    page = visit(demo_with_run).get("/").text
     words = re.sub(r"<[^>]+>", " ", page)
 
     assert re.search(r"2\.71\s+→\s+to\s+0\.97", words)
@@ -102,8 +102,8 @@ def test_a_finished_run_shows_figures_curve_tokens_and_answers(finished):
     assert 'http-equiv="refresh"' not in page
 
 
-def test_the_ways_on_open_in_new_tabs(finished):
-    page = visit(finished).get("/").text
+def test_the_ways_on_open_in_new_tabs(demo_with_run):
+    page = visit(demo_with_run).get("/").text
 
     assert f'href="{SIGN_IN}" target="_blank" rel="noopener"' in page
     assert f'href="{DUPLICATE}" target="_blank" rel="noopener"' in page
@@ -127,15 +127,15 @@ def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
     assert not thread.is_alive()
 
 
-def test_who_is_not_admitted_is_told_why(finished):
-    answer = visit(finished, why="Your account <bea> is not admitted.").get("/")
+def test_who_is_not_admitted_is_told_why(demo_with_run):
+    answer = visit(demo_with_run, why="Your account <bea> is not admitted.").get("/")
 
     assert answer.status_code == 403
     assert 'role="alert">Your account &lt;bea&gt; is not admitted.' in answer.text
 
 
-def test_nothing_in_the_page_runs_or_comes_from_elsewhere(finished):
-    client = visit(finished, why="No.")
+def test_nothing_in_the_page_runs_or_comes_from_elsewhere(demo_with_run):
+    client = visit(demo_with_run, why="No.")
     for answer in (client.get("/"), client.get(DEMO), ask(client), ask(client, "")):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
@@ -147,24 +147,24 @@ def test_nothing_in_the_page_runs_or_comes_from_elsewhere(finished):
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_a_head_request_gets_no_body(finished):
-    answer = visit(finished).head(DEMO)
+def test_a_head_request_gets_no_body(demo_with_run):
+    answer = visit(demo_with_run).head(DEMO)
 
     assert (answer.status_code, answer.content) == (200, b"")
     assert int(answer.headers["content-length"]) > 1000
 
 
-def test_the_address_of_an_answer_can_be_opened_once_more(finished):
-    client = visit(finished)
+def test_the_address_of_an_answer_can_be_opened_once_more(demo_with_run):
+    client = visit(demo_with_run)
 
     assert client.get(ASK).content == client.get(DEMO).content
     assert client.post(DEMO, data={"prompt": "x"}).status_code == 405
 
 
-def test_the_page_is_made_once_for_many_visitors(finished, monkeypatch):
+def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
     made = []
     monkeypatch.setattr("ui.front.demo.render_demo", lambda view: made.append(view) or "<p>made</p>")
-    app = app_of(finished)
+    app = app_of(demo_with_run)
 
     async def visitors():
         transport = httpx.ASGITransport(app=app)
@@ -178,23 +178,23 @@ def test_the_page_is_made_once_for_many_visitors(finished, monkeypatch):
     assert len(made) == 1
 
 
-def test_nobody_waits_for_the_page_to_be_made_again(finished, monkeypatch):
+def test_nobody_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
     monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
     looking, let = threading.Event(), threading.Event()
-    read = finished.sample_of
+    read = demo_with_run.sample_of
 
     def slowly(run):
         looking.set()
         assert let.wait(300)
         return read(run)
 
-    app = app_of(finished)
+    app = app_of(demo_with_run)
 
     async def visitors():
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
             await client.get("/")
-            monkeypatch.setattr(finished, "sample_of", slowly)
+            monkeypatch.setattr(demo_with_run, "sample_of", slowly)
             first = asyncio.create_task(client.get("/"))
             assert await asyncio.to_thread(looking.wait, 300)
             second = await asyncio.wait_for(client.get("/"), 300)  # while the first is still at it
@@ -215,10 +215,10 @@ def test_the_page_follows_the_run(tmp_path, monkeypatch):
     assert "A finished run" in client.get("/").text
 
 
-def test_nothing_of_other_runs_is_shown(finished):
-    other = RunStore(finished.home, "bea")
+def test_nothing_of_other_runs_is_shown(demo_with_run):
+    other = RunStore(demo_with_run.home, "bea")
     run = write_run(other, a_config(run__name="secret of bea"), InventedRun(seed=9))
-    client = visit(finished)
+    client = visit(demo_with_run)
 
     for path in (
         f"{DEMO}?run={run.id}",
@@ -231,4 +231,4 @@ def test_nothing_of_other_runs_is_shown(finished):
         assert "secret of bea" not in answer.text
     answer = client.post(ASK, data={"prompt": "x", "run": run.id, "owner": "bea", "target": str(run.folder.path)})
     assert "secret of bea" not in answer.text
-    assert finished.chat.session.state.target.tuned.folder.parent.name == "demo"
+    assert demo_with_run.chat.session.state.target.tuned.folder.parent.name == "demo"

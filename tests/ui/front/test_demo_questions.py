@@ -28,7 +28,7 @@ class Untrusted(FakeChatSession):
         self.text = text
 
     def stream(self, request):
-        self.asked.append(request)
+        self.requests.append(request)
         for branch in request.branches:
             yield ChatChunk(branch=branch, text=self.text, tokens=1, tokens_per_second=1, prompt_tokens=3)
             yield ChatChunk(
@@ -55,11 +55,11 @@ class Slow(FakeChatSession):
         yield from super().stream(request)
 
 
-def test_a_question_is_answered_by_base_and_tuned(finished):
-    answer = ask(visit(finished), "What does <b>alpha</b> do?\r\nIn short.")
+def test_a_question_is_answered_by_base_and_tuned(demo_with_run):
+    answer = ask(visit(demo_with_run), "What does <b>alpha</b> do?\r\nIn short.")
 
     assert answer.status_code == 200
-    (request,) = finished.chat.session.asked[-1:]
+    (request,) = demo_with_run.chat.session.requests[-1:]
     assert [message.content for message in request.messages] == ["What does <b>alpha</b> do?\nIn short."]
     assert request.branches == ("base", "tuned")
     assert request.sampling.max_new_tokens == 64
@@ -86,10 +86,10 @@ def test_what_a_stranger_and_a_model_say_is_text(tmp_path):
     assert asked.text.count("(token limit)") == 2 + 2 * 3
 
 
-def test_a_question_is_asked_as_it_was_typed_but_for_what_nobody_types(finished):
-    ask(visit(finished), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
+def test_a_question_is_asked_as_it_was_typed_but_for_what_nobody_types(demo_with_run):
+    ask(visit(demo_with_run), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
 
-    assert finished.chat.session.asked[-1].messages[0].content == "می\u200cخواهم 👩\u200d🔬?"
+    assert demo_with_run.chat.session.requests[-1].messages[0].content == "می\u200cخواهم 👩\u200d🔬?"
 
 
 @pytest.mark.parametrize(
@@ -101,25 +101,25 @@ def test_a_question_is_asked_as_it_was_typed_but_for_what_nobody_types(finished)
         ("a" * 9000, 413, "The question is too long."),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused_in_words(finished, prompt, status, words):
-    before = len(finished.chat.session.asked)
+def test_a_question_that_cannot_be_asked_is_refused_in_words(demo_with_run, prompt, status, words):
+    before = len(demo_with_run.chat.session.requests)
 
-    answer = ask(visit(finished), prompt)
+    answer = ask(visit(demo_with_run), prompt)
 
     assert answer.status_code == status
     assert words in unescape(answer.text)
-    assert len(finished.chat.session.asked) == before
+    assert len(demo_with_run.chat.session.requests) == before
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "application/json", ""])
-def test_only_the_form_of_the_page_is_read(finished, kind):
-    answer = visit(finished).post(ASK, content=b"prompt=hello", headers={"Content-Type": kind})
+def test_only_the_form_of_the_page_is_read(demo_with_run, kind):
+    answer = visit(demo_with_run).post(ASK, content=b"prompt=hello", headers={"Content-Type": kind})
 
     assert answer.status_code == 415
     assert "Send the question with the form of this page." in answer.text
 
 
-def test_a_body_that_never_ends_is_not_read_to_its_end(finished):
+def test_a_body_that_never_ends_is_not_read_to_its_end(demo_with_run):
     read = []
 
     def parts():
@@ -127,18 +127,18 @@ def test_a_body_that_never_ends_is_not_read_to_its_end(finished):
             read.append(number)
             yield b"prompt=" + b"a" * 1_000
 
-    answer = visit(finished).post(ASK, content=parts(), headers=FORM)
+    answer = visit(demo_with_run).post(ASK, content=parts(), headers=FORM)
 
     assert answer.status_code == 413
 
 
 @pytest.mark.parametrize("body", [b"prompt=%ff%fe%00", b"&".join([b"prompt=x"] * 50), b"\xff\xfe", b"prompt"])
-def test_a_malformed_form_is_answered(finished, body):
-    assert visit(finished).post(ASK, content=body, headers=FORM).status_code in (200, 400)
+def test_a_malformed_form_is_answered(demo_with_run, body):
+    assert visit(demo_with_run).post(ASK, content=body, headers=FORM).status_code in (200, 400)
 
 
-def test_one_address_may_ask_some_questions_an_hour(finished):
-    client = visit(finished)
+def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
+    client = visit(demo_with_run)
     statuses = [ask(client).status_code for _ in range(21)]
 
     assert statuses == [200] * 20 + [429]
@@ -202,15 +202,19 @@ def test_questions_wait_in_a_short_line(tmp_path):
     async def visitors():
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            asked = [asyncio.create_task(client.post(ASK, data={"prompt": f"question {n}"})) for n in range(8)]
-            done, _ = await asyncio.wait(asked, timeout=300, return_when=asyncio.FIRST_COMPLETED)
+            requests = [asyncio.create_task(client.post(ASK, data={"prompt": f"question {n}"})) for n in range(8)]
+            done, _ = await asyncio.wait(requests, timeout=300, return_when=asyncio.FIRST_COMPLETED)
             while len(done) < 3:
-                more, _ = await asyncio.wait(set(asked) - done, timeout=300, return_when=asyncio.FIRST_COMPLETED)
+                more, _ = await asyncio.wait(set(requests) - done, timeout=300, return_when=asyncio.FIRST_COMPLETED)
                 assert more
                 done |= more
             page = await client.get("/")
             slow.let.set()
-            return [answer.status_code for answer in await asyncio.gather(*asked)], page, [one.result() for one in done]
+            return (
+                [answer.status_code for answer in await asyncio.gather(*requests)],
+                page,
+                [one.result() for one in done],
+            )
 
     statuses, page, refused = asyncio.run(visitors())
 
@@ -241,13 +245,13 @@ def test_a_question_does_not_wait_for_ever(tmp_path):
     assert "The questions of other visitors took too long." in second.text
 
 
-def test_questions_are_neither_logged_nor_saved(finished, caplog):
+def test_questions_are_neither_logged_nor_saved(demo_with_run, caplog):
     caplog.set_level("DEBUG")
     canary = "canary of a stranger 4711"
 
-    assert canary in ask(visit(finished), canary).text
+    assert canary in ask(visit(demo_with_run), canary).text
 
     assert canary not in caplog.text
-    files = [path for path in finished.home.root.rglob("*") if path.is_file()]
+    files = [path for path in demo_with_run.home.root.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if canary.encode() in path.read_bytes()]

@@ -57,17 +57,17 @@ def bea(lab):
 
 def routes_of(routes: list[BaseRoute], prefix: str = "") -> set[str]:
     """Every method and path that the page's app answers, with x for what varies."""
-    found: set[str] = set()
+    matches: set[str] = set()
     for route in routes:
         if isinstance(route, Mount):
-            found |= routes_of(list(route.routes), prefix + route.path)
+            matches |= routes_of(list(route.routes), prefix + route.path)
         elif hasattr(route, "original_router"):  # FastAPI's, of a router that is included
-            found |= routes_of(route.original_router.routes, prefix)
+            matches |= routes_of(route.original_router.routes, prefix)
         elif isinstance(route, Route):
             path = prefix + re.sub(r"\{[^}]*\}", "x", route.path)
-            found |= {f"{method} {path}" for method in route.methods or {"GET"}}
-            found |= {f"{method} {path}" for method in ("GET", "POST")}
-    return found
+            matches |= {f"{method} {path}" for method in route.methods or {"GET"}}
+            matches |= {f"{method} {path}" for method in ("GET", "POST")}
+    return matches
 
 
 @pytest.fixture(scope="module")

@@ -85,10 +85,10 @@ class Visitor:
                 self._ask(dependency, {})
 
     def press(self, button: str, **values: object) -> None:
-        given = {self.ids[name.replace("_", "-")]: value for name, value in values.items()}
+        settings = {self.ids[name.replace("_", "-")]: value for name, value in values.items()}
         for dependency in self.config["dependencies"]:
             if [self.ids[button], "click"] in dependency["targets"] and dependency["backend_fn"]:
-                self._ask(dependency, given)
+                self._ask(dependency, settings)
 
     def _ask(self, dependency: dict[str, Any], given: dict[int, object]) -> None:
         presents = {part["id"]: part["props"].get("value") for part in self.config["components"]}
@@ -177,8 +177,8 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         assert work is not None, page.answers[-1]
         assert work.ended.wait(300)
         assert work.error is None
-        found = resolve_model(ModelConfig(id=MODEL), own, part=ModelPart.WEIGHTS)
-        assert Path(found.location).is_relative_to(own.own_models)
+        result = resolve_model(ModelConfig(id=MODEL), own, part=ModelPart.WEIGHTS)
+        assert Path(result.location).is_relative_to(own.own_models)
 
         page.press("own-dataset-download", own_dataset=DATASET, own_dataset_revision="", own_dataset_token=TOKEN)
         fetched = lab.pages._pages["ann"].services.own_datasets.work

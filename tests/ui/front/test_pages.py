@@ -127,7 +127,7 @@ def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
     with running_lab(tmp_path) as lab:
         lab.add("root", "admin")
         lab.add("ann")
-        with lab.signed_in("ann") as ann, PageClient.opened(ann, read_config(ann)):
+        with lab.signed_in("ann") as ann, PageClient.open(ann, read_config(ann)):
             left = weakref.ref(blocks_of(lab, "ann"))
         lab.accounts.disable("ann")
         wait_until(lambda: "ann" not in lab.pages._pages)
@@ -141,13 +141,13 @@ def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
 
 def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
     now, known = [0.0], KnownFits(lambda: now[0])
-    asked = []
+    requests = []
     device = a_device()
     free = device.free_bytes
     lora, four_bit, full = METHODS_JUDGED
 
     def estimate():
-        asked.append(free)
+        requests.append(free)
         return (
             MethodNeed(method=lora, needed_bytes=free, expected_bytes=free - 2**30),
             MethodNeed(method=four_bit, needed_bytes=free // 2, expected_bytes=free // 3),
@@ -158,7 +158,7 @@ def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
         assert known.find("a/model", device, estimate) == ("fits", "fits", None)
     assert known.find("a/model", replace(device, free_bytes=free - 1), estimate) == ("tight", "fits", None)
     assert known.find("a/model", replace(device, free_bytes=1), estimate) == ("does_not_fit", "does_not_fit", None)
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_a_model_that_could_not_be_read_is_read_again_after_a_while():

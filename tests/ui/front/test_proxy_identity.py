@@ -61,13 +61,13 @@ def ask(path, method, url, names=(), token=None, **form):
 
 
 def token_of(answer):
-    found = re.search(f"{COOKIE}=([^;]+);", answer.headers.get("set-cookie", ""))
-    return found[1] if found else None
+    match = re.search(f"{COOKIE}=([^;]+);", answer.headers.get("set-cookie", ""))
+    return match[1] if match else None
 
 
 def person_in(path, token, names=()):
-    found = re.search(r"Signed in as <b>([^<]+)</b>", ask(path, "GET", "/account", names, token).text)
-    return found[1] if found else None
+    match = re.search(r"Signed in as <b>([^<]+)</b>", ask(path, "GET", "/account", names, token).text)
+    return match[1] if match else None
 
 
 def test_an_invited_person_joins_and_signs_in_under_the_name_of_the_proxy(path, accounts, home):

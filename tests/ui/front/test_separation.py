@@ -208,12 +208,12 @@ def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
     with lab.signed_in("ann") as ann:
         ann.get("/")
     inspector = next(one for one in INSPECTORS if one._home.owner == "ann")
-    said = set()
+    texts = set()
     for source in (str(secret), str(secret) + "-not-there", "../bea/secret.jsonl", "/etc/passwd"):
         with pytest.raises(DatasetError) as refused:
             inspector.preview(DatasetConfig(source=source))
-        said.add(str(refused.value))
-    assert len(said) == 1
+        texts.add(str(refused.value))
+    assert len(texts) == 1
 
 
 def test_what_a_page_computes_is_kept_with_its_person(lab):
@@ -226,8 +226,8 @@ def test_what_a_page_computes_is_kept_with_its_person(lab):
     finally:
         inspector.close()
 
-    kept = [path for path in (lab.home.root / "page-cache").rglob("*") if path.is_file()]
-    assert [path for path in kept if path.is_relative_to(own.cache)]
+    remaining = [path for path in (lab.home.root / "page-cache").rglob("*") if path.is_file()]
+    assert [path for path in remaining if path.is_relative_to(own.cache)]
     assert not (lab.home.of("bea").cache / "datasets").exists()
     assert not (lab.home.shared_cache / "datasets").exists()
 

@@ -64,7 +64,7 @@ def news_of(lab, name, question, seen=""):
 
 def test_each_new_step_reaches_those_who_look(lab, run):
     share(lab, run)
-    with lab.signed_in("bea") as http, PageClient.opened(http, read_config(http)) as page:
+    with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
         look(page, run)
         assert not page.ask("shared-live"), "nothing has happened since the look"
         question = page.value("shared-live")
@@ -79,7 +79,7 @@ def test_each_new_step_reaches_those_who_look(lab, run):
 
 def test_the_end_of_a_run_brings_all_of_it_and_ends_the_questions(lab, run):
     share(lab, run)
-    with lab.signed_in("bea") as http, PageClient.opened(http, read_config(http)) as page:
+    with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
         look(page, run)
         state = run.folder.read_state()
         run.folder.write_state(state.model_copy(update={"state": "completed"}))
@@ -91,7 +91,7 @@ def test_the_end_of_a_run_brings_all_of_it_and_ends_the_questions(lab, run):
 
 def test_what_is_no_longer_shared_is_gone_from_the_page(lab, run):
     share(lab, run)
-    with lab.signed_in("bea") as http, PageClient.opened(http, read_config(http)) as page:
+    with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
         look(page, run)
         question = page.value("shared-live")
         share(lab, run, False)
@@ -104,7 +104,7 @@ def test_what_is_no_longer_shared_is_gone_from_the_page(lab, run):
 
 def test_an_admin_looks_once_into_what_is_not_shared(lab, run):
     log = audit_log_path(lab.home)
-    with lab.signed_in("root") as http, PageClient.opened(http, read_config(http)) as page:
+    with lab.signed_in("root") as http, PageClient.open(http, read_config(http)) as page:
         look(page, run)
         assert page.value("shared-live") == ""
     assert log.read_text().count(f'"ann/{run.id}"') == 1

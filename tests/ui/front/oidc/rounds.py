@@ -33,8 +33,8 @@ def start(browser, purpose="sign in", **form):
     """Press the button; returns the address at the provider, or the answer where there is none."""
     browser.cookies.delete(ROUND_COOKIE)
     answer = browser.post("/sign-in/with", data={"for": purpose, **form})
-    found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', answer.text)
-    return unescape(found[1]) if found else answer
+    match = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', answer.text)
+    return unescape(match[1]) if match else answer
 
 
 def visit(institute, address):
@@ -62,8 +62,8 @@ def go(lab, institute, browser, purpose="sign in", **form):
 
 def person_in(browser):
     """Whose account page a browser gets; None for none."""
-    found = re.search(r"Signed in as <b>([^<]+)</b>", browser.get("/account").text)
-    return found[1] if found else None
+    match = re.search(r"Signed in as <b>([^<]+)</b>", browser.get("/account").text)
+    return match[1] if match else None
 
 
 def log_of(lab):

@@ -7,9 +7,9 @@ from tests.ui.front.space.stand_in import space_at
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, served, throttle):
+def lab(tmp_path_factory, module_institute, throttle):
     def make(origin):
-        return space_at(origin, served.issuer, served.trust)
+        return space_at(origin, module_institute.issuer, module_institute.trust)
 
     with running_lab(tmp_path_factory.mktemp("space"), space_at=make, behind_proxy=True) as running:
         yield running

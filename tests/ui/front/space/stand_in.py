@@ -30,12 +30,12 @@ class FakeDemo:
 
 def environment_at(origin, issuer, **changes):
     """A Space of Ann's that lets in bea and the organization gpu-lab."""
-    given = {
+    settings = {
         "space_id": "Ann/loratory", "host": origin.removeprefix("https://"), "creator": CREATOR, "author": "Ann",
         "client_id": CLIENT, "client_secret": SECRET, "scopes": ("openid", "profile", "jobs"), "provider": issuer,
         "admitted": frozenset({"bea", "gpu-lab"}),
     }  # fmt: skip
-    return SpaceEnvironment(**{**given, **changes})
+    return SpaceEnvironment(**{**settings, **changes})
 
 
 def space_at(origin, issuer, trust=None, demo=None, **changes):

@@ -73,9 +73,9 @@ def test_the_creator_signs_in_as_admin_and_may_change_rights_at_once(lab, instit
 def test_confirming_needs_the_same_account_and_no_second_sign_in_there(lab, institute):
     with lab.browser() as browser:
         sign_in(lab, institute, browser, CREATOR, "Ann")
-        asked = len(institute.sent)
+        request_count = len(institute.sent)
         assert go(lab, institute, browser, "confirm").headers["location"] == "/account?confirmed=1"
-        assert "prompt" not in institute.sent[asked]
+        assert "prompt" not in institute.sent[request_count]
         institute.user = "another"
         assert go(lab, institute, browser, "confirm").status_code == 403
 
@@ -188,12 +188,12 @@ def test_a_frame_of_the_spaces_page_shows_the_demo_even_with_a_session(lab, inst
         sign_in(lab, institute, browser, "sub-bea", "bea")
         del browser.headers["Origin"]
         for headers in (FRAME, {**FRAME, "Sec-Fetch-Site": "same-origin"}, {**FRAME, "Sec-Fetch-Dest": "embed"}):
-            shown = browser.get("/", headers=headers)
+            answer = browser.get("/", headers=headers)
             is_frame = headers["Sec-Fetch-Dest"] == "iframe"
-            assert shown.status_code == (200 if is_frame else 403)
-            assert "gradio" not in shown.text.lower()
-            assert shown.headers["content-security-policy"].endswith("frame-ancestors https://huggingface.co")
-            assert "x-frame-options" not in shown.headers
+            assert answer.status_code == (200 if is_frame else 403)
+            assert "gradio" not in answer.text.lower()
+            assert answer.headers["content-security-policy"].endswith("frame-ancestors https://huggingface.co")
+            assert "x-frame-options" not in answer.headers
         for path in ("/config", "/account", "/sign-in", "/theme.css", "/demo", "/oidc/callback"):
             assert browser.get(path, headers=FRAME).status_code == 403, path
 
@@ -275,16 +275,18 @@ def test_what_would_be_lost_is_said_to_each_person(lab, institute):
         sign_in(lab, institute, bea, "sub-bea", "bea")
         sign_in(lab, institute, ann, CREATOR, "Ann")
         bea.get("/"), ann.get("/")
-        said = {name: lab.pages._pages[name].services.notice() for name in ("bea", "ann")}
-    assert "2 checkpoints are not mirrored yet." in said["bea"]
-    assert "mirrored" not in said["ann"]
+        answers = {name: lab.pages._pages[name].services.notice() for name in ("bea", "ann")}
+    assert "2 checkpoints are not mirrored yet." in answers["bea"]
+    assert "mirrored" not in answers["ann"]
     assert "LORATORY_ADMITTED" in lab.pages._pages["ann"].services.lab.who_gets_in
 
 
-def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, served, institute, throttle):
+def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, module_institute, institute, throttle):
     with (
         running_lab(
-            tmp_path, fake_services_of, space_at=lambda origin: space_at(origin, served.issuer, served.trust)
+            tmp_path,
+            fake_services_of,
+            space_at=lambda origin: space_at(origin, module_institute.issuer, module_institute.trust),
         ) as first,
         first.browser() as browser,
     ):
@@ -296,7 +298,7 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, s
     with running_lab(
         tmp_path,
         fake_services_of,
-        space_at=lambda origin: space_at(origin, served.issuer, served.trust, admitted=frozenset()),
+        space_at=lambda origin: space_at(origin, module_institute.issuer, module_institute.trust, admitted=frozenset()),
     ) as second:
         with second.browser(token) as browser:
             assert browser.get("/config").status_code == 401
@@ -311,19 +313,19 @@ class Bucket:
     """A mirror that notes what is asked of it."""
 
     def __init__(self, home, refuses=False):
-        self.home, self.refuses, self.asked = home, refuses, []
+        self.home, self.refuses, self.requests = home, refuses, []
 
     def restore(self):
-        self.asked.append("restore")
+        self.requests.append("restore")
         assert not (self.home.root / FILE_NAME).exists(), "before anything is opened"
         if self.refuses:
             raise PushError("The bucket is another Space's.", "Name another.")
 
     def start(self):
-        self.asked.append("start")
+        self.requests.append("start")
 
     def stop(self, deadline_seconds):
-        self.asked.append(f"stop {deadline_seconds:g}")
+        self.requests.append(f"stop {deadline_seconds:g}")
         return True
 
     def unsaved(self, owner):
@@ -338,16 +340,16 @@ def open_space_app(monkeypatch, home, mirror):
 def test_a_space_is_restored_first_and_mirrored_to_its_end(monkeypatch, home):
     mirror = Bucket(home)
     with open_space_app(monkeypatch, home, mirror) as space:
-        assert mirror.asked == ["restore", "start"]
+        assert mirror.requests == ["restore", "start"]
         assert space.unsaved_words("ann") == "A restart of this Space would lose all of “first of ann”."
-    assert mirror.asked == ["restore", "start", "stop 7"]
+    assert mirror.requests == ["restore", "start", "stop 7"]
 
 
 def test_a_space_whose_runs_cannot_be_brought_back_does_not_start_on_an_empty_disk(monkeypatch, home):
     mirror = Bucket(home, refuses=True)
     with pytest.raises(PushError, match="another Space"), open_space_app(monkeypatch, home, mirror):
         raise AssertionError("it was opened")
-    assert mirror.asked == ["restore"]
+    assert mirror.requests == ["restore"]
 
 
 def test_without_a_bucket_people_are_told_that_nothing_is_kept(monkeypatch, home):

@@ -34,8 +34,14 @@ def start_space(folder, **changes):
     """A server as Hugging Face starts it, once it answers, with its address and its log."""
     reserved = bound_socket("127.0.0.1", 0)  # until the end: one that is free again goes to whoever asks
     port = reserved.getsockname()[1]
-    given = {**os.environ, **GIVEN, "LORATORY_BUCKET": "", "MY_PASSWORD": CANARY, "LORATORY_HOME": str(folder / "home")}
-    environment = {name: value for name, value in {**given, **changes}.items() if value}
+    settings = {
+        **os.environ,
+        **GIVEN,
+        "LORATORY_BUCKET": "",
+        "MY_PASSWORD": CANARY,
+        "LORATORY_HOME": str(folder / "home"),
+    }
+    environment = {name: value for name, value in {**settings, **changes}.items() if value}
     command, log = [sys.executable, "app.py", "--port", str(port)], folder / "log"
     with (
         reserved,
@@ -91,8 +97,8 @@ def signed_in(url, institute):
 
 
 def cookie_of(answer, name):
-    (found,) = (one.partition(";")[0] for one in answer.headers.get_list("set-cookie") if one.startswith(f"{name}="))
-    return found
+    (result,) = (one.partition(";")[0] for one in answer.headers.get_list("set-cookie") if one.startswith(f"{name}="))
+    return result
 
 
 @pytest.mark.e2e
