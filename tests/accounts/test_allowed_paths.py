@@ -173,7 +173,7 @@ def test_only_what_was_uploaded_becomes_an_upload(home, attack):
     assert (home.root / "uploads" / "bea" / "secret.jsonl").exists()
 
 
-def test_what_exists_and_what_does_not_are_refused_alike(home):
+def test_what_exists_and_what_does_not_are_refused_the_same_way(home):
     pairs = (
         ("/etc/passwd", "/etc/nothing-there"),
         (f"{home.root}/uploads/bea/secret.jsonl", f"{home.root}/uploads/bea/no"),
@@ -205,7 +205,7 @@ def test_own_files_and_the_labs_are_read(home):
     assert lab_problems(config, home) == []
 
 
-def test_names_on_the_hub_are_no_paths_whatever_lies_in_the_working_folder(home, tmp_path, monkeypatch):
+def test_names_on_the_hub_are_not_paths_whatever_lies_in_the_working_folder(home, tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     config = a_config(dataset__source="owner/name", model__id="owner/name")
@@ -214,7 +214,7 @@ def test_names_on_the_hub_are_no_paths_whatever_lies_in_the_working_folder(home,
     assert with_allowed_paths(config, home) == config
 
 
-def test_the_run_of_another_is_no_start(home):
+def test_the_run_of_another_is_not_a_start(home):
     (foreign,) = RunStore(home, "bea").ids()
     problems = lab_problems(a_config(adapter__warm_start=foreign), home)
     assert [problem.field for problem in problems] == ["adapter.warm_start"]

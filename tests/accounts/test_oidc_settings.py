@@ -61,7 +61,7 @@ def test_a_file_that_is_missing_is_named(tmp_path):
         read_oidc_settings(tmp_path / "none.yaml")
 
 
-def test_without_a_rule_nobody_is_admitted_and_groups_may_be_objects_with_ids():
+def test_without_a_rule_no_one_is_admitted_and_groups_may_be_objects_with_ids():
     claims = {"email": "a@b.example", "email_verified": True, "groups": ["x"], "orgs": [{"sub": "5e67", "name": "lab"}]}
     assert not MemberRule().admits((claims,))
     assert MemberRule(groups=("5e67",), group_claim="orgs").admits((claims,))

@@ -24,7 +24,7 @@ def test_a_token_finds_its_person_as_the_account_is_now(ann, sessions, accounts,
 
 
 @pytest.mark.parametrize("forged", ["", "x", "A" * 43, "\ud800"])
-def test_other_tokens_find_nobody(ann, sessions, forged):
+def test_other_tokens_find_no_one(ann, sessions, forged):
     sessions.begin(ann, "", "")
     assert sessions.find(forged) is None
 

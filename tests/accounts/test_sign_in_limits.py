@@ -55,7 +55,7 @@ def test_the_right_password_clears_the_wrong_ones():
     assert attempts(throttle, "10.0.0.3", "ann", 9) == 9
 
 
-def test_the_message_says_when_to_try_again():
+def test_the_message_reports_when_to_try_again():
     throttle = SignInThrottle()
     attempts(throttle, "10.0.0.1", "ann", 10)
     with pytest.raises(ThrottledError) as refused:

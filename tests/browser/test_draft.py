@@ -35,7 +35,7 @@ def set_up(page: Page) -> None:
     expect(page.locator("#presets button").first).to_be_visible()
 
 
-def test_a_preset_leaves_a_page_that_can_start_or_says_what_keeps_it(page):
+def test_a_preset_leaves_a_page_that_can_start_or_reports_what_keeps_it(page):
     """One of each kind: `tests/ui/test_train_tab.py` has them all."""
     set_up(page)
     for name, starts in (("quickstart-cpu-qlora", True), ("qwen3-8b-qlora-12gb", False)):

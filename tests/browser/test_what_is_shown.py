@@ -46,7 +46,7 @@ def load_run(page: Page, words: str) -> None:
     expect(page.locator("#chat-state")).to_contain_text(re.compile(f"{re.escape(words)}.* is loaded"))
 
 
-def test_a_pair_of_answers_goes_when_somebody_loads_another_run(page, browser, address):
+def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, address):
     load_run(page, "faq, rank 16")
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
@@ -161,7 +161,7 @@ def test_open_in_train_shows_the_run_that_it_names(page):
     expect(page.locator("#follow-run input")).to_have_value(re.compile("first try"))
 
 
-def test_the_log_shows_its_end_and_holds_still_while_somebody_reads_above(kept_page, services):
+def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_page, services):
     page = kept_page
     run = services.launcher.start(a_config(run__name="says much", training__max_steps=ENDLESS))
     lines = [f"line {number} of the log" for number in range(200)]

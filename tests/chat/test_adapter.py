@@ -128,7 +128,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_that_does_not_fit(tiny
         load_base(tiny_model_folder).attach(plan(adapters["lora"]), "tuned")
 
 
-def test_an_adapter_of_another_size_of_model_is_refused_in_words(tiny_model_folder, tmp_path):
+def test_an_adapter_of_another_size_of_model_is_refused_with_a_message(tiny_model_folder, tmp_path):
     wider = make_tiny_model(tmp_path / "wider", hidden_size=96)
     adapter = make_adapter(wider, tmp_path / "run-7", lora())
 

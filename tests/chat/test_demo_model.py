@@ -64,7 +64,7 @@ def generate(folder: str, adapter, dtype: torch.dtype, ids: tuple[int, ...]) -> 
     return AutoTokenizer.from_pretrained(folder).decode(out[0, len(ids) :], skip_special_tokens=True)
 
 
-def test_side_by_side_says_what_generate_says(session, demo_home, folder, adapter):
+def test_side_by_side_gives_what_generate_gives(session, demo_home, folder, adapter):
     model = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
     ids = session.prompt(QUESTION).ids
 

@@ -83,7 +83,7 @@ def ask(session: ChatSession, *branches: str, sampling=SHORT):
     return list(session.stream(ChatRequest(messages=QUESTION, branches=branches, sampling=sampling)))
 
 
-def test_a_session_begins_empty_and_says_so(home):
+def test_a_session_begins_empty_and_reports_it(home):
     session = ChatSession(home)
 
     assert session.state.phase == "empty"
@@ -309,7 +309,7 @@ def test_unloading_ends_a_loading(session, target):
     assert session.state.phase == "empty"
 
 
-def test_a_device_that_somebody_else_holds_is_not_taken(session, target, monkeypatch):
+def test_a_device_that_another_person_holds_is_not_taken(session, target, monkeypatch):
     session.unload()
     monkeypatch.setattr("engine.chat.session._LEAVING_SECONDS", 0.1)
     other = ProcessIdentity.current()

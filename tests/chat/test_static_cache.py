@@ -289,7 +289,9 @@ def test_caches_and_graphs_are_dropped_when_adapters_change(tiny_model_folder, t
 
 
 @pytest.mark.parametrize("config", [prefix_tuning(), prompt_tuning()], ids=["prefix", "prompt"])
-def test_virtual_tokens_keep_a_growing_cache_and_the_log_says_so(config, tiny_model_folder, tokenizer, tmp_path, capfd):
+def test_virtual_tokens_keep_a_growing_cache_and_the_log_reports_it(
+    config, tiny_model_folder, tokenizer, tmp_path, capfd
+):
     base = load(tiny_model_folder)
     folder = make_adapter(tiny_model_folder, tmp_path / "virtual", config)
     adapter = base.attach(PlannedWeights(folder=folder, name="virtual", method="prefix_tuning"), "tuned")

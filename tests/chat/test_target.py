@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         plan_load(ChatTarget.of_run(run, "step-10"))
 
 
-def test_a_run_without_an_adapter_says_so_and_offers_its_checkpoints(tmp_path):
+def test_a_run_without_an_adapter_reports_it_and_offers_its_checkpoints(tmp_path):
     with pytest.raises(RunError, match=r"The run run-1 has no adapter yet\. Wait for its first checkpoint"):
         plan_load(ChatTarget.of_run(write_run(tmp_path / "run-1", finished=False)))
     with pytest.raises(RunError, match=r"Choose one of its checkpoints: step-10, step-5\."):
@@ -201,7 +201,7 @@ def test_a_damaged_adapter_configuration_is_reported(tmp_path, text):
         plan_load(ChatTarget.of_run(adapter))
 
 
-def test_no_message_tells_where_somebody_keeps_files(tmp_path):
+def test_no_message_tells_where_someone_keeps_files(tmp_path):
     (tmp_path / "secret" / "base-a").mkdir(parents=True)
     (tmp_path / "secret" / "base-b").mkdir()
     adapter = write_adapter(tmp_path / "one", base_model_name_or_path=str(tmp_path / "secret" / "base-a"))

@@ -132,7 +132,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_former_one_in_place(worker, ada
     assert [chunk["text"] for chunk in after] == [chunk["text"] for chunk in before]
 
 
-def test_two_adapters_answer_beside_their_base(worker, adapters, tiny_model_folder, tmp_path):
+def test_two_adapters_answer_next_to_their_base(worker, adapters, tiny_model_folder, tmp_path):
     other = make_adapter(tiny_model_folder, tmp_path / "other", lora(r=8), seed=9)
     target = ChatTarget(tuned=AdapterChoice(folder=adapters["lora"]), second=AdapterChoice(folder=other))
 
@@ -185,7 +185,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tin
         load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
 
 
-def test_a_gpu_that_torch_does_not_see_is_refused_in_words(worker, tiny_model_folder, monkeypatch):
+def test_a_gpu_that_torch_does_not_see_is_refused_with_a_message(worker, tiny_model_folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)

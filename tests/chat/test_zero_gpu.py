@@ -115,7 +115,7 @@ def test_the_space_reports_its_function_before_the_page(api, home):
     assert api.requests == [("/startup-report", {})]
 
 
-def test_a_report_that_fails_is_said_in_words(tmp_path, monkeypatch):
+def test_a_report_that_fails_is_reported_with_a_message(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.chat.zero_gpu.WORKER_MODULE", "engine.chat.worker.no_such_module")
     with pytest.raises(DeviceError, match=r"could not register.*See report.log"):
         ZeroGpu({"SPACES_ZERO_GPU": "true"}).report(tmp_path / "report.log")
@@ -149,7 +149,7 @@ def test_two_answers_at_once_get_a_gpu_each(session, api):
         (Refusal(500), TOKEN, "ZeroGPU cannot be used"),
     ],
 )
-def test_a_refusal_is_said_in_words(session, api, home, refusal, token, words):
+def test_a_refusal_is_reported_with_a_message(session, api, home, refusal, token, words):
     api.refusal = refusal
     with pytest.raises(DeviceError, match=words):
         ask(session, gpu_token=token)

@@ -29,7 +29,7 @@ def test_overrides_apply_and_all_their_mistakes_are_reported(home, tmp_path):
     assert {problem.field for problem in refused.value.problems} == {"adapter.r", "training.learning_rate"}
 
 
-def test_a_name_that_is_nothing_says_what_there_is(home):
+def test_a_name_that_is_nothing_reports_what_there_is(home):
     with pytest.raises(ConfigError, match="there is no file, preset or run 'nosuch'"):
         load_config_argument("nosuch", (), home)
     with pytest.raises(StorageError, match=r"nosuch\.yaml cannot be read"):

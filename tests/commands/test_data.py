@@ -39,7 +39,7 @@ def file(tmp_path):
 MAP = ("--map", "instruction=q", "--map", "output=a")
 
 
-def test_inspect_without_a_model_counts_rows_and_says_that_it_counts_no_tokens(run, file):
+def test_inspect_without_a_model_counts_rows_and_reports_that_it_counts_no_tokens(run, file):
     report = json.loads(run("inspect", file, *MAP, "--json").stdout)
 
     assert report.keys() >= REPORT_KEYS
@@ -119,7 +119,7 @@ def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypat
         ((), None, ""),
     ],
 )
-def test_wrong_arguments_are_reported_in_words(run, file, arguments, error, words):
+def test_wrong_arguments_are_reported_with_a_message(run, file, arguments, error, words):
     result = run("inspect", file, *arguments)
 
     if error is None:

@@ -73,7 +73,7 @@ def test_another_device_is_judged_by_its_name(home, tmp_path, tiny_model_folder,
     assert run(["estimate", config, "--device", "T4", "--measure"], capsys)[0] == 2
 
 
-def test_a_measured_step_stands_beside_its_prediction(home, tmp_path, tiny_model_folder, capsys, monkeypatch):
+def test_a_measured_step_is_next_to_its_prediction(home, tmp_path, tiny_model_folder, capsys, monkeypatch):
     def measured(job, on_progress):
         estimate = job._estimate
         return MeasuredStep(

@@ -97,7 +97,7 @@ def test_runs_are_listed_newest_first_and_filtered(store, loratory):
     assert "Evening" in text
 
 
-def test_an_empty_list_says_what_to_do(loratory, home):
+def test_an_empty_list_reports_what_to_do(loratory, home):
     assert "loratory train quickstart-cpu" in loratory("runs")[1]
     assert json.loads(loratory("runs", "--json")[1]) == []
 
@@ -149,7 +149,7 @@ def test_a_running_run_is_not_deleted(store, loratory, server):
     wait_for_state(run, "stopped")
 
 
-def test_deleting_asks_first_and_does_nothing_where_nobody_answers(store, loratory, monkeypatch):
+def test_deleting_asks_first_and_does_nothing_where_no_one_answers(store, loratory, monkeypatch):
     run = make_ended_run(store)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
 
@@ -181,7 +181,7 @@ def test_a_run_that_is_not_there_is_two_sentences(loratory, home, command):
     assert err == "There is no run '20260101-000000-000-abcd'. List the runs with `loratory runs`.\n"
 
 
-def test_stopping_what_has_ended_says_so(store, loratory):
+def test_stopping_what_has_ended_reports_it(store, loratory):
     run = make_ended_run(store)
     code, _, err = loratory("stop", run.id)
     assert code == 1

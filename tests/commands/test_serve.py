@@ -40,7 +40,7 @@ def run_id(home, tiny_model_folder) -> str:
     return run.id
 
 
-def test_a_run_is_served_under_its_id_and_says_where(calls_to_serve, run_id, capsys):
+def test_a_run_is_served_under_its_id_and_reports_where(calls_to_serve, run_id, capsys):
     assert run_command(["serve", run_id, "--port", "8123", "--json"], MODULES) == 0
 
     ((model, host, port),) = calls_to_serve

@@ -149,7 +149,7 @@ def test_missing_sections_are_named():
         ("", "holds no settings"),
     ],
 )
-def test_yaml_that_is_no_configuration_is_refused_in_words(text, words):
+def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, words):
     with pytest.raises(ConfigError, match=words):
         config_from_mapping(mapping_from_yaml(text))
 
@@ -184,7 +184,7 @@ def test_scientific_notation_is_a_number_with_or_without_a_point():
     )
 
 
-def test_overrides_that_are_no_settings_are_refused_together():
+def test_overrides_that_are_not_settings_are_refused_together():
     with pytest.raises(ConfigError) as error_info:
         with_overrides(MINIMAL, ["max_steps=3", "training.max_steps", "training..x=1"])
 
@@ -250,7 +250,7 @@ def test_methods_are_called_as_people_call_them(overrides, name):
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_biases_beside_quantized_weights_are_refused_with_the_reason(bias):
+def test_biases_next_to_quantized_weights_are_refused_with_the_reason(bias):
     problems = problems_of(f"adapter.bias={bias}", "model.quantization=nf4")
 
     assert set(problems) == {"adapter.bias"}

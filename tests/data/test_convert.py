@@ -206,7 +206,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("row", "kind", "words"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_row_that_cannot_be_learned_from_says_why(row, kind, words):
+def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, words):
     names = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "text": "text"}
     format_ = next(format_ for column, format_ in names.items() if column in row)
 

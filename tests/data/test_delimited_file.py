@@ -82,7 +82,7 @@ def test_a_quoted_cell_continues_after_a_quote_that_is_ordinary(tmp_path):
     ]
 
 
-def test_what_follows_a_closed_quote_is_no_part_of_its_row(tmp_path):
+def test_what_follows_a_closed_quote_is_not_part_of_its_row(tmp_path):
     """The second line closes the quote of the first, and an ordinary quotation mark stands on it."""
     records = list(reader_of(tmp_path / "rows.csv", 'a,b\n"x\ny",5" z\n6" p,q\n').read(START))
 

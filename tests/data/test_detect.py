@@ -155,7 +155,7 @@ def test_of_several_questions_the_one_that_says_most_is_taken(row, columns):
     assert dict(detection.columns) == columns
 
 
-def test_turns_as_prompt_and_completion_need_no_text_beside_them():
+def test_turns_as_prompt_and_completion_need_no_text_next_to_them():
     row = {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}
 
     assert detect({**row, "context": "Ada wrote it."}).format == "prompt_completion"
@@ -208,7 +208,7 @@ def test_a_mapping_makes_the_format():
         ({"instruction": "q", "output": "not there"}, "'not there'"),
     ],
 )
-def test_a_mapping_that_cannot_work_says_what_can(mapped, words):
+def test_a_mapping_that_cannot_work_reports_what_can(mapped, words):
     with pytest.raises(DatasetError, match=words):
         detect({"q": "a", "a": "b"}, column_map=mapped)
 

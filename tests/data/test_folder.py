@@ -70,7 +70,7 @@ BESIDE_DATA = (
 
 
 @pytest.mark.parametrize("name", BESIDE_DATA)
-def test_what_describes_the_data_is_not_read_where_data_stands_beside_it(tmp_path, name):
+def test_what_describes_the_data_is_not_read_where_data_is_next_to_it(tmp_path, name):
     write_file(tmp_path / "corpus.jsonl", "data")
     write_file(tmp_path / name, "a description")
 

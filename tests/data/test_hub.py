@@ -157,7 +157,7 @@ def test_what_the_hub_refuses_is_reported_in_two_sentences(hub, error, words, wh
     assert ("cannot be reached" in refusal.value.what) == ("cannot be reached" in words)
 
 
-def test_offline_a_name_that_is_no_file_says_both(monkeypatch):
+def test_offline_a_name_that_is_not_a_file_reports_both(monkeypatch):
     with pytest.raises(DatasetError, match=r"not a file here, and the Hub cannot be reached|There is no dataset"):
         DatasetReader(DatasetConfig(source="nobody/nothing-here"), SourceOptions())
 

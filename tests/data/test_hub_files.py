@@ -110,7 +110,7 @@ def test_the_name_of_a_reader_never_opens_the_working_folder(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["a/../b", "..", "a/b/c", "/a/b", "a//b", "buckets/x", "a/b\n", "é/a", "", "a/.b"])
-def test_what_is_no_id_is_not_asked_of_the_library(name):
+def test_what_is_not_an_id_is_not_asked_of_the_library(name):
     with pytest.raises(DatasetError, match="not the id of a dataset"):
         require_hub_id(name)
 

@@ -73,7 +73,7 @@ def test_a_chosen_format_finds_them(tmp_path):
     ]
 
 
-def test_what_is_no_list_of_turns_is_a_problem_of_its_line(tmp_path):
+def test_what_is_not_a_list_of_turns_is_a_problem_of_its_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     lines = [turns(0), [], [1], [{"a": 1}], [*turns(1), "words"], {"messages": turns(2)}]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n[{"role": "user"\n')
@@ -112,7 +112,7 @@ def test_a_first_line_beyond_what_is_looked_at_is_found_out_all_the_same(tmp_pat
     assert sum(1 for _ in open_file(array).records()) == 10_000
 
 
-def test_an_array_of_turns_in_one_file_is_no_dataset_of_single_turns(tmp_path):
+def test_an_array_of_turns_in_one_file_is_not_a_dataset_of_single_turns(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(turns(0), indent=2))
 

@@ -204,7 +204,7 @@ def test_files_without_a_usable_row_are_refused_in_two_sentences(readings, name)
     assert "malformed0" not in reading.what + reading.fix
 
 
-def test_keys_that_differ_by_case_beside_each_other_take_the_exact_one(readings):
+def test_keys_that_differ_by_case_side_by_side_take_the_exact_one(readings):
     assert readings["keys that differ by case beside each other"].report.column_map["output"] == "output"
 
 
@@ -239,7 +239,7 @@ def test_one_row_of_200_megabytes_is_left_out_without_being_held(readings):
     assert reading.grown_bytes < 100 << 20
 
 
-def test_what_is_odd_about_an_array_is_told(readings):
+def test_what_is_odd_about_an_array_is_reported(readings):
     report = readings["an array that breaks off"].report
 
     assert report.kept == 2

@@ -46,7 +46,7 @@ def rows_of(home, folder: Path, split: str):
     return [record.value["output"] for record in open_source(config, SourceOptions(home=home)).records() if record]
 
 
-def test_its_owner_opens_it_as_an_upload_and_nobody_else_does(hub, home):
+def test_its_owner_opens_it_as_an_upload_and_no_one_else_does(hub, home):
     ann, bea = home.of("ann"), home.of("bea")
 
     result = job(ann).run()

@@ -29,7 +29,7 @@ def test_lines_are_rows_where_nothing_parts_them(tmp_path):
     assert [record.value["text"] for record in records] == ["One", "two."]
 
 
-def test_bytes_that_are_no_text_cost_their_row(tmp_path):
+def test_bytes_that_are_not_text_cost_their_row(tmp_path):
     records = read_text(tmp_path / "a.txt", b"caf\xe9\n\nfine\n")
 
     assert [record.kind for record in records] == ["not_utf8", None]

@@ -87,7 +87,7 @@ def test_rated_answers_are_recognized(row):
     assert [turn.content for turn in rated.messages[rated.completion_start :]] == ["A fish."]
 
 
-def test_labels_that_are_classes_are_no_ratings():
+def test_labels_that_are_classes_are_not_ratings():
     row = {"prompt": "Which bird?", "completion": "A heron.", "label": 1}
 
     assert detect_format(DatasetConfig(source="x"), [row]).format == "prompt_completion"

@@ -136,7 +136,7 @@ def test_a_search_continues_from_the_top_and_ends_where_it_began(files, monkeypa
     assert steps[-1].fraction == 1
 
 
-def test_a_text_too_long_to_search_for_is_refused_in_words():
+def test_a_text_too_long_to_search_for_is_refused_with_a_message():
     assert searchable("x" * MAX_SEARCH_CHARACTERS)
     with pytest.raises(DatasetError, match=r"has 1,001 characters; 1,000 are the most"):
         searchable("x" * (MAX_SEARCH_CHARACTERS + 1))
@@ -161,7 +161,7 @@ def test_tokens_are_shown_with_a_tokenizer(files):
     assert [span.text for span in sequence.spans if span.special][:2] == ["<|im_start|>", "<|im_end|>"]
 
 
-def test_each_token_is_told_by_its_id_and_the_length_of_its_text(files):
+def test_each_token_has_its_id_and_the_length_of_its_text(files):
     tokenizer = tokenizer_of(family("qwen2.5"))
 
     (row,) = page(open_reader(files / "rows.jsonl", renderer=Renderer(tokenizer, 512)), count=1).rows
@@ -186,7 +186,7 @@ def test_a_brief_page_counts_tokens_and_sends_none(files):
     ("train_on", "learned"),
     [("assistant", (2, 4)), ("last_assistant", (4,)), ("completion", (4,)), ("all", (0, 1, 2, 3, 4))],
 )
-def test_a_page_says_which_turns_are_learned(tmp_path, train_on, learned):
+def test_a_page_shows_which_turns_are_learned(tmp_path, train_on, learned):
     turns = [("assistant", "Hello!"), ("user", "Why?"), ("assistant", "So."), ("user", "How?"), ("assistant", "Thus.")]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": [{"role": role, "content": words} for role, words in turns]}))

@@ -130,7 +130,7 @@ def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
         ("{{ ''.__class__.__mro__ }}", "refuses it"),
     ],
 )
-def test_a_template_that_fails_says_so_in_a_sentence(template, words):
+def test_a_template_that_fails_reports_it_in_a_sentence(template, words):
     tokenizer = tokenizer_of(family("qwen2.5"))
     tokenizer.chat_template = template
 

@@ -112,7 +112,7 @@ def test_of_several_lists_of_turns_none_is_guessed():
 @pytest.mark.parametrize(
     "row", [TURNS[0], TALK[0], {"id": "7", "role": "Assistant", "content": "Answer"}], ids=["role", "from", "other"]
 )
-def test_rows_that_are_single_turns_are_no_text_to_learn(row):
+def test_rows_that_are_single_turns_are_not_text_to_learn(row):
     with pytest.raises(DatasetError) as refusal:
         detect(row)
 
@@ -120,7 +120,7 @@ def test_rows_that_are_single_turns_are_no_text_to_learn(row):
     assert "messages" in refusal.value.fix
 
 
-def test_content_beside_a_role_that_nobody_speaks_in_is_text():
+def test_content_next_to_a_role_that_no_one_speaks_in_is_text():
     assert detect({"role": "engineer", "content": "A description."}).format == "text"
 
 
@@ -129,5 +129,5 @@ def test_where_no_format_fits_text_tells_the_one_to_begin_with():
 
 
 @pytest.mark.parametrize("value", [None, "", "[", "[{", "[]", [], ["x"], "[" * 100_000, '[["x"]]', {"role": "user"}])
-def test_what_is_no_list_of_objects_is_none(value):
+def test_what_is_not_a_list_of_objects_is_none(value):
     assert turn_list(value) is None

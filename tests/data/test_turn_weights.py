@@ -42,7 +42,7 @@ def test_a_weight_says_whether_a_turn_is_learned(weight, is_learned, speaker, wo
     assert [message.is_learned for message in convert({column: turns}).messages] == [True, is_learned]
 
 
-def test_a_weight_of_somebody_else_means_nothing():
+def test_a_weight_of_another_person_means_nothing():
     turns = [{"role": "user", "content": "Hi", "weight": 0}, {"role": "assistant", "content": "Hello"}]
 
     assert all(message.is_learned for message in convert({"messages": turns}).messages)
@@ -111,7 +111,7 @@ def test_calls_that_a_template_takes_one_by_one_keep_the_weight_of_their_turn():
     assert [message.is_learned for message in split] == [True, False, False]
 
 
-def test_rows_that_differ_in_a_weight_alone_are_no_duplicates():
+def test_rows_that_differ_in_a_weight_alone_are_not_duplicates():
     assert digest_of(TWO_TURNS) != digest_of(with_unlearned(TWO_TURNS, 1))
     assert digest_of(WITH_TOOLS) != digest_of(with_unlearned(WITH_TOOLS, 3))
     assert digest_of(with_unlearned(TWO_TURNS, 1)) != digest_of(with_unlearned(TWO_TURNS, 3))

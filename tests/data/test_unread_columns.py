@@ -19,7 +19,7 @@ def unread(*rows, **settings):
     return unread_columns(detect_format(config, rows), config.column_map, rows)
 
 
-def test_text_beside_what_is_read_is_named():
+def test_text_next_to_what_is_read_is_named():
     assert unread({**QA, "rationale": PROSE, "notes": [PROSE, PROSE]}) == ("rationale", "notes")
     assert unread({"text": "A whole article.", "summary": PROSE}) == ("summary",)
     assert unread({"messages": TALK, "critique": PROSE}) == ("critique",)

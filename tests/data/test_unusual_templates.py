@@ -88,7 +88,7 @@ def test_the_completion_is_what_follows_the_last_question():
         ((Message("user", "One?"), Message("assistant", " ")), "nothing_to_learn"),
     ],
 )
-def test_what_nobody_could_learn_from_is_reported(messages, kind):
+def test_what_no_one_could_learn_from_is_reported(messages, kind):
     with pytest.raises(RowProblemError) as problem:
         render_conversation(0, Conversation(messages), tokenizer_of(family("qwen2.5")), ALL)
 

@@ -154,7 +154,7 @@ def test_an_allowed_cell_trains_saves_loads_and_answers(cell, bases, tiny_model_
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if is_refused(*cell)], ids=name_of)
-def test_a_refused_cell_says_why(cell):
+def test_a_refused_cell_reports_why(cell):
     with pytest.raises(ConfigError) as error_info:
         cell_config("m", *cell)
 

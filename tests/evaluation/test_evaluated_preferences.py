@@ -121,7 +121,7 @@ def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_pat
     assert any("can no longer be loaded" in note for note in gone.notes)
 
 
-def test_ratings_of_one_label_or_one_row_are_told_as_what_they_are():
+def test_ratings_of_one_label_or_one_row_are_named_as_such():
     ratings = measure_ratings(
         {"base": [-2.0, -2.0, -2.0], "tuned": [-1.0, -2.0, -3.0]}, [True, True, True], "base", 0.5
     )

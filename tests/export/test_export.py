@@ -133,7 +133,7 @@ def test_chat_templates_with_names_are_taken_along(home, run_with_templates, tmp
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 
 
-def test_16_bits_are_kept_where_answers_stay_or_nobody_compares(home, base, run_of_close_calls, tmp_path):
+def test_16_bits_are_kept_where_answers_stay_or_no_one_compares(home, base, run_of_close_calls, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "base")
@@ -148,7 +148,7 @@ def test_16_bits_are_kept_where_answers_stay_or_nobody_compares(home, base, run_
         assert AutoModelForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
 
 
-def test_a_quantized_run_is_merged_into_the_unquantized_base_and_says_so(home, base, tmp_path):
+def test_a_quantized_run_is_merged_into_the_unquantized_base_and_reports_it(home, base, tmp_path):
     run = write_run(tmp_path / "run", base, lora(), quantization="nf4")
 
     result = export(home, run, tmp_path / "out", kind="merged", dtype="float32")
@@ -158,7 +158,7 @@ def test_a_quantized_run_is_merged_into_the_unquantized_base_and_says_so(home, b
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
-def test_what_needs_the_whole_model_is_merged_by_peft_and_says_so(home, base, tmp_path):
+def test_what_needs_the_whole_model_is_merged_by_peft_and_reports_it(home, base, tmp_path):
     run = write_run(tmp_path / "run", base, lora(target_modules=["embed_tokens", "q_proj"]))
 
     result = export(home, run, tmp_path / "out", kind="merged", dtype="float32")
@@ -180,7 +180,7 @@ def test_the_tokenizer_ends_answers_where_training_did(home, run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_nothing_tells_where_somebody_keeps_files(home, run, tmp_path, kind):
+def test_nothing_tells_where_someone_keeps_files(home, run, tmp_path, kind):
     export(home, run, tmp_path / "out", kind=kind, verify=False)
 
     for path in (tmp_path / "out").rglob("*"):
@@ -240,7 +240,7 @@ def test_a_stopped_export_leaves_nothing(home, run, tmp_path, after):
     assert list(place.iterdir()) == []
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(home, run, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(home, run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("engine.export.folder.shutil.disk_usage", lambda _: usage)
 

@@ -89,7 +89,7 @@ def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, 
     assert (tmp_path / "out" / "merged" / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
-def test_the_converter_is_told_where_prompts_begin_and_nothing_of_foreign_code(home, tmp_path):
+def test_the_converter_gets_the_starts_of_prompts_and_no_foreign_code(home, tmp_path):
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=False)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
@@ -132,7 +132,7 @@ def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run
         ("OSError: cannot read /home/somebody/secret/model.bin", r"\(OSError: cannot read model.bin\)"),
     ],
 )
-def test_what_the_converter_could_not_do_is_reported_in_words(home, run, tmp_path, said, words):
+def test_what_the_converter_could_not_do_is_reported_with_a_message(home, run, tmp_path, said, words):
     checkout = make_checkout(tmp_path / "llama.cpp", f"say:{said}")
 
     with pytest.raises(ModelError, match=words) as raised:
@@ -212,7 +212,7 @@ def test_the_converter_is_looked_for_where_it_was_pointed_at(tmp_path, monkeypat
         find_converter(tmp_path / "empty")
 
 
-def test_a_missing_extra_and_prefix_tuning_are_told_before_anything_starts(home, run, base, tmp_path, monkeypatch):
+def test_a_missing_extra_and_prefix_tuning_are_reported_before_anything_starts(home, run, base, tmp_path, monkeypatch):
     def ask(folder: Path) -> None:
         settings = ExportConfig(kind="gguf")
         ExportJob(

@@ -222,7 +222,7 @@ def test_a_tied_pair_that_no_adapter_touches_stays_tied(tmp_path):
     assert "lm_head.weight" not in {plan.name for plan in merge.plans()}
 
 
-def test_the_configuration_says_so_also_for_the_text_part_of_a_larger_model(tmp_path):
+def test_the_configuration_reports_it_also_for_the_text_part_of_a_larger_model(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "x", "text_config": {"tie_word_embeddings": True, "hidden_size": 8}}))
 

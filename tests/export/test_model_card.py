@@ -76,7 +76,7 @@ def test_the_hub_reads_base_licence_and_tags(home):
     assert (merged["library_name"], merged["base_model_relation"]) == ("transformers", "finetune")
 
 
-def test_settings_curve_and_result_are_told(home):
+def test_settings_curve_and_result_are_reported(home):
     card = card_of(make_run(home, training__learning_rate=3e-4, adapter__r=24, adapter__lora_alpha=48))
 
     for text in ("sample:loratory-faq", "24, 48", "0.0003, cosine", "120 steps", "torch 2.13.0", "Held-out loss"):
@@ -86,7 +86,7 @@ def test_settings_curve_and_result_are_told(home):
     assert "| Step | Loss | Held-out loss |" in card
 
 
-def test_an_evaluation_is_told_with_base_and_tuned_side_by_side(home):
+def test_an_evaluation_is_reported_with_base_and_tuned_side_by_side(home):
     run = make_run(home)
     assert "## Evaluation" not in card_of(run)
 
@@ -122,7 +122,7 @@ def test_the_curve_holds_the_mean_of_each_stretch(home):
     assert len(loss_curve(history, points=1000)) == len(losses)
 
 
-def test_data_is_told_without_its_folder():
+def test_data_is_reported_without_its_folder():
     def named(source: str, **mix: float):
         values = {"model": {"id": "m"}, "dataset": {"source": source, "mix": mix}}
         return config_from_mapping(values).dataset

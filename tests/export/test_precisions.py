@@ -73,7 +73,7 @@ def test_an_embedding_with_a_head_of_its_own_gets_the_fewer_bits(tmp_path):
     assert untied["q4_k_m"].size_bytes - tied["q4_k_m"].size_bytes == 144 / 256 * VOCABULARY * HIDDEN + 80
 
 
-def test_rows_that_are_not_whole_blocks_are_stored_otherwise_and_that_is_told(tmp_path):
+def test_rows_that_are_not_whole_blocks_are_stored_otherwise_and_that_is_reported(tmp_path):
     sizes = predict_sizes(write_base(tmp_path / "base", hidden=576), "base")
 
     assert sizes["q8_0"].row == 0

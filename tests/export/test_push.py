@@ -135,7 +135,7 @@ def test_a_name_alone_belongs_to_the_account(hub, home, run):
     assert job(home, run, QuickExport(), repository="mine").run().repository == "ada/mine"
 
 
-def test_an_owner_who_is_somebody_else_is_refused_before_anything_is_prepared(hub, home, run):
+def test_an_owner_who_is_another_person_is_refused_before_anything_is_prepared(hub, home, run):
     export = QuickExport()
 
     with pytest.raises(PushError, match="ada may not make one for someone") as error_info:

@@ -139,7 +139,7 @@ def test_a_token_is_found_wherever_it_stands(tmp_path, name):
     assert TOKEN not in str(error_info.value)
 
 
-def test_somebody_elses_token_is_found_by_its_form(tmp_path):
+def test_another_persons_token_is_found_by_its_form(tmp_path):
     folder = adapter_folder(tmp_path / "out")
     (folder / "README.md").write_text(f"use {TOKEN}")
 

@@ -159,7 +159,7 @@ def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what,
 
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "7"}, {"ratelimit": '"api";r=0;t=7'}])
-def test_the_hub_says_how_long_to_wait(hub, tmp_path, headers):
+def test_the_hub_reports_how_long_to_wait(hub, tmp_path, headers):
     hub.faults = [Fault("preupload", 429, headers=headers)]
     pusher = Pusher(hub)
 
@@ -226,7 +226,7 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_repeated(hub, tmp_path)
     assert hub.requests["commit"] == 1
 
 
-def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub, tmp_path):
+def test_weights_of_an_earlier_push_do_not_stay_next_to_the_new_ones(hub, tmp_path):
     Pusher(hub).push(merged_folder(tmp_path / "one", shards=3), kind="merged")
     stored = hub.repositories[NAME]
     stored.commits[stored.branches["main"]]["notes.md"] = Blob(b"mine", is_large=False)
@@ -254,7 +254,7 @@ def test_what_is_to_be_private_is_not_put_into_a_public_repository(hub, tmp_path
     assert hub.put == []
 
 
-def test_a_private_repository_stays_private_and_says_so(hub, tmp_path):
+def test_a_private_repository_stays_private_and_reports_it(hub, tmp_path):
     hub.repositories[NAME] = StoredRepository(private=True)
 
     result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
@@ -302,7 +302,7 @@ def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
         Pusher(hub).push(folder, name="someone/else")
 
 
-def test_no_answer_at_all_is_told_with_the_address(monkeypatch, tmp_path):
+def test_no_answer_at_all_is_reported_with_the_address(monkeypatch, tmp_path):
     with HubStandIn() as gone:
         address = gone.address
     monkeypatch.setattr(constants, "ENDPOINT", address)

@@ -176,7 +176,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_row_says_what_it_says_in_the_run(name, tiny_model_folder, home, tmp_path):
+def test_a_row_has_the_text_of_the_run(name, tiny_model_folder, home, tmp_path):
     rows, dataset = SHAPES[name]
     source = str(write_lines(tmp_path / "rows.jsonl", rows))
     config = make_config(tiny_model_folder, source, {"max_length": 400}, **dataset)

@@ -135,7 +135,7 @@ def test_the_card_names_the_folder_that_vllm_reads(tmp_path):
     assert "without a word" in report.note
 
 
-def test_what_is_unknown_is_told(tmp_path):
+def test_what_is_unknown_is_reported(tmp_path):
     report = look_at_adapter(
         adapter_in(tmp_path / "adapter"), base_in(tmp_path / "base", VISION, text_config={}), "base"
     )
@@ -153,7 +153,7 @@ def test_what_is_unknown_is_told(tmp_path):
         ({"r": 1024}, "its rank 1024 is above 512"),
     ],
 )
-def test_what_vllm_refuses_is_told(tmp_path, config, words):
+def test_what_vllm_refuses_is_reported(tmp_path, config, words):
     report = look_at_adapter(adapter_in(tmp_path / "adapter", **config), base_in(tmp_path / "base", BASE), "base")
 
     assert words in report.section("run", "base")

@@ -143,7 +143,7 @@ def test_the_same_is_known_after_the_server_was_replaced(store, number, state, w
     assert not worker_identity(run).is_alive()
 
 
-def test_a_dead_worker_that_nobody_has_collected_is_seen_as_dead(store, monkeypatch):
+def test_a_dead_worker_that_no_one_has_collected_is_seen_as_dead(store, monkeypatch):
     """Its parent lives and does not wait for it: the pid is there, as a zombie."""
     run = store.create(config_for("steps=20000"))
     run.folder.write_state(RunState(state="running", attempt=1, started=time.time(), device="cpu"))

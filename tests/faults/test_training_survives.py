@@ -149,7 +149,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(
     ],
     ids=["the first measurement", "a later one", "the first, stopping early", "its weights too", "its weights later"],
 )
-def test_a_held_out_loss_that_is_no_number_is_never_the_best(fault, training, workers, runs):
+def test_a_held_out_loss_that_is_not_a_number_is_never_the_best(fault, training, workers, runs):
     """A step whose measurement may save it is logged first, whatever logging_steps says: that notices broken weights."""
     often = {"logging_steps": 10, "eval_steps": 4, "save_steps": 10, "load_best_model_at_end": True}
     run = runs.create(training={**often, **training})
@@ -165,7 +165,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(fault, training, wo
     assert all(data.eval_loss > 0 for data in data_of_events(run, "eval"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run_within_one_step(workers, runs):
+def test_a_loss_that_is_not_a_number_ends_the_run_within_one_step(workers, runs):
     run = runs.create()
 
     assert workers.run(run.folder.path, "training:loss-7=nan") == EXIT_FAILED
@@ -254,7 +254,7 @@ def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, referen
     assert not list(run.folder.path.glob(".unfinished-*"))
 
 
-def test_a_run_that_is_stopped_while_the_disk_is_full_says_what_it_could_not_save(workers, runs):
+def test_a_run_that_is_stopped_while_the_disk_is_full_reports_what_it_could_not_save(workers, runs):
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in range(3, 2000))
     pid = workers.start(run.folder.path, f"{full};signal:repeated=yes")

@@ -52,7 +52,7 @@ def test_kernels_of_layers_have_the_losses_of_the_models_own(name, family, metho
 
 
 @pytest.mark.e2e
-def test_a_float16_run_goes_on_with_the_scale_of_its_loss(cuda_runs, cuda_workers):
+def test_a_float16_run_continues_with_the_scale_of_its_loss(cuda_runs, cuda_workers):
     sections = {"model": {"compute_dtype": "float16"}, "run": {"devices": "auto"}}
     whole, run = cuda_runs.create(**sections), cuda_runs.create(**sections)
 

@@ -95,7 +95,7 @@ def test_each_gpu_holds_a_part(two_gpus, tmp_path, show):
     ],
     ids=["layers divided", "rows divided", "sharded", "sharded QLoRA", "sharded full", "sharded with a scaled loss"],
 )
-def test_a_worker_on_two_gpus_learns_what_one_does_and_goes_on(run, sections, two_gpus, cuda_runs, tmp_path):
+def test_a_worker_on_two_gpus_learns_what_one_does_and_continues(run, sections, two_gpus, cuda_runs, tmp_path):
     """Started as the supervisor starts it."""
     alone = cuda_runs.create(run={"devices": [0]}, **sections)
     # Two processes take two batches at once, so that one each is the same step.

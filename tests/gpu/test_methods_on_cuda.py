@@ -18,7 +18,7 @@ RESUME_TOLERANCE = 0.01
 
 
 @pytest.mark.parametrize(("method", "quantization"), CELLS, ids=[f"{m}-{q}" for m, q in CELLS])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(method, quantization, cuda_runs, cuda_workers, show):
+def test_a_killed_run_continues_as_if_nothing_had_happened(method, quantization, cuda_runs, cuda_workers, show):
     whole = cuda_runs.create(**sections_of(method, quantization))
     run = cuda_runs.create(**sections_of(method, quantization))
 

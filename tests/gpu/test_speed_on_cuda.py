@@ -117,7 +117,7 @@ def train_plain(folder, rows, tmp_path):
     return trained / clock.seconds(), losses
 
 
-def test_trained_tokens_a_second_beside_the_plain_script(folder, tmp_path, show):
+def test_trained_tokens_a_second_next_to_the_plain_script(folder, tmp_path, show):
     rows = make_rows(STEPS * ROWS_PER_STEP, longest=500)
 
     ours, losses, order = train_ours(folder, rows, tmp_path)

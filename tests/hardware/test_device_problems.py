@@ -51,7 +51,7 @@ def test_what_apples_gpu_cannot_do_is_refused(monkeypatch, sections, device, bit
     assert all("Apple's GPU" in problem.message for problem in problems)
 
 
-def test_a_refusal_of_quantized_weights_says_what_to_update(monkeypatch):
+def test_a_refusal_of_quantized_weights_reports_what_to_update(monkeypatch):
     monkeypatch.setattr("engine.hardware.devices.library_version", lambda _: None)
 
     (problem,) = device_problems(

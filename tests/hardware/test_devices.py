@@ -105,7 +105,7 @@ def test_a_worker_is_given_a_mig_instance_by_its_uuid():
     assert visible_only((first,))["CUDA_VISIBLE_DEVICES"] == "MIG-0-0"
 
 
-def test_a_mig_instance_beside_another_device_is_refused():
+def test_a_mig_instance_next_to_another_device_is_refused():
     devices = (*list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM), PROCESSOR)
 
     with pytest.raises(DeviceError, match="MIG"):

@@ -49,12 +49,12 @@ OURS = os.getpid()
         (Driver(refuses=True), None),
     ],
 )
-def test_only_what_is_surely_ours_is_told(driver, expected):
+def test_only_what_is_surely_ours_is_reported(driver, expected):
     assert gpu_process_bytes(0, driver) == expected
     assert driver.open == 0
 
 
-def test_without_a_driver_nothing_is_told():
+def test_without_a_driver_nothing_is_reported():
     class Absent(Driver):
         def nvmlInit(self):  # noqa: N802
             raise self.NVMLError("no driver")

@@ -32,7 +32,7 @@ def test_several_devices_are_taken_together(book, run):
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
 
 
-def test_none_is_taken_while_somebody_holds_one_of_them(book, run, chat):
+def test_none_is_taken_while_someone_holds_one_of_them(book, run, chat):
     book.take(["cuda:1"], chat)
 
     with pytest.raises(DeviceError, match="GPU 1 is in use for chat"):

@@ -167,7 +167,7 @@ def test_releasing_a_run_frees_what_is_held_for_it_by_whomever(book, another_pro
     assert [book.holder(name) is None for name in ("cuda:0", "cuda:1", "cpu")] == [True, True, False]
 
 
-def test_a_word_to_give_way_that_nobody_repeats_is_forgotten(home):
+def test_a_word_to_give_way_that_no_one_repeats_is_forgotten(home):
     now = [1000.0]
     book, ourselves = LeaseBook(home, clock=lambda: now[0]), ProcessIdentity.current()
     book.take(["cpu"], holder(purpose="chat", preemptible=True))

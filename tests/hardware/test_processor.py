@@ -24,7 +24,7 @@ def make_cgroup(folder, limit, used, inactive_file=0):
     return folder
 
 
-def test_fast_bfloat16_is_told_by_maker_and_flags():
+def test_fast_bfloat16_is_detected_by_maker_and_flags():
     assert has_fast_bfloat16(SAPPHIRE_RAPIDS)
     assert has_fast_bfloat16(GENOA)
     assert not has_fast_bfloat16(SAPPHIRE_RAPIDS.replace(" amx_bf16", ""))  # as some virtual machines show it

@@ -252,7 +252,7 @@ def test_an_inventory_is_made_once_and_kept_on_disk(home, tmp_path, monkeypatch)
     assert cached_inventory({**LLAMA, "vocab_size": 257}, home) is None
 
 
-def test_what_is_known_is_told_without_building_and_without_a_network(home, tmp_path):
+def test_what_is_known_is_reported_without_building_and_without_a_network(home, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     model = ModelConfig(id=str(tmp_path))
     assert known_inventory(model, home) is None

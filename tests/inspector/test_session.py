@@ -118,7 +118,7 @@ def test_columns_are_known_where_no_format_fits(inspector, place):
     assert inspector.preview(mapped, count=1).rows[0].conversation.messages[1].content == "So."
 
 
-def test_a_hub_dataset_is_fetched_beside_the_previews_and_the_fetch_can_be_ended(inspector, dataset):
+def test_a_hub_dataset_is_fetched_next_to_the_previews_and_the_fetch_can_be_ended(inspector, dataset):
     inspector.preview(dataset, count=1)
     previews, hub = inspector._data.pids, DatasetConfig(source="nobody/nothing-here")
 
@@ -157,7 +157,7 @@ def test_asking_takes_none_of_the_heavy_libraries():
     assert answer.stdout.strip() == "set()"
 
 
-def test_module_inventory_and_details_are_answered_beside_it(inspector, model):
+def test_module_inventory_and_details_are_answered_next_to_it(inspector, model):
     shape = inspector.module_inventory(model)
     details = inspector.model_details(model)
 

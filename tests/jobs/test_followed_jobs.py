@@ -70,7 +70,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("step", "status", "words"), REFUSALS)
-def test_a_refusal_before_the_start_ends_the_run_in_words(followed_run, hugging_face, step, status, words):
+def test_a_refusal_before_the_start_ends_the_run_with_a_message(followed_run, hugging_face, step, status, words):
     hugging_face.faults = [Fault(step, status, times=9)]
 
     view = followed_run.step()
@@ -148,7 +148,7 @@ def test_a_job_that_vanishes_counts_as_lost_only_after_several_looks(followed_ru
 
 
 @pytest.mark.parametrize("what", [401, 403, 429, 500, "reset"])
-def test_a_running_job_goes_on_while_hugging_face_does_not_answer(followed_run, hugging_face, what, monkeypatch):
+def test_a_running_job_continues_while_hugging_face_does_not_answer(followed_run, hugging_face, what, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     followed_run.begins()
     followed_run.step()

@@ -178,7 +178,7 @@ def test_a_cancel_needs_no_login_before_the_run_is_sent(lab, hugging_face):
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_a b", "hf_a\nHost: other", "hf_ä", "x" * 201])
-def test_what_cannot_be_a_token_is_sent_to_nobody(lab, hugging_face, token):
+def test_what_cannot_be_a_token_is_sent_to_no_one(lab, hugging_face, token):
     with pytest.raises(AccountError):
         sign_in(lab.logins, "ada", token)
     assert hugging_face.asked_as == []
@@ -211,7 +211,7 @@ def test_members_train_there_and_guests_do_not(lab, home):
     resume_run(home.of("ada"), run)
 
 
-def test_a_hub_that_refuses_a_token_says_so_to_its_person(lab, hugging_face):
+def test_a_hub_that_refuses_a_token_reports_it_to_its_person(lab, hugging_face):
     run = lab.run("ada")
     lab.signs_in("ada")
     follower = lab.follow(run)
@@ -223,7 +223,7 @@ def test_a_hub_that_refuses_a_token_says_so_to_its_person(lab, hugging_face):
     assert "Train tab" in follower.view.trouble.fix
 
 
-def test_a_cancelled_job_that_nobody_follows_any_more_is_over_after_its_time(lab, hugging_face):
+def test_a_cancelled_job_that_no_one_follows_any_more_is_over_after_its_time(lab, hugging_face):
     run = lab.run("ada")
     lab.signs_in("ada")
     follower = lab.follow(run)

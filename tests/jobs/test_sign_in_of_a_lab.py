@@ -39,7 +39,7 @@ def lab(hugging_face, tmp_path, logins, monkeypatch):
         yield running
 
 
-def test_a_token_is_taken_for_its_person_shown_to_nobody_and_forgotten_with_the_last_session(lab, logins, hugging_face):
+def test_a_token_is_taken_for_its_person_shown_to_no_one_and_forgotten_with_the_last_session(lab, logins, hugging_face):
     with lab.signed_in("ann") as ann, PageClient.open(ann, read_config(ann)) as page:
         page.press("jobs-use-token", "click")
         assert "not a Hugging Face token" in page.value("jobs-login-status")

@@ -23,7 +23,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("name", "data"), HOSTILE)
-def test_what_a_person_puts_into_the_own_bucket_harms_nobody(lab, hugging_face, name, data):
+def test_what_a_person_puts_into_the_own_bucket_harms_no_one(lab, hugging_face, name, data):
     run = lab.run("ada")
     lab.signs_in("ada")
     follower = lab.follow(run)

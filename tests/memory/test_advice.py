@@ -267,7 +267,7 @@ def test_a_mistake_of_the_estimate_is_not_laid_to_the_model(shape, mistake, monk
         compare_methods(shape, config_from_mapping(mapping()), gpu(8))
 
 
-def test_nf4_is_advised_before_int8_which_is_said_to_be_slow(shape):
+def test_nf4_is_advised_before_int8_which_is_reported_as_slow(shape):
     plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 2048})
 
     changes = advise(shape, config_from_mapping(plain), gpu(6)).changes

@@ -28,7 +28,7 @@ def test_qlora_needs_less_than_lora_because_the_weight_files_are_left():
     ("quantization", "length", "words"),
     [("none", 1024, "are gaps between tensors"), ("nf4", 128, "12.1 GiB of it are pages of the weight files")],
 )
-def test_one_line_says_what_the_process_holds_besides_tensors(quantization, length, words):
+def test_one_line_reports_what_the_process_holds_besides_tensors(quantization, length, words):
     (note,) = estimate(quantization, length).notes
 
     assert words in note

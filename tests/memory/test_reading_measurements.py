@@ -168,7 +168,7 @@ def test_targets_may_be_one_text():
         ({"framework": "TRL"}, False),
     ],
 )
-def test_segments_expand_where_somebody_asked_for_it(changes, expands):
+def test_segments_expand_where_someone_asked_for_it(changes, expands):
     one = point(measured_kind="max_memory_reserved", **changes)
 
     assert one.expands_segments == expands

@@ -58,7 +58,7 @@ def test_parts_that_are_not_needed_may_be_absent(folder):
     check_model_folder(folder, "mine", ModelPart.CONFIG)
 
 
-def test_an_absent_folder_or_configuration_is_told(folder):
+def test_an_absent_folder_or_configuration_is_reported(folder):
     assert "does not exist" in refusal(folder.parent / "nowhere").what
     (folder / "config.json").unlink()
     assert "no config.json" in refusal(folder).what
@@ -92,7 +92,7 @@ def test_a_pickle_in_an_index_of_safetensors_is_called_what_it_is(folder):
             assert "safetensors" in error.fix
 
 
-def test_weights_whose_length_begins_like_a_pickle_are_no_pickle(folder):
+def test_weights_whose_length_begins_like_a_pickle_are_not_a_pickle(folder):
     header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"about": ""}}
     about = "x" * (0x0280 - len(json.dumps(header)))
     (folder / "model.safetensors").write_bytes(safetensors_bytes({**header, "__metadata__": {"about": about}}))
@@ -101,12 +101,12 @@ def test_weights_whose_length_begins_like_a_pickle_are_no_pickle(folder):
     check_model_folder(folder, "mine")
 
 
-def test_pickled_weights_beside_safetensors_are_ignored(folder):
+def test_pickled_weights_next_to_safetensors_are_ignored(folder):
     os.mkfifo(folder / "pytorch_model.bin")
     check_model_folder(folder, "mine")
 
 
-def test_no_weights_at_all_is_told(folder):
+def test_no_weights_at_all_is_reported(folder):
     (folder / "model.safetensors").unlink()
     assert "has no weights" in refusal(folder).what
 
@@ -122,7 +122,7 @@ def test_code_of_its_own_is_refused_where_transformers_does_not_know_the_model(f
     assert "trust_remote_code stays off" in error.what
 
 
-def test_code_beside_a_known_architecture_is_left_alone(folder):
+def test_code_next_to_a_known_architecture_is_left_alone(folder):
     (folder / "own.py").write_text("raise SystemExit('executed')")
     config = {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -201,13 +201,13 @@ def test_a_header_names_the_tensors(folder):
     assert read_safetensors_header(folder / "model.safetensors", "mine") == (("w", "F32", (2,)),)
 
 
-def test_a_folder_without_a_tokenizer_is_told(folder):
+def test_a_folder_without_a_tokenizer_is_reported(folder):
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer" in refusal(folder).what
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b" " * 6_000_000])
-def test_a_configuration_that_is_no_json_object_is_told(folder, content):
+def test_a_configuration_that_is_not_a_json_object_is_reported(folder, content):
     (folder / "config.json").write_bytes(content)
 
     assert "config.json of mine cannot be read" in refusal(folder).what

@@ -84,7 +84,7 @@ def test_without_the_hub_the_cache_serves(hub, home, monkeypatch, revision):
     assert resolve_model(ModelConfig(id=MODEL, revision=revision), home) == first
 
 
-def test_without_hub_and_cache_the_error_says_what_to_do(hub, home, monkeypatch):
+def test_without_hub_and_cache_the_error_reports_what_to_do(hub, home, monkeypatch):
     hub.__exit__()
     with pytest.raises(HubUnreachableError, match="cannot be reached"):
         resolve_model(ModelConfig(id=MODEL), home)
@@ -161,7 +161,7 @@ def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
         (503, "", HubUnreachableError, "out of order"),
     ],
 )
-def test_what_the_hub_refuses_is_reported_in_words(hub, monkeypatch, status, code, error, words):
+def test_what_the_hub_refuses_is_reported_with_a_message(hub, monkeypatch, status, code, error, words):
     monkeypatch.setenv("HF_TOKEN", "hf_canarytoken")
     hub.refusals[MODEL] = (status, code)
 
@@ -204,7 +204,7 @@ def test_a_model_with_its_own_code_is_refused_before_its_weights_are_fetched(hub
     assert "model.safetensors" not in {path.name for path in Path(constants.HF_HUB_CACHE).rglob("*")}
 
 
-def test_shards_come_by_their_index_and_a_missing_one_is_told(hub):
+def test_shards_come_by_their_index_and_a_missing_one_is_reported(hub):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     files = dict(model_files())
     files["model-00001-of-00002.safetensors"] = files.pop("model.safetensors")
@@ -219,7 +219,7 @@ def test_shards_come_by_their_index_and_a_missing_one_is_told(hub):
     assert len(list(fetch_from_hub(MODEL).folder.glob("*.safetensors"))) == 2
 
 
-def test_a_disk_without_room_is_told_before_the_download(hub, monkeypatch):
+def test_a_disk_without_room_is_reported_before_the_download(hub, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
 
     with pytest.raises(StorageError, match="disk space"):
@@ -273,7 +273,7 @@ def test_a_search_tells_what_matters(hub):
     assert hub.queries[0]["limit"] == ["7"]
 
 
-def test_a_search_without_the_hub_says_so(hub):
+def test_a_search_without_the_hub_reports_it(hub):
     hub.__exit__()
     with pytest.raises(HubUnreachableError, match="search"):
         search_hub("qwen")

@@ -47,7 +47,7 @@ def download(home, token: str = TOKEN):
     return OwnModelJob(home, SecretStr(token), MODEL).run()
 
 
-def test_its_owner_finds_it_without_the_token_and_nobody_else_does(hub, home, tmp_path):
+def test_its_owner_finds_it_without_the_token_and_no_one_else_does(hub, home, tmp_path):
     ann, bea = home.of("ann"), home.of("bea")
 
     fetched = download(ann)

@@ -120,7 +120,7 @@ def test_a_failure_leaves_nothing_behind(folder):
     assert [path.name for path in folder.parent.iterdir()] == [".mine.lock"]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(folder):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(folder):
     def fill(target):
         (target / "half").write_text("x")
         raise OSError(28, "No space left on device")

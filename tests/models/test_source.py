@@ -132,7 +132,7 @@ def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, p
     assert [path.name for path in home.models.iterdir()] == [".smollm2-135m-instruct.lock"]
 
 
-def test_a_home_without_room_is_told_before_the_download(home, monkeypatch):
+def test_a_home_without_room_is_reported_before_the_download(home, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr("engine.models.demo.worker_argv", lambda *_: pytest.fail("nothing may be downloaded"))
 

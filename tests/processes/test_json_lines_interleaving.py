@@ -78,7 +78,7 @@ def test_a_cancel_that_comes_before_the_request_counts(process):
     assert answer["result"] == {"reached": 0, "cancelled": True}
 
 
-def test_an_error_between_two_turns_reaches_its_asker_and_nobody_else(process):
+def test_an_error_between_two_turns_reaches_its_asker_and_no_one_else(process):
     other = process.stream("count", {"name": "a", "to": ENOUGH_TO_STILL_RUN})
     next(other)
 

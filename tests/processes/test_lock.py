@@ -70,7 +70,7 @@ def test_looking_does_not_take_a_free_lock_away_from_others(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="others have no way to look that could be tested here")
-def test_who_looks_never_has_the_lock_and_keeps_it_from_nobody(tmp_path, monkeypatch):
+def test_who_looks_never_has_the_lock_and_keeps_it_from_no_one(tmp_path, monkeypatch):
     path = tmp_path / "lock"
     path.touch()
     monkeypatch.setattr("fcntl.lockf", lambda *_: pytest.fail("it was taken"))
@@ -96,7 +96,7 @@ def test_threads_of_one_process_exclude_each_other(tmp_path):
     assert most == [1] * 8
 
 
-def test_a_missing_lock_file_is_held_by_nobody(tmp_path):
+def test_a_missing_lock_file_is_held_by_no_one(tmp_path):
     assert not FileLock(tmp_path / "absent").is_held_by_another()
     assert not (tmp_path / "absent").exists()
 

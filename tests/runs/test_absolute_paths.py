@@ -56,11 +56,11 @@ def test_every_way_to_name_a_file_ends_in_its_whole_path(folders, typed):
 
 
 @pytest.mark.parametrize("source", ["sample:lab-chats", "owner/name", "missing.jsonl", "~nobody-of-that-name/x.csv"])
-def test_what_is_no_file_here_keeps_its_name(folders, source):
+def test_what_is_not_a_file_here_keeps_its_name(folders, source):
     assert with_absolute_paths(config(dataset={"source": source})).dataset.source == source
 
 
-def test_names_of_the_catalogue_stay_even_beside_a_folder_of_that_name(folders):
+def test_names_of_the_catalogue_stay_even_next_to_a_folder_of_that_name(folders):
     name = list_catalog()[0].id
     Path(name).mkdir(parents=True)
 

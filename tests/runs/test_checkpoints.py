@@ -89,7 +89,7 @@ def test_a_file_is_read_once_and_again_when_it_changed(run, reads):
     assert reads == ["optimizer.safetensors"]
 
 
-def test_a_large_file_that_nobody_changed_is_not_read_for_a_list(run, reads, monkeypatch):
+def test_a_large_file_that_no_one_changed_is_not_read_for_a_list(run, reads, monkeypatch):
     monkeypatch.setattr(checkpoints, "_READ_FOR_A_LIST_BYTES", 1)
     assert offered_steps(run) == [10, 5]
     assert reads == []

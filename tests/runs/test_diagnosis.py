@@ -89,7 +89,7 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(known, state):
         (evidence(ended_by_us="suspended", silent_seconds=9, limit_seconds=8), "failed", "suspended"),
     ],
 )
-def test_what_the_worker_could_not_say_is_told_by_the_system(known, state, words):
+def test_what_the_worker_could_not_say_is_reported_by_the_system(known, state, words):
     ending = diagnose(known)
 
     assert ending.state == state

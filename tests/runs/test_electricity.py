@@ -33,7 +33,7 @@ def test_an_unmeasured_run_costs_what_the_stated_power_makes_of_its_duration():
 
 
 @pytest.mark.parametrize("run", [summary(), summary(ended=None)])
-def test_nothing_is_said_where_nothing_is_known(run):
+def test_nothing_is_reported_where_nothing_is_known(run):
     assert energy_words(run, Electricity(price_per_kwh=0.3)) == ""
     little = energy_words(summary(energy_joules=KWH / 1000), Electricity(price_per_kwh=0.3, currency="€"))
     assert little == "0.001 kWh, under € 0.01 (measured by the GPU)"

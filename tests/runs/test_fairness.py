@@ -38,7 +38,7 @@ def test_who_used_least_lately_comes_first_then_age():
     assert order_fairly(lines, LabStanding()) == ["run-1", "run-2", "run-3"]
 
 
-def test_people_take_turns_where_nobody_has_used_anything():
+def test_people_take_turns_where_no_one_has_used_anything():
     lines = {"ann": ["run-1", "run-2", "run-3"], "bob": ["run-4", "run-5"]}
 
     assert order_fairly(lines, LabStanding()) == ["run-1", "run-4", "run-2", "run-5", "run-3"]

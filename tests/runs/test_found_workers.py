@@ -64,7 +64,7 @@ def test_an_attempt_after_some_by_hand_has_a_number_of_its_own(store, home, last
     assert read_history(run.folder.events).status.phase == "finished"
 
 
-def test_a_waiting_run_that_somebody_executes_is_followed_and_not_started(store, home, by_hand):
+def test_a_waiting_run_that_someone_executes_is_followed_and_not_started(store, home, by_hand):
     run = store.create(config_for("steps=50000"))
     reconcile(home, fake_settings())
     worker = by_hand(run)

@@ -218,7 +218,7 @@ def test_time_left_follows_the_pace_of_the_newest_steps(log, monkeypatch):
 
 
 @pytest.mark.parametrize("huge", ["1" + "0" * 400, "-" + "9" * 30, "[" * 3000])
-def test_a_number_that_nothing_can_calculate_with_is_no_event(log, huge):
+def test_a_number_that_nothing_can_calculate_with_is_not_an_event(log, huge):
     with EventWriter(log, 1) as events:
         events.append(StatusData(phase="training", message="Rows: 12345678901234567890.", total_steps=30))
         events.append(step(1))

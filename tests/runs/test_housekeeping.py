@@ -74,7 +74,7 @@ def test_the_supervisor_keeps_house(home):
     supervisor.stop()
 
 
-def test_a_process_begins_with_a_bounded_log_where_nobody_supervises(tmp_path):
+def test_a_process_begins_with_a_bounded_log_where_no_one_supervises(tmp_path):
     log = tmp_path / "worker.log"
     log.write_bytes(b"line\n" * 5_000_000)
 

@@ -142,7 +142,7 @@ def test_a_broken_cache_is_drawn_up_again(store, home, broken):
     assert [row.name for row in RunIndex(store).summaries()] == ["one"]
 
 
-def test_losses_that_are_no_numbers_do_not_break_the_list(store):
+def test_losses_that_are_not_numbers_do_not_break_the_list(store):
     run = make_run(store)
     with EventWriter(run.folder.events, 1) as events:
         events.append(EvalData(step=4, eval_loss=float("nan"), eval_tokens=1, rows=1, seconds=1))

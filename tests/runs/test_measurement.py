@@ -101,7 +101,7 @@ def test_a_measurement_can_be_stopped(home, tiny_model_folder):
     assert leftovers(home) == []
 
 
-def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, monkeypatch):
+def test_memory_that_ran_out_is_reported_with_the_advice(home, tiny_model_folder, monkeypatch):
     ran_out = FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.")
     failed = Event.of(ran_out, seq=1, attempt=1, time=0.0)
     monkeypatch.setattr(
@@ -116,7 +116,7 @@ def test_memory_that_ran_out_is_told_with_the_advice(home, tiny_model_folder, mo
 
 
 @pytest.mark.e2e
-def test_what_cannot_train_is_told_in_the_workers_words(home, tiny_model_folder):
+def test_what_cannot_train_is_reported_in_the_workers_words(home, tiny_model_folder):
     config = config_for(tiny_model_folder, adapter={"method": "lora", "target_modules": ["q_proj"]})
     broken = config.model_copy(
         update={"adapter": config.adapter.model_copy(update={"target_modules": ("no_such_layer",)})}
@@ -136,7 +136,7 @@ def measuring(home, folder, command):
     return MeasurementJob(home, config, estimate, command=command)
 
 
-def test_no_worker_is_started_while_somebody_holds_the_device(home, tiny_model_folder, somebody):
+def test_no_worker_is_started_while_someone_holds_the_device(home, tiny_model_folder, somebody):
     book, started, messages = LeaseBook(home), [], []
     book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=somebody))
     job = measuring(home, tiny_model_folder, lambda order: started.append(order) or fake_worker_command(order))

@@ -58,7 +58,7 @@ def test_a_gpu_that_is_full_gets_the_estimates_words(inventory, home, monkeypatc
     assert "the estimate needs" in failed.fix
 
 
-def test_a_model_that_nobody_counted_gets_general_advice(tiny_model_folder, home):
+def test_a_model_that_no_one_counted_gets_general_advice(tiny_model_folder, home):
     config = config_for(tiny_model_folder)
 
     assert advice_on_memory(config, home, GPU) is None

@@ -25,7 +25,7 @@ def test_what_cannot_be_noted_is_refused_and_nothing_changes(tmp_path, changes):
     assert read_notes(folder).name == "kept"
 
 
-def test_torn_notes_are_no_notes(tmp_path):
+def test_torn_notes_are_not_notes(tmp_path):
     folder = RunFolder(tmp_path)
     folder.notes.write_text('{"name": "x')
     assert read_notes(folder).name == ""

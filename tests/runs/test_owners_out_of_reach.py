@@ -33,7 +33,7 @@ def bring_back(store: RunStore, away: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "stopped"])
-def test_a_folder_out_of_reach_stops_the_supervision_of_nobody_else(store, home, theirs, state):
+def test_a_folder_out_of_reach_stops_the_supervision_of_no_one_else(store, home, theirs, state):
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state=state, attempt=0 if state == "queued" else 1, device="cpu"))
     can_start: list[bool] = []

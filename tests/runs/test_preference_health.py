@@ -91,7 +91,7 @@ def test_rejected_answers_alone_may_fall(tmp_path):
     assert names(log_of(tmp_path, lambda share: rewards(-0.1 * share, -5 * share))) == []
 
 
-def test_a_margin_that_grows_while_held_out_pairs_are_told_apart_worse_is_overfitting(tmp_path):
+def test_a_margin_that_grows_while_held_out_pairs_are_distinguished_worse_is_overfitting(tmp_path):
     def held_out(share):
         return rewards(0.2, -0.5, accuracy=0.9 - 0.3 * share)
 

@@ -209,7 +209,7 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
     assert logged in caplog.text
 
 
-def test_an_estimate_for_apples_gpu_says_that_nobody_measured_it(home, inspector):
+def test_an_estimate_for_apples_gpu_reports_that_no_one_measured_it(home, inspector):
     preflight = Preflight(home, inspector, devices=lambda: (apple(), cpu()), resolve=resolve)
 
     assert preflight.check(config()).provenance.predicted_bytes > 0

@@ -51,7 +51,7 @@ def test_a_run_waits_until_the_free_memory_covers_its_need_other_programs_includ
     assert start_names(plan_starts([waiting("a", needed_gib=12)], [gpu(0, free_gib=12)], {})) == {"a": ["cuda:0"]}
 
 
-def test_nobody_overtakes_on_a_device_that_the_first_in_line_waits_for():
+def test_no_one_overtakes_on_a_device_that_the_first_in_line_waits_for():
     plan = plan_starts([waiting("large", 20), waiting("small", 1)], [gpu(0, free_gib=8)], {})
 
     assert not plan.starts
@@ -137,7 +137,7 @@ def order(home):
     return QueueOrder(home)
 
 
-def test_runs_start_by_age_except_where_somebody_moved_them(order, home):
+def test_runs_start_by_age_except_where_someone_moved_them(order, home):
     queue = ["run-1", "run-2", "run-3"]
     assert order.sort(["run-3", "run-1", "run-2"]) == queue
 
@@ -148,7 +148,7 @@ def test_runs_start_by_age_except_where_somebody_moved_them(order, home):
     assert order.sort(["run-1", "run-2"]) == ["run-2", "run-1"], "those that started no longer count"
 
 
-def test_a_torn_order_is_no_order(order, home):
+def test_a_torn_order_is_not_an_order(order, home):
     order.move("b", ["a", "b"], place=0)
     (home.server / "queue.json").write_bytes(b'{"moved": ["b"')
     assert order.sort(["b", "a"]) == ["a", "b"]

@@ -70,7 +70,7 @@ def test_a_sigterm_on_another_host_is_a_cancel_there_and_no_restart_of_this_mach
 
 
 @pytest.mark.parametrize("stopped_by", ["sigterm", "request"])
-def test_the_last_event_names_who_stopped_the_worker_whatever_its_words(store, stopped_by):
+def test_the_last_event_names_who_stopped_the_worker_regardless_of_its_words(store, stopped_by):
     run = store.create(config_for(run=RESUMES))
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="stopped", message="Other words.", stopped_by=stopped_by))
@@ -80,7 +80,7 @@ def test_the_last_event_names_who_stopped_the_worker_whatever_its_words(store, s
 
 
 @pytest.mark.parametrize("reason", ["memory", "device_in_use"])
-def test_a_run_may_be_let_start_where_memory_is_the_reason_whatever_its_words(store, reason):
+def test_a_run_may_be_let_start_where_memory_is_the_reason_regardless_of_its_words(store, reason):
     run = store.create(config_for())
     run.folder.write_state(RunState(reason=reason, cause="Other words."))
     reader = RunReader(store)

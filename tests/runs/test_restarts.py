@@ -115,7 +115,7 @@ def test_what_a_restart_overtook_still_holds(rebooted_run, home, ask, words):
     assert ("Cancelled" in rebooted_run.folder.read_state().cause) == (ask is request_cancel)
 
 
-def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(rebooted_run, home):
+def test_a_run_that_someone_takes_out_of_the_queue_stays_out(rebooted_run, home):
     require_reason(rebooted_run, BY_SIGTERM)
     loop = SupervisorLoop(home, fake_settings())
     loop.tick(starts_runs=False)
@@ -142,7 +142,7 @@ def test_a_run_that_somebody_takes_out_of_the_queue_stays_out(rebooted_run, home
         (RunState(state="interrupted", attempt=1, cause="The worker ended while nobody watched it."), ""),
     ],
 )
-def test_what_ended_otherwise_before_a_restart_does_not_go_on_by_itself(store, home, state, words):
+def test_what_ended_otherwise_before_a_restart_does_not_continue_by_itself(store, home, state, words):
     run = store.create(config_for("steps=5", run=RESUMES))
     run.folder.write_state(state)
     move_to_an_earlier_boot(run)

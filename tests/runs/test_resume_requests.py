@@ -29,7 +29,7 @@ def resume_late(home: LoratoryHome, run: Run) -> None:
     (home.server / "resume" / f"{run.owner}~{run.id}").write_text("1")
 
 
-def test_a_request_says_which_attempt_it_is_about(home, stopped_run):
+def test_a_request_shows_which_attempt_it_is_about(home, stopped_run):
     request_resume(home, stopped_run)
     (home.server / "resume" / ".half-written.tmp").touch()
 
@@ -37,7 +37,7 @@ def test_a_request_says_which_attempt_it_is_about(home, stopped_run):
     assert (request.owner, request.run_id, request.attempt()) == (stopped_run.owner, stopped_run.id, 1)
 
 
-def test_a_request_of_an_earlier_version_says_nothing_of_attempts_and_is_obeyed(home, stopped_run):
+def test_a_request_of_an_earlier_version_reports_nothing_of_attempts_and_is_obeyed(home, stopped_run):
     request_resume(home, stopped_run)
     (home.server / "resume" / f"{stopped_run.owner}~{stopped_run.id}").write_bytes(b"")
     loop = SupervisorLoop(home, fake_settings())

@@ -22,8 +22,8 @@ def test_a_run_that_waits_for_memory_starts_anyway_once_asked(home):
     supervisor.start()
     try:
         wait_until(lambda: run.folder.read_state().reason == "memory")
-        step_before = len(looks)
-        wait_until(lambda: len(looks) > step_before + 2)
+        count_before = len(looks)
+        wait_until(lambda: len(looks) > count_before + 2)
         assert run.folder.read_state().state == "queued"
 
         request_start_anyway(run)

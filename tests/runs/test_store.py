@@ -151,7 +151,7 @@ def test_deleting_frees_what_the_run_had_saved(store):
     assert list(store.folder.iterdir()) == []
 
 
-def test_a_deletion_that_a_starting_server_helps_with_is_no_error(store, home, monkeypatch):
+def test_a_deletion_that_a_starting_server_helps_with_is_not_an_error(store, home, monkeypatch):
     """The server sweeps before the deletion removes its first file, and once more behind its second."""
     run, removed, remove = end_run(store.create(config_for())), [], os.unlink
     cached = cached_history_path(run)
@@ -172,7 +172,7 @@ def test_a_deletion_that_a_starting_server_helps_with_is_no_error(store, home, m
     assert not cached.exists()
 
 
-def test_a_deletion_that_was_swept_away_before_it_began_is_no_error(store, home, monkeypatch):
+def test_a_deletion_that_was_swept_away_before_it_began_is_not_an_error(store, home, monkeypatch):
     run = end_run(store.create(config_for()))
 
     def sweep_first(folder):
@@ -208,7 +208,7 @@ def test_a_run_that_waits_or_runs_is_never_deleted(store, state):
     assert run.folder.config.is_file()
 
 
-def test_a_run_with_a_living_worker_is_never_deleted_whatever_its_state_says(store):
+def test_a_run_with_a_living_worker_is_never_deleted_regardless_of_its_state(store):
     run = store.create(config_for())
     claim = run.folder.claim()
     end_run(run)

@@ -19,7 +19,7 @@ from tests.runs.supervision import (
 )
 
 
-def test_the_second_supervisor_of_a_home_refuses_says_so_and_takes_over(store, start_supervisor, home):
+def test_the_second_supervisor_of_a_home_refuses_reports_it_and_takes_over(store, start_supervisor, home):
     first, second = start_supervisor(), start_supervisor()
     wait_until(lambda: supervisor_of(home) is not None)
 
@@ -48,7 +48,7 @@ def test_a_supervisor_that_stops_leaves_its_workers_alone_and_the_next_one_finds
     assert worker_of(run).pid == worker.pid
 
 
-def test_a_run_whose_worker_ended_while_nobody_watched_is_judged_by_its_own_words(store, start_supervisor):
+def test_a_run_whose_worker_ended_while_no_one_watched_is_judged_by_its_own_words(store, start_supervisor):
     first = start_supervisor()
     run, lost = store.create(config_for("steps=5 hold=2")), store.create(config_for("steps=20 kill@8"))
     wait_for_step(run, 2)
@@ -71,7 +71,7 @@ def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_su
     assert "while no supervisor watched" in wait_for_state(run, "interrupted").cause
 
 
-def test_state_files_that_a_power_cut_tore_are_told_again_by_log_and_lock(store, start_supervisor):
+def test_state_files_that_a_power_cut_tore_are_reported_again_by_log_and_lock(store, start_supervisor):
     first = start_supervisor()
     complete, living = store.create(config_for("steps=3")), store.create(config_for("steps=5 hold=2"))
     wait_for_state(complete, "completed")

@@ -22,7 +22,7 @@ def test_a_million_points_keep_their_extremes_their_start_and_the_newest():
     assert np.all(np.diff(sample) > 0)
 
 
-def test_the_newest_point_is_there_even_when_its_loss_is_no_number():
+def test_the_newest_point_is_there_even_when_its_loss_is_not_a_number():
     y = np.full(5000, np.nan)
     y[:4000] = 1.0
     sample = thin(np.arange(5000.0), y, 100)

@@ -269,7 +269,7 @@ def test_a_model_that_made_room_for_a_run_is_loaded_again(client, session):
     assert session.loads == 2
 
 
-def test_a_device_in_use_is_said_with_when_to_come_back(client, session):
+def test_a_device_in_use_is_reported_with_when_to_come_back(client, session):
     session.unload()
     session.error = DeviceError("The CPU is in use for training (a run).", "Wait until it is free.")
 

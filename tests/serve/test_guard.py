@@ -94,7 +94,7 @@ def test_every_mistake_has_openais_form(place, method, path, body, status):
     assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
 
 
-def test_health_says_what_the_model_does(place):
+def test_health_reports_what_the_model_does(place):
     assert json.loads(ask(place, "GET", "/health", None)[1]) == {"status": "ready"}
 
 

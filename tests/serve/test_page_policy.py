@@ -53,7 +53,7 @@ def ask(place: str, method: str, path: str, body: bytes | None = None, **headers
         ("POST", "/gradio_api/run/predict", JSON, 422),
     ],
 )
-def test_every_answer_says_what_a_browser_may_do_with_it(place, method, path, headers, status):
+def test_every_answer_reports_what_a_browser_may_do_with_it(place, method, path, headers, status):
     body = b"{}" if method == "POST" else None
     answered, _, answer_headers = ask(place, method, path, body, **headers)
 
@@ -90,13 +90,13 @@ def test_what_a_request_says_of_a_proxy_is_not_believed(place, path, header):
     value = {"X-Gradio-Server": "http://evil.example", "X-Forwarded-Proto": "https"}.get(header, "evil.example")
 
     _, plain, _ = ask(place, "GET", path)
-    _, headers, _ = ask(place, "GET", path, **{header: value})
+    _, html, _ = ask(place, "GET", path, **{header: value})
 
-    assert "evil.example" not in headers
-    assert re.findall(r'"root":"[^"]*"', headers) == re.findall(r'"root":"[^"]*"', plain)
+    assert "evil.example" not in html
+    assert re.findall(r'"root":"[^"]*"', html) == re.findall(r'"root":"[^"]*"', plain)
 
 
-def test_the_document_and_the_answers_of_events_are_compressed_for_whoever_takes_that(place):
+def test_the_document_and_the_answers_of_events_are_compressed_for_clients_that_accept_it(place):
     plain = ask(place, "GET", "/")[1]
     connection = http.client.HTTPConnection(place, timeout=300)
     for path in ("/", "/config"):
@@ -170,13 +170,13 @@ def test_routes_that_the_page_does_not_use_are_not_offered(place, path):
         (b'{"data": ["q", ""], "fn_name": "ask", "component_id": -1, "session_hash": "x"}', 404),
     ],
 )
-def test_a_question_that_is_no_poll_of_the_page_is_refused(place, body, status):
+def test_a_question_that_is_not_a_poll_of_the_page_is_refused(place, body, status):
     answered, text, _ = ask(place, "POST", "/gradio_api/component_server", body, **JSON)
 
     assert answered == status, text
 
 
-def test_a_component_that_is_no_poll_answers_nothing(place):
+def test_a_component_that_is_not_a_poll_answers_nothing(place):
     components = json.loads(ask(place, "GET", "/config")[1])["components"]
     kinds = {part["type"]: part["id"] for part in components}
     for number in kinds.values():

@@ -80,7 +80,7 @@ def say(client: OpenAI, model: str, **values: Any) -> str:
 
 
 @pytest.mark.parametrize(("model", "branch"), [("my-adapter", "tuned"), ("base", "base")])
-def test_the_client_hears_what_the_chat_says(client, session, model, branch):
+def test_the_client_gets_what_the_chat_says(client, session, model, branch):
     sampling = SamplingConfig(temperature=0, max_new_tokens=12)
     chat = "".join(
         chunk.text for chunk in session.stream(ChatRequest(messages=TURNS, branches=(branch,), sampling=sampling))
@@ -148,8 +148,8 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
 
         wait_for(lambda: session.state.generating == 1)  # the long one is still being written
         let_a_minute_pass()
-        step_before = len(looks)
-        wait_for(lambda: len(looks) > step_before + 2)
+        count_before = len(looks)
+        wait_for(lambda: len(looks) > count_before + 2)
         assert session.state.phase == "generating"
         assert messages == []
 

@@ -51,7 +51,7 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(program, tmp_path):
         time.sleep(0.02)
 
 
-def test_a_machine_without_slurm_is_no_answer(monkeypatch, tmp_path):
+def test_a_machine_without_slurm_is_not_an_answer(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterUnreachableError, match="squeue cannot be started"):
         Slurm().queue()
@@ -66,7 +66,7 @@ def test_a_machine_without_slurm_is_no_answer(monkeypatch, tmp_path):
         ("sbatch: error: Munge encode failed: Failed to access", ClusterUnreachableError),
     ],
 )
-def test_a_refusal_is_told_from_no_answer(program, words, kind):
+def test_a_refusal_differs_from_no_answer(program, words, kind):
     program("sbatch", f"echo '{words}' >&2; exit 1")
 
     with pytest.raises(ClusterError) as error_info:

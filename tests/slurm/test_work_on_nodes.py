@@ -167,7 +167,7 @@ def test_the_command_names_what_is_asked_for_and_passes_nothing_of_this_machine(
     assert "secret" not in " ".join(words)
 
 
-def test_a_home_without_a_cluster_says_how_to_describe_one(home):
+def test_a_home_without_a_cluster_reports_how_to_describe_one(home):
     home.make_writable()
     with pytest.raises(ClusterError, match="cluster"):
         node_machine(home, None)

@@ -55,7 +55,7 @@ def test_what_an_owner_need_not_set_may_be_missing():
         ("LORATORY_BUCKET", CANARY, "LORATORY_BUCKET"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_words(name, value, words):
+def test_what_cannot_be_used_is_refused_with_a_message(name, value, words):
     with pytest.raises(EngineError) as refused:
         SpaceEnvironment.read({**GIVEN, name: value})
     assert words in str(refused.value)

@@ -213,7 +213,7 @@ def test_a_run_without_a_configuration_is_left_out(space, bucket, spaces):
     assert "has no configuration" in spaces.restored.words
 
 
-def test_damaged_accounts_are_left_out_in_words(spaces, bucket):
+def test_damaged_accounts_are_left_out_with_a_message(spaces, bucket):
     home = spaces.disk()
     open_database(home).close()
     spaces.begin(home)._save()
@@ -236,7 +236,7 @@ def test_a_marker_that_cannot_be_read_is_replaced(space, bucket, spaces, content
     assert RunStore(spaces.again(), "ann").ids() == [space.id]
 
 
-def test_a_bucket_with_too_much_in_it_is_refused_in_words(monkeypatch):
+def test_a_bucket_with_too_much_in_it_is_refused_with_a_message(monkeypatch):
     monkeypatch.setattr(hub_bucket, "_MOST_FILES", 3)
     asked = iter(SimpleNamespace(type="file", path=f"data/{number}") for number in range(10**9))
     api = SimpleNamespace(

@@ -109,7 +109,7 @@ def test_bfloat16_is_as_exact_as_the_fused_kernel():
     assert error < 0.005  # half a unit in the last place of bfloat16 is 0.002
 
 
-def test_a_row_is_the_same_whatever_stands_beside_it():
+def test_a_row_is_the_same_whatever_is_next_to_it():
     lengths = (30, 50)
     query, key, value = random_inputs(lengths)
     alone, _ = joined_attention(

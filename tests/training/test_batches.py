@@ -70,7 +70,7 @@ def test_what_is_not_learned_is_only_read(made):
     assert (one.tokens, one.trained_tokens) == (0, 0)
 
 
-def test_flash_attention_is_told_where_rows_begin():
+def test_flash_attention_gets_the_starts_of_rows():
     one = join([FIRST, SECOND], flash=True)
 
     assert one.inputs["cu_seq_lens_q"].tolist() == [0, 4, 7]

@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm):
     assert newest_intact(tmp_path).step == 5
 
 
-def test_damage_is_reported_in_words(tmp_path):
+def test_damage_is_reported_with_a_message(tmp_path):
     checkpoint = write(tmp_path, 5)
     (checkpoint.folder / "adapter" / "weights").write_text("w")
 
@@ -85,7 +85,7 @@ def test_nothing_half_written_is_left_when_filling_fails(tmp_path):
     assert newest_intact(tmp_path).step == 5
 
 
-def test_an_unfinished_checkpoint_is_no_checkpoint(tmp_path):
+def test_an_unfinished_checkpoint_is_not_a_checkpoint(tmp_path):
     """What a power cut leaves: the folder under its other name, however complete."""
     folder = write(tmp_path, 5).folder
     folder.rename(tmp_path / ".unfinished-step-5")

@@ -38,7 +38,7 @@ def test_what_a_machine_cannot_hold_is_named(tmp_path):
     assert why_not(Cell("8B", "none", "ours"), 8 * GIB, tmp_path) == "needs a GPU with 40 GiB"
 
 
-def test_without_a_gpu_it_says_so(monkeypatch):
+def test_without_a_gpu_it_reports_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(SystemExit, match="needs a CUDA GPU"):

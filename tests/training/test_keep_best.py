@@ -52,7 +52,7 @@ def test_the_best_weights_are_taken(folder, monkeypatch):
     assert events.warnings == []
 
 
-def test_nothing_is_said_where_the_last_weights_are_the_best(folder, monkeypatch):
+def test_nothing_is_reported_where_the_last_weights_are_the_best(folder, monkeypatch):
     events, loaded = end_with_the_best_of(folder, monkeypatch, 6)
 
     assert (loaded, events.warnings, events.statuses) == ([], [], [])

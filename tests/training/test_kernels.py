@@ -73,7 +73,7 @@ def kernels_of(folder, tmp_path, **sections):
     return reasons, training.losses, sum("forward" in vars(norm) for norm in norms)
 
 
-def test_a_processor_uses_the_models_own_and_says_nothing(tiny_model_folder, tmp_path):
+def test_a_processor_uses_the_models_own_and_reports_nothing(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, training={"max_steps": 2})
     assembly = make_training(config, make_rows(8), tmp_path).assembly
 
@@ -81,7 +81,7 @@ def test_a_processor_uses_the_models_own_and_says_nothing(tiny_model_folder, tmp
     assert assembly.optimizations["liger_kernels"] == assembly.optimizations["fused_norms"] == "needs CUDA"
 
 
-def test_torch_compile_is_said_to_be_unused_on_a_processor(tiny_model_folder, tmp_path):
+def test_torch_compile_is_reported_as_unused_on_a_processor(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, training={"torch_compile": True, "max_steps": 2})
     training = make_training(config, make_rows(8), tmp_path)
     training.trainer.train()

@@ -228,7 +228,7 @@ def test_more_devices_than_layers_are_refused(tmp_path):
         ([1, 1], 100, 0, 2, (1, 1)),
     ],
 )
-def test_layers_are_divided_so_that_the_fullest_device_holds_least(layers, first, last, devices, expected):
+def test_layers_are_divided_so_the_fullest_device_holds_least(layers, first, last, devices, expected):
     assert divide(layers, first, last, devices) == expected
 
 

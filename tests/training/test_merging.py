@@ -87,7 +87,7 @@ def test_it_can_be_left_out_and_needs_a_model_that_the_estimate_knows(shape, mon
     assert choose_merging(accumulating(), shape, gpu(80), ROWS).merged == 1
 
 
-def test_a_resumed_run_goes_on_as_it_began_while_that_fits(shape):
+def test_a_resumed_run_continues_as_it_began_while_that_fits(shape):
     config = accumulating()
 
     assert choose_merging(config, shape, gpu(80), ROWS, begun_with=4).merged == 4
@@ -154,7 +154,7 @@ def _counting(passes):
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_run_goes_on_with_its_own_passes_where_merged_ones_do_not_fit(
+def test_a_run_continues_with_its_own_passes_where_merged_ones_do_not_fit(
     tiny_model_folder, tmp_path, monkeypatch, packing
 ):
     """The step in which memory runs out is trained once, as if nothing had happened."""

@@ -97,7 +97,7 @@ def test_held_out_preferences_are_measured_by_the_same_loss(objective, tiny_mode
     assert measured.metrics.keys() >= {"rewards/margins"}
 
 
-def test_pairs_are_told_apart_after_some_steps(tiny_model_folder, tmp_path):
+def test_pairs_are_distinguished_after_some_steps(tiny_model_folder, tmp_path):
     last = train_run("dpo", tiny_model_folder, tmp_path, max_steps=20, learning_rate=2e-2).steps[-1]
 
     assert last.metrics["rewards/accuracies"] == 1.0

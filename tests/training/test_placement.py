@@ -126,7 +126,7 @@ def test_a_gpu_that_torch_cannot_use_is_never_left_for_the_processor(home, drive
 
 
 @pytest.mark.parametrize(("shown", "run"), [("7", {}), ("GPU-ffff", {}), ("", {"devices": [0]})])
-def test_a_run_with_a_gpu_says_that_its_environment_hides_it(home, driver, shown, run):
+def test_a_run_with_a_gpu_reports_that_its_environment_hides_it(home, driver, shown, run):
     driver(FakeNvml(RTX_4090), WITH_CUDA, shown=shown)
 
     with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES"):

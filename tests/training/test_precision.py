@@ -54,7 +54,7 @@ def test_an_explicit_dtype_is_kept():
         ("a word of a later version", "cuda", True, torch.bfloat16),
     ],
 )
-def test_a_resumed_run_continues_in_what_it_began_in_or_says_so(begun_in, kind, bfloat16, goes_on_in):
+def test_a_resumed_run_continues_in_what_it_began_in_or_reports_it(begun_in, kind, bfloat16, goes_on_in):
     where = device(kind, bfloat16=bfloat16)
     chosen = choose_precision(config(), where, begun_in)
 

@@ -73,7 +73,7 @@ def full_for_ever():
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_pause_is_said_once_and_so_is_its_end(writer, log, tmp_path):
+def test_a_pause_is_reported_once_and_so_is_its_end(writer, log, tmp_path):
     RunEvents(writer, tmp_path, Requests()).when_there_is_room(full_for(5))
 
     assert [data.code for data in messages_of(log)] == ["disk_full", "disk_has_room"]
@@ -133,7 +133,7 @@ def test_an_event_that_the_kernel_has_no_room_for_comes_later_and_once(writer, l
     assert [event.seq for event in read_events(log).events] == list(range(1, len(messages_of(log)) + 1))
 
 
-def test_a_pause_ends_when_somebody_cancels(writer, tmp_path):
+def test_a_pause_ends_when_someone_cancels(writer, tmp_path):
     with pytest.raises(CancelledError):
         RunEvents(writer, tmp_path, Requests(cancel_after=3)).when_there_is_room(full_for_ever)
 

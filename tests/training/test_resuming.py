@@ -96,7 +96,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(fold
 
 @pytest.mark.parametrize("place", ["weights", MANIFEST, "folder"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
-def test_a_file_that_cannot_be_read_now_is_no_damaged_one(folder, monkeypatch, place, number):
+def test_a_file_that_cannot_be_read_now_is_not_a_damaged_one(folder, monkeypatch, place, number):
     before = names(folder)
 
     def failing(method):
@@ -174,6 +174,6 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused(tmp_path):
         continue_from(checkpoint_of(tmp_path, row_plan(make_settings(), "rows")), make_settings(world_size=4))
 
 
-def test_a_process_that_cannot_see_the_checkpoint_says_so(tmp_path):
+def test_a_process_that_cannot_see_the_checkpoint_reports_it(tmp_path):
     with pytest.raises(StorageError, match="this process cannot see"):
         open_checkpoint(tmp_path / "step-5")

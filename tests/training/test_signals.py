@@ -81,7 +81,7 @@ def test_a_launcher_may_say_sigterm_as_often_as_it_likes(tmp_path, clock, signal
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_cancellation_while_the_model_is_loaded_is_no_broken_model(
+def test_a_cancellation_while_the_model_is_loaded_is_not_a_broken_model(
     tiny_model_folder, tmp_path, clock, signals_restored, monkeypatch
 ):
     listening(tmp_path, clock)

@@ -147,7 +147,7 @@ def gpus(monkeypatch):
     return build
 
 
-def test_the_generators_of_all_gpus_go_on_in_order(tmp_path, gpus):
+def test_the_generators_of_all_gpus_continue_in_order(tmp_path, gpus):
     gpus(*range(12))  # more than ten: as text, cuda/10 stands before cuda/2
     (tmp_path / "random.safetensors").write_bytes(random_state())
     generators = gpus(*[99] * 12)

@@ -40,7 +40,7 @@ def read_scalars(folder):
     }
 
 
-def test_one_that_fails_is_let_go_with_a_warning_that_tells_no_secret():
+def test_one_that_fails_is_released_with_a_warning_that_tells_no_secret():
     warnings = []
     broken, sound = Broken(fails_at=2), Broken(fails_at=None)
     started = {"wandb": Tracker(broken.log, broken.finish), "tensorboard": Tracker(sound.log, sound.finish)}

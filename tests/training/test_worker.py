@@ -240,7 +240,7 @@ def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
     ],
     ids=["targets", "model", "dataset", "warm start"],
 )
-def test_what_cannot_work_is_said_with_its_cause(workers, runs, sections, cause, words):
+def test_what_cannot_work_is_reported_with_its_cause(workers, runs, sections, cause, words):
     run = runs.create(**sections)
 
     assert workers.run(run.folder.path) == EXIT_FAILED
@@ -277,7 +277,7 @@ def test_a_worker_that_comes_back_after_a_later_one_began_writes_nothing_more(wo
     assert list_checkpoints(run.folder.checkpoints) == []
 
 
-def test_wrong_usage_is_told():
+def test_wrong_usage_is_reported():
     process = subprocess.run(
         [sys.executable, "-P", "-m", "engine.training.worker"], capture_output=True, text=True, check=False
     )

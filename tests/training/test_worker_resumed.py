@@ -54,7 +54,7 @@ def test_a_run_that_had_stopped_early_learns_nothing_more_when_it_is_resumed(wor
     assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
 
 
-def test_a_resumed_run_that_is_stopped_before_it_trains_says_what_stands(workers, runs, tmp_path):
+def test_a_resumed_run_that_is_stopped_before_it_trains_reports_what_stands(workers, runs, tmp_path):
     run = runs.create(training={"max_steps": 12, "save_steps": 5})
     workers.run(run.folder.path, "training:step-8=kill")
     pid = workers.start(run.folder.path, f"session:load_model=wait:{tmp_path / 'go'}")

@@ -28,7 +28,7 @@ def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
         next(steps)
 
 
-def test_results_are_kept_by_key_and_the_oldest_is_let_go():
+def test_results_are_kept_by_key_and_the_oldest_is_released():
     rendered: Cache[str] = Cache(capacity=2)
     drawn: list[str] = []
 

@@ -42,7 +42,7 @@ def run_to_end(background: BackgroundWork, job: AJob, key: str = "run"):
     return work
 
 
-def test_whoever_looks_sees_how_far_it_has_come_and_then_the_result():
+def test_every_page_sees_how_far_it_has_come_and_then_the_result():
     background, job = BackgroundWork[str](), AJob()
     kept: list[str] = []
     background.start("run", "An export", job, kept.append)

@@ -127,7 +127,7 @@ def test_two_runs_are_judged_under_their_names_in_a_file_of_their_own(tab, servi
     assert len(read_judgements(judgements_file(run.folder.path, None, f"{other.id}-final"))) == 1
 
 
-def test_without_a_second_answer_it_says_what_is_missing(tab):
+def test_without_a_second_answer_it_reports_what_is_missing(tab):
     assert "No model is loaded" in draw(tab.blind)[-1].trouble
     assert "Load a run" in tab.blind.why_absent(())
     assert "Nothing to compare" in tab.blind.why_absent(("base",))
@@ -172,7 +172,7 @@ def test_a_run_on_the_same_base_is_seen_to_be_another(tab, blind, services, run)
     assert tab._look(seen, Judging())[tab.last_look] != seen
 
 
-def test_what_answered_while_something_else_was_loaded_is_no_pair(tab, blind, services):
+def test_what_answered_while_something_else_was_loaded_is_not_a_pair(tab, blind, services):
     other = write_run(services.runs, a_config(), InventedRun())
     stream = blind.ask(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
     next(stream)

@@ -62,7 +62,7 @@ def test_what_could_not_be_read_changes_nothing(put_in, nothing):
     assert put_in(nothing, a_config()) == {}
 
 
-def test_an_empty_path_is_no_dataset():
+def test_an_empty_path_is_not_a_dataset():
     assert _take_path("  ") == {}
 
 

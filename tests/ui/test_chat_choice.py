@@ -56,7 +56,7 @@ def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, r
     assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
 
 
-def test_two_runs_on_one_base_stand_beside_each_other_under_their_names(choice, services, run):
+def test_two_runs_on_one_base_stand_side_by_side_under_their_names(choice, services, run):
     other = write_run(services.runs, a_config(run__name="second"), InventedRun())
     elsewhere = write_run(services.runs, a_config(model__id="Qwen/Qwen3-0.6B"), InventedRun())
 

@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):
     assert "No model is named." in load(tab, A_MODEL)[-1].state
 
 
-def test_a_failed_load_is_reported_until_something_else_happens_whoever_looked_meanwhile(tab, run):
+def test_a_failed_load_is_reported_until_something_else_happens_even_if_another_page_looked(tab, run):
     """The page also looks every few seconds: what it saw of the loading must not replace the reason."""
     loading = tab._load(*Chosen(A_MODEL, FINAL, "nowhere/at-all", "", NOTHING, AS_TRAINED))
     while "Starting" not in Changes(tab, next(loading)).state:
@@ -306,7 +306,7 @@ def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
     assert "scales" in tab.talk._prompt("two?", turns, SIDE_BY_SIDE, "")
 
 
-def test_questions_of_held_out_rows_are_offered_and_their_reference_stands_beside(tab, run):
+def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_it(tab, run):
     assert list(tab.talk._suggest().values()) == ["", []]  # nothing is loaded yet
     load(tab, run.id)
 

@@ -133,7 +133,7 @@ def test_another_format_keeps_of_the_mapping_what_it_has_too():
 
 
 @pytest.mark.parametrize("handler", ["_open", "_show", "_find", "_list"])
-def test_what_nobody_foresaw_is_told_in_two_sentences(visitor, monkeypatch, handler, caplog):
+def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, handler, caplog):
     def broken(*_args, **_kwargs):
         raise KeyError("secret detail")
 

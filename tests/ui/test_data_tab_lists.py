@@ -113,7 +113,7 @@ def find(visitor, text, row=0):
     return [Changes(search, one) for one in search._find(text, row, gr.Request(session_hash="a"), *values)]
 
 
-def test_a_search_says_how_far_it_is_and_can_be_stopped(visitor, services):
+def test_a_search_reports_how_far_it_is_and_can_be_stopped(visitor, services):
     search = visitor.tab.rows.search
     values = visitor.values(dataset__source="rows.jsonl")
     request = gr.Request(session_hash="somebody")
@@ -130,13 +130,13 @@ def test_a_search_says_how_far_it_is_and_can_be_stopped(visitor, services):
     assert search._searches == {}
 
 
-def test_a_search_finds_the_next_row_or_says_where_it_began_again(visitor):
+def test_a_search_finds_the_next_row_or_reports_where_it_began_again(visitor):
     assert (last := find(visitor, "lora_alpha")[-1])._number == 4
     assert last.result_line == ""
     assert "Continued from the top" in find(visitor, "lora_alpha", row=348)[-1].result_line
     assert "No matching rows" in find(visitor, "nothing like it")[-1].result_line
 
 
-def test_a_text_too_long_to_find_is_refused_in_words(visitor):
+def test_a_text_too_long_to_find_is_refused_with_a_message(visitor):
     assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1].result_line
     assert visitor.tab.rows.search.text.max_length == 1000

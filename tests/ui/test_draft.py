@@ -18,7 +18,7 @@ from ui.views.memory import render_side_panel
 from ui.views.next_step import next_step, render_bar
 
 
-def test_an_empty_form_says_what_to_choose_and_reports_no_mistake(form):
+def test_an_empty_form_reports_what_to_choose_and_reports_no_mistake(form):
     draft = draft_of(form, None)
 
     assert draft.missing == ("Choose a model.", "Choose a dataset.")
@@ -105,7 +105,7 @@ def test_all_mistakes_stand_in_the_panel_together(form):
     assert "Correct the settings above first." in panel
 
 
-def test_what_the_device_cannot_run_stands_in_the_panel_beside_its_memory(form):
+def test_what_the_device_cannot_run_stands_in_the_panel_next_to_its_memory(form):
     wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": "paged_adamw_8bit"}
     draft = draft_of(form, small_shape(), **wanted, adapter__target_modules=list(NAMES))
     panel = render_side_panel(draft)
@@ -155,7 +155,7 @@ def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(fo
     ("optim", "judged", "starts", "refused_there"),
     [("paged_adamw_8bit", "RTX 4090", False, False), ("paged_adamw_8bit", "Apple M-series 16 GB", False, True)],
 )
-def test_what_another_device_cannot_run_is_said_there_and_never_blocks_a_start(
+def test_what_another_device_cannot_run_is_reported_there_and_never_blocks_a_start(
     form, optim, judged, starts, refused_there
 ):
     wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": optim}

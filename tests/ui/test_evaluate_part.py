@@ -46,7 +46,7 @@ def measure(part, services, run, checkpoint=FINAL, answered=20):
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
 
 
-def test_before_it_is_measured_it_says_what_would_be(part, run):
+def test_before_it_is_measured_it_reports_what_would_be(part, run):
     changes = look(part, run.id, FINAL, 0, "")
 
     assert "Not measured yet" in changes.result
@@ -116,7 +116,7 @@ def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services,
     assert "loratory-faq" in html
 
 
-def test_the_model_of_the_chat_is_let_go_of_first(tab, services, run):
+def test_the_model_of_the_chat_is_unloaded_first(tab, services, run):
     list(tab._load(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
 
     measure(tab.evaluate, services, run)
@@ -140,7 +140,7 @@ def test_everything_that_was_written_is_escaped():
     assert "&lt;i&gt;first" in html
 
 
-def test_what_was_forgotten_stands_next_to_what_was_gained():
+def test_what_was_forgotten_is_next_to_what_was_gained():
     result = an_evaluation()
 
     html = render_evaluation(result)
@@ -152,7 +152,7 @@ def test_what_was_forgotten_stands_next_to_what_was_gained():
     assert "gained" not in older
 
 
-def test_a_run_that_made_it_worse_is_told_so():
+def test_a_run_that_made_it_worse_is_reported_as_such():
     result = an_evaluation()
     losses = {"base": result.losses["tuned"], "tuned": result.losses["base"]}
 

@@ -82,7 +82,7 @@ def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, 
     assert offered["value"] == run.id
 
 
-def test_without_a_result_it_says_when_there_will_be_one(tab):
+def test_without_a_result_it_reports_when_there_will_be_one(tab):
     changes = offer(tab, "", None)
 
     assert (changes.empty["visible"], changes.whole["visible"]) == (True, False)
@@ -109,7 +109,7 @@ def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert look(tab, run.id, form, changes.last_stamp).names() == []
 
 
-def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_said_once(tab, services, run):
+def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_reported_once(tab, services, run):
     assert "forbidden" not in start(tab, run, HUB, repository="me/forbidden")
     assert "this token may not write there" in look(tab, run.id, HUB, "").status
 
@@ -177,7 +177,7 @@ def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
     assert "max_shard_gb" in start(tab, run, MERGED, folder="mine", shard=-1.0)
 
 
-def test_prefix_tuning_says_why_it_cannot_be_merged(tab, services):
+def test_prefix_tuning_reports_why_it_cannot_be_merged(tab, services):
     prefix = write_run(services.runs, a_config(adapter__method="prefix_tuning"), InventedRun())
 
     changes = tab._switch(prefix.id, MERGED)
@@ -242,7 +242,7 @@ def test_the_script_is_python_and_names_the_run(tab, run, services):
     assert run.id in source
 
 
-def test_a_run_that_was_deleted_is_said_to_be_gone(tab):
+def test_a_run_that_was_deleted_is_reported_as_gone(tab):
     changes = look(tab, "20250101-000000-000-abcd", ADAPTER, "")
 
     assert "There is no run" in changes.status
@@ -320,7 +320,7 @@ def test_the_archive_holds_the_files_and_nothing_that_a_link_leads_to(run, servi
     assert list_files(run.folder.adapter) == sorted(name.split("/", 1)[1] for name in names)
 
 
-def test_what_is_too_large_for_a_download_says_where_it_lies(run, services):
+def test_what_is_too_large_for_a_download_reports_where_it_lies(run, services):
     transfers = Transfers(services.home, largest_file_bytes=1000)
 
     with pytest.raises(StorageError, match="Copy its folder"):

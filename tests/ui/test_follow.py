@@ -229,7 +229,7 @@ def test_a_run_that_is_gone_leaves_the_empty_state(follow):
     assert "No active run" in refresh(follow, "").heading
 
 
-def test_a_run_that_is_deleted_while_it_is_followed_is_said_to_be_gone(follow, invent, services):
+def test_a_run_that_is_deleted_while_it_is_followed_is_reported_as_gone(follow, invent, services):
     run = invent(state="queued")
     drawn = look(follow, run.id)
     request_stop(run)

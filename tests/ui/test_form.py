@@ -131,7 +131,7 @@ def test_no_number_box_begins_empty_since_gradios_turns_to_0_when_it_comes_into_
 @pytest.mark.parametrize(
     ("typed", "meant"), [("", None), (" 80 ", 80), ("0.5", 0.5), ("1e3", 1000.0), ("many", "many"), (None, None)]
 )
-def test_a_box_that_may_stay_empty_says_nothing_or_a_number_or_what_is_none(typed, meant):
+def test_a_box_that_may_stay_empty_reports_nothing_or_a_number_or_what_is_none(typed, meant):
     form = whole_form()
 
     mapping = form.mapping(values_of(form, training__save_steps=typed))
@@ -151,7 +151,7 @@ def test_a_choice_that_another_version_offered_becomes_the_default():
     assert filled["training.report_to"] == ["trackio"]
 
 
-def test_the_term_stands_beside_plain_words_only_where_they_differ():
+def test_the_term_is_next_to_plain_words_only_where_they_differ():
     assert label_of("adapter.r") == "Rank (r)"
     assert label_of("training.learning_rate") == "Learning rate"
 

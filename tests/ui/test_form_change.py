@@ -108,7 +108,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
         "a.b.c.d=1",
     ],
 )
-def test_what_no_row_says_changes_nothing_or_is_refused_in_words(forged):
+def test_what_no_row_says_changes_nothing_or_is_refused_with_a_message(forged):
     if not forged:
         assert overrides_of(forged) == {}
     else:

@@ -11,7 +11,7 @@ from ui.backend.run_reader import RunReader
 from ui.build import _header, render_header
 
 
-def test_a_server_that_stands_by_says_so_until_it_takes_over(services, home):
+def test_a_server_that_stands_by_reports_it_until_it_takes_over(services, home):
     first, second = Supervisor(services.home, fake_settings()), Supervisor(services.home, fake_settings())
     first.start()
     second.start()
@@ -42,6 +42,6 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_reason_and_not_as_the_d
     assert "PyTorch has no kernels for it. Install another." in html
 
 
-def test_what_is_said_below_the_line_is_no_markup():
+def test_what_is_said_below_the_line_is_not_markup():
     assert "<b>one</b>" not in render_header(None, 0, 0, "<b>one</b>")
     assert "notice" not in render_header(None, 1, 2)

@@ -30,7 +30,7 @@ def values(tab, **settings):
     return tab._page.form.updates(a_config(model__id=MODEL, **settings).model_dump(mode="json"))
 
 
-def test_a_revision_is_looked_up_so_that_its_memory_can_be_estimated(tab, services):
+def test_a_revision_is_looked_up_so_its_memory_can_be_estimated(tab, services):
     assert tab._page.draft(values(tab, model__revision="v2")).shape is None
 
     revised = Changes(tab, tab._revise(MODEL, " v2 ", ""))
@@ -116,7 +116,7 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     assert question == ""
 
 
-def test_a_model_that_cannot_be_trained_says_why_and_cannot_be_picked(tab):
+def test_a_model_that_cannot_be_trained_reports_why_and_cannot_be_picked(tab):
     rows = tab._filter("gpt-oss-20b", "")
 
     assert 'data-pick="unsloth/gpt-oss-20b-BF16"' in rows
@@ -157,7 +157,7 @@ def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_know
     assert "rows of 1,024 tokens" in tab._filter("", "", "RTX 4090", "1-2-forged")
 
 
-def test_a_revision_that_cannot_be_read_says_so_beside_the_model(tab, services, monkeypatch):
+def test_a_revision_that_cannot_be_read_reports_it_next_to_the_model(tab, services, monkeypatch):
     def refuse(model):
         raise KeyError(model.revision)
 
@@ -191,7 +191,7 @@ def test_the_box_for_other_models_shows_what_filled_the_form_and_nothing_of_befo
     assert page._fill(a_config().model_dump(mode="json"))[tab.own] == ""
 
 
-def test_why_there_is_no_tokenizer_is_told_once(tab, services):
+def test_why_there_is_no_tokenizer_is_reported_once(tab, services):
     def resolve(model, on_progress):
         raise ModelError("No connection to the Hub.", "Try again.")
 
@@ -206,7 +206,7 @@ def test_why_there_is_no_tokenizer_is_told_once(tab, services):
     assert again["visible"]
 
 
-def test_a_model_that_a_draft_brings_is_said_to_be_looked_up_until_it_is(tab):
+def test_a_model_of_a_draft_shows_that_it_is_looked_up(tab):
     begun = tab._begin(MODEL, "v2", "", "")
     sought = begun[tab._sought]
 

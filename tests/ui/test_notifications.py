@@ -27,7 +27,7 @@ def test_a_saved_webhook_shows_its_host_alone(part, services):
     assert part._remove()[part.test]["visible"] is False
 
 
-def test_what_is_no_address_is_refused_and_the_former_one_stays(part):
+def test_what_is_not_an_address_is_refused_and_the_former_one_stays(part):
     part._save(f"https://discord.com/api/webhooks/1/{SECRET}", "auto")
 
     changes = part._save("http://example.com/other", "slack")

@@ -145,7 +145,7 @@ def test_a_start_that_was_deleted_stays_in_sight(visitor, part):
     assert gone in [value for _, value in offered["choices"]]
 
 
-def test_a_preset_that_continues_another_one_says_what_is_missing_and_takes_it_once_it_is_there(
+def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_it_once_it_is_there(
     visitor, part, services
 ):
     preset = find_preset("quickstart-dpo-cpu")

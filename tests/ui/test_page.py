@@ -85,11 +85,11 @@ def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
         ("20250101-000000-000-abcd", "the adapter of 20250101-000000-000-abcd, a deleted run"),
     ],
 )
-def test_the_adapter_that_a_draft_begins_with_is_told(page, start, words):
+def test_the_adapter_that_a_draft_begins_with_is_reported(page, start, words):
     assert page.begins_with(page.draft(page.form.updates({"adapter": {"warm_start": start}}))) == words
 
 
-def test_the_run_whose_adapter_a_draft_begins_with_is_told_by_its_name_beside_every_tab(page, services):
+def test_the_run_whose_adapter_a_draft_begins_with_is_reported_by_its_name_next_to_every_tab(page, services):
     run = write_run(services.runs, a_config(run__name="<i>faq"), InventedRun())
     draft = page.draft(page.form.updates({"adapter": {"warm_start": run.id}}))
     words = page.begins_with(draft)

@@ -32,7 +32,7 @@ def test_steps_follow_from_rows_batches_and_epochs(settings, steps):
     assert plan.steps == steps
 
 
-def test_packing_makes_fewer_rows_and_says_that_they_are_estimated():
+def test_packing_makes_fewer_rows_and_reports_that_they_are_estimated():
     training = a_config(training__max_steps=-1, training__num_train_epochs=1, training__packing=True).training
 
     plan = plan_run(training, report())

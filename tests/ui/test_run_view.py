@@ -99,14 +99,14 @@ def test_the_page_continues_counting_while_a_worker_is_silent(observe):
     assert stamp(65.0) != stamp(95.0)
 
 
-def test_a_finished_run_says_how_long_it_took_and_nothing_is_left(observe):
+def test_a_finished_run_reports_how_long_it_took_and_nothing_is_left(observe):
     line = status_line(observe(state="completed", steps=120))
 
     assert "took 1 min 47 s" in line
     assert "left" not in line
 
 
-def test_what_was_asked_for_is_said_until_it_has_happened(store, observe):
+def test_what_was_asked_for_is_reported_until_it_has_happened(store, observe):
     snapshot = observe(state="running", steps=5)
     snapshot.run.folder.stop_request.touch()
 
@@ -116,7 +116,7 @@ def test_what_was_asked_for_is_said_until_it_has_happened(store, observe):
     assert asked.stamp != snapshot.stamp
 
 
-def test_a_waiting_run_says_what_it_waits_for(observe):
+def test_a_waiting_run_reports_what_it_waits_for(observe):
     snapshot = observe(state="queued", cause="The CPU is in use for training (faq).")
 
     assert status_line(snapshot) == "The CPU is in use for training (faq)"
@@ -133,7 +133,7 @@ def test_a_failure_is_shown_with_cause_and_advice(observe):
     assert "Halve max_length." in html
 
 
-def test_an_interrupted_run_says_from_where_it_can_go_on(observe):
+def test_an_interrupted_run_says_from_where_it_can_continue(observe):
     html = render_trouble(
         observe(
             state="interrupted", steps=70, cause="The machine was restarted.", advice="Resume it.", resumable_step=60
@@ -144,7 +144,7 @@ def test_an_interrupted_run_says_from_where_it_can_go_on(observe):
     assert "resume from step 60" in html
 
 
-def test_a_job_out_of_sight_says_why_and_what_to_do(observe):
+def test_a_job_out_of_sight_reports_why_and_what_to_do(observe):
     snapshot = observe(
         state="running",
         steps=3,
@@ -187,7 +187,7 @@ def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(obse
     assert "less" not in stopped
 
 
-def test_on_a_gpu_three_peaks_stand_each_beside_its_like(observe):
+def test_on_a_gpu_three_peaks_stand_each_next_to_its_like(observe):
     snapshot = observe(state="completed", steps=120)
     predicted = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
     measured = MemoryData(
@@ -256,7 +256,7 @@ def test_a_long_log_is_cut_at_a_line(tmp_path):
     assert len("\n".join(lines)) < 25_000
 
 
-def test_a_title_of_somebody_else_cannot_inject_markup(store):
+def test_a_title_of_another_person_cannot_inject_markup(store):
     run = write_run(store, a_config(run__name="<script>alert(1)</script>"), InventedRun())
 
     html = render_heading(RunReader(store).observe(run.id), now=time.time())

@@ -74,11 +74,11 @@ def pick(identifier: str):
     return SimpleNamespace(_data={"pick": identifier})
 
 
-def test_an_empty_home_says_what_to_do(tab):
+def test_an_empty_home_reports_what_to_do(tab):
     assert "No runs yet" in table_of(tab)
 
 
-def test_every_state_is_told_in_words_and_shape(tab, history):
+def test_every_state_is_reported_in_words_and_shape(tab, history):
     tab._page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
     html = table_of(tab)
 
@@ -206,7 +206,7 @@ def test_ticked_runs_are_laid_over_each_other_with_only_what_differs(tab, histor
     assert differences.count("★") == 1
 
 
-def test_one_run_alone_is_no_comparison(tab, history):
+def test_one_run_alone_is_not_a_comparison(tab, history):
     assert tab.compare([history[1]], "step", False)[tab.comparison]["visible"] is False
     assert tab.compare([history[1], "deleted meanwhile"], "step", False)[tab.comparison]["visible"] is False
 
@@ -270,7 +270,7 @@ def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter
     assert tab.one.continuation(history[1])["adapter"]["warm_start"] == history[1]
 
 
-def test_name_note_and_tags_are_kept_beside_the_configuration(tab, history, services):
+def test_name_note_and_tags_are_kept_next_to_the_configuration(tab, history, services):
     tab.one.save_notes(history[1], "The good one", "paper, draft ,", "rank 8 was enough <i>")
     tab.one.save_notes(history[2], tab._page.reader.observe(history[2]).title, "", "")
 
@@ -385,7 +385,7 @@ def test_a_run_under_way_cannot_be_deleted(tab, services):
     assert run.id in services.runs.ids()
 
 
-def test_times_are_told_as_people_tell_them():
+def test_times_are_formatted_for_people():
     now = 1_764_000_000.0
 
     assert ":" in when(now - 60, now)

@@ -22,7 +22,7 @@ def draft_on(panel: SidePanel):
     return panel._page.draft([values[name] for name in form.names])
 
 
-def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_beside_it(panel, services):
+def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel, services):
     before = panel._measurement(draft_on(panel))
     check = services.checks.read(question_of(draft_on(panel).mapping))
     wait_for(lambda: check.is_done)

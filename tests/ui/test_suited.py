@@ -102,7 +102,7 @@ def test_what_a_preset_or_a_run_has_stays_until_what_it_follows_changes(visitor)
     assert value_of(visitor, "training.learning_rate") == METHODS["none"].learning_rate
 
 
-def test_an_advised_change_of_the_method_says_what_follows_and_is_undone_with_it(visitor):
+def test_an_advised_change_of_the_method_reports_what_follows_and_is_undone_with_it(visitor):
     choose(visitor, "none")
     visitor.change({"adapter": {"method": "lora"}})
     visitor.refresh()
@@ -124,7 +124,7 @@ def test_a_forged_note_makes_every_value_the_persons(visitor, page, forged):
     assert value_of(visitor, "training.learning_rate") == 2e-4
 
 
-def test_the_page_says_what_a_default_is_suited_to(visitor, page):
+def test_the_page_reports_what_a_default_is_suited_to(visitor, page):
     visitor.set_by_hand(adapter__method="ia3")
     notes = [value for value in visitor.values.values() if isinstance(value, str) and "suited to" in value]
     assert any("suited to LoRA" in note for note in notes)
@@ -135,7 +135,7 @@ def test_the_page_says_what_a_default_is_suited_to(visitor, page):
     assert not any("suited to LoRA" in note for note in notes)
 
 
-def test_the_panel_says_how_many_rows_a_step_has(visitor, page):
+def test_the_panel_reports_how_many_rows_a_step_has(visitor, page):
     panel = render_side_panel(page.draft([visitor.values[part] for part in page.form.components]))
 
     assert "2 × 4 = 8 rows a step" in panel

@@ -128,7 +128,7 @@ def test_problems_are_shown_in_place_and_nothing_starts(tab):
     assert changes.timer["active"] is False
 
 
-def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, monkeypatch):
+def test_a_start_reports_what_it_is_checking_and_holds_no_handler_meanwhile(tab, monkeypatch):
     launcher, goes_on = tab._page.services.launcher, threading.Event()
     start = launcher.start
 
@@ -147,7 +147,7 @@ def test_a_start_says_what_it_is_checking_and_holds_no_handler_meanwhile(tab, mo
     assert waited_for(tab, changes).problems == ""
 
 
-def test_a_start_that_is_refused_says_why_and_can_be_tried_again(tab, monkeypatch):
+def test_a_start_that_is_refused_reports_why_and_can_be_tried_again(tab, monkeypatch):
     def refuse(*_, **__):
         raise DatasetError("The file is gone.", "Choose another.")
 
@@ -175,14 +175,14 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
 
 
 @pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
-def test_a_sweep_that_cannot_work_says_so_and_files_nothing(tab, rates, ranks, said):
+def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks, said):
     changes = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
 
     assert said in changes.problems
     assert not tab._page.services.runs.ids()
 
 
-def test_an_incomplete_draft_cannot_be_started_and_says_why(tab, services):
+def test_an_incomplete_draft_cannot_be_started_and_reports_why(tab, services):
     form = tab._page.form
     empty = read_draft(services, form, form.updates({}))
     values = form.updates(a_config().model_dump(mode="json"))
@@ -234,7 +234,7 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
 
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
-def test_every_preset_fills_a_form_that_can_start_or_says_what_keeps_it(tab, preset):
+def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, preset):
     config, page = preset.load(), tab._page
     visitor = FormVisitor(page)
     visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name})))
@@ -252,7 +252,7 @@ def test_every_preset_fills_a_form_that_can_start_or_says_what_keeps_it(tab, pre
         assert escape(problem.message) in render_reason(draft)
 
 
-def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_says_why(services):
+def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_reports_why(services):
     app = build_app(services)
     services.inspector.unreachable.add(find_preset("quickstart-cpu").load().model.id)
     (chosen,) = [one for one in app.fns.values() if getattr(one.fn, "__name__", "") == "_use_preset" and one.targets[0][1] == "click" and app.blocks[one.targets[0][0]].elem_id == "presets"]  # fmt: skip
@@ -309,7 +309,7 @@ def test_every_count_may_change_all_that_it_counts_for(services):
     assert all(one.outputs == one.fn.__self__._count_outputs for one in counts)
 
 
-def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_told_once(tab, services, monkeypatch):
+def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_once(tab, services, monkeypatch):
     def refuse(*_args, **_rest):
         raise DatasetError("rows.jsonl cannot be read.", "Check the file.")
 

@@ -108,13 +108,13 @@ def test_speed_and_reason_of_the_end_stand_under_each_answer():
     assert "Tuned" in html
 
 
-def test_an_empty_answer_is_said_to_be_empty():
+def test_an_empty_answer_is_reported_as_empty():
     silent = Answer("tuned", done=True, finish_reason="eos")
 
     assert "(empty answer)" in render_transcript([Turn("?", (silent,))])
 
 
-def test_a_finished_answer_says_how_full_the_context_is():
+def test_a_finished_answer_reports_how_full_the_context_is():
     answer = Answer("tuned", "x", tokens=30, prompt_tokens=113, done=True, finish_reason="eos")
 
     assert "context 143 of 8,192" in render_transcript([Turn("?", (answer,))], context_tokens=8192)
@@ -140,14 +140,14 @@ def test_suggestions_are_different_questions_that_were_held_out():
     assert render_suggestions([]) == ""
 
 
-def test_a_run_without_held_out_rows_offers_what_it_learned_from_and_says_so():
+def test_a_run_without_held_out_rows_offers_what_it_learned_from_and_reports_it():
     prompts = HeldOutPrompts(FakeInspector()).of_run(a_config(dataset__eval_fraction=0.0))  # type: ignore[arg-type]
 
     assert prompts
     assert "From the training set" in render_suggestions(some_prompts(prompts, 1))
 
 
-def test_rows_without_a_first_question_are_no_prompts():
+def test_rows_without_a_first_question_are_not_prompts():
     row = FakeInspector().preview(a_config().dataset, count=1).rows[0]
     silent = Conversation((Message("user", "What?"),))
 

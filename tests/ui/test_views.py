@@ -81,7 +81,7 @@ def test_an_engine_error_leaves_the_page_as_it_was():
 
 
 @pytest.mark.parametrize("data", [None, {}, "x", {"pick": None}])
-def test_a_click_beside_the_rows_picks_nothing_dangerous(data):
+def test_a_click_next_to_the_rows_picks_nothing_dangerous(data):
     event = gr.EventData(None, data)
 
     assert picked_value(event) in ("", "None")

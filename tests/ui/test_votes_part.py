@@ -137,7 +137,7 @@ def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
     assert "vote:1" not in alone.transcript
 
 
-def test_a_conversation_with_two_models_on_one_side_is_no_pair(tab, run, services, votes):
+def test_a_conversation_with_two_models_on_one_side_is_not_a_pair(tab, run, services, votes):
     load(tab, run)
     before = ask(tab, "What?").turns
     load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
@@ -150,7 +150,7 @@ def test_a_conversation_with_two_models_on_one_side_is_no_pair(tab, run, service
     assert votes.read().votes == ()
 
 
-def test_a_vote_that_cannot_be_kept_says_why(tab, run, votes, monkeypatch):
+def test_a_vote_that_cannot_be_kept_reports_why(tab, run, votes, monkeypatch):
     load(tab, run)
     turns = ask(tab, "Why?").turns
     monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)

@@ -165,7 +165,7 @@ FORM = "application/x-www-form-urlencoded"
     ],
     ids=["large", "odd characters", "not UTF-8", "many fields", "JSON", "a file", "empty"],
 )  # fmt: skip
-def test_what_is_not_one_of_the_forms_signs_nobody_in(tmp_path, path, body, kind, statuses):
+def test_what_is_not_one_of_the_forms_signs_no_one_in(tmp_path, path, body, kind, statuses):
     with running_lab(tmp_path) as lab, lab.browser() as browser:
         lab.add("ann")
         answer = browser.post(path, content=body, headers={"Content-Type": kind})

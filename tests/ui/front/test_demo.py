@@ -20,7 +20,7 @@ from ui.front.demo import DEMO, open_demo
 from ui.views.demo import ASK
 
 
-def test_a_space_without_a_run_says_what_comes_and_looks_again(tmp_path):
+def test_a_space_without_a_run_reports_what_comes_and_looks_again(tmp_path):
     page = visit(a_demo(tmp_path)).get("/")
 
     assert page.status_code == 200
@@ -39,7 +39,7 @@ def test_why_there_is_no_run_is_reported(tmp_path):
     assert "The model &lt;smollm2&gt; cannot be reached." in page
 
 
-def test_a_waiting_run_says_so(tmp_path):
+def test_a_waiting_run_reports_it(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo, InventedRun(state="queued", cause="The CPU is in use for training (secret of bea)."))
 
@@ -62,14 +62,14 @@ def test_a_run_that_trains_shows_its_progress_and_its_curve(tmp_path):
     assert "<form" not in page
 
 
-def test_a_run_that_gave_way_says_that_it_continues(tmp_path):
+def test_a_run_that_gave_way_reports_that_it_continues(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo, InventedRun(state="stopped", steps=40))
 
     assert "The demo run is paused" in visit(demo).get("/").text
 
 
-def test_a_failed_run_says_why_without_a_path(tmp_path):
+def test_a_failed_run_reports_why_without_a_path(tmp_path):
     demo = a_demo(tmp_path)
     failed = FailedData(cause="disk_full", what=f"The disk of {tmp_path}/runs is full.", fix=f"Clear {tmp_path}.")
     with_run(demo, InventedRun(state="failed", steps=31, failed=failed))
@@ -127,7 +127,7 @@ def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
     assert not thread.is_alive()
 
 
-def test_who_is_not_admitted_is_told_why(demo_with_run):
+def test_a_person_who_is_not_admitted_gets_the_reason(demo_with_run):
     answer = visit(demo_with_run, why="Your account <bea> is not admitted.").get("/")
 
     assert answer.status_code == 403
@@ -178,7 +178,7 @@ def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
     assert len(made) == 1
 
 
-def test_nobody_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
+def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
     monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
     looking, let = threading.Event(), threading.Event()
     read = demo_with_run.sample_of

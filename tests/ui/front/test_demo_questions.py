@@ -86,7 +86,7 @@ def test_what_a_stranger_and_a_model_say_is_text(tmp_path):
     assert asked.text.count("(token limit)") == 2 + 2 * 3
 
 
-def test_a_question_is_asked_as_it_was_typed_but_for_what_nobody_types(demo_with_run):
+def test_a_question_is_asked_as_it_was_typed_but_for_what_no_one_types(demo_with_run):
     ask(visit(demo_with_run), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
 
     assert demo_with_run.chat.session.requests[-1].messages[0].content == "می\u200cخواهم 👩\u200d🔬?"
@@ -101,7 +101,7 @@ def test_a_question_is_asked_as_it_was_typed_but_for_what_nobody_types(demo_with
         ("a" * 9000, 413, "The question is too long."),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused_in_words(demo_with_run, prompt, status, words):
+def test_a_question_that_cannot_be_asked_is_refused_with_a_message(demo_with_run, prompt, status, words):
     before = len(demo_with_run.chat.session.requests)
 
     answer = ask(visit(demo_with_run), prompt)
@@ -168,7 +168,7 @@ def test_all_addresses_of_an_ipv6_network_count_as_one():
         throttle.begin("2001:db8:1:2:ffff::1")
 
 
-def test_an_error_of_the_model_is_told_without_its_words(tmp_path):
+def test_an_error_of_the_model_is_reported_without_its_words(tmp_path):
     class Broken(FakeChatSession):
         def stream(self, request):
             raise ModelError(f"{tmp_path}/secret is damaged.", "Look into it.")

@@ -97,7 +97,7 @@ def test_a_change_of_rights_asks_for_the_password_after_ten_minutes(admin, calle
 
 
 @pytest.mark.parametrize("action", ["invite", "reset"])
-def test_where_another_rule_says_who_gets_in_there_are_no_links(admin, caller, action):
+def test_where_another_rule_decides_who_gets_in_there_are_no_links(admin, caller, action):
     with pytest.raises(AccountError, match="People that ann lists"):
         ACTIONS[action](replace(admin, who_gets_in="People that ann lists get an account."), caller)
     assert admin.accounts.invitations() == []
@@ -269,7 +269,7 @@ def test_the_last_admin_is_not_removed(admin, caller):
     assert audit_entries(admin) == []
 
 
-def test_what_is_shown_is_no_markup(admin, caller):
+def test_what_is_shown_is_not_markup(admin, caller):
     entry = admin.audit
     entry.write("", "sign-in failed", "<b>x</b>", "<i>y</i>", "<u>z</u>")
     people, invitations = admin.people()

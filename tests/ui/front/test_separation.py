@@ -232,7 +232,7 @@ def test_what_a_page_computes_is_kept_with_its_person(lab):
     assert not (lab.home.shared_cache / "datasets").exists()
 
 
-def test_a_training_worker_of_a_person_gets_no_login_whoever_starts_it(lab, monkeypatch):
+def test_a_training_worker_of_a_person_gets_no_login_no_matter_who_starts_it(lab, monkeypatch):
     for name, value in _SECRETS.items():  # as a supervisor on the machine's command line would have them
         monkeypatch.setenv(name, value)
     config = a_config(model__id="owner/gated", training__report_to=["wandb"])

@@ -45,7 +45,7 @@ def test_a_state_is_used_once_and_a_code_too(either, institute):
         assert refusal_of(either, replay, come_back(replay, {**other, "code": values["code"]}))
 
 
-def test_a_round_that_began_in_another_browser_signs_nobody_in(either, institute):
+def test_a_round_that_began_in_another_browser_signs_no_one_in(either, institute):
     with either.browser() as attacker, either.browser() as victim:
         values = visit(institute, start(attacker))
         start(victim)  # has a cookie of its own
@@ -96,7 +96,7 @@ def test_an_answer_of_another_provider_is_refused(either, institute):
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example"])
-def test_nobody_is_led_elsewhere(either, institute, target):
+def test_no_one_is_led_elsewhere(either, institute, target):
     with either.browser() as browser:
         address = start(browser, next=target, redirect_uri=target, target=target)
         assert "evil" not in address
@@ -246,7 +246,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token", "/keys"])
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_that_makes_no_sense_signs_nobody_in(lab, institute, path, name):
+def test_an_answer_that_makes_no_sense_signs_no_one_in(lab, institute, path, name):
     with lab.browser() as browser:
         institute.answers[path] = ANSWERS[name]
         answer = start(browser) if path.startswith("/.") else go(lab, institute, browser)

@@ -32,7 +32,7 @@ def test_a_rule_makes_members_of_those_to_whom_all_of_it_applies(open_lab, insti
         {"groups": ["other"]}, {"groups": "gpu-lab"}, {"groups": None}, {"groups": [["gpu-lab"]]}, {"groups": ["GPU-Lab"]},
     ],
 )  # fmt: skip
-def test_a_rule_lets_in_nobody_else(open_lab, institute, way, change):
+def test_a_rule_lets_in_no_one_else(open_lab, institute, way, change):
     institute.user = "of-eve"
     getattr(institute, way).update(ADMITTED | change)
     with open_lab.browser() as browser:
@@ -48,7 +48,7 @@ def test_an_address_is_not_verified_by_another_source(open_lab, institute):
         assert refusal_of(open_lab, browser, go(open_lab, institute, browser))
 
 
-def test_what_is_told_about_another_person_lets_nobody_in(open_lab, institute):
+def test_what_is_reported_about_another_person_lets_no_one_in(open_lab, institute):
     institute.user = "of-liz"
     institute.userinfo |= {**ADMITTED, "sub": "of-ivy"}
     with open_lab.browser() as browser:

@@ -199,7 +199,7 @@ def test_a_frame_of_the_spaces_page_shows_the_demo_even_with_a_session(lab, inst
 
 
 @pytest.mark.parametrize("path", ["/config", "/account", "/sign-in", "/theme.css", "/oidc/callback", "/sign-out", "/x"])
-def test_all_but_the_demo_may_be_framed_by_nobody(lab, institute, path):
+def test_all_but_the_demo_may_be_framed_by_no_one(lab, institute, path):
     with lab.browser() as browser:
         for _ in range(2):
             answer = browser.get(path)
@@ -261,7 +261,7 @@ def test_a_page_of_another_space_changes_and_reads_nothing(lab, institute):
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "/demo"])
-def test_nobody_is_led_elsewhere(lab, institute, target):
+def test_no_one_is_led_elsewhere(lab, institute, target):
     with lab.browser() as browser:
         assert browser.get("/sign-in", params={"next": target, "_target_url": target}).status_code == 200
         institute.user, institute.userinfo["preferred_username"] = "sub-bea", "bea"
@@ -352,7 +352,7 @@ def test_a_space_whose_runs_cannot_be_brought_back_does_not_start_on_an_empty_di
     assert mirror.requests == ["restore"]
 
 
-def test_without_a_bucket_people_are_told_that_nothing_is_kept(monkeypatch, home):
+def test_without_a_bucket_people_see_that_nothing_is_kept(monkeypatch, home):
     with open_space_app(monkeypatch, home, None) as space:
         assert "are lost when this Space sleeps or restarts" in space.unsaved_words("ann")
 

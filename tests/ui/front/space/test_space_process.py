@@ -136,7 +136,7 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_space_without_sign_in_says_so_on_its_page_and_in_its_log(tmp_path):
+def test_a_space_without_sign_in_reports_it_on_its_page_and_in_its_log(tmp_path):
     with start_space(tmp_path, OAUTH_CLIENT_ID="") as (_, url, log):
         answers = [
             httpx.get(url + path, headers={"Host": name}, timeout=300)
