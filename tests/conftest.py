@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Processes beside this one would otherwise slow it down tenfold; see engine.processes.spawn.
+# Processes next to this one would otherwise slow it down tenfold; see engine.processes.spawn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ui  # noqa: F401 - before gradio
@@ -38,14 +38,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three files at a time for the whole suite; none beside another where a device is measured or one file is asked for."""
+    """Three files at a time for the whole suite; none next to another where a device is measured or one file is asked for."""
     one_file = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
     wants_gpu = "gpu" in config.option.markexpr and "not gpu" not in config.option.markexpr
     return 0 if one_file or wants_gpu else TESTS_AT_ONCE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of quick tests first, so that what is wrong is soon known; files stay whole.
+    """Files of quick tests first, so what is wrong is soon known; files stay whole.
 
     Of the slow ones the longest come first: at the end, no worker is left alone with one of them.
     """
@@ -110,7 +110,7 @@ def demo_home(tmp_path_factory) -> LoratoryHome:
     from engine.models.source import resolve_model
 
     shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # tests beside each other share one
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # tests side by side share one
     root = Path(os.environ.get("LORATORY_TEST_HOME") or shared / "demo-home")
     demo = LoratoryHome(root)
     demo.make_writable()
@@ -120,7 +120,7 @@ def demo_home(tmp_path_factory) -> LoratoryHome:
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """Reference data that stands beside a maintainer's checkout, and wherever a change is checked before it lands."""
+    """Reference data that is next to a maintainer's checkout, and wherever a change is checked before it lands."""
     return reference_data(SHARED, is_required=os.environ.get("CI", "").casefold() in ("true", "1"))
 
 

@@ -35,7 +35,7 @@ class FakeChatSession:
         self._pace = seconds_per_token
         self._state = ChatState(phase="empty")
         self._stopped: set[str] = set()
-        self.may_answer = threading.Event()  # while it is not set, an answer goes on only once it is stopped
+        self.may_answer = threading.Event()  # while it is not set, an answer continues only once it is stopped
         self.may_answer.set()
         self.requests: list[ChatRequest] = []
 

@@ -100,7 +100,7 @@ def a_shape() -> ModelShape:
 
 
 def a_report(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:
-    """A report on some 350 rows; pairs or rated answers where the name of the dataset says so."""
+    """A report on some 350 rows; pairs or rated answers where the name of the dataset reports it."""
     report = _report_on_answers(dataset, model, max_length)
     kind = _kind_of(dataset)
     if kind == "answers":

@@ -46,7 +46,7 @@ def fake_services(
 
 
 def invent_runs(store: RunStore) -> None:
-    """A history as somebody has it after a week: every state once."""
+    """A history as someone has it after a week: every state once."""
     day = 86_400.0
     hub = {"model__id": "Qwen/Qwen3-0.6B", "dataset__source": "/data/support-chats.jsonl"}
     out_of_memory = FailedData(

@@ -2,7 +2,7 @@
 
 A forked worker has imported and computed nothing more than a new one, and is in every respect a process of its own: a child
 of the test's, with its own session, descriptors, environment and exit code. A worker whose environment could have changed
-what an import does is started anew, and so is each one that a `loratory` command or a server started by a test needs.
+what an import does is started again, and so is each one that a `loratory` command or a server started by a test needs.
 
 Run as a script, this file serves; imported, it is the client.
 """

@@ -1,8 +1,8 @@
-"""What a process of ours is asked, without the process: progress is kept, and it can be cancelled at a given point."""
+"""A request without its process: progress is recorded, and it can be cancelled at a given point."""
 
 
 class RecordedRequest:
-    """Keeps what it is told; is cancelled once it has been told so much."""
+    """Records progress; is cancelled after a number of reports."""
 
     def __init__(self, cancel_after: int | None = None) -> None:
         self.progress_log: list[dict] = []

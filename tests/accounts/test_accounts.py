@@ -202,7 +202,7 @@ def test_a_copy_holds_what_the_original_holds(accounts, database, make_person, t
 
 
 def test_what_a_server_writes_is_seen_after_commands_came_and_went(home):
-    """Closing a file drops all POSIX locks on it; SQLite then removed the log that the server went on writing to."""
+    """Closing a file drops all POSIX locks on it; SQLite then removed the log that the server continued writing to."""
     script = "from engine.accounts.accounts import *; d = open_database(LoratoryHome(Path(sys.argv[1]))); print(len(Accounts(d).people())); d.close()"
     command = [sys.executable, "-c", f"import sys; from pathlib import Path; {script}", str(home.root)]
     server = open_database(home)

@@ -1,4 +1,4 @@
-"""A header names people only where nobody but the proxy can send it."""
+"""A header names people only where no one but the proxy can send it."""
 
 import os
 import pwd

@@ -1,6 +1,6 @@
 """How fast the chat answers, against plain `generate`, and what side by side costs: `python -m tests.benchmarks.chat_speed`.
 
-Both run in processes of their own and take turns, so that whatever else the machine does hits both equally. Uses the demo
+Both run in processes of their own and take turns, so whatever else the machine does hits both equally. Uses the demo
 model from the Loratory home (or `--model FOLDER`) and a LoRA of rank 16 on all linear layers with random weights.
 """
 

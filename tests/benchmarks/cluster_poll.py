@@ -125,7 +125,7 @@ def _print_times(what: str, times: list[float]) -> None:
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 600
     while not condition():
-        assert time.monotonic() < deadline, f"waited for {what} in vain"
+        assert time.monotonic() < deadline, f"waited for {what} without success"
         time.sleep(0.5)
 
 

@@ -25,7 +25,7 @@ from tests.benchmarks.ten_pages import share_of_a_core
 from tests.browser.chromium import chromium
 from tests.browser.real_server import ROOT, real_server
 
-_LOAD_SECONDS = 10  # from when the tabs can be clicked, so that a busy machine counts no fewer
+_LOAD_SECONDS = 10  # from when the tabs can be clicked, so a busy machine counts no fewer
 _SETTLE_SECONDS = 10
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 

@@ -1,6 +1,6 @@
-"""The held-out loss over 300 steps, ours beside the plain script's: `python -m tests.benchmarks.long_run`.
+"""The held-out loss over 300 steps, ours next to the plain script's: `python -m tests.benchmarks.long_run`.
 
-The demo model learns the same Alpaca rows in the same order, two a step, with LoRA dropout off, so that nothing but the
+The demo model learns the same Alpaca rows in the same order, two a step, with LoRA dropout off, so nothing but the
 arithmetic can differ. At the same steps both are measured on the same held-out rows, each by its own means: ours
 through the trainer's measurement, the plain script through transformers' own loss, row by row.
 """

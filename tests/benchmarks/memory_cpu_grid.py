@@ -8,7 +8,7 @@ whole datasets, each predicted for its rows as the page does once their lengths 
 known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
 fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
 
-The constants of `engine/memory/device_need.py` were found on runs of this grid: it tells how well they hold on this machine and
+The constants of `engine/memory/device_need.py` were found on runs of this grid: it shows how well they hold on this machine and
 with these libraries, not how well they would foretell other models.
 """
 
@@ -249,7 +249,7 @@ def _choose_cells(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
 
 
 def write_rows(path: Path) -> Path:
-    """Rows longer than any length of the grid, so that every row is cut to exactly that length."""
+    """Rows longer than any length of the grid, so every row is cut to exactly that length."""
     rows = [{"text": f"{number} " + WORD * 400} for number in range(32)]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path

@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.page_start`: how soon the page answers, and what its process holds.
 
 Starts the page several times on an empty home, each in a process of its own, and prints the time until it answers, the
-computing time of that (which compares on a busy machine as well), and the memory that it holds then. In the last one the demo model and the sample data are chosen in a real browser, so that the
+computing time of that (which compares on a busy machine as well), and the memory that it holds then. In the last one the demo model and the sample data are chosen in a real browser, so the
 estimate and a preview have been used, and the memory is read again.
 """
 

@@ -6,7 +6,7 @@ are the losses of the first steps side by side, the held-out loss after them, th
 processor's measured peak in the dtype that ours computes in, bfloat16 where that is faster.
 
 There is more than one plain script; see `plain_script`. With LoRA dropout 0.05 and the same settings, ours is measured
-against the tuned one (`--plain-dtype` says what it loads). Our defaults are measured against the documented one, which
+against the tuned one (`--plain-dtype` reports what it loads). Our defaults are measured against the documented one, which
 leaves to TRL and PEFT what we leave to ours, and against the tuned one with dropout as well.
 """
 

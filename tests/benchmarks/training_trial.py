@@ -87,7 +87,7 @@ class Trial:
 
     @property
     def cpu_speed(self) -> float:
-        """Trained tokens per second of processor time: what the ratio would be on a machine that nobody else uses."""
+        """Trained tokens per second of processor time: what the ratio would be on a machine that no one else uses."""
         return self.trained_tokens / self.cpu_seconds
 
 
@@ -190,7 +190,7 @@ def _environment(kind: Kind) -> dict[str, str]:
 
 
 class TrialBook:
-    """Measures trials and, where it is given a folder, keeps them: a command that was interrupted goes on from there."""
+    """Measures trials and, where it is given a folder, keeps them: a command that was interrupted continues from there."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

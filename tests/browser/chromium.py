@@ -1,4 +1,4 @@
-"""The browser of the tests: Debian's Chromium, started so that it asks nobody for anything."""
+"""The browser of the tests: Debian's Chromium, started so it asks no one for anything."""
 
 import os
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ _WEATHER = {"name": "get_weather", "description": "Weather of a place.", "parame
 
 
 def make_files(folder: Path, *, million: bool = False) -> None:
-    """Write one file for each picture; reference data where it lies beside the checkout, else invented rows."""
+    """Write one file for each picture; reference data where it lies next to the checkout, else invented rows."""
     alpaca, sharegpt = SHARED / "data" / "alpaca_en_999.json", SHARED / "data" / "sharegpt_glaive_toolcall_300.json"
     if alpaca.is_file() and sharegpt.is_file():
         shutil.copy(alpaca, folder / "alpaca.json")

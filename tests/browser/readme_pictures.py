@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def show_data(page: Page) -> None:
-    """What a row teaches, token by token, with the memory beside it."""
+    """What a row teaches, token by token, with the memory next to it."""
     page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
     expect(page.locator("#panel .bar")).to_be_visible()
     open_tab(page, "Data")
@@ -54,7 +54,7 @@ def show_run(page: Page) -> None:
 
 
 def show_answers(page: Page) -> None:
-    """Base and tuned beside each other."""
+    """Base and tuned side by side."""
     open_tab(page, "Chat")
     page.locator("#chat-load").click()
     expect(page.locator("#chat-state")).to_contain_text("is loaded")

@@ -90,9 +90,9 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     asked = Api.times_asked
     page.locator("#max-length input[type=number], #max-length textarea").fill("333")
     expect(page.locator("#panel")).to_contain_text("333 tokens")
-    monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # long afterwards, a change asks once more
+    monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # long afterwards, a change asks again
     page.locator("#max-length input[type=number], #max-length textarea").fill("444")
-    # Not when it is asked, but once it is noted that it was refused, so that this is not noted after what follows.
+    # Not when it is asked, but once it is noted that it was refused, so this is not noted after what follows.
     wait_until(lambda: services.hardware._trouble_since > 0)
     assert Api.times_asked == asked + 1
     expect(page.locator("#jobs-offer .trouble")).to_be_visible()

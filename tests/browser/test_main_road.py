@@ -41,7 +41,7 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
         for tab in TABS:
             open_tab(page, tab)
             let_fold_settle(page)
-            page.wait_for_timeout(1500)  # somebody looks at them
+            page.wait_for_timeout(1500)  # someone looks at them
             page.screenshot(path=folder / f"{tab.lower()}-{theme}.png", full_page=True)
         context.close()
 
@@ -50,7 +50,7 @@ def test_a_person_chooses_model_data_and_method(server, browser):
     page = open_page(browser, server.url)
     expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
 
-    # Model: pick it, and its memory appears beside.
+    # Model: pick it, and its memory appears next to it.
     page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
     expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
     expect(page.locator("#panel .bar")).to_be_visible()

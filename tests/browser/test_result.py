@@ -65,7 +65,7 @@ def address(server: RealServer) -> str:
 
 
 def picture(page: Page, name: str) -> None:
-    """Light and dark at two widths, where somebody wants to look at them."""
+    """Light and dark at two widths, where someone wants to look at them."""
     wanted = os.environ.get("LORATORY_SCREENSHOTS")
     if not wanted:
         return

@@ -68,7 +68,7 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     started = [run.folder.read_state().started for run in reversed(runs)]
     assert started == sorted(started)  # one after the other, in the order of the queue
 
-    # Another browser shows the same points, and those that came while nobody looked.
+    # Another browser shows the same points, and those that came while no one looked.
     other = open_page(browser, server.url)
     open_tab(other, "Runs")
     rows = other.locator("#runs-table tr[data-pick]")

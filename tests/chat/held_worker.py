@@ -16,7 +16,7 @@ from engine.paths import LoratoryHome
 from engine.processes.messages import serve
 
 MODULE = "tests.chat.held_worker"
-LONG_TOKENS = 100  # an answer of so many waits; shorter ones go on beside it
+LONG_TOKENS = 100  # an answer of so many waits; shorter ones continue next to it
 _LOOK_SECONDS = 0.01
 
 

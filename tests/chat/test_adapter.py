@@ -65,7 +65,7 @@ def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_
     tuned, base = reference(tiny_model_folder, adapters[name], dtype), reference(tiny_model_folder, None, dtype)
     assert not torch.allclose(tuned, base)
 
-    for _ in range(2):  # to and fro
+    for _ in range(2):  # back and forth
         holder.switch_to(adapter)
         assert torch.equal(logits(holder), tuned)
         holder.switch_to(None)

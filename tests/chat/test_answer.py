@@ -77,7 +77,7 @@ def test_greedy_answers_are_those_of_generate(base, both, tokenizer, tiny_model_
     expected_base = generate(plain, do_sample=False, max_new_tokens=24)
     expected_tuned = generate(PeftModel.from_pretrained(plain, lora_folder).eval(), do_sample=False, max_new_tokens=24)
     assert expected_base != expected_tuned
-    assert len(set(expected_base)) > 12  # wanders, so that a wrong token would show
+    assert len(set(expected_base)) > 12  # wanders, so a wrong token would show
 
     assert tokens_of(Answer("base", both["base"], rules(), tokenizer)) == expected_base
     assert tokens_of(Answer("tuned", both["tuned"], rules(), tokenizer)) == expected_tuned

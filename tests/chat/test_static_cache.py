@@ -107,7 +107,7 @@ def finish(one: Answer) -> list[int]:
 def test_answers_are_those_of_a_growing_cache(holder, tokenizer, branch, recorder, sampling):
     weights = holder[branch]
     expected = finish(answer(weights, tokenizer, sampling))
-    assert len(set(expected)) > 12  # wanders, so that a wrong token would show
+    assert len(set(expected)) > 12  # wanders, so a wrong token would show
     use_fixed_caches(weights.holder, recorder)
 
     first = answer(weights, tokenizer, sampling)

@@ -45,7 +45,7 @@ def test_the_classic_qlora_is_the_published_one():
 
 
 def said_of(preset: Preset, field: str) -> str:
-    """The comment beside a setting."""
+    """The comment next to a setting."""
     return re.search(rf"^  {field}: .*?# (.+)$", preset.path.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 

@@ -20,8 +20,8 @@ class Reading:
 
     Args:
         report: Where it was read.
-        what: Where it was refused, and `fix` beside it.
-        seconds: Of the processor, so that what runs beside a test does not count.
+        what: Where it was refused, and `fix` next to it.
+        seconds: Of the processor, so what runs next to a test does not count.
         grown_bytes: The most that the process held beyond what it held before.
     """
 

@@ -66,7 +66,7 @@ def test_pad_is_never_the_token_that_ends_an_answer():
 
     frozen = freeze_template(tokenizer)
 
-    assert (len(frozen.notes), frozen.warnings) == (1, ())  # nobody would have wanted another
+    assert (len(frozen.notes), frozen.warnings) == (1, ())  # no one would have wanted another
     assert set(stop_token_ids(tokenizer)) == set(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
     assert tokenizer.pad_token_id not in stop_token_ids(tokenizer)
     assert tokenizer.pad_token_id < len(tokenizer)

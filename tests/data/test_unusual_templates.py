@@ -1,4 +1,4 @@
-"""Templates and tokenizers with ways of their own, and rows from which nobody could learn."""
+"""Templates and tokenizers with ways of their own, and rows from which no one could learn."""
 
 from typing import Any
 

@@ -90,7 +90,7 @@ def plan_conversation(
 
 
 def _sequence_of(index: int, renderer: "_Renderer") -> SequencePlan | None:
-    """The sequence of one turn alone; None where the template refuses a turn that nobody is to learn anyway."""
+    """The sequence of one turn alone; None where the template refuses a turn that no one is to learn anyway."""
     try:
         turn = renderer.turn(index)
     except RowProblemError:

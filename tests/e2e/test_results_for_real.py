@@ -1,4 +1,4 @@
-"""Runs of the demo model on the sample data, taken away: merged, served, talked to, printed as a script and read by llama.cpp,
+"""Runs of the demo model on the sample data, exported: merged, served, talked to, printed as a script and read by llama.cpp,
 they are one run."""
 
 import importlib.util
@@ -167,7 +167,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, 
     perplexity = result.verified.perplexity
     assert perplexity.on.endswith("held-out rows")
     assert perplexity.written == pytest.approx(perplexity.run, rel=0.01)
-    # The same once more without any of our code: transformers here, llama-cpp-python there.
+    # The same again without any of our code: transformers here, llama-cpp-python there.
     from llama_cpp import Llama
 
     merged_export = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32).eval()

@@ -93,7 +93,7 @@ def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
 
 
 def run_alone(*arguments: object, folder: Path) -> str:
-    """Run Python as somebody would who has nothing of ours, and return what it wrote."""
+    """Run Python as someone would who has nothing of ours, and return what it wrote."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LORATORY_HOME")}
     done = subprocess.run(
         [sys.executable, "-I", *map(str, arguments)],
@@ -116,7 +116,7 @@ def logged_by(script: Path) -> list[dict]:
 
 
 def execute(script: Path) -> list[dict]:
-    """Run a script as somebody would who has only the file, and return what it logged."""
+    """Run a script as someone would who has only the file, and return what it logged."""
     run_alone(script, "--output", script.with_suffix(""), folder=script.parent)
     return logged_by(script)
 

@@ -104,7 +104,7 @@ def bases():
 
 def base_of(bases, config):
     if config.adapter.method == "none":
-        return None  # all of it is trained, so that it cannot be shared
+        return None  # all of it is trained, so it cannot be shared
     quantization = config.model.quantization
     if quantization not in bases:
         precision, placement = choose_precision(config, CPU), Placement(CPU, torch.device("cpu"))

@@ -189,6 +189,6 @@ def test_votes_are_listed_exported_and_deleted_by_command(store, tmp_path, capsy
     assert run("delete", "nothing-like-it")[0] == 1
     assert run("delete")[0] == 2
     assert run("delete", tie.id) == (0, "1 deleted.\n")
-    assert run("delete", "--all")[0] == 1  # nobody can be asked
+    assert run("delete", "--all")[0] == 1  # no one can be asked
     assert run("delete", "--all", "--yes") == (0, "1 deleted.\n")
     assert store.read().votes == ()

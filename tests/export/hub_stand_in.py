@@ -1,6 +1,6 @@
 """A Hugging Face Hub small enough for tests, as far as pushing goes: accounts, repositories, large files, commits.
 
-It goes wrong as it is told, remembers what it was sent, and keeps nothing of a commit that it did not finish.
+It fails on demand, remembers what it was sent, and keeps nothing of a commit that it did not finish.
 """
 
 import base64

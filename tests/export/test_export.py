@@ -1,4 +1,4 @@
-"""What is taken away is complete, is the run's own, tells nothing of this machine, and is verified."""
+"""What is exported is complete, is the run's own, tells nothing of this machine, and is verified."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def test_16_bits_are_kept_where_answers_stay_or_no_one_compares(home, base, run_
     model.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "base")
     same = write_run(tmp_path / "run", tmp_path / "base", lora())
-    make_adapter(tmp_path / "base", same / "adapter", lora(), scale=0.0)  # changes nothing, so that rounding does not
+    make_adapter(tmp_path / "base", same / "adapter", lora(), scale=0.0)  # changes nothing, so rounding does not
 
     kept = export(home, same, tmp_path / "kept", kind="merged")
     unseen = export(home, run_of_close_calls, tmp_path / "unseen", kind="merged", verify=False)

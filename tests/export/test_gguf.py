@@ -1,4 +1,4 @@
-"""GGUF files with a stand-in for the converter: what is asked of it, what stands beside the file, what goes wrong."""
+"""GGUF files with a stand-in for the converter: what is asked of it, what is next to the file, what goes wrong."""
 
 import importlib.util
 import json

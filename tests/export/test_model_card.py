@@ -1,4 +1,4 @@
-"""The card tells what a stranger wants to know, in the Hub's own form, and nothing of this machine."""
+"""The card shows what a stranger wants to know, in the Hub's own form, and nothing of this machine."""
 
 from typing import Any
 

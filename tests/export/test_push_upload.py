@@ -1,4 +1,4 @@
-"""What arrives on the Hub, and what is said when it does not: against a stand-in that goes wrong as it is told."""
+"""What arrives on the Hub, and what is said when it does not: against a stand-in that fails on demand."""
 
 import hashlib
 import threading

@@ -38,7 +38,7 @@ def processes_of_session(leader):
 
 @pytest.fixture(scope="module")
 def whole():
-    """Losses of a run that nobody asked anything."""
+    """Losses of a run that no one asked anything."""
     return {}
 
 
@@ -83,7 +83,7 @@ def test_a_second_sigterm_ends_at_once_and_leaves_what_was_saved(workers, runs, 
     wait_for_step(run, 6)
 
     os.kill(pid, signal.SIGTERM)
-    # Within five seconds of the first, by the worker's clock, it is the same request; then it is made once more.
+    # Within five seconds of the first, by the worker's clock, it is the same request; then it is made again.
     while is_at_work(pid):
         time.sleep(REPEAT_SECONDS + 0.5)
         os.kill(pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A disk so full that nothing can be said: the worker waits, and nobody takes it for one that hangs."""
+"""A disk so full that nothing can be said: the worker waits, and no one takes it for one that hangs."""
 
 import errno
 import os

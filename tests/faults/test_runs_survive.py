@@ -81,7 +81,7 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
         first.kill()
     worker = worker_identity(run)
     let_go(run)
-    wait_until(lambda: last_step(run) > 5)  # the training goes on without a server
+    wait_until(lambda: last_step(run) > 5)  # the training continues without a server
     with server():
         state = wait_for_state(run, "completed", "failed", "interrupted")
 

@@ -126,7 +126,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(
     workers.run(run.folder.path, "training:step-9=kill")
     for path in run.folder.checkpoints.glob("step-*/optimizer.safetensors"):
         path.write_bytes(b"torn")
-    assert run.folder.newest_checkpoint_step() is None  # so that nobody is offered a step to resume from
+    assert run.folder.newest_checkpoint_step() is None  # so no one is offered a step to resume from
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 

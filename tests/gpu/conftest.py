@@ -1,4 +1,4 @@
-"""A CUDA device, or a skip that says why."""
+"""A CUDA device, or a skip that reports why."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the driver tells of GPUs is what torch finds there, and a run that has a GPU trains on it or says why not."""
+"""What the driver tells of GPUs is what torch finds there, and a run that has a GPU trains on it or reports why not."""
 
 import os
 import subprocess

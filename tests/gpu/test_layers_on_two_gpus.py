@@ -98,7 +98,7 @@ def test_each_gpu_holds_a_part(two_gpus, tmp_path, show):
 def test_a_worker_on_two_gpus_learns_what_one_does_and_continues(run, sections, two_gpus, cuda_runs, tmp_path):
     """Started as the supervisor starts it."""
     alone = cuda_runs.create(run={"devices": [0]}, **sections)
-    # Two processes take two batches at once, so that one each is the same step.
+    # Two processes take two batches at once, so one each is the same step.
     batches = {"training": {"gradient_accumulation_steps": 1}} if "launcher" in run else {}
     together = cuda_runs.create(run={"devices": [0, 1], **run}, **batches, **sections)
 

@@ -1,4 +1,4 @@
-"""What a real worker takes of a GPU, beside what was predicted: every method on the demo model, and real shapes."""
+"""What a real worker takes of a GPU, next to what was predicted: every method on the demo model, and real shapes."""
 
 import pytest
 

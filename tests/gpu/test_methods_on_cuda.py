@@ -12,7 +12,7 @@ from tests.training.worker_runs import data_of_events, losses_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
 
-# Kernels on CUDA add up in an order of their own (atomics in the backward pass of embeddings and of attention), so that a
+# Kernels on CUDA add up in an order of their own (atomics in the backward pass of embeddings and of attention), so a
 # resumed run follows the uninterrupted one within rounding of bfloat16 and not bit by bit.
 RESUME_TOLERANCE = 0.01
 

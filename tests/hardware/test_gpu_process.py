@@ -44,8 +44,8 @@ OURS = os.getpid()
         (Driver((0, OURS, 700), (0, 1, 900)), 700),
         (Driver((1, OURS, 700)), None),  # on another GPU
         (Driver((0, 1, 900)), 900),  # alone there, by a number of the host
-        (Driver((0, 1, 900), (0, 2, 800)), None),  # which of them, nobody knows
-        (Driver((0, OURS, None)), None),  # Windows tells nobody
+        (Driver((0, 1, 900), (0, 2, 800)), None),  # which of them, no one knows
+        (Driver((0, OURS, None)), None),  # Windows tells no one
         (Driver(refuses=True), None),
     ],
 )

@@ -224,7 +224,7 @@ def test_nonsense_gives_a_message_and_no_number(values):
     assert error_info.value.what.endswith(".")
     assert error_info.value.fix.endswith(".")
     assert "\n" not in str(error_info.value)
-    assert "loratory-config" not in str(error_info.value)  # the place where it was read is nobody's business
+    assert "loratory-config" not in str(error_info.value)  # the place where it was read is no one's business
 
 
 def test_a_folder_with_only_a_configuration_is_enough(home, tmp_path):

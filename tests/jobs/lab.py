@@ -14,7 +14,7 @@ SERVERS_OWN = "hf_CanaryOfTheServer45"
 
 
 class Lab:
-    """A lab whose server has a login of its own, which is for nobody."""
+    """A lab whose server has a login of its own, which is for no one."""
 
     def __init__(self, hugging_face, home) -> None:
         self.hugging_face, self.home, self.now = hugging_face, home, 1000.0

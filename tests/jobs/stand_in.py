@@ -1,4 +1,4 @@
-"""Hugging Face's Jobs and buckets, small enough for tests, strict about what it accepts, and going wrong as it is told.
+"""Hugging Face's Jobs and buckets, small enough for tests, strict about what it accepts, and failing on demand.
 
 A job is a real process in an empty home with an environment of its own. Its container has two things of ours: `uv`, which
 unpacks the wheel that it is given instead of installing it, and a storage client in the place of `hf_xet`, whose protocol is

@@ -149,4 +149,4 @@ def test_what_came_home_stays_when_an_answer_to_the_cleaning_up_is_lost(followed
     assert followed_run.step().end.exit_code == 0
     assert followed_run.run.folder.newest_checkpoint_step() is not None
     followed_run.restart()
-    assert followed_run.step().stage == "ended", "a server that is killed now asks nobody again"
+    assert followed_run.step().stage == "ended", "a server that is killed now asks no one again"

@@ -1,4 +1,4 @@
-"""What a run on a GPU may have taken beside what was predicted for it."""
+"""What a run on a GPU may have taken next to what was predicted for it."""
 
 WITHIN = 0.06  # of the tensors that were measured
 

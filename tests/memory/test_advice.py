@@ -47,7 +47,7 @@ def test_a_change_that_is_said_to_fit_does_when_it_is_applied(shape, gib):
 
 @pytest.mark.parametrize(("device", "cost"), [("cpu", "slower on this processor"), ("cuda", "faster")])
 def test_bfloat16_is_advised_where_float32_is_computed_in(shape, device, cost):
-    """Processors whose bfloat16 is slow take float32 by themselves, GPUs where a person says so."""
+    """Processors whose bfloat16 is slow take float32 by themselves, GPUs where a person asks for it."""
     size = 20 * GIB
     where = Device(device, 0, "it", size, size, has_fast_bfloat16=device == "cuda", cores=8)
     model = {"id": QWEN} | ({"compute_dtype": "float32"} if device == "cuda" else {})

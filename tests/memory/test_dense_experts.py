@@ -1,4 +1,4 @@
-"""Experts held as bare parameters stay in 16 bits under any quantization, and the estimate says so."""
+"""Experts held as bare parameters stay in 16 bits under any quantization, and the estimate reports it."""
 
 import pytest
 

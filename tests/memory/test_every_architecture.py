@@ -37,7 +37,7 @@ SMALLEST = config_from_mapping(
 LAYERS = 12  # with fewer, some model types have no layer of one of their kinds
 
 
-# Whose own defaults describe no whole model, and words of the message that says so.
+# Whose own defaults describe no whole model, and words of the message that reports it.
 _NO_DEFAULTS = "describes no .* model that transformers can build"
 DECLINED = {
     "blt": "has no hidden_size",  # works on bytes, by several models with sizes of their own

@@ -1,4 +1,4 @@
-"""Every preset fits the device that its opening lines name, with the display and a few programs running beside it."""
+"""Every preset fits the device that its opening lines name, with the display and a few programs running next to it."""
 
 import re
 

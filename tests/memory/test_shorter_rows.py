@@ -123,7 +123,7 @@ def test_one_step_is_estimated_with_its_own_chunks(estimators):
 
 @pytest.mark.parametrize(("vocabulary", "chunk_bytes"), [(7, 1000), (3, 40), (1000, 4_400), (262_144, 2**28)])
 def test_no_shorter_step_has_larger_chunks_than_those_that_are_counted(vocabulary, chunk_bytes):
-    largest, pair = 0, 0  # of one chunk, and of two beside each other
+    largest, pair = 0, 0  # of one chunk, and of two side by side
     for positions in range(1, 3_000):
         sizes = chunk_sizes(positions, vocabulary, chunk_bytes)
         largest, pair = max(largest, sizes[0]), max(pair, sum(sizes[:2]) if len(sizes) > 1 else 0)

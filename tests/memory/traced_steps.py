@@ -1,4 +1,4 @@
-"""Tiny real models whose dimensions share no factor, so that no two tensors of a step have the same size by chance."""
+"""Tiny real models whose dimensions share no factor, so no two tensors of a step have the same size by chance."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial

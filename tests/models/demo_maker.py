@@ -14,7 +14,7 @@ from engine.paths import LoratoryHome
 
 
 def main() -> None:
-    """Make it, saying phase and message of everything that is told."""
+    """Make it, saying phase and message of everything that is reported."""
     home = LoratoryHome(Path(sys.argv[1]))
     home.make_writable()
 

@@ -52,7 +52,7 @@ def test_a_process_from_before_a_reboot_is_not_alive(sleeper):
 def test_a_zombie_is_not_alive():
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     identity = ProcessIdentity.of(process.pid)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and no one has collected it
 
     assert ProcessIdentity.of(process.pid) is None
     assert identity is None or not identity.is_alive()

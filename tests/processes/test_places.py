@@ -1,4 +1,4 @@
-"""Places for the helper processes of several people: never more than there are, and nobody takes them all."""
+"""Places for the helper processes of several people: never more than there are, and no one takes them all."""
 
 import itertools
 import sys

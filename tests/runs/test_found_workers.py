@@ -1,4 +1,4 @@
-"""Workers that a person or a scheduler started, beside a server that looks after the same run."""
+"""Workers that a person or a scheduler started, next to a server that looks after the same run."""
 
 import subprocess
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from tests.runs.supervision import (
 
 @pytest.fixture
 def by_hand() -> Iterator[object]:
-    """Starts workers of a run that nobody told which attempt they are."""
+    """Starts workers of a run that no one told which attempt they are."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(run: Run) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from tests.runs.supervision import config_for, cpu, executions, fake_settings, l
 
 @pytest.fixture
 def theirs(home) -> Run:
-    """A run of somebody whose folder is within reach."""
+    """A run of someone whose folder is within reach."""
     return RunStore(home, "bob").create(config_for("steps=50000"))
 
 
@@ -67,7 +67,7 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
 @pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
 def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
     monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
-    # It holds while the folder is away, so that it writes nothing then.
+    # It holds while the folder is away, so it writes nothing then.
     run, away = store.create(config_for("steps=6 hold=2")), home.root / "away"
     devices = [cpu()] if has_begun else []
     loop = SupervisorLoop(home, fake_settings(devices=lambda: devices))
@@ -88,7 +88,7 @@ def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch
 
 @pytest.fixture
 def resume_run(store, home) -> Run:
-    """A run that somebody wants to go on."""
+    """A run that someone wants to continue."""
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
     request_resume(home, run)

@@ -114,7 +114,7 @@ def test_longer_answers_that_are_preferred_beyond_what_the_data_says_are_named(t
     assert "55%" in result.fact
     assert "sigmoid_norm" in result.fix
     biased = log_of(tmp_path, lambda share: rewards(share, -share, longer=0.9), chosen_longer=0.9)
-    assert names(biased) == [], "the data says so"
+    assert names(biased) == [], "the data reports it"
 
 
 def test_a_run_that_changes_nothing_is_named_after_its_first_half(tmp_path):
@@ -160,7 +160,7 @@ def test_a_cached_history_has_its_metrics(tmp_path, monkeypatch):
     readers = [HistoryReader(log, HistoryCache(tmp_path / "cache.npz", log)) for _ in range(2)]
 
     whole = readers[0].update()
-    monkeypatch.setattr("engine.runs.history.reader.HistoryReader._take_lines", None)  # nothing is read once more
+    monkeypatch.setattr("engine.runs.history.reader.HistoryReader._take_lines", None)  # nothing is read again
     again = readers[1].update()
 
     for name in METRICS:

@@ -1,4 +1,4 @@
-"""What becomes of runs whose machine was restarted, and which of them go on by themselves."""
+"""What becomes of runs whose machine was restarted, and which of them continue by themselves."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ RESUMES = {"resume_after_restart": True}
 
 @pytest.fixture
 def rebooted_run(store) -> Run:
-    """A run in the midst of its first attempt when the machine was restarted; it shall go on by itself."""
+    """A run in the midst of its first attempt when the machine was restarted; it shall continue by itself."""
     return leave_in_the_midst(store.create(config_for("steps=5", run=RESUMES)))
 
 

@@ -92,7 +92,7 @@ def test_a_run_stopped_while_it_waits_is_not_put_back_by_an_older_click(home, st
 
 
 def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped_run):
-    """Somebody started it by hand although its state still says that it was stopped."""
+    """Someone started it by hand although its state still reports that it was stopped."""
     loop = SupervisorLoop(home, fake_settings())
     request_resume(home, stopped_run)
     claim = stopped_run.folder.claim()

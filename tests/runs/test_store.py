@@ -152,7 +152,7 @@ def test_deleting_frees_what_the_run_had_saved(store):
 
 
 def test_a_deletion_that_a_starting_server_helps_with_is_not_an_error(store, home, monkeypatch):
-    """The server sweeps before the deletion removes its first file, and once more behind its second."""
+    """The server sweeps before the deletion removes its first file, and again behind its second."""
     run, removed, remove = end_run(store.create(config_for())), [], os.unlink
     cached = cached_history_path(run)
     cached.parent.mkdir(parents=True)

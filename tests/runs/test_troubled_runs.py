@@ -60,7 +60,7 @@ def test_a_device_is_not_given_on_before_the_end_of_its_run_was_seen(store, home
     is_time = False
 
     def devices() -> tuple[Device, ...]:
-        # Asked for after the workers were looked at, so that this one dies unseen and nobody living has its device.
+        # Asked for after the workers were looked at, so this one dies unseen and no one living has its device.
         if is_time:
             worker = worker_of(first)
             os.kill(worker.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""An endpoint that listens, for the official client to talk to; and a session that says what a test wants."""
+"""An endpoint that listens, for the official client to talk to; and a session that reports what a test wants."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
 
 
 class ScriptedSession:
-    """Says prepared pieces, one token each; remembers what it was asked and whether somebody wanted it to stop.
+    """Says prepared pieces, one token each; remembers what it was asked and whether someone wanted it to stop.
 
     Attributes:
         pieces: What is said.

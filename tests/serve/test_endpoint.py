@@ -1,4 +1,4 @@
-"""What clients get, with the official one asking, and a session that says what the test wants."""
+"""What clients get, with the official one asking, and a session that reports what the test wants."""
 
 import json
 import threading

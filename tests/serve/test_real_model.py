@@ -52,7 +52,7 @@ def adapter_in(folder: Path, **config_values: object) -> Path:
 
 
 def endless_adapter_in(folder: Path) -> Path:
-    """Its greedy answers go on for minutes: it never writes an end token, and its context is long."""
+    """Its greedy answers continue for minutes: it never writes an end token, and its context is long."""
     adapter = adapter_in(folder, max_position_embeddings=1 << 17)
     weights = folder / "tiny-llama" / "model.safetensors"
     tensors = load_file(weights)

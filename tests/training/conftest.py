@@ -1,4 +1,4 @@
-"""Tiny models are quickest on one thread, and do not disturb what runs beside them."""
+"""Tiny models are quickest on one thread, and do not disturb what runs next to them."""
 
 import pytest
 import torch

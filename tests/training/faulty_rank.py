@@ -1,6 +1,6 @@
 """The worker as one of several processes, of which one alone meets the fault that the environment asks for.
 
-Started by `tests.training.forked_ranks` as `-m tests.training.faulty_rank RUN_DIR`; `LORATORY_TEST_RANK` says which one.
+Started by `tests.training.forked_ranks` as `-m tests.training.faulty_rank RUN_DIR`; `LORATORY_TEST_RANK` shows which one.
 """
 
 import os

@@ -58,7 +58,7 @@ FAMILIES: dict[str, Any] = {
     "doge": ({}, PADDED),  # no flash attention
     "falcon": ({"head_dim": None}, PADDED),  # attention of its own
     "bloom": ({"n_layer": 2, "n_head": 4}, PADDED),  # positions added to the scores
-    "jamba": (EXPERTS, PADDED),  # a state beside attention
+    "jamba": (EXPERTS, PADDED),  # a state next to attention
     "falcon_mamba": ({}, PADDED),
     "minimax": (EXPERTS | {"layer_types": ["linear_attention", "full_attention"] * 2}, PADDED),
     "lfm2": ({"layer_types": ["conv", "full_attention"] * 2}, PADDED),

@@ -1,4 +1,4 @@
-"""Families beside Llama: layers with biases, transposed weights, heads that are tied; on plain and on quantized weights."""
+"""Families next to Llama: layers with biases, transposed weights, heads that are tied; on plain and on quantized weights."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from engine.training.targets import choose_targets
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
-# Qwen2 has biases beside the weights that LoRA adapts, GPT-2 transposed weights and biases, Phi a bias at the head too.
+# Qwen2 has biases next to the weights that LoRA adapts, GPT-2 transposed weights and biases, Phi a bias at the head too.
 FAMILIES = {
     "qwen2": {},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 128, "n_positions": 512},

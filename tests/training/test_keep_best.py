@@ -1,4 +1,4 @@
-"""A run that shall end with its best weights and cannot says so."""
+"""A run that cannot end with its best weights reports it."""
 
 from types import SimpleNamespace
 

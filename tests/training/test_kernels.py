@@ -111,7 +111,7 @@ def test_liger_replaces_everything_but_the_loss(method, tiny_model_folder, tmp_p
 
 
 class InPlace(torch.autograd.Function):
-    """What a kernel of somebody else could do: the right output and a wrong gradient."""
+    """What a kernel of another person could do: the right output and a wrong gradient."""
 
     @staticmethod
     def forward(ctx, hidden):

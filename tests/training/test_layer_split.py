@@ -1,6 +1,6 @@
 """One model over several devices, simulated on pretended ones: tensors that know where they are and hold nothing.
 
-Torch refuses to work on tensors of two devices also where it only pretends, so that a pass that ends is a pass in which
+Torch refuses to work on tensors of two devices also where it only pretends, so a pass that ends is a pass in which
 everything was where it was needed.
 """
 

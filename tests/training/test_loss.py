@@ -12,7 +12,7 @@ VOCABULARY, WIDTH = 97, 24
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Seven positions at a time, so that several chunks are needed."""
+    """Seven positions at a time, so several chunks are needed."""
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_BYTES_CPU", 7 * VOCABULARY * 4)
 
 

@@ -109,7 +109,7 @@ class Trained(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """An adapter that nobody trained."""
+    """An adapter that no one trained."""
 
     config: AdapterConfig
     parameters: tuple[int, int]  # trainable and all, as PEFT counts

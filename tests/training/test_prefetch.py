@@ -1,4 +1,4 @@
-"""Batches made ahead are the same batches in the same order, and nobody is left waiting for them."""
+"""Batches made ahead are the same batches in the same order, and no one is left waiting for them."""
 
 import threading
 from dataclasses import replace
@@ -42,7 +42,7 @@ def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
     ahead = PrefetchedSteps(steps(), pins=False)
     first = next(ahead)
     assert wanted.acquire(timeout=300)
-    assert wanted.acquire(timeout=300)  # the second one, which nobody has asked for
+    assert wanted.acquire(timeout=300)  # the second one, which no one has asked for
     assert made == [0, 1]
 
     assert [step.tokens for step in (first, *ahead)] == [len(row.input_ids) for row in ROWS[:3]]
@@ -141,7 +141,7 @@ def test_a_resumed_run_continues_bit_by_bit(tiny_model_folder, tmp_path):
 
     stopped = make(tiny_model_folder, tmp_path, ahead=True, hooks=TrainerHooks(save=save), callbacks=(StopAfter(3),))
     stopped.trainer.train()
-    assert threads() == []  # it had made a batch that nobody came for
+    assert threads() == []  # it had made a batch that no one came for
 
     resumed = make(tiny_model_folder, tmp_path, ahead=True)
     resumed.trainer.train(resume_from_checkpoint=str(saved["folder"]))

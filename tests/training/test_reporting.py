@@ -166,7 +166,7 @@ def test_what_fails_for_another_reason_is_not_waited_for(writer, tmp_path):
 
 
 def test_a_real_disk_that_is_full_loses_nothing(tmp_path):
-    """Events, the adapter and a checkpoint on a file system that has no byte left until somebody makes room."""
+    """Events, the adapter and a checkpoint on a file system that has no byte left until someone makes room."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounts = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]

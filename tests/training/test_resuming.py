@@ -1,4 +1,4 @@
-"""An attempt goes on from what is whole, says what it passes over, and deletes nothing to get there."""
+"""An attempt continues from what is whole, reports what it passes over, and deletes nothing to get there."""
 
 import errno
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(fold
     assert "step-15, step-10, step-5" in error_info.value.what
     assert "Resume once more to restart" in error_info.value.fix
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "damaged-step-5"]
-    assert find(folder) == (None, [])  # asked once more
+    assert find(folder) == (None, [])  # asked again
 
 
 @pytest.mark.parametrize("place", ["weights", MANIFEST, "folder"])

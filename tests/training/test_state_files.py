@@ -36,7 +36,7 @@ def make_parameters():
 
 
 class PageFile:
-    """Managed memory as bitsandbytes hands it out: tensors beside the GPU's own, which say that they are paged."""
+    """Managed memory as bitsandbytes hands it out: tensors next to the GPU's own, which say that they are paged."""
 
     def __init__(self, monkeypatch, at_least=5000):
         self.handed_out = []

@@ -1,4 +1,4 @@
-"""The trainer learns what the plain script learns, however rows are batched, and goes on where it stopped."""
+"""The trainer learns what the plain script learns, however rows are batched, and continues where it stopped."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def plain_losses(config, trainer, folder):
 
 @pytest.mark.parametrize("batching", ["joined", "padded"])
 def test_losses_are_those_of_the_plain_script(tiny_model_folder, tmp_path, batching):
-    # Eight rows, so that both trainers divide epochs alike.
+    # Eight rows, so both trainers divide epochs alike.
     rows = ROWS[:8]
     attention = "auto" if batching == "joined" else "eager"
     config = make_config(

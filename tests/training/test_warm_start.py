@@ -22,7 +22,7 @@ EMBEDDINGS = {"modules_to_save": ["embed_tokens", "lm_head"]}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Qwen2 has biases beside the weights that LoRA adapts."""
+    """Qwen2 has biases next to the weights that LoRA adapts."""
     folder = tmp_path_factory.mktemp("warm-start") / "qwen2"
     return make_tiny_model(folder, model_type="qwen2", tie_word_embeddings=False)
 

@@ -202,7 +202,7 @@ def test_a_run_that_lacks_only_its_adapter_is_not_trained_further(workers, runs)
 
 
 def test_early_stopping_ends_with_the_best_weights(workers, runs):
-    # High enough that the held-out loss soon rises again, and clipped, so that it does not diverge.
+    # High enough that the held-out loss soon rises again, and clipped, so it does not diverge.
     training = {"max_steps": 200, "eval_steps": 1, "save_steps": 50, "learning_rate": 0.05, "max_grad_norm": 1.0}
     run = runs.create(training={**training, "early_stopping_patience": 2})
 

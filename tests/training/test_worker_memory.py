@@ -1,4 +1,4 @@
-"""A real worker tells how much memory it took, however its attempt ends."""
+"""A real worker shows how much memory it took, however its attempt ends."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A real worker that goes on with a run: at its end, after it had stopped by itself, with other processes than before."""
+"""A real worker that resumes a run: at its end, after it had stopped by itself, with other processes than before."""
 
 import json
 

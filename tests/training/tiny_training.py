@@ -28,7 +28,7 @@ CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=
 
 
 class Row(TokenizedRow):
-    """A row that nobody tokenized."""
+    """A row that no one tokenized."""
 
     def __init__(self, input_ids: list[int], labels: list[int]) -> None:
         super().__init__(0, 0, input_ids, labels)

@@ -20,7 +20,7 @@ from ui.tabs.train import TrainTab
 
 @pytest.fixture
 def services(home) -> Services:
-    """Services that need no model; runs begin with nobody's."""
+    """Services that need no model, without runs."""
     made = fake_services(home.root, seconds_per_step=0.001)
     made.transfers.prepare()
     return made

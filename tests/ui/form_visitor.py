@@ -34,7 +34,7 @@ class FormVisitor:
 
     @property
     def reading(self) -> Reading:
-        """The form, and which of it nobody has set."""
+        """The form, and which of it no one has set."""
         return self.page._read(self._form())
 
     @property

@@ -1,4 +1,4 @@
-"""Work that goes on while nobody looks."""
+"""Work that continues while no one looks."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What can be talked to: runs in every state, folders, models; and two runs beside each other."""
+"""What can be talked to: runs in every state, folders, models; and two runs side by side."""
 
 from pathlib import Path
 

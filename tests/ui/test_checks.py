@@ -1,4 +1,4 @@
-"""Passes over whole datasets: shared by the pages that wait for them, and ended when nobody does any more."""
+"""Passes over whole datasets: shared by the pages that wait for them, and ended when no one does any more."""
 
 import threading
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ui.build import build_app
 
 
 class HeldInspector:
-    """Passes over the data that go on, saying how far they are, until they are let go."""
+    """Passes over the data that continue, saying how far they are, until they are let go."""
 
     def __init__(self) -> None:
         self.goes_on = threading.Event()
@@ -57,7 +57,7 @@ def test_a_page_that_asks_again_ends_its_former_pass(checks, inspector):
         checks.ask(with_length(length), "page")
 
     wait_for(lambda: inspector.under_way == [1024])
-    assert checks.find(with_length(102)) is None, "nobody stopped it, so that it begins anew when it is asked"
+    assert checks.find(with_length(102)) is None, "no one stopped it, so it begins again when it is asked"
 
 
 def test_a_pass_that_another_page_waits_for_continues(checks, inspector):

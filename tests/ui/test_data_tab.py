@@ -205,7 +205,7 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
 
     slow.go_on.set()
     wait_for(lambda: tab._page.services.tokenizers.is_ready(MODEL))
-    assert '"submit":true' in tab.tokenizer._news(updates["fetch_key"], "")  # the page opens the dataset anew
+    assert '"submit":true' in tab.tokenizer._news(updates["fetch_key"], "")  # the page opens the dataset again
     updates = visitor.open(**settings)
 
     assert (updates["fetching"], updates["fetch_key"]) == ("", "")

@@ -17,7 +17,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
 
     assert updates["read"] == gr.update(value="Read all rows", visible=True)
     assert "is on the Hub" in updates["facts"]
-    assert "not read: photo." in updates["facts"]  # nobody should have to fetch all of it to be told
+    assert "not read: photo." in updates["facts"]  # no one should have to fetch all of it to be told
     assert not services.checks.find(question_on("somebody/some-data")).is_under_way
 
     visitor.tab._read(*visitor.values(dataset__source="somebody/some-data"))
@@ -30,7 +30,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
 
 
 class EndlessInspector(FakeInspector):
-    """Its checks go on until they are stopped."""
+    """Its checks continue until they are stopped."""
 
     def __init__(self):
         super().__init__()

@@ -79,7 +79,7 @@ def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     }  # fmt: skip
     assert reply["submit"] is False
     assert answer(follow, drawn, reply["stamp"]) is None
-    assert answer(follow, drawn) == reply, "a page that missed the answer is told again"
+    assert answer(follow, drawn) == reply, "a page that missed the answer gets it again"
 
 
 def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):

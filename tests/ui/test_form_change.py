@@ -1,4 +1,4 @@
-"""What is put into the form at once does what it says, says what it did, and can be undone."""
+"""What is put into the form at once does what it says, reports what it did, and can be undone."""
 
 import contextlib
 import random
@@ -83,7 +83,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
                     visitor.values[page._last_change]
                 )
                 text[section][name] = now[section][name] = (
-                    None  # a default that nobody set follows, and the page says so
+                    None  # a default that no one set follows, and the page reports it
                 )
             assert now == text
             if "16 bits" not in offered[pick].change:

@@ -168,7 +168,7 @@ def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_i
     visitor.refresh()
     assert visitor.mapping["adapter"]["warm_start"] == run.id
     assert part.hint_of(visitor.page.draft(visitor._form())) == ""
-    # Loaded anew, it begins there by itself.
+    # Loaded again, it begins there by itself.
     assert part.with_start(preset)["adapter"]["warm_start"] == run.id
 
 

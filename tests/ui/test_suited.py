@@ -57,7 +57,7 @@ def test_a_value_that_a_person_set_stays_also_after_a_reload(visitor, page):
     other.take(page._restore(json.loads(json.dumps(saved))))
     choose(other, "none")
     assert value_of(other, "training.learning_rate") == 3e-4
-    assert other.mapping["training"].get("early_stopping_patience") is None  # of full fine-tuning, as nobody set it
+    assert other.mapping["training"].get("early_stopping_patience") is None  # of full fine-tuning, as no one set it
 
 
 def test_a_default_typed_by_hand_after_another_value_is_the_persons(visitor):

@@ -1,6 +1,6 @@
 """A whole training step, layer after layer, as a stream of requests to an allocator.
 
-`phases.py` simulates every kind of layer once, which is quick and says how much is alive. What an allocator makes of it
+`phases.py` simulates every kind of layer once, which is quick and reports how much is alive. What an allocator makes of it
 depends on the order of all requests, so here they are all simulated.
 """
 

@@ -21,7 +21,7 @@ _BEFORE_AMPERE = frozenset(
 
 
 def memory_of_gpu(name: str) -> int | None:
-    """Bytes that programs see of a GPU's memory; the most that it was ever sold with, unless the name says how much.
+    """Bytes that programs see of a GPU's memory; the most that it was ever sold with, unless the name reports how much.
 
     Returns:
         None where neither the model is known nor a size is given.

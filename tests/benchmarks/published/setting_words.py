@@ -42,7 +42,7 @@ def base_format(text: str) -> BaseFormat | None:
 
 
 def has_double_quant(text: str) -> bool:
-    """Whether the name of a format says that its scales are quantized too."""
+    """Whether the name of a format reports that its scales are quantized too."""
     words = parts_of(text)
     if "dq" not in words and "double" not in "".join(words):
         return False

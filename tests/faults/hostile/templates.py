@@ -1,4 +1,4 @@
-"""Chat templates that strangers may have written to stop this program, and what the person is told."""
+"""Chat templates that strangers may have written to stop this program, and what the person gets."""
 
 DATA = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 

@@ -37,7 +37,7 @@ def test_a_template_that_overran_is_refused_at_once_until_its_file_changes(templ
 
     with pytest.raises(ModelLimitError, match="hostile-model"):
         target.preview(model)
-    assert before <= set(target.inspector.pids), "it was tried once more, and ended another process"
+    assert before <= set(target.inspector.pids), "it was tried again, and ended another process"
 
     shutil.copy(f"{target.good_model.id}/chat_template.jinja", f"{model.id}/chat_template.jinja")
     assert not target.preview(model).strip()

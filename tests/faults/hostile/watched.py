@@ -93,7 +93,7 @@ class Attack(NamedTuple):
     message: str  # the error, or what the answer says
     seconds: float
     peak_bytes: int  # resident, of the largest process of the inspector
-    waited_seconds: float  # the longest that a good question beside it took
+    waited_seconds: float  # the longest that a good question next to it took
 
 
 def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], None]) -> Attack:

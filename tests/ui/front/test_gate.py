@@ -295,7 +295,7 @@ def test_two_cookies_of_one_name_open_nothing_that_one_would_not(lab):
 
 
 def open_stream(lab, token):
-    """A stream that goes on for as long as the session does."""
+    """A stream that continues for as long as the session does."""
     address = urlsplit(lab.url)
     connection = http.client.HTTPSConnection(
         address.hostname, address.port, context=lab.trust, timeout=PATIENCE_SECONDS

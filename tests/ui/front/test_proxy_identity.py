@@ -125,7 +125,7 @@ def test_a_disabled_person_is_not_let_in_and_nothing_is_confirmed(path, accounts
 
 def test_another_user_of_the_machine_gets_no_answer(home, tmp_path):
     with behind_proxy(home, tmp_path / "page.sock", os.geteuid() + 1):
-        for _ in range(3):  # and it goes on listening
+        for _ in range(3):  # and it continues listening
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)):
                 ask(tmp_path / "page.sock", "GET", "/sign-in", ["root"])
 

@@ -1,4 +1,4 @@
-"""The server of a Space begins again without its secrets; one that cannot start says why on its page and in its log."""
+"""The server of a Space begins again without its secrets; one that cannot start reports why on its page and in its log."""
 
 import os
 import re
