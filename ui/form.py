@@ -15,6 +15,7 @@ from engine.config import suited
 from engine.config.load import config_in_the_making, setting_names
 from engine.config.run import RunConfig
 from engine.hardware.known_devices import KnownDevice, find_known_device
+from engine.models.shape import ModelShape
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 
 # Every linear layer, under any name that the model gives it: ticked before a model's own layers are known.
@@ -288,3 +289,16 @@ def _to_component(name: str, value: Any) -> Any:
         return value if isinstance(value, str) else ", ".join(str(number) for number in value)
     # Gradio's CheckboxGroup takes anything but a list for one single choice.
     return list(value) if isinstance(value, tuple) else value
+
+
+def targets_update(shape: ModelShape | None, targets: object) -> Any:
+    """Return choices and ticks of the target modules of a model; all-linear ticks all."""
+    names = list(shape.linear_names()) if shape is not None else []
+    if not targets or targets == ALL_LINEAR:
+        return gr.update(choices=names or EVERY_LAYER, value=names or [ALL_LINEAR])
+    chosen = [targets] if isinstance(targets, str) else [str(target) for target in targets]  # type: ignore[attr-defined]
+    present = [name for name in chosen if name in names]
+    if not present:
+        # None of them is in this model, or its modules are not known yet: show them unchanged.
+        return gr.update(choices=[*names, *chosen], value=chosen)
+    return gr.update(choices=names, value=present)

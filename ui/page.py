@@ -19,7 +19,7 @@ from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
 from ui.draft import Draft, known_rows, read_draft, read_settings, suit
-from ui.form import ALL_LINEAR, EVERY_LAYER, JUDGE_FOR, SUITED, Form, setting_in
+from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
 from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
 from ui.services import Services
@@ -243,29 +243,17 @@ class Page:
             return UNCHANGED
         draft = self.draft(values)
         device, suited_updates = self.form.judged_device(values), self._follow_suited(draft, values)
-        page = {"suited": suited_updates.get(self._suited_note, "")} | (
-            {"judge_for": device.name} if device is not None else {}
-        )
-        line = (
-            last_change.render(Reading(draft.mapping, self.form.suited_values(values)))
-            if last_change is not None
-            else ""
-        )
-        draft_to_save = {**draft.mapping, "page": page}
-        return {
-            **_draw_views(self._views, draft),
-            **suited_updates,
-            self.change_line: line,
-            self.saved_draft: draft_to_save,
-        }
+        reading = Reading(draft.mapping, self.form.suited_values(values))
+        line = last_change.render(reading) if last_change is not None else ""
+        page = {"suited": suited_updates.get(self._suited_note, "")}
+        page |= {"judge_for": device.name} if device is not None else {}
+        stored = {self.change_line: line, self.saved_draft: {**draft.mapping, "page": page}}
+        return {**_draw_views(self._views, draft), **suited_updates, **stored}
 
     def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
         """Return the suited defaults that changed with the rest of the form, and a note of all unset ones."""
         now = self.form.suited_values(values)
-        note = {
-            name: draft.suited_defaults[name].value if name in draft.suited_defaults else value
-            for name, value in now.items()
-        }
+        note = now | {name: default.value for name, default in draft.suited_defaults.items() if name in now}
         names = [name for name, value in note.items() if value != now[name]]
         components = self._components(draft.mapping) if names else {}
         return {self._suited_note: json.dumps(note), **{self.form[name]: components[self.form[name]] for name in names}}
@@ -334,12 +322,8 @@ class Page:
         after = self._read(self.form.updates({**_merge(before.sections, change), "page": {"suited": suited_note}}))
         views = _draw_views(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
         form_change = FormChange.between("", before, after)
-        return {
-            **self._change(change, *values),
-            **views,
-            self._suited_note: suited_note,
-            self._last_change: form_change,
-        }
+        note = {self._suited_note: suited_note, self._last_change: form_change}
+        return {**self._change(change, *values), **views, **note}
 
     def _undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
         """Restore the values before the last change, except for settings that were edited since."""
@@ -354,12 +338,8 @@ class Page:
         components = self._components(mapping)
         settings = {self.form[name]: components[self.form[name]] for name in [*undone.after, SUITED]}
         views = _draw_views(self._fill_views, mapping)
-        return {
-            **settings,
-            **views,
-            self._last_change: undone,
-            self.copied_from: "" if last_change.title else gr.skip(),
-        }
+        copied_from = "" if last_change.title else gr.skip()
+        return {**settings, **views, self._last_change: undone, self.copied_from: copied_from}
 
     def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
@@ -403,16 +383,3 @@ def _within_reach(component: Component, value: Any) -> Any:
     """Return the update of a component; a value beyond a slider's maximum raises that maximum."""
     beyond = isinstance(component, gr.Slider) and isinstance(value, int | float) and value > component.maximum
     return gr.update(value=value, maximum=value) if beyond else value
-
-
-def targets_update(shape: ModelShape | None, targets: object) -> Any:
-    """Return choices and ticks of the target modules of a model; all-linear ticks all."""
-    names = list(shape.linear_names()) if shape is not None else []
-    if not targets or targets == ALL_LINEAR:
-        return gr.update(choices=names or EVERY_LAYER, value=names or [ALL_LINEAR])
-    chosen = [targets] if isinstance(targets, str) else [str(target) for target in targets]  # type: ignore[attr-defined]
-    present = [name for name in chosen if name in names]
-    if not present:
-        # None of them is in this model, or its modules are not known yet: show them unchanged.
-        return gr.update(choices=[*names, *chosen], value=chosen)
-    return gr.update(choices=names, value=present)

@@ -9,7 +9,7 @@ from engine.config.distribution import distribution_of
 from engine.config.run import RunSection
 from tests.ui.drafts import NAMES, SIZES, draft_of, small_shape
 from tests.ui.drafts import form as form
-from ui.page import targets_update
+from ui.form import targets_update
 from ui.tabs.method import change_of_row, method_choice, render_method_table, render_trainable
 
 

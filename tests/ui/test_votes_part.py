@@ -78,7 +78,7 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     pressed = vote(tab, changes.turns, "vote:0:tuned")
 
     assert pressed.transcript.count('aria-pressed="true"') == 1
-    assert "1 vote in all" in pressed.trouble
+    assert "1 vote in total" in pressed.trouble
     (saved_vote,) = votes.read().votes
     better, worse = saved_vote.sides
     assert [turn.role for turn in saved_vote.prompt] == ["system", "user"]

@@ -90,10 +90,8 @@ def _preference(result: EvaluationResult) -> str:
         cells = (accuracy, reward, likelier, f"{one.preferred_per_token / preference.pairs:.0%}", f"{one.margin:+.2f}")
         rows.append((escape(_names(result)[branch]), *cells))
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
-    columns = [Column("Model"), *map(Column.of_numbers, numbers)]
     caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
-    words = "".join(small(sentence) for sentence in preference_sentences(result))
-    return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
+    return _preference_table(result, numbers, rows, caption)
 
 
 def _ratings(result: EvaluationResult) -> str:
@@ -108,8 +106,14 @@ def _ratings(result: EvaluationResult) -> str:
             low, high = interval(ratings.right, ratings.completions)
             accuracy = f"{accuracy} ({low:.0%}–{high:.0%})"
         rows.append((escape(_names(result)[branch]), accuracy, *rewards))
-    columns = [Column("Model"), *map(Column.of_numbers, RATING_COLUMNS)]
     caption = "Mean rewards of the completions; TRL logs them as rewards/chosen, rewards/rejected and rewards/margins."
+    return _preference_table(result, RATING_COLUMNS, rows, caption)
+
+
+def _preference_table(
+    result: EvaluationResult, numbers: Sequence[str], rows: Sequence[Sequence[str]], caption: str
+) -> str:
+    columns = [Column("Model"), *map(Column.of_numbers, numbers)]
     words = "".join(small(sentence) for sentence in preference_sentences(result))
     return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
 
