@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -108,3 +109,13 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}
     return read_draft(services, form, [values[name] for name in form.names])
+
+
+def values_of(tab: Any, config) -> list:
+    """What the browser sends for a configuration: with a known model, all-linear is every box ticked."""
+    form = tab._page.form
+    values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
+    shape = tab._page.services.shapes.get(config.model.id, None)
+    if shape is not None:
+        values["adapter.target_modules"] = list(shape.linear_names())
+    return list(values.values())
