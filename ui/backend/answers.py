@@ -1,4 +1,4 @@
-"""What a chat shows: answers as they come, and prompts from the held-out rows of a run, with the answers of the data."""
+"""Streamed answers of a chat, and prompts from a run's held-out rows with their reference answers."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ M = TypeVar("M")
 
 
 def run_streaming(work: Callable[[Callable[[M], None]], object]) -> Iterator[M]:
-    """Run `work` in a thread, with a function that sends messages, and yield them.
+    """Run `work` in a thread and yield the messages that it sends.
 
     Raises:
-        Exception: Whatever `work` raised.
+        Exception: The exception of `work`.
     """
     messages: SimpleQueue[M | None] = SimpleQueue()
     outcome: Future[object] = Future()
@@ -52,7 +52,7 @@ class AnswerStream:
 
         Args:
             requests: One or more, answered side by side.
-            headers: Of its request; in a Space on ZeroGPU, one says for whom the GPU is counted.
+            headers: Of its request; on ZeroGPU, they identify the visitor whose GPU quota is used.
         """
         token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]
         requests = [request.model_copy(update={"gpu_token": token}) for request in requests]
@@ -96,7 +96,7 @@ class RowPrompt:
 
 
 class HeldOutPrompts:
-    """Finds a run's prompts once, and remembers them."""
+    """Finds and caches a run's prompts."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
@@ -121,7 +121,7 @@ class HeldOutPrompts:
 
 
 def row_prompt(row: PageRow, *, held_out: bool = True) -> RowPrompt | None:
-    """Return the first exchange of a conversation; None where there is none, or the preview shortened it."""
+    """Return the first exchange of a conversation; None if it has none or was shortened."""
     if row.conversation is None or row.conversation.tools:
         return None
     messages = list(row.conversation.messages)

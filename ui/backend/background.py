@@ -1,4 +1,4 @@
-"""Long work in threads of the server, one piece under each key; pages only look at it, and a reload changes nothing."""
+"""Long work in server threads, one per key; pages only poll it, so reloads do not matter."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ UNEXPECTED = EngineError("Something unexpected happened.", "Try again; details a
 
 
 def as_engine_error(error: Exception) -> EngineError:
-    """Return what a person reads of any exception; the details of an unexpected one go to the log."""
+    """Return any exception as an EngineError; details of an unexpected one are logged."""
     if isinstance(error, EngineError):
         return error
     _log.error("something unexpected happened", exc_info=error)
@@ -29,19 +29,19 @@ def as_engine_error(error: Exception) -> EngineError:
 
 
 def stamp(*parts: object) -> str:
-    """Return a text that changes whenever one of the values changes that a page shows."""
+    """Return a text that changes with any of the values."""
     return "\x1f".join(map(str, parts))
 
 
 class Message(NamedTuple):
-    """Progress of a job in words; that of other jobs has the same two fields."""
+    """Progress of a job; the engine's progress classes have the same two fields."""
 
     message: str
     fraction: float | None = None  # from 0 to 1, where it is known
 
 
 class Job(Protocol[Finished]):
-    """What the engine's jobs have in common."""
+    """Interface of the engine's jobs."""
 
     def run(self, on_progress: Callable[[Any], None]) -> Finished: ...
 
@@ -59,7 +59,7 @@ class FunctionJob(Generic[R]):
         worker = threading.get_ident()
 
         def report(progress: Message) -> None:
-            # Another thread, such as one that downloads, could not end the job.
+            # An exception in another thread, such as one that downloads, would not end the job.
             if self._stop_requested.is_set() and threading.get_ident() == worker:
                 raise CancelledRequestError
             on_progress(progress)
@@ -72,7 +72,7 @@ class FunctionJob(Generic[R]):
 
 @dataclass
 class Work(Generic[R]):
-    """One piece of work: under way, or ended with a result, with an error, or by a stop."""
+    """A piece of work: active, or ended by a result, an error or a stop."""
 
     title: str
     job: Job[R]
@@ -94,12 +94,12 @@ class Work(Generic[R]):
 
     @property
     def words(self) -> str:
-        """What it does now."""
+        """Message about its progress."""
         return "Stopping …" if self.stopping else self.message
 
     @property
     def stamp(self) -> str:
-        """Changes whenever what a page shows of it has changed."""
+        """A stamp that changes with everything that a page shows of it."""
         return stamp(self.started, self.is_under_way, self.words, self.fraction)
 
 
@@ -111,7 +111,7 @@ class BackgroundWork(Generic[R]):
         self._lock = threading.RLock()  # guards _works: handlers of many pages ask at once
 
     def start(self, key: str, title: str, job: Job[R], keep: Callable[[R], None] = lambda _: None) -> Work[R]:
-        """Run a job in a thread of its own, to its end, whether or not a page looks; `keep` saves the result before it is shown.
+        """Run a job in its own thread, with or without a page; `keep` saves the result before it is shown.
 
         Raises:
             RunError: If there is work already under this key, such as a run's id.
@@ -129,7 +129,7 @@ class BackgroundWork(Generic[R]):
         return work
 
     def start_once(self, key: str, title: str, job: Job[R], *, again: bool = False) -> Work[R]:
-        """Return the work under a key, started now where there is none, or `again` where it has failed."""
+        """Return the work under a key; start it if there is none, or `again` after a failure."""
         with self._lock:
             present = self._works.get(key)
             if present is None or (again and present.error is not None and not present.is_under_way):
@@ -137,19 +137,19 @@ class BackgroundWork(Generic[R]):
             return present
 
     def find(self, key: str) -> Work[R] | None:
-        """Return the work under a key; None where none was started since the server was."""
+        """Return the work under a key; None if there is none since the server started."""
         with self._lock:
             return self._works.get(key)
 
     def stop(self, key: str) -> None:
-        """Ask for an early end; nothing of the work is kept."""
+        """Request an early end; the work's result is discarded."""
         work = self.find(key)
         if work is not None and work.is_under_way:
             work.stopping = True
             work.job.stop()
 
     def stop_all(self, patience_seconds: float = 5.0) -> None:
-        """Stop everything before the server ends: nothing half-written stays."""
+        """Stop all work before the server ends, so no partial files remain."""
         with self._lock:
             working = [work for work in self._works.values() if work.is_under_way]
         for work in working:
@@ -175,7 +175,7 @@ def _run(work: Work[R], keep: Callable[[R], None]) -> None:
 
 
 class Cache(Generic[R]):
-    """Keeps the newest results by everything that they depend on: several pages want the same at the same moment."""
+    """Caches the newest results by all their inputs, as several pages request the same at once."""
 
     def __init__(self, capacity: int = 48) -> None:
         self._capacity = capacity
@@ -183,7 +183,7 @@ class Cache(Generic[R]):
         self._results: OrderedDict[Hashable, R] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], R]) -> R:
-        """Return the result for `key`, made now where it is not there yet."""
+        """Return the result for `key`; compute it if missing."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)

@@ -1,4 +1,4 @@
-"""What a cluster has free and when a run would start there: asked in the background, and never waited for."""
+"""Free resources of a cluster and the expected start of a run, queried in the background."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _FRESH_SECONDS = 30.0
 
 
 class Forecast(NamedTuple):
-    """What Slurm answered."""
+    """Slurm's answer."""
 
     free: Mapping[str, int] = {}  # GPUs of each type that no job has
     start: ExpectedStart | None = None  # None where Slurm makes no promise
@@ -40,7 +40,7 @@ def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
 
 
 class ClusterForecast:
-    """Asks one question at a time, in a thread of its own, about what the page shows."""
+    """Queries Slurm in its own thread, one query at a time, for the newest job."""
 
     def __init__(self, ask: AskCluster = ask_cluster, clock: Callable[[], float] = time.monotonic) -> None:
         self._ask = ask
@@ -62,7 +62,7 @@ class ClusterForecast:
         return self._answer
 
     def find(self, place: ClusterPlace, config: RunConfig) -> Forecast | None:
-        """Return what is known of a job at once, and ask where that is nothing or old; None while nothing is known."""
+        """Return the known forecast of a job, and refresh it if missing or old; None while unknown."""
         question = place, config
         with self._lock:
             is_same = self._question == question

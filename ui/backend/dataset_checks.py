@@ -1,4 +1,4 @@
-"""Passes over whole datasets, in the background: one for each question, shared by every page that asks it."""
+"""Background passes over whole datasets: one per question, shared by all pages."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ _LEAVING_SECONDS = 10.0  # the same once its page was closed: a reloaded one ask
 
 @dataclass(frozen=True)
 class CheckQuestion:
-    """What a check depends on."""
+    """All inputs of a check."""
 
     dataset: DatasetConfig
     model: ModelConfig | None
@@ -55,7 +55,7 @@ class CheckQuestion:
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
-    """Return the question of a form's values; None while there is no valid dataset."""
+    """Return the question of a form's values; None without a valid dataset."""
     try:
         dataset = DatasetConfig.model_validate(mapping["dataset"])
     except ValueError:
@@ -80,7 +80,7 @@ def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
 
 @dataclass
 class RunningCheck:
-    """The progress of one check, and its answer once it is there."""
+    """A check with its progress, and its report once it is done."""
 
     question: CheckQuestion
     waits: bool = False  # for a person's request: reading all rows downloads the dataset from the Hub
@@ -109,7 +109,7 @@ class RunningCheck:
 
 
 def lengths_stamp(check: RunningCheck) -> str:
-    """Return what changes when the lengths of a dataset's rows become known, or are others."""
+    """Return a stamp of a dataset's known row lengths."""
     lengths = check.report.row_lengths if check.report is not None else None
     return f"{lengths.count}-{lengths.longest}-{abs(hash(lengths)):x}" if lengths is not None else ""
 
@@ -131,7 +131,7 @@ class DatasetChecks:
         self._lock = threading.Lock()  # guards the five above: handlers of many pages ask at once
 
     def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
-        """Return the check of this question, started now unless it exists or needs a person's request.
+        """Return the check of this question; start it unless it exists or needs a request by the user.
 
         Checks of the same page for another form end, unless another page waits for them.
         """
@@ -162,7 +162,7 @@ class DatasetChecks:
             timer.start()
 
     def read(self, question: CheckQuestion) -> RunningCheck:
-        """Read all rows now: a person asks for it, also after a stop or an error."""
+        """Read all rows on the user's request, also after a stop or an error."""
         with self._lock:
             self._requested_hub_datasets.add(_identity(question.dataset))
             check = self._checks.get(question.key)
@@ -183,7 +183,7 @@ class DatasetChecks:
             self._inspector.stop_fetching()
 
     def find(self, question: CheckQuestion) -> RunningCheck | None:
-        """Return the check of this question; None where it was never asked."""
+        """Return the check of this question; None if it was never started."""
         with self._lock:
             if check := self._find(question):
                 _look_at(check)
@@ -204,7 +204,7 @@ class DatasetChecks:
             self._note_format(question, format_)
 
     def format_of(self, question: CheckQuestion) -> DataFormatName | None:
-        """Return the format of a dataset; None until it was opened."""
+        """Return the format of a dataset; None before it was opened."""
         with self._lock:
             return self._formats.get(_form_of(question.dataset))
 
@@ -219,7 +219,7 @@ class DatasetChecks:
         return next(matches, None)
 
     def lengths_of(self, stamp: str) -> RowLengths | None:
-        """Return lengths that are known, by their `lengths_stamp`; None where there are none."""
+        """Return known lengths by their `lengths_stamp`; None if unknown."""
         with self._lock:
             reports = (check.report for check in self._checks.values() if stamp and lengths_stamp(check) == stamp)
             return next((report.row_lengths for report in reports if report is not None), None)

@@ -1,4 +1,4 @@
-"""What an admin sees and does of a lab. Each method looks at the rights as they are at that moment, and logs what it does."""
+"""What an admin sees and does in a lab; each method checks the current rights and logs its action."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class Caller(NamedTuple):
 
 
 class UnconfirmedError(AccountError):
-    """The password was not given recently enough for a change of rights."""
+    """A change of rights needs a recent password check."""
 
     def __init__(self) -> None:
         super().__init__("Your password is needed to confirm this.", "Type it below.")
@@ -139,14 +139,14 @@ class LabAdmin:
         return person
 
     def disable(self, caller: Caller, name: str) -> Person:
-        """Keep a person out; their runs continue."""
+        """Disable an account; its runs continue."""
         self._require()
         person = self.accounts.disable(name)
         self._log(caller, "disabled", person.name, person.role)
         return person
 
     def enable(self, caller: Caller, name: str) -> Person:
-        """Let a disabled person sign in again."""
+        """Enable a disabled account."""
         self._require_confirmed(caller)
         person = self.accounts.enable(name)
         self._log(caller, "enabled", person.name, person.role)
@@ -162,7 +162,7 @@ class LabAdmin:
         return RunsOfPerson(len(states), sum(one in LIVE_STATES for one in states), states.count("queued"))
 
     def remove(self, caller: Caller, name: str) -> None:
-        """Remove an account for good; its runs stay, and admins can read them."""
+        """Remove an account permanently; its runs stay, readable by admins."""
         self._require_confirmed(caller)
         person = self.accounts.person(name)
         self.accounts.remove(person.name)
@@ -184,14 +184,14 @@ class LabAdmin:
         return self.board.devices()
 
     def make_urgent(self, caller: Caller, name: str, why: str) -> None:
-        """Put a waiting run, named `owner/run-id`, before all others; everyone reads who did so, and why."""
+        """Put a waiting run, named `owner/run-id`, first in the queue; who did so and why is public."""
         person = self._require()
         run = self._run(person, name, Action.STOP)
         UrgentSlot(self.home).put(person, run, why)
         self._log(caller, "urgent", name, why)
 
     def clear_urgent(self, caller: Caller) -> None:
-        """Let the urgent run wait for its turn again."""
+        """Return the urgent run to its place in the queue."""
         person = self._require()
         slot = UrgentSlot(self.home)
         run = slot.run()
@@ -269,7 +269,7 @@ class LabAdmin:
         self._log(caller, "announced", "", text)
 
     def set_maintenance(self, caller: Caller, is_on: bool, text: str) -> None:
-        """Let no run start, or let them start again; what runs continues."""
+        """Pause or resume the start of runs; active runs continue."""
         self._require()
         change_settings(self.home, maintenance={"is_on": is_on, "text": " ".join(text.split())})
         self._log(caller, "maintenance", "", "on" if is_on else "off")
@@ -292,7 +292,7 @@ class LabAdmin:
 
     def _run(self, person: Person, name: str, action: Action) -> Run:
         owner, _, run_id = name.partition("/")
-        # Both are looked up in lists of what is there: neither becomes a path.
+        # Both are looked up, so neither becomes a path.
         if (
             owner not in list_owners(self.home)
             or RUN_ID.fullmatch(run_id) is None

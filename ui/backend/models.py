@@ -1,4 +1,4 @@
-"""What the page knows about models: their shapes, their tokenizers, and which of the catalogue fit this machine."""
+"""Known models: shapes, tokenizers, and which of the catalogue fit a device."""
 
 import logging
 import math
@@ -56,11 +56,11 @@ class KnownShapes:
         self._errors: dict[tuple[str, str | None], EngineError] = {}
 
     def trouble(self, model_id: str, revision: str | None) -> EngineError | None:
-        """Return why a model could not be read the last time; None where it was read, or never asked for."""
+        """Return why a model could not be read; None if it was read or never requested."""
         return self._errors.get((model_id, revision)) if self.get(model_id, revision) is None else None
 
     def get(self, model_id: str, revision: str | None) -> ModelShape | None:
-        """Return the shape that is known already; None before `learn`."""
+        """Return the known shape; None before `learn`."""
         return self._shapes_of(model_id).get((model_id, revision))
 
     def learn(self, model: ModelConfig) -> ModelShape:
@@ -85,7 +85,7 @@ class KnownShapes:
 
 
 class Tokenizers:
-    """Downloads what previews need of a model, once for each, and knows which tokenizers are there.
+    """Downloads the files that previews need of a model, once, and knows which tokenizers are cached.
 
     `resolve` returns at once where a model's tokenizer is on this machine already.
     """
@@ -100,7 +100,7 @@ class Tokenizers:
         return cls(lambda model, on_progress: resolve_model(model, home, on_progress, ModelPart.TOKENIZER))
 
     def ask(self, model: ModelConfig, *, again: bool = False) -> Work[object]:
-        """Return the download of a model's tokenizer, started where there is none yet, or `again` where it has failed."""
+        """Return the download of a model's tokenizer; start it if missing, or `again` after a failure."""
 
         def download(report: Callable[[Message], None]) -> object:
             return self._resolve(model, lambda progress: report(in_words(progress)))
@@ -108,16 +108,16 @@ class Tokenizers:
         return self._works.start_once(key_of(model), "Downloading the tokenizer", FunctionJob(download), again=again)
 
     def find(self, key: str) -> Work[object] | None:
-        """Return the download under a key; None where there is none."""
+        """Return the download under a key; None without one."""
         return self._works.find(key)
 
     def is_ready(self, model: ModelConfig) -> bool:
-        """Return whether previews with this model need not wait."""
+        """Return whether the model's tokenizer is available."""
         work = self.find(key_of(model))
         return work is not None and not work.is_under_way and work.error is None
 
     def trouble(self, model: ModelConfig) -> EngineError | None:
-        """Return why a model's tokenizer could not be had the last time; None where it was, or never asked for."""
+        """Return why a model's tokenizer could not be downloaded; None if it was or never requested."""
         work = self.find(key_of(model))
         return work.error if work is not None and not work.was_stopped else None
 
@@ -147,7 +147,7 @@ def in_words(progress: ModelProgress) -> Message:
 
 
 class KnownFits:
-    """What the models of the catalogue need, each found once, by one thread at a time; the pages of a lab share it."""
+    """Memory needs of catalogue models, each computed once, by one thread at a time; shared in a lab."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -158,7 +158,7 @@ class KnownFits:
     def find(
         self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
     ) -> Verdicts:
-        """Return the verdicts on a model for what is free now, estimated where its needs are not known for these rows."""
+        """Return the verdicts on a model for the memory that is free now; estimates its needs if unknown."""
         key = (model_id, device.name, device.total_bytes, hash(rows))
         with self._lock:
             needs, look_time = self._needs.get(key, ((), -math.inf))
@@ -191,7 +191,7 @@ class FitTable:
         self._works: BackgroundWork[None] = BackgroundWork()
 
     def on(self, elsewhere: KnownDevice | None, rows: RowLengths | None = None) -> "Fits":
-        """Return the verdicts on a device that is not here, or on this machine's; the first call starts the work.
+        """Return the verdicts for another device, or for this machine's; the first call starts the work.
 
         Without known `rows`, all of them are as long as `max_length` allows.
         """

@@ -72,7 +72,7 @@ class OwnDownloads(ABC, Generic[Arrived]):
 
     @property
     def work(self) -> Work[Arrived] | None:
-        """The newest download; None where there was none since the page was opened."""
+        """The newest download; None without one since the page was opened."""
         return self.downloading.find(_KEY)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations and exports of runs: made in the background; evaluations are read once, and again where a file changed."""
+"""Background evaluations and exports of runs; a file of evaluations is read again when it changes."""
 
 import re
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class ResultWork:
         return folder
 
     def allowed_folder(self, path_text: str) -> Path:
-        """Return the folder that a browser named, if the page may write there.
+        """Return an untrusted folder, if the page may write there.
 
         Raises:
             StorageError: If there is none, or the page must not write there.
@@ -144,11 +144,11 @@ class Evaluations:
         self._cache: Cache[EvaluationResult | None] = Cache(400)
 
     def read(self, run_id: str, checkpoint: str | None) -> EvaluationResult | None:
-        """Return the newest evaluation of a run or a checkpoint; None where there is none."""
+        """Return the newest evaluation of a run or a checkpoint; None without one."""
         return self._read(self._file(run_id, checkpoint))
 
     def stamp(self, run_id: str, checkpoint: str | None) -> str:
-        """Return what changes with every new evaluation of it."""
+        """Return a stamp that changes with each new evaluation."""
         return stamp(*size_and_time(self._file(run_id, checkpoint)))
 
     def across(self) -> list[MeasuredRun]:

@@ -1,4 +1,4 @@
-"""What the page knows about runs: read from their directories, with one reader per run for all pages."""
+"""Reads runs from their directories, with one reader per run for all pages."""
 
 import contextlib
 import math
@@ -35,7 +35,7 @@ _AT_ONCE_SECONDS = 0.1  # for runs that were never read
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """One run as it is on disk at this moment."""
+    """A run as read from disk at one moment."""
 
     run: Run
     config: RunConfig | None  # None where config.yaml cannot be read
@@ -54,22 +54,22 @@ class RunSnapshot:
 
     @property
     def is_live(self) -> bool:
-        """Whether something happens, or will happen, without a person."""
+        """Whether its state can change without a user."""
         return not self.state.is_final or self.resume_requested
 
     @property
     def stamp(self) -> str:
-        """Changes whenever something that the page shows has changed."""
+        """A stamp that changes with everything that the page shows."""
         state = self.state
         requests = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
-        # Nothing changes while a worker has no output, and still the page shows for how long.
+        # A silent worker changes no file, but the page shows for how long it has been silent.
         silent = "" if state.silent_since is None else f"{(time.time() - state.silent_since) // 10:.0f}"
         parts = (state.changed, state.state, silent, state.notice, requests, self.title)
         return stamp(self.run.id, self.history.next_offset, *parts)
 
     @property
     def waits_for_memory(self) -> bool:
-        """Whether it waits for free memory or other programs, and was not allowed to start anyway."""
+        """Whether it waits for free memory or other programs and may still be started anyway."""
         waits = self.state.state == "queued" and self.state.reason in STARTS_ANYWAY
         return waits and not self.run.folder.start_anyway_request.exists()
 
@@ -101,7 +101,7 @@ class RunReader:
         self._index = RunIndex(runs, self._history_of)
 
     def observe(self, run_id: str) -> RunSnapshot:
-        """Return one run as it is now; only the new part of its log is read.
+        """Read one run; only the new part of its log is parsed.
 
         Raises:
             RunError: If there is no such run.
@@ -165,7 +165,7 @@ class RunReader:
         return self._look(math.inf).rows
 
     def glance(self) -> Glance:
-        """Return rows for a page that cannot wait; runs not read yet are read in the background from then on."""
+        """Return rows without waiting; unread runs are read in the background."""
         glance = self._look(_AT_ONCE_SECONDS)
         with self._lock:
             if glance.unread and (self._catching_up is None or not self._catching_up.is_alive()):
@@ -191,7 +191,7 @@ class RunReader:
             time.sleep(0.05)
 
     def look_again(self) -> None:
-        """Let the next look show a change that was just made."""
+        """Drop the cached list, so the next call shows a change that was just made."""
         with self._lock:
             self._rows = (-math.inf, 0, [])
 
@@ -249,7 +249,7 @@ def _settings_of(config: RunConfig, ignored_settings: Iterable[str]) -> RunConfi
 
 
 def log_tail(path: Path) -> str:
-    """Return the newest lines of a worker's log, without the overwritten states of progress bars."""
+    """Return the end of a worker's log, without overwritten progress bars."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""Runs that other people of a lab share: listed, and read for what a person may do with each."""
+"""Runs shared by other users of a lab: listed, and read within the user's rights."""
 
 import threading
 from pathlib import Path
@@ -24,7 +24,7 @@ _MOST_RUNS = 200
 
 
 class SharedReaders:
-    """What the pages of a lab have in common of runs that several people read: each is read once, and drawn once."""
+    """Readers and HTML of runs, shared by the pages of a lab: each run is read and drawn once."""
 
     def __init__(self) -> None:
         self.html_cache: Cache[str] = Cache()
@@ -38,7 +38,7 @@ class SharedReaders:
 
 
 class SharedRuns:
-    """Reads runs of other people, each named `owner/run-id`; what a person may do is decided at every look."""
+    """Reads other users' runs, named `owner/run-id`; rights are checked at every read."""
 
     def __init__(self, home: LoratoryHome, person: Person, readers: SharedReaders) -> None:
         self.readers = readers

@@ -1,4 +1,4 @@
-"""Uploads and downloads of the page: in one folder below the home, limited in size, and swept."""
+"""Uploads and downloads of the page: in one folder of the home, limited in size and cleaned up."""
 
 import contextlib
 import filecmp

@@ -1,4 +1,4 @@
-"""Votes on the answers of a conversation: which pairs a turn offers, and what a choice among them keeps."""
+"""Votes on answers of a conversation: the pairs of a turn, and the vote that a choice saves."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -76,7 +76,7 @@ def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, boo
 
 
 def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by: str) -> None:
-    """Keep that an answer is better than each other one of its turn; take it back where that was chosen before.
+    """Save that an answer is better than the other ones of its turn, or undo that vote.
 
     Raises:
         StorageError: If it cannot be kept.

@@ -1,4 +1,4 @@
-"""Lab: people, runs of all, usage, limits, announcements, maintenance, shared folders and audit log. For admins alone."""
+"""Lab, for admins: people, all runs, usage, limits, announcements, maintenance, shared folders, audit log."""
 
 from collections.abc import Callable
 from html import escape
@@ -229,7 +229,7 @@ class LabTab:
         return self._do(str(pending), str(name), caller) if pending else self._calm()
 
     def _do(self, request_text: str, name: str, caller: Caller) -> Updates:
-        """Do what a button asks for, or ask for the password first; both values are a client's, and are looked up."""
+        """Run a button's action, or ask for the password first; both values are untrusted."""
         action, _, role = request_text.partition(":")
         if action in _NEEDS_NAME and not name:
             raise AccountError("No person is picked.", "Pick one in the list.")
@@ -271,7 +271,7 @@ class LabTab:
 
 
 def _limit_box(name: str, field: FieldInfo) -> Any:
-    """Return the component of a limit. A number is a text box, which alone can be empty: no limit."""
+    """Return the component of a limit; numbers are text boxes, which can be empty for no limit."""
     if isinstance(field.default, bool):
         return component_of_field(field, min_width=240, elem_id=f"lab-{name}")
     return gr.Textbox(
@@ -296,7 +296,7 @@ def _value_of(value: Any, component: Any) -> Any:
 
 
 def _parse(name: str, text: Any) -> Any:
-    """Return a limit from what was typed; what is not one is refused by its Field."""
+    """Return a limit from its text; its Field rejects invalid values."""
     if not isinstance(LabLimits.model_fields[name].default, dict):
         return number_of(text)
     pairs = (part.rpartition(":") for part in str(text or "").strip(" {}").split(",") if part.strip())

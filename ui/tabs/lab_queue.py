@@ -1,4 +1,4 @@
-"""The devices and the queue of a lab, and a person's disk space, for all people of it."""
+"""The devices and the queue of a lab, and the user's disk space; visible to everyone in the lab."""
 
 import time
 import zlib
@@ -17,14 +17,14 @@ from ui.views.html import error_box
 from ui.views.lab_queue import render_devices, render_own_disk, render_queue
 
 _SECONDS = 4
-_DISK_SECONDS = 60  # it is measured file by file
+_DISK_SECONDS = 60  # measured file by file
 _DEVICES, _TURNS, _DISK = "queue-devices", "queue-turns", "queue-disk"
 
 
 class LabQueuePart:
-    """Shows who has which device, whose turn it is and why the rest waits; asks again while it is in sight.
+    """Shows who has which device, who is next and why the rest waits; polls while it is visible.
 
-    What a person may not know is left out by `engine.runs.lab_queue`.
+    `engine.runs.lab_queue` leaves out what a user may not see.
     """
 
     def __init__(self, services: Services, board: QueueBoard) -> None:

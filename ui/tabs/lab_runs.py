@@ -1,4 +1,4 @@
-"""Part of the Lab tab: devices and runs of all people, with what an admin does to them."""
+"""Part of the Lab tab: all devices and runs, with an admin's actions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ class LabRunsPart:
         self.outputs = [self.devices, self.active]
 
     def wire(self, log_after: Callable[[Any], None]) -> None:
-        """Connect the events; `log_after` shows the audit log after one that is logged."""
+        """Connect the events; `log_after` redraws the audit log after a logged action."""
         page = self._page
         panel = [self.panel, self.question, self.run_key, self.why]
         action_outputs = [*self.outputs, *panel, page.other_run, page.tabs]
@@ -54,7 +54,7 @@ class LabRunsPart:
         }
 
     def _act(self, event: gr.EventData, request: gr.Request) -> Updates:
-        """Do what a button of a row asks for; the run is a client's value, and is looked up."""
+        """Run the action of a row's button; the run's name is untrusted and looked up."""
         name, caller = picked_value(event), Caller.of(request)
         if name.startswith(LOOK_PREFIX):
             return {self._page.other_run: name.removeprefix(LOOK_PREFIX), self._page.tabs: gr.Tabs(selected="runs")}

@@ -1,4 +1,4 @@
-"""Parts of the Lab tab: what people used by week, and the models in the cache."""
+"""Parts of the Lab tab: usage by week, and the model cache."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from ui.views.html import notice, size
 
 
 class LabUsagePart:
-    """Lays out charts and table of what people used; `wire` connects them."""
+    """Lays out charts and a table of usage; `wire` connects them."""
 
     def __init__(self, admin: LabAdmin) -> None:
         self._admin = admin
@@ -55,7 +55,7 @@ class LabUsagePart:
 
 
 class LabModelsPart:
-    """Lays out the model cache; `wire` connects it. Nothing is removed by itself."""
+    """Lays out the model cache; `wire` connects it. Nothing is removed automatically."""
 
     def __init__(self, admin: LabAdmin) -> None:
         self._admin = admin

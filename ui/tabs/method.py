@@ -53,7 +53,7 @@ for _traits in METHODS.values():
 
 
 def _field_groups(*, advanced: bool) -> dict[tuple[str, ...], list[str]]:
-    """Return the settings of methods by the methods that read them, in the order of the methods."""
+    """Return the settings of methods, grouped by the methods that use them."""
     readers: dict[str, list[str]] = {}
     is_advanced = {name for method in METHODS.values() for name in method.advanced}
     for method in METHODS.values():
@@ -99,8 +99,8 @@ class MethodTab:
         page.on_draft_later(self.table, render_method_table)
 
     def _lay_out(self, methods: Sequence[str], fields: Sequence[str]) -> None:
-        """Place the settings of one group, which is shown for the methods that read it."""
-        # A browser looks at each component of the page for each event: none is there for the layout alone.
+        """Place the settings of one group; they are visible for the methods that use them."""
+        # Browsers go through all components for each event, so no component is for layout alone.
         with gr.Row(visible=DEFAULT_METHOD.name in methods) as row:
             for name in fields:
                 if name == "target_modules":
@@ -126,11 +126,11 @@ class MethodTab:
         settings = [quantization, method, *shared]
         page.refresh_after(self.choice.input(_settings_of_choice, [self.choice, *settings], settings, **QUICK))
         page.refresh_after(self.begins.click(lambda: None, None, start, **QUICK))
-        # In the browser: the figures that depend on both wait for one round trip only.
+        # In the browser: figures that depend on both need one round trip only.
         linking = {"js": "(r, linked, alpha) => linked && r ? 2 * r : alpha", **QUICK}
         linking |= {"fn": None, "inputs": [rank, self.link_alpha, alpha], "outputs": alpha}
         page.refresh_after(gr.on([rank.input, self.link_alpha.input], **linking))
-        # A rank beyond the end of its slider is moved there just after its box was left.
+        # Gradio clamps a rank beyond the slider's end just after its box loses focus.
         page.refresh_after(rank.release(nothing, None, None, **QUICK).then(**linking))
         gr.on(
             [alpha.input, alpha.release],
@@ -148,7 +148,7 @@ class MethodTab:
 
 
 def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:
-    """Return what using a row of the tables changes, by section: a method, or a way to share this machine's GPUs."""
+    """Return the changes of a picked row, by section: a method, or a way to share this machine's GPUs."""
     methods = (need.overrides for need in _needs(draft) if need.method == row)
     ways = (as_overrides(way.changes(draft.gpus)) for way in DISTRIBUTIONS.values() if way.label == row)
     overrides = next(itertools.chain(methods, ways if len(draft.gpus) > 1 else ()), ())
@@ -156,7 +156,7 @@ def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:
 
 
 def is_linked(mapping: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether alpha is twice the rank; a person may remove the tick, and change one of them alone."""
+    """Return whether alpha is twice the rank; users can untick it to change one alone."""
     adapter = {"r": field_of("adapter.r").default, "lora_alpha": field_of("adapter.lora_alpha").default}
     adapter |= mapping.get("adapter", {})
     return bool(adapter["lora_alpha"] == 2 * adapter["r"])
@@ -182,7 +182,7 @@ def method_choice(draft: Draft) -> str:
 
 
 def _settings_of_choice(choice: str, quantization: str, former: str, *shared: Any) -> list[Any]:
-    """Return quantization, method and shared settings after a choice; values that a person gave stay."""
+    """Return quantization, method and shared settings after a choice; set values stay."""
     chosen = _CHOICES[choice]
     method = METHODS[chosen.method]
     if chosen.four_bit and quantization not in FOUR_BIT:
@@ -202,7 +202,7 @@ def render_lead(draft: Draft) -> str:
 
 
 def render_begins_with(words: str) -> str:
-    """Return what the draft continues from, with a button that removes it; nothing where it starts a new adapter."""
+    """Return what the draft continues from, with a remove button; empty for a new adapter."""
     if not words:
         return ""
     remove = pick_button("out", "Start a new adapter")
@@ -231,7 +231,7 @@ def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
 
 
 def render_method_table(draft: Draft) -> str:
-    """Return what each method needs for this model; a row can be picked."""
+    """Return the memory table of all methods for this model; rows can be picked."""
     head = "<h2>Memory by method</h2>"
     needs, config, device = _needs(draft), draft.config or draft.memory_config, draft.device_memory.device
     if not needs or device is None or config is None:
@@ -259,7 +259,7 @@ def _need(need: MethodNeed) -> Row:
 
 
 def _render_shares_of(draft: Draft) -> str:
-    """Return what each GPU of this machine needs where all train together; nothing where there is one, or none is meant."""
+    """Return the memory per GPU for training on all of them; empty with one GPU or for other devices."""
     device, config = draft.device_memory.device, draft.memory_config
     if len(draft.gpus) < 2 or draft.memory_elsewhere is not None or draft.shape is None:
         return ""

@@ -33,13 +33,13 @@ from ui.tabs.own_models import OwnModelsPart
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
 
-_BLINK_SECONDS = 0.4  # a tokenizer that is there already is found in that time, without a flicker
+_BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flicker
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
 _TOO_LONG = f"A model's name has at most {_LONGEST_NAME} characters."
 _SCROLL_TO_DETAILS = "() => document.getElementById('model-details').scrollIntoView({block: 'nearest'})"
-_JUDGED_TOGETHER = 8  # models whose verdicts are drawn at once: each time the whole catalogue is sent
-_NONE_JUDGED = stamp(0, False)  # the catalogue as it is laid out
+_JUDGED_TOGETHER = 8  # models per redraw: each redraw sends the whole catalogue
+_NONE_JUDGED = stamp(0, False)  # the initial catalogue
 _AND = "|"  # between the device and the rows that the poll asks about
 
 
@@ -78,7 +78,7 @@ class ModelTab:
         self._name_to_find = gr.State("")
         self._described_name = gr.State("")  # the model and revision whose details are shown, or are looked up
         self._sought = gr.State(None)  # the model that is to be looked up
-        self._lookup = gr.State(("", ""))  # name and details of the model that was looked up
+        self._lookup = gr.State(("", ""))  # name and details of the model
 
     def wire(self) -> None:
         """Connect the events."""
@@ -97,7 +97,7 @@ class ModelTab:
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
             self._look_up_after(trigger(picked_value, None, self._name_to_find, **QUICK))
-            trigger(None, None, self.own, js="() => ''", **QUICK)  # what was typed there is no longer the model
+            trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
         name_event = self._look_up_after(
             self.own.submit(lambda text: text.strip(), self.own, self._name_to_find, **QUICK)
         )
@@ -127,15 +127,15 @@ class ModelTab:
         self._fetch_after(page.settle_targets_after(show_event), again=False)
 
     def open_restored(self, event: Any) -> None:
-        """After the browser's draft was restored, download the tokenizer of its model; without one nothing is asked.
+        """Download the tokenizer of the restored draft's model, if it has one.
 
-        The catalogue follows the poll of what fits.
+        The catalogue is filled by its poll.
         """
         event.then(None, self._page.form["model.id"], self._restored_model, js="(chosen) => chosen", **QUICK)
         self._fetch_after(self._restored_model.change(nothing, None, None, **QUICK))
 
     def _fetch_after(self, event: Any, *, again: bool = True) -> None:
-        """After an event that settled the model, download its tokenizer where it is not here yet, also `again` after a failure."""
+        """Download the model's tokenizer after an event if it is missing, also `again` after a failure."""
 
         def fetch(*values: Any) -> Updates:
             return self.tokenizer.updates(model_of(self._page.form.mapping(values)), again=again)
@@ -156,7 +156,7 @@ class ModelTab:
     def _begin(
         self, model_id: str | None, revision: str | None, described_name: str, search: str, *judge_values: str | None
     ) -> Updates:
-        """Mark the model in the catalogue, and show that it is looked up, unless its details are shown already."""
+        """Mark the model in the catalogue, and show its look-up unless its details are shown."""
         model, catalog = _model(model_id, revision), self._filter(search, model_id, *judge_values)
         name = _name(model)
         if model is None or name == described_name:
@@ -168,12 +168,12 @@ class ModelTab:
         return ("", "") if model is None else (_name(model), self.describe(model))
 
     def _show(self, lookup: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
-        """Return the details, unless another model was chosen while they were looked up."""
+        """Return the details, unless another model was chosen meanwhile."""
         name, details = lookup
         return details if name and name == _name(_model(model_id, revision)) else UNCHANGED
 
     def describe(self, model: ModelConfig | None) -> str:
-        """Return the details of a model, or why it cannot be read; its modules are known afterwards."""
+        """Return the details of a model, or why it cannot be read; learns its modules."""
         return self._described_or_why_not(model)[0]
 
     def _described_or_why_not(self, model: ModelConfig | None) -> tuple[str, EngineError | None]:
@@ -185,7 +185,7 @@ class ModelTab:
             tokenizer = services.tokenizers.ask(model)
             tokenizer.ended.wait(_BLINK_SECONDS)
             details = services.inspector.model_details(model)
-            # Below the details is the line of a tokenizer that is on its way, or failed.
+            # The line below the details reports a tokenizer that is downloading or failed.
             is_told = details.tokenizer_missing is not None and (tokenizer.is_under_way or tokenizer.error is not None)
             return render_details(details, has_tokenizer=not is_told), None
         except Exception as error:
@@ -193,12 +193,12 @@ class ModelTab:
             return error_box(problem), problem
 
     def _describe_form(self, *values: Any) -> Any:
-        """Return the details of the form's model; a form without one may be from before a model was chosen."""
+        """Return the details of the form's model; no update without one: the request may be outdated."""
         model = model_of(self._page.form.mapping(values))
         return UNCHANGED if model is None else self.describe(model)
 
     def _revise(self, model_id: str | None, revision: str | None, described_name: str) -> Updates:
-        """Look the model up at another revision; a box that was only passed through changes nothing."""
+        """Look the model up at another revision; leaving the box unchanged does nothing."""
         model = _model(model_id, revision)
         name = _name(model)
         if model is None or name == described_name:
@@ -206,7 +206,7 @@ class ModelTab:
         return {self.details: self.describe(model), self._described_name: name}
 
     def _fits_for(self, device: str | None, lengths: str | None) -> Fits:
-        """Return the verdicts for a device and for known rows, both by names that a client sends."""
+        """Return the verdicts for a device and known rows, both by untrusted names."""
         rows = self._page.services.checks.lengths_of(lengths or "")
         return self._fits.on(find_known_device(device or ""), rows)
 
@@ -220,13 +220,13 @@ class ModelTab:
         return None if now in (last_stamp, _NONE_JUDGED) else poll_answer(now, {}, submit=True)
 
     def _fill_fits(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> Updates:
-        """Return the catalogue with the verdicts that are known now; once these are all, the poll ends."""
+        """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
         _, is_done = self._fits_for(device, lengths).progress
         catalog = self._filter(query, chosen, device, lengths)
         return {self.catalog: catalog, self._fits_poll: "" if is_done else UNCHANGED}
 
     def _judge(self, query: str, chosen: str | None, device: str | None, lengths: str | None = "") -> Updates:
-        """Return the catalogue for another device or other rows; the poll asks until its verdicts are all known, and once more."""
+        """Return the catalogue for another device or other rows, and start the poll for its verdicts."""
         question = f"{device or THIS_MACHINE}{_AND}{lengths}" if lengths else device or THIS_MACHINE
         return {self.catalog: self._filter(query, chosen, device, lengths), self._fits_poll: question}
 
@@ -244,7 +244,7 @@ class ModelTab:
         else:
             details, error = self._described_or_why_not(model)
         if self._page.services.shapes.get(model_id, None) is None:
-            # It could not be read. The model from before would look like the one that was asked for.
+            # It could not be read: the previous model must not look like the requested one.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
             own = self.own_models.offer(model_id, error) if self.own_models is not None else {}
             return {self.details: details, self._change: change, self._described_name: "", **own}
@@ -259,13 +259,13 @@ def _model(model_id: str | None, revision: str | None) -> ModelConfig | None:
 
 
 def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what the box for other models shows of a form that was filled."""
+    """Return the text of the box for other models in a filled form."""
     model_id = str(mapping.get("model", {}).get("id") or "")
     return "" if find_in_catalog(model_id) is not None else model_id
 
 
 def _name(model: ModelConfig | None) -> str:
-    """Return a name that differs between models and between revisions."""
+    """Return a name that is unique for model and revision."""
     return model.model_dump_json(include={"id", "revision"}) if model is not None else ""
 
 
@@ -287,12 +287,12 @@ class TokenizerStatus:
         self.line = live_html(elem_id=f"{tab}-tokenizer")
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
         self.poll = poll(self._news, 0.5, elem_id=f"{tab}-tokenizer-live")
-        self.end_event: Any = self.poll.submit  # trigger: the tokenizer is there, or cannot be downloaded
+        self.end_event: Any = self.poll.submit  # fires when the download has ended
         # What `updates` changes.
         self.outputs = [self.line, self.again, self.poll]
 
     def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
-        """Start the download of a tokenizer where it is not here yet, or `again` after a failure; return its status soon."""
+        """Download a tokenizer if it is missing, or `again` after a failure; return its status soon."""
         if model is None:
             return {self.line: "", self.again: gr.update(visible=False), self.poll: ""}
         work = self._page.services.tokenizers.ask(model, again=again)
@@ -312,7 +312,7 @@ class TokenizerStatus:
 
 
 def _render_download(work: Work[object] | None) -> str:
-    """Return one line while it is under way, one box when it failed, nothing when it is there."""
+    """Return a line during the download, a box after a failure, else empty."""
     html = work_status(work, _STOPPED)
     if work is None or not work.is_under_way:
         return html

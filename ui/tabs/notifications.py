@@ -80,7 +80,7 @@ class NotificationsPart:
 
 
 def render_outcome(outcome: WebhookOutcome | None) -> str:
-    """Return how the newest message went."""
+    """Return whether the newest message was sent."""
     if outcome is None:
         return ""
     moment = when(outcome.at, time.time())

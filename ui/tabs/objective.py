@@ -31,7 +31,7 @@ _PRESENTATION: dict[str, dict[str, Any]] = {
 
 
 def _field_groups() -> dict[tuple[str, ...], list[str]]:
-    """Return the settings of preference tuning by the objectives that read them."""
+    """Return the settings of preference tuning, grouped by the objectives that use them."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in ObjectiveSettings.model_fields:
         readers = tuple(one.name for one in OBJECTIVES.values() if name in one.settings)
@@ -41,7 +41,7 @@ def _field_groups() -> dict[tuple[str, ...], list[str]]:
 
 
 class ObjectivePart:
-    """Lays out the objective; its settings are in sight for the objectives that read them."""
+    """Lays out the objective; its settings are visible for the objectives that use them."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -86,7 +86,7 @@ class ObjectivePart:
         self._page.on_draft(row, lambda draft: visible_if(draft.objective.name in readers))
 
     def wire(self) -> Dependency:
-        """Connect the events; after the one that is returned, a preset may have filled the form."""
+        """Connect the events; return the one after which a preset may have filled the form."""
         page, form = self._page, self._page.form
         objective, losses = form["training.objective"], form["training.loss_type"]
         weights = form["training.loss_weights"]
@@ -121,7 +121,7 @@ class ObjectivePart:
         return gr.update(choices=choices, value=chosen, info=info, visible=True)
 
     def _start_from(self, run_id: str) -> dict[str, Any]:
-        """Return the settings that start from a run's adapter: its shape, which has to stay the same."""
+        """Return the settings that start from a run's adapter, including its fixed shape."""
         if not run_id:
             return {"adapter": {"warm_start": None}}
         config = self._page.services.runs.get(run_id).folder.read_config()
@@ -135,7 +135,7 @@ class ObjectivePart:
         return gr.update(value=words, visible=bool(words))
 
     def hint_of(self, draft: Draft) -> str:
-        """Return what a preset of this draft should start from, and the one click that leads there; else nothing."""
+        """Return the hint of a preset that continues another one, with its action; else empty."""
         preset = _preset_of(draft)
         if preset is None or draft.mapping["adapter"].get("warm_start"):
             return ""
@@ -163,7 +163,7 @@ class ObjectivePart:
         return self._page.services.runs.get(row.id) if row is not None else None
 
     def with_start(self, preset: Preset) -> dict[str, Any]:
-        """Return a preset's values, starting from the result that it is made for, where that is here."""
+        """Return a preset's values; one that continues another starts from its result, if there is one."""
         mapping = preset.mapping()
         run = self.result_of(find_preset(preset.starts_from)) if preset.starts_from else None
         if run is not None:
@@ -191,7 +191,7 @@ def _preset_of(draft: Draft) -> Preset | None:
 
 
 def _objectives_for(draft: Draft) -> list[Objective]:
-    """Return the objectives that learn from the rows, and the chosen one, which may not; all while no rows are known."""
+    """Return the objectives that fit the rows, and the chosen one; all of them before the rows are known."""
     if draft.kind is None:
         return list(OBJECTIVES.values())
     fitting = objectives_for(draft.kind)
@@ -201,7 +201,7 @@ def _objectives_for(draft: Draft) -> list[Objective]:
 def _render_choice(draft: Draft) -> Any:
     objectives, current = _objectives_for(draft), draft.objective
     info = current.help
-    # What the rest would need, where a person has not found preferences yet.
+    # The rows that the other objectives need.
     for kind, words in ROWS_IN_WORDS.items() if not current.learns_preferences else ():
         names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in objectives]
         if names:
@@ -216,7 +216,7 @@ def _render_losses(draft: Draft) -> Any:
 
 
 def _choose(name: str, losses: Sequence[str], weights: str) -> tuple[str, Sequence[str], str]:
-    """Return the objective after a choice, and those of the losses that it has; their weights go with them."""
+    """Return the objective after a choice, with its losses and their weights."""
     names = OBJECTIVES[name].losses
     choices = [loss for loss in losses or () if loss in names]
     return name, choices, weights if len(choices) == len(losses or ()) else ""

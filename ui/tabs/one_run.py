@@ -1,4 +1,4 @@
-"""One run on the Runs tab: all that the Train tab shows of it, its record, and the actions on it."""
+"""One run on the Runs tab: the view of the Train tab, its record, and its actions."""
 
 import contextlib
 from typing import Any
@@ -24,7 +24,7 @@ from ui.views.run_details import render_record, render_run_details
 
 
 class OneRunPart:
-    """Lays out the picked run over a part of the table; hidden while none is picked."""
+    """Lays out the picked run over part of the table; hidden if none is picked."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -44,7 +44,7 @@ class OneRunPart:
                 self.note = gr.Textbox(label="Note", lines=2, max_lines=12, max_length=10_000, elem_id="note-text")
                 self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
             self.record = gr.HTML(elem_id="run-record")
-            # Last, and in sight wherever the panel is scrolled to.
+            # Last: sticks to the bottom of the panel.
             with gr.Column(elem_id="run-foot"):
                 with gr.Row(elem_id="run-actions"):
                     self.to_train = gr.Button("Open in Train", scale=0, min_width=140, elem_id="run-to-train")
@@ -65,7 +65,7 @@ class OneRunPart:
         self._details = [self.panel, *self._changing, self.name, self.tags, self.note]
 
     def wire(self, ticked_runs: gr.State) -> tuple[Dependency, Dependency]:
-        """Connect the events; after the two that are returned, a note or a deletion, the table has changed."""
+        """Connect the events; return those that change the table: saved notes and a deletion."""
         page, run_shown = self._page, self.follow.run_shown
         self._ticked_runs = ticked_runs
         for event in self.follow.wire():
@@ -74,7 +74,7 @@ class OneRunPart:
         train = [page.chosen_run, page.wants_run]
         page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
         for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
-            # Together with its id: another run may be picked while the model of this one is looked up.
+            # With its id: another run may be picked during the look-up of the model.
             copy_event = button.click(
                 shown_as_message(lambda run_id, configuration=configuration: (configuration(run_id), run_id)),
                 run_shown, [self._change, page.copied_from], **SLOW,
@@ -94,13 +94,13 @@ class OneRunPart:
         return save_event, delete_event
 
     def show_after(self, event: Dependency) -> Dependency:
-        """After an event that may have chosen a run, show it. What is typed stays."""
+        """Show the chosen run after an event; edits of its notes stay."""
         inputs = [self._page.chosen_run, *self.follow.look_inputs]
         outputs = [*self._details, *self.follow.outputs]
         return event.then(self.show, inputs, outputs, **QUICK)
 
     def refresh_after(self, event: Dependency) -> Dependency:
-        """After an event that may have changed the run that is shown, show it again; nothing where none is open."""
+        """Redraw the shown run after an event that may have changed it."""
         outputs = [*self._details, *self.follow.outputs]
 
         def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
@@ -109,7 +109,7 @@ class OneRunPart:
         return event.then(refresh, self.follow.look_inputs, outputs, **QUICK)
 
     def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
-        """Return all of a run, unless it is shown already."""
+        """Return all updates for a run, unless it is shown already."""
         if run_id == run_shown:
             return UNCHANGED
         return self._show_again(run_id, smoothing, log_axis, log_open, run_shown)
@@ -122,7 +122,7 @@ class OneRunPart:
         return {**updates, **self.follow.look(run_id, smoothing, log_axis, log_open, run_shown)}
 
     def describe(self, run_id: str) -> Updates:
-        """Return the picked run, with the notes of a person."""
+        """Return the picked run with its notes."""
         if not self._page.reader.exists(run_id):
             parts = (self.panel, self.continuing, self.delete, self.confirm.panel)
             texts = (self.details, self.record, self.name, self.tags, self.note)
@@ -141,7 +141,7 @@ class OneRunPart:
         }
 
     def redraw(self, run_id: str) -> Updates:
-        """Return facts, record and possible actions of a run; the question about an impossible one closes."""
+        """Return facts, record and available actions of a run; closes the deletion question if it no longer applies."""
         reader = self._page.reader
         try:
             snapshot = reader.observe(run_id)
@@ -182,7 +182,7 @@ class OneRunPart:
         """Return the run's saved settings for the form, without its name."""
         folder = self._page.services.runs.get(run_id).folder
         config = folder.read_config()
-        # Where the model cannot be read the Model tab shows why; the settings are copied all the same.
+        # Settings are copied even if the model cannot be read; the Model tab shows why.
         with contextlib.suppress(EngineError):
             self._page.services.shapes.learn(config.model)
         mapping = given_settings(config, read_provenance(folder).open_settings)
@@ -194,7 +194,7 @@ class OneRunPart:
         return {**mapping, "adapter": {**mapping["adapter"], "warm_start": run_id}}
 
     def save_notes(self, run_id: str, name: str, tags: str, note: str) -> None:
-        """Save the notes of a person; a name equal to the run's own title is not saved."""
+        """Save a run's notes; a name equal to its own title is not saved."""
         snapshot = self._page.reader.observe(run_id)
         name = (name or "").strip()
         if name == snapshot.title and not snapshot.notes.name:
@@ -204,7 +204,7 @@ class OneRunPart:
         gr.Info("Saved.", duration=3)
 
     def ask_delete(self, run_id: str) -> tuple[str, str]:
-        """Return the run, and what would be lost if it is deleted, with its size."""
+        """Return the run's title and the question before it is deleted, with its size."""
         snapshot = self._page.reader.observe(run_id)
         size_words = size(folder_size_bytes(snapshot.run.folder.path))
         words = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."

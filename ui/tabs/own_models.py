@@ -1,4 +1,4 @@
-"""Gated or private models and datasets in a lab: downloaded with a person's own token, for them alone."""
+"""Gated or private models and datasets in a lab, downloaded with the user's own token for them alone."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ _DOWNLOADING = "downloading"
 
 
 class _Arrival(NamedTuple):
-    note: str  # the message for the person
-    arrival: str  # what the page chooses now; empty where it chooses nothing
+    note: str  # message for the user
+    arrival: str  # to choose on the page; empty for none
 
 
 class _OwnPart(ABC):
@@ -63,7 +63,7 @@ class _OwnPart(ABC):
         self._outputs = [self.status, self.start, self.stop, self.list, self.poll]
 
     def wire(self) -> Any:
-        """Connect the events; returns the one that fires when it has arrived, or cannot."""
+        """Connect the events; return the one that fires at the end of a download."""
         start_event = self.start.click(
             self._download, [self.model, self.revision, self.token], self._outputs, trigger_mode="once", **SLOW
         )
@@ -122,7 +122,7 @@ class _OwnPart(ABC):
         return work_status(self._own.work, _STOPPED)
 
     def _remove(self, event: gr.EventData) -> Updates:
-        """Ask once more at the first click, and remove at the second."""
+        """Ask at the first click, remove at the second."""
         pick = picked_value(event)
         hub_id = pick.removeprefix(_REALLY)
         status = ""
@@ -142,7 +142,7 @@ class OwnModelsPart(_OwnPart):
     lead = "Accept the model's terms on its page at the Hub first. It is stored in your own folder, for you alone."
 
     def offer(self, model_id: str, error: Exception | None) -> Updates:
-        """Open the part, with the model filled in, where the Hub refused it to a server without a login."""
+        """Open the part with the model filled in if the Hub refused it without a login."""
         if not isinstance(error, ModelAccessError) or not is_hub_id(model_id):
             return {}
         return {self.panel: gr.update(open=True), self.model: model_id}

@@ -1,4 +1,4 @@
-"""The rows of a dataset, one at a time: turn the pages, search, or go through those that deserve a look."""
+"""The rows of a dataset, one at a time: browse, search, or step through lists such as skipped rows."""
 
 import threading
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class RowViewer:
         self.row_html = gr.HTML(elem_id="row-shown", js_on_load=script("tell_which"))
         self.list = pick_list(elem_id="problems")
         self._list_page = gr.State(0)
-        # What `render_list` needs besides the question.
+        # Inputs of `render_list`.
         self.inputs = [self.listing, self._list_page]
 
     def wire(self) -> None:
@@ -64,7 +64,7 @@ class RowViewer:
             button.click(self._turn(step), turning, self.number, **SLOW)
             for button, step in ((self.previous, -1), (self.next, 1))
         ]
-        # The row first, which a person waits for; a list may have to look many rows up.
+        # The row first: a list may need many rows.
         for event in (*turn_events, self.search.wire(self.number)):
             event.then(self._show, viewing, self.row_html, **SLOW)
         list_event = self.listing.input(self._begin_list, turning, listing, **SLOW)
@@ -85,11 +85,11 @@ class RowViewer:
         )
 
     def render_list(self, question: CheckQuestion, report: DatasetReport | None, listing: str, page: int) -> str:
-        """Return how many rows deserve a look, and one page of the chosen list; never raises."""
+        """Return counts of problems and one page of the chosen list; never raises."""
         if report is None:
             return ""
         chosen = _listing(listing, report)
-        # With all rows, those that are skipped matter most.
+        # For all rows, list the skipped ones.
         kind: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
         counts = row_lists.render_counts(report)
         rows = row_lists.rows_of(report, kind)
@@ -111,7 +111,7 @@ class RowViewer:
         return heading + row_lists.render_row_list(preview.rows, part)
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
-        """Return what the form asks, as far as it can be answered now; None where it has no dataset."""
+        """Return the form's question as far as it can be answered now; None without a dataset."""
         question = question_of(self._page.settings(values))
         return self._page.services.tokenizers.answerable(question) if question is not None else None
 
@@ -145,7 +145,7 @@ class RowViewer:
         return turn
 
     def _begin_list(self, row: float, listing: str, *values: Any) -> Updates:
-        """Begin a list at its first row, unless the row that is shown is on it."""
+        """Start a list at its first row, unless the shown row is on it."""
         rows = self._rows(listing, values)
         outside = rows and int(row or 0) not in rows
         return {self._list_page: 0} | ({self.number: rows[0]} if outside else {})
@@ -167,7 +167,7 @@ class RowViewer:
 
 
 def _listing(chosen: str, report: DatasetReport | None) -> Listing:
-    """Return the list that a page names, where it has rows."""
+    """Return the requested list, or `all` if it has no rows."""
     match = next((listing for listing in row_lists.LISTINGS if listing == chosen), None)
     return match if match is not None and report is not None and row_lists.rows_of(report, match) else "all"
 
@@ -183,20 +183,20 @@ class RowSearch:
         )  # fmt: skip
         self.stop = gr.Button("Stop", size="sm", visible=False, scale=0, min_width=70, elem_id="row-find-stop")
         self.result_line = gr.HTML(elem_id="row-found", scale=1)
-        self._searches: dict[str, threading.Event] = {}  # by page: set to end its search
+        self._searches: dict[str, threading.Event] = {}  # by page; set one to end its search
         self._lock = threading.Lock()  # guards _searches: handlers of many pages ask at once
 
     def wire(self, number: gr.Number) -> Any:
-        """Connect the events; returns the one after which `number` may name another row."""
+        """Connect the events; return the one that may change `number`."""
         self._number = number
         self.stop.click(self._stop, None, None, **QUICK)
-        self.text.change(None, None, self.result_line, js="() => ''", **QUICK)  # it was about the text of before
+        self.text.change(None, None, self.result_line, js="() => ''", **QUICK)  # it was for the previous text
         inputs = [self.text, number, *self._page.form.components]
         outputs = [number, self.result_line, self.stop]
         return self.text.submit(self._find, inputs, outputs, concurrency_limit=None, **SLOW)
 
     def _find(self, text: str, row: float, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Find the next row that holds a text: after the shown one, else from the top."""
+        """Find the next row with a text, after the shown one, else from the top."""
         question = question_of(self._page.settings(values))
         if question is None or not text.strip():
             yield {self.result_line: "", self.stop: HIDDEN}

@@ -144,7 +144,7 @@ class RunsTab:
         self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, ticked_ids: list[str], limit: int,
         last: list[Any] | None,
     ) -> Updates:  # fmt: skip
-        """Return the table, the queue and the choices; what is the same as in `last` is not sent."""
+        """Return the table, the queue and the choices, without what is equal to `last`."""
         rows, unread = self._page.reader.glance()
         matches = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
@@ -166,12 +166,12 @@ class RunsTab:
         return {self.last: fresh, **{part: new for part, new in listing.items() if last_rows.get(part) != new}}
 
     def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
-        """Return every run that the filters leave, with every column."""
+        """Return all filtered runs with all columns as CSV."""
         query = run_table.query_of(words, state, method, model, order)
         return summaries_csv(select_runs(self._page.reader.summaries(), query))
 
     def compare(self, ticked_ids: list[str], against: Any, log_axis: bool) -> Updates:
-        """Return the curves in one chart and the settings that differ; hidden below two runs."""
+        """Return the curves in one chart and the differing settings; hidden for fewer than two runs."""
         runs, histories = [], []
         for run_id in ticked_ids[:COMPARED_AT_MOST]:
             try:
@@ -211,14 +211,14 @@ class RunsTab:
         return {self.ticked_runs: [*ticked_ids, run_id]}
 
     def ask_delete(self, ticked_ids: list[str]) -> tuple[str, str]:
-        """Return the ticked runs, and what would be lost if they are deleted, with their size."""
+        """Return the number of ticked runs and the question before they are deleted, with their size."""
         runs = [self._page.services.runs.get(run_id) for run_id in ticked_ids if self._page.reader.exists(run_id)]
         size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
         words = f"will be deleted: adapters, checkpoints, curves and logs, {size_words} in all. This cannot be undone."
         return plural(len(runs), "run"), words
 
     def delete_ticked(self, ticked_ids: list[str], chosen: str) -> Updates:
-        """Delete the ticked runs; those that wait or run stay, and stay ticked."""
+        """Delete the ticked runs; queued and active ones stay, and stay ticked."""
         runs, reader, freed_bytes = self._page.services.runs, self._page.reader, 0
         remaining: list[str] = []
         trouble: EngineError | None = None

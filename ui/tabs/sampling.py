@@ -1,4 +1,4 @@
-"""How answers are sampled, and with which system prompt: settings that chat and the blind test share."""
+"""Sampling settings and system prompt, shared by chat and blind test."""
 
 import secrets
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class SamplingPart:
 
 
 def with_seed(sampling: SamplingConfig) -> SamplingConfig:
-    """Draw a seed where none is set, so it is known what answers were written with."""
+    """Draw a seed if none is set, so answers can be reproduced."""
     if sampling.seed is not None or sampling.greedy:
         return sampling
     return sampling.model_copy(update={"seed": secrets.randbits(32)})

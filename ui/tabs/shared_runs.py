@@ -39,7 +39,7 @@ _LOOK_SECONDS = 2.0
 _NOTHING_SHARED = empty(
     "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
 )
-# The table may be long, and the Lab tab opens a run as well: once it is laid out, bring it into sight.
+# The table may be long, and the Lab tab opens runs too: scroll to the run once it is laid out.
 _SCROLL_TO_RUN = """() => {
   const find = (tries) => {
     const run = document.getElementById('shared-run');
@@ -89,7 +89,7 @@ class SharedRunsPart:
         event.then(shown_in_place(self.render), self.run_name, self.table, **QUICK)
 
     def render(self, run_name: str) -> str:
-        """Return the table of what is shared."""
+        """Return the table of shared runs."""
         rows = self._shared.rows()
         return render_shared_runs(rows, run_name) if rows else _NOTHING_SHARED
 
@@ -112,7 +112,7 @@ class SharedRunsPart:
         return self._shared.readers.html_cache.get((name, new), lambda: _render(snapshot, new))
 
     def show(self, name: str) -> Updates:
-        """Return the picked run, as far as this person may read it now."""
+        """Return the picked run, if the user may read it now."""
         if not name:
             return {self.panel: HIDDEN, self.live: ""}
         try:
@@ -124,7 +124,7 @@ class SharedRunsPart:
         facts = render_run_details(
             snapshot, self._shared.summary(snapshot.run), read_electricity(self._page.services.home)
         )
-        # Each look of an admin into a run that is not shared is logged, so it is not repeated without being asked for.
+        # Reads by admins of runs that are not shared are logged, so they are not repeated automatically.
         follows = snapshot.is_live and is_shared(snapshot.run.folder)
         return {
             self.panel: gr.update(visible=True),
@@ -141,7 +141,7 @@ class SharedRunsPart:
         return replace(snapshot, config=without_folders(snapshot.config) if snapshot.config is not None else None)
 
     def settings(self, name: str) -> tuple[Any, Any]:
-        """Return the settings for the form; what only the owner may use is left empty."""
+        """Return the settings for the form, without those that only the owner may use."""
         mapping, left_out = self._shared.settings(name)
         if left_out:
             gr.Info(f"Choose your own {', '.join(left_out)}: those of this run are files of its owner.", duration=10)
@@ -158,5 +158,5 @@ def _heading(snapshot: RunSnapshot) -> str:
 
 
 def _stamp_of(snapshot: RunSnapshot) -> str:
-    """Return what changes with the curve; its last word changes with the rest of what is shown."""
+    """Return a stamp of the curve; its last word changes with the rest of the view."""
     return f"{snapshot.stamp} {snapshot.state.state}-{can_chat(snapshot.run):d}"

@@ -1,4 +1,4 @@
-"""The start on the Train tab: one run, or a sweep over learning rates and ranks, queued once however often it is sent."""
+"""The start on the Train tab: a run, or a sweep over learning rates and ranks; repeated requests start it once."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ class StartPart:
             )
             self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
         self._buttons = [self.start]
-        # Together with the draft it names a start: two clicks, or two tabs, start one run.
+        # Identifies a start together with the draft: two clicks start one run.
         self.token = browser_state("", "start")
         self.pending = gr.State("")  # key of the start that this page waits for
         self.goes_to = gr.State("")  # after a start: "follow" or "runs"
@@ -66,11 +66,11 @@ class StartPart:
         page.on_draft(self._draft, lambda draft: hashlib.sha256(repr(draft.mapping).encode()).hexdigest())
 
     def offer(self, button: gr.Button) -> None:
-        """Let another button start the same; it must be laid out before `wire`."""
+        """Let another button start the run; it must be laid out before `wire`."""
         self._buttons.append(button)
 
     def wire(self) -> Dependency:
-        """Connect the events; after the one that is returned, a run may have been queued and be the chosen one."""
+        """Connect the events; return the one after which a run may be queued and chosen."""
         page, components = self._page, self._page.form.components
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
@@ -131,7 +131,7 @@ class StartPart:
         if work.error is not None:
             return self._show_error(work.error)
         if work.result is not None:
-            # A new token: the same draft, started again on purpose, is another run.
+            # A new token: starting the same draft again makes another run.
             self._page.reader.look_again()
             return {
                 **self._idle(),
@@ -163,7 +163,7 @@ class StartPart:
 
 
 def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:
-    """Return one configuration for each combination of what a person typed.
+    """Return one configuration for each combination of typed values.
 
     Raises:
         ConfigError: If nothing was typed, or a value cannot work.
@@ -180,7 +180,7 @@ def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) 
 
 
 def start_key(token: str, configs: Sequence[RunConfig]) -> str:
-    """Return the name of one start: the same draft from the same browser, however often it is sent."""
+    """Return the key of a start: the same for repeated requests of one browser with one draft."""
     drafts = "\0".join(
         json.dumps(given_settings(config)) for config in configs
     )  # the rest may follow rows counted later
@@ -188,7 +188,7 @@ def start_key(token: str, configs: Sequence[RunConfig]) -> str:
 
 
 def why_not(draft: Draft) -> str | None:
-    """Return why the draft cannot start; None where it can."""
+    """Return why the draft cannot start; None if it can."""
     if draft.missing:
         return " ".join(draft.missing)
     if draft.problems:

@@ -152,11 +152,11 @@ class TalkPart:
         clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
     def restore_after(self, event: Dependency) -> None:
-        """After an event, restore the conversation of this browser."""
+        """Restore this browser's conversation after an event."""
         event.then(self._restore, [self.browser_copy, self.turns, self.sampling.system], self._conversation, **QUICK)
 
     def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
-        """Return the branches that can be asked, once something is loaded."""
+        """Return the choice of branches for the loaded target."""
         if len(branches) < 2:
             return HIDDEN
         if "second" not in branches:
@@ -176,7 +176,7 @@ class TalkPart:
         self, question: str, turns: list[Turn], branches: str, row: RowPrompt | None, system: str,
         request: gr.Request, *sampling: Any,
     ) -> Iterator[Updates]:  # fmt: skip
-        """Stream the answers of every branch that is asked; they end with the page."""
+        """Stream the answers of the chosen branches; closing the page stops them."""
         question, system = (question or "").strip(), system or ""
         if not question:
             yield UNCHANGED
@@ -208,7 +208,7 @@ class TalkPart:
         has_answer = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Without an answer, the question returns to its box.
         turns = [*before, turns[-1].end()] if has_answer else before
-        # All in one answer: the next action, or a reload, finds the conversation saved.
+        # In one answer, so the next action or a reload finds the conversation saved.
         yield {
             **self._turn_updates(turns),
             **self._keep(turns, system),
@@ -245,7 +245,7 @@ class TalkPart:
         return {self.keep_all: HIDDEN, self.before_edit: []}
 
     def _cancel_edit(self, before_edit: list[Turn]) -> Updates:
-        """Bring back the conversation as it was before a question was edited."""
+        """Restore the conversation from before the edit of a question."""
         if not before_edit:
             return self._end_edit()
         return {**self._turn_updates(before_edit), self.question: "", self.row: None, **self._end_edit()}
@@ -297,7 +297,7 @@ class TalkPart:
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
         branch = self._branches(branches)[-1]
         text = (question or "").strip()
-        # With nothing typed: the prompt of the newest answer.
+        # Without a question, the prompt of the newest answer.
         next_turns = [*turns, Turn(text)] if text else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
         messages = view.messages_of(next_turns, branch, system or "")
         if not messages:
@@ -348,7 +348,7 @@ def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
 def _requests(
     turns: Sequence[Turn], branches: tuple[Branch, ...], system: str, sampling: SamplingConfig
 ) -> list[ChatRequest]:
-    """Return one request for all branches while they remember the same; afterwards one for each."""
+    """Return one request for all branches while their histories are equal, else one for each."""
     histories = {branch: view.messages_of(turns, branch, system) for branch in branches}
     groups = [branches] if len(set(histories.values())) == 1 else [(branch,) for branch in branches]
     return [

@@ -88,7 +88,7 @@ class TrainTab:
 
     def _settings(self) -> None:
         self.objective = ObjectivePart(self._page)
-        # Boxes, boxes and ticks, sliders: what is next to each other is about as tall.
+        # Components in a row have similar heights.
         name, epochs, steps, rate, length, batch, accumulate, packing, checkpointing = _IN_SIGHT
         for row in ([[name], [epochs], [steps]], [[rate], [length], [packing, checkpointing]], [[batch], [accumulate]]):
             with gr.Row():
@@ -114,7 +114,7 @@ class TrainTab:
                     self._page.note_suited(name)
 
     def wire(self) -> Dependency:
-        """Connect the events; after the one that is returned, a run may have been queued."""
+        """Connect the events; return the one after which a run may be queued."""
         page, form = self._page, self._page.form
         self.jobs.wire()
         self._count_after(self.objective.wire())
@@ -122,7 +122,7 @@ class TrainTab:
         device_change: Any = page.judge_for.change
         device_change(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
-            # Counting reads every row: it waits until the box is left, or Enter is pressed.
+            # Counting reads every row: it waits for blur or Enter.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
         self.counting.tick(self.count, form.components, self._count_outputs, trigger_mode="once", **QUICK)
         self.view.change(self._switch, self.view, [self.setup, self.follow_column, self.follow.choice], **QUICK)
@@ -138,7 +138,7 @@ class TrainTab:
         return start_event
 
     def use_preset_by(self, click: Any) -> None:
-        """Let a click on a list of presets fill the form with the picked one."""
+        """Fill the form with the preset picked by a click."""
         preset = click(shown_as_message(self._use_preset), None, self._change, **SLOW)
         alone = preset.success(lambda: "", None, self._page.copied_from, **QUICK)
         self._count_after(self._page.fill_after(alone, self._change, "Preset"))
@@ -147,7 +147,7 @@ class TrainTab:
         event.then(self.count, self._page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
 
     def _arrive(self, chosen: str, was_entered: bool, wants_run: bool = False) -> Updates:
-        """Show a run that was asked for; on the first visit, an active one."""
+        """Show a requested run; on the first visit, an active one."""
         reader, page = self._page.reader, self._page
         run_id = chosen if reader.exists(chosen) else ""
         active = reader.newest_active()
@@ -160,7 +160,7 @@ class TrainTab:
         return updates | ({} if run_id == chosen else {page.chosen_run: run_id})
 
     def _after_start(self, goes_to: str) -> Updates:
-        """Follow the run that was just queued, or list the runs of a sweep; nothing while the start is under way."""
+        """Follow the run that was just queued, or list the runs of a sweep."""
         if not goes_to:
             return UNCHANGED
         tab = "runs" if goes_to == "runs" else "train"
@@ -171,7 +171,7 @@ class TrainTab:
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
     def _presets(self, device_name: str | None) -> str:
-        """Return the presets; for a device that is not here, with what each comes to there, where its model is known."""
+        """Return the presets; for another device, with the verdict of each whose model is known."""
         known_device = find_known_device(device_name or "")
         presets = list_presets()
         if known_device is None:
@@ -185,7 +185,7 @@ class TrainTab:
         return render_presets(presets, verdicts)
 
     def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
-        """Return what a preset sets; one whose model cannot be read leaves the form as it is, and says why."""
+        """Return the settings of a picked preset; raises if its model cannot be read."""
         preset = find_preset(picked_value(event))
         self._page.services.shapes.learn(preset.load().model)
         return self.objective.with_start(preset)
@@ -198,14 +198,14 @@ class TrainTab:
         return render_plan(config or draft.memory_config, report, similar, self._around_seconds(similar))
 
     def _around_seconds(self, row: RunSummary | None) -> float | None:
-        """Return what a run took to load, evaluate and save; None where it has not ended well."""
+        """Return the seconds that a run took to load, evaluate and save; None unless it completed."""
         if row is None or row.state != "completed" or row.seconds is None or not row.tokens_per_second:
             return None
         tokens = self._page.reader.observe(row.id).history.steps.last("tokens")
         return max(0.0, row.seconds - tokens / row.tokens_per_second) if tokens else None
 
     def count(self, request: gr.Request, *values: Any) -> Updates:
-        """Have the tokens counted in the background where they are not yet; the timer looks at the progress."""
+        """Count the tokens in the background if needed; the timer shows the progress."""
         draft, checks = self._page.draft(values), self._page.services.checks
         if draft.config is None:
             return {self.counting: gr.update(active=False)}
@@ -231,7 +231,7 @@ class TrainTab:
         return updates | {self.plan: self._plan(draft) + note}
 
     def _similar(self, draft: Draft) -> RunSummary | None:
-        """Return the newest run with the same model, method and device whose speed is known; a guess would mislead.
+        """Return the newest run with the same model, method and device and a known speed; None without one.
 
         One that completed is preferred: it also shows what loading, evaluation and saving take.
         """

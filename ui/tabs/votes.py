@@ -72,7 +72,7 @@ class VotesPart:
         page.open_tab(use_event, "data")
 
     def look(self, number: int, with_cut_off: bool) -> Updates:
-        """Return how many votes there are, and a page of them."""
+        """Return the counts and one page of the votes."""
         votes = self._votes.read()
         pairs = pairs_of_votes(votes.votes, with_cut_off=bool(with_cut_off))
         pages = view.pages_of(votes.votes)
@@ -94,7 +94,7 @@ class VotesPart:
         return {self._change: with_source(str(path)), self.status: small(f"In use as {path.name}: {pairs.words}")}
 
     def _delete(self, event: gr.EventData, number: int, with_cut_off: bool) -> Updates:
-        """Ask once more at the first press, and delete at the second."""
+        """Ask at the first click, delete at the second."""
         pick = picked_value(event)
         if pick.startswith(_DELETE):
             votes_html = view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))

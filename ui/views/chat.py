@@ -1,4 +1,4 @@
-"""A conversation with one or more models: what is loaded, answers side by side, the prompt."""
+"""A conversation with one or more models: the loaded model, answers side by side, the prompt."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ class Answer:
 
 @dataclass(frozen=True, config=_SAVED)
 class QuestionSettings:
-    """What a question was asked with, for votes on its answers."""
+    """Models, sampling and system prompt of a question, for votes on its answers."""
 
     models: Mapping[Branch, AnswerModel]
     sampling: SamplingConfig
@@ -82,7 +82,7 @@ class Turn:
     question: str
     answers: tuple[Answer, ...] = ()
     reference: str = ""  # reference answer, where the question comes from a row
-    asked: QuestionSettings | None = None  # None in conversations that were saved before there were votes
+    asked: QuestionSettings | None = None  # None in conversations saved by versions without votes
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
@@ -90,12 +90,12 @@ class Turn:
         return replace(self, answers=tuple(answers))
 
     def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
-        """Return the names of the branches when it was asked; `words` where that is not known. Another run may be loaded by now."""
+        """Return the names of the branches when it was asked, else `words`; another run may be loaded by now."""
         models = self.asked.models if self.asked is not None else {}
         return {**words, **{branch: model.name for branch, model in models.items()}}
 
     def end(self) -> "Turn":
-        """Return the turn when no more chunks come: answers that were cut off are marked as stopped."""
+        """Return the turn after its last chunk; unfinished answers are marked as stopped."""
         answers = (
             a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
         )
@@ -103,7 +103,7 @@ class Turn:
 
 
 def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
-    """Return the conversation as one branch remembers it: with its own answers."""
+    """Return one branch's conversation, with its own answers."""
     messages = [Message("system", system.strip())] if system.strip() else []
     for turn in turns:
         answer = next((answer for answer in turn.answers if answer.branch == branch), None)
@@ -171,7 +171,7 @@ def _vote_button(identifier: str, name: str, *, is_voted: bool) -> str:
 
 
 def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bool = False, below: str = "") -> str:
-    """Return one answer as HTML under the name of who gave it, with figures below it; `writing` where more is to come."""
+    """Return one answer as HTML with its model's name and figures; `writing` while it streams."""
     under = f'<p class="figures">{figures}</p>' if figures else ""
     return (
         f'<div class="{f"answer {css}".strip()}"><h4>{escape(name)}</h4>'
@@ -197,7 +197,7 @@ def _figures(answer: Answer, context_tokens: int | None) -> str:
 
 
 def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
-    """Return the loaded model, the runs of its `results`, its device and memory, after the reason why a load failed."""
+    """Return the loaded model with its `results`, device and memory, after the error of a failed load."""
     if state.phase == "loading":
         return render_loading(state.progress)
     failure = error_box(state.failure) if state.failure is not None else ""
@@ -214,7 +214,7 @@ def render_loading(progress: Progress | None) -> str:
 
 
 def loaded_words(model: LoadedModel) -> str:
-    """Return what is loaded, as plain text."""
+    """Return a description of the loaded model, as plain text."""
     method_words = f" with its {model.method} result" if "tuned" in model.branches and model.method else ""
     return f"{short_name(model.name)}{method_words}, {model.dtype} on {model.device}"
 
@@ -229,7 +229,7 @@ def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -
         f"{escape(precision)} on {escape(model.device)}",
         weights,
     ]
-    # The process is rounded, or the line would change at every look.
+    # Rounded, or the line would change at each poll.
     if state.process_bytes:
         parts.append(f"the process uses {state.process_bytes / 2**30:.1f} GiB")
     if model.context_length:
@@ -259,7 +259,7 @@ def render_prompt(view: PromptView) -> str:
 
 
 def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random | None = None) -> list[RowPrompt]:
-    """Return a few prompts that are short enough to read at a glance: spread evenly, or random where `draw` is given."""
+    """Return a few short prompts, spread evenly, or random with `draw`."""
     unique: dict[str, RowPrompt] = {}
     for prompt in prompts:
         if len(prompt.question) <= 240:
@@ -271,7 +271,7 @@ def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random |
 
 
 def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
-    """Return questions as choices; picking one types it, and shows its reference with the answers."""
+    """Return suggested questions; a picked one is typed, and its reference shown with the answers."""
     if not prompts:
         return ""
     items = "".join(

@@ -24,14 +24,14 @@ class SavedConversation(BaseModel):
 
     format: Literal["loratory conversation"] = "loratory conversation"
     version: Literal[1] = 1
-    model: str = ""  # what was loaded, in words
+    model: str = ""  # description of the loaded model
     names: Mapping[Branch, str] = {}  # of the runs, for readers
     system: str = ""
     turns: tuple[Turn, ...] = Field(default=(), max_length=10_000)
 
 
 def open_conversation(path: Path) -> SavedConversation:
-    """Open a saved file; no more than the limit is read of a larger one.
+    """Open a saved file; reads at most the size limit.
 
     Raises:
         DatasetError: If it cannot be read, is too large, or is not a saved conversation.

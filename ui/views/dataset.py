@@ -1,4 +1,4 @@
-"""A dataset in figures and tables: facts, lengths, every row that is skipped, and one row as the model reads it."""
+"""A dataset in figures and tables: facts, lengths, skipped rows, and one row as the model reads it."""
 
 from collections.abc import Container, Sequence
 from html import escape
@@ -18,7 +18,7 @@ NO_DATASET = empty(
 HEADING = "<h2>Training data</h2>"
 _ROLE = ' role="status"'
 _WIDTH, _HEIGHT, _BOTTOM = 720, 150, 22  # of the histogram
-# A page shows about this much of a row: more takes a browser too long to lay out.
+# Characters of a row that are shown: browsers need too long to lay out more.
 _SHOWN_CHARACTERS = 40_000
 _TRAINED = " · trained"
 _SIDES = 2  # of a pair
@@ -63,7 +63,7 @@ def _lead(text: str) -> str:
 
 
 def render_progress(progress: CheckProgress | None, *, fetches: bool = False) -> str:
-    """Return the progress of the pass over all rows; before the first row, of the download that precedes it."""
+    """Return the progress of the pass over all rows, or of the download before it."""
     if progress is None:
         return _sentence("Downloading the dataset from the Hub …" if fetches else "Reading all rows …", _ROLE)
     if progress.waiting:
@@ -75,9 +75,9 @@ def render_progress(progress: CheckProgress | None, *, fetches: bool = False) ->
 
 
 def render_waiting(page: DatasetPage | None) -> str:
-    """Return why nothing is counted yet: reading all rows of a dataset on the Hub downloads all of it.
+    """Return why the rows are not counted yet: that would download a whole dataset from the Hub.
 
-    The page of the first rows has the notices that a report would have for all rows.
+    The first page has the notices that a report would have for all rows.
     """
     how_much = f" ({size(page.download_bytes)})" if page is not None and page.download_bytes else ""
     words = f"This dataset is on the Hub, and rows are shown as they arrive. Counting and checking them downloads all of it{how_much}."
@@ -85,7 +85,7 @@ def render_waiting(page: DatasetPage | None) -> str:
 
 
 def render_stopped(progress: CheckProgress | None) -> str:
-    """Return the state of a pass that a person stopped."""
+    """Return the state of a stopped pass."""
     rows = f" after {plural(progress.rows, 'row')}" if progress is not None and progress.rows else ""
     return _sentence(f"Reading was stopped{rows}; nothing is counted.", _ROLE)
 
@@ -95,7 +95,7 @@ def _sentence(html: str, attributes: str = "") -> str:
 
 
 def render_opening(source: str) -> str:
-    """Return what is shown while a dataset is being opened."""
+    """Return the message while a dataset is opened."""
     return empty(f"Opening {short_name(source)} …", "Reading the first rows and detecting the format.", role="status")
 
 
@@ -123,7 +123,7 @@ def _counted(number: int, noun: str, after: str = "") -> tuple[str, str]:
 
 
 def render_lengths(report: DatasetReport) -> str:
-    """Return how long the rows are, and how many trained tokens are truncated; the longest is in sight."""
+    """Return a fold with the row lengths and truncated trained tokens; its title has the longest."""
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
@@ -141,7 +141,7 @@ def render_lengths(report: DatasetReport) -> str:
 
 
 def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
-    """Return SVG bars; bins beyond the cut are hatched as well as coloured, and the cut is a labelled line.
+    """Return an SVG histogram; bins beyond the cut are also hatched, and the cut is labelled.
 
     Edges are in tokens, one more than counts; rows are cut at `max_length` tokens.
     """
@@ -181,7 +181,7 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
 
 
 def render_problems(report: DatasetReport) -> str:
-    """Return every row that is skipped, with its line and the reason."""
+    """Return the skipped rows with lines and reasons."""
     if not report.problems:
         return ""
     problems = report.problems[:200]
@@ -206,7 +206,7 @@ def render_tokens(row: PageRow) -> str:
 
 
 def _pair(chosen: SequenceView, rejected: SequenceView) -> str:
-    """Return what both answers follow, once, and then the answers side by side."""
+    """Return the shared prompt, then both answers side by side."""
     shared, place = chosen.shared_tokens, 0
     before: list[TokenSpan] = []
     while place < shared and len(before) < len(chosen.spans):
@@ -223,7 +223,7 @@ def _pair(chosen: SequenceView, rejected: SequenceView) -> str:
 
 
 def _sequence(sequence: SequenceView, name: str = "The row", first: int = 0) -> str:
-    """Return the spans of a sequence from the `first` on, and its length in words."""
+    """Return the spans of a sequence from `first` on, and its length."""
     words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
     if sequence.uncut_tokens > sequence.tokens:
         words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
@@ -249,7 +249,7 @@ def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:
 
 
 def _span(span: TokenSpan, room: int) -> str:
-    """Return text of one kind, split into its tokens, with their ids once for all: a long row has many of them."""
+    """Return text of one kind split into tokens, with all ids in one attribute, as long rows have many."""
     css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
     css += " differs" if span.differs else ""
     label = "trained" if span.trained else "masked"
@@ -268,7 +268,7 @@ def _span(span: TokenSpan, room: int) -> str:
 
 
 def render_conversation(row: PageRow) -> str:
-    """Return a row as people would read it: turn by turn, with tools and their answers."""
+    """Return a row as a conversation: turn by turn, with tools and their results."""
     if row.conversation is None:
         text = escape((row.text or row.raw)[:_SHOWN_CHARACTERS])
         return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'

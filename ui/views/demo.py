@@ -1,4 +1,4 @@
-"""The demo of a Space: what Loratory is, a run to read, and a question to base and tuned model. Without JavaScript."""
+"""The demo of a Space, without JavaScript: about Loratory, a finished run, and a question to base and tuned model."""
 
 from dataclasses import dataclass, field
 from html import escape
@@ -19,7 +19,7 @@ _END_WORDS = {"length": "token limit", "context": "context limit", "stopped": "t
 
 @dataclass(frozen=True)
 class DemoView:
-    """What the page shows at one moment."""
+    """Content of the page at one moment."""
 
     run: RunSnapshot | None = None
     sample: DemoSample = field(default_factory=DemoSample)
@@ -37,19 +37,19 @@ class DemoView:
 
     @property
     def is_changing(self) -> bool:
-        """Whether the page will show something else soon."""
+        """Whether the content will change soon."""
         has_failed = self.run is not None and self.run.state.state == "failed"
         return not self.is_complete and not has_failed
 
     @property
     def stamp(self) -> str:
-        """Changes whenever the page does."""
+        """A stamp that changes with the page."""
         run = self.run.stamp if self.run is not None else ""
         return stamp(run, self.problem, self.sample.page is not None, len(self.sample.answers or ()), self.can_ask)
 
 
 def render_masthead(duplicate_url: str, sign_in: str) -> str:
-    """Return what this is, and where to sign in and to get a Space of one's own; in new tabs, where this is in a frame."""
+    """Return the introduction with links to sign in and to duplicate the Space, in new tabs because of frames."""
     return (
         '<header><h1 class="name">Lora<i>tory</i></h1>'
         '<p class="what">Fine-tune language models in the browser: see exactly what a dataset trains, know before the '
@@ -64,7 +64,7 @@ def _link(address: str, words: str, css: str) -> str:
 
 
 def render_demo(view: DemoView) -> str:
-    """Return the run: how far it is, or what came out."""
+    """Return the run: its progress or its results."""
     snapshot = view.run
     if snapshot is None:
         words = view.problem or "A small model will be trained here in a moment. This page reloads automatically."
@@ -212,7 +212,7 @@ def _side(title: str, answer: DemoAnswer) -> str:
 
 
 def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None) -> str:
-    """Return the form for a question, and the answers to the one that was asked.
+    """Return the form for a question, and the answers to the last one.
 
     Args:
         view: Whose model is asked.

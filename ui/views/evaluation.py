@@ -35,7 +35,7 @@ from ui.views.html import (
 )
 
 ROWS_PER_PAGE = 5
-# What templates put between turns, and the role that a turn begins with; a prompt in any other style is shown whole.
+# Turn separators and roles of common templates; other prompts are shown whole.
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|\[/?INST\]|<(?:start|end)_of_turn>")
 _ROLE = re.compile(r"^(?:system|user|assistant|model)(?:\n+|$)")
 _LONGEST_SUMMARY = 220  # characters of a prompt
@@ -75,7 +75,7 @@ def _names(result: EvaluationResult) -> dict[Branch, str]:
 
 
 def _preference(result: EvaluationResult) -> str:
-    """Return preference accuracies and margins of all branches, with what they are worth in words."""
+    """Return preference accuracies and margins of all branches, with an explanation."""
     preference = result.preference
     if preference is None:
         return ""
@@ -95,7 +95,7 @@ def _preference(result: EvaluationResult) -> str:
 
 
 def _ratings(result: EvaluationResult) -> str:
-    """Return what all branches make of completions with a label: the reference has no reward, and is not shown."""
+    """Return rewards of labelled completions by branch; the reference has none and is left out."""
     ratings = result.ratings
     if ratings is None:
         return ""
@@ -119,7 +119,7 @@ def _preference_table(
 
 
 def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
-    """What training brought and what it cost, next to each other; nothing where forgetting was not measured."""
+    """Gain on held-out rows and loss on general text; empty if forgetting was not measured."""
     if result.gain is None or result.forgetting is None:
         return ()
     return ((gain_words(result.gain), "held-out rows"), (forgetting_words(result.forgetting), "general text"))
@@ -233,7 +233,7 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
 
 
 def render_pair(pair: Pair) -> str:
-    """Return both answers under the names of their sides; nothing in it shows whose they are."""
+    """Return both answers under the names of their sides, without their models."""
     answers = _blind_answer("Left", pair.answers[pair.left]) + _blind_answer("Right", pair.answers[pair.right])
     return _blind_pair(pair.prompt, answers)
 
@@ -247,7 +247,7 @@ def render_writing(prompt: str, tokens: int, most: int) -> str:
 
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
-    """Return the choice, and whose answers these were."""
+    """Return the choice and the names of both models."""
     pair, preference = judgement.pair, judgement.winner
     if preference is not None:
         words = f"You preferred <b>{escape(names[preference])}</b>."
@@ -265,7 +265,7 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
 
 
 def render_same_words(pair: Pair) -> str:
-    """Return a pair that leaves nothing to choose between."""
+    """Return a pair of identical answers."""
     both = answer_box("", "Both", escape(pair.answers[pair.left]))
     return _blind_pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
 
@@ -284,7 +284,7 @@ def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
 
 
 def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """Return the sign test in plain words."""
+    """Return the result of the sign test as text."""
     if not tally.decisive:
         return f"Of {plural(tally.total, 'pair')} none was decided: no result yet."
     ahead = tally.second if tally.second_preferred >= tally.first_preferred else tally.first

@@ -1,4 +1,4 @@
-"""Exports: their files, the result of their verification, and how to use them without Loratory."""
+"""Exports: files, verification, and how to use them without Loratory."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ NO_EXPORTS = empty(
 
 def render_record(record: ExportRecord) -> str:
     """Return one export: its place, its files and its verification."""
-    if record.place.startswith(("https://", "http://")):  # a Hub of one's own may have no certificate
+    if record.place.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
         url = escape(record.place, quote=True)
         place = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
     else:
@@ -35,7 +35,7 @@ def render_record(record: ExportRecord) -> str:
 
 
 def render_verification(verification: Verification | None) -> str:
-    """Return what was compared, and the largest difference."""
+    """Return the result of the verification, with the largest difference."""
     if verification is None:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
     answers = f"{verification.equal_answers} of {verification.prompts}"
@@ -75,7 +75,7 @@ def render_verification(verification: Verification | None) -> str:
 
 
 def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:
-    """Return how large a GGUF file will be in each precision, and what llama.cpp cannot store in it."""
+    """Return the size of a GGUF file by precision, and what llama.cpp cannot store."""
     if not sizes:
         return small("The base's weights are quantized already, so file sizes cannot be predicted.")
     words = f"Predicted from the base's tensors by llama.cpp's rules, within 1%. {instead_words(sizes)}"
@@ -118,7 +118,7 @@ def _record(number: int, record: ExportRecord, is_chosen: bool) -> Row:
 
 
 def loading_script(folder: Path, base: str) -> str:
-    """Return plain transformers and PEFT code that loads the folder and asks it, as its model card has it."""
+    """Return transformers and PEFT code that loads and prompts the export, as in its model card."""
     config = folder / ADAPTER_CONFIG
     with contextlib.suppress(OSError, ValueError, AttributeError):
         base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or base

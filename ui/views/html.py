@@ -1,4 +1,4 @@
-"""The HTML vocabulary of the page: facts, tables, progress, notices, errors; and how figures are written.
+"""HTML building blocks of the page: facts, tables, progress, notices, errors; and number formats.
 
 Everything here takes text and escapes it, unless an argument is named as HTML.
 """
@@ -97,7 +97,7 @@ def table(
 
 
 def _plain(html: str) -> str:
-    """Return the text of a title as the value of an attribute, without what only eyes or only screen readers get."""
+    """Return a title's text as an attribute value, without its visual-only and screen-reader-only parts."""
     return escape(unescape(re.sub(r"<span[^>]*>.*?</span>|<[^>]*>", "", html)).strip(), quote=True)
 
 
@@ -115,7 +115,7 @@ def pickable(identifier: str, *, chosen: bool | None = False) -> str:
 
 
 def toolbar(label: str, buttons: str, css: str) -> str:
-    """Return buttons, as HTML, that are one tab stop; the arrow keys move among them."""
+    """Return a toolbar of buttons, as HTML: one tab stop, with arrow keys."""
     return f'<div class="{css}" role="toolbar" aria-label="{escape(label, quote=True)}">{buttons}</div>'
 
 
@@ -136,7 +136,7 @@ def facts(figures: Iterable[tuple[str, str]]) -> str:
 
 
 def fold(title: str, figure: str, html: str) -> str:
-    """Return HTML that is in sight once it is opened; until then its title and its key figure are."""
+    """Return a fold, whose title and key figure are visible while it is closed."""
     return f'<details class="fold"><summary>{escape(title)}<span class="soft num">{escape(figure)}</span></summary>{html}</details>'
 
 
@@ -147,7 +147,7 @@ def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
 
 
 def progress_bar(label: str, fraction: float | None) -> str:
-    """Return a progress bar; nothing where `fraction`, from 0 to 1, is not known."""
+    """Return a progress bar; empty if `fraction`, from 0 to 1, is None."""
     if fraction is None:
         return ""
     percent = 100 * fraction
@@ -168,7 +168,7 @@ def small(text: str, *, role: str = "") -> str:
 
 
 def empty(title: str, text: str, *, role: str = "") -> str:
-    """Return what fills a view without content: a title and the next step."""
+    """Return an empty state: a title and the next step."""
     return f'<div class="empty"{_attribute("role", role)}><b>{escape(title)}</b>{escape(text)}</div>'
 
 
@@ -178,12 +178,12 @@ def notice(text: str) -> str:
 
 
 def notices(sentences: Iterable[str]) -> str:
-    """Return each sentence as a paragraph that should not be missed."""
+    """Return each sentence as a notice."""
     return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)
 
 
 def with_code(text: str) -> str:
-    """Return the HTML of a text whose commands and names of settings are between backticks, as in Markdown."""
+    """Return a text as HTML, with `code` for parts between backticks."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
@@ -191,12 +191,12 @@ def with_code(text: str) -> str:
 def _markdown() -> "MarkdownIt":
     from markdown_it import MarkdownIt  # not before there is an answer
 
-    # HTML is text, and an image is a link: nothing is fetched that an answer names.
+    # HTML becomes text and images become links: nothing named in an answer is fetched.
     return MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table").disable("image")
 
 
 def markdown(text: str) -> str:
-    """Return Markdown that a model wrote as HTML without images, headings of the page, or HTML of its own."""
+    """Return untrusted Markdown as HTML without images, page headings and raw HTML."""
     tokens = _markdown().parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
@@ -211,7 +211,7 @@ def markdown(text: str) -> str:
 
 
 def alert(title: str, html: str) -> str:
-    """Return the box of something that went wrong; the title may have backticks."""
+    """Return an error box; the title may have backticks."""
     return f'<div class="trouble" role="alert"><b>{with_code(title)}</b>{html}</div>'
 
 
@@ -227,7 +227,7 @@ def error_box(error: EngineError) -> str:
 
 
 def attention(count: int) -> str:
-    """Return how many settings have a problem."""
+    """Return a sentence with the number of invalid settings."""
     return "One setting needs your attention" if count == 1 else f"{count} settings need your attention"
 
 

@@ -40,7 +40,7 @@ _OTHERS = "all other people"
 
 
 def render_people(people: Sequence[Person], invitations: Sequence[InvitationState], chosen: str) -> str:
-    """Return a row for each account, to be picked, and what invitations are open."""
+    """Return a pickable row per account, and the open invitations."""
     rows = [
         Row(
             (
@@ -72,7 +72,7 @@ def render_link(link: str, what: str) -> str:
 
 
 def removal_words(name: str, runs: RunsOfPerson) -> str:
-    """Return what becomes of an account and its runs when it is removed."""
+    """Return what removing an account does to it and its runs."""
     runs_words = "This account has no runs."
     if runs.all:
         runs_words = f"Kept: {plural(runs.all, 'run')}, which admins can read."
@@ -84,7 +84,7 @@ def removal_words(name: str, runs: RunsOfPerson) -> str:
 
 
 def render_cache(cache: ModelCache) -> str:
-    """Return the models in the cache: size, last use, which runs need each; those offered for removal are marked."""
+    """Return the models in the cache: size, last use, users; those offered for removal are marked."""
     if not cache.models:
         return empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
     most = "no limit is set" if cache.most_bytes is None else f"the limit is {size(cache.most_bytes)}"
@@ -109,7 +109,7 @@ def _cache_row(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
 
 
 def models_question(ids: Sequence[str], cache: ModelCache) -> str:
-    """Return what is lost with models that are removed from the cache."""
+    """Return the question before models are removed from the cache."""
     models = [one for one in cache.models if one.id in ids]
     runs = sum(one.use.runs for one in models)
     again = f" {plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
@@ -119,7 +119,7 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
 
 
 def render_usage(usage: Usage) -> str:
-    """Return what each person used in the last weeks, and what they have on disk."""
+    """Return usage by person and week, and the disk space in use."""
     weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
     all_weeks = sorted(
         (one for one in usage.weeks if one.week in weeks), key=lambda one: (weeks.index(one.week), one.owner)
@@ -184,7 +184,7 @@ def _values(kind: UsageKind, usage: Usage, rows: Sequence[WeekOfPerson]) -> tupl
 
 
 def usage_csv(usage: Usage) -> str:
-    """Return one line for each person and week; disk space is that of the end of the week, where it was measured."""
+    """Return usage as CSV by person and week; disk space at the end of the week, if measured."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("week", "person", "gpu_hours", "cpu_hours", "kwh", "runs", "disk_bytes"))
@@ -198,7 +198,7 @@ def usage_csv(usage: Usage) -> str:
 
 
 def render_shared(items: Sequence[SharedItem]) -> str:
-    """Return what all people may read."""
+    """Return the folders and files that everyone may read."""
     if not items:
         return empty(
             "Nothing is shared", "Put models into shared/models and data into shared/data below LORATORY_HOME."

@@ -1,4 +1,4 @@
-"""The devices and the queue of a lab, as every person sees them: who has what, until when, and why the rest waits."""
+"""Devices and queue of a lab, as every user sees them: who has what, until when, and why the rest waits."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ STOP_PREFIX, LOOK_PREFIX, URGENT_PREFIX, TURN = "stop:", "look:", "urgent:", "tu
 
 
 def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) -> str:
-    """Return a row for each device: who has it, what for, until when, and programs outside Loratory on it."""
+    """Return a row per device: user, purpose, end, and programs outside Loratory."""
     if not devices:
         return empty("No device", "This machine has no device that Loratory can use.")
     ends = {name: one for one in entries for name in one.device.split(", ") if name}
@@ -25,7 +25,7 @@ def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) 
 
 
 def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = False) -> str:
-    """Return the runs at work and in the queue; of other people's, what everyone may know.
+    """Return active and queued runs; of other users' runs, the public part.
 
     Args:
         entries: As the viewer may see them.
@@ -39,7 +39,7 @@ def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = 
 
 
 def render_own_disk(use: DiskUse, limits: LabLimits, free: int) -> str:
-    """Return what a person has on disk, of how much, and what is free for all."""
+    """Return the user's disk usage and quota, and the free space."""
     quota = limits.disk_gb_per_person
     parts = ", ".join(
         f"{name} {size(bytes_)}"

@@ -20,10 +20,10 @@ from ui.views.html import GIB
 Array = npt.NDArray[np.float64]
 Against = Literal["step", "tokens", "time"]
 
-# What a screen can show: a curve is some 900 pixels wide, and each pixel may need its lowest and its highest point.
+# A curve is about 900 pixels wide, and each pixel may need its lowest and highest point.
 _POINTS = 1200
 
-# Colours and dashes together, to tell curves apart without colour too.
+# Colours and dashes: curves must differ without colour too.
 SERIES = (
     ("var(--series-blue)", "solid"),
     ("var(--series-vermilion)", "dash"),
@@ -188,7 +188,7 @@ def panels_json(history: RunHistory, panels: Sequence[Panel], revision: str, lab
 
 
 def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:
-    """Return smoothed training loss and held-out points of named runs, each in a colour and a dash of its own."""
+    """Return smoothed training loss and held-out points of named runs, with a colour and dash each."""
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
@@ -287,7 +287,7 @@ def _whole_steps(history: RunHistory) -> dict[str, Any]:
 def finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:
     """Return both columns without the points that have no finite value."""
     places, values = history.steps.column(x), history.steps.column(y)
-    # A million points are neither looked through nor copied where all of them are known.
+    # Avoids copying a million points if all are finite.
     if history.steps.is_complete(x) and history.steps.is_complete(y):
         return places, values
     is_finite = np.isfinite(values) & np.isfinite(places)

@@ -76,7 +76,7 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
 
 
 def loss_words(history: RunHistory) -> str:
-    """Return what the curve shows, in a sentence."""
+    """Return a sentence that describes the curve."""
     steps, losses = finite(history, "step", "loss")
     if not len(steps):
         return "No steps logged yet."

@@ -1,4 +1,4 @@
-"""The side panel: the draft, what is missing or wrong, its memory against the device's, and changes that help."""
+"""The side panel: the draft, its problems, its memory on the device, and suggested changes."""
 
 from collections.abc import Sequence
 from html import escape
@@ -35,12 +35,12 @@ COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#99
 
 _STARTS = {"slurm": "on the Slurm cluster", "jobs": "on Hugging Face Jobs"}
 VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
-# Until the browser's own draft is there nothing is known about it.
+# Shown until the browser's draft is restored.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("Restoring draft …")}</div>'
 
 
 def render_side_panel(draft: Draft, begins_with: str = "") -> str:
-    """Return the whole panel for one reading of the form, which begins with the adapter in the words `begins_with`."""
+    """Return the panel for a draft; `begins_with` describes the adapter that it continues from."""
     return _choices_row(draft, begins_with) + _to_do(draft) + _memory(draft)
 
 
@@ -73,7 +73,7 @@ def _choices_row(draft: Draft, begins_with: str) -> str:
 
 
 def _objective(draft: Draft) -> str:
-    """Return how preferences are learned; empty for supervised fine-tuning, which needs no words."""
+    """Return the preference objective; empty for supervised fine-tuning."""
     training, objective = draft.mapping.get("training", {}), draft.objective
     if not objective.learns_preferences:
         return ""
@@ -85,7 +85,7 @@ def _objective(draft: Draft) -> str:
 
 
 def chosen_name(draft: Draft, setting: str) -> str:
-    """Return the short name of the model or dataset; empty where none was chosen."""
+    """Return the short name of the model or dataset; empty if none is chosen."""
     section, _, field = setting.partition(".")
     return short_name(str(draft.mapping[section].get(field) or ""))
 
@@ -114,7 +114,7 @@ def _memory(draft: Draft) -> str:
         return _judged_for(draft) + render_memory_bar(memory.estimate, _rows_words(draft))
     if (
         memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None
-    ):  # the box is with the choice of the place
+    ):  # the error is next to the choice of the place
         return f'<div class="section"><h3>Memory</h3>{small("See the choice of hardware on the Train tab.")}</div>'
     if memory.error is not None:
         return f'<div class="section"><h3>Memory</h3>{error_box(memory.error)}</div>'
@@ -128,7 +128,7 @@ def _memory(draft: Draft) -> str:
 
 
 def _judged_for(draft: Draft) -> str:
-    """Return whose memory is shown, and what cannot run there, where it is not that of this machine."""
+    """Return the device of the estimate and its obstacles, unless it is on this machine."""
     elsewhere = draft.memory_elsewhere
     if elsewhere is None or elsewhere.device is None:
         return ""
@@ -138,7 +138,7 @@ def _judged_for(draft: Draft) -> str:
 
 
 def _rows_words(draft: Draft) -> str:
-    """Return which rows the figures are about; where they are the chosen ones, also what the longest allowed would need."""
+    """Return which rows the estimate assumes; for the chosen rows, also the memory at max_length."""
     estimate, rows, most = draft.device_memory.estimate, draft.rows, _value(draft, "training.max_length")
     if estimate is None:
         return ""
@@ -157,7 +157,7 @@ def _rows_words(draft: Draft) -> str:
 
 
 def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
-    """Return the stacked bar, its legend in GiB, the verdict, what `rows` says of the rows, and the phase of the peak."""
+    """Return the stacked bar, its legend in GiB, the verdict, the text `rows`, and the phase of the peak."""
     scale = max(estimate.total_bytes, estimate.needed_bytes)
     spans, legend = [], []
     certain = [component for component in estimate.components if component.key != "margin"]
@@ -191,7 +191,7 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
 
 
 def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
-    """Return changes that would fit where the draft does not; else those that use the remaining memory."""
+    """Return changes that make the draft fit, or that use the remaining memory."""
     if estimate.verdict == "fits":
         return _changes("Room for", (*advice.changes, *advice.limits))
     changes = [change for change in (*advice.changes, *advice.limits) if change.needed_bytes < estimate.needed_bytes]
@@ -212,7 +212,7 @@ def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
 
 
 def render_measured_step(work: Work[MeasuredStep] | None) -> str:
-    """Return the measurement of this draft's worst step; empty where there is none."""
+    """Return the measurement of this draft's worst step; empty without one."""
     if work is None or work.was_stopped:
         return ""
     if work.is_under_way:

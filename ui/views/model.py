@@ -1,4 +1,4 @@
-"""Models as rows that can be picked: the catalogue, and what the Hub found; and the details of one."""
+"""Tables of models to pick: catalogue and Hub results; and the details of one."""
 
 from collections.abc import Sequence
 from html import escape
@@ -20,7 +20,7 @@ NOT_CHOSEN = empty(
 
 
 def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> str:
-    """Return the catalogue; per method, whether it fits the device."""
+    """Return the catalogue with the fit by method."""
     if not entries:
         return empty(
             "No matching model in the catalogue",
@@ -31,7 +31,7 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
         *(Column(escape(name.removesuffix(" fine-tuning"))) for name in METHODS_JUDGED),
     ]  # fmt: skip
     done_count, is_done = fits.progress
-    # Their tokens are counted by the chosen model's tokenizer; those of others differ by a few.
+    # Tokens are counted with the chosen model's tokenizer; other tokenizers differ slightly.
     rows = "your rows" if fits.rows is not None else "rows of 1,024 tokens"
     caption = f"Fits: {rows} at batch 2 on {fits.device_name}."
     if not is_done:
@@ -56,7 +56,7 @@ def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
 
 
 def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
-    """Return what the Hub found for a query."""
+    """Return the Hub's results for a query."""
     if not results:
         return notices([f"The Hub has no text-generation model for “{query}”."])
     rows = []
@@ -74,7 +74,7 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
 
 
 def render_own(what: str, models: Sequence[OwnModel | OwnDataset], asked_id: str) -> str:
-    """Return what a person downloaded with their own token; of the one with `asked_id`, whether to remove it.
+    """Return the user's own downloads; the one with `asked_id` asks whether to remove it.
 
     Args:
         what: "models" or "datasets".
@@ -97,7 +97,7 @@ def _removal(model: OwnModel | OwnDataset, *, is_asked: bool) -> str:
 
 
 def render_looking_up(model_id: str) -> str:
-    """Return what is shown until the details of a chosen model have come."""
+    """Return the message during the look-up of a model."""
     return empty(f"Looking up {model_id} …", "Reading its configuration and its tokenizer.", role="status")
 
 

@@ -1,4 +1,4 @@
-"""The bar at the bottom of every tab: what is chosen, what is missing, whether it fits, and the next step."""
+"""The bar at the bottom of every tab: choices, missing parts, fit, and the next step."""
 
 from dataclasses import dataclass
 from html import escape
@@ -20,7 +20,7 @@ _METHOD_SETTINGS = ("model.quantization", "model.double_quant")
 
 @dataclass(frozen=True)
 class NextStep:
-    """The one action that is next, and where a click on it leads."""
+    """The next action, and where a click on it leads."""
 
     words: str
     place: str  # a tab, or `follow:` or `chat:` and the id of a run; empty where the action is the start
@@ -57,7 +57,7 @@ def _tab_of(problem: Problem) -> str:
 
 
 def render_bar(draft: Draft, step: NextStep) -> str:
-    """Return what is chosen as links to the tabs, the verdict, and the step where it leads to another place."""
+    """Return the choices as links to their tabs, the verdict, and the next step."""
     chosen = (
         ("model", f"Model{_unusable(draft, 'model.id')}", chosen_name(draft, "model.id")),
         ("data", f"Data{_unusable(draft, 'dataset.source')}", chosen_name(draft, "dataset.source")),
@@ -88,7 +88,7 @@ def _link(tab: str, name: str, value: str) -> str:
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
     if estimate is not None:
-        here = " here" if draft.memory_elsewhere is not None else ""  # where the panel is about another device
+        here = " here" if draft.memory_elsewhere is not None else ""  # if the panel is about another device
         return (
             f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
             f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}"

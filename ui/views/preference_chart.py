@@ -1,4 +1,4 @@
-"""What a preference run learns, as small charts: rewards, margin, accuracy, length, distance from the reference."""
+"""Charts of a preference run: rewards, margin, accuracy, length, distance from the reference."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class _Curve(NamedTuple):
 
 
 def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
-    """Return the charts of a run that learns preferences; empty for others, and before anything was measured."""
+    """Return the charts of a preference run; empty for other runs and before the first measurement."""
     objective = OBJECTIVES[training.objective]
     if not objective.learns_preferences or not _has_any(history, objective.metrics):
         return ""
@@ -98,7 +98,7 @@ def _curve(history: RunHistory, one: _Curve, number: str) -> list[dict[str, Any]
 
 
 def _share(history: RunHistory, title: str, metric: str, of_data: float | None) -> Panel:
-    """Return a share of pairs: single steps have few of them, so they are thin; before the first step, all pairs are ties."""
+    """Return a chart of a share of pairs, thin for single steps, which have few pairs."""
     steps, values = history.steps.metric(metric)
     traces = [panel_curve("train", steps, values, ".0%", _BLUE_THIN)] if len(steps) else []
     points = [(step, value) for step, value in held_out(history, metric) if step > 0]

@@ -11,7 +11,7 @@ _MOST_LOPSIDED = 4 / 3  # by which the more frequent label may outweigh the othe
 
 
 def render_preferences(report: DatasetReport) -> str:
-    """Return the lengths of both answers, or the balance of the labels; nothing for other rows."""
+    """Return the lengths of both answers, or the balance of labels; empty for other rows."""
     parts = []
     if report.desirable is not None:
         parts.append(_balance(report.desirable, report.kept - report.desirable))
@@ -88,7 +88,7 @@ def _chart(lengths: PairLengths, words: str) -> str:
 
 
 def _balance(good: int, bad: int) -> str:
-    """Return how many answers have each label, and which weights would balance them.
+    """Return the number of answers by label, and the weights that balance them.
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.2, which TRL's `KTOTrainer` warns by as well: the sums of the
     weights of both labels should be within a factor of 4/3.

@@ -1,4 +1,4 @@
-"""Lists of rows that deserve a look: skipped, with warnings, longest, shortest, duplicates; a page at a time."""
+"""Paged lists of rows: skipped, with warnings, longest, shortest, duplicates."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -60,7 +60,7 @@ class ListPage(NamedTuple):
 
 
 def rows_of(report: DatasetReport, listing: Listing) -> tuple[int, ...]:
-    """Return the numbers of the rows on a list, in its order; none for `all`."""
+    """Return the row numbers of a list, in its order; empty for `all`."""
     lists: dict[Listing, Sequence[int]] = {
         "left_out": [problem.row for problem in report.problems],
         "odd": list(dict.fromkeys(notice.row for notice in report.notices)),
@@ -74,7 +74,7 @@ def rows_of(report: DatasetReport, listing: Listing) -> tuple[int, ...]:
 
 
 def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
-    """Return the lists with the number of their rows; a list without rows is not offered."""
+    """Return the lists that have rows, with their counts."""
     if report is None:
         return [("all rows", "all")]
     odd = len({notice.row for notice in report.notices})
@@ -93,7 +93,7 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
 
 
 def render_counts(report: DatasetReport) -> str:
-    """Return the number of rows of each kind of problem, and of each kind of warning."""
+    """Return the number of rows by problem and by warning."""
     skipped_html = _kinds(report.problem_counts, "left_out", f"{plural(report.dropped, 'row')} skipped")
     return skipped_html + _kinds(report.notice_counts, "odd", "Kept with warnings")
 

@@ -1,4 +1,4 @@
-"""One run in a few lines, its record in folds, and several runs compared: only where they differ."""
+"""Facts and record of one run, and the differences between several runs."""
 
 from collections.abc import Sequence
 from html import escape
@@ -31,7 +31,7 @@ class ComparedRun(NamedTuple):
 
 
 def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity) -> str:
-    """Return the facts that status and curves do not show."""
+    """Return facts beyond status and curves."""
     config = snapshot.config
     model = data = method = ""
     if config is not None:
@@ -180,7 +180,7 @@ def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) ->
 
 
 def have_the_same_loss(runs: Sequence[ComparedRun]) -> bool:
-    """Return whether the losses of these runs are the same quantity; a preference loss is another one for each beta."""
+    """Return whether these runs' losses are comparable; preference losses differ by beta."""
     kinds = {objective_of(run.config).summary(run.config.training) for run in runs if run.config is not None}
     return len(kinds) <= 1
 
@@ -215,7 +215,7 @@ def have_the_same_held_out_rows(runs: Sequence[ComparedRun]) -> bool:
 
 
 def _preferences(rows: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
-    """Return how many held-out pairs are preferred correctly, where a run learns preferences."""
+    """Return the held-out preference accuracy of a preference run."""
     if not any(row.objective for row in rows):
         return []
     shares = [f"{row.preference_accuracy:.0%}" if row.preference_accuracy is not None else "–" for row in rows]

@@ -22,7 +22,7 @@ def render_plan(
 
     Args:
         similar: An earlier run, whose speed is taken.
-        around_seconds: What that run took in addition to its steps; None where it is not known.
+        around_seconds: Seconds of that run besides its steps; None if unknown.
     """
     if config is None:
         return ""
@@ -73,7 +73,7 @@ _FITS: Mapping[Verdict, str] = {"fits": "fits", "tight": "tight", "does_not_fit"
 
 
 def render_presets(presets: Sequence[Preset], verdicts: Mapping[str, Verdict] | None = None) -> str:
-    """Return one choice a preset: its title, its device, what it is about, and its verdict by name where there is one."""
+    """Return a button per preset: title, device, description, and its verdict if known."""
     if not presets:
         return ""
     by_name = verdicts or {}

@@ -1,4 +1,4 @@
-"""All runs as a table: found, filtered, ordered, and picked to be shown or compared; and the queue."""
+"""The table of runs with search, filters, order and selection; and the queue."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -64,7 +64,7 @@ _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "�
 
 
 def query_of(words: object, state: object, method: object, model: object, order: object) -> RunQuery:
-    """Return the query that a browser sent; an unknown part gets its default."""
+    """Return the query from untrusted values; unknown ones get their default."""
     sort, descending = ORDERS.get(str(order), ("created", True))
     return RunQuery(
         words=str(words or "")[:200],
@@ -77,7 +77,7 @@ def query_of(words: object, state: object, method: object, model: object, order:
 
 
 def order_of(column: str, current: str) -> str | None:
-    """Return the order that a click on a column's title gives; None where there is no such column."""
+    """Return the order after a click on a column's title; None for unknown columns."""
     for title, _, first, other in _COLUMNS:
         if title == column:
             return other if current == first else first
@@ -156,7 +156,7 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
-    """Return the id of the run with the lowest held-out loss, where several were measured; None where the figures shown are the same."""
+    """Return the id of the run with the lowest held-out loss; None for fewer than two, or for a tie as displayed."""
     measured_rows = [row for row in rows if row.best_eval_loss is not None]
     best = best_by_held_out_loss(measured_rows) if len(measured_rows) > 1 else None
     is_tied = best is not None and sum(_shown_loss(row) == _shown_loss(best) for row in measured_rows) > 1

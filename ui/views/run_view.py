@@ -1,4 +1,4 @@
-"""One run in words: what it is, its state, what went wrong, its messages and its log."""
+"""One run: title, state, errors, messages and log."""
 
 import math
 import time
@@ -97,7 +97,7 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
 
 
 def tab_title(snapshot: RunSnapshot) -> str:
-    """Return, hidden, a run's title for the browser's tab; the script `access` puts it there, and notifies at its end."""
+    """Return the hidden title for the browser's tab, which the script `access` reads; it notifies at the end."""
     state, total = snapshot.state.state, snapshot.history.total_steps
     words = STATE_WORDS[state].capitalize()
     if state == "running" and total:
@@ -141,7 +141,7 @@ def status_line(snapshot: RunSnapshot, now: float | None = None) -> str:
 
 
 def render_made_of(snapshot: RunSnapshot) -> str:
-    """Return what the run is made of, as the side panel shows a draft; empty where its configuration cannot be read."""
+    """Return the run's settings for the side panel; empty if its configuration cannot be read."""
     config = snapshot.config
     if config is None:
         return ""
@@ -160,13 +160,13 @@ def render_made_of(snapshot: RunSnapshot) -> str:
 
 
 def objective_entries(config: RunConfig) -> list[tuple[str, str]]:
-    """Return how a run learns preferences, as an entry of its definitions; none for supervised fine-tuning."""
+    """Return the preference objective as a definition entry; empty for supervised fine-tuning."""
     objective = objective_of(config)
     return [("Objective", escape(objective.summary(config.training)))] if objective.learns_preferences else []
 
 
 def _ingredients(snapshot: RunSnapshot) -> str:
-    """Return what the run is made of: always its saved configuration, never the form's."""
+    """Return model, data and method of the run's saved configuration."""
     config = snapshot.config
     if config is None:
         return "Its config.yaml cannot be read."
@@ -187,7 +187,7 @@ def _ingredients(snapshot: RunSnapshot) -> str:
 
 
 def _job(snapshot: RunSnapshot) -> str:
-    """Return the job at Hugging Face, with what it has cost; empty for a run of this machine."""
+    """Return the job at Hugging Face with its cost; empty for other runs."""
     record = JobRecord.read(snapshot.run.folder)
     if record is None:
         return ""
@@ -201,7 +201,7 @@ def _job(snapshot: RunSnapshot) -> str:
 
 
 def render_trouble(snapshot: RunSnapshot) -> str:
-    """Return cause and advice of a run that failed or was interrupted; a notice where it was stopped."""
+    """Return cause and advice of a failed or interrupted run, or a notice for a stopped one."""
     state, failure = snapshot.state, snapshot.history.failed
     resumable = f" It can resume from step {state.resumable_step:,}." if state.resumable_step else ""
     if state.state == "failed":
@@ -218,7 +218,7 @@ def render_trouble(snapshot: RunSnapshot) -> str:
 
 
 def render_warnings(snapshot: RunSnapshot) -> str:
-    """Return what goes wrong in what is learned, then the warnings of the supervisor and of the worker, each once."""
+    """Return problems in the training curves, then warnings of supervisor and worker, each once."""
     findings_html = ""
     if snapshot.config is not None:
         for one in preference_findings(snapshot.history, snapshot.config.training):
@@ -233,14 +233,14 @@ def render_warnings(snapshot: RunSnapshot) -> str:
 
 
 def render_left_out(report: DatasetReport | None) -> str:
-    """Return the rows that the run skipped, with the reason; nothing where it used every row."""
+    """Return the rows that the run skipped, with reasons; empty if it used all."""
     if report is None or not report.dropped:
         return ""
     return f'<div class="left-out">{render_problems(report)}</div>'
 
 
 def render_memory(snapshot: RunSnapshot) -> str:
-    """Return peak memory, predicted and measured: every figure that the device has.
+    """Return all figures of peak memory that the device has, predicted and measured.
 
     The prediction is for all steps, so a lower peak is compared with it only once all are done.
     """

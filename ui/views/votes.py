@@ -1,4 +1,4 @@
-"""Votes: how many there are, what they give as a dataset, and each with its two answers."""
+"""Votes: counts, the resulting dataset, and each vote with its two answers."""
 
 from collections.abc import Sequence
 from html import escape
@@ -19,7 +19,7 @@ NO_VOTES = empty(
 
 
 def render_counts(saved_votes: StoredVotes, pairs: PairsOfVotes) -> str:
-    """Return how many votes there are, and what a dataset of them would hold."""
+    """Return the number of votes and of training pairs."""
     if not saved_votes.votes and not saved_votes.damaged_lines:
         return NO_VOTES
     votes, rows = len(saved_votes.votes), len(pairs.rows)
@@ -46,7 +46,7 @@ def page_words(votes: Sequence[Vote], page: int) -> str:
 
 
 def render_votes(votes: Sequence[Vote], page: int, asked_id: str = "") -> str:
-    """Return one page of votes; `asked_id` is that of the one that is to be deleted once that is confirmed."""
+    """Return one page of votes; the one with `asked_id` waits for a confirmation to delete it."""
     page_votes = votes[page * VOTES_PER_PAGE : (page + 1) * VOTES_PER_PAGE]
     return (
         f'<div class="answered">{"".join(_vote(vote, asked_id == vote.id) for vote in page_votes)}</div>'
