@@ -56,8 +56,8 @@ class FakeLauncher:
         if existing is not None:
             return existing
         on_progress("Checking the data.")
-        predicted = MemoryFigures(process_bytes=int(1.32 * GIB))
-        run = self._store.create(config, Provenance(predicted_memory=predicted, copied_from=copied_from), key)
+        prediction = MemoryFigures(process_bytes=int(1.32 * GIB))
+        run = self._store.create(config, Provenance(predicted_memory=prediction, copied_from=copied_from), key)
         self.started.append(run)
         threading.Thread(target=self._work, args=(run, config), daemon=True).start()
         return run

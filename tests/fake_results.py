@@ -168,8 +168,8 @@ class FakeExport(_Paced):
         for file, size in ((name, 24_000), ("README.md", 900), ("tokenizer.json", 3_500)):
             (folder / file).write_bytes(b" " * size)
         files = tuple(ExportedFile(name=path.name, size_bytes=path.stat().st_size) for path in sorted(folder.iterdir()))
-        verified = a_verification() if self.request.settings.verify else None
-        return ExportResult(path=folder, files=files, verified=verified)
+        verification = a_verification() if self.request.settings.verify else None
+        return ExportResult(path=folder, files=files, verified=verification)
 
 
 class FakePush(_Paced):

@@ -134,25 +134,25 @@ def test_every_field_refuses_every_way_out_in_the_same_words(home, reader):
         if reader.writes and attack.startswith(("shared", "./shared")):
             continue
         text = attack.format(root=home.root)
-        with pytest.raises(EngineError) as refused:
+        with pytest.raises(EngineError) as error_info:
             reader.use(home, text)
-        if isinstance(refused.value, ConfigError):
-            words = [problem.message for problem in refused.value.problems]
+        if isinstance(error_info.value, ConfigError):
+            words = [problem.message for problem in error_info.value.problems]
             assert all(REFUSAL[0][1:].rstrip(".") in message for message in words), (attack, words)
             assert not any("bea" in message or "secret" in message for message in words)
         else:
-            assert (refused.value.what, refused.value.fix) == REFUSAL, (attack, refused.value)
+            assert (error_info.value.what, error_info.value.fix) == REFUSAL, (attack, error_info.value)
 
 
 @pytest.mark.parametrize("attack", DATA_ATTACKS)
 def test_a_dataset_outside_is_never_read(home, attack):
-    with pytest.raises(EngineError) as refused:
+    with pytest.raises(EngineError) as error_info:
         open_source(
             DatasetConfig.model_construct(source=attack.format(root=home.root), mix={}, split=""),
             SourceOptions(home=home),
         )
-    assert "bea" not in str(refused.value)
-    assert "annex" not in str(refused.value)
+    assert "bea" not in str(error_info.value)
+    assert "annex" not in str(error_info.value)
 
 
 def test_a_model_outside_is_not_known_either(home):
@@ -182,9 +182,9 @@ def test_what_exists_and_what_does_not_are_refused_the_same_way(home):
         for reader in READERS:
             messages = []
             for text in (there, missing):
-                with pytest.raises(EngineError) as refused:
+                with pytest.raises(EngineError) as error_info:
                     reader.use(home, text)
-                messages.append(str(refused.value))
+                messages.append(str(error_info.value))
             assert messages[0] == messages[1], reader
 
 

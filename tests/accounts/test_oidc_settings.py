@@ -50,10 +50,10 @@ def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_without_a_value(tmp_path, text, words):
-    with pytest.raises(AccountError, match=words) as refused:
+    with pytest.raises(AccountError, match=words) as error_info:
         read_oidc_settings(write_settings(tmp_path, text))
-    assert "canary" not in str(refused.value)
-    assert "canary" not in repr(refused.value.__cause__)
+    assert "canary" not in str(error_info.value)
+    assert "canary" not in repr(error_info.value.__cause__)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):

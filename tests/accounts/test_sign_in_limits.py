@@ -58,10 +58,10 @@ def test_the_right_password_clears_the_wrong_ones():
 def test_the_message_reports_when_to_try_again():
     throttle = SignInThrottle()
     attempts(throttle, "10.0.0.1", "ann", 10)
-    with pytest.raises(ThrottledError) as refused:
+    with pytest.raises(ThrottledError) as error_info:
         throttle.begin("10.0.0.2", "ann")
-    assert 3_500 < refused.value.seconds <= 3_600
-    assert f"Try again in {refused.value.seconds} s." in str(refused.value)
+    assert 3_500 < error_info.value.seconds <= 3_600
+    assert f"Try again in {error_info.value.seconds} s." in str(error_info.value)
 
 
 class WatchedHasher:

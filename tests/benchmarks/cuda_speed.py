@@ -84,9 +84,9 @@ def measure(cell: Cell, folder: Path) -> Figures:
     rows = make_rows(steps * ROWS_PER_PASS * PASSES, longest=LONGEST if on_gpu else 40)
     clock = _Clock(warm_up, on_gpu)
     train = {"ours": _train_ours, "trl": _train_trl, "unsloth": _train_unsloth}[cell.trainer]
-    tokens, predicted, merged = train(cell, folder, rows, steps, clock)
+    tokens, prediction, merged = train(cell, folder, rows, steps, clock)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    return Figures(tokens / clock.seconds, peak, predicted, merged)
+    return Figures(tokens / clock.seconds, peak, prediction, merged)
 
 
 class _Clock:
@@ -166,8 +166,8 @@ def _train_ours(
     made.trainer.hooks.on_logged = remember
     made.trainer.train()
     batch = {"training.per_device_train_batch_size": ROWS_PER_PASS * merged}
-    predicted = Estimator(shape, device, known).estimate_step(with_changes(config, batch)).allocated_bytes
-    return made.trainer.progress.tokens - before[0], predicted if on_gpu else None, merged
+    prediction = Estimator(shape, device, known).estimate_step(with_changes(config, batch)).allocated_bytes
+    return made.trainer.progress.tokens - before[0], prediction if on_gpu else None, merged
 
 
 def _settings(steps: int, longest: int) -> dict[str, Any]:
@@ -300,11 +300,11 @@ def table(measured: dict[Cell, Figures | str]) -> str:
             continue
         ours = measured.get(Cell(cell.shape, cell.base, "ours"))
         share = f"{result.tokens_per_second / ours.tokens_per_second:.0%}" if isinstance(ours, Figures) else ""
-        predicted = f"{result.predicted_bytes / GIB:.2f}" if result.predicted_bytes else ""
+        prediction = f"{result.predicted_bytes / GIB:.2f}" if result.predicted_bytes else ""
         weights = "bfloat16" if cell.base == "none" else cell.base
         lines.append(
             f"| {cell.shape} | {weights} | {cell.words} | {result.tokens_per_second:,.0f} | {share} | "
-            f"{result.merged_passes} | {result.peak_bytes / GIB:.2f} | {predicted} |"
+            f"{result.merged_passes} | {result.peak_bytes / GIB:.2f} | {prediction} |"
         )
     missing = [
         f"- {cell.shape}, {cell.base}, {cell.words}: {result}"
@@ -331,7 +331,7 @@ def on_gpu(options: argparse.Namespace) -> None:
     ends = time.monotonic() + 60 * options.minutes
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory
     options.folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[Cell, Figures | str] = {}
+    measurements: dict[Cell, Figures | str] = {}
     for cell in cells(options.shapes.split(",")):
         left = ends - time.monotonic()
         reason = why_not(cell, gpu_bytes, options.folder)
@@ -339,28 +339,28 @@ def on_gpu(options: argparse.Namespace) -> None:
             reason = f"no time left of {options.minutes:g} minutes"
         if not reason and not (options.folder / cell.shape).is_dir():
             save_in_shape(options.folder / cell.shape, cell.shape)
-        measured[cell] = reason or run_cell(cell, options.folder / cell.shape, min(CELL_SECONDS, left))
-        print(f"{cell.shape} {cell.base} {cell.words}: {measured[cell]}", file=sys.stderr, flush=True)
-    print(f"\n{torch.cuda.get_device_name(0)}; {versions()}\n\n{table(measured)}")
+        measurements[cell] = reason or run_cell(cell, options.folder / cell.shape, min(CELL_SECONDS, left))
+        print(f"{cell.shape} {cell.base} {cell.words}: {measurements[cell]}", file=sys.stderr, flush=True)
+    print(f"\n{torch.cuda.get_device_name(0)}; {versions()}\n\n{table(measurements)}")
 
 
 def dry_run() -> dict[Cell, Figures | str]:
     """Train a tiny model on the processor by the same code."""
     from tests.tiny_model import make_tiny_model
 
-    measured: dict[Cell, Figures | str] = {}
+    measurements: dict[Cell, Figures | str] = {}
     with tempfile.TemporaryDirectory() as root:
         folder = make_tiny_model(Path(root) / TINY)
         for cell in (Cell(TINY, "none", "ours"), Cell(TINY, "none", "trl"), Cell(TINY, "none", "ours", "fused_lora")):
             before = os.environ.get(VARIABLE)
             os.environ[VARIABLE] = cell.without
             try:
-                measured[cell] = measure(cell, folder)
+                measurements[cell] = measure(cell, folder)
             finally:
                 os.environ.pop(VARIABLE)
                 os.environ.update({VARIABLE: before} if before is not None else {})
-    measured[Cell(TINY, "none", "unsloth")] = "a dry run leaves it out"
-    return measured
+    measurements[Cell(TINY, "none", "unsloth")] = "a dry run leaves it out"
+    return measurements
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

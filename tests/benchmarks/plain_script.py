@@ -39,16 +39,16 @@ def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
     )
     settings = PlanSettings(training, "joined")
     planner = EpochPlanner(data.train.lengths(), settings)
-    wanted = recipe.steps * recipe.rows_per_step
+    expected = recipe.steps * recipe.rows_per_step
     order: list[int] = []
     epoch = 0
-    while len(order) < wanted:
+    while len(order) < expected:
         for step in planner.steps(epoch):
             rows = [row for one in step.passes for row in one.rows]
             if len(rows) == recipe.rows_per_step:  # a short last step would shift all later ones
                 order.extend(rows)
         epoch += 1
-    return order[:wanted]
+    return order[:expected]
 
 
 def train_plain(recipe: Recipe) -> Trial:

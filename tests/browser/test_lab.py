@@ -264,8 +264,8 @@ def test_a_person_shares_a_run_and_another_reads_and_copies_it(lab, browser):
         finn.locator(f"#shared-runs [data-pick='eva/{trained.id}']").click()
         expect(finn.locator("#shared-heading")).to_contain_text("Of eva, read only.")
         expect(finn.locator("#shared-run button:visible").filter(has_text="Copy settings")).to_be_visible()
-        offered = {text.strip() for text in finn.locator("#shared-run button:visible").all_inner_texts()}
-        assert offered <= {"Open in Chat", "Copy settings"}, "another person's run is not stopped or deleted"
+        offers = {text.strip() for text in finn.locator("#shared-run button:visible").all_inner_texts()}
+        assert offers <= {"Open in Chat", "Copy settings"}, "another person's run is not stopped or deleted"
         finn.locator("#shared-copy").click()
         finn.locator("#tabs button[role=tab].selected:has-text('Method')").wait_for()
         open_tab(finn, "Train")

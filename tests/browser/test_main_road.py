@@ -134,7 +134,7 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
 
     for tab in TABS:
         open_tab(page, tab)
-    if wanted := os.environ.get("LORATORY_SCREENSHOTS"):
-        Path(wanted).mkdir(parents=True, exist_ok=True)
-        screenshots_of_every_tab(browser, url, page.context.storage_state(), Path(wanted))
+    if pictures_folder := os.environ.get("LORATORY_SCREENSHOTS"):
+        Path(pictures_folder).mkdir(parents=True, exist_ok=True)
+        screenshots_of_every_tab(browser, url, page.context.storage_state(), Path(pictures_folder))
     assert failures == []

@@ -66,16 +66,16 @@ def address(server: RealServer) -> str:
 
 def picture(page: Page, name: str) -> None:
     """Light and dark at two widths, where someone wants to look at them."""
-    wanted = os.environ.get("LORATORY_SCREENSHOTS")
-    if not wanted:
+    pictures_folder = os.environ.get("LORATORY_SCREENSHOTS")
+    if not pictures_folder:
         return
-    Path(wanted).mkdir(parents=True, exist_ok=True)
+    Path(pictures_folder).mkdir(parents=True, exist_ok=True)
     for theme in ("light", "dark"):
         page.evaluate(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
         for width in (1280, 800):
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(300)
-            page.screenshot(path=Path(wanted) / f"{name}-{theme}-{width}.png", full_page=True)
+            page.screenshot(path=Path(pictures_folder) / f"{name}-{theme}-{width}.png", full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.evaluate("document.body.classList.remove('dark')")
     page.set_viewport_size({"width": 1280, "height": 900})

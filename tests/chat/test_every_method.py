@@ -79,5 +79,5 @@ def test_an_export_merges_what_can_be_merged_and_refuses_the_rest(method, home, 
     ids = torch.tensor([IDS])
     with torch.inference_mode():
         expected = PeftModel.from_pretrained(base, run / "adapter").eval()(input_ids=ids).logits
-        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-        assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-3)
+        merged_model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+        assert torch.allclose(merged_model(input_ids=ids).logits, expected, atol=1e-3)

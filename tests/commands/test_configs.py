@@ -24,9 +24,9 @@ def test_overrides_apply_and_all_their_mistakes_are_reported(home, tmp_path):
     config = load_config_argument(str(file), ("adapter.r=8", "training.learning_rate=1e-3"), home)
     assert (config.adapter.r, config.training.learning_rate) == (8, 1e-3)
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         load_config_argument(str(file), ("adapter.r=0", "training.learning_rate=fast"), home)
-    assert {problem.field for problem in refused.value.problems} == {"adapter.r", "training.learning_rate"}
+    assert {problem.field for problem in error_info.value.problems} == {"adapter.r", "training.learning_rate"}
 
 
 def test_a_name_that_is_nothing_reports_what_there_is(home):

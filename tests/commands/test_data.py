@@ -78,13 +78,13 @@ def test_a_role_is_left_out_by_an_empty_name(run, tmp_path):
 
 
 def test_render_prints_what_training_sees(run, file, tiny_model_folder):
-    rendered = json.loads(run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder, "--json").stdout)
+    rendering = json.loads(run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder, "--json").stdout)
 
-    assert rendered.keys() >= {"text", "input_ids", "labels", "tokens"}
-    assert len(rendered["input_ids"]) == len(rendered["labels"]) == len(rendered["tokens"])
-    assert rendered["text"].endswith("Answer 3.<|im_end|>\n")
-    assert len(rendered["sequences"]) == 1
-    learned = [token for token, label in zip(rendered["tokens"], rendered["labels"], strict=True) if label != -100]
+    assert rendering.keys() >= {"text", "input_ids", "labels", "tokens"}
+    assert len(rendering["input_ids"]) == len(rendering["labels"]) == len(rendering["tokens"])
+    assert rendering["text"].endswith("Answer 3.<|im_end|>\n")
+    assert len(rendering["sequences"]) == 1
+    learned = [token for token, label in zip(rendering["tokens"], rendering["labels"], strict=True) if label != -100]
     assert learned[-1] == "<|im_end|>"
 
     output = run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder).stdout
@@ -153,7 +153,7 @@ def test_a_template_that_rewrites_turns_gives_all_sequences(run, tmp_path, tiny_
     turns = [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}] * 2
     rows.write_text(json.dumps({"conversations": turns}))
 
-    rendered = json.loads(run("render", rows, "--row", 0, "--model", folder, "--json").stdout)
+    rendering = json.loads(run("render", rows, "--row", 0, "--model", folder, "--json").stdout)
 
-    assert [sequence["part"] for sequence in rendered["sequences"]] == [0, 1]
-    assert rendered["part"] == 1
+    assert [sequence["part"] for sequence in rendering["sequences"]] == [0, 1]
+    assert rendering["part"] == 1

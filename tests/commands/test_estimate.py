@@ -74,7 +74,7 @@ def test_another_device_is_judged_by_its_name(home, tmp_path, tiny_model_folder,
 
 
 def test_a_measured_step_is_next_to_its_prediction(home, tmp_path, tiny_model_folder, capsys, monkeypatch):
-    def measured(job, on_progress):
+    def measurement(job, on_progress):
         estimate = job._estimate
         return MeasuredStep(
             device_name="a CPU", measured_bytes=estimate.expected_bytes, predicted_bytes=estimate.expected_bytes,
@@ -82,7 +82,7 @@ def test_a_measured_step_is_next_to_its_prediction(home, tmp_path, tiny_model_fo
             tokens=1024,
         )  # fmt: skip
 
-    monkeypatch.setattr("engine.commands.estimate.MeasurementJob.run", measured)
+    monkeypatch.setattr("engine.commands.estimate.MeasurementJob.run", measurement)
     config = write_config(tmp_path, tiny_model_folder)
     _, out, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure", "--json"], capsys)
     _, words, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure"], capsys)

@@ -32,10 +32,10 @@ def test_what_can_be_no_path_is_reported_in_two_sentences(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     Path("circle").symlink_to("circle")
 
-    with pytest.raises(StorageError, match=reason) as refused:
+    with pytest.raises(StorageError, match=reason) as error_info:
         named_path(typed)
 
-    assert refused.value.fix == "Check its name and permissions."
+    assert error_info.value.fix == "Check its name and permissions."
 
 
 def test_a_path_is_found_at_home_and_need_not_exist(tmp_path, monkeypatch):

@@ -279,13 +279,13 @@ def test_rows_of_a_gzipped_file_come_from_one_pass(files, home, tmp_path, monkey
     reader = open_reader(path, home)
     if is_indexed:
         assert sum(1 for _ in reader.rows()) == COUNT
-    wanted = tuple(range(COUNT - 1, 0, -25))[:200]
+    expected = tuple(range(COUNT - 1, 0, -25))[:200]
     sizes = unpacked_bytes(monkeypatch)
 
-    rows = page(reader, rows=wanted)
+    rows = page(reader, rows=expected)
 
-    assert [row.row for row in rows.rows] == list(wanted)
-    assert [row.conversation.messages[0].content for row in rows.rows] == [f"Question {row}" for row in wanted]
+    assert [row.row for row in rows.rows] == list(expected)
+    assert [row.conversation.messages[0].content for row in rows.rows] == [f"Question {row}" for row in expected]
     assert 0 < sum(sizes) <= size
 
 
@@ -293,13 +293,13 @@ def test_rows_of_a_gzipped_file_come_from_one_pass(files, home, tmp_path, monkey
 def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_are_named(files, home, name):
     for _ in range(2):
         reader = open_reader(files / name, home, mix={str(files / "rows.csv"): 1.0})
-        wanted = (COUNT + 8, 4 * STRIDE + 5, 7, COUNT - 1, 7, 2 * COUNT - 1)
+        expected = (COUNT + 8, 4 * STRIDE + 5, 7, COUNT - 1, 7, 2 * COUNT - 1)
 
-        rows = page(reader, rows=wanted)
+        rows = page(reader, rows=expected)
 
-        assert [row.row for row in rows.rows] == list(wanted)
+        assert [row.row for row in rows.rows] == list(expected)
         assert [row.conversation.messages[1].content for row in rows.rows] == [
-            f"Answer {row % COUNT}" for row in wanted
+            f"Answer {row % COUNT}" for row in expected
         ]
         with pytest.raises(
             DatasetError, match=f"Row {2 * COUNT:,} does not exist in this dataset; it has {2 * COUNT:,}"

@@ -267,8 +267,8 @@ def test_a_pinned_order_gives_each_step_the_same_rows_however_they_pass(begun, c
     now = make_settings(**BEGINNINGS[continued] | {"seed": 99, "max_length": 80}, pinned_order=before.order)
 
     for epoch in range(2):
-        wanted = [sorted(rows_of([step])) for step in EpochPlanner(lengths, before).steps(epoch)]
-        assert [sorted(rows_of([step])) for step in EpochPlanner(lengths, now).steps(epoch)] == wanted
+        expected = [sorted(rows_of([step])) for step in EpochPlanner(lengths, before).steps(epoch)]
+        assert [sorted(rows_of([step])) for step in EpochPlanner(lengths, now).steps(epoch)] == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 6])

@@ -87,13 +87,13 @@ def merged_export(trained_runs, tmp_path_factory) -> ExportResult:
 
 
 def test_the_merged_model_answers_as_the_adapter_does(merged_export):
-    verified = merged_export.verified
+    verification = merged_export.verified
 
-    assert verified is not None
-    assert verified.passed, verified
-    assert verified.largest_logit_difference <= verified.allowed_logit_difference
-    assert (verified.prompts, verified.equal_answers) == (len(QUESTIONS), 20)
-    print(verified.model_dump(), merged_export.notes)
+    assert verification is not None
+    assert verification.passed, verification
+    assert verification.largest_logit_difference <= verification.allowed_logit_difference
+    assert (verification.prompts, verification.equal_answers) == (len(QUESTIONS), 20)
+    print(verification.model_dump(), merged_export.notes)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -189,7 +189,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, 
 
     quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"
     quantize(tmp_path / "out" / "out-f16.gguf", quantized, PRECISIONS["q4_k_m"].file_type, log, lambda _: None)
-    predicted = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"].size_bytes
-    assert quantized.stat().st_size == pytest.approx(predicted, rel=0.01)
+    prediction = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"].size_bytes
+    assert quantized.stat().st_size == pytest.approx(prediction, rel=0.01)
     ids = prompt_ids(tokenizer, QUESTIONS[0])
     assert 0 <= next(Llama(str(quantized), n_ctx=128, verbose=False).generate(ids, temp=0.0)) < len(tokenizer)

@@ -68,9 +68,9 @@ def test_a_run_is_trained_shown_and_listed(home, config_file):
     assert not worker.is_alive()
 
     record = json.loads(loratory("show", run.id, "--json")[1])
-    (listed,) = json.loads(run_here("runs", "--json")[1])
-    assert record["status"] == listed["status"] == "completed"
-    assert record["eval_loss"] == listed["eval_loss"] == result["eval_loss"]
+    (listing,) = json.loads(run_here("runs", "--json")[1])
+    assert record["status"] == listing["status"] == "completed"
+    assert record["eval_loss"] == listing["eval_loss"] == result["eval_loss"]
 
     again = json.loads(run_here("train", run.id, "--set", "training.max_steps=2", "--json")[1])
     assert (again["status"], again["steps"]) == ("completed", 2), "a run's config is a configuration"

@@ -126,10 +126,10 @@ def assert_same_losses(history: RunHistory, log: list[dict], within: float) -> N
     expected = dict(zip(history.steps.steps.tolist(), history.steps.losses.tolist(), strict=True))
     assert steps.keys() == expected.keys()
     assert steps == pytest.approx(expected, rel=within)
-    measured = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    measurements = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     run_measured = {point.step: point.eval_loss for point in history.evals}
-    assert measured.keys() == run_measured.keys()
-    assert measured == pytest.approx(run_measured, rel=within)
+    assert measurements.keys() == run_measured.keys()
+    assert measurements == pytest.approx(run_measured, rel=within)
 
 
 def script_of(home, run_id: str, folder: Path) -> tuple[RunHistory, Path]:

@@ -66,9 +66,9 @@ def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
 
     monkeypatch.setattr("engine.chat.worker.weights.PIECE_TOKENS", 7)
 
-    for branch, measured in evaluate(home, order_of(run)).losses.items():
-        assert measured.loss == pytest.approx(whole[branch].loss, rel=1e-5)
-        assert measured.tokens == whole[branch].tokens
+    for branch, measurement in evaluate(home, order_of(run)).losses.items():
+        assert measurement.loss == pytest.approx(whole[branch].loss, rel=1e-5)
+        assert measurement.tokens == whole[branch].tokens
 
 
 def test_forgetting_is_measured_on_general_text_without_a_template(home, base, run, monkeypatch):

@@ -68,9 +68,9 @@ def test_merged_as_peft_merges(base, tmp_path, name):
     config = CONFIGS[name]()
     adapter = make_adapter(base, tmp_path / "adapter", config)
 
-    merged = merge_into(tmp_path / "merged", base, plan_weights(adapter, config))
+    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter, config))
 
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
     expected = logits(peft_merged(base, adapter))
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(base)), atol=0.1)
@@ -86,9 +86,9 @@ def test_biases_are_merged_too(tmp_path, config):
     model.save_pretrained(biased)
     adapter = make_adapter(biased, tmp_path / "adapter", config())
 
-    merged = merge_into(tmp_path / "merged", biased, plan_weights(adapter, config()))
+    merged_model = merge_into(tmp_path / "merged", biased, plan_weights(adapter, config()))
 
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
     torch.testing.assert_close(logits(model), logits(peft_merged(biased, adapter)), rtol=1e-4, atol=1e-4)
 
 
@@ -109,18 +109,18 @@ def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
     )
     assert prefixed, "the file must name its tensors as the model does"
 
-    merged = merge_into(tmp_path / "merged", folder, plan_weights(adapter, config))
+    merged_model = merge_into(tmp_path / "merged", folder, plan_weights(adapter, config))
 
-    model = AutoModelForCausalLM.from_pretrained(merged)
+    model = AutoModelForCausalLM.from_pretrained(merged_model)
     torch.testing.assert_close(logits(model), logits(peft_merged(folder, adapter)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_rounded_once_to_the_chosen_precision(base, tmp_path, dtype):
     adapter = make_adapter(base, tmp_path / "adapter", lora())
-    merged = merge_into(tmp_path / "merged", base, plan_weights(adapter, lora()), dtype)
+    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter, lora()), dtype)
 
-    written = load_file(merged / "model.safetensors")
+    written = load_file(merged_model / "model.safetensors")
     exact = dict(peft_merged(base, adapter).named_parameters())
 
     assert {tensor.dtype for tensor in written.values()} == {dtype}
@@ -134,13 +134,13 @@ def test_a_model_of_several_files_is_divided_again_and_loads(tmp_path, base):
     shutil.copytree(base, tmp_path / "copy")
     adapter = make_adapter(base, tmp_path / "adapter", lora())
 
-    merged = merge_into(tmp_path / "merged", sharded, plan_weights(adapter, lora()), shard=60_000)
+    merged_model = merge_into(tmp_path / "merged", sharded, plan_weights(adapter, lora()), shard=60_000)
 
-    index = json.loads((merged / "model.safetensors.index.json").read_text())
-    files = sorted(path.name for path in merged.glob("*.safetensors"))
+    index = json.loads((merged_model / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in merged_model.glob("*.safetensors"))
     assert len(files) > 3
     assert set(index["weight_map"].values()) == set(files)
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
     torch.testing.assert_close(logits(model), logits(peft_merged(base, adapter)), rtol=1e-4, atol=1e-4)
 
 

@@ -43,7 +43,7 @@ def test_settings_for_generation_that_transformers_would_not_write_are_taken_alo
 
     export(home, run, tmp_path / "out", kind="merged", verify=False)
 
-    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert settings.items() <= written.items()
-    assert 3 in written["eos_token_id"]
-    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == written["eos_token_id"]
+    content = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings.items() <= content.items()
+    assert 3 in content["eos_token_id"]
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == content["eos_token_id"]

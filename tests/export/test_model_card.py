@@ -167,8 +167,8 @@ def test_a_name_cannot_break_out_of_its_place(home):
 def test_a_run_on_preferences_tells_its_objective_and_what_it_prefers(home):
     run = make_run(home, training__objective="dpo", training__loss_type=["sigmoid", "sft"])
     with EventWriter(run.folder.events, attempt=1) as writer:
-        measured = {"rewards/accuracies": 0.8, "rewards/margins": 0.4}
-        writer.append(EvalData(step=120, eval_loss=0.5, eval_tokens=40, rows=40, seconds=1.0, metrics=measured))
+        measurements = {"rewards/accuracies": 0.8, "rewards/margins": 0.4}
+        writer.append(EvalData(step=120, eval_loss=0.5, eval_tokens=40, rows=40, seconds=1.0, metrics=measurements))
 
     card = card_of(run)
 

@@ -46,9 +46,9 @@ def test_blocks_are_those_of_the_gguf_package():
 
 
 def test_every_precision_of_the_settings_is_known():
-    offered = ExportConfig.model_json_schema()["properties"]["gguf_type"]["enum"]
+    offers = ExportConfig.model_json_schema()["properties"]["gguf_type"]["enum"]
 
-    assert {*PRECISIONS, "auto"} == set(offered)
+    assert {*PRECISIONS, "auto"} == set(offers)
 
 
 def test_a_mixture_gives_more_bits_to_values_and_down_projections_of_some_layers(tmp_path):

@@ -64,12 +64,12 @@ def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, 
     drafts = draft_answers(branch, prompts, NO_END, ANSWER_TOKENS)
     right = [number for number, one in enumerate(written) if drafts[number] == one.answer]
     passes = count_passes(branch, monkeypatch)
-    recorded = [record(branch, prompts[number], NO_END, drafts[number]) for number in right]
+    records = [record(branch, prompts[number], NO_END, drafts[number]) for number in right]
 
     assert len(right) >= len(prompts) - 2  # padding adds in another order, which turns a near tie
     assert len(passes) == len(right)
-    assert [one.answer for one in recorded] == [written[number].answer for number in right]
-    assert all(torch.equal(one.logits, written[number].logits) for one, number in zip(recorded, right, strict=True))
+    assert [one.answer for one in records] == [written[number].answer for number in right]
+    assert all(torch.equal(one.logits, written[number].logits) for one, number in zip(records, right, strict=True))
 
 
 def test_with_prefix_tuning_nothing_is_drafted(branches):
@@ -87,10 +87,10 @@ def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches)
     draft = list(written.answer)
     draft[wrong_place] = (draft[wrong_place] + 1) % 100
 
-    recorded = record(branch, prompts[0], NO_END, draft)
+    records = record(branch, prompts[0], NO_END, draft)
 
-    assert recorded.answer == written.answer
-    assert torch.equal(recorded.logits, written.logits)
+    assert records.answer == written.answer
+    assert torch.equal(records.logits, written.logits)
 
 
 def test_an_answer_ends_with_the_token_that_ends_it(branches):

@@ -109,8 +109,8 @@ def test_a_request_leaves_no_process_and_checkpoints_that_can_be_used(ask, code,
     assert workers.wait(pid) == code
     wait_until(lambda: processes_of_session(pid) == [])
     assert not run.folder.has_living_worker()
-    offered = list_checkpoints(run.folder.checkpoints)
-    assert newest_intact(run.folder.checkpoints) == offered[-1]
+    offers = list_checkpoints(run.folder.checkpoints)
+    assert newest_intact(run.folder.checkpoints) == offers[-1]
     assert data_of_events(run, "status")[-1].phase == "stopped"
     assert data_of_events(run, "step")[-1].step < STEPS
 
@@ -120,8 +120,8 @@ def test_no_checkpoint_is_written_of_a_loss_that_is_not_a_number_however_rarely_
 
     assert workers.run(run.folder.path, "training:loss-6=nan") == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == "diverged"
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == "diverged"
     assert newest_intact(run.folder.checkpoints).step == 4
     weights = load_file(run.folder.checkpoint(4) / "adapter" / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())

@@ -57,11 +57,11 @@ def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs
         assert workers.run(run.folder.path, f"{place}=kill") == KILLED, place
 
         newest = newest_intact(run.folder.checkpoints)
-        offered = list_checkpoints(run.folder.checkpoints)
-        assert (newest is None) == (not offered), place
+        offers = list_checkpoints(run.folder.checkpoints)
+        assert (newest is None) == (not offers), place
         assert (newest and newest.step) == step, place
         if newest is not None:
-            assert newest == offered[-1], place  # none that is damaged stands before it
+            assert newest == offers[-1], place  # none that is damaged stands before it
             assert load_file(newest.folder / "adapter" / "adapter_model.safetensors")
     assert workers.run(run.folder.path) == EXIT_FINISHED
     assert losses_of(run) == expected
@@ -130,8 +130,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert "None of this run's checkpoints is as it was written (step-8, step-6" in failed.what
+    (failure,) = data_of_events(run, "failed")
+    assert "None of this run's checkpoints is as it was written (step-8, step-6" in failure.what
     assert {path.name for path in run.folder.checkpoints.iterdir()} == {"damaged-step-8", "damaged-step-6"}
     assert workers.run(run.folder.path) == EXIT_FINISHED
     assert data_of_events(run, "resumed")[-1].step == 0
@@ -156,11 +156,11 @@ def test_a_held_out_loss_that_is_not_a_number_is_never_the_best(fault, training,
 
     assert workers.run(run.folder.path, fault) == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
+    (failure,) = data_of_events(run, "failed")
     step = 8 if "step-8" in fault or "loss-7" in fault else 4
-    assert failed.cause == "diverged"
-    measured = "held-out " if fault.startswith("held_out") else ""
-    assert f"The {measured}loss became nan at step {step}" in failed.what
+    assert failure.cause == "diverged"
+    measurement = "held-out " if fault.startswith("held_out") else ""
+    assert f"The {measurement}loss became nan at step {step}" in failure.what
     assert [data.step for data in data_of_events(run, "checkpoint")] == ([] if step == 4 else [4])
     assert all(data.eval_loss > 0 for data in data_of_events(run, "eval"))
 
@@ -170,9 +170,9 @@ def test_a_loss_that_is_not_a_number_ends_the_run_within_one_step(workers, runs)
 
     assert workers.run(run.folder.path, "training:loss-7=nan") == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == "diverged"
-    assert "step 7" in failed.what
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == "diverged"
+    assert "step 7" in failure.what
     assert data_of_events(run, "step")[-1].step == 7
     assert newest_intact(run.folder.checkpoints).step == 5
 
@@ -185,10 +185,10 @@ def test_a_diverging_loss_ends_the_run(workers, runs):
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == "diverged"
-    assert "The loss rose to" in failed.what
-    assert "learning rate" in failed.fix
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == "diverged"
+    assert "The loss rose to" in failure.what
+    assert "learning rate" in failure.fix
 
 
 def test_a_gpu_out_of_memory_has_advice(workers, runs):
@@ -196,9 +196,9 @@ def test_a_gpu_out_of_memory_has_advice(workers, runs):
 
     assert workers.run(run.folder.path, "training:pass#12=out_of_memory") == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == "out_of_memory"
-    assert "per_device_train_batch_size to 1" in failed.fix
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == "out_of_memory"
+    assert "per_device_train_batch_size to 1" in failure.fix
     assert newest_intact(run.folder.checkpoints) is not None
 
 
@@ -213,9 +213,9 @@ def test_a_machine_out_of_memory_has_advice(workers, runs, tmp_path):
 
     assert workers.wait(pid) == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == "out_of_memory"
-    assert failed.fix
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == "out_of_memory"
+    assert failure.fix
 
 
 def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, runs, reference_run):
@@ -264,8 +264,8 @@ def test_a_run_that_is_stopped_while_the_disk_is_full_reports_what_it_could_not_
     os.kill(pid, signal.SIGTERM)  # launchers and schedulers say it twice
 
     assert workers.wait(pid) == EXIT_FAILED
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == "disk_full"
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == "disk_full"
     assert newest_intact(run.folder.checkpoints).step == 4
 
 

@@ -90,8 +90,8 @@ def test_a_run_whose_gpu_is_hidden_fails_instead_of_training_on_the_processor(
 
     assert cuda_workers.run(run, visible=visible) == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert "CUDA_VISIBLE_DEVICES" in failed.what
+    (failure,) = data_of_events(run, "failed")
+    assert "CUDA_VISIBLE_DEVICES" in failure.what
     assert data_of_events(run, "step") == []
 
 

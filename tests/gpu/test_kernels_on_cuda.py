@@ -62,5 +62,5 @@ def test_a_float16_run_continues_with_the_scale_of_its_loss(cuda_runs, cuda_work
     assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
 
     assert data_of_events(run, "parameters")[-1].compute_dtype == "float16"
-    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
-        assert got == pytest.approx(wanted, rel=RESUME_TOLERANCE)
+    for (_, got), (_, expected) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(expected, rel=RESUME_TOLERANCE)

@@ -116,5 +116,5 @@ def test_a_worker_on_two_gpus_learns_what_one_does_and_continues(run, sections, 
     assert work(together, two_gpus.spread, 2) == EXIT_FINISHED, together.folder.log.read_text()[-3000:]
 
     assert data_of_events(together, "resumed")[0].step == 5
-    for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
-        assert got == pytest.approx(wanted, rel=0.02)
+    for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
+        assert got == pytest.approx(expected, rel=0.02)

@@ -90,8 +90,8 @@ def test_a_killed_run_with_a_paged_optimizer_resumes_as_if_nothing_had_happened(
     assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
 
     assert data_of_events(run, "resumed")[0].step == 5
-    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
-        assert got == pytest.approx(wanted, rel=RESUME_TOLERANCE)
+    for (_, got), (_, expected) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(expected, rel=RESUME_TOLERANCE)
     peaks = [data_of_events(made, "memory")[-1].peak_allocated_bytes for made in (whole, run)]
     assert peaks[1] <= peaks[0] * 1.05
 

@@ -42,7 +42,7 @@ def test_a_full_gpu_is_named_with_what_helps(training, words, tiny_model_folder,
     with pytest.raises(torch.OutOfMemoryError) as error_info:
         made.trainer.train()
 
-    failed = explain(error_info.value, config)
-    assert failed.cause == "out_of_memory"
-    assert "GPU" in failed.what
-    assert words in failed.fix
+    failure = explain(error_info.value, config)
+    assert failure.cause == "out_of_memory"
+    assert "GPU" in failure.what
+    assert words in failure.fix

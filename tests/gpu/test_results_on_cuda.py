@@ -156,7 +156,7 @@ def test_a_merged_export_from_a_gpu_answers_as_the_run_does(quantization, home, 
         )
         answer = run_export(home, order.model_dump(mode="json"), RecordedRequest())
 
-    verified = ExportResult.model_validate(answer).verified
-    assert verified is not None
-    assert verified.passed, verified
+    verification = ExportResult.model_validate(answer).verified
+    assert verification is not None
+    assert verification.passed, verification
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"

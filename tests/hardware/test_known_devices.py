@@ -17,11 +17,11 @@ def test_a_device_is_found_however_it_is_spelled(name):
 @pytest.mark.parametrize("name", ["", "4090", "RTX 40", "a100", "../../etc/passwd", "RTX 4090\n" * 10_000])
 def test_what_names_no_device_is_refused_with_all_names(name):
     assert find_known_device(name) is None
-    with pytest.raises(DeviceError) as refused:
+    with pytest.raises(DeviceError) as error_info:
         known_device(name)
 
-    assert len(refused.value.what) < 150
-    assert all(known.name in refused.value.fix for known in KNOWN_DEVICES)
+    assert len(error_info.value.what) < 150
+    assert all(known.name in error_info.value.fix for known in KNOWN_DEVICES)
 
 
 def test_names_and_titles_are_unique():

@@ -273,8 +273,8 @@ def test_a_damaged_cache_is_rebuilt(home, tmp_path):
 
 
 def model_details(model, home):
-    described = ModelDetails.of(model.id, module_inventory(model, home), find_in_catalog(model.id))
-    return complete_details(described, model, home)
+    description = ModelDetails.of(model.id, module_inventory(model, home), find_in_catalog(model.id))
+    return complete_details(description, model, home)
 
 
 def test_details_tell_what_a_folder_holds(home, tiny_model_folder):

@@ -47,13 +47,13 @@ def model(tiny_model_folder):
 def test_preview_check_and_render_agree(inspector, dataset, model):
     page = inspector.preview(dataset, model, 64, first_row=6, count=2)
     report = inspector.check(dataset, model, 64)
-    (rendered,) = inspector.render(dataset, model, 64, row=6)
+    (rendering,) = inspector.render(dataset, model, 64, row=6)
 
     assert [row.row for row in page.rows] == [6, 7]
     assert page.rows[1].problem == report.problems[0].problem
     (sequence,) = page.rows[0].sequences
-    assert sequence.tokens == len(rendered.input_ids) == len(rendered.labels) == len(rendered.tokens)
-    assert "".join(span.text for span in sequence.spans) == "".join(rendered.pieces)
+    assert sequence.tokens == len(rendering.input_ids) == len(rendering.labels) == len(rendering.tokens)
+    assert "".join(span.text for span in sequence.spans) == "".join(rendering.pieces)
     assert (report.rows, report.kept, report.dropped) == (ROWS, ROWS - 1, 1)
     assert report.model == model.id.rsplit("/", 1)[-1]
     assert report.trained_tokens + report.masked_tokens == report.total_tokens

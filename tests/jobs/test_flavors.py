@@ -86,11 +86,11 @@ def test_a_processor_is_taken_only_when_asked_for(home, resolve):
 
 
 def test_hardware_that_is_not_there_is_refused_with_the_list(home, resolve):
-    with pytest.raises(DeviceError) as refused:
+    with pytest.raises(DeviceError) as error_info:
         check(home, resolve, jobs={"flavor": "l4x4"})
 
-    assert "no hardware l4x4" in refused.value.what
-    assert "a100-large" in refused.value.fix
+    assert "no hardware l4x4" in error_info.value.what
+    assert "a100-large" in error_info.value.fix
 
 
 def test_a_run_that_no_machine_holds_is_refused_before_anything_is_sent(home, resolve):
@@ -100,10 +100,10 @@ def test_a_run_that_no_machine_holds_is_refused_before_anything_is_sent(home, re
 
 
 def test_settings_of_this_machine_do_not_travel(home, resolve):
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         check(home, resolve, run={"devices": [0]}, training={"report_to": ["tensorboard"]})
 
-    assert {problem.field for problem in refused.value.problems} >= {"run.devices", "training.report_to"}
+    assert {problem.field for problem in error_info.value.problems} >= {"run.devices", "training.report_to"}
 
 
 def test_without_an_answer_of_hugging_face_nothing_is_started(home, resolve):

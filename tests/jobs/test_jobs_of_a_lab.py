@@ -185,9 +185,9 @@ def test_what_cannot_be_a_token_is_sent_to_no_one(lab, hugging_face, token):
 
 
 def test_a_refused_token_is_not_kept(lab):
-    with pytest.raises(PushError) as refused:
+    with pytest.raises(PushError) as error_info:
         sign_in(lab.logins, "ada", "hf_OfNobody")
-    assert "hf_OfNobody" not in str(refused.value)
+    assert "hf_OfNobody" not in str(error_info.value)
     assert lab.logins.token_of("ada") is None
 
 

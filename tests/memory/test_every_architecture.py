@@ -111,6 +111,6 @@ def test_has_an_exact_inventory_and_a_figure_or_a_message(model_type):
 
 
 def test_what_is_declined_is_what_transformers_has():
-    listed = {*QUICK, *NEEDS_A_LIBRARY}
+    listing = {*QUICK, *NEEDS_A_LIBRARY}
 
-    assert listed <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert listing <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -127,10 +127,10 @@ def test_a_batch_is_at_most_all_rows():
 def test_a_measurement_takes_a_step_as_large_as_the_largest_of_the_rows(device, sections):
     config, estimator = config_of(**sections), Estimator(SHAPE, device, SHORT)
 
-    measured = config_of_rows(estimator, config)
+    measurement = config_of_rows(estimator, config)
 
-    wanted, taken = estimator.estimate(config), Estimator(SHAPE, device).estimate_step(measured)
-    assert config_from_mapping(measured.model_dump(mode="json")) == measured
+    wanted, taken = estimator.estimate(config), Estimator(SHAPE, device).estimate_step(measurement)
+    assert config_from_mapping(measurement.model_dump(mode="json")) == measurement
     assert taken.pass_rows == wanted.pass_rows
     assert wanted.pass_tokens <= taken.pass_tokens <= wanted.pass_tokens + wanted.pass_rows + 16
     assert config_of_rows(Estimator(SHAPE, device), config) == config

@@ -60,9 +60,9 @@ def test_simulation_is_equal_where_the_loss_alone_is_held(name):
     torch.manual_seed(0)
     model = build_model(case)
 
-    measured = trace(model, loss_alone_step(model))
+    measurement = trace(model, loss_alone_step(model))
 
-    assert simulate(case, replace(workload_of(case), loss=PlainLoss())) == measured
+    assert simulate(case, replace(workload_of(case), loss=PlainLoss())) == measurement
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -70,6 +70,6 @@ def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
     torch.manual_seed(0)
     model = build_model(case)
 
-    measured = trace(model, plain_step(model))
+    measurement = trace(model, plain_step(model))
 
-    assert simulate(case) == measured
+    assert simulate(case) == measurement

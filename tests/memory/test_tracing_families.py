@@ -86,9 +86,9 @@ def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
 
 @pytest.mark.parametrize(("case", "residue", "words"), INEXACT.values(), ids=INEXACT.keys())
 def test_what_differs_is_what_is_known_to(case, residue, words):
-    real, predicted = measure(case), simulate(case)
+    real, prediction = measure(case), simulate(case)
 
-    beyond = {phase: real[phase] - predicted[phase] for phase in real}
+    beyond = {phase: real[phase] - prediction[phase] for phase in real}
 
     assert beyond == residue, f"known: {residue} bytes, {words}; found: {beyond}"
     assert all(abs(beyond[phase]) < 0.05 * real[phase] for phase in real)

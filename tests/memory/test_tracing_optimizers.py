@@ -121,8 +121,8 @@ def test_state_and_temporaries_are_those_of_the_real_step(case, make, optimizer)
     scratch = watch.peaks["step"] - state
 
     few = COUNTER_BYTES * len(counts.shapes) + FEW_NUMBERS_BYTES
-    predicted = optimizer_state_bytes(counts.shapes, optimizer).on_device
-    assert 0 <= state - predicted <= few, f"state: {state - predicted} bytes beyond the formula; counters are {few}"
+    prediction = optimizer_state_bytes(counts.shapes, optimizer).on_device
+    assert 0 <= state - prediction <= few, f"state: {state - prediction} bytes beyond the formula; counters are {few}"
     foretold = optimizer_scratch_bytes(counts.groups, optimizer)
     assert -FEW_NUMBERS_BYTES <= scratch - foretold <= few, (
         f"temporaries: {scratch - foretold} bytes beyond the formula"

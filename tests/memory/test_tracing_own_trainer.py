@@ -67,18 +67,18 @@ QUANTIZED = {
 def test_estimate_is_equal_to_the_trainers_step(overrides, size):
     own = prepare(overrides, **size)
 
-    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+    measurement = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert simulate(None, own.workload, own.shape) == measured
+    assert simulate(None, own.workload, own.shape) == measurement
 
 
 @pytest.mark.parametrize("overrides", QUANTIZED.values(), ids=QUANTIZED.keys())
 def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, tmp_path):
     own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path)
 
-    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+    measurement = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert simulate(None, own.workload, own.shape) == measured
+    assert simulate(None, own.workload, own.shape) == measurement
 
 
 @pytest.mark.parametrize("overrides", [NF4, NF4 | CHECKPOINTED, INT8], ids=["QLoRA", "QLoRA, checkpointed", "int8"])
@@ -86,9 +86,9 @@ def test_estimate_is_equal_to_the_trainers_step_on_quantized_layers_with_biases(
     own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path, model_type="qwen2")
     assert any(module.has_bias and module.is_quantizable for module in own.shape.modules)
 
-    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+    measurement = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    assert simulate(None, own.workload, own.shape) == measured
+    assert simulate(None, own.workload, own.shape) == measurement
 
 
 # Of methods whose every kernel is followed the estimate is exact; of the rest, all but a few casts are.
@@ -129,11 +129,11 @@ def test_every_method_of_the_registry_takes_what_its_rule_says(method, settings,
     overrides = {"adapter.method": method, **SMALL.get(method, {}), **settings}
     own = prepare(overrides, sizes=ROUND_SIZES, batch=1, length=64, folder=tmp_path)
 
-    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+    measurement = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    predicted = simulate(None, own.workload, own.shape)
-    for phase, peak in measured.items():
-        assert predicted[phase] == pytest.approx(peak, rel=MOST_BYTES_OFF), phase
+    prediction = simulate(None, own.workload, own.shape)
+    for phase, peak in measurement.items():
+        assert prediction[phase] == pytest.approx(peak, rel=MOST_BYTES_OFF), phase
 
 
 CHUNKED = {
@@ -154,11 +154,11 @@ def test_estimate_is_all_but_equal_where_the_loss_goes_chunk_by_chunk(overrides,
     assert len(losses.chunk_sizes(BATCH * (LENGTH - 1), VOCABULARY, chunk_bytes)) == chunks
     own = prepare(overrides)
 
-    measured = trace(own.model, own.step, accumulates=own.workload.accumulates)
+    measurement = trace(own.model, own.step, accumulates=own.workload.accumulates)
 
-    predicted = simulate(None, own.workload, own.shape)
-    assert predicted["backward"] == measured["backward"]
-    beyond = measured["forward"] - predicted["forward"]
+    prediction = simulate(None, own.workload, own.shape)
+    assert prediction["backward"] == measurement["backward"]
+    beyond = measurement["forward"] - prediction["forward"]
     a_number_a_row = 4 * own.workload.tokens
     assert abs(beyond) <= a_number_a_row, (
         f"{beyond} bytes beyond; a norm's factors and a chunk's targets are {a_number_a_row}"
@@ -183,9 +183,9 @@ def test_what_the_reference_of_a_preference_run_keeps_is_counted(overrides):
     own = prepare(DPO | overrides, batch=2, shared=4, model_type="qwen2")
     kept = Reference.of(own.model, warm_started="adapter.warm_start" in overrides).start
 
-    predicted = Estimator(own.shape, CPU).peak(own.workload).persistent
+    prediction = Estimator(own.shape, CPU).peak(own.workload).persistent
 
-    assert predicted.reference == sum(weight.numel() * weight.element_size() for weight in kept.values())
-    assert (predicted.reference > 0) == bool(overrides)
+    assert prediction.reference == sum(weight.numel() * weight.element_size() for weight in kept.values())
+    assert (prediction.reference > 0) == bool(overrides)
     without = Estimator(own.shape, CPU).peak(replace(own.workload, has_reference=False)).persistent
-    assert predicted.total - without.total == predicted.reference
+    assert prediction.total - without.total == prediction.reference

@@ -88,9 +88,9 @@ def test_another_token_opens_nothing(hub, home):
 
 @pytest.mark.parametrize("token", ["", "hf_a b", "hf_a\r\nHost: evil", "hf_ü", "x" * 500])
 def test_what_cannot_be_a_token_is_refused_without_being_shown(home, token):
-    with pytest.raises(AccountError, match="not a Hugging Face token") as refused:
+    with pytest.raises(AccountError, match="not a Hugging Face token") as error_info:
         download(home.of("ann"), token)
-    assert not token or token not in str(refused.value)
+    assert not token or token not in str(error_info.value)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../bea/x", "~/model", "a/b/c", "owner/../x", "x.gguf", ""])

@@ -45,14 +45,14 @@ def test_a_start_beyond_the_places_in_the_queue_is_refused_with_the_values(home,
 
 def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited_home):
     limited_home(waiting_per_person=3)
-    refused = []
+    refusals = []
 
     def start() -> None:
         try:
             with admitted(home, "ann"):
                 store.create(config_for())
         except RunError as error:
-            refused.append(error)
+            refusals.append(error)
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
@@ -61,7 +61,7 @@ def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited_ho
         thread.join()
 
     assert len(store.list()) == 3
-    assert len(refused) == 5
+    assert len(refusals) == 5
 
 
 def test_a_resumed_run_takes_a_place_as_well(home, store, limited_home):

@@ -48,9 +48,9 @@ def test_a_price_is_kept_in_the_home_and_a_wrong_one_is_refused(home):
     save_electricity(home, 0.31, " EUR ", None)
     assert read_electricity(home) == Electricity(price_per_kwh=0.31, currency="EUR")
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         save_electricity(home, -1, "€", 0)
-    assert {problem.field for problem in refused.value.problems} == {"price_per_kwh", "watts"}
+    assert {problem.field for problem in error_info.value.problems} == {"price_per_kwh", "watts"}
     assert read_electricity(home).price_per_kwh == 0.31
 
 

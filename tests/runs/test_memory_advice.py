@@ -52,10 +52,10 @@ def test_a_gpu_that_is_full_gets_the_estimates_words(inventory, home, monkeypatc
     monkeypatch.setattr(prediction, "list_devices", lambda: (GPU,))
     config = config_for(inventory, training={"per_device_train_batch_size": 64})
 
-    failed = explain(torch.OutOfMemoryError("CUDA out of memory."), config, home)
+    failure = explain(torch.OutOfMemoryError("CUDA out of memory."), config, home)
 
-    assert failed.cause == "out_of_memory"
-    assert "the estimate needs" in failed.fix
+    assert failure.cause == "out_of_memory"
+    assert "the estimate needs" in failure.fix
 
 
 def test_a_model_that_no_one_counted_gets_general_advice(tiny_model_folder, home):

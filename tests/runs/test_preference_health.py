@@ -39,9 +39,9 @@ def log_of(tmp_path, metrics, *, held_out=None, chosen_longer=0.5, rows=40, loss
                     )
                 )  # fmt: skip
             if step % 10 == 0:
-                measured = (held_out or metrics)(share)
+                measurement = (held_out or metrics)(share)
                 writer.append(
-                    EvalData(step=step, eval_loss=0.6, eval_tokens=rows, rows=rows, seconds=1, metrics=measured)
+                    EvalData(step=step, eval_loss=0.6, eval_tokens=rows, rows=rows, seconds=1, metrics=measurement)
                 )
     return log
 

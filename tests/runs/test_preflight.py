@@ -133,9 +133,9 @@ def test_a_start_before_the_rows_are_counted_gets_the_defaults_that_suit_them(ho
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
 def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest_that_can(preflight, store, optimizer):
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         Launcher(store, preflight).start(config(training={"optim": optimizer}))
-    (problem,) = refused.value.problems
+    (problem,) = error_info.value.problems
     assert problem.field == "training.optim"
     assert "adamw_torch is the nearest" in problem.message
     assert store.ids() == []
@@ -147,9 +147,9 @@ def test_all_that_the_device_cannot_do_is_said_together(preflight):
         training={"optim": "adamw_8bit"},
         model={"id": "some/model", "attn_implementation": "flash_attention_2", "compute_dtype": "float16"},
     )
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         preflight.check(impossible)
-    assert {problem.field for problem in refused.value.problems} == {
+    assert {problem.field for problem in error_info.value.problems} == {
         "training.optim", "model.attn_implementation", "model.compute_dtype",
     }  # fmt: skip
 

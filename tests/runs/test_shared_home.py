@@ -133,12 +133,12 @@ def test_a_worker_that_hangs_on_another_host_does_not_compute_because_of_process
     with reported_activity(run.folder, 1, every_seconds=0.01):
         wait_until(run.folder.activity.exists)
     activity = job_of(store, run).activity()
-    reported = activity.cpu_seconds()
+    report = activity.cpu_seconds()
     used = here.cpu_seconds() + 0.05
 
     wait_until(lambda: here.cpu_seconds() > used)
 
-    assert activity.cpu_seconds() == reported
+    assert activity.cpu_seconds() == report
     assert ReportedActivity(run.folder, 2).cpu_seconds() is None, "of another attempt"
 
 

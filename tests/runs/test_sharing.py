@@ -54,9 +54,9 @@ def test_a_run_that_is_not_there_is_refused_as_a_private_one_is(home, audit, run
         f"ann/{run.id}", f"ann/{run.id[:-4]}0000", f"cid/{run.id}", f"../runs/ann/{run.id}", f"ann/{run.id[-4:]}", f"ann/../ann/{run.id}",
         f"ann/{run.id}/", f"./{run.id}", run.id, "", "/", "ann/", f"/{home.runs}/ann/{run.id}", f"ann/{run.id}\0", f"bea/../ann/{run.id}",
     ):  # fmt: skip
-        with pytest.raises(RunError) as refused:
+        with pytest.raises(RunError) as error_info:
             lab.open(name, Action.READ)
-        words.add(str(refused.value))
+        words.add(str(error_info.value))
     assert len(words) == 1
 
 

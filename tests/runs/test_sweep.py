@@ -50,17 +50,17 @@ def test_a_value_on_several_lines_makes_a_name_on_one():
     ],
 )
 def test_a_repeated_value_is_refused_once_however_it_is_written(values, said):
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         sweep_configs(BASE, [f"adapter.r={values}", "training.learning_rate=1e-4,2e-4"])
 
-    assert refused.value.problems == (("adapter.r", f"{said}; leave one of them out."),)
+    assert error_info.value.problems == (("adapter.r", f"{said}; leave one of them out."),)
 
 
 def test_repeated_values_of_all_axes_are_reported_together():
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         sweep_configs(BASE, ["adapter.r=8,8", "training.learning_rate=1e-4,0.0001,0"])
 
-    assert sorted(problem.field for problem in refused.value.problems) == [
+    assert sorted(problem.field for problem in error_info.value.problems) == [
         "adapter.r", "training.learning_rate", "training.learning_rate",
     ]  # fmt: skip
 
@@ -81,9 +81,9 @@ def test_a_value_that_yaml_cannot_make_is_refused_as_what_was_typed():
 
 
 def test_all_problems_of_all_combinations_are_reported_once():
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         sweep_configs(BASE, ["adapter.r=0,8", "training.learning_rate=-1,1e-4"])
-    assert sorted(problem.field for problem in refused.value.problems) == ["adapter.r", "training.learning_rate"]
+    assert sorted(problem.field for problem in error_info.value.problems) == ["adapter.r", "training.learning_rate"]
 
 
 def test_a_setting_twice_and_a_flood_are_refused():

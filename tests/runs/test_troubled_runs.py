@@ -182,17 +182,17 @@ def test_a_state_that_cannot_be_read_is_one_clear_error(store, monkeypatch):
 
 def test_a_supervisor_that_stands_by_outlives_a_lock_that_cannot_be_looked_at(start_supervisor, home, monkeypatch):
     first, second = start_supervisor(), start_supervisor()
-    refused: list[Any] = []
+    refusals: list[Any] = []
     acquire = FileLock.acquire
 
     def refuse_once(self, timeout_seconds=None):
-        if self is second._lock and not refused:
-            refused.append(self)
+        if self is second._lock and not refusals:
+            refusals.append(self)
             refuse()
         return acquire(self, timeout_seconds)
 
     monkeypatch.setattr(FileLock, "acquire", refuse_once)
-    wait_until(lambda: bool(refused))
+    wait_until(lambda: bool(refusals))
     first.stop()
 
     wait_until(lambda: second.role == "supervising")
@@ -232,7 +232,7 @@ def test_a_run_is_not_taken_up_again_while_it_is_being_deleted(store, home, monk
 
 
 def test_no_worker_claims_a_run_that_is_being_deleted(store, monkeypatch):
-    run, refused = store.create(config_for()), []
+    run, refusals = store.create(config_for()), []
     run.folder.write_state(RunState(state="stopped", attempt=1))
     check = store._refuse_to_delete
 
@@ -240,12 +240,12 @@ def test_no_worker_claims_a_run_that_is_being_deleted(store, monkeypatch):
         check(*arguments)
         with pytest.raises(RunError, match="Another process already works on"):
             run.folder.claim()
-        refused.append(run.id)
+        refusals.append(run.id)
 
     monkeypatch.setattr(store, "_refuse_to_delete", claim_after_the_check)
     store.delete(run.id)
 
-    assert refused == [run.id]
+    assert refusals == [run.id]
     with pytest.raises(StorageError):
         run.folder.claim()
     assert list(store.folder.iterdir()) == []
@@ -284,11 +284,11 @@ def test_another_process_that_failed_before_the_first_began_is_the_cause(store, 
     """Torch's launcher then ends the first, which never claims the run."""
     run = store.create(config_for("steps=5"))
     earlier = FailedData(cause="model", what="An earlier attempt's.", fix="None.")
-    failed = FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it.")
+    failure = FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it.")
 
     def fail_in_another_process(order: JobSpec) -> list[str]:
         note_failure(order.run.folder.path, 2, order.attempt + 1, earlier)
-        note_failure(order.run.folder.path, 1, order.attempt, failed)
+        note_failure(order.run.folder.path, 1, order.attempt, failure)
         return [sys.executable, "-c", "raise SystemExit(1)"]
 
     start_supervisor(command=fail_in_another_process)
@@ -297,7 +297,7 @@ def test_another_process_that_failed_before_the_first_began_is_the_cause(store, 
 
     assert (state.cause, state.advice) == ("GPU memory ran out.", "Halve it.")
     forget_failures(run.folder.path, 1)
-    assert noted_failure(run.folder.path, 1) == failed
+    assert noted_failure(run.folder.path, 1) == failure
     forget_failures(run.folder.path, 2)
     assert noted_failure(run.folder.path, 1) is None
 

@@ -93,10 +93,10 @@ def test_the_service_is_known_by_its_address(url, kind):
     ],
 )  # fmt: skip
 def test_what_is_not_a_safe_address_is_refused_without_being_repeated(text):
-    with pytest.raises(WebhookError) as refused:
+    with pytest.raises(WebhookError) as error_info:
         parse_webhook(text)
 
-    assert SECRET not in str(refused.value)
+    assert SECRET not in str(error_info.value)
 
 
 def test_names_of_runs_mention_no_one():
@@ -138,10 +138,10 @@ def test_a_refusal_is_kept_without_the_address_and_no_redirect_is_followed(recei
 def test_a_lab_sends_to_no_private_address_unless_its_admin_allows_it(host):
     webhook = Webhook(url=SecretStr(f"https://{host}/{SECRET}"), kind="json")
 
-    with pytest.raises(WebhookError, match="private network") as refused:
+    with pytest.raises(WebhookError, match="private network") as error_info:
         send(webhook, "Hello", {}, allows_private=False)
 
-    assert SECRET not in str(refused.value)
+    assert SECRET not in str(error_info.value)
 
 
 def test_a_server_that_never_finishes_is_left(monkeypatch, home, webhooks):

@@ -104,9 +104,9 @@ class SpacesStandIn(HubStandIn):
             return 402, {"error": "Subscribe to PRO to create Spaces on cpu-basic"}
         status, answer = super()._create(path, body)
         if status == 200:
-            listed = {key: {one["key"]: one for one in payload.get(key) or ()} for key in ("secrets", "variables")}
+            listing = {key: {one["key"]: one for one in payload.get(key) or ()} for key in ("secrets", "variables")}
             self.spaces[name] = FakeSpace(
-                payload["sdk"], payload["hardware"], **listed, sleep_seconds=payload.get("sleepTimeSeconds")
+                payload["sdk"], payload["hardware"], **listing, sleep_seconds=payload.get("sleepTimeSeconds")
             )
         return status, answer
 

@@ -247,10 +247,10 @@ def test_a_question_asks_no_run_to_make_room(demo):
     run = with_run(demo)
     book = member_holds_the_processor(demo.home)
 
-    with pytest.raises(DemoBusyError) as refused:
+    with pytest.raises(DemoBusyError) as error_info:
         demo.chat.ask(run, "What is r?")
 
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(error_info.value)
     assert demo.chat.session.state.phase == "empty"
     assert not book.is_asked_to_give_way(ProcessIdentity.current())
 

@@ -56,10 +56,10 @@ def test_what_an_owner_need_not_set_may_be_missing():
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_message(name, value, words):
-    with pytest.raises(EngineError) as refused:
+    with pytest.raises(EngineError) as error_info:
         SpaceEnvironment.read({**GIVEN, name: value})
-    assert words in str(refused.value)
-    assert CANARY not in str(refused.value)
+    assert words in str(error_info.value)
+    assert CANARY not in str(error_info.value)
 
 
 def test_secrets_are_in_no_text():

@@ -100,15 +100,15 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
     mirror.start()
     bucket.lost = AWAY
     wait_until(lambda: f"runs/ann/{run.id}.json" in bucket.files)
-    refused = []
+    refusals = []
 
     def refuse(kind):
-        refused.append(kind)
+        refusals.append(kind)
         raise PushError("The account has no room.", "Add storage.")
 
     bucket.refuse = refuse
     other = a_run(home, seed=2)
-    wait_until(lambda: len(refused) > 1)
+    wait_until(lambda: len(refusals) > 1)
     assert "no room" in mirror.unsaved("ann").words
     assert mirror.unsaved("ann").runs
     bucket.refuse = lambda _: None

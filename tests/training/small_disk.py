@@ -64,20 +64,20 @@ def main(disk: Path, answer: Connection) -> None:
     def while_full(act) -> bool:
         """Do it on a full disk; returns whether the disk was said to be full before there was room."""
         fill(ballast)
-        recorded = []
+        records = []
 
         def make_room() -> None:
             deadline = time.monotonic() + 300
             while time.monotonic() < deadline and codes(log)[-1:] != ["disk_full"]:
                 time.sleep(0.02)
-            recorded.append(codes(log)[-1:] == ["disk_full"])
+            records.append(codes(log)[-1:] == ["disk_full"])
             ballast.unlink()
 
         helper = threading.Thread(target=make_room)
         helper.start()
         act()
         helper.join()
-        return recorded[0]
+        return records[0]
 
     def many_steps() -> None:
         for step in range(1, 41):  # more than the file's last block has room for
@@ -85,7 +85,7 @@ def main(disk: Path, answer: Connection) -> None:
 
     replace_folder(adapter, lambda folder: (folder / "weights").write_bytes(b"earlier"))
     manifest = Manifest(step=5, files={})
-    recorded = [
+    records = [
         while_full(many_steps),
         while_full(lambda: events.when_there_is_room(lambda: replace_folder(adapter, weights))),
         while_full(
@@ -97,7 +97,7 @@ def main(disk: Path, answer: Connection) -> None:
     events.close()
     said = read_events(log).events
     result = {
-        "recorded": recorded,
+        "recorded": records,
         "codes": codes(log),
         "steps": [event.data.step for event in said if isinstance(event.data, StepData)],
         "seqs": [event.seq for event in said],

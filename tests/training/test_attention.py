@@ -62,8 +62,8 @@ def test_values_and_gradients_are_those_of_separate_rows(lengths, window):
 
     assert probabilities is None
     torch.testing.assert_close(joined, expected, rtol=1e-4, atol=1e-5)
-    for got, wanted in zip(inputs, again, strict=True):
-        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-4, atol=1e-5)
+    for got, target in zip(inputs, again, strict=True):
+        torch.testing.assert_close(got.grad, target.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 3, QUERY_TILE + 7])
@@ -94,8 +94,8 @@ def test_two_sequences_that_share_their_beginning_see_what_whole_ones_do(shared,
     (expected * weights).sum().backward()
 
     torch.testing.assert_close(forked, expected, rtol=1e-4, atol=1e-5)
-    for got, wanted in zip(inputs, again, strict=True):
-        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-4, atol=1e-5)
+    for got, target in zip(inputs, again, strict=True):
+        torch.testing.assert_close(got.grad, target.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_as_exact_as_the_fused_kernel():

@@ -156,7 +156,7 @@ def test_a_replacement_that_was_cut_off_between_its_renames_is_mended(tmp_path):
 def test_the_manifest_is_plain_json(tmp_path):
     checkpoint = write(tmp_path, 5)
 
-    recorded = json.loads((checkpoint.folder / MANIFEST).read_text())
+    manifest = json.loads((checkpoint.folder / MANIFEST).read_text())
 
-    assert recorded["step"] == 5
-    assert len(recorded["files"]["state.json"]["sha256"]) == 64
+    assert manifest["step"] == 5
+    assert len(manifest["files"]["state.json"]["sha256"]) == 64

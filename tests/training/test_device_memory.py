@@ -51,13 +51,13 @@ def test_each_step_tells_its_own_peak_and_the_highest_of_all_is_kept():
     cuda = Cuda(allocated=[5], reserved=[6])
     memory = DeviceMemory("cuda", (0,), cuda)
 
-    recorded = []
+    records = []
     for most in (40, 20):
         cuda.take(0, most, most + 2)
         cuda.take(0, 5, 6)
-        recorded.append(memory.step_bytes())
+        records.append(memory.step_bytes())
 
-    assert recorded == [40, 20]
+    assert records == [40, 20]
     assert (memory.peak_allocated_bytes(), memory.peak_reserved_bytes()) == (40, 42)
 
 

@@ -26,12 +26,12 @@ def config(**training):
     ],
 )
 def test_memory_that_ran_out_is_recognized_with_advice(error):
-    failed = explain(error, config(per_device_train_batch_size=4, gradient_accumulation_steps=3))
+    failure = explain(error, config(per_device_train_batch_size=4, gradient_accumulation_steps=3))
 
     assert is_out_of_memory(error)
-    assert failed.cause == "out_of_memory"
-    assert "per_device_train_batch_size to 2" in failed.fix
-    assert "gradient_accumulation_steps to 6" in failed.fix
+    assert failure.cause == "out_of_memory"
+    assert "per_device_train_batch_size to 2" in failure.fix
+    assert "gradient_accumulation_steps to 6" in failure.fix
 
 
 def test_apples_gpu_is_named_with_what_it_shares():
@@ -39,12 +39,12 @@ def test_apples_gpu_is_named_with_what_it_shares():
         "MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB). Tried to allocate 1 GB."
     )
 
-    failed = explain(error, config(per_device_train_batch_size=4))
+    failure = explain(error, config(per_device_train_batch_size=4))
 
-    assert failed.cause == "out_of_memory"
-    assert failed.what == "Apple's GPU ran out of memory, which it shares with all programs."
-    assert "per_device_train_batch_size to 2" in failed.fix
-    assert failed.fix.endswith("Closing other programs helps as well.")
+    assert failure.cause == "out_of_memory"
+    assert failure.what == "Apple's GPU ran out of memory, which it shares with all programs."
+    assert "per_device_train_batch_size to 2" in failure.fix
+    assert failure.fix.endswith("Closing other programs helps as well.")
 
 
 def test_advice_on_memory_continues_when_the_batch_cannot_shrink():
@@ -84,18 +84,18 @@ def test_a_full_disk_is_recognized_behind_our_own_error():
     ],
 )
 def test_other_errors_keep_their_words(error, cause):
-    failed = explain(error, config())
+    failure = explain(error, config())
 
-    assert failed.cause == cause
-    assert failed.what
-    assert failed.fix
+    assert failure.cause == cause
+    assert failure.what
+    assert failure.fix
 
 
 def test_an_unexpected_error_shows_one_short_line():
-    failed = explain(ValueError("first line " * 100 + "\nTraceback: secret"), config())
+    failure = explain(ValueError("first line " * 100 + "\nTraceback: secret"), config())
 
-    assert "secret" not in failed.what
-    assert len(failed.what) < 300
+    assert "secret" not in failure.what
+    assert len(failure.what) < 300
 
 
 @pytest.mark.parametrize(

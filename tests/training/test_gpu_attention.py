@@ -131,7 +131,7 @@ def test_training_without_a_mask_has_the_same_losses(family, joins, folders, tmp
     monkeypatch.delenv(VARIABLE)
     use_gpu_paths(monkeypatch, joins=joins)
 
-    after, measured = train(folders[family], tmp_path / "after")
+    after, measurement = train(folders[family], tmp_path / "after")
 
     used = after.assembly.optimizations
     assert before.assembly.optimizations["unmasked_rows"] in (LEFT_OUT, "rows are joined")
@@ -141,7 +141,7 @@ def test_training_without_a_mask_has_the_same_losses(family, joins, folders, tmp
     assert after.assembly.setup.flash is joins
     assert after.assembly.attention == ("varlen_attn" if joins else "sdpa, without a mask")
     assert after.losses == pytest.approx(before.losses, rel=1e-4)
-    assert measured == pytest.approx(measured_before, rel=1e-4)
+    assert measurement == pytest.approx(measured_before, rel=1e-4)
 
 
 def test_a_kernel_that_forgets_the_window_is_not_used(folders, tmp_path, monkeypatch):

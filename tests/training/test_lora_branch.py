@@ -64,8 +64,8 @@ def test_merging_still_works(tiny_model_folder):
     model.eval()
     with torch.no_grad():
         before = model(IDS).logits
-        merged = model.merge_and_unload()
-        torch.testing.assert_close(merged(IDS).logits, before, rtol=1e-4, atol=1e-4)
+        merged_model = model.merge_and_unload()
+        torch.testing.assert_close(merged_model(IDS).logits, before, rtol=1e-4, atol=1e-4)
 
 
 def test_dora_keeps_pefts_own_layer(tiny_model_folder):

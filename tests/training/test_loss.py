@@ -52,8 +52,8 @@ def test_value_and_gradients_are_those_of_cross_entropy(trained, bias, transform
 
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(hidden.grad, again.grad)
-    for parameter, wanted in zip(head.parameters(), expected_head, strict=False):
-        torch.testing.assert_close(parameter.grad, wanted)
+    for parameter, target in zip(head.parameters(), expected_head, strict=False):
+        torch.testing.assert_close(parameter.grad, target)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -72,10 +72,10 @@ def test_no_chunk_of_logits_is_wider_than_allowed(monkeypatch):
 def test_measuring_needs_no_gradient():
     hidden, targets = make_tokens()
     with torch.no_grad():
-        measured = summed_loss(hidden, targets, make_head(trained=False))
+        measurement = summed_loss(hidden, targets, make_head(trained=False))
 
-    assert not measured.requires_grad
-    torch.testing.assert_close(measured, summed_loss(hidden, targets, make_head(trained=False)).detach())
+    assert not measurement.requires_grad
+    torch.testing.assert_close(measurement, summed_loss(hidden, targets, make_head(trained=False)).detach())
 
 
 def test_bfloat16_gradients_are_scaled_in_float32():

@@ -211,9 +211,9 @@ def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, 
         assert not hasattr(model.base_model, "merge_and_unload")
         return
 
-    merged = model.merge_and_unload(safe_merge=True)
+    merged_model = model.merge_and_unload(safe_merge=True)
 
-    assert torch.allclose(logits_of(merged), run.logits, atol=1e-4)
+    assert torch.allclose(logits_of(merged_model), run.logits, atol=1e-4)
 
 
 def test_a_fresh_adapter_changes_nothing_where_the_method_says_so(method, fresh):

@@ -75,8 +75,8 @@ def test_a_prompt_that_passes_once_for_both_answers_changes_no_loss(
     for one, two in zip(once.steps, twice.steps, strict=True):
         assert (one.tokens, one.grad_norm) == (two.tokens, pytest.approx(two.grad_norm, rel=1e-4))
         assert one.metrics == pytest.approx(two.metrics, rel=1e-3, abs=1e-5)
-    measured = [built.trainer.measure_held_out() for built in (once, twice)]
-    assert measured[0].eval_loss == pytest.approx(measured[1].eval_loss, rel=1e-5)
+    measurements = [built.trainer.measure_held_out() for built in (once, twice)]
+    assert measurements[0].eval_loss == pytest.approx(measurements[1].eval_loss, rel=1e-5)
 
 
 def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, tmp_path, monkeypatch):
@@ -90,11 +90,11 @@ def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, 
 
 @pytest.mark.parametrize("objective", ROWS)
 def test_held_out_preferences_are_measured_by_the_same_loss(objective, tiny_model_folder, tmp_path):
-    measured = train_run(objective, tiny_model_folder, tmp_path, held_out=3).trainer.measure_held_out()
+    measurement = train_run(objective, tiny_model_folder, tmp_path, held_out=3).trainer.measure_held_out()
 
-    assert measured.eval_tokens == measured.rows == 3
-    assert measured.eval_loss > 0
-    assert measured.metrics.keys() >= {"rewards/margins"}
+    assert measurement.eval_tokens == measurement.rows == 3
+    assert measurement.eval_loss > 0
+    assert measurement.metrics.keys() >= {"rewards/margins"}
 
 
 def test_pairs_are_distinguished_after_some_steps(tiny_model_folder, tmp_path):
@@ -157,8 +157,8 @@ def test_what_was_precomputed_gives_the_losses_of_passes_at_each_step(tiny_model
         built.trainer.train()
 
     assert precomputed.losses == pytest.approx(at_each_step.losses, rel=1e-5)
-    measured = [built.trainer.measure_held_out() for built in (at_each_step, precomputed)]
-    assert measured[0].eval_loss == pytest.approx(measured[1].eval_loss, rel=1e-5)
+    measurements = [built.trainer.measure_held_out() for built in (at_each_step, precomputed)]
+    assert measurements[0].eval_loss == pytest.approx(measurements[1].eval_loss, rel=1e-5)
     known: list[list[Any]] = [list(built.trainer._rows.train) for built in (again, precomputed)]
     assert [pair.reference for pair in known[0]] == [pair.reference for pair in known[1]]
     damaged = next((tmp_path / "cache").iterdir())

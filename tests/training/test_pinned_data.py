@@ -36,7 +36,7 @@ def test_data_that_changed_since_the_run_was_filed_ends_it_with_the_reason(worke
 
     assert workers.run(queued_run.folder.path) == EXIT_FAILED
 
-    failed = [event.data for event in events_of(queued_run) if isinstance(event.data, FailedData)][-1]
-    assert failed.cause == "dataset"
-    assert "differ from those that this run was queued with" in failed.what
-    assert "start a new run" in failed.fix
+    failure = [event.data for event in events_of(queued_run) if isinstance(event.data, FailedData)][-1]
+    assert failure.cause == "dataset"
+    assert "differ from those that this run was queued with" in failure.what
+    assert "start a new run" in failure.fix

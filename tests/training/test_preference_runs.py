@@ -81,8 +81,8 @@ def test_two_processes_share_a_step_of_pairs(workers, create):
     code, _ = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
 
     assert code == EXIT_FINISHED
-    for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
-        assert got == pytest.approx(wanted, rel=1e-3)
+    for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
+        assert got == pytest.approx(expected, rel=1e-3)
     for step, (loss, metrics) in measured_by(together).items():
         assert loss == pytest.approx(measured_by(alone)[step][0], rel=1e-3)
         assert metrics == pytest.approx(measured_by(alone)[step][1], rel=1e-3, abs=1e-4)

@@ -144,9 +144,9 @@ def test_a_run_that_shall_stop_does_not_wait_for_ever(writer, log, tmp_path):
     with pytest.raises(OSError, match="No space") as error_info:
         events.when_there_is_room(full_for_ever)
 
-    failed = explain(error_info.value, None)
-    assert failed.cause == "disk_full"
-    assert "earlier checkpoints are intact" in failed.fix
+    failure = explain(error_info.value, None)
+    assert failure.cause == "disk_full"
+    assert "earlier checkpoints are intact" in failure.fix
 
 
 def test_a_run_that_shall_stop_still_saves_where_there_is_room_soon(writer, log, tmp_path):

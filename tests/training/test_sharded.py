@@ -76,10 +76,10 @@ def test_losses_are_those_of_a_model_in_each_process(copies, sharded_run):
 
 
 def test_held_out_rows_are_measured_although_processes_have_unequal_passes(copies, sharded_run):
-    measured, expected = data_of_events(sharded_run, "eval"), data_of_events(copies, "eval")
-    assert [one.rows for one in measured] == [3, 3, 3]
-    assert [one.eval_tokens for one in measured] == [one.eval_tokens for one in expected]
-    assert [one.eval_loss for one in measured] == pytest.approx([one.eval_loss for one in expected], rel=1e-4)
+    measurement, expected = data_of_events(sharded_run, "eval"), data_of_events(copies, "eval")
+    assert [one.rows for one in measurement] == [3, 3, 3]
+    assert [one.eval_tokens for one in measurement] == [one.eval_tokens for one in expected]
+    assert [one.eval_loss for one in measurement] == pytest.approx([one.eval_loss for one in expected], rel=1e-4)
 
 
 def test_a_checkpoint_holds_whole_tensors(copies, sharded_run):
@@ -107,10 +107,10 @@ def test_the_adapter_loads_with_plain_peft(copies, sharded_run, tiny_model_folde
 
 
 def test_its_result_is_merged_and_answers_in_chat(worker_runs, sharded_run, few_questions, tmp_path):  # noqa: F811
-    verified = export(
+    verification = export(
         worker_runs.home, sharded_run.folder.path, tmp_path / "merged", kind="merged", dtype="float32"
     ).verified
-    assert (verified.passed, verified.equal_answers) == (True, ASKED), verified
+    assert (verification.passed, verification.equal_answers) == (True, ASKED), verification
 
     session = ChatSession(worker_runs.home, choose=lambda _: CPU)
     try:
@@ -172,8 +172,10 @@ def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, wor
     trained = list(run.folder.adapter.glob("*.safetensors"))
     assert trained
     assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
-    verified = export(worker_runs.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32").verified
-    assert verified.passed, verified
+    verification = export(
+        worker_runs.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32"
+    ).verified
+    assert verification.passed, verification
 
 
 def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, workers, tmp_path):
@@ -211,15 +213,15 @@ def test_memory_of_each_process_is_what_the_estimate_says(tmp_path):
     ended = launch_ranks("tests.training.sharded_ranks", folder, tmp_path, *methods, folder=tmp_path)
 
     assert ended.returncode == 0, ended.stderr[-3000:]
-    measured = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    measurements = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     shape = inventory_of(read_config(folder / "config.json", "tiny"))
     for method in methods:
         estimator, shared = Estimator(shape, CPU), workload_of_step(shape, config_of(str(folder), method), CPU)
-        predicted = estimator.peak(replace(shared, data_parallel=1, sharded=2)).allocated_bytes
-        most = [each[method] for each in measured]
+        prediction = estimator.peak(replace(shared, data_parallel=1, sharded=2)).allocated_bytes
+        most = [each[method] for each in measurements]
         alone = estimator.peak(replace(shared, data_parallel=1, sharded=1)).allocated_bytes
         # Seen: 1.9% less for LoRA, 1.0% more for full fine-tuning. Where a process must wait for its turn, gloo's threads may
         # hold what they have sent a moment longer.
-        assert min(most) == pytest.approx(predicted, rel=0.1)
+        assert min(most) == pytest.approx(prediction, rel=0.1)
         assert max(most) < alone
-        assert alone > 1.1 * predicted
+        assert alone > 1.1 * prediction

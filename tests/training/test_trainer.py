@@ -129,11 +129,11 @@ def test_the_held_out_loss_is_a_mean_over_tokens(tiny_model_folder, tmp_path):
             total += float(model(torch.tensor([row.input_ids]), labels=labels).loss) * count
             tokens += count
 
-    measured = training.trainer.measure_held_out()
+    measurement = training.trainer.measure_held_out()
 
-    assert measured.eval_tokens == tokens
-    assert measured.rows == len(HELD_OUT)
-    assert measured.eval_loss == pytest.approx(total / tokens, rel=1e-5)
+    assert measurement.eval_tokens == tokens
+    assert measurement.rows == len(HELD_OUT)
+    assert measurement.eval_loss == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):

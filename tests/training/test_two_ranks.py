@@ -45,12 +45,12 @@ def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, acti
     ended = launch_ranks("tests.training.faulty_rank", run.folder.path, folder=run.folder.path, environment=fault)
 
     assert ended.returncode != 0
-    (failed,) = data_of_events(run, "failed")
+    (failure,) = data_of_events(run, "failed")
     if action == "out_of_memory":
-        assert failed.cause == "out_of_memory", failed
-        assert "memory" in failed.what
+        assert failure.cause == "out_of_memory", failure
+        assert "memory" in failure.what
     else:
-        assert "InjectedError" in failed.what
+        assert "InjectedError" in failure.what
 
 
 def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(workers, runs):
@@ -82,8 +82,8 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
     ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
     assert ended.returncode != 0
-    (failed,) = data_of_events(run, "failed")
-    assert "None of this run's checkpoints is as it was written" in failed.what
+    (failure,) = data_of_events(run, "failed")
+    assert "None of this run's checkpoints is as it was written" in failure.what
     assert noted_failure(run.folder.path, 1) is None
     assert "reports why" in ended.stderr
 

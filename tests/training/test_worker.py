@@ -209,9 +209,9 @@ def test_early_stopping_ends_with_the_best_weights(workers, runs):
     workers.run(run.folder.path)
 
     assert data_of_events(run, "failed") == []
-    measured = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
-    best = min(measured, key=measured.get)
-    assert max(measured) == best + 2 < 200
+    measurements = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
+    best = min(measurements, key=measurements.get)
+    assert max(measurements) == best + 2 < 200
     assert "stopped improving" in data_of_events(run, "status")[-1].message
     kept = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
     assert kept.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
@@ -245,10 +245,10 @@ def test_what_cannot_work_is_reported_with_its_cause(workers, runs, sections, ca
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
-    (failed,) = data_of_events(run, "failed")
-    assert failed.cause == cause
-    assert words in failed.what
-    assert failed.fix
+    (failure,) = data_of_events(run, "failed")
+    assert failure.cause == cause
+    assert words in failure.what
+    assert failure.fix
     assert history_of(run).last_step == 0
 
 
@@ -297,8 +297,8 @@ def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, run
 
     assert ended.returncode == EXIT_FINISHED, ended.stderr[-2000:]
     assert [step for step, _ in losses_of(together)] == list(range(1, 11))
-    for (_, got), (_, wanted) in zip(losses_of(together), losses_of(alone), strict=True):
-        assert got == pytest.approx(wanted, rel=1e-3)
+    for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
+        assert got == pytest.approx(expected, rel=1e-3)
     assert data_of_events(together, "eval")[-1].eval_loss == pytest.approx(
         data_of_events(alone, "eval")[-1].eval_loss, rel=1e-3
     )

@@ -24,5 +24,5 @@ def test_every_attempt_tells_its_memory_at_its_first_step_and_at_its_end(workers
         assert kinds[kinds.index("step") - 1] == "memory"
     assert kinds_of(run, 1)[-2:] == ["memory", "failed"]
     assert kinds_of(run, 2).count("memory") == 2
-    recorded = [event.data.peak_process_bytes for event in events_of(run) if isinstance(event.data, MemoryData)]
-    assert history_of(run).memory.peak_process_bytes == max(recorded) > 100e6
+    records = [event.data.peak_process_bytes for event in events_of(run) if isinstance(event.data, MemoryData)]
+    assert history_of(run).memory.peak_process_bytes == max(records) > 100e6

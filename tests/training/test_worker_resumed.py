@@ -30,8 +30,8 @@ def test_a_run_that_lacks_only_its_adapter_still_ends_with_the_best_weights(work
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    measured = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
-    best = min(measured, key=measured.get)
+    measurements = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
+    best = min(measurements, key=measurements.get)
     assert best < 40
     assert adapter_of(run.folder.adapter) == adapter_of(run.folder.checkpoint(best) / "adapter")
     assert data_of_events(run, "status")[-1].message == "Finished after step 40."
@@ -72,10 +72,10 @@ def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_
     workers.run(run.folder.path, "training:step-7=kill")
     (first,) = data_of_events(run, "parameters")
     manifest = run.folder.checkpoint(5) / MANIFEST
-    written = json.loads(manifest.read_text())
-    assert written["compute_dtype"] == first.compute_dtype
+    content = json.loads(manifest.read_text())
+    assert content["compute_dtype"] == first.compute_dtype
     other = {"float32": "bfloat16", "bfloat16": "float32"}[first.compute_dtype]  # as another machine had written it
-    manifest.write_text(json.dumps(written | {"compute_dtype": other}))
+    manifest.write_text(json.dumps(content | {"compute_dtype": other}))
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
@@ -99,8 +99,8 @@ def test_a_run_keeps_the_order_of_its_rows_where_they_pass_through_the_model_in_
 
     assert [data.batching for data in data_of_events(run, "parameters")] == ["padded", "joined"]
     assert data_of_events(run, "warning") == []
-    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
-        assert got == pytest.approx(wanted, rel=1e-3)
+    for (_, got), (_, expected) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(expected, rel=1e-3)
     ended = read_manifest(run.folder.checkpoint(12)).row_plan
     assert ended == begun.model_copy(update={"batching": "joined"})
 
@@ -111,8 +111,8 @@ def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, r
 
     workers.run(run.folder.path)
 
-    measured = data_of_events(run, "eval")[-1]
-    assert measured.rows < 1000 < data_of_events(run, "data_report")[0].eval_rows
+    measurement = data_of_events(run, "eval")[-1]
+    assert measurement.rows < 1000 < data_of_events(run, "data_report")[0].eval_rows
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -133,7 +133,7 @@ def test_a_run_continues_with_another_number_of_processes_in_the_same_steps(work
 
     assert data_of_events(run, "resumed")[0].step == 5
     assert [step for step, _ in losses_of(run)] == list(range(1, 11))
-    for (_, got), (_, wanted) in zip(losses_of(run), losses_of(whole), strict=True):
-        assert got == pytest.approx(wanted, rel=1e-3)
+    for (_, got), (_, expected) in zip(losses_of(run), losses_of(whole), strict=True):
+        assert got == pytest.approx(expected, rel=1e-3)
     assert data_of_events(run, "step")[-1].trained_tokens == data_of_events(whole, "step")[-1].trained_tokens
     assert data_of_events(run, "step")[-1].epoch == data_of_events(whole, "step")[-1].epoch

@@ -33,10 +33,10 @@ def main(model: str, folder: str, head: str, rows: str) -> None:
     placement = Placement(CPU, torch.device("cpu"), group)
     training = make_training(config, ROWS[: int(rows)], Path(folder), placement=placement)
     training.trainer.train()
-    recorded = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
+    records = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
     weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
     quiet = learn_without_logs(config, Path(folder), placement)
-    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, recorded, *quiet]))
+    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, records, *quiet]))
 
 
 def learn_without_logs(config: RunConfig, folder: Path, placement: Placement) -> tuple[list[str], list[bool]]:

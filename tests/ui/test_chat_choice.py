@@ -50,19 +50,19 @@ def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, r
     monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
-    offered = choice.offer(run.id, newer.id, "")[choice.run]
+    offers = choice.offer(run.id, newer.id, "")[choice.run]
 
-    assert offered["value"] == run.id
-    assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
+    assert offers["value"] == run.id
+    assert [value for _, value in offers["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
 
 
 def test_two_runs_on_one_base_stand_side_by_side_under_their_names(choice, services, run):
     other = write_run(services.runs, a_config(run__name="second"), InventedRun())
     elsewhere = write_run(services.runs, a_config(model__id="Qwen/Qwen3-0.6B"), InventedRun())
 
-    offered = [value for _, value in choice.choose(run.id)[choice.against]["choices"]]
-    assert offered == [NOTHING, f"{run.id}/step-120", f"{run.id}/step-90", f"{other.id}/final"]
-    assert not [value for value in offered if elsewhere.id in value]
+    offers = [value for _, value in choice.choose(run.id)[choice.against]["choices"]]
+    assert offers == [NOTHING, f"{run.id}/step-120", f"{run.id}/step-90", f"{other.id}/final"]
+    assert not [value for value in offers if elsewhere.id in value]
 
     target = choice.target(make_choice(run.id, against=f"{other.id}/final"))
     assert (target.second.folder, target.second.checkpoint) == (other.folder.path, None)

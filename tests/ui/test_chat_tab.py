@@ -66,10 +66,10 @@ def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, servic
     newer = write_run(services.runs, a_config(run__name="newer"), InventedRun(state="running", steps=60))
 
     changes = Changes(tab.choice, tab.choice.offer("", A_MODEL, ""))
-    offered, against = changes.run, changes.against
+    offers, against = changes.run, changes.against
 
-    assert [value for _, value in offered["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
-    assert offered["value"] == newer.id
+    assert [value for _, value in offers["choices"]] == [newer.id, run.id, A_FOLDER, A_MODEL]
+    assert offers["value"] == newer.id
     assert [value for _, value in changes.checkpoint["choices"]] == ["step-60", "step-30"]
     assert changes.model["visible"] is False
     assert changes.folder["visible"] is False

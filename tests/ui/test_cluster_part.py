@@ -160,14 +160,14 @@ def test_html_in_what_slurm_answers_is_text():
 def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_guests_never(home):
     home.make_writable()
 
-    def offered(role: str) -> bool:
+    def offers(role: str) -> bool:
         lab = LoratoryHome(home.root, "ann", role)
         return is_offered(SimpleNamespace(person=object(), home=lab))
 
-    assert not offered("member")
+    assert not offers("member")
     (home.root / CLUSTER_FILE).write_text(CLUSTER)
-    assert offered("member")
-    assert not offered("guest")
+    assert offers("member")
+    assert not offers("guest")
     assert is_offered(SimpleNamespace(person=None, home=home))
 
 

@@ -12,12 +12,12 @@ from ui.gradio_internals import Dropdown, Radio
 def test_an_unknown_choice_is_refused_without_the_list_of_choices(kind, sent):
     component = kind([("A run of another person", "secret-run")], label="Run", render=False)
 
-    with pytest.raises(gr.Error) as refused:
+    with pytest.raises(gr.Error) as error_info:
         component.preprocess(sent)
 
-    assert "“Run”" in refused.value.message
-    assert "secret-run" not in refused.value.message
-    assert refused.value.__cause__ is None
+    assert "“Run”" in error_info.value.message
+    assert "secret-run" not in error_info.value.message
+    assert error_info.value.__cause__ is None
     assert component.preprocess("secret-run") == "secret-run"
     assert component.preprocess(None) is None
 

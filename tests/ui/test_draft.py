@@ -106,8 +106,8 @@ def test_all_mistakes_stand_in_the_panel_together(form):
 
 
 def test_what_the_device_cannot_run_stands_in_the_panel_next_to_its_memory(form):
-    wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": "paged_adamw_8bit"}
-    draft = draft_of(form, small_shape(), **wanted, adapter__target_modules=list(NAMES))
+    settings = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": "paged_adamw_8bit"}
+    draft = draft_of(form, small_shape(), **settings, adapter__target_modules=list(NAMES))
     panel = render_side_panel(draft)
 
     assert draft.config is not None  # it may be saved for another machine
@@ -115,7 +115,7 @@ def test_what_the_device_cannot_run_stands_in_the_panel_next_to_its_memory(form)
     assert "adamw_torch is the nearest" in panel
     assert "expected" in panel
     assert why_not(draft) == "One setting needs your attention."
-    assert why_not(draft_of(form, small_shape(), **wanted | {"training__optim": "adamw_torch"})) is None
+    assert why_not(draft_of(form, small_shape(), **settings | {"training__optim": "adamw_torch"})) is None
 
 
 def test_an_emptied_box_leaves_the_default_in_the_panel(form):
@@ -158,15 +158,15 @@ def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(fo
 def test_what_another_device_cannot_run_is_reported_there_and_never_blocks_a_start(
     form, optim, judged, starts, refused_there
 ):
-    wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": optim}
-    draft = draft_of(form, small_shape(), **wanted, adapter__target_modules=list(NAMES), page__judge_for=judged)
+    settings = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": optim}
+    draft = draft_of(form, small_shape(), **settings, adapter__target_modules=list(NAMES), page__judge_for=judged)
 
     assert (why_not(draft) is None) == starts
     assert ("It cannot run this draft: paged_adamw_8bit" in render_side_panel(draft)) == refused_there
 
 
 def test_a_model_too_big_for_another_device_starts_here_and_one_too_big_here_does_not(form, monkeypatch):
-    wanted = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "adapter__target_modules": list(NAMES)}
+    settings = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "adapter__target_modules": list(NAMES)}
     real = estimate_memory
 
     def too_big_on(kind):
@@ -177,9 +177,9 @@ def test_a_model_too_big_for_another_device_starts_here_and_one_too_big_here_doe
         return estimate
 
     monkeypatch.setattr("ui.draft.estimate_memory", too_big_on("cuda"))
-    assert why_not(draft_of(form, small_shape(), **wanted, page__judge_for="T4")) is None
+    assert why_not(draft_of(form, small_shape(), **settings, page__judge_for="T4")) is None
     monkeypatch.setattr("ui.draft.estimate_memory", too_big_on("cpu"))
-    assert "It needs about" in why_not(draft_of(form, small_shape(), **wanted, page__judge_for="B200"))
+    assert "It needs about" in why_not(draft_of(form, small_shape(), **settings, page__judge_for="B200"))
 
 
 @pytest.mark.parametrize("name", [None, 7, ["RTX 4090"], {"a": 1}, "RTX 9999", "<script>", "../../etc/passwd"])
@@ -245,10 +245,10 @@ def test_a_failed_model_is_a_problem_of_the_draft(form):
 def test_what_failed_is_not_shown_as_chosen(form):
     settings = {"model__id": "m", "dataset__source": "gone.jsonl", "adapter__target_modules": list(NAMES)}
     checks = DatasetChecks(FakeInspector())
-    failed = ModelError("It cannot be downloaded.", "Check.")
-    checks.note_refused(question_of(draft_of(form, small_shape(), **settings).mapping), failed)
+    failure = ModelError("It cannot be downloaded.", "Check.")
+    checks.note_refused(question_of(draft_of(form, small_shape(), **settings).mapping), failure)
     of_data = draft_of(form, small_shape(), checks=checks, **settings)
-    of_model = draft_of(form, small_shape(), checks=checks, untokenized=failed, **settings)
+    of_model = draft_of(form, small_shape(), checks=checks, untokenized=failure, **settings)
 
     assert [field for field, _ in of_data.problems] == ["dataset.source"]
     assert [field for field, _ in of_model.problems] == ["model.id"], "the rows are not read without it"
@@ -258,6 +258,6 @@ def test_what_failed_is_not_shown_as_chosen(form):
             draft, next_step(draft, None, can_start=False)
         )
         assert render_side_panel(draft).count("(cannot be used)") == 1
-    alone = draft_of(form, small_shape(), untokenized=failed, **{**settings, "dataset__source": ""})
+    alone = draft_of(form, small_shape(), untokenized=failure, **{**settings, "dataset__source": ""})
     assert alone.is_unusable("model.id")
     assert alone.estimate is not None, "memory needs no tokenizer"

@@ -76,10 +76,10 @@ def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, 
     monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
-    offered = offer(tab, run.id, newer.id).run
+    offers = offer(tab, run.id, newer.id).run
 
-    assert [value for _, value in offered["choices"]] == [newer.id, run.id]
-    assert offered["value"] == run.id
+    assert [value for _, value in offers["choices"]] == [newer.id, run.id]
+    assert offers["value"] == run.id
 
 
 def test_without_a_result_it_reports_when_there_will_be_one(tab):
@@ -229,8 +229,8 @@ def test_yaml_is_the_whole_configuration(tab, run):
     assert changes[tab.text.panel]["visible"]
     assert not changes[tab.buttons]["visible"]
     assert "loratory-faq" in changes[tab.text.text]
-    written = Path(changes[tab.text.download]["value"]).read_text()
-    assert config_from_mapping(mapping_from_yaml(written)) == a_config(run__name="faq: rank 16 / <b>")
+    content = Path(changes[tab.text.download]["value"]).read_text()
+    assert config_from_mapping(mapping_from_yaml(content)) == a_config(run__name="faq: rank 16 / <b>")
 
 
 def test_the_script_is_python_and_names_the_run(tab, run, services):

@@ -59,43 +59,43 @@ def is_visible(update) -> bool:
 
 
 def test_a_page_that_asks_gets_nothing_where_nothing_is_new(follow, invent):
-    drawn = look(follow, invent(state="running", steps=10).id)
+    view = look(follow, invent(state="running", steps=10).id)
 
-    assert answer(follow, drawn) is None
+    assert answer(follow, view) is None
 
 
 def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     run = invent(state="running", steps=10)
-    drawn = look(follow, run.id)
+    view = look(follow, run.id)
     log_a_step(run)
 
-    reply = answer(follow, drawn)
+    reply = answer(follow, view)
 
     assert "Step 11 of 120" in reply["places"]["run-heading"]
-    assert reply["places"]["loss-chart"] not in ("", drawn.loss)
+    assert reply["places"]["loss-chart"] not in ("", view.loss)
     assert set(reply["places"]) == {
         "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-warnings",
             "run-timeline",
     }  # fmt: skip
     assert reply["submit"] is False
-    assert answer(follow, drawn, reply["stamp"]) is None
-    assert answer(follow, drawn) == reply, "a page that missed the answer gets it again"
+    assert answer(follow, view, reply["stamp"]) is None
+    assert answer(follow, view) == reply, "a page that missed the answer gets it again"
 
 
 def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
     run = invent(state="running", steps=10)
-    drawn = look(follow, run.id)
+    view = look(follow, run.id)
     log_a_step(run)
     run.folder.stop_request.touch()
 
-    reply = answer(follow, drawn)
+    reply = answer(follow, view)
 
     assert (reply["places"], reply["submit"]) == ({}, True)
-    drawn = refresh(follow, run.id)
-    assert not is_visible(drawn.stop)
-    assert "Step 11 of 120" in drawn.heading
-    assert any(run.id == value for _, value in drawn.choice["choices"])
-    assert answer(follow, drawn) is None
+    view = refresh(follow, run.id)
+    assert not is_visible(view.stop)
+    assert "Step 11 of 120" in view.heading
+    assert any(run.id == value for _, value in view.choice["choices"])
+    assert answer(follow, view) is None
 
 
 def test_a_page_asks_until_the_run_has_ended(follow, invent):
@@ -158,11 +158,11 @@ def test_another_server_on_the_same_home_shows_the_same(services, laid_out, inve
     ],
 )
 def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
-    drawn = look(follow, invent(**story).id)
+    view = look(follow, invent(**story).id)
 
-    offered = {name for name in ("stop", "cancel", "resume", "chat") if is_visible(getattr(drawn, name))}
+    offers = {name for name in ("stop", "cancel", "resume", "chat") if is_visible(getattr(view, name))}
 
-    assert offered == buttons
+    assert offers == buttons
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def cluster(services):
 
 def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, invent, services, cluster):
     run = invent(state="stopped", steps=3)
-    drawn = look(follow, run.id)
-    assert (is_visible(drawn.place), drawn.place["value"]) == (True, "local")
+    view = look(follow, run.id)
+    assert (is_visible(view.place), view.place["value"]) == (True, "local")
     assert "value" not in look(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
 
     follow.resume_shown(run.id, "", "", "slurm")
@@ -217,10 +217,10 @@ def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
     run = invent(state="running", steps=3)
     run.folder.stop_request.touch()
 
-    drawn = look(follow, run.id)
+    view = look(follow, run.id)
 
-    assert not is_visible(drawn.stop)
-    assert is_visible(drawn.cancel)
+    assert not is_visible(view.stop)
+    assert is_visible(view.cancel)
 
 
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):
@@ -231,18 +231,18 @@ def test_a_run_that_is_gone_leaves_the_empty_state(follow):
 
 def test_a_run_that_is_deleted_while_it_is_followed_is_reported_as_gone(follow, invent, services):
     run = invent(state="queued")
-    drawn = look(follow, run.id)
+    view = look(follow, run.id)
     request_stop(run)
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "stopped"}))
     services.runs.delete(run.id)
 
-    reply = answer(follow, drawn)
+    reply = answer(follow, view)
     assert reply["submit"] is True
-    assert answer(follow, drawn, reply["stamp"]) is None, "it is said once"
+    assert answer(follow, view, reply["stamp"]) is None, "it is said once"
 
-    drawn = refresh(follow, run.id)
-    assert "There is no run" in drawn.heading
-    assert drawn.live == ""
+    view = refresh(follow, run.id)
+    assert "There is no run" in view.heading
+    assert view.live == ""
 
 
 def test_the_log_is_read_only_where_it_is_open(follow, invent):
@@ -316,18 +316,18 @@ def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
 
     assert is_visible(look(follow, waits.id).anyway)
     assert not is_visible(look(follow, stands_behind.id).anyway)
-    drawn = look(follow, waits.id)
+    view = look(follow, waits.id)
     request_start_anyway(waits)
-    assert answer(follow, drawn)["submit"] is True
+    assert answer(follow, view)["submit"] is True
     assert not is_visible(look(follow, waits.id).anyway)
 
 
 def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
     run = invent(state="running", steps=10)
-    drawn = look(follow, run.id)
+    view = look(follow, run.id)
     write_checkpoint(run, 10)
 
-    assert answer(follow, drawn)["submit"] is True
+    assert answer(follow, view)["submit"] is True
     assert is_visible(look(follow, run.id).chat)
 
 

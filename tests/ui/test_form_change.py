@@ -70,14 +70,14 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
         visitor.fill(drawn)
         before, form = visitor.mapping, page.draft([visitor.values[part] for part in page.form.components])
         advice = advise(form.shape, form.config, form.device)
-        offered = {" ".join(change.overrides): change for change in (*advice.changes, *advice.limits)}
+        offers = {" ".join(change.overrides): change for change in (*advice.changes, *advice.limits)}
         rows = [unescape(pick) for pick in re.findall(r'data-pick="([^"]+)"', render_advice(advice, form.estimate))]
         for pick in rows:
             free[0] = draw.uniform(0.4, 4)  # meanwhile another program took memory, or left some
 
             visitor.change(overrides_of(pick))
 
-            text, now = with_overrides(before, offered[pick].overrides), visitor.mapping
+            text, now = with_overrides(before, offers[pick].overrides), visitor.mapping
             for section, _, name in (setting.partition(".") for setting in SETTINGS if f"{setting}=" not in pick):
                 assert now[section].get(name) == text[section].get(name) or name in str(
                     visitor.values[page._last_change]
@@ -86,13 +86,13 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
                     None  # a default that no one set follows, and the page reports it
                 )
             assert now == text
-            if "16 bits" not in offered[pick].change:
-                figures = [word.strip(",;") for word in offered[pick].change.split() if word[0].isdigit()]
+            if "16 bits" not in offers[pick].change:
+                figures = [word.strip(",;") for word in offers[pick].change.split() if word[0].isdigit()]
                 assert all(f"={figure.replace(',', '')}" in pick for figure in figures)
             assert visitor.values[page._last_change].render(visitor.reading)
             visitor.undo()
             assert visitor.mapping == before
-            pressed[offered[pick].kind] += 1
+            pressed[offers[pick].kind] += 1
     assert len(pressed) > 10, pressed
 
 

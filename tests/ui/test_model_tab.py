@@ -227,6 +227,6 @@ def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(t
 
 
 def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):
-    described = tab._choose(MODEL, "")[tab._described_name]
+    description = tab._choose(MODEL, "")[tab._described_name]
 
-    assert tab._begin(MODEL, None, described, "")[tab._sought] is None
+    assert tab._begin(MODEL, None, description, "")[tab._sought] is None

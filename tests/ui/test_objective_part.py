@@ -119,8 +119,8 @@ def a_result(services, **changes):
 def test_a_run_on_the_same_model_can_be_the_start_and_brings_its_shape(visitor, part, services):
     run = a_result(services, adapter__r=8, adapter__lora_alpha=8)
     write_run(services.runs, a_config(model__id="other/model"), InventedRun())
-    offered = part._render_start(draft_of(visitor, PAIRS))
-    assert [value for _, value in offered["choices"]] == ["", run.id]
+    offers = part._render_start(draft_of(visitor, PAIRS))
+    assert [value for _, value in offers["choices"]] == ["", run.id]
 
     visitor.change(part._start_from(run.id))
     visitor.refresh()
@@ -139,10 +139,10 @@ def test_a_start_that_was_deleted_stays_in_sight(visitor, part):
     gone = "20260101-000000-abcd"
     draft.mapping["adapter"]["warm_start"] = gone
 
-    offered = part._render_start(draft)
+    offers = part._render_start(draft)
 
-    assert offered["value"] == gone
-    assert gone in [value for _, value in offered["choices"]]
+    assert offers["value"] == gone
+    assert gone in [value for _, value in offers["choices"]]
 
 
 def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_it_once_it_is_there(

@@ -124,9 +124,9 @@ def test_a_waiting_run_reports_what_it_waits_for(observe):
 
 
 def test_a_failure_is_shown_with_cause_and_advice(observe):
-    failed = FailedData(cause="out_of_memory", what="Memory ran out at step 31.", fix="Halve max_length.")
+    failure = FailedData(cause="out_of_memory", what="Memory ran out at step 31.", fix="Halve max_length.")
 
-    html = render_trouble(observe(state="failed", steps=31, failed=failed))
+    html = render_trouble(observe(state="failed", steps=31, failed=failure))
 
     assert 'role="alert"' in html
     assert "Memory ran out at step 31." in html
@@ -189,8 +189,8 @@ def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(obse
 
 def test_on_a_gpu_three_peaks_stand_each_next_to_its_like(observe):
     snapshot = observe(state="completed", steps=120)
-    predicted = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
-    measured = MemoryData(
+    prediction = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
+    measurement = MemoryData(
         peak_allocated_bytes=10 * GIB,
         peak_reserved_bytes=int(12.1 * GIB),
         peak_process_bytes=3 * GIB,  # in RAM, where nothing was foretold
@@ -198,8 +198,8 @@ def test_on_a_gpu_three_peaks_stand_each_next_to_its_like(observe):
     )
     on_gpu = replace(
         snapshot,
-        provenance=Provenance(predicted_bytes=12 * GIB, predicted_memory=predicted),
-        history=snapshot.history.model_copy(update={"memory": measured}),
+        provenance=Provenance(predicted_bytes=12 * GIB, predicted_memory=prediction),
+        history=snapshot.history.model_copy(update={"memory": measurement}),
     )
 
     assert cells(render_memory(on_gpu)) == [
@@ -211,11 +211,11 @@ def test_on_a_gpu_three_peaks_stand_each_next_to_its_like(observe):
 
 def test_a_run_with_one_prediction_is_not_compared_with_what_it_did_not_predict(observe):
     snapshot = observe()
-    measured = MemoryData(peak_allocated_bytes=GIB, peak_reserved_bytes=2 * GIB, peak_process_bytes=3 * GIB)
+    measurement = MemoryData(peak_allocated_bytes=GIB, peak_reserved_bytes=2 * GIB, peak_process_bytes=3 * GIB)
     old = replace(
         snapshot,
         provenance=Provenance(predicted_memory=MemoryFigures(process_bytes=4 * GIB)),
-        history=snapshot.history.model_copy(update={"memory": measured}),
+        history=snapshot.history.model_copy(update={"memory": measurement}),
     )
 
     assert cells(render_memory(old)) == [

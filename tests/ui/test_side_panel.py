@@ -27,7 +27,7 @@ def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel,
     check = services.checks.read(question_of(draft_on(panel).mapping))
     wait_for(lambda: check.is_done)
     draft = draft_on(panel)
-    offered = panel._measurement(draft)
+    offers = panel._measurement(draft)
 
     panel._start(draft)
     wait_for(lambda: "One step, measured" in panel._measurement(draft)[panel.measurement])
@@ -37,6 +37,6 @@ def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel,
 
     assert not before[panel.longest]["visible"]
     assert before[panel.start]["visible"]
-    assert offered[panel.longest] == {"value": "Measure 1,024-token rows", "visible": True, "__type__": "update"}
+    assert offers[panel.longest] == {"value": "Measure 1,024-token rows", "visible": True, "__type__": "update"}
     assert "a step of 8 rows of " in of_rows
     assert "a step of 2 rows of 1,024 tokens" in panel._measurement(draft)[panel.measurement]

@@ -67,9 +67,9 @@ def test_a_server_sweeps_when_it_starts(transfers):
 
 
 def refusal(transfers: Transfers, bytes_: int) -> str:
-    with pytest.raises(StorageError) as refused, transfers.room_for(bytes_, instead="Copy it."):
+    with pytest.raises(StorageError) as error_info, transfers.room_for(bytes_, instead="Copy it."):
         pass
-    return str(refused.value)
+    return str(error_info.value)
 
 
 def test_one_file_and_all_together_have_a_limit(transfers):

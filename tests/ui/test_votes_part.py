@@ -110,16 +110,16 @@ def test_only_whole_and_different_answers_are_offered(tab, run):
     (turn,) = ask(tab, "Why?").turns
     base, tuned = turn.answers
 
-    def offered(*answers, **changes):
+    def offers(*answers, **changes):
         return "vote:" in tab.talk._render([replace(turn, answers=answers, **changes)])
 
-    assert offered(base, tuned)
-    assert not offered(base, replace(tuned, finish_reason="stopped"))
-    assert not offered(base, replace(tuned, text=f" {base.text}\n"))
-    assert not offered(base, replace(tuned, text=" "))
-    assert not offered(base)
-    assert not offered(base, tuned, asked=None), "a conversation of an older version"
-    assert offered(base, replace(tuned, finish_reason="length"))
+    assert offers(base, tuned)
+    assert not offers(base, replace(tuned, finish_reason="stopped"))
+    assert not offers(base, replace(tuned, text=f" {base.text}\n"))
+    assert not offers(base, replace(tuned, text=" "))
+    assert not offers(base)
+    assert not offers(base, tuned, asked=None), "a conversation of an older version"
+    assert offers(base, replace(tuned, finish_reason="length"))
 
 
 def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
@@ -264,8 +264,8 @@ def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, r
 
 def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run):
     load(tab, preference_run, START)
-    offered = tab._look("", Judging())[tab.blind.sides]
-    assert [label for label, _ in offered["choices"]] == [
+    offers = tab._look("", Judging())[tab.blind.sides]
+    assert [label for label, _ in offers["choices"]] == [
         "Preferred: plain answers and Supervised: faq", "Base model and Preferred: plain answers",
         "Base model and Supervised: faq",
     ]  # fmt: skip

@@ -150,7 +150,7 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     else:
         allocator = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
         need = need_in_fixed_segments(peak.tensors, device, allocator.peak_reserved)
-    predicted = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
+    prediction = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
     bounds = {
         "allocated": peak.allocated_bytes,
         "reserved": need.reserved_bound_bytes,
@@ -161,13 +161,13 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
             id=point.id,
             source=point.source,
             tier=point.tier,
-            kind=observed.kind,
-            measured_bytes=observed.bytes,
-            predicted_bytes=predicted[observed.kind],
-            bound_bytes=bounds[observed.kind],
+            kind=observation.kind,
+            measured_bytes=observation.bytes,
+            predicted_bytes=prediction[observation.kind],
+            bound_bytes=bounds[observation.kind],
             phase=peak.phase,
         )
-        for observed in observations(point)
+        for observation in observations(point)
     ]
 
 

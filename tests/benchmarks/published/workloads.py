@@ -89,7 +89,7 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
 def device_of_point(point: MeasuredPoint) -> Device:
     """The measured GPU, with all of its memory free; more than was measured on it, whatever it is called."""
     total = memory_of_gpu(point.gpu)
-    if total is None or any(observed.bytes > total for observed in observations(point)):
+    if total is None or any(observation.bytes > total for observation in observations(point)):
         total = _UNKNOWN_BYTES
     return Device("cuda", 0, point.gpu, total, total, has_fast_bfloat16=not is_before_ampere(point.gpu))
 

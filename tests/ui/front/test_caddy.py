@@ -79,7 +79,7 @@ def _trust(address, certificate, process):
 def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address):
     accounts = Accounts(open_database(lab))
     accounts.accept(accounts.invite("member", by="").token, "ann", PASSWORD)
-    forged = {
+    forgery = {
         "X-Forwarded-For": "1.2.3.4", "X-Real-IP": "1.2.3.4", "Forwarded": "for=1.2.3.4;host=evil.example",
         "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http",
     }  # fmt: skip
@@ -88,10 +88,10 @@ def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address
     for local, password in (("127.0.0.2", "wrong " + PASSWORD), ("127.0.0.1", PASSWORD)):
         transport = httpx.HTTPTransport(verify=caddy, local_address=local)
         with httpx.Client(
-            base_url=address.origin, transport=transport, headers={**own, **forged}, timeout=300
+            base_url=address.origin, transport=transport, headers={**own, **forgery}, timeout=300
         ) as client:
             answer = client.post("/sign-in", data={"name": "ann", "password": password})
-    with httpx.Client(base_url=address.origin, verify=caddy, headers={**own, **forged}, timeout=300) as client:
+    with httpx.Client(base_url=address.origin, verify=caddy, headers={**own, **forgery}, timeout=300) as client:
         client.cookies.update(answer.cookies)
         assert client.get("/config").json()["root"] == address.origin
 

@@ -71,8 +71,8 @@ def test_a_run_that_gave_way_reports_that_it_continues(tmp_path):
 
 def test_a_failed_run_reports_why_without_a_path(tmp_path):
     demo = a_demo(tmp_path)
-    failed = FailedData(cause="disk_full", what=f"The disk of {tmp_path}/runs is full.", fix=f"Clear {tmp_path}.")
-    with_run(demo, InventedRun(state="failed", steps=31, failed=failed))
+    failure = FailedData(cause="disk_full", what=f"The disk of {tmp_path}/runs is full.", fix=f"Clear {tmp_path}.")
+    with_run(demo, InventedRun(state="failed", steps=31, failed=failure))
 
     page = visit(demo).get("/").text
 

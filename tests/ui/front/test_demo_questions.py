@@ -74,10 +74,10 @@ def test_what_a_stranger_and_a_model_say_is_text(tmp_path):
     with_run(demo)
     client = visit(with_sample(demo))
 
-    asked, refused = ask(client, hostile), ask(client, hostile + "x" * 500)
+    asked, refusal = ask(client, hostile), ask(client, hostile + "x" * 500)
 
-    assert (asked.status_code, refused.status_code) == (200, 400)
-    for answer in (asked, refused, client.get("/")):
+    assert (asked.status_code, refusal.status_code) == (200, 400)
+    for answer in (asked, refusal, client.get("/")):
         assert "<script" not in answer.text
         assert "<img" not in answer.text
     assert asked.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3 + 2 * 3, (
@@ -142,10 +142,10 @@ def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
     statuses = [ask(client).status_code for _ in range(21)]
 
     assert statuses == [200] * 20 + [429]
-    refused = ask(client)
-    assert "There were 20 questions from your network within an hour. Try again in 60 minutes." in refused.text
-    assert int(refused.headers["retry-after"]) > 3000
-    assert ">What does r do?</textarea>" in refused.text, "the question stays"
+    refusal = ask(client)
+    assert "There were 20 questions from your network within an hour. Try again in 60 minutes." in refusal.text
+    assert int(refusal.headers["retry-after"]) > 3000
+    assert ">What does r do?</textarea>" in refusal.text, "the question stays"
     other = TestClient(client.app, client=("203.0.113.8", 1))
     assert ask(other).status_code == 200
 

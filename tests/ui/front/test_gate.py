@@ -119,9 +119,9 @@ def test_what_a_person_is_offered_is_a_list_that_was_decided(lab, ann, every_rou
 
 def test_a_page_has_no_route_that_is_not_offered(lab, ann, every_route):
     kept = {path.split(" ", 1)[1] for path in routes_of(lab.pages._pages["ann"].app.router.routes)}
-    offered = {path.split(" ", 1)[1].replace("predict", "x") for path in OFFERED}
+    offers = {path.split(" ", 1)[1].replace("predict", "x") for path in OFFERED}
 
-    assert kept - {"/gradio_api/file=x"} == offered & {path.split(" ", 1)[1] for path in every_route}
+    assert kept - {"/gradio_api/file=x"} == offers & {path.split(" ", 1)[1] for path in every_route}
 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost", "127.0.0.1", "localhost:1", ""])
@@ -223,8 +223,8 @@ def test_an_upload_belongs_to_who_sent_it(lab, ann, bea):
 
     assert ann.get(f"/gradio_api/file={path}").text == '{"text": "of ann"}\n'
     assert "/transfers/ann/" in path
-    refused = bea.get(f"/gradio_api/file={path}")
-    assert (refused.status_code, refused.text) == (404, "Not found")
+    refusal = bea.get(f"/gradio_api/file={path}")
+    assert (refusal.status_code, refusal.text) == (404, "Not found")
     assert bea.get("/gradio_api/upload_progress?upload_id=first").status_code == 404
     assert bea.post("/gradio_api/upload?upload_id=first", files={"files": ("a", b"a")}).status_code == 404
 
@@ -251,15 +251,15 @@ def test_no_file_but_a_persons_own_is_given(lab, ann, bea, path):
 
 
 def test_forwarding_headers_of_a_client_are_ignored(lab, ann):
-    forged = {
+    forgery = {
         "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "1.2.3.4",
         "Forwarded": "host=evil.example", "X-Gradio-Server": "https://evil.example",
     }  # fmt: skip
-    assert ann.get("/config", headers=forged).json()["root"] == lab.url
+    assert ann.get("/config", headers=forgery).json()["root"] == lab.url
     if lab.has_demo:
         return  # it has no passwords, and a proxy in front
     with lab.browser() as browser:
-        browser.post("/sign-in", data={"name": "ann", "password": PASSWORD}, headers=forged)
+        browser.post("/sign-in", data={"name": "ann", "password": PASSWORD}, headers=forgery)
     log = (lab.home.root / "audit.jsonl").read_text()
     assert "1.2.3.4" not in log
     assert "127.0.0.1" in log

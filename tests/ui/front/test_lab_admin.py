@@ -115,9 +115,9 @@ def test_a_session_of_another_confirms_nothing(admin, token):
 def test_guesses_of_the_password_are_throttled(admin, caller):
     problems = []
     for guess in range(12):
-        with pytest.raises(AccountError) as refused:
+        with pytest.raises(AccountError) as error_info:
             admin.confirm(caller, f"guess number {guess}")
-        problems.append(str(refused.value))
+        problems.append(str(error_info.value))
     assert "too many attempts" in problems[-1]
 
 
@@ -172,10 +172,10 @@ def test_limits_are_saved_and_what_changed_is_logged(admin, caller):
 
 
 def test_limits_out_of_bounds_are_refused_together(admin, caller):
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error_info:
         admin.save_limits(caller, {"running_per_person": 0, "weekly_gpu_hours": "many", "device_weights": {"tpu": 1}})
 
-    assert {problem.field for problem in refused.value.problems} == {
+    assert {problem.field for problem in error_info.value.problems} == {
         "running_per_person",
         "weekly_gpu_hours",
         "device_weights",

@@ -210,9 +210,9 @@ def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
     inspector = next(one for one in INSPECTORS if one._home.owner == "ann")
     texts = set()
     for source in (str(secret), str(secret) + "-not-there", "../bea/secret.jsonl", "/etc/passwd"):
-        with pytest.raises(DatasetError) as refused:
+        with pytest.raises(DatasetError) as error_info:
             inspector.preview(DatasetConfig(source=source))
-        texts.add(str(refused.value))
+        texts.add(str(error_info.value))
     assert len(texts) == 1
 
 

@@ -77,8 +77,8 @@ def test_parameters_that_come_twice_are_refused(either, institute):
 def test_an_error_of_the_provider_is_reported_in_our_words(either, institute):
     with either.browser() as browser:
         values = visit(institute, start(browser))
-        forged = {"state": values["state"], "error": "access_denied", "error_description": "<b>call 555-1234</b>"}
-        answer = come_back(browser, forged)
+        forgery = {"state": values["state"], "error": "access_denied", "error_description": "<b>call 555-1234</b>"}
+        answer = come_back(browser, forgery)
         assert refusal_of(either, browser, answer)
         assert "555" not in answer.text
         assert "did not sign you in" in answer.text

@@ -221,11 +221,11 @@ def test_the_platform_may_ask_under_another_name_whether_the_server_answers(lab)
 
 
 def test_what_a_client_claims_about_its_way_here_is_not_believed(lab, institute):
-    forged = {
+    forgery = {
         "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "1.2.3.4, 10.9.8.7",
         "Space-Id": "evil/space", "SPACE_CREATOR_USER_ID": "sub-eve", "X-Space-Host": "evil.example", "Referer": "https://evil.example/",
     }  # fmt: skip
-    with lab.browser(**forged) as browser:
+    with lab.browser(**forgery) as browser:
         address = start(browser)
         assert "evil" not in address
         answer = sign_in(lab, institute, browser, "sub-eve", "eve")
@@ -359,10 +359,10 @@ def test_without_a_bucket_people_see_that_nothing_is_kept(monkeypatch, home):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_space_on_zero_gpu_reports_before_it_is_served_and_chats_there(monkeypatch, home, fails):
-    reported = []
+    reports = []
 
     def report(self, _):
-        reported.append(dict(self.variables))
+        reports.append(dict(self.variables))
         if fails:
             raise DeviceError("Not told.", "Restart.")
 
@@ -370,10 +370,10 @@ def test_a_space_on_zero_gpu_reports_before_it_is_served_and_chats_there(monkeyp
     monkeypatch.setattr("ui.front.space.mirror_of", lambda *_: None)
     plain = environment_at("https://ann-loratory.hf.space", "https://huggingface.co")
     with open_space(replace(plain, zero_gpu={"SPACES_ZERO_GPU": "true"}), home) as space:
-        assert reported == [{"SPACES_ZERO_GPU": "true"}]
-        assert space.zero_gpu.variables == reported[0]
+        assert reports == [{"SPACES_ZERO_GPU": "true"}]
+        assert space.zero_gpu.variables == reports[0]
     with open_space(plain, home) as space:
-        assert (space.zero_gpu, len(reported)) == (None, 1)
+        assert (space.zero_gpu, len(reports)) == (None, 1)
 
 
 def test_a_cross_site_link_opens_the_sign_in_page(lab):
