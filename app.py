@@ -70,12 +70,12 @@ def _serve_space(options: argparse.Namespace) -> int:
         if handed_over is None:
             os.environ[HANDED_OVER] = str(SpaceEnvironment.read(os.environ).hand_over())
             for name in (ADMITTED, BUCKET):
-                os.environ.pop(name, None)  # of no use to what people start
+                os.environ.pop(name, None)  # runs do not need it
             forget_secrets()
             _restart()
         environment = SpaceEnvironment.take_over(handed_over or "")
         if environment.zero_gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # runs use the processor: a GPU is lent to answers alone
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # runs use the CPU: ZeroGPU lends a GPU for answers only
         forget_secrets()
         home = LoratoryHome.from_environment()
         _prepare_imports()
@@ -98,18 +98,18 @@ def _serve_space(options: argparse.Namespace) -> int:
 
 
 def _restart() -> None:
-    """Replace this process by one that begins with its environment as it is now."""
+    """Replace this process by one that starts with the current environment."""
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 def _prepare_imports() -> None:
-    """Prepare what has to be settled before gradio is imported."""
+    """Prepare the process before gradio is imported."""
     # The imports make a million objects that all stay: collecting garbage among them takes a fifth of the start.
     gc.disable()
     # pydantic reads the help of settings in their source, on Python 3.11 the quicker the fewer modules there are.
     import engine.config.run  # noqa: F401
 
-    # Nothing that Loratory starts may report usage.
+    # No usage reports, also from child processes.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

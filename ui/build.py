@@ -117,7 +117,7 @@ def _header(services: Services, reader: RunReader) -> _Header:
         key=lambda one: run_states[one].ended or 0.0,
         default="",
     )
-    # The first answer of a poll, not the page as it was laid out long ago, is what a browser compares later ends with.
+    # Browsers compare later ends with the first answer of a poll, not with the layout, which may be old.
     titles = f'<div hidden id="tab-titles">{"".join(_tab_title(reader, run_id) for run_id in (active, end_time) if run_id)}</div>'
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())

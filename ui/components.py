@@ -1,4 +1,4 @@
-"""Our few components, the kinds of events, and how an error of a handler is shown."""
+"""Our components, the kinds of events, and errors of handlers."""
 
 import functools
 import importlib.util
@@ -43,7 +43,7 @@ def visible_if(condition: bool) -> Any:
 
 
 def nothing() -> None:
-    """Change nothing: the handler of an event that others follow."""
+    """Do nothing: the handler of an event that only triggers other events."""
 
 
 def shown_in_place(handler: Callable[P, R]) -> Callable[P, R | str]:
@@ -78,9 +78,9 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
 
 
 def clear_error_after(place: Component, components: Iterable[Component], typed_box: gr.Textbox | None = None) -> None:
-    """Let the box of an error in `place` go once a person changes one of `components`: what it was about may be mended.
+    """Clear the error in `place` when one of `components` is edited, as the edit may fix it.
 
-    With the error, `typed_box` gets back what was typed into it: that is no reason, so what is typed there counts alone.
+    An event restores the text of `typed_box` with the error, so only typing in it clears the error.
     """
     events: list[Any] = [changed_by_hand(component) for component in components if hasattr(component, "input")]
     events += [typed_box.input] if typed_box is not None else []
@@ -93,7 +93,7 @@ def script(name: str) -> str:
 
 
 def save_csv_script(file_name: str) -> str:
-    """Return a script by which the browser saves a text that the server made: no file stays behind there."""
+    """Return a script that saves a text in the browser, without a file on the server."""
     return f"""(text) => {{
   if (!text) return '';
   const link = document.createElement('a');
@@ -145,9 +145,9 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
 
 
 class Confirmation:
-    """A question before something is lost: it names the run that is shown, and closes when another one is shown.
+    """A confirmation before something is lost: it names the shown run, and closes when another one is shown.
 
-    The button `yes` does it, and `no` closes the question.
+    The button `yes` confirms, `no` cancels.
     """
 
     def __init__(self, yes: str, no: str, *, elem_id: str, yes_id: str, no_id: str) -> None:

@@ -174,7 +174,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     defaults = suit(mapping, form.suited_values(values), row_facts)
     given_settings = _given_by_a_person(
         mapping, defaults
-    )  # the engine chooses the rest, and once more where rows are counted later
+    )  # the engine chooses the rest, again if rows are counted later
     config, problems = _check(given_settings, row_facts)
     if target_problems:
         config, problems = None, [*problems, *target_problems]

@@ -28,7 +28,7 @@ class Reading:
 class FormChange:
     """Settings before and after a change; a setting that is edited later drops out."""
 
-    title: str  # such as "Preset"; empty: the changed values say enough
+    title: str  # such as "Preset"; may be empty
     before: Settings
     after: Settings
     undoes: bool = False  # it undid an earlier change

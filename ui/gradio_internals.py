@@ -26,7 +26,7 @@ from gradio.queueing import Queue
 from gradio.state_holder import SessionState, StateHolder
 from gradio.utils import set_task_name
 
-_KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends the session that it had
+_KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends its old session
 
 
 class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read
@@ -225,9 +225,9 @@ gradio.blocks.queueing.Queue = _PageQueue
 
 
 def _leave_no_event_out(layout: Any) -> None:
-    """Let what follows a value or another event run once more where it was wanted while it ran.
+    """Run an event that follows a value or another event again if it was triggered while it ran.
 
-    Gradio 6.31 leaves it out (`trigger_mode` "once"), and the page would show the state of before. Not for clicks and
+    Gradio 6.31 leaves it out (`trigger_mode` "once"), and the page would show an old state. Not for clicks and
     selections: the second run would get the event data of the first.
 
     Nor does an event that shows no progress tell each of its outputs, twice, how far it is: that takes a browser longer than
@@ -337,7 +337,7 @@ def keep_little(app: gr.routes.App) -> None:
 def use_mounted(blocks: gr.Blocks, app: gr.routes.App) -> None:
     """Let the events of mounted blocks use the app that they are mounted as.
 
-    Gradio 6.31 does not tell the blocks which app that is, and checks the paths of files in launched apps alone.
+    Gradio 6.31 does not set that app in the blocks, and checks the paths of files in launched apps alone.
     """
     blocks.app = blocks.server_app = app
     blocks._queue.set_server_app(app)

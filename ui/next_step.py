@@ -1,4 +1,4 @@
-"""What leads a person on: the bar at the bottom of every tab, and the card that a first visit begins with."""
+"""Guidance: the bar at the bottom of every tab, and the card of a first visit."""
 
 from typing import Any
 
@@ -40,11 +40,11 @@ class NextStepBar:
         self.start.click(lambda: (gr.Tabs(selected="train"), SET_UP), None, [page.tabs, train.view], **QUICK)
 
     def redraw_after(self, event: Any) -> None:
-        """After an event that changed which runs are active, show the step that is next now."""
+        """Update the next step after an event that changed the active runs."""
         self._page.redraw_after(event, self.line, self.start)
 
     def _step(self, draft: Draft) -> NextStep:
-        # What follows the rows is settled once they are counted, which may be after the start.
+        # Defaults that depend on the rows are set once these are counted, maybe after the start.
         open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
         run = self._page.reader.newest_of(draft.config, open_ones) if draft.config is not None else None
         return next_step(draft, run, can_start=why_not(draft) is None)

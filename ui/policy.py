@@ -29,7 +29,7 @@ class PagePolicy:
     """Refuses what is too large before it is read, and gives the page its content security policy.
 
     Gradio builds its components with `new Function` and styles elements in place, so both stay allowed. Its inline
-    scripts are allowed by their hashes: a script in what a model, a dataset or a file says is not run.
+    scripts are allowed by their hashes: scripts in text of a model, a dataset or a file are not run.
     """
 
     def __init__(self, app: ASGIApp, transfers: Transfers) -> None:

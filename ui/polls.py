@@ -1,4 +1,4 @@
-"""How an open page asks for news: a question every few seconds, which is answered without an event of Gradio's.
+"""Polling: an open page asks for news every few seconds, without an event of Gradio.
 
 An event costs the server milliseconds however little it sends, and twenty pages that follow a run ask ten times a second.
 What only an event can change is polled by a `gr.Timer` whose handler returns nothing while its stamp is the same.
@@ -31,7 +31,7 @@ def poll(
 ) -> gr.HTML:
     """Return an invisible part of the page that asks `answer` again and again, while what lies around it is in sight.
 
-    Its value is the question; while it is empty nothing is asked. Its `submit` event fires where an answer says so.
+    Its value is the question; an empty value stops it. Its `submit` event fires if an answer requests it.
 
     Args:
         answer: Called in a thread with the question and the stamp of the newest answer, "" at first, both of which a

@@ -1,4 +1,4 @@
-"""Build the real services, launch the page on them, and leave cleanly; runs continue without the page."""
+"""Build the real services, launch the page on them, and shut down cleanly; runs continue."""
 
 import asyncio
 import gc
@@ -139,7 +139,7 @@ def launch(services: Services, host: str, port: int | None, *, open_browser: boo
     @asynccontextmanager
     async def housekeeping(server: gr.routes.App) -> AsyncIterator[None]:
         keep_little(server)
-        # Around Gradio's own middleware, whose answers to other sites and whose errors need the guard as well.
+        # Around Gradio's own middleware, so its CORS answers and errors pass the guard too.
         server.middleware_stack = OwnPageOnly(server.middleware_stack)
         sweeping = asyncio.create_task(_sweep_regularly(transfers))
         try:

@@ -1,4 +1,4 @@
-"""Everything that a tab may call, injected once; tests inject fakes."""
+"""The services that tabs call; tests inject fakes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ from ui.backend.transfers import Transfers
 
 if TYPE_CHECKING:
     from engine.runs.lab_queue import QueueBoard
-    from ui.backend.lab import LabAdmin  # brings argon2, which the page at home does without
+    from ui.backend.lab import LabAdmin  # imports argon2, which only labs need
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Services:
     standing_by: Callable[[], str] = lambda: ""
     # What an admin announces to all people of a lab; empty where there is nothing.
     notice: Callable[[], str] = str
-    # Notes in the audit log of a lab what was done to a run, by its id.
+    # Logs an action on a run in the lab's audit log, by its id.
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
     logins: Logins | None = None  # where a person of a lab may sign in at Hugging Face, to train there
     own_models: OwnModels | None = None  # of a person of a lab, fetched with their own token; a guest has none
@@ -70,5 +70,5 @@ class Services:
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
 
     def place(self, name: str, earlier: Callable[[], Iterable[RunSummary]] = tuple) -> RunPlace:
-        """Return the place of that name as it is known now, without asking another process."""
+        """Return the place of that name from known facts, without asking another process."""
         return places_of(self.devices, self.hardware.known, lambda: read_place(self.home), earlier)[name]

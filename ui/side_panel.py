@@ -28,7 +28,7 @@ class SidePanel:
         page.change_line.render()
         self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
         self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Estimate memory for", elem_id="judge-for")
-        # Changes with the place: the choices are sent then alone, not under a hand that is choosing.
+        # Changes with the place: choices are sent only then, not while a user picks one.
         self._place = gr.Textbox(PLACES["local"], visible=False)
         self.measurement = gr.HTML(elem_id="measured-step")
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
@@ -117,30 +117,30 @@ def _measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
 
 
 def _is_here(draft: Draft) -> bool:
-    """Whether the figures in the panel are of a device of this machine."""
+    """Whether the panel is about a device of this machine."""
     return draft.memory_elsewhere is None and not draft.is_elsewhere
 
 
 def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the device that the browser's draft is judged for; a preset or a run names none, and the choice stays."""
+    """Return the device of the estimate in a stored draft; presets and runs keep the current choice."""
     name = mapping.get("page", {}).get("judge_for")
     device = find_known_device(name) if isinstance(name, str) else None
     return UNCHANGED if device is None else device.name
 
 
 def _devices(place: str) -> list[tuple[str, str]]:
-    """Return what memory can be judged for: what a run gets in its place, or a device that is not here."""
+    """Return the choices of a device for the estimate: the run's own place, or another device."""
     return [(place, ""), *((device.title, device.name) for device in KNOWN_DEVICES)]
 
 
 def _key(config: RunConfig) -> str:
-    """Return what memory depends on; the same for every page that measures it."""
+    """Return the key of a measurement: everything that memory depends on."""
     parts = (config.model, config.adapter, config.training, config.run.devices)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def overrides_of(pick: str) -> dict[str, dict[str, Any]]:
-    """Return the settings that a picked row of the advice changes, exactly as its text says, whatever has happened since.
+    """Return the changes of a picked row of the advice, exactly as its text shows them.
 
     A client sends it, so it is read as what a person could type into the form.
 

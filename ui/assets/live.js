@@ -4,7 +4,7 @@ let asked = null;
 let stamp = '';
 let waiting = false;
 
-// A page that is out of sight may still tell how a run ends: it asks every fourth time.
+// A hidden page polls every fourth time, so it can still notify when a run ends.
 let rounds = 0;
 const isInSight = () => element.isConnected && element.parentElement.offsetParent !== null && (!document.hidden || (whileHidden && (rounds += 1) % 4 === 0));
 

@@ -1,4 +1,4 @@
-// Asks for leave to notify when its button is pressed, never by itself; `access.js` notifies. Only this browser knows.
+// Requests permission to notify when its button is pressed; `access.js` notifies. Only this browser knows.
 const draw = () => {
   const isKnown = 'Notification' in window;
   const isOn = isKnown && Notification.permission === 'granted' && localStorage.getItem('loratory-notify') === 'on';

@@ -130,7 +130,7 @@ class MeasuredRun(NamedTuple):
     run_id: str
     checkpoint: str  # "final", or its name
     name: str
-    state: str  # the same in words
+    state: str  # the same as text
     data: str
     result: EvaluationResult
 

@@ -138,7 +138,7 @@ class RunReader:
         """Return rows of the newest runs that `condition` accepts, and of those that are `extra_ids`, however old they are."""
         rows = self.summaries()
         near = rows[:_OFFERED_AT_ONCE] + [row for row in rows[_OFFERED_AT_ONCE:] if row.id in extra_ids]
-        # A run that was just stopped is chosen next: its state must not be that of a second ago.
+        # A run that was just stopped is chosen next: its state must be current.
         near = [self.summary(row.id) if row.id in extra_ids else row for row in near]
         return [row for row in near if condition(self._runs.get(row.id))]
 
@@ -239,7 +239,7 @@ class RunReader:
 
 
 def _settings_of(config: RunConfig, ignored_settings: Iterable[str]) -> RunConfig:
-    """Return what a check before the start leaves as it is: it pins the revision, and settles where a run runs."""
+    """Return the settings without revision and place, which the check before a start sets."""
     changes: dict[str, dict[str, None]] = defaultdict(dict)
     for name in ("model.revision", *ignored_settings):
         section, field = name.split(".")

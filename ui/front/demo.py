@@ -88,14 +88,14 @@ class DemoPages:
         return [
             Route(DEMO, self.welcome, methods=["GET"]),
             Route(ASK, self._ask, methods=["POST"]),
-            Route(ASK, self.welcome, methods=["GET"]),  # the address of an answer, opened once more
+            Route(ASK, self.welcome, methods=["GET"]),  # the address of an answer, opened again
         ]
 
     async def welcome(self, _request: Request, why: str = "") -> Response:
         """Return the page.
 
         Args:
-            why: Why a person who signed in is not admitted, in words; empty for everyone else.
+            why: Why a signed-in person is not admitted; empty for everyone else.
         """
         await self._look()
         if not why:
@@ -155,7 +155,7 @@ class DemoPages:
         return answer
 
     async def _look(self) -> None:
-        """Make the page again where the run has changed; those who come meanwhile get the last one."""
+        """Render the page again if the run has changed; concurrent visitors get the previous page."""
         if time.monotonic() - self._last_look < _LOOK_SECONDS or (self._whole and self._looking.locked()):
             return
         async with self._looking:
@@ -204,5 +204,5 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 
 def _clean(prompt: str) -> str:
-    """Return what was typed, without invisible characters."""
+    """Return typed text without invisible characters."""
     return "".join(one for one in prompt.replace("\r\n", "\n") if one in _ALLOWED_CONTROLS or one.isprintable()).strip()

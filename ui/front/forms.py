@@ -73,7 +73,7 @@ class PlainPages:
         return answer
 
     async def _require_password(self, request: Request, signed_in: SignedIn, password: str, what: str) -> None:
-        """Check the password of who is signed in once more, before a change of the account.
+        """Check the signed-in user's password again, before a change of the account.
 
         Raises:
             AccountError: If it is wrong, or was tried too often.
@@ -169,7 +169,7 @@ class Front(PlainPages):
                 await asyncio.to_thread(self.sessions.end, request.cookies[COOKIE])
             await self._log(request, signed_in.person.name, "signed out")
             if not await asyncio.to_thread(self.sessions.of, signed_in.person):
-                self.logins.forget(signed_in.person.name)  # another browser of the person may still need it
+                self.logins.forget(signed_in.person.name)  # other browsers of the user may still need it
         answer = RedirectResponse(SIGN_IN, 303)
         answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         answer.headers["Clear-Site-Data"] = '"cache", "cookies", "storage"'
@@ -194,7 +194,7 @@ class Front(PlainPages):
 
 
 async def read_form(request: Request) -> Form | None:
-    """Return a form; None where it is larger than any of ours, which is then not read to its end.
+    """Return a form; None if it is larger than any of ours, without reading it to its end.
 
     Only what a plain HTML form sends is read: anything else has no fields.
     """
@@ -263,7 +263,7 @@ def field(name: str, label: str, kind: str, autocomplete: str, value: str = "", 
 
 
 def problem_box(text: str) -> str:
-    """Return what went wrong, read out by screen readers; empty where nothing did."""
+    """Return an error that screen readers announce; empty for an empty text."""
     return f'<p class="problem" role="alert">{escape(text)}</p>' if text else ""
 
 

@@ -1,4 +1,4 @@
-"""The way in to a lab: each request is authenticated here, and answered by the page of the person who sent it."""
+"""The entry to a lab: authenticates each request and passes it to the page of its user."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from engine.errors import EngineError
 
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
-PROXY_USER = "proxy_user"  # in the state of a request: whom a trusted proxy named
+PROXY_USER = "proxy_user"  # in the state of a request: the name from a trusted proxy
 _LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
 _NOBODY = "'none'"
@@ -211,7 +211,7 @@ class Gate:
                     await work
 
     async def _with_named_account(self, request: Request, scope: Scope, names: NamedByProxy) -> Scope:
-        """Take the header of the proxy out of a request, and the cookie of a session that is not for whom it names."""
+        """Remove the proxy's header from a request, and a session cookie of another user."""
         values = request.headers.getlist(names.header)
         name = values[0] if len(values) == 1 else ""  # of two, one is a client's
         dropped_headers = {names.header.encode()}

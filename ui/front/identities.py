@@ -38,7 +38,7 @@ Suggest = Callable[[], Awaitable[str | None]]
 
 
 class Intent(NamedTuple):
-    """What a person wants from another service's account."""
+    """What a sign-in with another service is for."""
 
     purpose: Purpose
     session: str = ""  # names the session that it belongs to; empty before one signed in
@@ -52,7 +52,7 @@ class Service(NamedTuple):
     title: str  # on buttons
     issuer: str  # in links
     log_name: str  # in the audit log
-    can_confirm: bool  # whether it can ask a person to sign in there once more
+    can_confirm: bool  # whether it can require a fresh sign-in
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class IdentityPages(PlainPages, ABC):
         ]
 
     async def arrive(self, request: Request, intent: Intent, identity: Identity, suggest: Suggest) -> Response:
-        """Do what a person wanted, now that it is known who they are.
+        """Complete the intent of a person with a known identity.
 
         Args:
-            suggest: Returns a name for a new member whom an admin's rule lets in; None where no rule does.
+            suggest: Returns a name for a new member that an admin's rule admits; None without such a rule.
 
         Raises:
             EngineError: If it is not allowed.
@@ -124,7 +124,7 @@ class IdentityPages(PlainPages, ABC):
         return self.problem(str(error), intent.purpose, 403)
 
     def problem(self, text: str, purpose: Purpose, status: int) -> HTMLResponse:
-        """Return a page about what went wrong."""
+        """Return an error page."""
         body = f'{problem_box(text)}<p><a href="{_BACK[purpose]}">Back</a></p>'
         return page(f"Sign in with {escape(self.service.title)}", body, status)
 

@@ -1,4 +1,4 @@
-"""Release what the page of a person holds in memory and never uses. Values of two people's pages stay apart."""
+"""Frees memory that a user's page never uses. Pages of two users share no values."""
 
 import asyncio.sslproto
 import ctypes
@@ -125,12 +125,12 @@ def _remove_routes(router: APIRouter, is_offered: Callable[[str], bool]) -> None
 
 
 def end(blocks: gr.Blocks) -> None:
-    """Stop the queue of blocks whose server has ended: with Gradio 6.31, that of mounted blocks looks for work for ever."""
+    """Stop the queue of blocks whose server has ended; with Gradio 6.31, mounted blocks keep theirs forever."""
     blocks._queue.close()
 
 
 def settle() -> None:
-    """Leave what a page that was just made consists of out of later collections of garbage.
+    """Exclude the objects of a new page from later garbage collections.
 
     It is 100,000 objects: otherwise each full collection looks at those of all people, and everybody waits for it.
     """
@@ -140,7 +140,7 @@ def settle() -> None:
 
 
 def reclaim() -> None:
-    """Find all that pages which were closed have left; takes half a second where many are open."""
+    """Collect the garbage of closed pages; takes half a second with many open pages."""
     for cache in vars(fastapi.dependencies.models).values():  # they hold the routes of every app that there ever was
         if hasattr(cache, "cache_clear"):
             cache.cache_clear()
@@ -149,13 +149,13 @@ def reclaim() -> None:
 
 
 def return_memory() -> None:
-    """Give memory that is free back to the system: making and opening a page takes three times what stays."""
+    """Return free memory to the system: building and opening a page needs three times what remains."""
     if _trim is not None:
         _trim(0)
 
 
 def prepare_memory() -> None:
-    """Settle how the server of a lab uses memory, before it starts threads and accepts connections.
+    """Configure memory use of a lab's server, before it starts threads and accepts connections.
 
     All threads allocate from two pools: in one of their own each holds what another could use. A connection over TLS has a
     buffer of 32 KiB, where that of asyncio has 256 KiB; each open page has two to six.

@@ -87,7 +87,7 @@ class OidcPages(IdentityPages):
         return answer
 
     async def on_arrival(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
-        """Answer a person whom the provider sent back.
+        """Answer a person who returns from the provider.
 
         Raises:
             EngineError: If what they wanted is not allowed.

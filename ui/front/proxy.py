@@ -1,4 +1,4 @@
-"""Sign in as the person whom the proxy names."""
+"""Sign in as the user that a proxy names."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class ProxyPages(IdentityPages):
             return await self.show_failure(request, intent, error)
 
     def may_continue(self, person: Person, name: str) -> bool:
-        """Return whether a person's session may be used by a browser of whom the proxy gives this name.
+        """Return whether a session may be used by a browser for which the proxy gives this name.
 
         Where people share a browser, the session of one must not serve the next one.
         """

@@ -1,4 +1,4 @@
-"""Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, with TLS of its own, or in a Space."""
+"""Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, with its own TLS, or in a Space."""
 
 import asyncio
 import gc
@@ -83,7 +83,7 @@ def build_gate(
 
         front, other = build_doors(space, database, shared, lambda: read_notice(home), logins)
     elif provider is not None:
-        from ui.front.oidc import OidcPages  # only a lab with a provider needs what it brings
+        from ui.front.oidc import OidcPages  # only needed with a provider
 
         other = OidcPages(*shared, Identities(database, accounts), provider)
     names = None
@@ -216,7 +216,7 @@ def serve_lab(
     gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
     gc.enable()
     server = uvicorn.Server(config)
-    # uvicorn raises a signal once more when it has ended the answers; by default that would end what follows as well.
+    # uvicorn raises the signal again after the last answer; by default that would end the process early.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     print(f"The lab is at {address.origin} (Ctrl+C closes it; runs continue).", flush=True)

@@ -44,7 +44,7 @@ class Space:
     environment: SpaceEnvironment  # as Hugging Face and the owner describe it
     provider: Provider  # Hugging Face, to sign in with
     demo: DemoPages  # for people without an account
-    # Returns what a person would lose at a restart, in words; empty where that is nothing.
+    # Returns a text about what a user would lose at a restart; empty for nothing.
     unsaved_words: Callable[[str], str]
     places: InspectorPlaces = field(default_factory=InspectorPlaces)  # for the inspectors' processes of all people
 
@@ -62,7 +62,7 @@ class Space:
         return Welcome(app, frozenset(route.path for route in routes), HUB)
 
     def who_gets_in(self) -> str:
-        """Return in words where the owner decides about it."""
+        """Return a text about where the owner sets who is admitted."""
         return (
             f"People and organizations that {self.environment.author} lists in {ADMITTED}, a secret in the settings of the "
             "Space, get an account when they sign in."
@@ -120,7 +120,7 @@ def build_doors(
 
 @dataclass(frozen=True, kw_only=True)
 class SpacePages(OidcPages):
-    """Lets in whom the owner admits, and no one else."""
+    """Signs in people that the owner admits."""
 
     admission: Admission
     space: Space
@@ -132,7 +132,7 @@ class SpacePages(OidcPages):
         return "sign in", "confirm"
 
     async def on_arrival(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
-        """Answer a person whom Hugging Face sent back."""
+        """Answer a person who returns from Hugging Face."""
         if intent.purpose == "confirm":
             return await super().on_arrival(request, intent, one, arrival)
         visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(one, arrival))
@@ -155,7 +155,7 @@ class SpacePages(OidcPages):
         return await self._begin(request, person, is_confirmed=True)
 
     async def _turn_away(self, request: Request, visitor: Visitor, words: str) -> Response:
-        """Show the demo to a person who is not admitted, and sign them out where they were before."""
+        """Show the demo to a person who is not admitted, and end their earlier sessions."""
         member = await asyncio.to_thread(self.admission.known, visitor)
         if member is not None:
             await asyncio.to_thread(self.sessions.end_all, member)

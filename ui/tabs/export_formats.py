@@ -33,7 +33,7 @@ FOLDERS = {kind.title: kind for kind in KINDS.values()}  # which are written to 
 
 _ABOUT = {
     **{kind.title: kind.about for kind in KINDS.values()},
-    HUB: "A repository on the Hugging Face Hub with model card, private by default. The token is that of HF_TOKEN or "
+    HUB: "A repository on the Hugging Face Hub with model card, private by default. It uses the token from HF_TOKEN or "
     "`hf auth login`; it is never stored here.",
     SCRIPT: "One Python file on plain transformers, peft, trl and datasets that trains like the run.",
     SHORT: "The same in the shape of the usual tutorials, in at most 70 lines. It names what it leaves out; its losses are not "

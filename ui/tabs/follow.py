@@ -234,7 +234,7 @@ class FollowPart:
     def answer(self, question: str, last_stamp: str) -> str | None:
         """Return what is new since `last_stamp`, as `ui.polls.poll` sends it; None where nothing is new.
 
-        If the buttons change, the page is told to send an event, `refresh`, which alone can change them.
+        If the buttons change, the answer makes the page send an event, `refresh`, which alone can change them.
         """
         try:
             query = Question.model_validate_json(question)

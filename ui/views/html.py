@@ -45,7 +45,7 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a table with attributes of its own, such as those of `pickable`."""
+    """A row of a table with its own attributes, such as those of `pickable`."""
 
     cells: Sequence[str]  # HTML
     attributes: str = ""
