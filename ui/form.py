@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from engine.config import suited
-from engine.config.load import config_in_the_making, setting_names
+from engine.config.load import SectionType, config_in_the_making, section_from_mapping, setting_names
 from engine.config.run import RunConfig
+from engine.errors import ConfigError, Problem
 from engine.hardware.known_devices import KnownDevice, find_known_device
 from engine.models.shape import ModelShape
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
@@ -30,6 +31,8 @@ _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules", "training.lo
 _LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
 # More steps than this are hard to hit with a slider: a number box is used.
 _LARGEST_SLIDER = 100
+_LARGEST = 2**53  # no setting is larger; Gradio cannot send integers of more than 64 bits
+_LONGEST_DEVICE = 9  # digits
 
 
 class Form:
@@ -74,6 +77,8 @@ class Form:
                 continue
             section, field = name.split(".")
             plain = _from_component(name, value)
+            if isinstance(plain, int) and abs(plain) > _LARGEST:
+                plain = float(plain)
             if plain is not None:
                 nested[section][field] = plain
         return nested
@@ -195,6 +200,21 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     return gr.Textbox(**{"value": default or "", "lines": 1, "max_lines": 1, **shared})
 
 
+def section_by_titles(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+    """Return `section_from_mapping`, whose problems name settings as their boxes do.
+
+    Raises:
+        ConfigError: Lists everything that is wrong with it.
+    """
+    try:
+        return section_from_mapping(section, values)
+    except ConfigError as error:
+        fields = section.model_fields
+        raise ConfigError(
+            [Problem((fields[name].title or name) if name in fields else name, words) for name, words in error.problems]
+        ) from error
+
+
 def number_of(value: Any) -> Any:
     """Return the value of a number box: None if empty, a number, or the text if it is not a number."""
     if not isinstance(value, str):
@@ -274,7 +294,8 @@ def _from_component(name: str, value: Any) -> Any:
         return number_of(value)
     if name == "run.devices" and isinstance(value, str):
         numbers = [part.strip() for part in value.split(",")]
-        return [int(number) for number in numbers] if all(number.isdigit() for number in numbers) else value
+        are_numbers = all(number.isdecimal() and len(number) <= _LONGEST_DEVICE for number in numbers)
+        return [int(number) for number in numbers] if are_numbers else value
     return None if value == "" and name != "run.name" else value
 
 

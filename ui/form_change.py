@@ -116,6 +116,6 @@ def _display(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return ", ".join(map(str, value))[:_LONGEST]
+        return shorten(", ".join(map(str, value)), _LONGEST)
     text = short_name(value) if isinstance(value, str) else str(value)
     return shorten(text, _LONGEST)

@@ -35,11 +35,11 @@ def made_aside(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: If `folder` holds something already, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
     prefix = f".{folder.name}.making-"
     aside = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         for remainder in folder.parent.glob(f"{glob.escape(prefix)}*"):
             maker = remainder.name.removeprefix(prefix).partition("-")[0]

@@ -215,6 +215,8 @@ def test_a_folder_that_holds_something_is_left_alone(home, run, tmp_path):
     with pytest.raises(StorageError, match="out exists already and is not empty"):
         export(home, run, tmp_path / "out", kind="adapter")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    with pytest.raises(StorageError, match="cannot be written"), made_aside(tmp_path / ("a" * 300)):
+        pytest.fail("no folder has such a name")
 
 
 def test_what_a_killed_export_left_is_swept_and_what_a_living_one_makes_is_not(tmp_path):

@@ -55,6 +55,13 @@ def test_before_it_is_measured_it_reports_what_would_be(part, run):
     assert look(part, run.id, FINAL, 0, changes.last_stamp).names() == []
 
 
+def test_a_setting_that_cannot_work_is_named_as_its_box_is(part, run):
+    told = start_evaluation(part)(run.id, FINAL, None, -5, 64, True)
+
+    assert "Rows to answer" in told
+    assert "answered_rows" not in told
+
+
 def test_a_model_alone_cannot_be_measured(part):
     changes = look(part, A_MODEL, FINAL, 0, "")
 

@@ -174,7 +174,7 @@ def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
 
 
 def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
-    assert "max_shard_gb" in start(tab, run, MERGED, folder="mine", shard=-1.0)
+    assert "Max file size, GB" in start(tab, run, MERGED, folder="mine", shard=-1.0)
 
 
 def test_prefix_tuning_reports_why_it_cannot_be_merged(tab, services):

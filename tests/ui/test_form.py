@@ -1,11 +1,13 @@
 """The form as one value: what the components send becomes a configuration, and a configuration fills them again."""
 
 import gradio as gr
+import orjson
 import pytest
 
 from engine.config.load import config_from_mapping, setting_names
 from engine.config.run import RunConfig
 from engine.config.suited import SETTINGS
+from engine.errors import ConfigError
 from ui.build import build_app
 from ui.form import Form, component_for, field_of, label_of
 from ui.gradio_internals import Blocks
@@ -114,6 +116,16 @@ def test_what_is_typed_into_the_box_of_a_slider_is_judged_by_its_field(page_form
 
     assert page_form.components[rank].preprocess(typed) == typed
     assert page_form.components[rank].get_config()["maximum"] == 256
+
+
+def test_numbers_that_no_answer_could_carry_are_refused_in_words():
+    form = whole_form()
+    mapping = form.mapping(values_of(form, training__max_steps=10**20, run__devices="²"))
+
+    assert orjson.loads(orjson.dumps(mapping)) == mapping, "Gradio sends the form back to the browser"
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping(mapping)
+    assert {problem.field for problem in caught.value.problems} == {"training.max_steps", "run.devices"}
 
 
 def test_ticks_of_a_model_that_was_chosen_before_break_nothing(page_form):

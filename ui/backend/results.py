@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import ChatTarget, WorkPlace
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
+from engine.data.files.access import shown_name
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
@@ -113,7 +114,7 @@ class ResultWork:
         in_roots = not folder.is_relative_to(own) and any(root in folder.parents for root in roots)
         if not in_exports and not in_roots:
             raise StorageError(
-                f"The page does not write to {folder.name or text[:60]} there.",
+                f"The page may not write to {shown_name(text, 200)}.",
                 f"Choose a folder below {exports}, or below your own folders; `loratory export` writes anywhere.",
             )
         return folder

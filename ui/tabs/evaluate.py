@@ -5,7 +5,6 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
 from engine.errors import EngineError, RunError
 from ui.backend.background import stamp
@@ -18,12 +17,13 @@ from ui.components import (
     UNCHANGED,
     Updates,
     clear_error_after,
+    look_after_start,
     pick_list,
     picked_value,
     shown_as_message,
     shown_in_place,
 )
-from ui.form import component_of_field, number_of
+from ui.form import component_of_field, number_of, section_by_titles
 from ui.page import Page
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, ChatChoice, checkpoint_of, chosen_place
 from ui.views import evaluation as view
@@ -85,7 +85,7 @@ class EvaluatePart:
         self.timer.tick(self.look, looking, self._state_outputs, trigger_mode="once", **QUICK)
         starting = [*self._target, self._choice.where, *self._settings]
         start_event = self.start.click(shown_in_place(self._start), starting, self.status, trigger_mode="once", **SLOW)
-        start_event.success(self.look, looking, self._state_outputs, **QUICK)
+        self._look_after(look_after_start(start_event, self.status, self.last_stamp))
         clear_error_after(self.status, self._settings)
         self.stop.click(shown_as_message(self._stop), self._choice.run, None, **QUICK)
         for button, step in ((self.previous, -1), (self.next, 1)):
@@ -143,7 +143,7 @@ class EvaluatePart:
     def _start(self, run_id: str, checkpoint: str | None, where: str, *settings: Any) -> str:
         run = self._choice.run_of(run_id)
         pairs = zip(_SETTINGS, map(number_of, settings), strict=True)
-        config = section_from_mapping(EvaluationConfig, {name: value for name, value in pairs if value is not None})
+        config = section_by_titles(EvaluationConfig, {name: value for name, value in pairs if value is not None})
         results, chat = self._page.services.results, self._page.services.chat
         present = results.measuring.find(run.id)
         if present is not None and present.is_under_way:

@@ -9,7 +9,6 @@ from gradio.events import Dependency
 from pydantic import SecretStr
 
 from engine.accounts.people import Action, require
-from engine.config.load import section_from_mapping
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError
 from engine.export.contract import ExportRecord, read_records
@@ -24,6 +23,7 @@ from ui.components import (
     UNCHANGED,
     Updates,
     clear_error_after,
+    look_after_start,
     nothing,
     pick_list,
     picked_value,
@@ -32,6 +32,7 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
+from ui.form import section_by_titles
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, chosen_place, offered_runs, work_place
@@ -128,7 +129,7 @@ class ExportTab:
         if page.shared is not None:
             start, starting = self._start_with_token, [self.forms.token, *starting]
         start_event = self.start.click(shown_in_place(start), starting, self.status, trigger_mode="once", **SLOW)
-        self._look_after(start_event)
+        self._look_after(look_after_start(start_event, self.status, self.last_stamp))
         clear_error_after(self.status, starting)
         if page.shared is not None:
             start_event.then(lambda: "", None, self.forms.token, **QUICK)
@@ -275,13 +276,13 @@ class ExportTab:
         require(person, Action.PUSH if form == HUB else Action.EXPORT, access_of(snapshot.run))
         settings, results = self.forms.settings_of(form, values), self._page.services.results
         if form == HUB:
-            push = section_from_mapping(PushConfig, settings)
+            push = section_by_titles(PushConfig, settings)
             self._unload_idle_chat(needs_device=push.verify)
             work = results.publish(snapshot.run, name, (repository or "").strip(), push, token)
         else:
             proposal = self._new_folder(snapshot, checkpoint, form)
             folder = results.allowed_folder((folder_name or "").strip() or proposal)
-            export = section_from_mapping(ExportConfig, settings)
+            export = section_by_titles(ExportConfig, settings)
             self._unload_idle_chat(needs_device=export.verify)
             work = results.write(snapshot.run, name, folder, export, chosen_place(where))
         self._page.services.log("pushed" if form == HUB else "exported", snapshot.run.id)
