@@ -161,8 +161,12 @@ def _edits(source: str, facts: ScriptFacts, *, plain: bool) -> list[_Edit]:
     """Return the next edits: outer statements before inner ones, and statements before expressions."""
     source_tree = _parse(source)
     look = _Look(source, source_tree, facts, plain=plain)
-    for find in (look.at_if, look.after_return, look.at_expression):
-        if edits := sorted(look.outermost(source_tree.tree, find)):
+    for find, children in (
+        (look.at_if, source_tree.statements),
+        (look.after_return, source_tree.statements),
+        (look.at_expression, source_tree.unsettled),
+    ):
+        if edits := sorted(look.outermost(source_tree.tree, find, children)):
             return edits
     return []
 
@@ -176,16 +180,24 @@ class _Depends(IntEnum):
 
 
 class _SourceTree(NamedTuple):
-    """A syntax tree, with the children and the dependency of each node."""
+    """A syntax tree, with the children and the dependency of each node.
+
+    Attributes:
+        statements: Children that are not expressions.
+        unsettled: Children that hold anything that `_Look.at_expression` may settle.
+    """
 
     tree: ast.AST
-    children: dict[ast.AST, list[ast.AST]]
+    statements: dict[ast.AST, list[ast.AST]]
+    unsettled: dict[ast.AST, list[ast.AST]]
     depends: dict[ast.AST, _Depends]
 
 
 @lru_cache(maxsize=256)  # most scripts settle the same functions in the same steps
 def _parse(source: str) -> _SourceTree:
-    children: dict[ast.AST, list[ast.AST]] = {}
+    statements: dict[ast.AST, list[ast.AST]] = {}
+    unsettled: dict[ast.AST, list[ast.AST]] = {}
+    may_be_settled: set[ast.AST] = set()
     depends: dict[ast.AST, _Depends] = {}
 
     def visit(node: ast.AST) -> _Depends:
@@ -194,35 +206,52 @@ def _parse(source: str) -> _SourceTree:
             depends_on = _Depends.FACTS if node.id == "facts" else _Depends.MORE
         elif isinstance(node, ast.Call):
             depends_on = _Depends.MORE
-        children[node] = list(ast.iter_child_nodes(node))
-        for child in children[node]:
+        children = list(ast.iter_child_nodes(node))
+        for child in children:
             depends_on = max(depends_on, visit(child))
+        statements[node] = [child for child in children if not isinstance(child, ast.expr)]
+        unsettled[node] = [child for child in children if child in may_be_settled]
         depends[node] = depends_on
+        if unsettled[node] or _is_of_interest(node):
+            may_be_settled.add(node)
         return depends_on
 
     tree = ast.parse(source)
     visit(tree)
-    return _SourceTree(tree, children, depends)
+    return _SourceTree(tree, statements, unsettled, depends)
+
+
+def _is_of_interest(node: ast.AST) -> bool:
+    """Return whether `_Look.at_expression` may settle a node, or one around it, because of the node itself."""
+    if isinstance(node, ast.Name):
+        return node.id == "facts"
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, bool)
+    return isinstance(node, ast.FunctionDef) or (isinstance(node, ast.keyword) and node.arg is None)
 
 
 class _Look:
     """Finds the edits of a source."""
 
     def __init__(self, source: str, source_tree: _SourceTree, facts: ScriptFacts, *, plain: bool) -> None:
-        self._children, self._depends = source_tree.children, source_tree.depends
+        self._depends = source_tree.depends
         self._text = source.encode()
         self._plain = plain
         self._facts = facts
         self._lines = self._text.splitlines(keepends=True)
         self._starts = list(itertools.accumulate(map(len, self._lines), initial=0))
 
-    def outermost(self, node: ast.AST, find: Callable[[ast.AST], _Edit | None]) -> Iterator[_Edit]:
-        """Yield the outermost edits in a node."""
-        if (edit := find(node)) is not None:
-            yield edit
-            return
-        for child in self._children[node]:
-            yield from self.outermost(child, find)
+    def outermost(
+        self, tree: ast.AST, find: Callable[[ast.AST], _Edit | None], children: Mapping[ast.AST, Sequence[ast.AST]]
+    ) -> Iterator[_Edit]:
+        """Yield the outermost edits that are found in a tree."""
+        waiting = [tree]
+        while waiting:
+            node = waiting.pop()
+            if (edit := find(node)) is not None:
+                yield edit
+            else:
+                waiting += children[node]
 
     def at_if(self, node: ast.AST) -> _Edit | None:
         if not isinstance(node, ast.If) or not self._is_settled(node.test):
